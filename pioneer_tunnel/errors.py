@@ -1,0 +1,177 @@
+"""Everything that this library raises on purpose.
+
+    TunnelError                      the tunnel cannot be up: `kind` says why on the wire, `final` whether to give up
+    ├── InvalidSettingsError         invalid_settings           final
+    │   └── ReplacedError            invalid_settings           final: another gateway came with our key
+    ├── MissingKeyError              missing_key                final
+    ├── MissingBinaryError           missing_binary             final
+    ├── UnsupportedTransportError    unsupported_transport      final
+    ├── TunnelAuthError              tunnel_auth_failed         final
+    ├── RestartLimitError            restart_limit_reached      final
+    ├── StorageError                 io                         final
+    ├── LocalGatewayError            local_gateway_unavailable  retried
+    ├── RelayResolveError            relay_resolve_failed       retried
+    ├── RelayConnectError            relay_connect_failed       retried
+    │   └── LinkLostError            relay_connect_failed       retried: the link was up and is gone
+    ├── ProcessExitedError           process_exited             retried
+    └── UnknownError                 unknown                    retried: an exception that no one foresaw
+    ProtocolError                    a rule of a protocol was broken
+    ├── LocalProtocolError           by us: a bug of this library or of its caller
+    └── RemoteProtocolError          by the other end
+
+A transport raises a `TunnelError`, and nothing else decides what a failure means: the supervisor reads `kind` and
+`final` and asks no further. Messages name the thing (which address, key, file) and never hold a secret.
+
+What streams raise is Trio's: `trio.BrokenResourceError` when the other end or the link is gone,
+`trio.ClosedResourceError` when this end was closed, `trio.BusyResourceError` when two tasks want the same direction.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from .status import ErrorKind
+
+__all__ = [
+    "InvalidSettingsError",
+    "LinkLostError",
+    "LocalGatewayError",
+    "LocalProtocolError",
+    "MissingBinaryError",
+    "MissingKeyError",
+    "ProcessExitedError",
+    "ProtocolError",
+    "RelayConnectError",
+    "RelayResolveError",
+    "RemoteProtocolError",
+    "ReplacedError",
+    "RestartLimitError",
+    "StorageError",
+    "TunnelAuthError",
+    "TunnelError",
+    "UnknownError",
+    "UnsupportedTransportError",
+]
+
+
+class TunnelError(Exception):
+    """The tunnel cannot be up. Raised as one of the subclasses, which fix `kind` and `final`.
+
+    Attributes:
+        kind: the error kind of the gateway contract.
+        final: True when another attempt would end the same way, so that none is made.
+        retry_after: seconds that the other side asked us to wait, if it did.
+        retry_slowly: True when only every `restart_max_ms` is worth a try (another protocol version, say).
+    """
+
+    kind: ClassVar[ErrorKind]
+    final: ClassVar[bool]
+
+    def __init__(self, message: str, *, retry_after: float | None = None, retry_slowly: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.retry_slowly = retry_slowly
+
+
+class InvalidSettingsError(TunnelError):
+    """Configuration, settings or an address that cannot be used, or that the relay does not know."""
+
+    kind = ErrorKind.INVALID_SETTINGS
+    final = True
+
+
+class ReplacedError(InvalidSettingsError):
+    """Another gateway with the same key has taken the tunnel over; the message names it."""
+
+
+class MissingKeyError(TunnelError):
+    """No relay key is stored."""
+
+    kind = ErrorKind.MISSING_KEY
+    final = True
+
+
+class MissingBinaryError(TunnelError):
+    """The tunnel program of the `process` transport is not there, or may not be executed."""
+
+    kind = ErrorKind.MISSING_BINARY
+    final = True
+
+
+class UnsupportedTransportError(TunnelError):
+    """A transport that is unknown, or that this installation lacks."""
+
+    kind = ErrorKind.UNSUPPORTED_TRANSPORT
+    final = True
+
+
+class TunnelAuthError(TunnelError):
+    """The relay rejected the key."""
+
+    kind = ErrorKind.TUNNEL_AUTH_FAILED
+    final = True
+
+
+class RestartLimitError(TunnelError):
+    """`max_restarts` are used up; the message tells the last cause."""
+
+    kind = ErrorKind.RESTART_LIMIT_REACHED
+    final = True
+
+
+class StorageError(TunnelError):
+    """A file of ours cannot be read or written; the message names it."""
+
+    kind = ErrorKind.IO
+    final = True
+
+
+class LocalGatewayError(TunnelError):
+    """Nothing listens at the local gateway's address."""
+
+    kind = ErrorKind.LOCAL_GATEWAY_UNAVAILABLE
+    final = False
+
+
+class RelayResolveError(TunnelError):
+    """The relay's name does not resolve."""
+
+    kind = ErrorKind.RELAY_RESOLVE_FAILED
+    final = False
+
+
+class RelayConnectError(TunnelError):
+    """The relay refuses, times out, is not a relay, fails in TLS, is busy, or speaks another version."""
+
+    kind = ErrorKind.RELAY_CONNECT_FAILED
+    final = False
+
+
+class LinkLostError(RelayConnectError):
+    """The tunnel was up, and its link to the relay is gone."""
+
+
+class ProcessExitedError(TunnelError):
+    """The tunnel program of the `process` transport has ended."""
+
+    kind = ErrorKind.PROCESS_EXITED
+    final = False
+
+
+class UnknownError(TunnelError):
+    """An exception that no one foresaw; it is the `__cause__`, and its traceback is in the log."""
+
+    kind = ErrorKind.UNKNOWN
+    final = False
+
+
+class ProtocolError(Exception):
+    """A rule of a protocol was broken."""
+
+
+class LocalProtocolError(ProtocolError):
+    """We, or our caller, broke a rule: a bug on this side. Nothing was sent."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The other end broke a rule. The session cannot go on."""

@@ -1,0 +1,237 @@
+"""A relay key and what is made of it: the gateway's Ed25519 identity, the proofs of both ends, and random secrets.
+
+The key itself never leaves the gateway (transport `websocket`). An Ed25519 key pair is derived from it; the relay
+keeps the public half; each side signs a transcript of what both have seen, so that a proof made for one relay, one
+name or one moment is worth nothing anywhere else. The exact bytes are those of the protocol document, docs/protocol.md.
+
+Neighbours: the handshake signs and verifies here; keystores and settings hold a `RelayKey`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable
+from typing import Any, Final, NoReturn, final
+
+import attrs
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+__all__ = ["PublicKey", "RelayKey", "SigningIdentity", "Transcript", "new_relay_key"]
+
+MIN_NATIVE_KEY_LENGTH: Final = 20
+MAX_KEY_LENGTH: Final = 4096
+KEY_PREFIX: Final = "ptk1_"
+_SEED_INFO: Final = b"pioneer-tunnel/v1 gateway identity"
+_GATEWAY_LABEL: Final = b"pioneer-tunnel/v1 gateway proof"
+_RELAY_LABEL: Final = b"pioneer-tunnel/v1 relay proof"
+_PUBLIC_PREFIX: Final = "ed25519:"
+
+
+@final
+class RelayKey:
+    """A relay key: a secret that opens the whole gateway, so it has no printable form.
+
+    `str`, `repr`, `format` and tracebacks show `RelayKey(***)`; pickling raises; comparison takes the same time
+    wherever two keys differ. Outer white space is trimmed once.
+
+    Raises:
+        TypeError: the key is not a str.
+        ValueError: it is empty, longer than 4096 characters, or holds a control character. The message does not
+            quote it.
+    """
+
+    __slots__ = ("_reveal",)
+
+    _reveal: Callable[[], str]
+
+    def __init__(self, key: str) -> None:
+        if not isinstance(key, str):
+            raise TypeError(f"a relay key is a str, not {type(key).__name__}")
+        key = key.strip()
+        problem = _problem_with(key)
+        if problem is not None:
+            del key  # a traceback that shows local variables must not show it
+            raise ValueError(problem)
+        # A closure, not an attribute: a debugger or a log that walks attributes and slots shows a function.
+        self._reveal = lambda: key
+
+    def reveal(self) -> str:
+        """The key itself, for a keystore or for the wire of a transport that has to send it. Keep it nowhere."""
+        return self._reveal()
+
+    @property
+    def is_weak(self) -> bool:
+        """True when the key is under 20 characters, so that it could be guessed from its public half."""
+        return len(self._reveal()) < MIN_NATIVE_KEY_LENGTH
+
+    def identity(self) -> SigningIdentity:
+        """The Ed25519 identity derived from this key (HKDF-SHA256, no salt, info `pioneer-tunnel/v1 gateway identity`)."""
+        hkdf = HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=_SEED_INFO)
+        return SigningIdentity.from_seed(hkdf.derive(self._reveal().encode()))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RelayKey):
+            return NotImplemented
+        return hmac.compare_digest(self._reveal().encode(), other._reveal().encode())
+
+    def __hash__(self) -> int:
+        return hash((RelayKey, self._reveal()))
+
+    def __repr__(self) -> str:
+        return "RelayKey(***)"
+
+    def __format__(self, spec: str) -> str:
+        return format(repr(self), spec)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a RelayKey is not pickled or copied into bytes; keep it in a keystore")
+
+    def __copy__(self) -> RelayKey:
+        return self
+
+    def __deepcopy__(self, memo: object) -> RelayKey:
+        return self
+
+
+def _problem_with(key: str) -> str | None:
+    if not key:
+        return "the relay key is empty"
+    if len(key) > MAX_KEY_LENGTH:
+        return f"the relay key is longer than {MAX_KEY_LENGTH} characters"
+    if any(ord(char) < 32 or 127 <= ord(char) < 160 for char in key):
+        return "the relay key holds a control character"
+    return None
+
+
+def new_relay_key() -> RelayKey:
+    """A fresh key from the operating system's randomness: `ptk1_` and 256 bits in URL-safe base64."""
+    return RelayKey(KEY_PREFIX + secrets.token_urlsafe(32))
+
+
+@final
+@attrs.frozen
+class PublicKey:
+    """The public half of an identity, as a relay's registry holds it: `ed25519:` and 64 hexadecimal digits."""
+
+    raw: bytes
+
+    @classmethod
+    def parse(cls, text: str) -> PublicKey:
+        """Read a registry entry.
+
+        Raises:
+            ValueError: it is not `ed25519:` and 64 hexadecimal digits, or not a point of the curve. The message does
+                not quote the text, since what stands there by mistake is most often the secret key.
+        """
+        digits = text.removeprefix(_PUBLIC_PREFIX)
+        try:
+            raw = bytes.fromhex(digits)
+        except ValueError:
+            raw = b""
+        if not text.startswith(_PUBLIC_PREFIX) or len(digits) != 64 or len(raw) != 32:
+            raise ValueError(
+                "a public key is 'ed25519:' and 64 hexadecimal digits, as 'relay new-key' prints on its second line"
+            )
+        return cls(raw)
+
+    @property
+    def key_id(self) -> str:
+        """Hex of the first 16 bytes of SHA-256 of the public key: what a gateway names itself by."""
+        return hashlib.sha256(self.raw).digest()[:16].hex()
+
+    def verify(self, signature: bytes, message: bytes) -> bool:
+        """Whether `signature` over `message` was made by this key's private half. Never raises for bad input."""
+        try:
+            Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, message)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+    def __str__(self) -> str:
+        return _PUBLIC_PREFIX + self.raw.hex()
+
+
+@final
+class SigningIdentity:
+    """An Ed25519 key pair that can sign. Its private half has no printable form."""
+
+    __slots__ = ("_private", "public_key")
+
+    def __init__(self, private: Ed25519PrivateKey) -> None:
+        self._private = private
+        self.public_key: Final = PublicKey(private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+
+    @classmethod
+    def from_seed(cls, seed: bytes) -> SigningIdentity:
+        """The identity of a 32-byte private seed (RFC 8032)."""
+        return cls(Ed25519PrivateKey.from_private_bytes(seed))
+
+    @classmethod
+    def generate(cls) -> SigningIdentity:
+        """A fresh identity from the operating system's randomness."""
+        return cls(Ed25519PrivateKey.generate())
+
+    @property
+    def key_id(self) -> str:
+        """The public half's `key_id`."""
+        return self.public_key.key_id
+
+    def sign(self, message: bytes) -> bytes:
+        """A 64-byte Ed25519 signature over `message`."""
+        return self._private.sign(message)
+
+    def __repr__(self) -> str:
+        return f"SigningIdentity({self.key_id})"
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a SigningIdentity is not pickled")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Transcript:
+    """What both ends have seen when they sign: bound to one relay, one dialled name, one pair of nonces.
+
+    Attributes:
+        relay: the relay's id, from its challenge.
+        audience: the host that the gateway dialled, in the normal form of `RelayAddress.audience`.
+        service: the service label.
+        relay_nonce, gateway_nonce: 32 random bytes of each side.
+        challenge: the challenge message, byte for byte as it was sent.
+    """
+
+    relay: str
+    audience: str
+    service: str
+    relay_nonce: bytes
+    gateway_nonce: bytes
+    challenge: bytes
+
+    def gateway_bytes(self) -> bytes:
+        """What the gateway signs to prove that it has the key."""
+        return _encode(_GATEWAY_LABEL, self._fields())
+
+    def relay_bytes(self, authenticate: bytes) -> bytes:
+        """What the relay signs in return; `authenticate` is that message, byte for byte as it was sent."""
+        return _encode(_RELAY_LABEL, [*self._fields(), hashlib.sha256(authenticate).digest()])
+
+    def _fields(self) -> list[bytes]:
+        return [
+            self.relay.encode(),
+            self.audience.encode(),
+            self.service.encode(),
+            self.relay_nonce,
+            self.gateway_nonce,
+            hashlib.sha256(self.challenge).digest(),
+        ]
+
+
+def _encode(label: bytes, fields: list[bytes]) -> bytes:
+    """Length-prefixed fields after a label: no two different lists have the same bytes."""
+    return label + b"\0" + b"".join(len(field).to_bytes(4, "big") + field for field in fields)
