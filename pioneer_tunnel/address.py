@@ -91,9 +91,11 @@ class RelayAddress:
                 )
             address = Address.parse(text)
             return cls(None, address.host, address.port)
-        lowered = scheme.lower()
-        if lowered != "ws" and lowered != "wss":
-            _refuse(shown, f"has the scheme {scheme!r}; allowed are ws and wss")
+        match scheme.lower():
+            case "ws" | "wss" as lowered:
+                pass
+            case _:
+                _refuse(shown, f"has the scheme {scheme!r}; allowed are ws and wss")
         for mark, what in (("?", "a query"), ("#", "a fragment")):
             if mark in rest:
                 _refuse(shown, f"has {what}, which a relay address has not")

@@ -117,25 +117,19 @@ class Status:
         Raises:
             ValueError: naming the field, when one has a value that the contract does not allow.
         """
-        fields = {
-            field.name: wire[field.name] for field in attrs.fields(Status) if wire.get(field.name) is not None
-        }
+        fields = {field.name: wire[field.name] for field in attrs.fields(Status) if wire.get(field.name) is not None}
         if "state" not in fields:
             raise ValueError("status: 'state' is missing")
         try:
             fields["state"] = State(fields["state"])
         except ValueError:
-            raise ValueError(
-                f"status: 'state' is {fields['state']!r}, not one of {[*map(str, State)]}"
-            ) from None
+            raise ValueError(f"status: 'state' is {fields['state']!r}, not one of {[*map(str, State)]}") from None
         if "error_kind" in fields:
             try:
                 fields["error_kind"] = ErrorKind(fields["error_kind"])
             except ValueError:
                 kinds = [*map(str, ErrorKind)]
-                raise ValueError(
-                    f"status: 'error_kind' is {fields['error_kind']!r}, not one of {kinds}"
-                ) from None
+                raise ValueError(f"status: 'error_kind' is {fields['error_kind']!r}, not one of {kinds}") from None
         for name, kinds_of in _WIRE_TYPES.items():
             value = fields.get(name)
             if value is not None and (not isinstance(value, kinds_of) or isinstance(value, bool)):
