@@ -1,0 +1,270 @@
+"""The Trio side of a yamux session: one task that receives, one that sends, one that watches the clock.
+
+Theory of operation. `YamuxConnection.run` owns the link. The reader takes what comes, feeds the session, and wakes
+the streams concerned; it never sends, so it never waits for the writer. The writer takes what the session wants to
+send and hands it to the link, the only task that does; everybody else just queues and wakes it. The clock task
+sends pings, notices a dead peer, and resets what nobody accepted or took leave of in time.
+
+`run` never returns: it raises why the session ended. Then every stream that had not ended is broken.
+
+Neighbours: a `Link` below, `YamuxStream`s above; a transport decides what an ending means for the tunnel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Final, NoReturn, final
+
+import trio
+
+from ..errors import RemoteProtocolError
+from ..link import Link
+from .frames import GoAwayCode
+from .session import (
+    GoAwayReceived,
+    Limits,
+    OpenAllowed,
+    PongReceived,
+    Role,
+    Session,
+    StreamOpened,
+    StreamReadable,
+    StreamWritable,
+)
+from .stream import YamuxStream
+
+__all__ = ["YamuxConnection"]
+
+GOODBYE_TIMEOUT: Final = 1.0
+MEASURE_INTERVAL: Final = 10.0
+"""Seconds between pings that measure the round trip; windows grow by it."""
+
+# A batch is what the writer hands to the link at once. What is in a batch cannot be overtaken, so on a slow path
+# batches are small, and on a fast one large, so that a batch takes about this long.
+_BATCH_SECONDS: Final = 0.01
+_MIN_BATCH: Final = 16 * 1024
+_MAX_BATCH: Final = 256 * 1024
+
+
+def _ignore_round_trip(seconds: float) -> None:
+    """For whoever does not care."""
+
+
+@final
+class YamuxConnection:
+    """One yamux session over `link`.
+
+    Args:
+        link: what carries it; closed when `run` ends.
+        role: the client opens odd streams, the server even ones.
+        heartbeat: seconds of silence after which the peer is pinged; after twice as many it is dead.
+        limits: what the session may cost.
+        on_stream: called for each stream that the peer opens, with everything that arrived together with it. It
+            must not wait; when it raises `trio.WouldBlock`, the stream is reset.
+        on_round_trip: called with each measured round trip, in seconds.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        role: Role,
+        *,
+        heartbeat: float,
+        limits: Limits | None = None,
+        on_stream: Callable[[YamuxStream], None] | None = None,
+        on_round_trip: Callable[[float], None] = _ignore_round_trip,
+    ) -> None:
+        if on_stream is None:
+            limits = Limits(unaccepted=0) if limits is None else limits
+        self.session: Final = Session(role, limits)
+        self.failure: Exception | None = None
+        self._link: Final = link
+        self._heartbeat: Final = heartbeat
+        self._on_stream: Final = on_stream
+        self._on_round_trip: Final = on_round_trip
+        self._writer_idle = trio.lowlevel.ParkingLot()
+        self._openers = trio.lowlevel.ParkingLot()
+        self._sending = trio.CancelScope()
+        self._mid_send = False
+        self._batch = 64 * 1024
+
+    async def run(self) -> NoReturn:
+        """Carry the session until it ends.
+
+        Raises:
+            RemoteProtocolError: the peer broke a rule, or went away with an error.
+            trio.BrokenResourceError: the link ended, stalled, or the peer fell silent. The message tells.
+            trio.Cancelled: when cancelled; the peer is told goodbye, for at most a second.
+        """
+        try:
+            async with trio.open_nursery(strict_exception_groups=True) as nursery:
+                nursery.start_soon(self._receive)
+                nursery.start_soon(self._send)
+                nursery.start_soon(self._keep_time)
+        except BaseExceptionGroup as group:
+            ending, others = group.split((RemoteProtocolError, trio.BrokenResourceError, trio.ClosedResourceError))
+            self._fail(_reason(ending))
+            if others is not None:
+                raise  # a cancellation, an interrupt, a bug: not ours to translate
+        except trio.Cancelled:
+            self._fail(_reason(None))
+            raise
+        finally:
+            await self._say_goodbye()
+        assert self.failure is not None
+        raise self.failure
+
+    async def open_stream(self) -> YamuxStream:
+        """Open a stream, waiting while 256 of them are not acknowledged. The caller sets the deadline.
+
+        Raises:
+            trio.BrokenResourceError: the connection is gone, or the peer takes no more streams.
+        """
+        await trio.lowlevel.checkpoint()
+        while True:
+            if self.failure is not None:
+                raise trio.BrokenResourceError(f"the connection is gone: {self.failure}") from self.failure
+            if self.session.going_away or self.session.peer_going_away:
+                raise trio.BrokenResourceError("the session takes no more streams")
+            if self.session.may_open:
+                stream = YamuxStream(self, self.session.open_stream(trio.current_time()))
+                self.wake_writer()
+                return stream
+            await self._openers.park()
+
+    def refuse_streams(self) -> None:
+        """Send a go-away: the streams that are open go on, the peer may open no more."""
+        self.session.go_away(GoAwayCode.NORMAL)
+        self.wake_writer()
+
+    # For streams
+
+    def wake_writer(self) -> None:
+        """The session may have something to send."""
+        if self._writer_idle and self.session.has_work:
+            self._writer_idle.unpark()
+
+    # The three tasks
+
+    async def _receive(self) -> NoReturn:
+        session = self.session
+        while True:
+            chunks = await self._link.receive()
+            if not chunks:
+                raise trio.BrokenResourceError("the other end closed the connection")
+            now = trio.current_time()
+            for chunk in chunks:
+                session.receive_data(chunk, now)
+            self._dispatch()
+            self.wake_writer()
+
+    async def _send(self) -> NoReturn:
+        session = self.session
+        while True:
+            batch = session.data_to_send(self._batch)
+            self._dispatch()
+            if not batch:
+                # No deadline: with nothing to say there is nothing to wait for; the clock task keeps the session.
+                await self._writer_idle.park()
+                continue
+            started = trio.current_time()
+            # Shielded, so that ending the session does not cut a frame in two: `_keep_time` sets a deadline then.
+            self._sending = trio.CancelScope(shield=True)
+            self._mid_send = True
+            with self._sending:
+                await self._link.send(batch)
+                self._mid_send = False
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if trio.current_time() - started > _BATCH_SECONDS:
+                self._batch = max(self._batch // 2, _MIN_BATCH)
+            else:
+                self._batch = min(self._batch * 2, _MAX_BATCH)
+
+    async def _keep_time(self) -> NoReturn:
+        try:
+            pinged = -math.inf
+            while True:
+                now, silent_since = trio.current_time(), self._link.last_received
+                silence = now - silent_since
+                if silence >= 2 * self._heartbeat:
+                    raise trio.BrokenResourceError(f"no byte came for {2 * self._heartbeat:g} seconds")
+                asked = pinged >= silent_since + self._heartbeat
+                measure = now >= pinged + MEASURE_INTERVAL and (self.session.live_streams or pinged < 0)
+                if (silence >= self._heartbeat and not asked) or measure:
+                    self.session.ping(now)
+                    pinged = now
+                overdue = self.session.reset_overdue(now)
+                self.wake_writer()
+                looks = [silent_since + self._heartbeat, silent_since + 2 * self._heartbeat, now + MEASURE_INTERVAL]
+                if overdue is not None:
+                    looks.append(overdue)
+                await trio.sleep_until(min(look for look in looks if look > now))
+        finally:
+            self._sending.deadline = trio.current_time() + GOODBYE_TIMEOUT
+
+    # What they share
+
+    def _dispatch(self) -> None:
+        """Do what the session's events ask for. Nothing here waits."""
+        opened: list[YamuxStream] = []
+        for event in self.session.events():
+            if isinstance(event, StreamReadable):
+                if event.stream.owner is not None:
+                    event.stream.owner.wake_readers()
+            elif isinstance(event, StreamWritable):
+                if event.stream.owner is not None:
+                    event.stream.owner.wake_writers()
+            elif isinstance(event, StreamOpened):
+                opened.append(YamuxStream(self, event.stream))
+            elif isinstance(event, OpenAllowed):
+                self._openers.unpark()
+            elif isinstance(event, PongReceived):
+                self._on_round_trip(event.round_trip)
+            else:
+                self._receive_go_away(event)
+        for stream in opened:
+            # Last, so that a stream is handed on together with the data that came with it.
+            try:
+                assert self._on_stream is not None
+                self._on_stream(stream)
+            except trio.WouldBlock:
+                stream.reset()
+
+    def _receive_go_away(self, event: GoAwayReceived) -> None:
+        self._openers.unpark_all()
+        if event.code != GoAwayCode.NORMAL:
+            raise RemoteProtocolError(f"the other end went away with code {event.code}")
+
+    def _fail(self, failure: Exception) -> None:
+        self.failure = failure
+        for stream in self.session.live_streams:
+            if stream.owner is not None:
+                stream.owner.wake_readers()
+                stream.owner.wake_writers()
+        self._openers.unpark_all()
+
+    async def _say_goodbye(self) -> None:
+        """Tell the peer, unless it is gone or half a batch is on the wire, and let go of the link."""
+        if not (self._mid_send or isinstance(self.failure, trio.BrokenResourceError)):
+            with trio.move_on_after(GOODBYE_TIMEOUT, shield=True), contextlib.suppress(trio.BrokenResourceError):
+                self.session.go_away(GoAwayCode.NORMAL)
+                await self._link.send(self.session.data_to_send(_MAX_BATCH))
+                await self._link.aclose()
+        with trio.CancelScope(shield=True):
+            await trio.aclose_forcefully(self._link)
+
+
+def _reason(ending: BaseExceptionGroup[Exception] | None) -> Exception:
+    """Why the session ended. A broken rule comes first: that the link then breaks is its consequence."""
+    reasons = [] if ending is None else _leaves(ending)
+    reasons.sort(key=lambda reason: not isinstance(reason, RemoteProtocolError))
+    return reasons[0] if reasons else trio.ClosedResourceError("it was closed at this end")
+
+
+def _leaves(group: BaseExceptionGroup[Exception]) -> list[Exception]:
+    found: list[Exception] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found

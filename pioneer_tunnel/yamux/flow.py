@@ -1,0 +1,136 @@
+"""Flow control: how much each end may send, as pure arithmetic.
+
+Both directions of a stream start with 256 KiB of credit. `SendWindow` is what the peer lets us send. `ReceiveWindow`
+is what we let the peer send, and keeps one equation at all times:
+
+    size  =  credit (the peer may still send it)  +  unread (arrived, not yet read)  +  owed (read, not yet granted)
+
+so a peer can make us hold at most `size` bytes, and credit comes back only when the application has read. `size`
+starts at 256 KiB and doubles while the window is what holds the sender up: when half of it was sent and read within
+two round trips, the path could carry more (bandwidth x round trip). Growth is paid from a `WindowBudget` that all
+streams of a session share, and goes back to it when the stream ends.
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from ..errors import LocalProtocolError, RemoteProtocolError
+
+__all__ = ["INITIAL_WINDOW", "ReceiveWindow", "SendWindow", "WindowBudget"]
+
+INITIAL_WINDOW: Final = 256 * 1024
+_MAX_CREDIT: Final = 2**32 - 1
+
+# A round trip is taken for at least this many seconds: below it the clock measures the scheduler, not the path.
+_SHORTEST_ROUND_TRIP: Final = 0.0005
+
+
+@final
+class SendWindow:
+    """What the peer lets us send on one stream, in bytes."""
+
+    __slots__ = ("credit",)
+
+    def __init__(self) -> None:
+        self.credit = INITIAL_WINDOW
+
+    def grant(self, amount: int) -> None:
+        """The peer grants `amount` bytes more.
+
+        Raises:
+            RemoteProtocolError: the sum does not fit the protocol's 32 bits.
+        """
+        if self.credit + amount > _MAX_CREDIT:
+            raise RemoteProtocolError(f"credit of {amount} on top of {self.credit} overflows 32 bits")
+        self.credit += amount
+
+    def spend(self, amount: int) -> None:
+        """We send `amount` bytes.
+
+        Raises:
+            LocalProtocolError: the peer has not granted that much.
+        """
+        if amount > self.credit:
+            raise LocalProtocolError(f"{amount} bytes to send, but a credit of {self.credit}")
+        self.credit -= amount
+
+
+@final
+class WindowBudget:
+    """What all receive windows of a session may grow by together, in bytes, beyond their initial size."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, limit: int) -> None:
+        self.left = limit
+
+    def take(self, wanted: int) -> int:
+        """As much of `wanted` as is left."""
+        taken = min(wanted, self.left)
+        self.left -= taken
+        return taken
+
+    def give_back(self, amount: int) -> None:
+        """What a stream took and needs no more."""
+        self.left += amount
+
+
+@final
+class ReceiveWindow:
+    """What we let the peer send on one stream. See the module's equation.
+
+    Args:
+        budget: pays for growth.
+        limit: the largest size, in bytes.
+        now: when the stream was opened, in seconds of any steady clock.
+    """
+
+    __slots__ = ("_budget", "_limit", "_since", "credit", "size", "unread")
+
+    def __init__(self, budget: WindowBudget, limit: int, now: float) -> None:
+        self._budget = budget
+        self._limit = limit
+        self._since = now
+        self.size = INITIAL_WINDOW
+        self.credit = INITIAL_WINDOW
+        self.unread = 0
+
+    @property
+    def owed(self) -> int:
+        """Bytes that were read and not yet granted again."""
+        return self.size - self.credit - self.unread
+
+    def receive(self, amount: int) -> None:
+        """The peer announces `amount` bytes.
+
+        Raises:
+            RemoteProtocolError: it has no credit for them. It is not clamped: the peer's arithmetic is broken.
+        """
+        if amount > self.credit:
+            raise RemoteProtocolError(f"{amount} bytes of DATA, but a credit of {self.credit}")
+        self.credit -= amount
+        self.unread += amount
+
+    def read(self, amount: int, now: float, round_trip: float | None) -> int:
+        """The application has read `amount` bytes; returns the credit to send to the peer now, often 0.
+
+        Credit is given in portions of half a window or more, so that not every read costs a frame. With a known
+        `round_trip`, in seconds, this is where the window grows.
+        """
+        self.unread -= amount
+        if self.owed < self.size // 2:
+            return 0
+        if round_trip is not None and now - self._since < 2 * max(round_trip, _SHORTEST_ROUND_TRIP):
+            self.size += self._budget.take(min(self.size, self._limit - self.size))
+        self._since = now
+        grant = self.owed
+        self.credit += grant
+        return grant
+
+    def close(self) -> None:
+        """The peer sends no more: growth goes back to the budget, and what is read from now on grants nothing."""
+        if self.size:
+            self._budget.give_back(self.size - INITIAL_WINDOW)
+        self.size = 0
+        self.credit = 0

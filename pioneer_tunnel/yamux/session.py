@@ -1,0 +1,705 @@
+"""A yamux session without I/O: bytes in, events out; orders in, bytes out.
+
+Theory of operation. Like other sans-I/O protocols, a session is driven by whoever owns the connection:
+
+    session.receive_data(data, now)       what came from the peer
+    session.events()                      what that means for streams, each thing once
+    session.data_to_send(max_bytes)       frames to put on the wire, in the order that `outbox` decides
+
+Streams are objects, so that the hot path looks nothing up: `send`, `send_fin`, `read`, `reset`, `close` take one.
+Each stream goes through one table (`_TRANSITIONS`); what the table does not have is an error, ours or the peer's.
+Time comes in as an argument. Nothing here waits, so nothing here can be waited for: a writer that is stuck keeps
+nobody from receiving.
+
+What bounds memory: a peer sends no more than the credit it has (`flow`); all streams together hold no more than
+`Limits.unread` bytes that the application has not read, or the greediest is reset; openings that nobody accepted are
+counted; replies are counted (`outbox`); of streams that are gone only those are remembered that were reset while the
+peer had credit, and at most 1024 of them.
+
+Source: https://github.com/hashicorp/yamux/blob/master/spec.md. Where it is silent, we do as docs/protocol.md says.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict, deque
+from typing import Any, Final, TypeAlias, final
+
+import attrs
+
+from ..errors import LocalProtocolError, RemoteProtocolError
+from .flow import ReceiveWindow, SendWindow, WindowBudget
+from .frames import ACK, FIN, RST, SYN, Buffer, FrameDecoder, FrameType, GoAwayCode, Header
+from .outbox import Outbox
+
+__all__ = [
+    "Event",
+    "GoAwayReceived",
+    "Limits",
+    "PongReceived",
+    "Role",
+    "Session",
+    "Stream",
+    "OpenAllowed",
+    "StreamOpened",
+    "StreamReadable",
+    "StreamWritable",
+]
+
+MAX_UNACKNOWLEDGED: Final = 256
+"""The reference resets what is opened beyond 256 streams that it has not accepted yet."""
+
+MAX_REMEMBERED_RESETS: Final = 1024
+MAX_REMEMBERED_GAPS: Final = 1024
+ACCEPT_TIMEOUT: Final = 30.0
+"""Seconds that a stream may wait to be accepted. The reference gives up the whole session after 75."""
+
+CLOSE_TIMEOUT: Final = 30.0
+"""Seconds that the peer has to take what is queued, and to end its half, once the application closed a stream."""
+
+LOW_WATER: Final = 64 * 1024
+"""Bytes of a stream that may wait for the writer before whoever sends has to wait too."""
+
+_DATA: Final = FrameType.DATA
+_WINDOW_UPDATE: Final = FrameType.WINDOW_UPDATE
+_PING: Final = FrameType.PING
+
+
+class Role(enum.Enum):
+    """Which end of the session this is: the client opens streams with odd ids, the server with even ones."""
+
+    CLIENT = 1
+    SERVER = 2
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Limits:
+    """What one session may cost, in bytes unless said otherwise.
+
+    Attributes:
+        stream_window: the largest receive window of one stream (default 16 MiB).
+        window_growth: what all receive windows may grow by together beyond 256 KiB each (default 32 MiB).
+        unread: what all streams together may hold that the application has not read (default 64 MiB).
+        streams: streams that the peer may have open at a time, a number (default 4096).
+        unaccepted: of these, how many the application may not have accepted yet, a number (default 256). With 0
+            every stream that the peer opens is reset.
+    """
+
+    stream_window: int = 16 * 1024 * 1024
+    window_growth: int = 32 * 1024 * 1024
+    unread: int = 64 * 1024 * 1024
+    streams: int = 4096
+    unaccepted: int = 256
+
+
+class State(enum.Enum):
+    """Which halves of a stream are still open."""
+
+    OPEN = enum.auto()
+    LOCAL_ENDED = enum.auto()
+    REMOTE_ENDED = enum.auto()
+    CLOSED = enum.auto()
+
+
+class _Step(enum.Enum):
+    SEND_FIN = "FIN"
+    RECEIVE_DATA = "DATA"
+    RECEIVE_FIN = "FIN, seen"
+    RESET = "RST"
+
+
+_TRANSITIONS: Final[dict[State, dict[_Step, State]]] = {
+    State.OPEN: {
+        _Step.SEND_FIN: State.LOCAL_ENDED,
+        _Step.RECEIVE_DATA: State.OPEN,
+        _Step.RECEIVE_FIN: State.REMOTE_ENDED,
+        _Step.RESET: State.CLOSED,
+    },
+    State.LOCAL_ENDED: {
+        _Step.RECEIVE_DATA: State.LOCAL_ENDED,
+        _Step.RECEIVE_FIN: State.CLOSED,
+        _Step.RESET: State.CLOSED,
+    },
+    State.REMOTE_ENDED: {
+        _Step.SEND_FIN: State.CLOSED,
+        _Step.RESET: State.CLOSED,
+    },
+    State.CLOSED: {},
+}
+
+
+@final
+class Stream:
+    """One stream as the protocol sees it. Its methods are `Session`'s; read it, do not write to it.
+
+    Attributes:
+        id: odd if the client opened it.
+        opened_here: whether this end opened it.
+        state: which halves are open. `LOCAL_ENDED` means that a FIN was ordered; it may still wait behind data.
+        was_reset: by either end.
+        end_received: the peer's FIN has arrived, so what it sent is complete, whatever comes later.
+        closing: the application is done with it and reads no more.
+        acknowledged: the end that did not open it has accepted it.
+        refusing: data came after `closing`; a reset follows as soon as our FIN has left.
+        queued: bytes that wait for the writer.
+        writer_waits: set by the driver that wants a `StreamWritable`.
+        owner: the driver's own object for this stream; the session does not look at it.
+    """
+
+    __slots__ = (
+        "ack_due",
+        "acknowledged",
+        "closing_since",
+        "control_queued",
+        "end_received",
+        "fin_due",
+        "grant_due",
+        "id",
+        "opened_at",
+        "opened_here",
+        "owner",
+        "queued",
+        "ready_queued",
+        "refusing",
+        "receive_queue",
+        "receive_window",
+        "send_queue",
+        "send_window",
+        "state",
+        "syn_due",
+        "was_reset",
+        "writer_waits",
+    )
+
+    def __init__(self, stream_id: int, *, opened_here: bool, receive_window: ReceiveWindow, now: float) -> None:
+        self.id: Final = stream_id
+        self.opened_here: Final = opened_here
+        self.opened_at: Final = now
+        self.state = State.OPEN
+        self.was_reset = False
+        self.acknowledged = False
+        self.end_received = False
+        self.closing_since: float | None = None
+        self.refusing = False
+        self.syn_due = opened_here
+        self.ack_due = False
+        self.fin_due = False
+        self.grant_due = 0
+        self.send_window: Final = SendWindow()
+        self.receive_window: Final = receive_window
+        self.send_queue: Final[deque[memoryview]] = deque()
+        self.receive_queue: Final[deque[bytes | memoryview]] = deque()
+        self.queued = 0
+        self.control_queued = False
+        self.ready_queued = False
+        self.writer_waits = False
+        self.owner: Any = None
+
+    @property
+    def may_send(self) -> bool:
+        """True until a FIN was ordered or the stream was reset."""
+        return self.state is State.OPEN or self.state is State.REMOTE_ENDED
+
+    @property
+    def may_receive(self) -> bool:
+        """True while the peer may still send."""
+        return self.state is State.OPEN or self.state is State.LOCAL_ENDED
+
+    @property
+    def ended(self) -> bool:
+        """True when everything that will ever arrive has been read."""
+        return not self.may_receive and not self.receive_queue
+
+    @property
+    def flushed(self) -> bool:
+        """True when nothing of this stream waits for the writer, its FIN included."""
+        return not self.queued and not self.fin_due
+
+    @property
+    def has_something_to_send(self) -> bool:
+        """True when a turn would put a frame on the wire."""
+        if self.queued:
+            return self.send_window.credit > 0
+        return self.fin_due
+
+    @property
+    def owes_control_frame(self) -> bool:
+        """True when SYN, ACK or credit have not left with data meanwhile."""
+        return self.syn_due or self.ack_due or self.grant_due > 0
+
+    def __repr__(self) -> str:
+        return f"<yamux stream {self.id}, {self.state.name.lower()}{', reset' if self.was_reset else ''}>"
+
+
+@final
+@attrs.frozen
+class StreamOpened:
+    """The peer opened `stream`. It waits for `Session.acknowledge` or `Session.reset`."""
+
+    stream: Stream
+
+
+@final
+@attrs.frozen
+class StreamReadable:
+    """`Session.read` has something new to say of `stream`: data, the end, or a reset."""
+
+    stream: Stream
+
+
+@final
+@attrs.frozen
+class StreamWritable:
+    """`stream` has room for more, or has been flushed, or will never have room again."""
+
+    stream: Stream
+
+
+@final
+@attrs.frozen
+class OpenAllowed:
+    """A stream of ours was accepted by the peer, or is gone, so there may be room for another one."""
+
+
+@final
+@attrs.frozen
+class PongReceived:
+    """The peer answered a ping; `round_trip` is in seconds."""
+
+    round_trip: float
+
+
+@final
+@attrs.frozen
+class GoAwayReceived:
+    """The peer takes no further streams (code 0), or ends the session for the reason `code`."""
+
+    code: int
+
+
+Event: TypeAlias = StreamOpened | StreamReadable | StreamWritable | OpenAllowed | PongReceived | GoAwayReceived
+
+
+@final
+class Session:
+    """One end of a yamux session. See the module's theory of operation.
+
+    Args:
+        role: which end this is.
+        limits: what the session may cost.
+
+    Every method may raise `LocalProtocolError` when it is called where it makes no sense.
+    """
+
+    def __init__(self, role: Role, limits: Limits | None = None) -> None:
+        self.role: Final = role
+        self.limits: Final = limits or Limits()
+        self.round_trip: float | None = None
+        """The shortest round trip that a ping has measured lately, in seconds."""
+        self.unread = 0
+        """Bytes that all streams together hold and the application has not read."""
+        self.going_away = False
+        self.peer_going_away = False
+        self._decoder = FrameDecoder()
+        self._outbox = Outbox()
+        self._events: list[Event] = []
+        self._budget = WindowBudget(self.limits.window_growth)
+        self._streams: dict[int, Stream] = {}
+        self._holding: set[Stream] = set()
+        self._receiving: Stream | None = None
+        self._receiving_fin = False
+        self._next_id = 1 if role is Role.CLIENT else 2
+        self._peer_parity = 0 if role is Role.CLIENT else 1
+        self._highest_peer_id = 0
+        self._gaps: OrderedDict[int, None] = OrderedDict()
+        self._peer_streams = 0
+        self._unaccepted: OrderedDict[int, Stream] = OrderedDict()
+        self._unacknowledged = 0
+        self._late_credit: OrderedDict[int, int] = OrderedDict()
+        self._pings: OrderedDict[int, float] = OrderedDict()
+        self._next_ping = 0
+
+    # What comes from the peer
+
+    def receive_data(self, data: Buffer, now: float) -> None:
+        """Take in what arrived at the time `now`, in seconds; `events` then tells what it means.
+
+        Raises:
+            RemoteProtocolError: the peer broke a rule. The session is over; a go-away with code 1 is ready to be sent.
+        """
+        try:
+            for item in self._decoder.receive_data(data):
+                if type(item) is bytes:
+                    self._receive_body(item)
+                else:
+                    assert isinstance(item, Header)
+                    self._receive_header(item, now)
+        except RemoteProtocolError:
+            self._outbox = Outbox()
+            self.go_away(GoAwayCode.PROTOCOL_ERROR)
+            raise
+
+    def events(self) -> list[Event]:
+        """What has happened since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def _receive_header(self, header: Header, now: float) -> None:
+        frame_type, flags, stream_id, length = header
+        if frame_type == _PING:
+            self._receive_ping(flags, length, now)
+            return
+        if frame_type > _PING:
+            self.peer_going_away = True
+            self._events.append(GoAwayReceived(length))
+            return
+        if stream_id == 0:
+            raise RemoteProtocolError(f"{FrameType(frame_type).name} on stream 0, which is the session's")
+        if flags & SYN:
+            self._receive_syn(header, now)
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            self._receive_late(header)
+            return
+        if flags & ACK and stream.opened_here and not stream.acknowledged:
+            stream.acknowledged = True
+            self._unacknowledged -= 1
+            self._events.append(OpenAllowed())
+        if frame_type == _WINDOW_UPDATE:
+            if length:
+                stream.send_window.grant(length)
+                self._outbox.put_ready(stream)
+        elif length:
+            self._advance(stream, _Step.RECEIVE_DATA)
+            stream.receive_window.receive(length)
+            self._receiving, self._receiving_fin = stream, bool(flags & FIN)
+        if flags & RST:
+            self._receive_reset(stream)
+        elif flags & FIN and not (frame_type == _DATA and length):
+            self._receive_fin(stream)
+
+    def _receive_body(self, piece: bytes) -> None:
+        """A piece of the body of the DATA frame whose header came last."""
+        stream = self._receiving
+        if stream is None or stream.was_reset:
+            return  # late: its stream is gone, the bytes were counted against the credit that it had
+        if stream.closing_since is not None:
+            self._refuse_input(stream)
+        else:
+            if not stream.receive_queue:
+                self._events.append(StreamReadable(stream))
+                self._holding.add(stream)
+            stream.receive_queue.append(piece)
+            self.unread += len(piece)
+            if self.unread > self.limits.unread:
+                self._reset_greediest()
+        if not self._decoder.body_left:
+            self._receiving = None
+            if self._receiving_fin and not stream.was_reset:
+                self._receive_fin(stream)
+
+    def _receive_syn(self, header: Header, now: float) -> None:
+        stream_id = header.stream_id
+        if stream_id % 2 != self._peer_parity:
+            raise RemoteProtocolError(f"SYN for stream {stream_id}, which is of this end's parity")
+        if stream_id > self._highest_peer_id:
+            # Openers that run in parallel may put their SYNs on the wire out of order (the reference does), so the
+            # ids that were left out may still come.
+            first_gap = max(self._highest_peer_id + 2, stream_id - 2 * MAX_REMEMBERED_GAPS)
+            first_gap += (first_gap ^ stream_id) & 1
+            for gap in range(first_gap, stream_id, 2):
+                self._gaps[gap] = None
+            while len(self._gaps) > MAX_REMEMBERED_GAPS:
+                self._gaps.popitem(last=False)
+            self._highest_peer_id = stream_id
+        elif stream_id in self._gaps:
+            del self._gaps[stream_id]
+        else:
+            raise RemoteProtocolError(f"SYN for stream {stream_id}, an id that was used before")
+        window = ReceiveWindow(self._budget, self.limits.stream_window, now)
+        if header.type == _DATA and header.length > window.credit:
+            raise RemoteProtocolError(f"SYN with {header.length} bytes of DATA, but a credit of {window.credit}")
+        if (
+            self.going_away
+            or len(self._unaccepted) >= self.limits.unaccepted
+            or self._peer_streams >= self.limits.streams
+        ):
+            self._outbox.put_first(_WINDOW_UPDATE, RST, stream_id, 0)
+            self._remember_reset(stream_id, window.credit)
+            return
+        stream = Stream(stream_id, opened_here=False, receive_window=window, now=now)
+        self._streams[stream_id] = stream
+        self._peer_streams += 1
+        self._unaccepted[stream_id] = stream
+        self._events.append(StreamOpened(stream))
+
+    def _receive_late(self, header: Header) -> None:
+        """A frame for a stream that is not there: dropped when the stream is gone, refused when it never was."""
+        stream_id = header.stream_id
+        if stream_id % 2 == self._peer_parity:
+            never_opened = stream_id > self._highest_peer_id or stream_id in self._gaps
+        else:
+            never_opened = stream_id >= self._next_id
+        if never_opened:
+            raise RemoteProtocolError(f"{FrameType(header.type).name} for stream {stream_id}, which was never opened")
+        self._receiving = None
+        credit = self._late_credit.get(stream_id)
+        if credit is None:
+            return
+        if header.flags & (FIN | RST):
+            del self._late_credit[stream_id]
+        elif header.type == _DATA:
+            if header.length > credit:
+                raise RemoteProtocolError(
+                    f"{header.length} bytes for stream {stream_id}, which was reset with {credit} left"
+                )
+            self._late_credit[stream_id] = credit - header.length
+
+    def _receive_fin(self, stream: Stream) -> None:
+        self._advance(stream, _Step.RECEIVE_FIN)
+        stream.end_received = True
+        stream.receive_window.close()
+        stream.grant_due = 0
+        self._events.append(StreamReadable(stream))
+        self._forget_if_done(stream)
+
+    def _receive_reset(self, stream: Stream) -> None:
+        # After its FIN the peer's data is complete: a reset then only says that it takes no more of ours.
+        self._drop(stream, keep_unread=stream.end_received)
+
+    def _receive_ping(self, flags: int, opaque: int, now: float) -> None:
+        if flags & SYN:
+            self._outbox.put_first(FrameType.PING, ACK, 0, opaque)
+            return
+        sent = self._pings.pop(opaque, None)
+        if sent is not None:
+            measured = max(now - sent, 0.0)
+            # The shortest of late, rising slowly so that a path that grew longer is believed after a while. A round
+            # trip that is long because our own bytes queue on the path would make windows grow for nothing.
+            known = self.round_trip
+            self.round_trip = measured if known is None or measured < known else known + (measured - known) / 8
+            self._events.append(PongReceived(measured))
+
+    # What goes to the peer
+
+    def data_to_send(self, max_bytes: int) -> list[Buffer]:
+        """Frames for the wire, about `max_bytes` of them (at most one frame more); empty when there is nothing.
+
+        What was taken has to be sent, all of it and in this order.
+        """
+        out, senders = self._outbox.take(max_bytes)
+        for stream in senders:
+            if stream.writer_waits and stream.queued <= LOW_WATER:
+                self._events.append(StreamWritable(stream))
+            if stream.refusing and stream.flushed:
+                self.reset(stream)
+            self._forget_if_done(stream)
+        return out
+
+    @property
+    def has_work(self) -> bool:
+        """True when `data_to_send` or `events` is worth a call."""
+        return bool(self._outbox or self._events)
+
+    def open_stream(self, now: float) -> Stream:
+        """Open a stream. Its SYN rides on its first data when that is sent before the writer comes by.
+
+        Raises:
+            LocalProtocolError: `may_open` is False.
+        """
+        if not self.may_open:
+            raise LocalProtocolError("no stream may be opened now: the session ends, or 256 are not acknowledged")
+        window = ReceiveWindow(self._budget, self.limits.stream_window, now)
+        stream = Stream(self._next_id, opened_here=True, receive_window=window, now=now)
+        self._next_id += 2
+        self._streams[stream.id] = stream
+        self._unacknowledged += 1
+        self._outbox.put_control(stream)
+        return stream
+
+    @property
+    def may_open(self) -> bool:
+        """False while 256 streams wait for the peer's acknowledgement, and once either end goes away."""
+        return self._unacknowledged < MAX_UNACKNOWLEDGED and not self.going_away and not self.peer_going_away
+
+    def acknowledge(self, stream: Stream) -> None:
+        """The application has accepted a stream that the peer opened. Once is enough; later calls change nothing."""
+        if self._unaccepted.pop(stream.id, None) is not None:
+            stream.acknowledged = stream.ack_due = True
+            self._outbox.put_control(stream)
+
+    def send(self, stream: Stream, data: bytes) -> None:
+        """Queue `data`. It is not copied, and leaves as the peer's credit and the other streams allow.
+
+        Raises:
+            LocalProtocolError: `stream.may_send` is False.
+        """
+        if not stream.may_send:
+            raise LocalProtocolError(f"{stream!r} takes no more data")
+        if data:
+            stream.send_queue.append(memoryview(data))
+            stream.queued += len(data)
+            self._outbox.put_ready(stream)
+
+    def send_fin(self, stream: Stream) -> None:
+        """Order the FIN, after all data that is queued. Ordering it again changes nothing."""
+        if stream.may_send:
+            self._advance(stream, _Step.SEND_FIN)
+            stream.fin_due = True
+            self._outbox.put_ready(stream)
+
+    def read(self, stream: Stream, max_bytes: int, now: float) -> bytes:
+        """Take at most `max_bytes` of what has arrived and give the peer credit for them.
+
+        Returns b"" when nothing is there: `stream.ended` tells whether anything may still come.
+        """
+        queue = stream.receive_queue
+        if not queue:
+            return b""
+        first = queue.popleft()
+        if len(first) > max_bytes:
+            # The rest stays a view, so that many small reads of a large piece do not copy it again each time.
+            queue.appendleft(memoryview(first)[max_bytes:])
+            data = bytes(first[:max_bytes])
+        elif queue and len(first) + len(queue[0]) <= max_bytes:
+            pieces, size = [first], len(first)
+            while queue and size + len(queue[0]) <= max_bytes:
+                pieces.append(queue.popleft())
+                size += len(pieces[-1])
+            data = b"".join(pieces)
+        else:
+            data = bytes(first)
+        if not queue:
+            self._holding.discard(stream)
+        self.unread -= len(data)
+        self._grant(stream, len(data), now)
+        return data
+
+    def reset(self, stream: Stream) -> None:
+        """Abandon both directions at once: what is queued and what is unread is dropped. Again changes nothing."""
+        if stream.state is State.CLOSED and stream.flushed:
+            self._drop_unread(stream)
+            return
+        late_credit = stream.receive_window.credit if stream.may_receive else 0
+        peer_knows_it = not stream.syn_due
+        self._drop(stream, keep_unread=False)
+        if peer_knows_it:
+            self._outbox.put_first(_WINDOW_UPDATE, RST, stream.id, 0)
+            self._remember_reset(stream.id, late_credit)
+
+    def close(self, stream: Stream, now: float) -> None:
+        """The application is done with `stream`: order the FIN, and take nothing more from the peer.
+
+        As in TCP, a peer whose data nobody will read is told so by a reset; it follows our data and FIN, and to a
+        peer that has seen the FIN it takes nothing away. A peer that says nothing may keep its half open for 30
+        seconds (`reset_overdue`).
+        """
+        self.send_fin(stream)
+        stream.closing_since = now
+        if self._drop_unread(stream) and stream.may_receive:
+            self._refuse_input(stream)
+
+    def _refuse_input(self, stream: Stream) -> None:
+        stream.refusing = True
+        if stream.flushed:
+            self.reset(stream)
+
+    def ping(self, now: float) -> None:
+        """Ask for a pong; `PongReceived` brings the round trip. At most 16 questions are kept in mind."""
+        self._next_ping = (self._next_ping + 1) & 0xFFFFFFFF
+        self._pings[self._next_ping] = now
+        if len(self._pings) > 16:
+            self._pings.popitem(last=False)
+        self._outbox.put_first(FrameType.PING, SYN, 0, self._next_ping)
+
+    def go_away(self, code: GoAwayCode = GoAwayCode.NORMAL) -> None:
+        """Tell the peer that this end takes no further streams, and why."""
+        if not self.going_away:
+            self.going_away = True
+            self._outbox.put_first(FrameType.GO_AWAY, 0, 0, code)
+
+    @property
+    def live_streams(self) -> list[Stream]:
+        """The streams that frames may still come or go for."""
+        return [*self._streams.values()]
+
+    def reset_overdue(self, now: float) -> float | None:
+        """Reset what nobody has accepted, and what was closed but has not ended, for 30 seconds.
+
+        Returns when the next stream will be overdue, if any is on its way there.
+        """
+        deadlines: list[float] = []
+        for stream in self.live_streams:
+            if stream.id in self._unaccepted:
+                deadline = stream.opened_at + ACCEPT_TIMEOUT
+            elif stream.closing_since is not None:
+                deadline = stream.closing_since + CLOSE_TIMEOUT
+            else:
+                continue
+            if deadline <= now:
+                self.reset(stream)
+            else:
+                deadlines.append(deadline)
+        return min(deadlines, default=None)
+
+    # What both directions share
+
+    def _advance(self, stream: Stream, step: _Step) -> None:
+        state = _TRANSITIONS[stream.state].get(step)
+        if state is None:
+            error = LocalProtocolError if step is _Step.SEND_FIN else RemoteProtocolError
+            raise error(f"{step.value} on {stream!r}")
+        stream.state = state
+
+    def _grant(self, stream: Stream, amount: int, now: float) -> None:
+        credit = stream.receive_window.read(amount, now, self.round_trip)
+        if credit:
+            stream.grant_due += credit
+            self._outbox.put_control(stream)
+
+    def _drop(self, stream: Stream, *, keep_unread: bool) -> None:
+        """A reset, by whichever end: nothing of `stream` is sent any more."""
+        if stream.state is not State.CLOSED:
+            self._advance(stream, _Step.RESET)
+        stream.was_reset = True
+        stream.send_queue.clear()
+        stream.queued = stream.grant_due = 0
+        stream.fin_due = stream.syn_due = stream.ack_due = False
+        stream.receive_window.close()
+        if not keep_unread:
+            self._drop_unread(stream)
+        self._forget_if_done(stream)
+        self._events += (StreamReadable(stream), StreamWritable(stream))
+
+    def _drop_unread(self, stream: Stream) -> int:
+        """Let go of what the application will not read; returns how many bytes that was."""
+        dropped = sum(map(len, stream.receive_queue))
+        stream.receive_queue.clear()
+        self._holding.discard(stream)
+        self.unread -= dropped
+        return dropped
+
+    def _reset_greediest(self) -> None:
+        greediest = max(self._holding, key=lambda stream: stream.receive_window.unread)
+        greediest.end_received = False
+        self.reset(greediest)
+        greediest.was_reset = True
+
+    def _forget_if_done(self, stream: Stream) -> None:
+        if stream.state is not State.CLOSED or not stream.flushed:
+            return
+        if self._streams.pop(stream.id, None) is None:
+            return
+        if not stream.opened_here:
+            self._peer_streams -= 1
+            self._unaccepted.pop(stream.id, None)
+        elif not stream.acknowledged:
+            self._unacknowledged -= 1
+            self._events.append(OpenAllowed())
+
+    def _remember_reset(self, stream_id: int, credit: int) -> None:
+        if credit:
+            self._late_credit[stream_id] = credit
+            if len(self._late_credit) > MAX_REMEMBERED_RESETS:
+                self._late_credit.popitem(last=False)

@@ -1,0 +1,255 @@
+"""A yamux stream as a Trio stream.
+
+`YamuxStream` keeps Trio's contract for half-closeable streams and adds `reset`. Sending only queues, so a send that
+is cancelled leaves no half of a frame on the wire; what it had queued is still sent.
+
+Neighbours: `session` knows what may be sent and what has come; `connection` moves it and wakes who waits.
+"""
+
+from __future__ import annotations
+
+import operator
+from types import TracebackType
+from typing import Final, Protocol, final
+
+import trio
+
+from .session import LOW_WATER, Session, Stream
+
+__all__ = ["YamuxStream"]
+
+READ_SIZE: Final = 256 * 1024
+
+
+class _Connection(Protocol):
+    """What a stream needs of the connection that carries it."""
+
+    @property
+    def session(self) -> Session: ...
+
+    @property
+    def failure(self) -> Exception | None: ...
+
+    def wake_writer(self) -> None: ...
+
+
+@final
+class YamuxStream(trio.abc.HalfCloseableStream):
+    """One stream of a session.
+
+    The other end sees a FIN after `send_eof` and `aclose`, and a reset after `reset` or a cancelled `aclose`.
+
+    One task may send and one may receive at a time; a second one gets `trio.BusyResourceError`.
+    """
+
+    def __init__(self, connection: _Connection, stream: Stream) -> None:
+        self._connection: Final = connection
+        self._session: Final = connection.session
+        self._stream: Final = stream
+        self._closed = False
+        self._sending = _OneAtATime("another task is sending on this stream")
+        self._receiving = _OneAtATime("another task is receiving on this stream")
+        self._readable = trio.lowlevel.ParkingLot()
+        self._writable = trio.lowlevel.ParkingLot()
+        stream.owner = self
+
+    @property
+    def usable(self) -> bool:
+        """False once the stream was closed, was reset by either end, or lost its connection."""
+        return not (self._closed or self._stream.was_reset or self._connection.failure)
+
+    def acknowledge(self) -> None:
+        """Tell the other end that the stream it opened was accepted. It waits 30 seconds for that, then it is reset."""
+        self._session.acknowledge(self._stream)
+        self._connection.wake_writer()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return what has arrived, at most `max_bytes` (default 256 KiB), or wait for it; b"" after the peer's FIN.
+
+        Raises:
+            trio.BrokenResourceError: the stream was reset, or its connection is gone, before the peer's FIN came.
+                What arrived before a connection was lost can still be read.
+            trio.ClosedResourceError: it was closed at this end.
+        """
+        max_bytes = READ_SIZE if max_bytes is None else operator.index(max_bytes)
+        if max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        with self._receiving:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            data = self._receive_nowait(max_bytes)
+            if data is not None:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return data
+            while data is None:
+                # No deadline: a visitor may be silent for as long as its connection lives, which has a heartbeat.
+                await self._readable.park()
+                data = self._receive_nowait(max_bytes)
+            return data
+
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        """Like `receive_some`, but without waiting: None when nothing has come."""
+        with self._receiving:
+            return self._receive_nowait(max_bytes)
+
+    def _receive_nowait(self, max_bytes: int) -> bytes | None:
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed")
+        stream = self._stream
+        data = self._session.read(stream, max_bytes, trio.current_time())
+        if data:
+            self._connection.wake_writer()
+            return data
+        if stream.end_received:
+            return b""
+        self._raise_if_broken()
+        return None
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Queue `data` and wait until at most 64 KiB of this stream wait for the wire.
+
+        Cancelled, it has queued nothing or everything, and what is queued is still sent.
+
+        Raises:
+            trio.BrokenResourceError: the other end reset the stream, or the connection is gone.
+            trio.ClosedResourceError: it was closed at this end, or `send_eof` was called.
+        """
+        with self._sending:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._raise_if_not_sendable()
+            self._session.send(self._stream, bytes(data))
+            self._connection.wake_writer()
+            await self._wait_below_low_water()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until at most 64 KiB of this stream wait for the wire.
+
+        Raises:
+            As `send_all`.
+        """
+        with self._sending:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._raise_if_not_sendable()
+            await self._wait_below_low_water()
+
+    async def _wait_below_low_water(self) -> None:
+        stream = self._stream
+        if stream.queued <= LOW_WATER:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return
+        while stream.queued > LOW_WATER:
+            # No deadline: the peer's application may read as slowly as it likes. If the peer is dead, the
+            # connection's heartbeat finds out.
+            await self._wait_writable()
+            self._raise_if_not_sendable()
+
+    async def send_eof(self) -> None:
+        """Send a FIN after all that is queued. The stream can still be received from.
+
+        Raises:
+            trio.BrokenResourceError: the other end reset the stream, or the connection is gone.
+            trio.ClosedResourceError: the stream was closed at this end.
+        """
+        with self._sending:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if self._closed:
+                raise trio.ClosedResourceError("this stream was closed")
+            if self._stream.may_send:
+                self._raise_if_broken()
+                self._session.send_fin(self._stream)
+                self._connection.wake_writer()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def aclose(self) -> None:
+        """Send what is queued and a FIN, and receive no more. Returns when both were handed to the link.
+
+        A peer that takes nothing for 30 seconds, or does not end its own half in that time, is sent a reset.
+        Cancelled, the stream is reset. Never raises anything but `trio.Cancelled`.
+        """
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            return
+        self._closed = True
+        self._wake()
+        stream = self._stream
+        try:
+            await trio.lowlevel.checkpoint()
+            self._session.close(stream, trio.current_time())
+            self._connection.wake_writer()
+            while not stream.flushed and self._connection.failure is None:
+                await self._wait_writable()
+        except trio.Cancelled:
+            self._abandon()
+            raise
+
+    def reset(self) -> None:
+        """Abandon the stream: the other end sees a reset at once, and what was queued or unread is dropped.
+
+        On a stream that was closed or reset already, or that has ended both ways, this changes nothing.
+        """
+        if not self._closed:
+            self._closed = True
+            self._abandon()
+            self._wake()
+
+    def _abandon(self) -> None:
+        self._session.reset(self._stream)
+        self._connection.wake_writer()
+
+    async def _wait_writable(self) -> None:
+        self._stream.writer_waits = True
+        try:
+            await self._writable.park()
+        finally:
+            self._stream.writer_waits = False
+
+    def _raise_if_not_sendable(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed")
+        self._raise_if_broken()
+        if not self._stream.may_send:
+            raise trio.ClosedResourceError("send_eof was called on this stream")
+
+    def _raise_if_broken(self) -> None:
+        if self._stream.was_reset:
+            raise trio.BrokenResourceError("the stream was reset")
+        failure = self._connection.failure
+        if failure is not None:
+            raise trio.BrokenResourceError(f"the stream's connection is gone: {failure}") from failure
+
+    # For the connection
+
+    def wake_readers(self) -> None:
+        """There is something to receive, or there never will be."""
+        self._readable.unpark_all()
+
+    def wake_writers(self) -> None:
+        """There is room to send, or there never will be."""
+        self._writable.unpark_all()
+
+    def _wake(self) -> None:
+        self.wake_readers()
+        self.wake_writers()
+
+    def __repr__(self) -> str:
+        return f"<YamuxStream {self._stream.id}{' closed' if self._closed else ''}>"
+
+
+@final
+class _OneAtATime:
+    """Tells two tasks that want the same direction of a stream apart, as Trio's own streams do."""
+
+    __slots__ = ("_held", "_message")
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._held = False
+
+    def __enter__(self) -> None:
+        if self._held:
+            raise trio.BusyResourceError(self._message)
+        self._held = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._held = False
