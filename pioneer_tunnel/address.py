@@ -1,24 +1,38 @@
 """Addresses: what people write in a configuration, read strictly, and what a stream says of its visitor.
 
 `Address` is a host and a port. `RelayAddress` is where a relay listens, from `host:port` or a `ws://` / `wss://` URL,
-with the normal form of its name that proofs are bound to (`audience`). Reading is pure: no name is resolved here.
+with the normal form of its name that proofs are bound to (`audience`). `PublicUrl` is where visitors find a tunnel.
+Reading is pure: no name is resolved here.
+
+An error quotes the whole value once, without what stands before an `@` or in a query (`quotable`), and no piece of it:
+a piece of a mistyped `user:password@host` is a piece of somebody's password.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Final, Literal, NoReturn, final
+from collections.abc import Mapping
+from typing import Final, Literal, NoReturn, TypeVar, final
 
 import attrs
 import idna
 
-__all__ = ["Address", "RelayAddress"]
+__all__ = ["Address", "PublicUrl", "RelayAddress"]
 
 _NAME: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
-_PATH: Final = re.compile(r"/[!$&'()*+,;=:@%/A-Za-z0-9._~-]*")
-_DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
+# What inet_aton, and with it a resolver, takes for a number of an IPv4 address: 0x7f.1 would be this very machine.
+_NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_PATH: Final = re.compile(r"/(?:[!$&'()*+,;=:@/A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})*")
+_AUTHORITY_END: Final = re.compile(r"[/?#]")
+_USERINFO: Final = re.compile(r"\A((?:wss?|https?)://)?.*@", re.IGNORECASE | re.DOTALL)
+_QUERY: Final = re.compile(r"([?#]).+", re.DOTALL)
+_MAX_HOST: Final = 253
+_RELAY_PORTS: Final[Mapping[Literal["ws", "wss"], int]] = {"ws": 80, "wss": 443}
+_PUBLIC_PORTS: Final[Mapping[Literal["http", "https"], int]] = {"http": 80, "https": 443}
+
+_Scheme = TypeVar("_Scheme", bound=str)
 
 
 @final
@@ -30,16 +44,22 @@ class Address:
     port: int
 
     @classmethod
-    def parse(cls, text: str) -> Address:
+    def parse(cls, text: str, *, listening: bool = False) -> Address:
         """Read `host:port` or `[v6]:port`.
+
+        Args:
+            listening: the address is one to listen at, so that port 0 is allowed: any free port.
 
         Raises:
             ValueError: saying what is wrong with which value.
         """
-        host, port = _split_host_port(text, text)
+        shown = quotable(text)
+        if "@" in text:
+            _refuse(shown, "holds user information ('…@'); write host:port")
+        host, port = _split_host_port(text, shown, lowest_port=0 if listening else 1)
         if port is None:
-            _refuse(text, "has no port; write host:port")
-        return cls(normal_host(host, text), port)
+            _refuse(shown, "has no port; write host:port")
+        return cls(normal_host(host, shown), port)
 
     @property
     def is_ip(self) -> bool:
@@ -75,41 +95,19 @@ class RelayAddress:
             ValueError: saying what is wrong with which value: another scheme, a path on `host:port`, user
                 information, a query, a fragment, white space, a port of 0 or over 65535, a bare IPv6 address.
         """
-        shown = _without_userinfo(text)
+        shown = quotable(text)
         if not text:
             _refuse(shown, "is empty; write host:port or a ws:// or wss:// URL")
-        if any(char.isspace() or ord(char) < 32 or ord(char) == 127 for char in text):
-            _refuse(shown, "holds white space or a control character")
-        scheme, separator, rest = text.partition("://")
-        if not separator:
-            if "@" in text:
-                _refuse(shown, "holds user information ('…@'), which a relay address has not")
-            if "/" in text or "?" in text or "#" in text:
+        _refuse_white_space(text, shown)
+        if "://" not in text:
+            if "@" not in text and _AUTHORITY_END.search(text):
                 _refuse(
                     shown,
                     "is host:port with a path, query or fragment; write a ws:// or wss:// URL, or host:port alone",
                 )
             address = Address.parse(text)
             return cls(None, address.host, address.port)
-        match scheme.lower():
-            case "ws" | "wss" as lowered:
-                pass
-            case _:
-                _refuse(shown, f"has the scheme {scheme!r}; allowed are ws and wss")
-        for mark, what in (("?", "a query"), ("#", "a fragment")):
-            if mark in rest:
-                _refuse(shown, f"has {what}, which a relay address has not")
-        authority, slash, path = rest.partition("/")
-        if "@" in authority:
-            _refuse(
-                shown,
-                "holds user information ('…@'), which a relay address has not; the key goes to the keystore",
-            )
-        host, port = _split_host_port(authority, shown)
-        path = slash + path or "/"
-        if not _PATH.fullmatch(path):
-            _refuse(shown, "has a path with characters that a URL path does not have; percent-encode them")
-        return cls(lowered, normal_host(host, shown), _DEFAULT_PORTS[lowered] if port is None else port, path)
+        return cls(*_split_url(text, shown, _RELAY_PORTS))
 
     def with_scheme(self, scheme: Literal["ws", "wss"]) -> RelayAddress:
         """The same place under `scheme`, for a bare `host:port` that a WebSocket is dialled to."""
@@ -124,7 +122,7 @@ class RelayAddress:
     def audience(self) -> str:
         """The name that a proof is bound to: host, and `:port` unless it is the scheme's default."""
         host = bracketed(self.host)
-        if self.scheme is not None and self.port == _DEFAULT_PORTS[self.scheme]:
+        if self.scheme is not None and self.port == _RELAY_PORTS[self.scheme]:
             return host
         return f"{host}:{self.port}"
 
@@ -134,14 +132,54 @@ class RelayAddress:
         return f"{self.scheme}://{self.audience}{self.path if self.path != '/' else ''}"
 
 
+@final
+@attrs.frozen
+class PublicUrl:
+    """Where visitors find a tunnel: the root of a site, without a path.
+
+    Attributes:
+        scheme: `http` or `https`.
+        host: as in `RelayAddress`.
+        port: the port, 80 for `http` and 443 for `https` when the URL names none.
+    """
+
+    scheme: Literal["http", "https"]
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> PublicUrl:
+        """Read `http://host[:port]` or `https://host[:port]`, with or without a last `/`.
+
+        Raises:
+            ValueError: saying what is wrong with which value: another scheme, a path, user information, a query, a
+                fragment, white space, a port of 0 or over 65535, a bare IPv6 address.
+        """
+        shown = quotable(text)
+        _refuse_white_space(text, shown)
+        if "://" not in text:
+            _refuse(shown, "is not a URL; write http://host or https://host")
+        scheme, host, port, path = _split_url(text, shown, _PUBLIC_PORTS)
+        if path != "/":
+            _refuse(shown, "has a path; a tunnel is a whole site, write http://host or https://host")
+        return cls(scheme, host, port)
+
+    def __str__(self) -> str:
+        port = "" if self.port == _PUBLIC_PORTS[self.scheme] else f":{self.port}"
+        return f"{self.scheme}://{bracketed(self.host)}{port}"
+
+
 def normal_audience(text: str) -> str:
     """The normal form of a public name, `host` or `host:port`, as it appears in a proof.
 
     Raises:
         ValueError: saying what is wrong with which value.
     """
-    host, port = _split_host_port(text, text)
-    normal = bracketed(normal_host(host, text))
+    shown = quotable(text)
+    if "@" in text:
+        _refuse(shown, "holds user information ('…@'); write host or host:port")
+    host, port = _split_host_port(text, shown)
+    normal = bracketed(normal_host(host, shown))
     return normal if port is None else f"{normal}:{port}"
 
 
@@ -152,25 +190,28 @@ def normal_host(host: str, shown: str) -> str:
         ValueError: the host is neither a host name nor an IP address.
     """
     if host.startswith("["):
+        if "%" in host:
+            _refuse(shown, "has an IPv6 zone ('%…'), which means something on one machine only")
         try:
             return str(ipaddress.IPv6Address(host[1:-1]))
         except ValueError:
-            _refuse(shown, f"has {host!r}, which is not an IPv6 address")
-    name = host.lower().removesuffix(".")
-    if not name.isascii():
+            _refuse(shown, "has brackets around what is not an IPv6 address")
+    name = host.lower()
+    if not name.isascii() and len(name) <= _MAX_HOST:
         try:
             name = idna.encode(name, uts46=True).decode("ascii")
-        except idna.IDNAError:
-            _refuse(shown, f"has {host!r}, which is not a valid internationalised name")
+        except UnicodeError:
+            _refuse(shown, "has a host that is not a valid internationalised name")
+    name = name.removesuffix(".")
     if not name:
         _refuse(shown, "has no host")
-    if name.replace(".", "").isdigit():
+    if _NUMBER.fullmatch(name.rpartition(".")[2]):
         try:
             return str(ipaddress.IPv4Address(name))
         except ValueError:
-            _refuse(shown, f"has {host!r}, which is not an IPv4 address")
-    if len(name) > 253 or not _NAME.fullmatch(name):
-        _refuse(shown, f"has {host!r}, which is not a host name")
+            _refuse(shown, "has a host that ends in a number and is not an IPv4 address")
+    if len(name) > _MAX_HOST or not _NAME.fullmatch(name):
+        _refuse(shown, "has a host that is neither a host name nor an IP address")
     return name
 
 
@@ -188,7 +229,31 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _split_host_port(text: str, shown: str) -> tuple[str, int | None]:
+def quotable(text: str) -> str:
+    """`text` as an error may quote it: what stands before an `@` or in a query is somebody's secret."""
+    return _QUERY.sub(r"\1…", _USERINFO.sub(r"\1…@", text))
+
+
+def _split_url(text: str, shown: str, ports: Mapping[_Scheme, int]) -> tuple[_Scheme, str, int, str]:
+    """Scheme, host, port and path of a URL that has one of the schemes in `ports` and nothing besides."""
+    written, _, rest = text.partition("://")
+    scheme = next((known for known in ports if known == written.lower()), None)
+    if scheme is None:
+        _refuse(shown, f"has another scheme than {' and '.join(ports)}")
+    authority = _AUTHORITY_END.split(rest, maxsplit=1)[0]
+    path = rest.removeprefix(authority) or "/"
+    if "@" in authority:
+        _refuse(shown, "holds user information ('…@'), which an address has not; a key goes to the keystore")
+    for mark, what in (("?", "a query"), ("#", "a fragment")):
+        if mark in path:
+            _refuse(shown, f"has {what}, which an address has not")
+    if not _PATH.fullmatch(path):
+        _refuse(shown, "has a path with characters that a URL path does not have; percent-encode them")
+    host, port = _split_host_port(authority, shown)
+    return scheme, normal_host(host, shown), ports[scheme] if port is None else port, path
+
+
+def _split_host_port(text: str, shown: str, *, lowest_port: int = 1) -> tuple[str, int | None]:
     """Split at the port; the host keeps its brackets."""
     if text.startswith("["):
         host, bracket, rest = text.partition("]")
@@ -196,7 +261,7 @@ def _split_host_port(text: str, shown: str) -> tuple[str, int | None]:
             _refuse(shown, "has '[' without ']'")
         host += bracket
         if rest and not rest.startswith(":"):
-            _refuse(shown, f"has {rest!r} after the IPv6 address; write [address]:port")
+            _refuse(shown, "has more than ':port' after the IPv6 address; write [address]:port")
         separator, port = rest[:1], rest[1:]
     else:
         if text.count(":") > 1:
@@ -204,15 +269,16 @@ def _split_host_port(text: str, shown: str) -> tuple[str, int | None]:
         host, separator, port = text.partition(":")
     if not separator:
         return host, None
-    if not _PORT.fullmatch(port) or not 1 <= int(port) <= 65535:
-        _refuse(shown, f"has the port {port!r}; allowed are 1 to 65535")
+    if not _PORT.fullmatch(port) or not lowest_port <= int(port) <= 65535:
+        _refuse(shown, f"has a port that is not a number from {lowest_port} to 65535")
     return host, int(port)
 
 
-def _without_userinfo(text: str) -> str:
-    """What an error may quote: `user:password@` is somebody's secret."""
-    return re.sub(r"[^/@]*@", "…@", text)
+def _refuse_white_space(text: str, shown: str) -> None:
+    if any(char.isspace() or ord(char) < 32 or 127 <= ord(char) < 160 for char in text):
+        _refuse(shown, "holds white space or a control character")
 
 
 def _refuse(shown: str, why: str) -> NoReturn:
-    raise ValueError(f"the address {shown!r} {why}")
+    # Without the context, which quotes pieces.
+    raise ValueError(f"the address {shown!r} {why}") from None

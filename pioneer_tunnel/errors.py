@@ -20,7 +20,8 @@
     └── RemoteProtocolError          by the other end
 
 A transport raises a `TunnelError`, and nothing else decides what a failure means: the supervisor reads `kind` and
-`final` and asks no further. Messages name the thing (which address, key, file) and never hold a secret.
+`final` and asks no further. Messages name the thing (which address, key, file) and never hold a secret. A file or a
+configuration is read to its end before it is refused: one error then carries every `Problem` found.
 
 What streams raise is Trio's: `trio.BrokenResourceError` when the other end or the link is gone,
 `trio.ClosedResourceError` when this end was closed, `trio.BusyResourceError` when two tasks want the same direction.
@@ -28,7 +29,9 @@ What streams raise is Trio's: `trio.BrokenResourceError` when the other end or t
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, final
+
+import attrs
 
 from .status import ErrorKind
 
@@ -39,6 +42,7 @@ __all__ = [
     "LocalProtocolError",
     "MissingBinaryError",
     "MissingKeyError",
+    "Problem",
     "ProcessExitedError",
     "ProtocolError",
     "RelayConnectError",
@@ -54,6 +58,35 @@ __all__ = [
 ]
 
 
+@final
+@attrs.frozen(kw_only=True)
+class Problem:
+    """One thing that is wrong in a file or a configuration. `str` tells it whole, on one line.
+
+    Attributes:
+        source: the file; None when the values came from a program.
+        key: the key's path, as `relay.tunnels[2].url`; empty when the file as a whole is meant.
+        value: what stands there, as an error may show it; None when nothing does, or when it may be a secret.
+        message: what is wrong with it, and what is allowed.
+        nearest: the known name nearest to one that is unknown.
+        kind: the error kind of the gateway contract.
+    """
+
+    source: str | None = None
+    key: str = ""
+    value: str | None = None
+    message: str
+    nearest: str | None = None
+    kind: ErrorKind = ErrorKind.INVALID_SETTINGS
+
+    def __str__(self) -> str:
+        # What is wrong with an address quotes the address.
+        tell_value = self.value is not None and not (self.value.startswith(("'", '"')) and self.value in self.message)
+        place = f"{self.key} = {self.value}" if tell_value else self.key
+        nearest = f"; the nearest known one is {self.nearest!r}" if self.nearest is not None else ""
+        return ": ".join(part for part in (self.source, place, self.message + nearest) if part)
+
+
 class TunnelError(Exception):
     """The tunnel cannot be up. Raised as one of the subclasses, which fix `kind` and `final`.
 
@@ -62,15 +95,24 @@ class TunnelError(Exception):
         final: True when another attempt would end the same way, so that none is made.
         retry_after: seconds that the other side asked us to wait, if it did.
         retry_slowly: True when only every `restart_max_ms` is worth a try (another protocol version, say).
+        problems: what is wrong, one by one, when a file or a configuration is; empty otherwise.
     """
 
     kind: ClassVar[ErrorKind]
     final: ClassVar[bool]
 
-    def __init__(self, message: str, *, retry_after: float | None = None, retry_slowly: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        retry_slowly: bool = False,
+        problems: tuple[Problem, ...] = (),
+    ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
         self.retry_slowly = retry_slowly
+        self.problems = problems
 
 
 class InvalidSettingsError(TunnelError):

@@ -42,8 +42,8 @@ class RelayKey:
 
     Raises:
         TypeError: the key is not a str.
-        ValueError: it is empty, longer than 4096 characters, or holds a control character. The message does not
-            quote it.
+        ValueError: it is empty, longer than 4096 characters, or holds a control character or half of a surrogate pair.
+            The message does not quote it.
     """
 
     __slots__ = ("_reveal",)
@@ -51,13 +51,11 @@ class RelayKey:
     _reveal: Callable[[], str]
 
     def __init__(self, key: str) -> None:
-        if not isinstance(key, str):
-            raise TypeError(f"a relay key is a str, not {type(key).__name__}")
-        key = key.strip()
         problem = _problem_with(key)
         if problem is not None:
             del key  # a traceback that shows local variables must not show it
-            raise ValueError(problem)
+            raise problem
+        key = key.strip()
         # A closure, not an attribute: a debugger or a log that walks attributes and slots shows a function.
         self._reveal = lambda: key
 
@@ -71,7 +69,7 @@ class RelayKey:
         return len(self._reveal()) < MIN_NATIVE_KEY_LENGTH
 
     def identity(self) -> SigningIdentity:
-        """The Ed25519 identity derived from this key (HKDF-SHA256, no salt, info `pioneer-tunnel/v1 gateway identity`)."""
+        """The Ed25519 identity derived from this key: HKDF-SHA256, no salt, `pioneer-tunnel/v1 gateway identity`."""
         hkdf = HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=_SEED_INFO)
         return SigningIdentity.from_seed(hkdf.derive(self._reveal().encode()))
 
@@ -99,13 +97,19 @@ class RelayKey:
         return self
 
 
-def _problem_with(key: str) -> str | None:
+def _problem_with(key: object) -> Exception | None:
+    if not isinstance(key, str):
+        return TypeError(f"a relay key is a str, not {type(key).__name__}")
+    key = key.strip()
     if not key:
-        return "the relay key is empty"
+        return ValueError("the relay key is empty")
     if len(key) > MAX_KEY_LENGTH:
-        return f"the relay key is longer than {MAX_KEY_LENGTH} characters"
+        return ValueError(f"the relay key is longer than {MAX_KEY_LENGTH} characters")
     if any(ord(char) < 32 or 127 <= ord(char) < 160 for char in key):
-        return "the relay key holds a control character"
+        return ValueError("the relay key holds a control character")
+    if any("\ud800" <= char <= "\udfff" for char in key):
+        # JSON can spell one. It has no UTF-8, and the UnicodeEncodeError that came of it would carry the key.
+        return ValueError("the relay key holds half of a surrogate pair, which is no character")
     return None
 
 
@@ -134,10 +138,16 @@ class PublicKey:
             raw = bytes.fromhex(digits)
         except ValueError:
             raw = b""
-        if not text.startswith(_PUBLIC_PREFIX) or len(digits) != 64 or len(raw) != 32:
+        well_formed = text.startswith(_PUBLIC_PREFIX) and len(digits) == 64 and len(raw) == 32
+        del text, digits  # a traceback that shows local variables must not show a secret key put here by mistake
+        if not well_formed:
+            del raw
             raise ValueError(
                 "a public key is 'ed25519:' and 64 hexadecimal digits, as 'relay new-key' prints on its second line"
             )
+        if not _is_on_curve(raw):
+            del raw
+            raise ValueError("a public key is a point of the curve Ed25519, and these 64 hexadecimal digits are none")
         return cls(raw)
 
     @property
@@ -157,6 +167,22 @@ class PublicKey:
         return _PUBLIC_PREFIX + self.raw.hex()
 
 
+_FIELD_PRIME: Final = 2**255 - 19
+_CURVE_D: Final = -121665 * pow(121666, -1, _FIELD_PRIME) % _FIELD_PRIME
+
+
+def _is_on_curve(raw: bytes) -> bool:
+    """Whether 32 bytes encode a point (RFC 8032, 5.1.3), which the library finds out only when it verifies."""
+    encoded = int.from_bytes(raw, "little")
+    y, sign = encoded & (2**255 - 1), encoded >> 255
+    if y >= _FIELD_PRIME:
+        return False
+    x_squared = (y * y - 1) * pow(_CURVE_D * y * y + 1, -1, _FIELD_PRIME) % _FIELD_PRIME
+    if x_squared == 0:
+        return sign == 0
+    return pow(x_squared, (_FIELD_PRIME - 1) // 2, _FIELD_PRIME) == 1
+
+
 @final
 class SigningIdentity:
     """An Ed25519 key pair that can sign. Its private half has no printable form."""
@@ -169,7 +195,15 @@ class SigningIdentity:
 
     @classmethod
     def from_seed(cls, seed: bytes) -> SigningIdentity:
-        """The identity of a 32-byte private seed (RFC 8032)."""
+        """The identity of a 32-byte private seed (RFC 8032).
+
+        Raises:
+            ValueError: the seed is not 32 bytes. The message does not quote it.
+        """
+        if len(seed) != 32:
+            length = len(seed)
+            del seed
+            raise ValueError(f"a private seed has 32 bytes, not {length}")
         return cls(Ed25519PrivateKey.from_private_bytes(seed))
 
     @classmethod

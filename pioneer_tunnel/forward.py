@@ -1,0 +1,73 @@
+"""A visitor's stream to the local gateway: dial, say who comes if asked to, pump.
+
+Neighbours: `Tunnel` hands out the streams; `pump` moves the bytes; the supervisor hears whether the local gateway
+answers.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final, Literal, TypeAlias
+
+import trio
+
+from .address import Address
+from .dialer import Dialer, dial_local, dial_tcp
+from .errors import LocalGatewayError
+from .pump import pump
+from .streams import abandon
+from .transports.seam import LocalDialFailed, LocalDialOk, Report
+from .tunnel_stream import TunnelStream
+
+__all__ = ["ProxyProtocol", "forward"]
+
+ProxyProtocol: TypeAlias = Literal["v2"]
+
+LOCAL_TIMEOUT: Final = 10.0
+
+_log: Final = logging.getLogger("pioneer_tunnel.forward")
+
+
+def _ignore(event: object) -> None:
+    """For whoever does not care."""
+
+
+async def forward(
+    stream: TunnelStream,
+    local: Address,
+    *,
+    proxy_protocol: ProxyProtocol | None = None,
+    report: Report = _ignore,
+    dial: Dialer = dial_tcp,
+) -> None:
+    """Connect `stream` to the gateway at `local` and carry bytes both ways until both have ended.
+
+    To the gateway the connection looks local: it comes from this host. With `proxy_protocol="v2"` it begins with a
+    PROXY protocol v2 header that names the visitor, which the gateway has to expect.
+
+    Args:
+        report: told whether the gateway answered.
+        dial: how the connection comes about.
+
+    A gateway that does not answer within 10 seconds resets the visitor. Returns when the visitor is taken care of,
+    well or badly; raises only `trio.Cancelled`, with both ends reset.
+    """
+    try:
+        try:
+            connection = await dial_local(local, dial=dial, timeout=LOCAL_TIMEOUT)
+        except LocalGatewayError as error:
+            _log.warning("%s; a visitor was turned away", error)
+            report(LocalDialFailed(str(error)))
+            return
+        report(LocalDialOk())
+        if proxy_protocol == "v2":
+            try:
+                await connection.send_all(stream.proxy_header.encode())
+            except trio.BrokenResourceError:
+                pass  # the pump finds the same, and deals with it
+            except BaseException:
+                await abandon(connection)
+                raise
+        await pump(stream, connection)
+    finally:
+        stream.reset()  # after an orderly end this changes nothing

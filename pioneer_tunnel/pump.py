@@ -1,0 +1,95 @@
+"""Bytes both ways between two streams, until both have ended: the last metre on either side of a tunnel.
+
+An end on one side becomes an end on the other, after everything before it; a break on either side becomes a reset on
+both. Nothing is looked at, nothing is cut.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Final, final
+
+import trio
+
+from .streams import abandon
+
+__all__ = ["pump"]
+
+_SMALLEST_READ: Final = 4 * 1024
+_LARGEST_READ: Final = 256 * 1024
+_APOLOGY_TIMEOUT: Final = 5.0
+
+
+async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: bytes = b"") -> None:
+    """Copy both ways, half-close included, and close both streams.
+
+    When a stream breaks, or on cancellation, both are abandoned, so that neither end takes a part for the whole.
+    Returns quietly in either case; what comes out is `trio.Cancelled` and bugs.
+
+    Args:
+        apology: what `second` is told, before an orderly end, when `first` breaks before it has said anything.
+    """
+    exchange = _Exchange()
+    try:
+        async with trio.open_nursery() as nursery:
+            exchange.scope = nursery.cancel_scope
+            nursery.start_soon(exchange.copy, second, first)
+            await exchange.copy(first, second)
+        if exchange.broken is None:
+            await first.aclose()
+            await second.aclose()
+        elif exchange.broken is first and first not in exchange.spoke and apology:
+            with trio.move_on_after(_APOLOGY_TIMEOUT), suppress(trio.BrokenResourceError):
+                await second.send_all(apology)
+                await second.aclose()
+    finally:
+        # After an orderly close these do nothing.
+        await abandon(first)
+        await abandon(second)
+
+
+@final
+class _Exchange:
+    """What the two directions know of each other."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.spoke: set[trio.abc.Stream] = set()
+        self.broken: trio.abc.Stream | None = None
+
+    async def copy(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
+        # A read buffer is made for each read: small for who says little, large for who says much.
+        size = _SMALLEST_READ
+        try:
+            while data := await self._receive(source, size):
+                self.spoke.add(source)
+                await sink.send_all(data)
+                if len(data) == size and size < _LARGEST_READ:
+                    size *= 4
+                elif len(data) < size // 4 and size > _SMALLEST_READ:
+                    size //= 4
+            if self.broken is None:
+                await _end(source, sink)
+        except trio.BrokenResourceError:
+            # `sink` takes no more. What it still has to say is carried all the same: the answer to a request that
+            # it did not want to read to the end. How that goes, the other direction finds out.
+            pass
+        except trio.ClosedResourceError:
+            pass  # the other direction has ended the exchange (`_end`)
+
+    async def _receive(self, source: trio.abc.Stream, size: int) -> bytes | bytearray:
+        try:
+            return await source.receive_some(size)
+        except trio.BrokenResourceError:
+            self.broken = source
+            self.scope.cancel()
+            return b""
+
+
+async def _end(source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
+    if isinstance(sink, trio.abc.HalfCloseableStream):
+        await sink.send_eof()
+    else:
+        # TLS knows no half-close that both ends would agree on: when the answer is complete, so is the exchange.
+        await sink.aclose()
+        await source.aclose()

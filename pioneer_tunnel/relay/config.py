@@ -1,0 +1,282 @@
+"""The file of a relay that one hosts oneself: `[relay]` and its `[[relay.tunnels]]`, as one frozen `RelayConfig`.
+
+    [relay]
+    control_addr = "0.0.0.0:8443"              # gateways come here
+    ingress_addr = "0.0.0.0:443"               # visitors come here; may be the same
+    id = "relay-1"
+    public_names = ["relay.example.com:8443"]  # how gateways dial this relay
+    tls_certificate = "relay.crt"
+    tls_private_key = "relay.key"
+
+    [[relay.tunnels]]
+    id = "office"
+    url = "https://office.example.com"
+    key = "ed25519:…"                          # the public half: whoever steals this file opens nothing with it
+
+Whatever is wrong is told at once, with file, key path, value and what is allowed (see `tables.py`).
+
+Neighbours: the server listens where this says; the registry is made of `tunnels`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final, final
+
+import attrs
+
+from ..address import Address, PublicUrl, normal_audience
+from ..errors import Problem
+from ..identity import PublicKey
+from ..redaction import redact_reason, shown
+from ..tables import (
+    NOT_A_KEY,
+    RefusedItemsError,
+    Rule,
+    a_flag,
+    a_path,
+    a_public_key,
+    a_text,
+    examine_each,
+    hold_back,
+    label,
+    nearest,
+    refusal,
+    settle,
+    structure,
+    whole_number,
+)
+from ..toml_file import read_toml, subtable
+
+__all__ = ["RelayConfig", "TunnelEntry"]
+
+LABEL_LIMIT: Final = 128
+_TABLE: Final = "relay"
+
+
+def _listening_address(value: str | Address) -> Address:
+    if isinstance(value, Address):
+        return value
+    return Address.parse(a_text(value, "allowed is host:port, as a string"), listening=True)
+
+
+def _public_url(value: str | PublicUrl) -> PublicUrl:
+    if isinstance(value, PublicUrl):
+        return value
+    return PublicUrl.parse(a_text(value, "allowed is an http:// or https:// URL, as a string"))
+
+
+def _public_names(value: Sequence[str]) -> tuple[str, ...]:
+    allowed = "allowed is an array of host or host:port, with one name at least"
+    given: object = value
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence) or not given:
+        raise TypeError(allowed)
+    names, problems = [], []
+    for index, name in enumerate(given):
+        try:
+            names.append(normal_audience(a_text(name, "allowed is host or host:port, as a string")))
+        except (TypeError, ValueError) as error:
+            key = f"[{index}]"
+            problems.append(Problem(key=key, value=shown(key, name), message=redact_reason(str(error), name)))
+    if problems:
+        raise RefusedItemsError(problems)
+    return tuple(names)
+
+
+@final
+@attrs.frozen(kw_only=True, field_transformer=hold_back)
+class TunnelEntry:
+    """One tunnel that the relay carries, as a `[[relay.tunnels]]`.
+
+    Attributes:
+        id: its name in logs and commands.
+        url: where visitors find it. Without a `bind_addr` they are told apart by its host.
+        key: the public half of the gateway's identity.
+        bind_addr: an address of its own to listen at for this tunnel's visitors, whatever they speak.
+        service: the label that the gateway has to name; None takes any.
+
+    Raises:
+        InvalidSettingsError: with everything that is wrong in its `problems`.
+    """
+
+    id: str = attrs.field(validator=label(LABEL_LIMIT))
+    url: PublicUrl = attrs.field(converter=_public_url)
+    key: PublicKey = attrs.field(converter=a_public_key)
+    bind_addr: Address | None = attrs.field(default=None, converter=attrs.converters.optional(_listening_address))
+    service: str | None = attrs.field(default=None, validator=attrs.validators.optional(label(LABEL_LIMIT)))
+
+    _RULES: ClassVar[tuple[Rule, ...]] = ()
+
+    def __attrs_post_init__(self) -> None:
+        settle(self)
+
+
+def _tunnels(value: Sequence[TunnelEntry | Mapping[str, Any]]) -> tuple[TunnelEntry, ...]:
+    entries, problems = examine_each(TunnelEntry, value)
+    problems += _taken_twice(entries)
+    if problems:
+        raise RefusedItemsError(problems)
+    return tuple(TunnelEntry(**entry) for entry in entries)
+
+
+def _taken_twice(entries: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """What two entries claim; `entries` are what is good of each."""
+    first: dict[tuple[str, Hashable], int] = {}
+    problems = []
+    for index, entry in enumerate(entries):
+        for name, claim, why in _claims(entry):
+            taken_by = first.setdefault((name, claim), index)
+            if taken_by != index:
+                key = f"[{index}].{name}"
+                message = f"stands in tunnels[{taken_by}] too; {why}"
+                problems.append(Problem(key=key, value=shown(key, entry[name]), message=message))
+    return problems
+
+
+def _claims(entry: Mapping[str, Any]) -> list[tuple[str, Hashable, str]]:
+    """What no other entry may have, as key, value and the reason."""
+    claims: list[tuple[str, Hashable, str]] = []
+    if "id" in entry:
+        claims.append(("id", entry["id"], "each tunnel has its own"))
+    if "key" in entry:
+        claims.append(("key", entry["key"], "a key belongs to one tunnel"))
+    if "bind_addr" in entry:
+        bind_addr = entry["bind_addr"]
+        if bind_addr is None and "url" in entry:
+            claims.append(("url", entry["url"].host, "visitors without a bind_addr are told apart by the host"))
+        if bind_addr is not None and bind_addr.port != 0:
+            claims.append(("bind_addr", bind_addr, "each tunnel has its own"))
+    return claims
+
+
+def _half_a_pair(certificate: Path | None, private_key: Path | None) -> str | None:
+    if (certificate is None) == (private_key is None):
+        return None
+    missing = "tls_private_key" if private_key is None else "tls_certificate"
+    return f"{missing} is missing; name both or neither"
+
+
+def _no_certificate(tls: bool, certificate: Path | None) -> str | None:
+    return "TLS needs tls_certificate and tls_private_key" if tls and certificate is None else None
+
+
+def _bound_elsewhere(tunnels: Sequence[TunnelEntry], control_addr: Address, ingress_addr: Address) -> str | None:
+    for index, tunnel in enumerate(tunnels):
+        for name, address in (("control_addr", control_addr), ("ingress_addr", ingress_addr)):
+            if tunnel.bind_addr == address and address.port != 0:
+                return f"tunnels[{index}].bind_addr is {name} too, '{address}'; it needs an address of its own"
+    return None
+
+
+@final
+@attrs.frozen(kw_only=True, field_transformer=hold_back)
+class RelayConfig:
+    """What the operator of a relay decides.
+
+    Made with `load`, `from_table` or keywords, which take what the file would hold or the value itself, and raise the
+    same errors.
+
+    Attributes:
+        control_addr: where to listen for gateways; port 0 takes any free one.
+        ingress_addr: where to listen for visitors. It may be `control_addr`.
+        id: the relay's name, which proofs are bound to.
+        public_names: every name that gateways dial this relay by, `host` or `host:port`, in normal form; a proof for
+            another name is refused. With `:port` only where the URL that gateways have names it.
+        tls_certificate: the certificate chain, PEM; `tls_certificate_path` is where it is.
+        tls_private_key: its private key, PEM; `tls_private_key_path` is where it is.
+        control_tls: whether gateways speak TLS; when there is a certificate they do, unless this says otherwise.
+        ingress_tls: the same for visitors.
+        identity_key_file: holds the relay's Ed25519 private seed, 32 bytes in hexadecimal digits; with it the relay
+            proves itself to gateways. `identity_key_path` is where it is.
+        heartbeat_ms: how long a link may be silent before it is pinged.
+        tunnels: the tunnels that this relay carries.
+        base_dir: what relative paths are relative to: the folder of the file. Not a key of the table.
+
+    Raises:
+        InvalidSettingsError: with everything that is wrong in its `problems`.
+    """
+
+    control_addr: Address = attrs.field(converter=_listening_address)
+    ingress_addr: Address = attrs.field(converter=_listening_address)
+    id: str = attrs.field(validator=label(LABEL_LIMIT))
+    public_names: tuple[str, ...] = attrs.field(converter=_public_names)
+    tls_certificate: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
+    tls_private_key: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
+    control_tls: bool = attrs.field(validator=a_flag)
+    ingress_tls: bool = attrs.field(validator=a_flag)
+    identity_key_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
+    heartbeat_ms: int = attrs.field(default=15_000, validator=whole_number(1000, 60_000))
+    tunnels: tuple[TunnelEntry, ...] = attrs.field(default=(), converter=_tunnels)
+    base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
+
+    _RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(("tls_certificate", "tls_private_key"), _half_a_pair),
+        Rule(("control_tls", "tls_certificate"), _no_certificate),
+        Rule(("ingress_tls", "tls_certificate"), _no_certificate),
+        Rule(("tunnels", "control_addr", "ingress_addr"), _bound_elsewhere),
+    )
+
+    @control_tls.default
+    @ingress_tls.default
+    def _tls_with_certificate(self) -> bool:
+        return self.tls_certificate is not None
+
+    def __attrs_post_init__(self) -> None:
+        settle(self)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> RelayConfig:
+        """Read a relay's TOML file.
+
+        Raises:
+            StorageError: the file cannot be read.
+            InvalidSettingsError: it is not TOML, has no table `[relay]`, or the table is wrong; see the class.
+        """
+        file = Path(path)
+        document = read_toml(file)
+        table = subtable(document, _TABLE, source=str(file))
+        if table is None:
+            raise refusal(
+                [
+                    Problem(
+                        source=str(file), key=_TABLE, message="the table is missing", nearest=nearest(_TABLE, document)
+                    )
+                ]
+            )
+        return cls.from_table(table, source=str(file), base_dir=file.absolute().parent)
+
+    @classmethod
+    def from_table(
+        cls, table: Mapping[str, Any], *, source: str | None = None, base_dir: str | Path = Path()
+    ) -> RelayConfig:
+        """Make a config of the table's content.
+
+        Args:
+            table: what stands under `[relay]`.
+            source: the file that errors name.
+            base_dir: what relative paths are relative to.
+
+        Raises:
+            InvalidSettingsError: see the class.
+        """
+        return structure(cls, table, where=_TABLE, source=source, base_dir=base_dir)
+
+    @property
+    def tls_certificate_path(self) -> Path | None:
+        """Where the certificate chain is."""
+        return self._below(self.tls_certificate)
+
+    @property
+    def tls_private_key_path(self) -> Path | None:
+        """Where the certificate's private key is."""
+        return self._below(self.tls_private_key)
+
+    @property
+    def identity_key_path(self) -> Path | None:
+        """Where the relay's Ed25519 private seed is."""
+        return self._below(self.identity_key_file)
+
+    def _below(self, path: Path | None) -> Path | None:
+        return None if path is None else self.base_dir / path

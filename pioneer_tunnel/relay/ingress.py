@@ -1,0 +1,149 @@
+"""The visitors' door: read the first head, find the tunnel by its Host, and pass every byte on as it came.
+
+Neighbours: `server` brings the connections; `head` reads; the registry and the directory are asked; `pump` moves
+the bytes. A visitor that cannot be passed on gets a plain HTTP answer that says why.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import Final, final
+
+import attrs
+import trio
+
+from ..address import Address
+from ..proxy_protocol import ProxyHeader
+from ..pump import pump
+from ..streams import abandon
+from .config import TunnelEntry
+from .head import BadRequest, HeadReader, RequestHead, error_response
+from .registry import Directory, Registry
+
+__all__ = ["IngressDoor", "Visit", "read_head"]
+
+HEAD_TIMEOUT: Final = 10.0
+"""Seconds that a request head may take."""
+
+OPEN_TIMEOUT: Final = 10.0
+"""Seconds that a gateway has to take a stream."""
+
+_READ_SIZE: Final = 16 * 1024
+
+_log: Final = logging.getLogger("pioneer_tunnel.relay.ingress")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Visit:
+    """A visitor's connection.
+
+    Attributes:
+        stream: what to speak over.
+        visitor: where it comes from; None where nobody can tell.
+        local: where it arrived.
+        tls: whether it came over TLS.
+    """
+
+    stream: trio.abc.Stream
+    visitor: Address | None
+    local: Address | None
+    tls: bool
+
+
+class Refusal(Exception):
+    """The visitor cannot be passed on: `status` and the exception's text are what it is told."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+async def read_head(stream: trio.abc.Stream) -> tuple[RequestHead | None, bytes]:
+    """Read a request head, and what came with it; None instead when the visitor left without a word.
+
+    Raises:
+        Refusal: with the answer to give.
+        trio.BrokenResourceError: the connection broke.
+    """
+    reader = HeadReader()
+    with trio.move_on_after(HEAD_TIMEOUT):
+        try:
+            while data := await stream.receive_some(_READ_SIZE):
+                head = reader.feed(data)
+                if head is not None:
+                    return head, reader.received
+        except BadRequest as error:
+            raise Refusal(error.status, str(error)) from error
+        if not reader.received:
+            return None, b""
+        raise Refusal(400, "the request ended before its head did")
+    raise Refusal(408, f"no whole request head came within {HEAD_TIMEOUT:g} seconds")
+
+
+async def refuse(stream: trio.abc.Stream, refusal: Refusal) -> None:
+    """Tell a visitor why not, and close."""
+    with trio.move_on_after(HEAD_TIMEOUT), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await stream.send_all(error_response(refusal.status, str(refusal)))
+    await stream.aclose()
+
+
+@final
+class IngressDoor:
+    """Passes visitors on to their tunnels."""
+
+    def __init__(self, registry: Registry, directory: Directory) -> None:
+        self._registry: Final = registry
+        self._directory: Final = directory
+
+    async def serve(self, visit: Visit) -> None:
+        """Serve a connection whose tunnel is told by its first request."""
+        try:
+            head, received = await read_head(visit.stream)
+            if head is not None:
+                await self.serve_request(visit, head, received)
+        except Refusal as refusal:
+            await refuse(visit.stream, refusal)
+
+    async def serve_request(self, visit: Visit, head: RequestHead, received: bytes) -> None:
+        """Serve a connection whose first head was read; `received` is all that was.
+
+        Raises:
+            Refusal: with the answer to give.
+        """
+        entry = await self._registry.by_host(head.host)
+        if entry is None:
+            raise Refusal(404, "there is no tunnel for this host")
+        carried = await self._open(entry)
+        with suppress(trio.BrokenResourceError):  # the pump finds the same
+            await carried.send_all(_proxy_header(visit) + received)
+        gone = error_response(502, "the gateway broke off before it answered")
+        await pump(carried, visit.stream, apology=gone)
+
+    async def serve_bound(self, visit: Visit, entry: TunnelEntry) -> None:
+        """Serve a connection at the address of its own that a tunnel has, whatever it speaks."""
+        try:
+            carried = await self._open(entry)
+        except Refusal:
+            await abandon(visit.stream)
+            return
+        with suppress(trio.BrokenResourceError):  # the pump finds the same
+            await carried.send_all(_proxy_header(visit))
+        await pump(carried, visit.stream)
+
+    async def _open(self, entry: TunnelEntry) -> trio.abc.HalfCloseableStream:
+        session = await self._directory.find(entry.id)
+        if session is None:
+            raise Refusal(503, "the gateway is not connected")
+        try:
+            with trio.fail_after(OPEN_TIMEOUT):
+                return await session.open_stream()
+        except trio.BrokenResourceError:
+            raise Refusal(503, "the gateway is not connected") from None
+        except trio.TooSlowError:
+            raise Refusal(504, "the gateway takes no visitors at the moment") from None
+
+
+def _proxy_header(visit: Visit) -> bytes:
+    return ProxyHeader(visitor=visit.visitor, local=visit.local, tls=visit.tls).encode()

@@ -1,0 +1,97 @@
+"""When to try again: arithmetic, without a clock.
+
+`RestartPolicy` is what the operator configures. `Restarts` counts on its behalf: told how each attempt ended, it
+answers how long to wait, or that enough is enough.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Final, final
+
+import attrs
+
+__all__ = ["LONGEST_WAIT", "Ending", "RestartPolicy", "Restarts"]
+
+LONGEST_WAIT: Final = 15 * 60.0
+"""Seconds that a relay may ask us to wait, at the most."""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class RestartPolicy:
+    """How the restart loop behaves.
+
+    Attributes:
+        initial: the first delay, in seconds; delays double (default 1).
+        maximum: the longest delay, in seconds, before jitter (default 30).
+        jitter: each delay is spread by plus or minus this share of it (default 0.2).
+        max_restarts: restarts before giving up, so one attempt more; 0 for never (default 0).
+        stable: a session that lasted this many seconds clears the count and the delay (default 30).
+
+    Raises:
+        ValueError: a value is out of its range, and which.
+    """
+
+    initial: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
+    maximum: float = attrs.field(default=30.0, validator=attrs.validators.gt(0))
+    jitter: float = attrs.field(default=0.2, validator=[attrs.validators.ge(0), attrs.validators.le(1)])
+    max_restarts: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    stable: float = attrs.field(default=30.0, validator=attrs.validators.ge(0))
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Ending:
+    """How an attempt ended.
+
+    Attributes:
+        connected_for: seconds that the tunnel was up; None when it never was.
+        retry_after: seconds that the relay asked us to wait.
+        retry_slowly: only every `maximum` is worth a try.
+    """
+
+    connected_for: float | None = None
+    retry_after: float | None = None
+    retry_slowly: bool = False
+
+
+@final
+class Restarts:
+    """Counts restarts for one generation.
+
+    Args:
+        policy: what to go by.
+        random: where the jitter comes from.
+    """
+
+    def __init__(self, policy: RestartPolicy, random: Random) -> None:
+        self.policy: Final = policy
+        self._random: Final = random
+        self.used = 0
+        """Restarts since the start, or since the last session that was stable."""
+
+    def after(self, ending: Ending) -> float | None:
+        """Seconds to wait before the next attempt; None when `max_restarts` are used up."""
+        policy = self.policy
+        lost = ending.connected_for is not None
+        if ending.connected_for is not None and ending.connected_for >= policy.stable:
+            self.used = 0
+        self.used += 1
+        if policy.max_restarts and self.used > policy.max_restarts:
+            return None
+        if ending.retry_slowly:
+            delay = self._spread(policy.maximum)
+        elif lost and self.used == 1:
+            # When a relay goes down, all its gateways lose their link at one instant. They come back one by one.
+            delay = self._random.uniform(0, 2 * policy.initial)
+        else:
+            doublings = min(self.used - 1, 64)  # beyond that a float has long passed any maximum
+            delay = self._spread(min(policy.initial * 2**doublings, policy.maximum))
+        if ending.retry_after is not None:
+            delay = max(delay, min(ending.retry_after, LONGEST_WAIT))
+        return delay
+
+    def _spread(self, delay: float) -> float:
+        jitter = self.policy.jitter
+        return delay * self._random.uniform(1 - jitter, 1 + jitter)

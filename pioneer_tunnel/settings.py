@@ -1,0 +1,464 @@
+"""The gateway's settings: the table `[remote_access]` of `gateway-settings.toml`, a file that is not ours alone.
+
+The gateway keeps other tables in it, people edit it and comment it, other programs write it. So an update changes the
+values that it is about and not one other byte, and it never writes over what it has not read: it takes the lock, reads
+what is there *now*, applies its change to that, and makes sure, right before the new file takes the old one's place,
+that the old one is still what was read. A program that knows nothing of our lock can therefore be overwritten only if
+it writes within the microseconds between that look and the rename.
+
+How the bytes are kept: tomlkit parses the text and is asked where a value stands; the text around it is then spliced
+as it is. The result is read again by the standard library's parser, and unless it says exactly what was asked for and
+otherwise what the old text said, it is not written.
+
+`Settings` is what the file says, `SettingsUpdate` what a client asks for, `SettingsFile` the file. The relay key is
+none of the settings: an update carries one only on its way to the keystore.
+
+Neighbours: `RemoteAccess` reads and updates; JSON-RPC makes a `SettingsUpdate` from the wire; `files.py` replaces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import secrets
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeAlias, final
+
+import attrs
+import cattrs
+import tomlkit
+import tomlkit.items
+from cattrs.gen import make_dict_structure_fn, override
+
+from . import files
+from .errors import Problem, StorageError
+from .identity import RelayKey
+from .keystore import DEFAULT_SECRET_REF, is_secret_ref
+from .redaction import hide_secrets, shown
+from .tables import refusal
+
+__all__ = ["Settings", "SettingsFile", "SettingsUpdate"]
+
+MAX_SERVER_LENGTH: Final = 512
+_MAX_NAME_LENGTH: Final = 255
+_FILE_LIMIT: Final = 1024 * 1024
+_WRITE_ATTEMPTS: Final = 5
+_TABLE: Final = "remote_access"
+_BOM: Final = "\ufeff"
+_LOGGER: Final = logging.getLogger(__name__)
+
+_Value: TypeAlias = bool | str | None
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_server(value: object) -> bool:
+    # Half of a surrogate pair, which JSON can spell, no file can hold.
+    return value is None or (
+        isinstance(value, str)
+        and len(value.strip()) <= MAX_SERVER_LENGTH
+        and not any("\ud800" <= char <= "\udfff" for char in value)
+    )
+
+
+def _is_name(value: object) -> bool:
+    return value is None or (isinstance(value, str) and len(value) <= _MAX_NAME_LENGTH and value.isprintable())
+
+
+def _is_reference(value: object) -> bool:
+    return isinstance(value, str) and is_secret_ref(value)
+
+
+# What a field may be, and how that is told to a person.
+_RULES: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
+    "enabled": (_is_flag, "true or false"),
+    "server": (_is_server, f"text of at most {MAX_SERVER_LENGTH} characters"),
+    "service_name": (_is_name, f"printable text of at most {_MAX_NAME_LENGTH} characters"),
+    "transport": (_is_name, f"printable text of at most {_MAX_NAME_LENGTH} characters"),
+    "secret_ref": (_is_reference, "1 to 64 of A-Z a-z 0-9 _ . - with no dot first"),
+    "clear_key": (_is_flag, "true or false"),
+}
+
+
+def _problem_with(name: str, value: object) -> Problem | None:
+    is_allowed, allowed = _RULES[name]
+    if is_allowed(value):
+        return None
+    # By its name `shown` would take a secret's reference for a secret; it is quoted unless it looks like one.
+    quoted = shown("" if name == "secret_ref" else name, value)
+    return Problem(key=name, value=quoted, message=f"allowed is {allowed}")
+
+
+def _validate(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    problem = _problem_with(attribute.name, value)
+    if problem is not None:
+        raise ValueError(str(problem))
+
+
+def _none_when_empty(value: str | None) -> str | None:
+    return (value.strip() or None) if isinstance(value, str) else value
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What `[remote_access]` says.
+
+    Attributes:
+        enabled: whether the tunnel is to be up.
+        server: the relay's address, when it is not the configuration's; trimmed, at most 512 characters.
+        service_name: the service's label, when it is not the configuration's.
+        transport: the transport's name, when it is not the configuration's. Any name: one that nobody knows is for
+            the supervisor to refuse (`unsupported_transport`), not for this file.
+        secret_ref: under which reference the keystore has the relay key.
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+    """
+
+    enabled: bool = attrs.field(default=False, validator=_validate)
+    server: str | None = attrs.field(default=None, converter=_none_when_empty, validator=_validate)
+    service_name: str | None = attrs.field(default=None, converter=_none_when_empty, validator=_validate)
+    transport: str | None = attrs.field(default=None, converter=_none_when_empty, validator=_validate)
+    secret_ref: str = attrs.field(default=DEFAULT_SECRET_REF, validator=_validate)
+
+
+@final
+class _RefusedError(ValueError):
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem: Final = problem
+
+
+def _checked(name: str) -> Any:
+    def structure(value: Any, _type: object) -> Any:
+        problem = _problem_with(name, value)
+        if problem is not None:
+            raise _RefusedError(problem)
+        return value
+
+    return override(struct_hook=structure)
+
+
+# Checked before the class checks again, so that all problems of a file are told at once. Keys that are none of ours
+# are let through: a newer gateway may have written them.
+_CONVERTER: Final = cattrs.Converter(detailed_validation=True)
+_CONVERTER.register_structure_hook(
+    Settings,
+    make_dict_structure_fn(
+        Settings,
+        _CONVERTER,
+        enabled=_checked("enabled"),
+        server=_checked("server"),
+        service_name=_checked("service_name"),
+        transport=_checked("transport"),
+        secret_ref=_checked("secret_ref"),
+    ),
+)
+
+
+def _trimmed(value: str | None) -> str | None:
+    return value.strip() if isinstance(value, str) else value
+
+
+def _validate_key(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not isinstance(value, RelayKey):
+        raise TypeError(f"key is a RelayKey, not {type(value).__name__}")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class SettingsUpdate:
+    """What a client wants changed.
+
+    Attributes:
+        enabled: switch the tunnel on or off; None leaves it.
+        server: the relay's address, trimmed, at most 512 characters; empty clears it, None leaves it.
+        key: a new relay key; None leaves what is stored.
+        clear_key: forget the stored key, unless there is a new one.
+    """
+
+    enabled: bool | None = attrs.field(default=None, validator=attrs.validators.optional(_validate))
+    server: str | None = attrs.field(default=None, converter=_trimmed, validator=_validate)
+    key: RelayKey | None = attrs.field(default=None, validator=_validate_key)
+    clear_key: bool = attrs.field(default=False, validator=_validate)
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> SettingsUpdate:
+        """Read the `UPDATE` object of the gateway contract. Unknown keys are ignored; absent and null mean unchanged.
+
+        Raises:
+            ValueError: naming each field that is malformed. It never quotes the key.
+        """
+        fields, problems = _read_wire(wire)
+        del wire  # it may hold the key: a traceback that shows local variables must not show it
+        if problems:
+            raise ValueError("; ".join(problems))
+        return cls(**fields)
+
+    @property
+    def deletes_key(self) -> bool:
+        """Whether the stored key is to be forgotten: a new key wins over `clear_key`."""
+        return self.clear_key and self.key is None
+
+    def apply_to(self, settings: Settings) -> Settings:
+        """`settings` with this change made. The key is no part of them."""
+        return attrs.evolve(
+            settings,
+            enabled=settings.enabled if self.enabled is None else self.enabled,
+            server=settings.server if self.server is None else self.server,
+        )
+
+
+def _read_wire(wire: object) -> tuple[dict[str, Any], list[str]]:
+    """The fields of an update and what is wrong with them. Never raises, so that no traceback has the key in it."""
+    if not isinstance(wire, Mapping):
+        return {}, [f"{_TABLE} is not an object"]
+    fields: dict[str, Any] = {}
+    problems: list[str] = []
+    for name in ("enabled", "server", "clear_key"):
+        value = wire.get(name)
+        if value is not None:
+            fields[name] = value
+            is_allowed, allowed = _RULES[name]
+            if not is_allowed(value):
+                # Not quoted: a client that mixes its fields up may have put the key here.
+                problems.append(f"{_TABLE}.{name} is not {allowed}")
+    if wire.get("key") is not None:
+        try:
+            fields["key"] = RelayKey(wire["key"])
+        except (TypeError, ValueError) as error:
+            problems.append(f"{_TABLE}.key: {error}")
+    return fields, problems
+
+
+@final
+@attrs.frozen(repr=False)
+class _Document:
+    """What was in the file: its bytes, its text without a byte order mark, what TOML makes of it, and our table.
+
+    It has no repr, as other tables hold other people's secrets; nor is it ever a local variable of a frame that raises.
+    """
+
+    content: bytes | None
+    text: str
+    data: dict[str, Any]
+    settings: Settings
+
+    @classmethod
+    def parse(cls, content: bytes | None) -> _Document | tuple[Problem, ...]:
+        """Read strictly, since what is not understood must not be written over. Never raises: see above."""
+        try:
+            text = (content or b"").decode().removeprefix(_BOM)
+            data = tomllib.loads(text)
+        except UnicodeDecodeError as error:
+            return (Problem(message=f"is not UTF-8 text, from byte {error.start}; mend or remove it"),)
+        except (ValueError, RecursionError) as error:
+            return (Problem(message=f"is not TOML: {hide_secrets(str(error))}; mend or remove it"),)
+        table = data.get(_TABLE, {})
+        if not isinstance(table, dict):
+            return (Problem(key=_TABLE, value=shown(_TABLE, table), message="allowed is a table"),)
+        try:
+            return cls(content, text, data, _CONVERTER.structure(table, Settings))
+        except cattrs.ClassValidationError as group:
+            refused = [error.problem for error in group.exceptions if isinstance(error, _RefusedError)]
+            return tuple(attrs.evolve(problem, key=f"{_TABLE}.{problem.key}") for problem in refused)
+
+
+@final
+class SettingsFile:
+    """`gateway-settings.toml`. Its methods block: call them in a thread.
+
+    Args:
+        path: the file. It need not exist; its folder must, when it is written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self._last: _Document | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self._path
+
+    def read(self) -> Settings:
+        """What the file says now. A file that is not there says the defaults.
+
+        Raises:
+            StorageError: the file cannot be read.
+            InvalidSettingsError: it is not TOML, or values in it are not allowed: each of the `problems` names file,
+                key path, value and what is allowed.
+        """
+        return self._load().settings
+
+    def update(self, change: Callable[[Settings], Settings]) -> Settings:
+        """Write what `change` makes of the settings, and nothing else.
+
+        Only the fields that `change` changes are written; one that becomes None is removed. If it changes none, the
+        file is not touched. What another program writes meanwhile is kept, and `change` is asked again on top of it:
+        so it may be called more than once.
+
+        Args:
+            change: what is there → what is to be there, `SettingsUpdate.apply_to` say.
+
+        Returns:
+            The settings as they are in the file now.
+
+        Raises:
+            StorageError: the file cannot be read, locked or written. It is left as it was; only when the very last
+                step, making the rename durable, failed is the new content there.
+            InvalidSettingsError: it is not TOML, or values in it are not allowed. It is left as it was.
+        """
+        here = self._load()
+        if change(here.settings) == here.settings:
+            return here.settings
+        with files.locked(self._path):
+            files.remove_temporaries(self._path)
+            for _ in range(_WRITE_ATTEMPTS):
+                here = self._load()
+                wanted = change(here.settings)
+                if wanted == here.settings:
+                    return wanted
+                written = self._edited(here, wanted)
+                if files.replace(
+                    self._path, memoryview(written.content or b""), still=functools.partial(self._is_still, here)
+                ):
+                    self._last = written
+                    return wanted
+        raise StorageError(f"{self._path} keeps being changed by another program; our change was not written")
+
+    def __repr__(self) -> str:
+        return f"SettingsFile({str(self._path)!r})"
+
+    def _content(self) -> bytes | None:
+        content = files.read(self._path, limit=_FILE_LIMIT)
+        return None if content is None else bytes(content)
+
+    def _load(self) -> _Document:
+        document = _Document.parse(self._content())
+        if isinstance(document, tuple):
+            raise refusal(attrs.evolve(problem, source=str(self._path)) for problem in document)
+        if self._last is not None and self._last.content != document.content:
+            _LOGGER.info("%s was changed by another program since we last read it; its change is kept", self._path)
+        self._last = document
+        return document
+
+    def _is_still(self, read: _Document) -> bool:
+        return self._content() == read.content
+
+    def _edited(self, here: _Document, wanted: Settings) -> _Document:
+        """What the file is going to hold: `wanted`, and all else as it is `here`."""
+        before, after = attrs.asdict(here.settings), attrs.asdict(wanted)
+        changes: dict[str, _Value] = {name: value for name, value in after.items() if value != before[name]}
+        written = _edit(here, changes)
+        if isinstance(written, str) or written.settings != wanted:
+            names = ", ".join(f"{_TABLE}.{name}" for name in changes)
+            reason = written if isinstance(written, str) else "not what was asked for"
+            raise StorageError(
+                f"{self._path} cannot be changed while all else in it stays as it is ({reason}); "
+                f"change {names} there by hand"
+            )
+        return written
+
+
+def _edit(here: _Document, changes: Mapping[str, _Value]) -> _Document | str:
+    """`here` with `changes` made, or why that could not be done. Never raises: the frames would show the file."""
+    text = here.text
+    try:
+        for name, value in changes.items():
+            text = _with_value(text, name, value)
+    except Exception as error:  # noqa: BLE001 (whatever a document does to tomlkit, the file stays as it is)
+        return type(error).__name__
+    bom = _BOM.encode() if (here.content or b"").startswith(_BOM.encode()) else b""
+    written = _Document.parse(bom + text.encode())
+    if isinstance(written, tuple):
+        return "; ".join(map(str, written))
+    if _without_fields(written.data, changes) != _without_fields(here.data, changes):
+        return "something else would change"
+    return written
+
+
+def _without_fields(data: dict[str, Any], names: Mapping[str, _Value]) -> tuple[dict[str, str], dict[str, str]]:
+    """All that must not change, in a form that can be compared: the other tables, and ours less `names`.
+
+    By repr, since two nan are never equal. The order of keys within a table may differ.
+    """
+    rest = {name: repr(value) for name, value in data.items() if name != _TABLE}
+    ours = {name: repr(value) for name, value in data.get(_TABLE, {}).items() if name not in names}
+    return rest, ours
+
+
+def _with_value(text: str, name: str, value: _Value) -> str:
+    """`text` with one field of our table set, or removed when `value` is None."""
+    if value is None:
+        return _without_key(text, name)
+    document = tomlkit.parse(text)
+    table: Any = document.get(_TABLE, {})
+    rendered = tomlkit.item(value).as_string()
+    if name in table:
+        start, end = _span(text, name)
+        return text[:start] + rendered + text[end:]
+    if isinstance(table, tomlkit.items.InlineTable):
+        if not table:
+            start, end = _span(text)
+            return f"{text[:start]}{{ {name} = {rendered} }}{text[end:]}"
+        _, end = _span(text, list(table)[-1])
+        return f"{text[:end]}, {name} = {rendered}{text[end:]}"
+    newline = "\r\n" if text.partition("\n")[0].endswith("\r") else "\n"
+    ended = text if not text or text.endswith("\n") else text + newline
+    appended = f"{ended}{newline if ended else ''}[{_TABLE}]{newline}{name} = {rendered}{newline}"
+    # TOML refuses a second header of our table, as it does one for a table that stands in dotted keys.
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        tomllib.loads(appended)
+        return appended
+    table[name] = value
+    return _as_insertion(text, document.as_string(), newline)
+
+
+def _without_key(text: str, name: str) -> str:
+    """`text` without one field of our table; a comment behind the value stays, on a line of its own."""
+    document = tomlkit.parse(text)
+    table: Any = document[_TABLE]
+    if isinstance(table, tomlkit.items.InlineTable):
+        start, end = _span(text)
+        table.remove(name)
+        return text[:start] + table.as_string() + text[end:]
+    start, end = _span(text, name)
+    line = text.rfind("\n", 0, start) + 1
+    newline = text.find("\n", end)
+    next_line = len(text) if newline == -1 else newline + 1
+    indent = text[line : line + len(text[line:]) - len(text[line:].lstrip(" \t"))]
+    comment = text[end:next_line].lstrip(" \t")
+    return text[:line] + (indent + comment if comment.startswith("#") else "") + text[next_line:]
+
+
+def _span(text: str, name: str | None = None) -> tuple[int, int]:
+    """Where the value of one field of our table, or of the whole table written inline, stands in `text`."""
+    document = tomlkit.parse(text)
+    mark = f"mark-{secrets.token_hex(16)}"
+    if name is None:
+        document[_TABLE] = mark
+    else:
+        table: Any = document[_TABLE]
+        table[name] = mark
+    before, _, after = document.as_string().partition(tomlkit.item(mark).as_string())
+    start, end = len(before), len(text) - len(after)
+    if start > end or not text.startswith(before) or not text.endswith(after):
+        raise ValueError("the text around the value is not kept")
+    return start, end
+
+
+def _as_insertion(old: str, new: str, newline: str) -> str:
+    """`new`, which has to be `old` with something put in at one place; what was put in gets the file's line ends."""
+    start = next((at for at, (was, now) in enumerate(zip(old, new, strict=False)) if was != now), len(old))
+    end = start + len(new) - len(old)
+    if end < start or new[end:] != old[start:]:
+        raise ValueError("the text around the new field is not kept")
+    return new[:start] + new[start:end].replace("\n", newline) + new[end:]

@@ -1,0 +1,224 @@
+"""The restart loop: one generation of a tunnel, from `starting` to its final failure or to being cancelled.
+
+    while True:
+        run a transport in a nursery of its own, until it raises
+        final?       say so, and raise
+        otherwise    say so, wait as the policy has it, and go round
+
+It reads top to bottom. What a failure means is what the `TunnelError` says; how long to wait is what `restart_policy`
+says; here they meet a clock and become statuses. A generation is over, with all its tasks, when `run` has ended.
+
+Neighbours: transports below the seam; `Tunnel` and `RemoteAccess` above.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Any, Final, NoReturn, final
+
+import attrs
+import trio
+
+from .errors import LocalGatewayError, RestartLimitError, TunnelError, UnknownError
+from .groups import lone_error_bare
+from .restart_policy import Ending, RestartPolicy, Restarts
+from .status import ErrorKind, State, Status, StatusFeed
+from .transports.seam import Deliver, Event, LocalDialFailed, LocalDialOk, RoundTrip, Serve, Session, Target
+
+__all__ = ["Supervisor", "announce"]
+
+LOCAL_FAILURES: Final = 3
+"""Local dials in a row that have to fail before the status says so."""
+
+PROBE_INTERVAL: Final = 5.0
+
+_log: Final = logging.getLogger("pioneer_tunnel.supervisor")
+
+
+def announce(feed: StatusFeed, wall_clock: Callable[[], float], status: Status) -> None:
+    """Publish `status` as of now: its `updated_at_unix` moves when it says something else than the one before."""
+    current = feed.current
+    same = status.says_the_same_as(current)
+    since = current.updated_at_unix if same and current.updated_at_unix is not None else int(wall_clock())
+    feed.publish(attrs.evolve(status, updated_at_unix=since))
+
+
+@final
+class Supervisor:
+    """One generation.
+
+    Args:
+        serve: the transport.
+        target: what it connects to.
+        deliver: takes visitors' streams.
+        feed: where statuses go.
+        policy: when to try again.
+        random: where jitter comes from.
+        wall_clock: seconds since 1970, for the `*_unix` fields alone.
+        probe: checks that the local gateway is there, raising `LocalGatewayError`; None where there is none to check.
+    """
+
+    def __init__(
+        self,
+        serve: Serve,
+        target: Target,
+        deliver: Deliver,
+        *,
+        feed: StatusFeed,
+        policy: RestartPolicy,
+        random: Random,
+        wall_clock: Callable[[], float],
+        probe: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._serve: Final = serve
+        self._target: Final = target
+        self._deliver: Final = deliver
+        self._feed: Final = feed
+        self._restarts: Final = Restarts(policy, random)
+        self._wall_clock: Final = wall_clock
+        self._probe: Final = probe
+        self._attempt = 0
+        self._session: Session | None = None
+        self._round_trip: float | None = None
+        self._connected_at: float | None = None
+        self._local_failures = 0
+        self._local_failing = trio.Event()
+        self._retry_now = trio.Event()
+        self._over = False
+
+    async def run(self) -> NoReturn:
+        """Keep the tunnel up.
+
+        Raises:
+            TunnelError: a final one, after its status was published.
+            trio.Cancelled: when cancelled, with nothing left behind. No status is published then.
+        """
+        self._publish(State.STARTING)
+        try:
+            while True:
+                failure = await self._attempt_once()
+                if failure.final:
+                    self._publish(State.FAILED, failure)
+                    raise failure
+                delay = self._restarts.after(
+                    Ending(
+                        connected_for=self._connected_for(),
+                        retry_after=failure.retry_after,
+                        retry_slowly=failure.retry_slowly,
+                    )
+                )
+                if delay is None:
+                    limit = RestartLimitError(
+                        f"gave up after {self._restarts.used - 1} restarts; the last cause: {failure}"
+                    )
+                    self._publish(State.FAILED, limit)
+                    raise limit from failure
+                await self._wait(delay, failure)
+        finally:
+            self._over = True
+
+    def retry_now(self) -> None:
+        """Cut short the wait for the next attempt, if there is one."""
+        self._retry_now.set()
+
+    def report(self, event: Event) -> None:
+        """Take an event of the transport, or of the forwarding to the local gateway. Late ones change nothing."""
+        if self._over or self._connected_at is None:
+            return
+        match event:
+            case RoundTrip(seconds=seconds):
+                self._round_trip = seconds
+                self._feed.publish(attrs.evolve(self._feed.current, relay_rtt_ms=round(seconds * 1000, 3)))
+            case LocalDialFailed(message=message):
+                self._local_failures += 1
+                if self._local_failures >= LOCAL_FAILURES:
+                    self._publish(State.CONNECTED, LocalGatewayError(message))
+                    self._local_failing.set()
+            case LocalDialOk():
+                self._local_answers()
+
+    async def _attempt_once(self) -> TunnelError:
+        """Bring the tunnel up and keep it until it fails; returns why."""
+        self._attempt += 1
+        self._connected_at = None
+        if self._attempt > 1:
+            # The state and the cause stay as they are; what is no longer true is that a retry is planned.
+            self._feed.publish(attrs.evolve(self._feed.current, attempt=self._attempt, retry_at_unix=None))
+        try:
+            if self._probe is not None and self._session is None:
+                await self._probe()
+            with lone_error_bare():
+                async with trio.open_nursery() as nursery:
+                    session = await nursery.start(
+                        functools.partial(self._serve, self._target, self._deliver, self.report)
+                    )
+                    self._connected(session)
+                    if self._probe is not None:
+                        nursery.start_soon(self._watch_local_gateway)
+            return UnknownError("the transport ended without a reason")  # it broke its promise not to return
+        except TunnelError as error:
+            return error
+        except Exception as error:  # noqa: BLE001  # whatever it is, the gateway has to stay reachable
+            _log.exception("an unforeseen failure of the tunnel; it will be tried again")
+            unknown = UnknownError(f"an unforeseen failure, see the log: {type(error).__name__}")
+            unknown.__cause__ = error
+            return unknown
+
+    def _connected(self, session: Session) -> None:
+        self._session = session
+        self._connected_at = trio.current_time()
+        self._local_failures = 0
+        self._local_failing = trio.Event()
+        self._publish(State.CONNECTED)
+
+    def _connected_for(self) -> float | None:
+        return None if self._connected_at is None else trio.current_time() - self._connected_at
+
+    async def _wait(self, delay: float, failure: TunnelError) -> None:
+        state = State.FAILED if self._session is None else State.RECONNECTING
+        self._round_trip = None
+        # Rounded up: whoever waits for this moment by a clock of whole seconds does not come early.
+        self._publish(state, failure, retry_at_unix=math.ceil(self._wall_clock() + delay))
+        self._retry_now = trio.Event()
+        with trio.move_on_after(delay):
+            await self._retry_now.wait()
+
+    async def _watch_local_gateway(self) -> NoReturn:
+        """While local dials fail, ask every 5 seconds whether the local gateway is back."""
+        assert self._probe is not None
+        while True:
+            # No deadline: it is set when something goes wrong.
+            await self._local_failing.wait()
+            await trio.sleep(PROBE_INTERVAL)
+            try:
+                await self._probe()
+            except LocalGatewayError:
+                continue
+            self._local_answers()
+
+    def _local_answers(self) -> None:
+        self._local_failures = 0
+        if self._local_failing.is_set():
+            self._local_failing = trio.Event()
+            self._publish(State.CONNECTED)
+
+    def _publish(self, state: State, error: TunnelError | None = None, **fields: Any) -> None:
+        session = self._session
+        kind: ErrorKind | None = None if error is None else error.kind
+        announce(
+            self._feed,
+            self._wall_clock,
+            Status(
+                state=state,
+                error_kind=kind,
+                message=None if error is None else str(error),
+                public_url=None if session is None or (error is not None and error.final) else session.public_url,
+                attempt=self._attempt or None,
+                relay_rtt_ms=None if self._round_trip is None else round(self._round_trip * 1000, 3),
+                **fields,
+            ),
+        )

@@ -1,0 +1,14 @@
+"""Transports: ways to be a tunnel, by the names that a configuration uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from . import websocket
+from .seam import Deliver, Event, Report, Serve, Session, Target
+
+__all__ = ["TRANSPORTS", "Deliver", "Event", "Report", "Serve", "Session", "Target"]
+
+TRANSPORTS: Final[Mapping[str, Serve]] = {"websocket": websocket.serve}
+"""The transports that this installation has."""

@@ -1,0 +1,252 @@
+"""The tunnel: a Trio listener for visitors who come through a relay. START READING HERE.
+
+    async with open_tunnel("wss://relay.example.com", key=RelayKey("...")) as tunnel:
+        await trio.serve_listeners(handler, [tunnel])
+
+A visitor's bytes take one way through the house:
+
+    visitor ─ relay ═ WebSocket ═ link ─ yamux ─ Tunnel ─ handler, or `forward` to a local gateway
+
+`transports` has the left part of that way, `yamux` the middle; `supervisor` keeps it up and tells `status` where it
+stands. A `Tunnel` outlives its connections: while the supervisor redials, `accept` just waits.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Final, final
+
+import attrs
+import trio
+
+from .address import RelayAddress
+from .dialer import Dialer, client_tls, dial_tcp
+from .errors import InvalidSettingsError, TunnelError
+from .groups import leaves
+from .identity import PublicKey, RelayKey
+from .restart_policy import RestartPolicy
+from .status import State, Status, StatusFeed
+from .supervisor import Supervisor, announce
+from .transports import TRANSPORTS, Serve, Target
+from .tunnel_stream import TunnelStream
+from .websocket import EngineName
+from .yamux import Limits
+
+__all__ = ["Tunnel", "open_tunnel"]
+
+DEFAULT_SERVICE: Final = "pioneer_gateway"
+DEFAULT_BACKLOG: Final = 256
+
+
+@final
+class Tunnel(trio.abc.Listener[TunnelStream]):
+    """A listener whose streams are visitors of a relay. Made by `open_tunnel`.
+
+    Not promised: an order among visitors who come at the same moment.
+    """
+
+    def __init__(self, feed: StatusFeed, supervisor: Callable[[Tunnel], Supervisor], backlog: int) -> None:
+        self._feed: Final = feed
+        self._deliver, self._visitors = trio.open_memory_channel[TunnelStream](backlog)
+        self._failure: TunnelError | None = None
+        self._supervisor: Final = supervisor(self)
+
+    @property
+    def status(self) -> Status:
+        """Where the tunnel stands now."""
+        return self._feed.current
+
+    @property
+    def history(self) -> tuple[Status, ...]:
+        """The last 256 statuses, oldest first."""
+        return self._feed.history
+
+    @property
+    def public_url(self) -> str | None:
+        """Where visitors come in, as the relay told; None before the first connect."""
+        return self._feed.current.public_url
+
+    def watch(self) -> AsyncIterator[Status]:
+        """The status now, then the newest after each change; ends after `stopped`. Slow watchers skip, never block."""
+        return self._feed.watch()
+
+    async def wait_connected(self) -> Status:
+        """Wait until the tunnel is up. There is no deadline: the tunnel keeps trying; set one with `trio.fail_after`.
+
+        Raises:
+            TunnelError: the tunnel has failed for good.
+            trio.ClosedResourceError: it was closed.
+        """
+        async for status in self._feed.watch():
+            if self._failure is not None:
+                raise self._failure
+            if status.state is State.CONNECTED:
+                return status
+        raise trio.ClosedResourceError("the tunnel was closed")
+
+    async def accept(self) -> TunnelStream:
+        """Wait for the next visitor, through reconnects, for as long as it takes.
+
+        Raises:
+            TunnelError: the tunnel has failed for good; each call raises the same one.
+            trio.ClosedResourceError: it was closed.
+        """
+        while True:
+            try:
+                stream = await self._visitors.receive()
+            except trio.EndOfChannel:
+                assert self._failure is not None
+                raise self._failure from self._failure.__cause__
+            if stream.usable:
+                stream.acknowledge()
+                return stream
+            # The visitor left while it waited.
+
+    def retry_now(self) -> None:
+        """Try to connect at once, if the tunnel is waiting to. For a host that knows that the network is back."""
+        self._supervisor.retry_now()
+
+    async def aclose(self) -> None:
+        """Accept no more. The connection itself ends with the `async with` of `open_tunnel`."""
+        self._visitors.close()
+        await trio.lowlevel.checkpoint()
+
+    def deliver(self, stream: TunnelStream) -> None:
+        """Take a visitor's stream; the supervisor's transport calls this.
+
+        Raises:
+            trio.WouldBlock: the backlog is full, or nobody accepts any more.
+        """
+        try:
+            self._deliver.send_nowait(stream)
+        except trio.BrokenResourceError:
+            raise trio.WouldBlock from None
+
+    async def _run(self) -> None:
+        try:
+            await self._supervisor.run()
+        except TunnelError as error:
+            self._failure = error
+            self._deliver.close()
+
+    def __repr__(self) -> str:
+        return f"<Tunnel {self._feed.current.state}>"
+
+
+@asynccontextmanager
+async def open_tunnel(
+    relay: str | RelayAddress,
+    *,
+    key: RelayKey,
+    service: str = DEFAULT_SERVICE,
+    instance: str | None = None,
+    ca_file: Path | str | None = None,
+    relay_identity: PublicKey | str | None = None,
+    restart: RestartPolicy | None = None,
+    connect_timeout: float = 10.0,
+    backlog: int = DEFAULT_BACKLOG,
+    limits: Limits | None = None,
+    dial: Dialer = dial_tcp,
+    transport: Serve | None = None,
+    websocket_engine: EngineName | None = None,
+    random: Random | None = None,
+    wall_clock: Callable[[], float] = time.time,
+) -> AsyncIterator[Tunnel]:
+    """Keep a tunnel to `relay` open for the length of an `async with`.
+
+    It is entered at once, without waiting for the relay (`Tunnel.wait_connected` does); on the way out the relay is
+    told goodbye, for a second at most, and no task or socket is left behind. Exceptions of the body come out as they
+    are, not in groups.
+
+    Args:
+        relay: a `ws://` or `wss://` URL; a bare `host:port` is dialled as `wss://`.
+        key: proves this gateway to the relay. It is never sent.
+        service: the service label.
+        instance: tells this gateway from another one with the same key; by default a random one for this tunnel.
+        ca_file: PEM certificates to trust beside the system's.
+        relay_identity: the only relay to accept, as `ed25519:...`; by default any that TLS accepts.
+        restart: when to try again (default `RestartPolicy()`).
+        connect_timeout: seconds for each step of connecting (default 10).
+        backlog: visitors that may wait for `accept`; more are reset (default 256).
+        limits: what the session may cost in memory (default `Limits()`).
+        dial: how TCP connections come about, for hosts with a network of their own, and for tests.
+        transport: what carries the tunnel (default: the native one).
+        websocket_engine: `"websockets"` or `"trio-websocket"`; by default the fastest that is installed.
+        random: where jitter comes from; a seeded one makes delays repeat.
+        wall_clock: seconds since 1970, for the `*_unix` fields of statuses.
+
+    Raises:
+        InvalidSettingsError: an address, identity or file that cannot be used. What a relay has to say of the key
+            is not raised here, but by `Tunnel.accept` and `Tunnel.wait_connected`.
+    """
+    target = Target(
+        address=_address(relay),
+        key=key,
+        service=service,
+        instance=instance if instance is not None else secrets.token_hex(16),
+        relay_identity=_identity(relay_identity),
+        make_tls=partial(client_tls, None if ca_file is None else Path(ca_file)),
+        connect_timeout=connect_timeout,
+        dial=dial,
+        limits=limits or Limits(),
+        websocket_engine=websocket_engine,
+    )
+    feed = StatusFeed(Status(state=State.STARTING, updated_at_unix=int(wall_clock())))
+    tunnel = Tunnel(
+        feed,
+        lambda tunnel: Supervisor(
+            transport or TRANSPORTS["websocket"],
+            target,
+            tunnel.deliver,
+            feed=feed,
+            policy=restart or RestartPolicy(),
+            random=random or Random(),  # noqa: S311  # jitter, no secret
+            wall_clock=wall_clock,
+        ),
+        backlog,
+    )
+    raised: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tunnel._run)
+            try:
+                yield tunnel
+            except BaseException as error:  # noqa: BLE001  # raised again below, out of the nursery's reach
+                raised = error
+            nursery.cancel_scope.cancel()
+    except BaseException:
+        if raised is None:
+            raise
+    finally:
+        tunnel._visitors.close()
+        announce(feed, wall_clock, attrs.evolve(feed.current, state=State.STOPPED, error_kind=None, message=None))
+        feed.end()
+    if raised is not None:
+        if tunnel._failure is not None and all(leaf is tunnel._failure for leaf in leaves(raised)):
+            # `trio.serve_listeners` has put it in a group.
+            raise tunnel._failure from tunnel._failure.__cause__
+        raise raised
+
+
+def _address(relay: str | RelayAddress) -> RelayAddress:
+    if isinstance(relay, str):
+        try:
+            relay = RelayAddress.parse(relay)
+        except ValueError as error:
+            raise InvalidSettingsError(str(error)) from None
+    return relay if relay.scheme is not None else relay.with_scheme("wss")
+
+
+def _identity(text: PublicKey | str | None) -> PublicKey | None:
+    if not isinstance(text, str):
+        return text
+    try:
+        return PublicKey.parse(text)
+    except ValueError as error:
+        raise InvalidSettingsError(f"relay_identity: {error}") from None

@@ -1,0 +1,112 @@
+"""What a WebSocket is to the rest of the house: whole messages, sent by one task and received by one.
+
+Neighbours: the engines implement `WebSocket`; `link` carries yamux over it; the handshake speaks text over it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Final, TypeAlias, final
+
+import attrs
+import trio
+
+from ..address import RelayAddress
+
+__all__ = ["MAX_BINARY", "MAX_TEXT", "Message", "Opening", "WebSocket", "WebSocketClosed", "WebSocketRefused"]
+
+Message: TypeAlias = bytes | bytearray | str
+
+MAX_BINARY: Final = 1024 * 1024
+MAX_TEXT: Final = 16 * 1024
+READ_SIZE: Final = 256 * 1024
+MAX_QUEUED_PONGS: Final = 256
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Opening:
+    """What both sides of a WebSocket have to agree on.
+
+    Attributes:
+        subprotocol: the only one that is offered, and the only one that is taken.
+        address: where the client dials; for the `Host` header and the path.
+        agent: the client's `User-Agent`.
+    """
+
+    subprotocol: str
+    address: RelayAddress | None = None
+    agent: str = ""
+
+
+class WebSocketClosed(trio.BrokenResourceError):
+    """The other end closed the WebSocket with a close frame, or this end did because a rule was broken.
+
+    Attributes:
+        code: the close code; 1005 when the frame had none.
+        reason: what the close frame said, as it was sent: somebody else's text.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"the WebSocket was closed with code {code}{f' ({reason})' if reason else ''}")
+        self.code = code
+        self.reason = reason
+
+
+class WebSocketRefused(Exception):
+    """The opening did not end in a WebSocket.
+
+    Attributes:
+        status: the HTTP status; None when what came was not HTTP.
+        location: where a redirect wanted to go.
+        retry_after: the `Retry-After` header.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, location: str | None = None, retry_after: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.location = location
+        self.retry_after = retry_after
+
+
+class WebSocket(trio.abc.AsyncResource):
+    """An open WebSocket. One task sends and one receives; pings are answered without either.
+
+    Attributes:
+        subprotocol: the one that was agreed on.
+    """
+
+    subprotocol: str | None
+
+    @abstractmethod
+    async def send(self, messages: Sequence[bytes | str]) -> None:
+        """Send each message, in order, in as few writes as the engine can.
+
+        Raises:
+            trio.BrokenResourceError: the WebSocket is closed or broken. Cancelled half way, it is good for nothing
+                but `aclose`.
+        """
+
+    @abstractmethod
+    async def receive(self) -> list[Message]:
+        """Wait for messages and return those that have come, at least one. A binary message may come in pieces.
+
+        Raises:
+            WebSocketClosed: the WebSocket was closed. Also when the other end broke a rule of RFC 6455 or sent more
+                than 1 MiB of binary or 16 KiB of text; it has been told by the code.
+            trio.BrokenResourceError: the connection ended without a close frame.
+        """
+
+    @abstractmethod
+    async def close(self, code: int, reason: str = "") -> None:
+        """Send a close frame, if none was sent, and wait for the answer and the end of the connection.
+
+        The caller sets the deadline. Never raises for a connection that is gone already.
+        """
+
+    async def aclose(self) -> None:
+        """Close with code 1000 and let go of the stream; cancelled, let go of it at once."""
+        await self.close(1000)

@@ -1,0 +1,79 @@
+"""A link of bytes over one WebSocket: binary messages carry the bytes, text goes aside.
+
+Message borders mean nothing to what the bytes are. Sent messages stay within 64 KiB, so that a receiver with small
+buffers, and any proxy in between, is served as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, final
+
+from ..link import Bytes, Link
+from ..streams import WatchedStream
+from .connection import WebSocket
+
+__all__ = ["WebSocketLink"]
+
+MESSAGE_SIZE: Final = 64 * 1024
+
+
+@final
+class WebSocketLink(Link):
+    """yamux's bytes as binary messages of `websocket`.
+
+    Args:
+        websocket: closed with this.
+        watched: the stream below it, which sees every byte.
+        on_text: called with each text message; what it raises comes out of `receive`.
+
+    Attributes:
+        close_code, close_reason: what `aclose` says.
+    """
+
+    def __init__(self, websocket: WebSocket, watched: WatchedStream, on_text: Callable[[str], None]) -> None:
+        self._websocket: Final = websocket
+        self._watched: Final = watched
+        self._on_text: Final = on_text
+        self.close_code = 1000
+        self.close_reason = ""
+
+    @property
+    def last_received(self) -> float:
+        return self._watched.last_received
+
+    async def send(self, chunks: Sequence[Bytes]) -> None:
+        await self._websocket.send(pack(chunks))
+
+    async def receive(self) -> Sequence[Bytes]:
+        received: list[Bytes] = []
+        while not received:
+            for message in await self._websocket.receive():
+                if isinstance(message, str):
+                    self._on_text(message)
+                else:
+                    received.append(message)
+        return received
+
+    async def aclose(self) -> None:
+        await self._websocket.close(self.close_code, self.close_reason)
+
+
+def pack(chunks: Sequence[Bytes]) -> list[bytes]:
+    """Join `chunks` to messages of at most 64 KiB, cutting a chunk only when it is larger than a message."""
+    messages: list[bytes] = []
+    parts: list[Bytes] = []
+    size = 0
+    for chunk in chunks:
+        if size + len(chunk) > MESSAGE_SIZE and parts:
+            messages.append(b"".join(parts))
+            parts, size = [], 0
+        if len(chunk) > MESSAGE_SIZE:
+            view = memoryview(chunk)
+            messages += (bytes(view[start : start + MESSAGE_SIZE]) for start in range(0, len(view), MESSAGE_SIZE))
+        else:
+            parts.append(chunk)
+            size += len(chunk)
+    if parts:
+        messages.append(b"".join(parts))
+    return messages

@@ -1,0 +1,205 @@
+"""The engine over `trio-websocket`, which is always installed.
+
+What it does not do, we do around it: it is handed a stream that we made and close ourselves, it reads in large
+pieces, and an opening that it would wait for without end is watched from below (`_OpeningWatch`), since it tells
+neither of a connection that ends without an answer nor of an answer whose body never ends.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, NoReturn, final
+
+import trio
+from trio_websocket import (
+    ConnectionClosed,
+    ConnectionRejected,
+    HandshakeError,
+    WebSocketConnection,
+    WebSocketRequest,
+    wrap_client_stream,
+    wrap_server_stream,
+)
+
+from ..groups import lone_error_bare
+from ..status import clean_message
+from .connection import (
+    MAX_BINARY,
+    MAX_TEXT,
+    READ_SIZE,
+    Message,
+    Opening,
+    WebSocket,
+    WebSocketClosed,
+    WebSocketRefused,
+)
+
+__all__ = ["accept", "connect"]
+
+_MAX_ANSWER: Final = 16 * 1024
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]")
+
+
+@asynccontextmanager
+async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[WebSocket]:
+    """See `Engine.connect`."""
+    assert opening.address is not None
+    watch = _OpeningWatch(stream)
+    async with _kept(stream) as nursery:
+        try:
+            with lone_error_bare():
+                async with trio.open_nursery() as until_open:
+                    until_open.start_soon(watch.raise_when_refused)
+                    connection = await wrap_client_stream(
+                        nursery,
+                        watch,  # type: ignore[arg-type]  # any stream will do, as its documentation says
+                        opening.address.audience,
+                        opening.address.path,
+                        subprotocols=[opening.subprotocol],
+                        extra_headers=[(b"User-Agent", opening.agent.encode())],
+                        max_message_size=MAX_BINARY,
+                        receive_buffer_size=READ_SIZE,
+                    )
+                    watch.open = True
+                    until_open.cancel_scope.cancel()
+        except HandshakeError as error:
+            raise watch.refusal(error) from error
+        yield TrioWebSocket(watch, connection)
+
+
+@asynccontextmanager
+async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[WebSocket]:
+    """See `Engine.accept`."""
+    watch = _OpeningWatch(stream)
+    async with _kept(stream) as nursery:
+        with lone_error_bare():
+            async with trio.open_nursery() as until_open:
+                until_open.start_soon(watch.raise_when_refused)
+                request: WebSocketRequest = await wrap_server_stream(
+                    nursery, watch, max_message_size=MAX_BINARY, receive_buffer_size=READ_SIZE
+                )
+                offered = opening.subprotocol in request.proposed_subprotocols
+                connection = await request.accept(subprotocol=opening.subprotocol if offered else None)
+                watch.open = True
+                until_open.cancel_scope.cancel()
+        yield TrioWebSocket(watch, connection)
+
+
+@asynccontextmanager
+async def _kept(stream: trio.abc.Stream) -> AsyncIterator[trio.Nursery]:
+    """A nursery for the engine's reader; let go of the stream at the end, whatever happened."""
+    try:
+        with lone_error_bare():
+            async with trio.open_nursery() as nursery:
+                yield nursery
+                nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.aclose_forcefully(stream)
+
+
+@final
+class TrioWebSocket(WebSocket):
+    def __init__(self, stream: trio.abc.Stream, connection: WebSocketConnection) -> None:
+        self.subprotocol = connection.subprotocol
+        self._stream: Final = stream
+        self._connection: Final = connection
+
+    async def send(self, messages: Sequence[bytes | str]) -> None:
+        try:
+            for message in messages:
+                await self._connection.send_message(message)
+        except ConnectionClosed as error:
+            raise _closed(error) from None
+
+    async def receive(self) -> list[Message]:
+        try:
+            message = await self._connection.get_message()
+            if isinstance(message, str) and len(message) > MAX_TEXT:
+                await self._connection.aclose(1009, f"text of more than {MAX_TEXT} bytes")
+                raise WebSocketClosed(1009, f"text of more than {MAX_TEXT} bytes")
+        except ConnectionClosed as error:
+            raise _closed(error) from None
+        return [message]
+
+    async def close(self, code: int, reason: str = "") -> None:
+        try:
+            await self._connection.aclose(code, reason)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            # After a remote close the engine leaves the stream open.
+            await trio.aclose_forcefully(self._stream)
+
+
+def _closed(error: ConnectionClosed) -> trio.BrokenResourceError:
+    reason = error.reason
+    if reason is None or reason.code == 1006:
+        return trio.BrokenResourceError("the connection ended without a close frame")
+    return WebSocketClosed(reason.code, clean_message(reason.reason or ""))
+
+
+@final
+class _OpeningWatch(trio.abc.Stream):
+    """The stream below the engine, with an eye on the opening.
+
+    The engine reads on for as long as it has hope. This keeps the first bytes of the answer and raises, in a task of
+    its own, when the stream has ended or when the answer is complete enough to see that it is a refusal.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.transport_stream: Final = stream
+        self.open = False
+        self._answer = b""
+        self._over: Final = trio.Event()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        if self.open:
+            return await self.transport_stream.receive_some(max_bytes)
+        try:
+            data = await self.transport_stream.receive_some(max_bytes)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._over.set()
+            raise
+        self._answer = (self._answer + data)[:_MAX_ANSWER]
+        status = _STATUS_LINE.match(self._answer)
+        if not data or (status and status[1] != b"101" and b"\r\n\r\n" in self._answer):
+            self._over.set()
+        return data
+
+    async def raise_when_refused(self) -> NoReturn:
+        # The caller of the opening sets the deadline.
+        await self._over.wait()
+        raise self.refusal(None)
+
+    def refusal(self, error: HandshakeError | None) -> Exception:
+        """What to raise for an opening that failed, from what the other end answered."""
+        status = _STATUS_LINE.match(self._answer)
+        if status and status[1] != b"101":
+            return WebSocketRefused(
+                f"HTTP status {status[1].decode()}",
+                status=int(status[1]),
+                location=self._header(b"location"),
+                retry_after=self._header(b"retry-after"),
+            )
+        if isinstance(error, ConnectionRejected):
+            return WebSocketRefused(f"HTTP status {error.status_code}", status=error.status_code)
+        if self._answer:
+            return WebSocketRefused("did not receive a valid HTTP response")
+        return trio.BrokenResourceError("the connection ended without an answer")
+
+    def _header(self, name: bytes) -> str | None:
+        found = re.search(rb"\r\n" + name + rb":[ \t]*([^\r\n]*)", self._answer, re.IGNORECASE)
+        return found[1].decode("latin-1").strip() if found else None
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.transport_stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.transport_stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        self._over.set()
+        await self.transport_stream.aclose()

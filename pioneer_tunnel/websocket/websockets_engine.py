@@ -1,0 +1,230 @@
+"""The engine over the `websockets` package: its sans-I/O protocol, with masking in C, on a Trio stream.
+
+Only the public sans-I/O classes are used. Whoever sends takes a lock; the answers to pings and closes, which come
+about while receiving, are sent by a task of their own, so that the receiver never waits for the sender.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, NoReturn, final
+
+import trio
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidStatus
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
+
+from ..groups import lone_error_bare
+from ..status import clean_message
+from .connection import (
+    MAX_BINARY,
+    MAX_QUEUED_PONGS,
+    MAX_TEXT,
+    READ_SIZE,
+    Message,
+    Opening,
+    WebSocket,
+    WebSocketClosed,
+    WebSocketRefused,
+)
+
+__all__ = ["accept", "connect"]
+
+# At DEBUG the package logs what it carries, and that may be a proof or somebody's token.
+_SILENT: Final = logging.getLogger("pioneer_tunnel.websocket.silent")
+_SILENT.setLevel(logging.CRITICAL + 1)
+
+
+@asynccontextmanager
+async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[WebSocket]:
+    """See `Engine.connect`."""
+    assert opening.address is not None
+    protocol = ClientProtocol(
+        parse_uri(str(opening.address)),
+        subprotocols=[Subprotocol(opening.subprotocol)],
+        max_size=MAX_BINARY,
+        logger=_SILENT,
+    )
+    request = protocol.connect()
+    request.headers["User-Agent"] = opening.agent
+    protocol.send_request(request)
+    websocket = WebsocketsWebSocket(stream, protocol)
+    async with _kept(websocket, stream):
+        await websocket.flush()
+        while protocol.state is State.CONNECTING and protocol.handshake_exc is None:
+            await websocket.receive_bytes()
+        if protocol.handshake_exc is not None:
+            raise _refusal(protocol.handshake_exc)
+        yield websocket
+
+
+@asynccontextmanager
+async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[WebSocket]:
+    """See `Engine.accept`."""
+    protocol = ServerProtocol(subprotocols=[Subprotocol(opening.subprotocol)], max_size=MAX_BINARY, logger=_SILENT)
+    websocket = WebsocketsWebSocket(stream, protocol)
+    async with _kept(websocket, stream):
+        while websocket.request is None and protocol.handshake_exc is None:
+            await websocket.receive_bytes()
+        if websocket.request is not None:
+            protocol.send_response(protocol.accept(websocket.request))
+        await websocket.flush()
+        if protocol.handshake_exc is not None:
+            raise WebSocketRefused(clean_message(f"not a WebSocket request: {protocol.handshake_exc}"))
+        yield websocket
+
+
+@asynccontextmanager
+async def _kept(websocket: WebsocketsWebSocket, stream: trio.abc.Stream) -> AsyncIterator[None]:
+    """Answer pings meanwhile; let go of the stream at the end, whatever happened."""
+    try:
+        with lone_error_bare():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(websocket.send_replies)
+                yield
+                nursery.cancel_scope.cancel()
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+@final
+class WebsocketsWebSocket(WebSocket):
+    def __init__(self, stream: trio.abc.Stream, protocol: ClientProtocol | ServerProtocol) -> None:
+        self.request: Request | None = None
+        self._stream: Final = stream
+        self._protocol: Final = protocol
+        self._inbox: list[Message] = []
+        self._text: list[bytes] | None = None
+        self._closed: WebSocketClosed | None = None
+        self._eof = False
+        self._lock: Final = trio.Lock()
+        self._reply_due: Final = trio.lowlevel.ParkingLot()
+
+    @property
+    def subprotocol(self) -> str | None:  # type: ignore[override]  # decided when the opening is over
+        return self._protocol.subprotocol
+
+    async def send(self, messages: Sequence[bytes | str]) -> None:
+        protocol = self._protocol
+        if protocol.state is not State.OPEN:
+            raise self._closed or trio.BrokenResourceError("the WebSocket is closed")
+        for message in messages:
+            if isinstance(message, str):
+                protocol.send_text(message.encode())
+            else:
+                protocol.send_binary(message)
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Put on the wire what the protocol wants there."""
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+        try:
+            writes = self._protocol.data_to_send()
+            if writes:
+                await self._stream.send_all(writes[0] if len(writes) == 1 else b"".join(writes))
+        finally:
+            self._lock.release()
+
+    async def receive(self) -> list[Message]:
+        while not self._inbox:
+            if self._closed is not None:
+                raise self._closed
+            await self.receive_bytes()
+        messages, self._inbox = self._inbox, []
+        return messages
+
+    async def receive_bytes(self) -> None:
+        """Wait for bytes and let the protocol make of them what it can."""
+        protocol = self._protocol
+        if self._eof:
+            raise trio.BrokenResourceError("the connection ended without a close frame")
+        data = await self._stream.receive_some(READ_SIZE)
+        if data:
+            protocol.receive_data(data)
+        else:
+            self._eof = True
+            protocol.receive_eof()
+        for event in protocol.events_received():
+            if isinstance(event, Frame):
+                self._take(event)
+            elif isinstance(event, Request):
+                self.request = event
+        if protocol.parser_exc is not None and self._closed is None and not self._eof:
+            sent = protocol.close_sent
+            self._closed = WebSocketClosed(1002 if sent is None else sent.code, clean_message(str(protocol.parser_exc)))
+        if len(protocol.writes) > MAX_QUEUED_PONGS:
+            self._fail(1008, "too many pings")
+        if protocol.writes:
+            self._reply_due.unpark()
+
+    def _take(self, frame: Frame) -> None:
+        match frame.opcode:
+            case Opcode.BINARY:
+                self._inbox.append(frame.data)  # type: ignore[arg-type]  # a memoryview only with compression
+            case Opcode.TEXT | Opcode.CONT if frame.opcode is Opcode.TEXT or self._text is not None:
+                parts = self._text = self._text or []
+                parts.append(bytes(frame.data))
+                if sum(map(len, parts)) > MAX_TEXT:
+                    self._fail(1009, f"text of more than {MAX_TEXT} bytes")
+                elif frame.fin:
+                    self._text = None
+                    try:
+                        self._inbox.append(b"".join(parts).decode())
+                    except UnicodeDecodeError:
+                        self._fail(1007, "text that is not UTF-8")
+            case Opcode.CONT:
+                self._inbox.append(frame.data)  # type: ignore[arg-type]  # as above
+            case Opcode.CLOSE:
+                close = self._protocol.close_rcvd
+                assert close is not None
+                self._closed = WebSocketClosed(close.code, clean_message(close.reason))
+
+    def _fail(self, code: int, reason: str) -> None:
+        """The other end broke a rule that the protocol does not know: tell it and receive no more."""
+        if self._closed is None:
+            self._closed = WebSocketClosed(code, reason)
+            self._protocol.fail(code, reason)
+
+    async def send_replies(self) -> NoReturn:
+        """Send what receiving brought about: pongs and the answer to a close."""
+        while True:
+            if not self._protocol.writes:
+                await self._reply_due.park()
+            try:
+                await self.flush()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await trio.sleep_forever()  # whoever receives or sends finds out
+
+    async def close(self, code: int, reason: str = "") -> None:
+        try:
+            if self._protocol.state is State.OPEN:
+                self._protocol.send_close(code, reason)
+            await self.flush()
+            while not self._eof and self._closed is None:
+                await self.receive_bytes()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            await trio.aclose_forcefully(self._stream)
+
+
+def _refusal(error: Exception) -> WebSocketRefused:
+    if isinstance(error, InvalidStatus):
+        response: Response = error.response
+        return WebSocketRefused(
+            f"HTTP status {response.status_code}",
+            status=response.status_code,
+            location=response.headers.get("Location"),
+            retry_after=response.headers.get("Retry-After"),
+        )
+    return WebSocketRefused(clean_message(str(error)))
