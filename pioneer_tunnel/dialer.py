@@ -13,7 +13,7 @@ import os
 import socket
 import ssl
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import trio
 
@@ -22,9 +22,6 @@ from .errors import InvalidSettingsError, LocalGatewayError, RelayConnectError, 
 from .streams import WatchedStream
 
 __all__ = ["Dialer", "client_tls", "dial_local", "dial_relay", "dial_tcp"]
-
-STALL_TIMEOUT: Final = 30.0
-"""Seconds without progress after which a write to the relay is given up."""
 
 
 class Dialer(Protocol):
@@ -74,7 +71,7 @@ async def dial_relay(
         raise RelayConnectError(f"cannot connect to the relay at {address}: {_why(error)}") from error
     except trio.TooSlowError:
         raise RelayConnectError(f"the relay at {address} did not answer within {timeout:g} seconds") from None
-    watched = WatchedStream(connected, stall_timeout=STALL_TIMEOUT)
+    watched = WatchedStream(connected)
     if tls is None:
         return watched, watched
     secured = trio.SSLStream(watched, tls, server_hostname=address.host, https_compatible=True)
@@ -99,7 +96,7 @@ async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> trio.
     """
     try:
         with trio.fail_after(timeout):
-            return await dial(address.host, address.port)
+            return WatchedStream(await dial(address.host, address.port))
     except OSError as error:
         raise LocalGatewayError(f"the local gateway at {address} does not answer: {_why(error)}") from error
     except trio.TooSlowError:

@@ -19,7 +19,6 @@ __all__ = ["Bytes", "Link", "StreamLink"]
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
 READ_SIZE: Final = 256 * 1024
-STALL_TIMEOUT: Final = 30.0
 
 
 class Link(trio.abc.AsyncResource):
@@ -30,13 +29,18 @@ class Link(trio.abc.AsyncResource):
     def last_received(self) -> float:
         """`trio.current_time()` of the last byte that came from the other end, whatever it belonged to."""
 
+    @property
+    @abstractmethod
+    def sending_since(self) -> float | None:
+        """When the `send` that is under way last made progress; None while there is none."""
+
     @abstractmethod
     async def send(self, chunks: Sequence[Bytes]) -> None:
         """Send all of `chunks`, in order.
 
         Raises:
-            trio.BrokenResourceError: the link is gone, or made no progress for too long. Cancelled half way, the
-                link may have sent a part and is good for nothing but `aclose`.
+            trio.BrokenResourceError: the link is gone. Cancelled half way, it may have sent a part and is good for
+                nothing but `aclose`.
         """
 
     @abstractmethod
@@ -56,12 +60,16 @@ class Link(trio.abc.AsyncResource):
 class StreamLink(Link):
     """A link over a Trio stream, with nothing in between."""
 
-    def __init__(self, stream: trio.abc.Stream, *, stall_timeout: float = STALL_TIMEOUT) -> None:
-        self._stream = WatchedStream(stream, stall_timeout=stall_timeout)
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream: Final = WatchedStream(stream)
 
     @property
     def last_received(self) -> float:
         return self._stream.last_received
+
+    @property
+    def sending_since(self) -> float | None:
+        return self._stream.sending_since
 
     async def send(self, chunks: Sequence[Bytes]) -> None:
         await self._stream.send_all(b"".join(chunks))

@@ -11,12 +11,12 @@ from typing import Final, final
 
 import trio
 
-from .streams import abandon
+from .streams import abandon, send_eof
 
 __all__ = ["pump"]
 
 _SMALLEST_READ: Final = 4 * 1024
-_LARGEST_READ: Final = 256 * 1024
+_LARGEST_READ: Final = 255 * 1024
 _APOLOGY_TIMEOUT: Final = 5.0
 
 
@@ -64,8 +64,8 @@ class _Exchange:
             while data := await self._receive(source, size):
                 self.spoke.add(source)
                 await sink.send_all(data)
-                if len(data) == size and size < _LARGEST_READ:
-                    size *= 4
+                if len(data) == size:
+                    size = min(size * 4, _LARGEST_READ)
                 elif len(data) < size // 4 and size > _SMALLEST_READ:
                     size //= 4
             if self.broken is None:
@@ -87,9 +87,7 @@ class _Exchange:
 
 
 async def _end(source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
-    if isinstance(sink, trio.abc.HalfCloseableStream):
-        await sink.send_eof()
-    else:
+    await send_eof(sink)
+    if not isinstance(sink, trio.abc.HalfCloseableStream):
         # TLS knows no half-close that both ends would agree on: when the answer is complete, so is the exchange.
-        await sink.aclose()
         await source.aclose()

@@ -22,9 +22,10 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import secrets
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias, final
 
@@ -48,6 +49,7 @@ _MAX_NAME_LENGTH: Final = 255
 _FILE_LIMIT: Final = 1024 * 1024
 _WRITE_ATTEMPTS: Final = 5
 _TABLE: Final = "remote_access"
+_HEADER: Final = re.compile(r"""^[ \t]*\[[ \t]*(["']?)remote_access\1[ \t]*\]""", re.MULTILINE)
 _BOM: Final = "\ufeff"
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -260,7 +262,9 @@ class _Document:
         except UnicodeDecodeError as error:
             return (Problem(message=f"is not UTF-8 text, from byte {error.start}; mend or remove it"),)
         except (ValueError, RecursionError) as error:
-            return (Problem(message=f"is not TOML: {hide_secrets(str(error))}; mend or remove it"),)
+            # What is no TOMLDecodeError is a bound of Python's own: on the digits of a number, or the depth of arrays.
+            what = hide_secrets(str(error)) if isinstance(error, tomllib.TOMLDecodeError) else type(error).__name__
+            return (Problem(message=f"is not TOML: {what}; mend or remove it"),)
         table = data.get(_TABLE, {})
         if not isinstance(table, dict):
             return (Problem(key=_TABLE, value=shown(_TABLE, table), message="allowed is a table"),)
@@ -385,7 +389,7 @@ def _edit(here: _Document, changes: Mapping[str, _Value]) -> _Document | str:
     return written
 
 
-def _without_fields(data: dict[str, Any], names: Mapping[str, _Value]) -> tuple[dict[str, str], dict[str, str]]:
+def _without_fields(data: dict[str, Any], names: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
     """All that must not change, in a form that can be compared: the other tables, and ours less `names`.
 
     By repr, since two nan are never equal. The order of keys within a table may differ.
@@ -399,8 +403,7 @@ def _with_value(text: str, name: str, value: _Value) -> str:
     """`text` with one field of our table set, or removed when `value` is None."""
     if value is None:
         return _without_key(text, name)
-    document = tomlkit.parse(text)
-    table: Any = document.get(_TABLE, {})
+    table: Any = tomlkit.parse(text).get(_TABLE, {})
     rendered = tomlkit.item(value).as_string()
     if name in table:
         start, end = _span(text, name)
@@ -411,15 +414,60 @@ def _with_value(text: str, name: str, value: _Value) -> str:
             return f"{text[:start]}{{ {name} = {rendered} }}{text[end:]}"
         _, end = _span(text, list(table)[-1])
         return f"{text[:end]}, {name} = {rendered}{text[end:]}"
-    newline = "\r\n" if text.partition("\n")[0].endswith("\r") else "\n"
+    statement, dotted = f"{name} = {rendered}", f"{_TABLE}.{name} = {rendered}"
+    places: list[Callable[[], str]] = [
+        functools.partial(_after_last_field, text, statement),
+        *(functools.partial(_on_line_after, text, match.end(), statement) for match in _HEADER.finditer(text)),
+        functools.partial(_at_end, text, statement),
+        functools.partial(_after_last_field, text, dotted),
+        functools.partial(_on_line_after, text, -1, dotted),
+    ]
+    # Which place is right depends on how the table is written. A wrong one makes it no TOML, or another document.
+    for place in places:
+        with contextlib.suppress(Exception):
+            candidate = place()
+            if _says(candidate, text, name, value):
+                return candidate
+    raise ValueError("no place for a new field")
+
+
+def _says(candidate: str, text: str, name: str, value: _Value) -> bool:
+    """Whether `candidate` has our field as asked for, and all else as `text` has it."""
+    data = tomllib.loads(candidate)
+    return data[_TABLE][name] == value and _without_fields(data, {name}) == _without_fields(tomllib.loads(text), {name})
+
+
+def _after_last_field(text: str, statement: str) -> str:
+    """Below our last field, indented like it, above comments and blank lines: those are about what comes next."""
+    table: Any = tomlkit.parse(text)[_TABLE]
+    spans = []
+    for field in table:
+        with contextlib.suppress(Exception):  # a table within ours has no span
+            spans.append(_span(text, field))
+    start, end = max(spans)
+    line = text[text.rfind("\n", 0, start) + 1 : start]
+    indent = line[: len(line) - len(line.lstrip(" \t"))]
+    return _on_line_after(text, end, indent + statement)
+
+
+def _at_end(text: str, statement: str) -> str:
+    """Under a new header: TOML refuses a second one, and one for a table that stands in dotted keys."""
+    newline = _newline_of(text)
     ended = text if not text or text.endswith("\n") else text + newline
-    appended = f"{ended}{newline if ended else ''}[{_TABLE}]{newline}{name} = {rendered}{newline}"
-    # TOML refuses a second header of our table, as it does one for a table that stands in dotted keys.
-    with contextlib.suppress(tomllib.TOMLDecodeError):
-        tomllib.loads(appended)
-        return appended
-    table[name] = value
-    return _as_insertion(text, document.as_string(), newline)
+    return f"{ended}{newline if ended else ''}[{_TABLE}]{newline}{statement}{newline}"
+
+
+def _on_line_after(text: str, position: int, statement: str) -> str:
+    """With `statement` on a line of its own after the one of `position`; -1 makes it the first."""
+    newline = _newline_of(text)
+    line_end = text.find("\n", position) + 1 if position >= 0 else 0
+    if line_end == 0 and position >= 0:
+        return f"{text}{newline}{statement}{newline}"
+    return f"{text[:line_end]}{statement}{newline}{text[line_end:]}"
+
+
+def _newline_of(text: str) -> str:
+    return "\r\n" if text.partition("\n")[0].endswith("\r") else "\n"
 
 
 def _without_key(text: str, name: str) -> str:
@@ -453,12 +501,3 @@ def _span(text: str, name: str | None = None) -> tuple[int, int]:
     if start > end or not text.startswith(before) or not text.endswith(after):
         raise ValueError("the text around the value is not kept")
     return start, end
-
-
-def _as_insertion(old: str, new: str, newline: str) -> str:
-    """`new`, which has to be `old` with something put in at one place; what was put in gets the file's line ends."""
-    start = next((at for at, (was, now) in enumerate(zip(old, new, strict=False)) if was != now), len(old))
-    end = start + len(new) - len(old)
-    if end < start or new[end:] != old[start:]:
-        raise ValueError("the text around the new field is not kept")
-    return new[:start] + new[start:end].replace("\n", newline) + new[end:]

@@ -15,10 +15,9 @@ from hypothesis import given, settings, strategies as st
 from pioneer_tunnel.address import Address, RelayAddress
 from pioneer_tunnel.config import RemoteAccessConfig, Transport
 from pioneer_tunnel.errors import InvalidSettingsError, Problem, StorageError, TunnelError, UnsupportedTransportError
-from pioneer_tunnel.identity import PublicKey, SigningIdentity
-from pioneer_tunnel.redaction import hide_secrets, shown
+from pioneer_tunnel.identity import PublicKey
+from pioneer_tunnel.redaction import shown
 from pioneer_tunnel.status import ErrorKind, clean_message
-from pioneer_tunnel.toml_file import read_toml
 
 HUGE = 10**5000  # Python refuses to write it out
 PIN = "ed25519:baca518277e2b9795625c0a999024608cd40d4119d7ce804a484ee582f5d5953"
@@ -363,41 +362,12 @@ def test_something_else_in_the_place_of_the_table(tmp_path: Path, text: str, key
     assert "allowed is a table" in str(error.value)
 
 
-# Files
-
-
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"nowhere\.toml: cannot be read: No such file"):
         RemoteAccessConfig.load(tmp_path / "nowhere.toml")
-    with pytest.raises(StorageError, match="cannot be read"):
-        RemoteAccessConfig.load(tmp_path)
-    with pytest.raises(StorageError, match="cannot be read"):
-        RemoteAccessConfig.load("a\0b")
-
-
-@pytest.mark.parametrize(
-    ("text", "where"),
-    [
-        ("a = 1\nb = oops\n", "line 2, column 5"),
-        ("a = 1\r\nb = oops\r\n", "line 2, column 5"),
-        ("[gateway\n", "line 1, column 9"),
-        ("a =", "line 1, column 4"),
-        ('\n\na = "open', "line 3, column 10"),
-        (b"a = 1\nb\xc3\xa9 = '\xff'\n", "line 2, column 7"),
-    ],
-)
-def test_a_syntax_error_names_file_line_and_column(tmp_path: Path, text: str | bytes, where: str) -> None:
-    path = write(tmp_path, text)
-    with pytest.raises(InvalidSettingsError) as error:
+    path = write(tmp_path, "[gateway]\nremote_access = oops")
+    with pytest.raises(InvalidSettingsError, match=r"gateway\.toml: line 2, column 17: not TOML"):
         RemoteAccessConfig.load(path)
-    assert str(error.value).startswith(f"{path}: {where}: not ")
-    assert len(error.value.problems) == 1
-
-
-@pytest.mark.parametrize("text", ["a = " + "[" * 5000, "a = " + "9" * 5000])
-def test_toml_that_python_cannot_hold(tmp_path: Path, text: str) -> None:
-    with pytest.raises(InvalidSettingsError, match="not TOML that can be read"):
-        RemoteAccessConfig.load(write(tmp_path, text))
 
 
 # Secrets
@@ -471,33 +441,6 @@ def test_a_passphrase_of_words_is_not_shown_where_an_address_belongs() -> None:
     assert "has no port" in problem.message
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_hide_secrets_hides_what_is_generated(seed: int) -> None:
-    key = SigningIdentity.from_seed(bytes([seed]) * 32).public_key.raw.hex()
-    assert hide_secrets(f"it is '{key}', which") == "it is '…', which"
-    assert hide_secrets("relay-eu-west-1.getpioneer.dev:2333") == "relay-eu-west-1.getpioneer.dev:2333"
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, None),
-        (True, "true"),
-        (3, "3"),
-        (1.5, "1.5"),
-        ("a'\n", '"a\'\\n"'),
-        (Path("a/b"), "'a/b'"),
-        pytest.param(HUGE, "a number of more than 18 digits", id="huge"),
-        ({"a": 1}, "a table"),
-        ([1], "an array"),
-        (b"bytes", "a value of type bytes"),
-        ("x." * 1000, "'" + "x." * 59 + "…"),
-    ],
-)
-def test_values_are_shown_short_and_printable(value: object, text: str | None) -> None:
-    assert shown("name", value) == text
-
-
 # Junk
 
 
@@ -515,15 +458,6 @@ def test_a_junk_table_gives_a_config_or_an_error_of_ours(table: dict[str, Any]) 
     assert len(text) < 1000 * (1 + len(error.problems))
     for problem in error.problems:
         assert str(problem) in text
-
-
-@settings(deadline=None)
-@given(data=st.binary(max_size=60) | st.text(alphabet="ab=[]\".#\n\r 019{}'\\u", max_size=60).map(str.encode))
-def test_a_junk_file_gives_a_config_or_an_error_of_ours(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    path = tmp_path_factory.mktemp("junk") / "gateway.toml"
-    path.write_bytes(data)
-    error = complaint_of(read_toml, path)
-    assert error is None or (isinstance(error, InvalidSettingsError) and str(path) in str(error))
 
 
 @settings(deadline=None)

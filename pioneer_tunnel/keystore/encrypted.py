@@ -67,8 +67,10 @@ class FileKeystore:
     def __init__(self, folder: str | os.PathLike[str], passphrase: str | None = None) -> None:
         self._folder = Path(folder)
         self._master = self._folder / "master.key"
+        self._passphrase: Passphrase | None = None
         try:
-            self._passphrase = None if passphrase is None else Passphrase(passphrase)
+            if passphrase is not None:
+                self._passphrase = Passphrase(passphrase)
         finally:
             del passphrase  # a traceback that shows local variables must not show it
 

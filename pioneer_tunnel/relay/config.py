@@ -162,6 +162,16 @@ def _no_certificate(tls: bool, certificate: Path | None) -> str | None:
     return "TLS needs tls_certificate and tls_private_key" if tls and certificate is None else None
 
 
+def _one_door_two_ways(
+    ingress_tls: bool, control_tls: bool, ingress_addr: Address, control_addr: Address
+) -> str | None:
+    if ingress_addr != control_addr or ingress_tls == control_tls:
+        return None
+    return (
+        "ingress_addr is control_addr, and one address cannot be both with and without TLS; control_tls says otherwise"
+    )
+
+
 def _bound_elsewhere(tunnels: Sequence[TunnelEntry], control_addr: Address, ingress_addr: Address) -> str | None:
     for index, tunnel in enumerate(tunnels):
         for name, address in (("control_addr", control_addr), ("ingress_addr", ingress_addr)):
@@ -180,7 +190,7 @@ class RelayConfig:
 
     Attributes:
         control_addr: where to listen for gateways; port 0 takes any free one.
-        ingress_addr: where to listen for visitors. It may be `control_addr`.
+        ingress_addr: where to listen for visitors. It may be `control_addr`, and is then the same door.
         id: the relay's name, which proofs are bound to.
         public_names: every name that gateways dial this relay by, `host` or `host:port`, in normal form; a proof for
             another name is refused. With `:port` only where the URL that gateways have names it.
@@ -215,6 +225,7 @@ class RelayConfig:
         Rule(("tls_certificate", "tls_private_key"), _half_a_pair),
         Rule(("control_tls", "tls_certificate"), _no_certificate),
         Rule(("ingress_tls", "tls_certificate"), _no_certificate),
+        Rule(("ingress_tls", "control_tls", "ingress_addr", "control_addr"), _one_door_two_ways),
         Rule(("tunnels", "control_addr", "ingress_addr"), _bound_elsewhere),
     )
 

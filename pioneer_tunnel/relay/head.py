@@ -72,7 +72,7 @@ _STATUSES: Final = frozenset({400, 404, 408, 421, 431, 502, 503, 504})
 
 
 @final
-class BadRequest(RemoteProtocolError):  # noqa: N818  (it has the name of what it is in HTTP)
+class BadRequest(RemoteProtocolError):
     """The visitor's request is refused.
 
     Attributes:

@@ -33,7 +33,6 @@ from .registry import Directory, LocalDirectory, LocalRegistry, Registry
 __all__ = ["Relay", "RelayAddresses"]
 
 TLS_TIMEOUT: Final = 10.0
-STALL_TIMEOUT: Final = 30.0
 BACKLOG: Final = 1024
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
@@ -151,10 +150,10 @@ class Relay:
             await refuse(stream, refusal)
 
     async def _serve_bound(self, entry: TunnelEntry, connected: trio.SocketStream) -> None:
-        await self._ingress.serve_bound(_visit(connected, connected, tls=False), entry)
+        await self._ingress.serve_bound(_visit(connected, WatchedStream(connected), tls=False), entry)
 
     async def _secured(self, connected: trio.SocketStream, tls: bool) -> tuple[trio.abc.Stream, WatchedStream]:
-        watched = WatchedStream(connected, stall_timeout=STALL_TIMEOUT)
+        watched = WatchedStream(connected)
         if not tls:
             return watched, watched
         assert self._tls is not None

@@ -42,6 +42,10 @@ class WebSocketLink(Link):
     def last_received(self) -> float:
         return self._watched.last_received
 
+    @property
+    def sending_since(self) -> float | None:
+        return self._watched.sending_since
+
     async def send(self, chunks: Sequence[Bytes]) -> None:
         await self._websocket.send(pack(chunks))
 

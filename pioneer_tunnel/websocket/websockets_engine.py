@@ -104,7 +104,8 @@ class WebsocketsWebSocket(WebSocket):
         self._text: list[bytes] | None = None
         self._closed: WebSocketClosed | None = None
         self._eof = False
-        self._lock: Final = trio.Lock()
+        self._flushing = False
+        self._flushed: Final = trio.lowlevel.ParkingLot()
         self._reply_due: Final = trio.lowlevel.ParkingLot()
 
     @property
@@ -123,17 +124,16 @@ class WebsocketsWebSocket(WebSocket):
         await self.flush()
 
     async def flush(self) -> None:
-        """Put on the wire what the protocol wants there."""
+        """Put on the wire what the protocol wants there, or see that who is just doing so takes it along."""
+        while self._flushing:
+            await self._flushed.park()
+        self._flushing = True
         try:
-            self._lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self._lock.acquire()
-        try:
-            writes = self._protocol.data_to_send()
-            if writes:
+            while writes := self._protocol.data_to_send():
                 await self._stream.send_all(writes[0] if len(writes) == 1 else b"".join(writes))
         finally:
-            self._lock.release()
+            self._flushing = False
+            self._flushed.unpark_all()
 
     async def receive(self) -> list[Message]:
         while not self._inbox:

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable
 from typing import Final, NoReturn, final
 
+import attrs
 import trio
 
 from ..errors import RemoteProtocolError
@@ -38,6 +39,9 @@ from .stream import YamuxStream
 __all__ = ["YamuxConnection"]
 
 GOODBYE_TIMEOUT: Final = 1.0
+STALL_TIMEOUT: Final = 30.0
+"""Seconds that a write may make no progress. It has to be longer than the clock task ever sleeps."""
+
 MEASURE_INTERVAL: Final = 10.0
 """Seconds between pings that measure the round trip; windows grow by it."""
 
@@ -45,7 +49,7 @@ MEASURE_INTERVAL: Final = 10.0
 # batches are small, and on a fast one large, so that a batch takes about this long.
 _BATCH_SECONDS: Final = 0.01
 _MIN_BATCH: Final = 16 * 1024
-_MAX_BATCH: Final = 256 * 1024
+_MAX_BATCH: Final = 255 * 1024
 
 
 def _ignore_round_trip(seconds: float) -> None:
@@ -62,7 +66,7 @@ class YamuxConnection:
         heartbeat: seconds of silence after which the peer is pinged; after twice as many it is dead.
         limits: what the session may cost.
         on_stream: called for each stream that the peer opens, with everything that arrived together with it. It
-            must not wait; when it raises `trio.WouldBlock`, the stream is reset.
+            must not wait; when it raises `trio.WouldBlock`, the stream is reset. Without it, every stream is.
         on_round_trip: called with each measured round trip, in seconds.
     """
 
@@ -76,9 +80,8 @@ class YamuxConnection:
         on_stream: Callable[[YamuxStream], None] | None = None,
         on_round_trip: Callable[[float], None] = _ignore_round_trip,
     ) -> None:
-        if on_stream is None:
-            limits = Limits(unaccepted=0) if limits is None else limits
-        self.session: Final = Session(role, limits)
+        limits = limits or Limits()
+        self.session: Final = Session(role, limits if on_stream is not None else attrs.evolve(limits, unaccepted=0))
         self.failure: Exception | None = None
         self._link: Final = link
         self._heartbeat: Final = heartbeat
@@ -86,8 +89,9 @@ class YamuxConnection:
         self._on_round_trip: Final = on_round_trip
         self._writer_idle = trio.lowlevel.ParkingLot()
         self._openers = trio.lowlevel.ParkingLot()
-        self._sending = trio.CancelScope()
+        self._sending: Final = trio.CancelScope(shield=True)
         self._mid_send = False
+        self._ending = False
         self._batch = 64 * 1024
 
     async def run(self) -> NoReturn:
@@ -107,7 +111,7 @@ class YamuxConnection:
             ending, others = group.split((RemoteProtocolError, trio.BrokenResourceError, trio.ClosedResourceError))
             self._fail(_reason(ending))
             if others is not None:
-                raise  # a cancellation, an interrupt, a bug: not ours to translate
+                raise others from None  # a cancellation, an interrupt, a bug: not ours to translate
         except trio.Cancelled:
             self._fail(_reason(None))
             raise
@@ -126,7 +130,7 @@ class YamuxConnection:
         while True:
             if self.failure is not None:
                 raise trio.BrokenResourceError(f"the connection is gone: {self.failure}") from self.failure
-            if self.session.going_away or self.session.peer_going_away:
+            if self.session.openings_over:
                 raise trio.BrokenResourceError("the session takes no more streams")
             if self.session.may_open:
                 stream = YamuxStream(self, self.session.open_stream(trio.current_time()))
@@ -137,6 +141,7 @@ class YamuxConnection:
     def refuse_streams(self) -> None:
         """Send a go-away: the streams that are open go on, the peer may open no more."""
         self.session.go_away(GoAwayCode.NORMAL)
+        self._openers.unpark_all()
         self.wake_writer()
 
     # For streams
@@ -160,49 +165,54 @@ class YamuxConnection:
             self._dispatch()
             self.wake_writer()
 
-    async def _send(self) -> NoReturn:
+    async def _send(self) -> None:
         session = self.session
-        while True:
-            batch = session.data_to_send(self._batch)
-            self._dispatch()
-            if not batch:
-                # No deadline: with nothing to say there is nothing to wait for; the clock task keeps the session.
-                await self._writer_idle.park()
-                continue
-            started = trio.current_time()
-            # Shielded, so that ending the session does not cut a frame in two: `_keep_time` sets a deadline then.
-            self._sending = trio.CancelScope(shield=True)
-            self._mid_send = True
-            with self._sending:
+        # Shielded, so that ending the session does not cut a frame in two; `_keep_time` ends it, by a deadline if
+        # it has to.
+        with self._sending:
+            while not self._ending:
+                batch = session.data_to_send(self._batch)
+                self._dispatch()
+                if not batch:
+                    # No deadline: with nothing to say there is nothing to wait for; the clock task keeps the session.
+                    await self._writer_idle.park()
+                    continue
+                started = trio.current_time()
+                self._mid_send = True
                 await self._link.send(batch)
                 self._mid_send = False
-            await trio.lowlevel.checkpoint_if_cancelled()
-            if trio.current_time() - started > _BATCH_SECONDS:
-                self._batch = max(self._batch // 2, _MIN_BATCH)
-            else:
-                self._batch = min(self._batch * 2, _MAX_BATCH)
+                if trio.current_time() - started > _BATCH_SECONDS:
+                    self._batch = max(self._batch // 2, _MIN_BATCH)
+                else:
+                    self._batch = min(self._batch * 2, _MAX_BATCH)
 
     async def _keep_time(self) -> NoReturn:
         try:
             pinged = -math.inf
             while True:
                 now, silent_since = trio.current_time(), self._link.last_received
-                silence = now - silent_since
-                if silence >= 2 * self._heartbeat:
+                ask_at, dead_at = silent_since + self._heartbeat, silent_since + 2 * self._heartbeat
+                if now >= dead_at:
                     raise trio.BrokenResourceError(f"no byte came for {2 * self._heartbeat:g} seconds")
-                asked = pinged >= silent_since + self._heartbeat
+                sending_since = self._link.sending_since
+                if sending_since is not None and now >= sending_since + STALL_TIMEOUT:
+                    raise trio.BrokenResourceError(f"the other end took no byte for {STALL_TIMEOUT:g} seconds")
                 measure = now >= pinged + MEASURE_INTERVAL and (self.session.live_streams or pinged < 0)
-                if (silence >= self._heartbeat and not asked) or measure:
+                if now >= ask_at > pinged or measure:
                     self.session.ping(now)
                     pinged = now
                 overdue = self.session.reset_overdue(now)
                 self.wake_writer()
-                looks = [silent_since + self._heartbeat, silent_since + 2 * self._heartbeat, now + MEASURE_INTERVAL]
+                looks = [ask_at, dead_at, now + MEASURE_INTERVAL]
+                if sending_since is not None:
+                    looks.append(sending_since + STALL_TIMEOUT)
                 if overdue is not None:
                     looks.append(overdue)
                 await trio.sleep_until(min(look for look in looks if look > now))
         finally:
+            self._ending = True
             self._sending.deadline = trio.current_time() + GOODBYE_TIMEOUT
+            self._writer_idle.unpark_all()
 
     # What they share
 
@@ -248,7 +258,10 @@ class YamuxConnection:
     async def _say_goodbye(self) -> None:
         """Tell the peer, unless it is gone or half a batch is on the wire, and let go of the link."""
         if not (self._mid_send or isinstance(self.failure, trio.BrokenResourceError)):
-            with trio.move_on_after(GOODBYE_TIMEOUT, shield=True), contextlib.suppress(trio.BrokenResourceError):
+            with (
+                trio.move_on_after(GOODBYE_TIMEOUT, shield=True),
+                contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+            ):
                 self.session.go_away(GoAwayCode.NORMAL)
                 await self._link.send(self.session.data_to_send(_MAX_BATCH))
                 await self._link.aclose()

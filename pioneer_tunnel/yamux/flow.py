@@ -7,12 +7,14 @@ is what we let the peer send, and keeps one equation at all times:
 
 so a peer can make us hold at most `size` bytes, and credit comes back only when the application has read. `size`
 starts at 256 KiB and doubles while the window is what holds the sender up: when half of it was sent and read within
-two round trips, the path could carry more (bandwidth x round trip). Growth is paid from a `WindowBudget` that all
-streams of a session share, and goes back to it when the stream ends.
+two round trips, the path could carry more (bandwidth x round trip). A half that had arrived before, because the
+application had fallen behind, does not count. Growth is paid from a `WindowBudget` that all streams of a session
+share, and goes back to it when the stream ends.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Final, final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
@@ -82,7 +84,7 @@ class ReceiveWindow:
 
     Args:
         budget: pays for growth.
-        limit: the largest size, in bytes.
+        limit: the largest size, in bytes. Every stream starts with 256 KiB, so less than that means: no growth.
         now: when the stream was opened, in seconds of any steady clock.
     """
 
@@ -90,7 +92,7 @@ class ReceiveWindow:
 
     def __init__(self, budget: WindowBudget, limit: int, now: float) -> None:
         self._budget = budget
-        self._limit = limit
+        self._limit = min(max(limit, INITIAL_WINDOW), _MAX_CREDIT)
         self._since = now
         self.size = INITIAL_WINDOW
         self.credit = INITIAL_WINDOW
@@ -123,7 +125,7 @@ class ReceiveWindow:
             return 0
         if round_trip is not None and now - self._since < 2 * max(round_trip, _SHORTEST_ROUND_TRIP):
             self.size += self._budget.take(min(self.size, self._limit - self.size))
-        self._since = now
+        self._since = now if self.unread < self.size // 4 else -math.inf
         grant = self.owed
         self.credit += grant
         return grant

@@ -7,6 +7,10 @@
 Frames are made only when the writer asks for them, so what leaves is decided as late as it can be, and data that was
 queued before a pong still leaves after it.
 
+A FIN leaves in a frame of its own. The specification lets it ride on DATA, but a receiver that looks at the flags
+before it has the body then ends the stream too early: the reference loses such a body now and then, js-libp2p-yamux
+whenever its own half is closed.
+
 Neighbours: `session` decides what has to be said; the writer of `connection` takes it away.
 """
 
@@ -24,10 +28,11 @@ if TYPE_CHECKING:
 __all__ = ["Outbox"]
 
 SHARED_TURN: Final = 16 * 1024
-LONE_TURN: Final = 64 * 1024 - 2 * HEADER_SIZE
-"""A frame that, with its own header and another frame's, fits one message of 64 KiB."""
+LONE_TURN: Final = 64 * 1024 - 256
+"""What fits one message of 64 KiB, with room for its header and for small frames that go along."""
 
-MAX_REPLIES: Final = 4096
+MAX_REPLIES: Final = 16 * 1024
+"""More than all streams that a peer may have open, so that resetting them all at once is no offence of the peer's."""
 
 
 @final
@@ -45,14 +50,17 @@ class Outbox:
         return bool(self._replies or self._control or self._ready)
 
     def put_first(self, frame_type: FrameType, flags: int, stream_id: int, length: int) -> None:
-        """Queue a frame that goes before everything else.
+        """Queue a frame that goes before everything else."""
+        self._replies.append(encode_header(frame_type, flags, stream_id, length))
+
+    def require_room(self) -> None:
+        """Asked before a frame is taken in that calls for an answer, at once or later.
 
         Raises:
             RemoteProtocolError: the peer makes us answer faster than it takes our answers.
         """
         if len(self._replies) >= MAX_REPLIES:
             raise RemoteProtocolError(f"{MAX_REPLIES} replies wait for a peer that does not read them")
-        self._replies.append(encode_header(frame_type, flags, stream_id, length))
 
     def put_control(self, stream: Stream) -> None:
         """See to it that a WINDOW_UPDATE with what `stream` has to say (SYN, ACK, credit) leaves soon."""
@@ -89,7 +97,7 @@ class Outbox:
             stream.ready_queued = False
             if not stream.has_something_to_send:
                 continue  # it was reset since
-            turn = SHARED_TURN if ready else LONE_TURN
+            turn = SHARED_TURN if ready or max_bytes <= SHARED_TURN else LONE_TURN
             size += _take_turn(stream, turn, out)
             senders.append(stream)
             self.put_ready(stream)
@@ -108,29 +116,30 @@ def _take_opening_flags(stream: Stream) -> int:
 
 
 def _take_turn(stream: Stream, turn: int, out: list[Buffer]) -> int:
-    """One frame of `stream`: data as far as `turn` and its credit reach, the FIN when it was the last."""
+    """Data of `stream` as far as `turn` and its credit reach, and the FIN when that was the last; returns the size."""
     flags = _take_opening_flags(stream)
+    size = 0
     amount = min(turn, stream.queued, stream.send_window.credit)
     if amount:
         stream.send_window.spend(amount)
-    if stream.fin_due and amount == stream.queued:
+        stream.queued -= amount
+        out.append(encode_header(FrameType.DATA, flags, stream.id, amount))
+        size = HEADER_SIZE + amount
+        flags = 0
+        chunks, left = stream.send_queue, amount
+        while left:
+            chunk = chunks[0]
+            if len(chunk) <= left:
+                out.append(chunk)
+                chunks.popleft()
+                left -= len(chunk)
+            else:
+                out.append(chunk[:left])
+                chunks[0] = chunk[left:]
+                left = 0
+    if stream.fin_due and not stream.queued:
         stream.fin_due = False
-        flags |= FIN
-    if not amount:
         credit, stream.grant_due = stream.grant_due, 0
-        out.append(encode_header(FrameType.WINDOW_UPDATE, flags, stream.id, credit))
-        return HEADER_SIZE
-    out.append(encode_header(FrameType.DATA, flags, stream.id, amount))
-    stream.queued -= amount
-    chunks, left = stream.send_queue, amount
-    while left:
-        chunk = chunks[0]
-        if len(chunk) <= left:
-            out.append(chunk)
-            chunks.popleft()
-            left -= len(chunk)
-        else:
-            out.append(chunk[:left])
-            chunks[0] = chunk[left:]
-            left = 0
-    return HEADER_SIZE + amount
+        out.append(encode_header(FrameType.WINDOW_UPDATE, flags | FIN, stream.id, credit))
+        size += HEADER_SIZE
+    return size

@@ -60,6 +60,9 @@ CLOSE_TIMEOUT: Final = 30.0
 LOW_WATER: Final = 64 * 1024
 """Bytes of a stream that may wait for the writer before whoever sends has to wait too."""
 
+_SMALL: Final = 1024
+_LAST_ID: Final = 2**32 - 1
+
 _DATA: Final = FrameType.DATA
 _WINDOW_UPDATE: Final = FrameType.WINDOW_UPDATE
 _PING: Final = FrameType.PING
@@ -188,7 +191,7 @@ class Stream:
         self.grant_due = 0
         self.send_window: Final = SendWindow()
         self.receive_window: Final = receive_window
-        self.send_queue: Final[deque[memoryview]] = deque()
+        self.send_queue: Final[deque[bytes | memoryview]] = deque()
         self.receive_queue: Final[deque[bytes | memoryview]] = deque()
         self.queued = 0
         self.control_queued = False
@@ -311,7 +314,7 @@ class Session:
         self._receiving_fin = False
         self._next_id = 1 if role is Role.CLIENT else 2
         self._peer_parity = 0 if role is Role.CLIENT else 1
-        self._highest_peer_id = 0
+        self._highest_peer_id = self._peer_parity - 2
         self._gaps: OrderedDict[int, None] = OrderedDict()
         self._peer_streams = 0
         self._unaccepted: OrderedDict[int, Stream] = OrderedDict()
@@ -336,8 +339,9 @@ class Session:
                     assert isinstance(item, Header)
                     self._receive_header(item, now)
         except RemoteProtocolError:
+            self.going_away = True
             self._outbox = Outbox()
-            self.go_away(GoAwayCode.PROTOCOL_ERROR)
+            self._outbox.put_first(FrameType.GO_AWAY, 0, 0, GoAwayCode.PROTOCOL_ERROR)
             raise
 
     def events(self) -> list[Event]:
@@ -370,6 +374,8 @@ class Session:
             if length:
                 stream.send_window.grant(length)
                 self._outbox.put_ready(stream)
+                if stream.closing_since is not None:
+                    stream.closing_since = now
         elif length:
             self._advance(stream, _Step.RECEIVE_DATA)
             stream.receive_window.receive(length)
@@ -382,6 +388,9 @@ class Session:
     def _receive_body(self, piece: bytes) -> None:
         """A piece of the body of the DATA frame whose header came last."""
         stream = self._receiving
+        complete = not self._decoder.body_left
+        if complete:
+            self._receiving = None
         if stream is None or stream.was_reset:
             return  # late: its stream is gone, the bytes were counted against the credit that it had
         if stream.closing_since is not None:
@@ -390,24 +399,22 @@ class Session:
             if not stream.receive_queue:
                 self._events.append(StreamReadable(stream))
                 self._holding.add(stream)
-            stream.receive_queue.append(piece)
+            _append(stream.receive_queue, piece)
             self.unread += len(piece)
-            if self.unread > self.limits.unread:
+            while self.unread > self.limits.unread:
                 self._reset_greediest()
-        if not self._decoder.body_left:
-            self._receiving = None
-            if self._receiving_fin and not stream.was_reset:
-                self._receive_fin(stream)
+        if complete and self._receiving_fin and not stream.was_reset:
+            self._receive_fin(stream)
 
     def _receive_syn(self, header: Header, now: float) -> None:
         stream_id = header.stream_id
         if stream_id % 2 != self._peer_parity:
             raise RemoteProtocolError(f"SYN for stream {stream_id}, which is of this end's parity")
+        self._outbox.require_room()
         if stream_id > self._highest_peer_id:
             # Openers that run in parallel may put their SYNs on the wire out of order (the reference does), so the
             # ids that were left out may still come.
             first_gap = max(self._highest_peer_id + 2, stream_id - 2 * MAX_REMEMBERED_GAPS)
-            first_gap += (first_gap ^ stream_id) & 1
             for gap in range(first_gap, stream_id, 2):
                 self._gaps[gap] = None
             while len(self._gaps) > MAX_REMEMBERED_GAPS:
@@ -447,14 +454,14 @@ class Session:
         credit = self._late_credit.get(stream_id)
         if credit is None:
             return
-        if header.flags & (FIN | RST):
-            del self._late_credit[stream_id]
-        elif header.type == _DATA:
+        if header.type == _DATA:
             if header.length > credit:
                 raise RemoteProtocolError(
                     f"{header.length} bytes for stream {stream_id}, which was reset with {credit} left"
                 )
             self._late_credit[stream_id] = credit - header.length
+        if header.flags & (FIN | RST):
+            del self._late_credit[stream_id]
 
     def _receive_fin(self, stream: Stream) -> None:
         self._advance(stream, _Step.RECEIVE_FIN)
@@ -470,6 +477,7 @@ class Session:
 
     def _receive_ping(self, flags: int, opaque: int, now: float) -> None:
         if flags & SYN:
+            self._outbox.require_room()
             self._outbox.put_first(FrameType.PING, ACK, 0, opaque)
             return
         sent = self._pings.pop(opaque, None)
@@ -520,8 +528,13 @@ class Session:
 
     @property
     def may_open(self) -> bool:
-        """False while 256 streams wait for the peer's acknowledgement, and once either end goes away."""
-        return self._unacknowledged < MAX_UNACKNOWLEDGED and not self.going_away and not self.peer_going_away
+        """False while 256 streams wait for the peer's acknowledgement, and once openings are over."""
+        return self._unacknowledged < MAX_UNACKNOWLEDGED and not self.openings_over
+
+    @property
+    def openings_over(self) -> bool:
+        """True once no stream will ever be opened here again: either end goes away, or the ids are used up."""
+        return self.going_away or self.peer_going_away or self._next_id > _LAST_ID
 
     def acknowledge(self, stream: Stream) -> None:
         """The application has accepted a stream that the peer opened. Once is enough; later calls change nothing."""
@@ -538,7 +551,8 @@ class Session:
         if not stream.may_send:
             raise LocalProtocolError(f"{stream!r} takes no more data")
         if data:
-            stream.send_queue.append(memoryview(data))
+            # A view, so that cutting a large piece into frames does not copy what is left of it.
+            _append(stream.send_queue, data if len(data) < _SMALL else memoryview(data))
             stream.queued += len(data)
             self._outbox.put_ready(stream)
 
@@ -581,12 +595,13 @@ class Session:
         if stream.state is State.CLOSED and stream.flushed:
             self._drop_unread(stream)
             return
-        late_credit = stream.receive_window.credit if stream.may_receive else 0
+        late_credit = stream.receive_window.credit if stream.may_receive else None
         peer_knows_it = not stream.syn_due
         self._drop(stream, keep_unread=False)
         if peer_knows_it:
             self._outbox.put_first(_WINDOW_UPDATE, RST, stream.id, 0)
-            self._remember_reset(stream.id, late_credit)
+            if late_credit is not None:
+                self._remember_reset(stream.id, late_credit)
 
     def close(self, stream: Stream, now: float) -> None:
         """The application is done with `stream`: order the FIN, and take nothing more from the peer.
@@ -681,7 +696,13 @@ class Session:
         return dropped
 
     def _reset_greediest(self) -> None:
-        greediest = max(self._holding, key=lambda stream: stream.receive_window.unread)
+        receiving, to_come = self._receiving, self._decoder.body_left
+
+        def held(stream: Stream) -> int:
+            announced = stream.receive_window.unread
+            return announced - to_come if stream is receiving else announced
+
+        greediest = max(self._holding, key=held)
         greediest.end_received = False
         self.reset(greediest)
         greediest.was_reset = True
@@ -699,7 +720,14 @@ class Session:
             self._events.append(OpenAllowed())
 
     def _remember_reset(self, stream_id: int, credit: int) -> None:
-        if credit:
-            self._late_credit[stream_id] = credit
-            if len(self._late_credit) > MAX_REMEMBERED_RESETS:
-                self._late_credit.popitem(last=False)
+        self._late_credit[stream_id] = credit
+        if len(self._late_credit) > MAX_REMEMBERED_RESETS:
+            self._late_credit.popitem(last=False)
+
+
+def _append(queue: deque[bytes | memoryview], data: bytes | memoryview) -> None:
+    """Put `data` at the end of `queue`. Small pieces are joined: each of its own would cost many times its bytes."""
+    if queue and len(data) < _SMALL and len(queue[-1]) < _SMALL:
+        queue[-1] = b"".join((queue[-1], data))
+    else:
+        queue.append(data)

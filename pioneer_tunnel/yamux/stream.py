@@ -200,7 +200,7 @@ class YamuxStream(trio.abc.HalfCloseableStream):
         try:
             await self._writable.park()
         finally:
-            self._stream.writer_waits = False
+            self._stream.writer_waits = bool(self._writable)  # `aclose` may wait while a send gives up
 
     def _raise_if_not_sendable(self) -> None:
         if self._closed:

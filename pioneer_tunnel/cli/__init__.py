@@ -1,0 +1,21 @@
+"""The command line, thin: it reads arguments, and everything else is the library's.
+
+Needs the extra `cli`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """The `pioneer-tunnel` command."""
+    try:
+        from .commands import pioneer_tunnel  # noqa: PLC0415  # only here may click be missing
+    except ModuleNotFoundError as error:
+        if error.name not in {"click", "rich"}:
+            raise
+        sys.exit("the pioneer-tunnel command needs the extra 'cli': pip install 'pioneer-tunnel[cli]'")
+    pioneer_tunnel()

@@ -1,0 +1,165 @@
+"""The commands: `relay`, `relay new-key`, `expose`."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Final, Literal
+
+import click
+import trio
+from rich.console import Console
+from rich.logging import RichHandler
+
+from .._version import __version__
+from ..address import Address
+from ..errors import TunnelError
+from ..forward import forward
+from ..groups import lone_error_bare
+from ..identity import RelayKey, new_relay_key
+from ..relay import Relay, RelayConfig
+from ..tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
+from .status_lines import StatusLines
+
+__all__ = ["pioneer_tunnel"]
+
+_log: Final = logging.getLogger("pioneer_tunnel.cli")
+_FILE: Final = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group()
+@click.version_option(__version__, prog_name="pioneer-tunnel")
+@click.option("-v", "--verbose", is_flag=True, help="Log more. Never logs a key.")
+def pioneer_tunnel(verbose: bool) -> None:
+    """Reach a gateway behind NAT through a relay."""
+    level = logging.DEBUG if verbose else logging.INFO
+    handler = RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=False)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+
+
+@pioneer_tunnel.group(invoke_without_command=True)
+@click.option("--config", type=_FILE, help="The relay's TOML file, with [relay] and [[relay.tunnels]].")
+@click.pass_context
+def relay(context: click.Context, config: Path | None) -> None:
+    """Run a relay until it is interrupted."""
+    if context.invoked_subcommand is not None:
+        return
+    if config is None:
+        raise click.UsageError("name the relay's file with --config FILE")
+    try:
+        server = Relay(RelayConfig.load(config))
+        _run(server.serve)
+    except (TunnelError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@relay.command("new-key")
+def new_key() -> None:
+    """Print a fresh key on the first line, and on the second what the relay's registry needs to know of it.
+
+    The first line is the secret: it goes to the gateway, and nowhere else.
+    """
+    key = new_relay_key()
+    click.echo(key.reveal())
+    click.echo(key.identity().public_key)
+
+
+@pioneer_tunnel.command()
+@click.argument("local")
+@click.option("--relay", "relay_address", required=True, help="ws:// or wss:// URL, or host:port for wss.")
+@click.option("--key-file", type=_FILE, required=True, help="A file whose first line is the relay key.")
+@click.option("--ca-file", type=_FILE, help="PEM certificates to trust beside the system's.")
+@click.option("--relay-identity", help="Accept only the relay with this public key (ed25519:...).")
+@click.option("--service", default=DEFAULT_SERVICE, show_default=True, help="The service label.")
+@click.option("--proxy-protocol", type=click.Choice(["v2"]), help="Tell the local gateway who visits, in this form.")
+@click.option("--json", "as_json", is_flag=True, help="Status lines as JSON, one object a line.")
+def expose(  # noqa: PLR0917  # click passes them by name
+    local: str,
+    relay_address: str,
+    key_file: Path,
+    ca_file: Path | None,
+    relay_identity: str | None,
+    service: str,
+    proxy_protocol: Literal["v2"] | None,
+    as_json: bool,
+) -> None:
+    """Make what listens at LOCAL (host:port) reachable through a relay, until interrupted.
+
+    Status lines go to standard error. The exit status is 0 after an interruption, 1 after a failure that is final.
+    """
+    if as_json:
+        logging.getLogger().setLevel(logging.CRITICAL)  # standard error is for machines now
+    try:
+        address = Address.parse(local)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="LOCAL") from error
+    key = _read_key(key_file)
+    lines = StatusLines(as_json=as_json)
+
+    async def keep_exposed() -> None:
+        tunnel: Tunnel | None = None
+        try:
+            async with (
+                open_tunnel(
+                    relay_address, key=key, service=service, ca_file=ca_file, relay_identity=relay_identity
+                ) as tunnel,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(_show, tunnel, lines)
+                handler = functools.partial(forward, local=address, proxy_protocol=proxy_protocol)
+                await trio.serve_listeners(handler, [tunnel])
+        finally:
+            if tunnel is not None:
+                lines.catch_up(tunnel)
+
+    try:
+        _run(keep_exposed)
+    except TunnelError as error:
+        if as_json:
+            sys.exit(1)  # the last status line has said why
+        raise click.ClickException(str(error)) from error
+
+
+async def _show(tunnel: Tunnel, lines: StatusLines) -> None:
+    async for _ in tunnel.watch():
+        lines.catch_up(tunnel)
+
+
+def _run(serve: Callable[[], Awaitable[object]]) -> None:
+    """Run until SIGINT or SIGTERM, then end in good order."""
+
+    async def until_interrupted() -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_on, signals, nursery.cancel_scope)
+                await serve()
+                nursery.cancel_scope.cancel()
+
+    with lone_error_bare():
+        trio.run(until_interrupted)
+
+
+async def _cancel_on(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for _ in signals:
+        scope.cancel()
+
+
+def _read_key(path: Path) -> RelayKey:
+    """The first line of a file; the second may be what `relay new-key` printed there."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.ClickException(f"the key file {str(path)!r} cannot be read: {error.__class__.__name__}") from None
+    first, *others = text.strip().splitlines() or [""]
+    if any(not line.startswith("ed25519:") for line in others if line.strip()):
+        raise click.ClickException(f"the key file {str(path)!r} holds more than a key on its first line")
+    if path.stat().st_mode & 0o077:
+        _log.warning("the key file %s can be read by others; 'chmod 600 %s' mends that", path, path)
+    try:
+        return RelayKey(first)
+    except ValueError as error:
+        raise click.ClickException(f"the key file {str(path)!r}: {error}") from None

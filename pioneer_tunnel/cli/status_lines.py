@@ -1,0 +1,50 @@
+"""Statuses as lines on standard error, for a person or for a machine."""
+
+from __future__ import annotations
+
+import json
+from typing import Final, final
+
+import click
+
+from ..status import State, Status
+from ..tunnel import Tunnel
+
+__all__ = ["StatusLines"]
+
+_COLOURS: Final = {
+    State.CONNECTED: "green",
+    State.RECONNECTING: "yellow",
+    State.STARTING: "yellow",
+    State.FAILED: "red",
+}
+
+
+@final
+class StatusLines:
+    """Prints each status of a tunnel that says something new, once."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json: Final = as_json
+        self._last: Status | None = None
+
+    def catch_up(self, tunnel: Tunnel) -> None:
+        """Print what has happened since the last call."""
+        history = tunnel.history
+        start = history.index(self._last) + 1 if self._last in history else 0
+        for status in history[start:]:
+            if self._last is None or status.is_news_after(self._last):
+                click.echo(self._line(status), err=True)
+            self._last = status
+
+    def _line(self, status: Status) -> str:
+        if self._as_json:
+            return json.dumps(status.to_wire())
+        words = [click.style(f"{status.state:<12}", fg=_COLOURS.get(status.state))]
+        if status.state is State.CONNECTED and status.public_url:
+            words.append(f"visitors come in at {status.public_url}")
+        if status.message:
+            words.append(status.message)
+        if status.retry_at_unix is not None:
+            words.append("(will be tried again)")
+        return " ".join(words)
