@@ -1,1 +1,84 @@
+"""pioneer_tunnel: reach a gateway behind NAT through a relay.
 
+Three faces: `RemoteAccess` for a gateway that embeds the tunnel with settings, keystore and status; `open_tunnel`
+for a custom server (a tunnel is a `trio.abc.Listener`); `pioneer_tunnel.testing` for tests.
+"""
+
+from __future__ import annotations
+
+from ._version import __version__
+from .address import Address, RelayAddress
+from .config import RemoteAccessConfig
+from .dialer import Dialer, dial_tcp
+from .errors import (
+    InvalidSettingsError,
+    LinkLostError,
+    LocalGatewayError,
+    LocalProtocolError,
+    MissingBinaryError,
+    MissingKeyError,
+    ProcessExitedError,
+    ProtocolError,
+    RelayConnectError,
+    RelayResolveError,
+    RemoteProtocolError,
+    ReplacedError,
+    RestartLimitError,
+    StorageError,
+    TunnelAuthError,
+    TunnelError,
+    UnknownError,
+    UnsupportedTransportError,
+)
+from .forward import forward
+from .identity import PublicKey, RelayKey, new_relay_key
+from .proxy_protocol import ProxyHeader
+from .restart_policy import RestartPolicy
+from .status import ErrorKind, State, Status, StatusFeed
+from .streams import PrefixedStream, abandon
+from .tunnel import Tunnel, open_tunnel
+from .tunnel_stream import TunnelStream
+from .yamux import Limits
+
+__all__ = [
+    "Address",
+    "Dialer",
+    "ErrorKind",
+    "InvalidSettingsError",
+    "Limits",
+    "LinkLostError",
+    "LocalGatewayError",
+    "LocalProtocolError",
+    "MissingBinaryError",
+    "MissingKeyError",
+    "PrefixedStream",
+    "ProcessExitedError",
+    "ProtocolError",
+    "ProxyHeader",
+    "PublicKey",
+    "RelayAddress",
+    "RelayConnectError",
+    "RelayKey",
+    "RelayResolveError",
+    "RemoteAccessConfig",
+    "RemoteProtocolError",
+    "ReplacedError",
+    "RestartLimitError",
+    "RestartPolicy",
+    "State",
+    "Status",
+    "StatusFeed",
+    "StorageError",
+    "Tunnel",
+    "TunnelAuthError",
+    "TunnelError",
+    "TunnelStream",
+    "UnknownError",
+    "UnsupportedTransportError",
+    "__version__",
+    "abandon",
+    "dial_tcp",
+    "forward",
+    "new_relay_key",
+    "open_tunnel",
+]

@@ -547,6 +547,29 @@ async def test_readers_read_while_the_master_key_is_rotated_again_and_again(fold
     assert reads
 
 
+async def test_a_secret_is_read_again_when_the_master_key_was_rotated_meanwhile(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keystore, key = FileKeystore(folder), new_relay_key()
+    await keystore.put("a", key)
+    real = files.read
+    rotations = 3
+
+    def read(path: Path, **arguments: Any) -> memoryview | None:
+        nonlocal rotations
+        content = real(path, **arguments)
+        if path.name == "a.secret" and rotations:
+            rotations -= 1
+            with monkeypatch.context() as patch:
+                patch.setattr(files, "read", real)
+                FileKeystore(folder)._rotate(None)
+        return content
+
+    monkeypatch.setattr(files, "read", read)
+    assert await keystore.get("a") == key
+    assert rotations == 0
+
+
 # Rotation
 
 

@@ -321,6 +321,19 @@ def test_a_document_that_cannot_be_edited_stays(path: Path, monkeypatch: pytest.
         assert path.read_text() == EXAMPLE
 
 
+def test_a_document_of_which_something_else_would_change_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pioneer_tunnel import settings
+
+    path.write_text(EXAMPLE)
+    start = EXAMPLE.index('"relay.example.com')
+    monkeypatch.setattr(settings, "_span", lambda _text, _name: (start, EXAMPLE.index("\n\n[[windows]]")))
+    with pytest.raises(
+        StorageError, match=r"\(something else would change\); change remote_access\.server there by hand"
+    ):
+        SettingsFile(path).update(changing(server="s"))
+    assert path.read_text() == EXAMPLE
+
+
 # Documents of all kinds
 
 _SPACE: Final = st.sampled_from(["", " ", "  ", "\t"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import pytest
-from hypothesis import example, given, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from pioneer_tunnel.errors import RemoteProtocolError
 from pioneer_tunnel.yamux.frames import (
@@ -102,6 +102,9 @@ def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
 def named(vectors: list[dict[str, Any]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("vector", vectors, ids=[vector["name"] for vector in vectors])
 
+
+# The same examples in every run, and no deadline: the machine may be shared.
+steady = settings(derandomize=True, deadline=None)
 
 ids = st.integers(0, 2**32 - 1)
 data_frames = st.builds(
@@ -219,18 +222,21 @@ def test_data_for_a_stream_that_was_reset_is_dropped() -> None:
 # Whatever the chunks
 
 
+@steady
 @given(frame_lists, places)
 def test_what_is_encoded_is_decoded_wherever_the_bytes_were_cut(frames: list[Frame], cuts: list[int]) -> None:
     data = encode(frames)
     assert decode(cut(data, cuts)) == decode([data]) == Decoded(frames, mid_frame=False, error=None)
 
 
+@steady
 @given(frame_lists, places, st.integers(1, HEADER_SIZE - 1))
 def test_an_unfinished_header_is_waited_for(frames: list[Frame], cuts: list[int], length: int) -> None:
     data = encode(frames) + encode_header(WINDOW_UPDATE, 0, 1, 1)[:length]
     assert decode(cut(data, cuts)) == Decoded(frames, mid_frame=True, error=None)
 
 
+@steady
 @given(frame_lists, st.binary(max_size=60), places)
 @example([], bytes([0, 2, 0, 1, 0, 0, 0, 7, 0, 0, 0, 1]), [11])
 @example([], bytes([0, 0, 0, 0, 0, 0, 0, 1, 255, 255, 255, 255, 1]), [12])

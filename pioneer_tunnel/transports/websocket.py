@@ -102,8 +102,10 @@ async def _carry(connection: YamuxConnection, address: RelayAddress) -> NoReturn
         await connection.run()
     except WebSocketClosed as error:
         raise LinkLostError(f"the relay closed the link with code {error.code}{_quoted(error.reason)}") from error
-    except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+    except trio.BrokenResourceError as error:
         raise LinkLostError(f"the link to {address} is lost: {error}") from error
+    except trio.ClosedResourceError as error:
+        raise LinkLostError(f"the link to {address} was closed at this end") from error
     except RemoteProtocolError as error:
         raise LinkLostError(f"the relay broke a rule of the protocol: {error}") from error
 

@@ -1,0 +1,34 @@
+"""A custom server behind a tunnel: whoever connects to the public address talks to `handler`, wherever this runs.
+
+    python examples/custom_server.py wss://relay.example.com relay-key.txt
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import trio
+
+from pioneer_tunnel import RelayKey, TunnelStream, open_tunnel
+
+
+async def handler(stream: TunnelStream) -> None:
+    """Say back what the visitor says, until it has said all."""
+    # The handler closes its stream itself: then the visitor sees an orderly end. `serve_listeners` would reset it.
+    async with stream:
+        print(f"a visitor from {stream.visitor}")
+        async for data in stream:
+            await stream.send_all(data)
+
+
+async def main(relay: str, key: RelayKey) -> None:
+    """Serve until interrupted; the tunnel comes back by itself when the network does."""
+    async with open_tunnel(relay, key=key) as tunnel:
+        status = await tunnel.wait_connected()
+        print(f"visitors come in at {status.public_url}")
+        await trio.serve_listeners(handler, [tunnel])
+
+
+if __name__ == "__main__":
+    trio.run(main, sys.argv[1], RelayKey(Path(sys.argv[2]).read_text().splitlines()[0]))

@@ -1,0 +1,102 @@
+"""A small HTTP gateway on loopback, as a stand-in for the real thing. It has something to protect: a bearer token.
+
+    GET /hello            200 and a greeting
+    GET /download?n=N     N bytes
+    GET /echo             a WebSocket that says what it hears
+
+It tells tunnelled visitors from local ones by the PROXY protocol v2 header that the tunnel puts before each
+connection: a connection that comes from loopback is not thereby trusted.
+
+Run it alone with `python examples/small_gateway.py`; the demo embeds it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Callable
+
+import attrs
+import h11
+import trio
+from trio_websocket import ConnectionClosed, wrap_server_stream
+
+from pioneer_tunnel import Address, PrefixedStream, ProxyHeader
+
+PIECE = bytes(range(256)) * 256
+
+
+@attrs.frozen
+class Gateway:
+    """What every connection needs to know: the token, and whom to tell about visitors."""
+
+    token: str
+    on_visitor: Callable[[Address | None, str], None]
+
+    async def serve(self, connection: trio.SocketStream) -> None:
+        """One connection, which begins with a PROXY header."""
+        async with connection:
+            received = b""
+            while (parsed := ProxyHeader.parse(received)) is None:
+                data = await connection.receive_some(4096)
+                if not data:
+                    return
+                received += data
+            header, used = parsed
+            await self._serve_http(PrefixedStream(connection, received[used:]), header.visitor)
+
+    async def _serve_http(self, stream: PrefixedStream, visitor: Address | None) -> None:
+        http = h11.Connection(h11.SERVER)
+        head = b""
+        while not isinstance(event := http.next_event(), h11.Request):
+            data = await stream.receive_some(16384)
+            if not data:
+                return
+            head += data
+            http.receive_data(bytes(data))
+        headers = dict(event.headers)
+        target = event.target.decode("ascii")
+        self.on_visitor(visitor, target)
+        if not hmac.compare_digest(headers.get(b"authorization", b""), f"Bearer {self.token}".encode()):
+            await _answer(stream, http, 401, [b"who are you?\n"], length=13)
+        elif headers.get(b"upgrade", b"").lower() == b"websocket":
+            await _echo(PrefixedStream(stream, head))
+        elif target.startswith("/download?n="):
+            size = int(target.removeprefix("/download?n="))
+            pieces = [PIECE] * (size // len(PIECE)) + [PIECE[: size % len(PIECE)]]
+            await _answer(stream, http, 200, pieces, length=size)
+        else:
+            await _answer(stream, http, 200, [b"hello\n"], length=6)
+
+
+async def _answer(
+    stream: PrefixedStream, http: h11.Connection, status: int, pieces: list[bytes], *, length: int
+) -> None:
+    headers = [("Content-Length", str(length)), ("Connection", "close")]
+    await stream.send_all(http.send(h11.Response(status_code=status, headers=headers)) or b"")
+    for piece in pieces:
+        await stream.send_all(http.send(h11.Data(data=piece)) or b"")
+    await stream.send_all(http.send(h11.EndOfMessage()) or b"")
+
+
+async def _echo(stream: PrefixedStream) -> None:
+    async with trio.open_nursery() as nursery:
+        request = await wrap_server_stream(nursery, stream)
+        websocket = await request.accept()
+        try:
+            while True:
+                await websocket.send_message(await websocket.get_message())
+        except ConnectionClosed:
+            nursery.cancel_scope.cancel()
+
+
+async def main() -> None:
+    """Listen on 127.0.0.1:17878, where a tunnel looks for a gateway by default."""
+    token = secrets.token_urlsafe(24)
+    gateway = Gateway(token, lambda visitor, target: print(f"{visitor or 'somebody'} asks for {target}"))
+    print(f"expects PROXY v2 on 127.0.0.1:17878; the token is {token}")
+    await trio.serve_tcp(gateway.serve, 17878, host="127.0.0.1")
+
+
+if __name__ == "__main__":
+    trio.run(main)
