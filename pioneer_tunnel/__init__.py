@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ._version import __version__
 from .address import Address, RelayAddress
-from .config import RemoteAccessConfig
+from .config import RemoteAccessConfig, Transport
 from .dialer import Dialer, dial_tcp
 from .errors import (
     InvalidSettingsError,
@@ -17,6 +17,7 @@ from .errors import (
     LocalProtocolError,
     MissingBinaryError,
     MissingKeyError,
+    Problem,
     ProcessExitedError,
     ProtocolError,
     RelayConnectError,
@@ -32,8 +33,12 @@ from .errors import (
 )
 from .forward import forward
 from .identity import PublicKey, RelayKey, new_relay_key
+from .jsonrpc import RemoteAccessRpc, RpcError
+from .keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
 from .proxy_protocol import ProxyHeader
+from .remote_access import RemoteAccess, Snapshot
 from .restart_policy import RestartPolicy
+from .settings import Settings, SettingsFile, SettingsUpdate
 from .status import ErrorKind, State, Status, StatusFeed
 from .streams import PrefixedStream, abandon
 from .tunnel import Tunnel, open_tunnel
@@ -43,15 +48,21 @@ from .yamux import Limits
 __all__ = [
     "Address",
     "Dialer",
+    "EnvironmentKeystore",
     "ErrorKind",
+    "FileKeystore",
     "InvalidSettingsError",
+    "KeyringKeystore",
+    "Keystore",
     "Limits",
     "LinkLostError",
     "LocalGatewayError",
     "LocalProtocolError",
+    "MemoryKeystore",
     "MissingBinaryError",
     "MissingKeyError",
     "PrefixedStream",
+    "Problem",
     "ProcessExitedError",
     "ProtocolError",
     "ProxyHeader",
@@ -60,15 +71,23 @@ __all__ = [
     "RelayConnectError",
     "RelayKey",
     "RelayResolveError",
+    "RemoteAccess",
     "RemoteAccessConfig",
+    "RemoteAccessRpc",
     "RemoteProtocolError",
     "ReplacedError",
     "RestartLimitError",
     "RestartPolicy",
+    "RpcError",
+    "Settings",
+    "SettingsFile",
+    "SettingsUpdate",
+    "Snapshot",
     "State",
     "Status",
     "StatusFeed",
     "StorageError",
+    "Transport",
     "Tunnel",
     "TunnelAuthError",
     "TunnelError",

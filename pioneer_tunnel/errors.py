@@ -109,6 +109,8 @@ class TunnelError(Exception):
         retry_slowly: bool = False,
         problems: tuple[Problem, ...] = (),
     ) -> None:
+        if not hasattr(self, "kind") or not hasattr(self, "final"):
+            raise TypeError(f"{type(self).__name__} does not say its kind, and whether it is final: raise a subclass")
         super().__init__(message)
         self.retry_after = retry_after
         self.retry_slowly = retry_slowly

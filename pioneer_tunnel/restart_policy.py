@@ -6,6 +6,7 @@ answers how long to wait, or that enough is enough.
 
 from __future__ import annotations
 
+import math
 from random import Random
 from typing import Final, final
 
@@ -15,6 +16,11 @@ __all__ = ["LONGEST_WAIT", "Ending", "RestartPolicy", "Restarts"]
 
 LONGEST_WAIT: Final = 15 * 60.0
 """Seconds that a relay may ask us to wait, at the most."""
+
+
+def _finite(_policy: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"'{attribute.name}' must be a finite number of seconds: {value}")
 
 
 @final
@@ -33,8 +39,8 @@ class RestartPolicy:
         ValueError: a value is out of its range, and which.
     """
 
-    initial: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
-    maximum: float = attrs.field(default=30.0, validator=attrs.validators.gt(0))
+    initial: float = attrs.field(default=1.0, validator=[attrs.validators.gt(0), _finite])
+    maximum: float = attrs.field(default=30.0, validator=[attrs.validators.gt(0), _finite])
     jitter: float = attrs.field(default=0.2, validator=[attrs.validators.ge(0), attrs.validators.le(1)])
     max_restarts: int = attrs.field(default=0, validator=attrs.validators.ge(0))
     stable: float = attrs.field(default=30.0, validator=attrs.validators.ge(0))

@@ -65,6 +65,11 @@ def clean_message(text: str) -> str:
     return folded if len(folded) <= MESSAGE_LIMIT else folded[: MESSAGE_LIMIT - 1] + "…"
 
 
+def _message(text: str | None) -> str | None:
+    """`text` as a status holds it; what says nothing is no message."""
+    return None if text is None else clean_message(text) or None
+
+
 @final
 @attrs.frozen(kw_only=True)
 class Status:
@@ -83,7 +88,7 @@ class Status:
 
     state: State
     error_kind: ErrorKind | None = None
-    message: str | None = attrs.field(default=None, converter=attrs.converters.optional(clean_message))
+    message: str | None = attrs.field(default=None, converter=_message)
     updated_at_unix: int | None = None
     public_url: str | None = None
     attempt: int | None = None
@@ -218,6 +223,7 @@ class _Watcher(AsyncIterator[Status]):
     def __init__(self, feed: StatusFeed) -> None:
         self._feed = feed
         self._seen = -1
+        self._ended = False
 
     def __aiter__(self) -> _Watcher:
         return self
@@ -225,8 +231,9 @@ class _Watcher(AsyncIterator[Status]):
     async def __anext__(self) -> Status:
         feed = self._feed
         await trio.lowlevel.checkpoint()
-        while self._seen == feed._sequence:
-            if feed._ended:
+        while self._ended or self._seen == feed._sequence:
+            if self._ended or feed._ended:
+                self._ended = True  # for good, whatever `resume` does for others
                 raise StopAsyncIteration
             # No deadline: a quiet tunnel is a healthy one.
             await feed._changed.wait()

@@ -13,18 +13,17 @@ Neighbours: transports below the seam; `Tunnel` and `RemoteAccess` above.
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections.abc import Awaitable, Callable
 from random import Random
-from typing import Any, Final, NoReturn, final
+from typing import Final, NoReturn, final
 
 import attrs
 import trio
 
 from .errors import LocalGatewayError, RestartLimitError, TunnelError, UnknownError
-from .groups import lone_error_bare
+from .groups import leaves
 from .restart_policy import Ending, RestartPolicy, Restarts
 from .status import ErrorKind, State, Status, StatusFeed
 from .transports.seam import Deliver, Event, LocalDialFailed, LocalDialOk, RoundTrip, Serve, Session, Target
@@ -81,7 +80,7 @@ class Supervisor:
         self._restarts: Final = Restarts(policy, random)
         self._wall_clock: Final = wall_clock
         self._probe: Final = probe
-        self._attempt = 0
+        self._attempt = 1
         self._session: Session | None = None
         self._round_trip: float | None = None
         self._connected_at: float | None = None
@@ -101,23 +100,30 @@ class Supervisor:
         try:
             while True:
                 failure = await self._attempt_once()
+                # Being cancelled can make a transport fail. Whoever stops the tunnel is not told of that.
+                await trio.lowlevel.checkpoint_if_cancelled()
+                connected_for = self._link_is_down()
                 if failure.final:
                     self._publish(State.FAILED, failure)
                     raise failure
                 delay = self._restarts.after(
                     Ending(
-                        connected_for=self._connected_for(),
+                        connected_for=connected_for,
                         retry_after=failure.retry_after,
                         retry_slowly=failure.retry_slowly,
                     )
                 )
                 if delay is None:
+                    allowed = self._restarts.policy.max_restarts
                     limit = RestartLimitError(
-                        f"gave up after {self._restarts.used - 1} restarts; the last cause: {failure}"
+                        f"gave up after {allowed} restart{'s' if allowed > 1 else ''}; the last cause: {failure}"
                     )
                     self._publish(State.FAILED, limit)
                     raise limit from failure
                 await self._wait(delay, failure)
+                self._attempt += 1
+                # The state and the cause stay as they are; what is no longer true is that a retry is planned.
+                self._feed.publish(attrs.evolve(self._feed.current, attempt=self._attempt, retry_at_unix=None))
         finally:
             self._over = True
 
@@ -143,30 +149,24 @@ class Supervisor:
 
     async def _attempt_once(self) -> TunnelError:
         """Bring the tunnel up and keep it until it fails; returns why."""
-        self._attempt += 1
-        self._connected_at = None
-        if self._attempt > 1:
-            # The state and the cause stay as they are; what is no longer true is that a retry is planned.
-            self._feed.publish(attrs.evolve(self._feed.current, attempt=self._attempt, retry_at_unix=None))
         try:
             if self._probe is not None and self._session is None:
                 await self._probe()
-            with lone_error_bare():
-                async with trio.open_nursery() as nursery:
-                    session = await nursery.start(
-                        functools.partial(self._serve, self._target, self._deliver, self.report)
-                    )
-                    self._connected(session)
-                    if self._probe is not None:
-                        nursery.start_soon(self._watch_local_gateway)
-            return UnknownError("the transport ended without a reason")  # it broke its promise not to return
-        except TunnelError as error:
-            return error
-        except Exception as error:  # noqa: BLE001  # whatever it is, the gateway has to stay reachable
-            _log.exception("an unforeseen failure of the tunnel; it will be tried again")
-            unknown = UnknownError(f"an unforeseen failure, see the log: {type(error).__name__}")
-            unknown.__cause__ = error
-            return unknown
+            async with trio.open_nursery() as nursery:
+                # No deadline: a transport has one for each step of coming up.
+                self._connected(await nursery.start(self._carry))
+                if self._probe is not None:
+                    nursery.start_soon(self._watch_local_gateway)
+        except BaseException as error:
+            failure = _failure_in(error, was_connected=self._session is not None)
+            if failure is None:
+                raise
+            return failure
+        raise AssertionError("a nursery has ended while its task goes on")
+
+    async def _carry(self, *, task_status: trio.TaskStatus[Session]) -> NoReturn:
+        await self._serve(self._target, self._deliver, self.report, task_status=task_status)
+        raise RuntimeError("the transport ended without a reason")  # it broke its promise not to return
 
     def _connected(self, session: Session) -> None:
         self._session = session
@@ -175,15 +175,20 @@ class Supervisor:
         self._local_failing = trio.Event()
         self._publish(State.CONNECTED)
 
-    def _connected_for(self) -> float | None:
-        return None if self._connected_at is None else trio.current_time() - self._connected_at
+    def _link_is_down(self) -> float | None:
+        """Forget what was true of the link alone; returns how long it was up, None when it never was.
+
+        From here on, what is still reported of it comes late: visitors that it brought may yet try the local gateway.
+        """
+        connected_at, self._connected_at = self._connected_at, None
+        self._round_trip = None
+        return None if connected_at is None else trio.current_time() - connected_at
 
     async def _wait(self, delay: float, failure: TunnelError) -> None:
         state = State.FAILED if self._session is None else State.RECONNECTING
-        self._round_trip = None
+        self._retry_now = trio.Event()
         # Rounded up: whoever waits for this moment by a clock of whole seconds does not come early.
         self._publish(state, failure, retry_at_unix=math.ceil(self._wall_clock() + delay))
-        self._retry_now = trio.Event()
         with trio.move_on_after(delay):
             await self._retry_now.wait()
 
@@ -194,6 +199,8 @@ class Supervisor:
             # No deadline: it is set when something goes wrong.
             await self._local_failing.wait()
             await trio.sleep(PROBE_INTERVAL)
+            if not self._local_failing.is_set():
+                continue  # a visitor has got through meanwhile
             try:
                 await self._probe()
             except LocalGatewayError:
@@ -206,7 +213,7 @@ class Supervisor:
             self._local_failing = trio.Event()
             self._publish(State.CONNECTED)
 
-    def _publish(self, state: State, error: TunnelError | None = None, **fields: Any) -> None:
+    def _publish(self, state: State, error: TunnelError | None = None, *, retry_at_unix: int | None = None) -> None:
         session = self._session
         kind: ErrorKind | None = None if error is None else error.kind
         announce(
@@ -217,8 +224,37 @@ class Supervisor:
                 error_kind=kind,
                 message=None if error is None else str(error),
                 public_url=None if session is None or (error is not None and error.final) else session.public_url,
-                attempt=self._attempt or None,
+                attempt=self._attempt,
+                retry_at_unix=retry_at_unix,
                 relay_rtt_ms=None if self._round_trip is None else round(self._round_trip * 1000, 3),
-                **fields,
             ),
         )
+
+
+def _failure_in(error: BaseException, *, was_connected: bool) -> TunnelError | None:
+    """What `error`, or the group that nurseries made of several, means for the tunnel.
+
+    None means that it is nothing for us to deal with: cancellation, or the end of the whole program. A final failure
+    outweighs what else went wrong at the same moment. What nobody foresaw goes to the log, with its traceback.
+    """
+    errors = [leaf for leaf in leaves(error) if not isinstance(leaf, trio.Cancelled)]
+    if not errors or not all(isinstance(leaf, Exception) for leaf in errors):
+        return None
+    # Once the tunnel was up, the local gateway is no reason for it to be down, whatever a transport says.
+    told = [
+        leaf
+        for leaf in errors
+        if isinstance(leaf, TunnelError) and not (was_connected and isinstance(leaf, LocalGatewayError))
+    ]
+    whole = errors[0] if len(errors) == 1 else error
+    if len(told) < len(errors):
+        _log.error("an unforeseen failure of the tunnel", exc_info=whole)
+    final_ones = [failure for failure in told if failure.final]
+    if final_ones:
+        return final_ones[0]
+    if len(told) == len(errors):
+        return told[0]
+    unforeseen = next(leaf for leaf in errors if leaf not in told)
+    unknown = UnknownError(f"an unforeseen failure, see the log: {type(unforeseen).__name__}")
+    unknown.__cause__ = whole
+    return unknown

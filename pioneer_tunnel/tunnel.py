@@ -22,7 +22,6 @@ from pathlib import Path
 from random import Random
 from typing import Final, final
 
-import attrs
 import trio
 
 from .address import RelayAddress
@@ -225,7 +224,7 @@ async def open_tunnel(
             raise
     finally:
         tunnel._visitors.close()
-        announce(feed, wall_clock, attrs.evolve(feed.current, state=State.STOPPED, error_kind=None, message=None))
+        announce(feed, wall_clock, Status(state=State.STOPPED))
         feed.end()
     if raised is not None:
         if tunnel._failure is not None and all(leaf is tunnel._failure for leaf in leaves(raised)):

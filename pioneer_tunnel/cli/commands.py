@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import click
 import trio
@@ -23,12 +23,18 @@ from ..groups import lone_error_bare
 from ..identity import RelayKey, new_relay_key
 from ..relay import Relay, RelayConfig
 from ..tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
+from ..websocket import EngineName
 from .status_lines import StatusLines
 
 __all__ = ["pioneer_tunnel"]
 
 _log: Final = logging.getLogger("pioneer_tunnel.cli")
 _FILE: Final = click.Path(path_type=Path, dir_okay=False)
+_websocket_engine: Final = click.option(
+    "--websocket-engine",
+    type=click.Choice(get_args(EngineName)),
+    help="What speaks WebSocket; by default the fastest that is installed.",
+)
 
 
 @click.group()
@@ -43,15 +49,16 @@ def pioneer_tunnel(verbose: bool) -> None:
 
 @pioneer_tunnel.group(invoke_without_command=True)
 @click.option("--config", type=_FILE, help="The relay's TOML file, with [relay] and [[relay.tunnels]].")
+@_websocket_engine
 @click.pass_context
-def relay(context: click.Context, config: Path | None) -> None:
+def relay(context: click.Context, config: Path | None, websocket_engine: EngineName | None) -> None:
     """Run a relay until it is interrupted."""
     if context.invoked_subcommand is not None:
         return
     if config is None:
         raise click.UsageError("name the relay's file with --config FILE")
     try:
-        server = Relay(RelayConfig.load(config))
+        server = Relay(RelayConfig.load(config), engine=websocket_engine)
         _run(server.serve)
     except (TunnelError, OSError) as error:
         raise click.ClickException(str(error)) from error
@@ -76,6 +83,7 @@ def new_key() -> None:
 @click.option("--relay-identity", help="Accept only the relay with this public key (ed25519:...).")
 @click.option("--service", default=DEFAULT_SERVICE, show_default=True, help="The service label.")
 @click.option("--proxy-protocol", type=click.Choice(["v2"]), help="Tell the local gateway who visits, in this form.")
+@_websocket_engine
 @click.option("--json", "as_json", is_flag=True, help="Status lines as JSON, one object a line.")
 def expose(  # noqa: PLR0917  # click passes them by name
     local: str,
@@ -85,6 +93,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
     relay_identity: str | None,
     service: str,
     proxy_protocol: Literal["v2"] | None,
+    websocket_engine: EngineName | None,
     as_json: bool,
 ) -> None:
     """Make what listens at LOCAL (host:port) reachable through a relay, until interrupted.
@@ -105,7 +114,12 @@ def expose(  # noqa: PLR0917  # click passes them by name
         try:
             async with (
                 open_tunnel(
-                    relay_address, key=key, service=service, ca_file=ca_file, relay_identity=relay_identity
+                    relay_address,
+                    key=key,
+                    service=service,
+                    ca_file=ca_file,
+                    relay_identity=relay_identity,
+                    websocket_engine=websocket_engine,
                 ) as tunnel,
                 trio.open_nursery() as nursery,
             ):

@@ -25,7 +25,7 @@ from ..errors import (
 )
 from ..groups import lone_error_bare
 from ..handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
-from ..identity import MIN_NATIVE_KEY_LENGTH
+from ..identity import MIN_NATIVE_KEY_LENGTH, RelayKey
 from ..proxy_protocol import MAX_LENGTH, ProxyHeader
 from ..status import clean_message
 from ..tunnel_stream import TunnelStream
@@ -33,7 +33,7 @@ from ..websocket import Opening, WebSocket, WebSocketClosed, WebSocketLink, WebS
 from ..yamux import Role, YamuxConnection, YamuxStream
 from .seam import Deliver, Draining, Replaced, Report, RoundTrip, Session, Target
 
-__all__ = ["serve"]
+__all__ = ["refuse_weak_key", "serve"]
 
 HEADER_TIMEOUT: Final = 5.0
 """Seconds that a stream's PROXY header may take."""
@@ -41,11 +41,7 @@ HEADER_TIMEOUT: Final = 5.0
 
 async def serve(target: Target, deliver: Deliver, report: Report, *, task_status: trio.TaskStatus[Session]) -> NoReturn:
     """See `Serve`."""
-    if target.key.is_weak:
-        raise InvalidSettingsError(
-            f"the relay key is shorter than {MIN_NATIVE_KEY_LENGTH} characters, so it could be guessed;"
-            " 'pioneer-tunnel relay new-key' makes a good one"
-        )
+    refuse_weak_key(target.key)
     engine = load_engine(target.websocket_engine)
     address = target.address
     tls = (target.make_tls or client_tls)() if address.secure else None
@@ -75,6 +71,19 @@ async def serve(target: Target, deliver: Deliver, report: Report, *, task_status
                     task_status.started(Session(id=welcome.session, public_url=welcome.public_url))
                     await _carry(connection, address)
         raise RelayConnectError(f"{address} did not finish the opening within {target.connect_timeout:g} seconds")
+
+
+def refuse_weak_key(key: RelayKey) -> None:
+    """Do nothing when `key` is long enough for a transport that shows its public half.
+
+    Raises:
+        InvalidSettingsError: it could be guessed.
+    """
+    if key.is_weak:
+        raise InvalidSettingsError(
+            f"the relay key is shorter than {MIN_NATIVE_KEY_LENGTH} characters, so it could be guessed;"
+            " 'pioneer-tunnel relay new-key' makes a good one"
+        )
 
 
 async def _authenticate(websocket: WebSocket, target: Target) -> Welcome:

@@ -8,9 +8,9 @@ neither of a connection that ends without an answer nor of an answer whose body 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, NoReturn, final
+from typing import Final, NoReturn, cast, final
 
 import trio
 from trio_websocket import (
@@ -90,14 +90,36 @@ async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[Web
 @asynccontextmanager
 async def _kept(stream: trio.abc.Stream) -> AsyncIterator[trio.Nursery]:
     """A nursery for the engine's reader; let go of the stream at the end, whatever happened."""
+    reading = trio.CancelScope(shield=True)
     try:
         with lone_error_bare():
             async with trio.open_nursery() as nursery:
-                yield nursery
-                nursery.cancel_scope.cancel()
+                try:
+                    yield cast("trio.Nursery", _ReaderNursery(nursery, reading))
+                finally:
+                    reading.cancel()
     finally:
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(stream)
+
+
+@final
+class _ReaderNursery:
+    """What the engine starts its reader in.
+
+    A cancellation from outside does not reach the reader, which has yet to see the other end's answer to our close.
+    """
+
+    def __init__(self, nursery: trio.Nursery, reading: trio.CancelScope) -> None:
+        self._nursery: Final = nursery
+        self._reading: Final = reading
+
+    def start_soon(self, reader: Callable[[], Awaitable[object]]) -> None:
+        self._nursery.start_soon(self._read, reader)
+
+    async def _read(self, reader: Callable[[], Awaitable[object]]) -> None:
+        with self._reading:
+            await reader()
 
 
 @final

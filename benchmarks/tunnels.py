@@ -1,0 +1,184 @@
+"""Who runs: an origin, and tunnels to it, as real processes that end with the `with` that started them.
+
+What a process costs is read from /proc, so this is for Linux.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from subprocess import Popen
+from tempfile import TemporaryDirectory
+from typing import Final, TypeAlias, final
+
+import attrs
+
+from pioneer_tunnel import new_relay_key
+from pioneer_tunnel.websocket import EngineName
+
+from .traffic import HOST, Endpoint, echo_works
+
+__all__ = ["PROCESSES", "Contestant", "Process", "Way", "contestants", "peer", "start_origin"]
+
+LOOPBACK: Final = "127.0.0.1"
+START_TIMEOUT: Final = 20.0
+STOP_TIMEOUT: Final = 10.0
+PROCESSES: Final = ("relay", "gateway")
+
+
+@final
+@attrs.frozen
+class Process:
+    """What a running process has cost so far."""
+
+    pid: int
+
+    @property
+    def cpu(self) -> float:
+        """Seconds, user and system, of all its threads."""
+        # Its second field, the name, stands in brackets and may hold anything.
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def memory(self) -> float:
+        """MiB that are resident."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@final
+@attrs.frozen
+class Way:
+    """A way to the origin that is open now, and the processes that carry it, by the names in `PROCESSES`."""
+
+    endpoint: Endpoint
+    processes: dict[str, Process] = attrs.field(factory=dict)
+
+
+Contestant: TypeAlias = Callable[[], AbstractContextManager[Way]]
+
+
+def contestants(origin: Endpoint) -> dict[str, Contestant]:
+    """All ways to `origin` that this project can open, by name. `direct` is the one that others are compared with."""
+    return {
+        "direct": lambda: nullcontext(Way(origin)),
+        "websockets": partial(_tunnel, origin, "websockets"),
+        "trio-websocket": partial(_tunnel, origin, "trio-websocket"),
+        "wss": partial(_tunnel, origin, "websockets", tls=True),
+    }
+
+
+def peer(text: str) -> tuple[str, Contestant]:
+    """Somebody else's tunnel, which runs already, from `NAME=HOST:PORT:PID,PID`.
+
+    Raises:
+        ValueError: `text` is not of that form.
+    """
+    name, equals, rest = text.partition("=")
+    host, port, *pids = rest.split(":")
+    if not (name and equals) or len(pids) > 1:
+        raise ValueError(text)
+    processes = [Process(int(pid)) for pid in ",".join(pids).split(",") if pid]
+    way = Way((host, int(port)), dict(zip(PROCESSES, processes, strict=False)))
+    return name, lambda: nullcontext(way)
+
+
+@contextmanager
+def start_origin(port: int) -> Iterator[Endpoint]:
+    """The origin, at `port` or at a free one for 0."""
+    command = [sys.executable, "-m", f"{__package__}.traffic", str(port)]
+    with _ended(Popen(command, stdout=subprocess.PIPE, text=True)) as process:
+        assert process.stdout is not None
+        yield LOOPBACK, int(process.stdout.readline())
+
+
+@contextmanager
+def _tunnel(origin: Endpoint, engine: EngineName, *, tls: bool = False) -> Iterator[Way]:
+    """A relay and an exposed origin. With `tls` the link is wss; visitors come without TLS in any case."""
+    key = new_relay_key()
+    control, ingress = (f"{LOOPBACK}:{_free_port()}" for _ in range(2))
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        key_file = folder / "key"
+        key_file.touch(mode=0o600)
+        key_file.write_text(key.reveal())
+        (folder / "relay.toml").write_text(
+            f"""
+            [relay]
+            id = "bench"
+            control_addr = "{control}"
+            ingress_addr = "{ingress}"
+            public_names = ["{control}"]
+            {_certify(folder) if tls else ""}
+
+            [[relay.tunnels]]
+            id = "bench"
+            url = "http://{HOST}"
+            key = "{key.identity().public_key}"
+            """
+        )
+        host, port = origin
+        relay = ["relay", "--config", "relay.toml", "--websocket-engine", engine]
+        expose = ["expose", f"{host}:{port}", "--relay", f"{'wss' if tls else 'ws'}://{control}"]
+        expose += ["--key-file", "key", "--websocket-engine", engine, *(["--ca-file", "ca.pem"] if tls else [])]
+        with _program(folder, relay) as first, _program(folder, expose) as second:
+            endpoint = (LOOPBACK, int(ingress.rpartition(":")[2]))
+            _wait_until_open(endpoint, folder, first, second)
+            yield Way(endpoint, dict(zip(PROCESSES, (Process(first.pid), Process(second.pid)), strict=True)))
+
+
+def _certify(folder: Path) -> str:
+    """Make a certificate for the gateways' door; returns the lines that name it."""
+    import trustme  # only who races with TLS needs it
+
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    certificate = authority.issue_cert(LOOPBACK)
+    certificate.cert_chain_pems[0].write_to_path(str(folder / "relay.crt"))
+    certificate.private_key_pem.write_to_path(str(folder / "relay.key"))
+    return 'tls_certificate = "relay.crt"\ntls_private_key = "relay.key"\ningress_tls = false'
+
+
+@contextmanager
+def _program(folder: Path, arguments: list[str]) -> Iterator[Popen[str]]:
+    command = [sys.executable, "-m", "pioneer_tunnel", *arguments]
+    with (folder / f"{arguments[0]}.log").open("w") as log:
+        process = Popen(command, cwd=folder, stdout=log, stderr=log, text=True)
+    with _ended(process):
+        yield process
+
+
+@contextmanager
+def _ended(process: Popen[str]) -> Iterator[Popen[str]]:
+    with process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait_until_open(endpoint: Endpoint, folder: Path, *programs: Popen[str]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while not echo_works(endpoint):
+        if time.monotonic() > deadline or any(program.poll() is not None for program in programs):
+            logs = "".join(f"{log.name}:\n{log.read_text()}" for log in sorted(folder.glob("*.log")))
+            raise SystemExit(f"the tunnel does not come up\n{logs}")
+        time.sleep(0.05)
+
+
+def _free_port() -> int:
+    with socket.create_server((LOOPBACK, 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port

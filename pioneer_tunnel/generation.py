@@ -1,0 +1,212 @@
+"""One generation of remote access: what it is made of, decided before it begins, and its life until it is replaced.
+
+A generation begins with each change of the settings that asks for one. The functions here decide, without I/O,
+whether there is one at all, and what a person can do when there is none; they are asked in the contract's order.
+`Generation` runs a supervisor and takes its visitors, to the local gateway or to a handler of the host.
+
+Neighbours: `RemoteAccess` plans, runs and ends generations, one at a time; `supervisor` keeps the tunnel up.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from random import Random
+from typing import Any, Final, TypeAlias, final
+
+import attrs
+import trio
+
+from .config import RemoteAccessConfig, Transport
+from .dialer import Dialer, client_tls, dial_local
+from .errors import MissingKeyError, TunnelError, UnsupportedTransportError
+from .forward import LOCAL_TIMEOUT, forward
+from .identity import RelayKey
+from .restart_policy import RestartPolicy
+from .settings import Settings
+from .status import StatusFeed
+from .supervisor import Supervisor
+from .transports import Serve, Target
+from .transports.websocket import refuse_weak_key
+from .tunnel_stream import TunnelStream
+from .yamux import Limits
+
+__all__ = ["Generation", "Handler", "Plan", "choose_transport", "effective_config", "make_target"]
+
+Handler: TypeAlias = Callable[[TunnelStream], Awaitable[None]]
+"""Takes a visitor's stream, and closes it when it is done."""
+
+_log: Final = logging.getLogger("pioneer_tunnel.generation")
+
+
+def effective_config(config: RemoteAccessConfig, settings: Settings) -> RemoteAccessConfig:
+    """`config` with the user's settings laid over it, as far as the operator lets them.
+
+    Raises:
+        UnsupportedTransportError: the settings name a transport that nobody knows.
+        InvalidSettingsError: what they name cannot be used.
+    """
+    changes: dict[str, Any] = {}
+    if settings.transport is not None:
+        changes["transport"] = Transport.parse(settings.transport)
+    if settings.service_name is not None:
+        changes["service_name"] = settings.service_name
+    if settings.server is not None and config.allow_server_override:
+        changes["relay_addr"] = settings.server
+    return attrs.evolve(config, **changes) if changes else config
+
+
+def choose_transport(config: RemoteAccessConfig, transports: Mapping[str, Serve]) -> Serve:
+    """The transport that `config` means.
+
+    Raises:
+        UnsupportedTransportError: this installation lacks it.
+    """
+    name = config.effective_transport
+    serve = transports.get(name)
+    if serve is None:
+        raise UnsupportedTransportError(
+            f"the transport {str(name)!r} is not offered by this installation; it has {', '.join(sorted(transports))}"
+        )
+    return serve
+
+
+def make_target(
+    config: RemoteAccessConfig, key: RelayKey | None, *, instance: str, dial: Dialer, limits: Limits
+) -> Target:
+    """What the transport has to know.
+
+    Raises:
+        MissingKeyError: there is no key.
+        InvalidSettingsError: it is too weak for the transport.
+    """
+    if key is None:
+        raise MissingKeyError("no relay key is stored; save the key that the relay's operator gave you")
+    if config.effective_transport is Transport.WEBSOCKET:
+        refuse_weak_key(key)
+    return Target(
+        address=config.effective_relay_addr,
+        key=key,
+        service=config.service_name,
+        instance=instance,
+        relay_identity=config.relay_identity,
+        make_tls=functools.partial(client_tls, config.ca_path),
+        connect_timeout=config.connect_timeout_ms / 1000,
+        dial=dial,
+        limits=limits,
+    )
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Plan:
+    """What a generation is made of."""
+
+    config: RemoteAccessConfig
+    serve: Serve
+    target: Target
+
+    @property
+    def restart_policy(self) -> RestartPolicy:
+        """The configuration's restart policy, in seconds."""
+        config = self.config
+        return RestartPolicy(
+            initial=config.restart_initial_ms / 1000,
+            maximum=config.restart_max_ms / 1000,
+            jitter=config.restart_jitter_percent / 100,
+            max_restarts=config.max_restarts,
+            stable=config.restart_stable_ms / 1000,
+        )
+
+
+@final
+class Generation:
+    """A running generation.
+
+    Args:
+        plan: what it is made of.
+        feed: where statuses go.
+        handler: takes visitors in the host's stead; None forwards them to the local gateway.
+        host_tasks: where the host's handlers run. They may outlive the generation, whose streams are broken then;
+            forwarding does not.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        feed: StatusFeed,
+        *,
+        handler: Handler | None,
+        host_tasks: trio.Nursery,
+        dial: Dialer,
+        random: Random,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._plan: Final = plan
+        self._handler: Final = handler
+        self._dial: Final = dial
+        self._tasks = host_tasks
+        self._refusing = False
+        self._visitors = 0
+        self._no_visitors = trio.Event()
+        self._supervisor: Final = Supervisor(
+            plan.serve,
+            plan.target,
+            self._deliver,
+            feed=feed,
+            policy=plan.restart_policy,
+            random=random,
+            wall_clock=wall_clock,
+            probe=self._probe if handler is None else None,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Keep the tunnel up until a final failure, which the feed has then been told, or until cancelled."""
+        async with trio.open_nursery() as nursery:
+            if self._handler is None:
+                self._tasks = nursery
+            task_status.started()
+            try:
+                await self._supervisor.run()
+            except TunnelError:
+                nursery.cancel_scope.cancel()
+
+    async def take_leave(self, grace: float) -> None:
+        """Take no more visitors, and give those who are here `grace` seconds to finish."""
+        self._refusing = True
+        if self._visitors:
+            self._no_visitors = trio.Event()
+            with trio.move_on_after(grace):
+                await self._no_visitors.wait()
+
+    def retry_now(self) -> None:
+        """See `Supervisor.retry_now`."""
+        self._supervisor.retry_now()
+
+    def _deliver(self, stream: TunnelStream) -> None:
+        if self._refusing:
+            raise trio.WouldBlock
+        self._visitors += 1
+        stream.acknowledge()
+        self._tasks.start_soon(self._take_care_of, stream)
+
+    async def _take_care_of(self, stream: TunnelStream) -> None:
+        try:
+            if self._handler is None:
+                local, proxy_protocol = self._plan.config.local_addr, self._plan.config.proxy_protocol
+                report = self._supervisor.report
+                await forward(stream, local, proxy_protocol=proxy_protocol, report=report, dial=self._dial)
+            else:
+                await self._handler(stream)
+        except Exception:  # noqa: BLE001  # a visitor's trouble is not the tunnel's
+            _log.exception("a handler failed; its visitor's connection is reset")
+        finally:
+            stream.reset()  # after an orderly end this changes nothing
+            self._visitors -= 1
+            if not self._visitors:
+                self._no_visitors.set()
+
+    async def _probe(self) -> None:
+        local = self._plan.config.local_addr
+        await trio.aclose_forcefully(await dial_local(local, dial=self._dial, timeout=LOCAL_TIMEOUT))

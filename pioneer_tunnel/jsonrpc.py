@@ -1,0 +1,136 @@
+"""Remote access over JSON-RPC 2.0, for a gateway to mount: two methods and a notification.
+
+    settings/get      {}                                    → {"settings": {"remote_access": SNAPSHOT, …}}
+    settings/update   {"update": {"remote_access": UPDATE}} → the same
+    gateway/remote_access/status_changed {"status": STATUS}   to every client, for each change that is news
+
+`RemoteAccessRpc.handle` takes a method and its params and returns the result; framing, ids and connections are the
+gateway's. docs/remote-access.schema.json describes it all in JSON Schema; `json_schema` makes it from the types.
+
+Neighbours: `RemoteAccess` does the work; the contract's names and shapes are fixed, and here is where they are spelt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Final, final
+
+from .errors import TunnelError
+from .remote_access import RemoteAccess
+from .settings import SettingsUpdate
+from .status import Status, clean_message
+
+__all__ = [
+    "INTERNAL_ERROR",
+    "INVALID_PARAMS",
+    "METHOD_NOT_FOUND",
+    "STATUS_CHANGED",
+    "RemoteAccessRpc",
+    "RpcError",
+]
+
+METHOD_NOT_FOUND: Final = -32601
+INVALID_PARAMS: Final = -32602
+INTERNAL_ERROR: Final = -32603
+
+STATUS_CHANGED: Final = "gateway/remote_access/status_changed"
+_SECTION: Final = "remote_access"
+
+
+@final
+class RpcError(Exception):
+    """What a JSON-RPC response has in place of a result.
+
+    Attributes:
+        code: of JSON-RPC 2.0.
+        message: for a person; holds no secret.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code: Final = code
+        self.message: Final = message
+
+    def to_wire(self) -> dict[str, Any]:
+        """The `error` object of a response."""
+        return {"code": self.code, "message": self.message}
+
+
+@final
+class RemoteAccessRpc:
+    """The contract's methods on a `RemoteAccess`.
+
+    Args:
+        remote_access: what is told and asked.
+        other_sections: the sections that the host adds to `settings`; asked at each call.
+    """
+
+    def __init__(self, remote_access: RemoteAccess, *, other_sections: Callable[[], Mapping[str, Any]] = dict) -> None:
+        self._remote_access: Final = remote_access
+        self._other_sections: Final = other_sections
+
+    async def handle(self, method: str, params: Any = None) -> dict[str, Any]:
+        """Answer a request; returns the `result` of the response.
+
+        Raises:
+            RpcError: with the code of the response: -32601 for a method that is none of ours, -32602 for params that
+                are malformed, -32603 when a file or the keystore cannot be read or written.
+        """
+        if params is not None and not isinstance(params, Mapping):
+            del params  # whatever it is, it may hold a key
+            raise RpcError(INVALID_PARAMS, "params is not an object")
+        if method not in {"settings/get", "settings/update"}:
+            raise RpcError(METHOD_NOT_FOUND, f"there is no method {clean_message(method)!r} here")
+        try:
+            if method == "settings/update":
+                update, problem = _read_update(params)
+                del params  # a traceback that shows local variables must not show the key
+                if update is None:
+                    raise RpcError(INVALID_PARAMS, problem)
+                await self._remote_access.apply(update)
+            return await self._get()
+        except TunnelError as error:
+            raise RpcError(INTERNAL_ERROR, str(error)) from error
+
+    async def _get(self) -> dict[str, Any]:
+        snapshot = await self._remote_access.snapshot()
+        return {"settings": {**self._other_sections(), _SECTION: snapshot.to_wire()}}
+
+    def notifications(self) -> AsyncIterator[dict[str, Any]]:
+        """Whole notifications for one client, from now on: one for each status that is news.
+
+        A plain iterator; ends after `stopped`. A client that is slower than the tunnel misses what lay between, never
+        the newest.
+        """
+        return _Notifications(self._remote_access)
+
+
+@final
+class _Notifications(AsyncIterator[dict[str, Any]]):
+    def __init__(self, remote_access: RemoteAccess) -> None:
+        self._told: Status = remote_access.status
+        self._statuses: Final = remote_access.watch()
+
+    def __aiter__(self) -> _Notifications:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        while True:
+            status = await anext(self._statuses)
+            if status.is_news_after(self._told):
+                self._told = status
+                return {"jsonrpc": "2.0", "method": STATUS_CHANGED, "params": {"status": status.to_wire()}}
+
+
+def _read_update(params: Mapping[str, Any] | None) -> tuple[SettingsUpdate | None, str]:
+    """The update in `params`, or what is wrong with it. Never raises, so that no traceback has the key in it."""
+    update = None if params is None else params.get("update")
+    if not isinstance(update, Mapping):
+        return None, "params.update is not an object"
+    section = update.get(_SECTION)
+    if section is None:
+        return SettingsUpdate(), ""
+    try:
+        return SettingsUpdate.from_wire(section), ""
+    except ValueError as error:
+        return None, str(error)

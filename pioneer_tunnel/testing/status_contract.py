@@ -1,0 +1,268 @@
+"""A judge of statuses: does a sequence of them keep the gateway contract?
+
+It knows the contract and nothing of how this library works, so it judges a gateway's own code as well: statuses as
+`Status`, or as the objects that went over the wire.
+
+    contract = StatusContract()
+    for status in recorded:
+        contract.see(status)       # raises ContractBroken, with the history, at the first that breaks a rule
+
+What can be told from statuses alone is told. Whether `connected` is true, only a visitor knows.
+
+Neighbours: `status.Status` is what is judged; `ScriptedTransport` makes a tunnel say things.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import unicodedata
+from collections.abc import Callable, Mapping
+from typing import Any, Final, final
+
+import attrs
+
+from ..status import ErrorKind, State, Status
+
+__all__ = ["ContractBroken", "StatusContract"]
+
+MESSAGE_LIMIT: Final = 300
+
+
+@final
+class ContractBroken(AssertionError):
+    """A status broke the gateway contract.
+
+    Attributes:
+        rule: what is wrong with it, in words.
+        history: all statuses that were seen, in the form of the wire; the last is the one.
+    """
+
+    def __init__(self, rule: str, history: tuple[Mapping[str, Any], ...]) -> None:
+        self.rule: Final = rule
+        self.history: Final = history
+        lines = [f"  {number:>4}  {_line(wire)}" for number, wire in enumerate(history, 1)]
+        super().__init__("\n".join([rule, "the statuses so far:", *lines]))
+
+
+class _Phase(enum.Enum):
+    """A state, with what has happened in its generation told apart."""
+
+    DISABLED = "disabled"
+    STARTING = "starting"
+    RETRYING = "failed before the first connect, and retried"
+    CONNECTED = "connected"
+    RECONNECTING = "reconnecting"
+    OVER = "failed for good"
+    STOPPED = "stopped"
+
+
+_ALLOWED_KINDS: Final[Mapping[_Phase, frozenset[ErrorKind | None]]] = {
+    _Phase.DISABLED: frozenset({None}),
+    _Phase.STARTING: frozenset({None}),
+    _Phase.RETRYING: frozenset(
+        {
+            ErrorKind.LOCAL_GATEWAY_UNAVAILABLE,
+            ErrorKind.RELAY_RESOLVE_FAILED,
+            ErrorKind.RELAY_CONNECT_FAILED,
+            ErrorKind.PROCESS_EXITED,
+            ErrorKind.UNKNOWN,
+        }
+    ),
+    _Phase.CONNECTED: frozenset({None, ErrorKind.LOCAL_GATEWAY_UNAVAILABLE}),
+    _Phase.RECONNECTING: frozenset(
+        {
+            ErrorKind.RELAY_RESOLVE_FAILED,
+            ErrorKind.RELAY_CONNECT_FAILED,
+            ErrorKind.PROCESS_EXITED,
+            ErrorKind.UNKNOWN,
+        }
+    ),
+    _Phase.OVER: frozenset(
+        {
+            ErrorKind.INVALID_SETTINGS,
+            ErrorKind.MISSING_KEY,
+            ErrorKind.MISSING_BINARY,
+            ErrorKind.UNSUPPORTED_TRANSPORT,
+            ErrorKind.TUNNEL_AUTH_FAILED,
+            ErrorKind.RESTART_LIMIT_REACHED,
+            ErrorKind.IO,
+        }
+    ),
+    _Phase.STOPPED: frozenset({None}),
+}
+
+_NEW_GENERATION: Final = frozenset({_Phase.STARTING, _Phase.OVER, _Phase.DISABLED, _Phase.STOPPED})
+"""What can follow anything: the settings change, or the host stops the tunnel."""
+
+_FOLLOWERS: Final[Mapping[_Phase, frozenset[_Phase]]] = {
+    _Phase.DISABLED: _NEW_GENERATION,
+    _Phase.STARTING: _NEW_GENERATION | {_Phase.RETRYING, _Phase.CONNECTED},
+    _Phase.RETRYING: _NEW_GENERATION | {_Phase.RETRYING, _Phase.CONNECTED},
+    _Phase.CONNECTED: _NEW_GENERATION | {_Phase.CONNECTED, _Phase.RECONNECTING},
+    _Phase.RECONNECTING: _NEW_GENERATION | {_Phase.CONNECTED, _Phase.RECONNECTING},
+    _Phase.OVER: _NEW_GENERATION,
+    _Phase.STOPPED: _NEW_GENERATION,
+}
+
+_FOUND_WITHOUT_TRYING: Final = frozenset(
+    {
+        ErrorKind.INVALID_SETTINGS,
+        ErrorKind.MISSING_KEY,
+        ErrorKind.MISSING_BINARY,
+        ErrorKind.UNSUPPORTED_TRANSPORT,
+        ErrorKind.IO,
+    }
+)
+"""Final failures that a generation can begin with. The others take at least one attempt, so a `starting` before."""
+
+_AT_REST: Final = frozenset({_Phase.DISABLED, _Phase.OVER, _Phase.STOPPED})
+_WAITS_TO_RETRY: Final = frozenset({_Phase.RETRYING, _Phase.RECONNECTING})
+
+
+@final
+class StatusContract:
+    """Sees statuses in their order, and raises at the first that breaks the contract.
+
+    Args:
+        wall_clock: seconds since 1970, when statuses are seen at the moment they are published: `updated_at_unix` is
+            then held to it. Without, it is only held to stay when nothing is said, and not to go back.
+        conflated: True when statuses may be missing between those seen, as a slow watcher of `StatusFeed` finds it.
+            Each status is then judged for itself, and what follows what is not.
+
+    Not promised: anything about a wall clock that is set back while it watches.
+    """
+
+    def __init__(self, *, wall_clock: Callable[[], float] | None = None, conflated: bool = False) -> None:
+        self._wall_clock: Final = wall_clock
+        self._conflated: Final = conflated
+        self._history: list[Mapping[str, Any]] = []
+        self._last: Status | None = None
+
+    @property
+    def history(self) -> tuple[Mapping[str, Any], ...]:
+        """The statuses seen so far, in the form of the wire."""
+        return tuple(self._history)
+
+    def see(self, status: Status | Mapping[str, Any]) -> None:
+        """Judge the next status.
+
+        Raises:
+            ContractBroken: it may not be, or may not follow those before.
+        """
+        wire = status.to_wire() if isinstance(status, Status) else dict(status)
+        self._history.append(wire)
+        seen = self._read(wire)
+        self._judge_alone(seen)
+        if self._last is not None:
+            self._judge_time(self._last, seen)
+            if not self._conflated:
+                self._judge_after(self._last, seen)
+        self._last = seen
+
+    def _read(self, wire: Mapping[str, Any]) -> Status:
+        """From the wire, judging what `Status` would mend or leave out."""
+        for name in sorted(_FIELDS & wire.keys()):
+            self._rule(wire[name] is not None and wire[name] != "", f"{name} is empty; it has to be absent then")
+        try:
+            seen = Status.from_wire(wire)
+        except ValueError as error:
+            self._rule(False, str(error))
+            raise AssertionError from error
+        message = wire.get("message", "")
+        self._rule(
+            len(message) <= MESSAGE_LIMIT, f"the message has {len(message)} characters, more than {MESSAGE_LIMIT}"
+        )
+        control = next((char for char in message if unicodedata.category(char) == "Cc"), None)
+        self._rule(control is None, f"the message has a control character, {control!r}")
+        return seen
+
+    def _judge_alone(self, seen: Status) -> None:
+        phase = _phase(seen)
+        self._rule(
+            seen.error_kind in _ALLOWED_KINDS[phase],
+            f"{seen.state} with {_named(seen.error_kind)} is in no row of the contract",
+        )
+        if seen.error_kind is ErrorKind.RESTART_LIMIT_REACHED:
+            self._rule(seen.message is not None, "restart_limit_reached has to tell the last cause")
+        if seen.retry_at_unix is not None:
+            self._rule(phase in _WAITS_TO_RETRY, f"retry_at_unix, but nothing is retried: the tunnel is {phase.value}")
+            self._rule(
+                seen.updated_at_unix is None or seen.retry_at_unix >= seen.updated_at_unix,
+                "retry_at_unix lies before updated_at_unix",
+            )
+        self._rule(seen.attempt is None or seen.attempt >= 1, f"attempt is {seen.attempt}; attempts count from 1")
+        if phase is _Phase.STARTING:
+            self._rule(seen.attempt in {None, 1}, "starting again: while a generation retries it keeps its state")
+        if seen.relay_rtt_ms is not None:
+            self._rule(
+                math.isfinite(seen.relay_rtt_ms) and seen.relay_rtt_ms >= 0,
+                f"relay_rtt_ms is {seen.relay_rtt_ms}, which is no time",
+            )
+
+    def _judge_time(self, last: Status, seen: Status) -> None:
+        before, now = last.updated_at_unix, seen.updated_at_unix
+        if before is None:
+            return
+        if now is None:
+            self._rule(False, "updated_at_unix was there and is gone")
+            return
+        self._rule(now >= before, f"updated_at_unix goes back by {before - now} s")
+        if self._wall_clock is not None and not seen.says_the_same_as(last):
+            should = math.floor(self._wall_clock())
+            self._rule(now == should, f"updated_at_unix is {now} for what is said at {should}")
+        if not self._conflated and seen.says_the_same_as(last):
+            self._rule(now == before, "updated_at_unix moves, though state, error_kind and message stay")
+
+    def _judge_after(self, last: Status, seen: Status) -> None:
+        before, phase = _phase(last), _phase(seen)
+        if seen.says_the_same_as(last) and before in _AT_REST:
+            self._rule(seen.attempt == last.attempt, f"another attempt, though the tunnel is {before.value}")
+            return
+        self._rule(phase in _FOLLOWERS[before], f"{phase.value!r} does not follow {before.value!r}")
+        if phase is _Phase.OVER and before in _AT_REST:
+            self._rule(
+                seen.error_kind in _FOUND_WITHOUT_TRYING,
+                f"{_named(seen.error_kind)} takes an attempt, and there was none: the tunnel was {before.value!r}",
+            )
+        if last.attempt is not None and seen.attempt is not None and self._same_generation(before, phase, seen):
+            self._rule(
+                last.attempt <= seen.attempt <= last.attempt + 1,
+                f"attempt {seen.attempt} follows attempt {last.attempt}",
+            )
+            if seen.attempt > last.attempt:
+                self._rule(before in _WAITS_TO_RETRY, f"another attempt, though the tunnel is {before.value!r}")
+
+    @staticmethod
+    def _same_generation(before: _Phase, phase: _Phase, seen: Status) -> bool:
+        """Whether `seen` has to be of the generation of the one before it."""
+        if before in _AT_REST or phase in {_Phase.STARTING, _Phase.DISABLED, _Phase.STOPPED}:
+            return False
+        return phase is not _Phase.OVER or seen.error_kind not in _FOUND_WITHOUT_TRYING
+
+    def _rule(self, kept: bool, rule: str) -> None:
+        if not kept:
+            raise ContractBroken(rule, self.history)
+
+
+_FIELDS: Final = frozenset(field.name for field in attrs.fields(Status))
+
+
+def _phase(status: Status) -> _Phase:
+    match status.state:
+        case State.FAILED:
+            retried = status.error_kind in _ALLOWED_KINDS[_Phase.RETRYING]
+            return _Phase.RETRYING if retried else _Phase.OVER
+        case state:
+            return _Phase(str(state))
+
+
+def _named(kind: ErrorKind | None) -> str:
+    return "no error_kind" if kind is None else str(kind)
+
+
+def _line(wire: Mapping[str, Any]) -> str:
+    """One status on one line, for a person."""
+    details = {name: value for name, value in wire.items() if name not in {"state", "error_kind"}}
+    kind = f" / {wire['error_kind']}" if "error_kind" in wire else ""
+    return f"{wire.get('state')}{kind}  " + " ".join(f"{name}={value!r}" for name, value in details.items())

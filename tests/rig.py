@@ -1,0 +1,181 @@
+"""A relay on loopback and the ways to it, for the tests of whatever stands around a relay."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from typing import Any, Final, final
+
+import trio
+
+from pioneer_tunnel.address import Address
+from pioneer_tunnel.identity import RelayKey
+from pioneer_tunnel.relay import Relay, RelayAddresses, RelayConfig
+from pioneer_tunnel.restart_policy import RestartPolicy
+from pioneer_tunnel.tunnel import Tunnel, open_tunnel
+from pioneer_tunnel.tunnel_stream import TunnelStream
+from pioneer_tunnel.websocket import EngineName
+
+KEY: Final = RelayKey("ptk1_the-key-of-the-tests-0123456789abcdef")
+HOST: Final = "office.test"
+RELAY_NAME: Final = "relay.test"
+AT_ONCE: Final = RestartPolicy(initial=0.01, maximum=0.05)
+
+
+def relay_config(**changes: Any) -> RelayConfig:
+    """A relay with one tunnel, `HOST`, for gateways that dial `RELAY_NAME` with `KEY`."""
+    fields: dict[str, Any] = {
+        "control_addr": "127.0.0.1:0",
+        "ingress_addr": "localhost:0",
+        "id": "relay-of-the-tests",
+        "public_names": [RELAY_NAME],
+        "tunnels": [tunnel_entry()],
+    }
+    return RelayConfig(**(fields | changes))
+
+
+def tunnel_entry(**changes: Any) -> dict[str, Any]:
+    fields = {"id": "office", "url": f"http://{HOST}", "key": str(KEY.identity().public_key)}
+    return fields | changes
+
+
+@final
+class RelayRig:
+    """A relay that can be stopped and started again; gateways find it under one name wherever it listens."""
+
+    def __init__(self, nursery: trio.Nursery, config: RelayConfig, engine: EngineName | None) -> None:
+        self.config = config
+        self.addresses: RelayAddresses
+        self._nursery = nursery
+        self._engine = engine
+        self._running = trio.CancelScope()
+        self._stopped = trio.Event()
+
+    async def start(self) -> None:
+        self.addresses = await self._nursery.start(self._run)
+
+    async def _run(self, *, task_status: trio.TaskStatus[RelayAddresses]) -> None:
+        self._stopped = trio.Event()
+        with trio.CancelScope() as self._running:
+            await Relay(self.config, engine=self._engine).serve(task_status=task_status)
+        self._stopped.set()
+
+    async def stop(self) -> None:
+        self._running.cancel()
+        await self._stopped.wait()
+
+    async def dial(self, host: str, port: int) -> trio.SocketStream:
+        """The dialer of gateways."""
+        return await connect(self.addresses.control)
+
+    def tunnel(self, **changes: Any) -> AbstractAsyncContextManager[Tunnel]:
+        settings = {"key": KEY, "dial": self.dial, "restart": AT_ONCE, "websocket_engine": self._engine}
+        return open_tunnel(f"ws://{RELAY_NAME}", **(settings | changes))
+
+    async def visit(self) -> trio.SocketStream:
+        """Come in at the visitors' door."""
+        return await connect(self.addresses.ingress)
+
+
+@asynccontextmanager
+async def relay_rig(engine: EngineName | None = None, **changes: Any) -> AsyncIterator[RelayRig]:
+    async with trio.open_nursery() as nursery:
+        rig = RelayRig(nursery, relay_config(**changes), engine)
+        await rig.start()
+        yield rig
+        await rig.stop()
+
+
+async def connect(address: Address) -> trio.SocketStream:
+    return await trio.open_tcp_stream("127.0.0.1", address.port)
+
+
+def request(*lines: str, host: str = HOST, body: bytes = b"") -> bytes:
+    return "\r\n".join(["GET / HTTP/1.1", f"Host: {host}", *lines, "", ""]).encode() + body
+
+
+async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
+    """Everything up to the end; a reset raises `trio.BrokenResourceError`."""
+    received = bytearray()
+    while data := await stream.receive_some(64 * 1024):
+        received += data
+    return bytes(received)
+
+
+async def read_exactly(stream: trio.abc.ReceiveStream, amount: int) -> bytes:
+    received = bytearray()
+    while len(received) < amount:
+        data = await stream.receive_some(amount - len(received))
+        assert data, f"the stream ended after {len(received)} of {amount} bytes"
+        received += data
+    return bytes(received)
+
+
+async def read_until(stream: trio.abc.ReceiveStream, end: bytes) -> bytes:
+    received = b""
+    while not received.endswith(end):
+        data = await stream.receive_some(1)
+        assert data, f"the stream ended after {received!r}"
+        received += data
+    return received
+
+
+async def ask(stream: trio.abc.Stream, data: bytes) -> bytes:
+    """Send `data`, end, and read the whole answer."""
+    await stream.send_all(data)
+    assert isinstance(stream, trio.abc.HalfCloseableStream)
+    await stream.send_eof()
+    return await read_all(stream)
+
+
+async def echo(stream: TunnelStream) -> None:
+    with suppress(trio.BrokenResourceError):
+        async with stream:
+            async for data in stream:
+                await stream.send_all(data)
+
+
+@asynccontextmanager
+async def in_background(*tasks: Callable[[], Awaitable[object]]) -> AsyncIterator[None]:
+    """Run `tasks` meanwhile, and cancel them at the end."""
+    async with trio.open_nursery() as nursery:
+        for task in tasks:
+            nursery.start_soon(task)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until `condition` holds; 5 seconds are more than anything on loopback takes."""
+    with trio.fail_after(5):
+        while not condition():
+            await trio.sleep(0.002)
+
+
+def open_sockets() -> set[str]:
+    """The sockets of this process."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # the descriptor that listed the folder
+        if target.startswith("socket:"):
+            found.add(target)
+    return found
+
+
+def living_tasks() -> int:
+    return trio.lowlevel.current_statistics().tasks_living
+
+
+@contextmanager
+def nothing_left_behind() -> Iterator[None]:
+    """Fail when the block leaves a task or a socket behind."""
+    gc.collect()
+    tasks, sockets = living_tasks(), open_sockets()
+    yield
+    assert living_tasks() == tasks, "tasks were left behind"
+    assert open_sockets() <= sockets, "sockets were left behind"

@@ -1,0 +1,613 @@
+"""`open_tunnel` keeps its promises to a visitor, through a real relay, over both engines."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import NoReturn
+
+import pytest
+import trio
+import trio.testing
+
+from pioneer_tunnel.address import Address
+from pioneer_tunnel.errors import InvalidSettingsError, RestartLimitError, TunnelAuthError, TunnelError
+from pioneer_tunnel.identity import RelayKey
+from pioneer_tunnel.restart_policy import RestartPolicy
+from pioneer_tunnel.status import ErrorKind, State
+from pioneer_tunnel.streams import abandon
+from pioneer_tunnel.transports.seam import Deliver, Report, Session, Target
+from pioneer_tunnel.tunnel import Tunnel, open_tunnel
+from pioneer_tunnel.tunnel_stream import TunnelStream
+from pioneer_tunnel.websocket import EngineName
+from rig import (
+    AT_ONCE,
+    HOST,
+    KEY,
+    RelayRig,
+    ask,
+    connect,
+    echo,
+    eventually,
+    in_background,
+    nothing_left_behind,
+    read_all,
+    read_exactly,
+    relay_rig,
+    request,
+    tunnel_entry,
+)
+
+WRONG_KEY = RelayKey("ptk1_a-key-that-nobody-has-registered")
+BOUND = [tunnel_entry(bind_addr="127.0.0.1:0")]
+
+
+@asynccontextmanager
+async def connected(engine: EngineName | None, **changes: object) -> AsyncIterator[tuple[RelayRig, Tunnel]]:
+    async with relay_rig(engine) as rig, rig.tunnel(**changes) as tunnel:
+        with trio.fail_after(5):
+            await tunnel.wait_connected()
+        yield rig, tunnel
+
+
+@asynccontextmanager
+async def bound(engine: EngineName | None, **changes: object) -> AsyncIterator[tuple[Callable[[], object], Tunnel]]:
+    """A tunnel whose visitors come to a port of their own, so that every byte is theirs."""
+    async with relay_rig(engine, tunnels=BOUND) as rig, rig.tunnel(**changes) as tunnel:
+        with trio.fail_after(5):
+            await tunnel.wait_connected()
+        yield functools.partial(connect, rig.addresses.tunnels["office"]), tunnel
+
+
+async def pair(rig: RelayRig, tunnel: Tunnel) -> tuple[trio.SocketStream, TunnelStream]:
+    """A visitor, and its stream at the gateway with the request read."""
+    visitor = await rig.visit()
+    await visitor.send_all(request())
+    stream = await tunnel.accept()
+    assert await read_exactly(stream, len(request())) == request()
+    return visitor, stream
+
+
+def failing(error: TunnelError) -> Callable[..., object]:
+    """A transport that comes to nothing."""
+
+    async def serve(
+        target: Target, deliver: Deliver, report: Report, *, task_status: trio.TaskStatus[Session]
+    ) -> NoReturn:
+        raise error
+
+    return serve
+
+
+# Coming up
+
+
+async def test_the_context_is_entered_at_once_and_connects_meanwhile(engine: EngineName) -> None:
+    async with relay_rig(engine) as rig:
+        dialled = trio.Event()
+
+        async def dial(host: str, port: int) -> trio.SocketStream:
+            dialled.set()
+            assert host == "relay.test"
+            return await rig.dial(host, port)
+
+        async with rig.tunnel(dial=dial) as tunnel:
+            assert not dialled.is_set()
+            assert tunnel.status.state is State.STARTING
+            assert tunnel.public_url is None
+            with trio.fail_after(5):
+                status = await tunnel.wait_connected()
+            assert status.state is State.CONNECTED
+            assert status.public_url == tunnel.public_url == f"http://{HOST}"
+
+
+async def test_a_visitor_is_served_and_its_address_is_known(engine: EngineName) -> None:
+    async with connected(engine) as (rig, tunnel):
+        visitor, stream = await pair(rig, tunnel)
+        async with visitor, stream:
+            assert stream.visitor == Address(*visitor.socket.getsockname())
+            assert stream.proxy_header.local == Address(*visitor.socket.getpeername())
+            assert stream.tls is False
+            assert stream.tunnelled
+            assert str(stream.visitor) in repr(stream)
+            await stream.send_all(b"answer")
+            assert await read_exactly(visitor, 6) == b"answer"
+
+
+async def test_200_visitors_at_once_each_get_their_own_answer(engine: EngineName) -> None:
+    answers: dict[int, bytes] = {}
+
+    async def visit(number: int) -> None:
+        async with await rig.visit() as visitor:
+            answers[number] = await ask(visitor, request(body=b"visitor %d " % number * 500))
+
+    async with connected(engine) as (rig, tunnel), in_background(lambda: trio.serve_listeners(echo, [tunnel])):
+        with trio.fail_after(20):
+            async with trio.open_nursery() as visitors:
+                for number in range(200):
+                    visitors.start_soon(visit, number)
+    assert answers == {number: request(body=b"visitor %d " % number * 500) for number in range(200)}
+
+
+async def test_a_visitor_that_reads_nothing_does_not_hold_up_the_others(engine: EngineName) -> None:
+    async def flood(stream: TunnelStream) -> None:
+        async with stream:
+            first = await stream.receive_some()
+            await stream.send_all(bytes(64 * 1024 * 1024) if first == b"flood" else first)
+            await echo(stream)
+
+    async with bound(engine) as (come, tunnel), in_background(lambda: trio.serve_listeners(flood, [tunnel])):
+        async with await come() as deaf:
+            await deaf.send_all(b"flood")
+            await trio.sleep(0.3)
+            with trio.fail_after(10):
+                for _ in range(20):
+                    async with await come() as visitor:
+                        assert await ask(visitor, bytes(range(256)) * 64) == bytes(range(256)) * 64
+
+
+# Ending a stream
+
+
+async def test_a_visitor_that_ends_its_half_gets_the_whole_reply(engine: EngineName) -> None:
+    """The visitor's FIN comes first, the large reply after: where other tunnels lose data."""
+    reply = random.Random(1).randbytes(8 * 1024 * 1024)
+
+    async def answer(stream: TunnelStream) -> None:
+        async with stream:
+            question = await read_all(stream)
+            await trio.sleep(0.05)
+            await stream.send_all(hashlib.sha256(question).digest() + reply)
+
+    async with bound(engine) as (come, tunnel), in_background(lambda: trio.serve_listeners(answer, [tunnel])):
+        async with await come() as visitor:
+            question = bytes(1024 * 1024)
+            with trio.fail_after(20):
+                assert await ask(visitor, question) == hashlib.sha256(question).digest() + reply
+
+
+async def test_the_gateway_may_end_its_half_first_and_go_on_receiving(engine: EngineName) -> None:
+    async with connected(engine) as (rig, tunnel):
+        visitor, stream = await pair(rig, tunnel)
+        async with visitor, stream:
+            await stream.send_all(b"all that I have")
+            await stream.send_eof()
+            assert await read_all(visitor) == b"all that I have"
+            upload = random.Random(2).randbytes(2 * 1024 * 1024)
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def send() -> None:
+                    await visitor.send_all(upload)
+                    await visitor.send_eof()
+
+                with trio.fail_after(10):
+                    assert await read_all(stream) == upload
+
+
+async def test_aclose_ends_the_visitors_connection_orderly_after_all_data(engine: EngineName) -> None:
+    async with connected(engine) as (rig, tunnel):
+        visitor, stream = await pair(rig, tunnel)
+        async with visitor:
+            await stream.send_all(bytes(200_000))
+            await stream.aclose()
+            with trio.fail_after(5):
+                assert await read_all(visitor) == bytes(200_000)
+
+
+async def test_reset_ends_the_visitors_connection_with_a_reset(engine: EngineName) -> None:
+    async with connected(engine) as (rig, tunnel):
+        visitor, stream = await pair(rig, tunnel)
+        async with visitor:
+            await stream.send_all(b"half an ans")
+            assert await read_exactly(visitor, 11) == b"half an ans"
+            stream.reset()
+            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+                await read_all(visitor)
+            assert not stream.usable
+
+
+async def test_a_cancelled_aclose_is_a_reset(engine: EngineName) -> None:
+    async with connected(engine) as (rig, tunnel):
+        visitor, stream = await pair(rig, tunnel)
+        async with visitor:
+            await stream.send_all(b"half an ans")
+            assert await read_exactly(visitor, 11) == b"half an ans"
+            await trio.aclose_forcefully(stream)
+            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+                await read_all(visitor)
+
+
+async def test_a_visitor_that_resets_breaks_the_stream(engine: EngineName) -> None:
+    async with connected(engine) as (rig, tunnel):
+        visitor, stream = await pair(rig, tunnel)
+        async with stream:
+            await abandon(visitor)
+            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+                await read_all(stream)
+            assert not stream.usable
+
+
+async def test_what_a_handler_leaves_open_is_reset(engine: EngineName) -> None:
+    async def forget(stream: TunnelStream) -> None:
+        await stream.send_all(b"I may have")
+
+    async with connected(engine) as (rig, tunnel), in_background(lambda: trio.serve_listeners(forget, [tunnel])):
+        async with await rig.visit() as visitor:
+            await visitor.send_all(request())
+            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+                await read_all(visitor)
+
+
+async def test_a_visitor_of_a_full_backlog_is_reset(engine: EngineName) -> None:
+    async with connected(engine, backlog=2) as (rig, tunnel):
+        waiting = []
+        for _ in range(2):
+            waiting.append(await rig.visit())
+            await waiting[-1].send_all(request())
+        await trio.sleep(0.1)
+        async with await rig.visit() as third:
+            await third.send_all(request())
+            with trio.fail_after(5):
+                assert b" 502 " in (await read_all(third)).partition(b"\r\n")[0]
+        for visitor in waiting:
+            stream = await tunnel.accept()
+            assert await read_exactly(stream, len(request())) == request()
+            await stream.aclose()
+            assert await read_all(visitor) == b""
+            await visitor.aclose()
+
+
+async def test_a_visitor_that_left_while_it_waited_is_not_accepted(engine: EngineName) -> None:
+    async with bound(engine) as (come, tunnel):
+        gone = await come()
+        await trio.sleep(0.1)
+        await abandon(gone)
+        await trio.sleep(0.1)
+        async with await come() as visitor:
+            with trio.fail_after(5):
+                stream = await tunnel.accept()
+            async with stream:
+                assert stream.visitor == Address(*visitor.socket.getsockname())
+
+
+async def test_tunnel_streams_keep_trios_contract(engine: EngineName) -> None:
+    """Both ends are ours: a yamux stream at the gateway, and the visitor's socket behind a real relay."""
+
+    async with bound(engine) as (come, tunnel):
+
+        async def make_pair() -> tuple[trio.SocketStream, TunnelStream]:
+            visitor = await come()
+            return visitor, await tunnel.accept()
+
+        with trio.fail_after(30):
+            await trio.testing.check_half_closeable_stream(make_pair, None)
+
+
+# Reconnecting
+
+
+async def test_accept_waits_through_a_relay_that_is_killed_and_started_again(engine: EngineName) -> None:
+    async with connected(engine) as (rig, tunnel), in_background(lambda: trio.serve_listeners(echo, [tunnel])):
+        for _ in range(3):
+            async with await rig.visit() as visitor:
+                assert await ask(visitor, request(body=b"hello")) == request(body=b"hello")
+            await rig.stop()
+            await eventually(lambda: tunnel.status.state is State.RECONNECTING)
+            assert tunnel.status.error_kind is ErrorKind.RELAY_CONNECT_FAILED
+            assert tunnel.public_url == f"http://{HOST}"
+            await rig.start()
+            with trio.fail_after(5):
+                await tunnel.wait_connected()
+
+
+async def test_visitors_keep_coming_while_the_relay_restarts(engine: EngineName) -> None:
+    """Each gets its whole answer, or none and knows it: never a part."""
+    served = 0
+
+    async def keep_coming() -> None:
+        nonlocal served
+        while True:
+            try:
+                async with await rig.visit() as visitor:
+                    answer = await ask(visitor, request(body=bytes(300_000)))
+            except (OSError, trio.BrokenResourceError):
+                continue
+            status = answer.partition(b"\r\n")[0]
+            if status.startswith(b"HTTP/1.1 50"):
+                await trio.sleep(0.01)
+                continue
+            assert answer == request(body=bytes(300_000))
+            served += 1
+
+    async with (
+        connected(engine) as (rig, tunnel),
+        in_background(lambda: trio.serve_listeners(echo, [tunnel]), *[keep_coming] * 4),
+    ):
+        for _ in range(3):
+            before = served
+            await eventually(lambda before=before: served > before + 3)  # type: ignore[misc]
+            await rig.stop()
+            await rig.start()
+        before = served
+        await eventually(lambda: served > before + 3)
+
+
+async def test_retry_now_cuts_the_wait_short() -> None:
+    async with relay_rig() as rig:
+        await rig.stop()
+        async with rig.tunnel(restart=RestartPolicy(initial=1000, maximum=1000)) as tunnel:
+            await eventually(lambda: tunnel.status.retry_at_unix is not None)
+            assert tunnel.status.state is State.FAILED
+            await rig.start()
+            tunnel.retry_now()
+            with trio.fail_after(5):
+                await tunnel.wait_connected()
+
+
+# Failing for good
+
+
+async def test_a_rejected_key_is_raised_by_accept_each_time(engine: EngineName) -> None:
+    async with relay_rig(engine) as rig, rig.tunnel(key=WRONG_KEY) as tunnel:
+        with trio.fail_after(5):
+            with pytest.raises(TunnelAuthError) as first:
+                await tunnel.accept()
+            with pytest.raises(TunnelAuthError) as second:
+                await tunnel.accept()
+            with pytest.raises(TunnelAuthError):
+                await tunnel.wait_connected()
+        assert first.value is second.value
+        assert tunnel.status.state is State.FAILED
+        assert tunnel.status.error_kind is ErrorKind.TUNNEL_AUTH_FAILED
+        assert WRONG_KEY.reveal() not in str(tunnel.history)
+    assert tunnel.status.state is State.STOPPED
+
+
+async def test_a_final_failure_comes_out_of_serve_listeners_bare(engine: EngineName) -> None:
+    with nothing_left_behind():
+        async with relay_rig(engine) as rig:
+            with trio.fail_after(5), pytest.raises(TunnelAuthError):
+                async with rig.tunnel(key=WRONG_KEY) as tunnel:
+                    await trio.serve_listeners(echo, [tunnel])
+
+
+async def test_restarts_that_are_used_up_tell_the_last_cause() -> None:
+    async def dial(host: str, port: int) -> NoReturn:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    policy = RestartPolicy(initial=0.01, maximum=0.01, max_restarts=2)
+    async with open_tunnel("ws://relay.test", key=KEY, dial=dial, restart=policy) as tunnel:
+        with trio.fail_after(5), pytest.raises(RestartLimitError, match="Connection refused"):
+            await tunnel.accept()
+    assert max(status.attempt or 0 for status in tunnel.history) == 3
+
+
+# Leaving
+
+
+async def test_after_close_accept_raises_closed(engine: EngineName) -> None:
+    async with connected(engine) as (_, tunnel):
+        await tunnel.aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await tunnel.accept()
+    with pytest.raises(trio.ClosedResourceError):
+        await tunnel.accept()
+    with pytest.raises(trio.ClosedResourceError):
+        await tunnel.wait_connected()
+
+
+async def test_closing_wakes_who_waits_in_accept() -> None:
+    async with connected(None) as (_, tunnel), trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def wait() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await tunnel.accept()
+
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        with trio.fail_after(2):
+            await tunnel.aclose()
+
+
+async def test_after_aclose_visitors_are_turned_away_and_open_streams_go_on() -> None:
+    async with connected(None) as (rig, tunnel):
+        visitor, stream = await pair(rig, tunnel)
+        async with visitor, stream:
+            await tunnel.aclose()
+            async with await rig.visit() as late:
+                await late.send_all(request())
+                with trio.fail_after(5):
+                    assert b" 502 " in (await read_all(late)).partition(b"\r\n")[0]
+            await stream.send_all(b"still here")
+            assert await read_exactly(visitor, 10) == b"still here"
+
+
+async def test_visitors_in_the_backlog_when_the_tunnel_closes_are_reset() -> None:
+    async with relay_rig() as rig:
+        async with rig.tunnel() as tunnel:
+            await tunnel.wait_connected()
+            visitor = await rig.visit()
+            await visitor.send_all(request())
+            await trio.sleep(0.1)
+        with trio.fail_after(5):
+            assert b" 502 " in (await read_all(visitor)).partition(b"\r\n")[0]
+        await visitor.aclose()
+
+
+async def test_leaving_says_stopped_and_ends_the_watch() -> None:
+    seen = []
+
+    async def watch(tunnel: Tunnel) -> None:
+        seen.extend([status.state async for status in tunnel.watch()])
+
+    async with relay_rig() as rig, trio.open_nursery() as nursery:
+        async with rig.tunnel() as tunnel:
+            nursery.start_soon(watch, tunnel)
+            await tunnel.wait_connected()
+            await trio.testing.wait_all_tasks_blocked()
+    assert (seen[0], seen[-1]) == (State.STARTING, State.STOPPED)
+    assert State.CONNECTED in seen
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("mine"),
+        ExceptionGroup("mine", [ValueError("one"), KeyError("two")]),
+        ExceptionGroup("mine", [ValueError("only")]),
+        KeyboardInterrupt(),
+        TunnelAuthError("not the tunnel's own"),
+    ],
+    ids=repr,
+)
+async def test_what_the_body_raises_comes_out_as_it_is(error: BaseException) -> None:
+    cause = RuntimeError("why")
+    with pytest.raises(BaseException) as raised:  # noqa: PT011
+        async with open_tunnel("ws://relay.test", key=KEY, transport=failing(InvalidSettingsError("no"))) as tunnel:
+            with pytest.raises(InvalidSettingsError):
+                await tunnel.accept()
+            raise error from cause
+    assert raised.value is error
+    assert error.__cause__ is cause
+
+
+async def test_a_failure_inside_somebody_elses_group_stays_there() -> None:
+    mine = ValueError("mine")
+    with pytest.raises(ExceptionGroup) as raised:
+        async with (
+            open_tunnel("ws://relay.test", key=KEY, transport=failing(InvalidSettingsError("no"))) as tunnel,
+            trio.open_nursery() as nursery,
+        ):
+
+            @nursery.start_soon
+            async def fail() -> None:
+                try:
+                    await tunnel.accept()
+                finally:
+                    raise mine
+
+    assert raised.value.exceptions == (mine,)
+
+
+async def test_cancellation_passes_through_the_body() -> None:
+    with trio.move_on_after(0.01) as scope:
+        async with open_tunnel("ws://relay.test", key=KEY, transport=failing(InvalidSettingsError("no"))):
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize(
+    ("relay", "changes", "problem"),
+    [
+        ("http://relay.test", {}, "http"),
+        ("ws://relay.test?a=b", {}, "query"),
+        ("ws://user:pw@relay.test", {}, "user"),
+        ("relay.test:443", {"relay_identity": "ed25519:zz"}, "relay_identity"),
+    ],
+)
+async def test_what_cannot_be_used_is_refused_at_once(relay: str, changes: dict[str, str], problem: str) -> None:
+    with pytest.raises(InvalidSettingsError, match=problem):
+        async with open_tunnel(relay, key=KEY, **changes):  # type: ignore[arg-type]
+            pytest.fail("it was entered")
+
+
+async def test_a_bare_address_is_dialled_with_tls() -> None:
+    hello = b""
+
+    async def dial(host: str, port: int) -> trio.abc.Stream:
+        nonlocal hello
+        ours, theirs = trio.testing.memory_stream_pair()
+        nursery.start_soon(read_hello, theirs)
+        return ours
+
+    async def read_hello(stream: trio.abc.Stream) -> None:
+        nonlocal hello
+        hello = bytes(await stream.receive_some())
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        async with open_tunnel("relay.test:443", key=KEY, dial=dial) as tunnel:
+            await eventually(lambda: tunnel.status.error_kind is not None)
+    assert hello[:2] == b"\x16\x03"
+    assert "TLS" in (tunnel.history[1].message or "")
+
+
+@pytest.mark.parametrize("seed", range(30))
+async def test_cancellation_at_any_moment_leaves_nothing_behind(engine: EngineName, seed: int) -> None:
+    """Cancelled while it dials, opens, serves, closes: no task and no socket stays, at either end."""
+    chance = random.Random(seed)
+
+    async def visit() -> None:
+        while True:
+            with trio.move_on_after(chance.uniform(0, 0.02)), suppress(trio.BrokenResourceError, OSError):
+                async with await rig.visit() as visitor:
+                    await ask(visitor, request(body=bytes(chance.randrange(500_000))))
+            await trio.sleep(0)
+
+    with nothing_left_behind():
+        async with relay_rig(engine) as rig:
+            with trio.move_on_after(chance.uniform(0, 0.05)):
+                async with (
+                    rig.tunnel() as tunnel,
+                    in_background(visit, visit, lambda: trio.serve_listeners(echo, [tunnel])),
+                ):
+                    await trio.sleep_forever()
+
+
+async def test_leaving_tells_the_relay_which_then_answers_503(engine: EngineName) -> None:
+    async with relay_rig(engine) as rig:
+        async with rig.tunnel() as tunnel:
+            await tunnel.wait_connected()
+        async with await rig.visit() as visitor:
+            assert b" 503 " in (await ask(visitor, request())).partition(b"\r\n")[0]
+
+
+async def test_leaving_a_relay_that_reads_nothing_takes_two_seconds_at_most() -> None:
+    """The goodbye is bounded, also towards a dead relay in the middle of a large send."""
+    async with relay_rig() as rig:
+        frozen = trio.Event()
+
+        async def dial(host: str, port: int) -> trio.abc.Stream:
+            return Freezable(await rig.dial(host, port), frozen)
+
+        started = 0.0
+        async with rig.tunnel(dial=dial) as tunnel:
+            await tunnel.wait_connected()
+            visitor, stream = await pair(rig, tunnel)
+            async with trio.open_nursery() as nursery:
+                frozen.set()
+                nursery.start_soon(stream.send_all, bytes(4 * 1024 * 1024))
+                await trio.sleep(0.05)
+                nursery.cancel_scope.cancel()
+            started = trio.current_time()
+        assert trio.current_time() - started < 2
+        await visitor.aclose()
+
+
+class Freezable(trio.abc.Stream):
+    """A connection whose other end takes nothing any more once `frozen` is set."""
+
+    def __init__(self, stream: trio.abc.Stream, frozen: trio.Event) -> None:
+        self._stream = stream
+        self._frozen = frozen
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self._stream.receive_some(max_bytes)
+        if self._frozen.is_set():
+            await trio.sleep_forever()
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._frozen.is_set():
+            await trio.sleep_forever()
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
