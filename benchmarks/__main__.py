@@ -15,9 +15,10 @@ import resource
 import signal
 import sys
 import time
+from statistics import median
 from typing import Final
 
-from .report import CAVEAT, Figures, machine, medians, table
+from .report import Figures, busy, machine, medians, table
 from .traffic import connections_a_second, idle_streams, round_trips, throughput
 from .tunnels import Contestant, Way, contestants, peer, start_origin
 
@@ -69,16 +70,19 @@ def measure(way: Way, mib: int) -> Figures:
     return figures
 
 
-def race(runners: dict[str, Contestant], *, rounds: int, mib: int) -> dict[str, list[Figures]]:
+def race(runners: dict[str, Contestant], *, rounds: int, mib: int) -> tuple[dict[str, list[Figures]], list[float]]:
+    """The figures of each round, by contestant, and how busy others kept the machine between the runs."""
     results: dict[str, list[Figures]] = {name: [] for name in runners}
+    others: list[float] = []
     names = [*runners]
     for number in range(rounds):
         for name in names:
-            print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
+            others.append(busy(0.5))
+            print(f"round {number + 1} of {rounds}: {name} (others: {others[-1]:.0%})", file=sys.stderr)
             with runners[name]() as way:
                 results[name].append(measure(way, mib))
         names.append(names.pop(0))  # nobody is first, or follows the same one, each time
-    return results
+    return results, others
 
 
 def main() -> None:
@@ -101,17 +105,21 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that what was started is ended
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    about = machine()  # before, so that the load is what others do
     with start_origin(arguments.origin_port) as origin:
         runners = contestants(origin) | dict(arguments.peer)
         chosen = arguments.only or [*runners]
         if unknown := set(chosen) - set(runners):
             parser.error(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(runners)}")
-        results = race({name: runners[name] for name in chosen}, rounds=arguments.rounds, mib=arguments.mib)
+        chosen_ones = {name: runners[name] for name in chosen}
+        results, others = race(chosen_ones, rounds=arguments.rounds, mib=arguments.mib)
     if arguments.json:
-        print(json.dumps({"machine": about, "mib": arguments.mib, "rounds": results}, indent=2))
+        print(json.dumps({"machine": machine(), "others": others, "mib": arguments.mib, "rounds": results}, indent=2))
         return
-    print(f"{about}\n{CAVEAT} {arguments.rounds} rounds, {arguments.mib} MiB for each throughput.\n")
+    print(
+        f"{machine()}.\nOthers kept the machine {max(others):.0%} busy at the most, {median(others):.0%} as a rule.\n"
+        f"Medians of {arguments.rounds} rounds, {arguments.mib} MiB for each throughput; in brackets, times direct."
+        " Differences under 25 % are noise.\n"
+    )
     print(table(medians(results)))
 
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import statistics
+import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from .tunnels import PROCESSES
 
-__all__ = ["CAVEAT", "Figures", "machine", "medians", "table"]
+__all__ = ["Figures", "busy", "machine", "medians", "table"]
 
 Figures: TypeAlias = dict[str, float]
 
 BASELINE: Final = "direct"
-CAVEAT: Final = "Medians; the same number times direct in brackets. Differences under 25 % are noise."
 
-_PACKAGES: Final = ("pioneer-tunnel", "trio", "websockets", "trio-websocket")
 _ROWS: Final[dict[str, str]] = {
     "down_1": "down, 1 stream, MB/s",
     "down_8": "down, 8 streams, MB/s",
@@ -29,12 +28,12 @@ _ROWS: Final[dict[str, str]] = {
     "round_trip_p99": "1-byte round trip, p99, µs",
     "connections_1": "new connections/s, 1 at a time",
     "connections_50": "new connections/s, 50 at a time",
-    **{f"{name}_cpu_gib": f"CPU s/GiB, {name}" for name in PROCESSES},
-    **{f"{name}_cpu_connection": f"CPU ms/new connection, {name}" for name in PROCESSES},
+    **{f"{name}_cpu_gib": f"{name}, CPU s/GiB" for name in PROCESSES},
+    **{f"{name}_cpu_connection": f"{name}, CPU ms/new connection" for name in PROCESSES},
     **{
-        f"{name}_memory_{when}": f"memory MiB, {name}, {words}"
+        f"{name}_memory_{when}": f"{name}, MiB {words}"
         for name in PROCESSES
-        for when, words in (("idle", "idle"), ("streams", "1,000 idle streams"), ("after", "after all"))
+        for when, words in (("idle", "idle"), ("streams", "with 1,000 idle streams"), ("after", "after all"))
     },
 }
 
@@ -52,52 +51,43 @@ def table(results: Mapping[str, Figures]) -> str:
     baseline = results.get(BASELINE, {})
     lines = [["", *results], ["---", *("--:" for _ in results)]]
     for key, label in _ROWS.items():
-        cells = [_cell(figures.get(key), baseline.get(key)) for figures in results.values()]
+        cells = [
+            _cell(figures.get(key), None if name == BASELINE else baseline.get(key))
+            for name, figures in results.items()
+        ]
         if any(cells):
             lines.append([label, *cells])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(_line(line, widths) for line in lines)
-
-
-def machine() -> str:
-    """One line that says on what this ran; figures of different machines cannot be compared."""
-    versions = ", ".join(f"{package} {_version(package)}" for package in _PACKAGES)
-    load = ", ".join(f"{load:.1f}" for load in os.getloadavg())
-    return (
-        f"{_processor()}, {len(os.sched_getaffinity(0))} cores shared by origin, tunnel and visitors;"
-        f" Linux {platform.release()}, Python {platform.python_version()}; {versions}; load averages {load}"
+    label_width, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
+    return "\n".join(
+        f"| {label.ljust(label_width)} | {' | '.join(map(str.rjust, cells, widths))} |" for label, *cells in lines
     )
 
 
 def _cell(value: float | None, baseline: float | None) -> str:
     if value is None:
         return ""
-    if baseline is None:
-        return _three_digits(value)
-    return f"{_three_digits(value)} ({_three_digits(value / baseline)})"
+    text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return text if baseline is None else f"{text} ({value / baseline:.2g})"
 
 
-def _three_digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *others = (
-        cell.ljust(width) if index == 0 else cell.rjust(width)
-        for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+def machine() -> str:
+    """On what this runs; figures of different machines cannot be compared."""
+    packages = ("pioneer-tunnel", "trio", "websockets", "trio-websocket")
+    cores = len(os.sched_getaffinity(0))
+    return (
+        f"{cores} {platform.machine()} cores, shared by origin, tunnel and visitors; Linux {platform.release()},"
+        f" Python {platform.python_version()}, {', '.join(f'{package} {version(package)}' for package in packages)}"
     )
-    return f"| {' | '.join([first, *others])} |"
 
 
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+def busy(seconds: float) -> float:
+    """How much of the machine is in use, from 0 to 1, for the next `seconds`. While we do nothing, that is others."""
+    before = _cpu_times()
+    time.sleep(seconds)
+    everything, idle = (after - was for after, was in zip(_cpu_times(), before, strict=True))
+    return 1 - idle / everything
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "(none)"
+def _cpu_times() -> tuple[int, int]:
+    times = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return sum(times), times[3] + times[4]  # idle, and waiting for a disk

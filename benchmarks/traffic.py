@@ -23,7 +23,7 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, Literal, TypeAlias, final
 
-__all__ = ["HOST", "Endpoint", "connections_a_second", "echo_works", "idle_streams", "round_trips", "throughput"]
+__all__ = ["HOST", "Endpoint", "connections_a_second", "dial_echo", "idle_streams", "round_trips", "throughput"]
 
 HOST: Final = "bench.test"
 PATIENCE: Final = 60.0
@@ -161,20 +161,17 @@ def _dial(endpoint: Endpoint, first_bytes: bytes) -> socket.socket:
     return sock
 
 
-def _dial_echo(endpoint: Endpoint) -> socket.socket:
-    """An echo that has answered once."""
+def dial_echo(endpoint: Endpoint) -> socket.socket:
+    """An echo that has answered once.
+
+    Raises:
+        OSError: it has not.
+    """
     sock = _dial(endpoint, _request("/echo") + b"?")
     if sock.recv(1) != b"?":
         sock.close()
         raise ConnectionError("the echo does not answer")
     return sock
-
-
-def echo_works(endpoint: Endpoint) -> bool:
-    with suppress(OSError):
-        _dial_echo(endpoint).close()
-        return True
-    return False
 
 
 def throughput(endpoint: Endpoint, direction: Literal["down", "up"], *, streams: int, total: int) -> float:
@@ -196,7 +193,7 @@ def _upload(sock: socket.socket, amount: int) -> Steps:
 def round_trips(endpoint: Endpoint, count: int) -> list[float]:
     """How long one byte takes there and back, in microseconds, in ascending order."""
     times = []
-    with _dial_echo(endpoint) as sock:
+    with dial_echo(endpoint) as sock:
         for _ in range(count):
             started = time.perf_counter()
             sock.send(b"!")
@@ -236,7 +233,7 @@ def idle_streams(endpoint: Endpoint, count: int) -> Iterator[None]:
     """Connections that have answered once and then stay silent, for the length of a `with`."""
     with ExitStack() as stack:
         for _ in range(count):
-            stack.enter_context(_dial_echo(endpoint))
+            stack.enter_context(dial_echo(endpoint))
         yield
 
 

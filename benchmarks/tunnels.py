@@ -23,7 +23,7 @@ import attrs
 from pioneer_tunnel import new_relay_key
 from pioneer_tunnel.websocket import EngineName
 
-from .traffic import HOST, Endpoint, echo_works
+from .traffic import HOST, Endpoint, dial_echo
 
 __all__ = ["PROCESSES", "Contestant", "Process", "Way", "contestants", "peer", "start_origin"]
 
@@ -171,11 +171,14 @@ def _ended(process: Popen[str]) -> Iterator[Popen[str]]:
 
 def _wait_until_open(endpoint: Endpoint, folder: Path, *programs: Popen[str]) -> None:
     deadline = time.monotonic() + START_TIMEOUT
-    while not echo_works(endpoint):
+    while True:
+        try:
+            return dial_echo(endpoint).close()
+        except OSError:
+            time.sleep(0.05)
         if time.monotonic() > deadline or any(program.poll() is not None for program in programs):
-            logs = "".join(f"{log.name}:\n{log.read_text()}" for log in sorted(folder.glob("*.log")))
+            logs = "\n".join(log.read_text() for log in folder.glob("*.log"))
             raise SystemExit(f"the tunnel does not come up\n{logs}")
-        time.sleep(0.05)
 
 
 def _free_port() -> int:

@@ -30,6 +30,7 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
         apology: what `second` is told, before an orderly end, when `first` breaks before it has said anything.
     """
     exchange = _Exchange()
+    closed = False
     try:
         async with trio.open_nursery() as nursery:
             exchange.scope = nursery.cancel_scope
@@ -38,14 +39,15 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
         if exchange.broken is None:
             await first.aclose()
             await second.aclose()
+            closed = True
         elif exchange.broken is first and first not in exchange.spoke and apology:
             with trio.move_on_after(_APOLOGY_TIMEOUT), suppress(trio.BrokenResourceError):
                 await second.send_all(apology)
                 await second.aclose()
     finally:
-        # After an orderly close these do nothing.
-        await abandon(first)
-        await abandon(second)
+        if not closed:
+            await abandon(first)
+            await abandon(second)
 
 
 @final

@@ -16,7 +16,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -112,9 +112,15 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
         self._supervisor.retry_now()
 
     async def aclose(self) -> None:
-        """Accept no more. The connection itself ends with the `async with` of `open_tunnel`."""
-        self._visitors.close()
+        """Accept no more; visitors that wait are reset. The connection ends with the `async with` of `open_tunnel`."""
+        self._stop_accepting()
         await trio.lowlevel.checkpoint()
+
+    def _stop_accepting(self) -> None:
+        with suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+            while True:
+                self._visitors.receive_nowait().reset()
+        self._visitors.close()
 
     def deliver(self, stream: TunnelStream) -> None:
         """Take a visitor's stream; the supervisor's transport calls this.
@@ -223,7 +229,7 @@ async def open_tunnel(
         if raised is None:
             raise
     finally:
-        tunnel._visitors.close()
+        tunnel._stop_accepting()
         announce(feed, wall_clock, Status(state=State.STOPPED))
         feed.end()
     if raised is not None:

@@ -71,8 +71,14 @@ class RelayRig:
         return await connect(self.addresses.control)
 
     def tunnel(self, **changes: Any) -> AbstractAsyncContextManager[Tunnel]:
-        settings = {"key": KEY, "dial": self.dial, "restart": AT_ONCE, "websocket_engine": self._engine}
-        return open_tunnel(f"ws://{RELAY_NAME}", **(settings | changes))
+        settings: dict[str, Any] = {
+            "relay": f"ws://{RELAY_NAME}",
+            "key": KEY,
+            "dial": self.dial,
+            "restart": AT_ONCE,
+            "websocket_engine": self._engine,
+        }
+        return open_tunnel(**(settings | changes))
 
     async def visit(self) -> trio.SocketStream:
         """Come in at the visitors' door."""

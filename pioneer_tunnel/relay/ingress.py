@@ -30,6 +30,7 @@ OPEN_TIMEOUT: Final = 10.0
 """Seconds that a gateway has to take a stream."""
 
 _READ_SIZE: Final = 16 * 1024
+_BROKE_OFF: Final = error_response(502, "the gateway broke off before it answered")
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.ingress")
 
@@ -118,8 +119,7 @@ class IngressDoor:
         carried = await self._open(entry)
         with suppress(trio.BrokenResourceError):  # the pump finds the same
             await carried.send_all(_proxy_header(visit) + received)
-        gone = error_response(502, "the gateway broke off before it answered")
-        await pump(carried, visit.stream, apology=gone)
+        await pump(carried, visit.stream, apology=_BROKE_OFF)
 
     async def serve_bound(self, visit: Visit, entry: TunnelEntry) -> None:
         """Serve a connection at the address of its own that a tunnel has, whatever it speaks."""

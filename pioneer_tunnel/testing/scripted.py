@@ -24,10 +24,12 @@ import trio
 
 from ..errors import LinkLostError, RelayConnectError, TunnelError
 from ..transports.seam import Deliver, Event, Report, Session, Target
+from ..tunnel_stream import TunnelStream
 
 __all__ = ["Attempt", "Connect", "Crash", "Fail", "Return", "ScriptedTransport", "Stall", "Step"]
 
 
+@attrs.frozen(repr=False)
 class _Printable:
     """A repr of what differs from the defaults, that is the code for it."""
 
@@ -173,6 +175,7 @@ class ScriptedTransport:
         self.attempts: Final[list[Attempt]] = []
         self.overlapped = False
         self._report: Report | None = None
+        self._deliver: Deliver | None = None
 
     @property
     def running(self) -> int:
@@ -184,6 +187,16 @@ class ScriptedTransport:
         if self._report is not None:
             self._report(event)
 
+    def visit(self, stream: TunnelStream) -> None:
+        """Hand over a visitor's stream, as the newest attempt would.
+
+        Raises:
+            trio.WouldBlock: too many visitors wait, or there was no attempt yet.
+        """
+        if self._deliver is None:
+            raise trio.WouldBlock
+        self._deliver(stream)
+
     async def __call__(
         self, target: Target, deliver: Deliver, report: Report, *, task_status: trio.TaskStatus[Session]
     ) -> NoReturn:
@@ -193,7 +206,7 @@ class ScriptedTransport:
         attempt = Attempt(step=step, target=target, began=trio.current_time())
         self.overlapped = self.overlapped or self.running > 0
         self.attempts.append(attempt)
-        self._report = report
+        self._report, self._deliver = report, deliver
         try:
             match step:
                 case Stall(seconds=seconds):
