@@ -32,12 +32,30 @@ from .transports.websocket import refuse_weak_key
 from .tunnel_stream import TunnelStream
 from .yamux import Limits
 
-__all__ = ["Generation", "Handler", "Plan", "choose_transport", "effective_config", "make_target"]
+__all__ = [
+    "Generation",
+    "Handler",
+    "Plan",
+    "choose_transport",
+    "effective_config",
+    "make_target",
+    "named_transport",
+    "restart_policy",
+]
 
 Handler: TypeAlias = Callable[[TunnelStream], Awaitable[None]]
 """Takes a visitor's stream, and closes it when it is done."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.generation")
+
+
+def named_transport(config: RemoteAccessConfig, settings: Settings) -> Transport | None:
+    """The transport that the settings name, or else the configuration; None when it follows from the address.
+
+    Raises:
+        UnsupportedTransportError: the settings name one that nobody knows.
+    """
+    return config.transport if settings.transport is None else Transport.parse(settings.transport)
 
 
 def effective_config(config: RemoteAccessConfig, settings: Settings) -> RemoteAccessConfig:
@@ -57,13 +75,12 @@ def effective_config(config: RemoteAccessConfig, settings: Settings) -> RemoteAc
     return attrs.evolve(config, **changes) if changes else config
 
 
-def choose_transport(config: RemoteAccessConfig, transports: Mapping[str, Serve]) -> Serve:
-    """The transport that `config` means.
+def choose_transport(name: Transport, transports: Mapping[str, Serve]) -> Serve:
+    """The transport of that name.
 
     Raises:
         UnsupportedTransportError: this installation lacks it.
     """
-    name = config.effective_transport
     serve = transports.get(name)
     if serve is None:
         raise UnsupportedTransportError(
@@ -98,6 +115,17 @@ def make_target(
     )
 
 
+def restart_policy(config: RemoteAccessConfig) -> RestartPolicy:
+    """The configuration's restart policy, in seconds."""
+    return RestartPolicy(
+        initial=config.restart_initial_ms / 1000,
+        maximum=config.restart_max_ms / 1000,
+        jitter=config.restart_jitter_percent / 100,
+        max_restarts=config.max_restarts,
+        stable=config.restart_stable_ms / 1000,
+    )
+
+
 @final
 @attrs.frozen(kw_only=True)
 class Plan:
@@ -106,18 +134,6 @@ class Plan:
     config: RemoteAccessConfig
     serve: Serve
     target: Target
-
-    @property
-    def restart_policy(self) -> RestartPolicy:
-        """The configuration's restart policy, in seconds."""
-        config = self.config
-        return RestartPolicy(
-            initial=config.restart_initial_ms / 1000,
-            maximum=config.restart_max_ms / 1000,
-            jitter=config.restart_jitter_percent / 100,
-            max_restarts=config.max_restarts,
-            stable=config.restart_stable_ms / 1000,
-        )
 
 
 @final
@@ -148,37 +164,45 @@ class Generation:
         self._dial: Final = dial
         self._tasks = host_tasks
         self._refusing = False
-        self._visitors = 0
-        self._no_visitors = trio.Event()
+        self._visitors: Final[set[TunnelStream]] = set()
+        self._visitor_left = trio.Event()
         self._supervisor: Final = Supervisor(
             plan.serve,
             plan.target,
             self._deliver,
             feed=feed,
-            policy=plan.restart_policy,
+            policy=restart_policy(plan.config),
             random=random,
             wall_clock=wall_clock,
             probe=self._probe if handler is None else None,
         )
 
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Keep the tunnel up until a final failure, which the feed has then been told, or until cancelled."""
-        async with trio.open_nursery() as nursery:
-            if self._handler is None:
-                self._tasks = nursery
-            task_status.started()
-            try:
-                await self._supervisor.run()
-            except TunnelError:
-                nursery.cancel_scope.cancel()
+    async def run(self) -> None:
+        """Keep the tunnel up until a final failure, which the feed has then been told, or until cancelled.
 
-    async def take_leave(self, grace: float) -> None:
-        """Take no more visitors, and give those who are here `grace` seconds to finish."""
+        The first status is out before this waits for anything. At the end no stream is left that works.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                if self._handler is None:
+                    self._tasks = nursery
+                try:
+                    await self._supervisor.run()
+                except TunnelError:
+                    nursery.cancel_scope.cancel()
+        finally:
+            self.refuse_visitors()
+            for stream in self._visitors:
+                stream.reset()
+
+    def refuse_visitors(self) -> None:
+        """Take no more visitors."""
         self._refusing = True
-        if self._visitors:
-            self._no_visitors = trio.Event()
-            with trio.move_on_after(grace):
-                await self._no_visitors.wait()
+
+    async def visitors_gone(self) -> None:
+        """Wait until no visitor has an open stream. No deadline: the caller has one."""
+        while any(stream.usable for stream in self._visitors):
+            await self._visitor_left.wait()
 
     def retry_now(self) -> None:
         """See `Supervisor.retry_now`."""
@@ -187,7 +211,7 @@ class Generation:
     def _deliver(self, stream: TunnelStream) -> None:
         if self._refusing:
             raise trio.WouldBlock
-        self._visitors += 1
+        self._visitors.add(stream)
         stream.acknowledge()
         self._tasks.start_soon(self._take_care_of, stream)
 
@@ -203,9 +227,9 @@ class Generation:
             _log.exception("a handler failed; its visitor's connection is reset")
         finally:
             stream.reset()  # after an orderly end this changes nothing
-            self._visitors -= 1
-            if not self._visitors:
-                self._no_visitors.set()
+            self._visitors.remove(stream)
+            self._visitor_left.set()
+            self._visitor_left = trio.Event()
 
     async def _probe(self) -> None:
         local = self._plan.config.local_addr

@@ -12,6 +12,7 @@ Neighbours: `RemoteAccess` does the work; the contract's names and shapes are fi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, final
 
@@ -35,6 +36,8 @@ INTERNAL_ERROR: Final = -32603
 
 STATUS_CHANGED: Final = "gateway/remote_access/status_changed"
 _SECTION: Final = "remote_access"
+
+_log: Final = logging.getLogger("pioneer_tunnel.jsonrpc")
 
 
 @final
@@ -76,21 +79,19 @@ class RemoteAccessRpc:
             RpcError: with the code of the response: -32601 for a method that is none of ours, -32602 for params that
                 are malformed, -32603 when a file or the keystore cannot be read or written.
         """
-        if params is not None and not isinstance(params, Mapping):
-            del params  # whatever it is, it may hold a key
-            raise RpcError(INVALID_PARAMS, "params is not an object")
-        if method not in {"settings/get", "settings/update"}:
-            raise RpcError(METHOD_NOT_FOUND, f"there is no method {clean_message(method)!r} here")
+        update, refusal = _read_request(method, params)
+        del params  # it may hold the key: a traceback that shows local variables must not show it
+        if refusal is not None:
+            raise refusal
         try:
-            if method == "settings/update":
-                update, problem = _read_update(params)
-                del params  # a traceback that shows local variables must not show the key
-                if update is None:
-                    raise RpcError(INVALID_PARAMS, problem)
+            if update is not None:
                 await self._remote_access.apply(update)
             return await self._get()
         except TunnelError as error:
             raise RpcError(INTERNAL_ERROR, str(error)) from error
+        except Exception as error:
+            _log.exception("an unforeseen failure in answering %s", method)
+            raise RpcError(INTERNAL_ERROR, f"an unforeseen failure, see the log: {type(error).__name__}") from error
 
     async def _get(self) -> dict[str, Any]:
         snapshot = await self._remote_access.snapshot()
@@ -122,15 +123,21 @@ class _Notifications(AsyncIterator[dict[str, Any]]):
                 return {"jsonrpc": "2.0", "method": STATUS_CHANGED, "params": {"status": status.to_wire()}}
 
 
-def _read_update(params: Mapping[str, Any] | None) -> tuple[SettingsUpdate | None, str]:
-    """The update in `params`, or what is wrong with it. Never raises, so that no traceback has the key in it."""
+def _read_request(method: str, params: Any) -> tuple[SettingsUpdate | None, RpcError | None]:
+    """The update that is asked for, and why the request is refused. Never raises: no traceback has the key in it."""
+    if method not in {"settings/get", "settings/update"}:
+        return None, RpcError(METHOD_NOT_FOUND, f"there is no method {clean_message(method)!r} here")
+    if params is not None and not isinstance(params, Mapping):
+        return None, RpcError(INVALID_PARAMS, "params is not an object")
+    if method == "settings/get":
+        return None, None
     update = None if params is None else params.get("update")
     if not isinstance(update, Mapping):
-        return None, "params.update is not an object"
+        return None, RpcError(INVALID_PARAMS, "params.update is not an object")
     section = update.get(_SECTION)
     if section is None:
-        return SettingsUpdate(), ""
+        return SettingsUpdate(), None
     try:
-        return SettingsUpdate.from_wire(section), ""
+        return SettingsUpdate.from_wire(section), None
     except ValueError as error:
-        return None, str(error)
+        return None, RpcError(INVALID_PARAMS, str(error))

@@ -11,7 +11,7 @@ from typing import Final, final
 
 import trio
 
-from .streams import abandon, send_eof
+from .streams import abandon, close_after_answer, send_eof
 
 __all__ = ["pump"]
 
@@ -43,7 +43,7 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
         elif exchange.broken is first and first not in exchange.spoke and apology:
             with trio.move_on_after(_APOLOGY_TIMEOUT), suppress(trio.BrokenResourceError):
                 await second.send_all(apology)
-                await second.aclose()
+                await close_after_answer(second)
     finally:
         if not closed:
             await abandon(first)

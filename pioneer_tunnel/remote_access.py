@@ -21,7 +21,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from random import Random
 from typing import Any, Final, Literal, NoReturn, TypeAlias, final
 
@@ -30,10 +31,20 @@ import trio
 
 from .config import RemoteAccessConfig, Transport
 from .dialer import Dialer, dial_tcp
-from .errors import InvalidSettingsError, StorageError, TunnelError, UnknownError
-from .generation import Generation, Handler, Plan, choose_transport, effective_config, make_target
+from .errors import InvalidSettingsError, RestartLimitError, StorageError, TunnelError, UnknownError
+from .generation import (
+    Generation,
+    Handler,
+    Plan,
+    choose_transport,
+    effective_config,
+    make_target,
+    named_transport,
+    restart_policy,
+)
 from .identity import RelayKey
 from .keystore import Keystore
+from .restart_policy import Ending, Restarts
 from .runtime_folder import load_instance
 from .settings import Settings, SettingsFile, SettingsUpdate
 from .status import State, Status, StatusFeed
@@ -46,6 +57,8 @@ __all__ = ["RemoteAccess", "Snapshot", "WireTransport"]
 WireTransport: TypeAlias = Literal["tcp", "tls", "noise", "websocket"]
 """The transports that clients know. The list is closed: what is newer is told as `tcp`, with a detail."""
 
+_Key: TypeAlias = RelayKey | StorageError | None
+"""A stored key, None when there is none, or why it cannot be opened."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.remote_access")
 
@@ -139,9 +152,12 @@ class RemoteAccess:
         self._running = False
         self._generation: Generation | None = None
         self._generation_ended = True
+        self._applies = 0
         self._wanted = 0
-        self._taken_up = 0
+        self._taken_up = -1
         self._key_withdrawn = False
+        self._grace = trio.CancelScope()
+        self._retry_now = trio.Event()
         self._changed = trio.Event()
         self._progress = trio.Event()
 
@@ -178,11 +194,14 @@ class RemoteAccess:
 
         Raises:
             StorageError: the keystore cannot tell.
+            UnknownError: the host's keystore or key provider failed in a way that no one foresaw.
         """
-        if self._keystore is not None:
-            return await self._keystore.exists((await self.settings()).secret_ref)
-        assert self._key_provider is not None
-        return await self._key_provider() is not None
+        settings = await self.settings()
+        with _unforeseen_named("asking for the relay key"):
+            if self._keystore is not None:
+                return await self._keystore.exists(settings.secret_ref)
+            assert self._key_provider is not None
+            return await self._key_provider() is not None
 
     async def snapshot(self) -> Snapshot:
         """What clients are shown. Settings that cannot be used are shown as what stands in for them.
@@ -190,6 +209,7 @@ class RemoteAccess:
         Raises:
             StorageError: a file or the keystore cannot be read.
             InvalidSettingsError: what stands in the settings file is not allowed.
+            UnknownError: as in `has_key`.
         """
         settings = await self.settings()
         try:
@@ -226,6 +246,7 @@ class RemoteAccess:
         """
         async with self._applying:
             with trio.CancelScope(shield=True):
+                self._applies += 1
                 changed = await self._store(update)
                 if changed or (self._generation_ended and update != SettingsUpdate()):
                     self._want_new_generation(key_withdrawn=changed and update.deletes_key)
@@ -234,6 +255,7 @@ class RemoteAccess:
         """Go on with another configuration; a new generation begins when it differs from the one before."""
         async with self._applying:
             if config != self._config:
+                self._applies += 1
                 self._config = config
                 self._want_new_generation(key_withdrawn=False)
 
@@ -252,11 +274,14 @@ class RemoteAccess:
 
     def retry_now(self) -> None:
         """Try to connect at once, if the tunnel is waiting to. For a host that knows that the network is back."""
+        self._retry_now.set()
         if self._generation is not None:
             self._generation.retry_now()
 
     def _want_new_generation(self, *, key_withdrawn: bool) -> None:
-        self._key_withdrawn = self._key_withdrawn or key_withdrawn
+        if key_withdrawn:
+            self._key_withdrawn = True
+            self._grace.cancel()
         self._wanted += 1
         self._changed.set()
         self._changed = trio.Event()
@@ -264,44 +289,40 @@ class RemoteAccess:
     async def _store(self, update: SettingsUpdate) -> bool:
         """Write what `update` changes; returns whether that was anything."""
         before = await self.settings()
-        settings_change = update.apply_to(before) != before
-        if update.key is None and not update.deletes_key:
-            return settings_change and await self._write_settings(update.apply_to)
-        if self._keystore is None:
+        about_key = update.key is not None or update.deletes_key
+        if about_key and self._keystore is None:
             raise InvalidSettingsError("the relay key of this host is kept elsewhere; it is not saved or cleared here")
-        reference = before.secret_ref
-        if update.key is None:
-            existed = await self._keystore.exists(reference)
-            return await self._clear_key(self._keystore, reference, update, before) or existed
-        return await self._save_key(self._keystore, reference, update, update.key) or settings_change
-
-    async def _save_key(self, keystore: Keystore, reference: str, update: SettingsUpdate, key: RelayKey) -> bool:
+        keystore = self._keystore if about_key else None
+        old = None if keystore is None else await _key_or_loss(keystore, before.secret_ref)
         try:
-            old = await keystore.get(reference)
-        except StorageError as error:
-            # What cannot be opened cannot be put back either. A new key is how a person mends that.
-            _log.warning("the stored relay key cannot be opened and is replaced: %s", error)
-            old = None
-        if old != key:
-            await keystore.put(reference, key)
-        try:
-            await self._write_settings(update.apply_to)
-        except BaseException:
-            if old is None:
-                await keystore.delete(reference)
-            elif old != key:
-                await keystore.put(reference, old)
+            if keystore is not None and update.key is not None and update.key != old:
+                await keystore.put(before.secret_ref, update.key)
+            changed = await self._write_settings(update.apply_to)
+            if keystore is not None and update.deletes_key:
+                await keystore.delete(before.secret_ref)
+        except BaseException as error:
+            # What failed may have happened all the same: it can be the very last step, making it durable, that fails.
+            left = await self._put_back(before, keystore, old)
+            if left and isinstance(error, TunnelError):
+                raise StorageError("; ".join([str(error), *left])) from error
             raise
-        return old != key
+        return changed or (keystore is not None and update.key != old)
 
-    async def _clear_key(self, keystore: Keystore, reference: str, update: SettingsUpdate, before: Settings) -> bool:
-        changed = await self._write_settings(update.apply_to)
+    async def _put_back(self, before: Settings, keystore: Keystore | None, old: _Key) -> list[str]:
+        """Make all as it was before an `apply` that failed; returns what could not be."""
+        left = []
         try:
-            await keystore.delete(reference)
-        except BaseException:
+            if keystore is not None:
+                await _put_key_back(keystore, before.secret_ref, old)
+        except Exception as error:  # noqa: BLE001  # a host's keystore may raise anything, and the settings come next
+            left.append(f"nor could the relay key be put back as it was: {_told(error)}")
+        try:
             await self._write_settings(lambda now: attrs.evolve(now, enabled=before.enabled, server=before.server))
-            raise
-        return changed
+        except TunnelError as error:
+            left.append(f"nor could the settings be put back as they were: {error}")
+        for problem in left:
+            _log.error("an update failed; %s", problem)
+        return left
 
     async def _write_settings(self, change: Callable[[Settings], Settings]) -> bool:
         before = await self.settings()
@@ -319,86 +340,120 @@ class RemoteAccess:
         """
         if self._running:
             raise RuntimeError("RemoteAccess.run is running already")
-        self._running = True
+        self._running, self._taken_up = True, -1
         self._feed.resume()
         try:
             async with trio.open_nursery() as host_tasks:
-                while True:
-                    await self._one_generation(host_tasks, task_status)
-                    task_status = trio.TASK_STATUS_IGNORED
+                host_tasks.start_soon(self._generations, host_tasks)
+                while self._taken_up < 0:
+                    # No deadline: where one is due, what the first status depends on has it.
+                    await self._progress.wait()
+                task_status.started()
         finally:
-            self._running = False
+            self._running, self._generation_ended = False, True
             self._make_progress()
             announce(self._feed, self._wall_clock, Status(state=State.STOPPED))
             self._feed.end()
-        raise AssertionError("the loop ends only by being cancelled")
+        raise AssertionError("generations end only by being cancelled")
 
-    async def _one_generation(self, host_tasks: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
-        """From one desired state to the next: a generation, or the status that says why there is none."""
-        wanted, self._key_withdrawn = self._wanted, False
-        retry_at = math.inf
-        async with trio.open_nursery() as nursery:
-            try:
-                plan = await self._plan()
-                if plan is not None:
-                    self._generation = Generation(
-                        plan,
-                        self._feed,
-                        handler=self._handler,
-                        host_tasks=host_tasks,
-                        dial=self._dial,
-                        random=self._random,
-                        wall_clock=self._wall_clock,
-                    )
-                    self._generation_ended = False
-                    await nursery.start(self._run_generation, self._generation)
-            except TunnelError as error:
-                if not error.final:
-                    retry_at = trio.current_time() + self._config.restart_max_ms / 1000
-                planned = None if error.final else math.ceil(self._wall_clock() + self._config.restart_max_ms / 1000)
-                failed = Status(state=State.FAILED, error_kind=error.kind, message=str(error), retry_at_unix=planned)
-                announce(self._feed, self._wall_clock, failed)
-            self._taken_up = wanted
-            self._make_progress()
-            task_status.started()
-            with trio.move_on_at(retry_at):
+    async def _generations(self, host_tasks: trio.Nursery) -> NoReturn:
+        """One desired state after another: the next is brought about when nothing is left of the one before."""
+        while True:
+            wanted = self._wanted
+            # What is being prepared counts as live: an apply that changes nothing leaves it alone.
+            self._key_withdrawn = self._generation_ended = False
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._bring_about, wanted, host_tasks)
                 while self._wanted == wanted:
                     # No deadline: a desired state holds until there is another one.
                     await self._changed.wait()
-            if self._generation is not None and not self._key_withdrawn:
-                await self._generation.take_leave(self._config.apply_grace_ms / 1000)
-            nursery.cancel_scope.cancel()
-        self._generation = None
-        self._generation_ended = True
+                await self._take_leave()
+                nursery.cancel_scope.cancel()
+            self._generation = None
 
-    async def _run_generation(self, generation: Generation, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _take_leave(self) -> None:
+        """Let the visitors of a generation finish, for as long as they have."""
+        if self._generation is None or self._generation_ended:
+            return
+        self._generation.refuse_visitors()
+        if not self._key_withdrawn:
+            with trio.move_on_after(self._config.apply_grace_ms / 1000) as self._grace:
+                await self._generation.visitors_gone()
+
+    async def _bring_about(self, wanted: int, host_tasks: trio.Nursery) -> None:
+        """What is desired: a generation, or the status that says why there is none."""
+        restarts = Restarts(restart_policy(self._config), self._random)
         try:
-            await generation.run(task_status=task_status)
+            while isinstance(plan := await self._plan(), TunnelError):
+                failed = Status(state=State.FAILED, error_kind=plan.kind, message=str(plan))
+                delay = None if plan.final else restarts.after(Ending())
+                if delay is not None:
+                    failed = attrs.evolve(failed, retry_at_unix=math.ceil(self._wall_clock() + delay))
+                elif not plan.final:
+                    allowed = restarts.policy.max_restarts
+                    message = f"gave up after {allowed} restart{'s' if allowed > 1 else ''}; the last cause: {plan}"
+                    failed = attrs.evolve(failed, error_kind=RestartLimitError.kind, message=message)
+                self._take_up(wanted, failed)
+                if delay is None:
+                    return
+                self._retry_now = trio.Event()
+                with trio.move_on_after(delay):
+                    await self._retry_now.wait()
+                self._feed.publish(attrs.evolve(self._feed.current, retry_at_unix=None))
+            if plan is None:
+                self._take_up(wanted, Status(state=State.DISABLED))
+                return
+            self._generation = Generation(
+                plan,
+                self._feed,
+                handler=self._handler,
+                host_tasks=host_tasks,
+                dial=self._dial,
+                random=self._random,
+                wall_clock=self._wall_clock,
+            )
+            # Whom this wakes finds `starting`: a generation says so before it waits for anything.
+            self._take_up(wanted)
+            await self._generation.run()
         finally:
             self._generation_ended = True
 
-    async def _plan(self) -> Plan | None:
-        """What the next generation is; None when there is to be none, which has been published then.
+    def _take_up(self, wanted: int, status: Status | None = None) -> None:
+        if status is not None:
+            announce(self._feed, self._wall_clock, status)
+        self._taken_up = wanted
+        self._make_progress()
 
-        Raises:
-            TunnelError: why there can be none.
+    async def _plan(self) -> Plan | TunnelError | None:
+        """What the next generation is; None when none is asked for, and the error when there can be none.
+
+        Settings and key are read as of one moment: what an `apply` that fails takes back is not acted upon.
         """
-        try:
-            settings = await self.settings()
-            if not settings.enabled:
-                announce(self._feed, self._wall_clock, Status(state=State.DISABLED))
-                return None
-            config = effective_config(self._config, settings)
-            serve = choose_transport(config, self._transports)
-            key = await self._key(settings)
-            instance = await trio.to_thread.run_sync(load_instance, self._config.runtime_path)
-            target = make_target(config, key, instance=instance, dial=self._dial, limits=self._limits)
-            return Plan(config=config, serve=serve, target=target)
-        except TunnelError:
-            raise
-        except Exception as error:  # a keystore or key provider of the host may raise anything
-            _log.exception("an unforeseen failure in preparing the tunnel; it will be tried again")
-            raise UnknownError(f"an unforeseen failure, see the log: {type(error).__name__}") from error
+        while True:
+            async with self._applying:
+                applies = self._applies
+            plan: Plan | TunnelError | None
+            try:
+                with _unforeseen_named("preparing the tunnel"):
+                    plan = await self._read_plan()
+            except TunnelError as error:
+                plan = error
+            if applies == self._applies:
+                return plan
+
+    async def _read_plan(self) -> Plan | None:
+        settings = await self.settings()
+        if not settings.enabled:
+            return None
+        named = named_transport(self._config, settings)
+        if named is not None:
+            choose_transport(named, self._transports)  # refused before a word is said about the address
+        config = effective_config(self._config, settings)
+        serve = choose_transport(config.effective_transport, self._transports)
+        key = await self._key(settings)
+        instance = await trio.to_thread.run_sync(load_instance, self._config.runtime_path)
+        target = make_target(config, key, instance=instance, dial=self._dial, limits=self._limits)
+        return Plan(config=config, serve=serve, target=target)
 
     async def _key(self, settings: Settings) -> RelayKey | None:
         if self._keystore is not None:
@@ -409,3 +464,38 @@ class RemoteAccess:
     def _make_progress(self) -> None:
         self._progress.set()
         self._progress = trio.Event()
+
+
+async def _key_or_loss(keystore: Keystore, reference: str) -> _Key:
+    try:
+        return await keystore.get(reference)
+    except StorageError as error:
+        # What cannot be opened cannot be put back either. Saving or clearing a key is how a person mends that.
+        _log.warning("the stored relay key cannot be opened: %s", error)
+        return error
+
+
+async def _put_key_back(keystore: Keystore, reference: str, old: _Key) -> None:
+    now = await _key_or_loss(keystore, reference)
+    if isinstance(old, StorageError):
+        if isinstance(now, RelayKey):
+            await keystore.delete(reference)  # the new one, which is not asked for any more
+    elif now != old:
+        await (keystore.delete(reference) if old is None else keystore.put(reference, old))
+
+
+def _told(error: Exception) -> str:
+    """What may be said of an error: who raises one that is not ours may put anything into it."""
+    return str(error) if isinstance(error, TunnelError) else type(error).__name__
+
+
+@contextmanager
+def _unforeseen_named(doing: str) -> Iterator[None]:
+    """Let a `TunnelError` through; whatever else a host's keystore or key provider raises is unforeseen."""
+    try:
+        yield
+    except TunnelError:
+        raise
+    except Exception as error:
+        _log.exception("an unforeseen failure in %s", doing)
+        raise UnknownError(f"an unforeseen failure, see the log: {type(error).__name__}") from error

@@ -29,7 +29,7 @@ def load_instance(folder: Path) -> str:
     Raises:
         StorageError: the folder or the file cannot be made, read or written.
     """
-    if not folder.parent.is_dir():
+    if not files.exists(folder.parent):
         raise StorageError(f"the runtime folder {folder} cannot be made: there is no {folder.parent}")
     files.make_private_folder(folder)
     path = folder / "instance"

@@ -6,33 +6,25 @@ what is there *now*, applies its change to that, and makes sure, right before th
 that the old one is still what was read. A program that knows nothing of our lock can therefore be overwritten only if
 it writes within the microseconds between that look and the rename.
 
-How the bytes are kept: tomlkit parses the text and is asked where a value stands; the text around it is then spliced
-as it is. The result is read again by the standard library's parser, and unless it says exactly what was asked for and
-otherwise what the old text said, it is not written.
-
 `Settings` is what the file says, `SettingsUpdate` what a client asks for, `SettingsFile` the file. The relay key is
 none of the settings: an update carries one only on its way to the keystore.
 
-Neighbours: `RemoteAccess` reads and updates; JSON-RPC makes a `SettingsUpdate` from the wire; `files.py` replaces.
+Neighbours: `RemoteAccess` reads and updates; JSON-RPC makes a `SettingsUpdate` from the wire; `toml_edit.py`
+changes the text, `files.py` replaces the file.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
-import re
-import secrets
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeAlias, final
+from typing import Any, Final, final
 
 import attrs
 import cattrs
-import tomlkit
-import tomlkit.items
 from cattrs.gen import make_dict_structure_fn, override
 
 from . import files
@@ -41,6 +33,7 @@ from .identity import RelayKey
 from .keystore import DEFAULT_SECRET_REF, is_secret_ref
 from .redaction import hide_secrets, shown
 from .tables import refusal
+from .toml_edit import TomlValue, edit_table
 
 __all__ = ["Settings", "SettingsFile", "SettingsUpdate"]
 
@@ -49,11 +42,8 @@ _MAX_NAME_LENGTH: Final = 255
 _FILE_LIMIT: Final = 1024 * 1024
 _WRITE_ATTEMPTS: Final = 5
 _TABLE: Final = "remote_access"
-_HEADER: Final = re.compile(r"""^[ \t]*\[[ \t]*(["']?)remote_access\1[ \t]*\]""", re.MULTILINE)
 _BOM: Final = "\ufeff"
 _LOGGER: Final = logging.getLogger(__name__)
-
-_Value: TypeAlias = bool | str | None
 
 
 def _is_flag(value: object) -> bool:
@@ -360,7 +350,7 @@ class SettingsFile:
     def _edited(self, here: _Document, wanted: Settings) -> _Document:
         """What the file is going to hold: `wanted`, and all else as it is `here`."""
         before, after = attrs.asdict(here.settings), attrs.asdict(wanted)
-        changes: dict[str, _Value] = {name: value for name, value in after.items() if value != before[name]}
+        changes: dict[str, TomlValue] = {name: value for name, value in after.items() if value != before[name]}
         written = _edit(here, changes)
         if isinstance(written, str) or written.settings != wanted:
             names = ", ".join(f"{_TABLE}.{name}" for name in changes)
@@ -372,132 +362,12 @@ class SettingsFile:
         return written
 
 
-def _edit(here: _Document, changes: Mapping[str, _Value]) -> _Document | str:
+def _edit(here: _Document, changes: Mapping[str, TomlValue]) -> _Document | str:
     """`here` with `changes` made, or why that could not be done. Never raises: the frames would show the file."""
-    text = here.text
     try:
-        for name, value in changes.items():
-            text = _with_value(text, name, value)
-    except Exception as error:  # noqa: BLE001 (whatever a document does to tomlkit, the file stays as it is)
-        return type(error).__name__
+        text = edit_table(here.text, _TABLE, changes)
+    except ValueError as error:
+        return str(error)
     bom = _BOM.encode() if (here.content or b"").startswith(_BOM.encode()) else b""
     written = _Document.parse(bom + text.encode())
-    if isinstance(written, tuple):
-        return "; ".join(map(str, written))
-    if _without_fields(written.data, changes) != _without_fields(here.data, changes):
-        return "something else would change"
-    return written
-
-
-def _without_fields(data: dict[str, Any], names: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """All that must not change, in a form that can be compared: the other tables, and ours less `names`.
-
-    By repr, since two nan are never equal. The order of keys within a table may differ.
-    """
-    rest = {name: repr(value) for name, value in data.items() if name != _TABLE}
-    ours = {name: repr(value) for name, value in data.get(_TABLE, {}).items() if name not in names}
-    return rest, ours
-
-
-def _with_value(text: str, name: str, value: _Value) -> str:
-    """`text` with one field of our table set, or removed when `value` is None."""
-    if value is None:
-        return _without_key(text, name)
-    table: Any = tomlkit.parse(text).get(_TABLE, {})
-    rendered = tomlkit.item(value).as_string()
-    if name in table:
-        start, end = _span(text, name)
-        return text[:start] + rendered + text[end:]
-    if isinstance(table, tomlkit.items.InlineTable):
-        if not table:
-            start, end = _span(text)
-            return f"{text[:start]}{{ {name} = {rendered} }}{text[end:]}"
-        _, end = _span(text, list(table)[-1])
-        return f"{text[:end]}, {name} = {rendered}{text[end:]}"
-    statement, dotted = f"{name} = {rendered}", f"{_TABLE}.{name} = {rendered}"
-    places: list[Callable[[], str]] = [
-        functools.partial(_after_last_field, text, statement),
-        *(functools.partial(_on_line_after, text, match.end(), statement) for match in _HEADER.finditer(text)),
-        functools.partial(_at_end, text, statement),
-        functools.partial(_after_last_field, text, dotted),
-        functools.partial(_on_line_after, text, -1, dotted),
-    ]
-    # Which place is right depends on how the table is written. A wrong one makes it no TOML, or another document.
-    for place in places:
-        with contextlib.suppress(Exception):
-            candidate = place()
-            if _says(candidate, text, name, value):
-                return candidate
-    raise ValueError("no place for a new field")
-
-
-def _says(candidate: str, text: str, name: str, value: _Value) -> bool:
-    """Whether `candidate` has our field as asked for, and all else as `text` has it."""
-    data = tomllib.loads(candidate)
-    return data[_TABLE][name] == value and _without_fields(data, {name}) == _without_fields(tomllib.loads(text), {name})
-
-
-def _after_last_field(text: str, statement: str) -> str:
-    """Below our last field, indented like it, above comments and blank lines: those are about what comes next."""
-    table: Any = tomlkit.parse(text)[_TABLE]
-    spans = []
-    for field in table:
-        with contextlib.suppress(Exception):  # a table within ours has no span
-            spans.append(_span(text, field))
-    start, end = max(spans)
-    line = text[text.rfind("\n", 0, start) + 1 : start]
-    indent = line[: len(line) - len(line.lstrip(" \t"))]
-    return _on_line_after(text, end, indent + statement)
-
-
-def _at_end(text: str, statement: str) -> str:
-    """Under a new header: TOML refuses a second one, and one for a table that stands in dotted keys."""
-    newline = _newline_of(text)
-    ended = text if not text or text.endswith("\n") else text + newline
-    return f"{ended}{newline if ended else ''}[{_TABLE}]{newline}{statement}{newline}"
-
-
-def _on_line_after(text: str, position: int, statement: str) -> str:
-    """With `statement` on a line of its own after the one of `position`; -1 makes it the first."""
-    newline = _newline_of(text)
-    line_end = text.find("\n", position) + 1 if position >= 0 else 0
-    if line_end == 0 and position >= 0:
-        return f"{text}{newline}{statement}{newline}"
-    return f"{text[:line_end]}{statement}{newline}{text[line_end:]}"
-
-
-def _newline_of(text: str) -> str:
-    return "\r\n" if text.partition("\n")[0].endswith("\r") else "\n"
-
-
-def _without_key(text: str, name: str) -> str:
-    """`text` without one field of our table; a comment behind the value stays, on a line of its own."""
-    document = tomlkit.parse(text)
-    table: Any = document[_TABLE]
-    if isinstance(table, tomlkit.items.InlineTable):
-        start, end = _span(text)
-        table.remove(name)
-        return text[:start] + table.as_string() + text[end:]
-    start, end = _span(text, name)
-    line = text.rfind("\n", 0, start) + 1
-    newline = text.find("\n", end)
-    next_line = len(text) if newline == -1 else newline + 1
-    indent = text[line : line + len(text[line:]) - len(text[line:].lstrip(" \t"))]
-    comment = text[end:next_line].lstrip(" \t")
-    return text[:line] + (indent + comment if comment.startswith("#") else "") + text[next_line:]
-
-
-def _span(text: str, name: str | None = None) -> tuple[int, int]:
-    """Where the value of one field of our table, or of the whole table written inline, stands in `text`."""
-    document = tomlkit.parse(text)
-    mark = f"mark-{secrets.token_hex(16)}"
-    if name is None:
-        document[_TABLE] = mark
-    else:
-        table: Any = document[_TABLE]
-        table[name] = mark
-    before, _, after = document.as_string().partition(tomlkit.item(mark).as_string())
-    start, end = len(before), len(text) - len(after)
-    if start > end or not text.startswith(before) or not text.endswith(after):
-        raise ValueError("the text around the value is not kept")
-    return start, end
+    return "; ".join(map(str, written)) if isinstance(written, tuple) else written

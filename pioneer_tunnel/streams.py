@@ -1,25 +1,29 @@
 """What Trio's byte streams lack for a tunnel: a watch over silence and stalls, bytes put back, and abandonment.
 
 `WatchedStream` stands directly above a socket (below TLS), so that it sees every byte that moves. `PrefixedStream`
-stands on top, and gives what somebody has read already to whoever reads next. `abandon` ends a connection with a RST.
+stands on top, and gives what somebody has read already to whoever reads next. `TlsServerStream` is TLS that says
+goodbye. `abandon` ends a connection with a RST, `close_after_answer` so that the last word arrives.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import ssl
 import struct
 from contextlib import suppress
 from typing import Any, Final, final
 
 import trio
 
-__all__ = ["PrefixedStream", "WatchedStream", "abandon", "send_eof"]
+__all__ = ["PrefixedStream", "TlsServerStream", "WatchedStream", "abandon", "close_after_answer", "send_eof"]
 
 _PIECE: Final = 64 * 1024
 _UNSENT_LIMIT: Final = 256 * 1024
 _LINGER_NOT: Final = struct.pack("ii", 1, 0)
 _BY_DESCRIPTOR: Final = os.name == "posix"
+_GOODBYE_TIMEOUT: Final = 2.0
+_IGNORED_LIMIT: Final = 4 * 1024 * 1024
 
 
 @final
@@ -157,6 +161,53 @@ class PrefixedStream(trio.abc.HalfCloseableStream):
     async def aclose(self) -> None:
         self._prefix = b""
         await self.transport_stream.aclose()
+
+
+@final
+class TlsServerStream(trio.abc.Stream):
+    """The server's end of TLS: it says goodbye, and does not insist on being told.
+
+    `trio.SSLStream` has both or neither. A client needs the close_notify to tell a whole answer from one that was cut;
+    many clients send none themselves, and just close.
+
+    Args:
+        stream: the handshake is done with it, and it is closed with this.
+    """
+
+    def __init__(self, stream: trio.SSLStream[WatchedStream]) -> None:
+        self.transport_stream: Final = stream
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        try:
+            return await self.transport_stream.receive_some(max_bytes)
+        except trio.BrokenResourceError as error:
+            if isinstance(error.__cause__, ssl.SSLEOFError):
+                return b""
+            raise
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.transport_stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.transport_stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        with trio.move_on_after(_GOODBYE_TIMEOUT):
+            await self.transport_stream.aclose()
+
+
+async def close_after_answer(stream: trio.abc.Stream) -> None:
+    """Close after a last word to someone who may still be talking, so that the word arrives; 2 seconds at most.
+
+    To close a socket while there is something unread is a reset, and that takes the last word back. So what still
+    comes is read, and ignored.
+    """
+    with trio.move_on_after(_GOODBYE_TIMEOUT), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await send_eof(stream)
+        ignored = 0
+        while ignored < _IGNORED_LIMIT and (data := await stream.receive_some(_PIECE)):
+            ignored += len(data)
+    await stream.aclose()
 
 
 async def abandon(stream: trio.abc.AsyncResource) -> None:

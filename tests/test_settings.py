@@ -315,18 +315,19 @@ def test_a_document_that_cannot_be_edited_stays(path: Path, monkeypatch: pytest.
         lambda _value: 1 / 0,
     ):
         with monkeypatch.context() as patch:
-            patch.setattr("pioneer_tunnel.settings.tomlkit.item", misbehave)
+            patch.setattr("pioneer_tunnel.toml_edit.tomlkit.item", misbehave)
             with pytest.raises(StorageError, match=r"change remote_access\.service_name there by hand"):
                 SettingsFile(path).update(changing(service_name="s"))
         assert path.read_text() == EXAMPLE
 
 
 def test_a_document_of_which_something_else_would_change_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pioneer_tunnel import settings
+    from pioneer_tunnel import toml_edit
 
     path.write_text(EXAMPLE)
     start = EXAMPLE.index('"relay.example.com')
-    monkeypatch.setattr(settings, "_span", lambda _text, _name: (start, EXAMPLE.index("\n\n[[windows]]")))
+    end = EXAMPLE.index("\n\n[[windows]]")
+    monkeypatch.setattr(toml_edit._Document, "_span", lambda _document, _name: (start, end))
     with pytest.raises(
         StorageError, match=r"\(something else would change\); change remote_access\.server there by hand"
     ):

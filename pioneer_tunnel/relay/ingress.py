@@ -16,7 +16,7 @@ import trio
 from ..address import Address
 from ..proxy_protocol import ProxyHeader
 from ..pump import pump
-from ..streams import abandon
+from ..streams import abandon, close_after_answer
 from .config import TunnelEntry
 from .head import BadRequest, HeadReader, RequestHead, error_response
 from .registry import Directory, Registry
@@ -87,7 +87,7 @@ async def refuse(stream: trio.abc.Stream, refusal: Refusal) -> None:
     """Tell a visitor why not, and close."""
     with trio.move_on_after(HEAD_TIMEOUT), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         await stream.send_all(error_response(refusal.status, str(refusal)))
-    await stream.aclose()
+        await close_after_answer(stream)
 
 
 @final

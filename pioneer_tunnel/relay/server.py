@@ -19,9 +19,10 @@ import trio
 
 from ..address import Address, normal_audience
 from ..errors import InvalidSettingsError, StorageError
+from ..groups import lone_error_bare
 from ..handshake import SUBPROTOCOL
 from ..identity import SigningIdentity
-from ..streams import PrefixedStream, WatchedStream, abandon
+from ..streams import PrefixedStream, TlsServerStream, WatchedStream, abandon
 from ..websocket import EngineName
 from ..yamux import Limits
 from .config import RelayConfig, TunnelEntry
@@ -96,6 +97,11 @@ class Relay:
         Raises:
             OSError: an address cannot be listened at.
         """
+        with lone_error_bare():
+            await self._listen(task_status)
+        raise AssertionError("listeners end only by being cancelled")
+
+    async def _listen(self, task_status: trio.TaskStatus[RelayAddresses]) -> None:
         config = self._config
         shared = config.control_addr == config.ingress_addr
         async with trio.open_nursery() as nursery:
@@ -115,7 +121,6 @@ class Relay:
             addresses = RelayAddresses(control=control, ingress=ingress, tunnels=tunnels)
             _log.info("gateways at %s, visitors at %s", addresses.control, addresses.ingress)
             task_status.started(addresses)
-        raise AssertionError("listeners end only by being cancelled")
 
     async def _serve_control(self, connected: trio.SocketStream) -> None:
         stream, watched = await self._secured(connected, self._config.control_tls)
@@ -157,10 +162,10 @@ class Relay:
         if not tls:
             return watched, watched
         assert self._tls is not None
-        secured = trio.SSLStream(watched, self._tls, server_side=True, https_compatible=True)
+        secured = trio.SSLStream(watched, self._tls, server_side=True)
         with trio.fail_after(TLS_TIMEOUT):
             await secured.do_handshake()
-        return secured, watched
+        return TlsServerStream(secured), watched
 
     def _is_public(self, head: RequestHead) -> bool:
         try:

@@ -96,7 +96,8 @@ class WebSocket(trio.abc.AsyncResource):
 
         Raises:
             WebSocketClosed: the WebSocket was closed. Also when the other end broke a rule of RFC 6455 or sent more
-                than 1 MiB of binary or 16 KiB of text; it has been told by the code.
+                than 1 MiB of binary or 16 KiB of text; it has been told by the code. (Of a frame that is malformed,
+                the engine over trio-websocket does not tell it: it sees the connection end.)
             trio.BrokenResourceError: the connection ended without a close frame.
         """
 

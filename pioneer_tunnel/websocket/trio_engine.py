@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final, NoReturn, cast, final
 
 import trio
@@ -47,7 +47,7 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
     """See `Engine.connect`."""
     assert opening.address is not None
     watch = _OpeningWatch(stream)
-    async with _kept(stream) as nursery:
+    async with _kept(watch) as nursery:
         try:
             with lone_error_bare():
                 async with trio.open_nursery() as until_open:
@@ -73,7 +73,7 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
 async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[WebSocket]:
     """See `Engine.accept`."""
     watch = _OpeningWatch(stream)
-    async with _kept(stream) as nursery:
+    async with _kept(watch) as nursery:
         with lone_error_bare():
             async with trio.open_nursery() as until_open:
                 until_open.start_soon(watch.raise_when_refused)
@@ -88,19 +88,19 @@ async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[Web
 
 
 @asynccontextmanager
-async def _kept(stream: trio.abc.Stream) -> AsyncIterator[trio.Nursery]:
+async def _kept(watch: _OpeningWatch) -> AsyncIterator[trio.Nursery]:
     """A nursery for the engine's reader; let go of the stream at the end, whatever happened."""
     reading = trio.CancelScope(shield=True)
     try:
         with lone_error_bare():
             async with trio.open_nursery() as nursery:
                 try:
-                    yield cast("trio.Nursery", _ReaderNursery(nursery, reading))
+                    yield cast("trio.Nursery", _ReaderNursery(nursery, reading, watch))
                 finally:
                     reading.cancel()
     finally:
         with trio.CancelScope(shield=True):
-            await trio.aclose_forcefully(stream)
+            await trio.aclose_forcefully(watch)
 
 
 @final
@@ -110,16 +110,19 @@ class _ReaderNursery:
     A cancellation from outside does not reach the reader, which has yet to see the other end's answer to our close.
     """
 
-    def __init__(self, nursery: trio.Nursery, reading: trio.CancelScope) -> None:
+    def __init__(self, nursery: trio.Nursery, reading: trio.CancelScope, watch: _OpeningWatch) -> None:
         self._nursery: Final = nursery
         self._reading: Final = reading
+        self._watch: Final = watch
 
     def start_soon(self, reader: Callable[[], Awaitable[object]]) -> None:
         self._nursery.start_soon(self._read, reader)
 
     async def _read(self, reader: Callable[[], Awaitable[object]]) -> None:
-        with self._reading:
+        # It raises what it finds wrong with an opening, beside whoever waits for the opening; the watch tells of it.
+        with self._reading, suppress(HandshakeError):
             await reader()
+        self._watch.end_opening()
 
 
 @final
@@ -139,7 +142,7 @@ class TrioWebSocket(WebSocket):
     async def receive(self) -> list[Message]:
         try:
             message = await self._connection.get_message()
-            if isinstance(message, str) and len(message) > MAX_TEXT:
+            if isinstance(message, str) and len(message) > MAX_TEXT // 4 and len(message.encode()) > MAX_TEXT:
                 await self._connection.aclose(1009, f"text of more than {MAX_TEXT} bytes")
                 raise WebSocketClosed(1009, f"text of more than {MAX_TEXT} bytes")
         except ConnectionClosed as error:
@@ -190,6 +193,10 @@ class _OpeningWatch(trio.abc.Stream):
         if not data or (status and status[1] != b"101" and b"\r\n\r\n" in self._answer):
             self._over.set()
         return data
+
+    def end_opening(self) -> None:
+        """The engine reads no further: if it is not open yet, it never will be."""
+        self._over.set()
 
     async def raise_when_refused(self) -> NoReturn:
         # The caller of the opening sets the deadline.

@@ -1,0 +1,177 @@
+"""Changing values in one table of a TOML text, and not one other byte of it.
+
+tomlkit parses the text and is asked where a value stands; the text around it is then spliced as it is. The result is
+read again by the standard library's parser, and unless it says exactly what was asked for, and otherwise what the old
+text said, it is refused.
+
+Neighbours: `settings` keeps a file that is not ours alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import secrets
+import tomllib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final, TypeAlias, final
+
+import attrs
+import tomlkit
+import tomlkit.items
+
+__all__ = ["TomlValue", "edit_table"]
+
+TomlValue: TypeAlias = bool | str | None
+"""What a field is to become; None removes it."""
+
+
+def edit_table(text: str, table: str, changes: Mapping[str, TomlValue]) -> str:
+    """`text` with the fields of `table` changed as `changes` says, and every other byte as it was.
+
+    Args:
+        text: a valid TOML document.
+        table: the table's name, a bare key; it is made when it is not there.
+        changes: field → value.
+
+    Raises:
+        ValueError: the document is written in a way that does not let this be done; the message does not quote it.
+    """
+    edited = text
+    try:
+        for name, value in changes.items():
+            edited = _Document(edited, table).with_value(name, value)
+    except Exception as error:  # noqa: BLE001  # whatever a document does to tomlkit
+        # No context: the frames would show the document, which may hold other people's secrets.
+        problem = type(error).__name__
+    else:
+        problem = (
+            "" if _others(edited, table, changes) == _others(text, table, changes) else "something else would change"
+        )
+    if problem:
+        del text, edited
+        raise ValueError(problem)
+    return edited
+
+
+def _others(text: str, table: str, names: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """All that must not change, in a form that can be compared: the other tables, and `table` less `names`.
+
+    By repr, since two nan are never equal. The order of keys within a table may differ.
+    """
+    data = tomllib.loads(text)
+    rest = {name: repr(value) for name, value in data.items() if name != table}
+    ours = {name: repr(value) for name, value in data.get(table, {}).items() if name not in names}
+    return rest, ours
+
+
+@final
+@attrs.frozen(repr=False)
+class _Document:
+    """A TOML text, and the table in it that is edited."""
+
+    text: str
+    table: str
+
+    def with_value(self, name: str, value: TomlValue) -> str:
+        """The text with one field set, or removed when `value` is None."""
+        if value is None:
+            return self._without(name)
+        text, table = self.text, self._parsed()
+        rendered = tomlkit.item(value).as_string()
+        if name in table:
+            start, end = self._span(name)
+            return text[:start] + rendered + text[end:]
+        if isinstance(table, tomlkit.items.InlineTable):
+            if not table:
+                start, end = self._span()
+                return f"{text[:start]}{{ {name} = {rendered} }}{text[end:]}"
+            _, end = self._span(list(table)[-1])
+            return f"{text[:end]}, {name} = {rendered}{text[end:]}"
+        return self._with_new_field(name, rendered, value)
+
+    def _with_new_field(self, name: str, rendered: str, value: TomlValue) -> str:
+        statement, dotted = f"{name} = {rendered}", f"{self.table}.{name} = {rendered}"
+        header: Final = re.compile(rf"""^[ \t]*\[[ \t]*(["']?){self.table}\1[ \t]*\]""", re.MULTILINE)
+        places: list[Callable[[], str]] = [
+            functools.partial(self._after_last_field, statement),
+            *(functools.partial(self._on_line_after, match.end(), statement) for match in header.finditer(self.text)),
+            functools.partial(self._at_end, statement),
+            functools.partial(self._after_last_field, dotted),
+            functools.partial(self._on_line_after, -1, dotted),
+        ]
+        # Which place is right depends on how the table is written. A wrong one makes it no TOML, or another document.
+        for place in places:
+            with contextlib.suppress(Exception):
+                candidate = place()
+                if self._is_said_by(candidate, name, value):
+                    return candidate
+        raise ValueError("no place for a new field")
+
+    def _is_said_by(self, candidate: str, name: str, value: TomlValue) -> bool:
+        """Whether `candidate` has the field as asked for, and all else as this document has it."""
+        said = tomllib.loads(candidate)[self.table][name]
+        return bool(said == value) and _others(candidate, self.table, {name}) == _others(self.text, self.table, {name})
+
+    def _after_last_field(self, statement: str) -> str:
+        """Below the last field, indented like it, above comments and blank lines: those are about what comes next."""
+        spans = []
+        for field in self._parsed():
+            with contextlib.suppress(Exception):  # a table within this one has no span
+                spans.append(self._span(field))
+        start, end = max(spans)
+        line = self.text[self.text.rfind("\n", 0, start) + 1 : start]
+        indent = line[: len(line) - len(line.lstrip(" \t"))]
+        return self._on_line_after(end, indent + statement)
+
+    def _at_end(self, statement: str) -> str:
+        """Under a new header: TOML refuses a second one, and one for a table that stands in dotted keys."""
+        newline = self._newline
+        ended = self.text if not self.text or self.text.endswith("\n") else self.text + newline
+        return f"{ended}{newline if ended else ''}[{self.table}]{newline}{statement}{newline}"
+
+    def _on_line_after(self, position: int, statement: str) -> str:
+        """With `statement` on a line of its own after the one of `position`; -1 makes it the first."""
+        text, newline = self.text, self._newline
+        line_end = text.find("\n", position) + 1 if position >= 0 else 0
+        if line_end == 0 and position >= 0:
+            return f"{text}{newline}{statement}{newline}"
+        return f"{text[:line_end]}{statement}{newline}{text[line_end:]}"
+
+    def _without(self, name: str) -> str:
+        """The text without one field; a comment behind the value stays, on a line of its own."""
+        text, table = self.text, self._parsed()
+        if isinstance(table, tomlkit.items.InlineTable):
+            start, end = self._span()
+            table.remove(name)
+            return text[:start] + table.as_string() + text[end:]
+        start, end = self._span(name)
+        line = text.rfind("\n", 0, start) + 1
+        newline = text.find("\n", end)
+        next_line = len(text) if newline == -1 else newline + 1
+        indent = text[line : line + len(text[line:]) - len(text[line:].lstrip(" \t"))]
+        comment = text[end:next_line].lstrip(" \t")
+        return text[:line] + (indent + comment if comment.startswith("#") else "") + text[next_line:]
+
+    def _span(self, name: str | None = None) -> tuple[int, int]:
+        """Where the value of one field, or the whole table written inline, stands in the text."""
+        document = tomlkit.parse(self.text)
+        mark = f"mark-{secrets.token_hex(16)}"
+        if name is None:
+            document[self.table] = mark
+        else:
+            table: Any = document[self.table]
+            table[name] = mark
+        before, _, after = document.as_string().partition(tomlkit.item(mark).as_string())
+        start, end = len(before), len(self.text) - len(after)
+        if start > end or not self.text.startswith(before) or not self.text.endswith(after):
+            raise ValueError("the text around the value is not kept")
+        return start, end
+
+    def _parsed(self) -> Any:
+        return tomlkit.parse(self.text).get(self.table, {})
+
+    @property
+    def _newline(self) -> str:
+        return "\r\n" if self.text.partition("\n")[0].endswith("\r") else "\n"

@@ -1,0 +1,114 @@
+"""What we promise: every public name is there, is documented, and cannot be subclassed by accident."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import inspect
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+PUBLIC_MODULES = ["pioneer_tunnel", "pioneer_tunnel.testing"]
+
+
+def public_names() -> list[Any]:
+    return [
+        pytest.param(module, name, id=f"{module}.{name}")
+        for module in PUBLIC_MODULES
+        for name in importlib.import_module(module).__all__
+    ]
+
+
+def public_classes() -> list[Any]:
+    return [
+        param
+        for param in public_names()
+        if inspect.isclass(getattr(importlib.import_module(str(param.values[0])), str(param.values[1])))
+    ]
+
+
+def explained_in_source(module: ModuleType, name: str) -> bool:
+    """Whether the module that defines `name` has a string right below its assignment, as an alias or constant has."""
+    for candidate in [module, *(importlib.import_module(found) for found in _modules_of(module))]:
+        lines = inspect.getsource(candidate).splitlines()
+        for number, line in enumerate(lines[:-1]):
+            if line.startswith((f"{name}: ", f"{name} = ")) and _string_follows(lines, number):
+                return True
+    return False
+
+
+def _string_follows(lines: list[str], number: int) -> bool:
+    following = (line for line in lines[number + 1 :] if not line.startswith((" ", ")", "]", "}")))
+    return next(following, "").startswith('"""')
+
+
+def _modules_of(module: ModuleType) -> list[str]:
+    """The modules that a package takes its names from."""
+    import ast
+
+    package = module.__name__
+    return [
+        importlib.util.resolve_name("." * node.level + node.module, package)
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
+        if isinstance(node, ast.ImportFrom) and node.level and node.module
+    ]
+
+
+@pytest.mark.parametrize("module_name", PUBLIC_MODULES)
+def test_all_is_a_list_of_names_that_exist_once_each(module_name: str) -> None:
+    module = importlib.import_module(module_name)
+    assert module.__all__
+    assert len(module.__all__) == len(set(module.__all__))
+    assert not [name for name in module.__all__ if not hasattr(module, name)]
+
+
+@pytest.mark.parametrize("module_name", PUBLIC_MODULES)
+def test_what_a_user_sees_without_an_underscore_is_in_all(module_name: str) -> None:
+    module = importlib.import_module(module_name)
+    seen = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not inspect.ismodule(value) and name != "annotations"
+    }
+    assert seen <= set(module.__all__)
+
+
+@pytest.mark.parametrize(("module_name", "name"), public_names())
+def test_every_public_name_is_documented(module_name: str, name: str) -> None:
+    module = importlib.import_module(module_name)
+    value = getattr(module, name)
+    if name == "__version__":
+        assert isinstance(value, str)
+    elif inspect.isclass(value) or inspect.isfunction(value):
+        assert value.__doc__
+        assert value.__doc__.strip()
+    else:
+        assert explained_in_source(module, name), f"{name} has no docstring below its definition"
+
+
+@pytest.mark.parametrize(("module_name", "name"), public_classes())
+def test_every_public_method_is_documented(module_name: str, name: str) -> None:
+    cls = getattr(importlib.import_module(module_name), name)
+    undocumented = [
+        attribute
+        for attribute, value in vars(cls).items()
+        if not attribute.startswith("_")
+        and (inspect.isfunction(value) or isinstance(value, property | classmethod | staticmethod))
+        and not inspect.getdoc(value)
+    ]
+    assert not undocumented
+
+
+@pytest.mark.parametrize(("module_name", "name"), public_classes())
+def test_every_public_class_is_final_or_there_to_be_subclassed(module_name: str, name: str) -> None:
+    """Final, abstract, a protocol, an enum with members (final by itself), or an exception of the tree."""
+    cls = getattr(importlib.import_module(module_name), name)
+    assert (
+        getattr(cls, "__final__", False)
+        or inspect.isabstract(cls)
+        or getattr(cls, "_is_protocol", False)
+        or (issubclass(cls, enum.Enum) and len(cls))
+        or issubclass(cls, Exception)
+    )

@@ -1,0 +1,560 @@
+"""The WebSocket engines: the same promises by either of them, in all four pairings, and towards raw bytes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, strategies as st
+
+from pioneer_tunnel.address import RelayAddress
+from pioneer_tunnel.errors import UnsupportedTransportError
+from pioneer_tunnel.link import StreamLink
+from pioneer_tunnel.streams import WatchedStream, abandon
+from pioneer_tunnel.websocket import (
+    ENGINES,
+    MAX_BINARY,
+    MAX_TEXT,
+    EngineName,
+    Opening,
+    WebSocket,
+    WebSocketClosed,
+    WebSocketLink,
+    WebSocketRefused,
+    load_engine,
+)
+from pioneer_tunnel.websocket.link import MESSAGE_SIZE, pack
+from pioneer_tunnel.yamux.frames import FrameType, encode_header
+from rig import nothing_left_behind, read_exactly, read_until
+
+Pair = tuple[trio.abc.Stream, trio.abc.Stream]
+
+ADDRESS: Final = RelayAddress.parse("ws://relay.test/path")
+OPENING: Final = Opening(subprotocol="test.v1", address=ADDRESS, agent="test/1")
+PAIRINGS: Final = list(itertools.product(ENGINES, ENGINES))
+
+TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10
+
+each_pairing = pytest.mark.parametrize(("client_engine", "server_engine"), PAIRINGS)
+
+
+@asynccontextmanager
+async def open_pair(
+    client_engine: EngineName, server_engine: EngineName, streams: Pair | None = None
+) -> AsyncIterator[tuple[WebSocket, WebSocket]]:
+    """Two ends of one WebSocket: the client's and the server's."""
+    ours, theirs = streams or trio.testing.memory_stream_pair()
+    done = trio.Event()
+
+    async def serve(*, task_status: trio.TaskStatus[WebSocket]) -> None:
+        async with load_engine(server_engine).accept(theirs, OPENING) as websocket:
+            accepted.append(websocket)
+            is_accepted.set()
+            await done.wait()
+
+    accepted: list[WebSocket] = []
+    is_accepted = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: serve(task_status=trio.TASK_STATUS_IGNORED))
+        async with load_engine(client_engine).connect(ours, OPENING) as client:
+            await is_accepted.wait()
+            yield client, accepted[0]
+        done.set()
+        nursery.cancel_scope.deadline = trio.current_time() + 1
+
+
+async def sockets() -> Pair:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        ours = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+        return ours, await listener.accept()
+
+
+async def receive_texts(websocket: WebSocket, count: int) -> list[str]:
+    texts: list[str] = []
+    while len(texts) < count:
+        for message in await websocket.receive():
+            assert isinstance(message, str)
+            texts.append(message)
+    return texts
+
+
+async def receive_bytes(websocket: WebSocket, amount: int) -> bytes:
+    received = bytearray()
+    while len(received) < amount:
+        for message in await websocket.receive():
+            assert not isinstance(message, str)
+            received += message
+    return bytes(received)
+
+
+async def receive_close(websocket: WebSocket) -> WebSocketClosed:
+    """Take messages until the WebSocket is closed, and tell how it was."""
+    with trio.fail_after(5), pytest.raises(WebSocketClosed) as closed:
+        while True:
+            await websocket.receive()
+    return closed.value
+
+
+# The opening
+
+
+@each_pairing
+async def test_opening_agrees_on_the_subprotocol(client_engine: EngineName, server_engine: EngineName) -> None:
+    async with open_pair(client_engine, server_engine) as (client, server):
+        assert client.subprotocol == server.subprotocol == "test.v1"
+
+
+async def test_the_request_names_host_path_and_agent(engine: EngineName) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def look() -> None:
+        request = (await read_until(theirs, b"\r\n\r\n")).decode().lower()
+        assert request.startswith("get /path http/1.1\r\n")
+        assert "\r\nhost: relay.test\r\n" in request
+        assert "\r\nuser-agent: test/1\r\n" in request
+        assert "\r\nsec-websocket-protocol: test.v1\r\n" in request
+        assert "sec-websocket-extensions" not in request, "no compression"
+        await theirs.aclose()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        with pytest.raises((trio.BrokenResourceError, WebSocketRefused)):
+            async with load_engine(engine).connect(ours, OPENING):
+                pytest.fail("it opened")
+
+
+@each_pairing
+async def test_a_server_without_the_subprotocol_is_told_apart(
+    client_engine: EngineName, server_engine: EngineName
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def serve() -> None:
+        try:
+            async with load_engine(server_engine).accept(theirs, Opening(subprotocol="other.v1")) as websocket:
+                assert websocket.subprotocol is None
+                await receive_close(websocket)
+        except WebSocketRefused:
+            pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        try:
+            async with load_engine(client_engine).connect(ours, OPENING) as client:
+                assert client.subprotocol is None
+                await client.aclose()
+        except WebSocketRefused as refused:
+            assert refused.status is None or refused.status >= 400
+
+
+async def test_a_connection_that_ends_without_an_answer_is_broken(engine: EngineName) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    await theirs.aclose()
+    with trio.fail_after(5), pytest.raises((trio.BrokenResourceError, WebSocketRefused)):
+        async with load_engine(engine).connect(ours, OPENING):
+            pytest.fail("it opened")
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01" + bytes(99)])
+async def test_a_client_that_is_none_is_refused(engine: EngineName, said: bytes) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    await ours.send_all(said)
+    await ours.send_eof()
+    with trio.fail_after(5), pytest.raises((trio.BrokenResourceError, WebSocketRefused)):
+        async with load_engine(engine).accept(theirs, OPENING):
+            pytest.fail("it opened")
+
+
+def test_an_engine_that_is_not_there_is_named() -> None:
+    with pytest.raises(UnsupportedTransportError, match="speed"):
+        load_engine("another")  # type: ignore[arg-type]
+    assert "trio-websocket" in ENGINES
+
+
+# Messages
+
+
+@each_pairing
+async def test_messages_arrive_in_order_both_ways(client_engine: EngineName, server_engine: EngineName) -> None:
+    async with open_pair(client_engine, server_engine) as (client, server):
+        for sender, receiver in ((client, server), (server, client)):
+            await sender.send(["one", "", "three é \U0001f600"])
+            assert await receive_texts(receiver, 3) == ["one", "", "three é \U0001f600"]
+            data = [bytes([number]) * (number * 700) for number in range(1, 90)]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sender.send, data)
+                assert await receive_bytes(receiver, sum(map(len, data))) == b"".join(data)
+
+
+@each_pairing
+async def test_the_largest_messages_are_taken(client_engine: EngineName, server_engine: EngineName) -> None:
+    async with open_pair(client_engine, server_engine) as (client, server), trio.open_nursery() as nursery:
+        nursery.start_soon(client.send, [bytes(MAX_BINARY)])
+        assert await receive_bytes(server, MAX_BINARY) == bytes(MAX_BINARY)
+        nursery.start_soon(client.send, ["é" * (MAX_TEXT // 2)])
+        assert await receive_texts(server, 1) == ["é" * (MAX_TEXT // 2)]
+
+
+@each_pairing
+@pytest.mark.parametrize(
+    "message",
+    [bytes(MAX_BINARY + 1), "x" * (MAX_TEXT + 1), "é" * (MAX_TEXT // 2 + 1)],
+    ids=["binary", "text", "text, counted in bytes"],
+)
+async def test_larger_messages_close_with_1009(
+    client_engine: EngineName, server_engine: EngineName, message: bytes | str
+) -> None:
+    for receiving in (0, 1):
+        async with open_pair(client_engine, server_engine) as ends, trio.open_nursery() as nursery:
+            receiver, sender = ends[receiving], ends[1 - receiving]
+            nursery.start_soon(sender.send, [message])
+
+            @nursery.start_soon
+            async def hear(sender: WebSocket = sender) -> None:
+                assert (await receive_close(sender)).code == 1009
+
+            assert (await receive_close(receiver)).code == 1009
+            with trio.move_on_after(1):
+                await receiver.aclose()
+
+
+# Towards raw bytes
+
+
+def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, masked: bool = True) -> bytes:
+    head = bytes([fin << 7 | opcode])
+    size = len(payload)
+    mask = b"\0\0\0\0" if masked else b""
+    if size < 126:
+        head += bytes([masked << 7 | size])
+    elif size < 65536:
+        head += bytes([masked << 7 | 126]) + size.to_bytes(2, "big")
+    else:
+        head += bytes([masked << 7 | 127]) + size.to_bytes(8, "big")
+    return head + mask + payload
+
+
+async def read_frame(stream: trio.abc.ReceiveStream) -> tuple[int, bytes]:
+    """One unmasked frame that was not fragmented."""
+    first, second = await read_exactly(stream, 2)
+    assert first & 0xF0 == 0x80
+    size = second
+    if size == 126:
+        size = int.from_bytes(await read_exactly(stream, 2), "big")
+    elif size == 127:
+        size = int.from_bytes(await read_exactly(stream, 8), "big")
+    return first & 0x0F, await read_exactly(stream, size) if size else b""
+
+
+@asynccontextmanager
+async def raw_client(engine: EngineName, streams: Pair | None = None) -> AsyncIterator[tuple[trio.abc.Stream, WebSocket]]:
+    """A client made of bytes, after its opening, and the server."""
+    ours, theirs = streams or trio.testing.memory_stream_pair()
+    key = base64.b64encode(bytes(16))
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def open_it() -> None:
+            await ours.send_all(
+                b"GET / HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: other, test.v1\r\n"
+                b"Sec-WebSocket-Key: " + key + b"\r\n\r\n"
+            )
+            answer = await read_until(ours, b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 101")
+            assert accept in answer
+            opened.set()
+
+        opened = trio.Event()
+        async with load_engine(engine).accept(theirs, OPENING) as server:
+            await opened.wait()
+            yield ours, server
+
+
+async def test_fragments_of_a_message_are_joined(engine: EngineName) -> None:
+    async with raw_client(engine) as (client, server):
+        await client.send_all(
+            frame(TEXT, b"caf\xc3", fin=False) + frame(PING, b"now?") + frame(CONTINUATION, b"\xa9")
+            + frame(BINARY, b"ab", fin=False) + frame(CONTINUATION, b"", fin=False) + frame(CONTINUATION, b"cd")
+        )  # fmt: skip
+        texts: list[str] = []
+        data = b""
+        with trio.fail_after(5):
+            while data != b"abcd":
+                for message in await server.receive():
+                    if isinstance(message, str):
+                        texts.append(message)
+                    else:
+                        data += message
+            assert texts == ["café"]
+            assert await read_frame(client) == (PONG, b"now?")
+
+
+async def test_a_long_text_in_fragments_closes_with_1009(engine: EngineName) -> None:
+    async with raw_client(engine) as (client, server), trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def send() -> None:
+            await client.send_all(frame(TEXT, b"x" * 10_000, fin=False) + frame(CONTINUATION, b"x" * 10_000))
+            assert (await read_frame(client))[1][:2] == (1009).to_bytes(2, "big")
+            await client.send_all(frame(CLOSE, (1009).to_bytes(2, "big")))
+            await client.aclose()
+
+        assert (await receive_close(server)).code == 1009
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        (frame(CONTINUATION, b"of nothing"), 1002),
+        (frame(3, b"reserved opcode"), 1002),
+        (frame(BINARY, b"not masked", masked=False), 1002),
+        (frame(CLOSE, b"\x03"), 1002),
+        (frame(PING, bytes(126)), 1002),
+        (frame(TEXT, b"\xff\xfe"), 1007),
+    ],
+    ids=["continuation", "opcode", "unmasked", "close", "ping", "utf-8"],
+)
+async def test_what_breaks_a_rule_closes_with_its_code(engine: EngineName, wrong: bytes, code: int) -> None:
+    async with raw_client(engine) as (client, server):
+        await client.send_all(wrong)
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def look() -> None:
+                if engine == "trio-websocket":
+                    # It tells its own user, but not the other end, which just sees the connection end.
+                    assert await client.receive_some() == b""
+                else:
+                    opcode, payload = await read_frame(client)
+                    assert (opcode, int.from_bytes(payload[:2], "big")) == (CLOSE, code)
+                await client.aclose()
+
+            assert (await receive_close(server)).code == code
+
+
+async def test_a_ping_is_answered_while_nobody_receives_or_sends(engine: EngineName) -> None:
+    async with raw_client(engine) as (client, server), trio.open_nursery() as nursery:
+        nursery.start_soon(server.receive)
+        with trio.fail_after(5):
+            for number in range(5):
+                await client.send_all(frame(PING, b"%d" % number))
+                assert await read_frame(client) == (PONG, b"%d" % number)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
+async def test_pings_do_not_stop_the_receiver_while_the_writer_is_blocked() -> None:
+    """`trio-websocket` cannot do this: its reader sends the pong itself, so it waits for the writer.
+
+    Hence yamux's own pings, which go through the writer's queue, are what liveness relies on.
+    """
+    async with raw_client("websockets", trio.testing.lockstep_stream_pair()) as (client, server):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.send, [bytes(100_000)])
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(client.send_all, frame(PING, b"there?") + frame(BINARY, b"more"))
+            with trio.fail_after(5):
+                assert await receive_bytes(server, 4) == b"more"
+                assert await read_frame(client) == (BINARY, bytes(100_000))
+                assert await read_frame(client) == (PONG, b"there?")
+
+
+@pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
+async def test_pings_that_nobody_lets_us_answer_are_bounded() -> None:
+    async with raw_client("websockets", trio.testing.lockstep_stream_pair()) as (client, server):
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def flood() -> None:
+                with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
+                    while True:
+                        await client.send_all(frame(PING, b"!") * 50)
+
+            assert (await receive_close(server)).code == 1008
+            await trio.aclose_forcefully(server)
+
+
+# Closing
+
+
+@each_pairing
+async def test_close_codes_arrive_both_ways(client_engine: EngineName, server_engine: EngineName) -> None:
+    for closing, code, reason in ((0, 1000, ""), (1, 1001, "stopping"), (1, 4001, "replaced"), (0, 1008, "no")):
+        async with open_pair(client_engine, server_engine) as ends, trio.open_nursery() as nursery:
+            closer, other = ends[closing], ends[1 - closing]
+            await closer.send(["the last word"])
+            nursery.start_soon(closer.close, code, reason)
+            with trio.fail_after(5):
+                assert await receive_texts(other, 1) == ["the last word"]
+            closed = await receive_close(other)
+            assert (closed.code, closed.reason) == (code, reason)
+            with pytest.raises(trio.BrokenResourceError):
+                await other.send(["too late"])
+            with trio.fail_after(1):
+                await other.aclose()
+
+
+async def test_an_answered_close_is_not_waited_for_any_longer(engine: EngineName) -> None:
+    async with raw_client(engine) as (client, server), trio.open_nursery() as nursery:
+        nursery.start_soon(server.close, 1000)
+        with trio.fail_after(5):
+            assert (await read_frame(client))[0] == CLOSE
+            await client.send_all(frame(CLOSE, (1000).to_bytes(2, "big")))
+            assert await client.receive_some() == b"", "the connection is closed as well"
+
+
+async def test_a_close_without_a_code_is_1005(engine: EngineName) -> None:
+    async with raw_client(engine) as (client, server):
+        await client.send_all(frame(CLOSE))
+        assert (await receive_close(server)).code == 1005
+
+
+async def test_a_close_reason_cannot_forge_a_log_line(engine: EngineName) -> None:
+    async with raw_client(engine) as (client, server):
+        await client.send_all(frame(CLOSE, (1000).to_bytes(2, "big") + b"a\r\nb\x1b[31m"))
+        assert (await receive_close(server)).reason == "a b [31m"
+
+
+@each_pairing
+async def test_a_peer_that_vanishes_is_broken_and_not_closed(
+    client_engine: EngineName, server_engine: EngineName
+) -> None:
+    for resetting in (False, True):
+        ours, theirs = await sockets()
+        async with open_pair(client_engine, server_engine, (ours, theirs)) as (_, server):
+            await (abandon(ours) if resetting else trio.aclose_forcefully(ours))
+            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError) as broken:
+                await server.receive()
+            assert not isinstance(broken.value, WebSocketClosed)
+            with trio.fail_after(1):
+                await server.aclose()
+
+
+@each_pairing
+async def test_a_cancelled_send_is_good_for_nothing_but_aclose(
+    client_engine: EngineName, server_engine: EngineName
+) -> None:
+    async with open_pair(client_engine, server_engine, await sockets()) as (client, server):
+        with trio.move_on_after(0.05) as scope:
+            await client.send([bytes(MAX_BINARY)] * 32)
+        assert scope.cancelled_caught
+        with trio.move_on_after(0.1):
+            await client.aclose()
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            while True:
+                await server.receive()
+
+
+@each_pairing
+@pytest.mark.parametrize("how", ["quietly", "cancelled", "raising"])
+async def test_leaving_leaves_nothing_behind(client_engine: EngineName, server_engine: EngineName, how: str) -> None:
+    with nothing_left_behind():
+        with trio.CancelScope() as scope:
+            try:
+                async with open_pair(client_engine, server_engine, await sockets()) as (client, _):
+                    await client.send(["hello"])
+                    if how == "cancelled":
+                        scope.cancel()
+                        await trio.sleep_forever()
+                    if how == "raising":
+                        raise ValueError
+            except* ValueError:
+                pass
+
+
+@pytest.mark.parametrize("moment", range(12))
+async def test_an_opening_cancelled_at_any_checkpoint_leaves_nothing_behind(engine: EngineName, moment: int) -> None:
+    streams = await sockets()
+    with nothing_left_behind():
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def cancel() -> None:
+                    for _ in range(moment):
+                        await trio.lowlevel.checkpoint()
+                    scope.cancel()
+
+                async with open_pair(engine, engine, streams):
+                    await trio.sleep_forever()
+    for stream in streams:
+        assert isinstance(stream, trio.SocketStream)
+        assert stream.socket.fileno() == -1
+
+
+# The link
+
+
+async def test_text_goes_aside_also_inside_a_yamux_frame(engine: EngineName) -> None:
+    texts: list[str] = []
+    ours, theirs = trio.testing.memory_stream_pair()
+    watched = WatchedStream(theirs)
+    async with raw_client(engine, (ours, watched)) as (client, server):
+        link = WebSocketLink(server, watched, texts.append)
+        head = encode_header(FrameType.DATA, 0, 1, 3)
+        await client.send_all(
+            frame(TEXT, b"first") + frame(BINARY, head[:5]) + frame(TEXT, b"second") + frame(BINARY, head[5:] + b"ab")
+            + frame(TEXT, b"third") + frame(BINARY, b"c")
+        )  # fmt: skip
+        received = b""
+        with trio.fail_after(5):
+            while len(received) < 15:
+                received += b"".join(await link.receive())
+        assert received == head + b"abc"
+        assert texts == ["first", "second", "third"]
+        await link.send([b"x" * 40_000, b"y" * 40_000])
+        assert await read_frame(client) == (BINARY, b"x" * 40_000)
+        assert await read_frame(client) == (BINARY, b"y" * 40_000)
+
+
+async def test_a_text_that_raises_comes_out_of_receive(engine: EngineName) -> None:
+    def refuse(text: str) -> None:
+        raise ValueError(text)
+
+    watched = WatchedStream(trio.testing.memory_stream_pair()[0])
+    async with raw_client(engine) as (client, server):
+        await client.send_all(frame(TEXT, b"replaced"))
+        with pytest.raises(ValueError, match="replaced"):
+            await WebSocketLink(server, watched, refuse).receive()
+
+
+async def test_a_link_closes_with_the_code_that_it_was_given(engine: EngineName) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    watched = WatchedStream(theirs)
+    async with raw_client(engine, (ours, watched)) as (client, server), trio.open_nursery() as nursery:
+        link = WebSocketLink(server, watched, [].append)
+        link.close_code, link.close_reason = 4001, "replaced"
+        nursery.start_soon(link.aclose)
+        assert await read_frame(client) == (CLOSE, (4001).to_bytes(2, "big") + b"replaced")
+        await client.aclose()
+
+
+async def test_a_link_over_a_bare_stream_carries_bytes_both_ways() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    async with StreamLink(ours) as one, StreamLink(theirs) as other:
+        await one.send([b"ab", bytearray(b"c"), memoryview(b"d")])
+        assert b"".join(await other.receive()) == b"abcd"
+        await one.aclose()
+        assert await other.receive() == []
+
+
+@given(st.lists(st.integers(1, 3 * MESSAGE_SIZE) | st.integers(1, 500), max_size=20))
+def test_pack_joins_and_cuts_within_64_kib(sizes: list[int]) -> None:
+    chunks = [bytes([index]) * size for index, size in enumerate(sizes)]
+    messages = pack(chunks)
+    assert b"".join(messages) == b"".join(chunks)
+    assert all(0 < len(message) <= MESSAGE_SIZE for message in messages)
+    ends = set(itertools.accumulate(map(len, messages)))
+    for start, chunk in zip(itertools.accumulate(sizes, initial=0), chunks, strict=False):
+        if len(chunk) <= MESSAGE_SIZE:
+            assert not any(start < end < start + len(chunk) for end in ends), "a small chunk was cut"
