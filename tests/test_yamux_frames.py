@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import pytest
 from hypothesis import example, given, settings, strategies as st
+from yamux_rig import cut, one_by_one
 
 from pioneer_tunnel.errors import RemoteProtocolError
 from pioneer_tunnel.yamux.frames import (
@@ -87,16 +87,6 @@ def encode(frames: Iterable[Frame]) -> bytes:
 
 def cut_nowhere(data: bytes) -> list[bytes]:
     return [data]
-
-
-def one_by_one(data: bytes) -> list[bytes]:
-    return [data[index : index + 1] for index in range(len(data))]
-
-
-def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
-    """`data` cut at `places`, each taken modulo its length; neighbouring cuts leave empty chunks."""
-    borders = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[start:end] for start, end in itertools.pairwise(borders)]
 
 
 def named(vectors: list[dict[str, Any]]) -> pytest.MarkDecorator:

@@ -1,4 +1,4 @@
-"""`yamux.session`: what wire.md says that implementations got wrong, one named test for each, and two sessions at once.
+"""`yamux.session`: what implementations of yamux got wrong, one named test for each, and two sessions at once.
 
 The peer of the first part is made by hand: frames go in as bytes, and what the session wants to send is taken apart.
 The last part joins two sessions by queues of bytes that are cut anywhere, and lets Hypothesis drive both.
@@ -9,14 +9,24 @@ from __future__ import annotations
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import Final
 
 import pytest
 from hypothesis import example, given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from yamux_rig import KIB, Frame, data, parse, ping, update
 
 from pioneer_tunnel.errors import LocalProtocolError, RemoteProtocolError
+from pioneer_tunnel.yamux.events import (
+    Event,
+    GoAwayReceived,
+    OpenAllowed,
+    PongReceived,
+    StreamOpened,
+    StreamReadable,
+    StreamWritable,
+)
 from pioneer_tunnel.yamux.flow import INITIAL_WINDOW
 from pioneer_tunnel.yamux.frames import (
     ACK,
@@ -25,69 +35,28 @@ from pioneer_tunnel.yamux.frames import (
     RST,
     SYN,
     Buffer,
-    FrameDecoder,
     FrameType,
     GoAwayCode,
-    Header,
     encode_header,
 )
 from pioneer_tunnel.yamux.outbox import LONE_TURN, MAX_REPLIES, SHARED_TURN
+from pioneer_tunnel.yamux.peer_ids import MAX_REMEMBERED_GAPS
 from pioneer_tunnel.yamux.session import (
     ACCEPT_TIMEOUT,
     CLOSE_TIMEOUT,
-    LOW_WATER,
-    MAX_REMEMBERED_GAPS,
     MAX_REMEMBERED_RESETS,
     MAX_UNACKNOWLEDGED,
-    Event,
-    GoAwayReceived,
     Limits,
-    OpenAllowed,
-    PongReceived,
     Role,
     Session,
-    Stream,
-    StreamOpened,
-    StreamReadable,
-    StreamWritable,
 )
+from pioneer_tunnel.yamux.stream_state import LOW_WATER, Stream
 
 DATA, WINDOW_UPDATE, PING, GO_AWAY = FrameType
-KIB: Final = 1024
 PLENTY: Final = 2**40
 
 # The same examples in every run, and no deadline: the machine may be shared.
 steady = settings(derandomize=True, deadline=None)
-
-
-class Frame(NamedTuple):
-    type: int
-    flags: int
-    stream_id: int
-    length: int
-    body: bytes = b""
-
-
-def data(stream_id: int, body: bytes = b"", flags: int = 0) -> bytes:
-    return encode_header(DATA, flags, stream_id, len(body)) + body
-
-
-def update(stream_id: int, flags: int = 0, credit: int = 0) -> bytes:
-    return encode_header(WINDOW_UPDATE, flags, stream_id, credit)
-
-
-def ping(opaque: int, flags: int = SYN) -> bytes:
-    return encode_header(PING, flags, 0, opaque)
-
-
-def parse(chunks: Iterable[bytes | bytearray | memoryview]) -> list[Frame]:
-    frames: list[Frame] = []
-    for item in FrameDecoder().receive_data(b"".join(chunks)):
-        if isinstance(item, Header):
-            frames.append(Frame(*item))
-        else:
-            frames[-1] = frames[-1]._replace(body=frames[-1].body + item)
-    return frames
 
 
 def sent(session: Session, max_bytes: int = PLENTY) -> list[Frame]:

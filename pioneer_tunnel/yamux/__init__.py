@@ -1,7 +1,6 @@
 """yamux: many streams over one link of bytes.
 
-`frames`, `flow`, `outbox` and `session` are the protocol, without I/O and without Trio; `connection` and `stream`
-are its Trio side. They know nothing of WebSockets, relays or visitors.
+`connection` and `stream` are the Trio side; all else is the protocol, without I/O and without Trio. They know nothing of WebSockets, relays or visitors.
 """
 
 from __future__ import annotations

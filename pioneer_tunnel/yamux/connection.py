@@ -22,18 +22,9 @@ import trio
 
 from ..errors import RemoteProtocolError
 from ..link import Link
+from .events import GoAwayReceived, OpenAllowed, PongReceived, StreamOpened, StreamReadable, StreamWritable
 from .frames import GoAwayCode
-from .session import (
-    GoAwayReceived,
-    Limits,
-    OpenAllowed,
-    PongReceived,
-    Role,
-    Session,
-    StreamOpened,
-    StreamReadable,
-    StreamWritable,
-)
+from .session import Limits, Role, Session
 from .stream import YamuxStream
 
 __all__ = ["YamuxConnection"]

@@ -17,13 +17,11 @@ Neighbours: `session` decides what has to be said; the writer of `connection` ta
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 from ..errors import RemoteProtocolError
 from .frames import ACK, FIN, HEADER_SIZE, SYN, Buffer, FrameType, encode_header
-
-if TYPE_CHECKING:
-    from .session import Stream
+from .stream_state import Stream
 
 __all__ = ["Outbox"]
 

@@ -7,9 +7,9 @@ Theory of operation. Like other sans-I/O protocols, a session is driven by whoev
     session.data_to_send(max_bytes)       frames to put on the wire, in the order that `outbox` decides
 
 Streams are objects, so that the hot path looks nothing up: `send`, `send_fin`, `read`, `reset`, `close` take one.
-Each stream goes through one table (`_TRANSITIONS`); what the table does not have is an error, ours or the peer's.
-Time comes in as an argument. Nothing here waits, so nothing here can be waited for: a writer that is stuck keeps
-nobody from receiving.
+Which halves of a stream are open, and what waits in it, is `stream_state`'s; which ids are new is `peer_ids`'. Time
+comes in as an argument. Nothing here waits, so nothing here can be waited for: a writer that is stuck keeps nobody
+from receiving.
 
 What bounds memory: a peer sends no more than the credit it has (`flow`); all streams together hold no more than
 `Limits.unread` bytes that the application has not read, or the greediest is reset; openings that nobody accepted are
@@ -22,45 +22,47 @@ Source: https://github.com/hashicorp/yamux/blob/master/spec.md. Where it is sile
 from __future__ import annotations
 
 import enum
-from collections import OrderedDict, deque
-from typing import Any, Final, TypeAlias, final
+from collections import OrderedDict
+from typing import Final, final
 
 import attrs
 
 from ..errors import LocalProtocolError, RemoteProtocolError
-from .flow import ReceiveWindow, SendWindow, WindowBudget
+from .events import (
+    Event,
+    GoAwayReceived,
+    OpenAllowed,
+    PongReceived,
+    StreamOpened,
+    StreamReadable,
+    StreamWritable,
+)
+from .flow import ReceiveWindow, WindowBudget
 from .frames import ACK, FIN, RST, SYN, Buffer, FrameDecoder, FrameType, GoAwayCode, Header
 from .outbox import Outbox
+from .peer_ids import PeerIds
+from .stream_state import LOW_WATER, State, Step, Stream
 
 __all__ = [
-    "Event",
-    "GoAwayReceived",
+    "ACCEPT_TIMEOUT",
+    "CLOSE_TIMEOUT",
+    "MAX_REMEMBERED_RESETS",
+    "MAX_UNACKNOWLEDGED",
     "Limits",
-    "PongReceived",
     "Role",
     "Session",
-    "Stream",
-    "OpenAllowed",
-    "StreamOpened",
-    "StreamReadable",
-    "StreamWritable",
 ]
 
 MAX_UNACKNOWLEDGED: Final = 256
 """The reference resets what is opened beyond 256 streams that it has not accepted yet."""
 
 MAX_REMEMBERED_RESETS: Final = 1024
-MAX_REMEMBERED_GAPS: Final = 1024
 ACCEPT_TIMEOUT: Final = 30.0
 """Seconds that a stream may wait to be accepted. The reference gives up the whole session after 75."""
 
 CLOSE_TIMEOUT: Final = 30.0
 """Seconds that the peer has to take what is queued, and to end its half, once the application closed a stream."""
 
-LOW_WATER: Final = 64 * 1024
-"""Bytes of a stream that may wait for the writer before whoever sends has to wait too."""
-
-_SMALL: Final = 1024
 _LAST_ID: Final = 2**32 - 1
 
 _DATA: Final = FrameType.DATA
@@ -96,194 +98,6 @@ class Limits:
     unaccepted: int = 256
 
 
-class State(enum.Enum):
-    """Which halves of a stream are still open."""
-
-    OPEN = enum.auto()
-    LOCAL_ENDED = enum.auto()
-    REMOTE_ENDED = enum.auto()
-    CLOSED = enum.auto()
-
-
-class _Step(enum.Enum):
-    SEND_FIN = "FIN"
-    RECEIVE_DATA = "DATA"
-    RECEIVE_FIN = "FIN, seen"
-    RESET = "RST"
-
-
-_TRANSITIONS: Final[dict[State, dict[_Step, State]]] = {
-    State.OPEN: {
-        _Step.SEND_FIN: State.LOCAL_ENDED,
-        _Step.RECEIVE_DATA: State.OPEN,
-        _Step.RECEIVE_FIN: State.REMOTE_ENDED,
-        _Step.RESET: State.CLOSED,
-    },
-    State.LOCAL_ENDED: {
-        _Step.RECEIVE_DATA: State.LOCAL_ENDED,
-        _Step.RECEIVE_FIN: State.CLOSED,
-        _Step.RESET: State.CLOSED,
-    },
-    State.REMOTE_ENDED: {
-        _Step.SEND_FIN: State.CLOSED,
-        _Step.RESET: State.CLOSED,
-    },
-    State.CLOSED: {},
-}
-
-
-@final
-class Stream:
-    """One stream as the protocol sees it. Its methods are `Session`'s; read it, do not write to it.
-
-    Attributes:
-        id: odd if the client opened it.
-        opened_here: whether this end opened it.
-        state: which halves are open. `LOCAL_ENDED` means that a FIN was ordered; it may still wait behind data.
-        was_reset: by either end.
-        end_received: the peer's FIN has arrived, so what it sent is complete, whatever comes later.
-        closing: the application is done with it and reads no more.
-        acknowledged: the end that did not open it has accepted it.
-        refusing: data came after `closing`; a reset follows as soon as our FIN has left.
-        queued: bytes that wait for the writer.
-        writer_waits: set by the driver that wants a `StreamWritable`.
-        owner: the driver's own object for this stream; the session does not look at it.
-    """
-
-    __slots__ = (
-        "ack_due",
-        "acknowledged",
-        "closing_since",
-        "control_queued",
-        "end_received",
-        "fin_due",
-        "grant_due",
-        "id",
-        "opened_at",
-        "opened_here",
-        "owner",
-        "queued",
-        "ready_queued",
-        "refusing",
-        "receive_queue",
-        "receive_window",
-        "send_queue",
-        "send_window",
-        "state",
-        "syn_due",
-        "was_reset",
-        "writer_waits",
-    )
-
-    def __init__(self, stream_id: int, *, opened_here: bool, receive_window: ReceiveWindow, now: float) -> None:
-        self.id: Final = stream_id
-        self.opened_here: Final = opened_here
-        self.opened_at: Final = now
-        self.state = State.OPEN
-        self.was_reset = False
-        self.acknowledged = False
-        self.end_received = False
-        self.closing_since: float | None = None
-        self.refusing = False
-        self.syn_due = opened_here
-        self.ack_due = False
-        self.fin_due = False
-        self.grant_due = 0
-        self.send_window: Final = SendWindow()
-        self.receive_window: Final = receive_window
-        self.send_queue: Final[deque[bytes | memoryview]] = deque()
-        self.receive_queue: Final[deque[bytes | memoryview]] = deque()
-        self.queued = 0
-        self.control_queued = False
-        self.ready_queued = False
-        self.writer_waits = False
-        self.owner: Any = None
-
-    @property
-    def may_send(self) -> bool:
-        """True until a FIN was ordered or the stream was reset."""
-        return self.state is State.OPEN or self.state is State.REMOTE_ENDED
-
-    @property
-    def may_receive(self) -> bool:
-        """True while the peer may still send."""
-        return self.state is State.OPEN or self.state is State.LOCAL_ENDED
-
-    @property
-    def ended(self) -> bool:
-        """True when everything that will ever arrive has been read."""
-        return not self.may_receive and not self.receive_queue
-
-    @property
-    def flushed(self) -> bool:
-        """True when nothing of this stream waits for the writer, its FIN included."""
-        return not self.queued and not self.fin_due
-
-    @property
-    def has_something_to_send(self) -> bool:
-        """True when a turn would put a frame on the wire."""
-        if self.queued:
-            return self.send_window.credit > 0
-        return self.fin_due
-
-    @property
-    def owes_control_frame(self) -> bool:
-        """True when SYN, ACK or credit have not left with data meanwhile."""
-        return self.syn_due or self.ack_due or self.grant_due > 0
-
-    def __repr__(self) -> str:
-        return f"<yamux stream {self.id}, {self.state.name.lower()}{', reset' if self.was_reset else ''}>"
-
-
-@final
-@attrs.frozen
-class StreamOpened:
-    """The peer opened `stream`. It waits for `Session.acknowledge` or `Session.reset`."""
-
-    stream: Stream
-
-
-@final
-@attrs.frozen
-class StreamReadable:
-    """`Session.read` has something new to say of `stream`: data, the end, or a reset."""
-
-    stream: Stream
-
-
-@final
-@attrs.frozen
-class StreamWritable:
-    """`stream` has room for more, or has been flushed, or will never have room again."""
-
-    stream: Stream
-
-
-@final
-@attrs.frozen
-class OpenAllowed:
-    """A stream of ours was accepted by the peer, or is gone, so there may be room for another one."""
-
-
-@final
-@attrs.frozen
-class PongReceived:
-    """The peer answered a ping; `round_trip` is in seconds."""
-
-    round_trip: float
-
-
-@final
-@attrs.frozen
-class GoAwayReceived:
-    """The peer takes no further streams (code 0), or ends the session for the reason `code`."""
-
-    code: int
-
-
-Event: TypeAlias = StreamOpened | StreamReadable | StreamWritable | OpenAllowed | PongReceived | GoAwayReceived
-
-
 @final
 class Session:
     """One end of a yamux session. See the module's theory of operation.
@@ -313,9 +127,7 @@ class Session:
         self._receiving: Stream | None = None
         self._receiving_fin = False
         self._next_id = 1 if role is Role.CLIENT else 2
-        self._peer_parity = 0 if role is Role.CLIENT else 1
-        self._highest_peer_id = self._peer_parity - 2
-        self._gaps: OrderedDict[int, None] = OrderedDict()
+        self._peer_ids = PeerIds(0 if role is Role.CLIENT else 1)
         self._peer_streams = 0
         self._unaccepted: OrderedDict[int, Stream] = OrderedDict()
         self._unacknowledged = 0
@@ -377,7 +189,7 @@ class Session:
                 if stream.closing_since is not None:
                     stream.closing_since = now
         elif length:
-            self._advance(stream, _Step.RECEIVE_DATA)
+            stream.advance(Step.RECEIVE_DATA)
             stream.receive_window.receive(length)
             self._receiving, self._receiving_fin = stream, bool(flags & FIN)
         if flags & RST:
@@ -399,7 +211,7 @@ class Session:
             if not stream.receive_queue:
                 self._events.append(StreamReadable(stream))
                 self._holding.add(stream)
-            _append(stream.receive_queue, piece)
+            stream.store(piece)
             self.unread += len(piece)
             while self.unread > self.limits.unread:
                 self._reset_greediest()
@@ -408,22 +220,8 @@ class Session:
 
     def _receive_syn(self, header: Header, now: float) -> None:
         stream_id = header.stream_id
-        if stream_id % 2 != self._peer_parity:
-            raise RemoteProtocolError(f"SYN for stream {stream_id}, which is of this end's parity")
         self._outbox.require_room()
-        if stream_id > self._highest_peer_id:
-            # Openers that run in parallel may put their SYNs on the wire out of order (the reference does), so the
-            # ids that were left out may still come.
-            first_gap = max(self._highest_peer_id + 2, stream_id - 2 * MAX_REMEMBERED_GAPS)
-            for gap in range(first_gap, stream_id, 2):
-                self._gaps[gap] = None
-            while len(self._gaps) > MAX_REMEMBERED_GAPS:
-                self._gaps.popitem(last=False)
-            self._highest_peer_id = stream_id
-        elif stream_id in self._gaps:
-            del self._gaps[stream_id]
-        else:
-            raise RemoteProtocolError(f"SYN for stream {stream_id}, an id that was used before")
+        self._peer_ids.open(stream_id)
         window = ReceiveWindow(self._budget, self.limits.stream_window, now)
         if header.type == _DATA and header.length > window.credit:
             raise RemoteProtocolError(f"SYN with {header.length} bytes of DATA, but a credit of {window.credit}")
@@ -444,11 +242,8 @@ class Session:
     def _receive_late(self, header: Header) -> None:
         """A frame for a stream that is not there: dropped when the stream is gone, refused when it never was."""
         stream_id = header.stream_id
-        if stream_id % 2 == self._peer_parity:
-            never_opened = stream_id > self._highest_peer_id or stream_id in self._gaps
-        else:
-            never_opened = stream_id >= self._next_id
-        if never_opened:
+        ours = stream_id not in self._peer_ids
+        if not (stream_id < self._next_id if ours else self._peer_ids.were_opened(stream_id)):
             raise RemoteProtocolError(f"{FrameType(header.type).name} for stream {stream_id}, which was never opened")
         self._receiving = None
         credit = self._late_credit.get(stream_id)
@@ -464,7 +259,7 @@ class Session:
             del self._late_credit[stream_id]
 
     def _receive_fin(self, stream: Stream) -> None:
-        self._advance(stream, _Step.RECEIVE_FIN)
+        stream.advance(Step.RECEIVE_FIN)
         stream.end_received = True
         stream.receive_window.close()
         stream.grant_due = 0
@@ -552,14 +347,13 @@ class Session:
             raise LocalProtocolError(f"{stream!r} takes no more data")
         if data:
             # A view, so that cutting a large piece into frames does not copy what is left of it.
-            _append(stream.send_queue, data if len(data) < _SMALL else memoryview(data))
-            stream.queued += len(data)
+            stream.enqueue(data)
             self._outbox.put_ready(stream)
 
     def send_fin(self, stream: Stream) -> None:
         """Order the FIN, after all data that is queued. Ordering it again changes nothing."""
         if stream.may_send:
-            self._advance(stream, _Step.SEND_FIN)
+            stream.advance(Step.SEND_FIN)
             stream.fin_due = True
             self._outbox.put_ready(stream)
 
@@ -568,23 +362,10 @@ class Session:
 
         Returns b"" when nothing is there: `stream.ended` tells whether anything may still come.
         """
-        queue = stream.receive_queue
-        if not queue:
+        data = stream.take(max_bytes)
+        if not data:
             return b""
-        first = queue.popleft()
-        if len(first) > max_bytes:
-            # The rest stays a view, so that many small reads of a large piece do not copy it again each time.
-            queue.appendleft(memoryview(first)[max_bytes:])
-            data = bytes(first[:max_bytes])
-        elif queue and len(first) + len(queue[0]) <= max_bytes:
-            pieces, size = [first], len(first)
-            while queue and size + len(queue[0]) <= max_bytes:
-                pieces.append(queue.popleft())
-                size += len(pieces[-1])
-            data = b"".join(pieces)
-        else:
-            data = bytes(first)
-        if not queue:
+        if not stream.receive_queue:
             self._holding.discard(stream)
         self.unread -= len(data)
         self._grant(stream, len(data), now)
@@ -660,13 +441,6 @@ class Session:
 
     # What both directions share
 
-    def _advance(self, stream: Stream, step: _Step) -> None:
-        state = _TRANSITIONS[stream.state].get(step)
-        if state is None:
-            error = LocalProtocolError if step is _Step.SEND_FIN else RemoteProtocolError
-            raise error(f"{step.value} on {stream!r}")
-        stream.state = state
-
     def _grant(self, stream: Stream, amount: int, now: float) -> None:
         credit = stream.receive_window.read(amount, now, self.round_trip)
         if credit:
@@ -676,7 +450,7 @@ class Session:
     def _drop(self, stream: Stream, *, keep_unread: bool) -> None:
         """A reset, by whichever end: nothing of `stream` is sent any more."""
         if stream.state is not State.CLOSED:
-            self._advance(stream, _Step.RESET)
+            stream.advance(Step.RESET)
         stream.was_reset = True
         stream.send_queue.clear()
         stream.queued = stream.grant_due = 0
@@ -723,11 +497,3 @@ class Session:
         self._late_credit[stream_id] = credit
         if len(self._late_credit) > MAX_REMEMBERED_RESETS:
             self._late_credit.popitem(last=False)
-
-
-def _append(queue: deque[bytes | memoryview], data: bytes | memoryview) -> None:
-    """Put `data` at the end of `queue`. Small pieces are joined: each of its own would cost many times its bytes."""
-    if queue and len(data) < _SMALL and len(queue[-1]) < _SMALL:
-        queue[-1] = b"".join((queue[-1], data))
-    else:
-        queue.append(data)

@@ -14,7 +14,8 @@ from typing import Final, Protocol, final
 
 import trio
 
-from .session import LOW_WATER, Session, Stream
+from .session import Session
+from .stream_state import LOW_WATER, Stream
 
 __all__ = ["YamuxStream"]
 
