@@ -1,7 +1,9 @@
 """The runtime folder: what one gateway keeps between its runs, and what it leaves behind from the last one.
 
 There is one file that is kept: `instance`, a random name by which a relay tells this gateway coming back from another
-gateway with the same key. Files here are ours by their names; whatever else somebody put there is left alone.
+gateway with the same key. Files for one run, such as the configuration of a tunnel program, are removed when it ends,
+and after a crash when the next one begins. Files here are ours by their names; whatever else somebody put there is
+left alone.
 
 Everything here blocks and is called in a thread.
 """
@@ -16,9 +18,11 @@ from typing import Final
 from . import files
 from .errors import StorageError
 
-__all__ = ["load_instance"]
+__all__ = ["load_instance", "name_run_file", "prepare", "remove_run_files"]
 
 _INSTANCE: Final = re.compile(r"[0-9a-f]{32}")
+_RUN_FILE: Final = re.compile(r"process-[0-9a-f]{16}\.[a-z]+|\.process-[0-9a-f]{16}\.[a-z]+\.[0-9a-f]+\.pioneer-tmp")
+"""Those of one run, and what a writer of one leaves behind when it is killed."""
 
 
 def load_instance(folder: Path) -> str:
@@ -29,9 +33,7 @@ def load_instance(folder: Path) -> str:
     Raises:
         StorageError: the folder or the file cannot be made, read or written.
     """
-    if not files.exists(folder.parent):
-        raise StorageError(f"the runtime folder {folder} cannot be made: there is no {folder.parent}")
-    files.make_private_folder(folder)
+    prepare(folder)
     path = folder / "instance"
     with files.locked(path):
         files.remove_temporaries(path)
@@ -42,3 +44,33 @@ def load_instance(folder: Path) -> str:
         instance = secrets.token_hex(16)
         files.replace(path, memoryview(instance.encode()))
     return instance
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, for this user alone, and remove what the last run left in it.
+
+    No run may be going on in it. A folder belongs to one gateway: two would be one instance to a relay, too.
+
+    Raises:
+        StorageError: the folder cannot be made or read, or a file cannot be removed.
+    """
+    if not files.exists(folder.parent):
+        raise StorageError(f"the runtime folder {folder} cannot be made: there is no {folder.parent}")
+    files.make_private_folder(folder)
+    remove_run_files(folder)
+
+
+def name_run_file(folder: Path, kind: str) -> Path:
+    """A fresh name for a file that is there for one run; `kind` is its extension, in small letters."""
+    return folder / f"process-{secrets.token_hex(8)}.{kind}"
+
+
+def remove_run_files(folder: Path) -> None:
+    """Remove all files that are there for one run.
+
+    Raises:
+        StorageError: the folder cannot be read, or a file cannot be removed.
+    """
+    for name in files.names_in(folder):
+        if _RUN_FILE.fullmatch(name):
+            files.remove(folder / name)

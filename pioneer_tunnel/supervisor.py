@@ -240,12 +240,10 @@ def _failure_in(error: BaseException, *, was_connected: bool) -> TunnelError | N
     errors = [leaf for leaf in leaves(error) if not isinstance(leaf, trio.Cancelled)]
     if not errors or not all(isinstance(leaf, Exception) for leaf in errors):
         return None
-    # Once the tunnel was up, the local gateway is no reason for it to be down, whatever a transport says.
-    told = [
-        leaf
-        for leaf in errors
-        if isinstance(leaf, TunnelError) and not (was_connected and isinstance(leaf, LocalGatewayError))
-    ]
+    # How often to try is not a transport's to say; nor, once the tunnel was up, is the local gateway a reason for it
+    # to be down.
+    mistaken = (RestartLimitError, LocalGatewayError) if was_connected else (RestartLimitError,)
+    told = [leaf for leaf in errors if isinstance(leaf, TunnelError) and not isinstance(leaf, mistaken)]
     whole = errors[0] if len(errors) == 1 else error
     if len(told) < len(errors):
         _log.error("an unforeseen failure of the tunnel", exc_info=whole)

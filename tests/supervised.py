@@ -79,8 +79,9 @@ class Supervised:
         policy: RestartPolicy = PLAIN,
         probe: Callable[[], Awaitable[None]] | None = None,
         seed: int = 0,
+        feed: StatusFeed | None = None,
     ) -> None:
-        self.feed: Final = StatusFeed(Status(state=State.DISABLED, updated_at_unix=int(wall_clock())))
+        self.feed: Final = feed or StatusFeed(Status(state=State.DISABLED, updated_at_unix=int(wall_clock())))
         self.supervisor: Final = Supervisor(
             transport,
             TARGET,
@@ -151,9 +152,10 @@ async def supervised(
     policy: RestartPolicy = PLAIN,
     probe: Callable[[], Awaitable[None]] | None = None,
     seed: int = 0,
+    feed: StatusFeed | None = None,
 ) -> AsyncIterator[Supervised]:
     """Run a generation for the length of an `async with`; every status has kept the contract when it ends."""
-    generation = Supervised(transport, policy=policy, probe=probe, seed=seed)
+    generation = Supervised(transport, policy=policy, probe=probe, seed=seed, feed=feed)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(generation.run)
         yield generation

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import enum
 import importlib
+import importlib.util
 import inspect
 from types import ModuleType
 from typing import Any
@@ -46,8 +48,6 @@ def _string_follows(lines: list[str], number: int) -> bool:
 
 def _modules_of(module: ModuleType) -> list[str]:
     """The modules that a package takes its names from."""
-    import ast
-
     package = module.__name__
     return [
         importlib.util.resolve_name("." * node.level + node.module, package)

@@ -292,7 +292,7 @@ async def test_the_history_holds_the_last_256_and_counts_the_others() -> None:
 
 @COMMON
 @given(
-    script=st.lists(st.integers(0, 3).map(lambda number: number), max_size=30),
+    script=st.lists(st.integers(0, 3), max_size=30),
     reads=st.sets(st.integers(0, 29)),
 )
 def test_whoever_reads_whenever_sees_changes_in_order_and_the_newest(script: list[int], reads: set[int]) -> None:

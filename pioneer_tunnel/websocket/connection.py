@@ -5,6 +5,7 @@ Neighbours: the engines implement `WebSocket`; `link` carries yamux over it; the
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Final, TypeAlias, final
@@ -14,7 +15,16 @@ import trio
 
 from ..address import RelayAddress
 
-__all__ = ["MAX_BINARY", "MAX_TEXT", "Message", "Opening", "WebSocket", "WebSocketClosed", "WebSocketRefused"]
+__all__ = [
+    "MAX_BINARY",
+    "MAX_TEXT",
+    "Message",
+    "Opening",
+    "WebSocket",
+    "WebSocketClosed",
+    "WebSocketRefused",
+    "refusal_in",
+]
 
 Message: TypeAlias = bytes | bytearray | str
 
@@ -22,6 +32,9 @@ MAX_BINARY: Final = 1024 * 1024
 MAX_TEXT: Final = 16 * 1024
 READ_SIZE: Final = 256 * 1024
 MAX_QUEUED_PONGS: Final = 256
+
+_HTTP: Final = b"HTTP/1."
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]")
 
 
 @final
@@ -70,6 +83,29 @@ class WebSocketRefused(Exception):
         self.status = status
         self.location = location
         self.retry_after = retry_after
+
+
+def refusal_in(answer: bytes) -> WebSocketRefused | None:
+    """What is wrong with the `answer` to an opening, as far as it has come; None while it may still be right.
+
+    The engines want to see the end of an answer first, and a web page may have none.
+    """
+    if not answer.startswith(_HTTP[: len(answer)]):
+        return WebSocketRefused("did not receive a valid HTTP response")
+    status = _STATUS_LINE.match(answer)
+    if status is None or status[1] == b"101" or b"\r\n\r\n" not in answer:
+        return None
+    return WebSocketRefused(
+        f"HTTP status {status[1].decode()}",
+        status=int(status[1]),
+        location=_header(answer, b"location"),
+        retry_after=_header(answer, b"retry-after"),
+    )
+
+
+def _header(answer: bytes, name: bytes) -> str | None:
+    found = re.search(rb"\r\n" + name + rb":[ \t]*([^\r\n]*)", answer.partition(b"\r\n\r\n")[0], re.IGNORECASE)
+    return found[1].decode("latin-1").strip() if found else None
 
 
 class WebSocket(trio.abc.AsyncResource):

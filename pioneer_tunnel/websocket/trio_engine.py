@@ -7,9 +7,8 @@ neither of a connection that ends without an answer nor of an answer whose body 
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final, NoReturn, cast, final
 
 import trio
@@ -34,19 +33,19 @@ from .connection import (
     WebSocket,
     WebSocketClosed,
     WebSocketRefused,
+    refusal_in,
 )
 
 __all__ = ["accept", "connect"]
 
 _MAX_ANSWER: Final = 16 * 1024
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]")
 
 
 @asynccontextmanager
 async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[WebSocket]:
     """See `Engine.connect`."""
     assert opening.address is not None
-    watch = _OpeningWatch(stream)
+    watch = _OpeningWatch(stream, of_client=True)
     async with _kept(watch) as nursery:
         try:
             with lone_error_bare():
@@ -72,7 +71,7 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
 @asynccontextmanager
 async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[WebSocket]:
     """See `Engine.accept`."""
-    watch = _OpeningWatch(stream)
+    watch = _OpeningWatch(stream, of_client=False)
     async with _kept(watch) as nursery:
         with lone_error_bare():
             async with trio.open_nursery() as until_open:
@@ -119,9 +118,14 @@ class _ReaderNursery:
         self._nursery.start_soon(self._read, reader)
 
     async def _read(self, reader: Callable[[], Awaitable[object]]) -> None:
-        # It raises what it finds wrong with an opening, beside whoever waits for the opening; the watch tells of it.
-        with self._reading, suppress(HandshakeError):
-            await reader()
+        with self._reading:
+            try:
+                await reader()
+            except Exception:
+                # What it finds wrong with an opening it raises here, not where the opening is waited for. The watch
+                # has seen the same, and says it better.
+                if self._watch.open:
+                    raise
         self._watch.end_opening()
 
 
@@ -170,13 +174,14 @@ def _closed(error: ConnectionClosed) -> trio.BrokenResourceError:
 class _OpeningWatch(trio.abc.Stream):
     """The stream below the engine, with an eye on the opening.
 
-    The engine reads on for as long as it has hope. This keeps the first bytes of the answer and raises, in a task of
-    its own, when the stream has ended or when the answer is complete enough to see that it is a refusal.
+    The engine reads on for as long as it has hope. This keeps the first bytes of what comes and raises, in a task of
+    its own, when the stream has ended or when enough of an answer has come to see that it is a refusal.
     """
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
+    def __init__(self, stream: trio.abc.Stream, *, of_client: bool) -> None:
         self.transport_stream: Final = stream
         self.open = False
+        self._of_client: Final = of_client
         self._answer = b""
         self._over: Final = trio.Event()
 
@@ -189,8 +194,7 @@ class _OpeningWatch(trio.abc.Stream):
             self._over.set()
             raise
         self._answer = (self._answer + data)[:_MAX_ANSWER]
-        status = _STATUS_LINE.match(self._answer)
-        if not data or (status and status[1] != b"101" and b"\r\n\r\n" in self._answer):
+        if not data or (self._of_client and refusal_in(self._answer)):
             self._over.set()
         return data
 
@@ -204,24 +208,15 @@ class _OpeningWatch(trio.abc.Stream):
         raise self.refusal(None)
 
     def refusal(self, error: HandshakeError | None) -> Exception:
-        """What to raise for an opening that failed, from what the other end answered."""
-        status = _STATUS_LINE.match(self._answer)
-        if status and status[1] != b"101":
-            return WebSocketRefused(
-                f"HTTP status {status[1].decode()}",
-                status=int(status[1]),
-                location=self._header(b"location"),
-                retry_after=self._header(b"retry-after"),
-            )
+        """What to raise for an opening that failed, from what the other end has said."""
+        refused = refusal_in(self._answer) if self._of_client and self._answer else None
+        if refused is not None:
+            return refused
         if isinstance(error, ConnectionRejected):
             return WebSocketRefused(f"HTTP status {error.status_code}", status=error.status_code)
         if self._answer:
-            return WebSocketRefused("did not receive a valid HTTP response")
-        return trio.BrokenResourceError("the connection ended without an answer")
-
-    def _header(self, name: bytes) -> str | None:
-        found = re.search(rb"\r\n" + name + rb":[ \t]*([^\r\n]*)", self._answer, re.IGNORECASE)
-        return found[1].decode("latin-1").strip() if found else None
+            return WebSocketRefused("did not receive a valid HTTP " + ("response" if self._of_client else "request"))
+        return trio.BrokenResourceError("the connection ended without a word")
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self.transport_stream.send_all(data)

@@ -33,6 +33,7 @@ from .connection import (
     WebSocket,
     WebSocketClosed,
     WebSocketRefused,
+    refusal_in,
 )
 
 __all__ = ["accept", "connect"]
@@ -58,8 +59,11 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
     websocket = WebsocketsWebSocket(stream, protocol)
     async with _kept(websocket, stream):
         await websocket.flush()
+        answer = b""
         while protocol.state is State.CONNECTING and protocol.handshake_exc is None:
-            await websocket.receive_bytes()
+            answer += await websocket.receive_bytes()
+            if answer and (refused := refusal_in(answer)) is not None:
+                raise refused
         if protocol.handshake_exc is not None:
             raise _refusal(protocol.handshake_exc)
         yield websocket
@@ -143,8 +147,8 @@ class WebsocketsWebSocket(WebSocket):
         messages, self._inbox = self._inbox, []
         return messages
 
-    async def receive_bytes(self) -> None:
-        """Wait for bytes and let the protocol make of them what it can."""
+    async def receive_bytes(self) -> bytes | bytearray:
+        """Wait for bytes, let the protocol make of them what it can, and return them."""
         protocol = self._protocol
         if self._eof:
             raise trio.BrokenResourceError("the connection ended without a close frame")
@@ -166,6 +170,7 @@ class WebsocketsWebSocket(WebSocket):
             self._fail(1008, "too many pings")
         if protocol.writes:
             self._reply_due.unpark()
+        return data
 
     def _take(self, frame: Frame) -> None:
         match frame.opcode:

@@ -1,6 +1,7 @@
 """yamux: many streams over one link of bytes.
 
-`connection` and `stream` are the Trio side; all else is the protocol, without I/O and without Trio. They know nothing of WebSockets, relays or visitors.
+`connection` and `stream` are the Trio side; all else is the protocol, without I/O and without Trio. Nothing here knows
+of WebSockets, relays or visitors.
 """
 
 from __future__ import annotations
