@@ -20,6 +20,8 @@ import attrs
 from .address import Address, RelayAddress
 from .errors import UnsupportedTransportError
 from .identity import PublicKey
+from .key_mode import KeyMode
+from .process_config import ProcessConfig, a_process
 from .redaction import shown
 from .tables import (
     NOT_A_KEY,
@@ -92,6 +94,14 @@ def _transport(value: str | None) -> Transport | None:
     return None if value is None else Transport.parse(a_text(value, f"allowed are {', '.join(Transport)}, as a string"))
 
 
+def _key_mode(value: str) -> KeyMode:
+    known = [str(mode) for mode in KeyMode]
+    word = a_text(value, f"allowed are {', '.join(known)}, as a string")
+    if word not in known:
+        raise ValueError(f"allowed are {', '.join(known)}; the nearest of them is {nearest(word, known)!r}")
+    return KeyMode(word)
+
+
 def _proxy_protocol(_instance: Any, _field: Any, value: Any) -> None:
     if value is not None and value != "v2":
         raise ValueError("allowed is 'v2'; leave it out for none")
@@ -116,6 +126,13 @@ def _transport_contradicts(transport: Transport | None, relay_addr: RelayAddress
 
 def _longest_under_first(longest: int, first: int) -> str | None:
     return f"allowed is restart_initial_ms, which is {first}, or more" if longest < first else None
+
+
+def _key_mode_means_nothing(mode: KeyMode, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
+    effective = _effective(transport, relay_addr)
+    if mode is KeyMode.TOKEN_ROUTING or effective in (Transport.TCP, Transport.TLS, Transport.NOISE):
+        return None
+    return f"it says how a relay of transport tcp or tls knows the key, and this is {effective}; leave one of them out"
 
 
 def _pin_unchecked(pin: PublicKey | None, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
@@ -150,7 +167,9 @@ class RemoteAccessConfig:
         connect_timeout_ms: how long one attempt to connect may take.
         ca_file: further certificate authorities for TLS to the relay; `ca_path` is where it is.
         relay_identity: the relay's public key; a relay that does not prove it is refused.
+        key_mode: how a relay of transport `tcp` or `tls` knows the key.
         proxy_protocol: `v2` sends a PROXY protocol header to the local gateway, so that it sees the visitor's address.
+        process: the program of transport `process`; other transports do not look at it.
         base_dir: what relative paths are relative to: the folder of the file. Not a key of the table.
 
     Raises:
@@ -175,13 +194,16 @@ class RemoteAccessConfig:
     connect_timeout_ms: int = attrs.field(default=10_000, validator=whole_number(1, 10 * _MINUTE_MS))
     ca_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     relay_identity: PublicKey | None = attrs.field(default=None, converter=attrs.converters.optional(a_public_key))
+    key_mode: KeyMode = attrs.field(default=KeyMode.TOKEN_ROUTING, converter=_key_mode)
     proxy_protocol: Literal["v2"] | None = attrs.field(default=None, validator=_proxy_protocol)
+    process: ProcessConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_process))
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(("transport", "relay_addr"), _transport_contradicts),
         Rule(("restart_max_ms", "restart_initial_ms"), _longest_under_first),
         Rule(("relay_identity", "transport", "relay_addr"), _pin_unchecked),
+        Rule(("key_mode", "transport", "relay_addr"), _key_mode_means_nothing),
     )
 
     def __attrs_post_init__(self) -> None:

@@ -20,14 +20,16 @@ import trio
 
 from .config import RemoteAccessConfig, Transport
 from .dialer import Dialer, client_tls, dial_local
-from .errors import MissingKeyError, TunnelError, UnsupportedTransportError
+from .errors import InvalidSettingsError, MissingKeyError, TunnelError, UnsupportedTransportError
 from .forward import LOCAL_TIMEOUT, forward
 from .identity import RelayKey
+from .process_config import TunnelProgram
 from .restart_policy import RestartPolicy
 from .settings import Settings
 from .status import StatusFeed
 from .supervisor import Supervisor
 from .transports import Serve, Target
+from .transports.process import refuse_unguarded
 from .transports.websocket import refuse_weak_key
 from .tunnel_stream import TunnelStream
 from .yamux import Limits
@@ -96,8 +98,10 @@ def make_target(
 
     Raises:
         MissingKeyError: there is no key.
-        InvalidSettingsError: it is too weak for the transport.
+        InvalidSettingsError: it is too weak for the transport, or the transport is `process` and no program is named.
+        UnsupportedTransportError: programs cannot be guarded here.
     """
+    program = _program(config) if config.effective_transport is Transport.PROCESS else None
     if key is None:
         raise MissingKeyError("no relay key is stored; save the key that the relay's operator gave you")
     if config.effective_transport is Transport.WEBSOCKET:
@@ -106,12 +110,27 @@ def make_target(
         address=config.effective_relay_addr,
         key=key,
         service=config.service_name,
+        key_mode=config.key_mode,
         instance=instance,
         relay_identity=config.relay_identity,
         make_tls=functools.partial(client_tls, config.ca_path),
         connect_timeout=config.connect_timeout_ms / 1000,
         dial=dial,
         limits=limits,
+        program=program,
+    )
+
+
+def _program(config: RemoteAccessConfig) -> TunnelProgram:
+    """What transport `process` runs."""
+    refuse_unguarded()
+    if config.process is None:
+        raise InvalidSettingsError(
+            "transport 'process' runs a tunnel program, and none is configured; name it as command in the table"
+            " [gateway.remote_access.process]"
+        )
+    return TunnelProgram(
+        config.process, local=config.local_addr, runtime_folder=config.runtime_path, folder=config.base_dir
     )
 
 

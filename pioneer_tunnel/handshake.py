@@ -16,7 +16,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 import secrets
 from collections.abc import Collection, Mapping
 from typing import Any, Final, TypeAlias, final
@@ -57,6 +56,8 @@ DEFAULT_HEARTBEAT_MS: Final = 15_000
 MIN_HEARTBEAT_MS: Final = 1_000
 MAX_HEARTBEAT_MS: Final = 60_000
 _MAX_NAME: Final = 1024
+_MAX_NUMBER: Final = 2**53
+"""Beyond that a number means one thing to one reader of JSON and another thing to another."""
 
 
 @final
@@ -213,7 +214,8 @@ class GatewayHandshake:
             case "version":
                 return RelayConnectError(f"the relay speaks another version of the protocol{quoted}", retry_slowly=True)
             case "busy":
-                return RelayConnectError(f"the relay is busy{quoted}", retry_after=retry_after_ms / 1000 or None)
+                wait = max(retry_after_ms, 0) / 1000
+                return RelayConnectError(f"the relay is busy{quoted}", retry_after=wait or None)
         return RelayConnectError(
             f"the relay refused, for the reason {clean_message(reason)!r}{quoted}", retry_slowly=True
         )
@@ -409,8 +411,8 @@ class _Message:
 
     def number(self, name: str, *, default: float | None = None) -> float:
         value = self._get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise RemoteProtocolError(f"{name!r} is not a number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -_MAX_NUMBER <= value <= _MAX_NUMBER:
+            raise RemoteProtocolError(f"{name!r} is not a number that makes sense")
         return value
 
     def whole_number(self, name: str) -> int:

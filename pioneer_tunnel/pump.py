@@ -6,12 +6,14 @@ both. Nothing is looked at, nothing is cut.
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 from typing import Final, final
 
 import trio
 
-from .streams import abandon, close_after_answer, send_eof
+from .splice import SourceBroken, carry
+from .streams import abandon, close_after_answer, plain_socket, send_eof
 
 __all__ = ["pump"]
 
@@ -46,8 +48,10 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
                 await close_after_answer(second)
     finally:
         if not closed:
-            await abandon(first)
-            await abandon(second)
+            try:
+                await abandon(first)
+            finally:
+                await abandon(second)  # also when the first, under cancellation, ended in `trio.Cancelled`
 
 
 @final
@@ -57,35 +61,55 @@ class _Exchange:
     def __init__(self) -> None:
         self.scope = trio.CancelScope()
         self.spoke: set[trio.abc.Stream] = set()
+        self.was_reset: set[trio.abc.Stream] = set()
         self.broken: trio.abc.Stream | None = None
 
     async def copy(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
-        # A read buffer is made for each read: small for who says little, large for who says much.
-        size = _SMALLEST_READ
+        from_socket, to_socket = plain_socket(source), plain_socket(sink)
         try:
-            while data := await self._receive(source, size):
-                self.spoke.add(source)
-                await sink.send_all(data)
-                if len(data) == size:
-                    size = min(size * 4, _LARGEST_READ)
-                elif len(data) < size // 4 and size > _SMALLEST_READ:
-                    size //= 4
+            if from_socket is None or to_socket is None:
+                await self._read_and_send(source, sink)
+            else:
+                try:
+                    await carry(from_socket, to_socket, on_first=lambda: self.spoke.add(source))
+                except SourceBroken:
+                    self._break(source)
+            if source in self.was_reset:
+                self._break(source)
             if self.broken is None:
                 await _end(source, sink)
-        except trio.BrokenResourceError:
+        except trio.BrokenResourceError as error:
+            # The system tells of a reset once. When the one who sends hears of it, the one who receives is told of an
+            # end, and half an answer would pass for a whole one.
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ECONNRESET:
+                self.was_reset.add(sink)
             # `sink` takes no more. What it still has to say is carried all the same: the answer to a request that
             # it did not want to read to the end. How that goes, the other direction finds out.
             pass
         except trio.ClosedResourceError:
             pass  # the other direction has ended the exchange (`_end`)
 
+    async def _read_and_send(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
+        # A read buffer is made for each read: small for who says little, large for who says much.
+        size = _SMALLEST_READ
+        while data := await self._receive(source, size):
+            self.spoke.add(source)
+            await sink.send_all(data)
+            if len(data) == size:
+                size = min(size * 4, _LARGEST_READ)
+            elif len(data) < size // 4 and size > _SMALLEST_READ:
+                size //= 4
+
     async def _receive(self, source: trio.abc.Stream, size: int) -> bytes | bytearray:
         try:
             return await source.receive_some(size)
         except trio.BrokenResourceError:
-            self.broken = source
-            self.scope.cancel()
+            self._break(source)
             return b""
+
+    def _break(self, source: trio.abc.Stream) -> None:
+        self.broken = source
+        self.scope.cancel()
 
 
 async def _end(source: trio.abc.Stream, sink: trio.abc.Stream) -> None:

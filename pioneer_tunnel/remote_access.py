@@ -246,7 +246,6 @@ class RemoteAccess:
         """
         async with self._applying:
             with trio.CancelScope(shield=True):
-                self._applies += 1
                 changed = await self._store(update)
                 if changed or (self._generation_ended and update != SettingsUpdate()):
                     self._want_new_generation(key_withdrawn=changed and update.deletes_key)
@@ -294,10 +293,15 @@ class RemoteAccess:
             raise InvalidSettingsError("the relay key of this host is kept elsewhere; it is not saved or cleared here")
         keystore = self._keystore if about_key else None
         old = None if keystore is None else await _key_or_loss(keystore, before.secret_ref)
+        # `old` is no RelayKey when it cannot be opened: it differs from every key, and from none.
+        key_changes = keystore is not None and update.key != old
+        if not key_changes and update.apply_to(before) == before:
+            return False
+        self._applies += 1
         try:
-            if keystore is not None and update.key is not None and update.key != old:
+            if keystore is not None and key_changes and update.key is not None:
                 await keystore.put(before.secret_ref, update.key)
-            changed = await self._write_settings(update.apply_to)
+            await self._write_settings(update.apply_to)
             if keystore is not None and update.deletes_key:
                 await keystore.delete(before.secret_ref)
         except BaseException as error:
@@ -306,7 +310,7 @@ class RemoteAccess:
             if left and isinstance(error, TunnelError):
                 raise StorageError("; ".join([str(error), *left])) from error
             raise
-        return changed or (keystore is not None and update.key != old)
+        return True
 
     async def _put_back(self, before: Settings, keystore: Keystore | None, old: _Key) -> list[str]:
         """Make all as it was before an `apply` that failed; returns what could not be."""
@@ -324,9 +328,8 @@ class RemoteAccess:
             _log.error("an update failed; %s", problem)
         return left
 
-    async def _write_settings(self, change: Callable[[Settings], Settings]) -> bool:
-        before = await self.settings()
-        return await trio.to_thread.run_sync(self._settings_file.update, change) != before
+    async def _write_settings(self, change: Callable[[Settings], Settings]) -> None:
+        await trio.to_thread.run_sync(self._settings_file.update, change)
 
     # Bringing it about
 

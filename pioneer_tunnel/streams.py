@@ -12,11 +12,21 @@ import socket
 import ssl
 import struct
 from contextlib import suppress
+from types import TracebackType
 from typing import Any, Final, final
 
 import trio
 
-__all__ = ["PrefixedStream", "TlsServerStream", "WatchedStream", "abandon", "close_after_answer", "send_eof"]
+__all__ = [
+    "OneAtATime",
+    "PrefixedStream",
+    "TlsServerStream",
+    "WatchedStream",
+    "abandon",
+    "close_after_answer",
+    "plain_socket",
+    "send_eof",
+]
 
 _PIECE: Final = 64 * 1024
 _UNSENT_LIMIT: Final = 256 * 1024
@@ -52,6 +62,11 @@ class WatchedStream(trio.abc.HalfCloseableStream):
             with suppress(OSError):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_LIMIT)
 
+    @property
+    def plain_socket(self) -> trio.socket.SocketType | None:
+        """See `plain_socket`. What moves past this stream, it does not see."""
+        return self._socket
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if self._socket is None:
             data = await self.transport_stream.receive_some(max_bytes)
@@ -61,6 +76,8 @@ class WatchedStream(trio.abc.HalfCloseableStream):
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self.sending_since is not None:
+            raise trio.BusyResourceError("another task is sending on this stream")
         self.sending_since = trio.current_time()
         try:
             with memoryview(data) as view:
@@ -75,6 +92,9 @@ class WatchedStream(trio.abc.HalfCloseableStream):
 
     async def _write_all(self, sock: trio.socket.SocketType, data: memoryview) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
+        _descriptor(sock)  # also of an empty send
+        if sock.did_shutdown_SHUT_WR:
+            raise trio.ClosedResourceError("this stream has sent its end")
         position, waited = 0, False
         while position < len(data):
             try:
@@ -125,6 +145,33 @@ def _descriptor(sock: trio.socket.SocketType) -> int:
     return descriptor
 
 
+@final
+class OneAtATime:
+    """Tells two tasks that want the same direction of a stream apart, as Trio's own streams do."""
+
+    __slots__ = ("_held", "_message")
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._held = False
+
+    def __enter__(self) -> None:
+        if self._held:
+            raise trio.BusyResourceError(self._message)
+        self._held = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._held = False
+
+
+def plain_socket(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
+    """The socket whose bytes are those of `stream`, when nothing stands between and nothing was read ahead."""
+    found: trio.socket.SocketType | None = getattr(stream, "plain_socket", None)
+    return found
+
+
 async def send_eof(stream: trio.abc.Stream) -> None:
     """End one direction where the stream has such a thing, and the whole stream where it has not."""
     if isinstance(stream, trio.abc.HalfCloseableStream):
@@ -144,6 +191,8 @@ class PrefixedStream(trio.abc.HalfCloseableStream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if not self._prefix:
             return await self.transport_stream.receive_some(max_bytes)
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
         await trio.lowlevel.checkpoint()
         amount = len(self._prefix) if max_bytes is None else max_bytes
         data, self._prefix = self._prefix[:amount], self._prefix[amount:]
@@ -223,4 +272,6 @@ async def abandon(stream: trio.abc.AsyncResource) -> None:
         innermost.reset()
     elif isinstance(innermost, trio.SocketStream) and innermost.socket.fileno() != -1:
         innermost.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
-    await trio.aclose_forcefully(stream)
+    # Shielded, or a cancellation would come out of here, and whoever has two streams to abandon abandons one.
+    with trio.CancelScope(shield=True):
+        await trio.aclose_forcefully(stream)

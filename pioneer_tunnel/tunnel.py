@@ -26,9 +26,10 @@ import trio
 
 from .address import RelayAddress
 from .dialer import Dialer, client_tls, dial_tcp
-from .errors import InvalidSettingsError, TunnelError
+from .errors import InvalidSettingsError, TunnelError, UnsupportedTransportError
 from .groups import leaves
 from .identity import PublicKey, RelayKey
+from .key_mode import KeyMode
 from .restart_policy import RestartPolicy
 from .status import State, Status, StatusFeed
 from .supervisor import Supervisor, announce
@@ -41,6 +42,7 @@ __all__ = ["Tunnel", "open_tunnel"]
 
 DEFAULT_SERVICE: Final = "pioneer_gateway"
 DEFAULT_BACKLOG: Final = 256
+_BARE: Final = ("tcp", "tls")
 
 
 @final
@@ -158,7 +160,8 @@ async def open_tunnel(
     backlog: int = DEFAULT_BACKLOG,
     limits: Limits | None = None,
     dial: Dialer = dial_tcp,
-    transport: Serve | None = None,
+    transport: Serve | str = "websocket",
+    key_mode: KeyMode | str = KeyMode.TOKEN_ROUTING,
     websocket_engine: EngineName | None = None,
     random: Random | None = None,
     wall_clock: Callable[[], float] = time.time,
@@ -170,18 +173,20 @@ async def open_tunnel(
     are, not in groups.
 
     Args:
-        relay: a `ws://` or `wss://` URL; a bare `host:port` is dialled as `wss://`.
+        relay: a `ws://` or `wss://` URL; a bare `host:port` is dialled as `wss://`. For `tcp` and `tls` always bare.
         key: proves this gateway to the relay. It is never sent.
         service: the service label.
         instance: tells this gateway from another one with the same key; by default a random one for this tunnel.
         ca_file: PEM certificates to trust beside the system's.
-        relay_identity: the only relay to accept, as `ed25519:...`; by default any that TLS accepts.
+        relay_identity: the only relay to accept, as `ed25519:...`; by default any that TLS accepts. `websocket` only.
         restart: when to try again (default `RestartPolicy()`).
         connect_timeout: seconds for each step of connecting (default 10).
         backlog: visitors that may wait for `accept`; more are reset (default 256).
         limits: what the session may cost in memory (default `Limits()`).
         dial: how TCP connections come about, for hosts with a network of their own, and for tests.
-        transport: what carries the tunnel (default: the native one).
+        transport: what carries the tunnel: `"websocket"`, which is native; `"tcp"` or `"tls"`, for a Pioneer Relay or
+            rathole; or one of your own.
+        key_mode: how such a relay knows the key: `"token_routing"`, `"token_hash"` or `"rathole"`.
         websocket_engine: `"websockets"` or `"trio-websocket"`; by default the fastest that is installed.
         random: where jitter comes from; a seeded one makes delays repeat.
         wall_clock: seconds since 1970, for the `*_unix` fields of statuses.
@@ -189,13 +194,19 @@ async def open_tunnel(
     Raises:
         InvalidSettingsError: an address, identity or file that cannot be used. What a relay has to say of the key
             is not raised here, but by `Tunnel.accept` and `Tunnel.wait_connected`.
+        UnsupportedTransportError: nobody here knows the transport by that name.
     """
+    serve = _transport(transport)
+    pinned = _identity(relay_identity)
+    if pinned is not None and transport in _BARE:
+        raise InvalidSettingsError("relay_identity: only a relay of transport websocket can prove what it is")
     target = Target(
-        address=_address(relay),
+        address=_address(relay, transport),
         key=key,
         service=service,
         instance=instance if instance is not None else secrets.token_hex(16),
-        relay_identity=_identity(relay_identity),
+        key_mode=_key_mode(key_mode),
+        relay_identity=pinned,
         make_tls=partial(client_tls, None if ca_file is None else Path(ca_file)),
         connect_timeout=connect_timeout,
         dial=dial,
@@ -206,7 +217,7 @@ async def open_tunnel(
     tunnel = Tunnel(
         feed,
         lambda tunnel: Supervisor(
-            transport or TRANSPORTS["websocket"],
+            serve,
             target,
             tunnel.deliver,
             feed=feed,
@@ -239,13 +250,36 @@ async def open_tunnel(
         raise raised
 
 
-def _address(relay: str | RelayAddress) -> RelayAddress:
+def _transport(transport: Serve | str) -> Serve:
+    if not isinstance(transport, str):
+        return transport
+    serve = TRANSPORTS.get(transport)
+    if serve is None:
+        raise UnsupportedTransportError(f"no transport is called {transport!r}; there are {', '.join(TRANSPORTS)}")
+    return serve
+
+
+def _address(relay: str | RelayAddress, transport: Serve | str) -> RelayAddress:
     if isinstance(relay, str):
         try:
             relay = RelayAddress.parse(relay)
         except ValueError as error:
             raise InvalidSettingsError(str(error)) from None
+    if transport in _BARE:
+        if relay.scheme is not None:
+            raise InvalidSettingsError(
+                f"the relay's address {str(relay)!r} is a {relay.scheme}:// URL, which means websocket; for {transport}"
+                " it is written as host:port"
+            )
+        return relay
     return relay if relay.scheme is not None else relay.with_scheme("wss")
+
+
+def _key_mode(mode: KeyMode | str) -> KeyMode:
+    try:
+        return KeyMode(mode)
+    except ValueError:
+        raise InvalidSettingsError(f"key_mode is {mode!r}; there are {', '.join(KeyMode)}") from None
 
 
 def _identity(text: PublicKey | str | None) -> PublicKey | None:

@@ -67,6 +67,11 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         """False once the stream was closed, was reset by either end, or lost its link."""
         return self._carried.usable
 
+    @property
+    def plain_socket(self) -> trio.socket.SocketType | None:
+        """See `streams.plain_socket`: None unless this visitor has a plain connection of its own."""
+        return None if self._prefix else getattr(self._carried, "plain_socket", None)
+
     def acknowledge(self) -> None:
         """Tell the relay that somebody takes care of this visitor. `Tunnel.accept` has done so."""
         self._carried.acknowledge()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from typing import Any, Final, final
+from pathlib import Path
+from typing import Any, Final, NoReturn, final
 
 import trio
 
@@ -128,6 +128,24 @@ async def read_until(stream: trio.abc.ReceiveStream, end: bytes) -> bytes:
     return received
 
 
+async def carried(source: trio.abc.HalfCloseableStream, sink: trio.abc.ReceiveStream, data: bytes) -> bytes:
+    """Send `data` and the end into `source`; returns all that comes out of `sink`."""
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def send() -> None:
+            await source.send_all(data)
+            await source.send_eof()
+
+        return await read_all(sink)
+
+
+async def until_it_raises(receive: Callable[[], Awaitable[object]]) -> NoReturn:
+    """Call `receive` again and again; the caller expects it to raise before long."""
+    while True:
+        await receive()
+
+
 async def ask(stream: trio.abc.Stream, data: bytes) -> bytes:
     """Send `data`, end, and read the whole answer."""
     await stream.send_all(data)
@@ -163,9 +181,9 @@ async def eventually(condition: Callable[[], bool]) -> None:
 def open_sockets() -> set[str]:
     """The sockets of this process."""
     found = set()
-    for name in os.listdir("/proc/self/fd"):
+    for descriptor in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(f"/proc/self/fd/{name}")
+            target = str(descriptor.readlink())
         except FileNotFoundError:
             continue  # the descriptor that listed the folder
         if target.startswith("socket:"):

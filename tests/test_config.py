@@ -40,6 +40,7 @@ CONTRACT_DEFAULTS = {
     "relay_identity": None,
     "proxy_protocol": None,
     "connect_timeout_ms": 10000,
+    "process": None,
 }
 
 scalars = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +14,25 @@ import pytest
 import trio
 import trio.testing
 import trustme
+from rig import (
+    HOST,
+    KEY,
+    RELAY_NAME,
+    RelayRig,
+    ask,
+    connect,
+    echo,
+    eventually,
+    in_background,
+    nothing_left_behind,
+    read_all,
+    read_exactly,
+    relay_config,
+    relay_rig,
+    request,
+    tunnel_entry,
+    until_it_raises,
+)
 
 from pioneer_tunnel import handshake
 from pioneer_tunnel.address import Address, RelayAddress
@@ -32,24 +51,6 @@ from pioneer_tunnel.tunnel import Tunnel
 from pioneer_tunnel.tunnel_stream import TunnelStream
 from pioneer_tunnel.websocket import EngineName, Opening, WebSocket, WebSocketClosed, load_engine
 from pioneer_tunnel.yamux.frames import ACK, RST, SYN, FrameType, encode_header
-from rig import (
-    HOST,
-    KEY,
-    RELAY_NAME,
-    RelayRig,
-    ask,
-    connect,
-    echo,
-    eventually,
-    in_background,
-    nothing_left_behind,
-    read_all,
-    read_exactly,
-    relay_config,
-    relay_rig,
-    request,
-    tunnel_entry,
-)
 
 ADDRESS: Final = RelayAddress.parse(f"ws://{RELAY_NAME}")
 
@@ -167,6 +168,21 @@ async def test_a_gateway_that_is_lost_after_it_began_to_answer_is_a_reset() -> N
         with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
             await read_all(visitor)
         await visitor.aclose()
+
+
+async def test_a_relay_that_stops_in_the_middle_of_an_answer_resets_the_visitor() -> None:
+    """The visitor used to see an orderly end: cancelled, the pump abandoned one of its two streams only."""
+    async with relay_rig() as rig, rig.tunnel() as tunnel:
+        await tunnel.wait_connected()
+        async with await rig.visit() as visitor:
+            await visitor.send_all(request())
+            stream = await tunnel.accept()
+            await stream.send_all(b"half of")
+            await read_exactly(visitor, 7)
+            await rig.stop()
+            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+                await read_all(visitor)
+        await rig.start()
 
 
 async def test_a_slow_head_is_408_after_ten_seconds(autojump_clock: trio.testing.MockClock) -> None:
@@ -289,11 +305,12 @@ async def test_a_tunnel_with_an_address_of_its_own_carries_anything() -> None:
 
 
 async def test_without_its_gateway_such_an_address_resets() -> None:
-    async with relay_rig(tunnels=[tunnel_entry(bind_addr="127.0.0.1:0")]) as rig:
-        async with await connect(rig.addresses.tunnels["office"]) as visitor:
-            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
-                await visitor.send_all(b"anyone?")
-                await read_all(visitor)
+    async with (
+        relay_rig(tunnels=[tunnel_entry(bind_addr="127.0.0.1:0")]) as rig,
+        await connect(rig.addresses.tunnels["office"]) as visitor,
+    ):
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            await ask(visitor, b"anyone?")
 
 
 async def test_a_visitor_that_resets_resets_the_stream() -> None:
@@ -352,14 +369,17 @@ async def test_the_newest_session_wins(engine: EngineName) -> None:
     """The old one hears who took its place, a go-away and close code 4001; the new one keeps the tunnel."""
     async with relay_rig(engine) as rig, raw_gateway(rig) as (old, _), rig.tunnel(instance="the-new-one") as tunnel:
         await tunnel.wait_connected()
-        texts, data = [], b""
+        texts, data = [], bytearray()
+
+        async def take() -> None:
+            for message in await old.receive():
+                if isinstance(message, str):
+                    texts.append(message)
+                else:
+                    data.extend(message)
+
         with trio.fail_after(5), pytest.raises(WebSocketClosed) as closed:
-            while True:
-                for message in await old.receive():
-                    if isinstance(message, str):
-                        texts.append(message)
-                    else:
-                        data += message
+            await until_it_raises(take)
         assert closed.value.code == 4001
         (text,) = texts
         notice = handshake.parse_notice(text)
@@ -485,7 +505,7 @@ async def test_a_relay_with_an_identity_proves_it(tmp_path: Path) -> None:
 async def test_a_gateway_that_does_not_prove_itself_is_let_go(autojump_clock: trio.testing.MockClock) -> None:
     for engine in (None, "trio-websocket"):
         started = trio.current_time()
-        door = ControlDoor(relay_config(), LocalRegistry([]), LocalDirectory(), engine=engine)  # type: ignore[arg-type]
+        door = ControlDoor(relay_config(), LocalRegistry([]), LocalDirectory(), engine=engine)
         ours, theirs = trio.testing.memory_stream_pair()
         watched = WatchedStream(theirs)
         async with trio.open_nursery() as nursery:
@@ -528,8 +548,7 @@ async def test_a_relay_that_stops_says_so_with_1001(engine: EngineName) -> None:
         @nursery.start_soon
         async def listen() -> None:
             with trio.fail_after(5), pytest.raises(WebSocketClosed) as closed:
-                while True:
-                    await websocket.receive()
+                await until_it_raises(websocket.receive)
             assert closed.value.code == 1001
 
         await trio.sleep(0.05)
@@ -574,7 +593,7 @@ async def test_nothing_secret_is_logged(
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a CA, and a certificate of `RELAY_NAME` and `HOST`."""
     folder = tmp_path_factory.mktemp("certificates")
     authority = trustme.CA()
@@ -583,7 +602,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     issued.private_key_pem.write_to_path(str(folder / "relay.key"))
     for blob in issued.cert_chain_pems:
         blob.write_to_path(str(folder / "relay.crt"), append=True)
-    yield folder
+    return folder
 
 
 async def visit_with_tls(rig: RelayRig, certificates: Path, **changes: Any) -> trio.SSLStream[trio.SocketStream]:
@@ -596,7 +615,7 @@ async def visit_with_tls(rig: RelayRig, certificates: Path, **changes: Any) -> t
 async def test_tls_on_one_door_or_both(
     engine: EngineName, certificates: Path, control_tls: bool, ingress_tls: bool
 ) -> None:
-    files = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
+    files: dict[str, Any] = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
     scheme = "wss" if control_tls else "ws"
     async with relay_rig(engine, **files, control_tls=control_tls, ingress_tls=ingress_tls) as rig:
         with trio.fail_after(5):
@@ -616,8 +635,8 @@ async def test_tls_on_one_door_or_both(
 @asynccontextmanager
 async def behind_tls(certificates: Path) -> AsyncIterator[tuple[trio.SSLStream[trio.SocketStream], TunnelStream]]:
     """A visitor over TLS who has asked, and its stream at the gateway."""
-    files = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
-    async with relay_rig(**files, control_tls=False) as rig, rig.tunnel() as tunnel:
+    files: dict[str, Any] = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
+    async with relay_rig(None, **files, control_tls=False) as rig, rig.tunnel() as tunnel:
         with trio.fail_after(5):
             await tunnel.wait_connected()
             visitor = await visit_with_tls(rig, certificates)
@@ -653,8 +672,8 @@ async def test_a_visitor_over_tls_that_just_closes_has_ended(certificates: Path)
 
 
 async def test_plain_text_at_a_tls_door_is_just_closed(certificates: Path) -> None:
-    files = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
-    async with relay_rig(**files) as rig, await rig.visit() as visitor:
+    files: dict[str, Any] = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
+    async with relay_rig(None, **files) as rig, await rig.visit() as visitor:
         with trio.fail_after(5):
             try:
                 answer = await ask(visitor, request())

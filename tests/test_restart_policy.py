@@ -157,6 +157,12 @@ def test_what_is_worth_few_tries_waits_the_longest_delay_from_the_first() -> Non
     assert restarts.after(Ending()) == 2
 
 
+def test_the_longest_delay_is_spread_too() -> None:
+    delays = [Restarts(RestartPolicy(), Random(seed)).after(Ending(retry_slowly=True)) for seed in range(100)]
+    assert len(set(delays)) == 100
+    assert all(delay is not None and 24 <= delay <= 36 for delay in delays)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

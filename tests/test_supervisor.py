@@ -427,7 +427,9 @@ async def test_three_local_dials_in_a_row_say_so_and_the_gateway_is_probed_until
 ) -> None:
     local, transport = LocalGateway(), ScriptedTransport()
     async with supervised(transport, probe=local.probe) as generation:
-        await trio.sleep(10)
+        await trio.sleep(5)
+        transport.report(LocalDialOk())
+        await trio.sleep(5)
         local.there = False
         transport.report(LocalDialFailed("connection refused"))
         transport.report(LocalDialFailed("connection refused"))

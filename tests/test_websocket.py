@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 from hypothesis import given, strategies as st
+from rig import nothing_left_behind, read_exactly, read_until, until_it_raises
 
 from pioneer_tunnel.address import RelayAddress
 from pioneer_tunnel.errors import UnsupportedTransportError
@@ -32,7 +33,6 @@ from pioneer_tunnel.websocket import (
 )
 from pioneer_tunnel.websocket.link import MESSAGE_SIZE, pack
 from pioneer_tunnel.yamux.frames import FrameType, encode_header
-from rig import nothing_left_behind, read_exactly, read_until
 
 Pair = tuple[trio.abc.Stream, trio.abc.Stream]
 
@@ -98,8 +98,7 @@ async def receive_bytes(websocket: WebSocket, amount: int) -> bytes:
 async def receive_close(websocket: WebSocket) -> WebSocketClosed:
     """Take messages until the WebSocket is closed, and tell how it was."""
     with trio.fail_after(5), pytest.raises(WebSocketClosed) as closed:
-        while True:
-            await websocket.receive()
+        await until_it_raises(websocket.receive)
     return closed.value
 
 
@@ -151,8 +150,8 @@ async def test_a_server_without_the_subprotocol_is_told_apart(
             async with load_engine(client_engine).connect(ours, OPENING) as client:
                 assert client.subprotocol is None
                 await client.aclose()
-        except WebSocketRefused as refused:
-            assert refused.status is None or refused.status >= 400
+        except WebSocketRefused:
+            pass  # the server has said so already
 
 
 async def test_a_connection_that_ends_without_an_answer_is_broken(engine: EngineName) -> None:
@@ -255,7 +254,9 @@ async def read_frame(stream: trio.abc.ReceiveStream) -> tuple[int, bytes]:
 
 
 @asynccontextmanager
-async def raw_client(engine: EngineName, streams: Pair | None = None) -> AsyncIterator[tuple[trio.abc.Stream, WebSocket]]:
+async def raw_client(
+    engine: EngineName, streams: Pair | None = None
+) -> AsyncIterator[tuple[trio.abc.Stream, WebSocket]]:
     """A client made of bytes, after its opening, and the server."""
     ours, theirs = streams or trio.testing.memory_stream_pair()
     key = base64.b64encode(bytes(16))
@@ -358,30 +359,33 @@ async def test_pings_do_not_stop_the_receiver_while_the_writer_is_blocked() -> N
 
     Hence yamux's own pings, which go through the writer's queue, are what liveness relies on.
     """
-    async with raw_client("websockets", trio.testing.lockstep_stream_pair()) as (client, server):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.send, [bytes(100_000)])
-            await trio.testing.wait_all_tasks_blocked()
-            nursery.start_soon(client.send_all, frame(PING, b"there?") + frame(BINARY, b"more"))
-            with trio.fail_after(5):
-                assert await receive_bytes(server, 4) == b"more"
-                assert await read_frame(client) == (BINARY, bytes(100_000))
-                assert await read_frame(client) == (PONG, b"there?")
+    async with (
+        raw_client("websockets", trio.testing.lockstep_stream_pair()) as (client, server),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(server.send, [bytes(100_000)])
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(client.send_all, frame(PING, b"there?") + frame(BINARY, b"more"))
+        with trio.fail_after(5):
+            assert await receive_bytes(server, 4) == b"more"
+            assert await read_frame(client) == (BINARY, bytes(100_000))
+            assert await read_frame(client) == (PONG, b"there?")
 
 
 @pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
 async def test_pings_that_nobody_lets_us_answer_are_bounded() -> None:
-    async with raw_client("websockets", trio.testing.lockstep_stream_pair()) as (client, server):
-        async with trio.open_nursery() as nursery:
+    async with (
+        raw_client("websockets", trio.testing.lockstep_stream_pair()) as (client, server),
+        trio.open_nursery() as nursery,
+    ):
 
-            @nursery.start_soon
-            async def flood() -> None:
-                with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
-                    while True:
-                        await client.send_all(frame(PING, b"!") * 50)
+        @nursery.start_soon
+        async def flood() -> None:
+            with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
+                await until_it_raises(lambda: client.send_all(frame(PING, b"!") * 50))
 
-            assert (await receive_close(server)).code == 1008
-            await trio.aclose_forcefully(server)
+        assert (await receive_close(server)).code == 1008
+        await trio.aclose_forcefully(server)
 
 
 # Closing
@@ -451,42 +455,39 @@ async def test_a_cancelled_send_is_good_for_nothing_but_aclose(
         with trio.move_on_after(0.1):
             await client.aclose()
         with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
-            while True:
-                await server.receive()
+            await until_it_raises(server.receive)
 
 
 @each_pairing
 @pytest.mark.parametrize("how", ["quietly", "cancelled", "raising"])
 async def test_leaving_leaves_nothing_behind(client_engine: EngineName, server_engine: EngineName, how: str) -> None:
-    with nothing_left_behind():
-        with trio.CancelScope() as scope:
-            try:
-                async with open_pair(client_engine, server_engine, await sockets()) as (client, _):
-                    await client.send(["hello"])
-                    if how == "cancelled":
-                        scope.cancel()
-                        await trio.sleep_forever()
-                    if how == "raising":
-                        raise ValueError
-            except* ValueError:
-                pass
+    with nothing_left_behind(), trio.CancelScope() as scope:
+        try:
+            async with open_pair(client_engine, server_engine, await sockets()) as (client, _):
+                await client.send(["hello"])
+                if how == "cancelled":
+                    scope.cancel()
+                    await trio.sleep_forever()
+                if how == "raising":
+                    raise ValueError
+        except* ValueError:
+            pass
 
 
 @pytest.mark.parametrize("moment", range(12))
 async def test_an_opening_cancelled_at_any_checkpoint_leaves_nothing_behind(engine: EngineName, moment: int) -> None:
     streams = await sockets()
-    with nothing_left_behind():
-        with trio.CancelScope() as scope:
-            async with trio.open_nursery() as nursery:
+    with nothing_left_behind(), trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
 
-                @nursery.start_soon
-                async def cancel() -> None:
-                    for _ in range(moment):
-                        await trio.lowlevel.checkpoint()
-                    scope.cancel()
+            @nursery.start_soon
+            async def cancel() -> None:
+                for _ in range(moment):
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
 
-                async with open_pair(engine, engine, streams):
-                    await trio.sleep_forever()
+            async with open_pair(engine, engine, streams):
+                await trio.sleep_forever()
     for stream in streams:
         assert isinstance(stream, trio.SocketStream)
         assert stream.socket.fileno() == -1
@@ -532,7 +533,7 @@ async def test_a_link_closes_with_the_code_that_it_was_given(engine: EngineName)
     ours, theirs = trio.testing.memory_stream_pair()
     watched = WatchedStream(theirs)
     async with raw_client(engine, (ours, watched)) as (client, server), trio.open_nursery() as nursery:
-        link = WebSocketLink(server, watched, [].append)
+        link = WebSocketLink(server, watched, pytest.fail)
         link.close_code, link.close_reason = 4001, "replaced"
         nursery.start_soon(link.aclose)
         assert await read_frame(client) == (CLOSE, (4001).to_bytes(2, "big") + b"replaced")

@@ -21,6 +21,7 @@ from ..errors import TunnelError
 from ..forward import forward
 from ..groups import lone_error_bare
 from ..identity import RelayKey, new_relay_key
+from ..key_mode import KeyMode
 from ..relay import Relay, RelayConfig
 from ..tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
 from ..websocket import EngineName
@@ -77,7 +78,21 @@ def new_key() -> None:
 
 @pioneer_tunnel.command()
 @click.argument("local")
-@click.option("--relay", "relay_address", required=True, help="ws:// or wss:// URL, or host:port for wss.")
+@click.option("--relay", "relay_address", required=True, help="ws:// or wss:// URL, or host:port (for wss, tcp, tls).")
+@click.option(
+    "--transport",
+    type=click.Choice(["websocket", "tcp", "tls"]),
+    default="websocket",
+    show_default=True,
+    help="tcp and tls reach a Pioneer Relay or rathole.",
+)
+@click.option(
+    "--key-mode",
+    type=click.Choice([str(mode) for mode in KeyMode]),
+    default=str(KeyMode.TOKEN_ROUTING),
+    show_default=True,
+    help="How a relay of transport tcp or tls knows the key.",
+)
 @click.option("--key-file", type=_FILE, required=True, help="A file whose first line is the relay key.")
 @click.option("--ca-file", type=_FILE, help="PEM certificates to trust beside the system's.")
 @click.option("--relay-identity", help="Accept only the relay with this public key (ed25519:...).")
@@ -88,6 +103,8 @@ def new_key() -> None:
 def expose(  # noqa: PLR0917  # click passes them by name
     local: str,
     relay_address: str,
+    transport: str,
+    key_mode: str,
     key_file: Path,
     ca_file: Path | None,
     relay_identity: str | None,
@@ -119,6 +136,8 @@ def expose(  # noqa: PLR0917  # click passes them by name
                     service=service,
                     ca_file=ca_file,
                     relay_identity=relay_identity,
+                    transport=transport,
+                    key_mode=key_mode,
                     websocket_engine=websocket_engine,
                 ) as tunnel,
                 trio.open_nursery() as nursery,

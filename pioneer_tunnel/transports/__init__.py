@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from . import websocket
+from . import pioneer_relay, process, websocket
 from .seam import Deliver, Event, Report, Serve, Session, Target
 
 __all__ = ["TRANSPORTS", "Deliver", "Event", "Report", "Serve", "Session", "Target"]
 
-TRANSPORTS: Final[Mapping[str, Serve]] = {"websocket": websocket.serve}
+TRANSPORTS: Final[Mapping[str, Serve]] = {
+    "websocket": websocket.serve,
+    "tcp": pioneer_relay.serve_tcp,
+    "tls": pioneer_relay.serve_tls,
+    "process": process.serve,
+}
 """The transports that this installation has."""

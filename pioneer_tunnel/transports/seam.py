@@ -17,6 +17,8 @@ import trio
 from ..address import RelayAddress
 from ..dialer import Dialer, dial_tcp
 from ..identity import PublicKey, RelayKey
+from ..key_mode import KeyMode
+from ..process_config import TunnelProgram
 from ..tunnel_stream import TunnelStream
 from ..websocket import EngineName
 from ..yamux import Limits
@@ -47,6 +49,7 @@ class Target:
         address: where the relay listens.
         key: the relay key.
         service: the service label.
+        key_mode: how the relay knows the key; for `tcp` and `tls`.
         instance: tells this gateway from another one with the same key; kept over restarts.
         relay_identity: the only relay that is accepted, by its public key; None accepts any, on TLS's word.
         make_tls: makes the TLS context; called for each attempt, so that a changed CA file is seen.
@@ -54,11 +57,13 @@ class Target:
         dial: how a TCP connection comes about.
         limits: what a yamux session may cost.
         websocket_engine: None for the fastest that is installed.
+        program: the tunnel program; for `process`, which needs one.
     """
 
     address: RelayAddress
     key: RelayKey
     service: str = "pioneer_gateway"
+    key_mode: KeyMode = KeyMode.TOKEN_ROUTING
     instance: str | None = None
     relay_identity: PublicKey | None = None
     make_tls: Callable[[], ssl.SSLContext] | None = None
@@ -66,6 +71,7 @@ class Target:
     dial: Dialer = dial_tcp
     limits: Limits = attrs.field(factory=Limits)
     websocket_engine: EngineName | None = None
+    program: TunnelProgram | None = None
 
 
 @final

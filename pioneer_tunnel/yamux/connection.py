@@ -174,7 +174,7 @@ class YamuxConnection:
                 self._mid_send = False
                 if trio.current_time() - started > _BATCH_SECONDS:
                     self._batch = max(self._batch // 2, _MIN_BATCH)
-                else:
+                elif sum(map(len, batch)) >= self._batch:  # of one that was not full, the time says nothing
                     self._batch = min(self._batch * 2, _MAX_BATCH)
 
     async def _keep_time(self) -> NoReturn:

@@ -2,7 +2,7 @@
 
     1. replies and pings  pongs, go-aways, resets: they never wait behind data, and there is a bound on them
     2. stream control     openings, acceptances, credit: at most one frame for each stream waits
-    3. data               streams take turns; a turn is 16 KiB while others wait and one message while none does
+    3. data               streams take turns; a turn is 16 KiB while others wait, one message or batch while none does
 
 Frames are made only when the writer asks for them, so what leaves is decided as late as it can be, and data that was
 queued before a pong still leaves after it.
@@ -89,13 +89,13 @@ class Outbox:
                 flags = _take_opening_flags(stream)
                 out.append(encode_header(FrameType.WINDOW_UPDATE, flags, stream.id, credit))
                 size += HEADER_SIZE
-        ready = self._ready
+        ready, lone_turn = self._ready, min(max(max_bytes, SHARED_TURN), LONE_TURN)
         while ready and size < max_bytes:
             stream = ready.popleft()
             stream.ready_queued = False
             if not stream.has_something_to_send:
                 continue  # it was reset since
-            turn = SHARED_TURN if ready or max_bytes <= SHARED_TURN else LONE_TURN
+            turn = SHARED_TURN if ready else lone_turn
             size += _take_turn(stream, turn, out)
             senders.append(stream)
             self.put_ready(stream)

@@ -9,11 +9,11 @@ Neighbours: `session` knows what may be sent and what has come; `connection` mov
 from __future__ import annotations
 
 import operator
-from types import TracebackType
 from typing import Final, Protocol, final
 
 import trio
 
+from ..streams import OneAtATime
 from .session import Session
 from .stream_state import LOW_WATER, Stream
 
@@ -48,8 +48,8 @@ class YamuxStream(trio.abc.HalfCloseableStream):
         self._session: Final = connection.session
         self._stream: Final = stream
         self._closed = False
-        self._sending = _OneAtATime("another task is sending on this stream")
-        self._receiving = _OneAtATime("another task is receiving on this stream")
+        self._sending = OneAtATime("another task is sending on this stream")
+        self._receiving = OneAtATime("another task is receiving on this stream")
         self._readable = trio.lowlevel.ParkingLot()
         self._writable = trio.lowlevel.ParkingLot()
         stream.owner = self
@@ -233,24 +233,3 @@ class YamuxStream(trio.abc.HalfCloseableStream):
 
     def __repr__(self) -> str:
         return f"<YamuxStream {self._stream.id}{' closed' if self._closed else ''}>"
-
-
-@final
-class _OneAtATime:
-    """Tells two tasks that want the same direction of a stream apart, as Trio's own streams do."""
-
-    __slots__ = ("_held", "_message")
-
-    def __init__(self, message: str) -> None:
-        self._message = message
-        self._held = False
-
-    def __enter__(self) -> None:
-        if self._held:
-            raise trio.BusyResourceError(self._message)
-        self._held = True
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._held = False

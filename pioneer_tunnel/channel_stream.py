@@ -1,0 +1,177 @@
+"""A visitor's stream that has a connection to the relay of its own.
+
+What a yamux stream does in frames, this does with the connection: an orderly end is a FIN, abandonment is a RST. The
+one thing a bare socket gets wrong is a close while the visitor is still talking: that is a RST too, and takes back
+what the visitor was told last. So `aclose` ends our half, and `see_out`, in a task of the transport's, reads what still
+comes, for two seconds at most, before it lets go.
+
+Neighbours: the transport `pioneer_relay` makes them, wraps them in a `TunnelStream` and sees them out; `pump` takes the
+short way through `plain_socket`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+from contextlib import suppress
+from typing import Any, Final, final
+
+import trio
+
+from .streams import OneAtATime, close_after_answer, plain_socket, send_eof
+
+__all__ = ["ChannelStream"]
+
+_LINGER_NOT: Final = struct.pack("ii", 1, 0)
+_DISCARDED: Final = 64 * 1024
+
+
+@final
+class ChannelStream(trio.abc.HalfCloseableStream):
+    """One connection that is one visitor's. It keeps the contract of `tunnel_stream.CarriedStream`.
+
+    Whoever makes one runs `see_out`, without which it is never quite closed.
+
+    One task may send and one may receive at a time; a second one gets `trio.BusyResourceError`.
+
+    Args:
+        stream: the connection; over plain TCP a `WatchedStream`.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.transport_stream: Final = stream
+        self._plain: Final = plain_socket(stream)
+        self._socket: Final = _socket_below(stream)
+        self._receiving: Final = OneAtATime("another task is receiving from this stream")
+        self._sending: Final = OneAtATime("another task is sending on this stream")
+        self._over: Final = trio.Event()
+        self._closed = False
+        self._lost = False
+        self._end_sent = False
+
+    @property
+    def usable(self) -> bool:
+        """False once it was closed or reset at either end."""
+        return not self._closed and not self._is_lost()
+
+    def _is_lost(self) -> bool:
+        """Ask the system, since nobody reads from a stream that waits to be accepted."""
+        if not self._lost and self._socket is not None and hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(self._socket.fileno(), 0)
+            self._lost = any(events & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, events in poll.poll(0))
+        return self._lost
+
+    @property
+    def plain_socket(self) -> trio.socket.SocketType | None:
+        """See `streams.plain_socket`."""
+        return None if self._closed or self._end_sent else self._plain
+
+    def acknowledge(self) -> None:
+        """Nothing: this protocol has no word for it."""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        with self._receiving:
+            self._raise_if_closed()
+            return await self.transport_stream.receive_some(max_bytes)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        with self._sending:
+            self._raise_if_closed()
+            if self._end_sent:
+                raise trio.ClosedResourceError("send_eof was called on this stream")
+            await self.transport_stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        with self._sending:
+            self._raise_if_closed()
+            if self._end_sent:
+                raise trio.ClosedResourceError("send_eof was called on this stream")
+            await self.transport_stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        with self._sending:
+            self._raise_if_closed()
+            if self._end_sent:
+                await trio.lowlevel.checkpoint()
+                return
+            self._end_sent = True
+            await send_eof(self.transport_stream)
+
+    async def aclose(self) -> None:
+        """End our half orderly; what the visitor still says is not heard. Cancelled, reset."""
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            return
+        self._closed = True
+        try:
+            if self._socket is None:
+                await self.transport_stream.aclose()
+                return
+            trio.lowlevel.notify_closing(self._socket)  # wakes whoever still waits for it
+            if self._end_sent:
+                await trio.lowlevel.checkpoint()
+            else:
+                self._end_sent = True
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    await send_eof(self.transport_stream)
+            if self._has_ended():
+                self._socket.close()
+        except trio.Cancelled:
+            self._abandon()
+            raise
+        finally:
+            self._over.set()
+
+    def reset(self) -> None:
+        """Abandon the connection: the relay sees a RST at once. On a stream that was closed this changes nothing."""
+        if not self._closed:
+            self._closed = True
+            self._abandon()
+            self._over.set()
+
+    async def see_out(self) -> None:
+        """Wait until the stream was closed or reset, then let go of its connection; cancelled, reset it."""
+        try:
+            # No deadline: a visitor stays for as long as it and the gateway like.
+            await self._over.wait()
+            if self._socket is not None and self._socket.fileno() != -1:
+                await close_after_answer(self.transport_stream)
+        finally:
+            self.reset()
+            await trio.aclose_forcefully(self.transport_stream)
+
+    def _abandon(self) -> None:
+        """What has no socket is closed by `see_out`, a moment later."""
+        if self._socket is not None and self._socket.fileno() != -1:
+            with suppress(OSError):
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+            self._socket.close()
+
+    def _has_ended(self) -> bool:
+        """Whether the visitor, too, has said all: then there is nothing to wait for."""
+        if self._plain is None:
+            return False
+        try:
+            return not os.read(self._plain.fileno(), _DISCARDED)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def _raise_if_closed(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed")
+
+    def __repr__(self) -> str:
+        return f"<ChannelStream{' closed' if self._closed else ''}>"
+
+
+def _socket_below(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
+    """The socket at the bottom, however deep below TLS and wrappers."""
+    innermost: Any = stream
+    while hasattr(innermost, "transport_stream"):
+        innermost = innermost.transport_stream
+    return innermost.socket if isinstance(innermost, trio.SocketStream) else None

@@ -1,0 +1,345 @@
+"""The real program, as a process of its own: what it prints, how it ends, and that the key is nowhere to be seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Final, final
+
+import pytest
+
+from pioneer_tunnel import __main__ as entry_point
+from pioneer_tunnel.identity import PublicKey, RelayKey
+from pioneer_tunnel.status import State, Status
+
+PROGRAM: Final = [sys.executable, "-m", "pioneer_tunnel"]
+KEY: Final = RelayKey("ptk1_the-key-of-the-tests-0123456789abcdef")
+DEADLINE: Final = 20.0
+
+
+@final
+class Program:
+    """One run of `pioneer-tunnel`, with what it has printed so far."""
+
+    def __init__(self, *arguments: str | Path, cwd: Path | None = None) -> None:
+        self.arguments = [*map(str, arguments)]
+        environment = os.environ | {"COLUMNS": "400", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "error"}
+        environment["PYTHONPATH"] = str(Path(entry_point.__file__).parent.parent)
+        self.process = subprocess.Popen(
+            [*PROGRAM, *self.arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=cwd
+        )
+        self.out = b""
+        self.err = b""
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Read standard error until it has what is looked for."""
+        assert self.process.stderr is not None
+        deadline = time.monotonic() + DEADLINE
+        while (found := re.search(pattern, self.err.decode())) is None:
+            left = deadline - time.monotonic()
+            assert left > 0, f"no {pattern!r} in {self.err.decode()!r}"
+            if select.select([self.process.stderr], [], [], left)[0]:
+                data = os.read(self.process.stderr.fileno(), 65536)
+                assert data, f"it ended with {self.err.decode()!r} before it said {pattern!r}"
+                self.err += data
+        return found
+
+    def finish(self) -> int:
+        """Wait for its end; returns the exit status."""
+        out, err = self.process.communicate(timeout=DEADLINE)
+        self.out += out
+        self.err += err
+        assert b"Traceback" not in self.err
+        return self.process.returncode
+
+    def interrupt(self, by: signal.Signals) -> int:
+        self.process.send_signal(by)
+        return self.finish()
+
+    @property
+    def errors(self) -> str:
+        return " ".join(self.err.decode().split())
+
+
+@contextmanager
+def running(*arguments: str | Path, cwd: Path | None = None) -> Iterator[Program]:
+    program = Program(*arguments, cwd=cwd)
+    try:
+        yield program
+    finally:
+        if program.process.poll() is None:
+            program.process.kill()
+        for pipe in (program.process.stdout, program.process.stderr):
+            if pipe is not None:
+                pipe.close()
+        program.process.wait()
+
+
+def run(*arguments: str | Path, cwd: Path | None = None) -> Program:
+    with running(*arguments, cwd=cwd) as program:
+        program.finish()
+        return program
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Gateway(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = f"hello from {self.path}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def gateway() -> Iterator[str]:
+    """A local HTTP gateway's address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@final
+class Relay:
+    def __init__(self, folder: Path, program: Program, url: str, ingress: int) -> None:
+        self.folder, self.program, self.url, self.ingress = folder, program, url, ingress
+
+    def ask(self, path: str) -> bytes:
+        with socket.create_connection(("127.0.0.1", self.ingress), timeout=DEADLINE) as visitor:
+            visitor.sendall(f"GET {path} HTTP/1.0\r\nHost: office.test\r\n\r\n".encode())
+            return b"".join(iter(lambda: visitor.recv(65536), b""))
+
+
+@pytest.fixture
+def relay(tmp_path: Path) -> Iterator[Relay]:
+    """A relay in a process of its own, and the key file of its one tunnel beside its configuration."""
+    control, ingress = free_port(), free_port()
+    (tmp_path / "relay.toml").write_text(
+        f"""
+        [relay]
+        control_addr = "127.0.0.1:{control}"
+        ingress_addr = "127.0.0.1:{ingress}"
+        id = "relay-1"
+        public_names = ["127.0.0.1:{control}"]
+
+        [[relay.tunnels]]
+        id = "office"
+        url = "http://office.test"
+        key = "{KEY.identity().public_key}"
+        """
+    )
+    key_file(tmp_path, KEY.reveal() + "\n")
+    with running("relay", "--config", tmp_path / "relay.toml") as program:
+        program.wait_for("gateways at")
+        yield Relay(tmp_path, program, f"ws://127.0.0.1:{control}", ingress)
+        if program.process.poll() is None:
+            assert program.interrupt(signal.SIGTERM) == 0
+        assert KEY.reveal().encode() not in program.out + program.err
+
+
+def key_file(folder: Path, text: str) -> Path:
+    path = folder / "key"
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
+# relay new-key
+
+
+def test_new_key_prints_the_secret_and_what_the_registry_needs() -> None:
+    program = run("relay", "new-key")
+    assert program.process.returncode == 0
+    assert program.err == b""
+    secret, public = program.out.decode().splitlines()
+    assert RelayKey(secret).identity().public_key == PublicKey.parse(public)
+    assert len(secret) >= 43, "256 bits in base64"
+    assert run("relay", "new-key").out != program.out
+
+
+# relay and expose
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_a_gateway_is_exposed_until_it_is_interrupted(relay: Relay, gateway: str, by: signal.Signals) -> None:
+    arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+    with running(*arguments) as program:
+        program.wait_for("connected .*http://office.test")
+        assert relay.ask("/one").endswith(b"hello from /one")
+        shown = Path(f"/proc/{program.process.pid}/cmdline").read_bytes()
+        assert KEY.reveal().encode() not in shown
+        assert program.interrupt(by) == 0
+        assert program.errors.endswith("stopped")
+        assert program.out == b""
+        assert KEY.reveal().encode() not in program.err
+    assert relay.ask("/two").startswith(b"HTTP/1.1 503 ")
+    assert relay.program.interrupt(by) == 0
+
+
+def test_status_lines_for_machines(relay: Relay, gateway: str) -> None:
+    arguments: list[str | Path] = [
+        "expose",
+        gateway,
+        "--relay",
+        relay.url,
+        "--key-file",
+        relay.folder / "key",
+        "--json",
+    ]
+    with running(*arguments) as program:
+        program.wait_for('"connected"')
+        relay.ask("/")
+        assert program.interrupt(signal.SIGINT) == 0
+    statuses = [Status.from_wire(json.loads(line)) for line in program.err.decode().splitlines()]
+    assert [status.state for status in statuses] == [State.STARTING, State.CONNECTED, State.STOPPED]
+    assert statuses[1].public_url == "http://office.test"
+
+
+def test_a_relay_that_goes_away_is_waited_for(relay: Relay, gateway: str) -> None:
+    arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+    with running(*arguments) as program:
+        program.wait_for("connected")
+        assert relay.program.interrupt(signal.SIGINT) == 0
+        program.wait_for("reconnecting")
+        with running("relay", "--config", relay.folder / "relay.toml") as again:
+            again.wait_for("gateways at")
+            program.wait_for(r"reconnecting[\s\S]*\nconnected")
+            assert relay.ask("/again").endswith(b"hello from /again")
+            assert program.interrupt(signal.SIGINT) == 0
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_wrong_key_is_exit_status_1(relay: Relay, gateway: str, as_json: bool) -> None:
+    wrong = "ptk1_a-key-that-nobody-has-registered-here"
+    arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", key_file(relay.folder, wrong)]
+    program = run(*arguments, *["--json"] * as_json)
+    assert program.process.returncode == 1
+    assert "rejected the key" in program.errors
+    assert wrong not in program.errors
+    if as_json:
+        statuses = [Status.from_wire(json.loads(line)) for line in program.err.decode().splitlines()]
+        assert State.FAILED in [status.state for status in statuses]
+
+
+def test_proxy_protocol_is_passed_on(relay: Relay) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as local:
+        local.settimeout(DEADLINE)
+        address = f"127.0.0.1:{local.getsockname()[1]}"
+        arguments: list[str | Path] = ["expose", address, "--relay", relay.url, "--key-file", relay.folder / "key"]
+        with running(*arguments, "--proxy-protocol", "v2") as program:
+            program.wait_for("connected")
+            with socket.create_connection(("127.0.0.1", relay.ingress)) as visitor:
+                visitor.sendall(b"GET / HTTP/1.1\r\nHost: office.test\r\n\r\n")
+                connection, _ = local.accept()
+                with connection:
+                    assert connection.recv(12) == b"\r\n\r\n\0\r\nQUIT\n"
+            program.interrupt(signal.SIGINT)
+
+
+# What is wrong, explained
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["expose", "nonsense", "--relay", "ws://h", "--key-file", "key"], "LOCAL.*'nonsense'"),
+        (["expose", "127.0.0.1:1", "--key-file", "key"], "--relay"),
+        (["expose", "127.0.0.1:1", "--relay", "ws://h"], "--key-file"),
+        (["expose", "127.0.0.1:1", "--relay", "ftp://h", "--key-file", "key"], "ftp"),
+        (["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", "nowhere"], "'nowhere' cannot be read"),
+        (["expose", "127.0.0.1:1", "--relay", "wss://h", "--key-file", "key", "--ca-file", "nowhere"], "CA file"),
+        (["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", "key", "--relay-identity", "x"], "ed25519:"),
+        (["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", "key", "--proxy-protocol", "v1"], "v2"),
+        (["relay"], "--config FILE"),
+        (["relay", "--config", "nowhere"], "nowhere"),
+        (["nonsense"], "No such command"),
+    ],
+)
+def test_bad_arguments_are_explained(tmp_path: Path, arguments: list[str], told: str) -> None:
+    key_file(tmp_path, KEY.reveal())
+    program = run(*arguments, cwd=tmp_path)
+    assert program.process.returncode in {1, 2}
+    assert re.search(told, program.errors), program.errors
+    assert program.out == b""
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "one\ntwo\n", "tab\tkey-that-is-long-enough", "short-key"])
+def test_a_key_file_that_cannot_be_used_is_named_without_what_it_holds(tmp_path: Path, text: str) -> None:
+    key = key_file(tmp_path, text)
+    program = run("expose", "127.0.0.1:1", "--relay", "ws://127.0.0.1:9", "--key-file", key)
+    assert program.process.returncode == 1
+    assert "key" in program.errors
+    for line in text.split():
+        assert line not in program.errors
+
+
+def test_a_key_file_may_be_what_new_key_printed_but_others_should_not_read_it(relay: Relay, gateway: str) -> None:
+    key = key_file(relay.folder, f"{KEY.reveal()}\n{KEY.identity().public_key}\n")
+    key.chmod(0o644)
+    with running("expose", gateway, "--relay", relay.url, "--key-file", key) as program:
+        program.wait_for("connected")
+        assert "can be read by others" in program.errors
+        assert program.interrupt(signal.SIGINT) == 0
+
+
+def test_every_problem_of_a_relays_file_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "relay.toml").write_text('[relay]\ncontrol_adr = "x"\ningress_addr = "y"\nid = ""\npublic_names = []\n')
+    program = run("relay", "--config", tmp_path / "relay.toml")
+    assert program.process.returncode == 1
+    for told in (
+        "relay.toml",
+        "control_adr",
+        "nearest known one is 'control_addr'",
+        "ingress_addr",
+        "relay.id",
+        "public_names",
+    ):
+        assert told in program.errors
+
+
+def test_an_address_that_is_taken_is_named(relay: Relay) -> None:
+    program = run("relay", "--config", relay.folder / "relay.toml")
+    assert program.process.returncode == 1
+    assert "in use" in program.errors
+
+
+def test_verbose_logs_more_and_never_the_key(relay: Relay, gateway: str) -> None:
+    arguments: list[str | Path] = ["-v", "expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+    with running(*arguments) as program:
+        program.wait_for("connected")
+        relay.ask("/secret-path")
+        assert program.interrupt(signal.SIGINT) == 0
+    assert KEY.reveal() not in program.errors
+    assert "secret-path" not in program.errors
+    assert '"proof"' not in program.errors
+
+
+def test_the_version_is_told() -> None:
+    from pioneer_tunnel._version import __version__
+
+    assert run("--version").out.decode().strip().endswith(__version__)

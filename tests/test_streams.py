@@ -1,0 +1,264 @@
+"""`streams`: Trio's contract over a socket, a watch over what moves, and the ways to end a connection."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import trio
+import trio.testing
+from rig import read_all
+
+from pioneer_tunnel.streams import PrefixedStream, WatchedStream, abandon, close_after_answer, send_eof
+
+
+async def sockets() -> tuple[trio.SocketStream, trio.SocketStream]:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        ours = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+        return ours, await listener.accept()
+
+
+async def watched_sockets() -> tuple[WatchedStream, WatchedStream]:
+    ours, theirs = await sockets()
+    return WatchedStream(ours), WatchedStream(theirs)
+
+
+async def full_sockets() -> tuple[WatchedStream, WatchedStream]:
+    """A pair of which neither end can send any more."""
+    one, other = await sockets()
+    for stream in (one, other):
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    ours, theirs = WatchedStream(one), WatchedStream(other)
+    with trio.move_on_after(0.05):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ours.send_all, bytes(4_000_000))
+            nursery.start_soon(theirs.send_all, bytes(4_000_000))
+    return ours, theirs
+
+
+# WatchedStream
+
+
+async def test_over_a_socket_it_keeps_trios_contract() -> None:
+    with trio.fail_after(30):
+        await trio.testing.check_half_closeable_stream(watched_sockets, full_sockets)
+
+
+async def test_over_another_stream_it_keeps_trios_contract() -> None:
+    async def make() -> tuple[WatchedStream, WatchedStream]:
+        ours, theirs = trio.testing.memory_stream_pair()
+        return WatchedStream(ours), WatchedStream(theirs)
+
+    await trio.testing.check_half_closeable_stream(make, None)
+
+
+@pytest.mark.parametrize("over", ["socket", "memory"])
+async def test_it_remembers_when_bytes_came_and_since_when_none_leave(over: str) -> None:
+    if over == "socket":
+        ours, theirs = await watched_sockets()
+    else:
+        one, other = trio.testing.lockstep_stream_pair()
+        ours, theirs = WatchedStream(one), WatchedStream(other)
+
+    def since() -> float | None:
+        return ours.sending_since
+
+    async with ours, theirs, trio.open_nursery() as nursery:
+        began = theirs.last_received
+        assert since() is None
+        await trio.sleep(0.01)
+        nursery.start_soon(ours.send_all, bytes(32_000_000))
+        await trio.sleep(0.1)
+        stalled = since()
+        assert stalled is not None
+        assert theirs.last_received == began
+        await theirs.receive_some()
+        assert theirs.last_received > began
+        received = 0
+        while received < 16_000_000:
+            received += len(await theirs.receive_some(1_000_000))
+        await trio.sleep(0.01)
+        progressed = since()
+        assert progressed is not None
+        assert progressed > stalled, "it measures the lack of progress, not the time to finish"
+        nursery.cancel_scope.cancel()
+    assert since() is None
+
+
+async def test_a_socket_that_was_closed_meanwhile_is_not_read_by_its_old_number() -> None:
+    ours, theirs = await watched_sockets()
+    async with theirs:
+        await ours.aclose()
+        await theirs.send_all(b"for somebody else")
+        with pytest.raises(trio.ClosedResourceError):
+            await ours.receive_some()
+        with pytest.raises(trio.ClosedResourceError):
+            await ours.send_all(b"x")
+
+
+async def test_a_reset_is_broken_and_says_why() -> None:
+    ours, theirs = await watched_sockets()
+    await abandon(theirs)
+    async with ours:
+        with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
+            await ours.receive_some()
+
+
+async def test_reading_and_writing_let_other_tasks_run() -> None:
+    ours, theirs = await watched_sockets()
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with ours, theirs, trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        for _ in range(100):
+            await ours.send_all(b"x")
+            await theirs.receive_some(1)
+        assert turns > 150
+        nursery.cancel_scope.cancel()
+
+
+# PrefixedStream
+
+
+async def test_a_prefix_comes_first_and_then_the_rest() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    stream = PrefixedStream(ours, b"already read ")
+    await theirs.send_all(b"and the rest")
+    await theirs.send_eof()
+    assert await stream.receive_some(7) == b"already"
+    assert await read_all(stream) == b" read and the rest"
+    await stream.send_all(b"answer")
+    await stream.send_eof()
+    assert await read_all(theirs) == b"answer"
+
+
+async def test_a_closed_prefixed_stream_gives_nothing_more() -> None:
+    stream = PrefixedStream(trio.testing.memory_stream_pair()[0], b"already read")
+    await stream.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.receive_some()
+
+
+@pytest.mark.parametrize("max_bytes", [0, -1])
+async def test_a_prefixed_stream_wants_a_positive_amount(max_bytes: int) -> None:
+    """It used to return b"" for 0, which reads as the end, and all but the last byte for -1."""
+    stream = PrefixedStream(trio.testing.memory_stream_pair()[0], b"already read")
+    with pytest.raises(ValueError, match="max_bytes"):
+        await stream.receive_some(max_bytes)
+
+
+async def test_a_prefixed_stream_keeps_trios_contract() -> None:
+    async def make() -> tuple[PrefixedStream, PrefixedStream]:
+        ours, theirs = trio.testing.memory_stream_pair()
+        return PrefixedStream(ours, b""), PrefixedStream(theirs, b"")
+
+    await trio.testing.check_half_closeable_stream(make, None)
+
+
+# Ending a connection
+
+
+async def test_abandon_is_a_reset_however_deep_the_socket_is() -> None:
+    for wrapped in (False, True):
+        ours, theirs = await sockets()
+        async with theirs:
+            await abandon(PrefixedStream(WatchedStream(ours), b"x") if wrapped else ours)
+            assert ours.socket.fileno() == -1
+            with pytest.raises(trio.BrokenResourceError):
+                await theirs.receive_some()
+
+
+async def test_abandon_takes_a_stream_by_its_reset() -> None:
+    class Resettable(trio.abc.AsyncResource):
+        def __init__(self) -> None:
+            self.calls: list[str] = []
+
+        def reset(self) -> None:
+            self.calls.append("reset")
+
+        async def aclose(self) -> None:
+            self.calls.append("aclose")
+
+    stream = Resettable()
+    await abandon(stream)
+    assert stream.calls == ["reset", "aclose"]
+
+
+async def test_abandon_closes_also_what_was_closed_or_is_no_socket() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    await abandon(ours)
+    await abandon(ours)
+    assert await theirs.receive_some() == b""
+    one, other = await sockets()
+    await one.aclose()
+    await abandon(one)
+    await other.aclose()
+
+
+async def test_abandon_under_a_cancellation_still_lets_the_next_be_abandoned() -> None:
+    one, other = await sockets()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await abandon(one)
+        await abandon(other)
+        assert one.socket.fileno() == other.socket.fileno() == -1
+
+
+async def test_the_last_word_arrives_at_who_is_still_talking() -> None:
+    ours, theirs = await sockets()
+    async with theirs, trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def talk() -> None:
+            await theirs.send_all(bytes(2_000_000))
+            await theirs.send_eof()
+
+        @nursery.start_soon
+        async def answer() -> None:
+            await ours.receive_some(100)
+            await ours.send_all(b"too much")
+            await close_after_answer(ours)
+
+        assert await read_all(theirs) == b"too much"
+    assert ours.socket.fileno() == -1
+
+
+async def test_who_never_stops_talking_is_left_after_two_seconds(autojump_clock: trio.testing.MockClock) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    started = trio.current_time()
+    await close_after_answer(ours)
+    assert trio.current_time() - started == pytest.approx(2)
+    assert await theirs.receive_some() == b""
+
+
+async def test_send_eof_closes_what_has_no_halves() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    await send_eof(ours)
+    assert await theirs.receive_some() == b""
+
+    class Whole(trio.abc.Stream):
+        closed = False
+
+        async def aclose(self) -> None:
+            self.closed = True
+
+        async def receive_some(self, max_bytes: int | None = None) -> bytes:
+            raise AssertionError
+
+        async def send_all(self, data: object) -> None:
+            raise AssertionError
+
+        async def wait_send_all_might_not_block(self) -> None:
+            raise AssertionError
+
+    whole = Whole()
+    await send_eof(whole)
+    assert whole.closed

@@ -1,0 +1,653 @@
+"""The transports `tcp` and `tls` against the scripted relay: each step of the opening, the pool, and the ends of things."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import random
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+import trustme
+
+from pioneer_tunnel.address import Address
+from pioneer_tunnel.channel_stream import ChannelStream
+from pioneer_tunnel.dialer import dial_tcp
+from pioneer_tunnel.errors import (
+    InvalidSettingsError,
+    LinkLostError,
+    RelayConnectError,
+    TunnelAuthError,
+    TunnelError,
+    UnsupportedTransportError,
+)
+from pioneer_tunnel.forward import forward
+from pioneer_tunnel.identity import RelayKey
+from pioneer_tunnel.key_mode import KeyMode
+from pioneer_tunnel.restart_policy import RestartPolicy
+from pioneer_tunnel.status import State
+from pioneer_tunnel.streams import WatchedStream, abandon
+from pioneer_tunnel.testing import Moment, ScriptedPioneerRelay, Trouble, Way, open_pioneer_relay
+from pioneer_tunnel.transports import pioneer_relay
+from pioneer_tunnel.transports.rathole_codec import ControlCommand, encode_command
+from pioneer_tunnel.transports.seam import Session, Target
+from pioneer_tunnel.tunnel import Tunnel, open_tunnel
+from pioneer_tunnel.tunnel_stream import TunnelStream
+from rig import AT_ONCE, ask, echo, eventually, in_background, nothing_left_behind, read_all, read_exactly
+
+KEY = RelayKey("weak")  # these transports take any key
+OPENING = [Moment.HELLO, Moment.ACK]
+CREATE = encode_command(ControlCommand.CREATE_DATA_CHANNEL)
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(params=["tcp", "tls"])
+def secured(request: pytest.FixtureRequest, ca: trustme.CA, tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the relay and the tunnel have to know for each of the two transports."""
+    if request.param == "tcp":
+        return {}, {"transport": "tcp"}
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ca.issue_cert("127.0.0.1").configure_cert(context)
+    file = tmp_path / "ca.pem"
+    ca.cert_pem.write_to_path(str(file))
+    return {"tls": context}, {"transport": "tls", "ca_file": file}
+
+
+def a_tunnel(relay: ScriptedPioneerRelay, **changes: Any) -> Any:
+    settings: dict[str, Any] = {"key": KEY, "transport": "tcp", "restart": AT_ONCE, "connect_timeout": 2}
+    return open_tunnel(str(relay.address), **(settings | changes))
+
+
+@asynccontextmanager
+async def connected(
+    secured: tuple[dict[str, Any], dict[str, Any]] = ({}, {}), **changes: Any
+) -> AsyncIterator[tuple[ScriptedPioneerRelay, Tunnel]]:
+    async with open_pioneer_relay(key=KEY, **secured[0]) as relay, a_tunnel(relay, **secured[1], **changes) as tunnel:
+        with trio.fail_after(5):
+            await tunnel.wait_connected()
+        yield relay, tunnel
+
+
+async def failure(relay: ScriptedPioneerRelay, **changes: Any) -> TunnelError:
+    """What one run of the transport over memory ends with."""
+    settings: dict[str, Any] = {"key": KEY, "dial": relay.dial, "address": _ADDRESS, "connect_timeout": 10.0}
+    target = Target(**(settings | changes))
+
+    def deliver(stream: TunnelStream) -> None:
+        nursery.start_soon(echo, stream)
+
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(TunnelError) as raised:
+            await pioneer_relay.serve_tcp(target, deliver, lambda event: None, task_status=trio.TASK_STATUS_IGNORED)
+        nursery.cancel_scope.cancel()
+    return raised.value
+
+
+_ADDRESS = Target(address=__import__("pioneer_tunnel").RelayAddress(None, "relay.test", 2333), key=KEY).address
+
+
+# Coming up
+
+
+@pytest.mark.parametrize("mode", list(KeyMode))
+async def test_a_visitor_is_served_in_each_key_mode(mode: KeyMode) -> None:
+    async with (
+        open_pioneer_relay(key=KEY, key_mode=mode, service="büro") as relay,
+        a_tunnel(relay, key_mode=str(mode), service="büro") as tunnel,
+        in_background(lambda: trio.serve_listeners(echo, [tunnel])),
+    ):
+        with trio.fail_after(5):
+            status = await tunnel.wait_connected()
+            assert status.public_url is None
+            async with await relay.visit() as visitor:
+                assert await ask(visitor, b"hello") == b"hello"
+
+
+async def test_what_a_stream_says_of_itself(secured: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    async with connected(secured) as (relay, tunnel), await relay.visit() as visitor:
+        await visitor.send_all(b"x")
+        async with await tunnel.accept() as stream:
+            assert stream.visitor is None
+            assert stream.tls is None
+            assert stream.tunnelled
+            assert stream.usable
+            assert (stream.plain_socket is not None) == (secured[1]["transport"] == "tcp")
+        assert not stream.usable
+
+
+async def test_tcp_says_at_connect_that_it_is_in_clear(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        async with connected():
+            pass
+    (record,) = [record for record in caplog.records if "clear" in record.message]
+    assert "tokens" in record.message
+    assert KEY.reveal() not in caplog.text
+
+
+async def test_200_visitors_at_once_each_get_their_own_answer(secured: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    async def visit(number: int) -> None:
+        body = f"visitor {number} ".encode() * 100
+        async with await relay.visit() as visitor:
+            assert await ask(visitor, body) == body
+
+    async with (
+        connected(secured, connect_timeout=20) as (relay, tunnel),
+        in_background(lambda: trio.serve_listeners(echo, [tunnel])),
+    ):
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                for number in range(200):
+                    nursery.start_soon(visit, number)
+
+
+async def test_the_pool_is_filled_and_refilled() -> None:
+    async with connected() as (relay, tunnel), in_background(lambda: trio.serve_listeners(echo, [tunnel])):
+        await eventually(lambda: relay.data_channels == 8)
+        for number in range(3):
+            async with await relay.visit() as visitor:
+                assert await ask(visitor, b"x") == b"x"
+            await eventually(lambda number=number: relay.data_channels == 9 + number)  # type: ignore[misc]
+        assert relay.asked_for == relay.data_channels == 11
+
+
+async def test_idle_data_channels_are_bounded_and_what_is_owed_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pioneer_relay, "MOST_IDLE", 10)
+    async with connected() as (relay, tunnel), in_background(lambda: trio.serve_listeners(echo, [tunnel])):
+        relay.tell(CREATE * 1000)
+        await eventually(lambda: relay.data_channels == 10)
+        await trio.sleep(0.05)
+        assert relay.data_channels == 10
+        async with await relay.visit() as visitor:
+            assert await ask(visitor, b"x") == b"x"
+        await eventually(lambda: relay.data_channels == 11)
+
+
+async def test_data_channels_go_to_the_machine_that_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name can have several addresses, and only one of them knows the session."""
+    asked = []
+
+    async def open_tcp_stream(host: str, port: int) -> trio.SocketStream:
+        asked.append(host)
+        return await dial_tcp("127.0.0.1", port)
+
+    monkeypatch.setattr(trio, "open_tcp_stream", open_tcp_stream)
+    async with open_pioneer_relay(key=KEY) as relay:
+        async with open_tunnel(f"relay.test:{relay.address.port}", key=KEY, transport="tcp") as tunnel:
+            with trio.fail_after(5):
+                await tunnel.wait_connected()
+            await eventually(lambda: relay.data_channels == 8)
+    assert asked == ["relay.test"]
+
+
+# Not coming up
+
+
+@pytest.mark.parametrize("moment", OPENING)
+async def test_a_step_that_stalls_is_given_up_on(moment: Moment, autojump_clock: trio.testing.MockClock) -> None:
+    async with open_pioneer_relay(key=KEY, listen=False, troubles=[Trouble(moment, Way.STALL)]) as relay:
+        began = trio.current_time()
+        error = await failure(relay, connect_timeout=7.0)
+        assert trio.current_time() - began == pytest.approx(7)
+    assert type(error) is RelayConnectError
+    assert "within 7 seconds" in str(error)
+    assert not error.final
+
+
+async def test_a_dial_that_stalls_is_given_up_on(autojump_clock: trio.testing.MockClock) -> None:
+    async def dial(host: str, port: int) -> trio.abc.Stream:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with open_pioneer_relay(key=KEY, listen=False) as relay:
+        error = await failure(relay, dial=dial)
+    assert type(error) is RelayConnectError
+
+
+@pytest.mark.parametrize("way", [Way.DROP, Way.RESET, Way.HALF, Way.JUNK])
+@pytest.mark.parametrize("moment", OPENING)
+async def test_an_opening_that_breaks_is_retried(moment: Moment, way: Way) -> None:
+    """Over real sockets, where a RST is one."""
+    with nothing_left_behind():
+        async with (
+            open_pioneer_relay(key=KEY, troubles=[Trouble(moment, way)]) as relay,
+            a_tunnel(relay) as tunnel,
+        ):
+            with trio.fail_after(5):
+                await tunnel.wait_connected()
+            told = [status for status in tunnel.history if status.state is State.FAILED]
+            assert {str(status.error_kind) for status in told} == {"relay_connect_failed"}
+            assert "127.0.0.1" in (told[0].message or "")
+            assert relay.control_channels == 2
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind", "says"),
+    [
+        (Trouble(Moment.HELLO, Way.DROP), RelayConnectError, "its hello"),
+        (Trouble(Moment.ACK, Way.DROP), RelayConnectError, "its word on our key"),
+        (Trouble(Moment.HELLO, Way.JUNK), RelayConnectError, "HTTP"),
+        (Trouble(Moment.ACK, Way.JUNK), RelayConnectError, "answer to a proof"),
+        (Trouble(Moment.OPEN, Way.JUNK), LinkLostError, "command"),
+        (Trouble(Moment.OPEN, Way.DROP), LinkLostError, "closed the control channel"),
+        (Trouble(Moment.OPEN, Way.HALF), LinkLostError, "closed the control channel"),
+        (Trouble(Moment.ACK, Way.AUTH_FAILED), TunnelAuthError, "rejected the key"),
+        (Trouble(Moment.ACK, Way.UNKNOWN_SERVICE), InvalidSettingsError, "token_routing"),
+        (Trouble(Moment.HELLO, Way.UNKNOWN_SERVICE), InvalidSettingsError, "pioneer_gateway"),
+    ],
+    ids=str,
+)
+async def test_what_a_relay_does_and_what_it_means(trouble: Trouble, kind: type[TunnelError], says: str) -> None:
+    async with open_pioneer_relay(key=KEY, listen=False, then=trouble) as relay:
+        error = await failure(relay)
+    assert type(error) is kind
+    assert says in str(error)
+    assert KEY.reveal() not in str(error)
+
+
+async def test_another_version_is_retried_slowly() -> None:
+    async with open_pioneer_relay(key=KEY, listen=False, then=Trouble(Moment.HELLO, Way.OTHER_VERSION)) as relay:
+        error = await failure(relay)
+    assert type(error) is RelayConnectError
+    assert error.retry_slowly
+    assert "version 2" in str(error)
+
+
+@pytest.mark.parametrize("mode", [KeyMode.TOKEN_HASH, KeyMode.RATHOLE])
+async def test_a_wrong_key_and_an_unknown_service_are_final(mode: KeyMode) -> None:
+    """With real sockets: the relay closes with our proof unread, and its last word arrives all the same."""
+    async with open_pioneer_relay(key=KEY, key_mode=mode, service="mine") as relay:
+        for _ in range(10):
+            async with a_tunnel(relay, key_mode=mode, service="theirs") as tunnel:
+                with trio.fail_after(5), pytest.raises(InvalidSettingsError, match=f"'theirs'.*{mode}"):
+                    await tunnel.accept()
+        async with a_tunnel(relay, key_mode=mode, service="mine", key=RelayKey("other")) as tunnel:
+            with trio.fail_after(5), pytest.raises(TunnelAuthError, match="mine"):
+                await tunnel.accept()
+
+
+async def test_a_wrong_key_at_a_relay_that_routes_by_it_is_a_key_that_it_does_not_know() -> None:
+    async with open_pioneer_relay(key=KEY) as relay, a_tunnel(relay, key=RelayKey("other")) as tunnel:
+        with trio.fail_after(5), pytest.raises(InvalidSettingsError, match="does not know our key"):
+            await tunnel.accept()
+
+
+async def test_tls_to_a_relay_that_nobody_vouches_for_is_refused(ca: trustme.CA) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ca.issue_cert("127.0.0.1").configure_cert(context)
+    async with open_pioneer_relay(key=KEY, tls=context) as relay, a_tunnel(relay, transport="tls") as tunnel:
+        await eventually(lambda: tunnel.status.error_kind is not None)
+        assert "not trusted" in (tunnel.status.message or "")
+        assert relay.control_channels == 0
+
+
+async def test_tcp_to_a_relay_that_speaks_tls_says_so(ca: trustme.CA) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ca.issue_cert("127.0.0.1").configure_cert(context)
+    async with open_pioneer_relay(key=KEY, tls=context) as relay, a_tunnel(relay, transport="tcp") as tunnel:
+        await eventually(lambda: tunnel.status.error_kind is not None)
+        assert tunnel.status.error_kind is not None
+
+
+@pytest.mark.parametrize(
+    ("relay", "changes", "kind", "says"),
+    [
+        ("wss://relay.test", {}, InvalidSettingsError, "host:port"),
+        ("relay.test:1", {"transport": "noise"}, UnsupportedTransportError, "noise"),
+        ("relay.test:1", {"key_mode": "plain"}, InvalidSettingsError, "token_routing"),
+        ("relay.test:1", {"relay_identity": "ed25519:" + "01" + "00" * 31}, InvalidSettingsError, "relay_identity"),
+    ],
+)
+async def test_what_cannot_be_used_is_refused_at_once(
+    relay: str, changes: dict[str, Any], kind: type[TunnelError], says: str
+) -> None:
+    with pytest.raises(kind, match=says):
+        async with open_tunnel(relay, **({"key": KEY, "transport": "tcp"} | changes)):
+            pytest.fail("it was entered")
+
+
+# Being up, and the end of it
+
+
+async def test_a_relay_that_falls_silent_is_dead_after_40_seconds(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_pioneer_relay(key=KEY, listen=False, heartbeat=None) as relay:
+        began = trio.current_time()
+        error = await failure(relay)
+        assert trio.current_time() - began == pytest.approx(40)
+    assert type(error) is LinkLostError
+    assert "silent for 40 seconds" in str(error)
+
+
+async def test_heartbeats_keep_it_alive(autojump_clock: trio.testing.MockClock) -> None:
+    async with (
+        open_pioneer_relay(key=KEY, listen=False) as relay,
+        a_tunnel(relay, dial=relay.dial) as tunnel,
+        in_background(lambda: trio.serve_listeners(echo, [tunnel])),
+    ):
+        await tunnel.wait_connected()
+        await trio.sleep(3600)
+        assert [status.state for status in tunnel.history].count(State.RECONNECTING) == 0
+        visitor = await relay.visit()
+        assert await ask(visitor, b"an hour later") == b"an hour later"
+
+
+async def test_an_unknown_command_loses_the_link() -> None:
+    async with open_pioneer_relay(key=KEY, listen=False) as relay, trio.open_nursery() as nursery:
+        errors = []
+
+        @nursery.start_soon
+        async def run() -> None:
+            errors.append(await failure(relay))
+
+        await eventually(lambda: relay.connected)
+        relay.tell(b"\x07\0\0\0")
+        await eventually(lambda: bool(errors))
+        assert type(errors[0]) is LinkLostError
+        assert "7" in str(errors[0])
+
+
+async def test_a_relay_that_restarts_is_found_again(secured: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    with nothing_left_behind():
+        async with trio.open_nursery() as nursery:
+            relay = ScriptedPioneerRelay(key=KEY, **secured[0])
+            await nursery.start(relay.run)
+            async with (
+                a_tunnel(relay, **secured[1]) as tunnel,
+                in_background(lambda: trio.serve_listeners(echo, [tunnel])),
+            ):
+                for _ in range(3):
+                    with trio.fail_after(5):
+                        await tunnel.wait_connected()
+                        await eventually(lambda: relay.connected)
+                        async with await relay.visit() as visitor:
+                            assert await ask(visitor, b"x") == b"x"
+                    nursery.cancel_scope.cancel()
+                    break
+        # A new nursery, since the old one is cancelled: the relay comes back at the same port.
+        async with trio.open_nursery() as nursery:
+            await nursery.start(relay.run)
+            async with (
+                a_tunnel(relay, **secured[1]) as tunnel,
+                in_background(lambda: trio.serve_listeners(echo, [tunnel])),
+            ):
+                with trio.fail_after(5):
+                    await tunnel.wait_connected()
+                relay.drop_gateway()
+                await eventually(lambda: relay.control_channels == 3)
+                with trio.fail_after(5):
+                    await tunnel.wait_connected()
+                    async with await relay.visit() as visitor:
+                        assert await ask(visitor, b"again") == b"again"
+                assert State.RECONNECTING in [status.state for status in tunnel.history]
+            nursery.cancel_scope.cancel()
+
+
+async def test_open_streams_end_with_a_reset_when_the_control_channel_does() -> None:
+    async with connected() as (relay, tunnel):
+        visitor = await relay.visit()
+        await visitor.send_all(b"x")
+        stream = await tunnel.accept()
+        assert await read_exactly(stream, 1) == b"x"
+        relay.drop_gateway()
+        with trio.fail_after(5):
+            with pytest.raises(trio.BrokenResourceError):
+                await read_all(visitor)
+            await eventually(lambda: not stream.usable)
+            with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
+                await stream.receive_some()
+        await visitor.aclose()
+
+
+# Data channels that come to nothing
+
+
+@pytest.mark.parametrize("way", [Way.DROP, Way.RESET, Way.HALF, Way.JUNK, Way.UDP])
+@pytest.mark.parametrize("moment", [Moment.DATA, Moment.START])
+async def test_a_data_channel_that_breaks_harms_nobody_else(moment: Moment, way: Way) -> None:
+    with nothing_left_behind():
+        async with (
+            open_pioneer_relay(key=KEY, troubles=[Trouble(moment, way)]) as relay,
+            a_tunnel(relay) as tunnel,
+            in_background(lambda: trio.serve_listeners(echo, [tunnel])),
+        ):
+            with trio.fail_after(5):
+                await tunnel.wait_connected()
+            if moment is Moment.START:
+                visitor = await relay.visit()
+            await eventually(lambda: relay.data_channels >= 8)
+            assert tunnel.status.state is State.CONNECTED
+            relay.drop_gateway()  # the second time the relay behaves
+            await eventually(lambda: relay.control_channels == 2 and relay.connected)
+            with trio.fail_after(5):
+                async with await relay.visit() as visitor:
+                    assert await ask(visitor, b"x") == b"x"
+
+
+async def test_a_data_channel_is_dialled_again_for_ten_seconds(autojump_clock: trio.testing.MockClock) -> None:
+    dialled: list[float] = []
+
+    async def dial(host: str, port: int) -> trio.abc.Stream:
+        if relay.control_channels == 0:
+            return await relay.dial(host, port)
+        dialled.append(trio.current_time())
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    async with open_pioneer_relay(key=KEY, listen=False, pool=1) as relay, a_tunnel(relay, dial=dial) as tunnel:
+        await tunnel.wait_connected()
+        await trio.sleep(60)
+        assert tunnel.status.state is State.CONNECTED
+    assert 9 < dialled[-1] - dialled[0] <= 10
+    assert 8 < len(dialled) < 20
+
+
+async def test_a_visitor_that_nobody_has_room_for_is_reset() -> None:
+    async with connected(backlog=1) as (relay, tunnel):
+        async with await relay.visit() as first, await relay.visit() as second:
+            await first.send_all(b"1")
+            await second.send_all(b"2")
+            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+                await trio.sleep(0.1)
+                await read_all(second if tunnel.status else first)
+
+
+async def test_a_visitor_who_left_while_it_waited_is_not_accepted() -> None:
+    async with connected() as (relay, tunnel):
+        gone = await relay.visit()
+        await gone.send_all(b"gone")
+        await trio.sleep(0.1)
+        await abandon(gone)
+        await trio.sleep(0.1)
+        async with await relay.visit() as here:
+            await here.send_all(b"here")
+            with trio.fail_after(5):
+                async with await tunnel.accept() as stream:
+                    assert await read_exactly(stream, 4) == b"here"
+
+
+# Bytes
+
+
+@pytest.mark.parametrize("by", ["forward", "handler"])
+async def test_64_mib_each_way_at_once_unharmed(secured: tuple[dict[str, Any], dict[str, Any]], by: str) -> None:
+    piece = random.Random(4).randbytes(1024 * 1024)  # noqa: S311
+    size = 64 if secured[1]["transport"] == "tcp" else 16
+    expected = hashlib.sha256(piece * size).hexdigest()
+
+    async def exchange(stream: trio.abc.Stream) -> None:
+        """Send it all and end, while reading all that comes."""
+        received = hashlib.sha256()
+
+        async def send() -> None:
+            for _ in range(size):
+                await stream.send_all(piece)
+            assert isinstance(stream, trio.abc.HalfCloseableStream)
+            await stream.send_eof()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            while data := await stream.receive_some(1024 * 1024):
+                received.update(data)
+        await stream.aclose()
+        digests.append(received.hexdigest())
+
+    digests: list[str] = []
+    async with connected(secured) as (relay, tunnel), trio.open_nursery() as nursery:
+        handler: Callable[[Any], Any] = exchange
+        if by == "forward":
+            (listener,) = await nursery.start(functools.partial(trio.serve_tcp, host="127.0.0.1"), exchange, 0)
+            local = Address("127.0.0.1", listener.socket.getsockname()[1])
+            handler = functools.partial(forward, local=local)
+        nursery.start_soon(trio.serve_listeners, handler, [tunnel])
+        with trio.fail_after(30):
+            await exchange(await relay.visit())
+            await eventually(lambda: len(digests) == 2)
+        nursery.cancel_scope.cancel()
+    assert digests == [expected, expected]
+
+
+async def test_the_answer_to_a_visitor_that_has_ended_arrives(secured: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    async def handler(stream: TunnelStream) -> None:
+        async with stream:
+            request = await read_all(stream)
+            await stream.send_all(b"answer to " + request)
+
+    async with connected(secured) as (relay, tunnel), in_background(lambda: trio.serve_listeners(handler, [tunnel])):
+        with trio.fail_after(5):
+            assert await ask(await relay.visit(), b"request") == b"answer to request"
+
+
+async def test_a_gateway_that_ends_first_still_hears_the_visitor() -> None:
+    async with connected() as (relay, tunnel), await relay.visit() as visitor:
+        await visitor.send_all(b"request")
+        async with await tunnel.accept() as stream:
+            await stream.send_all(b"whole answer")
+            await stream.send_eof()
+            assert await read_all(visitor) == b"whole answer"
+            await visitor.send_all(b" and more")
+            await visitor.send_eof()
+            assert await read_all(stream) == b"request and more"
+
+
+async def test_a_last_word_arrives_although_the_visitor_is_still_talking() -> None:
+    """A plain close with something unread would be a RST, which takes the last word back."""
+    answer = os.urandom(300_000)
+
+    async def handler(stream: TunnelStream) -> None:
+        async with stream:
+            await stream.receive_some(10)
+            await stream.send_all(answer)
+
+    async with connected() as (relay, tunnel), in_background(lambda: trio.serve_listeners(handler, [tunnel])):
+        async with await relay.visit() as visitor:
+            await visitor.send_all(bytes(200_000))
+            with trio.fail_after(5):
+                assert await read_exactly(visitor, len(answer)) == answer
+
+
+@pytest.mark.parametrize("by", ["stream", "forward", "visitor"])
+async def test_a_reset_is_a_reset_at_the_other_end(by: str) -> None:
+    async with connected() as (relay, tunnel), trio.open_nursery() as nursery:
+        visitor = await relay.visit()
+        await visitor.send_all(b"x")
+        stream = await tunnel.accept()
+        if by == "visitor":
+            await abandon(visitor)
+            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+                await read_all(stream)
+            stream.reset()
+            return
+        if by == "stream":
+            stream.reset()
+            with pytest.raises(trio.ClosedResourceError):
+                await stream.receive_some()
+        else:
+
+            async def refuse(local: trio.SocketStream) -> None:
+                await local.receive_some()
+                await abandon(local)
+
+            (listener,) = await nursery.start(functools.partial(trio.serve_tcp, host="127.0.0.1"), refuse, 0)
+            await forward(stream, Address("127.0.0.1", listener.socket.getsockname()[1]))
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            await read_all(visitor)
+        await visitor.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_stream_keeps_trios_contract() -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def make_pair() -> tuple[ChannelStream, ChannelStream]:
+            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            async with listener:
+                near = await dial_tcp("127.0.0.1", listener.socket.getsockname()[1])
+                far = await listener.accept()
+            pair = ChannelStream(WatchedStream(near)), ChannelStream(WatchedStream(far))
+            for stream in pair:
+                nursery.start_soon(stream.see_out)
+            return pair
+
+        async def make_clogged_pair() -> tuple[ChannelStream, ChannelStream]:
+            near, far = await make_pair()
+            with trio.move_on_after(0.2):
+                while True:
+                    await near.send_all(bytes(1024 * 1024))
+            return near, far
+
+        await trio.testing.check_half_closeable_stream(make_pair, make_clogged_pair)
+        nursery.cancel_scope.cancel()
+
+
+# Leaving
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_cancellation_at_any_moment_leaves_nothing_behind(
+    secured: tuple[dict[str, Any], dict[str, Any]], seed: int
+) -> None:
+    chance = random.Random(seed)  # noqa: S311
+
+    async def visit() -> None:
+        while True:
+            with trio.move_on_after(chance.uniform(0, 0.02)), suppress(trio.BrokenResourceError, OSError):
+                async with await relay.visit() as visitor:
+                    await ask(visitor, bytes(chance.randrange(500_000)))
+            await trio.sleep(0)
+
+    with nothing_left_behind():
+        async with open_pioneer_relay(key=KEY, **secured[0]) as relay:
+            with trio.move_on_after(chance.uniform(0, 0.05)):
+                async with (
+                    a_tunnel(relay, **secured[1]) as tunnel,
+                    in_background(visit, visit, lambda: trio.serve_listeners(echo, [tunnel])),
+                ):
+                    await trio.sleep_forever()
+
+
+async def test_leaving_tells_visitors_by_a_reset() -> None:
+    async with open_pioneer_relay(key=KEY) as relay:
+        async with a_tunnel(relay) as tunnel:
+            await tunnel.wait_connected()
+            visitor = await relay.visit()
+            await visitor.send_all(b"x")
+            await tunnel.accept()
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            await read_all(visitor)
+        await visitor.aclose()
+        await eventually(lambda: not relay.connected)
+
+
+def test_a_session_has_no_name_here() -> None:
+    assert Session() == Session(id=None, public_url=None)
+    assert RestartPolicy().initial == 1.0
