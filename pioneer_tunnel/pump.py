@@ -79,13 +79,12 @@ class _Exchange:
             if self.broken is None:
                 await _end(source, sink)
         except trio.BrokenResourceError as error:
+            # `sink` takes no more. What it still has to say is carried all the same: the answer to a request that
+            # it did not want to read to the end. How that goes, the other direction finds out, with one exception.
             # The system tells of a reset once. When the one who sends hears of it, the one who receives is told of an
             # end, and half an answer would pass for a whole one.
             if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ECONNRESET:
                 self.was_reset.add(sink)
-            # `sink` takes no more. What it still has to say is carried all the same: the answer to a request that
-            # it did not want to read to the end. How that goes, the other direction finds out.
-            pass
         except trio.ClosedResourceError:
             pass  # the other direction has ended the exchange (`_end`)
 

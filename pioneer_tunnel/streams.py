@@ -112,6 +112,8 @@ class WatchedStream(trio.abc.HalfCloseableStream):
         await self.transport_stream.wait_send_all_might_not_block()
 
     async def send_eof(self) -> None:
+        if self.sending_since is not None:
+            raise trio.BusyResourceError("another task is sending on this stream")
         await send_eof(self.transport_stream)
 
     async def aclose(self) -> None:

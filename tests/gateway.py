@@ -67,14 +67,19 @@ class FaultyKeystore:
     Attributes:
         failing: methods that raise.
         failing_late: methods that raise when they have done their work.
+        hold_get: what the next `get` waits for before it looks.
     """
 
     def __init__(self) -> None:
         self._keys = MemoryKeystore()
         self.failing: set[str] = set()
         self.failing_late: set[str] = set()
+        self.hold_get: trio.Event | None = None
 
     async def get(self, reference: str) -> RelayKey | None:
+        held, self.hold_get = self.hold_get, None
+        if held is not None:
+            await held.wait()
         return await self._faulty("get", self._keys.get(reference))
 
     async def put(self, reference: str, key: RelayKey) -> None:

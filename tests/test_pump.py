@@ -105,6 +105,7 @@ async def test_a_break_before_a_word_is_apologised_for() -> None:
         await read_exactly(ends.left, 8)
         await abandon(ends.left)
         assert await read_all(ends.right) == APOLOGY
+        await ends.right.send_eof()  # or it would be waited for, for 2 seconds
 
 
 @final
@@ -156,7 +157,12 @@ async def test_a_reset_that_the_sender_hears_of_first_is_no_end_for_the_receiver
 async def test_an_apology_reaches_who_is_still_talking() -> None:
     """To close over what nobody has read would be a reset, and that can take the apology back."""
     async with pumped(APOLOGY) as ends, trio.open_nursery() as nursery:
-        nursery.start_soon(ends.right.send_all, bytes(3_000_000))
+
+        @nursery.start_soon
+        async def talk() -> None:
+            await ends.right.send_all(bytes(3_000_000))
+            await ends.right.send_eof()
+
         await read_exactly(ends.left, 8)
         await abandon(ends.left)
         assert await read_all(ends.right) == APOLOGY

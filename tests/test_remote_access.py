@@ -840,6 +840,8 @@ async def test_nobody_waits_for_handlers_of_a_generation_that_has_failed_for_goo
         await trio.sleep(20)
         assert carried.was_reset
         assert shown(remote_access) == (State.FAILED, ErrorKind.TUNNEL_AUTH_FAILED)
+        with pytest.raises(trio.WouldBlock):
+            gateway.transport.visit(TunnelStream(Carried()))
         await remote_access.apply(ON)
         await remote_access.settled()
         assert trio.current_time() == 20
@@ -1131,6 +1133,32 @@ async def test_a_plan_is_never_made_of_half_an_apply(gateway: Gateway) -> None:
                 assert [attempt.target.key for attempt in gateway.transport.attempts] == [KEY]
                 assert State.DISABLED not in states_of(remote_access.history)[1:]
                 nursery.cancel_scope.cancel()
+
+
+@in_virtual_time
+async def test_a_key_that_is_taken_back_while_run_reads_it_is_not_used(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway.store("enabled = true")
+    await gateway.keystore.put(DEFAULT_SECRET_REF, KEY)
+    failing = gateway.keystore.hold_get = trio.Event()
+
+    def fail(*_: object) -> NoReturn:
+        failing.set()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    remote_access = gateway.remote_access()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(remote_access.run)
+        await trio.testing.wait_all_tasks_blocked()
+        with monkeypatch.context() as patch, pytest.raises(StorageError):
+            patch.setattr(os, "replace", fail)
+            # The settings are written when the new key is stored already, and right then `run` reads it.
+            await remote_access.apply(SettingsUpdate(server="wss://elsewhere.test", key=OTHER_KEY))
+        await remote_access.settled()
+        assert shown(remote_access) == (State.CONNECTED, None)
+        assert [attempt.target.key for attempt in gateway.transport.attempts] == [KEY]
+        nursery.cancel_scope.cancel()
 
 
 # Over a relay

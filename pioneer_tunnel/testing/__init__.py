@@ -1,8 +1,8 @@
 """The test kit: what this library's own tests use, for the tests of those who build on it.
 
 `ScriptedTransport` makes a tunnel come up, fail and come back as a script has it, without a relay. `StatusContract`
-says whether a sequence of statuses keeps the gateway contract. `ScriptedPioneerRelay` is the
-relay for the transports `tcp` and `tls`, and goes wrong as it is told. Nothing here needs a test framework.
+says whether a sequence of statuses keeps the gateway contract. `ScriptedPioneerRelay` is a
+relay for the transports `tcp` and `tls` that goes wrong as it is told. Nothing here needs a test framework.
 """
 
 from .pioneer_relay import Moment, ScriptedPioneerRelay, Trouble, Way, open_pioneer_relay

@@ -291,7 +291,9 @@ class ScriptedPioneerRelay:
         elif not await _goes_wrong(
             stream, gateway.trouble, Moment.DATA, encode_command(DataCommand.START_FORWARD_TCP), closing=True
         ):
-            gateway.waiting.send_nowait(stream)
+            used = trio.Event()
+            gateway.waiting.send_nowait((stream, used))
+            await used.wait()  # no deadline: it stands in the pool. A listener closes what its handler returns from
 
     async def _take_visitor(self, visitor: trio.SocketStream | trio.StapledStream) -> None:  # type: ignore[type-arg]
         gateway = self._gateway
@@ -302,7 +304,7 @@ class ScriptedPioneerRelay:
         start = encode_command(DataCommand.START_FORWARD_TCP)
         with suppress(trio.EndOfChannel, trio.ClosedResourceError):
             while True:
-                channel = await gateway.channels.receive()
+                channel, used = await gateway.channels.receive()
                 try:
                     if await _goes_wrong(channel, gateway.trouble, Moment.START, start, closing=True):
                         continue
@@ -313,6 +315,8 @@ class ScriptedPioneerRelay:
                 else:
                     await pump(WatchedStream(visitor), channel)
                     return
+                finally:
+                    used.set()
         await visitor.aclose()
 
 
@@ -324,7 +328,7 @@ class _Gateway:
         self.session: Final = session
         self.trouble: Final = trouble
         self.scope: Final = trio.CancelScope()
-        self.waiting, self.channels = trio.open_memory_channel[trio.abc.Stream](float("inf"))
+        self.waiting, self.channels = trio.open_memory_channel[tuple[trio.abc.Stream, trio.Event]](float("inf"))
         self.to_send, self._sending = trio.open_memory_channel[bytes](float("inf"))
         self._relay: Final = relay
 

@@ -1,0 +1,172 @@
+"""A gateway that embeds remote access: a WebSocket with JSON-RPC on loopback, and the same one through a tunnel.
+
+    python examples/embedded_gateway.py FOLDER [PORT]
+
+FOLDER has `gateway.toml`, with the relay's address in its table `[gateway.remote_access]`; the settings, the keystore
+and a file with the bearer token come to lie beside it. examples/remote_access_client.py is a client.
+
+Whoever connects has to show the token, from wherever. Where a client comes from the gateway knows all the same:
+
+- a local one comes to the listener on loopback;
+- one through the tunnel comes as a `TunnelStream`, into this very process: no port is involved, and the stream has
+  the visitor's address;
+- with `proxy_protocol = "v2"` in the table, tunnelled connections are forwarded to `local_addr` instead, as for a
+  gateway that is another program. There they begin with a PROXY header, which is what tells them from local ones:
+  a connection that comes from loopback is not thereby trusted.
+"""
+
+from __future__ import annotations
+
+import functools
+import hmac
+import json
+import logging
+import os
+import secrets
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_server_stream
+
+from pioneer_tunnel import (
+    FileKeystore,
+    PrefixedStream,
+    ProxyHeader,
+    RemoteAccess,
+    RemoteAccessConfig,
+    RemoteAccessRpc,
+    RemoteProtocolError,
+    RpcError,
+    SettingsFile,
+    TunnelStream,
+)
+
+OPENING_TIMEOUT: Final = 10
+MESSAGE_LIMIT: Final = 64 * 1024
+
+
+class Gateway:
+    """What a gateway has to do for remote access; all else that it is for would stand beside it."""
+
+    def __init__(self, folder: Path, token: str) -> None:
+        self._token = token
+        self._config = RemoteAccessConfig.load(folder / "gateway.toml")
+        self._forwarded = self._config.proxy_protocol == "v2"
+        self._remote_access = RemoteAccess(
+            self._config,
+            settings=SettingsFile(folder / "gateway-settings.toml"),
+            keystore=FileKeystore(folder / "keystore"),
+            handler=None if self._forwarded else self._serve_tunnelled,
+        )
+        self._rpc = RemoteAccessRpc(self._remote_access, other_sections=lambda: {"gateway": {"name": "example"}})
+
+    async def run(self, port: int, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen on loopback and keep remote access as the settings have it, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            serve = functools.partial(trio.serve_tcp, host="127.0.0.1")
+            listeners: list[trio.SocketListener] = await nursery.start(serve, self._serve_local, port)
+            if self._forwarded:
+                local = self._config.local_addr
+                await nursery.start(functools.partial(serve, host=local.host), self._serve_forwarded, local.port)
+            await nursery.start(self._remote_access.run)
+            task_status.started(listeners[0].socket.getsockname()[1])
+
+    async def _serve_local(self, stream: trio.SocketStream) -> None:
+        await self._serve(stream, "this host")
+
+    async def _serve_tunnelled(self, stream: TunnelStream) -> None:
+        await self._serve(stream, f"{stream.visitor}, through the tunnel")
+
+    async def _serve_forwarded(self, stream: trio.SocketStream) -> None:
+        received = b""
+        with trio.move_on_after(OPENING_TIMEOUT):
+            try:
+                while (parsed := ProxyHeader.parse(received)) is None:
+                    data = await stream.receive_some(4096)
+                    if not data:
+                        return  # the tunnel only looked whether the gateway is there
+                    received += data
+            except (RemoteProtocolError, trio.BrokenResourceError):
+                return
+            header, used = parsed
+            await self._serve(PrefixedStream(stream, received[used:]), f"{header.visitor}, forwarded by the tunnel")
+
+    async def _serve(self, stream: trio.abc.Stream, whence: str) -> None:
+        try:
+            async with stream, trio.open_nursery() as nursery:
+                websocket = await self._open(nursery, stream)
+                if websocket is not None:
+                    print(f"a client from {whence}", flush=True)
+                    # Whoever does not read does not hold us up: notifications conflate, and messages are few.
+                    nursery.start_soon(self._notify, websocket)
+                    await self._answer(websocket)
+                nursery.cancel_scope.cancel()
+        except* (ConnectionClosed, HandshakeError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # it went away
+
+    async def _open(self, nursery: trio.Nursery, stream: trio.abc.Stream) -> WebSocketConnection | None:
+        with trio.move_on_after(OPENING_TIMEOUT):
+            request = await wrap_server_stream(nursery, stream, max_message_size=MESSAGE_LIMIT)
+            shown = dict(request.headers).get(b"authorization", b"")
+            if hmac.compare_digest(shown, f"Bearer {self._token}".encode()):
+                return await request.accept()
+            await request.reject(401, body=b"who are you?\n")
+        return None
+
+    async def _notify(self, websocket: WebSocketConnection) -> None:
+        notifications: AsyncIterator[dict[str, Any]] = self._rpc.notifications()
+        try:
+            async for notification in notifications:
+                await websocket.send_message(json.dumps(notification))
+        except ConnectionClosed:
+            pass  # `_answer` finds the same, and deals with it
+
+    async def _answer(self, websocket: WebSocketConnection) -> None:
+        while True:
+            answer = await self._answer_to(await websocket.get_message())
+            if answer is not None:
+                await websocket.send_message(json.dumps({"jsonrpc": "2.0", **answer}))
+
+    async def _answer_to(self, message: str | bytes) -> dict[str, Any] | None:
+        """The answer to a request; None to a notification, which gets none."""
+        try:
+            request = json.loads(message)
+        except ValueError:
+            return {"id": None, "error": {"code": -32700, "message": "not JSON"}}
+        finally:
+            del message  # it may hold a key, and a traceback may show local variables
+        if not isinstance(request, dict) or not isinstance(request.get("method"), str):
+            return {"id": None, "error": {"code": -32600, "message": "not a request"}}
+        number = request.get("id")
+        try:
+            answer = {"id": number, "result": await self._rpc.handle(request["method"], request.pop("params", None))}
+        except RpcError as error:
+            answer = {"id": number, "error": error.to_wire()}
+        return answer if "id" in request else None
+
+
+def load_token(folder: Path) -> str:
+    """The bearer token of the clients, made the first time; its file is for this user alone."""
+    path = folder / "token"
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(24))
+    return path.read_text().strip()
+
+
+async def main(folder: Path, port: int) -> None:
+    """Run the gateway until interrupted."""
+    token = load_token(folder)
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(Gateway(folder, token).run, port)
+        print(f"listening at ws://127.0.0.1:{port}", flush=True)
+        print(f"clients show the bearer token {token}", flush=True)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    trio.run(main, Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)

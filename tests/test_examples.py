@@ -1,0 +1,224 @@
+"""Every example runs, for real: processes, sockets, a relay."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, final
+
+import pytest
+import trio
+from rig import KEY, connect, read_all, read_exactly, relay_rig, tunnel_entry
+
+from pioneer_tunnel.address import Address
+from pioneer_tunnel.identity import new_relay_key
+from pioneer_tunnel.proxy_protocol import ProxyHeader
+from pioneer_tunnel.relay import RelayAddresses
+
+EXAMPLES: Final = Path(__file__).parent.parent / "examples"
+ENVIRONMENT: Final = os.environ | {"PYTHONUNBUFFERED": "1"}
+
+
+def command(example: str, *arguments: str | Path) -> list[str]:
+    return [sys.executable, str(EXAMPLES / example), *map(str, arguments)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@final
+class Program:
+    """An example that runs until it is ended, and what it has said so far."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self.said = ""
+
+    async def listen(self) -> None:
+        assert self.process.stdout is not None
+        async with self.process.stdout as stdout:
+            async for data in stdout:
+                self.said += bytes(data).decode()
+
+    async def says(self, text: str) -> str:
+        """Wait until it has said `text`; returns what follows on that line."""
+        with trio.fail_after(15):
+            while "\n" not in self.said.partition(text)[2]:
+                assert self.process.returncode is None, self.said
+                await trio.sleep(0.01)
+        return self.said.partition(text)[2].partition("\n")[0].strip()
+
+
+@asynccontextmanager
+async def running(example: str, *arguments: str | Path) -> AsyncIterator[Program]:
+    async with trio.open_nursery() as nursery:
+        process = await trio.lowlevel.open_process(
+            command(example, *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT
+        )
+        program = Program(process)
+        nursery.start_soon(program.listen)
+        try:
+            yield program
+        finally:
+            process.terminate()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+
+
+@asynccontextmanager
+async def relay() -> AsyncIterator[RelayAddresses]:
+    """A relay that gateways find by its address, with a tunnel whose visitors have a port of their own."""
+    control = f"127.0.0.1:{free_port()}"
+    entry = tunnel_entry(bind_addr="127.0.0.1:0")
+    async with relay_rig(control_addr=control, public_names=[control], tunnels=[entry]) as rig:
+        yield rig.addresses
+
+
+def test_every_example_is_run_here() -> None:
+    here = Path(__file__).read_text()
+    assert all(f'"{example.name}"' in here for example in EXAMPLES.glob("*.py"))
+
+
+async def test_the_demo_does_the_main_job() -> None:
+    with trio.fail_after(40):
+        done = await trio.run_process(
+            command("demo.py"), capture_stdout=True, stderr=subprocess.STDOUT, check=False, env=ENVIRONMENT
+        )
+    said = done.stdout.decode()
+    assert done.returncode == 0, said
+    for text in ("gets 200", "without gets 401", "32 MiB", "hears its echo", "gets 200 again", "exit status"):
+        assert text in said
+
+
+async def test_the_custom_server_says_back_what_visitors_say(tmp_path: Path) -> None:
+    key_file = tmp_path / "relay-key.txt"
+    key_file.write_text(f"{KEY.reveal()}\n")
+    async with relay() as addresses:
+        async with running("custom_server.py", f"ws://{addresses.control}", key_file) as server:
+            assert await server.says("visitors come in at ") == "http://office.test"
+            async with await connect(addresses.tunnels["office"]) as visitor:
+                await visitor.send_all(b"is anybody there?")
+                assert await read_exactly(visitor, 17) == b"is anybody there?"
+                await visitor.send_eof()
+                assert await read_all(visitor) == b""
+                await server.says(f"a visitor from {Address(*visitor.socket.getsockname())}")
+        assert KEY.reveal() not in server.said
+
+
+async def test_the_small_gateway_asks_for_its_token() -> None:
+    # Its port is fixed: it is where a tunnel looks for a gateway. Another run of these tests may have it.
+    with trio.fail_after(30):
+        while await trio.to_thread.run_sync(is_taken, 17878):
+            await trio.sleep(0.1)
+    header = ProxyHeader(visitor=Address("192.0.2.1", 4711), local=Address("192.0.2.2", 443)).encode()
+    async with running("small_gateway.py") as gateway:
+        token = await gateway.says("the token is ")
+        for authorization, status in (("", b"401"), (f"Authorization: Bearer {token}\r\n", b"200")):
+            async with await listening(17878) as visitor:
+                request = f"GET /hello HTTP/1.1\r\nHost: gateway.test\r\n{authorization}\r\n"
+                await visitor.send_all(header + request.encode())
+                assert (await read_all(visitor)).split()[1] == status
+        await gateway.says("192.0.2.1:4711 asks for /hello")
+
+
+def is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+        return False
+
+
+async def listening(port: int) -> trio.SocketStream:
+    """Connect as soon as somebody listens."""
+    with trio.fail_after(10):
+        while True:
+            try:
+                return await connect(Address("127.0.0.1", port))
+            except OSError:
+                await trio.sleep(0.02)
+
+
+@final
+class Client:
+    """examples/remote_access_client.py at one of the gateway's addresses."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self._arguments = ["--token-file", str(folder / "token"), url]
+        self.said = ""
+
+    async def __call__(self, *arguments: str | Path, stdin: str = "", fails: bool = False) -> str:
+        with trio.fail_after(15):
+            done = await trio.run_process(
+                command("remote_access_client.py", *self._arguments, *arguments),
+                capture_stdout=True,
+                stderr=subprocess.STDOUT,
+                stdin=stdin.encode(),
+                check=False,
+            )
+        said = done.stdout.decode()
+        self.said += said
+        assert (done.returncode != 0) == fails, said
+        return said
+
+
+@pytest.mark.parametrize("forwarded", [False, True], ids=["in process", "forwarded"])
+async def test_the_embedded_gateway_is_switched_from_near_and_far(tmp_path: Path, forwarded: bool) -> None:
+    """Also through the tunnel that is switched off by it, or whose key is changed: the reply arrives."""
+    wrong_key = new_relay_key()
+    (tmp_path / "wrong-key").write_text(wrong_key.reveal())
+    async with relay() as addresses:
+        (tmp_path / "gateway.toml").write_text(
+            "\n".join(
+                [
+                    "[gateway.remote_access]",
+                    f'relay_addr = "ws://{addresses.control}"',
+                    f'local_addr = "127.0.0.1:{free_port()}"',
+                    "apply_grace_ms = 500",
+                    'proxy_protocol = "v2"' if forwarded else "",
+                ]
+            )
+        )
+        async with running("embedded_gateway.py", tmp_path) as gateway:
+            near = Client(tmp_path, await gateway.says("listening at "))
+            token = await gateway.says("the bearer token ")
+            far = Client(tmp_path, f"ws://{addresses.tunnels['office']}")
+
+            assert "enabled: False, key: False" in await near("status")
+            await gateway.says("a client from this host")
+            assert "enabled: True, key: False" in await near("on")
+            assert "missing_key" in await near("watch", "failed")
+            assert "refuses" in await near("key", stdin=" \n", fails=True)
+            assert "enabled: True, key: True" in await near("key", stdin=f"{KEY.reveal()}\n")
+            assert "connected: http://office.test" in await near("watch", "connected")
+
+            assert "connected: http://office.test" in await far("status")
+            await gateway.says("forwarded by the tunnel" if forwarded else "through the tunnel")
+
+            assert "enabled: True, key: True" in await far("key", tmp_path / "wrong-key")
+            assert "tunnel_auth_failed" in await near("watch", "failed")
+            await near("key", stdin=KEY.reveal())
+            assert "connected" in await near("watch", "connected")
+
+            assert "enabled: False, key: True" in await far("off")
+            assert "disabled" in await near("watch", "disabled")
+            assert "key: False" in await near("forget-key")
+
+            (tmp_path / "token").write_text("a wrong one")
+            assert "is the token right?" in await near("status", fails=True)
+    (tmp_path / "wrong-key").unlink()
+    shown = [gateway.said, near.said, far.said]
+    shown += [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(key.reveal() in text for key in (KEY, wrong_key) for text in shown)
+    assert token not in near.said + far.said
