@@ -21,11 +21,13 @@ from typing import Any, Final, final
 import trio
 
 from .streams import OneAtATime, close_after_answer, plain_socket, send_eof
+from .tls_stream import TlsStream
 
 __all__ = ["ChannelStream"]
 
 _LINGER_NOT: Final = struct.pack("ii", 1, 0)
 _DISCARDED: Final = 64 * 1024
+_GOODBYE_TIMEOUT: Final = 30.0
 
 
 @final
@@ -37,7 +39,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
     One task may send and one may receive at a time; a second one gets `trio.BusyResourceError`.
 
     Args:
-        stream: the connection; over plain TCP a `WatchedStream`.
+        stream: the connection; a `WatchedStream`, or a `TlsStream` over one.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -115,10 +117,17 @@ class ChannelStream(trio.abc.HalfCloseableStream):
                 await trio.lowlevel.checkpoint()
             else:
                 self._end_sent = True
-                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                with (
+                    self._sending,
+                    trio.move_on_after(_GOODBYE_TIMEOUT),
+                    suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+                ):
                     await send_eof(self.transport_stream)
             if self._has_ended():
                 self._socket.close()
+        except trio.BusyResourceError:
+            self._abandon()  # somebody was in the middle of something, which now ends there
+            await trio.lowlevel.checkpoint()
         except trio.Cancelled:
             self._abandon()
             raise
@@ -153,7 +162,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
     def _has_ended(self) -> bool:
         """Whether the visitor, too, has said all: then there is nothing to wait for."""
         if self._plain is None:
-            return False
+            return isinstance(self.transport_stream, TlsStream) and self.transport_stream.end_received
         try:
             return not os.read(self._plain.fileno(), _DISCARDED)
         except BlockingIOError:

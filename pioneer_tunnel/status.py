@@ -160,7 +160,8 @@ class StatusFeed:
 
     A watcher that is slower than the tunnel skips what lay between and gets the newest (it conflates); it never
     misses the last one. `publish` is synchronous and costs the same however slow the watchers are. Whoever wants
-    every single change reads `history`, which holds the last 256, and `dropped`, which counts those before.
+    every single change reads `history`, which holds the last 256 that are news, and `dropped`, which counts those
+    before.
     """
 
     def __init__(self, initial: Status) -> None:
@@ -190,7 +191,9 @@ class StatusFeed:
         """Make `status` the newest. One equal to the current changes nothing and wakes nobody."""
         if status == self._current:
             return
-        if len(self._history) == HISTORY_LIMIT:
+        if not status.is_news_after(self._current):
+            self._history.pop()  # a round trip, say, is no change of its own
+        elif len(self._history) == HISTORY_LIMIT:
             self._dropped += 1
         self._history.append(status)
         self._current = status

@@ -1151,10 +1151,11 @@ async def test_a_key_that_is_taken_back_while_run_reads_it_is_not_used(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(remote_access.run)
         await trio.testing.wait_all_tasks_blocked()
-        with monkeypatch.context() as patch, pytest.raises(StorageError):
+        with monkeypatch.context() as patch:
             patch.setattr(os, "replace", fail)
             # The settings are written when the new key is stored already, and right then `run` reads it.
-            await remote_access.apply(SettingsUpdate(server="wss://elsewhere.test", key=OTHER_KEY))
+            with pytest.raises(StorageError):
+                await remote_access.apply(SettingsUpdate(server="wss://elsewhere.test", key=OTHER_KEY))
         await remote_access.settled()
         assert shown(remote_access) == (State.CONNECTED, None)
         assert [attempt.target.key for attempt in gateway.transport.attempts] == [KEY]

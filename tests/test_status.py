@@ -34,7 +34,8 @@ CONNECTED = Status(state=State.CONNECTED, updated_at_unix=1_700_000_000)
 
 
 def numbered(number: int) -> Status:
-    return attrs.evolve(CONNECTED, updated_at_unix=number)
+    """Statuses that are news to each other."""
+    return Status(state=State.RECONNECTING, retry_at_unix=number)
 
 
 # The wire
@@ -288,6 +289,14 @@ async def test_the_history_holds_the_last_256_and_counts_the_others() -> None:
     assert feed.history == tuple(numbered(number) for number in range(44, 300))
     assert feed.dropped == 44
     assert feed.current == numbered(299)
+
+
+def test_the_history_keeps_the_newest_of_what_is_no_news_to_each_other() -> None:
+    feed = StatusFeed(Status(state=State.STARTING))
+    for round_trip in (1.0, 2.0, 3.0):
+        feed.publish(Status(state=State.CONNECTED, relay_rtt_ms=round_trip))
+    assert feed.history == (Status(state=State.STARTING), Status(state=State.CONNECTED, relay_rtt_ms=3.0))
+    assert feed.dropped == 0
 
 
 @COMMON

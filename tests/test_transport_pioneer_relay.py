@@ -423,10 +423,10 @@ async def test_a_data_channel_that_breaks_harms_nobody_else(moment: Moment, way:
         ):
             with trio.fail_after(5):
                 await tunnel.wait_connected()
-            if moment is Moment.START:
-                visitor = await relay.visit()
+            turned_away = await relay.visit()
             await eventually(lambda: relay.data_channels >= 8)
             assert tunnel.status.state is State.CONNECTED
+            await turned_away.aclose()
             relay.drop_gateway()  # the second time the relay behaves
             await eventually(lambda: relay.control_channels == 2 and relay.connected)
             with trio.fail_after(5):
@@ -510,7 +510,8 @@ async def test_64_mib_each_way_at_once_unharmed(secured: tuple[dict[str, Any], d
             handler = functools.partial(forward, local=local)
         nursery.start_soon(trio.serve_listeners, handler, [tunnel])
         with trio.fail_after(30):
-            await exchange(await relay.visit())
+            async with await relay.visit() as visitor:
+                await exchange(visitor)
             await eventually(lambda: len(digests) == 2)
         nursery.cancel_scope.cancel()
     assert digests == [expected, expected]
@@ -524,7 +525,8 @@ async def test_the_answer_to_a_visitor_that_has_ended_arrives(secured: tuple[dic
 
     async with connected(secured) as (relay, tunnel), in_background(lambda: trio.serve_listeners(handler, [tunnel])):
         with trio.fail_after(5):
-            assert await ask(await relay.visit(), b"request") == b"answer to request"
+            async with await relay.visit() as visitor:
+                assert await ask(visitor, b"request") == b"answer to request"
 
 
 async def test_a_gateway_that_ends_first_still_hears_the_visitor() -> None:

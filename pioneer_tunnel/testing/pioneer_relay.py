@@ -33,7 +33,8 @@ from ..errors import RemoteProtocolError
 from ..identity import RelayKey
 from ..key_mode import KeyMode
 from ..pump import pump
-from ..streams import TlsServerStream, WatchedStream, abandon
+from ..streams import WatchedStream, abandon
+from ..tls_stream import TlsStream
 from ..transports.rathole_codec import (
     DIGEST_SIZE,
     HELLO_SIZE,
@@ -123,7 +124,7 @@ class ScriptedPioneerRelay:
         random: where nonces come from.
 
     Attributes:
-        address: where gateways connect.
+        address: where gateways connect; without sockets, a name for `dial` to be asked for.
         visitors: where visitors connect.
         control_channels: how many gateways have come, counting each time.
         data_channels: how many data channels have.
@@ -144,7 +145,7 @@ class ScriptedPioneerRelay:
         listen: bool = True,
         random: Random | None = None,
     ) -> None:
-        self.address = Address("127.0.0.1", 0)
+        self.address = Address("127.0.0.1", 0) if listen else Address("relay.test", 2333)
         self.visitors = Address("127.0.0.1", 0)
         self.control_channels = 0
         self.data_channels = 0
@@ -230,8 +231,7 @@ class ScriptedPioneerRelay:
         stream: trio.abc.Stream = WatchedStream(connected)
         try:
             if self._tls is not None:
-                secured = trio.SSLStream(WatchedStream(connected), self._tls, server_side=True)
-                stream = TlsServerStream(secured)
+                stream = secured = TlsStream(stream, self._tls, server_side=True)
                 await secured.do_handshake()
             hello = Hello.decode(await _read(stream, HELLO_SIZE))
             assert hello is not None

@@ -41,6 +41,7 @@ from ..errors import (
 )
 from ..groups import lone_error_bare
 from ..streams import WatchedStream, abandon
+from ..tls_stream import TlsStream
 from ..tunnel_stream import TunnelStream
 from .rathole_codec import (
     COMMAND_SIZE,
@@ -234,6 +235,7 @@ class _DataChannels:
         self._tls: Final = tls
         self._deliver: Final = deliver
         self._nursery: Final = nursery
+        self._tls_session: ssl.SSLSession | None = None
         self._idle = 0
         self._owed = 0
 
@@ -275,6 +277,8 @@ class _DataChannels:
             if command is None:
                 _log.debug("%s closed a data channel that no visitor had come by", self._target.address)
             elif decode_data_command(command) is DataCommand.START_FORWARD_TCP:
+                if isinstance(stream, TlsStream):
+                    self._tls_session = stream.session
                 visited, stream = stream, None
                 return visited
             else:
@@ -287,25 +291,32 @@ class _DataChannels:
         return None
 
     async def _dial(self) -> trio.abc.Stream | None:
-        pause, failure = FIRST_PAUSE, "no answer"
+        address, pause, failure = self._target.address, FIRST_PAUSE, "no answer"
         with trio.move_on_after(DIAL_FOR):
             while True:
                 try:
                     stream, watched = await dial_relay(
-                        self._target.address,
-                        dial=self._dialer,
-                        tls=self._tls,
-                        timeout=self._target.connect_timeout,
+                        address, dial=self._dialer, tls=None, timeout=self._target.connect_timeout
                     )
-                except TunnelError as error:
-                    failure = str(error)
-                else:
                     _keep_alive(watched)
-                    return stream
+                    return stream if self._tls is None else await self._secure(watched, self._tls)
+                except (TunnelError, trio.BrokenResourceError, trio.TooSlowError) as error:
+                    failure = str(error) or "TLS was not agreed on"
                 await trio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
         _log.warning("gave up on a data channel after %g seconds: %s", DIAL_FOR, failure)
         return None
+
+    async def _secure(self, watched: WatchedStream, tls: ssl.SSLContext) -> TlsStream:
+        # The visitor may end one direction before the other, which `trio.SSLStream` has no word for.
+        stream = TlsStream(watched, tls, server_hostname=self._target.address.host, session=self._tls_session)
+        try:
+            with trio.fail_after(self._target.connect_timeout):
+                await stream.do_handshake()
+        except BaseException:
+            await trio.aclose_forcefully(watched)
+            raise
+        return stream
 
 
 async def _read_exactly(stream: trio.abc.Stream, amount: int) -> bytes | None:

@@ -1,0 +1,172 @@
+"""TLS that can end one direction and go on with the other, for connections that are a visitor's from end to end.
+
+`trio.SSLStream` ends both directions at once, which HTTP does not mind; a visitor who sends a request, ends, and waits
+for the answer does. TLS itself has no trouble with it: a `close_notify` is about one direction (RFC 8446, 6.1), and the
+relays of this protocol pass it on. The end of the connection without one is a break, never an end.
+
+Neighbours: `transports.pioneer_relay` has its data channels in it, the scripted relay of `testing` the other end.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Final, final
+
+import trio
+
+__all__ = ["TlsStream"]
+
+_RECEIVE_SIZE: Final = 256 * 1024
+_BATCH: Final = 128 * 1024
+_GOODBYE_TIMEOUT: Final = 2.0
+
+
+@final
+class TlsStream(trio.abc.HalfCloseableStream):
+    """TLS over `stream`, which is closed with it. Nothing works before `do_handshake`.
+
+    Args:
+        stream: the connection.
+        context: what is trusted, or presented.
+        server_hostname: whom a client expects.
+        server_side: which end this is.
+        session: of an earlier connection to the same server, to save the better part of the handshake.
+    """
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        context: ssl.SSLContext,
+        *,
+        server_hostname: str | None = None,
+        server_side: bool = False,
+        session: ssl.SSLSession | None = None,
+    ) -> None:
+        self.transport_stream: Final = stream
+        self._incoming: Final = ssl.MemoryBIO()
+        self._outgoing: Final = ssl.MemoryBIO()
+        self._tls: Final = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname, session=session
+        )
+        self._to_wire: Final = trio.StrictFIFOLock()
+        self._ahead = bytearray()
+        self._end_sent = False
+        self.end_received = False
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """What the next connection may be given; some servers send it only with the first data."""
+        return self._tls.session
+
+    async def do_handshake(self) -> None:
+        """Agree on keys, and see who the other end is.
+
+        Raises:
+            trio.BrokenResourceError: that came to nothing; an `ssl.SSLError` is the cause.
+        """
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                await self._fill()
+            except ssl.SSLError as error:
+                await self._flush()  # the alert that tells the other end
+                raise trio.BrokenResourceError(f"TLS failed: {error.reason or error}") from error
+            else:
+                await self._flush()
+                return
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        max_bytes = _RECEIVE_SIZE if max_bytes is None else max_bytes
+        if max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        waited = False
+        while True:
+            if not self._ahead:
+                self._decrypt(max_bytes)
+            if self._ahead or self.end_received:
+                if not waited:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:]
+                return data
+            await self._fill()
+            waited = True
+
+    def _decrypt(self, enough: int) -> None:
+        """Read ahead what has come, until there is enough; a record holds 16 KiB at most."""
+        try:
+            while len(self._ahead) < enough:
+                data = self._tls.read(enough)
+                if not data:
+                    self.end_received = True
+                    return
+                self._ahead += data
+        except ssl.SSLWantReadError:
+            return
+        except ssl.SSLZeroReturnError:
+            self.end_received = True
+        except ssl.SSLError as error:
+            if not self._ahead:
+                raise trio.BrokenResourceError(f"TLS broke off: {error.reason or error}") from error
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._end_sent:
+            raise trio.ClosedResourceError("send_eof was called on this stream")
+        with memoryview(data) as view:
+            sent = 0
+            while sent < len(view):
+                limit = sent + _BATCH
+                try:
+                    while sent < min(len(view), limit):
+                        sent += self._tls.write(view[sent:limit])
+                except ssl.SSLError as error:
+                    raise trio.BrokenResourceError(f"TLS broke off: {error.reason or error}") from error
+                await self._flush()
+            if not len(view):
+                await self.transport_stream.send_all(b"")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.transport_stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        if self._end_sent:
+            await trio.lowlevel.checkpoint()
+            return
+        self._end_sent = True
+        self._say_goodbye()
+        await self._flush()
+
+    def _say_goodbye(self) -> None:
+        # OpenSSL looks for the other end's goodbye at once, and takes data that it finds there for an error. So what
+        # has come is read first.
+        self._decrypt(2**31)
+        try:
+            self._tls.unwrap()
+        except ssl.SSLError:
+            pass  # it would like to read on, as would we; or it is broken, and whoever reads finds out
+
+    async def aclose(self) -> None:
+        try:
+            if not self._end_sent:
+                self._end_sent = True
+                with trio.move_on_after(_GOODBYE_TIMEOUT):
+                    self._say_goodbye()
+                    await self._flush()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            await self.transport_stream.aclose()
+
+    async def _fill(self) -> None:
+        # No deadline: whoever reads may wait for as long as it likes.
+        if data := await self.transport_stream.receive_some(_RECEIVE_SIZE):
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    async def _flush(self) -> None:
+        async with self._to_wire:
+            if data := self._outgoing.read():
+                await self.transport_stream.send_all(data)
