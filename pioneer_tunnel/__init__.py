@@ -36,9 +36,10 @@ from .identity import PublicKey, RelayKey, new_relay_key
 from .jsonrpc import RemoteAccessRpc, RpcError
 from .keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
 from .proxy_protocol import ProxyHeader
-from .remote_access import RemoteAccess, Snapshot
+from .remote_access import RemoteAccess
 from .restart_policy import RestartPolicy
 from .settings import Settings, SettingsFile, SettingsUpdate
+from .snapshot import Snapshot
 from .status import ErrorKind, State, Status, StatusFeed
 from .streams import PrefixedStream, abandon
 from .tunnel import Tunnel, open_tunnel

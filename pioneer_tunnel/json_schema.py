@@ -18,14 +18,15 @@ import attrs
 
 from .identity import MAX_KEY_LENGTH, RelayKey
 from .jsonrpc import STATUS_CHANGED
-from .remote_access import Snapshot
 from .settings import MAX_SERVER_LENGTH, SettingsUpdate
+from .snapshot import Snapshot
 from .status import MESSAGE_LIMIT, Status
 
 __all__ = ["json_schema"]
 
 _LIMITS: Final[dict[tuple[type, str], dict[str, Any]]] = {
     (Status, "message"): {"maxLength": MESSAGE_LIMIT},
+    # White space around these is trimmed before it is counted, which a schema cannot say.
     (SettingsUpdate, "server"): {"maxLength": MAX_SERVER_LENGTH},
     (SettingsUpdate, "key"): {"minLength": 1, "maxLength": MAX_KEY_LENGTH, "writeOnly": True},
 }

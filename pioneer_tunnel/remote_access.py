@@ -21,17 +21,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from random import Random
-from typing import Any, Final, Literal, NoReturn, TypeAlias, final
+from typing import Final, NoReturn, final
 
 import attrs
 import trio
 
-from .config import RemoteAccessConfig, Transport
+from .config import RemoteAccessConfig
 from .dialer import Dialer, dial_tcp
-from .errors import InvalidSettingsError, RestartLimitError, StorageError, TunnelError, UnknownError
+from .errors import RestartLimitError, TunnelError, UnknownError
 from .generation import (
     Generation,
     Handler,
@@ -42,62 +42,20 @@ from .generation import (
     named_transport,
     restart_policy,
 )
-from .identity import RelayKey
 from .keystore import Keystore
 from .restart_policy import Ending, Restarts
 from .runtime_folder import load_instance
 from .settings import Settings, SettingsFile, SettingsUpdate
+from .snapshot import Snapshot, wire_transport
 from .status import State, Status, StatusFeed
+from .stores import KeyProvider, Stores
 from .supervisor import announce
 from .transports import TRANSPORTS, Serve
 from .yamux import Limits
 
-__all__ = ["RemoteAccess", "Snapshot", "WireTransport"]
-
-WireTransport: TypeAlias = Literal["tcp", "tls", "noise", "websocket"]
-"""The transports that clients know. The list is closed: what is newer is told as `tcp`, with a detail."""
-
-_Key: TypeAlias = RelayKey | StorageError | None
-"""A stored key, None when there is none, or why it cannot be opened."""
+__all__ = ["RemoteAccess"]
 
 _log: Final = logging.getLogger("pioneer_tunnel.remote_access")
-
-_WIRE_TRANSPORTS: Final[Mapping[Transport, tuple[WireTransport, str | None]]] = {
-    Transport.TCP: ("tcp", None),
-    Transport.TLS: ("tls", None),
-    Transport.NOISE: ("noise", None),
-    Transport.WEBSOCKET: ("websocket", None),
-}
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Snapshot:
-    """What clients are shown: the `SNAPSHOT` of the gateway contract.
-
-    Attributes:
-        enabled: whether remote access is switched on.
-        server: the relay's address that is in use.
-        service_name: the service's label.
-        transport: one of those that clients know.
-        transport_detail: what `transport` is more exactly, when it is none of those.
-        has_key: whether a relay key is stored. The key itself is never told.
-        status: where remote access stands.
-    """
-
-    enabled: bool
-    server: str | None = None
-    service_name: str | None = None
-    transport: WireTransport
-    transport_detail: str | None = None
-    has_key: bool
-    status: Status
-
-    def to_wire(self) -> dict[str, Any]:
-        """The object that goes to clients; a field that is None is absent."""
-        wire = {field.name: getattr(self, field.name) for field in attrs.fields(Snapshot)}
-        wire["status"] = self.status.to_wire()
-        return {name: value for name, value in wire.items() if value is not None}
 
 
 @final
@@ -127,7 +85,7 @@ class RemoteAccess:
         *,
         settings: SettingsFile,
         keystore: Keystore | None = None,
-        key_provider: Callable[[], Awaitable[RelayKey | None]] | None = None,
+        key_provider: KeyProvider | None = None,
         handler: Handler | None = None,
         dial: Dialer = dial_tcp,
         transports: Mapping[str, Serve] = TRANSPORTS,
@@ -135,12 +93,8 @@ class RemoteAccess:
         random: Random | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        if (keystore is None) == (key_provider is None):
-            raise TypeError("give either keystore or key_provider")
         self._config = config
-        self._settings_file: Final = settings
-        self._keystore: Final = keystore
-        self._key_provider: Final = key_provider
+        self._stores: Final = Stores(settings, keystore=keystore, key_provider=key_provider)
         self._handler: Final = handler
         self._dial: Final = dial
         self._transports: Final = transports
@@ -152,7 +106,7 @@ class RemoteAccess:
         self._running = False
         self._generation: Generation | None = None
         self._generation_ended = True
-        self._applies = 0
+        self._configured = 0
         self._wanted = 0
         self._taken_up = -1
         self._key_withdrawn = False
@@ -187,7 +141,7 @@ class RemoteAccess:
             StorageError: it cannot be read.
             InvalidSettingsError: what stands in it is not allowed.
         """
-        return await trio.to_thread.run_sync(self._settings_file.read)
+        return await self._stores.settings()
 
     async def has_key(self) -> bool:
         """Whether a relay key is stored.
@@ -196,12 +150,8 @@ class RemoteAccess:
             StorageError: the keystore cannot tell.
             UnknownError: the host's keystore or key provider failed in a way that no one foresaw.
         """
-        settings = await self.settings()
         with _unforeseen_named("asking for the relay key"):
-            if self._keystore is not None:
-                return await self._keystore.exists(settings.secret_ref)
-            assert self._key_provider is not None
-            return await self._key_provider() is not None
+            return await self._stores.has_key()
 
     async def snapshot(self) -> Snapshot:
         """What clients are shown. Settings that cannot be used are shown as what stands in for them.
@@ -217,7 +167,7 @@ class RemoteAccess:
         except TunnelError:
             config = self._config  # the status tells what is wrong
         transport = config.effective_transport
-        wire, detail = _WIRE_TRANSPORTS.get(transport, ("tcp", str(transport)))
+        wire, detail = wire_transport(transport)
         return Snapshot(
             enabled=settings.enabled,
             server=str(config.effective_relay_addr),
@@ -246,7 +196,7 @@ class RemoteAccess:
         """
         async with self._applying:
             with trio.CancelScope(shield=True):
-                changed = await self._store(update)
+                changed = await self._stores.write(update)
                 if changed or (self._generation_ended and update != SettingsUpdate()):
                     self._want_new_generation(key_withdrawn=changed and update.deletes_key)
 
@@ -254,7 +204,7 @@ class RemoteAccess:
         """Go on with another configuration; a new generation begins when it differs from the one before."""
         async with self._applying:
             if config != self._config:
-                self._applies += 1
+                self._configured += 1
                 self._config = config
                 self._want_new_generation(key_withdrawn=False)
 
@@ -284,52 +234,6 @@ class RemoteAccess:
         self._wanted += 1
         self._changed.set()
         self._changed = trio.Event()
-
-    async def _store(self, update: SettingsUpdate) -> bool:
-        """Write what `update` changes; returns whether that was anything."""
-        before = await self.settings()
-        about_key = update.key is not None or update.deletes_key
-        if about_key and self._keystore is None:
-            raise InvalidSettingsError("the relay key of this host is kept elsewhere; it is not saved or cleared here")
-        keystore = self._keystore if about_key else None
-        old = None if keystore is None else await _key_or_loss(keystore, before.secret_ref)
-        # `old` is no RelayKey when it cannot be opened: it differs from every key, and from none.
-        key_changes = keystore is not None and update.key != old
-        if not key_changes and update.apply_to(before) == before:
-            return False
-        self._applies += 1
-        try:
-            if keystore is not None and key_changes and update.key is not None:
-                await keystore.put(before.secret_ref, update.key)
-            await self._write_settings(update.apply_to)
-            if keystore is not None and update.deletes_key:
-                await keystore.delete(before.secret_ref)
-        except BaseException as error:
-            # What failed may have happened all the same: it can be the very last step, making it durable, that fails.
-            left = await self._put_back(before, keystore, old)
-            if left and isinstance(error, TunnelError):
-                raise StorageError("; ".join([str(error), *left])) from error
-            raise
-        return True
-
-    async def _put_back(self, before: Settings, keystore: Keystore | None, old: _Key) -> list[str]:
-        """Make all as it was before an `apply` that failed; returns what could not be."""
-        left = []
-        try:
-            if keystore is not None:
-                await _put_key_back(keystore, before.secret_ref, old)
-        except Exception as error:  # noqa: BLE001  # a host's keystore may raise anything, and the settings come next
-            left.append(f"nor could the relay key be put back as it was: {_told(error)}")
-        try:
-            await self._write_settings(lambda now: attrs.evolve(now, enabled=before.enabled, server=before.server))
-        except TunnelError as error:
-            left.append(f"nor could the settings be put back as they were: {error}")
-        for problem in left:
-            _log.error("an update failed; %s", problem)
-        return left
-
-    async def _write_settings(self, change: Callable[[Settings], Settings]) -> None:
-        await trio.to_thread.run_sync(self._settings_file.update, change)
 
     # Bringing it about
 
@@ -434,14 +338,14 @@ class RemoteAccess:
         """
         while True:
             async with self._applying:
-                applies = self._applies
+                seen = (self._stores.writes, self._configured)
             plan: Plan | TunnelError | None
             try:
                 with _unforeseen_named("preparing the tunnel"):
                     plan = await self._read_plan()
             except TunnelError as error:
                 plan = error
-            if applies == self._applies:
+            if seen == (self._stores.writes, self._configured):
                 return plan
 
     async def _read_plan(self) -> Plan | None:
@@ -453,43 +357,14 @@ class RemoteAccess:
             choose_transport(named, self._transports)  # refused before a word is said about the address
         config = effective_config(self._config, settings)
         serve = choose_transport(config.effective_transport, self._transports)
-        key = await self._key(settings)
+        key = await self._stores.key(settings)
         instance = await trio.to_thread.run_sync(load_instance, self._config.runtime_path)
         target = make_target(config, key, instance=instance, dial=self._dial, limits=self._limits)
         return Plan(config=config, serve=serve, target=target)
 
-    async def _key(self, settings: Settings) -> RelayKey | None:
-        if self._keystore is not None:
-            return await self._keystore.get(settings.secret_ref)
-        assert self._key_provider is not None
-        return await self._key_provider()
-
     def _make_progress(self) -> None:
         self._progress.set()
         self._progress = trio.Event()
-
-
-async def _key_or_loss(keystore: Keystore, reference: str) -> _Key:
-    try:
-        return await keystore.get(reference)
-    except StorageError as error:
-        # What cannot be opened cannot be put back either. Saving or clearing a key is how a person mends that.
-        _log.warning("the stored relay key cannot be opened: %s", error)
-        return error
-
-
-async def _put_key_back(keystore: Keystore, reference: str, old: _Key) -> None:
-    now = await _key_or_loss(keystore, reference)
-    if isinstance(old, StorageError):
-        if isinstance(now, RelayKey):
-            await keystore.delete(reference)  # the new one, which is not asked for any more
-    elif now != old:
-        await (keystore.delete(reference) if old is None else keystore.put(reference, old))
-
-
-def _told(error: Exception) -> str:
-    """What may be said of an error: who raises one that is not ours may put anything into it."""
-    return str(error) if isinstance(error, TunnelError) else type(error).__name__
 
 
 @contextmanager

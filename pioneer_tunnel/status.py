@@ -100,11 +100,15 @@ class Status:
         return (self.state, self.error_kind, self.message) == (other.state, other.error_kind, other.message)
 
     def is_news_after(self, other: Status) -> bool:
-        """True when a client has to be notified of this after `other`: never for a round trip or an attempt alone."""
+        """True when a client has to be notified of this after `other`.
+
+        It is for a change of what it says, for a new public URL and for a new time of retry; never for a round trip,
+        or because the time of retry has come.
+        """
         return (
             not self.says_the_same_as(other)
             or self.public_url != other.public_url
-            or self.retry_at_unix != other.retry_at_unix
+            or (self.retry_at_unix is not None and self.retry_at_unix != other.retry_at_unix)
         )
 
     def to_wire(self) -> dict[str, Any]:
@@ -160,7 +164,7 @@ class StatusFeed:
 
     A watcher that is slower than the tunnel skips what lay between and gets the newest (it conflates); it never
     misses the last one. `publish` is synchronous and costs the same however slow the watchers are. Whoever wants
-    every single change reads `history`, which holds the last 256 that are news, and `dropped`, which counts those
+    every single change reads `history`, which holds the last 256, and `dropped`, which counts those
     before.
     """
 
@@ -191,8 +195,8 @@ class StatusFeed:
         """Make `status` the newest. One equal to the current changes nothing and wakes nobody."""
         if status == self._current:
             return
-        if not status.is_news_after(self._current):
-            self._history.pop()  # a round trip, say, is no change of its own
+        if attrs.evolve(status, relay_rtt_ms=self._current.relay_rtt_ms) == self._current:
+            self._history.pop()  # another round trip is no change of its own
         elif len(self._history) == HISTORY_LIMIT:
             self._dropped += 1
         self._history.append(status)

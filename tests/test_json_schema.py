@@ -15,8 +15,8 @@ from hypothesis import given, settings, strategies as st
 from pioneer_tunnel.identity import RelayKey
 from pioneer_tunnel.json_schema import json_schema
 from pioneer_tunnel.jsonrpc import STATUS_CHANGED
-from pioneer_tunnel.remote_access import Snapshot
 from pioneer_tunnel.settings import SettingsUpdate
+from pioneer_tunnel.snapshot import Snapshot
 from pioneer_tunnel.status import ErrorKind, State, Status
 
 SCHEMA: Final = json_schema()

@@ -173,7 +173,12 @@ def test_what_is_news(changes: dict[str, Any], says_else: bool, news: bool) -> N
     changed = attrs.evolve(CONNECTED, **changes)
     assert changed.says_the_same_as(CONNECTED) is not says_else
     assert changed.is_news_after(CONNECTED) is news
-    assert CONNECTED.is_news_after(changed) is news
+
+
+def test_that_a_retry_is_no_longer_planned_is_no_news() -> None:
+    waiting = attrs.evolve(CONNECTED, retry_at_unix=1)
+    assert waiting.is_news_after(CONNECTED)
+    assert not CONNECTED.is_news_after(waiting)
 
 
 def test_a_status_cannot_be_changed() -> None:

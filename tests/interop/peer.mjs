@@ -13,6 +13,13 @@ import { yamux } from '@chainsafe/libp2p-yamux'
 import { defaultLogger } from '@libp2p/logger'
 import { AbstractMessageStream } from '@libp2p/utils'
 
+// Node has this from version 22 on, and the package counts on it.
+Promise.withResolvers ??= function () {
+  let resolve, reject
+  const promise = new Promise((...both) => { [resolve, reject] = both })
+  return { promise, resolve, reject }
+}
+
 const [port, role] = process.argv.slice(2)
 
 // What libp2p calls a connection, over a plain TCP socket.
