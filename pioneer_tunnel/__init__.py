@@ -34,6 +34,7 @@ from .errors import (
 from .forward import forward
 from .identity import PublicKey, RelayKey, new_relay_key
 from .jsonrpc import RemoteAccessRpc, RpcError
+from .key_mode import KeyMode
 from .keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
 from .proxy_protocol import ProxyHeader
 from .remote_access import RemoteAccess
@@ -53,6 +54,7 @@ __all__ = [
     "ErrorKind",
     "FileKeystore",
     "InvalidSettingsError",
+    "KeyMode",
     "KeyringKeystore",
     "Keystore",
     "Limits",

@@ -113,7 +113,9 @@ class ChannelStream(trio.abc.HalfCloseableStream):
                 await self.transport_stream.aclose()
                 return
             trio.lowlevel.notify_closing(self._socket)  # wakes whoever still waits for it
-            if self._end_sent:
+            if self._plain is not None and self._has_ended():
+                self._socket.close()  # which says that we have ended, too
+            if self._end_sent or self._socket.fileno() == -1:
                 await trio.lowlevel.checkpoint()
             else:
                 self._end_sent = True
@@ -123,7 +125,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
                     suppress(trio.BrokenResourceError, trio.ClosedResourceError),
                 ):
                     await send_eof(self.transport_stream)
-            if self._has_ended():
+            if self._socket.fileno() != -1 and self._has_ended():
                 self._socket.close()
         except trio.BusyResourceError:
             self._abandon()  # somebody was in the middle of something, which now ends there
@@ -150,7 +152,8 @@ class ChannelStream(trio.abc.HalfCloseableStream):
                 await close_after_answer(self.transport_stream)
         finally:
             self.reset()
-            await trio.aclose_forcefully(self.transport_stream)
+            if self._socket is None or self._socket.fileno() != -1:
+                await trio.aclose_forcefully(self.transport_stream)
 
     def _abandon(self) -> None:
         """What has no socket is closed by `see_out`, a moment later."""

@@ -63,6 +63,7 @@ class _Exchange:
         self.spoke: set[trio.abc.Stream] = set()
         self.was_reset: set[trio.abc.Stream] = set()
         self.broken: trio.abc.Stream | None = None
+        self._ended = False
 
     async def copy(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
         from_socket, to_socket = plain_socket(source), plain_socket(sink)

@@ -130,6 +130,11 @@ class RemoteAccess:
         """The last 256 statuses, oldest first."""
         return self._feed.history
 
+    @property
+    def history_dropped(self) -> int:
+        """How many statuses there were before those in `history`."""
+        return self._feed.dropped
+
     def watch(self) -> AsyncIterator[Status]:
         """The status now, then the newest after each change; ends after `stopped`. Slow watchers skip, never block."""
         return self._feed.watch()

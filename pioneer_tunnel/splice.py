@@ -156,7 +156,6 @@ async def _carry(
         except OSError as error:
             raise SourceBroken(f"the connection is broken: {error.strerror}") from error
         if not amount:
-            await trio.lowlevel.checkpoint()
             return
         if on_first is not None:
             on_first()

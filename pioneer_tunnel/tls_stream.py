@@ -10,14 +10,17 @@ Neighbours: `transports.pioneer_relay` has its data channels in it, the scripted
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from typing import Final, final
 
 import trio
 
 __all__ = ["TlsStream"]
 
-_RECEIVE_SIZE: Final = 256 * 1024
+_RECEIVE_SIZE: Final = 128 * 1024
 _BATCH: Final = 128 * 1024
+_RECORD: Final = 16 * 1024
+_UNREAD_LIMIT: Final = 2**30
 _GOODBYE_TIMEOUT: Final = 2.0
 
 
@@ -49,7 +52,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname, session=session
         )
         self._to_wire: Final = trio.StrictFIFOLock()
-        self._ahead = bytearray()
+        self._ahead = b""
         self._end_sent = False
         self.end_received = False
 
@@ -84,32 +87,37 @@ class TlsStream(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint_if_cancelled()
         waited = False
         while True:
-            if not self._ahead:
-                self._decrypt(max_bytes)
-            if self._ahead or self.end_received:
+            data = self._read_ahead(max_bytes) if self._ahead else self._decrypt(max_bytes)
+            if data or self.end_received:
                 if not waited:
                     await trio.lowlevel.cancel_shielded_checkpoint()
-                data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:]
                 return data
             await self._fill()
             waited = True
 
-    def _decrypt(self, enough: int) -> None:
-        """Read ahead what has come, until there is enough; a record holds 16 KiB at most."""
+    def _read_ahead(self, max_bytes: int) -> bytes:
+        data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:]
+        return data
+
+    def _decrypt(self, max_bytes: int) -> bytes:
+        """What has come, as far as it is whole records; nothing when there is none, and at the end."""
+        pieces, left = [], max_bytes
         try:
-            while len(self._ahead) < enough:
-                data = self._tls.read(enough)
-                if not data:
+            while left:
+                piece = self._tls.read(min(left, _RECORD))
+                if not piece:
                     self.end_received = True
-                    return
-                self._ahead += data
+                    break
+                pieces.append(piece)
+                left -= len(piece)
         except ssl.SSLWantReadError:
-            return
+            pass
         except ssl.SSLZeroReturnError:
             self.end_received = True
         except ssl.SSLError as error:
-            if not self._ahead:
+            if not pieces:
                 raise trio.BrokenResourceError(f"TLS broke off: {error.reason or error}") from error
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self._end_sent:
@@ -124,7 +132,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
                 except ssl.SSLError as error:
                     raise trio.BrokenResourceError(f"TLS broke off: {error.reason or error}") from error
                 await self._flush()
-            if not len(view):
+            if not view:
                 await self.transport_stream.send_all(b"")
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -141,11 +149,11 @@ class TlsStream(trio.abc.HalfCloseableStream):
     def _say_goodbye(self) -> None:
         # OpenSSL looks for the other end's goodbye at once, and takes data that it finds there for an error. So what
         # has come is read first.
-        self._decrypt(2**31)
-        try:
+        with suppress(trio.BrokenResourceError):
+            self._ahead += self._decrypt(_UNREAD_LIMIT)
+        with suppress(ssl.SSLError):
+            # It would like to read on, as would we; or it is broken, and whoever reads finds out.
             self._tls.unwrap()
-        except ssl.SSLError:
-            pass  # it would like to read on, as would we; or it is broken, and whoever reads finds out
 
     async def aclose(self) -> None:
         try:

@@ -69,6 +69,11 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
         return self._feed.history
 
     @property
+    def history_dropped(self) -> int:
+        """How many statuses there were before those in `history`."""
+        return self._feed.dropped
+
+    @property
     def public_url(self) -> str | None:
         """Where visitors come in, as the relay told; None before the first connect."""
         return self._feed.current.public_url

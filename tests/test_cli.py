@@ -23,8 +23,9 @@ from click.testing import CliRunner
 
 from pioneer_tunnel import __main__ as entry_point
 from pioneer_tunnel.cli.commands import pioneer_tunnel
+from pioneer_tunnel.cli.status_lines import StatusLines
 from pioneer_tunnel.identity import PublicKey, RelayKey
-from pioneer_tunnel.status import State, Status
+from pioneer_tunnel.status import State, Status, StatusFeed
 
 PROGRAM: Final = [sys.executable, "-m", "pioneer_tunnel"]
 KEY: Final = RelayKey("ptk1_the-key-of-the-tests-0123456789abcdef")
@@ -220,6 +221,22 @@ def test_status_lines_for_machines(relay: Relay, gateway: str) -> None:
     statuses = [Status.from_wire(json.loads(line)) for line in program.err.decode().splitlines()]
     assert [status.state for status in statuses] == [State.STARTING, State.CONNECTED, State.STOPPED]
     assert statuses[1].public_url == "http://office.test"
+
+
+def test_a_round_trip_does_not_print_every_status_again(capsys: pytest.CaptureFixture[str]) -> None:
+    feed = StatusFeed(Status(state=State.STARTING))
+    lines = StatusLines(as_json=True)
+    for status in (
+        Status(state=State.CONNECTED, public_url="http://office.test"),
+        Status(state=State.CONNECTED, public_url="http://office.test", relay_rtt_ms=1.5),
+        Status(state=State.CONNECTED, public_url="http://office.test", relay_rtt_ms=2.5),
+        Status(state=State.STOPPED),
+    ):
+        feed.publish(status)
+        lines.catch_up(feed)
+        lines.catch_up(feed)
+    printed = [json.loads(line)["state"] for line in capsys.readouterr().err.splitlines()]
+    assert printed == ["starting", "connected", "stopped"]
 
 
 def test_a_relay_that_goes_away_is_waited_for(relay: Relay, gateway: str) -> None:

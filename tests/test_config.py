@@ -16,6 +16,7 @@ from pioneer_tunnel.address import Address, RelayAddress
 from pioneer_tunnel.config import RemoteAccessConfig, Transport
 from pioneer_tunnel.errors import InvalidSettingsError, Problem, StorageError, TunnelError, UnsupportedTransportError
 from pioneer_tunnel.identity import PublicKey
+from pioneer_tunnel.key_mode import KeyMode
 from pioneer_tunnel.redaction import shown
 from pioneer_tunnel.status import ErrorKind, clean_message
 
@@ -39,6 +40,7 @@ CONTRACT_DEFAULTS = {
     "ca_file": None,
     "relay_identity": None,
     "proxy_protocol": None,
+    "key_mode": "token_routing",
     "connect_timeout_ms": 10000,
     "process": None,
 }
@@ -275,6 +277,8 @@ def test_a_pin_that_nobody_would_check_is_refused(transport: str | None) -> None
         ("connect_timeout_ms", 0, "1 to 600000"),
         ("relay_identity", "ed25519:12", "64 hexadecimal digits"),
         ("relay_identity", 12, "64 hexadecimal digits"),
+        ("key_mode", "token-hash", "nearest of them is 'token_hash'"),
+        ("key_mode", 1, "token_routing, token_hash, rathole"),
         ("proxy_protocol", "v1", "'v2'"),
         ("proxy_protocol", True, "'v2'"),
     ],
@@ -295,6 +299,16 @@ def test_the_longest_delay_is_not_under_the_first() -> None:
     (problem,) = refused(restart_initial_ms=100, restart_max_ms=99)
     assert (problem.key, problem.value) == ("restart_max_ms", "99")
     assert "restart_initial_ms, which is 100" in problem.message
+
+
+def test_a_key_mode_is_for_relays_that_have_one() -> None:
+    for transport in ("tcp", "tls"):
+        config = RemoteAccessConfig(transport=transport, key_mode="rathole")
+        assert config.key_mode is KeyMode.RATHOLE
+    assert RemoteAccessConfig(key_mode="token_hash").effective_transport is Transport.TCP
+    (problem,) = refused(relay_addr="wss://relay.example", key_mode="rathole")
+    assert problem.key == "key_mode"
+    assert "this is websocket" in problem.message
 
 
 def test_an_unknown_key_is_told_with_the_nearest_known_one() -> None:

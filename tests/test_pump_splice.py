@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from rig import in_background, nothing_left_behind, read_all, read_exactly
 
 from pioneer_tunnel import pump as pump_module, splice
 from pioneer_tunnel.dialer import dial_tcp
 from pioneer_tunnel.pump import pump
 from pioneer_tunnel.splice import CAN_SPLICE, carry
 from pioneer_tunnel.streams import WatchedStream, abandon
-from rig import in_background, nothing_left_behind, read_all, read_exactly
 
 
 @pytest.fixture(params=["splice", "buffer", "no pipe to be had", "sockets not made for it"])

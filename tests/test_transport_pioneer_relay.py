@@ -1,4 +1,4 @@
-"""The transports `tcp` and `tls` against the scripted relay: each step of the opening, the pool, and the ends of things."""
+"""The transports `tcp` and `tls` against the scripted relay: each step of the opening, the pool, the ends of things."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
+from rig import AT_ONCE, ask, echo, eventually, in_background, nothing_left_behind, read_all, read_exactly
 
 from pioneer_tunnel.address import Address, RelayAddress
 from pioneer_tunnel.channel_stream import ChannelStream
@@ -41,7 +42,6 @@ from pioneer_tunnel.transports.rathole_codec import ControlCommand, encode_comma
 from pioneer_tunnel.transports.seam import Target
 from pioneer_tunnel.tunnel import Tunnel, open_tunnel
 from pioneer_tunnel.tunnel_stream import TunnelStream
-from rig import AT_ONCE, ask, echo, eventually, in_background, nothing_left_behind, read_all, read_exactly
 
 KEY = RelayKey("weak")  # these transports take any key
 OPENING = [Moment.HELLO, Moment.ACK]
@@ -183,11 +183,13 @@ async def test_data_channels_go_to_the_machine_that_answered(monkeypatch: pytest
         return await dial_tcp("127.0.0.1", port)
 
     monkeypatch.setattr(trio, "open_tcp_stream", open_tcp_stream)
-    async with open_pioneer_relay(key=KEY) as relay:
-        async with open_tunnel(f"relay.test:{relay.address.port}", key=KEY, transport="tcp") as tunnel:
-            with trio.fail_after(5):
-                await tunnel.wait_connected()
-            await eventually(lambda: relay.data_channels == 8)
+    async with (
+        open_pioneer_relay(key=KEY) as relay,
+        open_tunnel(f"relay.test:{relay.address.port}", key=KEY, transport="tcp") as tunnel,
+    ):
+        with trio.fail_after(5):
+            await tunnel.wait_connected()
+        await eventually(lambda: relay.data_channels == 8)
     assert asked == ["relay.test"]
 
 
@@ -312,8 +314,9 @@ async def test_tcp_to_a_relay_that_speaks_tls_says_so(ca: trustme.CA) -> None:
 async def test_what_cannot_be_used_is_refused_at_once(
     relay: str, changes: dict[str, Any], kind: type[TunnelError], says: str
 ) -> None:
+    settings: dict[str, Any] = {"key": KEY, "transport": "tcp"}
     with pytest.raises(kind, match=says):
-        async with open_tunnel(relay, **({"key": KEY, "transport": "tcp"} | changes)):
+        async with open_tunnel(relay, **(settings | changes)):
             pytest.fail("it was entered")
 
 
@@ -443,15 +446,14 @@ async def test_a_data_channel_is_dialled_again_for_ten_seconds(autojump_clock: t
 
 
 async def test_a_visitor_that_nobody_has_room_for_is_reset() -> None:
-    async with connected(backlog=1) as (relay, tunnel):
-        async with await relay.visit() as first:
-            await first.send_all(b"1")
-            await trio.sleep(0.1)
-            async with await relay.visit() as second:
-                with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
-                    await read_all(second)
-            async with await tunnel.accept() as stream:
-                assert await read_exactly(stream, 1) == b"1"
+    async with connected(backlog=1) as (relay, tunnel), await relay.visit() as first:
+        await first.send_all(b"1")
+        await trio.sleep(0.1)
+        async with await relay.visit() as second:
+            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+                await read_all(second)
+        async with await tunnel.accept() as stream:
+            assert await read_exactly(stream, 1) == b"1"
 
 
 async def test_a_visitor_who_left_while_it_waited_is_not_accepted() -> None:
@@ -473,7 +475,7 @@ async def test_a_visitor_who_left_while_it_waited_is_not_accepted() -> None:
 
 @pytest.mark.parametrize("by", ["forward", "handler"])
 async def test_64_mib_each_way_at_once_unharmed(secured: tuple[dict[str, Any], dict[str, Any]], by: str) -> None:
-    piece = random.Random(4).randbytes(1024 * 1024)  # noqa: S311
+    piece = random.Random(4).randbytes(1024 * 1024)
     size = 64 if secured[1]["transport"] == "tcp" else 16
     expected = hashlib.sha256(piece * size).hexdigest()
 
@@ -543,11 +545,14 @@ async def test_a_last_word_arrives_although_the_visitor_is_still_talking() -> No
             await stream.receive_some(10)
             await stream.send_all(answer)
 
-    async with connected() as (relay, tunnel), in_background(lambda: trio.serve_listeners(handler, [tunnel])):
-        async with await relay.visit() as visitor:
-            await visitor.send_all(bytes(200_000))
-            with trio.fail_after(5):
-                assert await read_exactly(visitor, len(answer)) == answer
+    async with (
+        connected() as (relay, tunnel),
+        in_background(lambda: trio.serve_listeners(handler, [tunnel])),
+        await relay.visit() as visitor,
+    ):
+        await visitor.send_all(bytes(200_000))
+        with trio.fail_after(5):
+            assert await read_exactly(visitor, len(answer)) == answer
 
 
 @pytest.mark.parametrize("by", ["stream", "forward", "visitor"])
@@ -616,7 +621,7 @@ async def test_the_stream_keeps_trios_contract() -> None:
 async def test_cancellation_at_any_moment_leaves_nothing_behind(
     secured: tuple[dict[str, Any], dict[str, Any]], seed: int
 ) -> None:
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)
 
     async def visit() -> None:
         while True:

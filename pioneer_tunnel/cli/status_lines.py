@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Final, final
 
+import attrs
 import click
 
-from ..status import State, Status
+from ..status import State, Status, StatusFeed
 from ..tunnel import Tunnel
 
 __all__ = ["StatusLines"]
@@ -26,16 +27,17 @@ class StatusLines:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json: Final = as_json
+        self._shown = 0
         self._last: Status | None = None
 
     def catch_up(self, tunnel: Tunnel) -> None:
         """Print what has happened since the last call."""
-        history = tunnel.history
-        start = history.index(self._last) + 1 if self._last in history else 0
-        for status in history[start:]:
+        history, dropped = tunnel.history, tunnel.history_dropped
+        for status in history[max(self._shown - dropped, 0) :]:
             if self._last is None or status.is_news_after(self._last):
                 click.echo(self._line(status), err=True)
             self._last = status
+        self._shown = dropped + len(history)
 
     def _line(self, status: Status) -> str:
         if self._as_json:

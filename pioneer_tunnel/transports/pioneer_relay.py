@@ -37,9 +37,9 @@ from ..errors import (
     RelayConnectError,
     RemoteProtocolError,
     TunnelAuthError,
-    TunnelError,
 )
 from ..groups import lone_error_bare
+from ..status import clean_message
 from ..streams import WatchedStream, abandon
 from ..tls_stream import TlsStream
 from ..tunnel_stream import TunnelStream
@@ -81,14 +81,22 @@ _log: Final = logging.getLogger("pioneer_tunnel.transports.pioneer_relay")
 
 
 async def serve_tcp(
-    target: Target, deliver: Deliver, report: Report, *, task_status: trio.TaskStatus[Session]
+    target: Target,
+    deliver: Deliver,
+    report: Report,  # noqa: ARG001  # this protocol has nothing to report
+    *,
+    task_status: trio.TaskStatus[Session],
 ) -> NoReturn:
     """In clear: whoever can listen on the way reads what visitors send, their tokens included. See `Serve`."""
     await _serve(target, deliver, None, task_status)
 
 
 async def serve_tls(
-    target: Target, deliver: Deliver, report: Report, *, task_status: trio.TaskStatus[Session]
+    target: Target,
+    deliver: Deliver,
+    report: Report,  # noqa: ARG001  # this protocol has nothing to report
+    *,
+    task_status: trio.TaskStatus[Session],
 ) -> NoReturn:
     """Each connection inside TLS. See `Serve`."""
     await _serve(target, deliver, (target.make_tls or client_tls)(), task_status)
@@ -106,7 +114,14 @@ async def _serve(
         with lone_error_bare():
             async with trio.open_nursery() as nursery:
                 hello = Hello(ChannelKind.DATA, proof).encode()
-                channels = _DataChannels(target, hello, _same_machine(watched, target.dial), tls, deliver, nursery)
+                channels = _DataChannels(
+                    target,
+                    hello,
+                    dial=_same_machine(watched, target.dial),
+                    tls=tls,
+                    deliver=deliver,
+                    nursery=nursery,
+                )
                 task_status.started(Session())
                 if tls is None:
                     _log.warning(
@@ -224,6 +239,7 @@ class _DataChannels:
         self,
         target: Target,
         hello: bytes,
+        *,
         dial: Dialer,
         tls: ssl.SSLContext | None,
         deliver: Deliver,
@@ -269,8 +285,6 @@ class _DataChannels:
         if stream is None:
             return None
         try:
-            with trio.fail_after(self._target.connect_timeout):
-                await stream.send_all(self._hello)
             # No deadline: it stands in the relay's pool until somebody comes. The system's keepalive, and the end of
             # the control channel, end it.
             command = await _read_exactly(stream, COMMAND_SIZE)
@@ -283,7 +297,7 @@ class _DataChannels:
                 return visited
             else:
                 _log.error("%s forwards UDP to us, which this gateway does not carry", self._target.address)
-        except (trio.BrokenResourceError, trio.TooSlowError, RemoteProtocolError) as error:
+        except (trio.BrokenResourceError, RemoteProtocolError) as error:
             _log.warning("a data channel to %s came to nothing: %s", self._target.address, error)
         finally:
             if stream is not None:
@@ -291,31 +305,42 @@ class _DataChannels:
         return None
 
     async def _dial(self) -> trio.abc.Stream | None:
-        address, pause, failure = self._target.address, FIRST_PAUSE, "no answer"
+        """A connection on which the relay has been told what it is for; None when there is none to be had."""
+        pause, failure = FIRST_PAUSE, "no answer"
         with trio.move_on_after(DIAL_FOR):
             while True:
+                connected: trio.abc.Stream | None = None
                 try:
-                    stream, watched = await dial_relay(
-                        address, dial=self._dialer, tls=None, timeout=self._target.connect_timeout
-                    )
-                    _keep_alive(watched)
-                    return stream if self._tls is None else await self._secure(watched, self._tls)
-                except (TunnelError, trio.BrokenResourceError, trio.TooSlowError) as error:
-                    failure = str(error) or "TLS was not agreed on"
+                    connected = await self._dialer(self._target.address.host, self._target.address.port)
+                    return await self._introduce(WatchedStream(connected))
+                except (OSError, trio.BrokenResourceError) as error:
+                    failure = str(error)
+                    if connected is not None:
+                        await abandon(connected)
+                except BaseException:
+                    if connected is not None:
+                        await abandon(connected)
+                    raise
                 await trio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
-        _log.warning("gave up on a data channel after %g seconds: %s", DIAL_FOR, failure)
+        _log.warning(
+            "gave up on a data channel to %s after %g seconds: %s",
+            self._target.address,
+            DIAL_FOR,
+            clean_message(failure),
+        )
         return None
 
-    async def _secure(self, watched: WatchedStream, tls: ssl.SSLContext) -> TlsStream:
-        # The visitor may end one direction before the other, which `trio.SSLStream` has no word for.
-        stream = TlsStream(watched, tls, server_hostname=self._target.address.host, session=self._tls_session)
-        try:
-            with trio.fail_after(self._target.connect_timeout):
-                await stream.do_handshake()
-        except BaseException:
-            await trio.aclose_forcefully(watched)
-            raise
+    async def _introduce(self, watched: WatchedStream) -> trio.abc.Stream:
+        _keep_alive(watched)
+        stream: trio.abc.Stream = watched
+        if self._tls is not None:
+            # The visitor may end one direction before the other, which `trio.SSLStream` has no word for.
+            stream = secured = TlsStream(
+                watched, self._tls, server_hostname=self._target.address.host, session=self._tls_session
+            )
+            await secured.do_handshake()
+        await stream.send_all(self._hello)
         return stream
 
 
