@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types unit bench clean
+.PHONY: demo test lint types unit interop bench clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -20,6 +20,17 @@ types: $(READY)
 
 unit: $(READY)
 	$(BIN)/pytest
+
+# Two other yamux implementations for tests/test_interop.py: npm's for Node, and the reference for Go, whose sources
+# Debian's golang-github-hashicorp-yamux-dev puts here. Whatever is missing, its tests are skipped.
+YAMUX_GOPATH ?= /usr/share/gocode
+
+interop: $(READY)
+	! command -v npm || npm install --prefix tests/interop --no-package-lock --no-audit --no-fund --ignore-scripts
+	mkdir -p build/interop
+	! command -v go || (cd tests/interop/go && \
+		GO111MODULE=off GOPATH=$(YAMUX_GOPATH) go build -o $(CURDIR)/build/interop/go-peer .)
+	$(BIN)/pytest tests/test_interop.py
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -1,11 +1,12 @@
 """A custom server behind a tunnel: whoever connects to the public address talks to `handler`, wherever this runs.
 
-    python examples/custom_server.py wss://relay.example.com relay-key.txt
+python examples/custom_server.py wss://relay.example.com relay-key.txt
 """
 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -15,11 +16,13 @@ from pioneer_tunnel import RelayKey, TunnelStream, open_tunnel
 
 async def handler(stream: TunnelStream) -> None:
     """Say back what the visitor says, until it has said all."""
-    # The handler closes its stream itself: then the visitor sees an orderly end. `serve_listeners` would reset it.
-    async with stream:
-        print(f"a visitor from {stream.visitor}")
-        async for data in stream:
-            await stream.send_all(data)
+    print(f"a visitor from {stream.visitor}")
+    # A visitor may break off at any time, and `serve_listeners` ends with the first exception that a handler lets out.
+    # What a handler leaves open is reset: it closes its stream itself, so that the visitor sees an orderly end.
+    with suppress(trio.BrokenResourceError):
+        async with stream:
+            async for data in stream:
+                await stream.send_all(data)
 
 
 async def main(relay: str, key: RelayKey) -> None:

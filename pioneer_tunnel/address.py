@@ -10,6 +10,7 @@ a piece of a mistyped `user:password@host` is a piece of somebody's password.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -215,6 +216,7 @@ def normal_host(host: str, shown: str) -> str:
     return name
 
 
+@functools.lru_cache(maxsize=256)
 def is_ip_address(host: str) -> bool:
     """True for an IPv4 or IPv6 address without brackets."""
     try:

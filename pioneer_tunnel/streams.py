@@ -24,6 +24,7 @@ __all__ = [
     "WatchedStream",
     "abandon",
     "close_after_answer",
+    "keep_alive",
     "plain_socket",
     "send_eof",
 ]
@@ -172,6 +173,20 @@ def plain_socket(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
     """The socket whose bytes are those of `stream`, when nothing stands between and nothing was read ahead."""
     found: trio.socket.SocketType | None = getattr(stream, "plain_socket", None)
     return found
+
+
+def keep_alive(connected: trio.SocketStream, *, idle: int, interval: int) -> None:
+    """Have the system find out when the other end of a silent connection is gone, and NATs not forget it.
+
+    Args:
+        idle: seconds of silence after which it asks.
+        interval: seconds after which it asks again; after some such questions without an answer the connection breaks.
+    """
+    with suppress(OSError):
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, seconds in (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", interval)):
+            if hasattr(socket, name):
+                connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
 
 
 async def send_eof(stream: trio.abc.Stream) -> None:

@@ -233,8 +233,8 @@ def test_a_round_trip_does_not_print_every_status_again(capsys: pytest.CaptureFi
         Status(state=State.STOPPED),
     ):
         feed.publish(status)
-        lines.catch_up(feed)
-        lines.catch_up(feed)
+        lines.catch_up(feed.history, feed.dropped)
+        lines.catch_up(feed.history, feed.dropped)
     printed = [json.loads(line)["state"] for line in capsys.readouterr().err.splitlines()]
     assert printed == ["starting", "connected", "stopped"]
 

@@ -147,7 +147,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
                 await trio.serve_listeners(handler, [tunnel])
         finally:
             if tunnel is not None:
-                lines.catch_up(tunnel)
+                lines.catch_up(tunnel.history, tunnel.history_dropped)
 
     try:
         _run(keep_exposed)
@@ -159,7 +159,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
 
 async def _show(tunnel: Tunnel, lines: StatusLines) -> None:
     async for _ in tunnel.watch():
-        lines.catch_up(tunnel)
+        lines.catch_up(tunnel.history, tunnel.history_dropped)
 
 
 def _run(serve: Callable[[], Awaitable[object]]) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Final, final
 
-import attrs
 import click
 
-from ..status import State, Status, StatusFeed
-from ..tunnel import Tunnel
+from ..status import State, Status
 
 __all__ = ["StatusLines"]
 
@@ -30,9 +29,8 @@ class StatusLines:
         self._shown = 0
         self._last: Status | None = None
 
-    def catch_up(self, tunnel: Tunnel) -> None:
-        """Print what has happened since the last call."""
-        history, dropped = tunnel.history, tunnel.history_dropped
+    def catch_up(self, history: Sequence[Status], dropped: int) -> None:
+        """Print what has happened since the last call; `dropped` is how many statuses there were before `history`."""
         for status in history[max(self._shown - dropped, 0) :]:
             if self._last is None or status.is_news_after(self._last):
                 click.echo(self._line(status), err=True)

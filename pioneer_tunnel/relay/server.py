@@ -22,7 +22,7 @@ from ..errors import InvalidSettingsError, StorageError
 from ..groups import lone_error_bare
 from ..handshake import SUBPROTOCOL
 from ..identity import SigningIdentity
-from ..streams import PrefixedStream, TlsServerStream, WatchedStream, abandon
+from ..streams import PrefixedStream, TlsServerStream, WatchedStream, abandon, keep_alive
 from ..websocket import EngineName
 from ..yamux import Limits
 from .config import RelayConfig, TunnelEntry
@@ -155,9 +155,11 @@ class Relay:
             await refuse(stream, refusal)
 
     async def _serve_bound(self, entry: TunnelEntry, connected: trio.SocketStream) -> None:
-        await self._ingress.serve_bound(_visit(connected, WatchedStream(connected), tls=False), entry)
+        stream, _ = await self._secured(connected, tls=False)
+        await self._ingress.serve_bound(_visit(connected, stream, tls=False), entry)
 
     async def _secured(self, connected: trio.SocketStream, tls: bool) -> tuple[trio.abc.Stream, WatchedStream]:
+        keep_alive(connected, idle=60, interval=15)
         watched = WatchedStream(connected)
         if not tls:
             return watched, watched
