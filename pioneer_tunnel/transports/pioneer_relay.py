@@ -40,7 +40,7 @@ from ..errors import (
 )
 from ..groups import lone_error_bare
 from ..status import clean_message
-from ..streams import WatchedStream, abandon
+from ..streams import WatchedStream, abandon, keep_alive
 from ..tls_stream import TlsStream
 from ..tunnel_stream import TunnelStream
 from .rathole_codec import (
@@ -75,7 +75,6 @@ MOST_IDLE: Final = 256
 MOST_OWED: Final = 64 * 1024
 
 _READ_SIZE: Final = 4 * 1024
-_KEEPALIVE: Final = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 8}
 
 _log: Final = logging.getLogger("pioneer_tunnel.transports.pioneer_relay")
 
@@ -374,11 +373,6 @@ def _same_machine(watched: WatchedStream, dial: Dialer) -> Dialer:
 
 
 def _keep_alive(watched: WatchedStream) -> None:
-    """Have the system find out when the other end of a silent connection is gone; and NATs not forget it."""
     connected = watched.transport_stream
     if isinstance(connected, trio.SocketStream):
-        with suppress(OSError):
-            connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name, seconds in _KEEPALIVE.items():
-                if hasattr(socket, name):
-                    connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
+        keep_alive(connected, idle=20, interval=8)
