@@ -710,6 +710,17 @@ def test_queued_replies_are_bounded(server: Session) -> None:
     assert sent(server) == [Frame(GO_AWAY, 0, 0, GoAwayCode.PROTOCOL_ERROR)]
 
 
+def test_replies_and_credit_leave_in_batches_too(server: Session) -> None:
+    streams = [accept(server, 2 * index + 1) for index in range(100)]
+    for stream in streams:
+        receive(server, data(stream.id, bytes(INITIAL_WINDOW)))
+        read_all(server, stream)
+    receive(server, *(ping(opaque) for opaque in range(100)))
+    batches = [len(sent(server, 10 * HEADER_SIZE)) for _ in range(20)]
+    assert batches == [10] * 20
+    assert sent(server) == []
+
+
 def test_replies_that_were_taken_do_not_count(server: Session) -> None:
     for _ in range(3):
         receive(server, *(ping(opaque) for opaque in range(MAX_REPLIES)))
