@@ -13,7 +13,7 @@ from typing import Final, final
 import trio
 
 from .splice import SourceBroken, carry
-from .streams import abandon, close_after_answer, plain_socket, send_eof
+from .streams import abandon, close_after_answer, plain_socket, send_eof, send_pieces
 
 __all__ = ["pump"]
 
@@ -94,7 +94,7 @@ class _Exchange:
         size = _SMALLEST_READ
         while data := await self._receive(source, size):
             self.spoke.add(source)
-            await sink.send_all(data)
+            await send_pieces(sink, [bytes(data)])
             if len(data) == size:
                 size = min(size * 4, _LARGEST_READ)
             elif len(data) < size // 4 and size > _SMALLEST_READ:

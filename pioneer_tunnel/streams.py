@@ -11,6 +11,7 @@ import os
 import socket
 import ssl
 import struct
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, final
@@ -26,10 +27,13 @@ __all__ = [
     "close_after_answer",
     "keep_alive",
     "plain_socket",
+    "receive_into",
     "send_eof",
+    "send_pieces",
 ]
 
 _PIECE: Final = 64 * 1024
+_MOST_PIECES: Final = 64
 _UNSENT_LIMIT: Final = 256 * 1024
 _LINGER_NOT: Final = struct.pack("ii", 1, 0)
 _BY_DESCRIPTOR: Final = os.name == "posix"
@@ -57,6 +61,7 @@ class WatchedStream(trio.abc.HalfCloseableStream):
         self.transport_stream: Final = stream
         self.last_received = trio.current_time()
         self.sending_since: float | None = None
+        self._calls = 0
         self._socket: Final = stream.socket if _BY_DESCRIPTOR and isinstance(stream, trio.SocketStream) else None
         if self._socket is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
             # Trio's 16 KiB make a large write many small ones.
@@ -108,6 +113,64 @@ class WatchedStream(trio.abc.HalfCloseableStream):
                 raise trio.BrokenResourceError(f"the connection is broken: {error.strerror}") from error
         if not waited:
             await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """Like `receive_some`, into `buffer`; returns how many bytes came.
+
+        Lets other tasks run only when it has to wait, and at least every eighth time.
+        """
+        if self._socket is None:
+            data = await self.transport_stream.receive_some(len(buffer))
+            buffer[: len(data)] = data
+            amount = len(data)
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            amount = await self._brisk(self._socket, trio.lowlevel.wait_readable, os.readv, [buffer])
+        self.last_received = trio.current_time()
+        return amount
+
+    async def send_pieces(self, pieces: Sequence[bytes]) -> None:
+        """Like `send_all` of all `pieces`, without putting them together first.
+
+        Lets other tasks run only when it has to wait, and at least every eighth time.
+        """
+        if self._socket is None or len(pieces) > _MOST_PIECES:
+            await self.send_all(b"".join(pieces))
+            return
+        if self.sending_since is not None:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self.sending_since = trio.current_time()
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if self._socket.did_shutdown_SHUT_WR:
+                raise trio.ClosedResourceError("this stream has sent its end")
+            sent = await self._brisk(self._socket, trio.lowlevel.wait_writable, os.writev, pieces)
+            left = sum(map(len, pieces)) - sent
+        finally:
+            self.sending_since = None
+        if left:
+            await self.send_all(b"".join(pieces)[-left:])
+
+    async def _brisk(
+        self,
+        sock: trio.socket.SocketType,
+        wait: Callable[[trio.socket.SocketType], Awaitable[None]],
+        call: Callable[[int, Any], int],
+        argument: object,
+    ) -> int:
+        while True:
+            try:
+                amount = call(_descriptor(sock), argument)
+            except BlockingIOError:
+                await wait(sock)
+                self._calls = 0
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError(f"the connection is broken: {error.strerror}") from error
+            self._calls += 1
+            if not self._calls % 8:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            return amount
 
     async def wait_send_all_might_not_block(self) -> None:
         await self.transport_stream.wait_send_all_might_not_block()
@@ -189,6 +252,31 @@ def keep_alive(connected: trio.SocketStream, *, idle: int, interval: int) -> Non
                 connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
 
 
+async def receive_into(stream: trio.abc.Stream, buffer: memoryview) -> int:
+    """Receive into `buffer`, straight from the socket where possible; returns how many bytes came, 0 at the end."""
+    bottom = _watched(stream)
+    if bottom is not None:
+        return await bottom.receive_into(buffer)
+    data = await stream.receive_some(len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
+
+
+async def send_pieces(stream: trio.abc.Stream, pieces: Sequence[bytes]) -> None:
+    """Send all of `pieces`, in one system call where there is a way."""
+    bottom = _watched(stream)
+    if bottom is not None:
+        await bottom.send_pieces(pieces)
+    else:
+        await stream.send_all(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+
+def _watched(stream: trio.abc.Stream) -> WatchedStream | None:
+    if isinstance(stream, PrefixedStream) and not stream.prefixed:
+        stream = stream.transport_stream
+    return stream if isinstance(stream, WatchedStream) else None
+
+
 async def send_eof(stream: trio.abc.Stream) -> None:
     """End one direction where the stream has such a thing, and the whole stream where it has not."""
     if isinstance(stream, trio.abc.HalfCloseableStream):
@@ -204,6 +292,11 @@ class PrefixedStream(trio.abc.HalfCloseableStream):
     def __init__(self, stream: trio.abc.Stream, prefix: bytes) -> None:
         self.transport_stream: Final = stream
         self._prefix = prefix
+
+    @property
+    def prefixed(self) -> bool:
+        """True while there is something left that was read already."""
+        return bool(self._prefix)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if not self._prefix:

@@ -40,6 +40,9 @@ __all__ = ["accept", "connect"]
 
 _MAX_ANSWER: Final = 16 * 1024
 
+_QUEUE: Final = 8
+"""Messages between the engine's reader and ours: what one read brings, and somewhat more."""
+
 
 @asynccontextmanager
 async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[WebSocket]:
@@ -59,6 +62,7 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
                         subprotocols=[opening.subprotocol],
                         extra_headers=[(b"User-Agent", opening.agent.encode())],
                         max_message_size=MAX_BINARY,
+                        message_queue_size=_QUEUE,
                         receive_buffer_size=READ_SIZE,
                     )
                     watch.open = True
@@ -77,7 +81,11 @@ async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[Web
             async with trio.open_nursery() as until_open:
                 until_open.start_soon(watch.raise_when_refused)
                 request: WebSocketRequest = await wrap_server_stream(
-                    nursery, watch, max_message_size=MAX_BINARY, receive_buffer_size=READ_SIZE
+                    nursery,
+                    watch,
+                    max_message_size=MAX_BINARY,
+                    message_queue_size=_QUEUE,
+                    receive_buffer_size=READ_SIZE,
                 )
                 offered = opening.subprotocol in request.proposed_subprotocols
                 connection = await request.accept(subprotocol=opening.subprotocol if offered else None)

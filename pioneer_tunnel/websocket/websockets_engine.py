@@ -23,6 +23,7 @@ from websockets.uri import parse_uri
 
 from ..groups import lone_error_bare
 from ..status import clean_message
+from ..streams import receive_into, send_pieces
 from .connection import (
     MAX_BINARY,
     MAX_QUEUED_PONGS,
@@ -61,7 +62,7 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
         await websocket.flush()
         answer = b""
         while protocol.state is State.CONNECTING and protocol.handshake_exc is None:
-            answer += await websocket.receive_bytes()
+            answer += bytes(await websocket.receive_bytes())
             if answer and (refused := refusal_in(answer)) is not None:
                 raise refused
         if protocol.handshake_exc is not None:
@@ -108,6 +109,7 @@ class WebsocketsWebSocket(WebSocket):
         self._text: list[bytes] | None = None
         self._closed: WebSocketClosed | None = None
         self._eof = False
+        self._buffer: Final = memoryview(bytearray(READ_SIZE))
         self._flushing = False
         self._flushed: Final = trio.lowlevel.ParkingLot()
         self._reply_due: Final = trio.lowlevel.ParkingLot()
@@ -134,7 +136,7 @@ class WebsocketsWebSocket(WebSocket):
         self._flushing = True
         try:
             while writes := self._protocol.data_to_send():
-                await self._stream.send_all(writes[0] if len(writes) == 1 else b"".join(writes))
+                await send_pieces(self._stream, writes)
         finally:
             self._flushing = False
             self._flushed.unpark_all()
@@ -147,14 +149,15 @@ class WebsocketsWebSocket(WebSocket):
         messages, self._inbox = self._inbox, []
         return messages
 
-    async def receive_bytes(self) -> bytes | bytearray:
+    async def receive_bytes(self) -> memoryview:
         """Wait for bytes, let the protocol make of them what it can, and return them."""
         protocol = self._protocol
         if self._eof:
             raise trio.BrokenResourceError("the connection ended without a close frame")
-        data = await self._stream.receive_some(READ_SIZE)
+        data = self._buffer[: await receive_into(self._stream, self._buffer)]
         if data:
-            protocol.receive_data(data)
+            # The protocol adds it to a buffer of its own, so this one is free again.
+            protocol.receive_data(data)  # type: ignore[arg-type]  # any buffer will do for that
         else:
             self._eof = True
             protocol.receive_eof()
