@@ -34,4 +34,9 @@ async def main(relay: str, key: RelayKey) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1], RelayKey(Path(sys.argv[2]).read_text().splitlines()[0]))
+    if len(sys.argv) != 3:
+        sys.exit(f"usage: {sys.argv[0]} RELAY KEY-FILE")
+    try:
+        trio.run(main, sys.argv[1], RelayKey(Path(sys.argv[2]).read_text().splitlines()[0]))
+    except* KeyboardInterrupt:
+        pass

@@ -161,13 +161,13 @@ async def visit(ingress: Address) -> None:
 async def demo(folder: Path) -> None:
     key = new_relay_key()
     relay, control, ingress = start_relay(folder, key)
-    await wait_until_listening(ingress)
     say(f"a relay runs as process {relay.pid}: gateways come to {control}, visitors to {ingress}")
     visitors: set[str] = set()
     gateway = Gateway(TOKEN, lambda visitor, _: visitors.add(visitor.host if visitor else "nobody knows where"))
     network = Network()
     seen: list[State] = []
     try:
+        await wait_until_listening(ingress)
         async with trio.open_nursery() as nursery:
             listener: trio.SocketListener
             (listener,) = await nursery.start(functools.partial(trio.serve_tcp, gateway.serve, 0, host="127.0.0.1"))

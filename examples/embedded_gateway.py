@@ -25,6 +25,7 @@ import os
 import secrets
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,16 +82,14 @@ class Gateway:
         await self._serve(stream, f"{stream.visitor}, through the tunnel")
 
     async def _serve_forwarded(self, stream: trio.SocketStream) -> None:
-        received = b""
-        with trio.move_on_after(OPENING_TIMEOUT):
-            try:
-                while (parsed := ProxyHeader.parse(received)) is None:
-                    data = await stream.receive_some(4096)
-                    if not data:
-                        return  # the tunnel only looked whether the gateway is there
-                    received += data
-            except (RemoteProtocolError, trio.BrokenResourceError):
-                return
+        received, parsed = b"", None
+        with trio.move_on_after(OPENING_TIMEOUT), suppress(RemoteProtocolError, trio.BrokenResourceError):
+            while (parsed := ProxyHeader.parse(received)) is None:
+                data = await stream.receive_some(4096)
+                if not data:
+                    return  # the tunnel only looked whether the gateway is there
+                received += data
+        if parsed is not None:
             header, used = parsed
             await self._serve(PrefixedStream(stream, received[used:]), f"{header.visitor}, forwarded by the tunnel")
 
@@ -169,4 +168,9 @@ async def main(folder: Path, port: int) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    trio.run(main, Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    if len(sys.argv) < 2:
+        sys.exit(f"usage: {sys.argv[0]} FOLDER [PORT]")
+    try:
+        trio.run(main, Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    except* KeyboardInterrupt:
+        pass

@@ -106,7 +106,9 @@ async def connected(url: str, token: str) -> AsyncIterator[Client]:
 
 
 def read_key(file: str | None) -> str:
-    return sys.stdin.read() if file is None else Path(file).read_text()
+    """The first line: the second may be what the relay's operator needs."""
+    text = sys.stdin.read() if file is None else Path(file).read_text()
+    return text.strip().partition("\n")[0]
 
 
 async def main(arguments: argparse.Namespace) -> int:

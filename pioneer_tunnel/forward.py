@@ -69,5 +69,7 @@ async def forward(
                 await abandon(connection)
                 raise
         await pump(stream, connection)
+    except Exception:  # noqa: BLE001  # whatever it is, other visitors have nothing to do with it
+        _log.exception("a visitor could not be forwarded")
     finally:
         stream.reset()  # after an orderly end this changes nothing

@@ -134,19 +134,24 @@ class GatewayHandshake:
         Raises:
             TunnelError: as its kind says; the opening has failed.
         """
-        message = _Message.parse(text)
+        kind = "first word" if self._transcript is None else "answer"
         try:
-            match message.type:
-                case "challenge" if self._transcript is None:
-                    return self._answer(message, text)
-                case "welcome" if self._transcript is not None:
-                    return self._welcome(message)
-                case "rejected":
-                    raise self._rejected(message)
-                case "challenge" | "welcome":
-                    raise RelayConnectError(f"the relay sent {message.type!r} out of turn")
+            message = _Message.parse(text)
+            kind = message.type
+            return self._receive(message, text)
         except RemoteProtocolError as error:
-            raise RelayConnectError(f"the relay's {message.type!r} is not valid: {error}") from error
+            raise RelayConnectError(f"the relay's {clean_message(kind)!r} is not valid: {error}") from error
+
+    def _receive(self, message: _Message, text: str) -> str | Welcome | None:
+        match message.type:
+            case "challenge" if self._transcript is None:
+                return self._answer(message, text)
+            case "welcome" if self._transcript is not None:
+                return self._welcome(message)
+            case "rejected":
+                raise self._rejected(message)
+            case "challenge" | "welcome":
+                raise RelayConnectError(f"the relay sent {message.type!r} out of turn")
         return None
 
     def _answer(self, message: _Message, text: str) -> str:
@@ -202,7 +207,9 @@ class GatewayHandshake:
         retry_after_ms = message.number("retry_after_ms", default=0)
         match reason:
             case "auth_failed":
-                return TunnelAuthError(f"the relay rejected the key{quoted}")
+                return TunnelAuthError(
+                    f"the relay rejected the key{quoted}; its registry has to have the ed25519:... line of this key"
+                )
             case "service_unknown":
                 return InvalidSettingsError(
                     f"the relay does not know the service {self._service!r} for this key{quoted}"

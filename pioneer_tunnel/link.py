@@ -51,6 +51,9 @@ class Link(trio.abc.AsyncResource):
             trio.BrokenResourceError: the link is gone without having ended; the message tells how.
         """
 
+    def blame(self) -> None:
+        """The other end broke a rule: let `aclose` say so, where it has a way to."""
+
     @abstractmethod
     async def aclose(self) -> None:
         """Close: say goodbye if the link has a way to, then let go of the connection. Cancelled, let go at once."""

@@ -33,7 +33,7 @@ from .key_mode import KeyMode
 from .restart_policy import RestartPolicy
 from .status import State, Status, StatusFeed
 from .supervisor import Supervisor, announce
-from .transports import TRANSPORTS, Serve, Target
+from .transports import TRANSPORTS, Event, Serve, Target
 from .tunnel_stream import TunnelStream
 from .websocket import EngineName
 from .yamux import Limits
@@ -113,6 +113,13 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
                 stream.acknowledge()
                 return stream
             # The visitor left while it waited.
+
+    def report(self, event: Event) -> None:
+        """Tell the status whether the local gateway answers: for `forward(..., report=tunnel.report)`.
+
+        After three failures in a row it is `connected` with `local_gateway_unavailable`, until a visitor gets through.
+        """
+        self._supervisor.report(event)
 
     def retry_now(self) -> None:
         """Try to connect at once, if the tunnel is waiting to. For a host that knows that the network is back."""
@@ -201,6 +208,8 @@ async def open_tunnel(
             is not raised here, but by `Tunnel.accept` and `Tunnel.wait_connected`.
         UnsupportedTransportError: nobody here knows the transport by that name.
     """
+    if not isinstance(key, RelayKey):
+        raise TypeError(f"key is a RelayKey, not {type(key).__name__}")
     serve = _transport(transport)
     pinned = _identity(relay_identity)
     if pinned is not None and transport in _BARE:

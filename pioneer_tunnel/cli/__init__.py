@@ -15,7 +15,7 @@ def main() -> None:
     try:
         from .commands import pioneer_tunnel  # noqa: PLC0415  # only here may click be missing
     except ModuleNotFoundError as error:
-        if error.name not in {"click", "rich"}:
+        if error.name != "click":
             raise
         sys.exit("the pioneer-tunnel command needs the extra 'cli': pip install 'pioneer-tunnel[cli]'")
     pioneer_tunnel()

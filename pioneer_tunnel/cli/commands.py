@@ -12,8 +12,6 @@ from typing import Final, Literal, get_args
 
 import click
 import trio
-from rich.console import Console
-from rich.logging import RichHandler
 
 from .._version import __version__
 from ..address import Address
@@ -44,8 +42,7 @@ _websocket_engine: Final = click.option(
 def pioneer_tunnel(verbose: bool) -> None:
     """Reach a gateway behind NAT through a relay."""
     level = logging.DEBUG if verbose else logging.INFO
-    handler = RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=False)
-    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
 
 
 @pioneer_tunnel.group(invoke_without_command=True)
@@ -143,18 +140,20 @@ def expose(  # noqa: PLR0917  # click passes them by name
                 trio.open_nursery() as nursery,
             ):
                 nursery.start_soon(_show, tunnel, lines)
-                handler = functools.partial(forward, local=address, proxy_protocol=proxy_protocol)
+                report = tunnel.report
+                handler = functools.partial(forward, local=address, proxy_protocol=proxy_protocol, report=report)
                 await trio.serve_listeners(handler, [tunnel])
-        finally:
-            if tunnel is not None:
+        except BaseException as error:
+            # What was interrupted has stopped; what has failed for good, the line that says so is the last about.
+            if tunnel is not None and not isinstance(error, TunnelError):
                 lines.catch_up(tunnel.history, tunnel.history_dropped)
+            raise
 
     try:
         _run(keep_exposed)
     except TunnelError as error:
-        if as_json:
-            sys.exit(1)  # the last status line has said why
-        raise click.ClickException(str(error)) from error
+        lines.show_failure(error)
+        sys.exit(1)
 
 
 async def _show(tunnel: Tunnel, lines: StatusLines) -> None:
@@ -185,11 +184,15 @@ def _read_key(path: Path) -> RelayKey:
     """The first line of a file; the second may be what `relay new-key` printed there."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.ClickException(f"the key file {str(path)!r} cannot be read: {error.__class__.__name__}") from None
+    except OSError as error:
+        raise click.ClickException(f"the key file {str(path)!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise click.ClickException(f"the key file {str(path)!r} is not a text file") from None
     first, *others = text.strip().splitlines() or [""]
     if any(not line.startswith("ed25519:") for line in others if line.strip()):
         raise click.ClickException(f"the key file {str(path)!r} holds more than a key on its first line")
+    if first.startswith("ed25519:"):
+        raise click.ClickException(f"the key file {str(path)!r} holds the public half, which is for the relay")
     if path.stat().st_mode & 0o077:
         _log.warning("the key file %s can be read by others; 'chmod 600 %s' mends that", path, path)
     try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Final, final
 
 import click
 
+from ..errors import TunnelError
 from ..status import State, Status
 
 __all__ = ["StatusLines"]
@@ -37,6 +39,12 @@ class StatusLines:
             self._last = status
         self._shown = dropped + len(history)
 
+    def show_failure(self, error: TunnelError) -> None:
+        """Print a failure that is final, unless it was shown as a status."""
+        shown = self._last is not None and self._last.state is State.FAILED and self._last.retry_at_unix is None
+        if not shown:
+            click.echo(self._line(Status(state=State.FAILED, error_kind=error.kind, message=str(error))), err=True)
+
     def _line(self, status: Status) -> str:
         if self._as_json:
             return json.dumps(status.to_wire())
@@ -46,5 +54,5 @@ class StatusLines:
         if status.message:
             words.append(status.message)
         if status.retry_at_unix is not None:
-            words.append("(will be tried again)")
+            words.append(f"(tried again in {max(status.retry_at_unix - int(time.time()), 0)} s)")
         return " ".join(words)

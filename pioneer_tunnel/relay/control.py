@@ -16,6 +16,7 @@ import trio
 from ..errors import ProtocolError
 from ..handshake import SUBPROTOCOL, Claim, Rejection, RelayHandshake, replaced_text
 from ..identity import SigningIdentity
+from ..status import clean_message
 from ..streams import WatchedStream
 from ..websocket import EngineName, Opening, WebSocket, WebSocketLink, WebSocketRefused, load_engine
 from ..yamux import Limits, Role, YamuxConnection, YamuxStream
@@ -110,6 +111,7 @@ class ControlDoor:
         """The opening; None when it failed, after the gateway was told."""
         handshake = RelayHandshake(self._config.id, public_names=self._config.public_names, identity=self._identity)
         await websocket.send([handshake.challenge])
+        claim: Claim | None = None
         try:
             while True:
                 for message in await websocket.receive():
@@ -127,7 +129,8 @@ class ControlDoor:
                         assert entry is not None  # or its key would not have verified
                         return entry, claim, handshake
         except Rejection as rejection:
-            _log.info("a gateway was rejected: %s", rejection)
+            named = clean_message(claim.key_id) if claim is not None else "?"
+            _log.info("a gateway with the key id %s was rejected: %s", named, rejection)
             await websocket.send([rejection.text])
             await websocket.close(1008, rejection.reason)
         except ProtocolError as error:

@@ -107,7 +107,10 @@ class Relay:
         async with trio.open_nursery() as nursery:
 
             async def listen(address: Address, handler: _Handler) -> Address:
-                listeners = await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
+                try:
+                    listeners = await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
+                except OSError as error:
+                    raise OSError(error.errno, f"cannot listen at {address}: {error.strerror}") from error
                 nursery.start_soon(functools.partial(trio.serve_listeners, _guarded(handler), listeners))
                 return Address(address.host, listeners[0].socket.getsockname()[1])
 
@@ -120,6 +123,8 @@ class Relay:
             }
             addresses = RelayAddresses(control=control, ingress=ingress, tunnels=tunnels)
             _log.info("gateways at %s, visitors at %s", addresses.control, addresses.ingress)
+            for tunnel_id, address in tunnels.items():
+                _log.info("visitors of tunnel %s at %s", tunnel_id, address)
             task_status.started(addresses)
 
     async def _serve_control(self, connected: trio.SocketStream) -> None:

@@ -135,7 +135,10 @@ def _take_notice(text: str, target: Target, report: Report) -> None:
 
 def _receive_visitor(stream: YamuxStream, deliver: Deliver, header_readers: trio.Nursery) -> None:
     """Hand a visitor on, at once when its PROXY header came together with the stream."""
-    received = stream.receive_nowait(MAX_LENGTH) or b""
+    try:
+        received = stream.receive_nowait(MAX_LENGTH) or b""
+    except trio.BrokenResourceError:
+        return  # it came and went in one breath
     if not _deliver_if_complete(stream, received, deliver):
         header_readers.start_soon(_read_header, stream, received, deliver)
 

@@ -32,6 +32,8 @@ MAX_BINARY: Final = 1024 * 1024
 MAX_TEXT: Final = 16 * 1024
 READ_SIZE: Final = 256 * 1024
 MAX_QUEUED_PONGS: Final = 256
+MAX_FRAGMENTS: Final = 256
+"""Pieces of one text. Empty ones cost their sender next to nothing."""
 
 _HTTP: Final = b"HTTP/1."
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]")

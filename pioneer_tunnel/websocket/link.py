@@ -59,6 +59,9 @@ class WebSocketLink(Link):
                     received.append(message)
         return received
 
+    def blame(self) -> None:
+        self.close_code, self.close_reason = 1002, "a rule of the protocol was broken"
+
     async def aclose(self) -> None:
         await self._websocket.close(self.close_code, self.close_reason)
 

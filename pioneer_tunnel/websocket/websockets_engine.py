@@ -26,6 +26,7 @@ from ..status import clean_message
 from ..streams import receive_into, send_pieces
 from .connection import (
     MAX_BINARY,
+    MAX_FRAGMENTS,
     MAX_QUEUED_PONGS,
     MAX_TEXT,
     READ_SIZE,
@@ -107,6 +108,7 @@ class WebsocketsWebSocket(WebSocket):
         self._protocol: Final = protocol
         self._inbox: list[Message] = []
         self._text: list[bytes] | None = None
+        self._text_size = 0
         self._closed: WebSocketClosed | None = None
         self._eof = False
         self._buffer: Final = memoryview(bytearray(READ_SIZE))
@@ -180,14 +182,17 @@ class WebsocketsWebSocket(WebSocket):
             case Opcode.BINARY:
                 self._inbox.append(frame.data)  # type: ignore[arg-type]  # a memoryview only with compression
             case Opcode.TEXT | Opcode.CONT if frame.opcode is Opcode.TEXT or self._text is not None:
-                parts = self._text = self._text or []
-                parts.append(bytes(frame.data))
-                if sum(map(len, parts)) > MAX_TEXT:
+                text = self._text = self._text or []
+                text.append(bytes(frame.data))
+                self._text_size += len(frame.data)
+                if self._text_size > MAX_TEXT:
                     self._fail(1009, f"text of more than {MAX_TEXT} bytes")
+                elif len(text) > MAX_FRAGMENTS:
+                    self._fail(1009, f"text in more than {MAX_FRAGMENTS} pieces")
                 elif frame.fin:
-                    self._text = None
+                    self._text, self._text_size = None, 0
                     try:
-                        self._inbox.append(b"".join(parts).decode())
+                        self._inbox.append(b"".join(text).decode())
                     except UnicodeDecodeError:
                         self._fail(1007, "text that is not UTF-8")
             case Opcode.CONT:

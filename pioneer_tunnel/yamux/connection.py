@@ -13,6 +13,7 @@ Neighbours: a `Link` below, `YamuxStream`s above; a transport decides what an en
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable
 from typing import Final, NoReturn, final
@@ -35,6 +36,8 @@ STALL_TIMEOUT: Final = 30.0
 
 MEASURE_INTERVAL: Final = 10.0
 """Seconds between pings that measure the round trip; windows grow by it."""
+
+_log: Final = logging.getLogger("pioneer_tunnel.yamux.connection")
 
 # A batch is what the writer hands to the link at once. What is in a batch cannot be overtaken, so on a slow path
 # batches are small, and on a fast one large, so that a batch takes about this long.
@@ -232,6 +235,9 @@ class YamuxConnection:
                 self._on_stream(stream)
             except trio.WouldBlock:
                 stream.reset()
+            except Exception:  # noqa: BLE001  # one visitor's trouble is never the trouble of all
+                _log.exception("a stream could not be handed on; it is reset")
+                stream.reset()
 
     def _receive_go_away(self, event: GoAwayReceived) -> None:
         self._openers.unpark_all()
@@ -248,6 +254,8 @@ class YamuxConnection:
 
     async def _say_goodbye(self) -> None:
         """Tell the peer, unless it is gone or half a batch is on the wire, and let go of the link."""
+        if isinstance(self.failure, RemoteProtocolError):
+            self._link.blame()
         if not (self._mid_send or isinstance(self.failure, trio.BrokenResourceError)):
             with (
                 trio.move_on_after(GOODBYE_TIMEOUT, shield=True),
