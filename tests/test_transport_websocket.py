@@ -28,7 +28,7 @@ from pioneer_tunnel.errors import (
     TunnelError,
     UnsupportedTransportError,
 )
-from pioneer_tunnel.handshake import SUBPROTOCOL, Rejection, RelayHandshake, replaced_text
+from pioneer_tunnel.handshake import SUBPROTOCOL, GatewayHandshake, Rejection, RelayHandshake, replaced_text
 from pioneer_tunnel.identity import RelayKey, SigningIdentity
 from pioneer_tunnel.proxy_protocol import ProxyHeader
 from pioneer_tunnel.streams import WatchedStream
@@ -38,7 +38,7 @@ from pioneer_tunnel.transports.websocket import serve
 from pioneer_tunnel.tunnel_stream import TunnelStream
 from pioneer_tunnel.websocket import EngineName, Opening, WebSocket, WebSocketClosed, WebSocketLink, load_engine
 from pioneer_tunnel.yamux import Role, YamuxConnection
-from pioneer_tunnel.yamux.frames import SYN, FrameType, encode_header
+from pioneer_tunnel.yamux.frames import RST, SYN, FrameType, encode_header
 
 Peer = Callable[[trio.abc.Stream], Awaitable[object]]
 
@@ -704,6 +704,31 @@ async def test_one_visitors_bad_header_does_not_hold_up_the_next(autojump_clock:
 
     attempt = Attempt(relay(visit))
     await attempt.run()
+
+
+async def test_a_visitor_that_comes_and_goes_in_one_breath_takes_nobody_along(engine: EngineName) -> None:
+    """Found by an attack: its opening and its reset arrived in one read, and ended the whole session."""
+
+    async def visit(websocket: WebSocket, connection: YamuxConnection) -> None:
+        came_and_went = encode_header(FrameType.WINDOW_UPDATE, SYN, 101, 0)
+        came_and_went += encode_header(FrameType.WINDOW_UPDATE, RST, 101, 0)
+        await websocket.send([came_and_went])
+        stream = await connection.open_stream()
+        await stream.send_all(HEADER.encode() + b"hello")
+        await eventually(lambda: bool(attempt.visitors))
+        assert await attempt.visitors[0].receive_some() == b"hello"
+
+    attempt = Attempt(relay(visit), engine)
+    await attempt.run()
+    assert len(attempt.visitors) == 1
+
+
+@pytest.mark.parametrize("word", ["no JSON", "[" * 5000, "[]", "{}"])
+async def test_a_first_word_that_is_no_message_is_told_as_no_relay(word: str) -> None:
+    """Found by an attack: it was an unforeseen failure."""
+    opening = GatewayHandshake(KEY.identity(), audience="relay.test", service="s")
+    with pytest.raises(RelayConnectError, match="first word"):
+        opening.receive(word)
 
 
 async def test_a_visitor_for_whom_there_is_no_room_is_reset(autojump_clock: trio.testing.MockClock) -> None:

@@ -313,6 +313,22 @@ async def test_a_long_text_in_fragments_closes_with_1009(engine: EngineName) -> 
         assert (await receive_close(server)).code == 1009
 
 
+async def test_a_text_in_endless_empty_fragments_is_not_waited_for() -> None:
+    """Found by an attack: they cost their sender six bytes each, and this end the square of their number."""
+    if "websockets" not in ENGINES:
+        pytest.skip("only where that engine is")
+    async with raw_client("websockets") as (client, server), trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def send() -> None:
+            await client.send_all(frame(TEXT, b"", fin=False) + frame(CONTINUATION, b"", fin=False) * 300)
+            assert (await read_frame(client))[1][:2] == (1009).to_bytes(2, "big")
+            await client.send_all(frame(CLOSE, (1009).to_bytes(2, "big")))
+            await client.aclose()
+
+        assert (await receive_close(server)).code == 1009
+
+
 @pytest.mark.parametrize(
     ("wrong", "code"),
     [
