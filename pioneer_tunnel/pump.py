@@ -13,13 +13,14 @@ from typing import Final, final
 import trio
 
 from .splice import SourceBroken, carry
-from .streams import abandon, close_after_answer, plain_socket, send_eof, send_pieces
+from .streams import abandon, close_after_answer, drain, plain_socket, send_eof, send_pieces
 
 __all__ = ["pump"]
 
 _SMALLEST_READ: Final = 4 * 1024
 _LARGEST_READ: Final = 255 * 1024
 _APOLOGY_TIMEOUT: Final = 5.0
+_DRAIN_TIMEOUT: Final = 1.0
 
 
 async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: bytes = b"") -> None:
@@ -46,6 +47,11 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
             with trio.move_on_after(_APOLOGY_TIMEOUT), suppress(trio.BrokenResourceError):
                 await second.send_all(apology)
                 await close_after_answer(second)
+        else:
+            # A server that refuses a request without reading it to its end answers, and then resets. The answer goes
+            # first, here and at the other end of the tunnel.
+            with trio.move_on_after(_DRAIN_TIMEOUT):
+                await drain(second if exchange.broken is first else first)
     finally:
         if not closed:
             try:

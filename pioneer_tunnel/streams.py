@@ -11,12 +11,17 @@ import os
 import socket
 import ssl
 import struct
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, final
 
 import trio
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 __all__ = [
     "OneAtATime",
@@ -25,6 +30,7 @@ __all__ = [
     "WatchedStream",
     "abandon",
     "close_after_answer",
+    "drain",
     "keep_alive",
     "plain_socket",
     "receive_into",
@@ -36,6 +42,7 @@ _PIECE: Final = 64 * 1024
 _MOST_PIECES: Final = 64
 _UNSENT_LIMIT: Final = 256 * 1024
 _LINGER_NOT: Final = struct.pack("ii", 1, 0)
+_DRAIN_POLL: Final = 0.01
 _BY_DESCRIPTOR: Final = os.name == "posix"
 _GOODBYE_TIMEOUT: Final = 2.0
 _IGNORED_LIMIT: Final = 4 * 1024 * 1024
@@ -367,6 +374,29 @@ async def close_after_answer(stream: trio.abc.Stream) -> None:
         while ignored < _IGNORED_LIMIT and (data := await stream.receive_some(_PIECE)):
             ignored += len(data)
     await stream.aclose()
+
+
+async def drain(stream: object) -> None:
+    """Wait until what `stream` has taken is out of its hands, as far as anybody can tell. The caller sets the deadline.
+
+    For a last word before a RST, which would overtake it.
+    """
+    innermost: Any = stream
+    while not hasattr(innermost, "drain") and hasattr(innermost, "transport_stream"):
+        innermost = innermost.transport_stream
+    if hasattr(innermost, "drain"):
+        await innermost.drain()
+    elif isinstance(innermost, trio.SocketStream) and sys.platform == "linux":
+        while innermost.socket.fileno() != -1 and _unsent(innermost.socket.fileno()):
+            await trio.sleep(_DRAIN_POLL)
+
+
+def _unsent(descriptor: int) -> int:
+    """Bytes that the other end has not acknowledged."""
+    try:
+        return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
 
 
 async def abandon(stream: trio.abc.AsyncResource) -> None:

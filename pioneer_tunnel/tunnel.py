@@ -112,7 +112,7 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
             if stream.usable:
                 stream.acknowledge()
                 return stream
-            # The visitor left while it waited.
+            stream.reset()  # the visitor left while it waited; what it had said is let go of
 
     def report(self, event: Event) -> None:
         """Tell the status whether the local gateway answers: for `forward(..., report=tunnel.report)`.

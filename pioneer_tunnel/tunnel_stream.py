@@ -12,6 +12,7 @@ import trio
 
 from .address import Address
 from .proxy_protocol import ProxyHeader
+from .streams import drain
 
 __all__ = ["CarriedStream", "TunnelStream"]
 
@@ -113,6 +114,10 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         """Send what is queued, then end; cancelled, reset. See `trio.abc.AsyncResource`."""
         self._prefix = b""
         await self._carried.aclose()
+
+    async def drain(self) -> None:
+        """Wait until what was sent is on its way to the relay, or never will be. The caller sets the deadline."""
+        await drain(self._carried)
 
     def reset(self) -> None:
         """Abandon the visitor: its connection ends with a reset at once, and what was queued is dropped."""

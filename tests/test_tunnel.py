@@ -31,6 +31,7 @@ from rig import (
 
 from pioneer_tunnel.address import Address
 from pioneer_tunnel.errors import InvalidSettingsError, RestartLimitError, TunnelAuthError, TunnelError
+from pioneer_tunnel.forward import forward
 from pioneer_tunnel.identity import RelayKey
 from pioneer_tunnel.restart_policy import RestartPolicy
 from pioneer_tunnel.status import ErrorKind, State
@@ -175,6 +176,28 @@ async def test_a_visitor_that_ends_its_half_gets_the_whole_reply(engine: EngineN
         question = bytes(1024 * 1024)
         with trio.fail_after(20):
             assert await ask(visitor, question) == hashlib.sha256(question).digest() + reply
+
+
+async def test_an_answer_to_a_request_that_was_not_read_to_its_end_arrives(engine: EngineName) -> None:
+    """Found by an attack: the server's reset overtook its answer, and the visitor was told 502."""
+    refused = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 60000\r\n\r\n" + b"x" * 60_000
+
+    async def refuse(local: trio.SocketStream) -> None:
+        async with local:  # with most of the request unread, so the system resets
+            await local.receive_some(1000)
+            await local.send_all(refused)
+
+    async with trio.open_nursery() as nursery, connected(engine) as (rig, tunnel):
+        (listener,) = await nursery.start(functools.partial(trio.serve_tcp, refuse, 0, host="127.0.0.1"))
+        handler = functools.partial(forward, local=Address(*listener.socket.getsockname()))
+        nursery.start_soon(trio.serve_listeners, handler, [tunnel])
+        for _ in range(5):
+            async with await rig.visit() as visitor:
+                with suppress(trio.BrokenResourceError):
+                    await visitor.send_all(request("Content-Length: 200000", body=bytes(200_000)))
+                with trio.fail_after(5):
+                    assert await read_exactly(visitor, len(refused)) == refused
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_gateway_may_end_its_half_first_and_go_on_receiving(engine: EngineName) -> None:

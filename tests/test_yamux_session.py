@@ -550,8 +550,19 @@ def test_a_reset_without_an_end_breaks(server: Session) -> None:
     assert StreamWritable(stream) in events
     assert stream.was_reset
     assert not stream.end_received
+    assert server.read(stream, PLENTY, 0.0) == b"a part"  # the answer to a request that was refused half-read
     assert server.read(stream, PLENTY, 0.0) == b""
     assert server.unread == 0
+    assert sent(server) == []
+
+
+def test_what_a_reset_left_unread_is_let_go_of_by_a_reset_of_ours(server: Session) -> None:
+    stream = accept(server)
+    receive(server, data(1, b"a part"), update(1, RST))
+    assert server.unread == len(b"a part")
+    server.reset(stream)
+    assert server.unread == 0
+    assert not server._holding
     assert sent(server) == []
 
 

@@ -267,8 +267,8 @@ class Session:
         self._forget_if_done(stream)
 
     def _receive_reset(self, stream: Stream) -> None:
-        # After its FIN the peer's data is complete: a reset then only says that it takes no more of ours.
-        self._drop(stream, keep_unread=stream.end_received)
+        # What had come before can still be read: the answer to a request that was not read to its end, most often.
+        self._drop(stream, keep_unread=True)
 
     def _receive_ping(self, flags: int, opaque: int, now: float) -> None:
         if flags & SYN:

@@ -69,7 +69,7 @@ class YamuxStream(trio.abc.HalfCloseableStream):
 
         Raises:
             trio.BrokenResourceError: the stream was reset, or its connection is gone, before the peer's FIN came.
-                What arrived before a connection was lost can still be read.
+                What arrived before that is read first.
             trio.ClosedResourceError: it was closed at this end.
         """
         max_bytes = READ_SIZE if max_bytes is None else operator.index(max_bytes)
@@ -181,6 +181,11 @@ class YamuxStream(trio.abc.HalfCloseableStream):
         except trio.Cancelled:
             self._abandon()
             raise
+
+    async def drain(self) -> None:
+        """Wait until all that is queued has been handed to the link, or never will be. The caller sets the deadline."""
+        while not self._stream.flushed and self.usable:
+            await self._wait_writable()
 
     def reset(self) -> None:
         """Abandon the stream: the other end sees a reset at once, and what was queued or unread is dropped.
