@@ -69,7 +69,7 @@ class _Exchange:
         self.spoke: set[trio.abc.Stream] = set()
         self.was_reset: set[trio.abc.Stream] = set()
         self.broken: trio.abc.Stream | None = None
-        self._ended = False
+        self._done = 0
 
     async def copy(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
         from_socket, to_socket = plain_socket(source), plain_socket(sink)
@@ -94,6 +94,19 @@ class _Exchange:
                 self.was_reset.add(sink)
         except trio.ClosedResourceError:
             pass  # the other direction has ended the exchange (`_end`)
+        await self._stay(source)
+
+    async def _stay(self, source: trio.abc.Stream) -> None:
+        """With nothing left to carry, see whether `source` breaks while the other direction goes on.
+
+        A visitor that has said all and left, or a link that was lost, would else be noticed only when the gateway
+        has something to say.
+        """
+        self._done += 1
+        if self._done == 2:
+            self.scope.cancel()
+        elif self.broken is None and hasattr(source, "wait_broken") and await source.wait_broken():
+            self._break(source)
 
     async def _read_and_send(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
         # A read buffer is made for each read: small for who says little, large for who says much.

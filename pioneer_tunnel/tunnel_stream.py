@@ -115,6 +115,16 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         self._prefix = b""
         await self._carried.aclose()
 
+    async def wait_broken(self) -> bool:
+        """Wait until the visitor resets its connection or the link is lost; False when the stream was closed here.
+
+        For a handler that has read to the end and works on an answer. Waits for ever where the transport cannot tell.
+        """
+        if not hasattr(self._carried, "wait_broken"):
+            await trio.sleep_forever()
+        broken: bool = await self._carried.wait_broken()
+        return broken
+
     async def drain(self) -> None:
         """Wait until what was sent is on its way to the relay, or never will be. The caller sets the deadline."""
         await drain(self._carried)

@@ -200,6 +200,36 @@ async def test_an_answer_to_a_request_that_was_not_read_to_its_end_arrives(engin
         nursery.cancel_scope.cancel()
 
 
+async def test_a_local_server_that_thinks_is_told_that_its_half_closed_visitor_has_left(engine: EngineName) -> None:
+    """Found by an attack: the local connection stayed for as long as the server had nothing to say."""
+    told = trio.Event()
+
+    async def think(local: trio.SocketStream) -> None:
+        async with local:
+            with suppress(trio.BrokenResourceError):
+                await read_all(local)
+                while True:  # once it has read the end, only a send would tell; the system's view of it will do
+                    await trio.sleep(0.01)
+                    if local.getsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_ERROR):
+                        told.set()
+                        return
+
+    async with trio.open_nursery() as nursery, relay_rig(engine) as rig, rig.tunnel() as tunnel:
+        (listener,) = await nursery.start(functools.partial(trio.serve_tcp, think, 0, host="127.0.0.1"))
+        handler = functools.partial(forward, local=Address(*listener.socket.getsockname()))
+        nursery.start_soon(trio.serve_listeners, handler, [tunnel])
+        with trio.fail_after(5):
+            await tunnel.wait_connected()
+        async with await rig.visit() as visitor:
+            await visitor.send_all(request())
+            await visitor.send_eof()
+            await trio.sleep(0.1)
+            await rig.stop()  # the link is lost
+            with trio.fail_after(5):
+                await told.wait()
+        nursery.cancel_scope.cancel()
+
+
 async def test_the_gateway_may_end_its_half_first_and_go_on_receiving(engine: EngineName) -> None:
     async with connected(engine) as (rig, tunnel):
         visitor, stream = await pair(rig, tunnel)

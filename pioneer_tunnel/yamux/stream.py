@@ -52,6 +52,7 @@ class YamuxStream(trio.abc.HalfCloseableStream):
         self._receiving = OneAtATime("another task is receiving on this stream")
         self._readable = trio.lowlevel.ParkingLot()
         self._writable = trio.lowlevel.ParkingLot()
+        self._breaking = trio.lowlevel.ParkingLot()
         stream.owner = self
 
     @property
@@ -182,6 +183,13 @@ class YamuxStream(trio.abc.HalfCloseableStream):
             self._abandon()
             raise
 
+    async def wait_broken(self) -> bool:
+        """Wait until the other end resets the stream, or its connection is gone; False when it was closed here."""
+        while self.usable:
+            # No deadline: most streams never break.
+            await self._breaking.park()
+        return not self._closed
+
     async def drain(self) -> None:
         """Wait until all that is queued has been handed to the link, or never will be. The caller sets the deadline."""
         while not self._stream.flushed and self.usable:
@@ -227,6 +235,8 @@ class YamuxStream(trio.abc.HalfCloseableStream):
     def wake_readers(self) -> None:
         """There is something to receive, or there never will be."""
         self._readable.unpark_all()
+        if self._breaking and not self.usable:
+            self._breaking.unpark_all()
 
     def wake_writers(self) -> None:
         """There is room to send, or there never will be."""
