@@ -142,9 +142,7 @@ class PublicKey:
         del text, digits  # a traceback that shows local variables must not show a secret key put here by mistake
         if not well_formed:
             del raw
-            raise ValueError(
-                "a public key is 'ed25519:' and 64 hexadecimal digits, as 'relay new-key' prints on its second line"
-            )
+            raise ValueError("a public key is 'ed25519:' and 64 hexadecimal digits")
         if not _is_on_curve(raw):
             del raw
             raise ValueError("a public key is a point of the curve Ed25519, and these 64 hexadecimal digits are none")

@@ -24,7 +24,7 @@ from click.testing import CliRunner
 from pioneer_tunnel import __main__ as entry_point
 from pioneer_tunnel.cli.commands import pioneer_tunnel
 from pioneer_tunnel.cli.status_lines import StatusLines
-from pioneer_tunnel.identity import PublicKey, RelayKey
+from pioneer_tunnel.identity import PublicKey, RelayKey, SigningIdentity
 from pioneer_tunnel.status import State, Status, StatusFeed
 
 PROGRAM: Final = [sys.executable, "-m", "pioneer_tunnel"]
@@ -183,6 +183,13 @@ def test_new_key_prints_the_secret_and_what_the_registry_needs() -> None:
     assert RelayKey(secret).identity().public_key == PublicKey.parse(public)
     assert len(secret) >= 43, "256 bits in base64"
     assert run("relay", "new-key").out != program.out
+
+
+def test_new_identity_prints_the_seed_and_what_gateways_pin() -> None:
+    program = run("relay", "new-identity")
+    assert program.process.returncode == 0
+    seed, public = program.out.decode().splitlines()
+    assert SigningIdentity.from_seed(bytes.fromhex(seed)).public_key == PublicKey.parse(public)
 
 
 # relay and expose

@@ -1,9 +1,10 @@
-"""The commands: `relay`, `relay new-key`, `expose`."""
+"""The commands: `relay`, `relay new-key`, `relay new-identity`, `expose`."""
 
 from __future__ import annotations
 
 import functools
 import logging
+import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,7 +19,7 @@ from ..address import Address
 from ..errors import TunnelError
 from ..forward import forward
 from ..groups import lone_error_bare
-from ..identity import RelayKey, new_relay_key
+from ..identity import RelayKey, SigningIdentity, new_relay_key
 from ..key_mode import KeyMode
 from ..relay import Relay, RelayConfig
 from ..tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
@@ -71,6 +72,17 @@ def new_key() -> None:
     key = new_relay_key()
     click.echo(key.reveal())
     click.echo(key.identity().public_key)
+
+
+@relay.command("new-identity")
+def new_identity() -> None:
+    """Print a fresh identity for a relay: the private seed on the first line, what gateways pin on the second.
+
+    The first line is the secret: it goes to the file that identity_key_file names.
+    """
+    seed = secrets.token_bytes(32)
+    click.echo(seed.hex())
+    click.echo(SigningIdentity.from_seed(seed).public_key)
 
 
 @pioneer_tunnel.command()
