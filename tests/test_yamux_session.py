@@ -267,6 +267,13 @@ def test_a_syn_may_bring_the_end_too(server: Session) -> None:
     assert [frame.body for frame in sent(server)] == [b"and the reply"]
 
 
+def test_an_end_may_ride_on_credit(server: Session) -> None:
+    stream = accept(server)
+    receive(server, update(1, FIN, credit=100))
+    assert stream.end_received
+    assert stream.send_window.credit == INITIAL_WINDOW + 100
+
+
 def test_a_syn_may_be_taken_back_at_once(server: Session) -> None:
     opening, *_ = receive(server, update(1, SYN | RST))
     assert isinstance(opening, StreamOpened)
@@ -374,6 +381,13 @@ def test_an_opener_keeps_at_most_256_unacknowledged(client: Session) -> None:
     client.reset(streams[3])
     assert OpenAllowed() in client.events()
     assert may_open(client)
+
+
+def test_what_is_no_acceptance_does_not_count_as_one(client: Session) -> None:
+    for _ in range(MAX_UNACKNOWLEDGED):
+        client.open_stream(0.0)
+    assert OpenAllowed() not in receive(client, data(1, b"x"), update(1, credit=5), update(3, FIN))
+    assert not may_open(client)
 
 
 def test_an_acceptance_counts_once(client: Session) -> None:
@@ -521,6 +535,14 @@ def test_late_frames_of_a_stream_that_is_over_are_dropped(client: Session, frame
     assert sent(client) == []
 
 
+def test_after_the_last_late_frame_nothing_is_remembered(server: Session) -> None:
+    for stream_id, last in ((1, update(1, FIN)), (3, data(3, b"x", FIN)), (5, update(5, RST))):
+        server.reset(accept(server, stream_id))
+        sent(server)
+        receive(server, last)
+    assert not server._late_credit
+
+
 def test_only_so_many_reset_streams_are_remembered() -> None:
     server = Session(Role.SERVER, Limits(unaccepted=0))
     ids = [2 * index + 1 for index in range(2 * MAX_REMEMBERED_RESETS)]
@@ -563,6 +585,23 @@ def test_what_a_reset_left_unread_is_let_go_of_by_a_reset_of_ours(server: Sessio
     server.reset(stream)
     assert server.unread == 0
     assert not server._holding
+    assert sent(server) == []
+
+
+def test_what_has_ended_is_over_when_it_was_read(server: Session) -> None:
+    stream = accept(server)
+    assert not stream.ended
+    receive(server, data(1, b"all of it", FIN))
+    assert [server.read(stream, size, 0.0) for size in (3, 100)] == [b"all", b" of it"]
+    assert stream.ended
+
+
+def test_an_end_is_not_answered_with_credit(server: Session) -> None:
+    stream = accept(server)
+    receive(server, data(1, bytes(INITIAL_WINDOW)))
+    server.read(stream, INITIAL_WINDOW // 2, 0.0)
+    receive(server, update(1, FIN))
+    read_all(server, stream)
     assert sent(server) == []
 
 
@@ -618,6 +657,14 @@ def test_a_reset_drops_what_was_queued_and_leaves_once(server: Session) -> None:
     server.reset(stream)
     assert sent(server) == [Frame(WINDOW_UPDATE, RST, 1, 0)]
     assert server.live_streams == []
+
+
+def test_a_reset_takes_the_place_of_an_end_that_has_not_left(server: Session) -> None:
+    stream = accept(server)
+    receive(server, update(1, FIN))
+    server.send_fin(stream)
+    server.reset(stream)
+    assert sent(server) == [Frame(WINDOW_UPDATE, RST, 1, 0)]
 
 
 def test_a_reset_after_both_ends_says_nothing(server: Session) -> None:
@@ -841,14 +888,15 @@ def test_the_greediest_is_reset_when_all_streams_hold_too_much() -> None:
     server = Session(Role.SERVER, Limits(unread=300 * KIB))
     modest, greedy, late = (accept(server, stream_id) for stream_id in (1, 3, 5))
     receive(server, data(1, bytes(100 * KIB)), data(3, bytes(150 * KIB)))
+    receive(server, data(5, bytes(50 * KIB)))  # exactly as much as there may be
     assert sent(server) == []
-    events = receive(server, data(5, bytes(51 * KIB)))
+    events = receive(server, data(5, bytes(1)))
     assert StreamReadable(greedy) in events
     assert greedy.was_reset
     assert sent(server) == [Frame(WINDOW_UPDATE, RST, 3, 0)]
-    assert server.unread == 151 * KIB
+    assert server.unread == 150 * KIB + 1
     assert len(read_all(server, modest)) == 100 * KIB
-    assert len(read_all(server, late)) == 51 * KIB
+    assert len(read_all(server, late)) == 50 * KIB + 1
 
 
 def test_the_greediest_is_who_holds_most_not_who_has_announced_most() -> None:
