@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import os
 import select
-import socket
-import struct
 from contextlib import suppress
 from typing import Any, Final, final
 
 import trio
 
-from .streams import OneAtATime, close_after_answer, plain_socket, send_eof
+from .streams import OneAtATime, close_after_answer, plain_socket, reset_on_close, send_eof
 from .tls_stream import TlsStream
 
 __all__ = ["ChannelStream"]
 
-_LINGER_NOT: Final = struct.pack("ii", 1, 0)
 _DISCARDED: Final = 64 * 1024
 _GOODBYE_TIMEOUT: Final = 30.0
 
@@ -158,8 +155,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
     def _abandon(self) -> None:
         """What has no socket is closed by `see_out`, a moment later."""
         if self._socket is not None and self._socket.fileno() != -1:
-            with suppress(OSError):
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+            reset_on_close(self._socket)
             self._socket.close()
 
     def _has_ended(self) -> bool:

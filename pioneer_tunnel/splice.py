@@ -23,6 +23,8 @@ from typing import Final, final
 
 import trio
 
+from .streams import descriptor_of
+
 if sys.platform == "linux":
     import fcntl
 
@@ -148,7 +150,7 @@ async def _carry(
     buffer, into = shared.buffer, [shared.buffer]
     while True:
         try:
-            amount = os.readv(_descriptor(source), into)
+            amount = os.readv(descriptor_of(source), into)
         except BlockingIOError:
             # No deadline: a visitor may be silent for as long as it likes.
             await trio.lowlevel.wait_readable(source)
@@ -177,7 +179,7 @@ async def _carry(
 async def _write(sink: trio.socket.SocketType, buffer: memoryview, amount: int) -> None:
     """Write the buffer's first bytes. When that needs patience, the buffer is free before anybody else runs."""
     try:
-        written = os.write(_descriptor(sink), buffer[:amount])
+        written = os.write(descriptor_of(sink), buffer[:amount])
     except BlockingIOError:
         written = 0
     except OSError as error:
@@ -189,7 +191,7 @@ async def _write(sink: trio.socket.SocketType, buffer: memoryview, amount: int) 
         # No deadline: the other end may read as slowly as it likes.
         await trio.lowlevel.wait_writable(sink)
         try:
-            rest = rest[os.write(_descriptor(sink), rest) :]
+            rest = rest[os.write(descriptor_of(sink), rest) :]
         except BlockingIOError:
             continue
         except OSError as error:
@@ -210,7 +212,7 @@ async def _splice(source: trio.socket.SocketType, sink: trio.socket.SocketType, 
     """Move bytes while there are many; False when these sockets turn out not to be made for it."""
     while True:
         try:
-            amount = os.splice(_descriptor(source), pipe.writable, pipe.size, flags=_FLAGS)
+            amount = os.splice(descriptor_of(source), pipe.writable, pipe.size, flags=_FLAGS)
         except BlockingIOError:
             return True  # the pipe is empty, so somebody else may have it while we wait
         except OSError as error:
@@ -223,7 +225,7 @@ async def _splice(source: trio.socket.SocketType, sink: trio.socket.SocketType, 
         drained.yes = False
         while left:
             try:
-                left -= os.splice(pipe.readable, _descriptor(sink), left, flags=_FLAGS)
+                left -= os.splice(pipe.readable, descriptor_of(sink), left, flags=_FLAGS)
             except BlockingIOError:
                 # No deadline, as above.
                 await trio.lowlevel.wait_writable(sink)
@@ -233,11 +235,3 @@ async def _splice(source: trio.socket.SocketType, sink: trio.socket.SocketType, 
         await trio.lowlevel.checkpoint()
         if amount < _NOT_WORTH_IT:
             return True
-
-
-def _descriptor(sock: trio.socket.SocketType) -> int:
-    """The socket's descriptor, asked for anew each time: when it is closed, its number soon is somebody else's."""
-    descriptor = sock.fileno()
-    if descriptor == -1:
-        raise trio.ClosedResourceError("this stream was closed")
-    return descriptor

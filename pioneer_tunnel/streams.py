@@ -30,10 +30,12 @@ __all__ = [
     "WatchedStream",
     "abandon",
     "close_after_answer",
+    "descriptor_of",
     "drain",
     "keep_alive",
     "plain_socket",
     "receive_into",
+    "reset_on_close",
     "send_eof",
     "send_pieces",
 ]
@@ -105,13 +107,13 @@ class WatchedStream(trio.abc.HalfCloseableStream):
 
     async def _write_all(self, sock: trio.socket.SocketType, data: memoryview) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
-        _descriptor(sock)  # also of an empty send
+        descriptor_of(sock)  # also of an empty send
         if sock.did_shutdown_SHUT_WR:
             raise trio.ClosedResourceError("this stream has sent its end")
         position, waited = 0, False
         while position < len(data):
             try:
-                position += os.write(_descriptor(sock), data[position:])
+                position += os.write(descriptor_of(sock), data[position:])
                 self.sending_since = trio.current_time()
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(sock)
@@ -167,7 +169,7 @@ class WatchedStream(trio.abc.HalfCloseableStream):
     ) -> int:
         while True:
             try:
-                amount = call(_descriptor(sock), argument)
+                amount = call(descriptor_of(sock), argument)
             except BlockingIOError:
                 await wait(sock)
                 self._calls = 0
@@ -198,7 +200,7 @@ async def _read(sock: trio.socket.SocketType, max_bytes: int) -> bytes:
     waited = False
     while True:
         try:
-            data = os.read(_descriptor(sock), max_bytes)
+            data = os.read(descriptor_of(sock), max_bytes)
         except BlockingIOError:
             await trio.lowlevel.wait_readable(sock)
             waited = True
@@ -210,7 +212,7 @@ async def _read(sock: trio.socket.SocketType, max_bytes: int) -> bytes:
             return data
 
 
-def _descriptor(sock: trio.socket.SocketType) -> int:
+def descriptor_of(sock: trio.socket.SocketType) -> int:
     """The socket's descriptor, asked for anew each time: when it is closed, its number soon is somebody else's."""
     descriptor = sock.fileno()
     if descriptor == -1:
@@ -399,6 +401,12 @@ def _unsent(descriptor: int) -> int:
         return 0
 
 
+def reset_on_close(sock: trio.socket.SocketType) -> None:
+    """Let closing `sock` be a RST, which drops what it has not sent."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+
+
 async def abandon(stream: trio.abc.AsyncResource) -> None:
     """End a connection so that the other end sees a reset, not an orderly end. Quick, also when cancelled.
 
@@ -411,7 +419,7 @@ async def abandon(stream: trio.abc.AsyncResource) -> None:
     if hasattr(innermost, "reset"):
         innermost.reset()
     elif isinstance(innermost, trio.SocketStream) and innermost.socket.fileno() != -1:
-        innermost.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        reset_on_close(innermost.socket)
     # Shielded, or a cancellation would come out of here, and whoever has two streams to abandon abandons one.
     with trio.CancelScope(shield=True):
         await trio.aclose_forcefully(stream)
