@@ -1326,6 +1326,7 @@ class TwoSessions(RuleBasedStateMachine):
             session, growth = there.session, 0
             held = {half.stream: sum(map(len, half.stream.receive_queue)) for half in there.halves.values()}
             assert session.unread == sum(held.values()) <= LIMITS.unread
+            assert session._holding == {stream for stream, amount in held.items() if amount}
             for stream in session.live_streams:
                 window = stream.receive_window
                 assert held.get(stream, 0) <= LIMITS.stream_window

@@ -546,6 +546,70 @@ async def test_closing_after_the_connection_was_lost_is_no_error() -> None:
         stream.reset()
 
 
+# Watching over a stream that one neither sends on nor receives from
+
+
+@pytest.mark.parametrize(
+    ("frames", "broken"),
+    [([update(1, RST)], True), ([data(1, b"x", FIN), update(1, RST)], True), ([], False), ([update(1, FIN)], False)],
+)
+async def test_who_waits_for_a_break_hears_of_a_reset_and_of_nothing_else(frames: list[bytes], broken: bool) -> None:
+    async with accepted() as (stream, peer), trio.open_nursery() as nursery:
+        heard: list[bool] = []
+
+        async def wait() -> None:
+            heard.append(await stream.wait_broken())
+
+        nursery.start_soon(wait)
+        await peer.say(*frames, update(1, credit=1))
+        await wait_all_tasks_blocked()
+        assert heard == ([True] if broken else [])
+        await stream.aclose()
+        await wait_all_tasks_blocked()
+        assert heard == [broken]
+        assert not await stream.wait_broken()
+
+
+async def test_who_waits_for_a_break_hears_of_a_lost_connection() -> None:
+    async with accepted() as (stream, peer), trio.open_nursery() as nursery:
+        nursery.start_soon(peer.stream.aclose)
+        assert await stream.wait_broken()
+        assert await stream.wait_broken()
+
+
+async def test_draining_waits_for_what_is_queued() -> None:
+    async with accepted() as (stream, peer), trio.open_nursery() as nursery:
+        await stream.drain()
+        await stream.send_all(bytes(FULL))
+        drained = trio.Event()
+
+        async def drain() -> None:
+            await stream.drain()
+            drained.set()
+
+        nursery.start_soon(drain)
+        await wait_all_tasks_blocked()
+        await peer.say(update(1, credit=LOW_WATER - 1))
+        await wait_all_tasks_blocked()
+        assert not drained.is_set()
+        await peer.say(update(1, credit=1))
+        await drained.wait()
+
+
+@pytest.mark.parametrize("how", ["reset", "lost", "closed here"])
+async def test_draining_ends_when_nothing_will_leave_any_more(how: str) -> None:
+    async with accepted() as (stream, peer), trio.open_nursery() as nursery:
+        await stream.send_all(bytes(FULL))
+        nursery.start_soon(stream.drain)
+        await wait_all_tasks_blocked()
+        if how == "reset":
+            await peer.say(update(1, RST))
+        elif how == "lost":
+            await peer.stream.aclose()
+        else:
+            stream.reset()
+
+
 # What it is
 
 
