@@ -15,12 +15,13 @@ import resource
 import signal
 import sys
 import time
+from pathlib import Path
 from statistics import median
 from typing import Final
 
 from .report import Figures, busy, machine, medians, table
 from .traffic import connections_a_second, idle_streams, round_trips, throughput
-from .tunnels import Contestant, Way, contestants, peer, start_origin
+from .tunnels import Contestant, Way, contestants, peer, rathole_contestants, start_origin
 
 ROUND_TRIPS: Final = 2000
 SEQUENTIAL: Final = 1000
@@ -98,6 +99,12 @@ def main() -> None:
         default=[],
         help="a tunnel that runs already, forwards to our origin, and has these relay and gateway processes",
     )
+    parser.add_argument(
+        "--rathole",
+        metavar="PROGRAM",
+        type=Path,
+        help="the program of rathole 0.5: race its client against ours, at its own server, over tcp and tls",
+    )
     parser.add_argument("--origin-port", metavar="PORT", type=int, default=0, help="where our origin listens")
     parser.add_argument("--json", action="store_true", help="print every figure of every round instead of the table")
     arguments = parser.parse_args()
@@ -107,6 +114,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with start_origin(arguments.origin_port) as origin:
         runners = contestants(origin) | dict(arguments.peer)
+        if arguments.rathole is not None:
+            runners |= rathole_contestants(origin, arguments.rathole.absolute())
         chosen = arguments.only or [*runners]
         if unknown := set(chosen) - set(runners):
             parser.error(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(runners)}")

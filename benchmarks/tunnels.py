@@ -16,21 +16,35 @@ from functools import partial
 from pathlib import Path
 from subprocess import Popen
 from tempfile import TemporaryDirectory
-from typing import Final, TypeAlias, final
+from typing import Final, Literal, TypeAlias, final
 
 import attrs
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from pioneer_tunnel import new_relay_key
 from pioneer_tunnel.websocket import EngineName
 
 from .traffic import HOST, Endpoint, dial_echo
 
-__all__ = ["PROCESSES", "Contestant", "Process", "Way", "contestants", "peer", "start_origin"]
+__all__ = [
+    "PROCESSES",
+    "Contestant",
+    "Process",
+    "Way",
+    "contestants",
+    "peer",
+    "rathole_contestants",
+    "start_origin",
+]
 
 LOOPBACK: Final = "127.0.0.1"
 START_TIMEOUT: Final = 20.0
 STOP_TIMEOUT: Final = 10.0
 PROCESSES: Final = ("relay", "gateway")
+OURS: Final = (sys.executable, "-m", "pioneer_tunnel")
+TLS_LINES: Final = 'tls_certificate = "relay.crt"\ntls_private_key = "relay.key"\ningress_tls = false'
+RATHOLE_HOST: Final = "localhost"
+"""What its server is dialled by: the client of rathole checks no certificate for an address."""
 
 
 @final
@@ -76,6 +90,15 @@ def contestants(origin: Endpoint) -> dict[str, Contestant]:
     }
 
 
+def rathole_contestants(origin: Endpoint, program: Path) -> dict[str, Contestant]:
+    """Ways to `origin` through the server of rathole, which `program` is: with its own client, and with ours."""
+    return {
+        f"{client}-{transport}": partial(_rathole_tunnel, origin, program, client, transport)
+        for transport in ("tcp", "tls")
+        for client in ("rathole", "ours")
+    }
+
+
 def peer(text: str) -> tuple[str, Contestant]:
     """Somebody else's tunnel, which runs already, from `NAME=HOST:PORT:PID,PID`.
 
@@ -107,6 +130,8 @@ def _tunnel(origin: Endpoint, engine: EngineName, *, tls: bool = False) -> Itera
     control, ingress = (f"{LOOPBACK}:{_free_port()}" for _ in range(2))
     with TemporaryDirectory() as name:
         folder = Path(name)
+        if tls:
+            _certify(folder, LOOPBACK)
         key_file = folder / "key"
         key_file.touch(mode=0o600)
         key_file.write_text(key.reveal())
@@ -117,7 +142,7 @@ def _tunnel(origin: Endpoint, engine: EngineName, *, tls: bool = False) -> Itera
             control_addr = "{control}"
             ingress_addr = "{ingress}"
             public_names = ["{control}"]
-            {_certify(folder) if tls else ""}
+            {TLS_LINES if tls else ""}
 
             [[relay.tunnels]]
             id = "bench"
@@ -126,31 +151,99 @@ def _tunnel(origin: Endpoint, engine: EngineName, *, tls: bool = False) -> Itera
             """
         )
         host, port = origin
-        relay = ["relay", "--config", "relay.toml", "--websocket-engine", engine]
-        expose = ["expose", f"{host}:{port}", "--relay", f"{'wss' if tls else 'ws'}://{control}"]
+        relay = [*OURS, "relay", "--config", "relay.toml", "--websocket-engine", engine]
+        expose = [*OURS, "expose", f"{host}:{port}", "--relay", f"{'wss' if tls else 'ws'}://{control}"]
         expose += ["--key-file", "key", "--websocket-engine", engine, *(["--ca-file", "ca.pem"] if tls else [])]
-        with _program(folder, relay) as first, _program(folder, expose) as second:
+        with _program(folder, "relay", relay) as first, _program(folder, "expose", expose) as second:
             endpoint = (LOOPBACK, int(ingress.rpartition(":")[2]))
             _wait_until_open(endpoint, folder, first, second)
             yield Way(endpoint, dict(zip(PROCESSES, (Process(first.pid), Process(second.pid)), strict=True)))
 
 
-def _certify(folder: Path) -> str:
-    """Make a certificate for the gateways' door; returns the lines that name it."""
+@contextmanager
+def _rathole_tunnel(
+    origin: Endpoint, program: Path, client: Literal["rathole", "ours"], transport: Literal["tcp", "tls"]
+) -> Iterator[Way]:
+    """A server of rathole, and as its client either its own or `pioneer-tunnel expose`."""
+    control, visitors, key = _free_port(), _free_port(), new_relay_key().reveal()
+    host, port = origin
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "key").touch(mode=0o600)
+        (folder / "key").write_text(key)
+        tls = transport == "tls"
+        if tls:
+            _certify(folder, RATHOLE_HOST)
+            _make_pkcs12(folder)
+        (folder / "server.toml").write_text(
+            f"""
+            [server]
+            bind_addr = "{LOOPBACK}:{control}"
+            default_token = "{key}"
+            [server.services.bench]
+            bind_addr = "{LOOPBACK}:{visitors}"
+            [server.transport]
+            type = "{transport}"
+            {"[server.transport.tls]" if tls else ""}
+            {'pkcs12 = "relay.p12"' if tls else ""}
+            {'pkcs12_password = "bench"' if tls else ""}
+            """
+        )
+        (folder / "client.toml").write_text(
+            f"""
+            [client]
+            remote_addr = "{RATHOLE_HOST}:{control}"
+            default_token = "{key}"
+            [client.services.bench]
+            local_addr = "{host}:{port}"
+            [client.transport]
+            type = "{transport}"
+            {"[client.transport.tls]" if tls else ""}
+            {'trusted_root = "ca.pem"' if tls else ""}
+            """
+        )
+        gateway = [str(program), "--client", "client.toml"]
+        if client == "ours":
+            gateway = [*OURS, "expose", f"{host}:{port}", "--relay", f"{RATHOLE_HOST}:{control}"]
+            gateway += ["--transport", transport, "--key-mode", "rathole", "--service", "bench", "--key-file", "key"]
+            gateway += ["--ca-file", "ca.pem"] if tls else []
+        relay = [str(program), "--server", "server.toml"]
+        with _program(folder, "relay", relay) as first:
+            _wait_until_listening((LOOPBACK, control), folder, first)
+            with _program(folder, "expose", gateway) as second:
+                endpoint = (LOOPBACK, visitors)
+                _wait_until_open(endpoint, folder, first, second)
+                yield Way(endpoint, dict(zip(PROCESSES, (Process(first.pid), Process(second.pid)), strict=True)))
+
+
+def _certify(folder: Path, name: str) -> None:
+    """Make `relay.crt` and `relay.key` for a relay of that name, and the `ca.pem` that vouches for them."""
     import trustme  # only who races with TLS needs it
 
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-    certificate = authority.issue_cert(LOOPBACK)
+    certificate = authority.issue_cert(name)
     certificate.cert_chain_pems[0].write_to_path(str(folder / "relay.crt"))
     certificate.private_key_pem.write_to_path(str(folder / "relay.key"))
-    return 'tls_certificate = "relay.crt"\ntls_private_key = "relay.key"\ningress_tls = false'
+
+
+def _make_pkcs12(folder: Path) -> None:
+    """The same pair in the form that rathole's server takes."""
+    from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, load_pem_private_key, pkcs12
+    from cryptography.x509 import load_pem_x509_certificate
+
+    private_key = load_pem_private_key((folder / "relay.key").read_bytes(), None)
+    certificate = load_pem_x509_certificate((folder / "relay.crt").read_bytes())
+    assert isinstance(private_key, EllipticCurvePrivateKey)
+    bundle = pkcs12.serialize_key_and_certificates(
+        b"relay", private_key, certificate, None, BestAvailableEncryption(b"bench")
+    )
+    (folder / "relay.p12").write_bytes(bundle)
 
 
 @contextmanager
-def _program(folder: Path, arguments: list[str]) -> Iterator[Popen[str]]:
-    command = [sys.executable, "-m", "pioneer_tunnel", *arguments]
-    with (folder / f"{arguments[0]}.log").open("w") as log:
+def _program(folder: Path, name: str, command: list[str]) -> Iterator[Popen[str]]:
+    with (folder / f"{name}.log").open("w") as log:
         process = Popen(command, cwd=folder, stdout=log, stderr=log, text=True)
     with _ended(process):
         yield process
@@ -170,10 +263,18 @@ def _ended(process: Popen[str]) -> Iterator[Popen[str]]:
 
 
 def _wait_until_open(endpoint: Endpoint, folder: Path, *programs: Popen[str]) -> None:
+    _wait_until(lambda: dial_echo(endpoint).close(), folder, *programs)
+
+
+def _wait_until_listening(endpoint: Endpoint, folder: Path, program: Popen[str]) -> None:
+    _wait_until(lambda: socket.create_connection(endpoint).close(), folder, program)
+
+
+def _wait_until(works: Callable[[], None], folder: Path, *programs: Popen[str]) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while True:
         try:
-            return dial_echo(endpoint).close()
+            return works()
         except OSError:
             time.sleep(0.05)
         if time.monotonic() > deadline or any(program.poll() is not None for program in programs):

@@ -2,23 +2,24 @@
 
 What a yamux stream does in frames, this does with the connection: an orderly end is a FIN, abandonment is a RST. The
 one thing a bare socket gets wrong is a close while the visitor is still talking: that is a RST too, and takes back
-what the visitor was told last. So `aclose` ends our half, and `see_out`, in a task of the transport's, reads what still
-comes, for two seconds at most, before it lets go.
+what the visitor was told last. So `aclose` ends our half, and a task of the transport's reads what still comes, for two
+seconds at most, before it lets go.
 
-Neighbours: the transport `pioneer_relay` makes them, wraps them in a `TunnelStream` and sees them out; `pump` takes the
-short way through `plain_socket`.
+Neighbours: the transport `pioneer_relay` makes them, and wraps them in a `TunnelStream`; `pump` takes the short way
+through `plain_socket`.
 """
 
 from __future__ import annotations
 
 import os
 import select
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, final
 
 import trio
 
-from .streams import OneAtATime, close_after_answer, plain_socket, reset_on_close, send_eof
+from .streams import LentSocket, OneAtATime, close_after_answer, plain_socket, reset_on_close, send_eof
 from .tls_stream import TlsStream
 
 __all__ = ["ChannelStream"]
@@ -31,22 +32,28 @@ _GOODBYE_TIMEOUT: Final = 30.0
 class ChannelStream(trio.abc.HalfCloseableStream):
     """One connection that is one visitor's. It keeps the contract of `tunnel_stream.CarriedStream`.
 
-    Whoever makes one runs `see_out`, without which it is never quite closed.
-
     One task may send and one may receive at a time; a second one gets `trio.BusyResourceError`.
 
     Args:
         stream: the connection; a `WatchedStream`, or a `TlsStream` over one.
+        leave_taking: where connections are let go of that were closed while the visitor still talks. Whoever has it
+            calls `abandon` before it ends.
+        on_over: called once, when the connection is let go of.
     """
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, leave_taking: trio.Nursery, on_over: Callable[[ChannelStream], None]
+    ) -> None:
         self.transport_stream: Final = stream
-        self._plain: Final = plain_socket(stream)
+        self._leave_taking: Final = leave_taking
+        self._on_over: Final = on_over
         self._socket: Final = _socket_below(stream)
+        lent = plain_socket(stream)
+        self._plain: Final = None if lent is None else LentSocket(lent.socket, self._closed_by_borrower)
         self._receiving: Final = OneAtATime("another task is receiving from this stream")
         self._sending: Final = OneAtATime("another task is sending on this stream")
-        self._over: Final = trio.Event()
         self._closed = False
+        self._over = False
         self._lost = False
         self._end_sent = False
 
@@ -64,7 +71,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         return self._lost
 
     @property
-    def plain_socket(self) -> trio.socket.SocketType | None:
+    def plain_socket(self) -> LentSocket | None:
         """See `streams.plain_socket`."""
         return None if self._closed or self._end_sent else self._plain
 
@@ -104,66 +111,81 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         if self._closed:
             await trio.lowlevel.checkpoint()
             return
-        self._closed = True
+        self._close()
         try:
             if self._socket is None:
                 await self.transport_stream.aclose()
+                self._let_go()
                 return
             trio.lowlevel.notify_closing(self._socket)  # wakes whoever still waits for it
             if self._plain is not None and self._has_ended():
-                self._socket.close()  # which says that we have ended, too
-            if self._end_sent or self._socket.fileno() == -1:
+                self._let_go()  # which says that we have ended, too
                 await trio.lowlevel.checkpoint()
-            else:
-                self._end_sent = True
-                with (
-                    self._sending,
-                    trio.move_on_after(_GOODBYE_TIMEOUT),
-                    suppress(trio.BrokenResourceError, trio.ClosedResourceError),
-                ):
+                return
+            with self._sending, suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                with trio.move_on_after(_GOODBYE_TIMEOUT):
                     await send_eof(self.transport_stream)
-            if self._socket.fileno() != -1 and self._has_ended():
-                self._socket.close()
         except trio.BusyResourceError:
-            self._abandon()  # somebody was in the middle of something, which now ends there
+            self.abandon()  # somebody was in the middle of something, which now ends there
             await trio.lowlevel.checkpoint()
         except trio.Cancelled:
-            self._abandon()
+            self.abandon()
             raise
-        finally:
-            self._over.set()
+        if self._over:
+            return
+        if self._has_ended():
+            self._let_go()
+        else:
+            self._leave_taking.start_soon(self._take_leave)
 
     def reset(self) -> None:
         """Abandon the connection: the relay sees a RST at once. On a stream that was closed this changes nothing."""
         if not self._closed:
-            self._closed = True
-            self._abandon()
-            self._over.set()
+            self.abandon()
 
-    async def see_out(self) -> None:
-        """Wait until the stream was closed or reset, then let go of its connection; cancelled, reset it."""
-        try:
-            # No deadline: a visitor stays for as long as it and the gateway like.
-            await self._over.wait()
-            if self._socket is not None and self._socket.fileno() != -1:
-                await close_after_answer(self.transport_stream)
-        finally:
-            self.reset()
-            if self._socket is None or self._socket.fileno() != -1:
-                await trio.aclose_forcefully(self.transport_stream)
-
-    def _abandon(self) -> None:
-        """What has no socket is closed by `see_out`, a moment later."""
-        if self._socket is not None and self._socket.fileno() != -1:
+    def abandon(self) -> None:
+        """Like `reset`, also of a stream that was closed and has not been let go of yet."""
+        self._close()
+        if self._over:
+            return
+        if self._socket is not None:
             reset_on_close(self._socket)
+            self._let_go()
+        else:
+            self._leave_taking.start_soon(trio.aclose_forcefully, self.transport_stream)
+            self._note_over()
+
+    async def _take_leave(self) -> None:
+        try:
+            await close_after_answer(self.transport_stream)
+        finally:
+            self.abandon()
+
+    def _close(self) -> None:
+        self._closed = True
+        if self._plain is not None:
+            self._plain.take_back()
+
+    def _let_go(self) -> None:
+        if self._socket is not None:
             self._socket.close()
+        self._note_over()
+
+    def _closed_by_borrower(self) -> None:
+        self._closed = True
+        self._note_over()
+
+    def _note_over(self) -> None:
+        if not self._over:
+            self._over = True
+            self._on_over(self)
 
     def _has_ended(self) -> bool:
         """Whether the visitor, too, has said all: then there is nothing to wait for."""
         if self._plain is None:
             return isinstance(self.transport_stream, TlsStream) and self.transport_stream.end_received
         try:
-            return not os.read(self._plain.fileno(), _DISCARDED)
+            return not os.read(self._plain.socket.fileno(), _DISCARDED)
         except BlockingIOError:
             return False
         except OSError:

@@ -9,11 +9,12 @@ Neighbours: transports and the local side dial through here; everything that can
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
 import ssl
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -22,6 +23,9 @@ from .errors import InvalidSettingsError, LocalGatewayError, RelayConnectError, 
 from .streams import WatchedStream
 
 __all__ = ["Dialer", "client_tls", "dial_local", "dial_relay", "dial_tcp"]
+
+
+_UNDER_WAY: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK}
 
 
 class Dialer(Protocol):
@@ -38,16 +42,41 @@ class Dialer(Protocol):
 
 async def dial_tcp(host: str, port: int) -> trio.SocketStream:
     """The dialer that is used unless another one is given in."""
-    if not Address(host, port).is_ip:
+    family = _family_of(host)
+    if family is None:
         return await trio.open_tcp_stream(host, port)
     # An address needs no resolver, which in Trio is a thread: this is several times as fast.
-    sock = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    await trio.lowlevel.checkpoint_if_cancelled()
+    plain = socket.socket(family, socket.SOCK_STREAM)
     try:
-        await sock.connect((host, port))
+        plain.setblocking(False)
+        failure = plain.connect_ex((host, port))
+        if failure in _UNDER_WAY:
+            failure = await _connected(plain)
+        if failure:
+            raise OSError(failure, os.strerror(failure))
     except BaseException:
-        sock.close()
+        plain.close()
         raise
-    return trio.SocketStream(sock)
+    return trio.SocketStream(trio.socket.from_stdlib_socket(plain))
+
+
+async def _connected(sock: socket.socket) -> int:
+    """Wait until `sock` is connected, or not; returns the system's number for why not."""
+    try:
+        sock.getpeername()
+    except OSError:
+        await trio.lowlevel.wait_writable(sock)
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return 0  # at once, as on one host: there is nothing to wait for
+
+
+@functools.lru_cache(maxsize=256)
+def _family_of(host: str) -> socket.AddressFamily | None:
+    """That of a literal address, None of a name."""
+    if not Address(host, 1).is_ip:
+        return None
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 async def dial_relay(
@@ -95,12 +124,11 @@ async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> trio.
         LocalGatewayError: nothing answers there within `timeout` seconds.
     """
     try:
-        with trio.fail_after(timeout):
+        with trio.move_on_after(timeout):
             return WatchedStream(await dial(address.host, address.port))
     except OSError as error:
         raise LocalGatewayError(f"the local gateway at {address} does not answer: {_why(error)}") from error
-    except trio.TooSlowError:
-        raise LocalGatewayError(f"the local gateway at {address} did not answer within {timeout:g} seconds") from None
+    raise LocalGatewayError(f"the local gateway at {address} did not answer within {timeout:g} seconds")
 
 
 def client_tls(ca_file: Path | None = None) -> ssl.SSLContext:

@@ -2,6 +2,9 @@
 
 An end on one side becomes an end on the other, after everything before it; a break on either side becomes a reset on
 both. Nothing is looked at, nothing is cut.
+
+Neighbours: `forward` and the relay's ingress have two streams to be carried into each other; `splice` is the short way
+where both are plain sockets.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from typing import Final, final
 
 import trio
 
-from .splice import SourceBroken, carry
+from .splice import CAN_JOIN, Ending, join
 from .streams import abandon, close_after_answer, drain, plain_socket, send_eof, send_pieces
 
 __all__ = ["pump"]
@@ -26,32 +29,35 @@ _DRAIN_TIMEOUT: Final = 1.0
 async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: bytes = b"") -> None:
     """Copy both ways, half-close included, and close both streams.
 
-    When a stream breaks, or on cancellation, both are abandoned, so that neither end takes a part for the whole.
-    Returns quietly in either case; what comes out is `trio.Cancelled` and bugs.
+    When a stream breaks, or is closed by somebody else, or on cancellation, both are abandoned, so that neither end
+    takes a part for the whole. Returns quietly in any case; what comes out is `trio.Cancelled` and bugs.
 
     Args:
         apology: what `second` is told, before an orderly end, when `first` breaks before it has said anything.
     """
-    exchange = _Exchange()
     closed = False
+    exchange = _Exchange(first, second)
     try:
-        async with trio.open_nursery() as nursery:
-            exchange.scope = nursery.cancel_scope
-            nursery.start_soon(exchange.copy, second, first)
-            await exchange.copy(first, second)
-        if exchange.broken is None:
+        one, other = plain_socket(first), plain_socket(second)
+        if CAN_JOIN and one is not None and other is not None and not apology:  # a join does not look at who has spoken
+            ending = await join(one, other)
+        else:
+            ending = await exchange.run()
+        if ending is Ending.ENDED:
             await first.aclose()
             await second.aclose()
-            closed = True
-        elif exchange.broken is first and first not in exchange.spoke and apology:
+        elif ending is Ending.FIRST_BROKE and first not in exchange.spoke and apology:
             with trio.move_on_after(_APOLOGY_TIMEOUT), suppress(trio.BrokenResourceError):
                 await second.send_all(apology)
                 await close_after_answer(second)
-        else:
+        elif ending is not Ending.CLOSED:
             # A server that refuses a request without reading it to its end answers, and then resets. The answer goes
             # first, here and at the other end of the tunnel.
             with trio.move_on_after(_DRAIN_TIMEOUT):
-                await drain(second if exchange.broken is first else first)
+                await drain(second if ending is Ending.FIRST_BROKE else first)
+        closed = ending in {Ending.CLOSED, Ending.ENDED}
+    except trio.ClosedResourceError:
+        pass  # whoever has closed a stream of ours knows why
     finally:
         if not closed:
             try:
@@ -62,38 +68,45 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
 
 @final
 class _Exchange:
-    """What the two directions know of each other."""
+    """The long way, and what its two directions know of each other."""
 
-    def __init__(self) -> None:
-        self.scope = trio.CancelScope()
-        self.spoke: set[trio.abc.Stream] = set()
-        self.was_reset: set[trio.abc.Stream] = set()
-        self.broken: trio.abc.Stream | None = None
+    def __init__(self, first: trio.abc.Stream, second: trio.abc.Stream) -> None:
+        self.spoke: Final[set[trio.abc.Stream]] = set()
+        self._first: Final = first
+        self._second: Final = second
+        self._scope = trio.CancelScope()
+        self._was_reset: Final[set[trio.abc.Stream]] = set()
+        self._broken: trio.abc.Stream | None = None
         self._done = 0
+        self._ended_by_us = False
 
-    async def copy(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
-        from_socket, to_socket = plain_socket(source), plain_socket(sink)
+    async def run(self) -> Ending:
+        """Carry bytes until both have ended, or one has broken."""
+        async with trio.open_nursery() as nursery:
+            self._scope = nursery.cancel_scope
+            nursery.start_soon(self._copy, self._second, self._first)
+            await self._copy(self._first, self._second)
+        if self._broken is None:
+            return Ending.ENDED
+        return Ending.FIRST_BROKE if self._broken is self._first else Ending.SECOND_BROKE
+
+    async def _copy(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
         try:
-            if from_socket is None or to_socket is None:
-                await self._read_and_send(source, sink)
-            else:
-                try:
-                    await carry(from_socket, to_socket, on_first=lambda: self.spoke.add(source))
-                except SourceBroken:
-                    self._break(source)
-            if source in self.was_reset:
+            await self._read_and_send(source, sink)
+            if source in self._was_reset:
                 self._break(source)
-            if self.broken is None:
-                await _end(source, sink)
+            if self._broken is None:
+                await self._end(source, sink)
         except trio.BrokenResourceError as error:
             # `sink` takes no more. What it still has to say is carried all the same: the answer to a request that
             # it did not want to read to the end. How that goes, the other direction finds out, with one exception.
             # The system tells of a reset once. When the one who sends hears of it, the one who receives is told of an
             # end, and half an answer would pass for a whole one.
             if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ECONNRESET:
-                self.was_reset.add(sink)
+                self._was_reset.add(sink)
         except trio.ClosedResourceError:
-            pass  # the other direction has ended the exchange (`_end`)
+            if not self._ended_by_us:
+                self._break(source)
         await self._stay(source)
 
     async def _stay(self, source: trio.abc.Stream) -> None:
@@ -104,8 +117,8 @@ class _Exchange:
         """
         self._done += 1
         if self._done == 2:
-            self.scope.cancel()
-        elif self.broken is None and hasattr(source, "wait_broken") and await source.wait_broken():
+            self._scope.cancel()
+        elif self._broken is None and hasattr(source, "wait_broken") and await source.wait_broken():
             self._break(source)
 
     async def _read_and_send(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
@@ -127,12 +140,12 @@ class _Exchange:
             return b""
 
     def _break(self, source: trio.abc.Stream) -> None:
-        self.broken = source
-        self.scope.cancel()
+        self._broken = source
+        self._scope.cancel()
 
-
-async def _end(source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
-    await send_eof(sink)
-    if not isinstance(sink, trio.abc.HalfCloseableStream):
-        # TLS knows no half-close that both ends would agree on: when the answer is complete, so is the exchange.
-        await source.aclose()
+    async def _end(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
+        await send_eof(sink)
+        if not isinstance(sink, trio.abc.HalfCloseableStream):
+            # TLS knows no half-close that both ends would agree on: when the answer is complete, so is the exchange.
+            self._ended_by_us = True
+            await source.aclose()

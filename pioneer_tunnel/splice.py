@@ -1,237 +1,404 @@
-"""From one socket to another, past everything: for `pump`, when nothing stands between it and two plain sockets.
+"""Two plain sockets joined, past everything: the short way of `pump`, when nothing stands between it and two sockets.
+
+Theory of operation. A Trio task for each direction of each connection costs more than the bytes of a short one, so
+there is none. All joined sockets of a Trio run are watched by one epoll of our own, edge-triggered, which Trio watches
+in its turn. One of the tasks that wait in `join` is the leader: it waits for that epoll and moves the bytes of all;
+the others sleep until their connection is over. A leader whose own connection is over, or who is cancelled, appoints
+another. So no task runs that nobody can see, and the last one to leave closes what was shared.
+
+How a direction's bytes move:
 
     little at a time      read into a buffer that all share, write from it at once: two system calls
-    much at a time        `splice` through a pipe (Linux): the bytes never come into this process
-    much, no splice       the shared buffer again, which is large
+    much at a time        `os.splice` through a borrowed pipe: the bytes never come into this process
+    much, no pipe         the shared buffer again, which is large
 
-Nothing is set up for one connection alone. The buffer is empty again before another task can run, since a task that
-has to wait for its sink first copies what is left; and a pipe is borrowed for as long as bytes are in it. So a few
-pipes serve any number of connections, a connection that says little never sees one, and when all are taken the buffer
-does. The last `carry` that ends closes the pipes.
+Nothing is set up for one connection alone, and the buffer is empty again before the next one's turn: what a sink does
+not take is copied and kept, and its source is not read before that is gone. Turns are short, so that a bulk transfer
+delays neither the other connections nor the other tasks of this run.
 
-Neighbours: `pump` decides when to come here, and what a break means; `streams.plain_socket` finds the sockets.
+Linux only. Neighbours: `pump` decides when to come here, and what a break means; `streams.LentSocket` is what is
+joined.
 """
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
+import select
+import socket
 import sys
-from collections.abc import Callable
+from collections import deque
 from contextlib import suppress
 from typing import Final, final
 
 import trio
 
-from .streams import descriptor_of
+from .pipes import Pipe, Pipes
+from .streams import LentSocket, descriptor_of
 
-if sys.platform == "linux":
-    import fcntl
+__all__ = ["CAN_JOIN", "Ending", "join"]
 
-__all__ = ["CAN_SPLICE", "SourceBroken", "carry"]
-
-CAN_SPLICE: Final = sys.platform == "linux" and hasattr(os, "splice")
+CAN_JOIN: Final = sys.platform == "linux"
 """Whether this system has what it takes."""
 
 _BUFFER_SIZE: Final = 256 * 1024
-_PIPE_SIZE: Final = 1024 * 1024
-_MOST_PIPES: Final = 32
-"""An ordinary user's pipes may hold 64 MiB together before Linux makes new ones tiny: half of that."""
+_TURN: Final = 1024 * 1024
+"""Bytes that are moved before other tasks get theirs."""
 
 _WORTH_A_PIPE: Final = 64 * 1024
 _NOT_WORTH_IT: Final = 16 * 1024
-_NOT_SPLICEABLE: Final = errno.EINVAL
-_FLAGS: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE if CAN_SPLICE else 0
+_MOST_EVENTS: Final = 256
+
+if sys.platform == "linux":
+    _FLAGS: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+    _ENDED: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+    _WATCHED: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 
 
 @final
-class SourceBroken(trio.BrokenResourceError):
-    """It was the source that broke, not the sink."""
+class Ending(enum.Enum):
+    """What became of two connections that were carried into each other."""
+
+    CLOSED = enum.auto()
+    """Both have ended, everything was passed on, and both are closed."""
+    ENDED = enum.auto()
+    """Both have said all that they had to say, and are open still."""
+    FIRST_BROKE = enum.auto()
+    """Neither is closed."""
+    SECOND_BROKE = enum.auto()
+    """Neither is closed."""
 
 
-@final
-class _Pipe:
-    """A pipe, empty unless somebody has borrowed it."""
+async def join(first: LentSocket, second: LentSocket) -> Ending:
+    """Carry bytes both ways until both sockets have ended, each end passed on to the other, then close them.
 
-    __slots__ = ("readable", "size", "writable")
-
-    def __init__(self) -> None:
-        self.readable, self.writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        with suppress(OSError):
-            fcntl.fcntl(self.writable, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-        self.size: int = fcntl.fcntl(self.writable, fcntl.F_GETPIPE_SZ)
-
-    def close(self) -> None:
-        os.close(self.readable)
-        os.close(self.writable)
-
-
-@final
-class _Shared:
-    """What all connections of one Trio run share."""
-
-    def __init__(self) -> None:
-        self.buffer: Final = memoryview(bytearray(_BUFFER_SIZE))
-        self.users = 0
-        self._free: Final[list[_Pipe]] = []
-        self._pipes = 0
-
-    def borrow_pipe(self) -> _Pipe | None:
-        """An empty pipe; None when there is none to be had."""
-        if self._free:
-            return self._free.pop()
-        if self._pipes == _MOST_PIPES:
-            return None
-        try:
-            pipe = _Pipe()
-        except OSError:
-            return None  # out of descriptors, and somebody else needs them more
-        self._pipes += 1
-        return pipe
-
-    def give_back(self, pipe: _Pipe, *, empty: bool) -> None:
-        """A pipe that is not empty is of no use to anybody."""
-        if empty and self.users:
-            self._free.append(pipe)
-        else:
-            pipe.close()
-            self._pipes -= 1
-
-    def leave(self) -> None:
-        """A connection ends."""
-        self.users -= 1
-        if not self.users:
-            for pipe in self._free:
-                pipe.close()
-            self._pipes -= len(self._free)
-            self._free.clear()
-
-
-_shared: Final[trio.lowlevel.RunVar[_Shared]] = trio.lowlevel.RunVar("pioneer_tunnel.splice")
-
-
-async def carry(
-    source: trio.socket.SocketType,
-    sink: trio.socket.SocketType,
-    *,
-    on_first: Callable[[], None],
-    splice: bool = CAN_SPLICE,
-) -> None:
-    """Carry bytes until `source` has ended; how to tell `sink` is the caller's business.
-
-    Args:
-        on_first: called when the first bytes have come.
-        splice: whether it may be used.
+    When one of them takes no more while the other still speaks, neither is closed at the end: what the other one says
+    has nowhere to go, and it would be told so by a reset.
 
     Raises:
-        SourceBroken: the connection of `source` broke.
-        trio.BrokenResourceError: `sink` takes no more.
-        trio.ClosedResourceError: one of them was closed at this end.
+        trio.ClosedResourceError: the owner of one of them has closed it.
+        trio.BusyResourceError: one of them is joined already.
+        trio.Cancelled: when cancelled; they are open.
     """
+    await trio.lowlevel.checkpoint_if_cancelled()
     try:
-        shared = _shared.get()
+        joiner = _joiner.get()
     except LookupError:
-        shared = _Shared()
-        _shared.set(shared)
-    shared.users += 1
-    try:
-        await _carry(source, sink, shared, on_first, splice)
-    finally:
-        shared.leave()
-
-
-async def _carry(
-    source: trio.socket.SocketType,
-    sink: trio.socket.SocketType,
-    shared: _Shared,
-    on_first: Callable[[], None] | None,
-    splice: bool,
-) -> None:
-    buffer, into = shared.buffer, [shared.buffer]
-    while True:
-        try:
-            amount = os.readv(descriptor_of(source), into)
-        except BlockingIOError:
-            # No deadline: a visitor may be silent for as long as it likes.
-            await trio.lowlevel.wait_readable(source)
-            continue
-        except OSError as error:
-            raise SourceBroken(f"the connection is broken: {error.strerror}") from error
-        if not amount:
-            return
-        if on_first is not None:
-            on_first()
-            on_first = None
-        await _write(sink, buffer, amount)
-        if amount < _WORTH_A_PIPE:
-            # Most likely there is no more. To ask the system for it would cost as much as to wait for it.
-            await trio.lowlevel.wait_readable(source)
-            continue
-        await trio.lowlevel.checkpoint()
-        if splice and (pipe := shared.borrow_pipe()) is not None:
-            drained = _Drained()
-            try:
-                splice = await _splice(source, sink, pipe, drained)
-            finally:
-                shared.give_back(pipe, empty=drained.yes)
-
-
-async def _write(sink: trio.socket.SocketType, buffer: memoryview, amount: int) -> None:
-    """Write the buffer's first bytes. When that needs patience, the buffer is free before anybody else runs."""
-    try:
-        written = os.write(descriptor_of(sink), buffer[:amount])
-    except BlockingIOError:
-        written = 0
-    except OSError as error:
-        raise trio.BrokenResourceError(f"the connection is broken: {error.strerror}") from error
-    if written == amount:
-        return
-    rest = memoryview(bytes(buffer[written:amount]))
-    while rest:
-        # No deadline: the other end may read as slowly as it likes.
-        await trio.lowlevel.wait_writable(sink)
-        try:
-            rest = rest[os.write(descriptor_of(sink), rest) :]
-        except BlockingIOError:
-            continue
-        except OSError as error:
-            raise trio.BrokenResourceError(f"the connection is broken: {error.strerror}") from error
+        joiner = _Joiner()
+        _joiner.set(joiner)
+    return await joiner.join(_Joint(first, second))
 
 
 @final
-class _Drained:
-    """Whether a borrowed pipe is empty, however its use ended."""
+class _End:
+    """One of two joined sockets: a source, whose bytes go to its peer."""
 
-    __slots__ = ("yes",)
+    __slots__ = (
+        "bulk",
+        "descriptor",
+        "done",
+        "hung_up",
+        "joint",
+        "lent",
+        "peer",
+        "pipe",
+        "piped",
+        "queued",
+        "rest",
+        "was_reset",
+        "watched_for_room",
+    )
+
+    peer: _End
+
+    def __init__(self, lent: LentSocket, joint: _Joint) -> None:
+        self.lent: Final = lent
+        self.joint: Final = joint
+        self.descriptor: Final = descriptor_of(lent.socket)
+        self.queued = False
+        self.bulk = False
+        # What the peer has not taken yet, in a pipe or as a copy. While there is some, nothing more is read.
+        self.pipe: Pipe | None = None
+        self.piped = 0
+        self.rest: memoryview | None = None
+        # Nothing more is read at all.
+        self.done = False
+        # No edge will come any more, so what is there to be read has to be read to its end.
+        self.hung_up = False
+        # The system has told of a reset already, and tells of it once: the end of this socket will be none.
+        self.was_reset = False
+        self.watched_for_room = False
+
+
+@final
+class _Joint:
+    """Two joined sockets, and the task that waits for their end."""
+
+    __slots__ = ("ending", "ends", "refused", "task")
+
+    def __init__(self, first: LentSocket, second: LentSocket) -> None:
+        one, other = _End(first, self), _End(second, self)
+        one.peer, other.peer = other, one
+        self.ends: Final = (one, other)
+        self.refused = False
+        self.ending: Ending | trio.ClosedResourceError | None = None
+        self.task: trio.lowlevel.Task | None = None
+
+    def end(self, ending: Ending | trio.ClosedResourceError) -> None:
+        """Settle how it ended; what comes later changes nothing."""
+        if self.ending is None:
+            self.ending = ending
+            self.wake()
+
+    def wake(self) -> None:
+        """Let the task run if it sleeps: it is over, or the lead is its."""
+        if self.task is not None:
+            trio.lowlevel.reschedule(self.task)
+            self.task = None
+
+    async def sleep(self) -> None:
+        """Until woken. No deadline: a visitor may stay for as long as it likes."""
+
+        def on_cancellation(_: object) -> trio.lowlevel.Abort:
+            self.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self.task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(on_cancellation)
+
+
+@final
+class _Joiner:
+    """Everything that is joined in one Trio run."""
 
     def __init__(self) -> None:
-        self.yes = True
+        self._joints: Final[dict[_Joint, None]] = {}
+        self._leader: _Joint | None = None
+        self._ends: Final[dict[int, _End]] = {}
+        self._ready: Final[deque[_End]] = deque()
+        self._buffer: Final = memoryview(bytearray(_BUFFER_SIZE))
+        self._into: Final = [self._buffer]
+        self._pipes: Final = Pipes()
+        self._epoll: select.epoll  # while there are joints
+        self._news: int  # its descriptor
 
-
-async def _splice(source: trio.socket.SocketType, sink: trio.socket.SocketType, pipe: _Pipe, drained: _Drained) -> bool:
-    """Move bytes while there are many; False when these sockets turn out not to be made for it."""
-    while True:
+    async def join(self, joint: _Joint) -> Ending:
+        """See the module's `join`."""
+        self._enter(joint)
         try:
-            amount = os.splice(descriptor_of(source), pipe.writable, pipe.size, flags=_FLAGS)
+            while joint.ending is None:
+                if self._leader is None:
+                    self._leader = joint
+                if self._leader is joint:
+                    await self._lead(joint)
+                else:
+                    await joint.sleep()
+        finally:
+            self._leave(joint)
+        if isinstance(joint.ending, trio.ClosedResourceError):
+            raise joint.ending
+        return joint.ending
+
+    def _enter(self, joint: _Joint) -> None:
+        if any(end.descriptor in self._ends for end in joint.ends):
+            raise trio.BusyResourceError("this connection is joined to another one already")
+        if not self._joints:
+            self._epoll = select.epoll()
+            self._news = self._epoll.fileno()
+        self._joints[joint] = None
+
+        def taken_back() -> None:
+            self._unwatch(joint)
+            joint.ending = trio.ClosedResourceError("this connection was closed")
+            if self._leader is joint:
+                trio.lowlevel.notify_closing(self._news)  # the leader does not sleep, but waits for news
+            joint.wake()
+
+        for end in joint.ends:
+            end.lent.taken_back = taken_back
+            self._ends[end.descriptor] = end
+            self._epoll.register(end.descriptor, _WATCHED)
+        self._move(joint.ends[0])  # as a rule the visitor has spoken already, and the local gateway waits for it
+
+    def _leave(self, joint: _Joint) -> None:
+        for end in joint.ends:
+            end.lent.taken_back = None
+            self._let_go_of_what_is_held(end)
+        if joint.ending is Ending.CLOSED:
+            for end in joint.ends:
+                del self._ends[end.descriptor]
+                end.lent.close()  # which takes it out of the epoll, too
+        else:
+            self._unwatch(joint)
+        del self._joints[joint]
+        if self._leader is joint:
+            # One that sleeps. Where there is none, whoever comes next takes the lead.
+            self._leader = next((other for other in self._joints if other.task is not None), None)
+            if self._leader is not None:
+                self._leader.wake()
+        if not self._joints:
+            trio.lowlevel.notify_closing(self._news)
+            self._epoll.close()
+            self._pipes.close()
+
+    def _unwatch(self, joint: _Joint) -> None:
+        for end in joint.ends:
+            if self._ends.get(end.descriptor) is end:
+                del self._ends[end.descriptor]
+                self._epoll.unregister(end.descriptor)
+
+    async def _lead(self, joint: _Joint) -> None:
+        """Move the bytes of all, until `joint` is over."""
+        while joint.ending is None:
+            if self._ready:
+                await trio.lowlevel.checkpoint()
+            else:
+                with suppress(trio.ClosedResourceError):
+                    # No deadline: when nobody has anything to say, there is nothing to do.
+                    await trio.lowlevel.wait_readable(self._news)
+            self._take_a_turn()
+
+    def _take_a_turn(self) -> None:
+        for descriptor, events in self._epoll.poll(0, _MOST_EVENTS):
+            end = self._ends.get(descriptor)
+            if end is None:
+                continue  # of a joint that this very turn has ended
+            if events & _ENDED:
+                end.hung_up = True
+            if not end.done:
+                self._queue(end)
+            elif events & select.EPOLLERR:
+                self._break(end)
+            if end.peer.piped or end.peer.rest:
+                self._queue(end.peer)
+        left = _TURN
+        while left > 0 and self._ready:
+            source = self._ready.popleft()
+            source.queued = False
+            left -= self._move(source)
+
+    def _queue(self, source: _End) -> None:
+        if not source.queued:
+            source.queued = True
+            self._ready.append(source)
+
+    def _move(self, source: _End) -> int:
+        """Bring the peer what `source` has, a turn's worth at the most; returns how many bytes were read."""
+        if source.joint.ending is not None:
+            return 0
+        if (source.piped or source.rest) and not self._push(source):
+            return 0
+        if source.done:
+            return 0
+        try:
+            return self._splice(source) if source.bulk else self._copy(source)
         except BlockingIOError:
-            return True  # the pipe is empty, so somebody else may have it while we wait
-        except OSError as error:
-            if error.errno == _NOT_SPLICEABLE:
-                return False
-            raise SourceBroken(f"the connection is broken: {error.strerror}") from error
+            return 0  # it will have more at the next edge
+        except OSError:
+            self._break(source)
+            return 0
+
+    def _copy(self, source: _End) -> int:
+        amount = os.readv(source.descriptor, self._into)
         if not amount:
-            return True  # the end, which a read will find again
-        left = amount
-        drained.yes = False
-        while left:
-            try:
-                left -= os.splice(pipe.readable, descriptor_of(sink), left, flags=_FLAGS)
-            except BlockingIOError:
-                # No deadline, as above.
-                await trio.lowlevel.wait_writable(sink)
-            except OSError as error:
-                raise trio.BrokenResourceError(f"the connection is broken: {error.strerror}") from error
-        drained.yes = True
-        await trio.lowlevel.checkpoint()
-        if amount < _NOT_WORTH_IT:
-            return True
+            self._end(source)
+            return 0
+        source.bulk = amount >= _WORTH_A_PIPE
+        try:
+            written = os.write(source.peer.descriptor, self._buffer[:amount])
+        except BlockingIOError:
+            written = 0
+        except OSError as error:
+            self._refuse(source, error)
+            return amount
+        if written < amount:
+            source.rest = memoryview(bytes(self._buffer[written:amount]))
+            self._watch_for_room(source.peer)
+        elif source.bulk or source.hung_up:
+            # Otherwise the read has emptied it, and whatever comes after makes an edge.
+            self._queue(source)
+        return amount
+
+    def _splice(self, source: _End) -> int:
+        pipe = self._pipes.borrow()
+        if pipe is None:
+            return self._copy(source)
+        try:
+            amount = os.splice(source.descriptor, pipe.writable, pipe.size, flags=_FLAGS)
+        except OSError as error:
+            self._pipes.give_back(pipe, empty=True)
+            if error.errno == errno.EINVAL:  # a socket that is not made for it
+                return self._copy(source)
+            raise
+        if not amount:
+            self._pipes.give_back(pipe, empty=True)
+            self._end(source)
+            return 0
+        source.pipe, source.piped = pipe, amount
+        source.bulk = amount >= _NOT_WORTH_IT
+        if self._push(source):
+            self._queue(source)  # that it is empty only the next read tells
+        return amount
+
+    def _push(self, source: _End) -> bool:
+        """Bring the peer what is held; False when something is left, or the peer takes no more."""
+        sink = source.peer.descriptor
+        try:
+            while source.piped:
+                assert source.pipe is not None
+                source.piped -= os.splice(source.pipe.readable, sink, source.piped, flags=_FLAGS)
+            while source.rest:
+                source.rest = source.rest[os.write(sink, source.rest) :]
+        except BlockingIOError:
+            self._watch_for_room(source.peer)
+            return False
+        except OSError as error:
+            self._refuse(source, error)
+            return False
+        self._let_go_of_what_is_held(source)
+        return True
+
+    def _watch_for_room(self, sink: _End) -> None:
+        if not sink.watched_for_room:
+            sink.watched_for_room = True
+            self._epoll.modify(sink.descriptor, _WATCHED | select.EPOLLOUT)
+
+    def _let_go_of_what_is_held(self, source: _End) -> None:
+        if source.pipe is not None:
+            self._pipes.give_back(source.pipe, empty=not source.piped)
+        source.pipe, source.piped, source.rest = None, 0, None
+
+    def _end(self, source: _End) -> None:
+        """Everything that `source` said was passed on, so its end is, too."""
+        if source.was_reset:
+            self._break(source)
+            return
+        if not source.peer.done or source.joint.refused:  # or else it is about to be closed, which says the same
+            with suppress(OSError):  # the other direction finds what is wrong
+                source.peer.lent.socket.shutdown(socket.SHUT_WR)
+        self._finish(source)
+
+    def _refuse(self, source: _End, error: OSError) -> None:
+        """The peer takes no more of `source`. What it has to say itself is carried all the same.
+
+        It may be the answer to a request that it did not want to read to the end.
+        """
+        self._let_go_of_what_is_held(source)
+        source.joint.refused = True
+        # The system tells of a reset once. When the one who writes hears of it, the one who reads is told of an end,
+        # and half an answer would pass for a whole one.
+        source.peer.was_reset = error.errno == errno.ECONNRESET
+        self._finish(source)
+
+    def _finish(self, source: _End) -> None:
+        source.done = True
+        if source.peer.done:
+            source.joint.end(Ending.ENDED if source.joint.refused else Ending.CLOSED)
+
+    def _break(self, end: _End) -> None:
+        first, _ = end.joint.ends
+        end.joint.end(Ending.FIRST_BROKE if end is first else Ending.SECOND_BROKE)
+
+
+_joiner: Final[trio.lowlevel.RunVar[_Joiner]] = trio.lowlevel.RunVar("pioneer_tunnel.splice")

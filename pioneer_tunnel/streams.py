@@ -24,6 +24,7 @@ if sys.platform == "linux":
     import termios
 
 __all__ = [
+    "LentSocket",
     "OneAtATime",
     "PrefixedStream",
     "TlsServerStream",
@@ -64,6 +65,7 @@ class WatchedStream(trio.abc.HalfCloseableStream):
         last_received: `trio.current_time()` of the last byte that arrived, of the start before that.
         sending_since: when the send that is under way last got rid of a byte; None while there is none. It measures
             the lack of progress, not the time to finish: a slow path is slow, a dead one is dead.
+        plain_socket: see the function of that name. What moves past this stream, it does not see.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -72,15 +74,11 @@ class WatchedStream(trio.abc.HalfCloseableStream):
         self.sending_since: float | None = None
         self._calls = 0
         self._socket: Final = stream.socket if _BY_DESCRIPTOR and isinstance(stream, trio.SocketStream) else None
+        self.plain_socket: Final = None if self._socket is None else LentSocket(self._socket)
         if self._socket is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
             # Trio's 16 KiB make a large write many small ones.
             with suppress(OSError):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_LIMIT)
-
-    @property
-    def plain_socket(self) -> trio.socket.SocketType | None:
-        """See `plain_socket`. What moves past this stream, it does not see."""
-        return self._socket
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if self._socket is None:
@@ -190,6 +188,8 @@ class WatchedStream(trio.abc.HalfCloseableStream):
         await send_eof(self.transport_stream)
 
     async def aclose(self) -> None:
+        if self.plain_socket is not None:
+            self.plain_socket.take_back()
         await self.transport_stream.aclose()
 
 
@@ -241,9 +241,40 @@ class OneAtATime:
         self._held = False
 
 
-def plain_socket(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
+@final
+class LentSocket:
+    """The socket of a stream, lent to whoever moves bytes past the stream.
+
+    Args:
+        socket: what is lent.
+        on_close: tells the stream that the borrower has closed the connection.
+
+    Attributes:
+        taken_back: the borrower's; called when the stream is closed meanwhile, just before its socket is.
+    """
+
+    __slots__ = ("_on_close", "socket", "taken_back")
+
+    def __init__(self, socket: trio.socket.SocketType, on_close: Callable[[], None] | None = None) -> None:
+        self.socket: Final = socket
+        self.taken_back: Callable[[], None] | None = None
+        self._on_close: Final = on_close
+
+    def take_back(self) -> None:
+        """The stream is about to close the socket."""
+        if self.taken_back is not None:
+            self.taken_back()
+
+    def close(self) -> None:
+        """Both directions have ended, and the borrower closes the connection."""
+        self.socket.close()
+        if self._on_close is not None:
+            self._on_close()
+
+
+def plain_socket(stream: trio.abc.Stream) -> LentSocket | None:
     """The socket whose bytes are those of `stream`, when nothing stands between and nothing was read ahead."""
-    found: trio.socket.SocketType | None = getattr(stream, "plain_socket", None)
+    found: LentSocket | None = getattr(stream, "plain_socket", None)
     return found
 
 

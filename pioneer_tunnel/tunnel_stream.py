@@ -12,7 +12,7 @@ import trio
 
 from .address import Address
 from .proxy_protocol import ProxyHeader
-from .streams import drain
+from .streams import LentSocket, drain
 
 __all__ = ["CarriedStream", "TunnelStream"]
 
@@ -69,7 +69,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         return self._carried.usable
 
     @property
-    def plain_socket(self) -> trio.socket.SocketType | None:
+    def plain_socket(self) -> LentSocket | None:
         """See `streams.plain_socket`: None unless this visitor has a plain connection of its own."""
         return None if self._prefix else getattr(self._carried, "plain_socket", None)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import os
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,23 @@ import trio
 import trio.testing
 from rig import in_background, nothing_left_behind, read_all, read_exactly
 
-from pioneer_tunnel import pump as pump_module, splice
+from pioneer_tunnel import pipes as pipes_module, pump as pump_module
 from pioneer_tunnel.dialer import dial_tcp
 from pioneer_tunnel.pump import pump
-from pioneer_tunnel.splice import CAN_SPLICE, carry
+from pioneer_tunnel.splice import CAN_JOIN
 from pioneer_tunnel.streams import WatchedStream, abandon
 
 
-@pytest.fixture(params=["splice", "buffer", "no pipe to be had", "sockets not made for it"])
+@pytest.fixture(params=["splice", "no pipe to be had", "sockets not made for it", "the long way"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each way that bytes can take, forced."""
     name: str = request.param
-    if name == "splice" and not CAN_SPLICE:
-        pytest.skip("this system has no splice")
-    if name == "buffer":
-        monkeypatch.setattr(pump_module, "carry", functools.partial(carry, splice=False))
+    if name != "the long way" and not CAN_JOIN:
+        pytest.skip("this system has no short way")
     if name == "no pipe to be had":
-        monkeypatch.setattr(splice, "_MOST_PIPES", 0)
+        monkeypatch.setattr(pipes_module, "_MOST_PIPES", 0)
+    if name == "the long way":
+        monkeypatch.setattr(pump_module, "CAN_JOIN", False)
     if name == "sockets not made for it":
 
         def refuse(*args: Any, **kwargs: Any) -> int:
@@ -105,7 +104,7 @@ async def test_every_byte_arrives_both_ways(way: str, size: int) -> None:
             assert pipes() == before
 
 
-@pytest.mark.skipif(not CAN_SPLICE, reason="this system has no splice")
+@pytest.mark.skipif(not CAN_JOIN, reason="this system has no splice")
 async def test_a_bulk_of_bytes_is_spliced_and_a_few_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     spliced = 0
     original = os.splice
@@ -196,7 +195,7 @@ async def test_cancelled_at_any_moment_both_ends_are_reset_and_nothing_stays(way
             with trio.move_on_after(chance.uniform(0, 0.01)):
                 async with trio.open_nursery() as pumping:
                     pumping.start_soon(pump, first, second)
-                    pumping.start_soon(left.send_all, bytes(chance.randrange(10_000_000)))
+                    pumping.start_soon(_send, left, bytes(chance.randrange(10_000_000)))
                     if chance.random() < 0.5:
                         pumping.start_soon(_discard, right)
                     await trio.sleep_forever()
@@ -206,6 +205,11 @@ async def test_cancelled_at_any_moment_both_ends_are_reset_and_nothing_stays(way
                         await read_all(end)
             nursery.cancel_scope.cancel()
         assert pipes() == before
+
+
+async def _send(stream: trio.SocketStream, data: bytes) -> None:
+    with suppress(trio.BrokenResourceError):  # the pump is cancelled in the same moment, and may be the first to end
+        await stream.send_all(data)
 
 
 async def _discard(stream: trio.SocketStream) -> None:
@@ -219,3 +223,106 @@ async def test_a_silent_connection_costs_no_pipe() -> None:
         await left.send_all(b"x")
         assert await read_exactly(right, 1) == b"x"
         assert pipes() == before
+
+
+# Who moves the bytes
+
+
+async def test_the_others_go_on_when_the_one_who_moves_all_bytes_is_cancelled(way: str) -> None:
+    async with trio.open_nursery() as nursery:
+        pairs = []
+        for _ in range(3):
+            left, first = await connection()
+            right, second = await connection()
+            scope = await nursery.start(_pump_in_a_scope, first, second)
+            pairs.append((left, right, scope))
+        with trio.fail_after(5):
+            while pairs:
+                for left, right, _ in pairs:
+                    await left.send_all(b"ping")
+                    assert await read_exactly(right, 4) == b"ping"
+                left, right, scope = pairs.pop(0)  # the first to come leads
+                scope.cancel()
+                for end in (left, right):
+                    with pytest.raises(trio.BrokenResourceError):
+                        await read_all(end)
+                    await end.aclose()
+
+
+async def _pump_in_a_scope(
+    first: trio.abc.Stream, second: trio.abc.Stream, *, task_status: trio.TaskStatus[trio.CancelScope]
+) -> None:
+    with trio.CancelScope() as scope:
+        task_status.started(scope)
+        await pump(first, second)
+
+
+async def test_the_others_go_on_when_the_connection_of_the_one_who_moves_all_bytes_ends(way: str) -> None:
+    async with pumped() as (left, right, over), pumped() as (other_left, other_right, other_over):
+        with trio.fail_after(5):
+            for end in (left, right):
+                await end.send_eof()
+            await over.wait()
+            await other_left.send_all(b"ping")
+            assert await read_exactly(other_right, 4) == b"ping"
+            await abandon(other_right)
+            await other_over.wait()
+
+
+async def test_a_stream_that_its_owner_closes_is_let_go_of_and_the_other_end_is_reset(way: str) -> None:
+    left, first = await connection()
+    right, second = await connection()
+    async with left, right, trio.open_nursery() as nursery:
+        nursery.start_soon(pump, first, second)
+        await left.send_all(b"half of what")
+        assert await read_exactly(right, 12) == b"half of what"
+        with trio.fail_after(5):
+            await first.aclose()
+            with pytest.raises(trio.BrokenResourceError):
+                await read_all(right)
+
+
+@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
+async def test_a_connection_is_joined_to_one_other_at_a_time() -> None:
+    left, first = await connection()
+    right, second = await connection()
+    third, fourth = await connection()
+    async with left, right, third, trio.open_nursery() as nursery:
+        nursery.start_soon(pump, first, second)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await pump(fourth, first)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.skipif(not CAN_JOIN, reason="the long way notices when there is something to say")
+async def test_a_visitor_that_has_ended_and_then_resets_is_noticed_while_the_gateway_is_silent() -> None:
+    async with pumped() as (left, right, over):
+        with trio.fail_after(5):
+            await left.send_all(b"request")
+            await left.send_eof()
+            assert await read_all(right) == b"request"
+            await abandon(left)
+            await over.wait()
+            with pytest.raises(trio.BrokenResourceError):
+                await right.send_all(b"answer")
+
+
+async def test_a_bulk_of_bytes_does_not_hold_up_a_few(way: str) -> None:
+    """Not by the clock: while a few go to and fro a hundred times, the bulk must not have got through."""
+    total = 400_000_000
+    async with pumped() as (source, sink, _), pumped() as (left, right, _), trio.open_nursery() as nursery:
+        received = 0
+
+        async def drain() -> None:
+            nonlocal received
+            while received < total:
+                received += len(await sink.receive_some(1_000_000))
+
+        nursery.start_soon(source.send_all, bytes(total))
+        nursery.start_soon(drain)
+        for _ in range(100):
+            await left.send_all(b"ping")
+            assert await read_exactly(right, 4) == b"ping"
+        assert 0 < received < total
+        nursery.cancel_scope.cancel()

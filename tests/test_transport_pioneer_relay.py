@@ -587,6 +587,7 @@ async def test_a_reset_is_a_reset_at_the_other_end(by: str) -> None:
 
 async def test_the_stream_keeps_trios_contract() -> None:
     async with trio.open_nursery() as nursery:
+        over: list[ChannelStream] = []
 
         async def make_pair() -> tuple[ChannelStream, ChannelStream]:
             (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -597,10 +598,8 @@ async def test_the_stream_keeps_trios_contract() -> None:
                 far = await listener.accept()
             for connection in (near, far):
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
-            pair = ChannelStream(WatchedStream(near)), ChannelStream(WatchedStream(far))
-            for stream in pair:
-                nursery.start_soon(stream.see_out)
-            return pair
+            one, other = (ChannelStream(WatchedStream(end), nursery, over.append) for end in (near, far))
+            return one, other
 
         async def make_clogged_pair() -> tuple[ChannelStream, ChannelStream]:
             near, far = await make_pair()

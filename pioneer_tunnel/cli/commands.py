@@ -154,7 +154,8 @@ def expose(  # noqa: PLR0917  # click passes them by name
                 nursery.start_soon(_show, tunnel, lines)
                 report = tunnel.report
                 handler = functools.partial(forward, local=address, proxy_protocol=proxy_protocol, report=report)
-                await trio.serve_listeners(handler, [tunnel])
+                while True:  # `forward` closes its stream, so there is nothing left for `trio.serve_listeners` to do
+                    nursery.start_soon(handler, await tunnel.accept())
         except BaseException as error:
             # What was interrupted has stopped; what has failed for good, the line that says so is the last about.
             if tunnel is not None and not isinstance(error, TunnelError):

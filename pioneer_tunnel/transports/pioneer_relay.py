@@ -40,7 +40,7 @@ from ..errors import (
 )
 from ..groups import lone_error_bare
 from ..status import clean_message
-from ..streams import WatchedStream, abandon, keep_alive
+from ..streams import WatchedStream, abandon, keep_alive, send_pieces
 from ..tls_stream import TlsStream
 from ..tunnel_stream import TunnelStream
 from .rathole_codec import (
@@ -126,7 +126,10 @@ async def _serve(
                     _log.warning(
                         "%s is reached in clear: on the way, visitors' traffic and tokens can be read", address
                     )
-                await _obey(channel, early, stream, channels, address)
+                try:
+                    await _obey(channel, early, stream, channels, address)
+                finally:
+                    channels.end()
         raise AssertionError("a control channel ends by raising")
     finally:
         # There is no goodbye in this protocol, and nothing is queued.
@@ -232,7 +235,7 @@ async def _obey(
 
 @final
 class _DataChannels:
-    """The connections that a relay has asked for: each a task, from its dialling until its visitor is gone."""
+    """The connections that a relay has asked for: each a task from its dialling until its visitor comes."""
 
     def __init__(
         self,
@@ -251,8 +254,16 @@ class _DataChannels:
         self._deliver: Final = deliver
         self._nursery: Final = nursery
         self._tls_session: ssl.SSLSession | None = None
+        self._carried: Final[set[ChannelStream]] = set()
         self._idle = 0
         self._owed = 0
+        self._ended = False
+
+    def end(self) -> None:
+        """End with a RST what is carried, and what has just come."""
+        self._ended = True
+        while self._carried:
+            self._carried.pop().abandon()
 
     def want(self) -> None:
         """The relay wants one more."""
@@ -271,12 +282,15 @@ class _DataChannels:
         self._start()
         if stream is None:
             return
-        carried = ChannelStream(stream)
+        carried = ChannelStream(stream, self._nursery, self._carried.discard)
+        self._carried.add(carried)
+        if self._ended:
+            carried.reset()
+            return
         try:
             self._deliver(TunnelStream(carried))
         except trio.WouldBlock:
             carried.reset()
-        await carried.see_out()
 
     async def _wait_for_visitor(self) -> trio.abc.Stream | None:
         """A connection that a visitor has now; None when nothing came of it."""
@@ -339,7 +353,7 @@ class _DataChannels:
                 watched, self._tls, server_hostname=self._target.address.host, session=self._tls_session
             )
             await secured.do_handshake()
-        await stream.send_all(self._hello)
+        await send_pieces(stream, [self._hello])
         return stream
 
 
