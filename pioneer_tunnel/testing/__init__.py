@@ -5,9 +5,11 @@ says whether a sequence of statuses keeps the gateway contract. `ScriptedPioneer
 relay for the transports `tcp` and `tls` that goes wrong as it is told. Nothing here needs a test framework.
 """
 
+from .memory_stream import MemoryConnection, MemoryStream
 from .pioneer_relay import Moment, ScriptedPioneerRelay, Trouble, Way, open_pioneer_relay
 from .scripted import Attempt, Connect, Crash, Fail, Return, ScriptedTransport, Stall, Step
 from .status_contract import ContractBroken, StatusContract
+from .virtual_time import virtual_time, wall_clock
 
 __all__ = [
     "Attempt",
@@ -15,6 +17,8 @@ __all__ = [
     "ContractBroken",
     "Crash",
     "Fail",
+    "MemoryConnection",
+    "MemoryStream",
     "Moment",
     "Return",
     "ScriptedPioneerRelay",
@@ -25,4 +29,6 @@ __all__ = [
     "Trouble",
     "Way",
     "open_pioneer_relay",
+    "virtual_time",
+    "wall_clock",
 ]
