@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from rig import read_all, read_exactly
 
 from pioneer_tunnel.streams import abandon
@@ -77,28 +78,22 @@ async def test_a_cut_breaks_both_ends_wherever_they_wait() -> None:
     await connection.client.send_all(b"x")
     told = []
 
-    async def broken(call: str) -> None:
+    async def broken(name: str, call: Callable[[], Awaitable[object]]) -> None:
         with pytest.raises(trio.BrokenResourceError, match="cut"):
-            match call:
-                case "send":
-                    await connection.client.send_all(b"y")
-                case "room":
-                    await connection.server.wait_send_all_might_not_block()
-                case "receive":
-                    await connection.client.receive_some()
-        told.append(call)
+            await call()
+        told.append(name)
 
     await connection.server.send_all(b"z")
     assert await connection.client.receive_some() == b"z"
     await connection.server.send_all(b"z")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(broken, "send")
-        nursery.start_soon(broken, "room")
+        nursery.start_soon(broken, "send", lambda: connection.client.send_all(b"y"))
+        nursery.start_soon(broken, "room", connection.server.wait_send_all_might_not_block)
         await trio.sleep(1)
         assert not told
         connection.cut()
     assert sorted(told) == ["room", "send"]
-    await broken("receive")
+    await broken("receive", connection.client.receive_some)
     assert not connection.whole
 
 
@@ -157,9 +152,10 @@ async def test_a_black_hole_that_heals_has_lost_nothing() -> None:
     assert changes == [False, True]
 
 
+@settings(max_examples=30)
 @given(
-    speed=st.sampled_from([3, 1000, 65536]),
-    sizes=st.lists(st.integers(0, 3000), max_size=4),
+    speed=st.sampled_from([100, 1000, 65536]),
+    sizes=st.lists(st.integers(0, 2000), max_size=3),
     max_bytes=st.sampled_from([None, 1000]),
 )
 @virtual_time

@@ -12,7 +12,7 @@ import logging
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeAlias, final
+from typing import Any, Final, NoReturn, TypeAlias, TypeVar, final
 
 import attrs
 import trio
@@ -31,13 +31,14 @@ from .head import RequestHead, wants_upgrade
 from .ingress import IngressDoor, Refusal, Visit, read_head, refuse
 from .registry import Directory, LocalDirectory, LocalRegistry, Registry
 
-__all__ = ["Relay", "RelayAddresses"]
+__all__ = ["Relay", "RelayAddresses", "guarded", "secured", "serve_gateway"]
 
 TLS_TIMEOUT: Final = 10.0
 BACKLOG: Final = 1024
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
 
+StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 _Handler: TypeAlias = Callable[[trio.SocketStream], Awaitable[None]]
 
 
@@ -111,7 +112,7 @@ class Relay:
                     listeners = await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
                 except OSError as error:
                     raise OSError(error.errno, f"cannot listen at {address}: {error.strerror}") from error
-                nursery.start_soon(functools.partial(trio.serve_listeners, _guarded(handler), listeners))
+                nursery.start_soon(functools.partial(trio.serve_listeners, guarded(handler), listeners))
                 return Address(address.host, listeners[0].socket.getsockname()[1])
 
             control = await listen(config.control_addr, self._serve_either if shared else self._serve_control)
@@ -129,16 +130,7 @@ class Relay:
 
     async def _serve_control(self, connected: trio.SocketStream) -> None:
         stream, watched = await self._secured(connected, self._config.control_tls)
-        try:
-            head, received = await read_head(stream)
-            if head is None:
-                return
-            if not _wants_control(head):
-                raise Refusal(404, f"this is the door for gateways; they ask for the WebSocket {SUBPROTOCOL}")
-        except Refusal as refusal:
-            await refuse(stream, refusal)
-            return
-        await self._control.serve(PrefixedStream(stream, received), watched)
+        await serve_gateway(self._control, stream, watched)
 
     async def _serve_ingress(self, connected: trio.SocketStream) -> None:
         stream, _ = await self._secured(connected, self._config.ingress_tls)
@@ -165,14 +157,8 @@ class Relay:
 
     async def _secured(self, connected: trio.SocketStream, tls: bool) -> tuple[trio.abc.Stream, WatchedStream]:
         keep_alive(connected, idle=60, interval=15)
-        watched = WatchedStream(connected)
-        if not tls:
-            return watched, watched
-        assert self._tls is not None
-        secured = trio.SSLStream(watched, self._tls, server_side=True)
-        with trio.fail_after(TLS_TIMEOUT):
-            await secured.do_handshake()
-        return TlsServerStream(secured), watched
+        assert self._tls is not None or not tls
+        return await secured(connected, self._tls if tls else None)
 
     def _is_public(self, head: RequestHead) -> bool:
         try:
@@ -184,15 +170,45 @@ class Relay:
         return written in names or any(name.rpartition(":")[0] == written for name in names)
 
 
+async def secured(connected: trio.abc.Stream, tls: ssl.SSLContext | None) -> tuple[trio.abc.Stream, WatchedStream]:
+    """The server's end of a connection, inside TLS when a context is given; and the watched stream at its bottom.
+
+    Raises:
+        trio.BrokenResourceError: they did not come to terms.
+        trio.TooSlowError: nor did they within 10 seconds.
+    """
+    watched = WatchedStream(connected)
+    if tls is None:
+        return watched, watched
+    stream = trio.SSLStream(watched, tls, server_side=True)
+    with trio.fail_after(TLS_TIMEOUT):
+        await stream.do_handshake()
+    return TlsServerStream(stream), watched
+
+
+async def serve_gateway(door: ControlDoor, stream: trio.abc.Stream, watched: WatchedStream) -> None:
+    """Serve a connection at the gateways' door, from its first byte on, until it ends; see `ControlDoor.serve`."""
+    try:
+        head, received = await read_head(stream)
+        if head is None:
+            return
+        if not _wants_control(head):
+            raise Refusal(404, f"this is the door for gateways; they ask for the WebSocket {SUBPROTOCOL}")
+    except Refusal as refusal:
+        await refuse(stream, refusal)
+        return
+    await door.serve(PrefixedStream(stream, received), watched)
+
+
 def _wants_control(head: RequestHead) -> bool:
     upgrade = wants_upgrade(head)
     return upgrade is not None and upgrade.websocket and SUBPROTOCOL in upgrade.subprotocols
 
 
-def _guarded(handler: _Handler) -> _Handler:
+def guarded(handler: Callable[[StreamT], Awaitable[object]]) -> Callable[[StreamT], Awaitable[None]]:
     """One connection's trouble is its own: it is logged, and the relay goes on."""
 
-    async def guarded(connected: trio.SocketStream) -> None:
+    async def serve(connected: StreamT) -> None:
         try:
             await handler(connected)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
@@ -202,7 +218,7 @@ def _guarded(handler: _Handler) -> _Handler:
             with trio.CancelScope(shield=True):
                 await abandon(connected)
 
-    return guarded
+    return serve
 
 
 def _visit(connected: trio.SocketStream, stream: trio.abc.Stream, *, tls: bool) -> Visit:

@@ -1,34 +1,80 @@
-"""The test kit: what this library's own tests use, for the tests of those who build on it.
+"""The test kit: what this library's own tests use, for the tests of those who build on it; docs/testing.md is a guide.
 
-`ScriptedTransport` makes a tunnel come up, fail and come back as a script has it, without a relay. `StatusContract`
-says whether a sequence of statuses keeps the gateway contract. `ScriptedPioneerRelay` is a
-relay for the transports `tcp` and `tls` that goes wrong as it is told. Nothing here needs a test framework.
+`MemoryRelay` is a whole relay in memory, on which goes wrong what a `FaultPlan` says; with `virtual_time` a day of it
+takes seconds. `StatusRecorder` holds what a gateway shows against `StatusContract`, and against what a visitor would
+find. `ScriptedTransport` makes a tunnel come up, fail and come back without a relay or a byte. `ScriptedPioneerRelay`
+is a relay for the transports `tcp` and `tls` that goes wrong as it is told.
+
+Nothing here needs a test framework. What needs Hypothesis is in `pioneer_tunnel.testing.strategies`; the fixtures of
+pytest come by themselves. The extra `testing` installs both.
 """
 
+from .faults import (
+    BadTls,
+    BlackHole,
+    CaptivePortal,
+    CutAfter,
+    Fault,
+    FaultPlan,
+    HostSleep,
+    NotResolved,
+    Refuse,
+    Reject,
+    Slow,
+    Stage,
+    StallAt,
+    Takeover,
+    Unavailable,
+    Up,
+)
+from .faulty_dialer import Dial, FaultyDialer
+from .memory_relay import MemoryRelay, open_memory_relay
 from .memory_stream import MemoryConnection, MemoryStream
 from .pioneer_relay import Moment, ScriptedPioneerRelay, Trouble, Way, open_pioneer_relay
+from .scenario import run
 from .scripted import Attempt, Connect, Crash, Fail, Return, ScriptedTransport, Stall, Step
 from .status_contract import ContractBroken, StatusContract
 from .virtual_time import virtual_time, wall_clock
 
 __all__ = [
     "Attempt",
+    "BadTls",
+    "BlackHole",
+    "CaptivePortal",
     "Connect",
     "ContractBroken",
     "Crash",
+    "CutAfter",
+    "Dial",
     "Fail",
+    "Fault",
+    "FaultPlan",
+    "FaultyDialer",
+    "HostSleep",
     "MemoryConnection",
+    "MemoryRelay",
     "MemoryStream",
     "Moment",
+    "NotResolved",
+    "Refuse",
+    "Reject",
     "Return",
     "ScriptedPioneerRelay",
     "ScriptedTransport",
+    "Slow",
+    "Stage",
     "Stall",
+    "StallAt",
     "StatusContract",
     "Step",
+    "Takeover",
     "Trouble",
+    "Unavailable",
+    "Up",
     "Way",
+    "open_memory_relay",
     "open_pioneer_relay",
+    "run",
     "virtual_time",
     "wall_clock",
 ]

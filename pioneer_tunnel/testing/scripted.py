@@ -25,32 +25,14 @@ import trio
 from ..errors import LinkLostError, RelayConnectError, TunnelError
 from ..transports.seam import Deliver, Event, Report, Session, Target
 from ..tunnel_stream import TunnelStream
+from .printable import Printable
 
 __all__ = ["Attempt", "Connect", "Crash", "Fail", "Return", "ScriptedTransport", "Stall", "Step"]
 
 
-@attrs.frozen(repr=False)
-class _Printable:
-    """A repr of what differs from the defaults, that is the code for it."""
-
-    def __repr__(self) -> str:
-        told = []
-        for field in attrs.fields(type(self)):
-            value = getattr(self, field.name)
-            if isinstance(value, type):
-                shown = value.__name__
-            elif isinstance(value, float) and not math.isfinite(value):
-                shown = f"float({str(value)!r})"
-            else:
-                shown = repr(value)
-            if value != field.default:
-                told.append(shown if not field.kw_only else f"{field.name}={shown}")
-        return f"{type(self).__name__}({', '.join(told)})"
-
-
 @final
 @attrs.frozen(repr=False)
-class Fail(_Printable):
+class Fail(Printable):
     """Raise a `TunnelError`, as a transport has to.
 
     Attributes:
@@ -70,7 +52,7 @@ class Fail(_Printable):
 
 @final
 @attrs.frozen(repr=False)
-class Crash(_Printable):
+class Crash(Printable):
     """Raise what no transport should: an exception that no one foresaw.
 
     Attributes:
@@ -86,7 +68,7 @@ class Crash(_Printable):
 
 @final
 @attrs.frozen(repr=False)
-class Return(_Printable):
+class Return(Printable):
     """Return, which a transport promises never to do.
 
     Attributes:
@@ -98,7 +80,7 @@ class Return(_Printable):
 
 @final
 @attrs.frozen(repr=False)
-class Stall(_Printable):
+class Stall(Printable):
     """Hang before the tunnel is up, then time out as a transport's own deadline would have it.
 
     Attributes:
@@ -110,7 +92,7 @@ class Stall(_Printable):
 
 @final
 @attrs.frozen(repr=False)
-class Connect(_Printable):
+class Connect(Printable):
     """Come up, stay up, go down.
 
     Attributes:
