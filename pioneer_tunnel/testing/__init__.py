@@ -34,7 +34,10 @@ from .pioneer_relay import Moment, ScriptedPioneerRelay, Trouble, Way, open_pion
 from .scenario import run
 from .scripted import Attempt, Connect, Crash, Fail, Return, ScriptedTransport, Stall, Step
 from .status_contract import ContractBroken, StatusContract
+from .status_recorder import Seen, StatusRecorder, StatusUntrue, Watched, open_status_recorder
+from .task_leak import TasksLeaked, check_task_leak, count_tasks
 from .virtual_time import virtual_time, wall_clock
+from .visitors import Heard, Leave, Visitor, play_visitor
 
 __all__ = [
     "Attempt",
@@ -50,7 +53,9 @@ __all__ = [
     "Fault",
     "FaultPlan",
     "FaultyDialer",
+    "Heard",
     "HostSleep",
+    "Leave",
     "MemoryConnection",
     "MemoryRelay",
     "MemoryStream",
@@ -61,19 +66,29 @@ __all__ = [
     "Return",
     "ScriptedPioneerRelay",
     "ScriptedTransport",
+    "Seen",
     "Slow",
     "Stage",
     "Stall",
     "StallAt",
     "StatusContract",
+    "StatusRecorder",
+    "StatusUntrue",
     "Step",
     "Takeover",
+    "TasksLeaked",
     "Trouble",
     "Unavailable",
     "Up",
+    "Visitor",
+    "Watched",
     "Way",
+    "check_task_leak",
+    "count_tasks",
     "open_memory_relay",
     "open_pioneer_relay",
+    "open_status_recorder",
+    "play_visitor",
     "run",
     "virtual_time",
     "wall_clock",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Iterable
 from typing import Final, TypeAlias, final
 
 import attrs
@@ -215,8 +216,8 @@ class BlackHole(_Retried):
 
     @property
     def kind(self) -> ErrorKind | None:
-        """See `Refuse.kind`. One that ends may be noticed or not: after 30 seconds of silence a gateway has to."""
-        return ErrorKind.RELAY_CONNECT_FAILED if self.seconds == math.inf else None
+        """See `Refuse.kind`. A short one need not be noticed; a heartbeat of the relay is short enough."""
+        return ErrorKind.RELAY_CONNECT_FAILED if self.seconds > 120 else None
 
 
 @final
@@ -244,7 +245,7 @@ class Takeover(_Retried):
     """A newer session takes the tunnel over.
 
     Attributes:
-        after: seconds since the connection was made.
+        after: seconds since the connection was made; never before the relay has let the gateway in.
         own: True when it is this gateway's own, after a connection that it lost and the relay did not; by default it
             is another gateway with the same key.
     """
@@ -295,6 +296,10 @@ Fault: TypeAlias = (
 """What becomes of one attempt to connect."""
 
 
+def _faults(faults: Iterable[Fault]) -> tuple[Fault, ...]:
+    return tuple(faults)
+
+
 @final
 @attrs.frozen(repr=False)
 class FaultPlan:
@@ -305,7 +310,7 @@ class FaultPlan:
         then: of every attempt after those (default: nothing goes wrong).
     """
 
-    faults: tuple[Fault, ...] = attrs.field(default=(), converter=tuple)
+    faults: tuple[Fault, ...] = attrs.field(default=(), converter=_faults)
     then: Fault = attrs.field(default=Up(), kw_only=True)
 
     def fault(self, number: int) -> Fault:

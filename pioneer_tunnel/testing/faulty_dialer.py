@@ -84,6 +84,9 @@ class RelayInMemory(Protocol):
     async def connect_local(self, address: Address) -> trio.abc.Stream:
         """Connect to what listens at an address that is not the relay's."""
 
+    async def change(self) -> None:
+        """Wait until a gateway has come in or gone, or the connection of one is another than before."""
+
     async def take_over(self, dial: Dial, *, own: bool) -> bool:
         """Have another session take the tunnel over that `dial` carries; False when it carries none."""
 
@@ -106,6 +109,7 @@ class FaultyDialer:
         self._plan = plan or FaultPlan()
         self._next = 0
         self._over = False
+        self._changed = trio.Event()
 
     @property
     def plan(self) -> FaultPlan:
@@ -115,6 +119,15 @@ class FaultyDialer:
     def follow(self, plan: FaultPlan) -> None:
         """Go by another plan, from its beginning. For a second act: also what was final before is so no more."""
         self._plan, self._next, self._over = plan, 0, False
+
+    async def played(self) -> None:
+        """Wait until the plan is played out: the gateway has had to give up, or has come to `then`, which lasts.
+
+        There is no deadline: the caller sets one. A gateway that gives up too early is waited for in vain.
+        """
+        await trio.lowlevel.checkpoint()
+        while not (self._over if self._plan.final else self._next > len(self._plan.faults)):
+            await self._changed.wait()
 
     async def __call__(self, host: str, port: int) -> trio.abc.Stream:
         """Connect to the relay, or to what listens at another address of `MemoryRelay.listen`.
@@ -139,6 +152,7 @@ class FaultyDialer:
         impostor = fault if isinstance(fault, IMPOSTORS) else None
         if impostor is not None and impostor.final:
             self._over = True
+            self._wake()
         connection = dial.connection = self._relay.new_connection()
         self._relay.serve(dial, impostor, self._befall(fault, dial, connection))
         return connection.client
@@ -147,6 +161,7 @@ class FaultyDialer:
         if not self._relay.running:
             return None
         self._next += 1
+        self._wake()
         return self._plan.fault(self._next - 1)
 
     def _befall(self, fault: Fault, dial: Dial, connection: MemoryConnection) -> list[_Task]:
@@ -169,8 +184,15 @@ class FaultyDialer:
 
     async def _take_over(self, after: float, dial: Dial, *, own: bool) -> None:
         await trio.sleep(after)
-        if await self._relay.take_over(dial, own=own) and not own:
+        while not await self._relay.take_over(dial, own=own):
+            await self._relay.change()
+        if not own:
             self._over = True
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
 
 def _at(seconds: float, happen: Callable[[], None]) -> _Task:

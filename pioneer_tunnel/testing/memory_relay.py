@@ -70,6 +70,7 @@ class MemoryRelay:
         dial: the `Dialer` of a gateway: for `open_tunnel(dial=...)` and `RemoteAccess(dial=...)`. A second gateway
             gets a `FaultyDialer` of its own.
         key: the key of the tunnel that there is from the start, `"office"`.
+        heartbeat: what was given.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class MemoryRelay:
         engine: EngineName | None = None,
     ) -> None:
         self.key: Final = KEY
+        self.heartbeat: Final = heartbeat
         self._tls: Final = tls
         self._tunnels: Final = Tunnels()
         self._sessions: Final = Sessions(self._wake)
@@ -165,8 +167,15 @@ class MemoryRelay:
         while self.is_reachable(tunnel) is not reachable:
             await self.change()
 
+    async def played(self) -> None:
+        """Wait until the plan of `dial` is played out, see `FaultyDialer.played`. The caller sets the deadline."""
+        await self.dial.played()
+
     async def change(self) -> None:
-        """Wait until `reachable` of any tunnel may have changed. The caller sets the deadline."""
+        """Wait until a gateway has come in or gone, or its connection is another than before; so `reachable` may be.
+
+        The caller sets the deadline.
+        """
         await self._changed.wait()
 
     # What happens to it
