@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import pytest
-from hypothesis import find, given, settings, strategies as st
+from hypothesis import Phase, find, given, settings, strategies as st
 
 from pioneer_tunnel import RelayKey, SettingsUpdate
 from pioneer_tunnel.testing import (
@@ -19,6 +20,8 @@ from pioneer_tunnel.testing import (
     Visitor,
 )
 from pioneer_tunnel.testing.strategies import chunkings, fault_plans, settings_updates, visitor_traffic
+
+SHRINKING: Final = settings(max_examples=500, database=None, phases=[Phase.generate, Phase.shrink])
 
 
 @pytest.mark.parametrize(
@@ -39,7 +42,7 @@ from pioneer_tunnel.testing.strategies import chunkings, fault_plans, settings_u
     ],
 )
 def test_a_failing_plan_shrinks_to_what_matters(fails: Callable[[FaultPlan], bool], smallest: FaultPlan) -> None:
-    found = find(fault_plans(), lambda plan: bool(fails(plan)), settings=settings(max_examples=500, database=None))
+    found = find(fault_plans(), lambda plan: bool(fails(plan)), settings=SHRINKING)
     assert repr(found) == repr(smallest)
 
 
@@ -71,16 +74,19 @@ def test_chunks_shrink_to_one() -> None:
 
 
 def test_an_update_shrinks_to_one_that_changes_nothing() -> None:
-    assert find(settings_updates(), lambda update: True) == SettingsUpdate()
+    assert find(settings_updates(), lambda update: True, settings=SHRINKING) == SettingsUpdate()
+
+
+def test_an_update_has_the_keys_and_servers_that_are_asked_for() -> None:
     key = RelayKey("ptk1_the-only-key-0123456789abcdef")
-    found = find(settings_updates(keys=st.just(key)), lambda update: bool(update.enabled) and update.key is not None)
-    assert found == SettingsUpdate(enabled=True, key=key)
-    found = find(settings_updates(servers=st.just("relay.test:1")), lambda update: update.server is not None)
+    updates = settings_updates(keys=st.just(key), servers=st.just("relay.test:1"))
+    assert find(updates, lambda update: update.key is not None, settings=SHRINKING) == SettingsUpdate(key=key)
+    found = find(updates, lambda update: update.server is not None, settings=SHRINKING)
     assert found == SettingsUpdate(server="relay.test:1")
 
 
 def found_in(traffic: Callable[[list[Visitor]], bool]) -> list[Visitor]:
-    return find(visitor_traffic(max_visitors=2, max_bytes=1000), traffic, settings=settings(database=None))
+    return find(visitor_traffic(max_visitors=2, max_bytes=1000), traffic, settings=SHRINKING)
 
 
 def test_traffic_shrinks_to_the_visitor_who_matters() -> None:

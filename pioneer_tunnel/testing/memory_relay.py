@@ -167,6 +167,10 @@ class MemoryRelay:
         while self.is_reachable(tunnel) is not reachable:
             await self.change()
 
+    def follow(self, plan: FaultPlan) -> None:
+        """Have `dial` go by another plan, from its beginning; see `FaultyDialer.follow`."""
+        self.dial.follow(plan)
+
     async def played(self) -> None:
         """Wait until the plan of `dial` is played out, see `FaultyDialer.played`. The caller sets the deadline."""
         await self.dial.played()

@@ -87,13 +87,10 @@ class StatusRecorder:
         relay: the relay that the gateway connects to; None to leave the truth out of it.
         tunnel: the gateway's tunnel there.
         grace: seconds that a gateway may be wrong (default: two heartbeats of the relay, and 5 seconds).
-
-    Attributes:
-        seen: everything that was shown.
     """
 
     def __init__(self, relay: MemoryRelay | None, *, tunnel: str = "office", grace: float | None = None) -> None:
-        self.seen: Final[list[Seen]] = []
+        self._seen: Final[list[Seen]] = []
         self._relay: Final = relay
         self._tunnel: Final = tunnel
         self._grace: Final = grace if grace is not None or relay is None else 2 * relay.heartbeat + SLACK
@@ -102,6 +99,13 @@ class StatusRecorder:
         self._sources: Final[list[_Source]] = []
         self._nursery: trio.Nursery | None = None
         self._changed = trio.Event()
+
+    @property
+    def seen(self) -> tuple[Seen, ...]:
+        """Everything that was shown."""
+        for source in self._sources:
+            source.take()
+        return tuple(self._seen)
 
     @property
     def states(self) -> list[str]:
@@ -117,7 +121,7 @@ class StatusRecorder:
     def see(self, status: Status | Mapping[str, Any]) -> None:
         """Take the next status of the gateway, at the moment that it shows it. Never raises: `check` does."""
         wire = status.to_wire() if isinstance(status, Status) else dict(status)
-        self.seen.append(Seen(trio.current_time(), wire))
+        self._seen.append(Seen(trio.current_time(), wire))
         if self._failure is None:
             try:
                 self._contract.see(wire)
@@ -166,19 +170,19 @@ class StatusRecorder:
             with trio.move_on_at(wrong_since + self._grace) as too_long:
                 await self._wait_change(relay)
             if too_long.cancelled_caught and self._is_wrong(relay):
-                self._failure = self._failure or StatusUntrue(self._lie(wrong_since), tuple(self.seen))
+                self._failure = self._failure or StatusUntrue(self._lie(wrong_since), self.seen)
                 # One is enough: there is nothing more to find out.
                 await trio.sleep_forever()
 
     def _is_wrong(self, relay: MemoryRelay) -> bool:
-        return bool(self.seen) and self._shows_connected() is not relay.is_reachable(self._tunnel)
+        return bool(self._seen) and self._shows_connected() is not relay.is_reachable(self._tunnel)
 
     def _shows_connected(self) -> bool:
-        return self.seen[-1].status.get("state") == State.CONNECTED
+        return self._seen[-1].status.get("state") == State.CONNECTED
 
     def _lie(self, since: float) -> str:
         truth = "no visitor got through" if self._shows_connected() else "visitors got through"
-        state = self.seen[-1].status.get("state")
+        state = self._seen[-1].status.get("state")
         return f"it showed {str(state)!r} for {self._grace:g} s, from {since:.3f} s on, while {truth}"
 
     async def _wait_change(self, relay: MemoryRelay) -> None:
