@@ -150,6 +150,19 @@ async def listening(port: int) -> trio.SocketStream:
                 await trio.sleep(0.02)
 
 
+async def test_the_tests_of_a_gateway_pass_without_our_settings_of_pytest() -> None:
+    example = str(EXAMPLES / "test_my_gateway.py")
+    with trio.fail_after(60):
+        done = await trio.run_process(
+            [sys.executable, "-m", "pytest", "-c", os.devnull, "-p", "no:cacheprovider", example],
+            capture_stdout=True,
+            stderr=subprocess.STDOUT,
+            check=False,
+            env=ENVIRONMENT,
+        )
+    assert "3 passed" in done.stdout.decode(), done.stdout.decode()
+
+
 @final
 class Client:
     """examples/remote_access_client.py at one of the gateway's addresses."""

@@ -147,6 +147,11 @@ class MemoryRelay:
         return self.dial.dials
 
     @property
+    def dials_after_final(self) -> list[Dial]:
+        """Those that should not have been made: what became of one before them was final."""
+        return [dial for dial in self.dials if dial.after_final]
+
+    @property
     def sessions(self) -> int:
         """How often a gateway that connected through `dial` was let in."""
         return sum(dial.connected_at is not None for dial in self.dials)

@@ -87,14 +87,23 @@ class StatusRecorder:
         relay: the relay that the gateway connects to; None to leave the truth out of it.
         tunnel: the gateway's tunnel there.
         grace: seconds that a gateway may be wrong (default: two heartbeats of the relay, and 5 seconds).
+        conflated: True for a gateway that passes on what `watch()` yields, which skips what is no longer so: statuses
+            are then held against the contract each for itself.
     """
 
-    def __init__(self, relay: MemoryRelay | None, *, tunnel: str = "office", grace: float | None = None) -> None:
+    def __init__(
+        self,
+        relay: MemoryRelay | None,
+        *,
+        tunnel: str = "office",
+        grace: float | None = None,
+        conflated: bool = False,
+    ) -> None:
         self._seen: Final[list[Seen]] = []
         self._relay: Final = relay
         self._tunnel: Final = tunnel
         self._grace: Final = grace if grace is not None or relay is None else 2 * relay.heartbeat + SLACK
-        self._contract: Final = StatusContract()
+        self._contract: Final = StatusContract(conflated=conflated)
         self._failure: ContractBroken | StatusUntrue | None = None
         self._sources: Final[list[_Source]] = []
         self._nursery: trio.Nursery | None = None
@@ -219,13 +228,17 @@ class _Source:
 
 @asynccontextmanager
 async def open_status_recorder(
-    relay: MemoryRelay | None = None, *, tunnel: str = "office", grace: float | None = None
+    relay: MemoryRelay | None = None,
+    *,
+    tunnel: str = "office",
+    grace: float | None = None,
+    conflated: bool = False,
 ) -> AsyncIterator[StatusRecorder]:
     """A `StatusRecorder` for the length of an `async with`, at the end of which it raises what was wrong.
 
     When the body raises, that comes out, and nothing else.
     """
-    recorder = StatusRecorder(relay, tunnel=tunnel, grace=grace)
+    recorder = StatusRecorder(relay, tunnel=tunnel, grace=grace, conflated=conflated)
     with lone_error_bare():
         async with trio.open_nursery() as nursery:
             await nursery.start(recorder.run)

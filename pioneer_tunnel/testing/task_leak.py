@@ -55,13 +55,15 @@ async def check_task_leak(nursery: trio.Nursery, again: Callable[[], Awaitable[o
     Raises:
         TasksLeaked: there are more tasks than before, and which.
     """
-    await again()
-    await again()
-    await trio.testing.wait_all_tasks_blocked()
+    await _repeat(again, 2)
     before = count_tasks(nursery)
-    for _ in range(times):
-        await again()
-    await trio.testing.wait_all_tasks_blocked()
+    await _repeat(again, times)
     leaked = count_tasks(nursery) - before
     if leaked:
         raise TasksLeaked(leaked, times)
+
+
+async def _repeat(again: Callable[[], Awaitable[object]], times: int) -> None:
+    for _ in range(times):
+        await again()
+        await trio.testing.wait_all_tasks_blocked()
