@@ -61,7 +61,7 @@ async def echo(visitor: TunnelStream) -> None:
                 await visitor.send_all(data)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None)
 @given(plan=fault_plans())
 @virtual_time
 async def test_it_tells_the_truth_and_gives_up_only_when_it_has_to(plan: FaultPlan) -> None:
@@ -74,7 +74,7 @@ async def test_it_tells_the_truth_and_gives_up_only_when_it_has_to(plan: FaultPl
         assert not relay.dials_after_final
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None)
 @given(plan=fault_plans(final=False), traffic=visitor_traffic(max_visitors=2))
 @virtual_time
 async def test_every_byte_comes_back_or_the_visitor_is_told(plan: FaultPlan, traffic: list[Visitor]) -> None:

@@ -150,15 +150,18 @@ async def listening(port: int) -> trio.SocketStream:
                 await trio.sleep(0.02)
 
 
-async def test_the_tests_of_a_gateway_pass_without_our_settings_of_pytest() -> None:
+async def test_the_tests_of_a_gateway_pass_without_our_settings_of_pytest(tmp_path: Path) -> None:
+    profile = "settings.register_profile('few', max_examples=8)\nsettings.load_profile('few')\n"
+    (tmp_path / "few_examples.py").write_text(f"from hypothesis import settings\n{profile}")
     example = str(EXAMPLES / "test_my_gateway.py")
     with trio.fail_after(60):
         done = await trio.run_process(
-            [sys.executable, "-m", "pytest", "-c", os.devnull, "-p", "no:cacheprovider", example],
+            [sys.executable, "-m", "pytest", "-c", os.devnull, "-p", "no:cacheprovider", "-p", "few_examples", example],
             capture_stdout=True,
             stderr=subprocess.STDOUT,
             check=False,
-            env=ENVIRONMENT,
+            env=ENVIRONMENT | {"PYTHONPATH": str(tmp_path)},
+            cwd=tmp_path,
         )
     assert "3 passed" in done.stdout.decode(), done.stdout.decode()
 

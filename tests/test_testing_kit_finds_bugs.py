@@ -66,11 +66,13 @@ class Gateway:
             await trio.serve_listeners(echo, [tunnel])
 
     async def _pass_on(self, tunnel: Tunnel, tasks: trio.Nursery) -> None:
+        was_up = False
         async for status in tunnel.watch():
             is_news = status.state in {State.STARTING, State.CONNECTED} or Bug.SHOWS_CONNECTED not in self._bugs
             if is_news:
                 self._show(Status(state=status.state, error_kind=status.error_kind, message=status.message).to_wire())
-            if status.state is State.CONNECTED and (Bug.LEAKS_A_TASK in self._bugs or not self._lamp_is_kept):
+            was_up, comes_up = status.state is State.CONNECTED, status.state is State.CONNECTED and not was_up
+            if comes_up and (Bug.LEAKS_A_TASK in self._bugs or not self._lamp_is_kept):
                 self._lamp_is_kept = True
                 tasks.start_soon(self._keep_lamp_lit)
 
