@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import trio
@@ -58,13 +59,22 @@ def test_the_kit_needs_no_test_framework() -> None:
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
-def test_a_gateway_that_lies_fails_the_test_of_somebody_else(pytester: pytest.Pytester) -> None:
+def test_the_guide_is_right_and_a_gateway_that_lies_fails_the_test(pytester: pytest.Pytester) -> None:
+    guide = Path(__file__).parent.parent / "docs" / "testing.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", guide.read_text(), flags=re.DOTALL | re.MULTILINE)
+    tests = len(re.findall(r"^async def test_", "".join(blocks), flags=re.MULTILINE))
+    assert tests > 8
+    pytester.makeconftest(
+        """
+        from hypothesis import settings
+        settings.register_profile("few", max_examples=4)
+        settings.load_profile("few")
+        """
+    )
+    pytester.makepyfile(test_guide="".join(blocks))
     pytester.makepyfile(
         """
         import pytest, trio
-        from hypothesis import given
-        from pioneer_tunnel.testing import virtual_time
-        from pioneer_tunnel.testing.strategies import fault_plans
 
         @pytest.mark.trio
         async def test_lies(virtual_clock, tunnel_relay, status_recorder):
@@ -75,15 +85,10 @@ def test_a_gateway_that_lies_fails_the_test_of_somebody_else(pytester: pytest.Py
         @pytest.mark.trio
         async def test_breaks_the_contract(status_recorder):
             status_recorder.see({"state": "fine"})
-
-        @given(plan=fault_plans())
-        @virtual_time
-        async def test_of_hypothesis(plan):
-            await trio.sleep(3600)
         """
     )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
-    result.assert_outcomes(passed=1, failed=2)
+    result.assert_outcomes(passed=tests, failed=2)
     said = result.stdout.str()
     assert re.search(r"StatusUntrue: it showed 'connected' for 35 s, from 0\.000 s on, while no visitor got", said)
     assert "ContractBroken: status: 'state' is 'fine'" in said
