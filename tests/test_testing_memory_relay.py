@@ -175,6 +175,8 @@ async def test_it_knows_whether_visitors_get_through_when_the_gateway_does_not()
                 await relay.wait_reachable()
         assert not relay.reachable
         assert relay.dials[1].ended_at is not None
+        with pytest.raises(RuntimeError, match="no gateway is connected to the tunnel 'office'"):
+            await relay.reconnect()
 
 
 @pytest.mark.parametrize("server", [True, False], ids=["local gateway", "none"])

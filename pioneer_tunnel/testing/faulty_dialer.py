@@ -58,7 +58,7 @@ class Dial:
 
     at: float
     fault: Fault | None
-    connection: MemoryConnection | None = None
+    connection: MemoryConnection | None = attrs.field(default=None, repr=False)
     connected_at: float | None = None
     ended_at: float | None = None
     after_final: bool = False

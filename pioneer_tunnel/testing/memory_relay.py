@@ -6,9 +6,9 @@
             visitor = await relay.visit()
             await visitor.send_all(b"hello")
 
-There is no socket and no thread, so under `trio.testing.MockClock` a day of heartbeats costs a second or two. A relay
+There is no socket and no thread, so under `trio.testing.MockClock` a day of heartbeats costs seconds. A relay
 sees everything that happens, so it can be asked what nobody could know in the field: whether a visitor would get
-through to the gateway at this moment (`reachable`), when gateways tried to connect (`dials`), how many tasks they cost.
+through to the gateway at this moment (`reachable`), and when the gateway tried to connect, and why in vain (`dials`).
 
 Repeatable are times, sizes and, in `virtual_time`, the order of tasks. Nonces, session ids and WebSocket masks are not:
 they are as secret here as anywhere, and as long.
@@ -235,9 +235,14 @@ class MemoryRelay:
             dial.connection.cut()
 
     async def reconnect(self, tunnel: str = TUNNEL) -> None:
-        """Cut the gateway's connection, and wait until it has come back. The caller sets the deadline."""
-        dial = self._sessions.dials[tunnel]
-        assert dial.connection is not None
+        """Cut the gateway's connection, and wait until it has come back. The caller sets the deadline.
+
+        Raises:
+            RuntimeError: the gateway is not connected.
+        """
+        dial = self._sessions.dials.get(tunnel)
+        if dial is None or dial.connection is None:
+            raise RuntimeError(f"no gateway is connected to the tunnel {tunnel!r}; wait_reachable waits for it")
         dial.connection.cut()
         while self._sessions.dials.get(tunnel) in {None, dial}:
             await self.change()

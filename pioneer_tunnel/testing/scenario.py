@@ -17,21 +17,23 @@ from typing import TypeVar
 
 from .faults import FaultPlan
 from .memory_relay import MemoryRelay, open_memory_relay
-from .virtual_time import DAY, run_virtually
+from .virtual_time import LIMIT, run_virtually
 
 __all__ = ["run"]
 
 _T = TypeVar("_T")
 
 
-def run(plan: FaultPlan, scenario: Callable[[MemoryRelay], Awaitable[_T]], *, seed: int = 0, limit: float = DAY) -> _T:
+def run(
+    plan: FaultPlan, scenario: Callable[[MemoryRelay], Awaitable[_T]], *, seed: int = 0, limit: float = LIMIT
+) -> _T:
     """Run `scenario` with a relay on which goes wrong what `plan` says, and return what it returns.
 
     Args:
         plan: what goes wrong.
         scenario: an async function that takes the `MemoryRelay`; what it raises comes out as it is.
         seed: decides which of several tasks runs first, wherever that is open.
-        limit: virtual seconds that it may take (default: a day).
+        limit: virtual seconds that it may take (default: two days).
 
     Raises:
         trio.TooSlowError: it took longer than `limit`.

@@ -23,9 +23,11 @@ from typing import Any, Final, ParamSpec, TypeVar, final, overload
 import trio
 import trio.testing
 
-__all__ = ["DAY", "EPOCH", "run_virtually", "stop_the_clock_for_threads", "virtual_time", "wall_clock"]
+__all__ = ["EPOCH", "LIMIT", "run_virtually", "stop_the_clock_for_threads", "virtual_time", "wall_clock"]
 
-DAY: Final = 24 * 3600.0
+LIMIT: Final = 48 * 3600.0
+"""Virtual seconds that a test may take: enough for a host to sleep through a few nights of 8 hours."""
+
 EPOCH: Final = 1_700_000_000.0
 """What `wall_clock` shows when virtual time begins."""
 
@@ -41,8 +43,10 @@ def wall_clock() -> float:
 @overload
 def virtual_time(test: Callable[_P, Awaitable[_T]], /) -> Callable[_P, _T]: ...
 @overload
-def virtual_time(*, seed: int = 0, limit: float = DAY) -> Callable[[Callable[_P, Awaitable[_T]]], Callable[_P, _T]]: ...
-def virtual_time(test: Callable[..., Awaitable[Any]] | None = None, /, *, seed: int = 0, limit: float = DAY) -> Any:
+def virtual_time(
+    *, seed: int = 0, limit: float = LIMIT
+) -> Callable[[Callable[_P, Awaitable[_T]]], Callable[_P, _T]]: ...
+def virtual_time(test: Callable[..., Awaitable[Any]] | None = None, /, *, seed: int = 0, limit: float = LIMIT) -> Any:
     """Make an async test one that a test runner calls, and run it in virtual time, from 0 on, each time anew.
 
     It stands below `@given`. It needs neither pytest-trio nor a fixture.
@@ -50,7 +54,7 @@ def virtual_time(test: Callable[..., Awaitable[Any]] | None = None, /, *, seed: 
     Args:
         test: the test, when it is used without arguments: `@virtual_time`.
         seed: decides which of several tasks runs first, wherever that is open.
-        limit: virtual seconds that the test may take (default: a day).
+        limit: virtual seconds that the test may take (default: two days).
 
     Raises:
         trio.TooSlowError: from the test, when it takes longer than `limit`.
@@ -65,7 +69,7 @@ def virtual_time(test: Callable[..., Awaitable[Any]] | None = None, /, *, seed: 
     return run
 
 
-def run_virtually(work: Callable[[], Awaitable[_T]], *, seed: int = 0, limit: float = DAY) -> _T:
+def run_virtually(work: Callable[[], Awaitable[_T]], *, seed: int = 0, limit: float = LIMIT) -> _T:
     """Run `work` as `virtual_time` does, and return what it returns."""
 
     async def within_limit() -> _T:
