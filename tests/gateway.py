@@ -13,7 +13,6 @@ from typing import Any, Final, TypeVar, final
 import attrs
 import pytest
 import trio
-import trio.testing
 
 from pioneer_tunnel.config import RemoteAccessConfig
 from pioneer_tunnel.errors import StorageError
@@ -22,7 +21,7 @@ from pioneer_tunnel.keystore import DEFAULT_SECRET_REF, MemoryKeystore
 from pioneer_tunnel.remote_access import RemoteAccess
 from pioneer_tunnel.settings import Settings, SettingsFile, SettingsUpdate
 from pioneer_tunnel.status import ErrorKind, State
-from pioneer_tunnel.testing import ScriptedTransport
+from pioneer_tunnel.testing import ScriptedTransport, virtual_time
 from pioneer_tunnel.tunnel_stream import TunnelStream
 
 KEY: Final = RelayKey("ptk1_the-first-key-0123456789abcdef")
@@ -34,7 +33,7 @@ _T = TypeVar("_T")
 
 @contextmanager
 def files_at_once() -> Iterator[None]:
-    """Let what blocks be done where it is asked for: a clock that jumps when all tasks wait knows of no threads."""
+    """Let what blocks be done where it is asked for, so that also with threads everything happens again as it did."""
 
     async def run_sync(call: Callable[..., _T], *args: Any, **_: Any) -> _T:
         await trio.lowlevel.checkpoint()
@@ -46,12 +45,12 @@ def files_at_once() -> Iterator[None]:
 
 
 def in_virtual_time(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Run a test with a clock that stands at 0, and jumps to the next deadline when all tasks wait."""
+    """Run a test in virtual time, and without threads."""
 
     @functools.wraps(test)
     def run(**arguments: Any) -> None:
         with files_at_once():
-            trio.run(functools.partial(test, **arguments), clock=trio.testing.MockClock(autojump_threshold=0))
+            virtual_time(test)(**arguments)
 
     return run
 
