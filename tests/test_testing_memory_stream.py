@@ -73,6 +73,16 @@ async def test_what_is_abandoned_is_reset() -> None:
 
 
 @virtual_time
+async def test_a_reset_takes_back_an_end_that_nobody_has_read() -> None:
+    connection = MemoryConnection()
+    await connection.client.send_all(b"all of it")
+    await connection.client.send_eof()
+    connection.client.reset()
+    with pytest.raises(trio.BrokenResourceError, match="reset"):
+        await connection.server.receive_some()
+
+
+@virtual_time
 async def test_a_cut_breaks_both_ends_wherever_they_wait() -> None:
     connection = MemoryConnection(buffer=1)
     await connection.client.send_all(b"x")

@@ -221,9 +221,8 @@ class _Direction:
         self._wake()
 
     def receiver_breaks(self, message: str) -> None:
-        if not self._ended:
-            self._receiver_broken = self._receiver_broken or message
-            self._arrived.clear()
+        self._receiver_broken = self._receiver_broken or message
+        self._arrived.clear()
         self._wake()
 
     def _bytes_arrive(self, piece: bytes) -> None:

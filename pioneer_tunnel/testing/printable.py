@@ -19,10 +19,13 @@ class Printable:
 
     def __repr__(self) -> str:
         told = []
+        by_name = False
         for field in attrs.fields(type(self)):
             value = getattr(self, field.name)
-            if value != field.default:
-                told.append(_code(value) if not field.kw_only else f"{field.name}={_code(value)}")
+            if value == field.default:
+                by_name = True  # what stands after something left out is no longer told by its place
+            else:
+                told.append(f"{field.name}={_code(value)}" if by_name or field.kw_only else _code(value))
         return f"{type(self).__name__}({', '.join(told)})"
 
 
