@@ -198,6 +198,7 @@ async def test_each_gateway_has_a_plan_of_its_own() -> None:
         assert len(relay.dials) == 1
 
 
+@settings(deadline=None)
 @given(plan=fault_plans())
 def test_a_plan_is_made_again_from_its_repr(plan: FaultPlan) -> None:
     assert eval(repr(plan), vars(testing)) == plan

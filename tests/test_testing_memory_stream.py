@@ -162,7 +162,7 @@ async def test_a_black_hole_that_heals_has_lost_nothing() -> None:
     assert changes == [False, True]
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(
     speed=st.sampled_from([100, 1000, 65536]),
     sizes=st.lists(st.integers(0, 2000), max_size=3),

@@ -46,12 +46,14 @@ def test_a_failing_plan_shrinks_to_what_matters(fails: Callable[[FaultPlan], boo
     assert repr(found) == repr(smallest)
 
 
+@settings(deadline=None)
 @given(plan=fault_plans(max_faults=2, final=True))
 def test_plans_that_end_in_giving_up(plan: FaultPlan) -> None:
     assert plan.final is plan.then
     assert len(plan.faults) <= 2
 
 
+@settings(deadline=None)
 @given(plan=fault_plans(final=False))
 def test_plans_that_end_up(plan: FaultPlan) -> None:
     assert plan.final is None
@@ -59,6 +61,7 @@ def test_plans_that_end_up(plan: FaultPlan) -> None:
     assert all(fault.kind is not None and not fault.final for fault in plan.faults)
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_chunks_are_the_whole_in_order(data: st.DataObject) -> None:
     whole = data.draw(st.binary(max_size=100))
@@ -95,6 +98,7 @@ def test_traffic_shrinks_to_the_visitor_who_matters() -> None:
     assert found_in(lambda traffic: any(sum(visitor.sends) > 100 for visitor in traffic)) == [Visitor(sends=(101,))]
 
 
+@settings(deadline=None)
 @given(traffic=visitor_traffic(max_visitors=3, max_bytes=50, within=10))
 def test_visitors_come_in_order_and_send_what_they_say(traffic: list[Visitor]) -> None:
     assert len(traffic) <= 3

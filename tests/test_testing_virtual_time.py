@@ -9,12 +9,13 @@ from random import Random
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from pioneer_tunnel.testing import virtual_time, wall_clock
 from pioneer_tunnel.testing.virtual_time import EPOCH, run_virtually, stop_the_clock_for_threads
 
 
+@settings(deadline=None)
 @given(seconds=st.integers(0, 10**6))
 @virtual_time(limit=10**7)
 async def test_each_example_begins_at_the_beginning(seconds: int) -> None:
