@@ -90,5 +90,5 @@ def test_the_guide_is_right_and_a_gateway_that_lies_fails_the_test(pytester: pyt
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     result.assert_outcomes(passed=tests, failed=2)
     said = result.stdout.str()
-    assert re.search(r"StatusUntrue: it showed 'connected' for 35 s, from 0\.000 s on, while no visitor got", said)
+    assert re.search(r"StatusUntrue: it showed 'connected' for 5 s, from 0\.000 s on, while no visitor got", said)
     assert "ContractBroken: status: 'state' is 'fine'" in said

@@ -37,10 +37,16 @@ class Tunnels(Registry):
 
 @final
 class Sessions(Directory):
-    """A directory that knows by which dial of a gateway each session came about."""
+    """A directory that knows by which dial of a gateway each session came about.
+
+    Attributes:
+        dials: of the sessions that there are, by tunnel id.
+        last_dials: the same, also of sessions that are over.
+    """
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self.dials: Final[dict[str, Dial]] = {}
+        self.last_dials: Final[dict[str, Dial]] = {}
         self._sessions: Final = LocalDirectory()
         self._wake: Final = wake
 
@@ -48,7 +54,7 @@ class Sessions(Directory):
         await self._sessions.enter(tunnel_id, session)
         dial = dial_of_this_task.get()
         dial.connected_at = trio.current_time()
-        self.dials[tunnel_id] = dial
+        self.dials[tunnel_id] = self.last_dials[tunnel_id] = dial
         self._wake()
 
     async def leave(self, tunnel_id: str, session: LiveSession) -> None:

@@ -166,6 +166,11 @@ class MemoryRelay:
         dial = self._sessions.dials.get(tunnel)
         return dial is not None and dial.connection is not None and dial.connection.whole
 
+    def is_silent(self, tunnel: str) -> bool:
+        """Whether silence is all that the gateway can tell by that its last connection is dead."""
+        dial = self._sessions.last_dials.get(tunnel)
+        return dial is not None and dial.connection is not None and dial.connection.silent
+
     async def wait_reachable(self, tunnel: str = TUNNEL, *, reachable: bool = True) -> None:
         """Wait until visitors get through to the gateway, or until they do not. The caller sets the deadline."""
         await trio.lowlevel.checkpoint()

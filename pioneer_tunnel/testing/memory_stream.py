@@ -76,6 +76,11 @@ class MemoryConnection:
         """False once it was cut, and while it is a black hole."""
         return not (self._is_cut or self._is_black_hole)
 
+    @property
+    def silent(self) -> bool:
+        """True while it is a black hole, and not cut: at neither end there is more to notice than silence."""
+        return self._is_black_hole and not self._is_cut
+
     def cut(self) -> None:
         """Break both ends at once, also those of a black hole. Cutting twice is cutting once."""
         if not self._is_cut:

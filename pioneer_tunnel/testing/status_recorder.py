@@ -30,7 +30,7 @@ from .status_contract import ContractBroken, StatusContract
 __all__ = ["Seen", "StatusRecorder", "StatusUntrue", "Watched", "open_status_recorder"]
 
 SLACK: Final = 5.0
-"""Seconds beyond two heartbeats that a gateway has to notice what is so."""
+"""Seconds that a gateway has to show what it cannot but notice."""
 
 
 class Watched(Protocol):
@@ -86,7 +86,8 @@ class StatusRecorder:
     Args:
         relay: the relay that the gateway connects to; None to leave the truth out of it.
         tunnel: the gateway's tunnel there.
-        grace: seconds that a gateway may be wrong (default: two heartbeats of the relay, and 5 seconds).
+        grace: seconds that a gateway may be wrong (default: 5 when its connection was closed or cut, which it notices
+            at once; two heartbeats of the relay more when all there is to notice is silence).
         conflated: True for a gateway that passes on what `watch()` yields, which skips what is no longer so: statuses
             are then held against the contract each for itself.
     """
@@ -102,7 +103,7 @@ class StatusRecorder:
         self._seen: Final[list[Seen]] = []
         self._relay: Final = relay
         self._tunnel: Final = tunnel
-        self._grace: Final = grace if grace is not None or relay is None else 2 * relay.heartbeat + SLACK
+        self._grace: Final = grace
         self._contract: Final = StatusContract(conflated=conflated)
         self._failure: ContractBroken | StatusUntrue | None = None
         self._sources: Final[list[_Source]] = []
@@ -169,19 +170,25 @@ class StatusRecorder:
 
     async def _watch_truth(self, relay: MemoryRelay) -> NoReturn:
         """Wait until what is shown has not been so for too long."""
-        assert self._grace is not None
         wrong_since = math.inf
         while True:
             if not self._is_wrong(relay):
                 wrong_since = math.inf
             elif wrong_since == math.inf:
                 wrong_since = trio.current_time()
-            with trio.move_on_at(wrong_since + self._grace) as too_long:
+            grace = self._allowed(relay)
+            with trio.move_on_at(wrong_since + grace) as too_long:
                 await self._wait_change(relay)
             if too_long.cancelled_caught and self._is_wrong(relay):
-                self._failure = self._failure or StatusUntrue(self._lie(wrong_since), self.seen)
+                self._failure = self._failure or StatusUntrue(self._lie(wrong_since, grace), self.seen)
                 # One is enough: there is nothing more to find out.
                 await trio.sleep_forever()
+
+    def _allowed(self, relay: MemoryRelay) -> float:
+        if self._grace is not None:
+            return self._grace
+        noticed_at_once = self._seen and self._shows_connected() and not relay.is_silent(self._tunnel)
+        return SLACK if noticed_at_once else 2 * relay.heartbeat + SLACK
 
     def _is_wrong(self, relay: MemoryRelay) -> bool:
         return bool(self._seen) and self._shows_connected() is not relay.is_reachable(self._tunnel)
@@ -189,10 +196,10 @@ class StatusRecorder:
     def _shows_connected(self) -> bool:
         return self._seen[-1].status.get("state") == State.CONNECTED
 
-    def _lie(self, since: float) -> str:
+    def _lie(self, since: float, grace: float) -> str:
         truth = "no visitor got through" if self._shows_connected() else "visitors got through"
         state = self._seen[-1].status.get("state")
-        return f"it showed {str(state)!r} for {self._grace:g} s, from {since:.3f} s on, while {truth}"
+        return f"it showed {str(state)!r} for {grace:g} s, from {since:.3f} s on, while {truth}"
 
     async def _wait_change(self, relay: MemoryRelay) -> None:
         async with trio.open_nursery() as nursery:
