@@ -213,6 +213,7 @@ def test_a_plan_prints_as_a_person_would_write_it() -> None:
     assert repr(FaultPlan()) == "FaultPlan()"
     assert repr(Slow(4096, math.inf)) == "Slow(4096)"
     assert repr(Takeover(own=True)) == "Takeover(own=True)"
+    assert repr(Stage.DIAL) == "Stage.DIAL"  # Hypothesis prints arguments one by one
     assert repr(BlackHole(0.0, 10.0)) == "BlackHole(seconds=10.0)"
 
 

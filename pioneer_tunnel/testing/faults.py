@@ -131,6 +131,9 @@ class Stage(enum.StrEnum):
     WELCOME = "welcome"
     """The relay's word on the proof."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}.{self.name}"
+
 
 @final
 @attrs.frozen(repr=False)

@@ -37,6 +37,9 @@ class Leave(enum.StrEnum):
     RESET = "reset"
     """Breaks it off."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}.{self.name}"
+
 
 def _amounts(amounts: Iterable[int]) -> tuple[int, ...]:
     return tuple(amounts)
