@@ -22,7 +22,8 @@ from ..errors import InvalidSettingsError, StorageError
 from ..groups import lone_error_bare
 from ..handshake import SUBPROTOCOL
 from ..identity import SigningIdentity
-from ..streams import PrefixedStream, TlsServerStream, WatchedStream, abandon, keep_alive
+from ..streams import PrefixedStream, WatchedStream, abandon, keep_alive
+from ..tls_stream import TlsServerStream
 from ..websocket import EngineName
 from ..yamux import Limits
 from .config import RelayConfig, TunnelEntry
@@ -169,10 +170,10 @@ class Relay:
         if not tls:
             return watched, watched
         assert self._tls is not None
-        secured = trio.SSLStream(watched, self._tls, server_side=True)
+        secured = TlsServerStream(watched, self._tls)
         with trio.fail_after(TLS_TIMEOUT):
             await secured.do_handshake()
-        return TlsServerStream(secured), watched
+        return secured, watched
 
     def _is_public(self, head: RequestHead) -> bool:
         try:
