@@ -310,7 +310,7 @@ async def send_pieces(stream: trio.abc.Stream, pieces: Sequence[bytes]) -> None:
 
 
 def _watched(stream: trio.abc.Stream) -> WatchedStream | None:
-    if isinstance(stream, PrefixedStream) and not stream.prefixed:
+    while isinstance(stream, PrefixedStream) and not stream.prefixed:
         stream = stream.transport_stream
     return stream if isinstance(stream, WatchedStream) else None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeAlias, final
@@ -18,12 +17,12 @@ import attrs
 import trio
 
 from ..address import Address, normal_audience
+from ..certificate import Certificate
 from ..errors import InvalidSettingsError, StorageError
 from ..groups import lone_error_bare
 from ..handshake import SUBPROTOCOL
 from ..identity import SigningIdentity
 from ..streams import PrefixedStream, WatchedStream, abandon, keep_alive
-from ..tls_stream import TlsServerStream
 from ..websocket import EngineName
 from ..yamux import Limits
 from .config import RelayConfig, TunnelEntry
@@ -31,10 +30,10 @@ from .control import ControlDoor
 from .head import RequestHead, wants_upgrade
 from .ingress import IngressDoor, Refusal, Visit, read_head, refuse
 from .registry import Directory, LocalDirectory, LocalRegistry, Registry
+from .tls_door import TlsDoor, end_tls
 
 __all__ = ["Relay", "RelayAddresses"]
 
-TLS_TIMEOUT: Final = 10.0
 BACKLOG: Final = 1024
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
@@ -86,11 +85,12 @@ class Relay:
         registry = registry or LocalRegistry(config.tunnels)
         directory = directory or LocalDirectory()
         self._config: Final = config
-        self._tls: Final = _server_tls(config)
+        self._certificate: Final = _certificate(config)
         self._control: Final = ControlDoor(
             config, registry, directory, identity=_identity(config), limits=limits, engine=engine
         )
         self._ingress: Final = IngressDoor(registry, directory)
+        self._tls_door: Final = TlsDoor(registry, self._ingress, self._certificate)
 
     async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Listen and serve until cancelled; then gateways are told that the relay goes away.
@@ -129,7 +129,11 @@ class Relay:
             task_status.started(addresses)
 
     async def _serve_control(self, connected: trio.SocketStream) -> None:
-        stream, watched = await self._secured(connected, self._config.control_tls)
+        stream: trio.abc.Stream
+        stream = watched = _watched(connected)
+        if self._config.control_tls:
+            assert self._certificate is not None
+            stream = await end_tls(watched, self._certificate)
         try:
             head, received = await read_head(stream)
             if head is None:
@@ -142,38 +146,29 @@ class Relay:
         await self._control.serve(PrefixedStream(stream, received), watched)
 
     async def _serve_ingress(self, connected: trio.SocketStream) -> None:
-        stream, _ = await self._secured(connected, self._config.ingress_tls)
-        await self._ingress.serve(_visit(connected, stream, tls=self._config.ingress_tls))
+        visit = await self._tls_door.admit(_visit(connected, _watched(connected)), tls=self._config.ingress_tls)
+        if visit is not None:
+            await self._ingress.serve(visit)
 
     async def _serve_either(self, connected: trio.SocketStream) -> None:
         """One address for both: the upgrade to our protocol on a public name is a gateway's, all else a visitor's."""
-        tls = self._config.control_tls or self._config.ingress_tls
-        stream, watched = await self._secured(connected, tls)
+        watched = _watched(connected)
+        visit = await self._tls_door.admit(_visit(connected, watched), tls=self._config.ingress_tls)
+        if visit is None:
+            return
         try:
-            head, received = await read_head(stream)
+            head, received = await read_head(visit.stream)
             if head is None:
                 return
             if _wants_control(head) and self._is_public(head):
-                await self._control.serve(PrefixedStream(stream, received), watched)
+                await self._control.serve(PrefixedStream(visit.stream, received), watched)
             else:
-                await self._ingress.serve_request(_visit(connected, stream, tls=tls), head, received)
+                await self._ingress.serve_request(visit, head, received)
         except Refusal as refusal:
-            await refuse(stream, refusal)
+            await refuse(visit.stream, refusal)
 
     async def _serve_bound(self, entry: TunnelEntry, connected: trio.SocketStream) -> None:
-        stream, _ = await self._secured(connected, tls=False)
-        await self._ingress.serve_bound(_visit(connected, stream, tls=False), entry)
-
-    async def _secured(self, connected: trio.SocketStream, tls: bool) -> tuple[trio.abc.Stream, WatchedStream]:
-        keep_alive(connected, idle=60, interval=15)
-        watched = WatchedStream(connected)
-        if not tls:
-            return watched, watched
-        assert self._tls is not None
-        secured = TlsServerStream(watched, self._tls)
-        with trio.fail_after(TLS_TIMEOUT):
-            await secured.do_handshake()
-        return secured, watched
+        await self._ingress.serve_bound(_visit(connected, _watched(connected)), entry)
 
     def _is_public(self, head: RequestHead) -> bool:
         try:
@@ -206,12 +201,17 @@ def _guarded(handler: _Handler) -> _Handler:
     return guarded
 
 
-def _visit(connected: trio.SocketStream, stream: trio.abc.Stream, *, tls: bool) -> Visit:
+def _watched(connected: trio.SocketStream) -> WatchedStream:
+    keep_alive(connected, idle=60, interval=15)
+    return WatchedStream(connected)
+
+
+def _visit(connected: trio.SocketStream, watched: WatchedStream) -> Visit:
     return Visit(
-        stream=stream,
+        stream=watched,
         visitor=_address_of(connected.socket.getpeername),
         local=_address_of(connected.socket.getsockname),
-        tls=tls,
+        tls=False,
     )
 
 
@@ -223,21 +223,9 @@ def _address_of(name: Callable[[], Any]) -> Address | None:
     return Address(host, port)
 
 
-def _server_tls(config: RelayConfig) -> ssl.SSLContext | None:
+def _certificate(config: RelayConfig) -> Certificate | None:
     certificate, private_key = config.tls_certificate_path, config.tls_private_key_path
-    if certificate is None or private_key is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(certificate, private_key)
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidSettingsError(
-            f"the TLS certificate {str(certificate)!r} with the key {str(private_key)!r} cannot be used:"
-            f" {error.strerror or error}"
-        ) from error
-    return context
+    return None if certificate is None or private_key is None else Certificate(certificate, private_key)
 
 
 def _identity(config: RelayConfig) -> SigningIdentity | None:
