@@ -37,6 +37,7 @@ from .tables import (
     structure,
     whole_number,
 )
+from .tls_config import TlsConfig, a_tls
 from .toml_file import read_toml, subtable
 
 __all__ = ["RemoteAccessConfig", "Transport"]
@@ -143,6 +144,12 @@ def _pin_unchecked(pin: PublicKey | None, transport: Transport | None, relay_add
     return f"only a relay of transport websocket can prove its identity, and this is {effective}; leave one of them out"
 
 
+def _tls_out_of_reach(tls: TlsConfig | None, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
+    if tls is None or _effective(transport, relay_addr) is not Transport.PROCESS:
+        return None
+    return "a tunnel program brings visitors past this library, which cannot end their TLS then; leave one of them out"
+
+
 @final
 @attrs.frozen(kw_only=True, field_transformer=hold_back)
 class RemoteAccessConfig:
@@ -169,6 +176,8 @@ class RemoteAccessConfig:
         relay_identity: the relay's public key; a relay that does not prove it is refused.
         key_mode: how a relay of transport `tcp` or `tls` knows the key.
         proxy_protocol: `v2` sends a PROXY protocol header to the local gateway, so that it sees the visitor's address.
+        tls: what visitors' TLS is ended with, where the relay passes it through and the local gateway does not end it;
+            `tls_paths` is where that is.
         process: the program of transport `process`; other transports do not look at it.
         base_dir: what relative paths are relative to: the folder of the file. Not a key of the table.
 
@@ -196,6 +205,7 @@ class RemoteAccessConfig:
     relay_identity: PublicKey | None = attrs.field(default=None, converter=attrs.converters.optional(a_public_key))
     key_mode: KeyMode = attrs.field(default=KeyMode.TOKEN_ROUTING, converter=_key_mode)
     proxy_protocol: Literal["v2"] | None = attrs.field(default=None, validator=_proxy_protocol)
+    tls: TlsConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_tls))
     process: ProcessConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_process))
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
 
@@ -204,6 +214,7 @@ class RemoteAccessConfig:
         Rule(("restart_max_ms", "restart_initial_ms"), _longest_under_first),
         Rule(("relay_identity", "transport", "relay_addr"), _pin_unchecked),
         Rule(("key_mode", "transport", "relay_addr"), _key_mode_means_nothing),
+        Rule(("tls", "transport", "relay_addr"), _tls_out_of_reach),
     )
 
     def __attrs_post_init__(self) -> None:
@@ -260,3 +271,14 @@ class RemoteAccessConfig:
     def ca_path(self) -> Path | None:
         """Where the file of further certificate authorities is."""
         return None if self.ca_file is None else self.base_dir / self.ca_file
+
+    @property
+    def tls_paths(self) -> tuple[Path, Path]:
+        """Where the certificate of `tls` is, and where its private key is.
+
+        Raises:
+            ValueError: there is no `tls`.
+        """
+        if self.tls is None:
+            raise ValueError("no table tls is configured")
+        return self.base_dir / self.tls.certificate, self.base_dir / self.tls.private_key
