@@ -39,6 +39,7 @@ from .tables import (
 )
 from .tls_config import TlsConfig, a_tls
 from .toml_file import read_toml, subtable
+from .trust import SYSTEM_TRUSTS, SystemTrust
 
 __all__ = ["RemoteAccessConfig", "Transport"]
 
@@ -108,6 +109,11 @@ def _proxy_protocol(_instance: Any, _field: Any, value: Any) -> None:
         raise ValueError("allowed is 'v2'; leave it out for none")
 
 
+def _system_trust(_instance: Any, _field: Any, value: Any) -> None:
+    if value not in SYSTEM_TRUSTS:
+        raise ValueError("allowed are 'openssl' and 'os'")
+
+
 def _effective(transport: Transport | None, relay_addr: RelayAddress) -> Transport:
     """What a configuration that names no transport means: a URL is a WebSocket, a bare address today's relays."""
     if transport is not None:
@@ -173,6 +179,8 @@ class RemoteAccessConfig:
         apply_grace_ms: how long open streams may go on after a change of the settings.
         connect_timeout_ms: how long one attempt to connect may take.
         ca_file: further certificate authorities for TLS to the relay; `ca_path` is where it is.
+        system_trust: what is trusted beside `ca_file`: `openssl`, the files that Python's OpenSSL knows, or `os`, what
+            the operating system trusts; that needs the extra `truststore`.
         relay_identity: the relay's public key; a relay that does not prove it is refused.
         key_mode: how a relay of transport `tcp` or `tls` knows the key.
         proxy_protocol: `v2` sends a PROXY protocol header to the local gateway, so that it sees the visitor's address.
@@ -202,6 +210,7 @@ class RemoteAccessConfig:
     apply_grace_ms: int = attrs.field(default=1000, validator=whole_number(0, 10 * _MINUTE_MS))
     connect_timeout_ms: int = attrs.field(default=10_000, validator=whole_number(1, 10 * _MINUTE_MS))
     ca_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
+    system_trust: SystemTrust = attrs.field(default="openssl", validator=_system_trust)
     relay_identity: PublicKey | None = attrs.field(default=None, converter=attrs.converters.optional(a_public_key))
     key_mode: KeyMode = attrs.field(default=KeyMode.TOKEN_ROUTING, converter=_key_mode)
     proxy_protocol: Literal["v2"] | None = attrs.field(default=None, validator=_proxy_protocol)

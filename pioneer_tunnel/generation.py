@@ -20,7 +20,7 @@ import trio
 
 from .certificate import Certificate
 from .config import RemoteAccessConfig, Transport
-from .dialer import Dialer, client_tls, dial_local
+from .dialer import Dialer, dial_local
 from .errors import InvalidSettingsError, MissingKeyError, TunnelError, UnsupportedTransportError
 from .forward import LOCAL_TIMEOUT, forward
 from .identity import RelayKey
@@ -32,6 +32,7 @@ from .supervisor import Supervisor
 from .transports import Serve, Target
 from .transports.process import refuse_unguarded
 from .transports.websocket import refuse_weak_key
+from .trust import client_tls
 from .tunnel_stream import Handler, TunnelStream
 from .visitor_tls import terminate_tls
 from .yamux import Limits
@@ -112,7 +113,7 @@ def make_target(
         key_mode=config.key_mode,
         instance=instance,
         relay_identity=config.relay_identity,
-        make_tls=functools.partial(client_tls, config.ca_path),
+        make_tls=functools.partial(client_tls, config.ca_path, system_trust=config.system_trust),
         connect_timeout=config.connect_timeout_ms / 1000,
         dial=dial,
         limits=limits,

@@ -23,6 +23,7 @@ from ..groups import lone_error_bare
 from ..identity import RelayKey, SigningIdentity, new_relay_key
 from ..key_mode import KeyMode
 from ..relay import Relay, RelayConfig
+from ..trust import SYSTEM_TRUSTS, SystemTrust
 from ..tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
 from ..tunnel_stream import Handler
 from ..visitor_tls import terminate_tls
@@ -107,6 +108,13 @@ def new_identity() -> None:
 )
 @click.option("--key-file", type=_FILE, required=True, help="A file whose first line is the relay key.")
 @click.option("--ca-file", type=_FILE, help="PEM certificates to trust beside the system's.")
+@click.option(
+    "--system-trust",
+    type=click.Choice(SYSTEM_TRUSTS),
+    default="openssl",
+    show_default=True,
+    help="Whom TLS to the relay trusts: the files of OpenSSL, or the operating system (extra truststore).",
+)
 @click.option("--relay-identity", help="Accept only the relay with this public key (ed25519:...).")
 @click.option("--service", default=DEFAULT_SERVICE, show_default=True, help="The service label.")
 @click.option("--tls-certificate", type=_FILE, help="End visitors' TLS with this, where the relay passes it through.")
@@ -121,6 +129,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
     key_mode: str,
     key_file: Path,
     ca_file: Path | None,
+    system_trust: SystemTrust,
     relay_identity: str | None,
     service: str,
     tls_certificate: Path | None,
@@ -156,6 +165,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
                     key=key,
                     service=service,
                     ca_file=ca_file,
+                    system_trust=system_trust,
                     relay_identity=relay_identity,
                     transport=transport,
                     key_mode=key_mode,

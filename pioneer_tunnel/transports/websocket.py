@@ -15,7 +15,7 @@ import trio
 
 from .. import handshake
 from ..address import RelayAddress
-from ..dialer import client_tls, dial_relay
+from ..dialer import dial_relay
 from ..errors import (
     InvalidSettingsError,
     LinkLostError,
@@ -28,6 +28,7 @@ from ..handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
 from ..identity import MIN_NATIVE_KEY_LENGTH, RelayKey
 from ..proxy_protocol import MAX_LENGTH, ProxyHeader
 from ..status import clean_message
+from ..trust import client_tls
 from ..tunnel_stream import TunnelStream
 from ..websocket import Opening, WebSocket, WebSocketClosed, WebSocketLink, WebSocketRefused, load_engine
 from ..yamux import Role, YamuxConnection, YamuxStream
