@@ -178,7 +178,7 @@ async def test_what_a_relay_can_read(tls: str, tmp_path: Path) -> None:
                 return await connect(gateway_side.address)
 
             async with open_tunnel(f"ws://{RELAY_NAME}", key=KEY, dial=dial, restart=AT_ONCE) as tunnel:
-                with trio.fail_after(20):
+                with trio.fail_after(40):
                     await tunnel.wait_connected()
                     async with in_background(lambda: trio.serve_listeners(handler, [tunnel])):
                         visitor = TlsStream(await connect(visitor_side.address), trusting, server_hostname=HOST)

@@ -16,7 +16,14 @@ import trustme
 from gateway import Gateway, in_virtual_time
 from rig import KEY, RelayRig, ask, echo, in_background, nothing_left_behind, read_all, read_exactly, relay_rig, request
 
-from pioneer_tunnel import Certificate, InvalidSettingsError, RemoteAccessConfig, forward, terminate_tls
+from pioneer_tunnel import (
+    Certificate,
+    InvalidSettingsError,
+    RemoteAccessConfig,
+    certificate as certificate_room,
+    forward,
+    terminate_tls,
+)
 from pioneer_tunnel.address import Address
 from pioneer_tunnel.proxy_protocol import ProxyHeader
 from pioneer_tunnel.settings import SettingsUpdate
@@ -65,7 +72,7 @@ def client_context() -> ssl.SSLContext:
 @asynccontextmanager
 async def serving(handler: Callable[[TunnelStream], Awaitable[None]]) -> AsyncIterator[tuple[RelayRig, Tunnel]]:
     async with relay_rig(tunnels=[TUNNEL]) as rig, rig.tunnel() as tunnel:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             await tunnel.wait_connected()
             async with in_background(lambda: trio.serve_listeners(handler, [tunnel])):
                 yield rig, tunnel
@@ -332,12 +339,14 @@ async def test_cancelled_in_the_handshake_it_resets(certificate: Certificate) ->
     assert carried.was_reset
 
 
-async def test_a_renewed_certificate_is_presented_to_the_next_visitor(folder: Path, certificate: Certificate) -> None:
+async def test_a_renewed_certificate_is_presented_to_the_next_visitor(
+    folder: Path, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificate_room, "LOOK_INTERVAL", 0)
     async with serving(terminate_tls(echo, certificate)) as (rig, _):
         async with await visit(rig) as visitor:
             put(folder, BLIND, "new.test")
             assert await ask(visitor, b"x") == b"x"
-        await trio.sleep(1.05)
         stream = TlsStream(await rig.visit(), client_context(), server_hostname=BLIND)
         await stream.do_handshake()
         names = stream._tls.getpeercert()["subjectAltName"]  # type: ignore[index]
@@ -424,7 +433,7 @@ async def test_remote_access_ends_tls_before_its_handler_and_before_the_local_ga
             dial=lambda host, port: rig.dial(host, port) if host == "relay.test" else trio.open_tcp_stream(host, port),
         )
         await remote_access.apply(SettingsUpdate(enabled=True, key=KEY))
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
                 await nursery.start(remote_access.run)
                 await remote_access.settled()
