@@ -186,6 +186,28 @@ def assert_nothing_secret(heard: bytes | bytearray) -> None:
         assert secret.encode() not in heard
 
 
+async def test_a_visitor_right_behind_the_welcome_is_not_lost(engine: EngineName) -> None:
+    """A gateway used to drop what came in one read with the welcome: the visitor, or the tunnel with it, hung."""
+
+    async def eager(opening: RelayHandshake, websocket: WebSocket) -> None:
+        await websocket.send([opening.challenge])
+        claim = None
+        while claim is None:
+            for text in await websocket.receive():
+                assert isinstance(text, str)
+                claim = opening.receive(text)
+        opening.verify(claim, KEY.identity().public_key)
+        welcome = opening.welcome(claim, session="s-1", public_url="http://office.test", heartbeat_ms=15_000)
+        said = HEADER.encode() + b"hello"
+        await websocket.send([welcome, encode_header(FrameType.DATA, SYN, 1, len(said)) + said])
+        await eventually(lambda: bool(attempt.visitors))
+        assert await attempt.visitors[0].receive_some() == b"hello"
+
+    attempt = Attempt(relay(welcome=eager), engine)
+    await attempt.run()
+    assert attempt.visitors[0].visitor == HEADER.visitor
+
+
 # Each step has a deadline
 
 
