@@ -144,6 +144,55 @@ async def test_a_retired_session_that_is_dead_is_not_waited_for(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_ghost_that_is_retired_is_gone_when_its_gateway_comes_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It does not get the tunnel, but its ghost has had its time."""
+    async with trio.open_nursery() as nursery:
+        relay = MemoryRelay(nursery, key=None, keys=public(KEY, NEW_KEY))
+        async with relay.tunnel("old") as old:
+            await old.wait_connected()
+            visitor = await relay.visit()
+            await visitor.send_all(request())
+            await old.accept()
+            async with relay.tunnel("new", key=NEW_KEY) as new:
+                await new.wait_connected()
+                await trio.sleep(5)
+                relay.cables[0].pull()
+                async with relay.tunnel("old") as back:
+                    started = trio.current_time()
+                    assert (await read_all(visitor)).startswith(b"HTTP/1.1 502 ")
+                    while not relay.cables[0].let_go:
+                        await trio.sleep(0.01)
+                    assert trio.current_time() - started < 1
+                    assert "'new' has this tunnel" in (back.status.message or "")
+        nursery.cancel_scope.cancel()
+
+
+async def test_retired_sessions_do_not_pile_up() -> None:
+    class Piled(Overwhelmed):
+        def __init__(self, instance: str) -> None:
+            self.instance = instance
+            self.key_id = instance
+            self.told: list[str] = []
+
+        def retire(self, by: str) -> None:
+            self.told.append("retire")
+
+        def replace(self, by: str) -> None:
+            self.told.append("replace")
+
+    directory = LocalDirectory()
+    sessions = [Piled(f"host-{number}") for number in range(12)]
+    for session in sessions:
+        await directory.enter("office", session)
+    assert [session.told for session in sessions[:3]] == [["retire", "replace"]] * 3
+    assert [session.told for session in sessions[3:]] == [["retire"]] * 8 + [[]]
+    for session in sessions:
+        await directory.leave("office", session)
+    assert await directory.find("office") is None
+
+
 async def test_a_visitor_who_waits_for_the_old_one_gets_the_new_one() -> None:
     """It had found the old session, which was not ready, and in that moment the tunnel moved."""
 

@@ -16,8 +16,8 @@ from typing import Final, Protocol, final
 import trio
 
 from ..handshake import instance_shown
-from .config import TunnelEntry
-from .takeover import NEWEST_WINS, Party, TakeoverRules, Verdict, patience
+from .config import MOST_KEYS, TunnelEntry
+from .takeover import NEWEST_WINS, Party, TakeoverRules, Verdict, patience, same_gateway
 
 __all__ = ["Directory", "LiveSession", "LocalDirectory", "LocalRegistry", "Registry", "TunnelTaken"]
 
@@ -113,12 +113,20 @@ class LocalRegistry(Registry):
 
 @final
 class LocalDirectory(Directory):
-    """The sessions of one process."""
+    """The sessions of one process.
+
+    Retired ones are kept in mind until they leave: at most 8 of a tunnel, as it has keys at most. When there is one
+    more, the longest retired ends.
+    """
 
     def __init__(self) -> None:
         self._sessions: Final[dict[str, LiveSession]] = {}
+        self._retired: Final[dict[str, list[LiveSession]]] = {}
 
     async def enter(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
+        for ghost in self._retired.get(tunnel_id, ()):
+            if ghost.key_id == session.key_id and same_gateway(ghost.instance, session.instance):
+                ghost.replace(session.instance)
         # Between a look at who is here and the entry nobody else runs, except while the holder is asked: then the
         # whole is looked at again.
         while (holder := self._sessions.get(tunnel_id)) is not None:
@@ -127,7 +135,7 @@ class LocalDirectory(Directory):
                     holder.replace(session.instance)
                     break
                 case Verdict.RETIRE:
-                    holder.retire(session.instance)
+                    self._retire(tunnel_id, holder, by=session.instance)
                     break
                 case Verdict.ASK:
                     if await holder.answers(patience(holder.instance, session.instance)):
@@ -136,9 +144,19 @@ class LocalDirectory(Directory):
                     await self.leave(tunnel_id, holder)
         self._sessions[tunnel_id] = session
 
+    def _retire(self, tunnel_id: str, session: LiveSession, *, by: str) -> None:
+        session.retire(by)
+        retired = self._retired.setdefault(tunnel_id, [])
+        retired.append(session)
+        if len(retired) > MOST_KEYS:
+            retired.pop(0).replace(by)
+
     async def leave(self, tunnel_id: str, session: LiveSession) -> None:
         if self._sessions.get(tunnel_id) is session:
             del self._sessions[tunnel_id]
+        staying = [other for other in self._retired.pop(tunnel_id, []) if other is not session]
+        if staying:
+            self._retired[tunnel_id] = staying
 
     async def find(self, tunnel_id: str) -> LiveSession | None:
         return self._sessions.get(tunnel_id)
