@@ -72,6 +72,8 @@ class BoundListeners:
                 if place not in self._bound:
                     assert entry.bind_addr is not None
                     opened[place] = _Bound(entry, await open_listeners(entry.bind_addr))
+            for bound in opened.values():
+                self._connections.start_soon(bound.serve, self._connections, self._handler)
         except BaseException:
             for bound in opened.values():
                 bound.close_sockets()
@@ -80,8 +82,6 @@ class BoundListeners:
         self._bound |= opened
         for place, entry in wanted.items():
             self._bound[place].entry = entry
-        for bound in opened.values():
-            self._connections.start_soon(bound.serve, self._connections, self._handler)
         with trio.CancelScope(shield=True):  # quick, and half of a rearrangement is none
             for bound in ending:
                 await bound.close()

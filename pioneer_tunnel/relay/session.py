@@ -186,7 +186,10 @@ class GatewaySession(LiveSession):
         assert self._ending is not None
         hears = not self._ending.silently
         if hears and self._ending.text is not None:
-            with trio.move_on_after(FAREWELL_TIMEOUT) as farewell, suppress(trio.BrokenResourceError):
+            with (
+                trio.move_on_after(FAREWELL_TIMEOUT) as farewell,
+                suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+            ):
                 await self._websocket.send([self._ending.text])
             hears = not farewell.cancelled_caught
         if not hears:
