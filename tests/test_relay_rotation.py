@@ -114,6 +114,7 @@ async def test_the_older_key_does_not_take_it_back(autojump_clock: trio.testing.
             await trio.sleep(600)
             assert (old.status.state, old.status.error_kind) == (State.FAILED, ErrorKind.RELAY_CONNECT_FAILED)
             assert "'new' has this tunnel" in (old.status.message or "")
+            assert "later key" in (old.status.message or "")
             assert {status.state for status in new.history} == {State.STARTING, State.CONNECTED}
             leaving.cancel()
             with trio.fail_after(40):

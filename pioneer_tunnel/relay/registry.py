@@ -63,10 +63,11 @@ class LiveSession(Party, Protocol):
 class TunnelTaken(Exception):
     """The tunnel stays with the session that has it; the exception's text names that one."""
 
-    def __init__(self, holder: LiveSession) -> None:
+    def __init__(self, holder: LiveSession, newcomer: LiveSession) -> None:
         came = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.since))
+        how = "" if holder.key_id == newcomer.key_id else " with a later key of the relay's list,"
         super().__init__(
-            f"{instance_shown(holder.instance)} has this tunnel, since {came}, and keeps it while it is connected"
+            f"{instance_shown(holder.instance)} has this tunnel, since {came},{how} and keeps it while it is connected"
         )
 
 
@@ -139,7 +140,7 @@ class LocalDirectory(Directory):
                     break
                 case Verdict.ASK:
                     if await holder.answers(patience(holder.instance, session.instance)):
-                        raise TunnelTaken(holder)
+                        raise TunnelTaken(holder, session)
                     holder.abandon()
                     await self.leave(tunnel_id, holder)
         self._sessions[tunnel_id] = session

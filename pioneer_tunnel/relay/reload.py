@@ -99,17 +99,19 @@ class ConfigFile:
         self._read = self._look()  # before, so that a change meanwhile is one
         return RelayConfig.load(self.path)
 
-    async def changed(self) -> bool:
-        """Whether it is another one than that which was read. If so, waits until it is left alone."""
+    async def differs(self) -> bool:
+        """Whether it is another one than that which was read."""
+        return await trio.to_thread.run_sync(self._look) != self._read
+
+    async def settle(self) -> None:
+        """Wait until it is left alone."""
         seen = await trio.to_thread.run_sync(self._look)
-        if seen == self._read:
-            return False
         while True:
             # No deadline: a file that is written without end is one that never is.
             await trio.sleep(SETTLE_INTERVAL)
             before, seen = seen, await trio.to_thread.run_sync(self._look)
             if seen == before:
-                return seen != self._read
+                return
 
     def _look(self) -> _Stamp:
         try:
@@ -139,10 +141,14 @@ async def follow(
     while True:
         with trio.move_on_after(interval) as waiting:
             await (trio.sleep_forever() if asked is None else anext(asked))
-        if waiting.cancelled_caught and not await file.changed():
-            continue
+        if waiting.cancelled_caught:
+            if not await file.differs():
+                continue
+            await file.settle()
         try:
-            await apply(await trio.to_thread.run_sync(file.load))
+            config = await trio.to_thread.run_sync(file.load)
+            if not await file.differs():  # or else it was written at meanwhile, and comes up again
+                await apply(config)
         except (TunnelError, OSError) as error:
             _log.error("%s is not applied, the relay goes on as before: %s", file.path, error)
 
