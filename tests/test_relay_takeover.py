@@ -197,6 +197,16 @@ async def test_the_newest_one_has_it_and_the_other_stops(autojump_clock: trio.te
             judge(first.history)
 
 
+async def test_two_without_an_instance_do_not_fight_either(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_relay() as relay, relay.tunnel("") as first:
+        await first.wait_connected()
+        async with relay.tunnel("") as second:
+            await second.wait_connected()
+            await trio.sleep(3600)
+            assert (first.status.state, first.status.error_kind) == (State.FAILED, ErrorKind.INVALID_SETTINGS)
+            assert len(relay.cables) == 2
+
+
 # Holders that are not there any more
 
 

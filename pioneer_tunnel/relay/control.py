@@ -151,15 +151,14 @@ class ControlDoor:
             try:
                 # First, so that a visitor who comes as soon as the gateway says that it is connected finds it.
                 await self._directory.enter(entry.id, session, rules=entry.takeover_rules)
-            except TunnelTaken as taken:
-                await _reject(websocket, claim, Rejection("busy", str(taken), retry_after_ms=BUSY_RETRY_MS))
-                return
-            try:
                 await session.greet(welcome)
                 deadline.deadline = float("inf")
                 _log.info("tunnel %s: session %s is connected (%s)", entry.id, session.id, claim.agent)
                 await session.carry()
+            except TunnelTaken as taken:
+                await _reject(websocket, claim, Rejection("busy", str(taken), retry_after_ms=BUSY_RETRY_MS))
             finally:
+                # Also of an entry that was cut off: nobody knows how far it came.
                 with trio.CancelScope(shield=True):
                     await self._directory.leave(entry.id, session)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError) as group:

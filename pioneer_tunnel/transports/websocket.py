@@ -126,7 +126,7 @@ def _take_notice(text: str, target: Target, report: Report) -> None:
             report(Draining(seconds))
         case handshake.Replaced(by=by, message=message):
             report(Replaced(by))
-            if target.instance is not None and by == target.instance:
+            if target.instance and by == target.instance:
                 raise LinkLostError("a newer session of this gateway took the tunnel over")
             raise ReplacedError(
                 f"another gateway took the tunnel over: instance {cut(by, 64)!r}{_quoted(message)};"
