@@ -301,8 +301,7 @@ def test_one_key_or_several() -> None:
     assert one.valid_keys == (PublicKey.parse(key(1)),)
     assert several.valid_keys == tuple(PublicKey.parse(key(number)) for number in (3, 4))
     assert several.key is None
-    assert several.public_key(several.valid_keys[1].key_id) == several.valid_keys[1]
-    assert several.public_key(one.valid_keys[0].key_id) is None
+    assert several.keys_by_id == {valid.key_id: valid for valid in several.valid_keys}
     assert several.takeover_rules.keys == tuple(valid.key_id for valid in several.valid_keys)
 
 

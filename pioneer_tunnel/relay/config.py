@@ -20,9 +20,11 @@ Neighbours: the server listens where this says; the registry is made of `tunnels
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, final
 
 import attrs
@@ -160,14 +162,15 @@ class TunnelEntry:
         """Every key that opens this tunnel, the oldest first."""
         return self.keys if self.keys is not None else () if self.key is None else (self.key,)
 
-    def public_key(self, key_id: str) -> PublicKey | None:
-        """The key of that id, if it opens this tunnel."""
-        return next((key for key in self.valid_keys if key.key_id == key_id), None)
+    @functools.cached_property
+    def keys_by_id(self) -> Mapping[str, PublicKey]:
+        """The same by their ids, made once: looking a known key up shall not take longer than an unknown one."""
+        return MappingProxyType({key.key_id: key for key in self.valid_keys})
 
     @property
     def takeover_rules(self) -> TakeoverRules:
         """What happens when a second gateway comes."""
-        return TakeoverRules(takeover=self.takeover, keys=tuple(key.key_id for key in self.valid_keys))
+        return TakeoverRules(takeover=self.takeover, keys=tuple(self.keys_by_id))
 
 
 def _tunnels(value: Sequence[TunnelEntry | Mapping[str, Any]]) -> tuple[TunnelEntry, ...]:

@@ -110,7 +110,7 @@ class ControlDoor:
                         entry = await self._registry.by_key_id(claim.key_id)
                         handshake.verify(
                             claim,
-                            None if entry is None else entry.public_key(claim.key_id),
+                            None if entry is None else entry.keys_by_id.get(claim.key_id),
                             service=None if entry is None else entry.service,
                         )
                         assert entry is not None  # or its key would not have verified

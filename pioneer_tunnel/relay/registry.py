@@ -102,7 +102,7 @@ class LocalRegistry(Registry):
     def replace(self, tunnels: Iterable[TunnelEntry]) -> None:
         """From now on, these."""
         entries = tuple(tunnels)
-        self._by_key_id = {key.key_id: entry for entry in entries for key in entry.valid_keys}
+        self._by_key_id = {key_id: entry for entry in entries for key_id in entry.keys_by_id}
         self._by_host = {entry.url.host: entry for entry in entries if entry.bind_addr is None}
 
     async def by_key_id(self, key_id: str) -> TunnelEntry | None:
