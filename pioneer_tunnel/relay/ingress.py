@@ -21,7 +21,7 @@ from ..streams import abandon, close_after_answer
 from .client_hello import Alert
 from .config import TunnelEntry
 from .head import BadRequest, HeadReader, RequestHead, error_response
-from .registry import Directory, Registry
+from .registry import Directory, LiveSession, Registry
 
 __all__ = ["IngressDoor", "Visit", "read_head"]
 
@@ -149,16 +149,15 @@ class IngressDoor:
         await pump(carried, visit.stream)
 
     async def _open(self, entry: TunnelEntry) -> trio.abc.HalfCloseableStream:
-        session = await self._directory.find(entry.id)
-        if session is None:
+        tried: LiveSession | None = None
+        with trio.move_on_after(OPEN_TIMEOUT):
+            while (session := await self._directory.find(entry.id)) is not tried and session is not None:
+                try:
+                    return await session.open_stream()
+                except trio.BrokenResourceError:
+                    tried = session  # it ended just now, or hands the tunnel over: to whom, the directory knows
             raise Refusal(503, "the gateway is not connected")
-        try:
-            with trio.fail_after(OPEN_TIMEOUT):
-                return await session.open_stream()
-        except trio.BrokenResourceError:
-            raise Refusal(503, "the gateway is not connected") from None
-        except trio.TooSlowError:
-            raise Refusal(504, "the gateway takes no visitors at the moment") from None
+        raise Refusal(504, "the gateway takes no visitors at the moment")
 
 
 def _proxy_header(visit: Visit) -> bytes:
