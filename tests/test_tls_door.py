@@ -12,13 +12,27 @@ import pytest
 import trio
 import trio.testing
 import trustme
-from rig import HOST, KEY, RELAY_NAME, RelayRig, ask, connect, in_background, read_all, read_exactly, relay_rig, request
+from rig import (
+    HOST,
+    KEY,
+    RELAY_NAME,
+    RelayRig,
+    ask,
+    connect,
+    in_background,
+    read_all,
+    read_exactly,
+    relay_config,
+    relay_rig,
+    request,
+)
 
 from pioneer_tunnel import certificate as certificate_room
 from pioneer_tunnel.address import Address
 from pioneer_tunnel.certificate import Certificate
 from pioneer_tunnel.identity import RelayKey
 from pioneer_tunnel.proxy_protocol import ProxyHeader
+from pioneer_tunnel.relay import Relay
 from pioneer_tunnel.relay.client_hello import Alert
 from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.ingress import IngressDoor, Visit
@@ -261,6 +275,26 @@ async def test_a_visitor_that_leaves_in_the_middle_is_told_nothing(
     async with relay_rig(tunnels=TUNNELS, **door(which, files)) as rig, await rig.visit() as visitor:
         with trio.fail_after(5):
             assert await ask(visitor, said) == b""
+
+
+async def test_a_reload_switches_a_tunnel_to_passing_through() -> None:
+    """Seen by the alert: nobody has the name, and then its gateway is not there."""
+    relay = Relay(relay_config(tunnels=TUNNELS[:1]))
+
+    async def answer() -> bytes:
+        async with await connect(addresses.ingress) as visitor:
+            outgoing = ssl.MemoryBIO()
+            with pytest.raises(ssl.SSLWantReadError):
+                client_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=BLIND).do_handshake()
+            return await ask(visitor, outgoing.read())
+
+    async with trio.open_nursery() as nursery:
+        addresses = await nursery.start(relay.serve)
+        with trio.fail_after(10):
+            assert await answer() == Alert.UNRECOGNIZED_NAME.record
+            await relay.apply(relay_config(tunnels=TUNNELS))
+            assert await answer() == Alert.INTERNAL_ERROR.record
+        nursery.cancel_scope.cancel()
 
 
 # Deadlines
