@@ -115,7 +115,6 @@ async def test_an_unknown_host_is_404() -> None:
         b"GET / HTTP/1.1\r\nHost: two words\r\n\r\n",
         b"GET http://office.test/ HTTP/1.1\r\nHost: office.test\r\n\r\n",
         b"GET / HTTP/1.1\nHost: office.test\n\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
         b"SSH-2.0-OpenSSH_9.6\r\n",
         b"GET / HTTP/1.1\r\nHost: office",
     ],
@@ -202,12 +201,23 @@ class Overwhelmed(LiveSession):
     """A gateway that takes no more streams."""
 
     instance = "overwhelmed"
+    key_id = "its only key"
+    since = 0.0
 
     async def open_stream(self) -> trio.abc.HalfCloseableStream:
         await trio.sleep_forever()
         raise AssertionError
 
+    async def answers(self, within: float) -> bool:
+        raise AssertionError
+
     def replace(self, by: str) -> None:
+        raise AssertionError
+
+    def retire(self, by: str) -> None:
+        raise AssertionError
+
+    def abandon(self) -> None:
         raise AssertionError
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import ssl
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from random import Random
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import trio
 import trustme
 from hypothesis import given, settings, strategies as st
 
-from pioneer_tunnel import ErrorKind, RelayKey, State, Status, Tunnel, open_tunnel, testing
+from pioneer_tunnel import Certificate, ErrorKind, RelayKey, State, Status, Tunnel, open_tunnel, testing
 from pioneer_tunnel.testing import (
     BadTls,
     BlackHole,
@@ -156,12 +156,14 @@ def test_what_a_gateway_need_not_notice(fault: Fault) -> None:
 
 
 @virtual_time
-async def test_faults_come_about_inside_tls_as_well() -> None:
+async def test_faults_come_about_inside_tls_as_well(tmp_path: Path) -> None:
     ca = trustme.CA()
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    ca.issue_cert("relay.test").configure_cert(server)
+    issued = ca.issue_cert("relay.test")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "relay.crt")
+    issued.private_key_pem.write_to_path(tmp_path / "relay.key")
+    certificate = Certificate(tmp_path / "relay.crt", tmp_path / "relay.key")
     faults = [row[0] for row in OPENINGS if not row[2]]
-    async with open_memory_relay(FaultPlan(faults), tls=server) as relay:
+    async with open_memory_relay(FaultPlan(faults), certificate=certificate) as relay:
         assert relay.url == "wss://relay.test"
         with ca.cert_pem.tempfile() as ca_file:
             async with open_tunnel(relay.url, key=relay.key, dial=relay.dial, ca_file=ca_file) as tunnel:

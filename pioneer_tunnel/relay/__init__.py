@@ -2,14 +2,19 @@
 
 config     what the operator decides
 registry   which tunnels there are, and where each is connected
-control    the gateways' door: prove your key, then carry visitors
+takeover   who has a tunnel when a second gateway knocks
+control    the gateways' door: prove your key
+session    a gateway that has come in: it carries visitors until it is told to end
 ingress    the visitors' door: which tunnel is this for?
-server     the sockets around both
+listeners  the sockets that listen
+server     everything around both doors
+reload     the file, when it changes while the relay runs
 """
 
 from __future__ import annotations
 
 from .config import RelayConfig, TunnelEntry
 from .server import Relay, RelayAddresses
+from .takeover import Takeover
 
-__all__ = ["Relay", "RelayAddresses", "RelayConfig", "TunnelEntry"]
+__all__ = ["Relay", "RelayAddresses", "RelayConfig", "Takeover", "TunnelEntry"]

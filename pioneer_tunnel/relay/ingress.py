@@ -1,7 +1,8 @@
 """The visitors' door: read the first head, find the tunnel by its Host, and pass every byte on as it came.
 
-Neighbours: `server` brings the connections; `head` reads; the registry and the directory are asked; `pump` moves
-the bytes. A visitor that cannot be passed on gets a plain HTTP answer that says why.
+Neighbours: `server` brings the connections, and `tls_door` those whose TLS passes through; `head` reads; the registry
+and the directory are asked; `pump` moves the bytes. A visitor that cannot be passed on gets a plain HTTP answer that
+says why.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from ..address import Address
 from ..proxy_protocol import ProxyHeader
 from ..pump import pump
 from ..streams import abandon, close_after_answer
+from .client_hello import Alert
 from .config import TunnelEntry
 from .head import BadRequest, HeadReader, RequestHead, error_response
-from .registry import Directory, Registry
+from .registry import Directory, LiveSession, Registry
 
 __all__ = ["IngressDoor", "Visit", "read_head"]
 
@@ -116,10 +118,24 @@ class IngressDoor:
         entry = await self._registry.by_host(head.host)
         if entry is None:
             raise Refusal(404, "there is no tunnel for this host")
+        if entry.passes_tls:
+            # What the relay can read is not for a gateway that takes nothing the relay can read.
+            raise Refusal(421, "this host takes TLS alone, from end to end; use https:// and a connection of its own")
         carried = await self._open(entry)
         with suppress(trio.BrokenResourceError):  # the pump finds the same
             await carried.send_all(_proxy_header(visit) + received)
         await pump(carried, visit.stream, apology=_BROKE_OFF)
+
+    async def serve_hello(self, visit: Visit, entry: TunnelEntry, received: bytes) -> None:
+        """Serve a connection that belongs to `entry` by its ClientHello, which is in `received`.
+
+        Raises:
+            Refusal: the gateway cannot be reached.
+        """
+        carried = await self._open(entry)
+        with suppress(trio.BrokenResourceError):  # the pump finds the same
+            await carried.send_all(_proxy_header(visit) + received)
+        await pump(carried, visit.stream, apology=Alert.INTERNAL_ERROR.record)
 
     async def serve_bound(self, visit: Visit, entry: TunnelEntry) -> None:
         """Serve a connection at the address of its own that a tunnel has, whatever it speaks."""
@@ -133,16 +149,15 @@ class IngressDoor:
         await pump(carried, visit.stream)
 
     async def _open(self, entry: TunnelEntry) -> trio.abc.HalfCloseableStream:
-        session = await self._directory.find(entry.id)
-        if session is None:
+        tried: LiveSession | None = None
+        with trio.move_on_after(OPEN_TIMEOUT):
+            while (session := await self._directory.find(entry.id)) is not tried and session is not None:
+                try:
+                    return await session.open_stream()
+                except trio.BrokenResourceError:
+                    tried = session  # it ended just now, or hands the tunnel over: to whom, the directory knows
             raise Refusal(503, "the gateway is not connected")
-        try:
-            with trio.fail_after(OPEN_TIMEOUT):
-                return await session.open_stream()
-        except trio.BrokenResourceError:
-            raise Refusal(503, "the gateway is not connected") from None
-        except trio.TooSlowError:
-            raise Refusal(504, "the gateway takes no visitors at the moment") from None
+        raise Refusal(504, "the gateway takes no visitors at the moment")
 
 
 def _proxy_header(visit: Visit) -> bytes:

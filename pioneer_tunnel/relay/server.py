@@ -2,44 +2,46 @@
 
 `Relay` is a whole relay. In a process of its own the command line runs it; in the same process, a nursery does:
 
-    addresses = await nursery.start(Relay(config).serve)
+    relay = Relay(config)
+    addresses = await nursery.start(relay.serve)
+    ...
+    await relay.apply(another_config)        # other tunnels; those that stay are not touched
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeAlias, TypeVar, final
+from typing import Any, Final, NoReturn, TypeVar, final
 
 import attrs
 import trio
 
 from ..address import Address, normal_audience
+from ..certificate import Certificate
 from ..errors import InvalidSettingsError, StorageError
 from ..groups import lone_error_bare
 from ..handshake import SUBPROTOCOL
 from ..identity import SigningIdentity
-from ..streams import PrefixedStream, TlsServerStream, WatchedStream, abandon, keep_alive
+from ..streams import PrefixedStream, WatchedStream, abandon, keep_alive
 from ..websocket import EngineName
 from ..yamux import Limits
 from .config import RelayConfig, TunnelEntry
 from .control import ControlDoor
 from .head import RequestHead, wants_upgrade
 from .ingress import IngressDoor, Refusal, Visit, read_head, refuse
+from .listeners import BoundListeners, Handler, listened_at, open_listeners
 from .registry import Directory, LocalDirectory, LocalRegistry, Registry
+from .reload import Changes
+from .tls_door import TlsDoor, end_tls
 
-__all__ = ["Relay", "RelayAddresses", "guarded", "secured", "serve_gateway"]
-
-TLS_TIMEOUT: Final = 10.0
-BACKLOG: Final = 1024
+__all__ = ["Relay", "RelayAddresses", "guarded", "serve_gateway"]
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
 
 StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
-_Handler: TypeAlias = Callable[[trio.SocketStream], Awaitable[None]]
 
 
 @final
@@ -83,14 +85,21 @@ class Relay:
         limits: Limits | None = None,
         engine: EngineName | None = None,
     ) -> None:
-        registry = registry or LocalRegistry(config.tunnels)
+        own_registry = LocalRegistry(config.tunnels) if registry is None else None
+        registry = registry or own_registry
+        assert registry is not None
         directory = directory or LocalDirectory()
-        self._config: Final = config
-        self._tls: Final = _server_tls(config)
+        self._config = config
+        self._own_registry: Final = own_registry
+        self._bound: BoundListeners | None = None
+        self._addresses: RelayAddresses | None = None
+        self._applying: Final = trio.Lock()
+        self._certificate: Final = _certificate(config)
         self._control: Final = ControlDoor(
             config, registry, directory, identity=_identity(config), limits=limits, engine=engine
         )
         self._ingress: Final = IngressDoor(registry, directory)
+        self._tls_door: Final = TlsDoor(registry, self._ingress, self._certificate)
 
     async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Listen and serve until cancelled; then gateways are told that the relay goes away.
@@ -98,67 +107,100 @@ class Relay:
         Raises:
             OSError: an address cannot be listened at.
         """
-        with lone_error_bare():
-            await self._listen(task_status)
+        try:
+            with lone_error_bare():
+                await self._listen(task_status)
+        finally:
+            self._bound = self._addresses = None
         raise AssertionError("listeners end only by being cancelled")
+
+    async def apply(self, config: RelayConfig) -> RelayAddresses:
+        """Carry the tunnels of `config` from now on, without touching those that stay as they are.
+
+        New ones work at once. Those that are gone end: their listeners are closed, their sessions ended, their visitors
+        reset. So do sessions whose key is no longer one of their tunnel's. What else has changed of a tunnel counts for
+        what comes next: visitors and gateways that are here stay. Whatever of the relay itself has changed is logged
+        and takes a restart. Of a registry that was given to the relay, the entries are its owner's; sessions are held
+        against it anew.
+
+        Returns:
+            Where the relay listens now.
+
+        Raises:
+            InvalidSettingsError: the tunnels do not go together with the addresses that the relay listens at.
+            OSError: a tunnel's address cannot be listened at.
+            RuntimeError: the relay does not serve.
+            In each case nothing has changed.
+        """
+        async with self._applying:
+            if self._bound is None or self._addresses is None:
+                raise RuntimeError("a relay that does not serve cannot be reconfigured: make another one")
+            changes = Changes.between(self._config, config)
+            applied = attrs.evolve(self._config, tunnels=config.tunnels)
+            await self._bound.arrange(applied.tunnels)
+            self._config = applied
+            if self._own_registry is not None:
+                self._own_registry.replace(applied.tunnels)
+            await self._control.hold_against_registry()
+            self._addresses = attrs.evolve(self._addresses, tunnels=self._bound.addresses)
+            _log.info("the configuration was applied; changes of tunnels: %s", changes)
+            if changes.for_a_restart:
+                _log.warning("these have changed too, and take a restart: %s", ", ".join(changes.for_a_restart))
+            return self._addresses
 
     async def _listen(self, task_status: trio.TaskStatus[RelayAddresses]) -> None:
         config = self._config
         shared = config.control_addr == config.ingress_addr
         async with trio.open_nursery() as nursery:
 
-            async def listen(address: Address, handler: _Handler) -> Address:
-                try:
-                    listeners = await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
-                except OSError as error:
-                    raise OSError(error.errno, f"cannot listen at {address}: {error.strerror}") from error
+            async def listen(address: Address, handler: Handler) -> Address:
+                listeners = await open_listeners(address)
                 nursery.start_soon(functools.partial(trio.serve_listeners, guarded(handler), listeners))
-                return Address(address.host, listeners[0].socket.getsockname()[1])
+                return listened_at(address, listeners)
 
             control = await listen(config.control_addr, self._serve_either if shared else self._serve_control)
             ingress = control if shared else await listen(config.ingress_addr, self._serve_ingress)
-            tunnels = {
-                entry.id: await listen(entry.bind_addr, functools.partial(self._serve_bound, entry))
-                for entry in config.tunnels
-                if entry.bind_addr is not None
-            }
-            addresses = RelayAddresses(control=control, ingress=ingress, tunnels=tunnels)
-            _log.info("gateways at %s, visitors at %s", addresses.control, addresses.ingress)
-            for tunnel_id, address in tunnels.items():
+            bound = BoundListeners(nursery, lambda entry: guarded(functools.partial(self._serve_bound, entry)))
+            await bound.arrange(config.tunnels)
+            self._bound = bound
+            self._addresses = RelayAddresses(control=control, ingress=ingress, tunnels=bound.addresses)
+            _log.info("gateways at %s, visitors at %s", control, ingress)
+            for tunnel_id, address in bound.addresses.items():
                 _log.info("visitors of tunnel %s at %s", tunnel_id, address)
-            task_status.started(addresses)
+            task_status.started(self._addresses)
 
     async def _serve_control(self, connected: trio.SocketStream) -> None:
-        stream, watched = await self._secured(connected, self._config.control_tls)
+        stream: trio.abc.Stream
+        stream = watched = _watched(connected)
+        if self._config.control_tls:
+            assert self._certificate is not None
+            stream = await end_tls(watched, self._certificate)
         await serve_gateway(self._control, stream, watched)
 
     async def _serve_ingress(self, connected: trio.SocketStream) -> None:
-        stream, _ = await self._secured(connected, self._config.ingress_tls)
-        await self._ingress.serve(_visit(connected, stream, tls=self._config.ingress_tls))
+        visit = await self._tls_door.admit(_visit(connected, _watched(connected)), tls=self._config.ingress_tls)
+        if visit is not None:
+            await self._ingress.serve(visit)
 
     async def _serve_either(self, connected: trio.SocketStream) -> None:
         """One address for both: the upgrade to our protocol on a public name is a gateway's, all else a visitor's."""
-        tls = self._config.control_tls or self._config.ingress_tls
-        stream, watched = await self._secured(connected, tls)
+        watched = _watched(connected)
+        visit = await self._tls_door.admit(_visit(connected, watched), tls=self._config.ingress_tls)
+        if visit is None:
+            return
         try:
-            head, received = await read_head(stream)
+            head, received = await read_head(visit.stream)
             if head is None:
                 return
             if _wants_control(head) and self._is_public(head):
-                await self._control.serve(PrefixedStream(stream, received), watched)
+                await self._control.serve(PrefixedStream(visit.stream, received), watched)
             else:
-                await self._ingress.serve_request(_visit(connected, stream, tls=tls), head, received)
+                await self._ingress.serve_request(visit, head, received)
         except Refusal as refusal:
-            await refuse(stream, refusal)
+            await refuse(visit.stream, refusal)
 
     async def _serve_bound(self, entry: TunnelEntry, connected: trio.SocketStream) -> None:
-        stream, _ = await self._secured(connected, tls=False)
-        await self._ingress.serve_bound(_visit(connected, stream, tls=False), entry)
-
-    async def _secured(self, connected: trio.SocketStream, tls: bool) -> tuple[trio.abc.Stream, WatchedStream]:
-        keep_alive(connected, idle=60, interval=15)
-        assert self._tls is not None or not tls
-        return await secured(connected, self._tls if tls else None)
+        await self._ingress.serve_bound(_visit(connected, _watched(connected)), entry)
 
     def _is_public(self, head: RequestHead) -> bool:
         try:
@@ -168,22 +210,6 @@ class Relay:
         names = self._config.public_names
         # A proxy in front may have taken the port off; the proof of the gateway is bound to all of its name anyhow.
         return written in names or any(name.rpartition(":")[0] == written for name in names)
-
-
-async def secured(connected: trio.abc.Stream, tls: ssl.SSLContext | None) -> tuple[trio.abc.Stream, WatchedStream]:
-    """The server's end of a connection, inside TLS when a context is given; and the watched stream at its bottom.
-
-    Raises:
-        trio.BrokenResourceError: they did not come to terms.
-        trio.TooSlowError: nor did they within 10 seconds.
-    """
-    watched = WatchedStream(connected)
-    if tls is None:
-        return watched, watched
-    stream = trio.SSLStream(watched, tls, server_side=True)
-    with trio.fail_after(TLS_TIMEOUT):
-        await stream.do_handshake()
-    return TlsServerStream(stream), watched
 
 
 async def serve_gateway(door: ControlDoor, stream: trio.abc.Stream, watched: WatchedStream) -> None:
@@ -221,12 +247,17 @@ def guarded(handler: Callable[[StreamT], Awaitable[object]]) -> Callable[[Stream
     return serve
 
 
-def _visit(connected: trio.SocketStream, stream: trio.abc.Stream, *, tls: bool) -> Visit:
+def _watched(connected: trio.SocketStream) -> WatchedStream:
+    keep_alive(connected, idle=60, interval=15)
+    return WatchedStream(connected)
+
+
+def _visit(connected: trio.SocketStream, watched: WatchedStream) -> Visit:
     return Visit(
-        stream=stream,
+        stream=watched,
         visitor=_address_of(connected.socket.getpeername),
         local=_address_of(connected.socket.getsockname),
-        tls=tls,
+        tls=False,
     )
 
 
@@ -238,21 +269,9 @@ def _address_of(name: Callable[[], Any]) -> Address | None:
     return Address(host, port)
 
 
-def _server_tls(config: RelayConfig) -> ssl.SSLContext | None:
+def _certificate(config: RelayConfig) -> Certificate | None:
     certificate, private_key = config.tls_certificate_path, config.tls_private_key_path
-    if certificate is None or private_key is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(certificate, private_key)
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidSettingsError(
-            f"the TLS certificate {str(certificate)!r} with the key {str(private_key)!r} cannot be used:"
-            f" {error.strerror or error}"
-        ) from error
-    return context
+    return None if certificate is None or private_key is None else Certificate(certificate, private_key)
 
 
 def _identity(config: RelayConfig) -> SigningIdentity | None:

@@ -6,19 +6,19 @@ same rooms that a real relay is made of, so it is right byte for byte.
 
 from __future__ import annotations
 
-import ssl
 from typing import Final, TypeAlias
 
 import trio
 
+from ..certificate import Certificate
 from ..handshake import SUBPROTOCOL, Rejection, RelayHandshake
 from ..relay.ingress import read_head
-from ..relay.server import secured
-from ..streams import PrefixedStream, close_after_answer
+from ..relay.tls_door import end_tls
+from ..streams import PrefixedStream, WatchedStream, close_after_answer
 from ..websocket import Opening, load_engine
 from .faults import BadTls, CaptivePortal, Reject, Stage, StallAt, Unavailable
 
-__all__ = ["IMPOSTORS", "Impostor", "impersonate"]
+__all__ = ["IMPOSTORS", "Impostor", "impersonate", "secured"]
 
 Impostor: TypeAlias = BadTls | CaptivePortal | Unavailable | StallAt | Reject
 """The faults that are somebody else at the other end."""
@@ -31,14 +31,25 @@ _TLS_ALERT: Final = bytes.fromhex("15 0303 0002 02 28")
 _SIGN_IN: Final = b"<html><title>Welcome to our network</title><p>Please sign in.</html>"
 
 
+async def secured(connected: trio.abc.Stream, certificate: Certificate | None) -> tuple[trio.abc.Stream, WatchedStream]:
+    """A relay's end of a connection, inside TLS when there is a certificate; and the watched stream at its bottom.
+
+    Raises:
+        trio.BrokenResourceError: TLS came to nothing.
+        trio.TooSlowError: it took too long.
+    """
+    watched = WatchedStream(connected)
+    return (watched if certificate is None else await end_tls(watched, certificate)), watched
+
+
 async def impersonate(
-    fault: Impostor, connected: trio.abc.Stream, *, relay_id: str, tls: ssl.SSLContext | None
+    fault: Impostor, connected: trio.abc.Stream, *, relay_id: str, certificate: Certificate | None
 ) -> None:
     """Be what `fault` says to a gateway that has connected, until it goes away or was told.
 
     Args:
         relay_id: the relay's name in its challenge.
-        tls: what the relay has; None when it has none.
+        certificate: what the relay ends TLS with; None when it has none.
 
     Raises:
         trio.BrokenResourceError: the gateway is gone.
@@ -52,7 +63,7 @@ async def impersonate(
         case StallAt(stage=Stage.FIRST_BYTE):
             await _listen(connected)
             return
-    stream, _ = await secured(connected, tls)
+    stream, _ = await secured(connected, certificate)
     head, received = await read_head(stream)
     if head is None:
         return

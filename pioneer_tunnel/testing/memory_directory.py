@@ -13,6 +13,7 @@ import trio
 
 from ..relay.config import TunnelEntry
 from ..relay.registry import Directory, LiveSession, LocalDirectory, Registry
+from ..relay.takeover import NEWEST_WINS, TakeoverRules
 from .faulty_dialer import Dial
 
 __all__ = ["Sessions", "Tunnels", "dial_of_this_task"]
@@ -29,7 +30,7 @@ class Tunnels(Registry):
         self.entries: Final[dict[str, TunnelEntry]] = {}
 
     async def by_key_id(self, key_id: str) -> TunnelEntry | None:
-        return next((entry for entry in self.entries.values() if entry.key.key_id == key_id), None)
+        return next((entry for entry in self.entries.values() if key_id in entry.keys_by_id), None)
 
     async def by_host(self, host: str) -> TunnelEntry | None:
         return next((entry for entry in self.entries.values() if entry.url.host == host), None)
@@ -50,8 +51,8 @@ class Sessions(Directory):
         self._sessions: Final = LocalDirectory()
         self._wake: Final = wake
 
-    async def enter(self, tunnel_id: str, session: LiveSession) -> None:
-        await self._sessions.enter(tunnel_id, session)
+    async def enter(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
+        await self._sessions.enter(tunnel_id, session, rules=rules)
         dial = dial_of_this_task.get()
         dial.connected_at = trio.current_time()
         self.dials[tunnel_id] = self.last_dials[tunnel_id] = dial
@@ -60,7 +61,8 @@ class Sessions(Directory):
     async def leave(self, tunnel_id: str, session: LiveSession) -> None:
         await self._sessions.leave(tunnel_id, session)
         dial = dial_of_this_task.get()
-        dial.ended_at = trio.current_time()
+        if dial.connected_at is not None:
+            dial.ended_at = trio.current_time()
         if self.dials.get(tunnel_id) is dial:
             del self.dials[tunnel_id]
         self._wake()
@@ -72,7 +74,7 @@ class Sessions(Directory):
         """A session takes the place of the one that there is, and is gone again."""
         session = await self._sessions.find(tunnel_id)
         assert session is not None
-        newer = _Passing(session.instance if own else "another-gateway")
+        newer = _Passing(session, session.instance if own else "another-gateway")
         await self._sessions.enter(tunnel_id, newer)
         await self._sessions.leave(tunnel_id, newer)
         del self.dials[tunnel_id]
@@ -83,15 +85,33 @@ class Sessions(Directory):
 class _Passing(LiveSession):
     """A session that is gone before anybody could use it."""
 
-    def __init__(self, instance: str) -> None:
+    def __init__(self, before: LiveSession, instance: str) -> None:
+        self._before: Final = before
         self._instance: Final = instance
 
     @property
     def instance(self) -> str:
         return self._instance
 
+    @property
+    def key_id(self) -> str:
+        return self._before.key_id
+
+    @property
+    def since(self) -> float:
+        return self._before.since
+
     async def open_stream(self) -> NoReturn:
         raise trio.BrokenResourceError("this session is gone")
 
+    async def answers(self, within: float) -> bool:  # noqa: ARG002
+        return False
+
     def replace(self, by: str) -> None:
-        """Nothing is left to replace."""
+        """Nothing is left to end; the same goes for the other two."""
+
+    def retire(self, by: str) -> None:
+        """See `replace`."""
+
+    def abandon(self) -> None:
+        """See `replace`."""

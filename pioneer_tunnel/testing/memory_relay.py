@@ -19,7 +19,6 @@ Neighbours: `relay.server` has the doors; `FaultyDialer` has the gateway come in
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -28,20 +27,21 @@ from typing import Final, NoReturn, TypeAlias, final
 import trio
 
 from ..address import Address
+from ..certificate import Certificate
 from ..groups import lone_error_bare
 from ..identity import RelayKey
 from ..relay.config import RelayConfig, TunnelEntry
 from ..relay.control import ControlDoor
 from ..relay.ingress import IngressDoor, Visit
-from ..relay.server import guarded, secured, serve_gateway
+from ..relay.server import guarded, serve_gateway
 from ..streams import WatchedStream
 from ..websocket import EngineName
 from .faults import FaultPlan
 from .faulty_dialer import Dial, FaultyDialer
-from .impostor import Impostor, impersonate
+from .impostor import Impostor, impersonate, secured
 from .memory_directory import Sessions, Tunnels, dial_of_this_task
 from .memory_stream import MemoryConnection, MemoryStream
-from .virtual_time import stop_the_clock_for_threads
+from .virtual_time import stop_the_clock_for_threads, wall_clock
 
 __all__ = ["MemoryRelay", "open_memory_relay"]
 
@@ -63,7 +63,7 @@ class MemoryRelay:
         plan: what goes wrong for the gateway that connects through `dial` (default: nothing).
         heartbeat: seconds of silence after which an end of a link pings, 1 to 60 (default 15). A link is dead after
             twice as many.
-        tls: makes it a relay of `wss://`.
+        certificate: makes it a relay of `wss://`.
         engine: the WebSocket engine at its end; None for the fastest that is installed.
 
     Attributes:
@@ -78,12 +78,12 @@ class MemoryRelay:
         plan: FaultPlan | None = None,
         *,
         heartbeat: float = 15.0,
-        tls: ssl.SSLContext | None = None,
+        certificate: Certificate | None = None,
         engine: EngineName | None = None,
     ) -> None:
         self.key: Final = KEY
         self.heartbeat: Final = heartbeat
-        self._tls: Final = tls
+        self._certificate: Final = certificate
         self._tunnels: Final = Tunnels()
         self._sessions: Final = Sessions(self._wake)
         self._config: Final = RelayConfig(
@@ -95,7 +95,9 @@ class MemoryRelay:
             ingress_tls=False,
             heartbeat_ms=round(heartbeat * 1000),
         )
-        self._control: Final = ControlDoor(self._config, self._tunnels, self._sessions, engine=engine)
+        self._control: Final = ControlDoor(
+            self._config, self._tunnels, self._sessions, engine=engine, wall_clock=wall_clock
+        )
         self._ingress: Final = IngressDoor(self._tunnels, self._sessions)
         self._servers: Final[dict[Address, _Server]] = {}
         self._visitors = 0
@@ -117,12 +119,12 @@ class MemoryRelay:
     @property
     def address(self) -> Address:
         """Where gateways find it: a name that `dial` knows, and nobody else."""
-        return Address(NAME, 443 if self._tls else 80)
+        return Address(NAME, 443 if self._certificate else 80)
 
     @property
     def url(self) -> str:
         """What a gateway is configured with: `ws://relay.test`, or `wss://` with TLS."""
-        return f"{'wss' if self._tls else 'ws'}://{NAME}"
+        return f"{'wss' if self._certificate else 'ws'}://{NAME}"
 
     def register(self, tunnel: str, key: RelayKey, *, service: str | None = None) -> None:
         """Have a tunnel of that id, whose visitors find it as `http://<id>.test`; one that there is gets a new key.
@@ -355,9 +357,9 @@ class MemoryRelay:
 
     async def _answer(self, impostor: Impostor | None, connected: MemoryStream) -> None:
         if impostor is not None:
-            await impersonate(impostor, connected, relay_id=self._config.id, tls=self._tls)
+            await impersonate(impostor, connected, relay_id=self._config.id, certificate=self._certificate)
         else:
-            await serve_gateway(self._control, *await secured(connected, self._tls))
+            await serve_gateway(self._control, *await secured(connected, self._certificate))
 
     def _wake(self) -> None:
         self._changed.set()
@@ -377,11 +379,11 @@ async def open_memory_relay(
     plan: FaultPlan | None = None,
     *,
     heartbeat: float = 15.0,
-    tls: ssl.SSLContext | None = None,
+    certificate: Certificate | None = None,
     engine: EngineName | None = None,
 ) -> AsyncIterator[MemoryRelay]:
     """A `MemoryRelay` that runs for the length of an `async with`; what its body raises comes out bare."""
-    relay = MemoryRelay(plan, heartbeat=heartbeat, tls=tls, engine=engine)
+    relay = MemoryRelay(plan, heartbeat=heartbeat, certificate=certificate, engine=engine)
     with lone_error_bare():
         async with trio.open_nursery() as nursery:
             await nursery.start(relay.run)

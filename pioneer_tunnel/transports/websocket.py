@@ -15,7 +15,7 @@ import trio
 
 from .. import handshake
 from ..address import RelayAddress
-from ..dialer import client_tls, dial_relay
+from ..dialer import dial_relay
 from ..errors import (
     InvalidSettingsError,
     LinkLostError,
@@ -27,9 +27,11 @@ from ..groups import lone_error_bare
 from ..handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
 from ..identity import MIN_NATIVE_KEY_LENGTH, RelayKey
 from ..proxy_protocol import MAX_LENGTH, ProxyHeader
+from ..redaction import cut
 from ..status import clean_message
+from ..trust import client_tls
 from ..tunnel_stream import TunnelStream
-from ..websocket import Opening, WebSocket, WebSocketClosed, WebSocketLink, WebSocketRefused, load_engine
+from ..websocket import Message, Opening, WebSocket, WebSocketClosed, WebSocketLink, WebSocketRefused, load_engine
 from ..yamux import Role, YamuxConnection, YamuxStream
 from .seam import Deliver, Draining, Replaced, Report, RoundTrip, Session, Target
 
@@ -56,9 +58,9 @@ async def serve(target: Target, deliver: Deliver, report: Report, *, task_status
                         f"{address} answers as a WebSocket, but not as a relay: it did not take {SUBPROTOCOL}"
                     )
                 deadline.deadline = trio.current_time() + target.connect_timeout
-                welcome = await _authenticate(websocket, target)
+                welcome, behind = await _authenticate(websocket, target)
                 deadline.deadline = float("inf")
-                link = WebSocketLink(websocket, watched, lambda text: _take_notice(text, target, report))
+                link = WebSocketLink(websocket, watched, lambda text: _take_notice(text, target, report), behind)
                 async with trio.open_nursery() as header_readers:
                     connection = YamuxConnection(
                         link,
@@ -86,7 +88,8 @@ def refuse_weak_key(key: RelayKey) -> None:
         )
 
 
-async def _authenticate(websocket: WebSocket, target: Target) -> Welcome:
+async def _authenticate(websocket: WebSocket, target: Target) -> tuple[Welcome, list[Message]]:
+    """The opening; returns the welcome, and what came right behind it: visitors may be waiting already."""
     opening = GatewayHandshake(
         target.key.identity(),
         audience=target.address.audience,
@@ -95,13 +98,14 @@ async def _authenticate(websocket: WebSocket, target: Target) -> Welcome:
         pinned_relay=target.relay_identity,
     )
     while True:
-        for message in await websocket.receive():
+        messages = await websocket.receive()
+        for position, message in enumerate(messages, start=1):
             if not isinstance(message, str):
                 await websocket.close(1002, "binary before the welcome")
                 raise RelayConnectError(f"{target.address} sent bytes before it said welcome: this is not a relay")
             reply = opening.receive(message)
             if isinstance(reply, Welcome):
-                return reply
+                return reply, messages[position:]
             if reply is not None:
                 await websocket.send([reply])
 
@@ -125,10 +129,10 @@ def _take_notice(text: str, target: Target, report: Report) -> None:
             report(Draining(seconds))
         case handshake.Replaced(by=by, message=message):
             report(Replaced(by))
-            if target.instance is not None and by == target.instance:
+            if target.instance and by == target.instance:
                 raise LinkLostError("a newer session of this gateway took the tunnel over")
             raise ReplacedError(
-                f"another gateway with the same key took the tunnel over: instance {by!r}{_quoted(message)};"
+                f"another gateway took the tunnel over: instance {cut(by, 64)!r}{_quoted(message)};"
                 " give each gateway a key of its own"
             )
 
