@@ -99,6 +99,8 @@ async def connect(address: Address) -> trio.SocketStream:
 
 
 def request(*lines: str, host: str = HOST, body: bytes = b"") -> bytes:
+    if body:
+        lines += (f"Content-Length: {len(body)}",)
     return "\r\n".join(["GET / HTTP/1.1", f"Host: {host}", *lines, "", ""]).encode() + body
 
 

@@ -78,7 +78,8 @@ class BadRequest(RemoteProtocolError):
     """The visitor's request is refused.
 
     Attributes:
-        status: what to answer: 400, or 431 when it is too large.
+        status: what to answer: 400, or 431 when it is too large; of a later request on a connection (`framing`) also
+            421 when it is for another host, and 408 when it comes too slowly.
         reason: a sentence for a person, which quotes nothing of the request.
     """
 

@@ -1,7 +1,7 @@
 """The visitors' door: read the first head, find the tunnel by its Host, and pass every byte on as it came.
 
 Neighbours: `server` brings the connections; `head` reads; the registry and the directory are asked; `pump` moves
-the bytes. A visitor that cannot be passed on gets a plain HTTP answer that says why.
+the bytes, of which `framing` says what passes. A visitor that cannot be passed on gets a plain answer that says why.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from ..proxy_protocol import ProxyHeader
 from ..pump import pump
 from ..streams import abandon, close_after_answer
 from .config import TunnelEntry
+from .followed_stream import FollowedStream
+from .framing import RequestFollower
 from .head import BadRequest, HeadReader, RequestHead, error_response
 from .registry import Directory, Registry
 
@@ -116,10 +118,24 @@ class IngressDoor:
         entry = await self._registry.by_host(head.host)
         if entry is None:
             raise Refusal(404, "there is no tunnel for this host")
+        afresh: tuple[RequestHead, bytes] | None = (head, received)
+        while afresh is not None:
+            afresh = await self._follow(visit, entry, *afresh)
+
+    async def _follow(
+        self, visit: Visit, entry: TunnelEntry, head: RequestHead, received: bytes
+    ) -> tuple[RequestHead, bytes] | None:
+        """Carry the requests from `head` on, up to the end, or to one that needs another stream; returns that one."""
         carried = await self._open(entry)
+        follower = RequestFollower(head)
+        pieces = follower.feed(received[head.length :])
         with suppress(trio.BrokenResourceError):  # the pump finds the same
-            await carried.send_all(_proxy_header(visit) + received)
-        await pump(carried, visit.stream, apology=_BROKE_OFF)
+            await carried.send_all(b"".join([_proxy_header(visit), received[: head.length], *pieces]))
+        followed = FollowedStream(visit.stream, follower, head_timeout=HEAD_TIMEOUT)
+        with followed.scope:
+            ended_well = await pump(carried, followed, apology=_BROKE_OFF)
+            return followed.afresh if ended_well else None
+        return None
 
     async def serve_bound(self, visit: Visit, entry: TunnelEntry) -> None:
         """Serve a connection at the address of its own that a tunnel has, whatever it speaks."""
