@@ -672,6 +672,16 @@ async def test_a_visitor_over_tls_that_just_closes_has_ended(certificates: Path)
         assert await stream.receive_some() == b""
 
 
+async def test_a_refusal_over_tls_comes_after_the_answers_before_it(certificates: Path) -> None:
+    async with behind_tls(certificates) as (visitor, stream):
+        await visitor.send_all(request(host="other.test"))
+        assert await stream.receive_some() == b""
+        await stream.send_all(b"the answer")
+        await stream.aclose()
+        told = await read_all(visitor)
+        assert told.startswith(b"the answerHTTP/1.1 421 ")
+
+
 async def test_plain_text_at_a_tls_door_is_just_closed(certificates: Path) -> None:
     files: dict[str, Any] = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
     async with relay_rig(None, **files) as rig, await rig.visit() as visitor:

@@ -91,20 +91,26 @@ class FollowedStream(trio.abc.HalfCloseableStream):
 
     async def _receive(self, size: int) -> bytes | bytearray:
         """What comes next; b"" when nothing more does, which the follower knows then."""
-        if not self._follower.head_begun:
-            # No deadline: a visitor may be silent between requests, and within a body, as long as its gateway bears it.
-            self._head_deadline = math.inf
-            data = await self.transport_stream.receive_some(size)
-        else:
-            self._head_deadline = min(self._head_deadline, trio.current_time() + self._head_timeout)
-            with trio.move_on_at(self._head_deadline) as patience:
-                data = await self.transport_stream.receive_some(size)
-            if patience.cancelled_caught:
-                self._follower.give_up(self._head_timeout)
-                return b""
+        try:
+            data = await self._receive_in_time(size)
+        except trio.ClosedResourceError:
+            if self._end_sent:
+                return b""  # over TLS both directions end at once, and `send_eof` has ended one
+            raise
         if not data:
             self._follower.end()
         return data
+
+    async def _receive_in_time(self, size: int) -> bytes | bytearray:
+        if not self._follower.head_begun:
+            # No deadline: a visitor may be silent between requests, and within a body, as long as its gateway bears it.
+            self._head_deadline = math.inf
+            return await self.transport_stream.receive_some(size)
+        self._head_deadline = min(self._head_deadline, trio.current_time() + self._head_timeout)
+        with trio.move_on_at(self._head_deadline):
+            return await self.transport_stream.receive_some(size)
+        self._follower.give_up(self._head_timeout)
+        return b""
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self._follower.awaits_answer and self._follower.answer(data):
