@@ -22,6 +22,7 @@ from ..groups import lone_error_bare
 from ..identity import RelayKey, SigningIdentity, new_relay_key
 from ..key_mode import KeyMode
 from ..relay import Relay, RelayConfig
+from ..relay.descriptors import raise_descriptor_limit
 from ..tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
 from ..websocket import EngineName
 from .status_lines import StatusLines
@@ -57,6 +58,7 @@ def relay(context: click.Context, config: Path | None, websocket_engine: EngineN
     if config is None:
         raise click.UsageError("name the relay's file with --config FILE")
     try:
+        raise_descriptor_limit()
         server = Relay(RelayConfig.load(config), engine=websocket_engine)
         _run(server.serve)
     except (TunnelError, OSError) as error:

@@ -20,6 +20,7 @@ from ..status import clean_message
 from ..streams import WatchedStream
 from ..websocket import EngineName, Opening, WebSocket, WebSocketLink, WebSocketRefused, load_engine
 from ..yamux import Limits, Role, YamuxConnection, YamuxStream
+from .admission import Arrival
 from .config import RelayConfig, TunnelEntry
 from .registry import Directory, LiveSession, Registry
 
@@ -85,29 +86,35 @@ class ControlDoor:
         self._identity: Final = identity
         self._engine: Final = load_engine(engine)
         # The relay opens streams and takes none: a gateway's SYN is reset.
-        self._limits: Final = limits or Limits(unaccepted=0)
+        self._limits: Final = limits or Limits(unaccepted=0, unread=config.limits.buffered_bytes_per_tunnel)
 
-    async def serve(self, stream: trio.abc.Stream, watched: WatchedStream) -> None:
+    async def serve(self, stream: trio.abc.Stream, watched: WatchedStream, arrival: Arrival | None = None) -> None:
         """Serve one connection, from its WebSocket request on, until it ends; `stream` is closed then.
 
         Args:
             stream: what to speak over.
             watched: the same, or what lies below its TLS.
+            arrival: settled when the gateway has proved itself, and slowed down when it does not; None when nobody
+                counts.
         """
         deadline = trio.CancelScope(deadline=trio.current_time() + OPENING_TIMEOUT)
         with deadline:
             try:
                 async with self._engine.accept(stream, Opening(subprotocol=SUBPROTOCOL)) as websocket:
-                    opened = await self._open(websocket)
+                    opened = await self._open(websocket, arrival)
                     if opened is not None:
                         deadline.deadline = float("inf")
+                        if arrival is not None:
+                            arrival.settle()
                         await self._carry(websocket, watched, *opened)
             except (WebSocketRefused, trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 _log.debug("a connection at the control door ended in its opening: %s", error)
         if deadline.cancelled_caught:
             _log.info("a connection at the control door did not prove itself within %g seconds", OPENING_TIMEOUT)
 
-    async def _open(self, websocket: WebSocket) -> tuple[TunnelEntry, Claim, RelayHandshake] | None:
+    async def _open(
+        self, websocket: WebSocket, arrival: Arrival | None
+    ) -> tuple[TunnelEntry, Claim, RelayHandshake] | None:
         """The opening; None when it failed, after the gateway was told."""
         handshake = RelayHandshake(self._config.id, public_names=self._config.public_names, identity=self._identity)
         await websocket.send([handshake.challenge])
@@ -131,6 +138,8 @@ class ControlDoor:
         except Rejection as rejection:
             named = clean_message(claim.key_id) if claim is not None else "?"
             _log.info("a gateway with the key id %s was rejected: %s", named, rejection)
+            if rejection.reason == "auth_failed" and arrival is not None:
+                await trio.sleep(arrival.failed(trio.current_time()))
             await websocket.send([rejection.text])
             await websocket.close(1008, rejection.reason)
         except ProtocolError as error:

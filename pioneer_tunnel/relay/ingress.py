@@ -7,7 +7,8 @@ the bytes, of which `framing` says what passes. A visitor that cannot be passed 
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, final
 
 import attrs
@@ -17,10 +18,12 @@ from ..address import Address
 from ..proxy_protocol import ProxyHeader
 from ..pump import pump
 from ..streams import abandon, close_after_answer
+from .admission import Admission, TurnedAway
 from .config import TunnelEntry
 from .followed_stream import FollowedStream
 from .framing import RequestFollower
 from .head import BadRequest, HeadReader, RequestHead, error_response
+from .limits import RelayLimits
 from .registry import Directory, Registry
 
 __all__ = ["IngressDoor", "Visit", "read_head"]
@@ -37,6 +40,10 @@ _BROKE_OFF: Final = error_response(502, "the gateway broke off before it answere
 _log: Final = logging.getLogger("pioneer_tunnel.relay.ingress")
 
 
+def _nobody_waits() -> None:
+    """For whoever does not care."""
+
+
 @final
 @attrs.frozen(kw_only=True)
 class Visit:
@@ -47,12 +54,14 @@ class Visit:
         visitor: where it comes from; None where nobody can tell.
         local: where it arrived.
         tls: whether it came over TLS.
+        settle: called when it has shown which tunnel it wants.
     """
 
     stream: trio.abc.Stream
     visitor: Address | None
     local: Address | None
     tls: bool
+    settle: Callable[[], None] = _nobody_waits
 
 
 class Refusal(Exception):
@@ -94,11 +103,16 @@ async def refuse(stream: trio.abc.Stream, refusal: Refusal) -> None:
 
 @final
 class IngressDoor:
-    """Passes visitors on to their tunnels."""
+    """Passes visitors on to their tunnels.
 
-    def __init__(self, registry: Registry, directory: Directory) -> None:
+    Args:
+        admission: how many visitors a tunnel may have; by default as many as a relay that is told nothing admits.
+    """
+
+    def __init__(self, registry: Registry, directory: Directory, admission: Admission | None = None) -> None:
         self._registry: Final = registry
         self._directory: Final = directory
+        self._admission: Final = admission or Admission(RelayLimits())
 
     async def serve(self, visit: Visit) -> None:
         """Serve a connection whose tunnel is told by its first request."""
@@ -115,12 +129,14 @@ class IngressDoor:
         Raises:
             Refusal: with the answer to give.
         """
+        visit.settle()
         entry = await self._registry.by_host(head.host)
         if entry is None:
             raise Refusal(404, "there is no tunnel for this host")
         afresh: tuple[RequestHead, bytes] | None = (head, received)
-        while afresh is not None:
-            afresh = await self._follow(visit, entry, *afresh)
+        with self._room(entry):
+            while afresh is not None:
+                afresh = await self._follow(visit, entry, *afresh)
 
     async def _follow(
         self, visit: Visit, entry: TunnelEntry, head: RequestHead, received: bytes
@@ -139,14 +155,24 @@ class IngressDoor:
 
     async def serve_bound(self, visit: Visit, entry: TunnelEntry) -> None:
         """Serve a connection at the address of its own that a tunnel has, whatever it speaks."""
+        visit.settle()
         try:
-            carried = await self._open(entry)
+            with self._room(entry):
+                carried = await self._open(entry)
+                with suppress(trio.BrokenResourceError):  # the pump finds the same
+                    await carried.send_all(_proxy_header(visit))
+                await pump(carried, visit.stream)
         except Refusal:
             await abandon(visit.stream)
-            return
-        with suppress(trio.BrokenResourceError):  # the pump finds the same
-            await carried.send_all(_proxy_header(visit))
-        await pump(carried, visit.stream)
+
+    @contextmanager
+    def _room(self, entry: TunnelEntry) -> Iterator[None]:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._admission.visit(entry.id, trio.current_time()))
+            except TurnedAway as reason:
+                raise Refusal(503, str(reason)) from None
+            yield
 
     async def _open(self, entry: TunnelEntry) -> trio.abc.HalfCloseableStream:
         session = await self._directory.find(entry.id)

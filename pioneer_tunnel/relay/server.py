@@ -22,11 +22,14 @@ from ..errors import InvalidSettingsError, StorageError
 from ..groups import lone_error_bare
 from ..handshake import SUBPROTOCOL
 from ..identity import SigningIdentity
-from ..streams import PrefixedStream, TlsServerStream, WatchedStream, abandon, keep_alive
+from ..streams import PrefixedStream, TlsServerStream, WatchedStream, abandon, keep_alive, reset_on_close
 from ..websocket import EngineName
 from ..yamux import Limits
+from .accepting import serve_admitted
+from .admission import Admission, Arrival
 from .config import RelayConfig, TunnelEntry
 from .control import ControlDoor
+from .descriptors import descriptor_limit
 from .head import RequestHead, wants_upgrade
 from .ingress import IngressDoor, Refusal, Visit, read_head, refuse
 from .registry import Directory, LocalDirectory, LocalRegistry, Registry
@@ -38,7 +41,7 @@ BACKLOG: Final = 1024
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
 
-_Handler: TypeAlias = Callable[[trio.SocketStream], Awaitable[None]]
+_Handler: TypeAlias = Callable[[trio.SocketStream, Arrival], Awaitable[None]]
 
 
 @final
@@ -85,11 +88,12 @@ class Relay:
         registry = registry or LocalRegistry(config.tunnels)
         directory = directory or LocalDirectory()
         self._config: Final = config
+        self._admission: Final = Admission(config.limits, descriptors=descriptor_limit())
         self._tls: Final = _server_tls(config)
         self._control: Final = ControlDoor(
             config, registry, directory, identity=_identity(config), limits=limits, engine=engine
         )
-        self._ingress: Final = IngressDoor(registry, directory)
+        self._ingress: Final = IngressDoor(registry, directory, self._admission)
 
     async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Listen and serve until cancelled; then gateways are told that the relay goes away.
@@ -111,7 +115,7 @@ class Relay:
                     listeners = await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
                 except OSError as error:
                     raise OSError(error.errno, f"cannot listen at {address}: {error.strerror}") from error
-                nursery.start_soon(functools.partial(trio.serve_listeners, _guarded(handler), listeners))
+                nursery.start_soon(serve_admitted, listeners, self._admit, _guarded(handler))
                 return Address(address.host, listeners[0].socket.getsockname()[1])
 
             control = await listen(config.control_addr, self._serve_either if shared else self._serve_control)
@@ -125,9 +129,24 @@ class Relay:
             _log.info("gateways at %s, visitors at %s", addresses.control, addresses.ingress)
             for tunnel_id, address in tunnels.items():
                 _log.info("visitors of tunnel %s at %s", tunnel_id, address)
+            if self._admission.most_connections < config.limits.connections:
+                _log.warning(
+                    "this process may have so few descriptors that it takes %d connections at the most, not the %d"
+                    " of its limits; see ulimit -n", self._admission.most_connections, config.limits.connections,
+                )  # fmt: skip
             task_status.started(addresses)
 
-    async def _serve_control(self, connected: trio.SocketStream) -> None:
+    def _admit(self, connected: trio.SocketStream) -> _Admitted:
+        """Let a connection arrive.
+
+        Raises:
+            TurnedAway: there is no room for it.
+        """
+        address, scope = _address_of(connected.socket.getpeername), trio.CancelScope()
+        host = None if address is None else address.host
+        return _Admitted(self._admission.arrive(host, trio.current_time(), scope.cancel), scope)
+
+    async def _serve_control(self, connected: trio.SocketStream, arrival: Arrival) -> None:
         stream, watched = await self._secured(connected, self._config.control_tls)
         try:
             head, received = await read_head(stream)
@@ -138,13 +157,13 @@ class Relay:
         except Refusal as refusal:
             await refuse(stream, refusal)
             return
-        await self._control.serve(PrefixedStream(stream, received), watched)
+        await self._control.serve(PrefixedStream(stream, received), watched, arrival)
 
-    async def _serve_ingress(self, connected: trio.SocketStream) -> None:
+    async def _serve_ingress(self, connected: trio.SocketStream, arrival: Arrival) -> None:
         stream, _ = await self._secured(connected, self._config.ingress_tls)
-        await self._ingress.serve(_visit(connected, stream, tls=self._config.ingress_tls))
+        await self._ingress.serve(_visit(connected, stream, arrival, tls=self._config.ingress_tls))
 
-    async def _serve_either(self, connected: trio.SocketStream) -> None:
+    async def _serve_either(self, connected: trio.SocketStream, arrival: Arrival) -> None:
         """One address for both: the upgrade to our protocol on a public name is a gateway's, all else a visitor's."""
         tls = self._config.control_tls or self._config.ingress_tls
         stream, watched = await self._secured(connected, tls)
@@ -153,15 +172,15 @@ class Relay:
             if head is None:
                 return
             if _wants_control(head) and self._is_public(head):
-                await self._control.serve(PrefixedStream(stream, received), watched)
+                await self._control.serve(PrefixedStream(stream, received), watched, arrival)
             else:
-                await self._ingress.serve_request(_visit(connected, stream, tls=tls), head, received)
+                await self._ingress.serve_request(_visit(connected, stream, arrival, tls=tls), head, received)
         except Refusal as refusal:
             await refuse(stream, refusal)
 
-    async def _serve_bound(self, entry: TunnelEntry, connected: trio.SocketStream) -> None:
+    async def _serve_bound(self, entry: TunnelEntry, connected: trio.SocketStream, arrival: Arrival) -> None:
         stream, _ = await self._secured(connected, tls=False)
-        await self._ingress.serve_bound(_visit(connected, stream, tls=False), entry)
+        await self._ingress.serve_bound(_visit(connected, stream, arrival, tls=False), entry)
 
     async def _secured(self, connected: trio.SocketStream, tls: bool) -> tuple[trio.abc.Stream, WatchedStream]:
         keep_alive(connected, idle=60, interval=15)
@@ -189,28 +208,43 @@ def _wants_control(head: RequestHead) -> bool:
     return upgrade is not None and upgrade.websocket and SUBPROTOCOL in upgrade.subprotocols
 
 
-def _guarded(handler: _Handler) -> _Handler:
+@final
+@attrs.frozen
+class _Admitted:
+    """A connection that was let in, and the scope that it is served in, which ends when it makes way for another."""
+
+    arrival: Arrival
+    scope: trio.CancelScope
+
+
+def _guarded(handler: _Handler) -> Callable[[trio.SocketStream, _Admitted], Awaitable[None]]:
     """One connection's trouble is its own: it is logged, and the relay goes on."""
 
-    async def guarded(connected: trio.SocketStream) -> None:
+    async def guarded(connected: trio.SocketStream, admitted: _Admitted) -> None:
         try:
-            await handler(connected)
+            with admitted.scope:
+                await handler(connected, admitted.arrival)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             pass  # it went away, or never came to the point
         except* Exception:  # noqa: BLE001  # whatever it is, other connections have nothing to do with it
             _log.exception("a connection failed in an unforeseen way")
             with trio.CancelScope(shield=True):
                 await abandon(connected)
+        finally:
+            admitted.arrival.leave()
+            if admitted.scope.cancelled_caught:
+                reset_on_close(connected.socket)
 
     return guarded
 
 
-def _visit(connected: trio.SocketStream, stream: trio.abc.Stream, *, tls: bool) -> Visit:
+def _visit(connected: trio.SocketStream, stream: trio.abc.Stream, arrival: Arrival, *, tls: bool) -> Visit:
     return Visit(
         stream=stream,
         visitor=_address_of(connected.socket.getpeername),
         local=_address_of(connected.socket.getsockname),
         tls=tls,
+        settle=arrival.settle,
     )
 
 
