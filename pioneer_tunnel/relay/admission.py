@@ -47,7 +47,7 @@ class Arrival:
 
     __slots__ = ("_admission", "evict", "source")
 
-    def __init__(self, admission: Admission, source: str | None, evict: Callable[[], None]) -> None:
+    def __init__(self, admission: Admission, source: str | None, evict: Callable[[], object]) -> None:
         self._admission = admission
         self.source = source
         self.evict = evict
@@ -90,7 +90,7 @@ class Admission:
         self._visits: Final[Counter[str]] = Counter()
         self._opens: Final = TokenBuckets(limits.opens_per_second_per_tunnel)
 
-    def arrive(self, host: str | None, now: float, evict: Callable[[], None]) -> Arrival:
+    def arrive(self, host: str | None, now: float, evict: Callable[[], object]) -> Arrival:
         """Count a connection from `host`, an IP address, or None where it is not known.
 
         Args:

@@ -144,7 +144,12 @@ class Relay:
         """
         address, scope = _address_of(connected.socket.getpeername), trio.CancelScope()
         host = None if address is None else address.host
-        return _Admitted(self._admission.arrive(host, trio.current_time(), scope.cancel), scope)
+
+        def make_way() -> None:
+            reset_on_close(connected.socket)
+            scope.cancel()
+
+        return _Admitted(self._admission.arrive(host, trio.current_time(), make_way), scope)
 
     async def _serve_control(self, connected: trio.SocketStream, arrival: Arrival) -> None:
         stream, watched = await self._secured(connected, self._config.control_tls)
@@ -232,8 +237,6 @@ def _guarded(handler: _Handler) -> Callable[[trio.SocketStream, _Admitted], Awai
                 await abandon(connected)
         finally:
             admitted.arrival.leave()
-            if admitted.scope.cancelled_caught:
-                reset_on_close(connected.socket)
 
     return guarded
 
