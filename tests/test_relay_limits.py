@@ -51,7 +51,7 @@ from pioneer_tunnel.relay.registry import LocalDirectory, LocalRegistry
 from pioneer_tunnel.status import State
 from pioneer_tunnel.streams import WatchedStream
 from pioneer_tunnel.tunnel import Tunnel
-from pioneer_tunnel.websocket import Opening, load_engine
+from pioneer_tunnel.websocket import EngineName, Opening, load_engine
 
 WRONG_KEY: Final = RelayKey("ptk1_a-key-that-no-relay-knows-0123456789")
 
@@ -332,6 +332,20 @@ async def test_a_gateway_that_was_challenged_pends_until_it_has_proved_itself() 
         assert tunnel.status.state is State.CONNECTED
         for gateway in challenged:
             await gateway.aclose()
+
+
+async def test_a_stranger_makes_the_relay_hold_little(engine: EngineName) -> None:
+    """A message may have a mebibyte, but only of a gateway that has proved itself."""
+    async with relay_rig(engine) as rig, await connect(rig.addresses.control) as stranger:
+        await stranger.send_all(OPENING)
+        await stranger.send_all(b"\x82\xff" + (1024 * 1024).to_bytes(8, "big") + bytes(4))  # its length and its mask
+
+        async def go_on() -> None:
+            await stranger.send_all(bytes(512 * 1024))
+            await read_all(stranger)
+
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            await go_on()
 
 
 async def test_an_address_has_so_many_connections_and_no_more() -> None:

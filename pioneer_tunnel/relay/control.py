@@ -17,7 +17,7 @@ from ..errors import ProtocolError
 from ..handshake import SUBPROTOCOL, Claim, Rejection, RelayHandshake, replaced_text
 from ..identity import SigningIdentity
 from ..status import clean_message
-from ..streams import WatchedStream
+from ..streams import MeteredStream, WatchedStream
 from ..websocket import EngineName, Opening, WebSocket, WebSocketLink, WebSocketRefused, load_engine
 from ..yamux import Limits, Role, YamuxConnection, YamuxStream
 from .admission import Arrival
@@ -28,6 +28,9 @@ __all__ = ["ControlDoor", "GatewaySession"]
 
 OPENING_TIMEOUT: Final = 10.0
 """Seconds that a gateway has to prove itself."""
+
+OPENING_BYTES: Final = 128 * 1024
+"""Bytes that it may send until then, its WebSocket request included."""
 
 CLOSE_REPLACED: Final = 4001
 CLOSE_GOING_AWAY: Final = 1001
@@ -100,10 +103,12 @@ class ControlDoor:
         deadline = trio.CancelScope(deadline=trio.current_time() + OPENING_TIMEOUT)
         with deadline:
             try:
-                async with self._engine.accept(stream, Opening(subprotocol=SUBPROTOCOL)) as websocket:
+                metered = MeteredStream(stream, OPENING_BYTES)
+                async with self._engine.accept(metered, Opening(subprotocol=SUBPROTOCOL)) as websocket:
                     opened = await self._open(websocket, arrival)
                     if opened is not None:
                         deadline.deadline = float("inf")
+                        metered.trusted = True
                         if arrival is not None:
                             arrival.settle()
                         await self._carry(websocket, watched, *opened)
