@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Final, final
 
 import attrs
@@ -134,8 +134,8 @@ class IngressDoor:
         if entry is None:
             raise Refusal(404, "there is no tunnel for this host")
         afresh: tuple[RequestHead, bytes] | None = (head, received)
-        with self._room(entry):
-            while afresh is not None:
+        while afresh is not None:
+            with self._room(entry):
                 afresh = await self._follow(visit, entry, *afresh)
 
     async def _follow(
@@ -167,12 +167,16 @@ class IngressDoor:
 
     @contextmanager
     def _room(self, entry: TunnelEntry) -> Iterator[None]:
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(self._admission.visit(entry.id, trio.current_time()))
-            except TurnedAway as reason:
-                raise Refusal(503, str(reason)) from None
-            yield
+        """What it takes to carry one more visitor.
+
+        Raises:
+            Refusal: there is none.
+        """
+        try:
+            with self._admission.visit(entry.id, trio.current_time()):
+                yield
+        except TurnedAway as reason:
+            raise Refusal(503, str(reason)) from None
 
     async def _open(self, entry: TunnelEntry) -> trio.abc.HalfCloseableStream:
         session = await self._directory.find(entry.id)
