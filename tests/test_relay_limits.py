@@ -41,7 +41,7 @@ from pioneer_tunnel.errors import InvalidSettingsError
 from pioneer_tunnel.handshake import AGENT, SUBPROTOCOL, Claim, GatewayHandshake, Rejection, RelayHandshake
 from pioneer_tunnel.identity import PublicKey, RelayKey
 from pioneer_tunnel.relay import RelayConfig, RelayLimits, accepting, rates
-from pioneer_tunnel.relay.accepting import serve_admitted
+from pioneer_tunnel.relay.accepting import Complaints, serve_admitted
 from pioneer_tunnel.relay.admission import Admission, Arrival, TurnedAway
 from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.control import ControlDoor
@@ -152,6 +152,8 @@ def never() -> None:
 def test_connections_are_counted_in_all_and_for_each_address() -> None:
     admission = Admission(limits(connections=16, connections_per_address=3))
     first = [admission.arrive("192.0.2.1", 0, never) for _ in range(3)]
+    for arrival in first:
+        arrival.settle()
     with pytest.raises(TurnedAway, match="one address"):
         admission.arrive("192.0.2.1", 0, never)
     with pytest.raises(TurnedAway, match="one address"):
@@ -159,7 +161,7 @@ def test_connections_are_counted_in_all_and_for_each_address() -> None:
     first.pop().leave()
     admission.arrive("192.0.2.1", 0, never)
     for number in range(13):
-        admission.arrive(f"198.51.100.{number}", 0, never)
+        admission.arrive(f"198.51.100.{number}", 0, never).settle()
     with pytest.raises(TurnedAway, match="as many connections"):
         admission.arrive("203.0.113.1", 0, never)
 
@@ -179,7 +181,9 @@ def test_who_is_exempt_is_counted_in_all_only() -> None:
     admission = Admission(few)
     for host in ("127.0.0.1", "::1", "::ffff:127.0.0.1", None):
         for _ in range(5):
-            assert admission.arrive(host, 0, never).failed(0) == 0
+            arrival = admission.arrive(host, 0, never)
+            assert arrival.failed(0) == 0
+            arrival.settle()
     with pytest.raises(TurnedAway):
         admission.arrive("127.0.0.1", 0, never)
 
@@ -189,6 +193,14 @@ def test_descriptors_bound_connections_whatever_the_limits_say() -> None:
     assert Admission(limits(connections=500), descriptors=1024).most_connections == 500
     assert Admission(limits(), descriptors=10).most_connections == 1
     assert Admission(limits(), descriptors=None).most_connections == 8192
+
+
+def test_who_pends_never_takes_all_there_is() -> None:
+    evicted: list[int] = []
+    admission = Admission(limits(), descriptors=64 + 20)
+    for number in range(12):
+        admission.arrive(None, 0, partial(evicted.append, number))
+    assert evicted == [0, 1]
 
 
 def test_the_oldest_that_pends_makes_way() -> None:
@@ -410,7 +422,7 @@ async def test_a_system_without_descriptors_is_asked_again_and_complained_of_onc
         raise AssertionError
 
     with trio.move_on_after(150):
-        await serve_admitted([Exhausted()], lambda _stream: None, handler)  # type: ignore[list-item]
+        await serve_admitted([Exhausted()], lambda _stream: None, handler, Complaints())  # type: ignore[list-item]
     assert len(asked_at) == pytest.approx(150 / accepting.ACCEPT_RETRY, abs=10)
     assert len(caplog.records) == 3
     assert "599 more" in caplog.text or "600 more" in caplog.text
@@ -420,7 +432,7 @@ async def test_a_listener_that_is_broken_is_an_error() -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     listener.socket.close()
     with pytest.RaisesGroup(trio.ClosedResourceError):
-        await serve_admitted([listener], lambda _stream: None, lambda _stream, _admitted: trio.sleep(0))
+        await serve_admitted([listener], lambda _stream: None, lambda _stream, _admitted: trio.sleep(0), Complaints())
 
 
 async def test_a_relay_says_when_descriptors_are_few(caplog: pytest.LogCaptureFixture) -> None:

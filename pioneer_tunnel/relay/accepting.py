@@ -12,14 +12,14 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, NoReturn, TypeVar
+from typing import Final, NoReturn, TypeVar, final
 
 import trio
 
 from ..streams import reset_on_close
 from .admission import TurnedAway
 
-__all__ = ["serve_admitted"]
+__all__ = ["Complaints", "serve_admitted"]
 
 ACCEPT_RETRY: Final = 0.1
 """Seconds until the next attempt, when the system has nothing left for one more connection."""
@@ -37,6 +37,7 @@ async def serve_admitted(
     listeners: Sequence[trio.SocketListener],
     admit: Callable[[trio.SocketStream], _Admitted],
     handler: Callable[[trio.SocketStream, _Admitted], Awaitable[object]],
+    complaints: Complaints,
 ) -> NoReturn:
     """Accept connections until cancelled, and close the listeners then.
 
@@ -44,11 +45,11 @@ async def serve_admitted(
         admit: called with each connection; what it returns goes to the handler. It must not wait. When it raises
             `TurnedAway`, the connection is reset.
         handler: runs in a task of its own, and closes the connection. It raises nothing but `trio.Cancelled`.
+        complaints: where what goes wrong is told.
 
     Raises:
         OSError: a listener is broken.
     """
-    complaints = _Complaints()
     async with trio.open_nursery() as nursery:
         for listener in listeners:
             nursery.start_soon(_accept, listener, admit, handler, nursery, complaints)
@@ -60,7 +61,7 @@ async def _accept(
     admit: Callable[[trio.SocketStream], _Admitted],
     handler: Callable[[trio.SocketStream, _Admitted], Awaitable[object]],
     nursery: trio.Nursery,
-    complaints: _Complaints,
+    complaints: Complaints,
 ) -> NoReturn:
     async with listener:
         while True:
@@ -93,7 +94,8 @@ async def _handle(
         await trio.aclose_forcefully(connected)
 
 
-class _Complaints:
+@final
+class Complaints:
     """Says the same once a minute, and how often it would have."""
 
     def __init__(self) -> None:

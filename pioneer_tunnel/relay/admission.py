@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from typing import Final, final
 
 from .limits import RelayLimits
-from .rates import Failures, TokenBuckets
+from .rates import REMEMBERED, Failures, TokenBuckets
 
 __all__ = ["Admission", "Arrival", "TurnedAway"]
 
@@ -81,12 +81,14 @@ class Admission:
             if descriptors is None
             else max(min(limits.connections, descriptors - SPARE_DESCRIPTORS), 1)
         )
+        self._most_pending: Final = max(min(limits.pending, self.most_connections // 2), 1)
         self._connections = 0
         self._by_source: Final[Counter[str]] = Counter()
         self._pending: Final[OrderedDict[Arrival, None]] = OrderedDict()
         self._pending_by_source: Final[dict[str, OrderedDict[Arrival, None]]] = {}
         self._connects: Final = TokenBuckets(limits.connects_per_second_per_address)
         self._failures: Final = Failures(limits.failed_auth_delay_ms / 1000, limits.failed_auth_delay_max_ms / 1000)
+        self._sources: Final[dict[str, str | None]] = {}
         self._visits: Final[Counter[str]] = Counter()
         self._opens: Final = TokenBuckets(limits.opens_per_second_per_tunnel)
 
@@ -117,7 +119,7 @@ class Admission:
             of_source[arrival] = None
             if limits.pending_per_address and len(of_source) > limits.pending_per_address:
                 self._make_way(next(iter(of_source)))
-        if len(self._pending) > limits.pending:
+        if len(self._pending) > self._most_pending:
             self._make_way(next(iter(self._pending)))
         return arrival
 
@@ -161,6 +163,13 @@ class Admission:
     def _source(self, host: str | None) -> str | None:
         if host is None:
             return None
+        if host not in self._sources:
+            if len(self._sources) >= REMEMBERED:
+                self._sources.clear()
+            self._sources[host] = self._read_source(host)
+        return self._sources[host]
+
+    def _read_source(self, host: str) -> str | None:
         address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(host.partition("%")[0])
         if isinstance(address, ipaddress.IPv6Address):
             address = address.ipv4_mapped or address

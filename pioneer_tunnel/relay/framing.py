@@ -54,7 +54,8 @@ MAX_TRAILERS: Final = 16 * 1024
 """Bytes of all trailers of a request together."""
 
 _SMALL: Final = 16 * 1024
-_LARGE: Final = 64 * 1024
+_MEDIUM: Final = 64 * 1024
+_LARGE: Final = 128 * 1024
 
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _QUOTED: Final = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
@@ -148,6 +149,7 @@ class RequestFollower:
         self._of_head = 0  # bytes of the next head that are with its reader
         self._lines: Final = _LineReader()
         self._left = 0  # bytes of the body or the chunk that are still to come
+        self._chunk = 0  # bytes of the last chunk
         self._trailers = self._trailer_bytes = 0
         self._kept = b""  # what came in earlier pieces of the head or line that is whole now
         self._held = b""
@@ -187,10 +189,10 @@ class RequestFollower:
         match self.phase:
             case Phase.OPAQUE:
                 return sys.maxsize
-            case Phase.BODY | Phase.CHUNK:
-                return max(self._left, _LARGE)
-            case Phase.CHUNK_LINE | Phase.CHUNK_END:
-                return _LARGE
+            case Phase.BODY:
+                return max(self._left, _SMALL)
+            case Phase.CHUNK_LINE | Phase.CHUNK | Phase.CHUNK_END:
+                return max(self._left, _LARGE if self._chunk >= _SMALL else _MEDIUM)
         return _SMALL
 
     def feed(self, data: Data) -> list[Piece]:
@@ -296,21 +298,33 @@ class RequestFollower:
         return start + amount
 
     def _read_chunk_line(self, data: Data, start: int) -> int | None:
-        match = None if self._lines.begun else _CHUNK_LINE.match(data, start, start + MAX_CHUNK_LINE)
-        if match is None:  # not all of it is there, or it is wrong
-            end = self._read_line(data, start, MAX_CHUNK_LINE, "The line of a chunk")
-            if end is None:
-                return None
-            match = _CHUNK_LINE.fullmatch(self._lines.line)
-            if match is None:
-                raise BadRequest(400, "The line of a chunk is not a size with extensions.")
-        else:
-            end = match.end()
-        self._left = int(match[1], 16)
+        end = start if self._lines.begun else self._skip_whole_chunks(data, start)
+        if end > start:
+            return end
+        end_of_line = self._read_line(data, start, MAX_CHUNK_LINE, "The line of a chunk")
+        if end_of_line is None:
+            return None
+        match = _CHUNK_LINE.fullmatch(self._lines.line)
+        if match is None:
+            raise BadRequest(400, "The line of a chunk is not a size with extensions.")
+        self._left = self._chunk = int(match[1], 16)
         if not self._left:
             self._trailers = self._trailer_bytes = 0
         self._go(_Found.SIZE if self._left else _Found.LAST)
-        return end
+        return end_of_line
+
+    def _skip_whole_chunks(self, data: Data, start: int) -> int:
+        """The position after all chunks, from `start` on, that are there with their line and their end.
+
+        The long way would find the same of each of them; but a body may consist of many small ones.
+        """
+        while match := _CHUNK_LINE.match(data, start, start + MAX_CHUNK_LINE):
+            size = int(match[1], 16)
+            end = match.end() + size
+            if not size or data[end : end + 2] != b"\r\n":
+                break
+            start, self._chunk = end + 2, size
+        return start
 
     def _read_chunk_end(self, data: Data, start: int) -> int | None:
         end = self._read_line(data, start, 2, "The line end after a chunk")

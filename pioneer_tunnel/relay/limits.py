@@ -65,7 +65,7 @@ class RelayLimits:
             whatever this says.
         connections_per_address: of these, from one address (0: no limit).
         pending: of these, how many may not have shown yet what they want: TLS, a request head, a gateway's proof. One
-            more, and the oldest of them makes way.
+            more, and the oldest of them makes way. At most half of `connections`, whatever this says.
         pending_per_address: the same for one address (0: no limit).
         connects_per_second_per_address: new connections from one address, in the long run; four seconds' worth of
             them may come at once (0: no limit).

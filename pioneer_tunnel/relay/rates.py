@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Final, final
 
-__all__ = ["Failures", "TokenBuckets"]
+__all__ = ["REMEMBERED", "Failures", "TokenBuckets"]
 
 REMEMBERED: Final = 4096
 """Keys that each of these remembers."""

@@ -25,7 +25,7 @@ from ..identity import SigningIdentity
 from ..streams import PrefixedStream, TlsServerStream, WatchedStream, abandon, keep_alive, reset_on_close
 from ..websocket import EngineName
 from ..yamux import Limits
-from .accepting import serve_admitted
+from .accepting import Complaints, serve_admitted
 from .admission import Admission, Arrival
 from .config import RelayConfig, TunnelEntry
 from .control import ControlDoor
@@ -68,7 +68,7 @@ class Relay:
         config: what the operator decides.
         registry: which tunnels there are; by default those of `config`.
         directory: where they are connected; by default this process knows.
-        limits: what each gateway's session may cost.
+        limits: what each gateway's session may cost; by default as the `limits` of `config` say.
         engine: the WebSocket engine; None for the fastest that is installed.
 
     Raises:
@@ -108,6 +108,7 @@ class Relay:
     async def _listen(self, task_status: trio.TaskStatus[RelayAddresses]) -> None:
         config = self._config
         shared = config.control_addr == config.ingress_addr
+        complaints = Complaints()
         async with trio.open_nursery() as nursery:
 
             async def listen(address: Address, handler: _Handler) -> Address:
@@ -115,7 +116,7 @@ class Relay:
                     listeners = await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
                 except OSError as error:
                     raise OSError(error.errno, f"cannot listen at {address}: {error.strerror}") from error
-                nursery.start_soon(serve_admitted, listeners, self._admit, _guarded(handler))
+                nursery.start_soon(serve_admitted, listeners, self._admit, _guarded(handler), complaints)
                 return Address(address.host, listeners[0].socket.getsockname()[1])
 
             control = await listen(config.control_addr, self._serve_either if shared else self._serve_control)
