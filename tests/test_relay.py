@@ -6,7 +6,7 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,7 +40,7 @@ from pioneer_tunnel.errors import InvalidSettingsError, ReplacedError, StorageEr
 from pioneer_tunnel.handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
 from pioneer_tunnel.identity import RelayKey, SigningIdentity
 from pioneer_tunnel.proxy_protocol import ProxyHeader
-from pioneer_tunnel.relay import Relay
+from pioneer_tunnel.relay import Relay, server
 from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.control import ControlDoor
 from pioneer_tunnel.relay.ingress import IngressDoor, Visit
@@ -691,6 +691,20 @@ async def test_plain_text_at_a_tls_door_is_just_closed(certificates: Path) -> No
             except trio.BrokenResourceError:
                 answer = b""
         assert not answer.startswith(b"HTTP")
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x02"])
+@pytest.mark.parametrize("door", ["control", "ingress"])
+async def test_a_tls_handshake_that_does_not_come_to_its_end_is_let_go(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch, door: str, said: bytes
+) -> None:
+    monkeypatch.setattr(server, "TLS_TIMEOUT", 0.1)
+    files: dict[str, Any] = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
+    async with relay_rig(None, **files) as rig, await connect(getattr(rig.addresses, door)) as visitor:
+        if said:
+            await visitor.send_all(said)
+        with trio.fail_after(5), suppress(trio.BrokenResourceError):
+            assert await read_all(visitor) == b""
 
 
 @pytest.mark.parametrize(

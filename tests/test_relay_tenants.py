@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.ingress import IngressDoor, Visit
 from pioneer_tunnel.relay.registry import LiveSession, LocalDirectory, LocalRegistry
 from pioneer_tunnel.tunnel_stream import TunnelStream
+from pioneer_tunnel.websocket import EngineName
 
 HOME_KEY: Final = RelayKey("ptk1_the-key-of-another-tunnel-0123456")
 OTHER_HOST: Final = "home.test"
@@ -303,6 +305,47 @@ async def test_a_later_head_in_time_passes(autojump_clock: trio.testing.MockCloc
         (gateway,) = session.streams
         assert await until_end(gateway) == HEAD * 6
         await gateway.aclose()
+
+
+async def test_each_later_head_has_a_deadline_of_its_own(autojump_clock: trio.testing.MockClock) -> None:
+    """Also where the next one begins in the piece that ends the one before."""
+    async with by_hand() as (visitor, session):
+        await visitor.send_all(HEAD + HEAD[:5])
+        for _ in range(5):
+            await trio.sleep(9)
+            await visitor.send_all(HEAD[5:] + HEAD[:5])
+        await visitor.send_all(HEAD[5:])
+        await visitor.send_eof()
+        (gateway,) = session.streams
+        assert await until_end(gateway) == HEAD * 7
+        await gateway.aclose()
+
+
+async def test_many_requests_with_bodies_of_either_kind_arrive_byte_for_byte(engine: EngineName) -> None:
+    chance, said = random.Random(7), bytearray()
+    while len(said) < 3_000_000:
+        body = chance.randbytes(chance.choice([0, 10, 5_000, 300_000]))
+        if chance.random() < 0.5:
+            said += request(body=body)
+            continue
+        said += request("Transfer-Encoding: chunked")
+        while body:
+            size = chance.choice([1, 100, 70_000])
+            part, body = body[:size], body[size:]
+            said += b"%X;x=y\r\n%s\r\n" % (len(part), part)
+        said += b"0\r\nX-Trailer: z\r\n\r\n"
+    async with relay_rig(engine) as rig, rig.tunnel() as tunnel, await rig.visit() as visitor:
+        await tunnel.wait_connected()
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def say() -> None:
+                await visitor.send_all(said)
+                await visitor.send_eof()
+
+            with trio.fail_after(20):
+                async with await tunnel.accept() as stream:
+                    assert await read_all(stream) == said
 
 
 # Upgrade

@@ -80,13 +80,15 @@ class FollowedStream(trio.abc.HalfCloseableStream):
                 continue
             data = await self._receive(min(size, follower.appetite))
             self._ready.extend(follower.feed(data))
-            if not (data or follower.is_over):
+            if self._ready:
+                self._head_deadline = math.inf  # a head that had begun is whole
+            elif not (data or follower.is_over):
                 return b""
         piece = self._ready.popleft()
         if len(piece) > size:
-            with memoryview(piece) as view:
-                self._ready.appendleft(view[size:])
-                piece = view[:size]
+            view = memoryview(piece)
+            self._ready.appendleft(view[size:])
+            piece = view[:size]
         return piece
 
     async def _receive(self, size: int) -> bytes | bytearray:
@@ -104,7 +106,6 @@ class FollowedStream(trio.abc.HalfCloseableStream):
     async def _receive_in_time(self, size: int) -> bytes | bytearray:
         if not self._follower.head_begun:
             # No deadline: a visitor may be silent between requests, and within a body, as long as its gateway bears it.
-            self._head_deadline = math.inf
             return await self.transport_stream.receive_some(size)
         self._head_deadline = min(self._head_deadline, trio.current_time() + self._head_timeout)
         with trio.move_on_at(self._head_deadline):
