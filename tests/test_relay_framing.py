@@ -419,8 +419,3 @@ def test_what_is_asked_for_at_once_is_small_where_requests_may_be() -> None:
     assert follower.appetite == 1_000_000
     follower.feed(bytes(999_999))
     assert follower.appetite <= MAX_HEAD
-    follower = RequestFollower(head_of(CHUNKED))
-    follower.feed(chunk(bytes(100)) * 10)
-    assert follower.appetite == 64 * 1024
-    follower.feed(chunk(bytes(20_000)))
-    assert follower.appetite == 128 * 1024

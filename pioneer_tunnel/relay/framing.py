@@ -54,8 +54,7 @@ MAX_TRAILERS: Final = 16 * 1024
 """Bytes of all trailers of a request together."""
 
 _SMALL: Final = 16 * 1024
-_MEDIUM: Final = 64 * 1024
-_LARGE: Final = 128 * 1024
+_LARGE: Final = 256 * 1024
 
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _QUOTED: Final = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
@@ -149,7 +148,6 @@ class RequestFollower:
         self._of_head = 0  # bytes of the next head that are with its reader
         self._lines: Final = _LineReader()
         self._left = 0  # bytes of the body or the chunk that are still to come
-        self._chunk = 0  # bytes of the last chunk
         self._trailers = self._trailer_bytes = 0
         self._kept = b""  # what came in earlier pieces of the head or line that is whole now
         self._held = b""
@@ -185,14 +183,14 @@ class RequestFollower:
 
     @property
     def appetite(self) -> int:
-        """How many bytes to feed at the most, so that no call takes long: small ones may be many requests."""
+        """How many bytes to feed at the most, so that no call takes long: they may be many requests, or many chunks."""
         match self.phase:
             case Phase.OPAQUE:
                 return sys.maxsize
             case Phase.BODY:
                 return max(self._left, _SMALL)
             case Phase.CHUNK_LINE | Phase.CHUNK | Phase.CHUNK_END:
-                return max(self._left, _LARGE if self._chunk >= _SMALL else _MEDIUM)
+                return max(self._left, _LARGE)
         return _SMALL
 
     def feed(self, data: Data) -> list[Piece]:
@@ -307,7 +305,7 @@ class RequestFollower:
         match = _CHUNK_LINE.fullmatch(self._lines.line)
         if match is None:
             raise BadRequest(400, "The line of a chunk is not a size with extensions.")
-        self._left = self._chunk = int(match[1], 16)
+        self._left = int(match[1], 16)
         if not self._left:
             self._trailers = self._trailer_bytes = 0
         self._go(_Found.SIZE if self._left else _Found.LAST)
@@ -323,7 +321,7 @@ class RequestFollower:
             end = match.end() + size
             if not size or data[end : end + 2] != b"\r\n":
                 break
-            start, self._chunk = end + 2, size
+            start = end + 2
         return start
 
     def _read_chunk_end(self, data: Data, start: int) -> int | None:
