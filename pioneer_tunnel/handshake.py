@@ -32,6 +32,7 @@ from .errors import (
     TunnelError,
 )
 from .identity import PublicKey, SigningIdentity, Transcript
+from .redaction import cut
 from .status import clean_message
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "RelayHandshake",
     "Replaced",
     "Welcome",
+    "instance_shown",
     "parse_notice",
     "replaced_text",
 ]
@@ -56,6 +58,7 @@ DEFAULT_HEARTBEAT_MS: Final = 15_000
 MIN_HEARTBEAT_MS: Final = 1_000
 MAX_HEARTBEAT_MS: Final = 60_000
 _MAX_NAME: Final = 1024
+_MAX_INSTANCE_SHOWN: Final = 64
 _MAX_NUMBER: Final = 2**53
 """Beyond that a number means one thing to one reader of JSON and another thing to another."""
 
@@ -381,6 +384,11 @@ def parse_notice(text: str) -> Notice | None:
                 by=message.text("by", default=""), message=clean_message(message.text("message", default=""))
             )
     return None
+
+
+def instance_shown(instance: str) -> str:
+    """How a message names the gateway of that instance, which is somebody else's text and may be long."""
+    return f"instance {cut(clean_message(instance), _MAX_INSTANCE_SHOWN)!r}" if instance else "an instance without name"
 
 
 def replaced_text(by: str, message: str) -> str:

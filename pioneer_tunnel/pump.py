@@ -16,7 +16,7 @@ from typing import Final, final
 import trio
 
 from .splice import CAN_JOIN, Ending, join
-from .streams import abandon, close_after_answer, drain, plain_socket, send_eof, send_pieces
+from .streams import abandon, close_after_answer, drain, plain_socket, send_pieces
 
 __all__ = ["pump"]
 
@@ -146,8 +146,10 @@ class _Exchange:
         self._scope.cancel()
 
     async def _end(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
-        await send_eof(sink)
-        if not isinstance(sink, trio.abc.HalfCloseableStream):
-            # TLS knows no half-close that both ends would agree on: when the answer is complete, so is the exchange.
-            self._ended_by_us = True
-            await source.aclose()
+        if isinstance(sink, trio.abc.HalfCloseableStream):
+            await sink.send_eof()
+            return
+        # TLS knows no half-close that both ends would agree on: when the answer is complete, so is the exchange.
+        self._ended_by_us = True
+        await sink.aclose()
+        await source.aclose()

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from pathlib import Path
 from typing import Any, Final, NoReturn, final
 
+import attrs
 import trio
 
 from pioneer_tunnel.address import Address
@@ -48,6 +49,7 @@ class RelayRig:
     def __init__(self, nursery: trio.Nursery, config: RelayConfig, engine: EngineName | None) -> None:
         self.config = config
         self.addresses: RelayAddresses
+        self.relay: Relay
         self._nursery = nursery
         self._engine = engine
         self._running = trio.CancelScope()
@@ -59,8 +61,14 @@ class RelayRig:
     async def _run(self, *, task_status: trio.TaskStatus[RelayAddresses]) -> None:
         self._stopped = trio.Event()
         with trio.CancelScope() as self._running:
-            await Relay(self.config, engine=self._engine).serve(task_status=task_status)
+            self.relay = Relay(self.config, engine=self._engine)
+            await self.relay.serve(task_status=task_status)
         self._stopped.set()
+
+    async def apply(self, **changes: Any) -> None:
+        """Let it take up a changed configuration while it runs."""
+        self.config = attrs.evolve(self.config, **changes)
+        self.addresses = await self.relay.apply(self.config)
 
     async def stop(self) -> None:
         self._running.cancel()

@@ -202,12 +202,23 @@ class Overwhelmed(LiveSession):
     """A gateway that takes no more streams."""
 
     instance = "overwhelmed"
+    key_id = "its only key"
+    since = 0.0
 
     async def open_stream(self) -> trio.abc.HalfCloseableStream:
         await trio.sleep_forever()
         raise AssertionError
 
+    async def answers(self, within: float) -> bool:
+        raise AssertionError
+
     def replace(self, by: str) -> None:
+        raise AssertionError
+
+    def retire(self, by: str) -> None:
+        raise AssertionError
+
+    def abandon(self) -> None:
         raise AssertionError
 
 

@@ -13,6 +13,7 @@ from pioneer_tunnel.address import Address, PublicUrl
 from pioneer_tunnel.errors import InvalidSettingsError, Problem, StorageError, TunnelError
 from pioneer_tunnel.identity import PublicKey, SigningIdentity
 from pioneer_tunnel.relay.config import RelayConfig, TunnelEntry
+from pioneer_tunnel.relay.takeover import Takeover
 
 
 def key(number: int) -> str:
@@ -207,6 +208,8 @@ def test_one_address_is_with_or_without_tls() -> None:
         ("heartbeat_ms", 999, "1000 to 60000"),
         ("heartbeat_ms", 60001, "1000 to 60000"),
         ("heartbeat_ms", 15000.0, "whole number"),
+        ("rotation_grace_ms", -1, "0 to 86400000"),
+        ("rotation_grace_ms", 86_400_001, "0 to 86400000"),
         ("tunnels", {"id": "t1"}, "array of tables"),
         ("tunnels", "t1", "array of tables"),
     ],
@@ -288,6 +291,72 @@ def test_a_file_without_the_table(tmp_path: Path) -> None:
         RelayConfig.load(write(tmp_path, "["))
     with pytest.raises(StorageError, match=r"nowhere\.toml"):
         RelayConfig.load(tmp_path / "nowhere.toml")
+
+
+# Keys, and who has the tunnel
+
+
+def test_one_key_or_several() -> None:
+    one, several, _ = RelayConfig.from_table(relay(tunnel(1), rotating(2, 3, 4), rotating(5, 5))).tunnels
+    assert one.valid_keys == (PublicKey.parse(key(1)),)
+    assert several.valid_keys == tuple(PublicKey.parse(key(number)) for number in (3, 4))
+    assert several.key is None
+    assert several.keys_by_id == {valid.key_id: valid for valid in several.valid_keys}
+    assert several.takeover_rules.keys == tuple(valid.key_id for valid in several.valid_keys)
+
+
+def rotating(number: int, *keys: int, **other: Any) -> dict[str, Any]:
+    """The table of a tunnel with `keys`."""
+    table = tunnel(number, keys=[key(each) for each in keys])
+    del table["key"]
+    return table | other
+
+
+def test_a_key_beside_keys_is_one_too_many() -> None:
+    problem = only_problem_of(relay(rotating(1, 2, 3, key=key(1))))
+    assert problem.key == "relay.tunnels[0].key"
+    assert "keys" in problem.message
+    assert problem.value is None
+
+
+@pytest.mark.parametrize("keys", [[], "ed25519:", key(1), 3, [key(number) for number in range(9)]], ids=repr)
+def test_keys_are_one_to_eight(keys: object) -> None:
+    problem = only_problem_of(relay(rotating(1, keys=keys)))
+    assert problem.key == "relay.tunnels[0].keys"
+    assert "1 to 8" in problem.message
+
+
+def test_each_of_the_keys_is_told_by_itself_and_none_is_shown() -> None:
+    secret = "ptk1_the-secret-half-by-mistake-0123456789"
+    problems = problems_of(relay(rotating(1, keys=[key(1), secret, 3, key(1)])))
+    assert [problem.key for problem in problems] == [f"relay.tunnels[0].keys[{index}]" for index in (1, 2, 3)]
+    assert "[0]" in problems[2].message
+    assert not any(secret in str(problem) or (problem.value or "") for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "at", "there"),
+    [
+        (tunnel(1), rotating(2, 3, 1), "relay.tunnels[1].keys[1]", "tunnels[0].key "),
+        (rotating(1, 2, 3), tunnel(3), "relay.tunnels[1].key", "tunnels[0].keys[1] "),
+        (rotating(1, 2, 3), rotating(4, 5, 2), "relay.tunnels[1].keys[1]", "tunnels[0].keys[0] "),
+    ],
+)
+def test_a_key_belongs_to_one_tunnel_wherever_it_stands(
+    first: dict[str, Any], second: dict[str, Any], at: str, there: str
+) -> None:
+    problem = only_problem_of(relay(first, second))
+    assert problem.key == at
+    assert there in problem.message
+
+
+def test_who_has_the_tunnel_is_a_word_of_two() -> None:
+    newest, first = RelayConfig.from_table(relay(tunnel(1), tunnel(2, takeover="first"))).tunnels
+    assert (newest.takeover, first.takeover) == (Takeover.NEWEST, Takeover.FIRST)
+    for wrong in ("last", "", 3, True):
+        problem = only_problem_of(relay(tunnel(1, takeover=wrong)))
+        assert problem.key == "relay.tunnels[0].takeover"
+        assert "'newest' and 'first'" in problem.message
 
 
 # What two tunnels may not share

@@ -41,7 +41,7 @@ from pioneer_tunnel.errors import InvalidSettingsError
 from pioneer_tunnel.handshake import AGENT, SUBPROTOCOL, Claim, GatewayHandshake, Rejection, RelayHandshake
 from pioneer_tunnel.identity import PublicKey, RelayKey
 from pioneer_tunnel.relay import RelayConfig, RelayLimits, accepting, rates
-from pioneer_tunnel.relay.accepting import Complaints, serve_admitted
+from pioneer_tunnel.relay.accepting import Front
 from pioneer_tunnel.relay.admission import Admission, Arrival, TurnedAway
 from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.control import ControlDoor
@@ -403,6 +403,10 @@ async def test_a_tunnel_of_its_own_address_with_enough_visitors_resets() -> None
             await is_turned_away(rig.addresses.tunnels["office"])
 
 
+async def never_comes(_connected: trio.SocketStream, _arrival: Arrival) -> None:
+    raise AssertionError("nobody has connected")
+
+
 async def test_a_system_without_descriptors_is_asked_again_and_complained_of_once_a_minute(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -418,11 +422,9 @@ async def test_a_system_without_descriptors_is_asked_again_and_complained_of_onc
         async def aclose(self) -> None:
             await trio.lowlevel.checkpoint()
 
-    async def handler(_stream: trio.SocketStream, _admitted: None) -> None:
-        raise AssertionError
-
-    with trio.move_on_after(150):
-        await serve_admitted([Exhausted()], lambda _stream: None, handler, Complaints())  # type: ignore[list-item]
+    async with trio.open_nursery() as nursery:
+        with trio.move_on_after(150):
+            await Front(Admission(limits())).serve([Exhausted()], never_comes, nursery)  # type: ignore[list-item]
     assert len(asked_at) == pytest.approx(150 / accepting.ACCEPT_RETRY, abs=10)
     assert len(caplog.records) == 3
     assert "599 more" in caplog.text or "600 more" in caplog.text
@@ -431,8 +433,9 @@ async def test_a_system_without_descriptors_is_asked_again_and_complained_of_onc
 async def test_a_listener_that_is_broken_is_an_error() -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     listener.socket.close()
-    with pytest.RaisesGroup(trio.ClosedResourceError):
-        await serve_admitted([listener], lambda _stream: None, lambda _stream, _admitted: trio.sleep(0), Complaints())
+    with pytest.RaisesGroup(pytest.RaisesGroup(trio.ClosedResourceError)):
+        async with trio.open_nursery() as nursery:
+            await Front(Admission(limits())).serve([listener], never_comes, nursery)
 
 
 async def test_a_relay_says_when_descriptors_are_few(caplog: pytest.LogCaptureFixture) -> None:

@@ -200,6 +200,8 @@ class FakeSession(LiveSession):
     """A gateway whose streams the test holds the other ends of."""
 
     instance = "by hand"
+    key_id = "its only key"
+    since = 0.0
 
     def __init__(self) -> None:
         self.gone = False
@@ -212,7 +214,16 @@ class FakeSession(LiveSession):
         self.streams.append(theirs)
         return ours
 
+    async def answers(self, within: float) -> bool:
+        raise AssertionError
+
     def replace(self, by: str) -> None:
+        raise AssertionError
+
+    def retire(self, by: str) -> None:
+        raise AssertionError
+
+    def abandon(self) -> None:
         raise AssertionError
 
 

@@ -7,9 +7,9 @@ import hashlib
 import itertools
 import random
 import tracemalloc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, final
 
 import pytest
 import trio
@@ -36,7 +36,8 @@ from yamux_rig import (
 )
 
 from pioneer_tunnel.errors import RemoteProtocolError
-from pioneer_tunnel.yamux import Limits, Role, YamuxStream
+from pioneer_tunnel.link import Bytes, Link
+from pioneer_tunnel.yamux import Limits, Role, YamuxConnection, YamuxStream
 from pioneer_tunnel.yamux.connection import GOODBYE_TIMEOUT, STALL_TIMEOUT
 from pioneer_tunnel.yamux.flow import INITIAL_WINDOW
 from pioneer_tunnel.yamux.frames import ACK, RST, SYN, FrameType, GoAwayCode
@@ -372,6 +373,156 @@ async def test_the_round_trip_is_measured_every_10_seconds_while_there_are_strea
         assert both.client.session.round_trip == 0
         await near.aclose()
         await far.aclose()
+
+
+async def test_a_peer_that_is_asked_answers(autojump_clock: MockClock) -> None:
+    async with two(pipe(), heartbeat=NEVER) as both:
+        started = trio.current_time()
+        assert await both.client.connection.answers(2.0)
+        assert trio.current_time() == started
+
+
+async def test_one_that_does_not_answer_is_given_so_long(autojump_clock: MockClock) -> None:
+    ends = pipe()
+    async with two(ends, heartbeat=NEVER) as both:
+        await wait_all_tasks_blocked()
+        ends[1].outbound.allow(0)
+        started = trio.current_time()
+        assert not await both.client.connection.answers(2.0)
+        assert trio.current_time() == started + 2.0
+
+
+@final
+class SilentLink(Link):
+    """Bytes come now and then, and are never enough for something whole."""
+
+    last_received = 0.0
+    sending_since = None
+
+    async def send(self, chunks: Sequence[Bytes]) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def receive(self) -> Sequence[Bytes]:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_a_part_of_something_is_an_answer_too(autojump_clock: MockClock) -> None:
+    """A large message on a slow path, say: the pong is behind it, the bytes are not."""
+    slow = SilentLink()
+    connection = YamuxConnection(slow, Role.CLIENT, heartbeat=NEVER)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.run)
+        await trio.sleep(1)
+
+        @nursery.start_soon
+        async def trickle() -> None:
+            await trio.sleep(1)
+            slow.last_received = trio.current_time()
+
+        assert await connection.answers(2.0)
+        assert not await connection.answers(2.0)
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_question_serves_all_who_ask(autojump_clock: MockClock) -> None:
+    async with one(pipe(), heartbeat=NEVER) as (running, peer):
+        await peer.hear_ping()
+        answers: list[bool] = []
+
+        async def ask() -> None:
+            answers.append(await running.connection.answers(2.0))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(ask)
+            await trio.sleep(1)
+            await peer.say(go_away(0))
+        assert answers == [True] * 5
+        running.scope.cancel()
+        assert [frame.type for frame in await peer.hear_all()] == [PING, GO_AWAY]
+
+
+async def test_a_connection_that_is_gone_does_not_answer(autojump_clock: MockClock) -> None:
+    ends = pipe()
+    async with two(ends, heartbeat=NEVER) as both, trio.open_nursery() as nursery:
+        await wait_all_tasks_blocked()
+        ends[1].outbound.allow(0)
+        answers: list[bool] = []
+
+        @nursery.start_soon
+        async def ask() -> None:
+            answers.append(await both.client.connection.answers(2.0))
+
+        await trio.sleep(1)
+        ends[0].inbound.break_()
+        await both.client.ended.wait()
+        answers.append(await both.client.connection.answers(2.0))
+        assert answers == [False, False]
+        assert trio.current_time() < 2
+
+
+# Leaving
+
+
+async def test_streams_that_are_open_end_in_peace_after_no_more_are_taken() -> None:
+    async with two(pipe()) as both:
+        near, far = await both.stream()
+        both.client.connection.refuse_streams()
+        gone = trio.Event()
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def wait() -> None:
+                await both.client.connection.streams_gone()
+                gone.set()
+
+            nursery.start_soon(send_and_end, near, body(100_000))
+            assert await read_all(far) == body(100_000)
+            await wait_all_tasks_blocked()
+            assert not gone.is_set()
+            await far.aclose()
+            await near.aclose()
+            with trio.fail_after(5):
+                await gone.wait()
+        with pytest.raises(trio.BrokenResourceError, match="no more streams"):
+            await both.client.open()
+
+
+@pytest.mark.parametrize("how", ["reset here", "reset there", "cut"])
+async def test_nobody_waits_for_streams_that_were_broken(how: str) -> None:
+    ends = pipe()
+    async with two(ends) as both:
+        near, far = await both.stream()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(both.client.connection.streams_gone)
+            await wait_all_tasks_blocked()
+            match how:
+                case "reset here":
+                    near.reset()
+                case "reset there":
+                    far.reset()
+                case _:
+                    ends[0].inbound.break_()
+            nursery.cancel_scope.deadline = trio.current_time() + 5
+        assert not nursery.cancel_scope.cancelled_caught
+
+
+async def test_the_goodbye_takes_as_long_as_it_is_given(autojump_clock: MockClock) -> None:
+    ends = pipe(capacity=1000)
+    async with one(ends, goodbye=0.25) as (running, _):
+        stream = await running.open()
+        await wait_all_tasks_blocked()
+        ends[0].outbound.allow(0)
+        await stream.send_all(body(40_000))
+        await wait_all_tasks_blocked()
+        begin = trio.current_time()
+        running.scope.cancel()
+        await running.ended.wait()
+        assert trio.current_time() == begin + 0.25
 
 
 # Writes that stall

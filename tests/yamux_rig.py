@@ -95,6 +95,11 @@ class Pipe:
         self._send_closed = self._receive_closed = self._broken = False
         self._changed: Final = trio.lowlevel.ParkingLot()
 
+    @property
+    def closed(self) -> bool:
+        """Whether nobody will receive any more."""
+        return self._receive_closed
+
     def allow(self, amount: float) -> None:
         self.allowance = amount
         self._changed.unpark_all()

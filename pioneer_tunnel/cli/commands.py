@@ -21,8 +21,9 @@ from ..forward import forward
 from ..groups import lone_error_bare
 from ..identity import RelayKey, SigningIdentity, new_relay_key
 from ..key_mode import KeyMode
-from ..relay import Relay, RelayConfig
+from ..relay import Relay
 from ..relay.descriptors import raise_descriptor_limit
+from ..relay.reload import ConfigFile, follow, hangups
 from ..tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
 from ..websocket import EngineName
 from .status_lines import StatusLines
@@ -52,17 +53,28 @@ def pioneer_tunnel(verbose: bool) -> None:
 @_websocket_engine
 @click.pass_context
 def relay(context: click.Context, config: Path | None, websocket_engine: EngineName | None) -> None:
-    """Run a relay until it is interrupted."""
+    """Run a relay until it is interrupted.
+
+    Its tunnels follow the file: it is read again when it changes, and on SIGHUP.
+    """
     if context.invoked_subcommand is not None:
         return
     if config is None:
         raise click.UsageError("name the relay's file with --config FILE")
     try:
         raise_descriptor_limit()
-        server = Relay(RelayConfig.load(config), engine=websocket_engine)
-        _run(server.serve)
+        file = ConfigFile(config)
+        server = Relay(file.load(), engine=websocket_engine)
+        _run(functools.partial(_serve_and_follow, server, file))
     except (TunnelError, OSError) as error:
         raise click.ClickException(str(error)) from error
+
+
+async def _serve_and_follow(server: Relay, file: ConfigFile) -> None:
+    with hangups() as asked:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve)
+            await follow(file, server.apply, asked=asked)
 
 
 @relay.command("new-key")

@@ -2,10 +2,15 @@
 
 config     what the operator decides; limits: what it may cost
 registry   which tunnels there are, and where each is connected
-control    the gateways' door: prove your key, then carry visitors
+takeover   who has a tunnel when a second gateway knocks
+control    the gateways' door: prove your key
+session    a gateway that has come in: it carries visitors until it is told to end
 ingress    the visitors' door: which tunnel is this for? head and framing: where does each request end?
 admission  who may come in, and how many
-server     the sockets around both
+accepting  connections come in, or are turned away
+listeners  the sockets that listen
+server     everything around both doors
+reload     the file, when it changes while the relay runs
 """
 
 from __future__ import annotations
@@ -13,5 +18,6 @@ from __future__ import annotations
 from .config import RelayConfig, TunnelEntry
 from .limits import RelayLimits
 from .server import Relay, RelayAddresses
+from .takeover import Takeover
 
-__all__ = ["Relay", "RelayAddresses", "RelayConfig", "RelayLimits", "TunnelEntry"]
+__all__ = ["Relay", "RelayAddresses", "RelayConfig", "RelayLimits", "Takeover", "TunnelEntry"]

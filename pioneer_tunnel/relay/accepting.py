@@ -4,7 +4,7 @@
 Here whoever is turned away gets a reset before a task is made for it, and of what goes wrong many times a second one
 line a minute tells.
 
-Neighbours: `server` says who is admitted and what happens then; `admission` decides.
+Neighbours: `server` and `listeners` say what happens to a connection; `admission` decides whether it is let in.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, NoReturn, TypeVar, final
+from typing import Final, NoReturn, TypeAlias, final
 
 import trio
 
 from ..streams import reset_on_close
-from .admission import TurnedAway
+from .admission import Admission, Arrival, TurnedAway
 
-__all__ = ["Complaints", "serve_admitted"]
+__all__ = ["Front", "Handler"]
 
 ACCEPT_RETRY: Final = 0.1
 """Seconds until the next attempt, when the system has nothing left for one more connection."""
@@ -30,83 +30,87 @@ COMPLAINT_INTERVAL: Final = 60.0
 _OVERLOADED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
 
-_Admitted = TypeVar("_Admitted")
-
-
-async def serve_admitted(
-    listeners: Sequence[trio.SocketListener],
-    admit: Callable[[trio.SocketStream], _Admitted],
-    handler: Callable[[trio.SocketStream, _Admitted], Awaitable[object]],
-    complaints: Complaints,
-) -> NoReturn:
-    """Accept connections until cancelled, and close the listeners then.
-
-    Args:
-        admit: called with each connection; what it returns goes to the handler. It must not wait. When it raises
-            `TurnedAway`, the connection is reset.
-        handler: runs in a task of its own, and closes the connection. It raises nothing but `trio.Cancelled`.
-        complaints: where what goes wrong is told.
-
-    Raises:
-        OSError: a listener is broken.
-    """
-    async with trio.open_nursery() as nursery:
-        for listener in listeners:
-            nursery.start_soon(_accept, listener, admit, handler, nursery, complaints)
-    raise AssertionError("listeners end only by being cancelled")
-
-
-async def _accept(
-    listener: trio.SocketListener,
-    admit: Callable[[trio.SocketStream], _Admitted],
-    handler: Callable[[trio.SocketStream, _Admitted], Awaitable[object]],
-    nursery: trio.Nursery,
-    complaints: Complaints,
-) -> NoReturn:
-    async with listener:
-        while True:
-            try:
-                connected = await listener.accept()
-            except OSError as error:
-                if error.errno not in _OVERLOADED:
-                    raise
-                complaints.add(f"no connection can be accepted: {error.strerror}")
-                await trio.sleep(ACCEPT_RETRY)
-                continue
-            try:
-                admitted = admit(connected)
-            except TurnedAway as reason:
-                complaints.add(f"a connection was turned away: {reason}")
-                reset_on_close(connected.socket)
-                connected.socket.close()
-            else:
-                nursery.start_soon(_handle, connected, admitted, handler)
-
-
-async def _handle(
-    connected: trio.SocketStream,
-    admitted: _Admitted,
-    handler: Callable[[trio.SocketStream, _Admitted], Awaitable[object]],
-) -> None:
-    try:
-        await handler(connected, admitted)
-    finally:
-        await trio.aclose_forcefully(connected)
+Handler: TypeAlias = Callable[[trio.SocketStream, Arrival], Awaitable[None]]
+"""Serves a connection, and closes it."""
 
 
 @final
-class Complaints:
-    """Says the same once a minute, and how often it would have."""
+class Front:
+    """Accepts connections for all listeners of a relay."""
 
-    def __init__(self) -> None:
-        self._seen: Final[dict[str, tuple[float, int]]] = {}
+    def __init__(self, admission: Admission) -> None:
+        self._admission: Final = admission
+        self._complained: Final[dict[str, tuple[float, int]]] = {}
 
-    def add(self, text: str) -> None:
+    async def serve(
+        self, listeners: Sequence[trio.SocketListener], handler: Handler, connections: trio.Nursery
+    ) -> NoReturn:
+        """Accept connections until cancelled, and close the listeners then.
+
+        Args:
+            handler: runs in a task of its own. It is cancelled when its connection makes way for another.
+            connections: where these tasks are.
+
+        Raises:
+            OSError: a listener is broken.
+        """
+        async with trio.open_nursery() as nursery:
+            for listener in listeners:
+                nursery.start_soon(self._accept, listener, handler, connections)
+        raise AssertionError("listeners end only by being cancelled")
+
+    async def _accept(self, listener: trio.SocketListener, handler: Handler, connections: trio.Nursery) -> NoReturn:
+        async with listener:
+            while True:
+                try:
+                    connected = await listener.accept()
+                except OSError as error:
+                    if error.errno not in _OVERLOADED:
+                        raise
+                    self._complain(f"no connection can be accepted: {error.strerror}")
+                    await trio.sleep(ACCEPT_RETRY)
+                else:
+                    self._admit(connected, handler, connections)
+
+    def _admit(self, connected: trio.SocketStream, handler: Handler, connections: trio.Nursery) -> None:
+        scope = trio.CancelScope()
+
+        def make_way() -> None:
+            reset_on_close(connected.socket)
+            scope.cancel()
+
+        try:
+            arrival = self._admission.arrive(_host_of(connected), trio.current_time(), make_way)
+        except TurnedAway as reason:
+            self._complain(f"a connection was turned away: {reason}")
+            reset_on_close(connected.socket)
+            connected.socket.close()
+        else:
+            connections.start_soon(_handle, connected, arrival, scope, handler)
+
+    def _complain(self, text: str) -> None:
         """Log `text`, of which there are few different ones, unless that was done less than a minute ago."""
         now = trio.current_time()
-        logged_at, unsaid = self._seen.get(text, (-COMPLAINT_INTERVAL, 0))
+        logged_at, unsaid = self._complained.get(text, (-COMPLAINT_INTERVAL, 0))
         if now - logged_at < COMPLAINT_INTERVAL:
-            self._seen[text] = logged_at, unsaid + 1
+            self._complained[text] = logged_at, unsaid + 1
             return
-        self._seen[text] = now, 0
+        self._complained[text] = now, 0
         _log.warning("%s%s", text, f" ({unsaid} more since the last such line)" if unsaid else "")
+
+
+async def _handle(connected: trio.SocketStream, arrival: Arrival, scope: trio.CancelScope, handler: Handler) -> None:
+    try:
+        with scope:
+            await handler(connected, arrival)
+    finally:
+        arrival.leave()
+        await trio.aclose_forcefully(connected)
+
+
+def _host_of(connected: trio.SocketStream) -> str | None:
+    try:
+        host: str = connected.socket.getpeername()[0]
+    except OSError:
+        return None  # it is gone already
+    return host

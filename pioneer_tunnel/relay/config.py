@@ -20,9 +20,11 @@ Neighbours: the server listens where this says; the registry is made of `tunnels
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, final
 
 import attrs
@@ -50,10 +52,12 @@ from ..tables import (
 )
 from ..toml_file import read_toml, subtable
 from .limits import RelayLimits
+from .takeover import Takeover, TakeoverRules
 
 __all__ = ["RelayConfig", "TunnelEntry"]
 
 LABEL_LIMIT: Final = 128
+MOST_KEYS: Final = 8
 _TABLE: Final = "relay"
 
 
@@ -86,6 +90,42 @@ def _public_names(value: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _public_keys(value: Sequence[str | PublicKey]) -> tuple[PublicKey, ...]:
+    allowed = f"allowed is an array of 1 to {MOST_KEYS} public keys, the oldest first"
+    given: object = value
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence) or not 1 <= len(given) <= MOST_KEYS:
+        raise TypeError(allowed)
+    keys: list[PublicKey] = []
+    problems = []
+    for index, item in enumerate(given):
+        try:
+            key = a_public_key(item)
+            if key in keys:
+                raise ValueError(f"stands in [{keys.index(key)}] too; each key is named once")
+            keys.append(key)
+        except (TypeError, ValueError) as error:  # of a key, nothing is quoted
+            problems.append(Problem(key=f"[{index}]", message=redact_reason(str(error), item)))
+    if problems:
+        raise RefusedItemsError(problems)
+    return tuple(keys)
+
+
+def _takeover(value: str | Takeover) -> Takeover:
+    allowed = f"allowed are {' and '.join(repr(str(choice)) for choice in Takeover)}"
+    text = a_text(value, allowed)
+    if text not in {*Takeover}:
+        raise ValueError(allowed)
+    return Takeover(text)
+
+
+def _key_or_keys(key: PublicKey | None, keys: tuple[PublicKey, ...] | None) -> str | None:
+    if key is None and keys is None:
+        return "is missing"
+    if key is not None and keys is not None:
+        return "stands beside keys; name one of both, and in keys every key that is valid"
+    return None
+
+
 @final
 @attrs.frozen(kw_only=True, field_transformer=hold_back)
 class TunnelEntry:
@@ -94,9 +134,12 @@ class TunnelEntry:
     Attributes:
         id: its name in logs and commands.
         url: where visitors find it. Without a `bind_addr` they are told apart by its host.
-        key: the public half of the gateway's identity.
+        key: the public half of the gateway's identity; None where there are `keys`.
+        keys: while one key takes the place of another: the old one and then the new one, 8 at the most. All of them
+            are valid. A session with a later key moves the tunnel to it, without dropping a visitor of the old one.
         bind_addr: an address of its own to listen at for this tunnel's visitors, whatever they speak.
         service: the label that the gateway has to name; None takes any.
+        takeover: which of two gateways with one key has the tunnel, the newest or the first to come.
 
     Raises:
         InvalidSettingsError: with everything that is wrong in its `problems`.
@@ -104,14 +147,31 @@ class TunnelEntry:
 
     id: str = attrs.field(validator=label(LABEL_LIMIT))
     url: PublicUrl = attrs.field(converter=_public_url)
-    key: PublicKey = attrs.field(converter=a_public_key)
+    key: PublicKey | None = attrs.field(default=None, converter=attrs.converters.optional(a_public_key))
+    keys: tuple[PublicKey, ...] | None = attrs.field(default=None, converter=attrs.converters.optional(_public_keys))
     bind_addr: Address | None = attrs.field(default=None, converter=attrs.converters.optional(_listening_address))
     service: str | None = attrs.field(default=None, validator=attrs.validators.optional(label(LABEL_LIMIT)))
+    takeover: Takeover = attrs.field(default=Takeover.NEWEST, converter=_takeover)
 
-    _RULES: ClassVar[tuple[Rule, ...]] = ()
+    _RULES: ClassVar[tuple[Rule, ...]] = (Rule(("key", "keys"), _key_or_keys),)
 
     def __attrs_post_init__(self) -> None:
         settle(self)
+
+    @property
+    def valid_keys(self) -> tuple[PublicKey, ...]:
+        """Every key that opens this tunnel, the oldest first."""
+        return self.keys if self.keys is not None else () if self.key is None else (self.key,)
+
+    @functools.cached_property
+    def keys_by_id(self) -> Mapping[str, PublicKey]:
+        """The same by their ids, made once: looking a known key up shall not take longer than an unknown one."""
+        return MappingProxyType({key.key_id: key for key in self.valid_keys})
+
+    @property
+    def takeover_rules(self) -> TakeoverRules:
+        """What happens when a second gateway comes."""
+        return TakeoverRules(takeover=self.takeover, keys=tuple(self.keys_by_id))
 
 
 def _tunnels(value: Sequence[TunnelEntry | Mapping[str, Any]]) -> tuple[TunnelEntry, ...]:
@@ -124,15 +184,17 @@ def _tunnels(value: Sequence[TunnelEntry | Mapping[str, Any]]) -> tuple[TunnelEn
 
 def _taken_twice(entries: Sequence[Mapping[str, Any]]) -> list[Problem]:
     """What two entries claim; `entries` are what is good of each."""
-    first: dict[tuple[str, Hashable], int] = {}
+    first: dict[tuple[str, Hashable], tuple[int, str]] = {}
     problems = []
     for index, entry in enumerate(entries):
         for name, claim, why in _claims(entry):
-            taken_by = first.setdefault((name, claim), index)
+            kind = name.partition("[")[0].removesuffix("s")  # a key is one wherever it stands
+            taken_by, there = first.setdefault((kind, claim), (index, name))
             if taken_by != index:
                 key = f"[{index}].{name}"
-                message = f"stands in tunnels[{taken_by}] too; {why}"
-                problems.append(Problem(key=key, value=shown(key, entry[name]), message=message))
+                place = f"tunnels[{taken_by}]" if there == name else f"tunnels[{taken_by}].{there}"
+                message = f"stands in {place} too; {why}"
+                problems.append(Problem(key=key, value=shown(key, entry.get(name)), message=message))
     return problems
 
 
@@ -141,8 +203,10 @@ def _claims(entry: Mapping[str, Any]) -> list[tuple[str, Hashable, str]]:
     claims: list[tuple[str, Hashable, str]] = []
     if "id" in entry:
         claims.append(("id", entry["id"], "each tunnel has its own"))
-    if "key" in entry:
+    if entry.get("key") is not None:
         claims.append(("key", entry["key"], "a key belongs to one tunnel"))
+    for index, key in enumerate(entry.get("keys") or ()):
+        claims.append((f"keys[{index}]", key, "a key belongs to one tunnel"))
     if "bind_addr" in entry:
         bind_addr = entry["bind_addr"]
         if bind_addr is None and "url" in entry:
@@ -211,6 +275,7 @@ class RelayConfig:
         identity_key_file: holds the relay's Ed25519 private seed, 32 bytes in hexadecimal digits; with it the relay
             proves itself to gateways. `identity_key_path` is where it is.
         heartbeat_ms: how long a link may be silent before it is pinged.
+        rotation_grace_ms: how long the visitors of a session may stay after a newer key has taken the tunnel over.
         limits: what visitors, addresses and tunnels may cost, `[relay.limits]`.
         tunnels: the tunnels that this relay carries.
         base_dir: what relative paths are relative to: the folder of the file. Not a key of the table.
@@ -229,6 +294,7 @@ class RelayConfig:
     ingress_tls: bool = attrs.field(validator=a_flag)
     identity_key_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     heartbeat_ms: int = attrs.field(default=15_000, validator=whole_number(1000, 60_000))
+    rotation_grace_ms: int = attrs.field(default=600_000, validator=whole_number(0, 86_400_000))
     limits: RelayLimits = attrs.field(factory=RelayLimits, converter=_limits)
     tunnels: tuple[TunnelEntry, ...] = attrs.field(default=(), converter=_tunnels)
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})

@@ -1,30 +1,31 @@
 """The gateways' door: a WebSocket, a proof, and then yamux towards the gateway.
 
-Neighbours: `server` brings the connections; `handshake` decides who comes in; the directory learns who is here;
-`ingress` opens streams through a `GatewaySession`.
+Neighbours: `server` brings the connections; `handshake` decides who comes in; the directory learns who is here, and
+may say that the tunnel stays with another; `session` is what an opening becomes.
 """
 
 from __future__ import annotations
 
 import logging
-import secrets
-from contextlib import suppress
+import time
+from collections.abc import Callable
 from typing import Final, final
 
 import trio
 
 from ..errors import ProtocolError
-from ..handshake import SUBPROTOCOL, Claim, Rejection, RelayHandshake, replaced_text
+from ..handshake import SUBPROTOCOL, Claim, Rejection, RelayHandshake
 from ..identity import SigningIdentity
 from ..status import clean_message
 from ..streams import MeteredStream, WatchedStream
-from ..websocket import EngineName, Opening, WebSocket, WebSocketLink, WebSocketRefused, load_engine
-from ..yamux import Limits, Role, YamuxConnection, YamuxStream
+from ..websocket import EngineName, Opening, WebSocket, WebSocketRefused, load_engine
+from ..yamux import Limits
 from .admission import Arrival
 from .config import RelayConfig, TunnelEntry
-from .registry import Directory, LiveSession, Registry
+from .registry import Directory, Registry, TunnelTaken
+from .session import GatewaySession
 
-__all__ = ["ControlDoor", "GatewaySession"]
+__all__ = ["ControlDoor"]
 
 OPENING_TIMEOUT: Final = 10.0
 """Seconds that a gateway has to prove itself."""
@@ -32,34 +33,10 @@ OPENING_TIMEOUT: Final = 10.0
 OPENING_BYTES: Final = 128 * 1024
 """Bytes that it may send until then, its WebSocket request included."""
 
-CLOSE_REPLACED: Final = 4001
-CLOSE_GOING_AWAY: Final = 1001
-FAREWELL_TIMEOUT: Final = 1.0
+BUSY_RETRY_MS: Final = 5_000
+"""How long a gateway is asked to wait whose tunnel another one has."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.control")
-
-
-@final
-class GatewaySession(LiveSession):
-    """One authenticated gateway, connected."""
-
-    def __init__(self, session_id: str, claim: Claim, connection: YamuxConnection) -> None:
-        self.id: Final = session_id
-        self._instance: Final = claim.instance or ""
-        self._connection: Final = connection
-        self.replaced_by: str | None = None
-        self.replaced: Final = trio.Event()
-
-    @property
-    def instance(self) -> str:
-        return self._instance
-
-    async def open_stream(self) -> YamuxStream:
-        return await self._connection.open_stream()
-
-    def replace(self, by: str) -> None:
-        self.replaced_by = by
-        self.replaced.set()
 
 
 @final
@@ -67,10 +44,11 @@ class ControlDoor:
     """Lets gateways in.
 
     Args:
-        config: the relay's id, names and heartbeat.
+        config: the relay's id, names, heartbeat and grace.
         identity: proves the relay to gateways that pin it.
         limits: what each session may cost.
         engine: None for the fastest that is installed.
+        wall_clock: seconds since 1970, for what a gateway is told.
     """
 
     def __init__(
@@ -82,6 +60,7 @@ class ControlDoor:
         identity: SigningIdentity | None = None,
         limits: Limits | None = None,
         engine: EngineName | None = None,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._config: Final = config
         self._registry: Final = registry
@@ -90,6 +69,8 @@ class ControlDoor:
         self._engine: Final = load_engine(engine)
         # The relay opens streams and takes none: a gateway's SYN is reset.
         self._limits: Final = limits or Limits(unaccepted=0, unread=config.limits.buffered_bytes_per_tunnel)
+        self._wall_clock: Final = wall_clock
+        self._sessions: Final[set[GatewaySession]] = set()
 
     async def serve(self, stream: trio.abc.Stream, watched: WatchedStream, arrival: Arrival | None = None) -> None:
         """Serve one connection, from its WebSocket request on, until it ends; `stream` is closed then.
@@ -107,15 +88,21 @@ class ControlDoor:
                 async with self._engine.accept(metered, Opening(subprotocol=SUBPROTOCOL)) as websocket:
                     opened = await self._open(websocket, arrival)
                     if opened is not None:
-                        deadline.deadline = float("inf")
                         metered.trusted = True
                         if arrival is not None:
                             arrival.settle()
-                        await self._carry(websocket, watched, *opened)
+                        await self._carry(websocket, watched, *opened, deadline=deadline)
             except (WebSocketRefused, trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 _log.debug("a connection at the control door ended in its opening: %s", error)
         if deadline.cancelled_caught:
             _log.info("a connection at the control door did not prove itself within %g seconds", OPENING_TIMEOUT)
+
+    async def hold_against_registry(self) -> None:
+        """Ask the registry about every session anew. One whose key does not open its tunnel any more ends at once."""
+        for session in [*self._sessions]:
+            entry = await self._registry.by_key_id(session.key_id)
+            if entry is None or entry.id != session.tunnel_id:
+                session.revoke()
 
     async def _open(
         self, websocket: WebSocket, arrival: Arrival | None
@@ -135,60 +122,67 @@ class ControlDoor:
                         entry = await self._registry.by_key_id(claim.key_id)
                         handshake.verify(
                             claim,
-                            None if entry is None else entry.key,
+                            None if entry is None else entry.keys_by_id.get(claim.key_id),
                             service=None if entry is None else entry.service,
                         )
                         assert entry is not None  # or its key would not have verified
                         return entry, claim, handshake
         except Rejection as rejection:
-            named = clean_message(claim.key_id) if claim is not None else "?"
-            _log.info("a gateway with the key id %s was rejected: %s", named, rejection)
             if rejection.reason == "auth_failed" and arrival is not None:
                 await trio.sleep(arrival.failed(trio.current_time()))
-            await websocket.send([rejection.text])
-            await websocket.close(1008, rejection.reason)
+            await _reject(websocket, claim, rejection)
         except ProtocolError as error:
             await websocket.close(1002, str(error)[:120])
         return None
 
     async def _carry(
-        self, websocket: WebSocket, watched: WatchedStream, entry: TunnelEntry, claim: Claim, handshake: RelayHandshake
+        self,
+        websocket: WebSocket,
+        watched: WatchedStream,
+        entry: TunnelEntry,
+        claim: Claim,
+        handshake: RelayHandshake,
+        *,
+        deadline: trio.CancelScope,
     ) -> None:
-        session_id = secrets.token_hex(8)
-        link = WebSocketLink(websocket, watched, _ignore_text)
-        link.close_code, link.close_reason = CLOSE_GOING_AWAY, "the relay is stopping"
-        connection = YamuxConnection(link, Role.CLIENT, heartbeat=self._config.heartbeat_ms / 1000, limits=self._limits)
-        session = GatewaySession(session_id, claim, connection)
-        welcome = handshake.welcome(
-            claim, session=session_id, public_url=str(entry.url), heartbeat_ms=self._config.heartbeat_ms
+        config = self._config
+        session = GatewaySession(
+            entry.id,
+            claim,
+            websocket,
+            watched,
+            heartbeat=config.heartbeat_ms / 1000,
+            limits=self._limits,
+            since=self._wall_clock(),
+            rotation_grace=config.rotation_grace_ms / 1000,
         )
+        welcome = handshake.welcome(
+            claim, session=session.id, public_url=str(entry.url), heartbeat_ms=config.heartbeat_ms
+        )
+        # Known from here on, so that a key that is withdrawn while it waits for its entry does not slip through.
+        self._sessions.add(session)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_end_when_replaced, session, websocket, link, nursery.cancel_scope)
+            try:
                 # First, so that a visitor who comes as soon as the gateway says that it is connected finds it.
-                await self._directory.enter(entry.id, session)
-                try:
-                    await websocket.send([welcome])
-                    _log.info("tunnel %s: session %s is connected (%s)", entry.id, session_id, claim.agent)
-                    await connection.run()
-                finally:
-                    with trio.CancelScope(shield=True):
-                        await self._directory.leave(entry.id, session)
+                await self._directory.enter(entry.id, session, rules=entry.takeover_rules)
+                await session.greet(welcome)
+                deadline.deadline = float("inf")
+                _log.info("tunnel %s: session %s is connected (%s)", entry.id, session.id, claim.agent)
+                await session.carry()
+            except TunnelTaken as taken:
+                await _reject(websocket, claim, Rejection("busy", str(taken), retry_after_ms=BUSY_RETRY_MS))
+            finally:
+                # Also of an entry that was cut off: nobody knows how far it came.
+                with trio.CancelScope(shield=True):
+                    await self._directory.leave(entry.id, session)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError) as group:
-            _log.info("tunnel %s: session %s has ended: %s", entry.id, session_id, group.exceptions[0])
+            _log.info("tunnel %s: session %s has ended: %s", entry.id, session.id, group.exceptions[0])
+        finally:
+            self._sessions.discard(session)
 
 
-async def _end_when_replaced(
-    session: GatewaySession, websocket: WebSocket, link: WebSocketLink, scope: trio.CancelScope
-) -> None:
-    # No deadline: most sessions are never replaced.
-    await session.replaced.wait()
-    by = session.replaced_by or ""
-    with trio.move_on_after(FAREWELL_TIMEOUT), suppress(trio.BrokenResourceError):
-        await websocket.send([replaced_text(by, "a newer session has taken this tunnel over")])
-    link.close_code, link.close_reason = CLOSE_REPLACED, "replaced"
-    scope.cancel()
-
-
-def _ignore_text(text: str) -> None:
-    """Gateways have nothing to say in text after the opening that this version knows."""
+async def _reject(websocket: WebSocket, claim: Claim | None, rejection: Rejection) -> None:
+    named = clean_message(claim.key_id) if claim is not None else "?"
+    _log.info("a gateway with the key id %s was rejected: %s", named, rejection)
+    await websocket.send([rejection.text])
+    await websocket.close(1008, rejection.reason)

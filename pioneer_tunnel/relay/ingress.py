@@ -24,7 +24,7 @@ from .followed_stream import FollowedStream
 from .framing import RequestFollower
 from .head import BadRequest, HeadReader, RequestHead, error_response
 from .limits import RelayLimits
-from .registry import Directory, Registry
+from .registry import Directory, LiveSession, Registry
 
 __all__ = ["IngressDoor", "Visit", "read_head"]
 
@@ -179,16 +179,15 @@ class IngressDoor:
             raise Refusal(503, str(reason)) from None
 
     async def _open(self, entry: TunnelEntry) -> trio.abc.HalfCloseableStream:
-        session = await self._directory.find(entry.id)
-        if session is None:
+        tried: LiveSession | None = None
+        with trio.move_on_after(OPEN_TIMEOUT):
+            while (session := await self._directory.find(entry.id)) is not tried and session is not None:
+                try:
+                    return await session.open_stream()
+                except trio.BrokenResourceError:
+                    tried = session  # it ended just now, or hands the tunnel over: to whom, the directory knows
             raise Refusal(503, "the gateway is not connected")
-        try:
-            with trio.fail_after(OPEN_TIMEOUT):
-                return await session.open_stream()
-        except trio.BrokenResourceError:
-            raise Refusal(503, "the gateway is not connected") from None
-        except trio.TooSlowError:
-            raise Refusal(504, "the gateway takes no visitors at the moment") from None
+        raise Refusal(504, "the gateway takes no visitors at the moment")
 
 
 def _proxy_header(visit: Visit) -> bytes:

@@ -2,7 +2,10 @@
 
 `Relay` is a whole relay. In a process of its own the command line runs it; in the same process, a nursery does:
 
-    addresses = await nursery.start(Relay(config).serve)
+    relay = Relay(config)
+    addresses = await nursery.start(relay.serve)
+    ...
+    await relay.apply(another_config)        # other tunnels; those that stay are not touched
 """
 
 from __future__ import annotations
@@ -10,9 +13,9 @@ from __future__ import annotations
 import functools
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeAlias, final
+from typing import Any, Final, NoReturn, final
 
 import attrs
 import trio
@@ -22,26 +25,25 @@ from ..errors import InvalidSettingsError, StorageError
 from ..groups import lone_error_bare
 from ..handshake import SUBPROTOCOL
 from ..identity import SigningIdentity
-from ..streams import PrefixedStream, TlsServerStream, WatchedStream, abandon, keep_alive, reset_on_close
+from ..streams import PrefixedStream, TlsServerStream, WatchedStream, abandon, keep_alive
 from ..websocket import EngineName
 from ..yamux import Limits
-from .accepting import Complaints, serve_admitted
+from .accepting import Front, Handler
 from .admission import Admission, Arrival
 from .config import RelayConfig, TunnelEntry
 from .control import ControlDoor
 from .descriptors import descriptor_limit
 from .head import RequestHead, wants_upgrade
 from .ingress import IngressDoor, Refusal, Visit, read_head, refuse
+from .listeners import BoundListeners, listened_at, open_listeners
 from .registry import Directory, LocalDirectory, LocalRegistry, Registry
+from .reload import Changes
 
 __all__ = ["Relay", "RelayAddresses"]
 
 TLS_TIMEOUT: Final = 10.0
-BACKLOG: Final = 1024
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
-
-_Handler: TypeAlias = Callable[[trio.SocketStream, Arrival], Awaitable[None]]
 
 
 @final
@@ -85,9 +87,15 @@ class Relay:
         limits: Limits | None = None,
         engine: EngineName | None = None,
     ) -> None:
-        registry = registry or LocalRegistry(config.tunnels)
+        own_registry = LocalRegistry(config.tunnels) if registry is None else None
+        registry = registry or own_registry
+        assert registry is not None
         directory = directory or LocalDirectory()
-        self._config: Final = config
+        self._config = config
+        self._own_registry: Final = own_registry
+        self._bound: BoundListeners | None = None
+        self._addresses: RelayAddresses | None = None
+        self._applying: Final = trio.Lock()
         self._admission: Final = Admission(config.limits, descriptors=descriptor_limit())
         self._tls: Final = _server_tls(config)
         self._control: Final = ControlDoor(
@@ -101,56 +109,73 @@ class Relay:
         Raises:
             OSError: an address cannot be listened at.
         """
-        with lone_error_bare():
-            await self._listen(task_status)
+        try:
+            with lone_error_bare():
+                await self._listen(task_status)
+        finally:
+            self._bound = self._addresses = None
         raise AssertionError("listeners end only by being cancelled")
+
+    async def apply(self, config: RelayConfig) -> RelayAddresses:
+        """Carry the tunnels of `config` from now on, without touching those that stay as they are.
+
+        New ones work at once. Those that are gone end: their listeners are closed, their sessions ended, their visitors
+        reset. So do sessions whose key is no longer one of their tunnel's. What else has changed of a tunnel counts for
+        what comes next: visitors and gateways that are here stay. Whatever of the relay itself has changed is logged
+        and takes a restart. Of a registry that was given to the relay, the entries are its owner's; sessions are held
+        against it anew.
+
+        Returns:
+            Where the relay listens now.
+
+        Raises:
+            InvalidSettingsError: the tunnels do not go together with the addresses that the relay listens at.
+            OSError: a tunnel's address cannot be listened at.
+            RuntimeError: the relay does not serve.
+            In each case nothing has changed.
+        """
+        async with self._applying:
+            if self._bound is None or self._addresses is None:
+                raise RuntimeError("a relay that does not serve cannot be reconfigured: make another one")
+            changes = Changes.between(self._config, config)
+            applied = attrs.evolve(self._config, tunnels=config.tunnels)
+            await self._bound.arrange(applied.tunnels)
+            self._config = applied
+            if self._own_registry is not None:
+                self._own_registry.replace(applied.tunnels)
+            await self._control.hold_against_registry()
+            self._addresses = attrs.evolve(self._addresses, tunnels=self._bound.addresses)
+            _log.info("the configuration was applied; changes of tunnels: %s", changes)
+            if changes.for_a_restart:
+                _log.warning("these have changed too, and take a restart: %s", ", ".join(changes.for_a_restart))
+            return self._addresses
 
     async def _listen(self, task_status: trio.TaskStatus[RelayAddresses]) -> None:
         config = self._config
         shared = config.control_addr == config.ingress_addr
-        complaints = Complaints()
+        front = Front(self._admission)
         async with trio.open_nursery() as nursery:
 
-            async def listen(address: Address, handler: _Handler) -> Address:
-                try:
-                    listeners = await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
-                except OSError as error:
-                    raise OSError(error.errno, f"cannot listen at {address}: {error.strerror}") from error
-                nursery.start_soon(serve_admitted, listeners, self._admit, _guarded(handler), complaints)
-                return Address(address.host, listeners[0].socket.getsockname()[1])
+            async def listen(address: Address, handler: Handler) -> Address:
+                listeners = await open_listeners(address)
+                nursery.start_soon(front.serve, listeners, _guarded(handler), nursery)
+                return listened_at(address, listeners)
 
             control = await listen(config.control_addr, self._serve_either if shared else self._serve_control)
             ingress = control if shared else await listen(config.ingress_addr, self._serve_ingress)
-            tunnels = {
-                entry.id: await listen(entry.bind_addr, functools.partial(self._serve_bound, entry))
-                for entry in config.tunnels
-                if entry.bind_addr is not None
-            }
-            addresses = RelayAddresses(control=control, ingress=ingress, tunnels=tunnels)
-            _log.info("gateways at %s, visitors at %s", addresses.control, addresses.ingress)
-            for tunnel_id, address in tunnels.items():
+            bound = BoundListeners(front, nursery, lambda entry: _guarded(functools.partial(self._serve_bound, entry)))
+            await bound.arrange(config.tunnels)
+            self._bound = bound
+            self._addresses = RelayAddresses(control=control, ingress=ingress, tunnels=bound.addresses)
+            _log.info("gateways at %s, visitors at %s", control, ingress)
+            for tunnel_id, address in bound.addresses.items():
                 _log.info("visitors of tunnel %s at %s", tunnel_id, address)
             if self._admission.most_connections < config.limits.connections:
                 _log.warning(
                     "this process may have so few descriptors that it takes %d connections at the most, not the %d"
                     " of its limits; see ulimit -n", self._admission.most_connections, config.limits.connections,
                 )  # fmt: skip
-            task_status.started(addresses)
-
-    def _admit(self, connected: trio.SocketStream) -> _Admitted:
-        """Let a connection arrive.
-
-        Raises:
-            TurnedAway: there is no room for it.
-        """
-        address, scope = _address_of(connected.socket.getpeername), trio.CancelScope()
-        host = None if address is None else address.host
-
-        def make_way() -> None:
-            reset_on_close(connected.socket)
-            scope.cancel()
-
-        return _Admitted(self._admission.arrive(host, trio.current_time(), make_way), scope)
+            task_status.started(self._addresses)
 
     async def _serve_control(self, connected: trio.SocketStream, arrival: Arrival) -> None:
         stream, watched = await self._secured(connected, self._config.control_tls)
@@ -214,30 +239,18 @@ def _wants_control(head: RequestHead) -> bool:
     return upgrade is not None and upgrade.websocket and SUBPROTOCOL in upgrade.subprotocols
 
 
-@final
-@attrs.frozen
-class _Admitted:
-    """A connection that was let in, and the scope that it is served in, which ends when it makes way for another."""
-
-    arrival: Arrival
-    scope: trio.CancelScope
-
-
-def _guarded(handler: _Handler) -> Callable[[trio.SocketStream, _Admitted], Awaitable[None]]:
+def _guarded(handler: Handler) -> Handler:
     """One connection's trouble is its own: it is logged, and the relay goes on."""
 
-    async def guarded(connected: trio.SocketStream, admitted: _Admitted) -> None:
+    async def guarded(connected: trio.SocketStream, arrival: Arrival) -> None:
         try:
-            with admitted.scope:
-                await handler(connected, admitted.arrival)
+            await handler(connected, arrival)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             pass  # it went away, or never came to the point
         except* Exception:  # noqa: BLE001  # whatever it is, other connections have nothing to do with it
             _log.exception("a connection failed in an unforeseen way")
             with trio.CancelScope(shield=True):
                 await abandon(connected)
-        finally:
-            admitted.arrival.leave()
 
     return guarded
 

@@ -27,6 +27,7 @@ from ..groups import lone_error_bare
 from ..handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
 from ..identity import MIN_NATIVE_KEY_LENGTH, RelayKey
 from ..proxy_protocol import MAX_LENGTH, ProxyHeader
+from ..redaction import cut
 from ..status import clean_message
 from ..tunnel_stream import TunnelStream
 from ..websocket import Opening, WebSocket, WebSocketClosed, WebSocketLink, WebSocketRefused, load_engine
@@ -125,10 +126,10 @@ def _take_notice(text: str, target: Target, report: Report) -> None:
             report(Draining(seconds))
         case handshake.Replaced(by=by, message=message):
             report(Replaced(by))
-            if target.instance is not None and by == target.instance:
+            if target.instance and by == target.instance:
                 raise LinkLostError("a newer session of this gateway took the tunnel over")
             raise ReplacedError(
-                f"another gateway with the same key took the tunnel over: instance {by!r}{_quoted(message)};"
+                f"another gateway took the tunnel over: instance {cut(by, 64)!r}{_quoted(message)};"
                 " give each gateway a key of its own"
             )
 

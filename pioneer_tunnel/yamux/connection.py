@@ -31,6 +31,8 @@ from .stream import YamuxStream
 __all__ = ["YamuxConnection"]
 
 GOODBYE_TIMEOUT: Final = 1.0
+"""Seconds that an ending may take: what is under way has to leave, and the goodbye after it."""
+
 STALL_TIMEOUT: Final = 30.0
 """Seconds that a write may make no progress. It has to be longer than the clock task ever sleeps."""
 
@@ -62,6 +64,7 @@ class YamuxConnection:
         on_stream: called for each stream that the peer opens, with everything that arrived together with it. It
             must not wait; when it raises `trio.WouldBlock`, the stream is reset. Without it, every stream is.
         on_round_trip: called with each measured round trip, in seconds.
+        goodbye: seconds that the ending may take at the most, once `run` is cancelled or the session over.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class YamuxConnection:
         limits: Limits | None = None,
         on_stream: Callable[[YamuxStream], None] | None = None,
         on_round_trip: Callable[[float], None] = _ignore_round_trip,
+        goodbye: float = GOODBYE_TIMEOUT,
     ) -> None:
         limits = limits or Limits()
         self.session: Final = Session(role, limits if on_stream is not None else attrs.evolve(limits, unaccepted=0))
@@ -81,8 +85,11 @@ class YamuxConnection:
         self._heartbeat: Final = heartbeat
         self._on_stream: Final = on_stream
         self._on_round_trip: Final = on_round_trip
+        self._goodbye: Final = goodbye
         self._writer_idle = trio.lowlevel.ParkingLot()
         self._openers = trio.lowlevel.ParkingLot()
+        self._askers = trio.lowlevel.ParkingLot()
+        self._leavers = trio.lowlevel.ParkingLot()
         self._sending: Final = trio.CancelScope(shield=True)
         self._mid_send = False
         self._ending = False
@@ -94,7 +101,7 @@ class YamuxConnection:
         Raises:
             RemoteProtocolError: the peer broke a rule, or went away with an error.
             trio.BrokenResourceError: the link ended, stalled, or the peer fell silent. The message tells.
-            trio.Cancelled: when cancelled; the peer is told goodbye, for at most a second.
+            trio.Cancelled: when cancelled; the peer is told goodbye, for at most `goodbye` seconds.
         """
         try:
             async with trio.open_nursery(strict_exception_groups=True) as nursery:
@@ -103,11 +110,11 @@ class YamuxConnection:
                 nursery.start_soon(self._keep_time)
         except BaseExceptionGroup as group:
             ending, others = group.split((RemoteProtocolError, trio.BrokenResourceError, trio.ClosedResourceError))
-            self._fail(_reason(ending))
+            self.fail(_reason(ending))
             if others is not None:
                 raise others from None  # a cancellation, an interrupt, a bug: not ours to translate
         except trio.Cancelled:
-            self._fail(_reason(None))
+            self.fail(_reason(None))
             raise
         finally:
             await self._say_goodbye()
@@ -133,10 +140,42 @@ class YamuxConnection:
             await self._openers.park()
 
     def refuse_streams(self) -> None:
-        """Send a go-away: the streams that are open go on, the peer may open no more."""
+        """Send a go-away: the streams that are open go on, and no more are opened, by either end."""
         self.session.go_away(GoAwayCode.NORMAL)
         self._openers.unpark_all()
         self.wake_writer()
+
+    async def streams_gone(self) -> None:
+        """Wait until no stream is left. The caller sets the deadline."""
+        while self.failure is None and self.session.live_streams:
+            await self._leavers.park()
+
+    async def answers(self, within: float) -> bool:
+        """Ask the other end for a sign of life: False when not a byte has come after `within` seconds.
+
+        One question serves all who ask at the same time.
+        """
+        if self.failure is not None:
+            return False
+        asked_at = trio.current_time()
+        if not self._askers:
+            self.session.ping(asked_at)
+            self.wake_writer()
+        with trio.move_on_after(within):
+            await self._askers.park()
+            return self.failure is None
+        # What came was not for us yet: a part of a large message, or of the WebSocket's own.
+        return self._link.last_received > asked_at
+
+    def fail(self, failure: Exception) -> None:
+        """Break every stream, now and for good. For `run`, and for whoever will not come to run it."""
+        self.failure = failure
+        for stream in self.session.live_streams:
+            if stream.owner is not None:
+                stream.owner.wake_readers()
+                stream.owner.wake_writers()
+        for waiting in (self._openers, self._askers, self._leavers):
+            waiting.unpark_all()
 
     # For streams
 
@@ -156,6 +195,7 @@ class YamuxConnection:
             now = trio.current_time()
             for chunk in chunks:
                 session.receive_data(chunk, now)
+            self._askers.unpark_all()
             self._dispatch()
             self.wake_writer()
 
@@ -205,7 +245,7 @@ class YamuxConnection:
                 await trio.sleep_until(min(look for look in looks if look > now))
         finally:
             self._ending = True
-            self._sending.deadline = trio.current_time() + GOODBYE_TIMEOUT
+            self._sending.deadline = trio.current_time() + self._goodbye
             self._writer_idle.unpark_all()
 
     # What they share
@@ -238,19 +278,13 @@ class YamuxConnection:
             except Exception:  # noqa: BLE001  # one visitor's trouble is never the trouble of all
                 _log.exception("a stream could not be handed on; it is reset")
                 stream.reset()
+        if self._leavers and not self.session.live_streams:
+            self._leavers.unpark_all()
 
     def _receive_go_away(self, event: GoAwayReceived) -> None:
         self._openers.unpark_all()
         if event.code != GoAwayCode.NORMAL:
             raise RemoteProtocolError(f"the other end went away with code {event.code}")
-
-    def _fail(self, failure: Exception) -> None:
-        self.failure = failure
-        for stream in self.session.live_streams:
-            if stream.owner is not None:
-                stream.owner.wake_readers()
-                stream.owner.wake_writers()
-        self._openers.unpark_all()
 
     async def _say_goodbye(self) -> None:
         """Tell the peer, unless it is gone or half a batch is on the wire, and let go of the link."""
@@ -258,7 +292,7 @@ class YamuxConnection:
             self._link.blame()
         if not (self._mid_send or isinstance(self.failure, trio.BrokenResourceError)):
             with (
-                trio.move_on_after(GOODBYE_TIMEOUT, shield=True),
+                trio.CancelScope(deadline=self._sending.deadline, shield=True),
                 contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError),
             ):
                 self.session.go_away(GoAwayCode.NORMAL)
