@@ -112,6 +112,11 @@ def request(*lines: str, host: str = HOST, body: bytes = b"") -> bytes:
     return "\r\n".join(["GET / HTTP/1.1", f"Host: {host}", *lines, "", ""]).encode() + body
 
 
+def upload(host: str = HOST) -> bytes:
+    """A request whose body does not end, so that whatever a test says next belongs to it."""
+    return request(f"Content-Length: {10**12}", host=host)
+
+
 async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
     """Everything up to the end; a reset raises `trio.BrokenResourceError`."""
     received = bytearray()
