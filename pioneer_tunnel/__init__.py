@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ._version import __version__
 from .address import Address, RelayAddress
+from .certificate import Certificate
 from .config import RemoteAccessConfig, Transport
 from .dialer import Dialer, dial_tcp
 from .errors import (
@@ -45,10 +46,12 @@ from .status import ErrorKind, State, Status, StatusFeed
 from .streams import PrefixedStream, abandon
 from .tunnel import Tunnel, open_tunnel
 from .tunnel_stream import TunnelStream
+from .visitor_tls import terminate_tls
 from .yamux import Limits
 
 __all__ = [
     "Address",
+    "Certificate",
     "Dialer",
     "EnvironmentKeystore",
     "ErrorKind",
@@ -103,4 +106,5 @@ __all__ = [
     "forward",
     "new_relay_key",
     "open_tunnel",
+    "terminate_tls",
 ]

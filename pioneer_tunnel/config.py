@@ -37,7 +37,9 @@ from .tables import (
     structure,
     whole_number,
 )
+from .tls_config import TlsConfig, a_tls
 from .toml_file import read_toml, subtable
+from .trust import SYSTEM_TRUSTS, SystemTrust
 
 __all__ = ["RemoteAccessConfig", "Transport"]
 
@@ -107,6 +109,11 @@ def _proxy_protocol(_instance: Any, _field: Any, value: Any) -> None:
         raise ValueError("allowed is 'v2'; leave it out for none")
 
 
+def _system_trust(_instance: Any, _field: Any, value: Any) -> None:
+    if value not in SYSTEM_TRUSTS:
+        raise ValueError("allowed are 'openssl' and 'os'")
+
+
 def _effective(transport: Transport | None, relay_addr: RelayAddress) -> Transport:
     """What a configuration that names no transport means: a URL is a WebSocket, a bare address today's relays."""
     if transport is not None:
@@ -143,6 +150,12 @@ def _pin_unchecked(pin: PublicKey | None, transport: Transport | None, relay_add
     return f"only a relay of transport websocket can prove its identity, and this is {effective}; leave one of them out"
 
 
+def _tls_out_of_reach(tls: TlsConfig | None, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
+    if tls is None or _effective(transport, relay_addr) is not Transport.PROCESS:
+        return None
+    return "a tunnel program brings visitors past this library, which cannot end their TLS then; leave one of them out"
+
+
 @final
 @attrs.frozen(kw_only=True, field_transformer=hold_back)
 class RemoteAccessConfig:
@@ -166,9 +179,13 @@ class RemoteAccessConfig:
         apply_grace_ms: how long open streams may go on after a change of the settings.
         connect_timeout_ms: how long one attempt to connect may take.
         ca_file: further certificate authorities for TLS to the relay; `ca_path` is where it is.
+        system_trust: what is trusted beside `ca_file`: `openssl`, the files that Python's OpenSSL knows, or `os`, what
+            the operating system trusts; that needs the extra `truststore`.
         relay_identity: the relay's public key; a relay that does not prove it is refused.
         key_mode: how a relay of transport `tcp` or `tls` knows the key.
         proxy_protocol: `v2` sends a PROXY protocol header to the local gateway, so that it sees the visitor's address.
+        tls: what visitors' TLS is ended with, where the relay passes it through and the local gateway does not end it;
+            `tls_paths` is where that is.
         process: the program of transport `process`; other transports do not look at it.
         base_dir: what relative paths are relative to: the folder of the file. Not a key of the table.
 
@@ -193,9 +210,11 @@ class RemoteAccessConfig:
     apply_grace_ms: int = attrs.field(default=1000, validator=whole_number(0, 10 * _MINUTE_MS))
     connect_timeout_ms: int = attrs.field(default=10_000, validator=whole_number(1, 10 * _MINUTE_MS))
     ca_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
+    system_trust: SystemTrust = attrs.field(default="openssl", validator=_system_trust)
     relay_identity: PublicKey | None = attrs.field(default=None, converter=attrs.converters.optional(a_public_key))
     key_mode: KeyMode = attrs.field(default=KeyMode.TOKEN_ROUTING, converter=_key_mode)
     proxy_protocol: Literal["v2"] | None = attrs.field(default=None, validator=_proxy_protocol)
+    tls: TlsConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_tls))
     process: ProcessConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_process))
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
 
@@ -204,6 +223,7 @@ class RemoteAccessConfig:
         Rule(("restart_max_ms", "restart_initial_ms"), _longest_under_first),
         Rule(("relay_identity", "transport", "relay_addr"), _pin_unchecked),
         Rule(("key_mode", "transport", "relay_addr"), _key_mode_means_nothing),
+        Rule(("tls", "transport", "relay_addr"), _tls_out_of_reach),
     )
 
     def __attrs_post_init__(self) -> None:
@@ -260,3 +280,14 @@ class RemoteAccessConfig:
     def ca_path(self) -> Path | None:
         """Where the file of further certificate authorities is."""
         return None if self.ca_file is None else self.base_dir / self.ca_file
+
+    @property
+    def tls_paths(self) -> tuple[Path, Path]:
+        """Where the certificate of `tls` is, and where its private key is.
+
+        Raises:
+            ValueError: there is no `tls`.
+        """
+        if self.tls is None:
+            raise ValueError("no table tls is configured")
+        return self.base_dir / self.tls.certificate, self.base_dir / self.tls.private_key

@@ -4,6 +4,7 @@ Names are resolved afresh at each call, IPv6 and IPv4 are tried together (`trio.
 or a host with a network of its own, puts its own `Dialer` in.
 
 Neighbours: transports and the local side dial through here; everything that can go wrong leaves as a `TunnelError`.
+Whom TLS trusts is decided in `trust`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ import functools
 import os
 import socket
 import ssl
-from pathlib import Path
 from typing import Final, Protocol
 
 import trio
 
 from .address import Address, RelayAddress
-from .errors import InvalidSettingsError, LocalGatewayError, RelayConnectError, RelayResolveError
+from .errors import LocalGatewayError, RelayConnectError, RelayResolveError
 from .streams import WatchedStream
+from .tls_stream import TlsStream
+from .trust import why_tls_failed
 
-__all__ = ["Dialer", "client_tls", "dial_local", "dial_relay", "dial_tcp"]
+__all__ = ["Dialer", "dial_local", "dial_relay", "dial_tcp"]
 
 
 _UNDER_WAY: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK}
@@ -103,7 +105,7 @@ async def dial_relay(
     watched = WatchedStream(connected)
     if tls is None:
         return watched, watched
-    secured = trio.SSLStream(watched, tls, server_hostname=address.host, https_compatible=True)
+    secured = TlsStream(watched, tls, server_hostname=address.host, https=True)
     try:
         with trio.fail_after(timeout):
             await secured.do_handshake()
@@ -112,7 +114,7 @@ async def dial_relay(
         if isinstance(error, trio.TooSlowError):
             raise RelayConnectError(f"TLS with {address} was not agreed on within {timeout:g} seconds") from None
         if isinstance(error, trio.BrokenResourceError):
-            raise RelayConnectError(f"TLS with {address} failed: {_why_tls(error)}") from error
+            raise RelayConnectError(f"TLS with {address} failed: {why_tls_failed(error.__cause__)}") from error
         raise
     return secured, watched
 
@@ -131,26 +133,6 @@ async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> trio.
     raise LocalGatewayError(f"the local gateway at {address} did not answer within {timeout:g} seconds")
 
 
-def client_tls(ca_file: Path | None = None) -> ssl.SSLContext:
-    """TLS 1.2 or newer with the system's trust, and with the certificates of `ca_file` beside it.
-
-    The name and the chain are always checked; there is no switch for that.
-
-    Raises:
-        InvalidSettingsError: `ca_file` cannot be read or holds no certificate.
-    """
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    if ca_file is not None:
-        try:
-            context.load_verify_locations(ca_file)
-        except (OSError, ssl.SSLError) as error:
-            why = error.strerror or "it is not there"
-            raise InvalidSettingsError(f"the CA file {str(ca_file)!r} cannot be used: {why}") from error
-    return context
-
-
 def _why(error: OSError) -> str:
     """The system's words for an error; of several attempts, those of the last."""
     if isinstance(error.__cause__, BaseExceptionGroup):
@@ -160,12 +142,3 @@ def _why(error: OSError) -> str:
     if error.errno is not None and error.errno in errno.errorcode:
         return os.strerror(error.errno)
     return str(error)
-
-
-def _why_tls(error: trio.BrokenResourceError) -> str:
-    cause = error.__cause__
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted ({cause.verify_message}); a CA of your own is named by ca_file"
-    if isinstance(cause, ssl.SSLError):
-        return f"{(cause.reason or 'handshake failed').replace('_', ' ').lower()}; does it speak TLS at all?"
-    return "the connection was closed during the handshake"

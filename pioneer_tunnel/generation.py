@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from random import Random
-from typing import Any, Final, TypeAlias, final
+from typing import Any, Final, final
 
 import attrs
 import trio
 
+from .certificate import Certificate
 from .config import RemoteAccessConfig, Transport
-from .dialer import Dialer, client_tls, dial_local
+from .dialer import Dialer, dial_local
 from .errors import InvalidSettingsError, MissingKeyError, TunnelError, UnsupportedTransportError
 from .forward import LOCAL_TIMEOUT, forward
 from .identity import RelayKey
@@ -31,22 +32,21 @@ from .supervisor import Supervisor
 from .transports import Serve, Target
 from .transports.process import refuse_unguarded
 from .transports.websocket import refuse_weak_key
-from .tunnel_stream import TunnelStream
+from .trust import client_tls
+from .tunnel_stream import Handler, TunnelStream
+from .visitor_tls import terminate_tls
 from .yamux import Limits
 
 __all__ = [
     "Generation",
-    "Handler",
     "Plan",
     "choose_transport",
     "effective_config",
+    "load_certificate",
     "make_target",
     "named_transport",
     "restart_policy",
 ]
-
-Handler: TypeAlias = Callable[[TunnelStream], Awaitable[None]]
-"""Takes a visitor's stream, and closes it when it is done."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.generation")
 
@@ -113,12 +113,21 @@ def make_target(
         key_mode=config.key_mode,
         instance=instance,
         relay_identity=config.relay_identity,
-        make_tls=functools.partial(client_tls, config.ca_path),
+        make_tls=functools.partial(client_tls, config.ca_path, system_trust=config.system_trust),
         connect_timeout=config.connect_timeout_ms / 1000,
         dial=dial,
         limits=limits,
         program=program,
     )
+
+
+def load_certificate(config: RemoteAccessConfig) -> Certificate | None:
+    """What visitors' TLS is ended with; None when it is not for this library to end. Blocks: it reads files.
+
+    Raises:
+        InvalidSettingsError: the files cannot be used.
+    """
+    return None if config.tls is None else Certificate(*config.tls_paths)
 
 
 def _program(config: RemoteAccessConfig) -> TunnelProgram:
@@ -153,6 +162,7 @@ class Plan:
     config: RemoteAccessConfig
     serve: Serve
     target: Target
+    certificate: Certificate | None = None
 
 
 @final
@@ -179,7 +189,9 @@ class Generation:
         wall_clock: Callable[[], float],
     ) -> None:
         self._plan: Final = plan
-        self._handler: Final = handler
+        take = self._forward if handler is None else handler
+        self._handler: Final = take if plan.certificate is None else terminate_tls(take, plan.certificate)
+        self._forwards: Final = handler is None
         self._dial: Final = dial
         self._tasks = host_tasks
         self._refusing = False
@@ -203,7 +215,7 @@ class Generation:
         """
         try:
             async with trio.open_nursery() as nursery:
-                if self._handler is None:
+                if self._forwards:
                     self._tasks = nursery
                 try:
                     await self._supervisor.run()
@@ -236,12 +248,7 @@ class Generation:
 
     async def _take_care_of(self, stream: TunnelStream) -> None:
         try:
-            if self._handler is None:
-                local, proxy_protocol = self._plan.config.local_addr, self._plan.config.proxy_protocol
-                report = self._supervisor.report
-                await forward(stream, local, proxy_protocol=proxy_protocol, report=report, dial=self._dial)
-            else:
-                await self._handler(stream)
+            await self._handler(stream)
         except Exception:  # noqa: BLE001  # a visitor's trouble is not the tunnel's
             _log.exception("a handler failed; its visitor's connection is reset")
         finally:
@@ -249,6 +256,10 @@ class Generation:
             self._visitors.remove(stream)
             self._visitor_left.set()
             self._visitor_left = trio.Event()
+
+    async def _forward(self, stream: TunnelStream) -> None:
+        local, proxy_protocol = self._plan.config.local_addr, self._plan.config.proxy_protocol
+        await forward(stream, local, proxy_protocol=proxy_protocol, report=self._supervisor.report, dial=self._dial)
 
     async def _probe(self) -> None:
         local = self._plan.config.local_addr

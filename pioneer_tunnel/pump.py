@@ -149,7 +149,8 @@ class _Exchange:
         if isinstance(sink, trio.abc.HalfCloseableStream):
             await sink.send_eof()
             return
-        # TLS knows no half-close that both ends would agree on: when the answer is complete, so is the exchange.
+        # TLS knows no half-close that both ends would agree on: when the answer is complete, so is the exchange. Noted
+        # first, since the other direction hears of it in the middle of the closing.
         self._ended_by_us = True
         await sink.aclose()
         await source.aclose()

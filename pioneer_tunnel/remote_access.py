@@ -34,10 +34,10 @@ from .dialer import Dialer, dial_tcp
 from .errors import RestartLimitError, TunnelError, UnknownError
 from .generation import (
     Generation,
-    Handler,
     Plan,
     choose_transport,
     effective_config,
+    load_certificate,
     make_target,
     named_transport,
     restart_policy,
@@ -51,6 +51,7 @@ from .status import State, Status, StatusFeed
 from .stores import KeyProvider, Stores
 from .supervisor import announce
 from .transports import TRANSPORTS, Serve
+from .tunnel_stream import Handler
 from .yamux import Limits
 
 __all__ = ["RemoteAccess"]
@@ -365,7 +366,8 @@ class RemoteAccess:
         key = await self._stores.key(settings)
         instance = await trio.to_thread.run_sync(load_instance, self._config.runtime_path)
         target = make_target(config, key, instance=instance, dial=self._dial, limits=self._limits)
-        return Plan(config=config, serve=serve, target=target)
+        certificate = await trio.to_thread.run_sync(load_certificate, config)
+        return Plan(config=config, serve=serve, target=target, certificate=certificate)
 
     def _make_progress(self) -> None:
         self._progress.set()

@@ -2,15 +2,13 @@
 
 `WatchedStream` stands directly above a socket (below TLS), so that it sees every byte that moves. `PrefixedStream`
 stands on top, and gives what somebody has read already to whoever reads next; `MeteredStream` bounds what a stranger
-sends. `TlsServerStream` is TLS that says goodbye. `abandon` ends a connection with a RST, `close_after_answer` so that
-the last word arrives.
+sends. `abandon` ends a connection with a RST, `close_after_answer` so that the last word arrives.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import ssl
 import struct
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -29,7 +27,6 @@ __all__ = [
     "MeteredStream",
     "OneAtATime",
     "PrefixedStream",
-    "TlsServerStream",
     "WatchedStream",
     "abandon",
     "close_after_answer",
@@ -402,39 +399,6 @@ class MeteredStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         await self.transport_stream.aclose()
-
-
-@final
-class TlsServerStream(trio.abc.Stream):
-    """The server's end of TLS: it says goodbye, and does not insist on being told.
-
-    `trio.SSLStream` has both or neither. A client needs the close_notify to tell a whole answer from one that was cut;
-    many clients send none themselves, and just close.
-
-    Args:
-        stream: the handshake is done with it, and it is closed with this.
-    """
-
-    def __init__(self, stream: trio.SSLStream[WatchedStream]) -> None:
-        self.transport_stream: Final = stream
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        try:
-            return await self.transport_stream.receive_some(max_bytes)
-        except trio.BrokenResourceError as error:
-            if isinstance(error.__cause__, ssl.SSLEOFError):
-                return b""
-            raise
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self.transport_stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.transport_stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        with trio.move_on_after(_GOODBYE_TIMEOUT):
-            await self.transport_stream.aclose()
 
 
 async def close_after_answer(stream: trio.abc.Stream) -> None:

@@ -4,7 +4,12 @@
 for the answer does. TLS itself has no trouble with it: a `close_notify` is about one direction (RFC 8446, 6.1), and the
 relays of this protocol pass it on. The end of the connection without one is a break, never an end.
 
-Neighbours: `transports.pioneer_relay` has its data channels in it, the scripted relay of `testing` the other end.
+Visitors of the web are laxer: many just close. With `https` that is an end, as every web server takes it, while they
+are still told goodbye, or they could not tell a whole answer from one that was cut. (`trio.SSLStream` has both or
+neither.) `TlsServerStream` is the same without half-close, which a relay's visitors have little use for.
+
+Neighbours: `transports.pioneer_relay` has its data channels in it, the scripted relay of `testing` the other end; the
+relay and `visitor_tls` end visitors' TLS with it.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from typing import Final, final
 
 import trio
 
-__all__ = ["TlsStream"]
+__all__ = ["TlsServerStream", "TlsStream"]
 
 _RECEIVE_SIZE: Final = 128 * 1024
 _BATCH: Final = 128 * 1024
@@ -34,6 +39,8 @@ class TlsStream(trio.abc.HalfCloseableStream):
         server_hostname: whom a client expects.
         server_side: which end this is.
         session: of an earlier connection to the same server, to save the better part of the handshake.
+        https: the end of the connection is an end, with goodbye or without; and ours, after a goodbye, is one of the
+            connection as well.
     """
 
     def __init__(
@@ -44,6 +51,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         server_hostname: str | None = None,
         server_side: bool = False,
         session: ssl.SSLSession | None = None,
+        https: bool = False,
     ) -> None:
         self.transport_stream: Final = stream
         self._incoming: Final = ssl.MemoryBIO()
@@ -51,6 +59,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._tls: Final = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname, session=session
         )
+        self._https: Final = https
         self._to_wire: Final = trio.StrictFIFOLock()
         self._ahead = b""
         self._end_sent = False
@@ -115,7 +124,9 @@ class TlsStream(trio.abc.HalfCloseableStream):
         except ssl.SSLZeroReturnError:
             self.end_received = True
         except ssl.SSLError as error:
-            if not pieces:
+            if self._https and isinstance(error, ssl.SSLEOFError):
+                self.end_received = True
+            elif not pieces:
                 raise trio.BrokenResourceError(f"TLS broke off: {error.reason or error}") from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -145,6 +156,8 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._end_sent = True
         self._say_goodbye()
         await self._flush()
+        if self._https and isinstance(self.transport_stream, trio.abc.HalfCloseableStream):
+            await self.transport_stream.send_eof()
 
     def _say_goodbye(self) -> None:
         # OpenSSL looks for the other end's goodbye at once, and takes data that it finds there for an error. So what
@@ -178,3 +191,35 @@ class TlsStream(trio.abc.HalfCloseableStream):
         async with self._to_wire:
             if data := self._outgoing.read():
                 await self.transport_stream.send_all(data)
+
+
+@final
+class TlsServerStream(trio.abc.Stream):
+    """A server's TLS that ends both directions at once: when the answer is complete, so is the exchange.
+
+    Else a visitor that keeps a connection for later, and does not look at it meanwhile, would hold it for as long as
+    it likes.
+
+    Args:
+        stream: the connection, closed with this.
+        context: what is presented.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, context: ssl.SSLContext) -> None:
+        self.transport_stream: Final = TlsStream(stream, context, server_side=True, https=True)
+
+    async def do_handshake(self) -> None:
+        """See `TlsStream.do_handshake`."""
+        await self.transport_stream.do_handshake()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.transport_stream.receive_some(max_bytes)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.transport_stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.transport_stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self.transport_stream.aclose()

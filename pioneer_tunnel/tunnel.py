@@ -25,7 +25,7 @@ from typing import Final, final
 import trio
 
 from .address import RelayAddress
-from .dialer import Dialer, client_tls, dial_tcp
+from .dialer import Dialer, dial_tcp
 from .errors import InvalidSettingsError, TunnelError, UnsupportedTransportError
 from .groups import leaves
 from .identity import PublicKey, RelayKey
@@ -34,6 +34,7 @@ from .restart_policy import RestartPolicy
 from .status import State, Status, StatusFeed
 from .supervisor import Supervisor, announce
 from .transports import TRANSPORTS, Event, Serve, Target
+from .trust import SYSTEM_TRUSTS, SystemTrust, client_tls
 from .tunnel_stream import TunnelStream
 from .websocket import EngineName
 from .yamux import Limits
@@ -166,6 +167,7 @@ async def open_tunnel(
     service: str = DEFAULT_SERVICE,
     instance: str | None = None,
     ca_file: Path | str | None = None,
+    system_trust: SystemTrust = "openssl",
     relay_identity: PublicKey | str | None = None,
     restart: RestartPolicy | None = None,
     connect_timeout: float = 10.0,
@@ -190,6 +192,8 @@ async def open_tunnel(
         service: the service label.
         instance: tells this gateway from another one with the same key; by default a random one for this tunnel.
         ca_file: PEM certificates to trust beside the system's.
+        system_trust: what the system's is: `"openssl"`, the files that Python's OpenSSL knows; or `"os"`, what the
+            operating system itself trusts, by its own rules, for which the extra `truststore` has to be installed.
         relay_identity: the only relay to accept, as `ed25519:...`; by default any that TLS accepts. `websocket` only.
         restart: when to try again (default `RestartPolicy()`).
         connect_timeout: seconds for each step of connecting (default 10).
@@ -214,6 +218,8 @@ async def open_tunnel(
     pinned = _identity(relay_identity)
     if pinned is not None and transport in _BARE:
         raise InvalidSettingsError("relay_identity: only a relay of transport websocket can prove what it is")
+    if system_trust not in SYSTEM_TRUSTS:
+        raise InvalidSettingsError(f"system_trust is {system_trust!r}; there are {', '.join(SYSTEM_TRUSTS)}")
     target = Target(
         address=_address(relay, transport),
         key=key,
@@ -221,7 +227,7 @@ async def open_tunnel(
         instance=instance if instance is not None else secrets.token_hex(16),
         key_mode=_key_mode(key_mode),
         relay_identity=pinned,
-        make_tls=partial(client_tls, None if ca_file is None else Path(ca_file)),
+        make_tls=partial(client_tls, None if ca_file is None else Path(ca_file), system_trust=system_trust),
         connect_timeout=connect_timeout,
         dial=dial,
         limits=limits or Limits(),

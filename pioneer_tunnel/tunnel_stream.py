@@ -6,7 +6,8 @@ and `forward` receive it.
 
 from __future__ import annotations
 
-from typing import Final, Protocol, final
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol, TypeAlias, final
 
 import trio
 
@@ -14,7 +15,7 @@ from .address import Address
 from .proxy_protocol import ProxyHeader
 from .streams import LentSocket, drain
 
-__all__ = ["CarriedStream", "TunnelStream"]
+__all__ = ["CarriedStream", "Handler", "TunnelStream"]
 
 
 class CarriedStream(Protocol):
@@ -48,7 +49,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
 
     Attributes:
         visitor: the visitor's address as the relay saw it; None where the transport does not tell.
-        tls: whether the visitor came to the relay over TLS; None where the transport does not tell.
+        tls: whether the visitor came over TLS; None where the transport does not tell.
         tunnelled: True, to tell this stream from one that a listener of the host itself accepted.
 
     Not promised: that what `send_all` took has reached the visitor, or even left this host, when it returns.
@@ -136,3 +137,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
 
     def __repr__(self) -> str:
         return f"<TunnelStream from {self.visitor or 'an unknown visitor'}>"
+
+
+Handler: TypeAlias = Callable[[TunnelStream], Awaitable[None]]
+"""Takes a visitor's stream, and closes it when it is done."""

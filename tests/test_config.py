@@ -43,6 +43,8 @@ CONTRACT_DEFAULTS = {
     "key_mode": "token_routing",
     "connect_timeout_ms": 10000,
     "process": None,
+    "tls": None,
+    "system_trust": "openssl",
 }
 
 scalars = (

@@ -16,9 +16,11 @@ import trustme
 from rig import nothing_left_behind
 
 from pioneer_tunnel.address import Address, RelayAddress
-from pioneer_tunnel.dialer import client_tls, dial_local, dial_relay, dial_tcp
-from pioneer_tunnel.errors import InvalidSettingsError, LocalGatewayError, RelayConnectError, RelayResolveError
+from pioneer_tunnel.dialer import dial_local, dial_relay, dial_tcp
+from pioneer_tunnel.errors import LocalGatewayError, RelayConnectError, RelayResolveError
 from pioneer_tunnel.streams import WatchedStream
+from pioneer_tunnel.tls_stream import TlsStream
+from pioneer_tunnel.trust import client_tls
 
 RELAY = RelayAddress.parse("wss://relay.test:8443")
 
@@ -113,7 +115,7 @@ async def test_tls_is_watched_from_below(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(peer.do_handshake)
         stream, watched = await dial_relay(RELAY, dial=dial, tls=client_tls(tmp_path / "ca.pem"), timeout=5)
-    assert isinstance(stream, trio.SSLStream)
+    assert isinstance(stream, TlsStream)
     assert isinstance(watched, WatchedStream)
     assert stream.transport_stream is watched
     assert peer.selected_alpn_protocol() is None
@@ -135,25 +137,3 @@ async def test_a_tls_handshake_that_comes_to_nothing_closes_the_connection(cance
             await dial_relay(RELAY, dial=dial, tls=client_tls(), timeout=5)
     with pytest.raises(trio.ClosedResourceError):
         await ours.receive_some()
-
-
-def test_tls_is_strict() -> None:
-    context = client_tls()
-    assert context.verify_mode is ssl.CERT_REQUIRED
-    assert context.check_hostname
-    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
-
-
-def test_a_ca_file_is_trusted_beside_the_systems(tmp_path: Path) -> None:
-    trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    assert client_tls(tmp_path / "ca.pem").cert_store_stats()["x509_ca"] == (
-        client_tls().cert_store_stats()["x509_ca"] + 1
-    )
-
-
-def test_a_ca_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    (tmp_path / "empty.pem").write_text("")
-    (tmp_path / "garbage.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
-    for name in ("missing.pem", "empty.pem", "garbage.pem"):
-        with pytest.raises(InvalidSettingsError, match=f"{name}' cannot be used: "):
-            client_tls(tmp_path / name)

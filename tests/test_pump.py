@@ -16,7 +16,8 @@ import trustme
 from rig import carried, nothing_left_behind, read_all, read_exactly, until_it_raises
 
 from pioneer_tunnel.pump import pump
-from pioneer_tunnel.streams import TlsServerStream, WatchedStream, abandon
+from pioneer_tunnel.streams import WatchedStream, abandon
+from pioneer_tunnel.tls_stream import TlsServerStream
 
 APOLOGY: Final = b"sorry"
 
@@ -246,14 +247,14 @@ async def pumped_to_tls(apology: bytes = b"") -> AsyncIterator[tuple[trio.Socket
     authority.configure_trust(client)
     left, first = await sockets()
     second, right = await sockets()
-    secured = trio.SSLStream(WatchedStream(second), server, server_side=True)
+    secured = TlsServerStream(WatchedStream(second), server)
     visitor = trio.SSLStream(right, client, server_hostname="office.test")
     async with trio.open_nursery() as nursery:
         with trio.fail_after(10):
             nursery.start_soon(secured.do_handshake)
             await visitor.do_handshake()
             async with trio.open_nursery() as pumping, left:
-                pumping.start_soon(lambda: pump(WatchedStream(first), TlsServerStream(secured), apology=apology))
+                pumping.start_soon(lambda: pump(WatchedStream(first), secured, apology=apology))
                 yield left, visitor
             await trio.aclose_forcefully(visitor)
 

@@ -40,7 +40,7 @@ from pioneer_tunnel.errors import InvalidSettingsError, ReplacedError, StorageEr
 from pioneer_tunnel.handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
 from pioneer_tunnel.identity import RelayKey, SigningIdentity
 from pioneer_tunnel.proxy_protocol import ProxyHeader
-from pioneer_tunnel.relay import Relay, server
+from pioneer_tunnel.relay import Relay, tls_door
 from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.control import ControlDoor
 from pioneer_tunnel.relay.ingress import IngressDoor, Visit
@@ -115,7 +115,6 @@ async def test_an_unknown_host_is_404() -> None:
         b"GET / HTTP/1.1\r\nHost: two words\r\n\r\n",
         b"GET http://office.test/ HTTP/1.1\r\nHost: office.test\r\n\r\n",
         b"GET / HTTP/1.1\nHost: office.test\n\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
         b"SSH-2.0-OpenSSH_9.6\r\n",
         b"GET / HTTP/1.1\r\nHost: office",
     ],
@@ -709,7 +708,8 @@ async def test_plain_text_at_a_tls_door_is_just_closed(certificates: Path) -> No
 async def test_a_tls_handshake_that_does_not_come_to_its_end_is_let_go(
     certificates: Path, monkeypatch: pytest.MonkeyPatch, door: str, said: bytes
 ) -> None:
-    monkeypatch.setattr(server, "TLS_TIMEOUT", 0.1)
+    monkeypatch.setattr(tls_door, "HANDSHAKE_TIMEOUT", 0.1)
+    monkeypatch.setattr(tls_door, "HELLO_TIMEOUT", 0.1)
     files: dict[str, Any] = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
     async with relay_rig(None, **files) as rig, await connect(getattr(rig.addresses, door)) as visitor:
         if said:

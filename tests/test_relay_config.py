@@ -184,6 +184,39 @@ def test_one_address_is_with_or_without_tls() -> None:
     ).ingress_tls
 
 
+def a_blind_tunnel(**changes: Any) -> dict[str, Any]:
+    return {"id": "blind", "url": "https://blind.example", "key": key(7), "tls": "passthrough"} | changes
+
+
+def test_a_relay_whose_tunnels_pass_tls_through_needs_no_certificate() -> None:
+    config = RelayConfig.from_table(relay(tunnels=[a_blind_tunnel()]))
+    assert config.tls_certificate is None
+    assert config.tunnels[0].passes_tls
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"tls": "pass-through"}, "'terminate' and 'passthrough'"),
+        ({"url": "http://blind.example"}, "https://"),
+        ({"url": "https://203.0.113.7"}, "needs a name"),
+        ({"bind_addr": "127.0.0.1:2222"}, "leave one of them out"),
+    ],
+)
+def test_what_cannot_be_passed_through_is_refused(changes: dict[str, Any], told: str) -> None:
+    problem = only_problem_of(relay(tunnels=[a_blind_tunnel(**changes)]))
+    assert (problem.key, told in problem.message) == ("relay.tunnels[0].tls", True)
+
+
+@pytest.mark.parametrize("public_name", ["blind.example", "blind.example:8443"])
+def test_at_one_address_for_both_gateways_are_not_passed_through(public_name: str) -> None:
+    names = {"public_names": [public_name], "tunnels": [a_blind_tunnel()]}
+    assert (
+        "public name" in only_problem_of(relay(control_addr="0.0.0.0:443", ingress_addr="0.0.0.0:443", **names)).message
+    )
+    RelayConfig.from_table(relay(**names))
+
+
 # What is refused
 
 

@@ -116,7 +116,6 @@ ATTACKS: Final[dict[str, tuple[bytes, int]]] = {
     "a coding that is not last": (request("Transfer-Encoding: chunked, identity"), 400),
     "a hidden coding": (request("Transfer-Encoding: \x0bchunked"), 400),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
-    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100), 400),
     "64 KiB of head": (b"GET / HTTP/1.1\r\n" + b"X: %s\r\n" % (b"x" * 1000) * 66, 431),
     "a long line": (b"GET / HTTP/1.1\r\nX: " + b"x" * 17_000, 431),
     "200 headers": (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200, 431),
@@ -126,6 +125,7 @@ LATER: Final[dict[str, tuple[bytes, int]]] = {
     "nobody's": (request(host="nobody.test"), 421),
     "another tenant's, with Upgrade": (request(*UPGRADE, host=OTHER_HOST), 421),
     "a head that does not end": (b"GET / HTTP/1.1\r\nHost: home.te", 400),
+    "TLS, which as the first is answered in TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100), 400),
     "a WebSocket frame": (b"\x81\x85\x00\x00\x00\x00hello", 400),
 }
 

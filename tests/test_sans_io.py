@@ -19,7 +19,14 @@ PACKAGE: Final = ROOT / "pioneer_tunnel"
 TRIO_SIDE: Final = {"yamux/__init__.py", "yamux/connection.py", "yamux/stream.py"}
 SANS_IO: Final = sorted(
     {path.relative_to(PACKAGE).as_posix() for path in (PACKAGE / "yamux").glob("*.py")} - TRIO_SIDE
-    | {"address.py", "identity.py", "proxy_protocol.py", "relay/takeover.py", "restart_policy.py"}
+    | {
+        "address.py",
+        "identity.py",
+        "proxy_protocol.py",
+        "relay/client_hello.py",
+        "relay/takeover.py",
+        "restart_policy.py",
+    }
     | {"relay/framing.py", "relay/head.py", "relay/rates.py"}
 )
 

@@ -29,7 +29,6 @@ from rig import eventually, nothing_left_behind
 
 from pioneer_tunnel.address import Address, RelayAddress
 from pioneer_tunnel.config import RemoteAccessConfig
-from pioneer_tunnel.dialer import client_tls
 from pioneer_tunnel.errors import (
     InvalidSettingsError,
     MissingBinaryError,
@@ -50,6 +49,7 @@ from pioneer_tunnel.transports import process
 from pioneer_tunnel.transports.http_probe import ask_for_status
 from pioneer_tunnel.transports.process_output import LINE_LIMIT, Budget, Output, Secrets
 from pioneer_tunnel.transports.seam import Session, Target
+from pioneer_tunnel.trust import client_tls
 
 SECRET: Final = "ptk1_the-key_of/the tests\"with'quotes-0123456789"
 KEY: Final = RelayKey(SECRET)

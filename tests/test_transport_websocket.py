@@ -17,7 +17,6 @@ import trustme
 from rig import KEY, RELAY_NAME, eventually, read_until
 
 from pioneer_tunnel.address import Address, RelayAddress
-from pioneer_tunnel.dialer import client_tls
 from pioneer_tunnel.errors import (
     InvalidSettingsError,
     LinkLostError,
@@ -35,6 +34,7 @@ from pioneer_tunnel.streams import WatchedStream
 from pioneer_tunnel.transports import Target
 from pioneer_tunnel.transports.seam import Deliver, Draining, Event, Replaced, RoundTrip, Session
 from pioneer_tunnel.transports.websocket import serve
+from pioneer_tunnel.trust import client_tls
 from pioneer_tunnel.tunnel_stream import TunnelStream
 from pioneer_tunnel.websocket import EngineName, Opening, WebSocket, WebSocketClosed, WebSocketLink, load_engine
 from pioneer_tunnel.yamux import Role, YamuxConnection
@@ -184,6 +184,28 @@ def assert_nothing_secret(heard: bytes | bytearray) -> None:
     """Neither the key nor anything that is made of it."""
     for secret in (KEY.reveal(), KEY.identity().key_id, KEY.identity().public_key.raw.hex(), "proof", "authenticate"):
         assert secret.encode() not in heard
+
+
+async def test_a_visitor_right_behind_the_welcome_is_not_lost(engine: EngineName) -> None:
+    """A gateway used to drop what came in one read with the welcome: the visitor, or the tunnel with it, hung."""
+
+    async def eager(opening: RelayHandshake, websocket: WebSocket) -> None:
+        await websocket.send([opening.challenge])
+        claim = None
+        while claim is None:
+            for text in await websocket.receive():
+                assert isinstance(text, str)
+                claim = opening.receive(text)
+        opening.verify(claim, KEY.identity().public_key)
+        welcome = opening.welcome(claim, session="s-1", public_url="http://office.test", heartbeat_ms=15_000)
+        said = HEADER.encode() + b"hello"
+        await websocket.send([welcome, encode_header(FrameType.DATA, SYN, 1, len(said)) + said])
+        await eventually(lambda: bool(attempt.visitors))
+        assert await attempt.visitors[0].receive_some() == b"hello"
+
+    attempt = Attempt(relay(welcome=eager), engine)
+    await attempt.run()
+    assert attempt.visitors[0].visitor == HEADER.visitor
 
 
 # Each step has a deadline
@@ -414,7 +436,7 @@ async def test_a_certificate_of_another_name_is_refused(authority: trustme.CA, t
     attempt = Attempt(over_tls(relay(), authority.issue_cert("other.test")), address=f"wss://{RELAY_NAME}")
     error = await attempt.run(make_tls=partial(client_tls, tmp_path / "ca.pem"))
     assert type(error) is RelayConnectError
-    assert re.search(f"not trusted.*{RELAY_NAME}", str(error))
+    assert re.search(f"another name.*{RELAY_NAME}", str(error))
 
 
 async def test_tls_towards_a_plain_port(engine: EngineName) -> None:

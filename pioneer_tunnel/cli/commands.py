@@ -16,6 +16,7 @@ import trio
 
 from .._version import __version__
 from ..address import Address
+from ..certificate import Certificate
 from ..errors import TunnelError
 from ..forward import forward
 from ..groups import lone_error_bare
@@ -24,7 +25,10 @@ from ..key_mode import KeyMode
 from ..relay import Relay
 from ..relay.descriptors import raise_descriptor_limit
 from ..relay.reload import ConfigFile, follow, hangups
+from ..trust import SYSTEM_TRUSTS, SystemTrust
 from ..tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
+from ..tunnel_stream import Handler
+from ..visitor_tls import terminate_tls
 from ..websocket import EngineName
 from .status_lines import StatusLines
 
@@ -118,8 +122,17 @@ def new_identity() -> None:
 )
 @click.option("--key-file", type=_FILE, required=True, help="A file whose first line is the relay key.")
 @click.option("--ca-file", type=_FILE, help="PEM certificates to trust beside the system's.")
+@click.option(
+    "--system-trust",
+    type=click.Choice(SYSTEM_TRUSTS),
+    default="openssl",
+    show_default=True,
+    help="Whom TLS to the relay trusts: the files of OpenSSL, or the operating system (extra truststore).",
+)
 @click.option("--relay-identity", help="Accept only the relay with this public key (ed25519:...).")
 @click.option("--service", default=DEFAULT_SERVICE, show_default=True, help="The service label.")
+@click.option("--tls-certificate", type=_FILE, help="End visitors' TLS with this, where the relay passes it through.")
+@click.option("--tls-private-key", type=_FILE, help="The certificate's private key.")
 @click.option("--proxy-protocol", type=click.Choice(["v2"]), help="Tell the local gateway who visits, in this form.")
 @_websocket_engine
 @click.option("--json", "as_json", is_flag=True, help="Status lines as JSON, one object a line.")
@@ -130,8 +143,11 @@ def expose(  # noqa: PLR0917  # click passes them by name
     key_mode: str,
     key_file: Path,
     ca_file: Path | None,
+    system_trust: SystemTrust,
     relay_identity: str | None,
     service: str,
+    tls_certificate: Path | None,
+    tls_private_key: Path | None,
     proxy_protocol: Literal["v2"] | None,
     websocket_engine: EngineName | None,
     as_json: bool,
@@ -146,11 +162,16 @@ def expose(  # noqa: PLR0917  # click passes them by name
         address = Address.parse(local)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="LOCAL") from error
+    if (tls_certificate is None) != (tls_private_key is None):
+        raise click.UsageError("--tls-certificate and --tls-private-key come together")
     key = _read_key(key_file)
     lines = StatusLines(as_json=as_json)
 
     async def keep_exposed() -> None:
         tunnel: Tunnel | None = None
+        certificate: Certificate | None = None
+        if tls_certificate is not None and tls_private_key is not None:
+            certificate = Certificate(tls_certificate, tls_private_key)
         try:
             async with (
                 open_tunnel(
@@ -158,6 +179,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
                     key=key,
                     service=service,
                     ca_file=ca_file,
+                    system_trust=system_trust,
                     relay_identity=relay_identity,
                     transport=transport,
                     key_mode=key_mode,
@@ -167,8 +189,12 @@ def expose(  # noqa: PLR0917  # click passes them by name
             ):
                 nursery.start_soon(_show, tunnel, lines)
                 report = tunnel.report
-                handler = functools.partial(forward, local=address, proxy_protocol=proxy_protocol, report=report)
-                while True:  # `forward` closes its stream, so there is nothing left for `trio.serve_listeners` to do
+                handler: Handler = functools.partial(
+                    forward, local=address, proxy_protocol=proxy_protocol, report=report
+                )
+                if certificate is not None:
+                    handler = terminate_tls(handler, certificate)
+                while True:  # the handler closes its stream, so there is nothing left for `trio.serve_listeners` to do
                     nursery.start_soon(handler, await tunnel.accept())
         except BaseException as error:
             # What was interrupted has stopped; what has failed for good, the line that says so is the last about.

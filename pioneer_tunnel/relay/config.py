@@ -25,11 +25,11 @@ import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, final
+from typing import Any, ClassVar, Final, Literal, final
 
 import attrs
 
-from ..address import Address, PublicUrl, normal_audience
+from ..address import Address, PublicUrl, bracketed, is_ip_address, normal_audience
 from ..errors import InvalidSettingsError, Problem
 from ..identity import PublicKey
 from ..redaction import redact_reason, shown
@@ -90,6 +90,29 @@ def _public_names(value: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _tls(_instance: Any, _field: Any, value: Any) -> None:
+    if value not in ("terminate", "passthrough"):
+        raise ValueError("allowed are 'terminate' and 'passthrough'")
+
+
+def _no_name_to_pass_by(tls: str, url: PublicUrl) -> str | None:
+    if tls == "terminate":
+        return None
+    if url.scheme != "https":
+        return "its visitors come with TLS, so its url is an https:// one"
+    return (
+        "visitors do not name an IP address when they come with TLS; url needs a name"
+        if is_ip_address(url.host)
+        else None
+    )
+
+
+def _passed_through_anyhow(tls: str, bind_addr: Address | None) -> str | None:
+    if tls == "terminate" or bind_addr is None:
+        return None
+    return "a tunnel with a bind_addr passes everything through, TLS among it; leave one of them out"
+
+
 def _public_keys(value: Sequence[str | PublicKey]) -> tuple[PublicKey, ...]:
     allowed = f"allowed is an array of 1 to {MOST_KEYS} public keys, the oldest first"
     given: object = value
@@ -139,6 +162,8 @@ class TunnelEntry:
             are valid. A session with a later key moves the tunnel to it, without dropping a visitor of the old one.
         bind_addr: an address of its own to listen at for this tunnel's visitors, whatever they speak.
         service: the label that the gateway has to name; None takes any.
+        tls: who ends the TLS of visitors: `terminate` is the relay, `passthrough` whoever stands behind the tunnel.
+            Then visitors are told apart by the name in their ClientHello, and the relay cannot read what they say.
         takeover: which of two gateways with one key has the tunnel, the newest or the first to come.
 
     Raises:
@@ -152,11 +177,21 @@ class TunnelEntry:
     bind_addr: Address | None = attrs.field(default=None, converter=attrs.converters.optional(_listening_address))
     service: str | None = attrs.field(default=None, validator=attrs.validators.optional(label(LABEL_LIMIT)))
     takeover: Takeover = attrs.field(default=Takeover.NEWEST, converter=_takeover)
+    tls: Literal["terminate", "passthrough"] = attrs.field(default="terminate", validator=_tls)
 
-    _RULES: ClassVar[tuple[Rule, ...]] = (Rule(("key", "keys"), _key_or_keys),)
+    _RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(("key", "keys"), _key_or_keys),
+        Rule(("tls", "url"), _no_name_to_pass_by),
+        Rule(("tls", "bind_addr"), _passed_through_anyhow),
+    )
 
     def __attrs_post_init__(self) -> None:
         settle(self)
+
+    @property
+    def passes_tls(self) -> bool:
+        """Whether the TLS of its visitors is not the relay's to end."""
+        return self.tls == "passthrough"
 
     @property
     def valid_keys(self) -> tuple[PublicKey, ...]:
@@ -233,7 +268,22 @@ def _half_a_pair(certificate: Path | None, private_key: Path | None) -> str | No
 
 
 def _no_certificate(tls: bool, certificate: Path | None) -> str | None:
-    return "TLS needs tls_certificate and tls_private_key" if tls and certificate is None else None
+    if not tls or certificate is not None:
+        return None
+    return "TLS needs tls_certificate and tls_private_key; what passes through, with tls = 'passthrough', needs neither"
+
+
+def _gateways_passed_through(
+    tunnels: Sequence[TunnelEntry], names: Sequence[str], control_addr: Address, ingress_addr: Address
+) -> str | None:
+    hosts = {name for public in names for name in (public, public.rpartition(":")[0])}
+    for index, tunnel in enumerate(tunnels):
+        if control_addr == ingress_addr and tunnel.passes_tls and bracketed(tunnel.url.host) in hosts:
+            return (
+                f"tunnels[{index}] takes all TLS for '{tunnel.url.host}', which is a public name of the relay too: at"
+                " one address for both, gateways would not get through; give one of them another name"
+            )
+    return None
 
 
 def _one_door_two_ways(
@@ -271,7 +321,7 @@ class RelayConfig:
         tls_certificate: the certificate chain, PEM; `tls_certificate_path` is where it is.
         tls_private_key: its private key, PEM; `tls_private_key_path` is where it is.
         control_tls: whether gateways speak TLS; when there is a certificate they do, unless this says otherwise.
-        ingress_tls: the same for visitors.
+        ingress_tls: the same for visitors. Also without it, those of tunnels with `passthrough` come with TLS.
         identity_key_file: holds the relay's Ed25519 private seed, 32 bytes in hexadecimal digits; with it the relay
             proves itself to gateways. `identity_key_path` is where it is.
         heartbeat_ms: how long a link may be silent before it is pinged.
@@ -305,6 +355,7 @@ class RelayConfig:
         Rule(("ingress_tls", "tls_certificate"), _no_certificate),
         Rule(("ingress_tls", "control_tls", "ingress_addr", "control_addr"), _one_door_two_ways),
         Rule(("tunnels", "control_addr", "ingress_addr"), _bound_elsewhere),
+        Rule(("tunnels", "public_names", "control_addr", "ingress_addr"), _gateways_passed_through),
     )
 
     @control_tls.default

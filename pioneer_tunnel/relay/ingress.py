@@ -1,7 +1,8 @@
 """The visitors' door: read the first head, find the tunnel by its Host, and pass every byte on as it came.
 
-Neighbours: `server` brings the connections; `head` reads; the registry and the directory are asked; `pump` moves
-the bytes, of which `framing` says what passes. A visitor that cannot be passed on gets a plain answer that says why.
+Neighbours: `server` brings the connections, and `tls_door` those whose TLS passes through; `head` reads; the registry
+and the directory are asked; `pump` moves the bytes, of which `framing` says what passes. A visitor that cannot be
+passed on gets a plain answer that says why.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..proxy_protocol import ProxyHeader
 from ..pump import pump
 from ..streams import abandon, close_after_answer
 from .admission import Admission, TurnedAway
+from .client_hello import Alert
 from .config import TunnelEntry
 from .followed_stream import FollowedStream
 from .framing import RequestFollower
@@ -133,6 +135,9 @@ class IngressDoor:
         entry = await self._registry.by_host(head.host)
         if entry is None:
             raise Refusal(404, "there is no tunnel for this host")
+        if entry.passes_tls:
+            # What the relay can read is not for a gateway that takes nothing the relay can read.
+            raise Refusal(421, "this host takes TLS alone, from end to end; use https:// and a connection of its own")
         afresh: tuple[RequestHead, bytes] | None = (head, received)
         while afresh is not None:
             with self._room(entry):
@@ -152,6 +157,19 @@ class IngressDoor:
             ended_well = await pump(carried, followed, apology=_BROKE_OFF)
             return followed.afresh if ended_well else None
         return None
+
+    async def serve_hello(self, visit: Visit, entry: TunnelEntry, received: bytes) -> None:
+        """Serve a connection that belongs to `entry` by its ClientHello, which is in `received`.
+
+        Raises:
+            Refusal: the gateway cannot be reached.
+        """
+        visit.settle()
+        with self._room(entry):
+            carried = await self._open(entry)
+            with suppress(trio.BrokenResourceError):  # the pump finds the same
+                await carried.send_all(_proxy_header(visit) + received)
+            await pump(carried, visit.stream, apology=Alert.INTERNAL_ERROR.record)
 
     async def serve_bound(self, visit: Visit, entry: TunnelEntry) -> None:
         """Serve a connection at the address of its own that a tunnel has, whatever it speaks."""

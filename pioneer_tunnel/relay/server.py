@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn, final
@@ -21,11 +20,12 @@ import attrs
 import trio
 
 from ..address import Address, normal_audience
+from ..certificate import Certificate
 from ..errors import InvalidSettingsError, StorageError
 from ..groups import lone_error_bare
 from ..handshake import SUBPROTOCOL
 from ..identity import SigningIdentity
-from ..streams import PrefixedStream, TlsServerStream, WatchedStream, abandon, keep_alive
+from ..streams import PrefixedStream, WatchedStream, abandon, keep_alive
 from ..websocket import EngineName
 from ..yamux import Limits
 from .accepting import Front, Handler
@@ -38,10 +38,9 @@ from .ingress import IngressDoor, Refusal, Visit, read_head, refuse
 from .listeners import BoundListeners, listened_at, open_listeners
 from .registry import Directory, LocalDirectory, LocalRegistry, Registry
 from .reload import Changes
+from .tls_door import TlsDoor, end_tls
 
 __all__ = ["Relay", "RelayAddresses"]
-
-TLS_TIMEOUT: Final = 10.0
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
 
@@ -97,11 +96,12 @@ class Relay:
         self._addresses: RelayAddresses | None = None
         self._applying: Final = trio.Lock()
         self._admission: Final = Admission(config.limits, descriptors=descriptor_limit())
-        self._tls: Final = _server_tls(config)
+        self._certificate: Final = _certificate(config)
         self._control: Final = ControlDoor(
             config, registry, directory, identity=_identity(config), limits=limits, engine=engine
         )
         self._ingress: Final = IngressDoor(registry, directory, self._admission)
+        self._tls_door: Final = TlsDoor(registry, self._ingress, self._certificate)
 
     async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Listen and serve until cancelled; then gateways are told that the relay goes away.
@@ -178,7 +178,11 @@ class Relay:
             task_status.started(self._addresses)
 
     async def _serve_control(self, connected: trio.SocketStream, arrival: Arrival) -> None:
-        stream, watched = await self._secured(connected, self._config.control_tls)
+        stream: trio.abc.Stream
+        stream = watched = _watched(connected)
+        if self._config.control_tls:
+            assert self._certificate is not None
+            stream = await end_tls(watched, self._certificate)
         try:
             head, received = await read_head(stream)
             if head is None:
@@ -191,38 +195,31 @@ class Relay:
         await self._control.serve(PrefixedStream(stream, received), watched, arrival)
 
     async def _serve_ingress(self, connected: trio.SocketStream, arrival: Arrival) -> None:
-        stream, _ = await self._secured(connected, self._config.ingress_tls)
-        await self._ingress.serve(_visit(connected, stream, arrival, tls=self._config.ingress_tls))
+        visit = await self._tls_door.admit(
+            _visit(connected, _watched(connected), arrival), tls=self._config.ingress_tls
+        )
+        if visit is not None:
+            await self._ingress.serve(visit)
 
     async def _serve_either(self, connected: trio.SocketStream, arrival: Arrival) -> None:
         """One address for both: the upgrade to our protocol on a public name is a gateway's, all else a visitor's."""
-        tls = self._config.control_tls or self._config.ingress_tls
-        stream, watched = await self._secured(connected, tls)
+        watched = _watched(connected)
+        visit = await self._tls_door.admit(_visit(connected, watched, arrival), tls=self._config.ingress_tls)
+        if visit is None:
+            return
         try:
-            head, received = await read_head(stream)
+            head, received = await read_head(visit.stream)
             if head is None:
                 return
             if _wants_control(head) and self._is_public(head):
-                await self._control.serve(PrefixedStream(stream, received), watched, arrival)
+                await self._control.serve(PrefixedStream(visit.stream, received), watched, arrival)
             else:
-                await self._ingress.serve_request(_visit(connected, stream, arrival, tls=tls), head, received)
+                await self._ingress.serve_request(visit, head, received)
         except Refusal as refusal:
-            await refuse(stream, refusal)
+            await refuse(visit.stream, refusal)
 
     async def _serve_bound(self, entry: TunnelEntry, connected: trio.SocketStream, arrival: Arrival) -> None:
-        stream, _ = await self._secured(connected, tls=False)
-        await self._ingress.serve_bound(_visit(connected, stream, arrival, tls=False), entry)
-
-    async def _secured(self, connected: trio.SocketStream, tls: bool) -> tuple[trio.abc.Stream, WatchedStream]:
-        keep_alive(connected, idle=60, interval=15)
-        watched = WatchedStream(connected)
-        if not tls:
-            return watched, watched
-        assert self._tls is not None
-        secured = trio.SSLStream(watched, self._tls, server_side=True)
-        with trio.fail_after(TLS_TIMEOUT):
-            await secured.do_handshake()
-        return TlsServerStream(secured), watched
+        await self._ingress.serve_bound(_visit(connected, _watched(connected), arrival), entry)
 
     def _is_public(self, head: RequestHead) -> bool:
         try:
@@ -255,12 +252,17 @@ def _guarded(handler: Handler) -> Handler:
     return guarded
 
 
-def _visit(connected: trio.SocketStream, stream: trio.abc.Stream, arrival: Arrival, *, tls: bool) -> Visit:
+def _watched(connected: trio.SocketStream) -> WatchedStream:
+    keep_alive(connected, idle=60, interval=15)
+    return WatchedStream(connected)
+
+
+def _visit(connected: trio.SocketStream, watched: WatchedStream, arrival: Arrival) -> Visit:
     return Visit(
-        stream=stream,
+        stream=watched,
         visitor=_address_of(connected.socket.getpeername),
         local=_address_of(connected.socket.getsockname),
-        tls=tls,
+        tls=False,
         settle=arrival.settle,
     )
 
@@ -273,21 +275,9 @@ def _address_of(name: Callable[[], Any]) -> Address | None:
     return Address(host, port)
 
 
-def _server_tls(config: RelayConfig) -> ssl.SSLContext | None:
+def _certificate(config: RelayConfig) -> Certificate | None:
     certificate, private_key = config.tls_certificate_path, config.tls_private_key_path
-    if certificate is None or private_key is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(certificate, private_key)
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidSettingsError(
-            f"the TLS certificate {str(certificate)!r} with the key {str(private_key)!r} cannot be used:"
-            f" {error.strerror or error}"
-        ) from error
-    return context
+    return None if certificate is None or private_key is None else Certificate(certificate, private_key)
 
 
 def _identity(config: RelayConfig) -> SigningIdentity | None:

@@ -30,7 +30,7 @@ import trio
 
 from ..address import RelayAddress
 from ..channel_stream import ChannelStream
-from ..dialer import Dialer, client_tls, dial_relay, dial_tcp
+from ..dialer import Dialer, dial_relay, dial_tcp
 from ..errors import (
     InvalidSettingsError,
     LinkLostError,
@@ -42,6 +42,7 @@ from ..groups import lone_error_bare
 from ..status import clean_message
 from ..streams import WatchedStream, abandon, keep_alive, send_pieces
 from ..tls_stream import TlsStream
+from ..trust import client_tls
 from ..tunnel_stream import TunnelStream
 from .rathole_codec import (
     COMMAND_SIZE,

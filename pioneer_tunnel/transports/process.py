@@ -28,7 +28,6 @@ import attrs
 import trio
 
 from .. import files
-from ..dialer import client_tls
 from ..errors import (
     InvalidSettingsError,
     MissingBinaryError,
@@ -41,6 +40,7 @@ from ..groups import lone_error_bare
 from ..identity import RelayKey
 from ..process_config import ProcessConfig, TunnelProgram
 from ..runtime_folder import name_run_file
+from ..trust import client_tls
 from .guarded import Program, StartRefused, guarded
 from .guardian import Orders
 from .http_probe import ask_for_status

@@ -15,7 +15,7 @@ import trio
 
 from .. import handshake
 from ..address import RelayAddress
-from ..dialer import client_tls, dial_relay
+from ..dialer import dial_relay
 from ..errors import (
     InvalidSettingsError,
     LinkLostError,
@@ -29,8 +29,9 @@ from ..identity import MIN_NATIVE_KEY_LENGTH, RelayKey
 from ..proxy_protocol import MAX_LENGTH, ProxyHeader
 from ..redaction import cut
 from ..status import clean_message
+from ..trust import client_tls
 from ..tunnel_stream import TunnelStream
-from ..websocket import Opening, WebSocket, WebSocketClosed, WebSocketLink, WebSocketRefused, load_engine
+from ..websocket import Message, Opening, WebSocket, WebSocketClosed, WebSocketLink, WebSocketRefused, load_engine
 from ..yamux import Role, YamuxConnection, YamuxStream
 from .seam import Deliver, Draining, Replaced, Report, RoundTrip, Session, Target
 
@@ -57,9 +58,9 @@ async def serve(target: Target, deliver: Deliver, report: Report, *, task_status
                         f"{address} answers as a WebSocket, but not as a relay: it did not take {SUBPROTOCOL}"
                     )
                 deadline.deadline = trio.current_time() + target.connect_timeout
-                welcome = await _authenticate(websocket, target)
+                welcome, behind = await _authenticate(websocket, target)
                 deadline.deadline = float("inf")
-                link = WebSocketLink(websocket, watched, lambda text: _take_notice(text, target, report))
+                link = WebSocketLink(websocket, watched, lambda text: _take_notice(text, target, report), behind)
                 async with trio.open_nursery() as header_readers:
                     connection = YamuxConnection(
                         link,
@@ -87,7 +88,8 @@ def refuse_weak_key(key: RelayKey) -> None:
         )
 
 
-async def _authenticate(websocket: WebSocket, target: Target) -> Welcome:
+async def _authenticate(websocket: WebSocket, target: Target) -> tuple[Welcome, list[Message]]:
+    """The opening; returns the welcome, and what came right behind it: visitors may be waiting already."""
     opening = GatewayHandshake(
         target.key.identity(),
         audience=target.address.audience,
@@ -96,13 +98,14 @@ async def _authenticate(websocket: WebSocket, target: Target) -> Welcome:
         pinned_relay=target.relay_identity,
     )
     while True:
-        for message in await websocket.receive():
+        messages = await websocket.receive()
+        for position, message in enumerate(messages, start=1):
             if not isinstance(message, str):
                 await websocket.close(1002, "binary before the welcome")
                 raise RelayConnectError(f"{target.address} sent bytes before it said welcome: this is not a relay")
             reply = opening.receive(message)
             if isinstance(reply, Welcome):
-                return reply
+                return reply, messages[position:]
             if reply is not None:
                 await websocket.send([reply])
 

@@ -11,7 +11,7 @@ from typing import Final, final
 
 from ..link import Bytes, Link
 from ..streams import WatchedStream
-from .connection import WebSocket
+from .connection import Message, WebSocket
 
 __all__ = ["WebSocketLink"]
 
@@ -26,15 +26,23 @@ class WebSocketLink(Link):
         websocket: closed with this.
         watched: the stream below it, which sees every byte.
         on_text: called with each text message; what it raises comes out of `receive`.
+        behind: messages that came together with the last one of the opening, and belong to the link.
 
     Attributes:
         close_code, close_reason: what `aclose` says.
     """
 
-    def __init__(self, websocket: WebSocket, watched: WatchedStream, on_text: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        websocket: WebSocket,
+        watched: WatchedStream,
+        on_text: Callable[[str], None],
+        behind: Sequence[Message] = (),
+    ) -> None:
         self._websocket: Final = websocket
         self._watched: Final = watched
         self._on_text: Final = on_text
+        self._behind = behind
         self.close_code = 1000
         self.close_reason = ""
 
@@ -52,7 +60,8 @@ class WebSocketLink(Link):
     async def receive(self) -> Sequence[Bytes]:
         received: list[Bytes] = []
         while not received:
-            for message in await self._websocket.receive():
+            messages, self._behind = self._behind or await self._websocket.receive(), ()
+            for message in messages:
                 if isinstance(message, str):
                     self._on_text(message)
                 else:

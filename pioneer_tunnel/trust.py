@@ -1,0 +1,84 @@
+"""Whom TLS to a relay trusts, and what to tell a person when it does not.
+
+The name and the chain are checked on every way there is; nothing here, and nothing that leads here, switches that off.
+
+    ca_file             authorities of one's own, trusted beside the system's
+    system_trust        openssl: the files that Python's OpenSSL was built to know, which `SSL_CERT_FILE` and
+                        `SSL_CERT_DIR` replace; on Windows the system's stores as far as Python reads them.
+                        os: what the operating system trusts, by its own rules, with what an administrator put there
+                        or took away. It needs truststore, the extra of that name
+
+It is said, never guessed: a package that happens to be installed does not change who is trusted.
+
+Neighbours: what `config` and `open_tunnel` are told comes here when a transport dials; `dialer` asks why TLS failed.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Final, Literal, TypeAlias, get_args
+
+from .errors import InvalidSettingsError
+
+__all__ = ["SYSTEM_TRUSTS", "SystemTrust", "client_tls", "why_tls_failed"]
+
+SystemTrust: TypeAlias = Literal["openssl", "os"]
+SYSTEM_TRUSTS: Final[tuple[SystemTrust, ...]] = get_args(SystemTrust)
+
+# OpenSSL's numbers for what is wrong with a certificate (x509_vfy.h).
+_NOT_YET_VALID: Final = 9
+_EXPIRED: Final = 10
+_OTHER_NAME: Final = frozenset({62, 64})
+_TOO_OLD: Final = frozenset({"UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"})
+
+
+def client_tls(ca_file: Path | None = None, *, system_trust: SystemTrust = "openssl") -> ssl.SSLContext:
+    """TLS 1.2 or newer that trusts what the module says.
+
+    Raises:
+        InvalidSettingsError: `ca_file` cannot be read or holds no certificate, or truststore is not installed.
+    """
+    context = ssl.create_default_context() if system_trust == "openssl" else _operating_system()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(ca_file)
+        except (OSError, ssl.SSLError) as error:
+            why = error.strerror or "it is not there"
+            raise InvalidSettingsError(f"the CA file {str(ca_file)!r} cannot be used: {why}") from error
+    return context
+
+
+def _operating_system() -> ssl.SSLContext:
+    try:
+        import truststore  # noqa: PLC0415  # an extra
+    except ImportError:
+        raise InvalidSettingsError(
+            "system_trust is 'os', which needs the package truststore: pip install 'pioneer-tunnel[truststore]'"
+        ) from None
+    return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def why_tls_failed(cause: BaseException | None) -> str:
+    """What `cause`, of a handshake that came to nothing, means, and what to do."""
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        told = cause.verify_message
+        if cause.verify_code in _OTHER_NAME:
+            return f"its certificate is for another name ({told}); dial it by a name that stands in the certificate"
+        if cause.verify_code == _EXPIRED:
+            return (
+                f"its certificate is out of date ({told}); its operator has to renew it, or this host's clock is wrong"
+            )
+        if cause.verify_code == _NOT_YET_VALID:
+            return f"its certificate is not valid yet ({told}); is this host's clock right?"
+        return f"its certificate is not trusted ({told}); a CA of your own is named by ca_file"
+    if isinstance(cause, ssl.SSLEOFError):
+        return "the connection was closed during the handshake"
+    if isinstance(cause, ssl.SSLError):
+        reason = (cause.reason or "handshake failed").replace("_", " ").lower()
+        if cause.reason in _TOO_OLD:
+            return f"{reason}; does it speak TLS 1.2 or newer? Anything older is refused"
+        return f"{reason}; does it speak TLS at all?"
+    return "the connection was closed during the handshake"
