@@ -1,10 +1,10 @@
 """Both ends of the traffic: an origin, and visitors who measure. Plain sockets, so that the tunnel is what is measured.
 
-A visitor begins with a request head, which a relay may route by; what follows are bytes:
+A visitor begins with a request head, which a relay may route by, and whose framing it may follow; then come bytes:
 
     GET /down/N    the origin sends N bytes, and ends
-    GET /up/N      it takes N bytes, and answers with one
-    GET /echo      it sends back what comes, until the visitor ends
+    PUT /up/N      it takes N bytes, and answers with one
+    PUT /echo      it sends back what comes, until the visitor ends
 
 A connection is a generator that yields what its socket has to be ready for, and `Loop` resumes it then. Where time is
 measured to the microsecond, sockets block instead.
@@ -37,6 +37,7 @@ _PIECE: Final = 256 * 1024
 _SENT: Final = memoryview(os.urandom(_PIECE))
 _RECEIVED: Final = bytearray(4 * _PIECE)
 _END: Final = b"\r\n\r\n"
+_ENDLESS: Final = 10**15
 
 
 @final
@@ -150,8 +151,9 @@ def _echo(sock: socket.socket, data: bytes) -> Steps:
 # Visitors
 
 
-def _request(target: str) -> bytes:
-    return f"GET {target} HTTP/1.1\r\nHost: {HOST}".encode() + _END
+def _request(target: str, *, body: int = 0) -> bytes:
+    method, framing = ("PUT", f"\r\nContent-Length: {body}") if body else ("GET", "")
+    return f"{method} {target} HTTP/1.1\r\nHost: {HOST}{framing}".encode() + _END
 
 
 def _dial(endpoint: Endpoint, first_bytes: bytes) -> socket.socket:
@@ -167,7 +169,7 @@ def dial_echo(endpoint: Endpoint) -> socket.socket:
     Raises:
         OSError: it has not.
     """
-    sock = _dial(endpoint, _request("/echo") + b"?")
+    sock = _dial(endpoint, _request("/echo", body=_ENDLESS) + b"?")
     if sock.recv(1) != b"?":
         sock.close()
         raise ConnectionError("the echo does not answer")
@@ -179,7 +181,7 @@ def throughput(endpoint: Endpoint, direction: Literal["down", "up"], *, streams:
     loop, amount = Loop(), total // streams
     started = time.perf_counter()
     for _ in range(streams):
-        sock = _dial(endpoint, _request(f"/{direction}/{amount}"))
+        sock = _dial(endpoint, _request(f"/{direction}/{amount}", body=amount if direction == "up" else 0))
         loop.start(sock, _receive(sock, amount) if direction == "down" else _upload(sock, amount))
     loop.run()
     return total / 1e6 / (time.perf_counter() - started)
@@ -217,7 +219,7 @@ def connections_a_second(endpoint: Endpoint, *, count: int, at_once: int) -> flo
         with suppress(BlockingIOError):
             sock.connect(endpoint)
         yield _WRITE
-        sock.send(_request("/echo") + b"!")
+        sock.send(_request("/echo", body=_ENDLESS) + b"!")
         yield from _receive(sock, 1)
         start_next()
 

@@ -26,11 +26,12 @@ _APOLOGY_TIMEOUT: Final = 5.0
 _DRAIN_TIMEOUT: Final = 1.0
 
 
-async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: bytes = b"") -> None:
+async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: bytes = b"") -> bool:
     """Copy both ways, half-close included, and close both streams.
 
     When a stream breaks, or is closed by somebody else, or on cancellation, both are abandoned, so that neither end
-    takes a part for the whole. Returns quietly in any case; what comes out is `trio.Cancelled` and bugs.
+    takes a part for the whole. Returns quietly in any case, True after an end of both that was orderly; what comes out
+    is `trio.Cancelled` and bugs.
 
     Args:
         apology: what `second` is told, before an orderly end, when `first` breaks before it has said anything.
@@ -64,6 +65,7 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
                 await abandon(first)
             finally:
                 await abandon(second)  # also when the first, under cancellation, ended in `trio.Cancelled`
+    return closed
 
 
 @final

@@ -1,8 +1,8 @@
 """What Trio's byte streams lack for a tunnel: a watch over silence and stalls, bytes put back, and abandonment.
 
 `WatchedStream` stands directly above a socket (below TLS), so that it sees every byte that moves. `PrefixedStream`
-stands on top, and gives what somebody has read already to whoever reads next. `abandon` ends a connection with a RST,
-`close_after_answer` so that the last word arrives.
+stands on top, and gives what somebody has read already to whoever reads next; `MeteredStream` bounds what a stranger
+sends. `abandon` ends a connection with a RST, `close_after_answer` so that the last word arrives.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if sys.platform == "linux":
 
 __all__ = [
     "LentSocket",
+    "MeteredStream",
     "OneAtATime",
     "PrefixedStream",
     "WatchedStream",
@@ -310,9 +311,12 @@ async def send_pieces(stream: trio.abc.Stream, pieces: Sequence[bytes]) -> None:
 
 
 def _watched(stream: trio.abc.Stream) -> WatchedStream | None:
-    while isinstance(stream, PrefixedStream) and not stream.prefixed:
+    # `type` and not `isinstance`, which takes its time over an abstract base class, for every piece that moves.
+    while (type(stream) is PrefixedStream and not stream.prefixed) or (
+        type(stream) is MeteredStream and stream.trusted
+    ):
         stream = stream.transport_stream
-    return stream if isinstance(stream, WatchedStream) else None
+    return stream if type(stream) is WatchedStream else None
 
 
 async def send_eof(stream: trio.abc.Stream) -> None:
@@ -357,6 +361,43 @@ class PrefixedStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         self._prefix = b""
+        await self.transport_stream.aclose()
+
+
+@final
+class MeteredStream(trio.abc.HalfCloseableStream):
+    """A stream whose other end may send only so much, until it is trusted: beyond that the stream is broken.
+
+    Args:
+        stream: closed with this.
+        allowance: bytes.
+
+    Attributes:
+        trusted: to be set when the other end may send as much as it likes.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, allowance: int) -> None:
+        self.transport_stream: Final = stream
+        self.trusted = False
+        self._allowance = allowance
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self.transport_stream.receive_some(max_bytes)
+        self._allowance -= len(data)
+        if self._allowance < 0 and not self.trusted:
+            raise trio.BrokenResourceError("the other end has sent more than it may before it is trusted")
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.transport_stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.transport_stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        await send_eof(self.transport_stream)
+
+    async def aclose(self) -> None:
         await self.transport_stream.aclose()
 
 

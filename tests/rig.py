@@ -107,7 +107,14 @@ async def connect(address: Address) -> trio.SocketStream:
 
 
 def request(*lines: str, host: str = HOST, body: bytes = b"") -> bytes:
+    if body:
+        lines += (f"Content-Length: {len(body)}",)
     return "\r\n".join(["GET / HTTP/1.1", f"Host: {host}", *lines, "", ""]).encode() + body
+
+
+def upload(host: str = HOST) -> bytes:
+    """A request whose body does not end, so that whatever a test says next belongs to it."""
+    return request(f"Content-Length: {10**12}", host=host)
 
 
 async def read_all(stream: trio.abc.ReceiveStream) -> bytes:

@@ -6,7 +6,7 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,7 +40,7 @@ from pioneer_tunnel.errors import InvalidSettingsError, ReplacedError, StorageEr
 from pioneer_tunnel.handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
 from pioneer_tunnel.identity import RelayKey, SigningIdentity
 from pioneer_tunnel.proxy_protocol import ProxyHeader
-from pioneer_tunnel.relay import Relay
+from pioneer_tunnel.relay import Relay, tls_door
 from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.control import ControlDoor
 from pioneer_tunnel.relay.ingress import IngressDoor, Visit
@@ -260,8 +260,8 @@ async def test_every_byte_passes_as_it_came() -> None:
     """The head is not written anew: odd spacing, case and order stay, and so does what follows it."""
     odd = (
         b"gEt /%7Ea?b=%zz HTTP/1.1\r\nX-B:   spaces \t \r\nhOsT: \t Office.TEST:80 \r\nx-b:\r\nA: \xe9\r\n"
-        b"Content-Length: 3\r\n\r\nabcGET /second HTTP/1.1\r\nHost: other.test\r\n\r\n" + bytes(range(256)) * 100
-    )
+        b"Content-Length: 3\r\n\r\nabcPUT /second HTTP/1.1\r\nhost:office.test\r\nContent-Length: 25600\r\n\r\n"
+    ) + bytes(range(256)) * 100
     async with serving() as (rig, _):
         assert await answer_to(rig, odd) == odd
 
@@ -634,10 +634,11 @@ async def test_tls_on_one_door_or_both(
                 await tunnel.wait_connected()
                 visitor = await visit_with_tls(rig, certificates) if ingress_tls else await rig.visit()
                 async with visitor:
-                    await visitor.send_all(request(body=bytes(100_000)))
+                    asked = request(body=bytes(100_000))
+                    await visitor.send_all(asked)
                     async with await tunnel.accept() as stream:
                         assert stream.tls is ingress_tls
-                        assert await read_exactly(stream, len(request()) + 100_000) == request(body=bytes(100_000))
+                        assert await read_exactly(stream, len(asked)) == asked
                         await stream.send_all(b"the answer")
                     assert await read_exactly(visitor, 10) == b"the answer"
 
@@ -681,6 +682,16 @@ async def test_a_visitor_over_tls_that_just_closes_has_ended(certificates: Path)
         assert await stream.receive_some() == b""
 
 
+async def test_a_refusal_over_tls_comes_after_the_answers_before_it(certificates: Path) -> None:
+    async with behind_tls(certificates) as (visitor, stream):
+        await visitor.send_all(request(host="other.test"))
+        assert await stream.receive_some() == b""
+        await stream.send_all(b"the answer")
+        await stream.aclose()
+        told = await read_all(visitor)
+        assert told.startswith(b"the answerHTTP/1.1 421 ")
+
+
 async def test_plain_text_at_a_tls_door_is_just_closed(certificates: Path) -> None:
     files: dict[str, Any] = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
     async with relay_rig(None, **files) as rig, await rig.visit() as visitor:
@@ -690,6 +701,21 @@ async def test_plain_text_at_a_tls_door_is_just_closed(certificates: Path) -> No
             except trio.BrokenResourceError:
                 answer = b""
         assert not answer.startswith(b"HTTP")
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x02"])
+@pytest.mark.parametrize("door", ["control", "ingress"])
+async def test_a_tls_handshake_that_does_not_come_to_its_end_is_let_go(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch, door: str, said: bytes
+) -> None:
+    monkeypatch.setattr(tls_door, "HANDSHAKE_TIMEOUT", 0.1)
+    monkeypatch.setattr(tls_door, "HELLO_TIMEOUT", 0.1)
+    files: dict[str, Any] = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
+    async with relay_rig(None, **files) as rig, await connect(getattr(rig.addresses, door)) as visitor:
+        if said:
+            await visitor.send_all(said)
+        with trio.fail_after(5), suppress(trio.BrokenResourceError):
+            assert await read_all(visitor) == b""
 
 
 @pytest.mark.parametrize(

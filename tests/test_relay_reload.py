@@ -29,6 +29,7 @@ from rig import (
     request,
     tunnel_entry,
     until_it_raises,
+    upload,
 )
 from test_cli import Program, free_port, running
 from test_relay import raw_gateway, status_of
@@ -64,8 +65,8 @@ async def carrying(rig: RelayRig, **changes: Any) -> AsyncIterator[trio.SocketSt
     async with rig.tunnel(**changes) as tunnel:
         await tunnel.wait_connected()
         async with in_background(lambda: trio.serve_listeners(echo, [tunnel])), await rig.visit() as visitor:
-            await visitor.send_all(request())
-            await read_exactly(visitor, len(request()))
+            await visitor.send_all(upload())
+            await read_exactly(visitor, len(upload()))
             yield visitor
             await visitor.send_all(b"still here?")
             with trio.fail_after(5):
@@ -112,7 +113,7 @@ async def test_what_has_changed_of_a_tunnel_counts_for_what_comes_next() -> None
     async with relay_rig(tunnels=[tunnel_entry(), home()]) as rig, carrying(rig):
         await rig.apply(tunnels=[tunnel_entry(url="http://moved.test"), home(service="printer")])
         async with await rig.visit() as visitor:
-            assert status_of(await ask(visitor, request())) == 404
+            assert status_of(await ask(visitor, upload())) == 404
         async with await rig.visit() as visitor:
             assert await ask(visitor, request(host="moved.test")) == request(host="moved.test")
         with pytest.raises(InvalidSettingsError, match="'printer'"):
@@ -383,8 +384,8 @@ async def test_a_key_is_changed_and_not_a_byte_is_lost(program: tuple[Program, P
 
     async def visit() -> trio.SocketStream:
         visitor = await connect(ingress)
-        await visitor.send_all(request())
-        assert await read_exactly(visitor, len(request())) == request()
+        await visitor.send_all(upload())
+        assert await read_exactly(visitor, len(upload())) == upload()
         return visitor
 
     sent = received = 0

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 from memory_relay import MemoryRelay, until_cancelled
-from rig import KEY, RelayRig, eventually, read_all, read_exactly, relay_rig, request, tunnel_entry, until_it_raises
+from rig import KEY, RelayRig, eventually, read_all, read_exactly, relay_rig, tunnel_entry, until_it_raises, upload
 from test_relay import Overwhelmed, raw_gateway
 
 from pioneer_tunnel.errors import ReplacedError, TunnelAuthError
@@ -37,10 +37,10 @@ def both_keys(**changes: Any) -> dict[str, Any]:
 async def visited(rig: RelayRig, tunnel: Tunnel) -> tuple[trio.SocketStream, TunnelStream]:
     """A visitor, and its stream at the gateway, with the request read."""
     visitor = await rig.visit()
-    await visitor.send_all(request())
+    await visitor.send_all(upload())
     with trio.fail_after(5):
         stream = await tunnel.accept()
-        await read_exactly(stream, len(request()))
+        await read_exactly(stream, len(upload()))
     return visitor, stream
 
 
@@ -132,7 +132,7 @@ async def test_a_retired_session_that_is_dead_is_not_waited_for(
         async with relay.tunnel("old") as old:
             await old.wait_connected()
             visitor = await relay.visit()
-            await visitor.send_all(request())
+            await visitor.send_all(upload())
             await old.accept()
             relay.cables[0].pull()
             async with relay.tunnel(instance, key=NEW_KEY) as new:
@@ -154,7 +154,7 @@ async def test_a_ghost_that_is_retired_is_gone_when_its_gateway_comes_back(
         async with relay.tunnel("old") as old:
             await old.wait_connected()
             visitor = await relay.visit()
-            await visitor.send_all(request())
+            await visitor.send_all(upload())
             await old.accept()
             async with relay.tunnel("new", key=NEW_KEY) as new:
                 await new.wait_connected()
@@ -218,7 +218,7 @@ async def test_a_visitor_who_waits_for_the_old_one_gets_the_new_one() -> None:
     visitor, stream = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(door.serve, Visit(stream=stream, visitor=None, local=None, tls=False))
-        await visitor.send_all(request())
+        await visitor.send_all(upload())
         await eventually(lambda: bool(gateways))
         assert await gateways[0].receive_some()
         nursery.cancel_scope.cancel()

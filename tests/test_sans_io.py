@@ -27,13 +27,17 @@ SANS_IO: Final = sorted(
         "relay/takeover.py",
         "restart_policy.py",
     }
+    | {"relay/framing.py", "relay/head.py", "relay/rates.py"}
 )
 
 IO: Final = {"anyio", "asyncio", "queue", "select", "selectors", "ssl", "subprocess", "threading", "time", "trio"}
 
-ENUMERATIONS: Final = {("pioneer_tunnel.errors", "pioneer_tunnel.status"): {"ErrorKind"}}
-"""Imports that are not followed, and the names that they may take: an error knows its kind, and what a status is for
-the wire stands beside the feed of them, which does wait."""
+ENUMERATIONS: Final = {
+    ("pioneer_tunnel.errors", "pioneer_tunnel.status"): {"ErrorKind"},
+    ("pioneer_tunnel.relay.head", "pioneer_tunnel.status"): {"clean_message"},
+}
+"""Imports that are not followed, and the names that they may take: an error knows its kind, an answer is cleaned like a
+status, and what a status is for the wire stands beside the feed of them, which does wait."""
 
 
 def file_of(module: str) -> Path | None:

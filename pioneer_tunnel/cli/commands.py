@@ -23,6 +23,7 @@ from ..groups import lone_error_bare
 from ..identity import RelayKey, SigningIdentity, new_relay_key
 from ..key_mode import KeyMode
 from ..relay import Relay
+from ..relay.descriptors import raise_descriptor_limit
 from ..relay.reload import ConfigFile, follow, hangups
 from ..trust import SYSTEM_TRUSTS, SystemTrust
 from ..tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
@@ -65,6 +66,7 @@ def relay(context: click.Context, config: Path | None, websocket_engine: EngineN
     if config is None:
         raise click.UsageError("name the relay's file with --config FILE")
     try:
+        raise_descriptor_limit()
         file = ConfigFile(config)
         server = Relay(file.load(), engine=websocket_engine)
         _run(functools.partial(_serve_and_follow, server, file))

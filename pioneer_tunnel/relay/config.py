@@ -30,7 +30,7 @@ from typing import Any, ClassVar, Final, Literal, final
 import attrs
 
 from ..address import Address, PublicUrl, bracketed, is_ip_address, normal_audience
-from ..errors import Problem
+from ..errors import InvalidSettingsError, Problem
 from ..identity import PublicKey
 from ..redaction import redact_reason, shown
 from ..tables import (
@@ -51,6 +51,7 @@ from ..tables import (
     whole_number,
 )
 from ..toml_file import read_toml, subtable
+from .limits import RelayLimits
 from .takeover import Takeover, TakeoverRules
 
 __all__ = ["RelayConfig", "TunnelEntry"]
@@ -250,6 +251,15 @@ def _claims(entry: Mapping[str, Any]) -> list[tuple[str, Hashable, str]]:
     return claims
 
 
+def _limits(value: RelayLimits | Mapping[str, Any]) -> RelayLimits:
+    if isinstance(value, RelayLimits):
+        return value
+    try:
+        return structure(RelayLimits, value)
+    except InvalidSettingsError as error:
+        raise RefusedItemsError(error.problems) from None
+
+
 def _half_a_pair(certificate: Path | None, private_key: Path | None) -> str | None:
     if (certificate is None) == (private_key is None):
         return None
@@ -316,6 +326,7 @@ class RelayConfig:
             proves itself to gateways. `identity_key_path` is where it is.
         heartbeat_ms: how long a link may be silent before it is pinged.
         rotation_grace_ms: how long the visitors of a session may stay after a newer key has taken the tunnel over.
+        limits: what visitors, addresses and tunnels may cost, `[relay.limits]`.
         tunnels: the tunnels that this relay carries.
         base_dir: what relative paths are relative to: the folder of the file. Not a key of the table.
 
@@ -334,6 +345,7 @@ class RelayConfig:
     identity_key_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     heartbeat_ms: int = attrs.field(default=15_000, validator=whole_number(1000, 60_000))
     rotation_grace_ms: int = attrs.field(default=600_000, validator=whole_number(0, 86_400_000))
+    limits: RelayLimits = attrs.field(factory=RelayLimits, converter=_limits)
     tunnels: tuple[TunnelEntry, ...] = attrs.field(default=(), converter=_tunnels)
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
 

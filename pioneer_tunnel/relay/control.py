@@ -17,9 +17,10 @@ from ..errors import ProtocolError
 from ..handshake import SUBPROTOCOL, Claim, Rejection, RelayHandshake
 from ..identity import SigningIdentity
 from ..status import clean_message
-from ..streams import WatchedStream
+from ..streams import MeteredStream, WatchedStream
 from ..websocket import EngineName, Opening, WebSocket, WebSocketRefused, load_engine
 from ..yamux import Limits
+from .admission import Arrival
 from .config import RelayConfig, TunnelEntry
 from .registry import Directory, Registry, TunnelTaken
 from .session import GatewaySession
@@ -28,6 +29,9 @@ __all__ = ["ControlDoor"]
 
 OPENING_TIMEOUT: Final = 10.0
 """Seconds that a gateway has to prove itself."""
+
+OPENING_BYTES: Final = 128 * 1024
+"""Bytes that it may send until then, its WebSocket request included."""
 
 BUSY_RETRY_MS: Final = 5_000
 """How long a gateway is asked to wait whose tunnel another one has."""
@@ -64,23 +68,29 @@ class ControlDoor:
         self._identity: Final = identity
         self._engine: Final = load_engine(engine)
         # The relay opens streams and takes none: a gateway's SYN is reset.
-        self._limits: Final = limits or Limits(unaccepted=0)
+        self._limits: Final = limits or Limits(unaccepted=0, unread=config.limits.buffered_bytes_per_tunnel)
         self._wall_clock: Final = wall_clock
         self._sessions: Final[set[GatewaySession]] = set()
 
-    async def serve(self, stream: trio.abc.Stream, watched: WatchedStream) -> None:
+    async def serve(self, stream: trio.abc.Stream, watched: WatchedStream, arrival: Arrival | None = None) -> None:
         """Serve one connection, from its WebSocket request on, until it ends; `stream` is closed then.
 
         Args:
             stream: what to speak over.
             watched: the same, or what lies below its TLS.
+            arrival: settled when the gateway has proved itself, and slowed down when it does not; None when nobody
+                counts.
         """
         deadline = trio.CancelScope(deadline=trio.current_time() + OPENING_TIMEOUT)
         with deadline:
             try:
-                async with self._engine.accept(stream, Opening(subprotocol=SUBPROTOCOL)) as websocket:
-                    opened = await self._open(websocket)
+                metered = MeteredStream(stream, OPENING_BYTES)
+                async with self._engine.accept(metered, Opening(subprotocol=SUBPROTOCOL)) as websocket:
+                    opened = await self._open(websocket, arrival)
                     if opened is not None:
+                        metered.trusted = True
+                        if arrival is not None:
+                            arrival.settle()
                         await self._carry(websocket, watched, *opened, deadline=deadline)
             except (WebSocketRefused, trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 _log.debug("a connection at the control door ended in its opening: %s", error)
@@ -94,7 +104,9 @@ class ControlDoor:
             if entry is None or entry.id != session.tunnel_id:
                 session.revoke()
 
-    async def _open(self, websocket: WebSocket) -> tuple[TunnelEntry, Claim, RelayHandshake] | None:
+    async def _open(
+        self, websocket: WebSocket, arrival: Arrival | None
+    ) -> tuple[TunnelEntry, Claim, RelayHandshake] | None:
         """The opening; None when it failed, after the gateway was told."""
         handshake = RelayHandshake(self._config.id, public_names=self._config.public_names, identity=self._identity)
         await websocket.send([handshake.challenge])
@@ -116,6 +128,8 @@ class ControlDoor:
                         assert entry is not None  # or its key would not have verified
                         return entry, claim, handshake
         except Rejection as rejection:
+            if rejection.reason == "auth_failed" and arrival is not None:
+                await trio.sleep(arrival.failed(trio.current_time()))
             await _reject(websocket, claim, rejection)
         except ProtocolError as error:
             await websocket.close(1002, str(error)[:120])

@@ -18,7 +18,8 @@ The empty line before a request: RFC 9112, 2.2 asks every server to ignore at le
 rest, unchanged, and means nothing at either end, or gets a 400 from the gateway itself. No more is promised of a second
 one, so two are refused here.
 
-Neighbours: the ingress feeds a reader, routes by `RequestHead.host`, and answers with `error_response` where it cannot.
+Neighbours: the ingress feeds a reader, routes by `RequestHead.host`, and answers with `error_response` where it cannot;
+`framing` reads the later heads of a connection with readers of their own, and its trailers with `read_field`.
 Nothing here waits or reads. A reader looks at each byte a fixed number of times, whether they come at once or singly.
 """
 
@@ -44,6 +45,7 @@ __all__ = [
     "RequestHead",
     "Upgrade",
     "error_response",
+    "read_field",
     "wants_upgrade",
 ]
 
@@ -76,7 +78,8 @@ class BadRequest(RemoteProtocolError):
     """The visitor's request is refused.
 
     Attributes:
-        status: what to answer: 400, or 431 when it is too large.
+        status: what to answer: 400, or 431 when it is too large; of a later request on a connection (`framing`) also
+            421 when it is for another host, and 408 when it comes too slowly.
         reason: a sentence for a person, which quotes nothing of the request.
     """
 
@@ -243,24 +246,7 @@ class HeadReader:
     def _read_header(self, start: int, end: int) -> tuple[bytes, bytes]:
         if len(self._headers) >= self._max_headers:
             raise BadRequest(431, f"The request has more than {self._max_headers} headers.")
-        match = _FIELD.fullmatch(self._buffer, start, end)
-        if match is None:
-            self._refuse_header(start, end)
-        name, value = match.groups()
-        return name.lower(), value.strip(b" \t")
-
-    def _refuse_header(self, start: int, end: int) -> NoReturn:
-        line = self._buffer[start:end]
-        if line[0] in b" \t":
-            raise BadRequest(400, "A header is folded onto a second line.")
-        if _CONTROL.search(line):
-            raise BadRequest(400, "A header holds a control character.")
-        name, colon, _ = line.partition(b":")
-        if not colon:
-            raise BadRequest(400, "A header has no colon.")
-        if name.endswith((b" ", b"\t")):
-            raise BadRequest(400, "A header has white space before its colon.")
-        raise BadRequest(400, "A header has a name that is empty or holds characters which a name has not.")
+        return read_field(self._buffer, start, end)
 
     def _head(self, method: bytes, target: bytes, version: bytes) -> RequestHead:
         """What the lines say together.
@@ -298,6 +284,29 @@ class HeadReader:
             content_length=_content_length(lengths) if lengths else None,
             chunked=bool(codings),
         )
+
+
+def read_field(buffer: bytes | bytearray, start: int, end: int) -> tuple[bytes, bytes]:
+    """The name, in lower case, and the value of the header or trailer whose line, without its end, is in `buffer`.
+
+    Raises:
+        BadRequest: it is not one name, a colon and a value, all on one line.
+    """
+    match = _FIELD.fullmatch(buffer, start, end)
+    if match is not None:
+        name, value = match.groups()
+        return name.lower(), value.strip(b" \t")
+    line = buffer[start:end]
+    if line[0] in b" \t":
+        raise BadRequest(400, "A header is folded onto a second line.")
+    if _CONTROL.search(line):
+        raise BadRequest(400, "A header holds a control character.")
+    before, colon, _ = line.partition(b":")
+    if not colon:
+        raise BadRequest(400, "A header has no colon.")
+    if before.endswith((b" ", b"\t")):
+        raise BadRequest(400, "A header has white space before its colon.")
+    raise BadRequest(400, "A header has a name that is empty or holds characters which a name has not.")
 
 
 def _host_of(value: bytes) -> str:

@@ -1,14 +1,15 @@
 """The visitors' door: read the first head, find the tunnel by its Host, and pass every byte on as it came.
 
 Neighbours: `server` brings the connections, and `tls_door` those whose TLS passes through; `head` reads; the registry
-and the directory are asked; `pump` moves the bytes. A visitor that cannot be passed on gets a plain HTTP answer that
-says why.
+and the directory are asked; `pump` moves the bytes, of which `framing` says what passes. A visitor that cannot be
+passed on gets a plain answer that says why.
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final, final
 
 import attrs
@@ -18,9 +19,13 @@ from ..address import Address
 from ..proxy_protocol import ProxyHeader
 from ..pump import pump
 from ..streams import abandon, close_after_answer
+from .admission import Admission, TurnedAway
 from .client_hello import Alert
 from .config import TunnelEntry
+from .followed_stream import FollowedStream
+from .framing import RequestFollower
 from .head import BadRequest, HeadReader, RequestHead, error_response
+from .limits import RelayLimits
 from .registry import Directory, LiveSession, Registry
 
 __all__ = ["IngressDoor", "Visit", "read_head"]
@@ -37,6 +42,10 @@ _BROKE_OFF: Final = error_response(502, "the gateway broke off before it answere
 _log: Final = logging.getLogger("pioneer_tunnel.relay.ingress")
 
 
+def _nobody_waits() -> None:
+    """For whoever does not care."""
+
+
 @final
 @attrs.frozen(kw_only=True)
 class Visit:
@@ -47,12 +56,14 @@ class Visit:
         visitor: where it comes from; None where nobody can tell.
         local: where it arrived.
         tls: whether it came over TLS.
+        settle: called when it has shown which tunnel it wants.
     """
 
     stream: trio.abc.Stream
     visitor: Address | None
     local: Address | None
     tls: bool
+    settle: Callable[[], None] = _nobody_waits
 
 
 class Refusal(Exception):
@@ -94,11 +105,16 @@ async def refuse(stream: trio.abc.Stream, refusal: Refusal) -> None:
 
 @final
 class IngressDoor:
-    """Passes visitors on to their tunnels."""
+    """Passes visitors on to their tunnels.
 
-    def __init__(self, registry: Registry, directory: Directory) -> None:
+    Args:
+        admission: how many visitors a tunnel may have; by default as many as a relay that is told nothing admits.
+    """
+
+    def __init__(self, registry: Registry, directory: Directory, admission: Admission | None = None) -> None:
         self._registry: Final = registry
         self._directory: Final = directory
+        self._admission: Final = admission or Admission(RelayLimits())
 
     async def serve(self, visit: Visit) -> None:
         """Serve a connection whose tunnel is told by its first request."""
@@ -115,16 +131,32 @@ class IngressDoor:
         Raises:
             Refusal: with the answer to give.
         """
+        visit.settle()
         entry = await self._registry.by_host(head.host)
         if entry is None:
             raise Refusal(404, "there is no tunnel for this host")
         if entry.passes_tls:
             # What the relay can read is not for a gateway that takes nothing the relay can read.
             raise Refusal(421, "this host takes TLS alone, from end to end; use https:// and a connection of its own")
+        afresh: tuple[RequestHead, bytes] | None = (head, received)
+        while afresh is not None:
+            with self._room(entry):
+                afresh = await self._follow(visit, entry, *afresh)
+
+    async def _follow(
+        self, visit: Visit, entry: TunnelEntry, head: RequestHead, received: bytes
+    ) -> tuple[RequestHead, bytes] | None:
+        """Carry the requests from `head` on, up to the end, or to one that needs another stream; returns that one."""
         carried = await self._open(entry)
+        follower = RequestFollower(head)
+        pieces = follower.feed(received[head.length :])
         with suppress(trio.BrokenResourceError):  # the pump finds the same
-            await carried.send_all(_proxy_header(visit) + received)
-        await pump(carried, visit.stream, apology=_BROKE_OFF)
+            await carried.send_all(b"".join([_proxy_header(visit), received[: head.length], *pieces]))
+        followed = FollowedStream(visit.stream, follower, head_timeout=HEAD_TIMEOUT)
+        with followed.scope:
+            ended_well = await pump(carried, followed, apology=_BROKE_OFF)
+            return followed.afresh if ended_well else None
+        return None
 
     async def serve_hello(self, visit: Visit, entry: TunnelEntry, received: bytes) -> None:
         """Serve a connection that belongs to `entry` by its ClientHello, which is in `received`.
@@ -132,21 +164,37 @@ class IngressDoor:
         Raises:
             Refusal: the gateway cannot be reached.
         """
-        carried = await self._open(entry)
-        with suppress(trio.BrokenResourceError):  # the pump finds the same
-            await carried.send_all(_proxy_header(visit) + received)
-        await pump(carried, visit.stream, apology=Alert.INTERNAL_ERROR.record)
+        visit.settle()
+        with self._room(entry):
+            carried = await self._open(entry)
+            with suppress(trio.BrokenResourceError):  # the pump finds the same
+                await carried.send_all(_proxy_header(visit) + received)
+            await pump(carried, visit.stream, apology=Alert.INTERNAL_ERROR.record)
 
     async def serve_bound(self, visit: Visit, entry: TunnelEntry) -> None:
         """Serve a connection at the address of its own that a tunnel has, whatever it speaks."""
+        visit.settle()
         try:
-            carried = await self._open(entry)
+            with self._room(entry):
+                carried = await self._open(entry)
+                with suppress(trio.BrokenResourceError):  # the pump finds the same
+                    await carried.send_all(_proxy_header(visit))
+                await pump(carried, visit.stream)
         except Refusal:
             await abandon(visit.stream)
-            return
-        with suppress(trio.BrokenResourceError):  # the pump finds the same
-            await carried.send_all(_proxy_header(visit))
-        await pump(carried, visit.stream)
+
+    @contextmanager
+    def _room(self, entry: TunnelEntry) -> Iterator[None]:
+        """What it takes to carry one more visitor.
+
+        Raises:
+            Refusal: there is none.
+        """
+        try:
+            with self._admission.visit(entry.id, trio.current_time()):
+                yield
+        except TurnedAway as reason:
+            raise Refusal(503, str(reason)) from None
 
     async def _open(self, entry: TunnelEntry) -> trio.abc.HalfCloseableStream:
         tried: LiveSession | None = None

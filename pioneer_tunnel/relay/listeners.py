@@ -6,20 +6,19 @@ tunnels with a `bind_addr`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Iterable
-from typing import Final, TypeAlias, final
+from collections.abc import Callable, Hashable, Iterable
+from typing import Final, final
 
 import trio
 
 from ..address import Address
+from .accepting import Front, Handler
+from .admission import Arrival
 from .config import TunnelEntry
 
-__all__ = ["BoundListeners", "Handler", "listened_at", "open_listeners"]
+__all__ = ["BoundListeners", "listened_at", "open_listeners"]
 
 BACKLOG: Final = 1024
-
-Handler: TypeAlias = Callable[[trio.SocketStream], Awaitable[None]]
-"""Serves a connection, and closes it."""
 
 
 async def open_listeners(address: Address) -> list[trio.SocketListener]:
@@ -44,11 +43,13 @@ class BoundListeners:
     """The addresses of their own that tunnels have.
 
     Args:
+        front: accepts connections.
         connections: where connections are served. They outlive their listener: what ends them is their tunnel.
         handler: makes the handler for one connection of a tunnel, given by the entry that it has then.
     """
 
-    def __init__(self, connections: trio.Nursery, handler: Callable[[TunnelEntry], Handler]) -> None:
+    def __init__(self, front: Front, connections: trio.Nursery, handler: Callable[[TunnelEntry], Handler]) -> None:
+        self._front: Final = front
         self._connections: Final = connections
         self._handler: Final = handler
         self._bound: dict[Hashable, _Bound] = {}
@@ -73,7 +74,7 @@ class BoundListeners:
                     assert entry.bind_addr is not None
                     opened[place] = _Bound(entry, await open_listeners(entry.bind_addr))
             for bound in opened.values():
-                self._connections.start_soon(bound.serve, self._connections, self._handler)
+                self._connections.start_soon(bound.serve, self._front, self._connections, self._handler)
         except BaseException:
             for bound in opened.values():
                 bound.close_sockets()
@@ -105,13 +106,13 @@ class _Bound:
         self._serving: Final = trio.CancelScope()
         self._closed: Final = trio.Event()
 
-    async def serve(self, connections: trio.Nursery, handler: Callable[[TunnelEntry], Handler]) -> None:
-        async def handle(connected: trio.SocketStream) -> None:
-            await handler(self.entry)(connected)
+    async def serve(self, front: Front, connections: trio.Nursery, handler: Callable[[TunnelEntry], Handler]) -> None:
+        async def handle(connected: trio.SocketStream, arrival: Arrival) -> None:
+            await handler(self.entry)(connected, arrival)
 
         try:
             with self._serving:
-                await trio.serve_listeners(handle, self._listeners, handler_nursery=connections)
+                await front.serve(self._listeners, handle, connections)
         finally:
             self.close_sockets()
             self._closed.set()

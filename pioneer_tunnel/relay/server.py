@@ -14,7 +14,7 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar, final
+from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar, final
 
 import attrs
 import trio
@@ -28,11 +28,14 @@ from ..identity import SigningIdentity
 from ..streams import PrefixedStream, WatchedStream, abandon, keep_alive
 from ..websocket import EngineName
 from ..yamux import Limits
+from .accepting import Front, Handler
+from .admission import Admission, Arrival
 from .config import RelayConfig, TunnelEntry
 from .control import ControlDoor
+from .descriptors import descriptor_limit
 from .head import RequestHead, wants_upgrade
 from .ingress import IngressDoor, Refusal, Visit, read_head, refuse
-from .listeners import BoundListeners, Handler, listened_at, open_listeners
+from .listeners import BoundListeners, listened_at, open_listeners
 from .registry import Directory, LocalDirectory, LocalRegistry, Registry
 from .reload import Changes
 from .tls_door import TlsDoor, end_tls
@@ -42,6 +45,7 @@ __all__ = ["Relay", "RelayAddresses", "guarded", "serve_gateway"]
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
 
 StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
+P = ParamSpec("P")
 
 
 @final
@@ -68,7 +72,7 @@ class Relay:
         config: what the operator decides.
         registry: which tunnels there are; by default those of `config`.
         directory: where they are connected; by default this process knows.
-        limits: what each gateway's session may cost.
+        limits: what each gateway's session may cost; by default as the `limits` of `config` say.
         engine: the WebSocket engine; None for the fastest that is installed.
 
     Raises:
@@ -94,11 +98,12 @@ class Relay:
         self._bound: BoundListeners | None = None
         self._addresses: RelayAddresses | None = None
         self._applying: Final = trio.Lock()
+        self._admission: Final = Admission(config.limits, descriptors=descriptor_limit())
         self._certificate: Final = _certificate(config)
         self._control: Final = ControlDoor(
             config, registry, directory, identity=_identity(config), limits=limits, engine=engine
         )
-        self._ingress: Final = IngressDoor(registry, directory)
+        self._ingress: Final = IngressDoor(registry, directory, self._admission)
         self._tls_door: Final = TlsDoor(registry, self._ingress, self._certificate)
 
     async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> NoReturn:
@@ -151,41 +156,49 @@ class Relay:
     async def _listen(self, task_status: trio.TaskStatus[RelayAddresses]) -> None:
         config = self._config
         shared = config.control_addr == config.ingress_addr
+        front = Front(self._admission)
         async with trio.open_nursery() as nursery:
 
             async def listen(address: Address, handler: Handler) -> Address:
                 listeners = await open_listeners(address)
-                nursery.start_soon(functools.partial(trio.serve_listeners, guarded(handler), listeners))
+                nursery.start_soon(front.serve, listeners, guarded(handler), nursery)
                 return listened_at(address, listeners)
 
             control = await listen(config.control_addr, self._serve_either if shared else self._serve_control)
             ingress = control if shared else await listen(config.ingress_addr, self._serve_ingress)
-            bound = BoundListeners(nursery, lambda entry: guarded(functools.partial(self._serve_bound, entry)))
+            bound = BoundListeners(front, nursery, lambda entry: guarded(functools.partial(self._serve_bound, entry)))
             await bound.arrange(config.tunnels)
             self._bound = bound
             self._addresses = RelayAddresses(control=control, ingress=ingress, tunnels=bound.addresses)
             _log.info("gateways at %s, visitors at %s", control, ingress)
             for tunnel_id, address in bound.addresses.items():
                 _log.info("visitors of tunnel %s at %s", tunnel_id, address)
+            if self._admission.most_connections < config.limits.connections:
+                _log.warning(
+                    "this process may have so few descriptors that it takes %d connections at the most, not the %d"
+                    " of its limits; see ulimit -n", self._admission.most_connections, config.limits.connections,
+                )  # fmt: skip
             task_status.started(self._addresses)
 
-    async def _serve_control(self, connected: trio.SocketStream) -> None:
+    async def _serve_control(self, connected: trio.SocketStream, arrival: Arrival) -> None:
         stream: trio.abc.Stream
         stream = watched = _watched(connected)
         if self._config.control_tls:
             assert self._certificate is not None
             stream = await end_tls(watched, self._certificate)
-        await serve_gateway(self._control, stream, watched)
+        await serve_gateway(self._control, stream, watched, arrival)
 
-    async def _serve_ingress(self, connected: trio.SocketStream) -> None:
-        visit = await self._tls_door.admit(_visit(connected, _watched(connected)), tls=self._config.ingress_tls)
+    async def _serve_ingress(self, connected: trio.SocketStream, arrival: Arrival) -> None:
+        visit = await self._tls_door.admit(
+            _visit(connected, _watched(connected), arrival), tls=self._config.ingress_tls
+        )
         if visit is not None:
             await self._ingress.serve(visit)
 
-    async def _serve_either(self, connected: trio.SocketStream) -> None:
+    async def _serve_either(self, connected: trio.SocketStream, arrival: Arrival) -> None:
         """One address for both: the upgrade to our protocol on a public name is a gateway's, all else a visitor's."""
         watched = _watched(connected)
-        visit = await self._tls_door.admit(_visit(connected, watched), tls=self._config.ingress_tls)
+        visit = await self._tls_door.admit(_visit(connected, watched, arrival), tls=self._config.ingress_tls)
         if visit is None:
             return
         try:
@@ -193,14 +206,14 @@ class Relay:
             if head is None:
                 return
             if _wants_control(head) and self._is_public(head):
-                await self._control.serve(PrefixedStream(visit.stream, received), watched)
+                await self._control.serve(PrefixedStream(visit.stream, received), watched, arrival)
             else:
                 await self._ingress.serve_request(visit, head, received)
         except Refusal as refusal:
             await refuse(visit.stream, refusal)
 
-    async def _serve_bound(self, entry: TunnelEntry, connected: trio.SocketStream) -> None:
-        await self._ingress.serve_bound(_visit(connected, _watched(connected)), entry)
+    async def _serve_bound(self, entry: TunnelEntry, connected: trio.SocketStream, arrival: Arrival) -> None:
+        await self._ingress.serve_bound(_visit(connected, _watched(connected), arrival), entry)
 
     def _is_public(self, head: RequestHead) -> bool:
         try:
@@ -212,7 +225,9 @@ class Relay:
         return written in names or any(name.rpartition(":")[0] == written for name in names)
 
 
-async def serve_gateway(door: ControlDoor, stream: trio.abc.Stream, watched: WatchedStream) -> None:
+async def serve_gateway(
+    door: ControlDoor, stream: trio.abc.Stream, watched: WatchedStream, arrival: Arrival | None = None
+) -> None:
     """Serve a connection at the gateways' door, from its first byte on, until it ends; see `ControlDoor.serve`."""
     try:
         head, received = await read_head(stream)
@@ -223,7 +238,7 @@ async def serve_gateway(door: ControlDoor, stream: trio.abc.Stream, watched: Wat
     except Refusal as refusal:
         await refuse(stream, refusal)
         return
-    await door.serve(PrefixedStream(stream, received), watched)
+    await door.serve(PrefixedStream(stream, received), watched, arrival)
 
 
 def _wants_control(head: RequestHead) -> bool:
@@ -231,12 +246,14 @@ def _wants_control(head: RequestHead) -> bool:
     return upgrade is not None and upgrade.websocket and SUBPROTOCOL in upgrade.subprotocols
 
 
-def guarded(handler: Callable[[StreamT], Awaitable[object]]) -> Callable[[StreamT], Awaitable[None]]:
+def guarded(
+    handler: Callable[Concatenate[StreamT, P], Awaitable[object]],
+) -> Callable[Concatenate[StreamT, P], Awaitable[None]]:
     """One connection's trouble is its own: it is logged, and the relay goes on."""
 
-    async def serve(connected: StreamT) -> None:
+    async def serve(connected: StreamT, /, *arguments: P.args, **named: P.kwargs) -> None:
         try:
-            await handler(connected)
+            await handler(connected, *arguments, **named)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             pass  # it went away, or never came to the point
         except* Exception:  # noqa: BLE001  # whatever it is, other connections have nothing to do with it
@@ -252,12 +269,13 @@ def _watched(connected: trio.SocketStream) -> WatchedStream:
     return WatchedStream(connected)
 
 
-def _visit(connected: trio.SocketStream, watched: WatchedStream) -> Visit:
+def _visit(connected: trio.SocketStream, watched: WatchedStream, arrival: Arrival) -> Visit:
     return Visit(
         stream=watched,
         visitor=_address_of(connected.socket.getpeername),
         local=_address_of(connected.socket.getsockname),
         tls=False,
+        settle=arrival.settle,
     )
 
 

@@ -1,0 +1,421 @@
+"""`relay.framing`: where each request ends, one verdict for one sequence of bytes, and nothing forwarded beyond it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import attrs
+import pytest
+from hypothesis import example, given, strategies as st
+
+from pioneer_tunnel.errors import LocalProtocolError
+from pioneer_tunnel.relay import framing
+from pioneer_tunnel.relay.framing import Phase, RequestFollower
+from pioneer_tunnel.relay.head import MAX_HEAD, MAX_LINE, HeadReader, RequestHead
+
+FIRST: Final = b"GET /first HTTP/1.1\r\nHost: a.test\r\n\r\n"
+UPGRADE: Final = b"GET /ws HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+NEXT: Final = b"PUT /next HTTP/1.1\r\nhOST: A.test.:80\r\nContent-Length: 3\r\n\r\nabc"
+CHUNKED: Final = b"POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n"
+OTHER: Final = b"GET /other HTTP/1.1\r\nHost: b.test\r\n\r\n"
+
+
+def head_of(data: bytes) -> RequestHead:
+    head = HeadReader().feed(data)
+    assert head is not None
+    return head
+
+
+@attrs.frozen
+class Verdict:
+    """What became of a visitor's bytes after the first head."""
+
+    forwarded: bytes
+    phase: Phase
+    status: int | None
+    afresh: bytes | None
+
+
+def followed(first: bytes, pieces: Iterable[bytes], *, ended: bool = False) -> Verdict:
+    follower = RequestFollower(head_of(first))
+    forwarded = b""
+    for piece in pieces:
+        if follower.is_over:
+            break
+        forwarded += b"".join(follower.feed(piece))
+    if ended:
+        follower.end()
+    afresh = None if follower.afresh is None else follower.afresh[1]
+    return Verdict(forwarded, follower.phase, follower.refusal and follower.refusal.status, afresh)
+
+
+def singly(data: bytes) -> Iterator[bytes]:
+    return (data[index : index + 1] for index in range(len(data)))
+
+
+def chunk(data: bytes, extension: bytes = b"") -> bytes:
+    return b"%x%s\r\n%s\r\n" % (len(data), extension, data)
+
+
+def in_every_way(first: bytes, data: bytes) -> Verdict:
+    """The verdict on `data`, which is the same whole, in single bytes and cut in two anywhere."""
+    whole = followed(first, [data])
+    assert (data + b"!").startswith(whole.forwarded)
+    same = attrs.evolve(whole, afresh=whole.afresh and NEXT)
+    step = max(1, len(data) // 100)
+    for pieces in itertools.chain([singly(data)], ([data[:at], data[at:]] for at in range(0, len(data), step))):
+        found = followed(first, pieces)
+        # How much of what starts afresh was read already depends on the pieces, of course.
+        assert attrs.evolve(found, afresh=found.afresh and NEXT) == same
+    return whole
+
+
+# What passes
+
+RIGHT: Final = {
+    "nothing": b"",
+    "requests without a body": FIRST * 3,
+    "a body with a length": NEXT + NEXT,
+    "an empty body": FIRST.replace(b"\r\n\r\n", b"\r\nContent-Length: 0\r\n\r\n") * 2,
+    "chunks": CHUNKED + chunk(b"abc") + chunk(b"x" * 300) + b"0\r\n\r\n" + FIRST,
+    "upper-case sizes and zeros": CHUNKED + b"00A\r\n0123456789\r\n000\r\n\r\n" + FIRST,
+    "extensions": CHUNKED + chunk(b"abc", b';a;b=c;d="e \\" f"') + b"0;last\r\n\r\n" + FIRST,
+    "trailers": CHUNKED + b"0\r\nExpires: 0\r\nX-Sum:  1 \r\n\r\n" + FIRST,
+    "an empty line between": NEXT + b"\r\n" + NEXT,
+    "lines that look like a head within a body": CHUNKED + chunk(OTHER) + b"0\r\n\r\n" + NEXT[:-3] + b"GET",
+    "HTTP/1.0 and close": FIRST.replace(b"1.1", b"1.0")
+    + FIRST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    + FIRST,
+}
+
+
+@pytest.mark.parametrize("data", RIGHT.values(), ids=RIGHT.keys())
+def test_requests_for_the_first_host_pass_whole(data: bytes) -> None:
+    assert in_every_way(FIRST, data) == Verdict(data, Phase.HEAD, None, None)
+
+
+def test_the_first_request_has_a_body_as_well() -> None:
+    assert in_every_way(NEXT[:-3], b"abc" + FIRST) == Verdict(b"abc" + FIRST, Phase.HEAD, None, None)
+    body = chunk(b"abc") + b"0\r\n\r\n"
+    assert in_every_way(CHUNKED, body + FIRST) == Verdict(body + FIRST, Phase.HEAD, None, None)
+
+
+def test_a_large_body_passes_without_being_copied() -> None:
+    follower = RequestFollower(head_of(CHUNKED))
+    assert [bytes(piece) for piece in follower.feed(b"100000\r\n")] == [b"100000\r\n"]
+    assert follower.appetite == 0x100000
+    part = bytes(200_000)
+    (passed,) = follower.feed(part)
+    assert passed is part
+    *_, last = follower.feed(bytes(0x100000 - 200_000) + b"\r\n5")
+    assert isinstance(last, memoryview)
+    assert follower.phase is Phase.CHUNK_LINE
+
+
+# What is refused, and how far what came before it goes
+
+WRONG: Final[dict[str, tuple[bytes, bytes, int]]] = {
+    "another host": (b"", OTHER, 421),
+    "another host after a body": (NEXT, OTHER, 421),
+    "a host that is none": (NEXT, FIRST.replace(b"a.test", b".a.test"), 400),
+    "two Hosts": (b"", FIRST.replace(b"\r\n\r\n", b"\r\nHost: a.test\r\n\r\n"), 400),
+    "no Host": (b"", b"GET / HTTP/1.1\r\n\r\n", 400),
+    "an absolute target": (NEXT, b"GET http://b.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n", 400),
+    "bare LF": (b"", b"GET / HTTP/1.1\nHost: a.test\n\n", 400),
+    "NUL": (b"", b"GET / HTTP/1.1\r\nHost: a.test\r\nX: \0\r\n\r\n", 400),
+    "a folded header": (b"", b"GET / HTTP/1.1\r\nHost: a.test\r\nX: y\r\n z\r\n\r\n", 400),
+    "both framings": (
+        b"",
+        CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Length: 3\r\n\r\n"),
+        400,
+    ),
+    "two lengths": (b"", NEXT[:-7] + b"\r\nContent-Length: 3\r\n\r\n", 400),
+    "no head at all": (NEXT, b"\x81\x05hello", 400),
+    "two empty lines": (NEXT, b"\r\n\r\n", 400),
+    "a head over 64 KiB": (b"", b"GET / HTTP/1.1\r\n" + (b"X: %s\r\n" % (b"x" * 1000)) * 66, 431),
+    "a chunk without a size": (CHUNKED, b"\r\n", 400),
+    "a size that is no number": (CHUNKED, b"5g\r\n", 400),
+    "a negative size": (CHUNKED, b"-5\r\n", 400),
+    "a size with a prefix": (CHUNKED, b"0x5\r\n", 400),
+    "a size of 16 digits": (CHUNKED, b"0000000000000005\r\n", 400),
+    "white space before a size": (CHUNKED, b" 5\r\n", 400),
+    "white space after a size": (CHUNKED, b"5 \r\n", 400),
+    "white space before an extension": (CHUNKED, b"5 ;a\r\n", 400),
+    "an extension without a name": (CHUNKED, b"5;\r\n", 400),
+    "an extension that is not closed": (CHUNKED, b'5;a="b\r\n', 400),
+    "a bare LF after a size": (CHUNKED, b"5\n", 400),
+    "a bare CR in an extension": (CHUNKED, b"5;a\rb\r\n", 400),
+    "a NUL in an extension": (CHUNKED, b"5;a\0\r\n", 400),
+    "an extension that is too long": (CHUNKED, b"5;" + b"a" * framing.MAX_CHUNK_LINE + b"\r\n", 400),
+    "a chunk that is too long": (CHUNKED + b"3\r\nabc", b"d\r\n", 400),
+    "a bare LF after a chunk": (CHUNKED + b"3\r\nabc", b"\n0\r\n\r\n", 400),
+    "a chunk that ends in CR": (CHUNKED + b"3\r\nabc", b"\r0\r\n\r\n", 400),
+    "a trailer that is none": (CHUNKED + b"0\r\n", b"no colon\r\n", 400),
+    "a folded trailer": (CHUNKED + b"0\r\nX: y\r\n", b" z\r\n", 400),
+    "a trailer with LF": (CHUNKED + b"0\r\n", b"X: y\n", 400),
+    "a length in the trailers": (CHUNKED + b"0\r\n", b"Content-Length: 5\r\n\r\n", 400),
+    "a Host in the trailers": (CHUNKED + b"0\r\nX: y\r\n", b"Host: b.test\r\n\r\n", 400),
+    "too many trailers": (CHUNKED + b"0\r\n" + b"X: y\r\n" * 128, b"X: y\r\n", 400),
+    "trailers that are too long": (
+        CHUNKED + b"0\r\n" + b"X: %s\r\n" % (b"y" * 9000),
+        b"X: %s\r\n" % (b"y" * 9000),
+        400,
+    ),
+}
+
+
+@pytest.mark.parametrize(("before", "wrong", "status"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_wrong_is_not_forwarded(before: bytes, wrong: bytes, status: int) -> None:
+    assert in_every_way(FIRST, before + wrong + NEXT) == Verdict(before, Phase.REFUSED, status, None)
+
+
+def test_nothing_is_forwarded_after_a_refusal() -> None:
+    follower = RequestFollower(head_of(FIRST))
+    assert follower.feed(OTHER) == []
+    assert follower.feed(FIRST) == []
+    assert follower.is_over
+
+
+def test_an_end_in_the_middle_of_a_head_is_refused_and_elsewhere_is_an_end() -> None:
+    assert followed(FIRST, [NEXT, b"GET / HT"], ended=True) == Verdict(NEXT, Phase.REFUSED, 400, None)
+    for rest in (b"", b"\r\n", NEXT[:-1], CHUNKED + b"5"):
+        verdict = followed(FIRST, [NEXT + rest], ended=True)
+        assert verdict.status is None
+        assert (NEXT + rest).startswith(verdict.forwarded)
+
+
+@pytest.mark.parametrize("start", [b"G", b"\r\nG", b"GET / HTTP/1.1\r\nHost: a.test\r\n\r"])
+def test_a_head_that_has_begun_is_told_from_silence(start: bytes) -> None:
+    for silence in (b"", b"\r", b"\r\n", NEXT, NEXT[:-1]):
+        follower = RequestFollower(head_of(FIRST))
+        follower.feed(silence)
+        assert not follower.head_begun
+    follower = RequestFollower(head_of(FIRST))
+    follower.feed(NEXT + start)
+    assert follower.head_begun
+    follower.give_up(10)
+    assert follower.refusal is not None
+    assert (follower.refusal.status, follower.feed(b"ET / ")) == (408, [])
+
+
+# Upgrade
+
+
+def answered(*answers: bytes, first: bytes = UPGRADE) -> RequestFollower:
+    follower = RequestFollower(head_of(first))
+    for number, answer in enumerate(answers, 1):
+        assert follower.awaits_answer
+        assert follower.answer(answer) is (number == len(answers))
+    assert not follower.awaits_answer
+    return follower
+
+
+def test_what_follows_an_upgrade_is_held_until_the_answer() -> None:
+    follower = RequestFollower(head_of(UPGRADE))
+    assert follower.feed(b"\x81\x05") == []
+    with pytest.raises(LocalProtocolError):
+        follower.feed(b"hello")
+    assert follower.answer(b"HTTP/1.1 101 Switching Protocols\r\n")
+    assert b"".join(follower.feed(b"")) == b"\x81\x05"
+    assert b"".join(follower.feed(OTHER)) == OTHER
+    assert follower.phase is Phase.OPAQUE
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"204", b"426 Upgrade Required", b"500 \xff", b"304 "])
+def test_an_upgrade_that_is_declined_goes_on_being_followed(status: bytes) -> None:
+    follower = RequestFollower(head_of(UPGRADE))
+    follower.feed(NEXT + OTHER)
+    assert follower.answer(b"HTTP/1.1 %s\r\n" % status)
+    assert b"".join(follower.feed(b"")) == NEXT
+    assert follower.refusal is not None
+    assert follower.refusal.status == 421
+
+
+@pytest.mark.parametrize("final", [b"101 Switching Protocols", b"200 OK"])
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_interim_answers_decide_nothing(final: bytes, size: int) -> None:
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </HTTP/1.1 101 >\r\nX: HTTP/1.1 101 OK\r\n\r\n"
+    answer = b"HTTP/1.1 100 Continue\r\n\r\n" + hints * 2 + b"HTTP/1.1 %s\r\n" % final
+    follower = answered(*(answer[at : at + size] for at in range(0, len(answer), size)))
+    assert follower.phase is (Phase.OPAQUE if final.startswith(b"101") else Phase.HEAD)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\x81\x05hello\n",
+        b"HTTP/1.1 101\n",
+        b"HTTP/2 101 OK\r\n",
+        b"HTTP/1.1 101OK\r\n",
+        b" HTTP/1.1 101 OK\r\n",
+        b"\r\nHTTP/1.1 101 OK\r\n",
+        b"HTTP/1.1 1010\r\n",
+        b"HTTP/1.1 101 \0\r\n",
+        b"x" * MAX_LINE,
+        b"HTTP/1.1 100\r\n" + (b"X: %s\r\n" % (b"x" * 1000)) * 66,
+    ],
+)
+def test_an_answer_that_cannot_be_read_switches_nothing(answer: bytes) -> None:
+    assert answered(answer).phase is Phase.HEAD
+
+
+def test_the_body_of_a_request_with_upgrade_passes_and_what_follows_is_held() -> None:
+    first = CHUNKED.replace(b"\r\n\r\n", b"\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n")
+    follower = RequestFollower(head_of(first))
+    body = chunk(b"hello") + b"0\r\n\r\n"
+    assert b"".join(follower.feed(body + b"PRI * HTTP/2.0")) == body
+    assert follower.holds
+    follower.answer(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+    assert b"".join(follower.feed(b"")) == b"PRI * HTTP/2.0"
+    # An answer that comes before the body is complete counts as well.
+    follower = answered(b"HTTP/1.1 101 Switching Protocols\r\n\r\n", first=first)
+    assert follower.phase is Phase.CHUNK_LINE
+    assert b"".join(follower.feed(body + b"PRI")) == body + b"PRI"
+    follower = answered(b"HTTP/1.1 413 Content Too Large\r\n\r\n", first=first)
+    assert b"".join(follower.feed(body + NEXT)) == body + NEXT
+    assert follower.phase is Phase.HEAD
+
+
+def test_a_later_upgrade_starts_afresh() -> None:
+    """Its answer could not be told from one to an earlier request, which may hold whatever its author likes."""
+    verdict = in_every_way(FIRST, NEXT + UPGRADE)
+    assert verdict == Verdict(NEXT, Phase.AFRESH, None, UPGRADE)
+    assert followed(FIRST, [NEXT + UPGRADE[:9], UPGRADE[9:] + b"\x81\x05"]).afresh == UPGRADE + b"\x81\x05"
+    follower = RequestFollower(head_of(FIRST))
+    follower.feed(UPGRADE)
+    assert follower.afresh == (head_of(UPGRADE), UPGRADE)
+    with pytest.raises(LocalProtocolError):
+        follower.feed(b"more")
+
+
+def test_a_later_upgrade_for_another_host_is_refused_all_the_same() -> None:
+    assert in_every_way(FIRST, UPGRADE.replace(b"a.test", b"b.test")).status == 421
+
+
+@pytest.mark.parametrize(
+    "first", [UPGRADE.replace(b"1.1", b"1.0"), UPGRADE.replace(b"Connection: Upgrade", b"Connection: close")]
+)
+def test_what_may_not_be_answered_with_101_is_no_upgrade(first: bytes) -> None:
+    follower = RequestFollower(head_of(first))
+    assert not follower.awaits_answer
+    assert b"".join(follower.feed(NEXT)) == NEXT
+
+
+# Any bytes, in any pieces
+
+TOKENS: Final = st.sampled_from([b"a", b"X-Y", b"sum"])
+BODIES: Final = st.one_of(
+    st.just(b"\r\n"),
+    st.binary(max_size=300).map(lambda body: b"Content-Length: %d\r\n\r\n%s" % (len(body), body)),
+    st.builds(
+        lambda chunks, extensions, trailers: (
+            b"Transfer-Encoding: gzip, chunked\r\n\r\n"
+            + b"".join(
+                chunk(data, extension) for data, extension in zip(chunks, itertools.cycle(extensions), strict=False)
+            )
+            + b"0\r\n"
+            + b"".join(b"%s: %s\r\n" % (name, name) for name in trailers)
+            + b"\r\n"
+        ),
+        st.lists(st.binary(min_size=1, max_size=100), max_size=5),
+        st.lists(st.sampled_from([b"", b";a", b';b="c;\\"d"', b";e=f;g"]), min_size=1, max_size=3),
+        st.lists(TOKENS, max_size=3),
+    ),
+)
+HEADS: Final = st.builds(
+    lambda empty, method, host, close: empty + method + b" / HTTP/1.1\r\nhost:" + host + b"\r\n" + close,
+    st.sampled_from([b"", b"\r\n"]),
+    st.sampled_from([b"GET", b"PUT", b"HEAD"]),
+    st.sampled_from([b"a.test", b" A.TEST. \t", b"a.test:8080"]),
+    st.sampled_from([b"", b"Connection: close\r\n"]),
+)
+REQUESTS: Final = st.builds(bytes.__add__, HEADS, BODIES)
+
+
+def cut(data: bytes, sizes: list[int]) -> Iterator[bytes]:
+    position = 0
+    for size in itertools.cycle(sizes):
+        if position >= len(data):
+            return
+        yield data[position : position + size]
+        position += size
+
+
+SIZES: Final = st.lists(st.integers(1, 400), min_size=1, max_size=8)
+
+
+@given(st.lists(REQUESTS, max_size=6), SIZES)
+def test_valid_requests_pass_whole_in_any_pieces(requests: list[bytes], sizes: list[int]) -> None:
+    data = b"".join(requests)
+    assert followed(FIRST, cut(data, sizes)) == Verdict(data, Phase.HEAD, None, None)
+
+
+@given(
+    st.lists(st.one_of(REQUESTS, st.sampled_from([wrong for _, wrong, _ in WRONG.values()]), st.binary(max_size=20))),
+    SIZES,
+    st.data(),
+)
+@example([CHUNKED, b"3\r\nabc", b"\r"], [1], None)
+def test_any_bytes_get_one_verdict_and_a_prefix_is_forwarded(
+    parts: list[bytes], sizes: list[int], data: st.DataObject | None
+) -> None:
+    said = bytearray(b"".join(parts))
+    if data is not None and said:
+        said[data.draw(st.integers(0, len(said) - 1))] = data.draw(st.integers(0, 255))
+    whole = followed(FIRST, [bytes(said)])
+    assert followed(FIRST, cut(bytes(said), sizes)) == whole
+    assert said.startswith(whole.forwarded)
+
+
+@given(st.binary(max_size=200), SIZES, st.booleans())
+def test_after_a_101_any_bytes_pass(said: bytes, sizes: list[int], early: bool) -> None:
+    follower = RequestFollower(head_of(UPGRADE))
+    forwarded = b""
+    if early:
+        follower.answer(b"HTTP/1.1 101 \r\n")
+    for piece in cut(said, sizes):
+        if follower.holds:
+            follower.answer(b"HTTP/1.1 101 \r\n")
+        forwarded += b"".join(follower.feed(piece))
+    if follower.holds:
+        follower.answer(b"HTTP/1.1 101 \r\n")
+        forwarded += b"".join(follower.feed(b""))
+    assert forwarded == said
+
+
+# What it costs
+
+
+def test_many_small_requests_take_time_in_proportion_to_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that was given all that there is, for each of them, would copy it for each of them."""
+    given_to_readers = 0
+
+    class Counting:
+        def __init__(self) -> None:
+            self._reader = HeadReader()
+
+        @property
+        def received(self) -> bytes:
+            return self._reader.received
+
+        def feed(self, data: memoryview) -> RequestHead | None:
+            nonlocal given_to_readers
+            given_to_readers += len(data)
+            return self._reader.feed(data)
+
+    monkeypatch.setattr(framing, "HeadReader", Counting)
+    data = FIRST * 1000
+    follower = RequestFollower(head_of(FIRST))
+    assert b"".join(follower.feed(data)) == data
+    assert given_to_readers == len(data)
+
+
+def test_what_is_asked_for_at_once_is_small_where_requests_may_be() -> None:
+    follower = RequestFollower(head_of(FIRST))
+    assert follower.appetite <= MAX_HEAD // 4
+    follower.feed(b"PUT / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 1000000\r\n\r\n")
+    assert follower.appetite == 1_000_000
+    follower.feed(bytes(999_999))
+    assert follower.appetite <= MAX_HEAD
