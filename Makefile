@@ -18,8 +18,9 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+# Most tests wait, for the clock of a real socket or a process: one worker a core makes half the time of it.
 unit: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 # Two other yamux implementations for tests/test_interop.py: npm's for Node, and the reference for Go, whose sources
 # Debian's golang-github-hashicorp-yamux-dev puts here. Whatever is missing, its tests are skipped.
