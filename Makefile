@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types unit interop bench clean
+.PHONY: demo test lint types unit interop bench mutation clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -36,10 +36,20 @@ interop: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+# How good are our own tests? docs/testing.md has the answer of the last time, and what to make of a new survivor.
+MUTATION_WORKERS ?= $(shell nproc)
+
+mutation: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutation]'
+	rm -rf mutants
+	PYTHONHASHSEED=0 $(BIN)/mutmut run --max-children $(MUTATION_WORKERS)
+	$(BIN)/mutmut results
+	$(BIN)/mutmut results --all true | sed -E 's/\.x[^.]*: /: /' | sort | uniq -c
+
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cli,speed,dev]'
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache mutants
