@@ -138,9 +138,10 @@ class Supervised:
                 self.over = trio.current_time()
 
     async def finish(self) -> TunnelError:
-        """Wait until the generation has failed for good."""
-        while self.over is None:
-            await trio.sleep(1)
+        """Wait until the generation has failed for good; a test whose generation does not has failed."""
+        with trio.fail_after(10_000):
+            while self.over is None:
+                await trio.sleep(1)
         assert self.failure is not None
         return self.failure
 

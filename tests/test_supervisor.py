@@ -8,7 +8,16 @@ from typing import NoReturn
 
 import pytest
 import trio
-from supervised import EPOCH, PLAIN, TARGET, LocalGateway, Supervised, supervised, wall_clock
+from supervised import (
+    EPOCH,
+    PLAIN,
+    TARGET,
+    LocalGateway,
+    Supervised,
+    refuse_visitors,
+    supervised,
+    wall_clock,
+)
 from trio.testing import MockClock
 
 from pioneer_tunnel.errors import (
@@ -66,6 +75,23 @@ def delays(transport: ScriptedTransport) -> list[float]:
         for before, after in zip(transport.attempts, transport.attempts[1:], strict=False)
         if before.ended is not None
     ]
+
+
+# What a generation gives its transport
+
+
+async def test_a_transport_is_told_where_to_connect_and_where_visitors_go(autojump_clock: MockClock) -> None:
+    given: list[tuple[Target, Deliver]] = []
+
+    async def serve(
+        target: Target, deliver: Deliver, report: Report, *, task_status: trio.TaskStatus[Session]
+    ) -> NoReturn:
+        given.append((target, deliver))
+        raise TunnelAuthError("no")
+
+    async with supervised(serve) as generation:
+        await generation.finish()
+    assert given == [(TARGET, refuse_visitors)]
 
 
 # What a generation says
@@ -180,7 +206,7 @@ async def test_a_final_failure_leaves_no_round_trip_of_the_link_that_was(autojum
         assert generation.status.relay_rtt_ms is None
 
 
-@pytest.mark.parametrize("restarts", [1, 3])
+@pytest.mark.parametrize("restarts", [1, 2, 3])
 async def test_max_restarts_are_one_attempt_more(autojump_clock: MockClock, restarts: int) -> None:
     transport = ScriptedTransport(then=Fail(RelayConnectError, message="connection refused"))
     async with supervised(transport, policy=RestartPolicy(max_restarts=restarts)) as generation:
@@ -304,8 +330,7 @@ async def test_an_unforeseen_exception_is_unknown_and_logged_and_retried(
         await trio.sleep(100)
     state = "reconnecting" if connected else "failed"
     assert generation.said[1:] == [*["connected"] * connected, f"{state}/unknown", "connected"]
-    assert [record.name for record in caplog.records] == ["pioneer_tunnel.supervisor"]
-    assert caplog.records[0].levelno == logging.ERROR
+    assert caplog.record_tuples == [("pioneer_tunnel.supervisor", logging.ERROR, "an unforeseen failure of the tunnel")]
     assert "Traceback" in caplog.text
 
 
@@ -316,6 +341,14 @@ async def test_what_an_unforeseen_exception_says_goes_to_the_log_alone(
         await trio.sleep(0.5)
         assert generation.status.message == "an unforeseen failure, see the log: ValueError"
     assert "who knows what" in caplog.text
+
+
+async def test_a_transport_that_ends_without_a_reason_is_named_in_the_log(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with supervised(ScriptedTransport([Return()])):
+        await trio.sleep(0.5)
+    assert "RuntimeError: the transport ended without a reason" in caplog.text.splitlines()
 
 
 async def test_an_unforeseen_exception_counts_as_a_failure(autojump_clock: MockClock) -> None:
@@ -376,6 +409,8 @@ async def test_when_several_things_fail_at_once_a_final_one_decides(
             assert generation.status.error_kind is kind
         assert (generation.over is not None) is (kind is ErrorKind.TUNNEL_AUTH_FAILED)
     assert bool(caplog.records) is logged
+    # Whichever of them the status tells of, the log has them all.
+    assert all(f"{type(error).__name__}: {error}" in caplog.text for error in errors if logged)
 
 
 async def test_the_end_of_the_program_is_no_failure_of_the_tunnel(autojump_clock: MockClock) -> None:
@@ -503,17 +538,17 @@ async def test_the_count_of_local_dials_ends_with_the_link(autojump_clock: MockC
 
 
 async def test_a_round_trip_is_told_and_is_no_news(autojump_clock: MockClock) -> None:
-    transport = ScriptedTransport([Connect(60, reports=((5, RoundTrip(0.0251)),))])
+    transport = ScriptedTransport([Connect(60, reports=((5, RoundTrip(0.02512345)),))])
     async with supervised(transport, seed=3) as generation:
         await trio.sleep(4)
         before = generation.status
         await trio.sleep(2)
-        assert generation.status.relay_rtt_ms == 25.1
+        assert generation.status.relay_rtt_ms == 25.123  # a microsecond is as much as anybody can tell
         assert not generation.status.is_news_after(before)
         assert generation.status.updated_at_unix == before.updated_at_unix
         for _ in range(3):
             transport.report(LocalDialFailed("no"))
-        assert generation.status.relay_rtt_ms == 25.1
+        assert generation.status.relay_rtt_ms == 25.123
         await trio.sleep(54.1)
         assert generation.status.state is State.RECONNECTING
         assert generation.status.relay_rtt_ms is None

@@ -49,6 +49,19 @@ def test_a_send_window_is_what_was_granted_less_what_was_spent(steps: list[tuple
         assert window.credit == expected
 
 
+def test_credit_may_fill_its_32_bits_and_no_more() -> None:
+    window = SendWindow()
+    window.grant(MAX_CREDIT - INITIAL_WINDOW)
+    assert window.credit == MAX_CREDIT
+    with pytest.raises(RemoteProtocolError, match=r"credit of 1 on top of 4294967295 overflows 32 bits"):
+        window.grant(1)
+
+
+def test_what_is_spent_without_credit_is_named() -> None:
+    with pytest.raises(LocalProtocolError, match=r"262145 bytes to send, but a credit of 262144"):
+        SendWindow().spend(INITIAL_WINDOW + 1)
+
+
 # What all streams may grow by together
 
 
@@ -89,7 +102,7 @@ class OneWindow:
         assert min(window.credit, window.unread, window.owed) >= 0
         assert INITIAL_WINDOW <= window.size <= max(self.limit, INITIAL_WINDOW)
         # Less than half a window may be owed, so the peer never waits for credit when everything was read.
-        assert window.owed <= window.size // 2
+        assert window.owed < window.size // 2
 
 
 class WindowsOfASession(RuleBasedStateMachine):
@@ -184,6 +197,33 @@ def test_credit_is_given_for_what_was_read_not_for_what_came() -> None:
     assert window.credit == 0
     assert window.read(INITIAL_WINDOW // 2 - 1, 0.0, None) == 0
     assert window.read(1, 0.0, None) == window.credit == INITIAL_WINDOW // 2
+
+
+def test_data_beyond_the_credit_is_named() -> None:
+    window = ReceiveWindow(WindowBudget(0), 0, 0.0)
+    window.receive(INITIAL_WINDOW)
+    with pytest.raises(RemoteProtocolError, match=r"7 bytes of DATA, but a credit of 0"):
+        window.receive(7)
+
+
+@pytest.mark.parametrize(("took", "size"), [(1.999, 2 * INITIAL_WINDOW), (2.0, INITIAL_WINDOW)])
+def test_a_window_grows_when_half_of_it_was_used_in_less_than_two_round_trips(took: float, size: int) -> None:
+    window = ReceiveWindow(WindowBudget(MIB), MIB, 100.0)
+    window.receive(INITIAL_WINDOW // 2)
+    window.read(INITIAL_WINDOW // 2, 100.0 + took, 1.0)
+    assert window.size == size
+
+
+@pytest.mark.parametrize(
+    ("left", "size"), [(INITIAL_WINDOW // 4 - 1, 2 * INITIAL_WINDOW), (INITIAL_WINDOW // 4, INITIAL_WINDOW)]
+)
+def test_a_half_does_not_count_when_a_quarter_of_the_window_had_arrived_before(left: int, size: int) -> None:
+    window = ReceiveWindow(WindowBudget(MIB), MIB, 0.0)
+    window.receive(INITIAL_WINDOW // 2 + left)
+    window.read(INITIAL_WINDOW // 2, 60.0, 1.0)  # slowly: no growth for this half
+    window.receive(INITIAL_WINDOW // 2 - left)
+    window.read(INITIAL_WINDOW // 2, 60.5, 1.0)
+    assert window.size == size
 
 
 @pytest.mark.parametrize("limit", [0, 1, 64 * KIB, INITIAL_WINDOW])

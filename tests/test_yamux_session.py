@@ -331,9 +331,9 @@ def test_what_came_with_a_refused_opening_is_dropped() -> None:
 
 
 def test_an_opening_that_nobody_accepts_is_reset_after_30_seconds(server: Session) -> None:
+    accept(server, 5, now=100.0)
     receive(server, data(1, b"hello", SYN), now=100.0)
     receive(server, update(3, SYN), now=110.0)
-    accept(server, 5, now=100.0)
     assert server.reset_overdue(129.9) == 100.0 + ACCEPT_TIMEOUT == 130.0
     assert sent(server) == []
     assert server.reset_overdue(130.0) == 140.0
@@ -370,7 +370,7 @@ def test_an_opening_that_is_taken_back_before_it_left_leaves_no_trace(client: Se
 def test_an_opener_keeps_at_most_256_unacknowledged(client: Session) -> None:
     streams = [client.open_stream(0.0) for _ in range(MAX_UNACKNOWLEDGED)]
     assert not may_open(client)
-    with pytest.raises(LocalProtocolError):
+    with pytest.raises(LocalProtocolError, match="no stream may be opened now: the session ends, or 256 are not ack"):
         client.open_stream(0.0)
     sent(client)
     for frame in (update(1, ACK), data(3, b"x", ACK), update(5, RST)):
@@ -535,11 +535,21 @@ def test_late_frames_of_a_stream_that_is_over_are_dropped(client: Session, frame
     assert sent(client) == []
 
 
+def test_late_data_of_a_refused_opening_is_bounded_by_its_credit_too() -> None:
+    server = Session(Role.SERVER, Limits(unaccepted=0))
+    receive(server, update(1, SYN))
+    assert not refuses(server, data(1, bytes(INITIAL_WINDOW)))
+    assert refuses(server, encode_header(DATA, 0, 1, 1))
+
+
 def test_after_the_last_late_frame_nothing_is_remembered(server: Session) -> None:
     for stream_id, last in ((1, update(1, FIN)), (3, data(3, b"x", FIN)), (5, update(5, RST))):
         server.reset(accept(server, stream_id))
         sent(server)
         receive(server, last)
+    ended = accept(server, 7)
+    receive(server, update(7, FIN))
+    server.reset(ended)
     assert not server._late_credit
 
 
@@ -549,6 +559,10 @@ def test_only_so_many_reset_streams_are_remembered() -> None:
     receive(server, *(update(stream_id, SYN) for stream_id in ids))
     assert len(server._late_credit) == MAX_REMEMBERED_RESETS
     assert receive(server, data(ids[0], b"x"), data(ids[-1], b"x")) == []
+    # Of the oldest it is forgotten what credit they had; of the newest it is not.
+    assert not refuses(server, encode_header(DATA, 0, ids[MAX_REMEMBERED_RESETS - 1], INITIAL_WINDOW + 1))
+    receive(server, bytes(INITIAL_WINDOW + 1))
+    assert refuses(server, encode_header(DATA, 0, ids[MAX_REMEMBERED_RESETS], INITIAL_WINDOW + 1))
 
 
 # The end, and resets
@@ -645,7 +659,7 @@ def test_opening_and_end_may_leave_together(client: Session) -> None:
 def test_nothing_is_sent_after_a_fin(server: Session) -> None:
     stream = accept(server)
     server.send_fin(stream)
-    with pytest.raises(LocalProtocolError):
+    with pytest.raises(LocalProtocolError, match="<yamux stream 1, local_ended> takes no more data"):
         server.send(stream, b"x")
 
 
@@ -685,6 +699,7 @@ def test_closing_sends_what_is_queued_and_the_end(server: Session) -> None:
     server.send(stream, b"all of it")
     server.close(stream, 0.0)
     assert [(frame.body, frame.flags) for frame in sent(server)] == [(b"all of it", 0), (b"", FIN)]
+    assert sent(server) == []
     receive(server, update(1, FIN))
     assert server.live_streams == []
 
@@ -734,6 +749,8 @@ def test_a_closed_stream_is_reset_when_the_peer_does_not_end_its_half_in_30_seco
     stream = accept(server)
     server.close(stream, 100.0)
     assert sent(server) == [Frame(WINDOW_UPDATE, FIN, 1, 0)]
+    assert server.reset_overdue(129.9) == 130.0
+    assert sent(server) == []
     assert server.reset_overdue(130.0) is None
     assert sent(server) == [Frame(WINDOW_UPDATE, RST, 1, 0)]
     assert server.live_streams == []
@@ -1000,6 +1017,21 @@ def test_pongs_measure_the_round_trip_and_the_shortest_counts(server: Session) -
     assert server.round_trip == pytest.approx(0.3, rel=0.01)  # a path that grew longer is believed after a while
 
 
+def test_a_round_trip_lasts_from_the_ping_to_its_pong(server: Session) -> None:
+    server.ping(100.0)
+    server.ping(101.0)
+    first, second = sent(server)
+    assert receive(server, ping(first.length, ACK), now=102.5) == [PongReceived(2.5)]
+    assert receive(server, ping(second.length, ACK), now=102.5) == [PongReceived(1.5)]
+    assert server.round_trip == 1.5
+
+
+def test_a_longer_round_trip_counts_by_an_eighth(server: Session) -> None:
+    learn_round_trip(server, 0.25)
+    learn_round_trip(server, 2.25)
+    assert server.round_trip == 0.5
+
+
 def test_pongs_that_nobody_asked_for_say_nothing(server: Session) -> None:
     assert receive(server, ping(1, ACK), ping(9, 0)) == []
     server.ping(0.0)
@@ -1011,7 +1043,8 @@ def test_questions_without_an_answer_are_forgotten(server: Session) -> None:
     for _ in range(100):
         server.ping(0.0)
     questions = [frame.length for frame in sent(server)]
-    assert len(receive(server, *(ping(opaque, ACK) for opaque in questions))) == 16
+    assert receive(server, *(ping(opaque, ACK) for opaque in questions[:-16])) == []
+    assert len(receive(server, *(ping(opaque, ACK) for opaque in questions[-16:]))) == 16
 
 
 def test_a_go_away_refuses_openings_and_nothing_else(server: Session) -> None:
@@ -1040,6 +1073,26 @@ def test_a_broken_rule_is_told_also_after_a_go_away(server: Session) -> None:
     server.go_away()
     sent(server)
     assert refuses(server, update(2, SYN))
+
+
+@pytest.mark.parametrize(
+    ("frames", "what"),
+    [
+        ([update(0, credit=1)], "WINDOW_UPDATE on stream 0, which is the session's"),
+        ([data(3, b"x")], "DATA for stream 3, which was never opened"),
+        ([update(2, ACK)], "WINDOW_UPDATE for stream 2, which was never opened"),
+        ([encode_header(DATA, SYN, 3, 262145)], "SYN with 262145 bytes of DATA, but a credit of 262144"),
+        ([update(1, SYN)], "SYN for stream 1, an id that was used before"),
+        ([encode_header(DATA, 0, 1, 262145)], "262145 bytes for stream 1, which was reset with 262144 left"),
+    ],
+)
+def test_a_broken_rule_is_named_with_the_stream_and_the_amounts(
+    server: Session, frames: list[bytes], what: str
+) -> None:
+    server.reset(accept(server))
+    with pytest.raises(RemoteProtocolError) as caught:
+        receive(server, *frames)
+    assert str(caught.value) == what
 
 
 def test_after_a_broken_rule_queued_data_does_not_go_first(server: Session) -> None:
