@@ -368,9 +368,9 @@ def test_an_opening_that_is_taken_back_before_it_left_leaves_no_trace(client: Se
 
 
 def test_an_opener_keeps_at_most_256_unacknowledged(client: Session) -> None:
-    streams = [client.open_stream(0.0) for _ in range(MAX_UNACKNOWLEDGED)]
+    streams = [client.open_stream(0.0) for _ in range(256)]
     assert not may_open(client)
-    with pytest.raises(LocalProtocolError, match="no stream may be opened now: the session ends, or 256 are not ack"):
+    with pytest.raises(LocalProtocolError, match=r"^no stream may be opened now: .* or 256 are not acknowledged$"):
         client.open_stream(0.0)
     sent(client)
     for frame in (update(1, ACK), data(3, b"x", ACK), update(5, RST)):
@@ -404,11 +404,13 @@ def test_ids_are_odd_at_the_client_and_even_at_the_server() -> None:
         assert [session.open_stream(0.0).id for _ in range(3)] == ids
 
 
-def test_when_the_ids_are_used_up_nothing_is_opened_any_more(client: Session) -> None:
-    client._next_id = 2**32 - 1
-    assert client.open_stream(0.0).id == 2**32 - 1
-    assert not may_open(client)
-    assert client.openings_over
+@pytest.mark.parametrize(("role", "last"), [(Role.CLIENT, 2**32 - 1), (Role.SERVER, 2**32 - 2)])
+def test_when_the_ids_are_used_up_nothing_is_opened_any_more(role: Role, last: int) -> None:
+    session = Session(role)
+    session._next_id = last
+    assert session.open_stream(0.0).id == last
+    assert not may_open(session)
+    assert session.openings_over
 
 
 # Ids
@@ -557,7 +559,7 @@ def test_only_so_many_reset_streams_are_remembered() -> None:
     server = Session(Role.SERVER, Limits(unaccepted=0))
     ids = [2 * index + 1 for index in range(2 * MAX_REMEMBERED_RESETS)]
     receive(server, *(update(stream_id, SYN) for stream_id in ids))
-    assert len(server._late_credit) == MAX_REMEMBERED_RESETS
+    assert len(server._late_credit) == MAX_REMEMBERED_RESETS == 1024
     assert receive(server, data(ids[0], b"x"), data(ids[-1], b"x")) == []
     # Of the oldest it is forgotten what credit they had; of the newest it is not.
     assert not refuses(server, encode_header(DATA, 0, ids[MAX_REMEMBERED_RESETS - 1], INITIAL_WINDOW + 1))
@@ -901,6 +903,16 @@ def test_what_is_taken_is_at_most_one_frame_more_than_asked_for(sizes: list[int]
 # What is held in memory
 
 
+def test_what_a_session_may_cost_by_default() -> None:
+    assert Limits() == Limits(
+        stream_window=16 * 1024 * KIB,
+        window_growth=32 * 1024 * KIB,
+        unread=64 * 1024 * KIB,
+        streams=4096,
+        unaccepted=256,
+    )
+
+
 def test_the_greediest_is_reset_when_all_streams_hold_too_much() -> None:
     server = Session(Role.SERVER, Limits(unread=300 * KIB))
     modest, greedy, late = (accept(server, stream_id) for stream_id in (1, 3, 5))
@@ -1095,6 +1107,14 @@ def test_a_broken_rule_is_named_with_the_stream_and_the_amounts(
     assert str(caught.value) == what
 
 
+def test_after_a_broken_rule_nothing_is_opened_and_no_second_go_away_is_sent(client: Session) -> None:
+    assert refuses(client, update(1, SYN))
+    assert client.openings_over
+    assert not may_open(client)
+    client.go_away()
+    assert sent(client) == []
+
+
 def test_after_a_broken_rule_queued_data_does_not_go_first(server: Session) -> None:
     stream = accept(server)
     server.send(stream, bytes(100 * KIB))
@@ -1113,6 +1133,22 @@ def test_a_writer_that_waits_is_told_when_little_is_left(server: Session) -> Non
     receive(server, update(1, credit=1))
     sent(server)
     assert server.events() == [StreamWritable(stream)]
+
+
+def has_work(session: Session) -> bool:
+    return session.has_work
+
+
+def test_there_is_work_while_events_or_frames_wait(server: Session) -> None:
+    assert not has_work(server)
+    server.receive_data(update(1, SYN), 0.0)
+    assert has_work(server)
+    server.events()
+    assert not has_work(server)
+    server.ping(0.0)
+    assert has_work(server)
+    sent(server)
+    assert not has_work(server)
 
 
 def test_events_come_once(server: Session) -> None:

@@ -110,7 +110,6 @@ class Session:
     """
 
     def __init__(self, role: Role, limits: Limits | None = None) -> None:
-        self.role: Final = role
         self.limits: Final = limits or Limits()
         self.round_trip: float | None = None
         """The shortest round trip that a ping has measured lately, in seconds."""
