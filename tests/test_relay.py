@@ -36,6 +36,7 @@ from rig import (
 
 from pioneer_tunnel import handshake
 from pioneer_tunnel.address import Address, RelayAddress
+from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.errors import InvalidSettingsError, ReplacedError, StorageError, TunnelAuthError
 from pioneer_tunnel.handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
 from pioneer_tunnel.identity import RelayKey, SigningIdentity
@@ -46,7 +47,7 @@ from pioneer_tunnel.relay.control import ControlDoor
 from pioneer_tunnel.relay.ingress import IngressDoor, Visit
 from pioneer_tunnel.relay.registry import LiveSession, LocalDirectory, LocalRegistry
 from pioneer_tunnel.status import State
-from pioneer_tunnel.streams import WatchedStream, abandon
+from pioneer_tunnel.streams import WatchedStream
 from pioneer_tunnel.tunnel import Tunnel
 from pioneer_tunnel.tunnel_stream import TunnelStream
 from pioneer_tunnel.websocket import EngineName, Opening, WebSocket, WebSocketClosed, load_engine

@@ -16,9 +16,10 @@ from hypothesis import given, strategies as st
 from rig import nothing_left_behind, read_exactly, read_until, until_it_raises
 
 from pioneer_tunnel.address import RelayAddress
+from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.errors import UnsupportedTransportError
 from pioneer_tunnel.link import StreamLink
-from pioneer_tunnel.streams import WatchedStream, abandon
+from pioneer_tunnel.streams import WatchedStream
 from pioneer_tunnel.websocket import (
     ENGINES,
     MAX_BINARY,

@@ -22,7 +22,8 @@ from typing import Final, final
 
 import trio
 
-from ..streams import close_after_answer, send_eof, send_pieces
+from ..endings import close_after_answer, send_eof
+from ..streams import send_pieces
 from .framing import Piece, RequestFollower
 from .head import RequestHead, error_response
 

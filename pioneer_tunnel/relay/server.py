@@ -21,11 +21,13 @@ import trio
 
 from ..address import Address, normal_audience
 from ..certificate import Certificate
+from ..endings import abandon
 from ..errors import InvalidSettingsError, StorageError
 from ..groups import lone_error_bare
 from ..handshake import SUBPROTOCOL
 from ..identity import SigningIdentity
-from ..streams import PrefixedStream, WatchedStream, abandon, keep_alive
+from ..sockets import keep_alive
+from ..streams import PrefixedStream, WatchedStream
 from ..websocket import EngineName
 from ..yamux import Limits
 from .accepting import Front, Handler
