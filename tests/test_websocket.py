@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -25,6 +26,7 @@ from pioneer_tunnel.websocket import (
     MAX_BINARY,
     MAX_TEXT,
     EngineName,
+    Message,
     Opening,
     WebSocket,
     WebSocketClosed,
@@ -405,7 +407,68 @@ async def test_pings_that_nobody_lets_us_answer_are_bounded() -> None:
         await trio.aclose_forcefully(server)
 
 
+@pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
+async def test_many_small_frames_leave_others_their_turn() -> None:
+    """Found by an attack: forty thousand frames of one read kept everybody else waiting for a tenth of a second."""
+    async with raw_client("websockets") as (client, server), trio.open_nursery() as nursery:
+        turns = 0
+
+        @nursery.start_soon
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        await client.send_all(frame(BINARY, bytes(1024 * 1024 - 10)))  # so that reads are as large as they get
+        await receive_bytes(server, 1024 * 1024 - 10)
+        await client.send_all(frame(BINARY) * 40_000 + frame(BINARY, b"the last"))
+        before, most = turns, 0
+        received: list[Message] = []
+        while not received or received[-1] != b"the last":
+            received = await server.receive()
+            most = max(most, len(received))
+        assert most < 3000
+        assert turns - before >= 40_000 // 3000
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
+async def test_a_stranger_who_says_little_costs_little() -> None:
+    """Found by an attack: each connection had a buffer for the largest read, before it had proved anything."""
+    async with raw_client("websockets") as (_, server):
+        tracemalloc.start()
+        try:
+            async with raw_client("websockets") as (_, another):
+                assert another is not server
+                assert tracemalloc.get_traced_memory()[1] < 200_000
+        finally:
+            tracemalloc.stop()
+
+
 # Closing
+
+
+@pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
+async def test_what_comes_during_the_closing_is_not_kept() -> None:
+    """Found by an attack: a peer that was told to go sent 350 MB meanwhile, and all of it was kept."""
+    async with raw_client("websockets") as (client, server), trio.open_nursery() as nursery:
+        piece = frame(BINARY, bytes(500_000))
+
+        @nursery.start_soon
+        async def go_on() -> None:
+            for _ in range(40):
+                await client.send_all(piece)
+                await trio.testing.wait_all_tasks_blocked()  # until it was read
+            await client.send_all(frame(CLOSE, (1002).to_bytes(2, "big")))
+
+        tracemalloc.start()
+        try:
+            with trio.fail_after(10):
+                await server.close(1002)
+            assert tracemalloc.get_traced_memory()[1] < 8_000_000
+        finally:
+            tracemalloc.stop()
 
 
 @each_pairing

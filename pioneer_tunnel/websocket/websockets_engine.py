@@ -40,6 +40,11 @@ from .connection import (
 
 __all__ = ["accept", "connect"]
 
+_FIRST_READ: Final = 4 * 1024
+_SLICE: Final = 8 * 1024
+_MOST_FRAMES: Final = 256
+"""Frames after which others have their turn, give or take those of one slice: a read may bring forty thousand."""
+
 # At DEBUG the package logs what it carries, and that may be a proof or somebody's token.
 _SILENT: Final = logging.getLogger("pioneer_tunnel.websocket.silent")
 _SILENT.setLevel(logging.CRITICAL + 1)
@@ -111,7 +116,8 @@ class WebsocketsWebSocket(WebSocket):
         self._text_size = 0
         self._closed: WebSocketClosed | None = None
         self._eof = False
-        self._buffer: Final = memoryview(bytearray(READ_SIZE))
+        self._buffer = memoryview(bytearray(_FIRST_READ))
+        self._unparsed = self._buffer[:0]
         self._flushing = False
         self._flushed: Final = trio.lowlevel.ParkingLot()
         self._reply_due: Final = trio.lowlevel.ParkingLot()
@@ -152,18 +158,41 @@ class WebsocketsWebSocket(WebSocket):
         return messages
 
     async def receive_bytes(self) -> memoryview:
-        """Wait for bytes, let the protocol make of them what it can, and return them."""
-        protocol = self._protocol
+        """Wait for bytes, let the protocol make of them what it can, and return them.
+
+        What is left of many small frames comes with the next call, after everybody else had a turn.
+        """
         if self._eof:
             raise trio.BrokenResourceError("the connection ended without a close frame")
-        data = self._buffer[: await receive_into(self._stream, self._buffer)]
-        if data:
-            # The protocol adds it to a buffer of its own, so this one is free again.
-            protocol.receive_data(data)  # type: ignore[arg-type]  # any buffer will do for that
+        if self._unparsed:
+            await trio.lowlevel.checkpoint()
         else:
+            self._unparsed = await self._read()
+        data, frames = self._unparsed, 0
+        if not data:
             self._eof = True
-            protocol.receive_eof()
-        for event in protocol.events_received():
+            self._protocol.receive_eof()
+            self._take_events()
+        while self._unparsed and frames < _MOST_FRAMES:
+            # The protocol adds it to a buffer of its own, so this one is free again.
+            self._protocol.receive_data(self._unparsed[:_SLICE])  # type: ignore[arg-type]  # any buffer will do
+            self._unparsed = self._unparsed[_SLICE:]
+            frames += self._take_events()
+        return data[: len(data) - len(self._unparsed)]
+
+    async def _read(self) -> memoryview:
+        """Read into the buffer, which grows for who fills it: a stranger who says little costs little."""
+        amount = await receive_into(self._stream, self._buffer)
+        read = self._buffer[:amount]
+        if amount == len(self._buffer) < READ_SIZE:
+            self._buffer = memoryview(bytearray(min(4 * amount, READ_SIZE)))
+        return read
+
+    def _take_events(self) -> int:
+        """Take what the protocol has found; returns how many things that were."""
+        protocol = self._protocol
+        events = protocol.events_received()
+        for event in events:
             if isinstance(event, Frame):
                 self._take(event)
             elif isinstance(event, Request):
@@ -175,7 +204,7 @@ class WebsocketsWebSocket(WebSocket):
             self._fail(1008, "too many pings")
         if protocol.writes:
             self._reply_due.unpark()
-        return data
+        return len(events)
 
     def _take(self, frame: Frame) -> None:
         match frame.opcode:
@@ -224,6 +253,7 @@ class WebsocketsWebSocket(WebSocket):
                 self._protocol.send_close(code, reason)
             await self.flush()
             while not self._eof and self._closed is None:
+                self._inbox.clear()  # nobody will ask for it, and the other end may say as much as it likes
                 await self.receive_bytes()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
