@@ -47,6 +47,10 @@ _BATCH_SECONDS: Final = 0.01
 _MIN_BATCH: Final = 16 * 1024
 _MAX_BATCH: Final = 255 * 1024
 
+# What is taken in at once, as much as a message of a well-behaved peer, and for how long until others have their turn.
+_MOST_AT_ONCE: Final = 64 * 1024
+_TURN_SECONDS: Final = 0.005
+
 
 def _ignore_round_trip(seconds: float) -> None:
     """For whoever does not care."""
@@ -194,10 +198,18 @@ class YamuxConnection:
                 raise trio.BrokenResourceError("the other end closed the connection")
             now = trio.current_time()
             for chunk in chunks:
-                session.receive_data(chunk, now)
+                for start in range(0, len(chunk), _MOST_AT_ONCE):
+                    # Whatever the peer says, others have their turn in between: thousands of frames fit a message.
+                    if trio.current_time() - now > _TURN_SECONDS:
+                        self._dispatch()
+                        await trio.lowlevel.checkpoint()
+                        now = trio.current_time()
+                    session.receive_data(memoryview(chunk)[start : start + _MOST_AT_ONCE], now)
             self._askers.unpark_all()
             self._dispatch()
             self.wake_writer()
+            if trio.current_time() - now > _TURN_SECONDS:
+                await trio.lowlevel.checkpoint()
 
     async def _send(self) -> None:
         session = self.session
