@@ -175,6 +175,24 @@ async def test_a_client_that_is_none_is_refused(engine: EngineName, said: bytes)
             pytest.fail("it opened")
 
 
+async def test_a_client_that_leaves_when_it_has_asked_is_broken(engine: EngineName) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def nobody_is_there() -> None:
+        raise trio.BrokenResourceError("the client is gone")
+
+    theirs.send_stream.send_all_hook = nobody_is_there
+    request = (
+        "GET /path HTTP/1.1\r\nHost: relay.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}\r\n"
+        "Sec-WebSocket-Protocol: test.v1\r\n\r\n"
+    )
+    await ours.send_all(request.encode())
+    with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+        async with load_engine(engine).accept(theirs, OPENING) as websocket:
+            await until_it_raises(websocket.receive)
+
+
 def test_an_engine_that_is_not_there_is_named() -> None:
     with pytest.raises(UnsupportedTransportError, match="speed"):
         load_engine("another")  # type: ignore[arg-type]

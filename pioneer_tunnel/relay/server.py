@@ -302,12 +302,16 @@ def _identity(config: RelayConfig) -> SigningIdentity | None:
 
 
 def _read_seed(path: Path) -> bytes:
+    """The first line of a file; the second may be what `relay new-identity` printed there."""
     try:
-        seed = bytes.fromhex(path.read_text(encoding="ascii").strip())
+        seed = bytes.fromhex(path.read_text(encoding="ascii").strip().partition("\n")[0])
     except OSError as error:
         raise StorageError(f"the identity key file {str(path)!r} cannot be read: {error.strerror}") from error
     except ValueError:
         seed = b""
     if len(seed) != 32:
-        raise InvalidSettingsError(f"the identity key file {str(path)!r} does not hold 64 hexadecimal digits")
+        raise InvalidSettingsError(
+            f"the identity key file {str(path)!r} does not hold 64 hexadecimal digits on its first line;"
+            " 'pioneer-tunnel relay new-identity' prints them"
+        )
     return seed
