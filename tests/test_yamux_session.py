@@ -102,8 +102,10 @@ def may_open(session: Session) -> bool:
 
 def read_all(session: Session, stream: Stream, now: float = 0.0) -> bytes:
     pieces = []
-    while piece := session.read(stream, PLENTY, now):
-        pieces.append(piece)
+    while stream.receive_queue:
+        pieces.append(session.read(stream, PLENTY, now))
+        assert pieces[-1]
+    assert session.read(stream, PLENTY, now) == b""
     return b"".join(pieces)
 
 
