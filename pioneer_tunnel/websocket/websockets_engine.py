@@ -25,6 +25,7 @@ from ..groups import lone_error_bare
 from ..status import clean_message
 from ..streams import receive_into, send_pieces
 from .connection import (
+    MAX_ANSWER,
     MAX_BINARY,
     MAX_FRAGMENTS,
     MAX_QUEUED_PONGS,
@@ -39,6 +40,11 @@ from .connection import (
 )
 
 __all__ = ["accept", "connect"]
+
+# What came is parsed so much at a time. When that held many frames, others get their turn before the rest: a read of
+# nothing but the smallest frames is 131072 of them, and half a second's work.
+_PARSED_AT_ONCE: Final = 32 * 1024
+_MANY_FRAMES: Final = 512
 
 # At DEBUG the package logs what it carries, and that may be a proof or somebody's token.
 _SILENT: Final = logging.getLogger("pioneer_tunnel.websocket.silent")
@@ -63,7 +69,7 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
         await websocket.flush()
         answer = b""
         while protocol.state is State.CONNECTING and protocol.handshake_exc is None:
-            answer += bytes(await websocket.receive_bytes())
+            answer = (answer + await websocket.receive_bytes())[:MAX_ANSWER]
             if answer and (refused := refusal_in(answer)) is not None:
                 raise refused
         if protocol.handshake_exc is not None:
@@ -112,6 +118,7 @@ class WebsocketsWebSocket(WebSocket):
         self._closed: WebSocketClosed | None = None
         self._eof = False
         self._buffer: Final = memoryview(bytearray(READ_SIZE))
+        self._unparsed = self._buffer[:0]
         self._flushing = False
         self._flushed: Final = trio.lowlevel.ParkingLot()
         self._reply_due: Final = trio.lowlevel.ParkingLot()
@@ -153,17 +160,32 @@ class WebsocketsWebSocket(WebSocket):
 
     async def receive_bytes(self) -> memoryview:
         """Wait for bytes, let the protocol make of them what it can, and return them."""
-        protocol = self._protocol
         if self._eof:
             raise trio.BrokenResourceError("the connection ended without a close frame")
-        data = self._buffer[: await receive_into(self._stream, self._buffer)]
-        if data:
-            # The protocol adds it to a buffer of its own, so this one is free again.
-            protocol.receive_data(data)  # type: ignore[arg-type]  # any buffer will do for that
+        if self._unparsed:
+            await trio.lowlevel.checkpoint()
         else:
+            self._unparsed = self._buffer[: await receive_into(self._stream, self._buffer)]
+        data = self._unparsed
+        if not data:
             self._eof = True
-            protocol.receive_eof()
-        for event in protocol.events_received():
+            self._protocol.receive_eof()
+            self._take_all()
+        while self._unparsed:
+            part, self._unparsed = self._unparsed[:_PARSED_AT_ONCE], self._unparsed[_PARSED_AT_ONCE:]
+            # The protocol adds it to a buffer of its own, so this one is free again.
+            self._protocol.receive_data(part)  # type: ignore[arg-type]  # any buffer will do for that
+            if self._take_all() > _MANY_FRAMES:
+                break
+        if self._protocol.writes:
+            self._reply_due.unpark()
+        return data[: len(data) - len(self._unparsed)]
+
+    def _take_all(self) -> int:
+        """Take what the protocol has made of what came; returns how many things that was."""
+        protocol = self._protocol
+        events = protocol.events_received()
+        for event in events:
             if isinstance(event, Frame):
                 self._take(event)
             elif isinstance(event, Request):
@@ -173,9 +195,7 @@ class WebsocketsWebSocket(WebSocket):
             self._closed = WebSocketClosed(1002 if sent is None else sent.code, clean_message(str(protocol.parser_exc)))
         if len(protocol.writes) > MAX_QUEUED_PONGS:
             self._fail(1008, "too many pings")
-        if protocol.writes:
-            self._reply_due.unpark()
-        return data
+        return len(events)
 
     def _take(self, frame: Frame) -> None:
         match frame.opcode:

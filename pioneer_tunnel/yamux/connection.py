@@ -47,6 +47,9 @@ _BATCH_SECONDS: Final = 0.01
 _MIN_BATCH: Final = 16 * 1024
 _MAX_BATCH: Final = 255 * 1024
 
+# What is taken in at a time, before others get their turn. A well-meaning peer's messages are not larger.
+_TURN: Final = 64 * 1024
+
 
 def _ignore_round_trip(seconds: float) -> None:
     """For whoever does not care."""
@@ -194,10 +197,21 @@ class YamuxConnection:
                 raise trio.BrokenResourceError("the other end closed the connection")
             now = trio.current_time()
             for chunk in chunks:
-                session.receive_data(chunk, now)
+                if len(chunk) <= _TURN:
+                    session.receive_data(chunk, now)
+                else:
+                    await self._receive_in_turns(memoryview(chunk), now)
             self._askers.unpark_all()
             self._dispatch()
             self.wake_writer()
+
+    async def _receive_in_turns(self, chunk: memoryview, now: float) -> None:
+        """A megabyte may hold 87000 frames. Taken in at once they would hold up the whole process."""
+        for start in range(0, len(chunk), _TURN):
+            self.session.receive_data(chunk[start : start + _TURN], now)
+            self._dispatch()
+            self.wake_writer()
+            await trio.lowlevel.checkpoint()
 
     async def _send(self) -> None:
         session = self.session
