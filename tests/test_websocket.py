@@ -426,6 +426,8 @@ def what_comes_out(engine: EngineName, data: bytes, places: list[int]) -> tuple[
                         await trio.testing.wait_all_tasks_blocked()
                     # A text first: a close within a message is an error to one of them, and none to the other.
                     await client.send_all(frame(TEXT, b"over") + frame(CLOSE, (1000).to_bytes(2, "big")))
+                    assert isinstance(client, trio.abc.HalfCloseableStream)
+                    await client.send_eof()
                     await read_all(client)
                 await client.aclose()
 
