@@ -33,7 +33,7 @@ fuzz: $(READY)
 	@end=$$(( $$(date +%s) + $(FUZZ_SECONDS) )); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \
 		round=$$(( round + 1 )); echo "fuzz: round $$round"; \
-		HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -q -m fuzz -k '$(FUZZ_TARGETS)' --timeout=0 || exit 1; \
+		HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -q -n auto --dist worksteal --timeout=0 -m fuzz -k '$(FUZZ_TARGETS)' || exit 1; \
 	done
 
 # Known vulnerabilities of what is installed here, by PyPI's list. It has an environment of its own, and without a way

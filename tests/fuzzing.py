@@ -1,6 +1,6 @@
 """What makes a test a fuzz target: `@fuzzed()` above its `@given`, and nothing else.
 
-In `make test` a target runs a few examples, the same ones each time. In `make fuzz` it runs forty times as many, others
+In `make test` a target runs a few examples, the same ones each time. In `make fuzz` it runs ten times as many, others
 in each round, round after round; a failure prints how to repeat it, and is kept in `.hypothesis`, from where it comes
 first the next time. What was found becomes a test of its own, with a name.
 """
@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, settings
 __all__ = ["fuzzed", "fuzzed_machine", "searching"]
 
 SEARCHING: Final = os.environ.get("HYPOTHESIS_PROFILE") == "fuzz"
-_FACTOR: Final = 40
+_FACTOR: Final = 10
 
 _Test = TypeVar("_Test", bound=Callable[..., Any])
 
