@@ -174,6 +174,15 @@ NOT_JSON: Final = [
 ]  # fmt: skip
 
 
+def test_a_public_url_cannot_steer_a_terminal_or_forge_a_line() -> None:
+    one, other = gateway(), relay()
+    claim = claim_of(one, other)
+    welcome = other.welcome(claim, session="s", public_url="http://a\n\x1b[2J\u202eb\u2028c", heartbeat_ms=15_000)
+    said = one.receive(welcome)
+    assert isinstance(said, Welcome)
+    assert said.public_url == "http://a [2J b c"
+
+
 @pytest.mark.parametrize("text", NOT_JSON, ids=[text[:20] for text in NOT_JSON])
 def test_what_is_no_message_is_an_error_on_either_side(text: str) -> None:
     with pytest.raises((RelayConnectError, RemoteProtocolError)):
