@@ -20,6 +20,7 @@ from pioneer_tunnel.forward import forward
 from pioneer_tunnel.identity import new_relay_key
 from pioneer_tunnel.proxy_protocol import ProxyHeader
 from pioneer_tunnel.relay import RelayAddresses
+from pioneer_tunnel.tunnel_stream import TunnelStream
 
 EXAMPLES: Final = Path(__file__).parent.parent / "examples"
 ENVIRONMENT: Final = os.environ | {"PYTHONUNBUFFERED": "1"}
@@ -134,16 +135,16 @@ async def test_a_visitor_cannot_forge_where_it_comes_from() -> None:
     claims = "X-Forwarded-For: 127.0.0.1\r\nX-Real-IP: 127.0.0.1\r\nForwarded: for=127.0.0.1;proto=https\r\n"
     asked = f"GET /hello HTTP/1.1\r\nHost: {HOST}\r\n{claims}\r\n".encode()
     port = free_port()
+
+    async def to_the_gateway(stream: TunnelStream) -> None:
+        await forward(stream, Address("127.0.0.1", port), proxy_protocol="v2")
+
     async with (
         running("small_gateway.py", str(port)) as gateway,
         relay_rig(tunnels=[tunnel_entry(bind_addr="127.0.0.1:0")]) as rig,
         rig.tunnel() as tunnel,
         await listening(port),
-        in_background(
-            lambda: trio.serve_listeners(
-                lambda stream: forward(stream, Address("127.0.0.1", port), proxy_protocol="v2"), [tunnel]
-            )
-        ),
+        in_background(lambda: trio.serve_listeners(to_the_gateway, [tunnel])),
     ):
         await tunnel.wait_connected()
         for prefix, says in (
