@@ -43,7 +43,7 @@ __all__ = ["accept", "connect"]
 
 # What came is parsed so much at a time. When that held many frames, others get their turn before the rest: a read of
 # nothing but the smallest frames is 131072 of them, and half a second's work.
-_PARSED_AT_ONCE: Final = 32 * 1024
+_PARSED_AT_ONCE: Final = 64 * 1024
 _MANY_FRAMES: Final = 512
 
 # At DEBUG the package logs what it carries, and that may be a proof or somebody's token.
