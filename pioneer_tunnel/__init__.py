@@ -11,6 +11,7 @@ from .address import Address, RelayAddress
 from .certificate import Certificate
 from .config import RemoteAccessConfig, Transport
 from .dialer import Dialer, dial_tcp
+from .endings import abandon
 from .errors import (
     InvalidSettingsError,
     LinkLostError,
@@ -43,7 +44,7 @@ from .restart_policy import RestartPolicy
 from .settings import Settings, SettingsFile, SettingsUpdate
 from .snapshot import Snapshot
 from .status import ErrorKind, State, Status, StatusFeed
-from .streams import PrefixedStream, abandon
+from .streams import PrefixedStream
 from .tunnel import Tunnel, open_tunnel
 from .tunnel_stream import TunnelStream
 from .visitor_tls import terminate_tls

@@ -19,7 +19,9 @@ from typing import Any, Final, final
 
 import trio
 
-from .streams import LentSocket, OneAtATime, close_after_answer, plain_socket, reset_on_close, send_eof
+from .endings import close_after_answer, send_eof
+from .sockets import LentSocket, plain_socket, reset_on_close
+from .streams import OneAtATime
 from .tls_stream import TlsStream
 
 __all__ = ["ChannelStream"]
@@ -72,7 +74,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
     @property
     def plain_socket(self) -> LentSocket | None:
-        """See `streams.plain_socket`."""
+        """See `sockets.plain_socket`."""
         return None if self._closed or self._end_sent else self._plain
 
     def acknowledge(self) -> None:

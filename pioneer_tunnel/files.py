@@ -30,6 +30,7 @@ from .errors import StorageError
 
 LOCK_SECONDS: Final = 5.0
 _LOCK_POLL_SECONDS: Final = 0.01
+_MOST_LINKS: Final = 40
 _TEMPORARY_SUFFIX: Final = ".pioneer-tmp"
 
 
@@ -93,7 +94,8 @@ def replace(
     """Make `content` the whole content of `path`, in one step; it is durable when this returns.
 
     The file keeps its mode and, where we may, its owner; a new one gets mode 0600 and the owner of its folder (so that
-    what root writes for a gateway stays the gateway's). A symbolic link is followed, not replaced.
+    what root writes for a gateway stays the gateway's). A symbolic link is followed, not replaced, unless it is another
+    user's: he would choose which file of ours is overwritten.
 
     Args:
         path: the file; its folder must be there.
@@ -108,8 +110,8 @@ def replace(
         StorageError: it cannot be written. The old content is there, and no temporary; only when the last step, the
             `fsync` of the folder, failed is the new content there, and a power cut may undo it.
     """
-    target = Path(os.path.realpath(path))
     with _naming(path, "written"):
+        target = _target(path)
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}")
         old = _status(target)
         if old is not None and not stat.S_ISREG(old.st_mode):
@@ -179,7 +181,8 @@ def locked(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     Raises:
         StorageError: the lock cannot be had, or was not free in time.
     """
-    target = Path(os.path.realpath(path))
+    with _naming(path, "locked"):
+        target = _target(path)
     sidecar = target.with_name(target.name + ".lock")
     with _naming(sidecar, "locked"):
         descriptor = os.open(sidecar, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -242,6 +245,27 @@ def _refuse_exposed(path: Path, status: os.stat_result) -> None:
             f"{path} holds secrets and is open to others (mode {mode:04o}); "
             f"run: chmod {mended:o} {shlex.quote(str(path))}"
         )
+
+
+def _target(path: Path) -> Path:
+    """The file that `path` stands for, whatever links of ours lead to it.
+
+    Raises:
+        StorageError: a link on the way is neither ours nor root's.
+    """
+    place = path
+    for _ in range(_MOST_LINKS):
+        place = Path(os.path.realpath(place.parent)) / place.name
+        if not place.is_symlink():
+            return place
+        owner = place.lstat().st_uid
+        if owner not in {0, os.geteuid()}:
+            raise StorageError(
+                f"{place} is a symbolic link of another user (uid {owner}), so it is not followed; "
+                f"remove it, or name the file that it leads to"
+            )
+        place = place.parent / place.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
 def _status(path: Path) -> os.stat_result | None:

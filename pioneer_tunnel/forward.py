@@ -13,9 +13,9 @@ import trio
 
 from .address import Address
 from .dialer import Dialer, dial_local, dial_tcp
+from .endings import abandon
 from .errors import LocalGatewayError
 from .pump import pump
-from .streams import abandon
 from .transports.seam import LocalDialFailed, LocalDialOk, Report
 from .tunnel_stream import TunnelStream
 

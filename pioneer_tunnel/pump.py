@@ -15,8 +15,10 @@ from typing import Final, final
 
 import trio
 
+from .endings import abandon, close_after_answer, drain
+from .sockets import plain_socket
 from .splice import CAN_JOIN, Ending, join
-from .streams import abandon, close_after_answer, drain, plain_socket, send_pieces
+from .streams import send_pieces
 
 __all__ = ["pump"]
 

@@ -16,7 +16,7 @@ Nothing is set up for one connection alone, and the buffer is empty again before
 not take is copied and kept, and its source is not read before that is gone. Turns are short, so that a bulk transfer
 delays neither the other connections nor the other tasks of this run.
 
-Linux only. Neighbours: `pump` decides when to come here, and what a break means; `streams.LentSocket` is what is
+Linux only. Neighbours: `pump` decides when to come here, and what a break means; `sockets.LentSocket` is what is
 joined.
 """
 
@@ -35,7 +35,7 @@ from typing import Final, final
 import trio
 
 from .pipes import Pipe, Pipes
-from .streams import LentSocket, descriptor_of
+from .sockets import LentSocket, descriptor_of
 
 __all__ = ["CAN_JOIN", "Ending", "join"]
 

@@ -1,16 +1,16 @@
-"""What Trio's byte streams lack for a tunnel: a watch over silence and stalls, bytes put back, and abandonment.
+"""What Trio's byte streams lack for a tunnel: a watch over silence and stalls, bytes put back, a bound.
 
 `WatchedStream` stands directly above a socket (below TLS), so that it sees every byte that moves. `PrefixedStream`
 stands on top, and gives what somebody has read already to whoever reads next; `MeteredStream` bounds what a stranger
-sends. `abandon` ends a connection with a RST, `close_after_answer` so that the last word arrives.
+sends.
+
+Neighbours: `sockets` below; `endings` ends them.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import struct
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -18,36 +18,22 @@ from typing import Any, Final, final
 
 import trio
 
-if sys.platform == "linux":
-    import fcntl
-    import termios
+from .endings import send_eof
+from .sockets import LentSocket, descriptor_of
 
 __all__ = [
-    "LentSocket",
     "MeteredStream",
     "OneAtATime",
     "PrefixedStream",
     "WatchedStream",
-    "abandon",
-    "close_after_answer",
-    "descriptor_of",
-    "drain",
-    "keep_alive",
-    "plain_socket",
     "receive_into",
-    "reset_on_close",
-    "send_eof",
     "send_pieces",
 ]
 
 _PIECE: Final = 64 * 1024
 _MOST_PIECES: Final = 64
 _UNSENT_LIMIT: Final = 256 * 1024
-_LINGER_NOT: Final = struct.pack("ii", 1, 0)
-_DRAIN_POLL: Final = 0.01
 _BY_DESCRIPTOR: Final = os.name == "posix"
-_GOODBYE_TIMEOUT: Final = 2.0
-_IGNORED_LIMIT: Final = 4 * 1024 * 1024
 
 
 @final
@@ -211,14 +197,6 @@ async def _read(sock: trio.socket.SocketType, max_bytes: int) -> bytes:
             return data
 
 
-def descriptor_of(sock: trio.socket.SocketType) -> int:
-    """The socket's descriptor, asked for anew each time: when it is closed, its number soon is somebody else's."""
-    descriptor = sock.fileno()
-    if descriptor == -1:
-        raise trio.ClosedResourceError("this stream was closed")
-    return descriptor
-
-
 @final
 class OneAtATime:
     """Tells two tasks that want the same direction of a stream apart, as Trio's own streams do."""
@@ -238,57 +216,6 @@ class OneAtATime:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._held = False
-
-
-@final
-class LentSocket:
-    """The socket of a stream, lent to whoever moves bytes past the stream.
-
-    Args:
-        socket: what is lent.
-        on_close: tells the stream that the borrower has closed the connection.
-
-    Attributes:
-        taken_back: the borrower's; called when the stream is closed meanwhile, just before its socket is.
-    """
-
-    __slots__ = ("_on_close", "socket", "taken_back")
-
-    def __init__(self, socket: trio.socket.SocketType, on_close: Callable[[], None] | None = None) -> None:
-        self.socket: Final = socket
-        self.taken_back: Callable[[], None] | None = None
-        self._on_close: Final = on_close
-
-    def take_back(self) -> None:
-        """The stream is about to close the socket."""
-        if self.taken_back is not None:
-            self.taken_back()
-
-    def close(self) -> None:
-        """Both directions have ended, and the borrower closes the connection."""
-        self.socket.close()
-        if self._on_close is not None:
-            self._on_close()
-
-
-def plain_socket(stream: trio.abc.Stream) -> LentSocket | None:
-    """The socket whose bytes are those of `stream`, when nothing stands between and nothing was read ahead."""
-    found: LentSocket | None = getattr(stream, "plain_socket", None)
-    return found
-
-
-def keep_alive(connected: trio.SocketStream, *, idle: int, interval: int) -> None:
-    """Have the system find out when the other end of a silent connection is gone, and NATs not forget it.
-
-    Args:
-        idle: seconds of silence after which it asks.
-        interval: seconds after which it asks again; after some such questions without an answer the connection breaks.
-    """
-    with suppress(OSError):
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, seconds in (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", interval)):
-            if hasattr(socket, name):
-                connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
 
 
 async def receive_into(stream: trio.abc.Stream, buffer: memoryview) -> int:
@@ -317,14 +244,6 @@ def _watched(stream: trio.abc.Stream) -> WatchedStream | None:
     ):
         stream = stream.transport_stream
     return stream if type(stream) is WatchedStream else None
-
-
-async def send_eof(stream: trio.abc.Stream) -> None:
-    """End one direction where the stream has such a thing, and the whole stream where it has not."""
-    if isinstance(stream, trio.abc.HalfCloseableStream):
-        await stream.send_eof()
-    else:
-        await stream.aclose()
 
 
 @final
@@ -399,64 +318,3 @@ class MeteredStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         await self.transport_stream.aclose()
-
-
-async def close_after_answer(stream: trio.abc.Stream) -> None:
-    """Close after a last word to someone who may still be talking, so that the word arrives; 2 seconds at most.
-
-    To close a socket while there is something unread is a reset, and that takes the last word back. So what still
-    comes is read, and ignored.
-    """
-    with trio.move_on_after(_GOODBYE_TIMEOUT), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-        await send_eof(stream)
-        ignored = 0
-        while ignored < _IGNORED_LIMIT and (data := await stream.receive_some(_PIECE)):
-            ignored += len(data)
-    await stream.aclose()
-
-
-async def drain(stream: object) -> None:
-    """Wait until what `stream` has taken is out of its hands, as far as anybody can tell. The caller sets the deadline.
-
-    For a last word before a RST, which would overtake it.
-    """
-    innermost: Any = stream
-    while not hasattr(innermost, "drain") and hasattr(innermost, "transport_stream"):
-        innermost = innermost.transport_stream
-    if hasattr(innermost, "drain"):
-        await innermost.drain()
-    elif isinstance(innermost, trio.SocketStream) and sys.platform == "linux":
-        while innermost.socket.fileno() != -1 and _unsent(innermost.socket.fileno()):
-            await trio.sleep(_DRAIN_POLL)
-
-
-def _unsent(descriptor: int) -> int:
-    """Bytes that the other end has not acknowledged."""
-    try:
-        return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except OSError:
-        return 0
-
-
-def reset_on_close(sock: trio.socket.SocketType) -> None:
-    """Let closing `sock` be a RST, which drops what it has not sent."""
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
-
-
-async def abandon(stream: trio.abc.AsyncResource) -> None:
-    """End a connection so that the other end sees a reset, not an orderly end. Quick, also when cancelled.
-
-    A tunnel stream is reset; a socket, however deep below TLS and wrappers, is closed with a RST; anything else is
-    closed forcefully.
-    """
-    innermost: Any = stream
-    while not hasattr(innermost, "reset") and hasattr(innermost, "transport_stream"):
-        innermost = innermost.transport_stream
-    if hasattr(innermost, "reset"):
-        innermost.reset()
-    elif isinstance(innermost, trio.SocketStream) and innermost.socket.fileno() != -1:
-        reset_on_close(innermost.socket)
-    # Shielded, or a cancellation would come out of here, and whoever has two streams to abandon abandons one.
-    with trio.CancelScope(shield=True):
-        await trio.aclose_forcefully(stream)

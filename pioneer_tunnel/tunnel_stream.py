@@ -12,8 +12,9 @@ from typing import Final, Protocol, TypeAlias, final
 import trio
 
 from .address import Address
+from .endings import drain
 from .proxy_protocol import ProxyHeader
-from .streams import LentSocket, drain
+from .sockets import LentSocket
 
 __all__ = ["CarriedStream", "Handler", "TunnelStream"]
 
@@ -71,7 +72,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
 
     @property
     def plain_socket(self) -> LentSocket | None:
-        """See `streams.plain_socket`: None unless this visitor has a plain connection of its own."""
+        """See `sockets.plain_socket`: None unless this visitor has a plain connection of its own."""
         return None if self._prefix else getattr(self._carried, "plain_socket", None)
 
     def acknowledge(self) -> None:

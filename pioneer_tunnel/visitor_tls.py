@@ -17,7 +17,8 @@ import attrs
 import trio
 
 from .certificate import Certificate
-from .streams import OneAtATime, close_after_answer
+from .endings import close_after_answer
+from .streams import OneAtATime
 from .tls_stream import TlsStream
 from .tunnel_stream import Handler, TunnelStream
 

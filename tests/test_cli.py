@@ -357,6 +357,7 @@ def test_every_problem_of_a_relays_file_is_shown(tmp_path: Path) -> None:
 def test_an_address_that_is_taken_is_named(relay: Relay) -> None:
     program = run("relay", "--config", relay.folder / "relay.toml")
     assert program.process.returncode == 1
+    assert program.errors.startswith("Error: cannot listen at 127.0.0.1:")
     assert "in use" in program.errors
 
 

@@ -532,3 +532,31 @@ def test_a_lock_file_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"f\.lock cannot be locked"), files.locked(tmp_path / "f"):
         pass
     assert names(tmp_path) == ["f.lock"]
+
+
+def test_a_link_of_another_user_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by an attack: root, who writes in the folder of a gateway, overwrote the file that the gateway chose."""
+    precious, link = tmp_path / "precious", tmp_path / "instance"
+    precious.write_bytes(b"precious")
+    link.symlink_to(precious)
+    files.replace(link, b"through a link of ours")
+    assert precious.read_bytes() == b"through a link of ours"
+    if os.geteuid() == 0:
+        os.chown(link, 65534, 65534, follow_symlinks=False)
+    else:
+        somebody = os.geteuid() + 1
+        monkeypatch.setattr(os, "geteuid", lambda: somebody)
+    with pytest.raises(StorageError, match=r"instance is a symbolic link of another user \(uid [0-9]+\)"):
+        files.replace(link, b"gone")
+    with pytest.raises(StorageError, match="symbolic link of another user"), files.locked(link):
+        pass
+    assert precious.read_bytes() == b"through a link of ours"
+    assert link.is_symlink()
+    assert not (tmp_path / "precious.lock").exists()
+
+
+def test_links_that_lead_nowhere_but_to_each_other_are_told(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to("other")
+    (tmp_path / "other").symlink_to("one")
+    with pytest.raises(StorageError, match="one cannot be written: Too many levels of symbolic links"):
+        files.replace(tmp_path / "one", b"")

@@ -14,9 +14,10 @@ import trio.testing
 from rig import carried, nothing_left_behind, read_all, read_exactly
 
 from pioneer_tunnel.address import Address
+from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.forward import forward
 from pioneer_tunnel.proxy_protocol import ProxyHeader
-from pioneer_tunnel.streams import WatchedStream, abandon
+from pioneer_tunnel.streams import WatchedStream
 from pioneer_tunnel.transports.seam import Event, LocalDialFailed, LocalDialOk
 from pioneer_tunnel.tunnel_stream import TunnelStream
 

@@ -259,38 +259,6 @@ def test_openings_that_are_taken_back_at_once_do_not_pile_up() -> None:
     assert [type(event) for event in session.events()] == [StreamOpened]
 
 
-async def test_many_small_frames_do_not_hold_up_the_process(
-    engine: EngineName, autojump_clock: trio.testing.MockClock
-) -> None:
-    """Found by an attack: a message of the smallest frames was taken in at once, with all of the host waiting."""
-    turns = 0
-    taken = 0
-
-    async def attack(relay: RelayOfBytes) -> None:
-        nonlocal taken
-        await relay.welcome()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(relay.listen)
-            before = turns
-            await relay.say(frame(BINARY, ping_frame(0, 2) * 80_000), binaries(ping_frame(7)))
-            while not any(said.type == FrameType.PING and said.length == 7 for said in relay.frames):
-                await relay.changed.park()
-            taken = turns - before
-            nursery.cancel_scope.cancel()
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await trio.lowlevel.checkpoint()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(others)
-        await HostileRelay(attack, engine).run()
-        nursery.cancel_scope.cancel()
-    assert taken >= 16  # its 960 kB are taken in 64 KiB at a time
-
-
 # The opening
 
 

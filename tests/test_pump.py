@@ -15,8 +15,9 @@ import trio.testing
 import trustme
 from rig import carried, nothing_left_behind, read_all, read_exactly, until_it_raises
 
+from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.pump import pump
-from pioneer_tunnel.streams import WatchedStream, abandon
+from pioneer_tunnel.streams import WatchedStream
 from pioneer_tunnel.tls_stream import TlsServerStream
 
 APOLOGY: Final = b"sorry"

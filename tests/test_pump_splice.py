@@ -18,9 +18,10 @@ from rig import in_background, nothing_left_behind, read_all, read_exactly
 
 from pioneer_tunnel import pipes as pipes_module, pump as pump_module
 from pioneer_tunnel.dialer import dial_tcp
+from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.pump import pump
 from pioneer_tunnel.splice import CAN_JOIN
-from pioneer_tunnel.streams import WatchedStream, abandon
+from pioneer_tunnel.streams import WatchedStream
 
 
 @pytest.fixture(params=["splice", "no pipe to be had", "sockets not made for it", "the long way"])

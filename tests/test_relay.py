@@ -36,6 +36,7 @@ from rig import (
 
 from pioneer_tunnel import handshake
 from pioneer_tunnel.address import Address, RelayAddress
+from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.errors import InvalidSettingsError, ReplacedError, StorageError, TunnelAuthError
 from pioneer_tunnel.handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
 from pioneer_tunnel.identity import RelayKey, SigningIdentity
@@ -46,7 +47,7 @@ from pioneer_tunnel.relay.control import ControlDoor
 from pioneer_tunnel.relay.ingress import IngressDoor, Visit
 from pioneer_tunnel.relay.registry import LiveSession, LocalDirectory, LocalRegistry
 from pioneer_tunnel.status import State
-from pioneer_tunnel.streams import WatchedStream, abandon
+from pioneer_tunnel.streams import WatchedStream
 from pioneer_tunnel.tunnel import Tunnel
 from pioneer_tunnel.tunnel_stream import TunnelStream
 from pioneer_tunnel.websocket import EngineName, Opening, WebSocket, WebSocketClosed, load_engine
@@ -499,10 +500,11 @@ async def test_a_service_that_the_registry_does_not_have_is_refused(engine: Engi
             pass
 
 
-async def test_a_relay_with_an_identity_proves_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["the seed alone", "all that new-identity prints"])
+async def test_a_relay_with_an_identity_proves_it(tmp_path: Path, whole: bool) -> None:
     seed = bytes(range(32))
-    (tmp_path / "identity").write_text(seed.hex() + "\n")
     identity = SigningIdentity.from_seed(seed).public_key
+    (tmp_path / "identity").write_text(f"{seed.hex()}\n" + f"{identity}\n" * whole)
     async with relay_rig(identity_key_file="identity", base_dir=tmp_path) as rig:
         async with rig.tunnel(relay_identity=identity) as tunnel:
             with trio.fail_after(5):
@@ -731,7 +733,7 @@ def test_an_identity_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nowhere"):
         Relay(relay_config(identity_key_file="nowhere", base_dir=tmp_path))
     (tmp_path / "short").write_text("abcd")
-    with pytest.raises(InvalidSettingsError, match="short"):
+    with pytest.raises(InvalidSettingsError, match=r"short.* first line; .*new-identity"):
         Relay(relay_config(identity_key_file="short", base_dir=tmp_path))
 
 

@@ -320,6 +320,8 @@ def test_a_file_without_the_table(tmp_path: Path) -> None:
         RelayConfig.load(write(tmp_path, "[rely]\n"))
     with pytest.raises(InvalidSettingsError, match=r"relay: the table is missing$"):
         RelayConfig.load(write(tmp_path, ""))
+    with pytest.raises(InvalidSettingsError, match=r"relay: the table is missing$"):
+        RelayConfig.load(write(tmp_path, 'id = "relay-1"\n'))  # a key is no table that could have been meant
     with pytest.raises(InvalidSettingsError, match="line 1, column 2"):
         RelayConfig.load(write(tmp_path, "["))
     with pytest.raises(StorageError, match=r"nowhere\.toml"):

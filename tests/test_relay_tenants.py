@@ -260,6 +260,39 @@ async def test_a_refusal_waits_for_the_answers_before_it(autojump_clock: trio.te
         assert (await read_all(visitor)).startswith(b"HTTP/1.1 421 ")
 
 
+POSTED: Final = b"POST / HTTP/1.1\r\nHost: office.test\r\nContent-Length: 4\r\n\r\n"
+
+
+@pytest.mark.parametrize("refused", [request(host=OTHER_HOST), b"GET /no-host HTTP/1.1\r\n\r\n"], ids=["421", "400"])
+@pytest.mark.parametrize(("first", "rest"), [(HEAD, b""), (POSTED, b"body")], ids=["a request", "an early answer"])
+async def test_a_gateway_does_not_answer_in_the_name_of_another_tenant(
+    first: bytes, rest: bytes, refused: bytes, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Found by an attack: behind a proxy that keeps connections, the end of requests told the gateway when."""
+    async with by_hand() as (visitor, session):
+        await visitor.send_all(first)
+        await eventually(lambda: bool(session.streams))
+        (gateway,) = session.streams
+        assert (await gateway.receive_some()).startswith(NOBODY)
+        await gateway.send_all(ANSWER)
+        assert await read_exactly(visitor, len(ANSWER)) == ANSWER
+        await visitor.send_all(rest)
+        await trio.testing.wait_all_tasks_blocked()
+        await visitor.send_all(refused)
+
+        async def hostile() -> None:
+            with contextlib.suppress(trio.BrokenResourceError):
+                while await gateway.receive_some():
+                    pass
+                await gateway.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nphish")
+                await gateway.aclose()
+
+        async with in_background(hostile):
+            told = await read_all(visitor)
+        assert told.startswith((b"HTTP/1.1 421 ", b"HTTP/1.1 400 "))
+        assert b"phish" not in told
+
+
 async def test_a_gateway_that_does_not_end_is_not_waited_for(autojump_clock: trio.testing.MockClock) -> None:
     """And the visitor is told nothing that could be taken for the rest of an answer."""
     async with by_hand() as (visitor, session):

@@ -9,7 +9,8 @@ import trio
 import trio.testing
 from rig import read_all
 
-from pioneer_tunnel.streams import PrefixedStream, WatchedStream, abandon, close_after_answer, send_eof
+from pioneer_tunnel.endings import abandon, close_after_answer, send_eof
+from pioneer_tunnel.streams import PrefixedStream, WatchedStream
 
 
 async def sockets() -> tuple[trio.SocketStream, trio.SocketStream]:

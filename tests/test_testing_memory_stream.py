@@ -11,7 +11,7 @@ import trio.testing
 from hypothesis import given, settings, strategies as st
 from rig import read_all, read_exactly
 
-from pioneer_tunnel.streams import abandon
+from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.testing import MemoryConnection, MemoryStream, virtual_time
 
 

@@ -23,6 +23,7 @@ from rig import AT_ONCE, ask, echo, eventually, in_background, nothing_left_behi
 from pioneer_tunnel.address import Address, RelayAddress
 from pioneer_tunnel.channel_stream import ChannelStream
 from pioneer_tunnel.dialer import dial_tcp
+from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.errors import (
     InvalidSettingsError,
     LinkLostError,
@@ -35,7 +36,7 @@ from pioneer_tunnel.forward import forward
 from pioneer_tunnel.identity import RelayKey
 from pioneer_tunnel.key_mode import KeyMode
 from pioneer_tunnel.status import State
-from pioneer_tunnel.streams import WatchedStream, abandon
+from pioneer_tunnel.streams import WatchedStream
 from pioneer_tunnel.testing import Moment, ScriptedPioneerRelay, Trouble, Way, open_pioneer_relay
 from pioneer_tunnel.transports import pioneer_relay
 from pioneer_tunnel.transports.rathole_codec import ControlCommand, encode_command

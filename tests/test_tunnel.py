@@ -30,12 +30,12 @@ from rig import (
 )
 
 from pioneer_tunnel.address import Address
+from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.errors import InvalidSettingsError, RestartLimitError, TunnelAuthError, TunnelError
 from pioneer_tunnel.forward import forward
 from pioneer_tunnel.identity import RelayKey
 from pioneer_tunnel.restart_policy import RestartPolicy
 from pioneer_tunnel.status import ErrorKind, State
-from pioneer_tunnel.streams import abandon
 from pioneer_tunnel.transports.seam import Deliver, Report, Serve, Session, Target
 from pioneer_tunnel.tunnel import Tunnel, open_tunnel
 from pioneer_tunnel.tunnel_stream import TunnelStream

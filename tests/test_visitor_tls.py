@@ -25,10 +25,10 @@ from pioneer_tunnel import (
     terminate_tls,
 )
 from pioneer_tunnel.address import Address
+from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.proxy_protocol import ProxyHeader
 from pioneer_tunnel.settings import SettingsUpdate
 from pioneer_tunnel.status import ErrorKind, State
-from pioneer_tunnel.streams import abandon
 from pioneer_tunnel.tls_stream import TlsStream
 from pioneer_tunnel.transports import TRANSPORTS
 from pioneer_tunnel.tunnel import Tunnel

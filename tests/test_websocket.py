@@ -6,6 +6,7 @@ import base64
 import functools
 import hashlib
 import itertools
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
@@ -21,14 +22,16 @@ from rig import nothing_left_behind, read_all, read_exactly, read_until, until_i
 from yamux_rig import cut
 
 from pioneer_tunnel.address import RelayAddress
+from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.errors import UnsupportedTransportError
 from pioneer_tunnel.link import StreamLink
-from pioneer_tunnel.streams import WatchedStream, abandon
+from pioneer_tunnel.streams import WatchedStream
 from pioneer_tunnel.websocket import (
     ENGINES,
     MAX_BINARY,
     MAX_TEXT,
     EngineName,
+    Message,
     Opening,
     WebSocket,
     WebSocketClosed,
@@ -173,6 +176,24 @@ async def test_a_client_that_is_none_is_refused(engine: EngineName, said: bytes)
     with trio.fail_after(5), pytest.raises((trio.BrokenResourceError, WebSocketRefused)):
         async with load_engine(engine).accept(theirs, OPENING):
             pytest.fail("it opened")
+
+
+async def test_a_client_that_leaves_when_it_has_asked_is_broken(engine: EngineName) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def nobody_is_there() -> None:
+        raise trio.BrokenResourceError("the client is gone")
+
+    theirs.send_stream.send_all_hook = nobody_is_there
+    request = (
+        "GET /path HTTP/1.1\r\nHost: relay.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}\r\n"
+        "Sec-WebSocket-Protocol: test.v1\r\n\r\n"
+    )
+    await ours.send_all(request.encode())
+    with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+        async with load_engine(engine).accept(theirs, OPENING) as websocket:
+            await until_it_raises(websocket.receive)
 
 
 def test_an_engine_that_is_not_there_is_named() -> None:
@@ -397,17 +418,43 @@ async def test_pings_that_nobody_lets_us_answer_are_bounded() -> None:
         await trio.aclose_forcefully(server)
 
 
-async def test_the_smallest_messages_come_in_portions(engine: EngineName) -> None:
-    """Found by an attack: a read of nothing else was half a second's work in one go, for all of the host."""
-    async with raw_client(engine) as (client, server):
-        await client.send_all(frame(BINARY) * 30_000 + frame(TEXT, b"over"))
-        messages: list[bytes | bytearray | str] = []
-        with trio.fail_after(30):
-            while "over" not in messages[-1:]:
-                portion = await server.receive()
-                assert len(portion) <= 64 * 1024 // len(frame(BINARY)) + 1
-                messages += portion
-        assert len(messages) == 30_001
+@pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
+async def test_many_small_frames_leave_others_their_turn() -> None:
+    """Found by an attack: forty thousand frames of one read kept everybody else waiting for a tenth of a second."""
+    async with raw_client("websockets") as (client, server), trio.open_nursery() as nursery:
+        turns = 0
+
+        @nursery.start_soon
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        await client.send_all(frame(BINARY, bytes(1024 * 1024 - 10)))  # so that reads are as large as they get
+        await receive_bytes(server, 1024 * 1024 - 10)
+        await client.send_all(frame(BINARY) * 40_000 + frame(BINARY, b"the last"))
+        before, most = turns, 0
+        received: list[Message] = []
+        while not received or received[-1] != b"the last":
+            received = await server.receive()
+            most = max(most, len(received))
+        assert most < 3000
+        assert turns - before >= 40_000 // 3000
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
+async def test_a_stranger_who_says_little_costs_little() -> None:
+    """Found by an attack: each connection had a buffer for the largest read, before it had proved anything."""
+    async with raw_client("websockets") as (_, server):
+        tracemalloc.start()
+        try:
+            async with raw_client("websockets") as (_, another):
+                assert another is not server
+                assert tracemalloc.get_traced_memory()[1] < 200_000
+        finally:
+            tracemalloc.stop()
 
 
 # One engine is the other's oracle
@@ -480,6 +527,28 @@ def test_both_engines_take_the_same(data: bytes, places: list[int]) -> None:
 
 
 # Closing
+
+
+@pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
+async def test_what_comes_during_the_closing_is_not_kept() -> None:
+    """Found by an attack: a peer that was told to go sent 350 MB meanwhile, and all of it was kept."""
+    async with raw_client("websockets") as (client, server), trio.open_nursery() as nursery:
+        piece = frame(BINARY, bytes(500_000))
+
+        @nursery.start_soon
+        async def go_on() -> None:
+            for _ in range(40):
+                await client.send_all(piece)
+                await trio.testing.wait_all_tasks_blocked()  # until it was read
+            await client.send_all(frame(CLOSE, (1002).to_bytes(2, "big")))
+
+        tracemalloc.start()
+        try:
+            with trio.fail_after(10):
+                await server.close(1002)
+            assert tracemalloc.get_traced_memory()[1] < 8_000_000
+        finally:
+            tracemalloc.stop()
 
 
 @each_pairing

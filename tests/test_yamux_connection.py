@@ -40,7 +40,7 @@ from pioneer_tunnel.link import Bytes, Link
 from pioneer_tunnel.yamux import Limits, Role, YamuxConnection, YamuxStream
 from pioneer_tunnel.yamux.connection import GOODBYE_TIMEOUT, STALL_TIMEOUT
 from pioneer_tunnel.yamux.flow import INITIAL_WINDOW
-from pioneer_tunnel.yamux.frames import ACK, RST, SYN, FrameType, GoAwayCode
+from pioneer_tunnel.yamux.frames import ACK, RST, SYN, FrameType, GoAwayCode, encode_header
 from pioneer_tunnel.yamux.session import MAX_UNACKNOWLEDGED
 
 DATA, WINDOW_UPDATE, PING, GO_AWAY = FrameType
@@ -681,6 +681,28 @@ async def test_a_broken_rule_is_told_and_ends_the_session() -> None:
         assert await peer.hear_all() == [Frame(GO_AWAY, 0, 0, GoAwayCode.PROTOCOL_ERROR)]
         await running.ended.wait()
         assert isinstance(running.ending, RemoteProtocolError)
+
+
+async def test_many_frames_leave_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by an attack: a gateway that says much and means nothing kept all others from the relay for seconds."""
+    monkeypatch.setattr("pioneer_tunnel.yamux.connection._TURN_SECONDS", -1.0)  # each turn has been long enough
+    async with one(pipe()) as (_, peer), trio.open_nursery() as nursery:
+        await peer.hear_ping()
+        turns = 0
+
+        @nursery.start_soon
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        await peer.say(encode_header(FrameType.GO_AWAY, 0, 0, GoAwayCode.NORMAL) * 60_000)
+        await peer.say(encode_header(FrameType.PING, SYN, 0, 7))
+        before = turns
+        await peer.hear()
+        assert turns - before >= 10
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_broken_rule_counts_for_more_than_the_link_that_breaks_then() -> None:

@@ -70,8 +70,10 @@ def relay(context: click.Context, config: Path | None, websocket_engine: EngineN
         file = ConfigFile(config)
         server = Relay(file.load(), engine=websocket_engine)
         _run(functools.partial(_serve_and_follow, server, file))
-    except (TunnelError, OSError) as error:
+    except TunnelError as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(error.strerror or str(error)) from error
 
 
 async def _serve_and_follow(server: Relay, file: ConfigFile) -> None:

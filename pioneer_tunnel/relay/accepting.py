@@ -16,7 +16,7 @@ from typing import Final, NoReturn, TypeAlias, final
 
 import trio
 
-from ..streams import reset_on_close
+from ..sockets import reset_on_close
 from .admission import Admission, Arrival, TurnedAway
 
 __all__ = ["Front", "Handler"]

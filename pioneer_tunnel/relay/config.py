@@ -378,12 +378,9 @@ class RelayConfig:
         document = read_toml(file)
         table = subtable(document, _TABLE, source=str(file))
         if table is None:
+            tables = [name for name, value in document.items() if isinstance(value, Mapping)]
             raise refusal(
-                [
-                    Problem(
-                        source=str(file), key=_TABLE, message="the table is missing", nearest=nearest(_TABLE, document)
-                    )
-                ]
+                [Problem(source=str(file), key=_TABLE, message="the table is missing", nearest=nearest(_TABLE, tables))]
             )
         return cls.from_table(table, source=str(file), base_dir=file.absolute().parent)
 

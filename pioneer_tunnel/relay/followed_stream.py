@@ -4,11 +4,18 @@ Theory of operation. `pump` carries bytes between this and the gateway's stream,
 followed. What it reads here is what the follower lets pass; what it writes here goes to the visitor, looked at only
 while an Upgrade is not answered.
 
-When a request is refused, answers to earlier ones may still be on their way, and what the relay has to say must not
-land in the middle of one. So reading ends, which `pump` passes on to the gateway: no more requests. What the gateway
-still says goes through, and when it ends its side, `send_eof` says the relay's word and closes. If the gateway breaks
-off meanwhile, the visitor is reset, as ever; if it does not end in time, the connection is reset without a word. A
-request that has to start afresh ends the stream to the gateway in the same way, but leaves the visitor's open
+A request that is refused may be another tenant's: a proxy in front that keeps connections shares them. So from its
+head on the gateway has no more to say here, or it could answer in the other one's name. When it has spoken since the
+last request was forwarded, and nothing of that is under way, whoever sends one request after another has its answer:
+the relay says its word at once (`_dismiss`), and the gateway's stream is reset. If something is under way, both are
+reset.
+
+Whoever has sent requests ahead, the last of which the gateway has not begun to answer, is no such proxy; and what the
+relay has to say must not land in the middle of an answer. So reading ends, which `pump` passes on to the gateway: no
+more requests. What the gateway still says goes through, and when it ends its side, `send_eof` says the relay's word
+and closes. The same goes for a refusal in the middle of a request's body, which is the gateway's own to answer. If the
+gateway breaks off meanwhile, the visitor is reset, as ever; if it does not end in time, the connection is reset without
+a word. A request that has to start afresh ends the stream to the gateway in the same way, but leaves the visitor's open
 (`afresh`), for a new one.
 
 Neighbours: `ingress` makes one for each stream to a gateway; `framing` decides; `pump` reads and writes.
@@ -18,11 +25,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Final, final
+from contextlib import suppress
+from typing import Final, NoReturn, final
 
 import trio
 
-from ..streams import close_after_answer, send_eof, send_pieces
+from ..endings import close_after_answer, send_eof
+from ..streams import send_pieces
 from .framing import Piece, RequestFollower
 from .head import RequestHead, error_response
 
@@ -30,6 +39,9 @@ __all__ = ["FollowedStream"]
 
 LAST_ANSWERS_TIMEOUT: Final = 30.0
 """Seconds that the gateway has to answer what came before a request that is not passed on to it."""
+
+DISMISSAL_TIMEOUT: Final = 5.0
+"""Seconds that the relay's own word may take."""
 
 _READ_SIZE: Final = 64 * 1024
 
@@ -56,6 +68,8 @@ class FollowedStream(trio.abc.HalfCloseableStream):
         self._ready: Final[deque[Piece]] = deque()
         self._answered: Final = trio.Event()
         self._end_sent = False
+        self._spoke_after = 0  # so many requests the gateway has spoken last
+        self._speaks = False  # right now
 
     @property
     def afresh(self) -> tuple[RequestHead, bytes] | None:
@@ -69,6 +83,8 @@ class FollowedStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
         while not self._ready:
             if follower.is_over:
+                if follower.refused_at_head and self._spoke_after == follower.heads:
+                    await self._dismiss()
                 self.scope.deadline = trio.current_time() + LAST_ANSWERS_TIMEOUT
                 return b""
             if follower.holds:
@@ -113,10 +129,25 @@ class FollowedStream(trio.abc.HalfCloseableStream):
         self._follower.give_up(self._head_timeout)
         return b""
 
+    async def _dismiss(self) -> NoReturn:
+        """Say the relay's word in place of the gateway's, and let that break off."""
+        refusal = self._follower.refusal
+        assert refusal is not None
+        if not (self._speaks or self._end_sent):
+            self._end_sent = True
+            with trio.move_on_after(DISMISSAL_TIMEOUT), suppress(trio.ClosedResourceError):
+                await self.transport_stream.send_all(error_response(refusal.status, refusal.reason))
+                await close_after_answer(self.transport_stream)
+        raise trio.BrokenResourceError("the request after the last one is not this gateway's")
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self._follower.awaits_answer and self._follower.answer(data):
             self._answered.set()
+        if self._end_sent:
+            raise trio.ClosedResourceError("the gateway has no more to say here")
+        self._spoke_after, self._speaks = self._follower.heads, True
         await send_pieces(self.transport_stream, [bytes(data)])
+        self._speaks = False
 
     async def wait_send_all_might_not_block(self) -> None:
         await self.transport_stream.wait_send_all_might_not_block()

@@ -134,12 +134,16 @@ class RequestFollower:
     Attributes:
         phase: what the next byte belongs to.
         refusal: what to answer when everything before it is answered, once the phase is `REFUSED`.
+        heads: how many were found that may be forwarded, the first one counted.
+        refused_at_head: True when that was for a request's head, so that nothing of that request was forwarded.
         afresh: what to start a stream of its own with, once the phase is `AFRESH`: the head, and all bytes from there.
     """
 
     def __init__(self, head: RequestHead) -> None:
         self.phase = Phase.HEAD
         self.refusal: BadRequest | None = None
+        self.refused_at_head = False
+        self.heads = 0
         self.afresh: tuple[RequestHead, bytes] | None = None
         self._host: Final = head.host
         self._end = _Found.END if wants_upgrade(head) is None else _Found.END_PENDING
@@ -274,6 +278,7 @@ class RequestFollower:
         return start + head.length - before
 
     def _begin_body(self, head: RequestHead) -> None:
+        self.heads += 1
         if head.chunked:
             self._go(_Found.CHUNKED)
         elif head.content_length:
@@ -363,6 +368,7 @@ class RequestFollower:
 
     def _refuse(self, refusal: BadRequest) -> None:
         self.refusal = refusal
+        self.refused_at_head = self.phase is Phase.HEAD
         self.phase = Phase.REFUSED
         self._held = b""
 

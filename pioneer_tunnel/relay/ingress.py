@@ -16,9 +16,9 @@ import attrs
 import trio
 
 from ..address import Address
+from ..endings import abandon, close_after_answer
 from ..proxy_protocol import ProxyHeader
 from ..pump import pump
-from ..streams import abandon, close_after_answer
 from .admission import Admission, TurnedAway
 from .client_hello import Alert
 from .config import TunnelEntry

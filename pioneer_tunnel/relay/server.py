@@ -21,11 +21,13 @@ import trio
 
 from ..address import Address, normal_audience
 from ..certificate import Certificate
+from ..endings import abandon
 from ..errors import InvalidSettingsError, StorageError
 from ..groups import lone_error_bare
 from ..handshake import SUBPROTOCOL
 from ..identity import SigningIdentity
-from ..streams import PrefixedStream, WatchedStream, abandon, keep_alive
+from ..sockets import keep_alive
+from ..streams import PrefixedStream, WatchedStream
 from ..websocket import EngineName
 from ..yamux import Limits
 from .accepting import Front, Handler
@@ -300,12 +302,16 @@ def _identity(config: RelayConfig) -> SigningIdentity | None:
 
 
 def _read_seed(path: Path) -> bytes:
+    """The first line of a file; the second may be what `relay new-identity` printed there."""
     try:
-        seed = bytes.fromhex(path.read_text(encoding="ascii").strip())
+        seed = bytes.fromhex(path.read_text(encoding="ascii").strip().partition("\n")[0])
     except OSError as error:
         raise StorageError(f"the identity key file {str(path)!r} cannot be read: {error.strerror}") from error
     except ValueError:
         seed = b""
     if len(seed) != 32:
-        raise InvalidSettingsError(f"the identity key file {str(path)!r} does not hold 64 hexadecimal digits")
+        raise InvalidSettingsError(
+            f"the identity key file {str(path)!r} does not hold 64 hexadecimal digits on its first line;"
+            " 'pioneer-tunnel relay new-identity' prints them"
+        )
     return seed

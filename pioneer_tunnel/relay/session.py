@@ -23,8 +23,9 @@ from typing import Final, final
 import attrs
 import trio
 
+from ..endings import abandon
 from ..handshake import Claim, replaced_text
-from ..streams import WatchedStream, abandon
+from ..streams import WatchedStream
 from ..websocket import WebSocket, WebSocketLink
 from ..yamux import Limits, Role, YamuxConnection, YamuxStream
 from .registry import LiveSession

@@ -20,7 +20,8 @@ import attrs
 import trio
 
 from ..certificate import Certificate
-from ..streams import PrefixedStream, close_after_answer
+from ..endings import close_after_answer
+from ..streams import PrefixedStream
 from ..tls_stream import TlsServerStream
 from .client_hello import Alert, BadClientHello, ClientHello, ClientHelloReader, looks_like_tls
 from .ingress import IngressDoor, Refusal, Visit, refuse

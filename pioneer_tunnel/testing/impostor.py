@@ -11,10 +11,11 @@ from typing import Final, TypeAlias
 import trio
 
 from ..certificate import Certificate
+from ..endings import close_after_answer
 from ..handshake import SUBPROTOCOL, Rejection, RelayHandshake
 from ..relay.ingress import read_head
 from ..relay.tls_door import end_tls
-from ..streams import PrefixedStream, WatchedStream, close_after_answer
+from ..streams import PrefixedStream, WatchedStream
 from ..websocket import Opening, load_engine
 from .faults import BadTls, CaptivePortal, Reject, Stage, StallAt, Unavailable
 

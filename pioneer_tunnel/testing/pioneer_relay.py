@@ -29,11 +29,12 @@ import trio
 import trio.testing
 
 from ..address import Address
+from ..endings import abandon
 from ..errors import RemoteProtocolError
 from ..identity import RelayKey
 from ..key_mode import KeyMode
 from ..pump import pump
-from ..streams import WatchedStream, abandon
+from ..streams import WatchedStream
 from ..tls_stream import TlsStream
 from ..transports.rathole_codec import (
     DIGEST_SIZE,

@@ -31,6 +31,7 @@ import trio
 from ..address import RelayAddress
 from ..channel_stream import ChannelStream
 from ..dialer import Dialer, dial_relay, dial_tcp
+from ..endings import abandon
 from ..errors import (
     InvalidSettingsError,
     LinkLostError,
@@ -39,8 +40,9 @@ from ..errors import (
     TunnelAuthError,
 )
 from ..groups import lone_error_bare
+from ..sockets import keep_alive
 from ..status import clean_message
-from ..streams import WatchedStream, abandon, keep_alive, send_pieces
+from ..streams import WatchedStream, send_pieces
 from ..tls_stream import TlsStream
 from ..trust import client_tls
 from ..tunnel_stream import TunnelStream

@@ -201,8 +201,9 @@ def _refused(refusal: WebSocketRefused, address: RelayAddress) -> RelayConnectEr
             f"{address} answered with a web page (HTTP status {status}) instead of a WebSocket; is this network behind"
             " a sign-in page (a captive portal), or the address not a relay's? Nothing secret was sent"
         )
+    hint = "; is this where the relay takes gateways (its control_addr), and not visitors?" if status == 404 else ""
     return RelayConnectError(
-        f"{address} refused the WebSocket with HTTP status {status}", retry_after=_seconds(refusal.retry_after)
+        f"{address} refused the WebSocket with HTTP status {status}{hint}", retry_after=_seconds(refusal.retry_after)
     )
 
 

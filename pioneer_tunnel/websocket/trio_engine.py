@@ -90,7 +90,10 @@ async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[Web
                     receive_buffer_size=READ_SIZE,
                 )
                 offered = opening.subprotocol in request.proposed_subprotocols
-                connection = await request.accept(subprotocol=opening.subprotocol if offered else None)
+                try:
+                    connection = await request.accept(subprotocol=opening.subprotocol if offered else None)
+                except ConnectionClosed as error:
+                    raise _closed(error) from None  # the client went away when it had asked
                 watch.open_for(connection)
                 until_open.cancel_scope.cancel()
         yield TrioWebSocket(watch, connection)

@@ -41,10 +41,10 @@ from .connection import (
 
 __all__ = ["accept", "connect"]
 
-# What came is parsed so much at a time. When that held many frames, others get their turn before the rest: a read of
-# nothing but the smallest frames is 131072 of them, and half a second's work.
-_PARSED_AT_ONCE: Final = 64 * 1024
-_MANY_FRAMES: Final = 512
+_FIRST_READ: Final = 4 * 1024
+_SLICE: Final = 8 * 1024
+_MOST_FRAMES: Final = 256
+"""Frames after which others have their turn, give or take those of one slice: a read may bring forty thousand."""
 
 # At DEBUG the package logs what it carries, and that may be a proof or somebody's token.
 _SILENT: Final = logging.getLogger("pioneer_tunnel.websocket.silent")
@@ -117,7 +117,7 @@ class WebsocketsWebSocket(WebSocket):
         self._text_size = 0
         self._closed: WebSocketClosed | None = None
         self._eof = False
-        self._buffer: Final = memoryview(bytearray(READ_SIZE))
+        self._buffer = memoryview(bytearray(_FIRST_READ))
         self._unparsed = self._buffer[:0]
         self._flushing = False
         self._flushed: Final = trio.lowlevel.ParkingLot()
@@ -159,30 +159,38 @@ class WebsocketsWebSocket(WebSocket):
         return messages
 
     async def receive_bytes(self) -> memoryview:
-        """Wait for bytes, let the protocol make of them what it can, and return them."""
+        """Wait for bytes, let the protocol make of them what it can, and return them.
+
+        What is left of many small frames comes with the next call, after everybody else had a turn.
+        """
         if self._eof:
             raise trio.BrokenResourceError("the connection ended without a close frame")
         if self._unparsed:
             await trio.lowlevel.checkpoint()
         else:
-            self._unparsed = self._buffer[: await receive_into(self._stream, self._buffer)]
-        data = self._unparsed
+            self._unparsed = await self._read()
+        data, frames = self._unparsed, 0
         if not data:
             self._eof = True
             self._protocol.receive_eof()
-            self._take_all()
-        while self._unparsed:
-            part, self._unparsed = self._unparsed[:_PARSED_AT_ONCE], self._unparsed[_PARSED_AT_ONCE:]
+            self._take_events()
+        while self._unparsed and frames < _MOST_FRAMES:
             # The protocol adds it to a buffer of its own, so this one is free again.
-            self._protocol.receive_data(part)  # type: ignore[arg-type]  # any buffer will do for that
-            if self._take_all() > _MANY_FRAMES:
-                break
-        if self._protocol.writes:
-            self._reply_due.unpark()
+            self._protocol.receive_data(self._unparsed[:_SLICE])  # type: ignore[arg-type]  # any buffer will do
+            self._unparsed = self._unparsed[_SLICE:]
+            frames += self._take_events()
         return data[: len(data) - len(self._unparsed)]
 
-    def _take_all(self) -> int:
-        """Take what the protocol has made of what came; returns how many things that was."""
+    async def _read(self) -> memoryview:
+        """Read into the buffer, which grows for who fills it: a stranger who says little costs little."""
+        amount = await receive_into(self._stream, self._buffer)
+        read = self._buffer[:amount]
+        if amount == len(self._buffer) < READ_SIZE:
+            self._buffer = memoryview(bytearray(min(4 * amount, READ_SIZE)))
+        return read
+
+    def _take_events(self) -> int:
+        """Take what the protocol has found; returns how many things that were."""
         protocol = self._protocol
         events = protocol.events_received()
         for event in events:
@@ -195,6 +203,8 @@ class WebsocketsWebSocket(WebSocket):
             self._closed = WebSocketClosed(1002 if sent is None else sent.code, clean_message(str(protocol.parser_exc)))
         if len(protocol.writes) > MAX_QUEUED_PONGS:
             self._fail(1008, "too many pings")
+        if protocol.writes:
+            self._reply_due.unpark()
         return len(events)
 
     def _take(self, frame: Frame) -> None:
@@ -244,6 +254,7 @@ class WebsocketsWebSocket(WebSocket):
                 self._protocol.send_close(code, reason)
             await self.flush()
             while not self._eof and self._closed is None:
+                self._inbox.clear()  # nobody will ask for it, and the other end may say as much as it likes
                 await self.receive_bytes()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass

@@ -47,8 +47,9 @@ _BATCH_SECONDS: Final = 0.01
 _MIN_BATCH: Final = 16 * 1024
 _MAX_BATCH: Final = 255 * 1024
 
-# What is taken in at a time, before others get their turn. A well-meaning peer's messages are not larger.
-_TURN: Final = 64 * 1024
+# What is taken in at once, as much as a message of a well-behaved peer, and for how long until others have their turn.
+_MOST_AT_ONCE: Final = 64 * 1024
+_TURN_SECONDS: Final = 0.005
 
 
 def _ignore_round_trip(seconds: float) -> None:
@@ -197,21 +198,18 @@ class YamuxConnection:
                 raise trio.BrokenResourceError("the other end closed the connection")
             now = trio.current_time()
             for chunk in chunks:
-                if len(chunk) <= _TURN:
-                    session.receive_data(chunk, now)
-                else:
-                    await self._receive_in_turns(memoryview(chunk), now)
+                for start in range(0, len(chunk), _MOST_AT_ONCE):
+                    # Whatever the peer says, others have their turn in between: thousands of frames fit a message.
+                    if trio.current_time() - now > _TURN_SECONDS:
+                        self._dispatch()
+                        await trio.lowlevel.checkpoint()
+                        now = trio.current_time()
+                    session.receive_data(memoryview(chunk)[start : start + _MOST_AT_ONCE], now)
             self._askers.unpark_all()
             self._dispatch()
             self.wake_writer()
-
-    async def _receive_in_turns(self, chunk: memoryview, now: float) -> None:
-        """A megabyte may hold 87000 frames. Taken in at once they would hold up the whole process."""
-        for start in range(0, len(chunk), _TURN):
-            self.session.receive_data(chunk[start : start + _TURN], now)
-            self._dispatch()
-            self.wake_writer()
-            await trio.lowlevel.checkpoint()
+            if trio.current_time() - now > _TURN_SECONDS:
+                await trio.lowlevel.checkpoint()
 
     async def _send(self) -> None:
         session = self.session

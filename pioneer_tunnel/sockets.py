@@ -1,0 +1,99 @@
+"""What lies at the bottom of a connection, told and asked directly: a socket.
+
+`LentSocket` is one whose bytes move past its stream; the functions are what neither Trio nor the standard library has a
+word for.
+
+Neighbours: `streams` and `channel_stream` stand on sockets, `splice` joins two, `endings` ends one.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, final
+
+import trio
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
+__all__ = ["LentSocket", "descriptor_of", "keep_alive", "plain_socket", "reset_on_close", "unsent"]
+
+_LINGER_NOT: Final = struct.pack("ii", 1, 0)
+
+
+def descriptor_of(sock: trio.socket.SocketType) -> int:
+    """The socket's descriptor, asked for anew each time: when it is closed, its number soon is somebody else's."""
+    descriptor = sock.fileno()
+    if descriptor == -1:
+        raise trio.ClosedResourceError("this stream was closed")
+    return descriptor
+
+
+@final
+class LentSocket:
+    """The socket of a stream, lent to whoever moves bytes past the stream.
+
+    Args:
+        socket: what is lent.
+        on_close: tells the stream that the borrower has closed the connection.
+
+    Attributes:
+        taken_back: the borrower's; called when the stream is closed meanwhile, just before its socket is.
+    """
+
+    __slots__ = ("_on_close", "socket", "taken_back")
+
+    def __init__(self, socket: trio.socket.SocketType, on_close: Callable[[], None] | None = None) -> None:
+        self.socket: Final = socket
+        self.taken_back: Callable[[], None] | None = None
+        self._on_close: Final = on_close
+
+    def take_back(self) -> None:
+        """The stream is about to close the socket."""
+        if self.taken_back is not None:
+            self.taken_back()
+
+    def close(self) -> None:
+        """Both directions have ended, and the borrower closes the connection."""
+        self.socket.close()
+        if self._on_close is not None:
+            self._on_close()
+
+
+def plain_socket(stream: trio.abc.Stream) -> LentSocket | None:
+    """The socket whose bytes are those of `stream`, when nothing stands between and nothing was read ahead."""
+    found: LentSocket | None = getattr(stream, "plain_socket", None)
+    return found
+
+
+def keep_alive(connected: trio.SocketStream, *, idle: int, interval: int) -> None:
+    """Have the system find out when the other end of a silent connection is gone, and NATs not forget it.
+
+    Args:
+        idle: seconds of silence after which it asks.
+        interval: seconds after which it asks again; after some such questions without an answer the connection breaks.
+    """
+    with suppress(OSError):
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, seconds in (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", interval)):
+            if hasattr(socket, name):
+                connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
+
+
+def unsent(descriptor: int) -> int:
+    """Bytes that the other end has not acknowledged."""
+    try:
+        return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
+
+
+def reset_on_close(sock: trio.socket.SocketType) -> None:
+    """Let closing `sock` be a RST, which drops what it has not sent."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
