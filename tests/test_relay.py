@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import socket
 import ssl
@@ -240,6 +241,19 @@ async def test_a_refused_visitor_that_neither_reads_nor_ends_is_let_go(autojump_
         nursery.start_soon(door.serve, Visit(stream=stream, visitor=None, local=None, tls=False))
         await visitor.send_all(request())
     assert trio.current_time() <= 12
+
+
+async def test_who_wants_what_there_is_not_still_makes_way_for_others(autojump_clock: trio.testing.MockClock) -> None:
+    settled: list[str] = []
+    for host in ("nobody.test", HOST):
+        door = IngressDoor(LocalRegistry([TunnelEntry(**tunnel_entry())]), LocalDirectory())
+        visitor, stream = trio.testing.memory_stream_pair()
+        settle = functools.partial(settled.append, host)
+        async with trio.open_nursery() as nursery:
+            visit = Visit(stream=stream, visitor=None, local=None, tls=False, settle=settle)
+            nursery.start_soon(door.serve, visit)
+            assert status_of(await ask(visitor, request(host=host))) == (404 if host == "nobody.test" else 503)
+    assert settled == [HOST]
 
 
 # Whom a request is for

@@ -131,13 +131,13 @@ class IngressDoor:
         Raises:
             Refusal: with the answer to give.
         """
-        visit.settle()
         entry = await self._registry.by_host(head.host)
         if entry is None:
             raise Refusal(404, "there is no tunnel for this host")
         if entry.passes_tls:
             # What the relay can read is not for a gateway that takes nothing the relay can read.
             raise Refusal(421, "this host takes TLS alone, from end to end; use https:// and a connection of its own")
+        visit.settle()  # only now: who wants what there is not makes way for others while it is told
         afresh: tuple[RequestHead, bytes] | None = (head, received)
         while afresh is not None:
             with self._room(entry):

@@ -133,7 +133,7 @@ def _take_notice(text: str, target: Target, report: Report) -> None:
                 raise LinkLostError("a newer session of this gateway took the tunnel over")
             raise ReplacedError(
                 f"another gateway took the tunnel over: instance {cut(by, 64)!r}{_quoted(message)};"
-                " give each gateway a key of its own"
+                " where that is not meant, give each gateway a key of its own"
             )
 
 
