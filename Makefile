@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types unit interop bench mutation clean
+.PHONY: demo test lint types unit fuzz audit interop bench mutation clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -14,6 +14,7 @@ test: lint types unit
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml pioneer_tunnel examples
 
 types: $(READY)
 	$(BIN)/mypy
@@ -21,6 +22,31 @@ types: $(READY)
 # Most tests wait, for the clock of a real socket or a process: one worker a core makes half the time of it.
 unit: $(READY)
 	$(BIN)/pytest -n auto --dist worksteal
+
+# The fuzz targets, for so many seconds and the end of the round that has begun then. A round takes other examples than
+# the last; one that fails is printed so that it can be repeated, and is kept in .hypothesis, where it comes up again
+# first. FUZZ_TARGETS narrows it down, as pytest's -k does.
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS ?=
+
+fuzz: $(READY)
+	@end=$$(( $$(date +%s) + $(FUZZ_SECONDS) )); round=0; \
+	while [ $$(date +%s) -lt $$end ]; do \
+		round=$$(( round + 1 )); echo "fuzz: round $$round"; \
+		HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -q -n auto --dist worksteal --timeout=0 -m fuzz -k '$(FUZZ_TARGETS)' || exit 1; \
+	done
+
+# Known vulnerabilities of what is installed here, by PyPI's list. It has an environment of its own, and without a way
+# to the list it fails and says so: what was not looked at is not clean.
+AUDIT := build/audit
+
+audit: $(READY)
+	$(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit || \
+		{ echo "audit: pip-audit cannot be installed from here; nothing was looked at"; exit 1; }
+	@$(BIN)/python -m pip freeze --exclude-editable > $(AUDIT)/installed.txt
+	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r $(AUDIT)/installed.txt || \
+		{ echo "audit: something was found, or the list could not be reached for all packages: see above"; exit 1; }
 
 # Two other yamux implementations for tests/test_interop.py: npm's for Node, and the reference for Go, whose sources
 # Debian's golang-github-hashicorp-yamux-dev puts here. Whatever is missing, its tests are skipped.

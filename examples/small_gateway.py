@@ -4,26 +4,34 @@
     GET /download?n=N     N bytes
     GET /echo             a WebSocket that says what it hears
 
-It tells tunnelled visitors from local ones by the PROXY protocol v2 header that the tunnel puts before each
-connection: a connection that comes from loopback is not thereby trusted.
+Where a visitor comes from it knows from the PROXY protocol v2 header that the tunnel puts before each connection, and
+from nothing else:
 
-Run it alone with `python examples/small_gateway.py`; the demo embeds it.
+- that a connection comes from loopback says nothing, since all of them do;
+- `X-Forwarded-For` says nothing, since it comes from the visitor; so does a second PROXY header, behind the first;
+- the first header is the tunnel's as long as nobody but the tunnel connects to this port. Other users of this host can,
+  and can write any header. So an address is good for a log; what opens the door is the token.
+
+Run it alone with `python examples/small_gateway.py [PORT]`; the demo embeds it.
 """
 
 from __future__ import annotations
 
 import hmac
 import secrets
+import sys
 from collections.abc import Callable
+from typing import Final
 
 import attrs
 import h11
 import trio
 from trio_websocket import ConnectionClosed, wrap_server_stream
 
-from pioneer_tunnel import Address, PrefixedStream, ProxyHeader
+from pioneer_tunnel import Address, PrefixedStream, ProxyHeader, RemoteProtocolError
 
 PIECE = bytes(range(256)) * 256
+OPENING_TIMEOUT: Final = 10
 
 
 @attrs.frozen
@@ -34,16 +42,15 @@ class Gateway:
     on_visitor: Callable[[Address | None, str], None]
 
     async def serve(self, connection: trio.SocketStream) -> None:
-        """One connection, which begins with a PROXY header."""
+        """One connection, which begins with a PROXY header. Whoever does it wrong harms nobody else."""
         async with connection:
-            received = b""
-            while (parsed := ProxyHeader.parse(received)) is None:
-                data = await connection.receive_some(4096)
-                if not data:
-                    return
-                received += data
-            header, used = parsed
-            await self._serve_http(PrefixedStream(connection, received[used:]), header.visitor)
+            try:
+                with trio.fail_after(OPENING_TIMEOUT):
+                    opened = await _read_header(connection)
+                if opened is not None:
+                    await self._serve_http(*opened)
+            except (RemoteProtocolError, h11.RemoteProtocolError, trio.BrokenResourceError, trio.TooSlowError) as error:
+                print(f"a connection came to nothing: {type(error).__name__}")
 
     async def _serve_http(self, stream: PrefixedStream, visitor: Address | None) -> None:
         http = h11.Connection(h11.SERVER)
@@ -69,6 +76,18 @@ class Gateway:
             await _answer(stream, http, 200, [b"hello\n"], length=6)
 
 
+async def _read_header(connection: trio.SocketStream) -> tuple[PrefixedStream, Address | None] | None:
+    """The stream after its PROXY header, and who it says is the visitor; None when nothing came of it."""
+    received = b""
+    while (parsed := ProxyHeader.parse(received)) is None:
+        data = await connection.receive_some(4096)
+        if not data:
+            return None  # the tunnel only looked whether we are there
+        received += data
+    header, used = parsed
+    return PrefixedStream(connection, received[used:]), header.visitor
+
+
 async def _answer(
     stream: PrefixedStream, http: h11.Connection, status: int, pieces: list[bytes], *, length: int
 ) -> None:
@@ -90,13 +109,13 @@ async def _echo(stream: PrefixedStream) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def main() -> None:
-    """Listen on 127.0.0.1:17878, where a tunnel looks for a gateway by default."""
+async def main(port: int) -> None:
+    """Listen on loopback; 17878 is where a tunnel looks for a gateway by default."""
     token = secrets.token_urlsafe(24)
     gateway = Gateway(token, lambda visitor, target: print(f"{visitor or 'somebody'} asks for {target}"))
-    print(f"expects PROXY v2 on 127.0.0.1:17878; the token is {token}")
-    await trio.serve_tcp(gateway.serve, 17878, host="127.0.0.1")
+    print(f"expects PROXY v2 on 127.0.0.1:{port}; the token is {token}")
+    await trio.serve_tcp(gateway.serve, port, host="127.0.0.1")
 
 
 if __name__ == "__main__":
-    trio.run(main)
+    trio.run(main, int(sys.argv[1]) if len(sys.argv) > 1 else 17878)

@@ -70,7 +70,7 @@ class Welcome:
 
     Attributes:
         session: the relay's name for this session.
-        public_url: where visitors reach the gateway.
+        public_url: where visitors reach the gateway; the relay's word, made printable.
         heartbeat: seconds of silence after which an end pings, clamped to 1 to 60.
     """
 
@@ -199,7 +199,7 @@ class GatewayHandshake:
         heartbeat_ms = message.number("heartbeat_ms", default=DEFAULT_HEARTBEAT_MS)
         return Welcome(
             session=message.text("session"),
-            public_url=message.text("public_url"),
+            public_url=clean_message(message.text("public_url")),
             heartbeat=min(max(heartbeat_ms, MIN_HEARTBEAT_MS), MAX_HEARTBEAT_MS) / 1000,
         )
 

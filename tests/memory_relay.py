@@ -14,6 +14,7 @@ from pioneer_tunnel.relay.ingress import IngressDoor, Visit
 from pioneer_tunnel.relay.registry import LocalDirectory, LocalRegistry
 from pioneer_tunnel.streams import WatchedStream
 from pioneer_tunnel.tunnel import Tunnel, open_tunnel
+from pioneer_tunnel.websocket import EngineName
 
 EPOCH: Final = 1_700_000_000
 
@@ -72,11 +73,20 @@ class MemoryRelay:
         cables: each gateway's connection, in the order in which they were dialled.
     """
 
-    def __init__(self, nursery: trio.Nursery, config: dict[str, Any] | None = None, **entry: Any) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        config: dict[str, Any] | None = None,
+        *,
+        engine: EngineName | None = None,
+        **entry: Any,
+    ) -> None:
         made = relay_config(**({"tunnels": [tunnel_entry(**entry)]} | (config or {})))
         self.directory = LocalDirectory()
         self.registry = LocalRegistry(made.tunnels)
-        self.control = ControlDoor(made, self.registry, self.directory, wall_clock=lambda: EPOCH + trio.current_time())
+        self.control = ControlDoor(
+            made, self.registry, self.directory, engine=engine, wall_clock=lambda: EPOCH + trio.current_time()
+        )
         self._ingress: Final = IngressDoor(self.registry, self.directory)
         self._nursery: Final = nursery
         self.cables: list[Cable] = []

@@ -8,6 +8,7 @@ import struct
 from typing import Any, Final
 
 import pytest
+from fuzzing import fuzzed
 from hypothesis import given, strategies as st
 
 from pioneer_tunnel.errors import LocalProtocolError
@@ -122,6 +123,7 @@ def test_openssls_hello_tells_its_name(which: str) -> None:
     assert read(data[:-1]) is None
 
 
+@fuzzed()
 @given(AN_OPENSSL_HELLO, st.integers(1, 600), st.lists(st.integers(0, 3000)), st.binary(max_size=40))
 def test_it_is_the_same_in_any_records_any_pieces_and_with_anything_behind(
     hello: tuple[bytes, str | None], size: int, cuts: list[int], behind: bytes
@@ -229,11 +231,13 @@ def test_the_refused_name_is_not_quoted() -> None:
     assert refused.__context__ is None or refused.__suppress_context__
 
 
+@fuzzed()
 @given(st.binary(max_size=300) | st.binary(max_size=200).map(records), st.lists(st.integers(0, 300)))
 def test_junk_is_refused_or_incomplete_and_the_same_in_any_pieces(data: bytes, cuts: list[int]) -> None:
     assert verdict(data, [min(cut, len(data)) for cut in cuts]) == verdict(data)
 
 
+@fuzzed()
 @given(AN_OPENSSL_HELLO, st.data())
 def test_a_hello_with_any_byte_changed_is_a_hello_or_refused(
     hello: tuple[bytes, str | None], data: st.DataObject

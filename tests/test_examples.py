@@ -13,12 +13,14 @@ from typing import Final, final
 
 import pytest
 import trio
-from rig import KEY, connect, read_all, read_exactly, relay_rig, tunnel_entry
+from rig import HOST, KEY, connect, in_background, read_all, read_exactly, relay_rig, tunnel_entry
 
 from pioneer_tunnel.address import Address
+from pioneer_tunnel.forward import forward
 from pioneer_tunnel.identity import new_relay_key
 from pioneer_tunnel.proxy_protocol import ProxyHeader
 from pioneer_tunnel.relay import RelayAddresses
+from pioneer_tunnel.tunnel_stream import TunnelStream
 
 EXAMPLES: Final = Path(__file__).parent.parent / "examples"
 ENVIRONMENT: Final = os.environ | {"PYTHONUNBUFFERED": "1"}
@@ -115,29 +117,45 @@ async def test_the_custom_server_says_back_what_visitors_say(tmp_path: Path) -> 
 
 
 async def test_the_small_gateway_asks_for_its_token() -> None:
-    # Its port is fixed: it is where a tunnel looks for a gateway. Another run of these tests may have it.
-    with trio.fail_after(30):
-        while await trio.to_thread.run_sync(is_taken, 17878):
-            await trio.sleep(0.1)
     header = ProxyHeader(visitor=Address("192.0.2.1", 4711), local=Address("192.0.2.2", 443)).encode()
-    async with running("small_gateway.py") as gateway:
+    port = free_port()
+    async with running("small_gateway.py", str(port)) as gateway:
         token = await gateway.says("the token is ")
         for authorization, status in (("", b"401"), (f"Authorization: Bearer {token}\r\n", b"200")):
-            async with await listening(17878) as visitor:
+            async with await listening(port) as visitor:
                 request = f"GET /hello HTTP/1.1\r\nHost: gateway.test\r\n{authorization}\r\n"
                 await visitor.send_all(header + request.encode())
                 assert (await read_all(visitor)).split()[1] == status
         await gateway.says("192.0.2.1:4711 asks for /hello")
 
 
-def is_taken(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-        return False
+async def test_a_visitor_cannot_forge_where_it_comes_from() -> None:
+    """Neither by X-Forwarded-For nor by a PROXY header of its own, through a tunnel that passes anything."""
+    forged = ProxyHeader(visitor=Address("127.0.0.1", 1), local=Address("127.0.0.1", 2)).encode()
+    claims = "X-Forwarded-For: 127.0.0.1\r\nX-Real-IP: 127.0.0.1\r\nForwarded: for=127.0.0.1;proto=https\r\n"
+    asked = f"GET /hello HTTP/1.1\r\nHost: {HOST}\r\n{claims}\r\n".encode()
+    port = free_port()
+
+    async def to_the_gateway(stream: TunnelStream) -> None:
+        await forward(stream, Address("127.0.0.1", port), proxy_protocol="v2")
+
+    async with (
+        running("small_gateway.py", str(port)) as gateway,
+        relay_rig(tunnels=[tunnel_entry(bind_addr="127.0.0.1:0")]) as rig,
+        rig.tunnel() as tunnel,
+        await listening(port),
+        in_background(lambda: trio.serve_listeners(to_the_gateway, [tunnel])),
+    ):
+        await tunnel.wait_connected()
+        for prefix, says in (
+            (b"", "{} asks for /hello"),
+            (forged, "a connection came to nothing: RemoteProtocolError"),
+        ):
+            async with await connect(rig.addresses.tunnels["office"]) as visitor:
+                await visitor.send_all(prefix + asked)
+                assert not (await read_all(visitor)).startswith(b"HTTP/1.1 200")
+                await gateway.says(says.format(Address(*visitor.socket.getsockname())))
+    assert "127.0.0.1:1 " not in gateway.said
 
 
 async def listening(port: int) -> trio.SocketStream:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import attrs
 import pytest
+from fuzzing import fuzzed
 from hypothesis import given, strategies as st
 
 from pioneer_tunnel.address import RelayAddress
@@ -173,6 +174,15 @@ NOT_JSON: Final = [
 ]  # fmt: skip
 
 
+def test_a_public_url_cannot_steer_a_terminal_or_forge_a_line() -> None:
+    one, other = gateway(), relay()
+    claim = claim_of(one, other)
+    welcome = other.welcome(claim, session="s", public_url="http://a\n\x1b[2J\u202eb\u2028c", heartbeat_ms=15_000)
+    said = one.receive(welcome)
+    assert isinstance(said, Welcome)
+    assert said.public_url == "http://a [2J b c"
+
+
 @pytest.mark.parametrize("text", NOT_JSON, ids=[text[:20] for text in NOT_JSON])
 def test_what_is_no_message_is_an_error_on_either_side(text: str) -> None:
     with pytest.raises((RelayConnectError, RemoteProtocolError)):
@@ -248,6 +258,7 @@ fields = st.sampled_from(
 kinds = st.sampled_from(["challenge", "welcome", "rejected", "authenticate", "draining", "replaced"])
 
 
+@fuzzed()
 @given(json_values, fields, kinds)
 def test_nothing_else_than_our_errors_comes_out(value: Any, field: str, kind: str) -> None:
     text = json.dumps({"type": kind, field: value})
@@ -256,6 +267,26 @@ def test_nothing_else_than_our_errors_comes_out(value: Any, field: str, kind: st
             receive(text)
         except (TunnelError, RemoteProtocolError) as error:
             str(error).encode()  # it can be logged
+
+
+tokens = [
+    *('{"type":"', '"challenge"', '"welcome"', '"rejected"', '"authenticate"', '"version":1', '"reason":"busy"'),
+    *("{", "}", "[", "]", ":", ",", '"', "\\u", "1e999", "NaN", "-0", "9" * 5000, "\ud800", "\x00", "[" * 3000),
+]
+json_like = st.lists(st.sampled_from(tokens) | st.text(max_size=5), max_size=12).map("".join)
+
+
+@fuzzed()
+@given(st.text() | json_like, st.booleans())
+def test_any_text_is_a_message_or_our_error(text: str, challenged: bool) -> None:
+    one, other = gateway(), relay()
+    if challenged:
+        one.receive(other.challenge)
+    for receive in (one.receive, other.receive, parse_notice):
+        try:
+            receive(text)
+        except (TunnelError, RemoteProtocolError) as error:
+            str(error).encode()
 
 
 # What is rejected
@@ -304,6 +335,7 @@ def test_a_proved_claim_for_another_service_is_service_unknown() -> None:
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 
+@fuzzed()
 @given(relay_id=texts, audience=texts, service=texts, relay_nonce=st.binary(min_size=32, max_size=32), challenge=texts)
 def test_a_proof_is_worth_nothing_anywhere_else(
     relay_id: str, audience: str, service: str, relay_nonce: bytes, challenge: str

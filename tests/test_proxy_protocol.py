@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzzing import fuzzed
 from hypothesis import given, strategies as st
 
 from pioneer_tunnel.address import Address
@@ -244,6 +245,7 @@ headers = st.builds(
 ) | st.builds(ProxyHeader, st.none(), st.none(), st.sampled_from([None, False, True]))
 
 
+@fuzzed()
 @given(headers, st.binary(max_size=64))
 def test_what_is_written_is_read(written: ProxyHeader, tail: bytes) -> None:
     data = written.encode()
@@ -279,6 +281,7 @@ junk = st.one_of(
 )
 
 
+@fuzzed()
 @given(junk)
 def test_junk_is_a_header_or_an_error_and_the_same_in_any_pieces(data: bytes) -> None:
     try:
@@ -291,6 +294,7 @@ def test_junk_is_a_header_or_an_error_and_the_same_in_any_pieces(data: bytes) ->
         assert whole is not None
 
 
+@fuzzed()
 @given(junk, st.data())
 def test_more_is_asked_for_only_where_more_can_help(data: bytes, draw: st.DataObject) -> None:
     prefix = data[: draw.draw(st.integers(0, len(data)))]

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzzing import fuzzed
 from hypothesis import given, strategies as st
+from yamux_rig import cut, one_by_one
 
 from pioneer_tunnel.errors import LocalProtocolError, RemoteProtocolError
 from pioneer_tunnel.identity import RelayKey
@@ -72,6 +74,7 @@ def test_the_modes_are_those_of_the_vectors() -> None:
     assert not KeyMode("token_routing").by_name
 
 
+@fuzzed()
 @given(st.data())
 def test_a_conversation_cut_anywhere_says_the_same(data: st.DataObject) -> None:
     # The relay waits for the proof before its ack, so that no piece holds both; after the ack it need not wait.
@@ -126,6 +129,35 @@ def test_junk_for_a_hello(junk: bytes, says: str) -> None:
     assert channel.receive(RELAY_HELLO) == []
 
 
+words = st.sampled_from([RELAY_HELLO, *map(encode_ack, Ack), COMMANDS, b"\x07\0\0\0", RELAY_HELLO[:5]])
+
+
+@fuzzed()
+@given(st.lists(words | st.binary(max_size=40), max_size=8).map(b"".join), st.lists(st.integers(0, 400), max_size=6))
+def test_whatever_a_relay_says_it_says_the_same_in_any_pieces(data: bytes, places: list[int]) -> None:
+    """And only a `RemoteProtocolError` comes out, after which it has no more to say."""
+
+    def heard(pieces: list[bytes]) -> tuple[list[ControlEvent], bool]:
+        channel, events = ControlChannel(ID), list[ControlEvent]()
+        try:
+            for piece in pieces:
+                said = channel.receive(piece)
+                events += said
+                if said and isinstance(said[-1], Challenge):
+                    channel.prove(PROOF)
+        except RemoteProtocolError:
+            assert channel.receive(COMMANDS) == []
+            return events, False
+        return events, True
+
+    events, good = heard(one_by_one(data))
+    other_events, other_good = heard(cut(data, places))
+    # What comes before the proof can be sent is refused the sooner, the larger the pieces.
+    if good and other_good:
+        assert events == other_events
+
+
+@fuzzed()
 @given(st.binary(min_size=4))
 def test_any_bytes_are_a_hello_or_refused_or_awaited(data: bytes) -> None:
     try:

@@ -8,6 +8,7 @@ from typing import Final
 
 import attrs
 import pytest
+from fuzzing import fuzzed
 from hypothesis import example, given, strategies as st
 
 from pioneer_tunnel.errors import LocalProtocolError
@@ -346,12 +347,14 @@ def cut(data: bytes, sizes: list[int]) -> Iterator[bytes]:
 SIZES: Final = st.lists(st.integers(1, 400), min_size=1, max_size=8)
 
 
+@fuzzed()
 @given(st.lists(REQUESTS, max_size=6), SIZES)
 def test_valid_requests_pass_whole_in_any_pieces(requests: list[bytes], sizes: list[int]) -> None:
     data = b"".join(requests)
     assert followed(FIRST, cut(data, sizes)) == Verdict(data, Phase.HEAD, None, None)
 
 
+@fuzzed()
 @given(
     st.lists(st.one_of(REQUESTS, st.sampled_from([wrong for _, wrong, _ in WRONG.values()]), st.binary(max_size=20))),
     SIZES,
@@ -369,6 +372,7 @@ def test_any_bytes_get_one_verdict_and_a_prefix_is_forwarded(
     assert said.startswith(whole.forwarded)
 
 
+@fuzzed()
 @given(st.binary(max_size=200), SIZES, st.booleans())
 def test_after_a_101_any_bytes_pass(said: bytes, sizes: list[int], early: bool) -> None:
     follower = RequestFollower(head_of(UPGRADE))

@@ -9,6 +9,7 @@ from typing import Any, SupportsIndex
 
 import h11
 import pytest
+from fuzzing import fuzzed
 from hypothesis import example, given, strategies as st
 
 from pioneer_tunnel.errors import LocalProtocolError, RemoteProtocolError
@@ -498,6 +499,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise(borders)]
 
 
+@fuzzed()
 @given(anything, st.lists(st.integers(0, 400), max_size=12))
 @example(b"\r\n" + request(), [1])
 @example(request(), [15])
@@ -542,6 +544,7 @@ def same(head: RequestHead, data: bytes) -> None:
     assert head.length == length
 
 
+@fuzzed()
 @given(requests(), st.binary(max_size=20))
 def test_a_right_request_is_read_as_h11_reads_it(data: bytes, tail: bytes) -> None:
     head = read(data + tail)
@@ -549,6 +552,7 @@ def test_a_right_request_is_read_as_h11_reads_it(data: bytes, tail: bytes) -> No
     same(head, data + tail)
 
 
+@fuzzed()
 @given(anything)
 def test_what_h11_refuses_is_refused(data: bytes) -> None:
     """We take nothing that h11 does not take in the same sense; two things apart, which are ours by choice.
@@ -741,6 +745,7 @@ def test_other_answers_are_not_the_relays(status: int) -> None:
         error_response(status, "No.")
 
 
+@fuzzed()
 @given(st.text(max_size=400))
 @example("a\r\nSet-Cookie: b\r\n\r\n<script>")
 @example("\u202egnp.exe \x1b[2J \x00")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import itertools
 import tracemalloc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
+import hostile
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, strategies as st
-from rig import nothing_left_behind, read_exactly, read_until, until_it_raises
+from fuzzing import fuzzed
+from hostile import BINARY, CLOSE, CONTINUATION, PING, PONG, RSV1, TEXT
+from hypothesis import example, given, strategies as st
+from rig import nothing_left_behind, read_all, read_exactly, read_until, until_it_raises
+from yamux_rig import cut
 
 from pioneer_tunnel.address import RelayAddress
 from pioneer_tunnel.endings import abandon
@@ -42,8 +47,6 @@ Pair = tuple[trio.abc.Stream, trio.abc.Stream]
 ADDRESS: Final = RelayAddress.parse("ws://relay.test/path")
 OPENING: Final = Opening(subprotocol="test.v1", address=ADDRESS, agent="test/1")
 PAIRINGS: Final = list(itertools.product(ENGINES, ENGINES))
-
-TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10
 
 each_pairing = pytest.mark.parametrize(("client_engine", "server_engine"), PAIRINGS)
 
@@ -249,17 +252,7 @@ async def test_larger_messages_close_with_1009(
 # Towards raw bytes
 
 
-def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, masked: bool = True) -> bytes:
-    head = bytes([fin << 7 | opcode])
-    size = len(payload)
-    mask = b"\0\0\0\0" if masked else b""
-    if size < 126:
-        head += bytes([masked << 7 | size])
-    elif size < 65536:
-        head += bytes([masked << 7 | 126]) + size.to_bytes(2, "big")
-    else:
-        head += bytes([masked << 7 | 127]) + size.to_bytes(8, "big")
-    return head + mask + payload
+frame: Final = functools.partial(hostile.frame, masked=True)
 
 
 async def read_frame(stream: trio.abc.ReceiveStream) -> tuple[int, bytes]:
@@ -462,6 +455,75 @@ async def test_a_stranger_who_says_little_costs_little() -> None:
                 assert tracemalloc.get_traced_memory()[1] < 200_000
         finally:
             tracemalloc.stop()
+
+
+# One engine is the other's oracle
+
+payloads = st.binary(max_size=8) | st.sampled_from([b"caf\xc3", b"\xa9", b"\xff", bytes(130), b"x" * 70_000])
+frames = st.builds(
+    hostile.frame,
+    st.sampled_from([CONTINUATION, TEXT, BINARY, BINARY, PING, PONG, CLOSE, 3, 11]),
+    payloads,
+    fin=st.booleans(),
+    masked=st.sampled_from([True] * 9 + [False]),
+    bits=st.sampled_from([0] * 9 + [RSV1, 0x20]),
+)
+
+
+def what_comes_out(engine: EngineName, data: bytes, places: list[int]) -> tuple[list[str], bytes, bool]:
+    """The texts, the bytes, and whether it went wrong, of what follows an opening, cut at `places`."""
+    texts: list[str] = []
+    received = bytearray()
+
+    async def run() -> bool:
+        async with raw_client(engine) as (client, server), trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def send() -> None:
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    for piece in cut(data, places):
+                        await client.send_all(piece)
+                        await trio.testing.wait_all_tasks_blocked()
+                    # A text first: a close within a message is an error to one of them, and none to the other.
+                    await client.send_all(frame(TEXT, b"over") + frame(CLOSE, (1000).to_bytes(2, "big")))
+                    assert isinstance(client, trio.abc.HalfCloseableStream)
+                    await client.send_eof()
+                    await read_all(client)
+                await client.aclose()
+
+            try:
+                with trio.fail_after(60):
+                    while True:
+                        for message in await server.receive():
+                            if isinstance(message, str):
+                                texts.append(message)
+                            else:
+                                received.extend(message)
+            except WebSocketClosed as closed:
+                return closed.code != 1000
+            except trio.BrokenResourceError:
+                return True
+            finally:
+                nursery.cancel_scope.cancel()
+
+    wrong = trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+    return texts, bytes(received), wrong
+
+
+@pytest.mark.skipif(len(ENGINES) < 2, reason="needs the extra 'speed'")
+@fuzzed(30)
+@given(st.lists(frames | st.binary(max_size=6), max_size=8).map(b"".join), st.lists(st.integers(0, 300), max_size=4))
+@example(frame(TEXT, b"caf\xc3", fin=False) + frame(PING) + frame(CONTINUATION, b"\xa9"), [3])
+@example(frame(BINARY, b"ab", fin=False) + frame(TEXT, b"within"), [])
+@example(frame(BINARY, b"x", bits=RSV1), [1])
+def test_both_engines_take_the_same(data: bytes, places: list[int]) -> None:
+    """A message that one takes and the other refuses could mean two things to two ends."""
+    texts, received, wrong = what_comes_out("websockets", data, places)
+    other_texts, other_received, other_wrong = what_comes_out("trio-websocket", data, places)
+    assert (texts, wrong) == (other_texts, other_wrong)
+    # What has come of a binary message that never ends is handed on by one of them.
+    assert received.startswith(other_received)
+    assert wrong or received == other_received
 
 
 # Closing

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Final
 
 import pytest
-from hypothesis import assume, example, given, settings, strategies as st
+from fuzzing import fuzzed, fuzzed_machine
+from hypothesis import assume, example, given, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pioneer_tunnel.errors import LocalProtocolError, RemoteProtocolError
@@ -21,15 +22,13 @@ MAX_CREDIT: Final = 2**32 - 1
 
 amounts = st.integers(0, 2 * INITIAL_WINDOW) | st.integers(0, 2**32)
 
-# The same examples in every run, and no deadline: the machine may be shared.
-steady = settings(derandomize=True, deadline=None)
 shares = st.sampled_from([0.1, 0.5, 1.0, 1.0]) | st.floats(0, 1)
 
 
 # What the peer lets us send
 
 
-@steady
+@fuzzed()
 @given(st.lists(st.tuples(st.booleans(), amounts)))
 def test_a_send_window_is_what_was_granted_less_what_was_spent(steps: list[tuple[bool, int]]) -> None:
     window, expected = SendWindow(), INITIAL_WINDOW
@@ -65,7 +64,7 @@ def test_what_is_spent_without_credit_is_named() -> None:
 # What all streams may grow by together
 
 
-@steady
+@fuzzed()
 @given(st.integers(0, MIB), st.lists(st.integers(0, MIB)))
 def test_a_budget_gives_what_it_has_and_no_more(limit: int, wishes: list[int]) -> None:
     budget = WindowBudget(limit)
@@ -182,8 +181,7 @@ class WindowsOfASession(RuleBasedStateMachine):
             assert self.budget.left == self.growth_limit
 
 
-TestWindowsOfASession = WindowsOfASession.TestCase
-TestWindowsOfASession.settings = settings(steady, max_examples=80, stateful_step_count=50)
+TestWindowsOfASession = fuzzed_machine(WindowsOfASession.TestCase, 80, stateful_step_count=50)
 
 
 def test_every_window_starts_with_what_the_specification_gives() -> None:
@@ -341,7 +339,7 @@ class Path:
         self.at(every, read)
 
 
-@settings(steady, max_examples=25)
+@fuzzed(25)
 @given(
     bandwidth=st.floats(1e5, 1e8),
     round_trip=st.floats(0.005, 0.3),
@@ -378,7 +376,7 @@ def test_a_window_grows_no_further_than_the_budget() -> None:
     assert path.budget.left == 300 * KIB
 
 
-@settings(steady, max_examples=15)
+@fuzzed(15)
 @given(
     rate=st.floats(1e4, 1e6),
     round_trip=st.floats(0.005, 0.06),

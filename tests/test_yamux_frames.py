@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import pytest
-from hypothesis import example, given, settings, strategies as st
+from fuzzing import fuzzed
+from hypothesis import example, given, strategies as st
 from yamux_rig import cut, one_by_one
 
 from pioneer_tunnel.errors import RemoteProtocolError
@@ -94,8 +95,6 @@ def named(vectors: list[dict[str, Any]]) -> pytest.MarkDecorator:
 
 
 # The same examples in every run, and no deadline: the machine may be shared.
-steady = settings(derandomize=True, deadline=None)
-
 ids = st.integers(0, 2**32 - 1)
 data_frames = st.builds(
     lambda flags, stream_id, body: (Header(DATA, flags, stream_id, len(body)), body),
@@ -212,21 +211,21 @@ def test_data_for_a_stream_that_was_reset_is_dropped() -> None:
 # Whatever the chunks
 
 
-@steady
+@fuzzed()
 @given(frame_lists, places)
 def test_what_is_encoded_is_decoded_wherever_the_bytes_were_cut(frames: list[Frame], cuts: list[int]) -> None:
     data = encode(frames)
     assert decode(cut(data, cuts)) == decode([data]) == Decoded(frames, mid_frame=False, error=None)
 
 
-@steady
+@fuzzed()
 @given(frame_lists, places, st.integers(1, HEADER_SIZE - 1))
 def test_an_unfinished_header_is_waited_for(frames: list[Frame], cuts: list[int], length: int) -> None:
     data = encode(frames) + encode_header(WINDOW_UPDATE, 0, 1, 1)[:length]
     assert decode(cut(data, cuts)) == Decoded(frames, mid_frame=True, error=None)
 
 
-@steady
+@fuzzed()
 @given(frame_lists, st.binary(max_size=60), places)
 @example([], bytes([0, 2, 0, 1, 0, 0, 0, 7, 0, 0, 0, 1]), [11])
 @example([], bytes([0, 0, 0, 0, 0, 0, 0, 1, 255, 255, 255, 255, 1]), [12])

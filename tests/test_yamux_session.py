@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Final
 
 import pytest
-from hypothesis import example, given, settings, strategies as st
+from fuzzing import fuzzed, fuzzed_machine
+from hypothesis import example, given, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from yamux_rig import KIB, Frame, data, parse, ping, update
 
@@ -54,9 +55,6 @@ from pioneer_tunnel.yamux.stream_state import LOW_WATER, Stream
 
 DATA, WINDOW_UPDATE, PING, GO_AWAY = FrameType
 PLENTY: Final = 2**40
-
-# The same examples in every run, and no deadline: the machine may be shared.
-steady = settings(derandomize=True, deadline=None)
 
 
 def sent(session: Session, max_bytes: int = PLENTY) -> list[Frame]:
@@ -459,7 +457,7 @@ def test_a_frame_for_a_stream_that_was_never_opened_is_refused(role: Role, frame
     assert refuses(session, frame)
 
 
-@steady
+@fuzzed()
 @given(st.permutations(range(30)), st.sampled_from(list(Role)))
 @example(list(reversed(range(30))), Role.SERVER)
 @example(list(reversed(range(30))), Role.CLIENT)
@@ -884,7 +882,7 @@ def test_on_a_path_that_takes_small_batches_a_lone_stream_takes_small_turns_too(
     assert [frame.length for frame in sent(server, SHARED_TURN)] == [SHARED_TURN]
 
 
-@steady
+@fuzzed()
 @given(st.lists(st.integers(0, 40 * KIB), min_size=1, max_size=6), st.integers(1, 100 * KIB))
 def test_what_is_taken_is_at_most_one_frame_more_than_asked_for(sizes: list[int], max_bytes: int) -> None:
     server = Session(Role.SERVER)
@@ -978,7 +976,7 @@ def test_small_sends_do_not_cost_many_times_their_bytes(server: Session) -> None
 # Reading
 
 
-@steady
+@fuzzed()
 @given(
     st.lists(st.integers(1, 5000), min_size=1, max_size=30),
     st.lists(st.integers(1, 7000), min_size=1, max_size=10),
@@ -1174,7 +1172,7 @@ def frames_for(streams: st.SearchStrategy[int]) -> st.SearchStrategy[bytes]:
     )
 
 
-@settings(steady, max_examples=300)
+@fuzzed(300)
 @given(st.lists(frames_for(st.integers(0, 12)), max_size=30), st.sampled_from(list(Role)), st.randoms())
 def test_junk_breaks_a_rule_or_nothing(frames: list[bytes], role: Role, coin: random.Random) -> None:
     """Whatever comes, and whatever the application does meanwhile, only a `RemoteProtocolError` comes out."""
@@ -1494,5 +1492,4 @@ class TwoSessions(RuleBasedStateMachine):
                 assert other.stream.flushed
 
 
-TestTwoSessions = TwoSessions.TestCase
-TestTwoSessions.settings = settings(steady, max_examples=200, stateful_step_count=80)
+TestTwoSessions = fuzzed_machine(TwoSessions.TestCase, 200, stateful_step_count=80)

@@ -287,7 +287,7 @@ class _DataChannels:
             return
         carried = ChannelStream(stream, self._nursery, self._carried.discard)
         self._carried.add(carried)
-        if self._ended:
+        if self._ended or len(self._carried) > self._target.limits.streams:
             carried.reset()
             return
         try:

@@ -55,7 +55,7 @@ class Target:
         make_tls: makes the TLS context; called for each attempt, so that a changed CA file is seen.
         connect_timeout: seconds for each step of the opening.
         dial: how a TCP connection comes about.
-        limits: what a yamux session may cost.
+        limits: what a session may cost. Where visitors have connections of their own, only the number of them counts.
         websocket_engine: None for the fastest that is installed.
         program: the tunnel program; for `process`, which needs one.
     """

@@ -31,6 +31,8 @@ Message: TypeAlias = bytes | bytearray | str
 MAX_BINARY: Final = 1024 * 1024
 MAX_TEXT: Final = 16 * 1024
 READ_SIZE: Final = 256 * 1024
+MAX_ANSWER: Final = 16 * 1024
+"""Bytes of the answer to an opening that are looked at, to tell what it was if not a WebSocket."""
 MAX_QUEUED_PONGS: Final = 256
 MAX_FRAGMENTS: Final = 256
 """Pieces of one text. Empty ones cost their sender next to nothing."""

@@ -1,7 +1,7 @@
 """The engine over `trio-websocket`, which is always installed.
 
 What it does not do, we do around it: it is handed a stream that we made and close ourselves, it reads in large
-pieces, and an opening that it would wait for without end is watched from below (`_OpeningWatch`), since it tells
+pieces, and an opening that it would wait for without end is watched from below (`_Watch`), since it tells
 neither of a connection that ends without an answer nor of an answer whose body never ends.
 """
 
@@ -25,6 +25,7 @@ from trio_websocket import (
 from ..groups import lone_error_bare
 from ..status import clean_message
 from .connection import (
+    MAX_ANSWER,
     MAX_BINARY,
     MAX_TEXT,
     READ_SIZE,
@@ -38,7 +39,8 @@ from .connection import (
 
 __all__ = ["accept", "connect"]
 
-_MAX_ANSWER: Final = 16 * 1024
+_MAX_PIECES: Final = 16 * 1024
+"""Pieces of one message. Each read makes one, so a large message over a slow path honestly has a thousand."""
 
 _QUEUE: Final = 8
 """Messages between the engine's reader and ours: what one read brings, and somewhat more."""
@@ -48,7 +50,7 @@ _QUEUE: Final = 8
 async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[WebSocket]:
     """See `Engine.connect`."""
     assert opening.address is not None
-    watch = _OpeningWatch(stream, of_client=True)
+    watch = _Watch(stream, of_client=True)
     async with _kept(watch) as nursery:
         try:
             with lone_error_bare():
@@ -65,7 +67,7 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
                         message_queue_size=_QUEUE,
                         receive_buffer_size=READ_SIZE,
                     )
-                    watch.open = True
+                    watch.open_for(connection)
                     until_open.cancel_scope.cancel()
         except HandshakeError as error:
             raise watch.refusal(error) from error
@@ -75,7 +77,7 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
 @asynccontextmanager
 async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[WebSocket]:
     """See `Engine.accept`."""
-    watch = _OpeningWatch(stream, of_client=False)
+    watch = _Watch(stream, of_client=False)
     async with _kept(watch) as nursery:
         with lone_error_bare():
             async with trio.open_nursery() as until_open:
@@ -92,13 +94,13 @@ async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[Web
                     connection = await request.accept(subprotocol=opening.subprotocol if offered else None)
                 except ConnectionClosed as error:
                     raise _closed(error) from None  # the client went away when it had asked
-                watch.open = True
+                watch.open_for(connection)
                 until_open.cancel_scope.cancel()
         yield TrioWebSocket(watch, connection)
 
 
 @asynccontextmanager
-async def _kept(watch: _OpeningWatch) -> AsyncIterator[trio.Nursery]:
+async def _kept(watch: _Watch) -> AsyncIterator[trio.Nursery]:
     """A nursery for the engine's reader; let go of the stream at the end, whatever happened."""
     reading = trio.CancelScope(shield=True)
     try:
@@ -120,7 +122,7 @@ class _ReaderNursery:
     A cancellation from outside does not reach the reader, which has yet to see the other end's answer to our close.
     """
 
-    def __init__(self, nursery: trio.Nursery, reading: trio.CancelScope, watch: _OpeningWatch) -> None:
+    def __init__(self, nursery: trio.Nursery, reading: trio.CancelScope, watch: _Watch) -> None:
         self._nursery: Final = nursery
         self._reading: Final = reading
         self._watch: Final = watch
@@ -182,32 +184,44 @@ def _closed(error: ConnectionClosed) -> trio.BrokenResourceError:
 
 
 @final
-class _OpeningWatch(trio.abc.Stream):
-    """The stream below the engine, with an eye on the opening.
+class _Watch(trio.abc.Stream):
+    """The stream below the engine, with an eye on what the engine has not finished.
 
-    The engine reads on for as long as it has hope. This keeps the first bytes of what comes and raises, in a task of
-    its own, when the stream has ended or when enough of an answer has come to see that it is a refusal.
+    In an opening the engine reads on for as long as it has hope. This keeps the first bytes of what comes and raises,
+    in a task of its own, when the stream has ended or when enough of an answer has come to see that it is a refusal.
     """
 
     def __init__(self, stream: trio.abc.Stream, *, of_client: bool) -> None:
         self.transport_stream: Final = stream
-        self.open = False
+        self._connection: WebSocketConnection | None = None
         self._of_client: Final = of_client
         self._answer = b""
         self._over: Final = trio.Event()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        if self.open:
+        if self._connection is not None:
+            # The engine asks for more when it has taken in what it had. It counts a message's bytes, not its pieces.
+            if len(getattr(self._connection, "_message_parts", ())) > _MAX_PIECES:
+                raise trio.BrokenResourceError(f"a message in more than {_MAX_PIECES} pieces")
             return await self.transport_stream.receive_some(max_bytes)
         try:
             data = await self.transport_stream.receive_some(max_bytes)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._over.set()
             raise
-        self._answer = (self._answer + data)[:_MAX_ANSWER]
+        self._answer = (self._answer + data)[:MAX_ANSWER]
         if not data or (self._of_client and refusal_in(self._answer)):
             self._over.set()
         return data
+
+    @property
+    def open(self) -> bool:
+        """Whether the opening has ended well."""
+        return self._connection is not None
+
+    def open_for(self, connection: WebSocketConnection) -> None:
+        """The opening has ended well: from now on this carries `connection`."""
+        self._connection = connection
 
     def end_opening(self) -> None:
         """The engine reads no further: if it is not open yet, it never will be."""

@@ -25,6 +25,7 @@ from ..groups import lone_error_bare
 from ..status import clean_message
 from ..streams import receive_into, send_pieces
 from .connection import (
+    MAX_ANSWER,
     MAX_BINARY,
     MAX_FRAGMENTS,
     MAX_QUEUED_PONGS,
@@ -68,7 +69,7 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
         await websocket.flush()
         answer = b""
         while protocol.state is State.CONNECTING and protocol.handshake_exc is None:
-            answer += bytes(await websocket.receive_bytes())
+            answer = (answer + await websocket.receive_bytes())[:MAX_ANSWER]
             if answer and (refused := refusal_in(answer)) is not None:
                 raise refused
         if protocol.handshake_exc is not None:

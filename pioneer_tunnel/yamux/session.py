@@ -13,8 +13,8 @@ from receiving.
 
 What bounds memory: a peer sends no more than the credit it has (`flow`); all streams together hold no more than
 `Limits.unread` bytes that the application has not read, or the greediest is reset; openings that nobody accepted are
-counted; replies are counted (`outbox`); of streams that are gone only those are remembered that were reset while the
-peer had credit, and at most 1024 of them.
+counted, and so are those that nobody has heard of yet, also when they are gone again; replies are counted (`outbox`);
+of streams that are gone only those are remembered that were reset while the peer had credit, and at most 1024 of them.
 
 Source: https://github.com/hashicorp/yamux/blob/master/spec.md. Where it is silent, we do as docs/protocol.md says.
 """
@@ -87,8 +87,8 @@ class Limits:
         window_growth: what all receive windows may grow by together beyond 256 KiB each (default 32 MiB).
         unread: what all streams together may hold that the application has not read (default 64 MiB).
         streams: streams that the peer may have open at a time, a number (default 4096).
-        unaccepted: of these, how many the application may not have accepted yet, a number (default 256). With 0
-            every stream that the peer opens is reset.
+        unaccepted: of these, how many the application may not have accepted yet, a number (default 256). As many may
+            come between two calls of `Session.events`. With 0 every stream that the peer opens is reset.
     """
 
     stream_window: int = 16 * 1024 * 1024
@@ -129,6 +129,7 @@ class Session:
         self._peer_ids = PeerIds(0 if role is Role.CLIENT else 1)
         self._peer_streams = 0
         self._unaccepted: OrderedDict[int, Stream] = OrderedDict()
+        self._untold = 0
         self._unacknowledged = 0
         self._late_credit: OrderedDict[int, int] = OrderedDict()
         self._pings: OrderedDict[int, float] = OrderedDict()
@@ -158,6 +159,7 @@ class Session:
     def events(self) -> list[Event]:
         """What has happened since the last call, in order."""
         events, self._events = self._events, []
+        self._untold = 0
         return events
 
     def _receive_header(self, header: Header, now: float) -> None:
@@ -227,6 +229,7 @@ class Session:
         if (
             self.going_away
             or len(self._unaccepted) >= self.limits.unaccepted
+            or self._untold >= self.limits.unaccepted
             or self._peer_streams >= self.limits.streams
         ):
             self._outbox.put_first(_WINDOW_UPDATE, RST, stream_id, 0)
@@ -236,6 +239,7 @@ class Session:
         self._streams[stream_id] = stream
         self._peer_streams += 1
         self._unaccepted[stream_id] = stream
+        self._untold += 1
         self._events.append(StreamOpened(stream))
 
     def _receive_late(self, header: Header) -> None:
