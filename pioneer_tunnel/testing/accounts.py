@@ -27,6 +27,7 @@ def overdrafts() -> list[str]:
 
 def unfinished() -> list[str]:
     """Streams that sessions still have open, and bytes that they hold; there is nothing when all is quiet."""
+    gc.collect()  # sessions that are over hold what they had until they are gone
     found = []
     for session in _sessions():
         streams, budget = session.live_streams, session._budget.left
