@@ -209,5 +209,6 @@ def _in_words(error: BaseException) -> str:
     for leaf in leaves(error):
         place = traceback.extract_tb(leaf.__traceback__)[-1:]
         where = f" ({Path(place[0].filename).name}, line {place[0].lineno})" if place else ""
-        told.append(f"{type(leaf).__name__}: {leaf}{where}")
+        first = str(leaf).partition("\n")[0]  # the trace tells the rest
+        told.append(f"{type(leaf).__name__}: {first}{where}")
     return "; ".join(told)
