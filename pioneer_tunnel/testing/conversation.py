@@ -90,7 +90,7 @@ class Talk(Printable):
 
     @property
     def completes(self) -> bool:
-        """Whether it comes to its end when nothing hinders it: nobody breaks it off, or reads so slowly that it may be."""
+        """Whether it comes to its end when nothing hinders it: nobody breaks it off, or reads so slowly that it may."""
         ends = (self.visitor, self.gateway)
         return all(end.leave is Leave.END and not end.slow for end in ends)
 

@@ -66,7 +66,8 @@ def _soak(seed: int, hours: float, seconds: float) -> Report:
 
 
 def _live(seed: int, hours: float) -> Report:
-    faulthandler.dump_traceback_later(STUCK, exit=True)
+    # To the terminal itself: by then nothing in this process can be relied on.
+    faulthandler.dump_traceback_later(STUCK, exit=True, file=2)
     try:
         return run_day(make_day(seed, hours=hours))
     finally:

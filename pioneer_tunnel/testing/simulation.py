@@ -14,7 +14,7 @@ yamux bytes over memory. What has to hold, whatever happens:
     recovery    when things stop going wrong, all is well again within a bound
     memory      sessions stay within their limits, and when all is quiet nothing is left (`accounts`, `task_leak`)
 
-The same day gives the same trace. What is secret (nonces, masks, instances) differs from run to run, and so is not in it.
+The same day gives the same trace. What is secret (nonces, masks, instances) differs from run to run, and is not in it.
 
 Neighbours: `day` says what happens; `world` has it happen; `simulate` is the command line.
 """
@@ -33,7 +33,7 @@ import attrs
 import trio
 
 from ..groups import leaves
-from .accounts import count_objects, grown, overdrafts, unfinished
+from .accounts import count_objects, grown, only_new_objects, overdrafts, unfinished
 from .day import Day, Lull
 from .memory_relay import open_memory_relay
 from .status_recorder import StatusRecorder, open_status_recorder
@@ -47,8 +47,8 @@ __all__ = ["Report", "run_day"]
 GLANCE: Final = 60.0
 """Seconds between looks at statuses and dials. What they see was kept for them."""
 
-LOOKS: Final = 16
-"""How often a day memory is looked at: going through all that is alive takes its time."""
+LOOK: Final = 1800.0
+"""Seconds between looks at memory: going through all that is alive takes its time."""
 
 _GROWTH: Final = 8
 """How many more of a class may be alive at the end of a day than at its beginning."""
@@ -118,7 +118,7 @@ def run_day(day: Day) -> Report:
 
     # A day may be longer than it says: what happens takes its time, and hosts sleep.
     limit = day.end + 3600.0 * (24 + 9 * len(day.acts))
-    with tempfile.TemporaryDirectory() as folder, without_threads(), _errors_told(trace):
+    with tempfile.TemporaryDirectory() as folder, without_threads(), only_new_objects(), _errors_told(trace):
         try:
             run_virtually(lambda: live(Path(folder)), seed=day.seed, limit=limit)
         except Exception as error:  # noqa: BLE001  # whatever it is, it is what the day has found
@@ -142,7 +142,7 @@ async def _live(day: Day, trace: Trace, folder: Path) -> None:
             recorder.watch(world.remote_access)
             nursery.start_soon(_stop_at_complaint, trace, nursery.cancel_scope)
             nursery.start_soon(_glance, world, recorder, trace)
-            nursery.start_soon(_look, day, trace)
+            nursery.start_soon(_look, trace)
             await world.do(Lull(3, 100_000))  # the first of everything is made, and stays
             before, tasks = count_objects(), count_tasks(gateway)
             await world.live()
@@ -173,11 +173,11 @@ async def _glance(world: World, recorder: StatusRecorder, trace: Trace) -> None:
             trace.complain(f"it dialled when what had become of a dial before was final: {dial}")
 
 
-async def _look(day: Day, trace: Trace) -> None:
+async def _look(trace: Trace) -> None:
     while True:
         for problem in overdrafts():
             trace.complain(f"a session is over its budget: {problem}")
-        await trio.sleep(day.end / LOOKS)
+        await trio.sleep(LOOK)
 
 
 def _check_quiet(trace: Trace) -> None:

@@ -171,10 +171,13 @@ class StatusRecorder:
     async def _watch_truth(self, relay: MemoryRelay) -> NoReturn:
         """Wait until what is shown has not been so for too long."""
         wrong_since = too_long_at = math.inf
+        showed_connected = None
         while True:
-            if not self._is_wrong(relay):
+            if not self._is_wrong(relay) or self._shows_connected() is not showed_connected:
+                # Also when one untruth has turned into the other at one moment.
                 wrong_since = too_long_at = math.inf
-            else:
+            if self._is_wrong(relay):
+                showed_connected = self._shows_connected()
                 now = trio.current_time()
                 wrong_since = min(wrong_since, now)
                 # What is noticed at once is so from when it happens: a dead link that is cut was only silent before.

@@ -93,7 +93,7 @@ def run_virtually(work: Callable[[], Awaitable[_T]], *, seed: int = 0, limit: fl
 def without_threads() -> Iterator[None]:
     """Let what would work in a thread be done where it is asked for, so that also that happens again as it did.
 
-    Whoever awaits a thread gets one checkpoint, the work, and its result. For whole runs: this is for all of the process.
+    Whoever awaits a thread gets one checkpoint, the work, and its result. For whole runs: it holds for the process.
     """
 
     async def run_sync(call: Callable[..., _T], *args: Any, **_: Any) -> _T:

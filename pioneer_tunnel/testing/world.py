@@ -8,7 +8,7 @@ Neighbours: `simulation` runs it and looks at what it leaves; `conversation` is 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,14 @@ import trio
 from ..address import Address
 from ..config import RemoteAccessConfig
 from ..errors import TunnelError
+from ..groups import lone_error_bare
 from ..identity import RelayKey
 from ..keystore import MemoryKeystore
 from ..remote_access import RemoteAccess
 from ..settings import SettingsFile, SettingsUpdate
 from ..status import ErrorKind, State, Status
-from ..tunnel import open_tunnel
+from ..tunnel import Tunnel, open_tunnel
+from ..tunnel_stream import TunnelStream
 from .conversation import Conversation, Speech, Spoken, Talk, number_in
 from .day import (
     Act,
@@ -260,6 +262,8 @@ class World:
 
     async def _apply(self, update: SettingsUpdate) -> None:
         self._disturb()
+        # What was final is so no more, also for the relay.
+        self.relay.follow(FaultPlan())
         await self.remote_access.apply(update)
         self._disturb()
 
@@ -295,9 +299,9 @@ class World:
                 async with open_tunnel(
                     relay.url, key=self._key, dial=FaultyDialer(relay), random=random, wall_clock=wall_clock
                 ) as tunnel:
-                    await trio.serve_listeners(self._answer, [tunnel])
-        except* TunnelError as group:
-            self._trace.note(f"the rival had to go: {[str(error.kind) for error in group.exceptions]}")
+                    await _serve_visitors(tunnel, self._answer)
+        except TunnelError as error:
+            self._trace.note(f"the rival had to go: {error.kind}")
         # What it has caused may be noticed later.
         self._rival_until = trio.current_time() + 2 * self._day.heartbeat
         self._disturb()
@@ -321,7 +325,6 @@ class World:
     async def _mend_now(self) -> None:
         if self._has_given_up:
             self._trace.note("mended", count="times that it had given up")
-            self.relay.follow(FaultPlan())
             await self._apply(SettingsUpdate(enabled=True))
 
     # Quiet
@@ -423,3 +426,9 @@ class World:
         self._trace.note(told)
 
 
+async def _serve_visitors(tunnel: Tunnel, handler: Callable[[TunnelStream], Awaitable[None]]) -> NoReturn:
+    """Serve visitors until the tunnel fails for good, which is raised as it is."""
+    with lone_error_bare():
+        async with trio.open_nursery() as visitors:
+            while True:
+                visitors.start_soon(handler, await tunnel.accept())  # no deadline: nobody has to come
