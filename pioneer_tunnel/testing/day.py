@@ -9,7 +9,7 @@ Neighbours: `faults` and `conversation` are what a day is made of; `simulation` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Final, TypeAlias, final
 
@@ -184,6 +184,14 @@ class At(Printable):
     act: Act
 
 
+def _acts_of(acts: Iterable[At]) -> tuple[At, ...]:
+    return tuple(acts)
+
+
+def _talks_of(talks: Iterable[Talk]) -> tuple[Talk, ...]:
+    return tuple(talks)
+
+
 @final
 @attrs.frozen(repr=False)
 class Day(Printable):
@@ -204,8 +212,8 @@ class Day(Printable):
     heartbeat: float = 15.0
     forwards: bool = False
     patience: float = 300.0
-    acts: tuple[At, ...] = ()
-    talks: tuple[Talk, ...] = ()
+    acts: tuple[At, ...] = attrs.field(default=(), converter=_acts_of)
+    talks: tuple[Talk, ...] = attrs.field(default=(), converter=_talks_of)
 
     @property
     def end(self) -> float:

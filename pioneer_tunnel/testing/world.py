@@ -91,6 +91,7 @@ class World:
         self._day: Final = day
         self._trace: Final = trace
         self._hurry: Final = trio.Event()
+        # None is forgotten: what a visitor has said may reach the gateway when it has long left.
         self._conversations: Final[dict[int, Conversation]] = {}
         self._number = 0
         self._key = relay.key
@@ -374,7 +375,6 @@ class World:
         except (ConnectionRefusedError, KeyError):
             self._note(conversation, "turned away")
             self._trace.counts["visitors turned away"] += 1
-            del self._conversations[conversation.number]
             return
         with trio.CancelScope() as scope:
             self._visitors.start_soon(partial(self._not_for_ever, conversation, calm, disturbances, scope))
@@ -391,7 +391,6 @@ class World:
                 f"{conversation} came at {came:.3f} s and was broken off at {trio.current_time():.3f} s, while nothing"
                 f" was wrong; the visitor: {outcome}, the gateway: {gateway and gateway.outcome}"
             )
-        del self._conversations[conversation.number]
 
     async def _not_for_ever(
         self, conversation: Conversation, calm: bool, disturbances: int, scope: trio.CancelScope
