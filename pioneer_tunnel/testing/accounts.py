@@ -33,7 +33,7 @@ def only_new_objects() -> Iterator[None]:
 
 def overdrafts() -> list[str]:
     """What any yamux session that is alive has too much of, in words."""
-    return [f"{session.role.name}: {problem}" for session in _sessions() for problem in _overdrafts_of(session)]
+    return [f"a session: {problem}" for session in _sessions() for problem in _overdrafts_of(session)]
 
 
 def unfinished() -> list[str]:
@@ -44,7 +44,7 @@ def unfinished() -> list[str]:
         streams, budget = session.live_streams, session._budget.left
         if streams or session.unread or budget != session.limits.window_growth:
             found.append(
-                f"{session.role.name}: {len(streams)} streams, {session.unread} bytes unread,"
+                f"a session: {len(streams)} streams, {session.unread} bytes unread,"
                 f" {budget} of {session.limits.window_growth} bytes left to grow by"
             )
     return found

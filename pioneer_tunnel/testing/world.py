@@ -368,7 +368,6 @@ class World:
         await trio.sleep_until(talk.at)
         self._number += 1
         conversation = Conversation(self._number, talk, complain=self._trace.complain, hurry=self._hurry)
-        self._conversations[conversation.number] = conversation
         calm, disturbances, came = self.calm, self._disturbances, trio.current_time()
         try:
             stream = await self.relay.visit()
@@ -376,6 +375,7 @@ class World:
             self._note(conversation, "turned away")
             self._trace.counts["visitors turned away"] += 1
             return
+        self._conversations[conversation.number] = conversation
         with trio.CancelScope() as scope:
             self._visitors.start_soon(partial(self._not_for_ever, conversation, calm, disturbances, scope))
             await conversation.visit(stream)
