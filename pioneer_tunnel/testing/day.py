@@ -141,7 +141,7 @@ class LocalGatewayDown(Printable):
 @final
 @attrs.frozen(repr=False)
 class Rival(Printable):
-    """Another gateway comes with the same key, and goes away again.
+    """Another gateway comes with the same key, and goes away again; it does not come while a link is a black hole.
 
     Attributes:
         seconds: after how many.

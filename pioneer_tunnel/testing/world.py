@@ -257,7 +257,9 @@ class World:
                 if self._day.forwards:
                     await self._stop_local_gateway(seconds)
             case Rival(seconds=seconds):
-                await self._rival(seconds)
+                # The kit knows of one link for each tunnel whether it is silent: that of who came last.
+                if not self.relay.is_silent(TUNNEL):
+                    await self._rival(seconds)
             case Lull():
                 await self._lull(act)
 
