@@ -16,7 +16,7 @@ yamux bytes over memory. What has to hold, whatever happens:
 
 The same day gives the same trace. What is secret (nonces, masks, instances) differs from run to run, and is not in it.
 
-Neighbours: `day` says what happens; `world` has it happen; `simulate` is the command line.
+Neighbours: `day` says what happens; `world` has it happen; `crowd` has the visitors; `simulate` is the command line.
 """
 
 from __future__ import annotations

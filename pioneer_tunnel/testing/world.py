@@ -1,16 +1,14 @@
-"""The world of a simulated day: its gateway, its people, and its visitors, who do as the `Day` says.
+"""The world of a simulated day: its gateway and its people, who do as the `Day` says.
 
-It knows at any moment whether anything is wrong (`calm`), and counts every time that something was (`disturbances`). So
-it can tell a conversation that was broken off for a reason from one that was not.
+It knows at any moment whether anything is wrong (`calm`), and counts every time that something was (`disturbances`).
 
-Neighbours: `simulation` runs it and looks at what it leaves; `conversation` is what visitors do.
+Neighbours: `simulation` runs it and looks at what it leaves; `crowd` has the visitors, and judges by what is so here.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final, NoReturn, final
@@ -28,7 +26,8 @@ from ..settings import SettingsFile, SettingsUpdate
 from ..status import ErrorKind, State, Status
 from ..tunnel import Tunnel, open_tunnel
 from ..tunnel_stream import TunnelStream
-from .conversation import Conversation, Speech, Spoken, Talk, number_in
+from .conversation import Speech, Spoken, Talk
+from .crowd import Crowd
 from .day import (
     Act,
     Day,
@@ -54,9 +53,6 @@ TUNNEL: Final = "office"
 
 RECOVERY: Final = 1000.0
 """Seconds within which all is well again: a relay may have asked for 15 minutes of patience."""
-
-PROMPT: Final = 30.0
-"""Seconds more than its pauses that a conversation may take when nothing is wrong."""
 
 _FINAL: Final = frozenset(
     {
@@ -90,10 +86,7 @@ class World:
         self.relay: Final = relay
         self._day: Final = day
         self._trace: Final = trace
-        self._hurry: Final = trio.Event()
-        # None is forgotten: what a visitor has said may reach the gateway when it has long left.
-        self._conversations: Final[dict[int, Conversation]] = {}
-        self._number = 0
+        self._crowd: Final = Crowd(relay, self, trace)
         self._key = relay.key
         self._keys = 0
         self._disturbances = 0
@@ -101,7 +94,7 @@ class World:
         self._key_doubtful_until = -1.0
         self._rival_until = -1.0
         self._local_is_up = day.forwards
-        self._visitors: trio.Nursery
+        self._everybody: trio.Nursery
         self.remote_access: Final = RemoteAccess(
             RemoteAccessConfig(relay_addr=relay.url, base_dir=folder),
             settings=SettingsFile(folder / "gateway-settings.toml"),
@@ -130,6 +123,11 @@ class World:
             and self._local_is_up is self._day.forwards
         )
 
+    @property
+    def disturbances(self) -> int:
+        """How often anything has gone wrong so far."""
+        return self._disturbances
+
     def _disturb(self) -> None:
         self._disturbances += 1
 
@@ -153,7 +151,7 @@ class World:
 
         if self._day.forwards:
             self.relay.listen(self._answer)
-        self._visitors = nursery
+        self._everybody = nursery
         nursery.start_soon(self._watch_disturbances)
         nursery.start_soon(self._watch_statuses)
         await nursery.start(run)
@@ -181,12 +179,7 @@ class World:
 
     async def _answer(self, stream: Spoken) -> None:
         """Take a visitor: the gateway's own, or that of what it forwards to, or a rival's."""
-        try:
-            number = await number_in(stream)
-            if number is not None:
-                await self._conversations[number].answer(stream)
-        finally:
-            stream.reset()  # after an orderly end this changes nothing
+        await self._crowd.answer(stream)
 
     async def _watch_statuses(self) -> NoReturn:
         async for status in self.remote_access.watch():
@@ -214,14 +207,14 @@ class World:
     async def live(self) -> None:
         """All that happens, and who comes; at its end all is quiet."""
         for talk in self._day.talks:
-            self._visitors.start_soon(self._come, talk)
+            self._everybody.start_soon(self._crowd.come, talk)
         for at in self._day.acts:
             await trio.sleep_until(at.seconds)
             await self.do(at.act)
         await trio.sleep_until(self._day.end)
-        self._hurry.set()
+        self._crowd.hurry()
         await self.do(Lull(3, 100_000))
-        await self._all_over()
+        await self._crowd.gone()
 
     async def do(self, act: Act) -> None:
         """Have something happen, and wait until it has."""
@@ -350,81 +343,12 @@ class World:
         speech = Speech(1, lull.size)
         async with trio.open_nursery() as visitors:
             for _ in range(lull.visitors):
-                visitors.start_soon(self._come, Talk(0.0, speech, speech))
+                visitors.start_soon(self._crowd.come, Talk(0.0, speech, speech))
 
     async def _change(self) -> None:
         """Wait until what `calm` depends on may be other than before."""
         with trio.move_on_after(1.0):
             await self.relay.change()
-
-    async def _all_over(self) -> None:
-        """Wait until nobody speaks any more, and what they leave behind is gone."""
-        for conversation in [*self._conversations.values()]:
-            await self._others_told(conversation)
-        await trio.sleep(PROMPT)
-
-    # Visitors
-
-    async def _come(self, talk: Talk) -> None:
-        """Be a visitor, and judge what became of the visit."""
-        await trio.sleep_until(talk.at)
-        self._number += 1
-        conversation = Conversation(self._number, talk, complain=self._trace.complain, hurry=self._hurry)
-        calm, disturbances, came = self.calm, self._disturbances, trio.current_time()
-        try:
-            stream = await self.relay.visit()
-        except (ConnectionRefusedError, KeyError):
-            self._note(conversation, "turned away")
-            self._trace.counts["visitors turned away"] += 1
-            return
-        self._conversations[conversation.number] = conversation
-        with trio.CancelScope() as scope:
-            self._visitors.start_soon(partial(self._not_for_ever, conversation, calm, disturbances, scope))
-            await conversation.visit(stream)
-        await self._others_told(conversation)
-        outcome = conversation.visitor.outcome
-        self._note(conversation, str(outcome))
-        self._trace.counts[f"visitors: {outcome}"] += 1
-        self._trace.counts["bytes heard"] += conversation.visitor.heard
-        undisturbed = calm and self.calm and disturbances == self._disturbances
-        if undisturbed and talk.completes and not conversation.whole:
-            gateway = conversation.gateway
-            self._trace.complain(
-                f"{conversation} came at {came:.3f} s and was broken off at {trio.current_time():.3f} s, while nothing"
-                f" was wrong; the visitor: {outcome}, the gateway: {gateway and gateway.outcome}"
-            )
-
-    async def _not_for_ever(
-        self, conversation: Conversation, calm: bool, disturbances: int, scope: trio.CancelScope
-    ) -> None:
-        """Complain of a conversation that comes to nothing while nothing is wrong."""
-        talk = conversation.talk
-        with trio.move_on_after(talk.seconds + PROMPT):
-            await conversation.visitor.over.wait()
-            return
-        if calm and self.calm and disturbances == self._disturbances and talk.completes:
-            self._trace.complain(f"{conversation} is not over {PROMPT:g} s after it should be, while nothing was wrong")
-            scope.cancel()
-
-    async def _others_told(self, conversation: Conversation) -> None:
-        """Wait until both ends know that it is over, and complain when one is not told."""
-        ends = [end for end in (conversation.visitor, conversation.gateway) if end is not None]
-        # Until a dead link is noticed; and who does not listen only finds out when it speaks.
-        patience = 2 * self._day.heartbeat + 120.0 + conversation.talk.seconds
-        for end in ends:
-            # In steps, of which a host that sleeps takes one.
-            for _ in range(10):
-                with trio.move_on_after(patience / 10):
-                    await end.over.wait()
-            if not end.over.is_set():
-                self._trace.complain(f"{conversation}: {end.name} was never told that it was over")
-
-    def _note(self, conversation: Conversation, what: str) -> None:
-        visitor, gateway = conversation.visitor, conversation.gateway
-        told = f"visitor {conversation.number} {what}, heard {visitor.heard}, said {visitor.said}"
-        if gateway is not None:
-            told += f"; the gateway {gateway.outcome}, heard {gateway.heard}, said {gateway.said}"
-        self._trace.note(told)
 
 
 async def _serve_visitors(tunnel: Tunnel, handler: Callable[[TunnelStream], Awaitable[None]]) -> NoReturn:
