@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types unit fuzz audit interop bench mutation clean
+.PHONY: demo test lint types unit fuzz audit interop bench mutation soak clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -58,6 +58,15 @@ interop: $(READY)
 	! command -v go || (cd tests/interop/go && \
 		GO111MODULE=off GOPATH=$(YAMUX_GOPATH) go build -o $(CURDIR)/build/interop/go-peer .)
 	$(BIN)/pytest tests/test_interop.py
+
+# Simulated days of faults, one seed after the other, until one fails or the time is over. docs/testing.md tells more.
+SOAK_SECONDS ?= 600
+SOAK_HOURS ?= 6
+SOAK_FIRST_SEED ?= $(shell date +%s)
+
+soak: $(READY)
+	$(BIN)/python -m pioneer_tunnel.testing.simulate \
+		--seed $(SOAK_FIRST_SEED) --hours $(SOAK_HOURS) --soak $(SOAK_SECONDS)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

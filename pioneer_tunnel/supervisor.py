@@ -121,6 +121,7 @@ class Supervisor:
                     self._publish(State.FAILED, limit)
                     raise limit from failure
                 await self._wait(delay, failure)
+                del failure  # its traceback has the session that failed, with all its buffers, which is over
                 self._attempt += 1
                 # The state and the cause stay as they are; what is no longer true is that a retry is planned.
                 self._feed.publish(attrs.evolve(self._feed.current, attempt=self._attempt, retry_at_unix=None))

@@ -22,6 +22,7 @@ from pioneer_tunnel.remote_access import RemoteAccess
 from pioneer_tunnel.settings import Settings, SettingsFile, SettingsUpdate
 from pioneer_tunnel.status import ErrorKind, State
 from pioneer_tunnel.testing import ScriptedTransport, virtual_time
+from pioneer_tunnel.testing.virtual_time import without_threads
 from pioneer_tunnel.tunnel_stream import TunnelStream
 
 KEY: Final = RelayKey("ptk1_the-first-key-0123456789abcdef")
@@ -31,25 +32,12 @@ EPOCH: Final = 1_700_000_000
 _T = TypeVar("_T")
 
 
-@contextmanager
-def files_at_once() -> Iterator[None]:
-    """Let what blocks be done where it is asked for, so that also with threads everything happens again as it did."""
-
-    async def run_sync(call: Callable[..., _T], *args: Any, **_: Any) -> _T:
-        await trio.lowlevel.checkpoint()
-        return call(*args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trio.to_thread, "run_sync", run_sync)
-        yield
-
-
 def in_virtual_time(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     """Run a test in virtual time, and without threads."""
 
     @functools.wraps(test)
     def run(**arguments: Any) -> None:
-        with files_at_once():
+        with without_threads():
             virtual_time(test)(**arguments)
 
     return run

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias, final
 import attrs
 import trio
 import trio.testing
-from gateway import KEY, OTHER_KEY, Carried, Gateway, failing_once, files_at_once
+from gateway import KEY, OTHER_KEY, Carried, Gateway, failing_once
 from hypothesis import HealthCheck, event, given, settings, strategies as st
 
 from pioneer_tunnel.errors import (
@@ -33,6 +33,7 @@ from pioneer_tunnel.remote_access import RemoteAccess
 from pioneer_tunnel.settings import Settings, SettingsUpdate
 from pioneer_tunnel.status import ErrorKind, State, Status
 from pioneer_tunnel.testing import Connect, Crash, Fail, Return, ScriptedTransport, Stall, StatusContract, Step
+from pioneer_tunnel.testing.virtual_time import without_threads
 from pioneer_tunnel.transports.seam import LinkLost, LocalDialFailed, RoundTrip
 from pioneer_tunnel.tunnel_stream import TunnelStream
 
@@ -349,5 +350,5 @@ def test_remote_access_does_what_was_asked_last_and_says_what_the_contract_allow
         assert not transport.overlapped
         assert trio.lowlevel.current_statistics().tasks_living == tasks
 
-    with tempfile.TemporaryDirectory() as folder, files_at_once():
+    with tempfile.TemporaryDirectory() as folder, without_threads():
         trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

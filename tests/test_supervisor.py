@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
+import weakref
 from typing import NoReturn
 
 import pytest
 import trio
+import trio.testing
 from supervised import (
     EPOCH,
     PLAIN,
@@ -40,7 +43,16 @@ from pioneer_tunnel.errors import (
 from pioneer_tunnel.groups import leaves
 from pioneer_tunnel.restart_policy import RestartPolicy
 from pioneer_tunnel.status import ErrorKind, State, Status
-from pioneer_tunnel.testing import Connect, Crash, Fail, Return, ScriptedTransport, Stall
+from pioneer_tunnel.testing import (
+    Connect,
+    Crash,
+    Fail,
+    Return,
+    ScriptedTransport,
+    Stall,
+    open_memory_relay,
+    virtual_time,
+)
 from pioneer_tunnel.transports.seam import (
     Deliver,
     Draining,
@@ -55,6 +67,7 @@ from pioneer_tunnel.transports.seam import (
     Target,
 )
 from pioneer_tunnel.tunnel import open_tunnel
+from pioneer_tunnel.yamux import YamuxConnection
 
 RETRIED = [RelayResolveError, RelayConnectError, ProcessExitedError, UnknownError]
 FINAL = [
@@ -757,3 +770,21 @@ async def test_a_tunnel_never_asks_for_the_local_gateway(autojump_clock: MockClo
         await trio.sleep(600)
         kinds = {status.error_kind for status in tunnel.history}
     assert kinds == {None, ErrorKind.RELAY_CONNECT_FAILED}
+
+
+@virtual_time
+async def test_a_session_that_was_lost_is_let_go_of_before_the_next_one_ends() -> None:
+    """Found by a simulated day: the last failure kept its traceback, and that the session with all its buffers."""
+
+    def sessions() -> list[weakref.ref[YamuxConnection]]:
+        gc.collect()
+        return [weakref.ref(item) for item in gc.get_objects() if isinstance(item, YamuxConnection)]
+
+    async with open_memory_relay() as relay, open_tunnel(relay.url, key=relay.key, dial=relay.dial) as tunnel:
+        await tunnel.wait_connected()
+        first = [session for session in sessions() if not getattr(session(), "failure", None)]
+        assert len(first) == 2
+        await relay.reconnect()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(sessions()) >= 2
+        assert [session for session in first if session() is not None] == []

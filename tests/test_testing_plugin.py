@@ -62,7 +62,7 @@ def test_the_kit_needs_no_test_framework() -> None:
 def test_the_guide_is_right_and_a_gateway_that_lies_fails_the_test(pytester: pytest.Pytester) -> None:
     guide = Path(__file__).parent.parent / "docs" / "testing.md"
     blocks = re.findall(r"^```python\n(.*?)^```", guide.read_text(), flags=re.DOTALL | re.MULTILINE)
-    tests = len(re.findall(r"^async def test_", "".join(blocks), flags=re.MULTILINE))
+    tests = len(re.findall(r"^(?:async )?def test_", "".join(blocks), flags=re.MULTILINE))
     assert tests > 8
     pytester.makeconftest(
         """

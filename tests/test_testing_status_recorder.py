@@ -156,3 +156,39 @@ def test_what_the_test_raises_comes_first() -> None:
 
     with pytest.raises(LookupError, match="mine"):
         fail()
+
+
+@virtual_time
+async def test_when_a_silent_link_is_cut_there_is_a_moment_to_notice_from_then_on() -> None:
+    """Found by a simulated day: the 5 seconds were counted from when the link fell silent, and were long over."""
+    async with (
+        open_memory_relay() as relay,
+        open_status_recorder(relay) as recorder,
+        connected(relay) as tunnel,
+    ):
+        recorder.watch(tunnel)
+        [dial] = relay.dials
+        assert dial.connection is not None
+        dial.connection.black_hole()
+        await trio.sleep(20)
+        dial.connection.cut()
+        await trio.sleep(60)
+        assert recorder.states[-2:] == ["reconnecting/relay_connect_failed", "connected"]
+
+
+def test_when_a_silent_link_is_cut_there_is_no_more_than_that() -> None:
+    @virtual_time
+    async def shows_connected_for_ever() -> None:
+        async with open_memory_relay() as relay, open_status_recorder(relay) as recorder, connected(relay) as tunnel:
+            recorder.see({"state": "starting"})
+            recorder.see(tunnel.status)
+            [dial] = relay.dials
+            assert dial.connection is not None
+            dial.connection.black_hole()
+            await trio.sleep(20)
+            relay.follow(FaultPlan(then=Refuse()))
+            dial.connection.cut()
+            await trio.sleep(10)
+
+    with pytest.raises(StatusUntrue, match="it showed 'connected' for 25 s"):
+        shows_connected_for_ever()

@@ -170,17 +170,23 @@ class StatusRecorder:
 
     async def _watch_truth(self, relay: MemoryRelay) -> NoReturn:
         """Wait until what is shown has not been so for too long."""
-        wrong_since = math.inf
+        wrong_since = too_long_at = math.inf
+        showed_connected = None
         while True:
-            if not self._is_wrong(relay):
-                wrong_since = math.inf
-            elif wrong_since == math.inf:
-                wrong_since = trio.current_time()
-            grace = self._allowed(relay)
-            with trio.move_on_at(wrong_since + grace) as too_long:
+            if not self._is_wrong(relay) or self._shows_connected() is not showed_connected:
+                # Also when one untruth has turned into the other at one moment.
+                wrong_since = too_long_at = math.inf
+            if self._is_wrong(relay):
+                showed_connected = self._shows_connected()
+                now = trio.current_time()
+                wrong_since = min(wrong_since, now)
+                # What is noticed at once is so from when it happens: a dead link that is cut was only silent before.
+                too_long_at = min(too_long_at, now + self._allowed(relay))
+            with trio.move_on_at(too_long_at) as too_long:
                 await self._wait_change(relay)
             if too_long.cancelled_caught and self._is_wrong(relay):
-                self._failure = self._failure or StatusUntrue(self._lie(wrong_since, grace), self.seen)
+                lie = self._lie(wrong_since, too_long_at - wrong_since)
+                self._failure = self._failure or StatusUntrue(lie, self.seen)
                 # One is enough: there is nothing more to find out.
                 await trio.sleep_forever()
 
@@ -196,10 +202,10 @@ class StatusRecorder:
     def _shows_connected(self) -> bool:
         return self._seen[-1].status.get("state") == State.CONNECTED
 
-    def _lie(self, since: float, grace: float) -> str:
+    def _lie(self, since: float, seconds: float) -> str:
         truth = "no visitor got through" if self._shows_connected() else "visitors got through"
         state = self._seen[-1].status.get("state")
-        return f"it showed {str(state)!r} for {grace:g} s, from {since:.3f} s on, while {truth}"
+        return f"it showed {str(state)!r} for {seconds:g} s, from {since:.3f} s on, while {truth}"
 
     async def _wait_change(self, relay: MemoryRelay) -> None:
         async with trio.open_nursery() as nursery:

@@ -23,7 +23,15 @@ from typing import Any, Final, ParamSpec, TypeVar, final, overload
 import trio
 import trio.testing
 
-__all__ = ["EPOCH", "LIMIT", "run_virtually", "stop_the_clock_for_threads", "virtual_time", "wall_clock"]
+__all__ = [
+    "EPOCH",
+    "LIMIT",
+    "run_virtually",
+    "stop_the_clock_for_threads",
+    "virtual_time",
+    "wall_clock",
+    "without_threads",
+]
 
 LIMIT: Final = 48 * 3600.0
 """Virtual seconds that a test may take: enough for a host to sleep through a few nights of 8 hours."""
@@ -79,6 +87,26 @@ def run_virtually(work: Callable[[], Awaitable[_T]], *, seed: int = 0, limit: fl
 
     with _order_of_tasks_from(seed):
         return trio.run(within_limit, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@contextmanager
+def without_threads() -> Iterator[None]:
+    """Let what would work in a thread be done where it is asked for, so that also that happens again as it did.
+
+    Whoever awaits a thread gets one checkpoint, the work, and its result. For whole runs: it holds for the process.
+    """
+
+    async def run_sync(call: Callable[..., _T], *args: Any, **_: Any) -> _T:
+        await trio.lowlevel.checkpoint()
+        return call(*args)
+
+    there: Any = trio.to_thread
+    before = there.run_sync
+    there.run_sync = run_sync
+    try:
+        yield
+    finally:
+        there.run_sync = before
 
 
 def stop_the_clock_for_threads() -> None:

@@ -1,0 +1,89 @@
+"""Whether memory stays in budget: what yamux sessions account for, and what of this library is alive.
+
+Nothing has to be told of sessions and streams for that: Python knows every object that is alive.
+
+Neighbours: `simulation` asks, in the middle of things and when all is quiet.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..yamux.flow import INITIAL_WINDOW
+from ..yamux.session import Session
+
+__all__ = ["count_objects", "grown", "only_new_objects", "overdrafts", "unfinished"]
+
+_KIT = f"{__package__}."
+_LIBRARY = f"{__package__.rpartition('.')[0]}." if __package__ else ""
+
+
+@contextmanager
+def only_new_objects() -> Iterator[None]:
+    """Look away from all that is alive already: a day has nothing to do with it, and is looked through faster."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def overdrafts() -> list[str]:
+    """What any yamux session that is alive has too much of, in words."""
+    return [f"a session: {problem}" for session in _sessions() for problem in _overdrafts_of(session)]
+
+
+def unfinished() -> list[str]:
+    """Streams that sessions still have open, and bytes that they hold; there is nothing when all is quiet."""
+    gc.collect()  # sessions that are over hold what they had until they are gone
+    found = []
+    for session in _sessions():
+        streams, budget = session.live_streams, session._budget.left
+        if streams or session.unread or budget != session.limits.window_growth:
+            found.append(
+                f"a session: {len(streams)} streams, {session.unread} bytes unread,"
+                f" {budget} of {session.limits.window_growth} bytes left to grow by"
+            )
+    return found
+
+
+def count_objects() -> Counter[str]:
+    """What is alive of the classes of this library, those of the kit apart."""
+    gc.collect()
+    classes = (type(item) for item in gc.get_objects())
+    return Counter(
+        f"{found.__module__}.{found.__qualname__}"
+        for found in classes
+        if str(found.__module__).startswith(_LIBRARY) and not str(found.__module__).startswith(_KIT)
+    )
+
+
+def grown(before: Counter[str], now: Counter[str], *, by: int) -> list[str]:
+    """Of what there is more than before, and by more than `by`."""
+    return [f"{number - before[name]} more of {name}" for name, number in now.items() if number - before[name] > by]
+
+
+def _sessions() -> Iterator[Session]:
+    return (item for item in gc.get_objects() if isinstance(item, Session))
+
+
+def _overdrafts_of(session: Session) -> Iterator[str]:
+    limits, streams = session.limits, session.live_streams
+    if session.unread > limits.unread:
+        yield f"{session.unread} bytes unread, {limits.unread} are allowed"
+    held = sum(sum(map(len, stream.receive_queue)) for stream in streams)
+    if session.unread < held:
+        yield f"streams hold {held} bytes, the session knows of {session.unread}"
+    grown = sum(max(stream.receive_window.size - INITIAL_WINDOW, 0) for stream in streams)
+    if not 0 <= grown <= limits.window_growth - session._budget.left:
+        yield f"windows have grown by {grown} bytes, {limits.window_growth - session._budget.left} of it are paid for"
+    for stream in streams:
+        window = stream.receive_window
+        if window.size and (window.owed < 0 or window.credit < 0 or window.unread > window.size):
+            yield f"{stream!r} has a window of {window.size}, {window.credit} granted and {window.unread} unread"
+    theirs = sum(not stream.opened_here for stream in streams)
+    if theirs > limits.streams:
+        yield f"{theirs} streams of the peer's, {limits.streams} are allowed"

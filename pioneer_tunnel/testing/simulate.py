@@ -1,0 +1,78 @@
+"""`python -m pioneer_tunnel.testing.simulate`: days of faults from seeds, until one goes wrong.
+
+    --seed 7 --hours 24                 one day, with its report
+    --seed 7 --hours 24 --soak 600      that day and those of the next seeds, for ten minutes
+
+The end is at the first day that goes wrong, with what it was, and the command that has it happen again.
+
+Neighbours: `day` makes a day of a seed; `simulation` runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import logging
+import sys
+import time
+from collections.abc import Sequence
+
+from .day import make_day
+from .simulation import Report, run_day
+
+__all__ = ["main"]
+
+STUCK = 600.0
+"""Real seconds after which a day that has not ended is taken for one that hangs: where it is, is printed."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it, and return the exit status: 0 when all was as it has to be, 1 when not."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pioneer_tunnel.testing.simulate",
+        description="Simulate days of faults: gateway, relay and visitors in virtual time.",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="which day it is (default 0)")
+    parser.add_argument("--hours", type=float, default=24.0, help="how long the day is (default 24)")
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="go on with the next seeds for so long")
+    parser.add_argument("--trace", action="store_true", help="print all that happened")
+    parser.add_argument("--show", action="store_true", help="print the day as data, and do not live through it")
+    chosen = parser.parse_args(arguments)
+    if chosen.show:
+        print(make_day(chosen.seed, hours=chosen.hours))
+        return 0
+    logging.getLogger("pioneer_tunnel").addHandler(logging.NullHandler())
+    if chosen.soak is not None:
+        report = _soak(chosen.seed, chosen.hours, chosen.soak)
+    else:
+        report = _live(chosen.seed, chosen.hours)
+    if chosen.trace:
+        print("\n".join(report.trace))
+    print(report)
+    return 0 if report.failure is None else 1
+
+
+def _soak(seed: int, hours: float, seconds: float) -> Report:
+    """One seed after the other; returns the report of the last, or of the first that failed."""
+    began = time.monotonic()
+    days = 0
+    while True:
+        report = _live(seed + days, hours)
+        days += 1
+        spent = time.monotonic() - began
+        print(f"{days} days in {spent:.0f} s, seeds {seed} to {seed + days - 1}", file=sys.stderr, flush=True)
+        if report.failure is not None or spent >= seconds:
+            return report
+
+
+def _live(seed: int, hours: float) -> Report:
+    # To the terminal itself: by then nothing in this process can be relied on.
+    faulthandler.dump_traceback_later(STUCK, exit=True, file=2)
+    try:
+        return run_day(make_day(seed, hours=hours))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,359 @@
+"""The world of a simulated day: its gateway and its people, who do as the `Day` says.
+
+It knows at any moment whether anything is wrong (`calm`), and counts every time that something was (`disturbances`).
+
+Neighbours: `simulation` runs it and looks at what it leaves; `crowd` has the visitors, and judges by what is so here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Final, NoReturn, final
+
+import trio
+
+from ..address import Address
+from ..config import RemoteAccessConfig
+from ..errors import TunnelError
+from ..groups import lone_error_bare
+from ..identity import RelayKey
+from ..keystore import MemoryKeystore
+from ..remote_access import RemoteAccess
+from ..settings import SettingsFile, SettingsUpdate
+from ..status import ErrorKind, State, Status
+from ..tunnel import Tunnel, open_tunnel
+from ..tunnel_stream import TunnelStream
+from .conversation import Speech, Spoken, Talk
+from .crowd import Crowd
+from .day import (
+    Act,
+    Day,
+    KeyChange,
+    KeyRevoked,
+    LocalGatewayDown,
+    Lull,
+    RelayRestart,
+    Rival,
+    SameAgain,
+    Storm,
+    SwitchedOff,
+)
+from .faults import FaultPlan
+from .faulty_dialer import FaultyDialer
+from .memory_relay import MemoryRelay
+from .trace import Trace
+from .virtual_time import wall_clock
+
+__all__ = ["World"]
+
+TUNNEL: Final = "office"
+
+RECOVERY: Final = 1000.0
+"""Seconds within which all is well again: a relay may have asked for 15 minutes of patience."""
+
+_FINAL: Final = frozenset(
+    {
+        ErrorKind.INVALID_SETTINGS,
+        ErrorKind.MISSING_KEY,
+        ErrorKind.TUNNEL_AUTH_FAILED,
+        ErrorKind.UNSUPPORTED_TRANSPORT,
+        ErrorKind.RESTART_LIMIT_REACHED,
+        ErrorKind.IO,
+    }
+)
+"""After these another attempt is useless or harmful, says the gateway contract."""
+
+
+@final
+class World:
+    """See the module.
+
+    Args:
+        day: what happens.
+        relay: where.
+        trace: what is told of it.
+        folder: where the gateway has its files.
+
+    Attributes:
+        relay: what was given.
+        remote_access: the gateway's.
+    """
+
+    def __init__(self, day: Day, relay: MemoryRelay, trace: Trace, folder: Path) -> None:
+        self.relay: Final = relay
+        self._day: Final = day
+        self._trace: Final = trace
+        self._crowd: Final = Crowd(relay, self, trace)
+        self._key = relay.key
+        self._keys = 0
+        self._disturbances = 0
+        self._key_doubtful_since: float | None = None
+        self._key_doubtful_until = -1.0
+        self._rival_until = -1.0
+        self._local_is_up = day.forwards
+        self._everybody: trio.Nursery
+        self.remote_access: Final = RemoteAccess(
+            RemoteAccessConfig(relay_addr=relay.url, base_dir=folder),
+            settings=SettingsFile(folder / "gateway-settings.toml"),
+            keystore=MemoryKeystore(),
+            handler=None if day.forwards else self._answer,
+            dial=self._dial,
+            random=Random(day.seed),  # noqa: S311  # jitter
+            wall_clock=wall_clock,
+        )
+
+    # What is so
+
+    @property
+    def calm(self) -> bool:
+        """Whether nothing is wrong: a visitor who comes now has to get through."""
+        dials = self.relay.dials
+        connection = dials[-1].connection if dials else None
+        return (
+            self.relay.running
+            and self.relay.reachable
+            and connection is not None
+            and connection.whole
+            and connection.bytes_per_second == float("inf")
+            and self.remote_access.status.state is State.CONNECTED
+            and self._rival_until < trio.current_time()
+            and self._local_is_up is self._day.forwards
+        )
+
+    @property
+    def disturbances(self) -> int:
+        """How often anything has gone wrong so far."""
+        return self._disturbances
+
+    def _disturb(self) -> None:
+        self._disturbances += 1
+
+    async def _watch_disturbances(self) -> NoReturn:
+        """Whatever becomes of a link disturbs those who speak over it."""
+        while True:
+            await self.relay.change()
+            self._disturb()
+
+    # The gateway
+
+    async def start(self, nursery: trio.Nursery) -> trio.Nursery:
+        """Start the gateway and all that goes on beside it; returns the nursery that has the gateway alone."""
+        started: list[trio.Nursery] = []
+
+        async def run(task_status: trio.TaskStatus[None]) -> None:
+            async with trio.open_nursery() as gateway:
+                started.append(gateway)
+                await gateway.start(self.remote_access.run)
+                task_status.started()
+
+        if self._day.forwards:
+            self.relay.listen(self._answer)
+        self._everybody = nursery
+        nursery.start_soon(self._watch_disturbances)
+        nursery.start_soon(self._watch_statuses)
+        await nursery.start(run)
+        nursery.start_soon(self._mend)
+        await self._apply(SettingsUpdate(enabled=True, key=self._key))
+        return started[0]
+
+    async def _dial(self, host: str, port: int) -> trio.abc.Stream:
+        """How the gateway connects: what must not be after a final failure is told."""
+        if Address(host, port) != self.relay.address:
+            return await self.relay.dial(host, port)
+        if self._has_given_up:
+            status = self.remote_access.status
+            self._trace.complain(f"it dialled at {trio.current_time():.3f} s, having given up: {status}")
+        try:
+            return await self.relay.dial(host, port)
+        finally:
+            if self.relay.dials:
+                self._trace.note(f"dial {self.relay.dials[-1].fault}", count="dials")
+
+    @property
+    def _has_given_up(self) -> bool:
+        status = self.remote_access.status
+        return status.state is State.FAILED and status.error_kind in _FINAL
+
+    async def _answer(self, stream: Spoken) -> None:
+        """Take a visitor: the gateway's own, or that of what it forwards to, or a rival's."""
+        await self._crowd.answer(stream)
+
+    async def _watch_statuses(self) -> NoReturn:
+        async for status in self.remote_access.watch():
+            self._check_reason(status)
+        raise AssertionError("the gateway has stopped")
+
+    def _check_reason(self, status: Status) -> None:
+        """Whether there is a reason for a failure that is final."""
+        if not (status.state is State.FAILED and status.error_kind in _FINAL):
+            return
+        dial = self.relay.dials[-1]
+        reasons = set()
+        if dial.fault is not None and dial.fault.final:
+            reasons.add(dial.fault.kind)
+        if self._key_doubtful_since is not None or self._key_doubtful_until >= dial.at:
+            reasons.add(ErrorKind.TUNNEL_AUTH_FAILED)
+        if self._rival_until >= dial.at:
+            reasons.add(ErrorKind.INVALID_SETTINGS)
+        if status.error_kind not in reasons:
+            known = ", ".join(sorted(map(str, reasons))) or "there is none"
+            self._trace.complain(f"it gave up without a reason: {status}; reasons: {known}")
+
+    # People
+
+    async def live(self) -> None:
+        """All that happens, and who comes; at its end all is quiet."""
+        for talk in self._day.talks:
+            self._everybody.start_soon(self._crowd.come, talk)
+        for at in self._day.acts:
+            await trio.sleep_until(at.seconds)
+            await self.do(at.act)
+        await trio.sleep_until(self._day.end)
+        self._crowd.hurry()
+        await self.do(Lull(3, 100_000))
+        await self._crowd.gone()
+
+    async def do(self, act: Act) -> None:
+        """Have something happen, and wait until it has."""
+        self._trace.note(f"{act}", count="things that happened")
+        match act:
+            case Storm(plan=plan):
+                if not self._has_given_up:
+                    self.relay.follow(plan)
+                    self.relay.cut()
+            case RelayRestart(seconds=seconds, abruptly=abruptly):
+                await self.relay.stop(abruptly=abruptly)
+                await trio.sleep(seconds)
+                await self.relay.start()
+            case KeyRevoked(seconds=seconds, cut=cut):
+                async with self._doubtful_key():
+                    self.relay.revoke(TUNNEL)
+                    if cut:
+                        self.relay.cut()
+                    await trio.sleep(seconds)
+                    self.relay.register(TUNNEL, self._key)
+            case KeyChange(seconds=seconds, gateway_first=gateway_first):
+                async with self._doubtful_key():
+                    await self._change_key(seconds, gateway_first=gateway_first)
+            case SwitchedOff(seconds=seconds):
+                await self._apply(SettingsUpdate(enabled=False))
+                await trio.sleep(seconds)
+                await self._apply(SettingsUpdate(enabled=True))
+            case SameAgain():
+                if not self._has_given_up:
+                    # Nothing is disturbed by it: that is what has to be so.
+                    await self.remote_access.apply(SettingsUpdate(enabled=True))
+            case LocalGatewayDown(seconds=seconds):
+                if self._day.forwards:
+                    await self._stop_local_gateway(seconds)
+            case Rival(seconds=seconds):
+                # The kit knows of one link for each tunnel whether it is silent: that of who came last.
+                if not self.relay.is_silent(TUNNEL):
+                    await self._rival(seconds)
+            case Lull():
+                await self._lull(act)
+
+    async def _apply(self, update: SettingsUpdate) -> None:
+        self._disturb()
+        # What was final is so no more, also for the relay.
+        self.relay.follow(FaultPlan())
+        await self.remote_access.apply(update)
+        self._disturb()
+
+    async def _change_key(self, seconds: float, *, gateway_first: bool) -> None:
+        self._keys += 1
+        self._key = RelayKey(f"ptk1_the-key-number-{self._keys:04}-0123456789abcdef")
+        if gateway_first:
+            await self._apply(SettingsUpdate(key=self._key))
+        else:
+            self.relay.register(TUNNEL, self._key)
+        await trio.sleep(seconds)
+        if gateway_first:
+            self.relay.register(TUNNEL, self._key)
+        else:
+            await self._apply(SettingsUpdate(key=self._key))
+
+    async def _stop_local_gateway(self, seconds: float) -> None:
+        self._disturb()
+        self._local_is_up = False
+        self.relay.stop_listening()
+        await trio.sleep(seconds)
+        self.relay.listen(self._answer)
+        self._local_is_up = True
+        self._disturb()
+
+    async def _rival(self, seconds: float) -> None:
+        relay = self.relay
+        random = Random(self._day.seed)  # noqa: S311  # jitter
+        self._rival_until = float("inf")
+        self._disturb()
+        try:
+            with trio.move_on_after(seconds):
+                async with open_tunnel(
+                    relay.url, key=self._key, dial=FaultyDialer(relay), random=random, wall_clock=wall_clock
+                ) as tunnel:
+                    await _serve_visitors(tunnel, self._answer)
+        except TunnelError as error:
+            self._trace.note(f"the rival had to go: {error.kind}")
+        # What it has caused may be noticed later.
+        self._rival_until = trio.current_time() + 2 * self._day.heartbeat
+        self._disturb()
+
+    @asynccontextmanager
+    async def _doubtful_key(self) -> AsyncIterator[None]:
+        self._key_doubtful_since = trio.current_time()
+        try:
+            yield
+        finally:
+            self._key_doubtful_since, self._key_doubtful_until = None, trio.current_time()
+
+    async def _mend(self) -> NoReturn:
+        """Somebody who looks after a gateway that has given up."""
+        async for _ in self.remote_access.watch():
+            if self._has_given_up:
+                await trio.sleep(self._day.patience)
+                await self._mend_now()
+        raise AssertionError("the gateway has stopped")
+
+    async def _mend_now(self) -> None:
+        if self._has_given_up:
+            self._trace.note("mended", count="times that it had given up")
+            await self._apply(SettingsUpdate(enabled=True))
+
+    # Quiet
+
+    async def _lull(self, lull: Lull) -> None:
+        """See to it that nothing goes wrong any more, and that all is well then."""
+        began = trio.current_time()
+        self.relay.follow(FaultPlan())
+        self.relay.cut()
+        await self._mend_now()
+        with trio.move_on_after(RECOVERY) as too_long:
+            while not self.calm:
+                await self._change()
+        if too_long.cancelled_caught and not self.calm:
+            self._trace.complain(
+                f"nothing has gone wrong since {began:.3f} s, and {RECOVERY:g} s later it is not well:"
+                f" {self.remote_access.status}, {'reachable' if self.relay.reachable else 'not reachable'}"
+            )
+        self._trace.note("calm")
+        speech = Speech(1, lull.size)
+        async with trio.open_nursery() as visitors:
+            for _ in range(lull.visitors):
+                visitors.start_soon(self._crowd.come, Talk(0.0, speech, speech))
+
+    async def _change(self) -> None:
+        """Wait until what `calm` depends on may be other than before."""
+        with trio.move_on_after(1.0):
+            await self.relay.change()
+
+
+async def _serve_visitors(tunnel: Tunnel, handler: Callable[[TunnelStream], Awaitable[None]]) -> NoReturn:
+    """Serve visitors until the tunnel fails for good, which is raised as it is."""
+    with lone_error_bare():
+        async with trio.open_nursery() as visitors:
+            while True:
+                visitors.start_soon(handler, await tunnel.accept())  # no deadline: nobody has to come
