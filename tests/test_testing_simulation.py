@@ -120,7 +120,7 @@ def test_a_rejected_key_that_is_taken_for_a_passing_trouble_is_found(monkeypatch
 
 
 def test_a_gateway_that_gives_up_without_need_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, Restarts, "after", lambda real, *args: None if real(*args) > 20 else real(*args))
+    plant(monkeypatch, Restarts, "after", lambda real, *args: None if real(*args) > 5 else real(*args))
     assert "it gave up without a reason" in str(first_failure().failure)
 
 

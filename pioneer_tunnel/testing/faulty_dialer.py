@@ -120,6 +120,10 @@ class FaultyDialer:
         """Go by another plan, from its beginning. For a second act: also what was final before is so no more."""
         self._plan, self._next, self._over = plan, 0, False
 
+    def settings_applied(self) -> None:
+        """Have the plan go on: the gateway's settings were applied anew, so what was final before is so no more."""
+        self._over = False
+
     async def played(self) -> None:
         """Wait until the plan is played out: the gateway has had to give up, or has come to `then`, which lasts.
 

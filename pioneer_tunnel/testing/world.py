@@ -90,6 +90,7 @@ class World:
         self._key = relay.key
         self._keys = 0
         self._disturbances = 0
+        self._generation = -1
         self._key_doubtful_since: float | None = None
         self._key_doubtful_until = -1.0
         self._rival_until = -1.0
@@ -166,11 +167,21 @@ class World:
         if self._has_given_up:
             status = self.remote_access.status
             self._trace.complain(f"it dialled at {trio.current_time():.3f} s, having given up: {status}")
+        if self._begins_generation():
+            self.relay.dial.settings_applied()
         try:
             return await self.relay.dial(host, port)
         finally:
             if self.relay.dials:
                 self._trace.note(f"dial {self.relay.dials[-1].fault}", count="dials")
+
+    def _begins_generation(self) -> bool:
+        """Whether a generation has begun since this was asked last: an apply may be taken up long after it was made."""
+        before, dropped = self._generation, self.remote_access.history_dropped
+        for number, status in enumerate(self.remote_access.history):
+            if status.state is State.STARTING:
+                self._generation = max(self._generation, dropped + number)
+        return self._generation != before
 
     @property
     def _has_given_up(self) -> bool:
@@ -258,8 +269,6 @@ class World:
 
     async def _apply(self, update: SettingsUpdate) -> None:
         self._disturb()
-        # What was final is so no more, also for the relay.
-        self.relay.follow(FaultPlan())
         await self.remote_access.apply(update)
         self._disturb()
 
