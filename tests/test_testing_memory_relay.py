@@ -34,6 +34,8 @@ from pioneer_tunnel.testing import (
     Leave,
     MemoryRelay,
     MemoryStream,
+    Refuse,
+    Reject,
     TasksLeaked,
     Up,
     Visitor,
@@ -292,3 +294,15 @@ async def test_a_reconnect_leaves_no_task_behind_and_a_leak_is_named() -> None:
         assert set((count_tasks(nursery) - before).values()) == {5}
         assert list(leak.value.leaked.values()) == [3]
         nursery.cancel_scope.cancel()
+
+
+@virtual_time
+async def test_when_settings_were_applied_the_plan_goes_on_and_another_dial_is_right() -> None:
+    async with open_memory_relay(FaultPlan([Reject(), Refuse()])) as relay:
+        async with open_tunnel(relay.url, key=relay.key, dial=relay.dial, random=Random(0)) as tunnel:
+            with pytest.raises(TunnelError):
+                await tunnel.accept()
+        relay.dial.settings_applied()
+        async with echoing(relay):
+            assert [dial.fault for dial in relay.dials] == [Reject(), Refuse(), Up()]
+            assert not relay.dials_after_final
