@@ -283,6 +283,13 @@ def test_a_syn_may_be_taken_back_at_once(server: Session) -> None:
     assert sent(server) == []
 
 
+def test_of_openings_taken_back_at_once_as_many_come_between_two_looks_as_may_wait() -> None:
+    server = Session(Role.SERVER, Limits(unaccepted=3))
+    for first in (1, 21):  # the second look is not charged for the first
+        events = receive(server, *(update(first + 2 * number, SYN | RST) for number in range(5)))
+        assert sum(isinstance(event, StreamOpened) for event in events) == 3
+
+
 def test_an_acceptance_rides_on_the_first_data(server: Session) -> None:
     [opening] = receive(server, update(1, SYN))
     assert isinstance(opening, StreamOpened)
