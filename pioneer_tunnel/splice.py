@@ -222,6 +222,9 @@ class _Joiner:
         self._move(joint.ends[0])  # as a rule the visitor has spoken already, and the local gateway waits for it
 
     def _leave(self, joint: _Joint) -> None:
+        # Cancelled, it has no ending yet. An end that is queued still must not be moved: its descriptor is somebody
+        # else's soon.
+        joint.end(trio.ClosedResourceError("this connection is not joined any more"))
         for end in joint.ends:
             end.lent.taken_back = None
             self._let_go_of_what_is_held(end)
@@ -241,6 +244,7 @@ class _Joiner:
             trio.lowlevel.notify_closing(self._news)
             self._epoll.close()
             self._pipes.close()
+            self._ready.clear()
 
     def _unwatch(self, joint: _Joint) -> None:
         for end in joint.ends:

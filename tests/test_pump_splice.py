@@ -16,7 +16,7 @@ import trio
 import trio.testing
 from rig import in_background, nothing_left_behind, read_all, read_exactly
 
-from pioneer_tunnel import pipes as pipes_module, pump as pump_module
+from pioneer_tunnel import pipes as pipes_module, pump as pump_module, splice as splice_module
 from pioneer_tunnel.dialer import dial_tcp
 from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.pump import pump
@@ -252,6 +252,36 @@ async def test_the_others_go_on_when_the_one_who_moves_all_bytes_is_cancelled(wa
                     with pytest.raises(trio.BrokenResourceError):
                         await read_all(end)
                     await end.aclose()
+
+
+@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
+async def test_what_was_cancelled_while_it_waited_for_its_turn_is_not_touched_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its descriptor may be another connection's by then, whose bytes would be taken."""
+    touched: list[int] = []
+    readv = os.readv
+
+    def note(descriptor: int, buffers: Any) -> int:
+        touched.append(descriptor)
+        return readv(descriptor, buffers)
+
+    async with pumped() as (left, right, _):  # this one leads, and goes on
+        await left.send_all(b"ping")
+        assert await read_exactly(right, 4) == b"ping"
+        source, first = await connection()
+        sink, second = await connection()
+        async with source, sink, trio.open_nursery() as nursery:
+            nursery.start_soon(pump, first, second)
+            await trio.testing.wait_all_tasks_blocked()
+            joiner = splice_module._joiner.get()
+            *_, joint = joiner._joints
+            joiner._queue(joint.ends[0])
+            nursery.cancel_scope.cancel()
+        monkeypatch.setattr(os, "readv", note)
+        await left.send_all(b"pong")
+        assert await read_exactly(right, 4) == b"pong"
+        assert joint.ends[0].descriptor not in touched
 
 
 async def _pump_in_a_scope(
