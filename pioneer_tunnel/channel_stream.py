@@ -180,6 +180,8 @@ class ChannelStream(trio.abc.HalfCloseableStream):
     def _note_over(self) -> None:
         if not self._over:
             self._over = True
+            if self._plain is not None:
+                self._plain.forget_owner()  # or the two would wait for the garbage collector
             self._on_over(self)
 
     def _has_ended(self) -> bool:

@@ -14,7 +14,7 @@ import functools
 import os
 import socket
 import ssl
-from typing import Final, Protocol
+from typing import Final, Protocol, final
 
 import trio
 
@@ -24,8 +24,7 @@ from .streams import WatchedStream
 from .tls_stream import TlsStream
 from .trust import why_tls_failed
 
-__all__ = ["Dialer", "dial_local", "dial_relay", "dial_tcp"]
-
+__all__ = ["Attempt", "Dialer", "begin_dial", "dial_local", "dial_relay", "dial_tcp"]
 
 _UNDER_WAY: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK}
 
@@ -44,33 +43,64 @@ class Dialer(Protocol):
 
 async def dial_tcp(host: str, port: int) -> trio.SocketStream:
     """The dialer that is used unless another one is given in."""
-    family = _family_of(host)
-    if family is None:
-        return await trio.open_tcp_stream(host, port)
-    # An address needs no resolver, which in Trio is a thread: this is several times as fast.
     await trio.lowlevel.checkpoint_if_cancelled()
-    plain = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        plain.setblocking(False)
-        failure = plain.connect_ex((host, port))
-        if failure in _UNDER_WAY:
-            failure = await _connected(plain)
-        if failure:
-            raise OSError(failure, os.strerror(failure))
-    except BaseException:
-        plain.close()
-        raise
-    return trio.SocketStream(trio.socket.from_stdlib_socket(plain))
+    attempt = begin_dial(host, port)
+    if attempt is None:
+        return await trio.open_tcp_stream(host, port)
+    return attempt.at_once() or await attempt.wait()
 
 
-async def _connected(sock: socket.socket) -> int:
-    """Wait until `sock` is connected, or not; returns the system's number for why not."""
-    try:
-        sock.getpeername()
-    except OSError:
-        await trio.lowlevel.wait_writable(sock)
-        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    return 0  # at once, as on one host: there is nothing to wait for
+@final
+class Attempt:
+    """A connection to an IP address that is being made. Whoever has it asks `at_once`, and then may `wait`."""
+
+    def __init__(self, family: socket.AddressFamily, host: str, port: int) -> None:
+        self._socket: Final = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            self._socket.setblocking(False)
+            failure = self._socket.connect_ex((host, port))
+            if failure and failure not in _UNDER_WAY:
+                raise OSError(failure, os.strerror(failure))
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def at_once(self) -> trio.SocketStream | None:
+        """The connection, if there is nothing to wait for, as between two programs of one host."""
+        try:
+            self._socket.getpeername()
+        except OSError:
+            return None
+        return self._stream()
+
+    async def wait(self) -> trio.SocketStream:
+        """The connection.
+
+        Raises:
+            OSError: none came about.
+        """
+        try:
+            await trio.lowlevel.wait_writable(self._socket)
+            failure = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if failure:
+                raise OSError(failure, os.strerror(failure))
+        except BaseException:
+            self._socket.close()
+            raise
+        return self._stream()
+
+    def _stream(self) -> trio.SocketStream:
+        return trio.SocketStream(trio.socket.from_stdlib_socket(self._socket))
+
+
+def begin_dial(host: str, port: int) -> Attempt | None:
+    """Begin to connect to `host`; None when it is a name. An address needs no resolver, which in Trio is a thread.
+
+    Raises:
+        OSError: refused at once.
+    """
+    family = _family_of(host)
+    return None if family is None else Attempt(family, host, port)
 
 
 @functools.lru_cache(maxsize=256)
@@ -126,8 +156,13 @@ async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> trio.
         LocalGatewayError: nothing answers there within `timeout` seconds.
     """
     try:
+        # A deadline costs more than most of what is done for a visitor, and here there is mostly nothing to wait for.
+        attempt = begin_dial(address.host, address.port) if dial is dial_tcp else None
+        connected = None if attempt is None else attempt.at_once()
+        if connected is not None:
+            return WatchedStream(connected)
         with trio.move_on_after(timeout):
-            return WatchedStream(await dial(address.host, address.port))
+            return WatchedStream(await (dial(address.host, address.port) if attempt is None else attempt.wait()))
     except OSError as error:
         raise LocalGatewayError(f"the local gateway at {address} does not answer: {_why(error)}") from error
     raise LocalGatewayError(f"the local gateway at {address} did not answer within {timeout:g} seconds")

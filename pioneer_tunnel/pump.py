@@ -39,17 +39,17 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
         apology: what `second` is told, before an orderly end, when `first` breaks before it has said anything.
     """
     closed = False
-    exchange = _Exchange(first, second)
+    spoke: set[trio.abc.Stream] = set()
     try:
         one, other = plain_socket(first), plain_socket(second)
         if CAN_JOIN and one is not None and other is not None and not apology:  # a join does not look at who has spoken
             ending = await join(one, other)
         else:
-            ending = await exchange.run()
+            ending = await _Exchange(first, second, spoke).run()
         if ending is Ending.ENDED:
             await first.aclose()
             await second.aclose()
-        elif ending is Ending.FIRST_BROKE and first not in exchange.spoke and apology:
+        elif ending is Ending.FIRST_BROKE and first not in spoke and apology:
             with trio.move_on_after(_APOLOGY_TIMEOUT), suppress(trio.BrokenResourceError):
                 await second.send_all(apology)
                 await close_after_answer(second)
@@ -72,10 +72,10 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
 
 @final
 class _Exchange:
-    """The long way, and what its two directions know of each other."""
+    """The long way, and what its two directions know of each other; `spoke` is told who has said something."""
 
-    def __init__(self, first: trio.abc.Stream, second: trio.abc.Stream) -> None:
-        self.spoke: Final[set[trio.abc.Stream]] = set()
+    def __init__(self, first: trio.abc.Stream, second: trio.abc.Stream, spoke: set[trio.abc.Stream]) -> None:
+        self._spoke: Final = spoke
         self._first: Final = first
         self._second: Final = second
         self._scope = trio.CancelScope()
@@ -129,7 +129,7 @@ class _Exchange:
         # A read buffer is made for each read: small for who says little, large for who says much.
         size = _SMALLEST_READ
         while data := await self._receive(source, size):
-            self.spoke.add(source)
+            self._spoke.add(source)
             await send_pieces(sink, [bytes(data)])
             if len(data) == size:
                 size = min(size * 4, _LARGEST_READ)

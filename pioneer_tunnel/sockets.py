@@ -21,9 +21,18 @@ if sys.platform == "linux":
     import fcntl
     import termios
 
-__all__ = ["LentSocket", "descriptor_of", "keep_alive", "plain_socket", "reset_on_close", "unsent"]
+__all__ = [
+    "LentSocket",
+    "descriptor_of",
+    "keep_alive",
+    "plain_socket",
+    "raise_unsent_limit",
+    "reset_on_close",
+    "unsent",
+]
 
 _LINGER_NOT: Final = struct.pack("ii", 1, 0)
+_UNSENT_LIMIT: Final = 256 * 1024
 
 
 def descriptor_of(sock: trio.socket.SocketType) -> int:
@@ -51,7 +60,7 @@ class LentSocket:
     def __init__(self, socket: trio.socket.SocketType, on_close: Callable[[], None] | None = None) -> None:
         self.socket: Final = socket
         self.taken_back: Callable[[], None] | None = None
-        self._on_close: Final = on_close
+        self._on_close = on_close
 
     def take_back(self) -> None:
         """The stream is about to close the socket."""
@@ -64,6 +73,10 @@ class LentSocket:
         if self._on_close is not None:
             self._on_close()
 
+    def forget_owner(self) -> None:
+        """It is closed, so nobody will have to be told."""
+        self._on_close = None
+
 
 def plain_socket(stream: trio.abc.Stream) -> LentSocket | None:
     """The socket whose bytes are those of `stream`, when nothing stands between and nothing was read ahead."""
@@ -71,18 +84,28 @@ def plain_socket(stream: trio.abc.Stream) -> LentSocket | None:
     return found
 
 
-def keep_alive(connected: trio.SocketStream, *, idle: int, interval: int) -> None:
+def keep_alive(connected: trio.abc.Stream, *, idle: int = 20, interval: int = 8) -> None:
     """Have the system find out when the other end of a silent connection is gone, and NATs not forget it.
 
     Args:
+        connected: something else than a `trio.SocketStream` is left alone.
         idle: seconds of silence after which it asks.
         interval: seconds after which it asks again; after some such questions without an answer the connection breaks.
     """
+    if not isinstance(connected, trio.SocketStream):
+        return
     with suppress(OSError):
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, seconds in (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", interval)):
             if hasattr(socket, name):
                 connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
+
+
+def raise_unsent_limit(sock: trio.socket.SocketType) -> None:
+    """Let there be room for more when a send has had to wait: Trio's 16 KiB make a large one many small ones."""
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_LIMIT)
 
 
 def unsent(descriptor: int) -> int:

@@ -10,16 +10,14 @@ Neighbours: `sockets` below; `endings` ends them.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, final
 
 import trio
 
 from .endings import send_eof
-from .sockets import LentSocket, descriptor_of
+from .sockets import LentSocket, descriptor_of, raise_unsent_limit
 
 __all__ = [
     "MeteredStream",
@@ -32,7 +30,6 @@ __all__ = [
 
 _PIECE: Final = 64 * 1024
 _MOST_PIECES: Final = 64
-_UNSENT_LIMIT: Final = 256 * 1024
 _BY_DESCRIPTOR: Final = os.name == "posix"
 
 
@@ -60,10 +57,7 @@ class WatchedStream(trio.abc.HalfCloseableStream):
         self._calls = 0
         self._socket: Final = stream.socket if _BY_DESCRIPTOR and isinstance(stream, trio.SocketStream) else None
         self.plain_socket: Final = None if self._socket is None else LentSocket(self._socket)
-        if self._socket is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
-            # Trio's 16 KiB make a large write many small ones.
-            with suppress(OSError):
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_LIMIT)
+        self._had_to_wait = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if self._socket is None:
@@ -99,7 +93,7 @@ class WatchedStream(trio.abc.HalfCloseableStream):
                 position += os.write(descriptor_of(sock), data[position:])
                 self.sending_since = trio.current_time()
             except BlockingIOError:
-                await trio.lowlevel.wait_writable(sock)
+                await self._wait_for_room(sock)
                 waited = True
             except OSError as error:
                 raise trio.BrokenResourceError(f"the connection is broken: {error.strerror}") from error
@@ -136,7 +130,7 @@ class WatchedStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint_if_cancelled()
             if self._socket.did_shutdown_SHUT_WR:
                 raise trio.ClosedResourceError("this stream has sent its end")
-            sent = await self._brisk(self._socket, trio.lowlevel.wait_writable, os.writev, pieces)
+            sent = await self._brisk(self._socket, self._wait_for_room, os.writev, pieces)
             left = sum(map(len, pieces)) - sent
         finally:
             self.sending_since = None
@@ -163,6 +157,12 @@ class WatchedStream(trio.abc.HalfCloseableStream):
             if not self._calls % 8:
                 await trio.lowlevel.cancel_shielded_checkpoint()
             return amount
+
+    async def _wait_for_room(self, sock: trio.socket.SocketType) -> None:
+        if not self._had_to_wait:
+            self._had_to_wait = True
+            raise_unsent_limit(sock)
+        await trio.lowlevel.wait_writable(sock)
 
     async def wait_send_all_might_not_block(self) -> None:
         await self.transport_stream.wait_send_all_might_not_block()

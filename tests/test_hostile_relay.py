@@ -51,7 +51,7 @@ from pioneer_tunnel.identity import RelayKey
 from pioneer_tunnel.proxy_protocol import ProxyHeader
 from pioneer_tunnel.status import State
 from pioneer_tunnel.testing import open_pioneer_relay
-from pioneer_tunnel.transports.pioneer_relay import MOST_IDLE
+from pioneer_tunnel.transports.data_channels import MOST_IDLE
 from pioneer_tunnel.transports.rathole_codec import ControlCommand, encode_command
 from pioneer_tunnel.tunnel import open_tunnel
 from pioneer_tunnel.websocket import EngineName

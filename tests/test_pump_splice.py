@@ -16,10 +16,11 @@ import trio
 import trio.testing
 from rig import in_background, nothing_left_behind, read_all, read_exactly
 
-from pioneer_tunnel import pipes as pipes_module, pump as pump_module, splice as splice_module
+from pioneer_tunnel import pipes as pipes_module, pump as pump_module
 from pioneer_tunnel.dialer import dial_tcp
 from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.pump import pump
+from pioneer_tunnel.reactor import Reactor
 from pioneer_tunnel.splice import CAN_JOIN
 from pioneer_tunnel.streams import WatchedStream
 
@@ -274,14 +275,14 @@ async def test_what_was_cancelled_while_it_waited_for_its_turn_is_not_touched_ag
         async with source, sink, trio.open_nursery() as nursery:
             nursery.start_soon(pump, first, second)
             await trio.testing.wait_all_tasks_blocked()
-            joiner = splice_module._joiner.get()
-            *_, joint = joiner._joints
-            joiner._queue(joint.ends[0])
+            reactor = Reactor.current()
+            end = reactor._watched[first.transport_stream.socket.fileno()].__self__
+            end._queue()
             nursery.cancel_scope.cancel()
         monkeypatch.setattr(os, "readv", note)
         await left.send_all(b"pong")
         assert await read_exactly(right, 4) == b"pong"
-        assert joint.ends[0].descriptor not in touched
+        assert end.descriptor not in touched
 
 
 async def _pump_in_a_scope(

@@ -38,7 +38,7 @@ from pioneer_tunnel.key_mode import KeyMode
 from pioneer_tunnel.status import State
 from pioneer_tunnel.streams import WatchedStream
 from pioneer_tunnel.testing import Moment, ScriptedPioneerRelay, Trouble, Way, open_pioneer_relay
-from pioneer_tunnel.transports import pioneer_relay
+from pioneer_tunnel.transports import data_channels, pioneer_relay
 from pioneer_tunnel.transports.rathole_codec import ControlCommand, encode_command
 from pioneer_tunnel.transports.seam import Target
 from pioneer_tunnel.tunnel import Tunnel, open_tunnel
@@ -164,7 +164,7 @@ async def test_the_pool_is_filled_and_refilled() -> None:
 
 
 async def test_idle_data_channels_are_bounded_and_what_is_owed_follows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pioneer_relay, "MOST_IDLE", 10)
+    monkeypatch.setattr(data_channels, "MOST_IDLE", 10)
     async with connected() as (relay, tunnel), in_background(lambda: trio.serve_listeners(echo, [tunnel])):
         relay.tell(CREATE * 1000)
         await eventually(lambda: relay.data_channels == 10)
