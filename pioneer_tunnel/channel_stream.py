@@ -15,12 +15,12 @@ import os
 import select
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, final
+from typing import Final, final
 
 import trio
 
 from .endings import close_after_answer, send_eof
-from .sockets import LentSocket, plain_socket, reset_on_close
+from .sockets import LentSocket, plain_socket, reset_on_close, socket_below
 from .streams import OneAtATime
 from .tls_stream import TlsStream
 
@@ -37,7 +37,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
     One task may send and one may receive at a time; a second one gets `trio.BusyResourceError`.
 
     Args:
-        stream: the connection; a `WatchedStream`, or a `TlsStream` over one.
+        stream: the connection; what `streams.watch` makes, or a `TlsStream` over that.
         leave_taking: where connections are let go of that were closed while the visitor still talks. Whoever has it
             calls `abandon` before it ends.
         on_over: called once, when the connection is let go of.
@@ -49,9 +49,10 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         self.transport_stream: Final = stream
         self._leave_taking: Final = leave_taking
         self._on_over: Final = on_over
-        self._socket: Final = _socket_below(stream)
-        lent = plain_socket(stream)
-        self._plain: Final = None if lent is None else LentSocket(lent.socket, self._closed_by_borrower)
+        self._plain: Final = plain_socket(stream)
+        if self._plain is not None:
+            self._plain.on_close = self._closed_by_borrower
+        self._socket: Final = socket_below(stream) if self._plain is None else self._plain.socket
         self._receiving: Final = OneAtATime("another task is receiving from this stream")
         self._sending: Final = OneAtATime("another task is sending on this stream")
         self._closed = False
@@ -181,7 +182,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         if not self._over:
             self._over = True
             if self._plain is not None:
-                self._plain.forget_owner()  # or the two would wait for the garbage collector
+                self._plain.on_close = None  # or the two would wait for the garbage collector
             self._on_over(self)
 
     def _has_ended(self) -> bool:
@@ -201,11 +202,3 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
     def __repr__(self) -> str:
         return f"<ChannelStream{' closed' if self._closed else ''}>"
-
-
-def _socket_below(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
-    """The socket at the bottom, however deep below TLS and wrappers."""
-    innermost: Any = stream
-    while hasattr(innermost, "transport_stream"):
-        innermost = innermost.transport_stream
-    return innermost.socket if isinstance(innermost, trio.SocketStream) else None

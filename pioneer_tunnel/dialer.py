@@ -20,12 +20,14 @@ import trio
 
 from .address import Address, RelayAddress
 from .errors import LocalGatewayError, RelayConnectError, RelayResolveError
-from .streams import WatchedStream
+from .streams import Watched, watch
+from .tcp_stream import CAN_USE_DESCRIPTORS, TcpStream
 from .tls_stream import TlsStream
 from .trust import why_tls_failed
 
 __all__ = ["Attempt", "Dialer", "begin_dial", "dial_local", "dial_relay", "dial_tcp"]
 
+_NOT_BLOCKING: Final = getattr(socket, "SOCK_NONBLOCK", 0)
 _UNDER_WAY: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK}
 
 
@@ -47,7 +49,7 @@ async def dial_tcp(host: str, port: int) -> trio.SocketStream:
     attempt = begin_dial(host, port)
     if attempt is None:
         return await trio.open_tcp_stream(host, port)
-    return attempt.at_once() or await attempt.wait()
+    return trio.SocketStream(trio.socket.from_stdlib_socket(attempt.at_once() or await attempt.wait()))
 
 
 @final
@@ -55,9 +57,10 @@ class Attempt:
     """A connection to an IP address that is being made. Whoever has it asks `at_once`, and then may `wait`."""
 
     def __init__(self, family: socket.AddressFamily, host: str, port: int) -> None:
-        self._socket: Final = socket.socket(family, socket.SOCK_STREAM)
+        self._socket: Final = socket.socket(family, socket.SOCK_STREAM | _NOT_BLOCKING)
         try:
-            self._socket.setblocking(False)
+            if not _NOT_BLOCKING:
+                self._socket.setblocking(False)
             failure = self._socket.connect_ex((host, port))
             if failure and failure not in _UNDER_WAY:
                 raise OSError(failure, os.strerror(failure))
@@ -65,32 +68,33 @@ class Attempt:
             self._socket.close()
             raise
 
-    def at_once(self) -> trio.SocketStream | None:
-        """The connection, if there is nothing to wait for, as between two programs of one host."""
+    def at_once(self) -> socket.socket | None:
+        """The connected socket, if there is nothing to wait for, as between two programs of one host."""
         try:
             self._socket.getpeername()
         except OSError:
             return None
-        return self._stream()
+        return self._connected()
 
-    async def wait(self) -> trio.SocketStream:
-        """The connection.
+    async def wait(self) -> socket.socket:
+        """The connected socket.
 
         Raises:
-            OSError: none came about.
+            OSError: it could not be connected.
         """
         try:
             await trio.lowlevel.wait_writable(self._socket)
             failure = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if failure:
                 raise OSError(failure, os.strerror(failure))
+            return self._connected()
         except BaseException:
             self._socket.close()
             raise
-        return self._stream()
 
-    def _stream(self) -> trio.SocketStream:
-        return trio.SocketStream(trio.socket.from_stdlib_socket(self._socket))
+    def _connected(self) -> socket.socket:
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self._socket
 
 
 def begin_dial(host: str, port: int) -> Attempt | None:
@@ -113,7 +117,7 @@ def _family_of(host: str) -> socket.AddressFamily | None:
 
 async def dial_relay(
     address: RelayAddress, *, dial: Dialer, tls: ssl.SSLContext | None, timeout: float
-) -> tuple[trio.abc.Stream, WatchedStream]:
+) -> tuple[trio.abc.Stream, Watched]:
     """Connect to a relay, with TLS when a context is given; returns the stream, and the watched one at its bottom.
 
     Args:
@@ -132,7 +136,7 @@ async def dial_relay(
         raise RelayConnectError(f"cannot connect to the relay at {address}: {_why(error)}") from error
     except trio.TooSlowError:
         raise RelayConnectError(f"the relay at {address} did not answer within {timeout:g} seconds") from None
-    watched = WatchedStream(connected)
+    watched = watch(connected)
     if tls is None:
         return watched, watched
     secured = TlsStream(watched, tls, server_hostname=address.host, https=True)
@@ -157,12 +161,14 @@ async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> trio.
     """
     try:
         # A deadline costs more than most of what is done for a visitor, and here there is mostly nothing to wait for.
-        attempt = begin_dial(address.host, address.port) if dial is dial_tcp else None
+        attempt = begin_dial(address.host, address.port) if CAN_USE_DESCRIPTORS and dial is dial_tcp else None
         connected = None if attempt is None else attempt.at_once()
         if connected is not None:
-            return WatchedStream(connected)
+            return TcpStream(connected)
         with trio.move_on_after(timeout):
-            return WatchedStream(await (dial(address.host, address.port) if attempt is None else attempt.wait()))
+            if attempt is not None:
+                return TcpStream(await attempt.wait())
+            return watch(await dial(address.host, address.port))
     except OSError as error:
         raise LocalGatewayError(f"the local gateway at {address} does not answer: {_why(error)}") from error
     raise LocalGatewayError(f"the local gateway at {address} did not answer within {timeout:g} seconds")

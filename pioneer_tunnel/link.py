@@ -12,7 +12,7 @@ from typing import Final, TypeAlias, final
 
 import trio
 
-from .streams import WatchedStream
+from .streams import watch
 
 __all__ = ["Bytes", "Link", "StreamLink"]
 
@@ -64,7 +64,7 @@ class StreamLink(Link):
     """A link over a Trio stream, with nothing in between."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream: Final = WatchedStream(stream)
+        self._stream: Final = watch(stream)
 
     @property
     def last_received(self) -> float:

@@ -3,7 +3,7 @@
 `LentSocket` is one whose bytes move past its stream; the functions are what neither Trio nor the standard library has a
 word for.
 
-Neighbours: `streams` and `channel_stream` stand on sockets, `splice` joins two, `endings` ends one.
+Neighbours: `tcp_stream` and `channel_stream` stand on sockets, `splice` joins two, `endings` ends one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, final
+from typing import Any, Final, TypeAlias, final
 
 import trio
 
@@ -23,11 +23,13 @@ if sys.platform == "linux":
 
 __all__ = [
     "LentSocket",
+    "Socket",
     "descriptor_of",
     "keep_alive",
     "plain_socket",
     "raise_unsent_limit",
     "reset_on_close",
+    "socket_below",
     "unsent",
 ]
 
@@ -35,7 +37,10 @@ _LINGER_NOT: Final = struct.pack("ii", 1, 0)
 _UNSENT_LIMIT: Final = 256 * 1024
 
 
-def descriptor_of(sock: trio.socket.SocketType) -> int:
+Socket: TypeAlias = trio.socket.SocketType | socket.socket
+
+
+def descriptor_of(sock: Socket) -> int:
     """The socket's descriptor, asked for anew each time: when it is closed, its number soon is somebody else's."""
     descriptor = sock.fileno()
     if descriptor == -1:
@@ -47,20 +52,21 @@ def descriptor_of(sock: trio.socket.SocketType) -> int:
 class LentSocket:
     """The socket of a stream, lent to whoever moves bytes past the stream.
 
-    Args:
-        socket: what is lent.
-        on_close: tells the stream that the borrower has closed the connection.
-
     Attributes:
+        socket: what is lent.
+        waited_for: whether Trio was ever asked to wait for it. Closing then has to wake who waits, which takes longer
+            than all the rest of closing.
+        on_close: the owner's; called when the borrower has closed it.
         taken_back: the borrower's; called when the stream is closed meanwhile, just before its socket is.
     """
 
-    __slots__ = ("_on_close", "socket", "taken_back")
+    __slots__ = ("on_close", "socket", "taken_back", "waited_for")
 
-    def __init__(self, socket: trio.socket.SocketType, on_close: Callable[[], None] | None = None) -> None:
+    def __init__(self, socket: Socket) -> None:
         self.socket: Final = socket
+        self.waited_for = False
+        self.on_close: Callable[[], None] | None = None
         self.taken_back: Callable[[], None] | None = None
-        self._on_close = on_close
 
     def take_back(self) -> None:
         """The stream is about to close the socket."""
@@ -68,14 +74,21 @@ class LentSocket:
             self.taken_back()
 
     def close(self) -> None:
-        """Both directions have ended, and the borrower closes the connection."""
+        """Close it; when the borrower does, both directions have ended."""
+        if self.waited_for and isinstance(self.socket, socket.socket) and self.socket.fileno() != -1:
+            trio.lowlevel.notify_closing(self.socket)  # Trio's own do so themselves
         self.socket.close()
-        if self._on_close is not None:
-            self._on_close()
+        if self.on_close is not None:
+            self.on_close()
 
-    def forget_owner(self) -> None:
-        """It is closed, so nobody will have to be told."""
-        self._on_close = None
+
+def socket_below(stream: object) -> Socket | None:
+    """The socket at the bottom of a stream, however deep below TLS and wrappers."""
+    innermost: Any = stream
+    while hasattr(innermost, "transport_stream"):
+        innermost = innermost.transport_stream
+    found: Socket | None = getattr(innermost, "socket", None)
+    return found
 
 
 def plain_socket(stream: trio.abc.Stream) -> LentSocket | None:
@@ -84,24 +97,21 @@ def plain_socket(stream: trio.abc.Stream) -> LentSocket | None:
     return found
 
 
-def keep_alive(connected: trio.abc.Stream, *, idle: int = 20, interval: int = 8) -> None:
+def keep_alive(sock: Socket, *, idle: int = 20, interval: int = 8) -> None:
     """Have the system find out when the other end of a silent connection is gone, and NATs not forget it.
 
     Args:
-        connected: something else than a `trio.SocketStream` is left alone.
         idle: seconds of silence after which it asks.
         interval: seconds after which it asks again; after some such questions without an answer the connection breaks.
     """
-    if not isinstance(connected, trio.SocketStream):
-        return
     with suppress(OSError):
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, seconds in (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", interval)):
             if hasattr(socket, name):
-                connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
 
 
-def raise_unsent_limit(sock: trio.socket.SocketType) -> None:
+def raise_unsent_limit(sock: Socket) -> None:
     """Let there be room for more when a send has had to wait: Trio's 16 KiB make a large one many small ones."""
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         with suppress(OSError):
@@ -116,7 +126,7 @@ def unsent(descriptor: int) -> int:
         return 0
 
 
-def reset_on_close(sock: trio.socket.SocketType) -> None:
+def reset_on_close(sock: Socket) -> None:
     """Let closing `sock` be a RST, which drops what it has not sent."""
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)

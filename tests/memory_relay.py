@@ -12,7 +12,7 @@ from yamux_rig import PipeEnd, pipe
 from pioneer_tunnel.relay.control import ControlDoor
 from pioneer_tunnel.relay.ingress import IngressDoor, Visit
 from pioneer_tunnel.relay.registry import LocalDirectory, LocalRegistry
-from pioneer_tunnel.streams import WatchedStream
+from pioneer_tunnel.streams import watch
 from pioneer_tunnel.tunnel import Tunnel, open_tunnel
 from pioneer_tunnel.websocket import EngineName
 
@@ -95,7 +95,7 @@ class MemoryRelay:
         """The dialer of gateways."""
         cable = Cable()
         self.cables.append(cable)
-        watched = WatchedStream(cable.far)
+        watched = watch(cable.far)
         self._nursery.start_soon(self.control.serve, watched, watched)
         await trio.lowlevel.checkpoint()
         return cable

@@ -18,7 +18,7 @@ from rig import nothing_left_behind
 from pioneer_tunnel.address import Address, RelayAddress
 from pioneer_tunnel.dialer import dial_local, dial_relay, dial_tcp
 from pioneer_tunnel.errors import LocalGatewayError, RelayConnectError, RelayResolveError
-from pioneer_tunnel.streams import WatchedStream
+from pioneer_tunnel.streams import Watched
 from pioneer_tunnel.tls_stream import TlsStream
 from pioneer_tunnel.trust import client_tls
 
@@ -116,7 +116,7 @@ async def test_tls_is_watched_from_below(tmp_path: Path) -> None:
         nursery.start_soon(peer.do_handshake)
         stream, watched = await dial_relay(RELAY, dial=dial, tls=client_tls(tmp_path / "ca.pem"), timeout=5)
     assert isinstance(stream, TlsStream)
-    assert isinstance(watched, WatchedStream)
+    assert isinstance(watched, Watched)
     assert stream.transport_stream is watched
     assert peer.selected_alpn_protocol() is None
 

@@ -17,7 +17,7 @@ from pioneer_tunnel.address import Address
 from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.forward import forward
 from pioneer_tunnel.proxy_protocol import ProxyHeader
-from pioneer_tunnel.streams import WatchedStream
+from pioneer_tunnel.streams import watch
 from pioneer_tunnel.transports.seam import Event, LocalDialFailed, LocalDialOk
 from pioneer_tunnel.tunnel_stream import TunnelStream
 
@@ -31,7 +31,7 @@ class Carried(trio.abc.HalfCloseableStream):
     usable = True
 
     def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = WatchedStream(stream)
+        self._stream = watch(stream)
         self._socket = stream
         self.resets = 0
 

@@ -17,7 +17,7 @@ from rig import carried, nothing_left_behind, read_all, read_exactly, until_it_r
 
 from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.pump import pump
-from pioneer_tunnel.streams import WatchedStream
+from pioneer_tunnel.streams import watch
 from pioneer_tunnel.tls_stream import TlsServerStream
 
 APOLOGY: Final = b"sorry"
@@ -49,7 +49,7 @@ async def pumped(apology: bytes = b"") -> AsyncIterator[Ends]:
 
     async def run() -> None:
         with ends.scope:
-            await pump(WatchedStream(first), WatchedStream(second), apology=apology)
+            await pump(watch(first), watch(second), apology=apology)
         assert first.socket.fileno() == second.socket.fileno() == -1
         ends.over.set()
 
@@ -148,7 +148,7 @@ async def test_a_reset_that_the_sender_hears_of_first_is_no_end_for_the_receiver
         uploader = Uploader()
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(pump, WatchedStream(first), uploader)
+                nursery.start_soon(pump, watch(first), uploader)
                 await left.send_all(b"half an answer")
                 await read_exactly(left, 300_000)
                 await abandon(left)
@@ -230,7 +230,7 @@ async def test_a_bug_in_a_stream_comes_out_with_both_abandoned() -> None:
     left, first = await sockets()
     async with left:
         with pytest.raises(ExceptionGroup) as raised:
-            await pump(WatchedStream(first), Buggy())
+            await pump(watch(first), Buggy())
         assert isinstance(raised.value.exceptions[0], ZeroDivisionError)
         assert len(closed) == 1
         await is_reset(left)
@@ -248,14 +248,14 @@ async def pumped_to_tls(apology: bytes = b"") -> AsyncIterator[tuple[trio.Socket
     authority.configure_trust(client)
     left, first = await sockets()
     second, right = await sockets()
-    secured = TlsServerStream(WatchedStream(second), server)
+    secured = TlsServerStream(watch(second), server)
     visitor = trio.SSLStream(right, client, server_hostname="office.test")
     async with trio.open_nursery() as nursery:
         with trio.fail_after(10):
             nursery.start_soon(secured.do_handshake)
             await visitor.do_handshake()
             async with trio.open_nursery() as pumping, left:
-                pumping.start_soon(lambda: pump(WatchedStream(first), secured, apology=apology))
+                pumping.start_soon(lambda: pump(watch(first), secured, apology=apology))
                 yield left, visitor
             await trio.aclose_forcefully(visitor)
 

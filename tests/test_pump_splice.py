@@ -22,7 +22,7 @@ from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.pump import pump
 from pioneer_tunnel.reactor import Reactor
 from pioneer_tunnel.splice import CAN_JOIN
-from pioneer_tunnel.streams import WatchedStream
+from pioneer_tunnel.tcp_stream import TcpStream
 
 
 @pytest.fixture(params=["splice", "no pipe to be had", "sockets not made for it", "the long way"])
@@ -44,12 +44,12 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-async def connection() -> tuple[trio.SocketStream, WatchedStream]:
+async def connection() -> tuple[trio.SocketStream, TcpStream]:
     """A connection: somebody's end, and the end that is pumped."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
         outer = await dial_tcp("127.0.0.1", listener.socket.getsockname()[1])
-        return outer, WatchedStream(await listener.accept())
+        return outer, TcpStream((await listener.accept()).socket)
 
 
 @asynccontextmanager
@@ -276,7 +276,8 @@ async def test_what_was_cancelled_while_it_waited_for_its_turn_is_not_touched_ag
             nursery.start_soon(pump, first, second)
             await trio.testing.wait_all_tasks_blocked()
             reactor = Reactor.current()
-            end = reactor._watched[first.transport_stream.socket.fileno()].__self__
+            end: Any = reactor._watched[first.socket.fileno()]
+            end = end.__self__
             end._queue()
             nursery.cancel_scope.cancel()
         monkeypatch.setattr(os, "readv", note)

@@ -48,7 +48,7 @@ from pioneer_tunnel.relay.control import ControlDoor
 from pioneer_tunnel.relay.ingress import IngressDoor, Visit
 from pioneer_tunnel.relay.registry import LiveSession, LocalDirectory, LocalRegistry
 from pioneer_tunnel.status import State
-from pioneer_tunnel.streams import WatchedStream
+from pioneer_tunnel.streams import watch
 from pioneer_tunnel.tunnel import Tunnel
 from pioneer_tunnel.tunnel_stream import TunnelStream
 from pioneer_tunnel.websocket import EngineName, Opening, WebSocket, WebSocketClosed, load_engine
@@ -533,7 +533,7 @@ async def test_a_gateway_that_does_not_prove_itself_is_let_go(autojump_clock: tr
         started = trio.current_time()
         door = ControlDoor(relay_config(), LocalRegistry([]), LocalDirectory(), engine=engine)
         ours, theirs = trio.testing.memory_stream_pair()
-        watched = WatchedStream(theirs)
+        watched = watch(theirs)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(door.serve, watched, watched)
             async with load_engine().connect(ours, Opening(subprotocol=SUBPROTOCOL, address=ADDRESS)) as websocket:

@@ -49,7 +49,7 @@ from pioneer_tunnel.relay.descriptors import descriptor_limit
 from pioneer_tunnel.relay.rates import Failures, TokenBuckets
 from pioneer_tunnel.relay.registry import LocalDirectory, LocalRegistry
 from pioneer_tunnel.status import State
-from pioneer_tunnel.streams import WatchedStream
+from pioneer_tunnel.streams import watch
 from pioneer_tunnel.tunnel import Tunnel
 from pioneer_tunnel.websocket import EngineName, Opening, load_engine
 
@@ -454,7 +454,7 @@ async def refused_after(arrival: Arrival | None, key: RelayKey, registered: str 
     tunnels = [] if registered is None else [TunnelEntry(**tunnel_entry(key=registered))]
     door = ControlDoor(relay_config(), LocalRegistry(tunnels), LocalDirectory())
     ours, theirs = trio.testing.memory_stream_pair()
-    watched = WatchedStream(theirs)
+    watched = watch(theirs)
     opening = GatewayHandshake(key.identity(), audience=RELAY_NAME, service="any")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(door.serve, watched, watched, arrival)

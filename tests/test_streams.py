@@ -10,7 +10,7 @@ import trio.testing
 from rig import read_all
 
 from pioneer_tunnel.endings import abandon, close_after_answer, send_eof
-from pioneer_tunnel.streams import PrefixedStream, WatchedStream
+from pioneer_tunnel.streams import PrefixedStream, Watched, watch
 
 
 async def sockets() -> tuple[trio.SocketStream, trio.SocketStream]:
@@ -20,18 +20,18 @@ async def sockets() -> tuple[trio.SocketStream, trio.SocketStream]:
         return ours, await listener.accept()
 
 
-async def watched_sockets() -> tuple[WatchedStream, WatchedStream]:
+async def watched_sockets() -> tuple[Watched, Watched]:
     ours, theirs = await sockets()
-    return WatchedStream(ours), WatchedStream(theirs)
+    return watch(ours), watch(theirs)
 
 
-async def full_sockets() -> tuple[WatchedStream, WatchedStream]:
+async def full_sockets() -> tuple[Watched, Watched]:
     """A pair of which neither end can send any more."""
     one, other = await sockets()
     for stream in (one, other):
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    ours, theirs = WatchedStream(one), WatchedStream(other)
+    ours, theirs = watch(one), watch(other)
     with trio.move_on_after(0.05):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ours.send_all, bytes(4_000_000))
@@ -39,7 +39,7 @@ async def full_sockets() -> tuple[WatchedStream, WatchedStream]:
     return ours, theirs
 
 
-# WatchedStream
+# Watched
 
 
 async def test_over_a_socket_it_keeps_trios_contract() -> None:
@@ -48,9 +48,9 @@ async def test_over_a_socket_it_keeps_trios_contract() -> None:
 
 
 async def test_over_another_stream_it_keeps_trios_contract() -> None:
-    async def make() -> tuple[WatchedStream, WatchedStream]:
+    async def make() -> tuple[Watched, Watched]:
         ours, theirs = trio.testing.memory_stream_pair()
-        return WatchedStream(ours), WatchedStream(theirs)
+        return watch(ours), watch(theirs)
 
     await trio.testing.check_half_closeable_stream(make, None)
 
@@ -61,7 +61,7 @@ async def test_it_remembers_when_bytes_came_and_since_when_none_leave(over: str)
         ours, theirs = await watched_sockets()
     else:
         one, other = trio.testing.lockstep_stream_pair()
-        ours, theirs = WatchedStream(one), WatchedStream(other)
+        ours, theirs = watch(one), watch(other)
 
     def since() -> float | None:
         return ours.sending_since
@@ -171,7 +171,7 @@ async def test_abandon_is_a_reset_however_deep_the_socket_is() -> None:
     for wrapped in (False, True):
         ours, theirs = await sockets()
         async with theirs:
-            await abandon(PrefixedStream(WatchedStream(ours), b"x") if wrapped else ours)
+            await abandon(PrefixedStream(watch(ours), b"x") if wrapped else ours)
             assert ours.socket.fileno() == -1
             with pytest.raises(trio.BrokenResourceError):
                 await theirs.receive_some()

@@ -36,7 +36,7 @@ from pioneer_tunnel.forward import forward
 from pioneer_tunnel.identity import RelayKey
 from pioneer_tunnel.key_mode import KeyMode
 from pioneer_tunnel.status import State
-from pioneer_tunnel.streams import WatchedStream
+from pioneer_tunnel.streams import watch
 from pioneer_tunnel.testing import Moment, ScriptedPioneerRelay, Trouble, Way, open_pioneer_relay
 from pioneer_tunnel.transports import data_channels, pioneer_relay
 from pioneer_tunnel.transports.rathole_codec import ControlCommand, encode_command
@@ -599,7 +599,7 @@ async def test_the_stream_keeps_trios_contract() -> None:
                 far = await listener.accept()
             for connection in (near, far):
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
-            one, other = (ChannelStream(WatchedStream(end), nursery, over.append) for end in (near, far))
+            one, other = (ChannelStream(watch(end), nursery, over.append) for end in (near, far))
             return one, other
 
         async def make_clogged_pair() -> tuple[ChannelStream, ChannelStream]:

@@ -30,7 +30,7 @@ from pioneer_tunnel.errors import (
 from pioneer_tunnel.handshake import SUBPROTOCOL, GatewayHandshake, Rejection, RelayHandshake, replaced_text
 from pioneer_tunnel.identity import RelayKey, SigningIdentity
 from pioneer_tunnel.proxy_protocol import ProxyHeader
-from pioneer_tunnel.streams import WatchedStream
+from pioneer_tunnel.streams import watch
 from pioneer_tunnel.transports import Target
 from pioneer_tunnel.transports.seam import Deliver, Draining, Event, Replaced, RoundTrip, Session
 from pioneer_tunnel.transports.websocket import serve
@@ -133,7 +133,7 @@ def relay(
     """A relay: opens, lets the gateway in, runs `then` beside yamux, and leaves with 1001."""
 
     async def peer(stream: trio.abc.Stream) -> None:
-        watched = WatchedStream(stream)
+        watched = watch(stream)
         async with load_engine(engine).accept(watched, Opening(subprotocol=SUBPROTOCOL)) as websocket:
             opening = RelayHandshake("relay-1", public_names=[RELAY_NAME])
             if welcome is not None:

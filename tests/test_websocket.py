@@ -25,7 +25,7 @@ from pioneer_tunnel.address import RelayAddress
 from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.errors import UnsupportedTransportError
 from pioneer_tunnel.link import StreamLink
-from pioneer_tunnel.streams import WatchedStream
+from pioneer_tunnel.streams import watch
 from pioneer_tunnel.websocket import (
     ENGINES,
     MAX_BINARY,
@@ -659,7 +659,7 @@ async def test_an_opening_cancelled_at_any_checkpoint_leaves_nothing_behind(engi
 async def test_text_goes_aside_also_inside_a_yamux_frame(engine: EngineName) -> None:
     texts: list[str] = []
     ours, theirs = trio.testing.memory_stream_pair()
-    watched = WatchedStream(theirs)
+    watched = watch(theirs)
     async with raw_client(engine, (ours, watched)) as (client, server):
         link = WebSocketLink(server, watched, texts.append)
         head = encode_header(FrameType.DATA, 0, 1, 3)
@@ -682,7 +682,7 @@ async def test_a_text_that_raises_comes_out_of_receive(engine: EngineName) -> No
     def refuse(text: str) -> None:
         raise ValueError(text)
 
-    watched = WatchedStream(trio.testing.memory_stream_pair()[0])
+    watched = watch(trio.testing.memory_stream_pair()[0])
     async with raw_client(engine) as (client, server):
         await client.send_all(frame(TEXT, b"replaced"))
         with pytest.raises(ValueError, match="replaced"):
@@ -691,7 +691,7 @@ async def test_a_text_that_raises_comes_out_of_receive(engine: EngineName) -> No
 
 async def test_a_link_closes_with_the_code_that_it_was_given(engine: EngineName) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
-    watched = WatchedStream(theirs)
+    watched = watch(theirs)
     async with raw_client(engine, (ours, watched)) as (client, server), trio.open_nursery() as nursery:
         link = WebSocketLink(server, watched, pytest.fail)
         link.close_code, link.close_reason = 4001, "replaced"

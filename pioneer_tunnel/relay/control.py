@@ -17,7 +17,7 @@ from ..errors import ProtocolError
 from ..handshake import SUBPROTOCOL, Claim, Rejection, RelayHandshake
 from ..identity import SigningIdentity
 from ..status import clean_message
-from ..streams import MeteredStream, WatchedStream
+from ..streams import MeteredStream, Watched
 from ..websocket import EngineName, Opening, WebSocket, WebSocketRefused, load_engine
 from ..yamux import Limits
 from .admission import Arrival
@@ -72,7 +72,7 @@ class ControlDoor:
         self._wall_clock: Final = wall_clock
         self._sessions: Final[set[GatewaySession]] = set()
 
-    async def serve(self, stream: trio.abc.Stream, watched: WatchedStream, arrival: Arrival | None = None) -> None:
+    async def serve(self, stream: trio.abc.Stream, watched: Watched, arrival: Arrival | None = None) -> None:
         """Serve one connection, from its WebSocket request on, until it ends; `stream` is closed then.
 
         Args:
@@ -138,7 +138,7 @@ class ControlDoor:
     async def _carry(
         self,
         websocket: WebSocket,
-        watched: WatchedStream,
+        watched: Watched,
         entry: TunnelEntry,
         claim: Claim,
         handshake: RelayHandshake,

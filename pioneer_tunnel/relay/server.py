@@ -27,7 +27,7 @@ from ..groups import lone_error_bare
 from ..handshake import SUBPROTOCOL
 from ..identity import SigningIdentity
 from ..sockets import keep_alive
-from ..streams import PrefixedStream, WatchedStream
+from ..streams import PrefixedStream, Watched, watch
 from ..websocket import EngineName
 from ..yamux import Limits
 from .accepting import Front, Handler
@@ -228,7 +228,7 @@ class Relay:
 
 
 async def serve_gateway(
-    door: ControlDoor, stream: trio.abc.Stream, watched: WatchedStream, arrival: Arrival | None = None
+    door: ControlDoor, stream: trio.abc.Stream, watched: Watched, arrival: Arrival | None = None
 ) -> None:
     """Serve a connection at the gateways' door, from its first byte on, until it ends; see `ControlDoor.serve`."""
     try:
@@ -266,12 +266,12 @@ def guarded(
     return serve
 
 
-def _watched(connected: trio.SocketStream) -> WatchedStream:
-    keep_alive(connected, idle=60, interval=15)
-    return WatchedStream(connected)
+def _watched(connected: trio.SocketStream) -> Watched:
+    keep_alive(connected.socket, idle=60, interval=15)
+    return watch(connected)
 
 
-def _visit(connected: trio.SocketStream, watched: WatchedStream, arrival: Arrival) -> Visit:
+def _visit(connected: trio.SocketStream, watched: Watched, arrival: Arrival) -> Visit:
     return Visit(
         stream=watched,
         visitor=_address_of(connected.socket.getpeername),

@@ -25,7 +25,7 @@ import trio
 
 from ..endings import abandon
 from ..handshake import Claim, replaced_text
-from ..streams import WatchedStream
+from ..streams import Watched
 from ..websocket import WebSocket, WebSocketLink
 from ..yamux import Limits, Role, YamuxConnection, YamuxStream
 from .registry import LiveSession
@@ -77,7 +77,7 @@ class GatewaySession(LiveSession):
         tunnel_id: str,
         claim: Claim,
         websocket: WebSocket,
-        watched: WatchedStream,
+        watched: Watched,
         *,
         heartbeat: float,
         limits: Limits,

@@ -15,7 +15,7 @@ from ..endings import close_after_answer
 from ..handshake import SUBPROTOCOL, Rejection, RelayHandshake
 from ..relay.ingress import read_head
 from ..relay.tls_door import end_tls
-from ..streams import PrefixedStream, WatchedStream
+from ..streams import PrefixedStream, Watched, watch
 from ..websocket import Opening, load_engine
 from .faults import BadTls, CaptivePortal, Reject, Stage, StallAt, Unavailable
 
@@ -32,14 +32,14 @@ _TLS_ALERT: Final = bytes.fromhex("15 0303 0002 02 28")
 _SIGN_IN: Final = b"<html><title>Welcome to our network</title><p>Please sign in.</html>"
 
 
-async def secured(connected: trio.abc.Stream, certificate: Certificate | None) -> tuple[trio.abc.Stream, WatchedStream]:
+async def secured(connected: trio.abc.Stream, certificate: Certificate | None) -> tuple[trio.abc.Stream, Watched]:
     """A relay's end of a connection, inside TLS when there is a certificate; and the watched stream at its bottom.
 
     Raises:
         trio.BrokenResourceError: TLS came to nothing.
         trio.TooSlowError: it took too long.
     """
-    watched = WatchedStream(connected)
+    watched = watch(connected)
     return (watched if certificate is None else await end_tls(watched, certificate)), watched
 
 

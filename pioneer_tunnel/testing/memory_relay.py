@@ -34,7 +34,7 @@ from ..relay.config import RelayConfig, TunnelEntry
 from ..relay.control import ControlDoor
 from ..relay.ingress import IngressDoor, Visit
 from ..relay.server import guarded, serve_gateway
-from ..streams import WatchedStream
+from ..streams import watch
 from ..websocket import EngineName
 from .faults import FaultPlan
 from .faulty_dialer import Dial, FaultyDialer
@@ -298,7 +298,7 @@ class MemoryRelay:
         number = self._visitors
         connection = MemoryConnection()
         visit = Visit(
-            stream=WatchedStream(connection.server),
+            stream=watch(connection.server),
             visitor=Address(f"192.0.2.{1 + number % 250}", 40_000 + number % 20_000),
             local=self._config.ingress_addr,
             tls=False,

@@ -34,7 +34,7 @@ from ..errors import RemoteProtocolError
 from ..identity import RelayKey
 from ..key_mode import KeyMode
 from ..pump import pump
-from ..streams import WatchedStream
+from ..streams import watch
 from ..tls_stream import TlsStream
 from ..transports.rathole_codec import (
     DIGEST_SIZE,
@@ -229,7 +229,7 @@ class ScriptedPioneerRelay:
         return self._connections
 
     async def _take_gateway(self, connected: trio.SocketStream | trio.StapledStream) -> None:  # type: ignore[type-arg]
-        stream: trio.abc.Stream = WatchedStream(connected)
+        stream: trio.abc.Stream = watch(connected)
         try:
             if self._tls is not None:
                 stream = secured = TlsStream(stream, self._tls, server_side=True)
@@ -314,7 +314,7 @@ class ScriptedPioneerRelay:
                     await trio.aclose_forcefully(channel)
                     gateway.ask()
                 else:
-                    await pump(WatchedStream(visitor), channel)
+                    await pump(watch(visitor), channel)
                     return
                 finally:
                     used.set()

@@ -26,9 +26,10 @@ from ..dialer import Attempt, begin_dial, dial_tcp
 from ..endings import abandon
 from ..errors import RemoteProtocolError
 from ..reactor import CAN_WATCH, Reactor, Stay
-from ..sockets import descriptor_of, keep_alive, reset_on_close
+from ..sockets import Socket, descriptor_of, keep_alive, reset_on_close
 from ..status import clean_message
-from ..streams import WatchedStream, send_pieces
+from ..streams import Watched, send_pieces, watch
+from ..tcp_stream import TcpStream
 from ..tls_stream import TlsStream
 from ..tunnel_stream import TunnelStream
 from .rathole_codec import COMMAND_SIZE, DataCommand, decode_data_command
@@ -128,13 +129,13 @@ class DataChannels:
             return
         keep_alive(connected)
         try:
-            said = os.write(descriptor_of(connected.socket), self._hello)
+            said = os.write(descriptor_of(connected), self._hello)
         except OSError:
             said = 0
         if said == len(self._hello):
             self._watch(reactor, connected)
         else:
-            connected.socket.close()
+            connected.close()
             self._nursery.start_soon(self._run)
 
     async def _run(self, attempt: Attempt | None = None) -> None:
@@ -142,14 +143,14 @@ class DataChannels:
         stream = await self._dial(attempt)
         if stream is None:
             self.note_lost()
-        elif self._reactor is not None and isinstance(stream.transport_stream, trio.SocketStream):
-            self._watch(self._reactor, stream.transport_stream)
+        elif self._reactor is not None and isinstance(stream, TcpStream):
+            self._watch(self._reactor, stream.socket)
         elif await self._wait_for_visitor(stream):
             self.note_visited(stream)
         else:
             self.note_lost()
 
-    def _watch(self, reactor: Reactor, connected: trio.SocketStream) -> None:
+    def _watch(self, reactor: Reactor, connected: Socket) -> None:
         watched = _Watched(connected, self, reactor)
         if self._ended:
             watched.abandon()
@@ -193,7 +194,7 @@ class DataChannels:
         else:
             _log.warning("a data channel to %s came to nothing: %s", self._target.address, clean_message(str(reason)))
 
-    async def _wait_for_visitor(self, stream: WatchedStream | TlsStream) -> bool:
+    async def _wait_for_visitor(self, stream: Watched | TlsStream) -> bool:
         visited = False
         try:
             # No deadline: it stands in the relay's pool until somebody comes. The system's keepalive, and the end of
@@ -212,15 +213,15 @@ class DataChannels:
                 await abandon(stream)
         return visited
 
-    async def _dial(self, attempt: Attempt | None) -> WatchedStream | TlsStream | None:
+    async def _dial(self, attempt: Attempt | None) -> Watched | TlsStream | None:
         """A connection on which the relay has been told what it is for; None when there is none to be had."""
         pause, failure = FIRST_PAUSE, "no answer"
         with trio.move_on_after(DIAL_FOR):
             while True:
-                connected: trio.abc.Stream | None = None
+                connected: Watched | None = None
                 try:
-                    connected = await (self._connect() if attempt is None else attempt.wait())
-                    return await self._introduce(WatchedStream(connected))
+                    connected = await self._connect(attempt)
+                    return await self._introduce(connected)
                 except (OSError, trio.BrokenResourceError) as error:
                     failure = str(error)
                     if connected is not None:
@@ -240,14 +241,17 @@ class DataChannels:
         )
         return None
 
-    async def _connect(self) -> trio.abc.Stream:
+    async def _connect(self, attempt: Attempt | None) -> Watched:
+        if attempt is not None:
+            return TcpStream(await attempt.wait())
         if self._machine is not None:
-            return await dial_tcp(self._machine.host, self._machine.port)
-        return await self._target.dial(self._target.address.host, self._target.address.port)
+            return watch(await dial_tcp(self._machine.host, self._machine.port))
+        return watch(await self._target.dial(self._target.address.host, self._target.address.port))
 
-    async def _introduce(self, watched: WatchedStream) -> WatchedStream | TlsStream:
-        keep_alive(watched.transport_stream)
-        stream: WatchedStream | TlsStream = watched
+    async def _introduce(self, watched: Watched) -> Watched | TlsStream:
+        if isinstance(watched, TcpStream):
+            keep_alive(watched.socket)
+        stream: Watched | TlsStream = watched
         if self._tls is not None:
             # The visitor may end one direction before the other, which `trio.SSLStream` has no word for.
             stream = TlsStream(watched, self._tls, server_hostname=self._target.address.host, session=self._tls_session)
@@ -262,19 +266,19 @@ class _Watched:
 
     __slots__ = ("_channels", "_command", "_connected", "_descriptor", "_reactor")
 
-    def __init__(self, connected: trio.SocketStream, channels: DataChannels, reactor: Reactor) -> None:
+    def __init__(self, connected: Socket, channels: DataChannels, reactor: Reactor) -> None:
         self._connected: Final = connected
         self._channels: Final = channels
         self._reactor: Final = reactor
-        self._descriptor: Final = descriptor_of(connected.socket)
+        self._descriptor: Final = descriptor_of(connected)
         self._command = b""
         reactor.watch(self._descriptor, self._on_events)
 
     def abandon(self) -> None:
         """End it with a RST."""
         self._reactor.unwatch(self._descriptor)
-        reset_on_close(self._connected.socket)
-        self._connected.socket.close()
+        reset_on_close(self._connected)
+        self._connected.close()
 
     def _on_events(self, events: int) -> None:  # noqa: ARG002  # reading tells the same
         try:
@@ -291,7 +295,7 @@ class _Watched:
             return
         if self._channels.understood(self._command):
             self._reactor.unwatch(self._descriptor)
-            self._channels.note_visited(WatchedStream(self._connected), self)
+            self._channels.note_visited(TcpStream(self._connected), self)
         else:
             self.abandon()
             self._channels.note_lost(self)

@@ -39,7 +39,8 @@ from ..errors import (
 )
 from ..groups import lone_error_bare
 from ..sockets import keep_alive
-from ..streams import WatchedStream
+from ..streams import Watched
+from ..tcp_stream import TcpStream
 from ..trust import client_tls
 from .data_channels import DataChannels, staying
 from .rathole_codec import (
@@ -92,7 +93,8 @@ async def _serve(
     address = target.address
     stream, watched = await dial_relay(address, dial=target.dial, tls=tls, timeout=target.connect_timeout)
     try:
-        keep_alive(watched.transport_stream)
+        if isinstance(watched, TcpStream):
+            keep_alive(watched.socket)
         channel = ControlChannel(target.key_mode.id(target.key, target.service))
         proof, early = await _open(channel, stream, target)
         with lone_error_bare(), staying(tls) as stay:
@@ -219,15 +221,14 @@ async def _obey(
         raise LinkLostError(f"the relay at {address} broke a rule of the protocol: {error}") from error
 
 
-def _machine_reached(watched: WatchedStream, dial: Dialer) -> Address | None:
+def _machine_reached(watched: Watched, dial: Dialer) -> Address | None:
     """The machine that `watched` reaches, whatever the relay's name resolves to by now.
 
     None when it has to be asked for by name each time: what a dialer of the host's own connects to may be a proxy.
     """
-    connected = watched.transport_stream
-    if dial is not dial_tcp or not isinstance(connected, trio.SocketStream):
+    if dial is not dial_tcp or not isinstance(watched, TcpStream):
         return None
-    peer: tuple[Any, ...] = connected.socket.getpeername()
-    if connected.socket.family == socket.AF_INET6 and peer[3]:
+    peer: tuple[Any, ...] = watched.socket.getpeername()
+    if watched.socket.family == socket.AF_INET6 and peer[3]:
         return None  # an address of one network interface only
     return Address(peer[0], peer[1])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, final
 
 from ..link import Bytes, Link
-from ..streams import WatchedStream
+from ..streams import Watched
 from .connection import Message, WebSocket
 
 __all__ = ["WebSocketLink"]
@@ -35,7 +35,7 @@ class WebSocketLink(Link):
     def __init__(
         self,
         websocket: WebSocket,
-        watched: WatchedStream,
+        watched: Watched,
         on_text: Callable[[str], None],
         behind: Sequence[Message] = (),
     ) -> None:
