@@ -26,7 +26,7 @@ from typing import Final, final
 
 import trio
 
-__all__ = ["CAN_WATCH", "Reactor", "Stay"]
+__all__ = ["CAN_WATCH", "REMINDED_AFTER", "Reactor", "Stay"]
 
 CAN_WATCH: Final = sys.platform == "linux"
 """Whether this system has what it takes."""
@@ -35,6 +35,8 @@ _TURN: Final = 1024 * 1024
 """Bytes that are moved before other tasks get theirs."""
 
 _MOST_EVENTS: Final = 256
+
+REMINDED_AFTER: Final = 0.002
 
 _MOST_LOOKS: Final = 16
 """Each lets the other tasks run, so these are some 100 microseconds."""
@@ -110,6 +112,7 @@ class Reactor:
         self._waiting = False
         self._watched: Final[dict[int, Callable[[int], None]]] = {}
         self._ready: Final[deque[Callable[[], int]]] = deque()
+        self._reminders: Final[dict[Callable[[], None], float]] = {}  # in the order in which they are due
         self._looks = 0
         self._looks_worth_while = _MOST_LOOKS
         self._looks_wanted = 0
@@ -145,6 +148,10 @@ class Reactor:
         """Also when it takes more; from now on."""
         self._epoll.modify(descriptor, _WATCHED | select.EPOLLOUT)
 
+    def watch_anew(self, descriptor: int, *, room: bool) -> None:
+        """Call back again if there is news now, as if nothing had been told of it yet."""
+        self._epoll.modify(descriptor, _WATCHED | select.EPOLLOUT if room else _WATCHED)
+
     def unwatch(self, descriptor: int) -> None:
         """No more. To be told before it is closed."""
         del self._watched[descriptor]
@@ -160,6 +167,15 @@ class Reactor:
         Turns are to be short: after a MiB of them all other tasks get theirs.
         """
         self._ready.append(turn)
+
+    def remind(self, callback: Callable[[], None]) -> None:
+        """Call `callback` in `REMINDED_AFTER` seconds, and not before; asked again, from then on."""
+        self._reminders.pop(callback, None)
+        self._reminders[callback] = trio.current_time() + REMINDED_AFTER
+
+    def do_not_remind(self, callback: Callable[[], None]) -> None:
+        """After all. Without a `remind` before it this does nothing."""
+        self._reminders.pop(callback, None)
 
     def expect_answer(self) -> None:
         """A few bytes have gone out in a conversation: the answer may come within microseconds."""
@@ -211,13 +227,27 @@ class Reactor:
             else:
                 self._waiting = True
                 try:
-                    # No deadline: when nobody has anything to say, there is nothing to do.
-                    await trio.lowlevel.wait_readable(self._news)
+                    await self._wait_for_news()
                 except trio.ClosedResourceError:
                     pass  # woken
                 finally:
                     self._waiting = False
             self._take_turns()
+
+    async def _wait_for_news(self) -> None:
+        if not self._reminders:
+            # No deadline: when nobody has anything to say, there is nothing to do.
+            await trio.lowlevel.wait_readable(self._news)
+            return
+        with trio.move_on_at(next(iter(self._reminders.values()))):
+            await trio.lowlevel.wait_readable(self._news)
+        now = trio.current_time()
+        while self._reminders:
+            callback, due = next(iter(self._reminders.items()))
+            if due > now:
+                break
+            del self._reminders[callback]
+            callback()
 
     def _take_turns(self) -> None:
         events = self._epoll.poll(0, _MOST_EVENTS)

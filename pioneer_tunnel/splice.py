@@ -5,6 +5,7 @@ How a direction's bytes move, when the reactor says that there are some:
     little at a time      read into a buffer that all share, write from it at once: two system calls
     much at a time        `os.splice` through a borrowed pipe: the bytes never come into this process
     much, no pipe         the shared buffer again, which is large
+    much, small pieces    the same, of more at a time: the system tells of it only when that much is there
 
 Nothing is set up for one connection alone, and the buffer is empty again before the next one's turn: what a sink does
 not take is copied and kept, and its source is not read before that is gone. Turns are short, so that a bulk transfer
@@ -28,7 +29,7 @@ from typing import Final, final
 import trio
 
 from .pipes import Pipe, Pipes
-from .reactor import CAN_WATCH, Reactor, Stay
+from .reactor import CAN_WATCH, REMINDED_AFTER, Reactor, Stay
 from .sockets import LentSocket, descriptor_of, raise_unsent_limit
 
 __all__ = ["CAN_JOIN", "Ending", "join"]
@@ -39,6 +40,14 @@ CAN_JOIN: Final = CAN_WATCH
 _BUFFER_SIZE: Final = 256 * 1024
 _WORTH_A_PIPE: Final = 64 * 1024
 _NOT_WORTH_IT: Final = 16 * 1024
+
+_GATHERED: Final = 256 * 1024
+"""Bytes that are waited for when a bulk comes fast and in small pieces, each of which costs as much as a large one."""
+
+_PIECE: Final = range(4 * 1024, _GATHERED + 1)
+_MANY_PIECES: Final = 16
+_FAST: Final = 2 * _GATHERED / REMINDED_AFTER
+"""Bytes per second; so the wait is mostly over before the reminder."""
 
 _CONVERSATION: Final = 8
 """Small pieces, both ways together, after which two ends are taken to be talking to and fro."""
@@ -136,14 +145,15 @@ class _Joint:
         self.end(trio.ClosedResourceError("this connection is not joined any more"))
         shared, ends = self._shared, self._ends
         for end in ends:
-            end.let_go_of_what_is_held()
+            end.leave()
             if end.watched:
                 end.lent.taken_back = None
                 if self.ending is Ending.CLOSED:
                     shared.reactor.unwatch_closing(end.descriptor)
-                    end.lent.close()
                 else:
                     shared.reactor.unwatch(end.descriptor)
+            if self.ending is Ending.CLOSED:
+                end.lent.close()
         shared.joints -= 1
         if not shared.joints:
             shared.pipes.close()
@@ -176,8 +186,12 @@ class _End:
 
     __slots__ = (
         "_bulk",
+        "_gathers",
         "_hung_up",
         "_joint",
+        "_pieces",
+        "_pieces_began",
+        "_pieces_size",
         "_pipe",
         "_piped",
         "_queued",
@@ -203,6 +217,11 @@ class _End:
         self._watched_for_room = False
         self._queued = False
         self._bulk = False
+        # Many small pieces in a row, when the first of them came, and their bytes.
+        self._pieces = 0
+        self._pieces_began = 0.0
+        self._pieces_size = 0
+        self._gathers = False
         # What the peer has not taken yet, in a pipe or as a copy. While there is some, nothing more is read.
         self._pipe: Pipe | None = None
         self._piped = 0
@@ -225,6 +244,13 @@ class _End:
         peer = self.peer
         if peer._piped or peer._rest:
             peer._queue()
+
+    def leave(self) -> None:
+        """Nothing is moved any more."""
+        self.let_go_of_what_is_held()
+        if self._gathers:
+            self._shared.reactor.do_not_remind(self._stop_gathering)
+            self._be_told_of(1)
 
     def _queue(self) -> None:
         if not self._queued:
@@ -257,7 +283,7 @@ class _End:
         if not amount:
             self._end()
             return 0
-        self._bulk = amount >= _WORTH_A_PIPE
+        self._note_amount(amount, enough=_WORTH_A_PIPE)
         try:
             written = os.write(self.peer.descriptor, shared.buffer[:amount])
         except BlockingIOError:
@@ -270,7 +296,7 @@ class _End:
             self._watch_for_room()
         elif self._bulk or self._hung_up:
             # Otherwise the read has emptied it, and whatever comes after makes an edge.
-            self._queue()
+            self._go_on()
         else:
             self._joint.pieces += 1
             if self._joint.pieces > _CONVERSATION:
@@ -294,10 +320,51 @@ class _End:
             self._end()
             return 0
         self._pipe, self._piped = pipe, amount
-        self._bulk = amount >= _NOT_WORTH_IT
+        self._note_amount(amount, enough=_NOT_WORTH_IT)
         if self._push():
-            self._queue()  # that it is empty only the next read tells
+            self._go_on()
         return amount
+
+    def _go_on(self) -> None:
+        """There may be more, which only the next read tells."""
+        if self._gathers:
+            self._shared.reactor.watch_anew(self.descriptor, room=self._watched_for_room)
+            self._shared.reactor.remind(self._stop_gathering)
+        else:
+            self._queue()
+
+    def _note_amount(self, amount: int, *, enough: int) -> None:
+        """See from what has come how the next is read best."""
+        if self._gathers:
+            return
+        self._bulk = amount >= enough
+        if amount not in _PIECE:
+            self._pieces = 0
+            return
+        if not self._pieces:
+            self._pieces_began, self._pieces_size = trio.current_time(), 0
+        self._pieces += 1
+        self._pieces_size += amount
+        if self._pieces == _MANY_PIECES:
+            self._pieces = 0
+            if self._pieces_size > _FAST * (trio.current_time() - self._pieces_began):
+                self._gather()
+
+    def _gather(self) -> None:
+        """Have the system tell of this source only when much is there, or its end. A reminder is due all the while."""
+        self._gathers = self._bulk = True
+        self._be_told_of(_GATHERED)
+        self._shared.reactor.remind(self._stop_gathering)
+
+    def _stop_gathering(self) -> None:
+        """Not much has come in time: what is there is brought now."""
+        self._gathers = False
+        self._be_told_of(1)
+        self._queue()
+
+    def _be_told_of(self, least: int) -> None:
+        with suppress(OSError):  # where it has no such thing, or was closed
+            self.lent.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
 
     def _push(self) -> bool:
         """Bring the peer what is held; False when something is left, or the peer takes no more."""

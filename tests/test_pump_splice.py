@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import os
 import random
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +18,12 @@ import trio
 import trio.testing
 from rig import in_background, nothing_left_behind, read_all, read_exactly
 
-from pioneer_tunnel import pipes as pipes_module, pump as pump_module
+from pioneer_tunnel import (
+    pipes as pipes_module,
+    pump as pump_module,
+    reactor as reactor_module,
+    splice as splice_module,
+)
 from pioneer_tunnel.dialer import dial_tcp
 from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.pump import pump
@@ -127,6 +134,63 @@ async def test_a_bulk_of_bytes_is_spliced_and_a_few_are_not(monkeypatch: pytest.
             nursery.start_soon(left.send_all, bytes(20_000_000))
             await read_exactly(right, 20_000_000)
         assert spliced > 10_000_000
+
+
+async def _in_pieces(stream: trio.SocketStream, amount: int) -> None:
+    for _ in range(amount // 8192):
+        await stream.send_all(bytes(8192))
+
+
+@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
+async def test_a_fast_bulk_in_small_pieces_is_gathered_and_its_rest_is_not_kept(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the system was told not to tell of comes all the same, though neither more nor an end follows."""
+    monkeypatch.setattr(splice_module, "_FAST", 0.0)  # this machine may be slow
+    least: list[int] = []
+    original = socket.socket.setsockopt
+
+    def note(self: socket.socket, level: int, name: int, value: Any) -> None:
+        original(self, level, name, value)
+        if name == socket.SO_RCVLOWAT:
+            least.append(value)
+
+    monkeypatch.setattr(socket.socket, "setsockopt", note)
+    async with pumped() as (left, right, over):
+        with trio.fail_after(20):
+            for source, sink in ((left, right), (right, left)):
+                for _ in range(2):
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(_in_pieces, source, 8_192_000)
+                        await read_exactly(sink, 8_192_000)
+                    await source.send_all(b"and a few")
+                    assert await read_exactly(sink, 9) == b"and a few"
+            await left.aclose()
+            await right.aclose()
+            await over.wait()
+    if way == "the long way":
+        assert least == []
+    else:
+        assert max(least) == 256 * 1024
+        assert least[-1] == 1
+
+
+@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
+async def test_an_end_behind_what_is_being_gathered_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splice_module, "_FAST", 0.0)
+    monkeypatch.setattr(reactor_module, "REMINDED_AFTER", 60.0)
+    async with pumped() as (left, right, over):
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_in_pieces, left, 8_192_000)
+                left_over = 8_192_000
+                while left_over > 256 * 1024:  # less may be waited for
+                    left_over -= len(await right.receive_some(65536))
+            await left.send_eof()
+            await read_exactly(right, left_over)
+            assert await read_all(right) == b""
+            await right.aclose()
+            await over.wait()
 
 
 async def test_half_close_both_ways_round(way: str) -> None:
@@ -317,6 +381,45 @@ async def test_a_stream_that_its_owner_closes_is_let_go_of_and_the_other_end_is_
             await first.aclose()
             with pytest.raises(trio.BrokenResourceError):
                 await read_all(right)
+
+
+@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
+async def test_an_owner_that_closes_in_the_moment_of_the_end_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It used to be a `KeyError`: the end wanted to let go of what had been let go of."""
+    left, first = await connection()
+    right, second = await connection()
+    original = splice_module._Joint.end
+
+    def end(self: Any, ending: Any) -> None:
+        original(self, ending)
+        if ending is splice_module.Ending.CLOSED:
+            first.plain_socket.take_back()
+            first.socket.close()
+
+    monkeypatch.setattr(splice_module._Joint, "end", end)
+    async with left, right:
+        await left.send_eof()
+        await right.send_eof()
+        with trio.fail_after(5):
+            assert await pump(first, second)
+
+
+@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
+async def test_a_stream_that_was_joined_leaves_no_circle() -> None:
+    """Rounds of the garbage collector made up a tenth of a short connection's cost."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            async with pumped() as (left, right, over):
+                await left.send_eof()
+                await right.send_eof()
+                with trio.fail_after(5):
+                    await over.wait()
+        left_over = [thing for thing in gc.get_objects() if type(thing).__module__ == splice_module.__name__]
+    finally:
+        gc.enable()
+    assert {type(thing).__name__ for thing in left_over} <= {"_Shared", "Ending"}
 
 
 @pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")

@@ -22,7 +22,7 @@ from rig import AT_ONCE, ask, echo, eventually, in_background, nothing_left_behi
 
 from pioneer_tunnel.address import Address, RelayAddress
 from pioneer_tunnel.channel_stream import ChannelStream
-from pioneer_tunnel.dialer import dial_tcp
+from pioneer_tunnel.dialer import Attempt, dial_tcp
 from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.errors import (
     InvalidSettingsError,
@@ -35,6 +35,7 @@ from pioneer_tunnel.errors import (
 from pioneer_tunnel.forward import forward
 from pioneer_tunnel.identity import RelayKey
 from pioneer_tunnel.key_mode import KeyMode
+from pioneer_tunnel.reactor import CAN_WATCH
 from pioneer_tunnel.status import State
 from pioneer_tunnel.streams import watch
 from pioneer_tunnel.testing import Moment, ScriptedPioneerRelay, Trouble, Way, open_pioneer_relay
@@ -52,6 +53,15 @@ CREATE = encode_command(ControlCommand.CREATE_DATA_CHANNEL)
 @pytest.fixture(scope="module")
 def ca() -> trustme.CA:
     return trustme.CA()
+
+
+@pytest.fixture(autouse=True, params=["at once", "in a while", "a task for each"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How a data channel comes about, and waits for its visitor."""
+    if request.param != "at once":
+        monkeypatch.setattr(Attempt, "at_once", lambda self: None)
+    if request.param == "a task for each":
+        monkeypatch.setattr(data_channels, "CAN_WATCH", False)
 
 
 @pytest.fixture(params=["tcp", "tls"])
@@ -173,6 +183,30 @@ async def test_idle_data_channels_are_bounded_and_what_is_owed_follows(monkeypat
         async with await relay.visit() as visitor:
             assert await ask(visitor, b"x") == b"x"
         await eventually(lambda: relay.data_channels == 11)
+
+
+@pytest.mark.skipif(not CAN_WATCH, reason="this system has no reactor")
+@pytest.mark.parametrize("way", ["at once", "in a while"], indirect=True)
+async def test_a_data_channel_that_waits_costs_no_task() -> None:
+    async with connected() as (relay, _):
+        await eventually(lambda: relay.data_channels == 8)
+        await trio.testing.wait_all_tasks_blocked()
+        before = ours()
+        relay.tell(CREATE * 100)
+        await eventually(lambda: relay.data_channels == 108)
+        await trio.testing.wait_all_tasks_blocked()
+        assert ours() == before
+
+
+def ours() -> int:
+    """The tasks of this transport that live."""
+    found, left = 0, [trio.lowlevel.current_root_task()]
+    while left:
+        task = left.pop()
+        assert task is not None
+        found += "data_channels" in task.name
+        left += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return found
 
 
 async def test_data_channels_go_to_the_machine_that_answered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -586,6 +620,7 @@ async def test_a_reset_is_a_reset_at_the_other_end(by: str) -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("way", ["at once"], indirect=True)  # which is all one to it
 async def test_the_stream_keeps_trios_contract() -> None:
     async with trio.open_nursery() as nursery:
         over: list[ChannelStream] = []
