@@ -56,7 +56,7 @@ def ca() -> trustme.CA:
 
 
 @pytest.fixture(autouse=True, params=["at once", "in a while", "a task for each"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def comes_about(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How a data channel comes about, and waits for its visitor."""
     if request.param != "at once":
         monkeypatch.setattr(Attempt, "at_once", lambda self: None)
@@ -186,7 +186,7 @@ async def test_idle_data_channels_are_bounded_and_what_is_owed_follows(monkeypat
 
 
 @pytest.mark.skipif(not CAN_WATCH, reason="this system has no reactor")
-@pytest.mark.parametrize("way", ["at once", "in a while"], indirect=True)
+@pytest.mark.parametrize("comes_about", ["at once", "in a while"], indirect=True)
 async def test_a_data_channel_that_waits_costs_no_task() -> None:
     async with connected() as (relay, _):
         await eventually(lambda: relay.data_channels == 8)
@@ -463,6 +463,19 @@ async def test_a_data_channel_that_breaks_harms_nobody_else(moment: Moment, way:
                     assert await ask(visitor, b"x") == b"x"
 
 
+async def test_what_a_relay_spoils_again_and_again_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """It asks for data channels as often as it likes, and each one that it spoils was a line."""
+    async with open_pioneer_relay(key=KEY, then=Trouble(Moment.DATA, Way.JUNK)) as relay, a_tunnel(relay) as tunnel:
+        with trio.fail_after(5):
+            await tunnel.wait_connected()
+        relay.tell(CREATE * 50)
+        await eventually(lambda: relay.data_channels >= 50)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    told = [record for record in caplog.records if "came to nothing" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].levelno == logging.WARNING
+
+
 async def test_a_data_channel_is_dialled_again_for_ten_seconds(autojump_clock: trio.testing.MockClock) -> None:
     dialled: list[float] = []
 
@@ -620,7 +633,7 @@ async def test_a_reset_is_a_reset_at_the_other_end(by: str) -> None:
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("way", ["at once"], indirect=True)  # which is all one to it
+@pytest.mark.parametrize("comes_about", ["at once"], indirect=True)  # which is all one to it
 async def test_the_stream_keeps_trios_contract() -> None:
     async with trio.open_nursery() as nursery:
         over: list[ChannelStream] = []

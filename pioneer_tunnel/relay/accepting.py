@@ -16,6 +16,7 @@ from typing import Final, NoReturn, TypeAlias, final
 
 import trio
 
+from ..complaints import Complaints
 from ..sockets import reset_on_close
 from .admission import Admission, Arrival, TurnedAway
 
@@ -23,9 +24,6 @@ __all__ = ["Front", "Handler"]
 
 ACCEPT_RETRY: Final = 0.1
 """Seconds until the next attempt, when the system has nothing left for one more connection."""
-
-COMPLAINT_INTERVAL: Final = 60.0
-"""Seconds for which one line in the log has to do."""
 
 _OVERLOADED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
@@ -40,7 +38,7 @@ class Front:
 
     def __init__(self, admission: Admission) -> None:
         self._admission: Final = admission
-        self._complained: Final[dict[str, tuple[float, int]]] = {}
+        self._complaints: Final = Complaints(_log)
 
     async def serve(
         self, listeners: Sequence[trio.SocketListener], handler: Handler, connections: trio.Nursery
@@ -67,7 +65,7 @@ class Front:
                 except OSError as error:
                     if error.errno not in _OVERLOADED:
                         raise
-                    self._complain(f"no connection can be accepted: {error.strerror}")
+                    self._complaints.tell(str(error.errno), f"no connection can be accepted: {error.strerror}")
                     await trio.sleep(ACCEPT_RETRY)
                 else:
                     self._admit(connected, handler, connections)
@@ -82,21 +80,11 @@ class Front:
         try:
             arrival = self._admission.arrive(_host_of(connected), trio.current_time(), make_way)
         except TurnedAway as reason:
-            self._complain(f"a connection was turned away: {reason}")
+            self._complaints.tell(str(reason), f"a connection was turned away: {reason}")
             reset_on_close(connected.socket)
             connected.socket.close()
         else:
             connections.start_soon(_handle, connected, arrival, scope, handler)
-
-    def _complain(self, text: str) -> None:
-        """Log `text`, of which there are few different ones, unless that was done less than a minute ago."""
-        now = trio.current_time()
-        logged_at, unsaid = self._complained.get(text, (-COMPLAINT_INTERVAL, 0))
-        if now - logged_at < COMPLAINT_INTERVAL:
-            self._complained[text] = logged_at, unsaid + 1
-            return
-        self._complained[text] = now, 0
-        _log.warning("%s%s", text, f" ({unsaid} more since the last such line)" if unsaid else "")
 
 
 async def _handle(connected: trio.SocketStream, arrival: Arrival, scope: trio.CancelScope, handler: Handler) -> None:

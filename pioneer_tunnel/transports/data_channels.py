@@ -22,6 +22,7 @@ import trio
 
 from ..address import Address
 from ..channel_stream import ChannelStream
+from ..complaints import Complaints
 from ..dialer import Attempt, begin_dial, dial_tcp
 from ..endings import abandon
 from ..errors import RemoteProtocolError
@@ -86,6 +87,7 @@ class DataChannels:
         self._deliver: Final = deliver
         self._nursery: Final = nursery
         self._reactor: Final = None if stay is None else stay.reactor
+        self._complaints: Final = Complaints(_log)
         self._tls_session: ssl.SSLSession | None = None
         self._watched: Final[set[_Watched]] = set()
         self._carried: Final[set[ChannelStream]] = set()
@@ -182,7 +184,9 @@ class DataChannels:
         try:
             if decode_data_command(command) is DataCommand.START_FORWARD_TCP:
                 return True
-            _log.error("%s forwards UDP to us, which this gateway does not carry", self._target.address)
+            self._complaints.tell(
+                "UDP", f"{self._target.address} forwards UDP to us, which this gateway does not carry"
+            )
         except RemoteProtocolError as error:
             self.tell_why_lost(error)
         return False
@@ -192,7 +196,8 @@ class DataChannels:
         if reason is None:
             _log.debug("%s closed a data channel that no visitor had come by", self._target.address)
         else:
-            _log.warning("a data channel to %s came to nothing: %s", self._target.address, clean_message(str(reason)))
+            why = clean_message(str(reason))
+            self._complaints.tell("lost", f"a data channel to {self._target.address} came to nothing: {why}")
 
     async def _wait_for_visitor(self, stream: Watched | TlsStream) -> bool:
         visited = False
@@ -233,12 +238,8 @@ class DataChannels:
                 attempt = None
                 await trio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
-        _log.warning(
-            "gave up on a data channel to %s after %g seconds: %s",
-            self._target.address,
-            DIAL_FOR,
-            clean_message(failure),
-        )
+        why = f"after {DIAL_FOR:g} seconds: {clean_message(failure)}"
+        self._complaints.tell("not connected", f"gave up on a data channel to {self._target.address} {why}")
         return None
 
     async def _connect(self, attempt: Attempt | None) -> Watched:
