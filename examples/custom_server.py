@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from pioneer_tunnel import RelayKey, TunnelStream, open_tunnel
+from pioneer_tunnel import RelayKey, TunnelError, TunnelStream, open_tunnel
 
 
 async def handler(stream: TunnelStream) -> None:
@@ -36,7 +36,11 @@ async def main(relay: str, key: RelayKey) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(f"usage: {sys.argv[0]} RELAY KEY-FILE")
+    problem: str | None = None
     try:
         trio.run(main, sys.argv[1], RelayKey(Path(sys.argv[2]).read_text().splitlines()[0]))
     except* KeyboardInterrupt:
         pass
+    except* TunnelError as failed:  # for good: everything that may pass was tried again
+        problem = str(failed.exceptions[0])
+    sys.exit(problem)

@@ -26,7 +26,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import trio
-from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
+from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError, WebSocketConnection, wrap_client_stream
 
 TIMEOUT: Final = 20
 STATUS_CHANGED: Final = "gateway/remote_access/status_changed"
@@ -125,6 +125,8 @@ async def main(arguments: argparse.Namespace) -> int:
                 problem = "the gateway has closed the connection"
     except* ConnectionRejected:
         problem = "the gateway does not let us in: is the token right?"
+    except* (OSError, trio.TooSlowError, HandshakeError):
+        problem = f"no gateway answers at {arguments.url}"
     if problem is not None:
         print(problem, file=sys.stderr)
     return 0 if problem is None else 1

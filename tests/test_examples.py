@@ -116,6 +116,21 @@ async def test_the_custom_server_says_back_what_visitors_say(tmp_path: Path) -> 
         assert KEY.reveal() not in server.said
 
 
+async def test_the_custom_server_says_in_a_line_why_it_cannot_serve(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(new_relay_key().reveal())
+    async with relay() as addresses:
+        with trio.fail_after(15):
+            done = await trio.run_process(
+                command("custom_server.py", f"ws://{addresses.control}", tmp_path / "key"),
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+            )
+    assert done.returncode == 1
+    assert done.stderr.decode().count("\n") == 1
+    assert b"key" in done.stderr
+
+
 async def test_the_small_gateway_asks_for_its_token() -> None:
     header = ProxyHeader(visitor=Address("192.0.2.1", 4711), local=Address("192.0.2.2", 443)).encode()
     port = free_port()
@@ -205,6 +220,13 @@ class Client:
         self.said += said
         assert (done.returncode != 0) == fails, said
         return said
+
+
+async def test_the_remote_access_client_says_in_a_line_that_nobody_listens(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a token")
+    said = await Client(tmp_path, f"ws://127.0.0.1:{free_port()}")("status", fails=True)
+    assert said.startswith("no gateway answers at ws://127.0.0.1:")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("forwarded", [False, True], ids=["in process", "forwarded"])
