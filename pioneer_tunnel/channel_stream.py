@@ -5,7 +5,7 @@ one thing a bare socket gets wrong is a close while the visitor is still talking
 what the visitor was told last. So `aclose` ends our half, and a task of the transport's reads what still comes, for two
 seconds at most, before it lets go.
 
-Neighbours: the transport `pioneer_relay` makes them, and wraps them in a `TunnelStream`; `pump` takes the short way
+Neighbours: `transports.data_channels` makes them, and wraps them in a `TunnelStream`; `pump` takes the short way
 through `plain_socket`.
 """
 
@@ -170,7 +170,9 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             self._plain.take_back()
 
     def _let_go(self) -> None:
-        if self._socket is not None:
+        if self._plain is not None:
+            self._plain.close()  # which wakes who waits for it
+        elif self._socket is not None:
             self._socket.close()
         self._note_over()
 

@@ -14,12 +14,14 @@ import functools
 import os
 import socket
 import ssl
+from contextlib import suppress
 from typing import Final, Protocol, final
 
 import trio
 
 from .address import Address, RelayAddress
 from .errors import LocalGatewayError, RelayConnectError, RelayResolveError
+from .sockets import limit_unsent
 from .streams import Watched, watch
 from .tcp_stream import CAN_USE_DESCRIPTORS, TcpStream
 from .tls_stream import TlsStream
@@ -93,7 +95,9 @@ class Attempt:
             raise
 
     def _connected(self) -> socket.socket:
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(OSError):  # it is broken already, as whoever uses it finds out
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        limit_unsent(self._socket)
         return self._socket
 
 
@@ -159,6 +163,7 @@ async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> trio.
     Raises:
         LocalGatewayError: nothing answers there within `timeout` seconds.
     """
+    await trio.lowlevel.checkpoint_if_cancelled()
     try:
         # A deadline costs more than most of what is done for a visitor, and here there is mostly nothing to wait for.
         attempt = begin_dial(address.host, address.port) if CAN_USE_DESCRIPTORS and dial is dial_tcp else None

@@ -43,7 +43,10 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
     try:
         one, other = plain_socket(first), plain_socket(second)
         if CAN_JOIN and one is not None and other is not None and not apology:  # a join does not look at who has spoken
-            ending = await join(one, other)
+            try:
+                ending = await join(one, other)
+            except OSError:  # out of descriptors
+                ending = await _Exchange(first, second, spoke).run()
         else:
             ending = await _Exchange(first, second, spoke).run()
         if ending is Ending.ENDED:

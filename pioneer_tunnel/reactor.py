@@ -17,6 +17,7 @@ that wait for their visitor.
 
 from __future__ import annotations
 
+import logging
 import select
 import sys
 from collections import deque
@@ -35,6 +36,7 @@ _TURN: Final = 1024 * 1024
 """Bytes that are moved before other tasks get theirs."""
 
 _MOST_EVENTS: Final = 256
+_log: Final = logging.getLogger("pioneer_tunnel.reactor")
 
 REMINDED_AFTER: Final = 0.002
 
@@ -104,7 +106,7 @@ class Stay:
 
 @final
 class Reactor:
-    """Everything that is watched in one Trio run. What it calls back must not raise."""
+    """Everything that is watched in one Trio run. What it calls back must not raise: it is no more than logged."""
 
     def __init__(self) -> None:
         self._stays: Final[dict[Stay, None]] = {}
@@ -193,11 +195,6 @@ class Reactor:
 
     def _leave(self, stay: Stay) -> None:
         del self._stays[stay]
-        if self._leader is stay:
-            # One that sleeps. Where there is none, whoever comes next takes the lead.
-            self._leader = next((other for other in self._stays if other.task is not None), None)
-            if self._leader is not None:
-                self._leader.wake()
         if not self._stays:
             trio.lowlevel.notify_closing(self._news)
             self._epoll.close()
@@ -211,13 +208,24 @@ class Reactor:
 
     async def _wait(self, stay: Stay) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
-        while not stay.over:
-            if self._leader is None:
-                self._leader = stay
+        try:
+            while not stay.over:
+                if self._leader is None:
+                    self._leader = stay
+                if self._leader is stay:
+                    await self._lead(stay)
+                else:
+                    await stay.sleep()
+        finally:
+            # At once, and not when the stay is left: what else its owner has to do first may take its time.
             if self._leader is stay:
-                await self._lead(stay)
-            else:
-                await stay.sleep()
+                self._appoint_another()
+
+    def _appoint_another(self) -> None:
+        # One that sleeps. Where there is none, whoever comes next takes the lead.
+        self._leader = next((other for other in self._stays if other.task is not None), None)
+        if self._leader is not None:
+            self._leader.wake()
 
     async def _lead(self, stay: Stay) -> None:
         """Call back for all, until `stay` is over."""
@@ -232,6 +240,8 @@ class Reactor:
                     pass  # woken
                 finally:
                     self._waiting = False
+            if self._reminders:
+                self._remind_whoever_is_due()
             self._take_turns()
 
     async def _wait_for_news(self) -> None:
@@ -241,6 +251,8 @@ class Reactor:
             return
         with trio.move_on_at(next(iter(self._reminders.values()))):
             await trio.lowlevel.wait_readable(self._news)
+
+    def _remind_whoever_is_due(self) -> None:
         now = trio.current_time()
         while self._reminders:
             callback, due = next(iter(self._reminders.items()))
@@ -255,11 +267,20 @@ class Reactor:
             self._note_look(fruitful=bool(events))
         for descriptor, flags in events:
             on_events = self._watched.get(descriptor)
-            if on_events is not None:  # or else it was let go of in this very turn
+            if on_events is None:
+                continue  # it was let go of in this very turn
+            try:
                 on_events(flags)
+            except Exception:  # noqa: BLE001  # whatever it is, the others have nothing to do with it
+                _log.exception("what is watched failed in an unforeseen way")
+                self._watched.pop(descriptor, None)
         left = _TURN
         while left > 0 and self._ready:
-            left -= self._ready.popleft()()
+            turn = self._ready.popleft()
+            try:
+                left -= turn()
+            except Exception:  # noqa: BLE001  # as above
+                _log.exception("a turn failed in an unforeseen way")
 
     def _note_look(self, *, fruitful: bool) -> None:
         if fruitful:

@@ -3,7 +3,8 @@
 `LentSocket` is one whose bytes move past its stream; the functions are what neither Trio nor the standard library has a
 word for.
 
-Neighbours: `tcp_stream` and `channel_stream` stand on sockets, `splice` joins two, `endings` ends one.
+Neighbours: `dialer` makes sockets; `tcp_stream`, `channel_stream`, `data_channels` stand on them; `splice` joins two;
+`endings` ends one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = [
     "descriptor_of",
     "keep_alive",
     "plain_socket",
-    "raise_unsent_limit",
+    "limit_unsent",
     "reset_on_close",
     "socket_below",
     "unsent",
@@ -56,7 +57,7 @@ class LentSocket:
         socket: what is lent.
         waited_for: whether Trio was ever asked to wait for it. Closing then has to wake who waits, which takes longer
             than all the rest of closing.
-        on_close: the owner's; called when the borrower has closed it.
+        on_close: the owner's; called when it was closed, by the borrower or through here.
         taken_back: the borrower's; called when the stream is closed meanwhile, just before its socket is.
     """
 
@@ -87,8 +88,8 @@ def socket_below(stream: object) -> Socket | None:
     innermost: Any = stream
     while hasattr(innermost, "transport_stream"):
         innermost = innermost.transport_stream
-    found: Socket | None = getattr(innermost, "socket", None)
-    return found
+    found = getattr(innermost, "socket", None)
+    return found if isinstance(found, (trio.socket.SocketType, socket.socket)) else None
 
 
 def plain_socket(stream: trio.abc.Stream) -> LentSocket | None:
@@ -111,8 +112,12 @@ def keep_alive(sock: Socket, *, idle: int = 20, interval: int = 8) -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
 
 
-def raise_unsent_limit(sock: Socket) -> None:
-    """Let there be room for more when a send has had to wait: Trio's 16 KiB make a large one many small ones."""
+def limit_unsent(sock: Socket) -> None:
+    """Let the system take 256 KiB beyond what is on its way, and no more.
+
+    By itself it takes megabytes, which then lie before whoever wants to say a last word. The 16 KiB of Trio's streams
+    make a large send many small ones.
+    """
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_LIMIT)

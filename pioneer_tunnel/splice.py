@@ -30,7 +30,7 @@ import trio
 
 from .pipes import Pipe, Pipes
 from .reactor import CAN_WATCH, REMINDED_AFTER, Reactor, Stay
-from .sockets import LentSocket, descriptor_of, raise_unsent_limit
+from .sockets import LentSocket, descriptor_of, limit_unsent
 
 __all__ = ["CAN_JOIN", "Ending", "join"]
 
@@ -45,12 +45,14 @@ _GATHERED: Final = 256 * 1024
 """Bytes that are waited for when a bulk comes fast and in small pieces, each of which costs as much as a large one."""
 
 _PIECE: Final = range(4 * 1024, _GATHERED + 1)
-_MANY_PIECES: Final = 16
 _FAST: Final = 2 * _GATHERED / REMINDED_AFTER
 """Bytes per second; so the wait is mostly over before the reminder."""
 
+_LONG: Final = 4 * 1024 * 1024
+"""Bytes in small pieces after which gathering is tried: a wait in vain at the end of them hardly counts then."""
+
 _CONVERSATION: Final = 8
-"""Small pieces, both ways together, after which two ends are taken to be talking to and fro."""
+"""Changes of who speaks after which two ends are taken to be talking to and fro."""
 
 if sys.platform == "linux":
     _FLAGS: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
@@ -78,6 +80,7 @@ async def join(first: LentSocket, second: LentSocket) -> Ending:
     has nowhere to go, and it would be told so by a reset.
 
     Raises:
+        OSError: the system has nothing left to watch them with; nothing was moved.
         trio.ClosedResourceError: the owner of one of them has closed it.
         trio.BusyResourceError: one of them is joined already.
         trio.Cancelled: when cancelled; they are open.
@@ -117,14 +120,15 @@ class _Shared:
 class _Joint:
     """Two sockets that are being joined."""
 
-    __slots__ = ("_ends", "_shared", "_stay", "ending", "pieces", "refused")
+    __slots__ = ("_changes", "_ends", "_shared", "_speaker", "_stay", "ending", "refused")
 
     def __init__(self, first: LentSocket, second: LentSocket, shared: _Shared, stay: Stay) -> None:
         self._shared: Final = shared
         self._stay: Final = stay
         self.ending: Ending | trio.ClosedResourceError | None = None
         self.refused = False
-        self.pieces = 0
+        self._speaker = -1  # its descriptor
+        self._changes = 0
         one, other = _End(first, self, shared), _End(second, self, shared)
         one.peer, other.peer = other, one
         self._ends: tuple[_End, ...] = (one, other)
@@ -168,6 +172,14 @@ class _Joint:
             self.ending = ending
             self._stay.end()
 
+    def note_speech(self, descriptor: int) -> None:
+        """A few words of one of the two were passed on."""
+        if descriptor != self._speaker:
+            self._speaker = descriptor
+            self._changes += 1
+        if self._changes > _CONVERSATION:
+            self._shared.reactor.expect_answer()
+
     def break_off(self, end: _End) -> None:
         """One of the two broke."""
         self.end(Ending.FIRST_BROKE if end is self._ends[0] else Ending.SECOND_BROKE)
@@ -186,17 +198,18 @@ class _End:
 
     __slots__ = (
         "_bulk",
+        "_gather_after",
+        "_gathered",
         "_gathers",
         "_hung_up",
         "_joint",
-        "_pieces",
-        "_pieces_began",
-        "_pieces_size",
         "_pipe",
         "_piped",
         "_queued",
         "_rest",
         "_shared",
+        "_small",
+        "_small_since",
         "_watched_for_room",
         "_was_reset",
         "descriptor",
@@ -217,11 +230,13 @@ class _End:
         self._watched_for_room = False
         self._queued = False
         self._bulk = False
-        # Many small pieces in a row, when the first of them came, and their bytes.
-        self._pieces = 0
-        self._pieces_began = 0.0
-        self._pieces_size = 0
+        # Small pieces in a row: their bytes, and when the first of them came.
+        self._small = 0
+        self._small_since = 0.0
+        # After how many of them to gather; how many bytes have come since.
+        self._gather_after = _LONG
         self._gathers = False
+        self._gathered = 0
         # What the peer has not taken yet, in a pipe or as a copy. While there is some, nothing more is read.
         self._pipe: Pipe | None = None
         self._piped = 0
@@ -298,9 +313,7 @@ class _End:
             # Otherwise the read has emptied it, and whatever comes after makes an edge.
             self._go_on()
         else:
-            self._joint.pieces += 1
-            if self._joint.pieces > _CONVERSATION:
-                shared.reactor.expect_answer()
+            self._joint.note_speech(self.descriptor)
         return amount
 
     def _splice(self) -> int:
@@ -336,29 +349,32 @@ class _End:
     def _note_amount(self, amount: int, *, enough: int) -> None:
         """See from what has come how the next is read best."""
         if self._gathers:
+            self._gathered += amount
             return
         self._bulk = amount >= enough
         if amount not in _PIECE:
-            self._pieces = 0
+            self._small = 0
             return
-        if not self._pieces:
-            self._pieces_began, self._pieces_size = trio.current_time(), 0
-        self._pieces += 1
-        self._pieces_size += amount
-        if self._pieces == _MANY_PIECES:
-            self._pieces = 0
-            if self._pieces_size > _FAST * (trio.current_time() - self._pieces_began):
+        if not self._small:
+            self._small_since = trio.current_time()
+        self._small += amount
+        if self._small >= self._gather_after:
+            elapsed = trio.current_time() - self._small_since
+            if elapsed and self._small > _FAST * elapsed:  # a test's clock may stand still
                 self._gather()
+            self._small = 0
 
     def _gather(self) -> None:
         """Have the system tell of this source only when much is there, or its end. A reminder is due all the while."""
-        self._gathers = self._bulk = True
+        self._gathers, self._gathered, self._bulk = True, 0, True
         self._be_told_of(_GATHERED)
         self._shared.reactor.remind(self._stop_gathering)
 
     def _stop_gathering(self) -> None:
         """Not much has come in time: what is there is brought now."""
         self._gathers = False
+        if self._gathered < self._gather_after:
+            self._gather_after *= 2  # requests, each of which waits for its answer, look like a bulk
         self._be_told_of(1)
         self._queue()
 
@@ -388,7 +404,7 @@ class _End:
         sink = self.peer
         if not sink._watched_for_room:
             sink._watched_for_room = True
-            raise_unsent_limit(sink.lent.socket)
+            limit_unsent(sink.lent.socket)
             self._shared.reactor.watch_for_room(sink.descriptor)
 
     def let_go_of_what_is_held(self) -> None:

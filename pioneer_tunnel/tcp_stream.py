@@ -17,7 +17,7 @@ from typing import Any, Final, final
 
 import trio
 
-from .sockets import LentSocket, Socket, descriptor_of, raise_unsent_limit, reset_on_close, unsent
+from .sockets import LentSocket, Socket, descriptor_of, limit_unsent, reset_on_close, unsent
 
 __all__ = ["CAN_USE_DESCRIPTORS", "TcpStream"]
 
@@ -40,8 +40,8 @@ class TcpStream(trio.abc.HalfCloseableStream):
 
     Attributes:
         last_received: `trio.current_time()` of the last byte that arrived, of the start before that.
-        sending_since: when the send that is under way last got rid of a byte; None while there is none. It measures
-            the lack of progress, not the time to finish: a slow path is slow, a dead one is dead.
+        sending_since: when the send that is under way, or waits for room, last got rid of a byte; None while there is
+            none. It measures the lack of progress, not the time to finish: a slow path is slow, a dead one is dead.
         plain_socket: see the function of that name. What moves past this stream, it does not see.
     """
 
@@ -208,7 +208,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
     async def _wait_writable(self) -> None:
         if not self._had_to_wait:
             self._had_to_wait = True
-            raise_unsent_limit(self.socket)
+            limit_unsent(self.socket)  # which is less with Trio's sockets
         self.plain_socket.waited_for = True
         await trio.lowlevel.wait_writable(self.socket)
 

@@ -8,7 +8,7 @@ Visitors of the web are laxer: many just close. With `https` that is an end, as 
 are still told goodbye, or they could not tell a whole answer from one that was cut. (`trio.SSLStream` has both or
 neither.) `TlsServerStream` is the same without half-close, which a relay's visitors have little use for.
 
-Neighbours: `transports.pioneer_relay` has its data channels in it, the scripted relay of `testing` the other end; the
+Neighbours: `transports.data_channels` has its connections in it, the scripted relay of `testing` the other end; the
 relay and `visitor_tls` end visitors' TLS with it.
 """
 

@@ -19,6 +19,7 @@ from pioneer_tunnel.address import Address, RelayAddress
 from pioneer_tunnel.dialer import dial_local, dial_relay, dial_tcp
 from pioneer_tunnel.errors import LocalGatewayError, RelayConnectError, RelayResolveError
 from pioneer_tunnel.streams import Watched
+from pioneer_tunnel.tcp_stream import TcpStream
 from pioneer_tunnel.tls_stream import TlsStream
 from pioneer_tunnel.trust import client_tls
 
@@ -88,6 +89,21 @@ async def test_a_local_gateway_that_is_not_there() -> None:
     port = await closed_port()
     with pytest.raises(LocalGatewayError, match=f"127.0.0.1:{port} does not answer: Connection refused"):
         await dial_local(Address("127.0.0.1", port), dial=dial_tcp, timeout=5)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no such limit")
+async def test_a_local_gateway_that_does_not_read_is_sent_little() -> None:
+    """The system took 4 MB for it, which a last word then had to wait for."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = Address(*listener.getsockname())
+        async with await dial_local(address, dial=dial_tcp, timeout=5) as stream:
+            assert isinstance(stream, TcpStream)
+            assert stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 256 * 1024
+            assert stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await dial_local(address, dial=dial_tcp, timeout=5)
+            assert scope.cancelled_caught
 
 
 async def test_a_local_gateway_that_does_not_answer(autojump_clock: trio.testing.MockClock) -> None:

@@ -175,6 +175,70 @@ async def test_a_fast_bulk_in_small_pieces_is_gathered_and_its_rest_is_not_kept(
         assert least[-1] == 1
 
 
+async def _exchanges(left: trio.SocketStream, right: trio.SocketStream, count: int, size: int) -> None:
+    for _ in range(count):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_in_pieces, left, size)
+            await read_exactly(right, size)
+        await right.send_all(b"x")
+        assert await read_exactly(left, 1) == b"x"
+
+
+@pytest.fixture
+def gatherings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """An entry each time that something begins to be gathered."""
+    begun: list[int] = []
+    original = splice_module._End._gather
+
+    def gather(self: Any) -> None:
+        begun.append(self.descriptor)
+        original(self)
+
+    monkeypatch.setattr(splice_module._End, "_gather", gather)
+    return begun
+
+
+@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
+async def test_requests_that_wait_for_their_answers_are_soon_not_gathered_any_more(
+    monkeypatch: pytest.MonkeyPatch, gatherings: list[int]
+) -> None:
+    """Each of them waited for the reminder in vain."""
+    monkeypatch.setattr(splice_module, "_FAST", 0.0)
+    monkeypatch.setattr(splice_module, "_LONG", 64 * 1024)
+    async with pumped() as (left, right, _):
+        with trio.fail_after(20):
+            await _exchanges(left, right, 60, 131_072)
+    assert 1 <= len(gatherings) <= 7
+
+
+@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
+async def test_nothing_is_gathered_by_a_clock_that_stands_still(
+    mock_clock: trio.testing.MockClock, gatherings: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest would never come, in a test that lets its clock go on only when the rest has come."""
+    monkeypatch.setattr(splice_module, "_LONG", 64 * 1024)
+    async with pumped() as (left, right, _):
+        await _exchanges(left, right, 20, 131_072)
+    assert gatherings == []
+
+
+@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
+async def test_without_a_descriptor_for_the_epoll_bytes_take_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Reactor, "_enter", refuse)
+    async with pumped() as (left, right, over):
+        with trio.fail_after(5):
+            await left.send_all(b"request")
+            await left.send_eof()
+            assert await read_all(right) == b"request"
+            await right.send_all(b"answer")
+            await right.send_eof()
+            assert await read_all(left) == b"answer"
+            await over.wait()
+
+
 @pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
 async def test_an_end_behind_what_is_being_gathered_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splice_module, "_FAST", 0.0)

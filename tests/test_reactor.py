@@ -115,6 +115,67 @@ async def test_turns_are_taken_in_order_and_let_other_tasks_run() -> None:
     assert order == list("abababab")
 
 
+async def test_a_reminder_comes_also_when_there_is_always_something_to_do() -> None:
+    """What was gathered could wait for as long as another connection was busy."""
+    reactor = Reactor.current()
+    reminded = trio.Event()
+
+    def turn() -> int:
+        reactor.queue(turn)
+        return 1024 * 1024
+
+    with reactor.stay() as stay:
+        async with trio.open_nursery() as nursery:
+            reactor.queue(turn)
+            reactor.remind(reminded.set)
+            nursery.start_soon(stay.wait)
+            with trio.fail_after(1):
+                await reminded.wait()
+            stay.end()
+
+
+async def test_the_lead_is_handed_over_although_the_one_who_had_it_stays_on() -> None:
+    """Everything in the run stood still while a session that had ended waited for its other tasks."""
+    told: list[int] = []
+    reactor = Reactor.current()
+    with pair() as (ours, theirs), reactor.stay() as first, reactor.stay() as second:
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as leading:
+                    leading.start_soon(first.wait)
+                    await trio.testing.wait_all_tasks_blocked()
+                    reactor.watch(ours.fileno(), told.append)
+                    nursery.start_soon(second.wait)
+                    await trio.testing.wait_all_tasks_blocked()
+                    scope.cancel()
+            theirs.send(b"x")
+            await eventually(lambda: len(told) == 1)
+            reactor.unwatch(ours.fileno())
+            second.end()
+
+
+async def test_what_fails_is_logged_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[int] = []
+
+    def fail(*arguments: object) -> int:
+        raise ZeroDivisionError("a bug")
+
+    reactor = Reactor.current()
+    with pair() as (bad, bad_peer), pair() as (good, good_peer), reactor.stay() as stay:
+        async with trio.open_nursery() as nursery:
+            reactor.watch(bad.fileno(), fail)  # type: ignore[arg-type]  # it fails
+            reactor.watch(good.fileno(), told.append)
+            reactor.queue(fail)
+            nursery.start_soon(stay.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            for peer in (bad_peer, good_peer):
+                peer.send(b"x")
+            await eventually(lambda: len(told) == 1)
+            reactor.unwatch(good.fileno())
+            stay.end()
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError] * 2
+
+
 async def test_reminders_come_in_time_and_not_after_all() -> None:
     reminded: list[str] = []
     reactor = Reactor.current()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
 import trio.testing
 from rig import read_all
 
+from pioneer_tunnel import streams as streams_module
 from pioneer_tunnel.endings import abandon, close_after_answer, send_eof
 from pioneer_tunnel.streams import PrefixedStream, Watched, watch
+from pioneer_tunnel.tcp_stream import TcpStream
 
 
 async def sockets() -> tuple[trio.SocketStream, trio.SocketStream]:
@@ -22,7 +25,7 @@ async def sockets() -> tuple[trio.SocketStream, trio.SocketStream]:
 
 async def watched_sockets() -> tuple[Watched, Watched]:
     ours, theirs = await sockets()
-    return watch(ours), watch(theirs)
+    return streams_module.watch(ours), streams_module.watch(theirs)
 
 
 async def full_sockets() -> tuple[Watched, Watched]:
@@ -31,7 +34,7 @@ async def full_sockets() -> tuple[Watched, Watched]:
     for stream in (one, other):
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    ours, theirs = watch(one), watch(other)
+    ours, theirs = streams_module.watch(one), streams_module.watch(other)
     with trio.move_on_after(0.05):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ours.send_all, bytes(4_000_000))
@@ -39,12 +42,60 @@ async def full_sockets() -> tuple[Watched, Watched]:
     return ours, theirs
 
 
-# Watched
+# TcpStream and WatchedStream
 
 
+@pytest.fixture(params=["trio", "standard library"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose sockets are below."""
+    if request.param != "trio":
+        monkeypatch.setattr(streams_module, "watch", bare)
+
+
+def bare(stream: trio.SocketStream) -> TcpStream:
+    return TcpStream(socket.socket(fileno=stream.socket.detach()))
+
+
+@pytest.mark.usefixtures("kind")
 async def test_over_a_socket_it_keeps_trios_contract() -> None:
     with trio.fail_after(30):
         await trio.testing.check_half_closeable_stream(watched_sockets, full_sockets)
+
+
+@pytest.mark.usefixtures("kind")
+@pytest.mark.parametrize("closes", ["aclose", "reset"])
+async def test_whoever_waits_hears_of_the_end_and_the_next_one_with_that_number_is_not_disturbed(closes: str) -> None:
+    """A socket of the standard library does not tell Trio that it closes: they waited for ever."""
+    ours, theirs = await full_sockets()
+    assert isinstance(ours, TcpStream)
+    heard: list[str] = []
+
+    async def wait(name: str, what: Callable[[], Awaitable[object]]) -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await what()
+        heard.append(name)
+
+    async with theirs, trio.open_nursery() as nursery:
+        with trio.move_on_after(0.1):
+            while True:
+                await ours.receive_some(1_000_000)
+        nursery.start_soon(wait, "reader", ours.receive_some)
+        nursery.start_soon(wait, "writer", lambda: ours.send_all(bytes(8_000_000)))
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        number = ours.socket.fileno()
+        if closes == "aclose":
+            await ours.aclose()
+        else:
+            ours.reset()
+        one, other = socket.socketpair()
+        with one, other:
+            assert number in {one.fileno(), other.fileno()}
+            for sock in (one, other):
+                with trio.move_on_after(0.01):
+                    await trio.lowlevel.wait_readable(sock)
+            with trio.fail_after(2):
+                while len(heard) < 2:
+                    await trio.sleep(0.01)
 
 
 async def test_over_another_stream_it_keeps_trios_contract() -> None:

@@ -20,6 +20,7 @@ import trio.testing
 import trustme
 from rig import AT_ONCE, ask, echo, eventually, in_background, nothing_left_behind, read_all, read_exactly
 
+from pioneer_tunnel import dialer, streams
 from pioneer_tunnel.address import Address, RelayAddress
 from pioneer_tunnel.channel_stream import ChannelStream
 from pioneer_tunnel.dialer import Attempt, dial_tcp
@@ -55,13 +56,16 @@ def ca() -> trustme.CA:
     return trustme.CA()
 
 
-@pytest.fixture(autouse=True, params=["at once", "in a while", "a task for each"])
+@pytest.fixture(autouse=True, params=["at once", "in a while", "a task for each", "no descriptors"])
 def comes_about(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How a data channel comes about, and waits for its visitor."""
     if request.param != "at once":
         monkeypatch.setattr(Attempt, "at_once", lambda self: None)
-    if request.param == "a task for each":
+    if request.param in {"a task for each", "no descriptors"}:
         monkeypatch.setattr(data_channels, "CAN_WATCH", False)
+    if request.param == "no descriptors":
+        for module in (dialer, streams):
+            monkeypatch.setattr(module, "CAN_USE_DESCRIPTORS", False)
 
 
 @pytest.fixture(params=["tcp", "tls"])
@@ -134,7 +138,8 @@ async def test_what_a_stream_says_of_itself(secured: tuple[dict[str, Any], dict[
             assert stream.tls is None
             assert stream.tunnelled
             assert stream.usable
-            assert (stream.plain_socket is not None) == (secured[1]["transport"] == "tcp")
+            has_one = secured[1]["transport"] == "tcp" and vars(dialer)["CAN_USE_DESCRIPTORS"]
+            assert (stream.plain_socket is not None) == has_one
         assert not stream.usable
 
 
@@ -420,6 +425,44 @@ async def test_a_relay_that_restarts_is_found_again(secured: tuple[dict[str, Any
                     running = await nursery.start(serve)
             assert relay.control_channels >= 3
             nursery.cancel_scope.cancel()
+
+
+async def test_a_handler_that_waits_hears_that_the_session_is_over() -> None:
+    """It waited for ever, and the next connection with the number of its own was disturbed."""
+    heard: list[Exception] = []
+
+    async def wait(stream: TunnelStream) -> None:
+        async with stream:
+            try:
+                while await stream.receive_some():
+                    pass
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                heard.append(error)
+
+    async with connected() as (relay, tunnel), in_background(lambda: trio.serve_listeners(wait, [tunnel])):
+        visitors = [await relay.visit() for _ in range(3)]
+        for visitor in visitors:
+            await visitor.send_all(b"x")
+        await eventually(lambda: relay.asked_for >= 11)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        relay.drop_gateway()
+        await eventually(lambda: len(heard) == 3)
+        for visitor in visitors:
+            await visitor.aclose()
+        await eventually(lambda: relay.control_channels == 2 and relay.connected)
+        async with await relay.visit() as visitor:
+            await visitor.send_all(b"x")
+            await trio.sleep(0.05)
+
+
+async def test_connections_are_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every system: a data channel waits without a deadline."""
+    kept: list[object] = []
+    for module in (pioneer_relay, data_channels):
+        monkeypatch.setattr(module, "keep_alive", kept.append)
+    async with connected() as (relay, _):
+        await eventually(lambda: relay.data_channels == 8)
+    assert len(kept) == 9
 
 
 async def test_open_streams_end_with_a_reset_when_the_control_channel_does() -> None:

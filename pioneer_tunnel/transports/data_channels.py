@@ -15,7 +15,9 @@ from __future__ import annotations
 import logging
 import os
 import ssl
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import copy_context
 from typing import Final, final
 
 import trio
@@ -27,7 +29,7 @@ from ..dialer import Attempt, begin_dial, dial_tcp
 from ..endings import abandon
 from ..errors import RemoteProtocolError
 from ..reactor import CAN_WATCH, Reactor, Stay
-from ..sockets import Socket, descriptor_of, keep_alive, reset_on_close
+from ..sockets import Socket, descriptor_of, keep_alive, reset_on_close, socket_below
 from ..status import clean_message
 from ..streams import Watched, send_pieces, watch
 from ..tcp_stream import TcpStream
@@ -52,9 +54,15 @@ MOST_OWED: Final = 64 * 1024
 _log: Final = logging.getLogger("pioneer_tunnel.transports.data_channels")
 
 
-def staying(tls: ssl.SSLContext | None) -> AbstractContextManager[Stay | None]:
+@contextmanager
+def staying(tls: ssl.SSLContext | None) -> Iterator[Stay | None]:
     """For `with`, around `DataChannels` and their nursery: what they wait with; None where each has a task."""
-    return Reactor.current().stay() if CAN_WATCH and tls is None else nullcontext()
+    with ExitStack() as stack:
+        stay = None
+        if CAN_WATCH and tls is None:
+            with suppress(OSError):  # out of descriptors
+                stay = stack.enter_context(Reactor.current().stay())
+        yield stay
 
 
 @final
@@ -87,6 +95,7 @@ class DataChannels:
         self._deliver: Final = deliver
         self._nursery: Final = nursery
         self._reactor: Final = None if stay is None else stay.reactor
+        self.context: Final = copy_context()  # what the reactor calls back may come from a task of anybody's
         self._complaints: Final = Complaints(_log)
         self._tls_session: ssl.SSLSession | None = None
         self._watched: Final[set[_Watched]] = set()
@@ -111,7 +120,7 @@ class DataChannels:
             self._carried.pop().abandon()
 
     def _start(self) -> None:
-        while self._owed and self._idle < MOST_IDLE:
+        while self._owed and self._idle < MOST_IDLE and not self._ended:
             self._owed -= 1
             self._idle += 1
             if self._reactor is None or self._machine is None:
@@ -134,9 +143,7 @@ class DataChannels:
             said = os.write(descriptor_of(connected), self._hello)
         except OSError:
             said = 0
-        if said == len(self._hello):
-            self._watch(reactor, connected)
-        else:
+        if said < len(self._hello) or not self._watch(reactor, connected):
             connected.close()
             self._nursery.start_soon(self._run)
 
@@ -145,19 +152,24 @@ class DataChannels:
         stream = await self._dial(attempt)
         if stream is None:
             self.note_lost()
-        elif self._reactor is not None and isinstance(stream, TcpStream):
-            self._watch(self._reactor, stream.socket)
+        elif self._reactor is not None and type(stream) is TcpStream and self._watch(self._reactor, stream.socket):
+            pass  # it goes on there
         elif await self._wait_for_visitor(stream):
             self.note_visited(stream)
         else:
             self.note_lost()
 
-    def _watch(self, reactor: Reactor, connected: Socket) -> None:
-        watched = _Watched(connected, self, reactor)
+    def _watch(self, reactor: Reactor, connected: Socket) -> bool:
+        """Let it wait without a task; False when the system has nothing left to watch it with."""
+        try:
+            watched = _Watched(connected, self, reactor)
+        except OSError:
+            return False
         if self._ended:
             watched.abandon()
         else:
             self._watched.add(watched)
+        return True
 
     def note_lost(self, watched: _Watched | None = None) -> None:
         """One came to nothing."""
@@ -250,8 +262,9 @@ class DataChannels:
         return watch(await self._target.dial(self._target.address.host, self._target.address.port))
 
     async def _introduce(self, watched: Watched) -> Watched | TlsStream:
-        if isinstance(watched, TcpStream):
-            keep_alive(watched.socket)
+        connected = socket_below(watched)
+        if connected is not None:
+            keep_alive(connected)
         stream: Watched | TlsStream = watched
         if self._tls is not None:
             # The visitor may end one direction before the other, which `trio.SSLStream` has no word for.
@@ -282,6 +295,9 @@ class _Watched:
         self._connected.close()
 
     def _on_events(self, events: int) -> None:  # noqa: ARG002  # reading tells the same
+        self._channels.context.run(self._read)
+
+    def _read(self) -> None:
         try:
             while missing := COMMAND_SIZE - len(self._command):
                 data = os.read(self._descriptor, missing)

@@ -38,9 +38,8 @@ from ..errors import (
     TunnelAuthError,
 )
 from ..groups import lone_error_bare
-from ..sockets import keep_alive
+from ..sockets import keep_alive, socket_below
 from ..streams import Watched
-from ..tcp_stream import TcpStream
 from ..trust import client_tls
 from .data_channels import DataChannels, staying
 from .rathole_codec import (
@@ -93,8 +92,9 @@ async def _serve(
     address = target.address
     stream, watched = await dial_relay(address, dial=target.dial, tls=tls, timeout=target.connect_timeout)
     try:
-        if isinstance(watched, TcpStream):
-            keep_alive(watched.socket)
+        connected = socket_below(watched)
+        if connected is not None:
+            keep_alive(connected)
         channel = ControlChannel(target.key_mode.id(target.key, target.service))
         proof, early = await _open(channel, stream, target)
         with lone_error_bare(), staying(tls) as stay:
@@ -226,9 +226,13 @@ def _machine_reached(watched: Watched, dial: Dialer) -> Address | None:
 
     None when it has to be asked for by name each time: what a dialer of the host's own connects to may be a proxy.
     """
-    if dial is not dial_tcp or not isinstance(watched, TcpStream):
+    connected = socket_below(watched)
+    if dial is not dial_tcp or connected is None:
         return None
-    peer: tuple[Any, ...] = watched.socket.getpeername()
-    if watched.socket.family == socket.AF_INET6 and peer[3]:
+    try:
+        peer: tuple[Any, ...] = connected.getpeername()
+    except OSError:
+        return None  # it is broken already, as whoever listens to it finds out
+    if connected.family == socket.AF_INET6 and peer[3]:
         return None  # an address of one network interface only
     return Address(peer[0], peer[1])
