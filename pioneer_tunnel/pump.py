@@ -27,6 +27,10 @@ _LARGEST_READ: Final = 255 * 1024
 _APOLOGY_TIMEOUT: Final = 5.0
 _DRAIN_TIMEOUT: Final = 1.0
 
+_STEPS_TO_FAIL: Final = 2
+"""A send of Trio's own streams that has failed tells so a step later, in which the other direction may be told of an
+end that was none."""
+
 
 async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: bytes = b"") -> bool:
     """Copy both ways, half-close included, and close both streams.
@@ -82,6 +86,7 @@ class _Exchange:
         self._first: Final = first
         self._second: Final = second
         self._scope = trio.CancelScope()
+        self._sent_to: Final[set[trio.abc.Stream]] = set()  # at this moment
         self._was_reset: Final[set[trio.abc.Stream]] = set()
         self._broken: trio.abc.Stream | None = None
         self._done = 0
@@ -100,6 +105,9 @@ class _Exchange:
     async def _copy(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
         try:
             await self._read_and_send(source, sink)
+            if source in self._sent_to:
+                for _ in range(_STEPS_TO_FAIL):
+                    await trio.lowlevel.checkpoint()
             if source in self._was_reset:
                 self._break(source)
             if self._broken is None:
@@ -133,7 +141,11 @@ class _Exchange:
         size = _SMALLEST_READ
         while data := await self._receive(source, size):
             self._spoke.add(source)
-            await send_pieces(sink, [bytes(data)])
+            self._sent_to.add(sink)
+            try:
+                await send_pieces(sink, [bytes(data)])
+            finally:
+                self._sent_to.discard(sink)
             if len(data) == size:
                 size = min(size * 4, _LARGEST_READ)
             elif len(data) < size // 4 and size > _SMALLEST_READ:

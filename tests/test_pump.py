@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import ssl
 from collections.abc import AsyncIterator
@@ -234,6 +235,47 @@ async def test_a_bug_in_a_stream_comes_out_with_both_abandoned() -> None:
         assert isinstance(raised.value.exceptions[0], ZeroDivisionError)
         assert len(closed) == 1
         await is_reset(left)
+
+
+async def test_an_end_that_is_told_of_while_a_send_finds_the_reset_is_none() -> None:
+    """Trio's socket streams take one more step to tell of a failed send; meanwhile the end was passed on."""
+
+    @final
+    class Reset(trio.abc.HalfCloseableStream):
+        """The system tells the one who sends of the reset, and the one who receives of an end."""
+
+        def __init__(self) -> None:
+            self._was_reset = trio.Event()
+
+        async def receive_some(self, max_bytes: int | None = None) -> bytes:
+            await self._was_reset.wait()
+            return b""
+
+        async def send_all(self, data: Any) -> None:
+            await trio.sleep(0.01)
+            try:
+                raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+            except OSError as error:
+                self._was_reset.set()
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                raise trio.BrokenResourceError from error
+
+        async def wait_send_all_might_not_block(self) -> None:
+            raise AssertionError
+
+        async def send_eof(self) -> None:
+            await trio.lowlevel.checkpoint()
+
+        async def aclose(self) -> None:
+            await trio.lowlevel.checkpoint()
+
+    for _ in range(20):  # which of two tasks goes first is up to chance
+        left, first = await sockets()
+        async with left:
+            await left.send_all(b"x")
+            with trio.fail_after(5):
+                assert not await pump(watch(first), Reset())
+            await is_reset(left)
 
 
 # TLS, which has no half-close

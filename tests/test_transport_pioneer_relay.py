@@ -12,7 +12,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import trio
@@ -56,14 +56,20 @@ def ca() -> trustme.CA:
     return trustme.CA()
 
 
-@pytest.fixture(autouse=True, params=["at once", "in a while", "a task for each", "no descriptors"])
+every_way: Final = pytest.mark.parametrize(
+    "comes_about", ["at once", "in a while", "a task for each", "no descriptors"], indirect=True
+)
+
+
+@pytest.fixture(autouse=True)
 def comes_about(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How a data channel comes about, and waits for its visitor."""
-    if request.param != "at once":
+    way = getattr(request, "param", "at once")
+    if way != "at once":
         monkeypatch.setattr(Attempt, "at_once", lambda self: None)
-    if request.param in {"a task for each", "no descriptors"}:
+    if way in {"a task for each", "no descriptors"}:
         monkeypatch.setattr(data_channels, "CAN_WATCH", False)
-    if request.param == "no descriptors":
+    if way == "no descriptors":
         for module in (dialer, streams):
             monkeypatch.setattr(module, "CAN_USE_DESCRIPTORS", False)
 
@@ -130,6 +136,7 @@ async def test_a_visitor_is_served_in_each_key_mode(mode: KeyMode) -> None:
                 assert await ask(visitor, b"hello") == b"hello"
 
 
+@every_way
 async def test_what_a_stream_says_of_itself(secured: tuple[dict[str, Any], dict[str, Any]]) -> None:
     async with connected(secured) as (relay, tunnel), await relay.visit() as visitor:
         await visitor.send_all(b"x")
@@ -152,6 +159,7 @@ async def test_tcp_says_at_connect_that_it_is_in_clear(caplog: pytest.LogCapture
     assert KEY.reveal() not in caplog.text
 
 
+@every_way
 async def test_200_visitors_at_once_each_get_their_own_answer(secured: tuple[dict[str, Any], dict[str, Any]]) -> None:
     async def visit(number: int) -> None:
         body = f"visitor {number} ".encode() * 100
@@ -168,6 +176,7 @@ async def test_200_visitors_at_once_each_get_their_own_answer(secured: tuple[dic
                     nursery.start_soon(visit, number)
 
 
+@every_way
 async def test_the_pool_is_filled_and_refilled() -> None:
     async with connected() as (relay, tunnel), in_background(lambda: trio.serve_listeners(echo, [tunnel])):
         await eventually(lambda: relay.data_channels == 8)
@@ -178,6 +187,7 @@ async def test_the_pool_is_filled_and_refilled() -> None:
         assert relay.asked_for == relay.data_channels == 11
 
 
+@every_way
 async def test_idle_data_channels_are_bounded_and_what_is_owed_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_channels, "MOST_IDLE", 10)
     async with connected() as (relay, tunnel), in_background(lambda: trio.serve_listeners(echo, [tunnel])):
@@ -214,6 +224,7 @@ def ours() -> int:
     return found
 
 
+@every_way
 async def test_data_channels_go_to_the_machine_that_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name can have several addresses, and only one of them knows the session."""
     asked = []
@@ -400,6 +411,7 @@ async def test_an_unknown_command_loses_the_link() -> None:
         assert "7" in str(errors[0])
 
 
+@every_way
 async def test_a_relay_that_restarts_is_found_again(secured: tuple[dict[str, Any], dict[str, Any]]) -> None:
     async def serve(*, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
         with trio.CancelScope() as scope:
@@ -427,6 +439,7 @@ async def test_a_relay_that_restarts_is_found_again(secured: tuple[dict[str, Any
             nursery.cancel_scope.cancel()
 
 
+@every_way
 async def test_a_handler_that_waits_hears_that_the_session_is_over() -> None:
     """It waited for ever, and the next connection with the number of its own was disturbed."""
     heard: list[Exception] = []
@@ -455,6 +468,7 @@ async def test_a_handler_that_waits_hears_that_the_session_is_over() -> None:
             await trio.sleep(0.05)
 
 
+@every_way
 async def test_connections_are_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """On every system: a data channel waits without a deadline."""
     kept: list[object] = []
@@ -465,6 +479,7 @@ async def test_connections_are_kept_alive(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(kept) == 9
 
 
+@every_way
 async def test_open_streams_end_with_a_reset_when_the_control_channel_does() -> None:
     async with connected() as (relay, tunnel):
         visitor = await relay.visit()
@@ -484,6 +499,7 @@ async def test_open_streams_end_with_a_reset_when_the_control_channel_does() -> 
 # Data channels that come to nothing
 
 
+@every_way
 @pytest.mark.parametrize("way", [Way.DROP, Way.RESET, Way.HALF, Way.JUNK, Way.UDP])
 @pytest.mark.parametrize("moment", [Moment.DATA, Moment.START])
 async def test_a_data_channel_that_breaks_harms_nobody_else(moment: Moment, way: Way) -> None:
@@ -506,6 +522,7 @@ async def test_a_data_channel_that_breaks_harms_nobody_else(moment: Moment, way:
                     assert await ask(visitor, b"x") == b"x"
 
 
+@every_way
 async def test_what_a_relay_spoils_again_and_again_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """It asks for data channels as often as it likes, and each one that it spoils was a line."""
     async with open_pioneer_relay(key=KEY, then=Trouble(Moment.DATA, Way.JUNK)) as relay, a_tunnel(relay) as tunnel:
@@ -536,6 +553,7 @@ async def test_a_data_channel_is_dialled_again_for_ten_seconds(autojump_clock: t
     assert 8 < len(dialled) < 20
 
 
+@every_way
 async def test_a_visitor_that_nobody_has_room_for_is_reset() -> None:
     async with connected(backlog=1) as (relay, tunnel), await relay.visit() as first:
         await first.send_all(b"1")
@@ -547,6 +565,7 @@ async def test_a_visitor_that_nobody_has_room_for_is_reset() -> None:
             assert await read_exactly(stream, 1) == b"1"
 
 
+@every_way
 async def test_a_visitor_who_left_while_it_waited_is_not_accepted() -> None:
     async with connected() as (relay, tunnel):
         gone = await relay.visit()
@@ -646,6 +665,7 @@ async def test_a_last_word_arrives_although_the_visitor_is_still_talking() -> No
             assert await read_exactly(visitor, len(answer)) == answer
 
 
+@every_way
 @pytest.mark.parametrize("by", ["stream", "forward", "visitor"])
 async def test_a_reset_is_a_reset_at_the_other_end(by: str) -> None:
     async with connected() as (relay, tunnel), trio.open_nursery() as nursery:
@@ -676,7 +696,6 @@ async def test_a_reset_is_a_reset_at_the_other_end(by: str) -> None:
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("comes_about", ["at once"], indirect=True)  # which is all one to it
 async def test_the_stream_keeps_trios_contract() -> None:
     async with trio.open_nursery() as nursery:
         over: list[ChannelStream] = []
@@ -708,6 +727,7 @@ async def test_the_stream_keeps_trios_contract() -> None:
 # Leaving
 
 
+@every_way
 @pytest.mark.parametrize("seed", range(20))
 async def test_cancellation_at_any_moment_leaves_nothing_behind(
     secured: tuple[dict[str, Any], dict[str, Any]], seed: int
@@ -731,6 +751,7 @@ async def test_cancellation_at_any_moment_leaves_nothing_behind(
                     await trio.sleep_forever()
 
 
+@every_way
 async def test_leaving_tells_visitors_by_a_reset() -> None:
     async with open_pioneer_relay(key=KEY) as relay:
         async with a_tunnel(relay) as tunnel:
