@@ -39,6 +39,7 @@ _MOST_EVENTS: Final = 256
 _log: Final = logging.getLogger("pioneer_tunnel.reactor")
 
 REMINDED_AFTER: Final = 0.002
+"""Seconds."""
 
 _MOST_LOOKS: Final = 16
 """Each lets the other tasks run, so these are some 100 microseconds."""
@@ -47,6 +48,7 @@ _FEW: Final = 8
 """With more stays than that there is enough to do, and more of it at once when it is left for a moment."""
 
 _ANOTHER_TRY: Final = 64
+"""So often an answer has to be expected before looking is tried again where it was in vain."""
 
 if sys.platform == "linux":
     _WATCHED: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET

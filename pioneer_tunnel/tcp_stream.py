@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, final
 
 import trio
@@ -80,17 +80,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
         Lets other tasks run only when it has to wait, and at least every eighth time.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        while True:
-            try:
-                amount = os.readv(descriptor_of(self.socket), [buffer])
-            except BlockingIOError:
-                await self._wait_readable()
-                self._calls = 0
-            except OSError as error:
-                raise _broken(error) from error
-            else:
-                break
-        await self._be_fair()
+        amount = await self._briskly(os.readv, [buffer], self._wait_readable)
         self.last_received = trio.current_time()
         return amount
 
@@ -129,17 +119,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._raise_if_end_sent()
-            while True:
-                try:
-                    sent = os.writev(descriptor_of(self.socket), pieces)
-                except BlockingIOError:
-                    await self._wait_writable()
-                    self._calls = 0
-                except OSError as error:
-                    raise _broken(error) from error
-                else:
-                    break
-            await self._be_fair()
+            sent = await self._briskly(os.writev, pieces, self._wait_writable)
             left = sum(map(len, pieces)) - sent
         finally:
             self.sending_since = None
@@ -212,10 +192,22 @@ class TcpStream(trio.abc.HalfCloseableStream):
         self.plain_socket.waited_for = True
         await trio.lowlevel.wait_writable(self.socket)
 
-    async def _be_fair(self) -> None:
-        self._calls += 1
-        if not self._calls % 8:
-            await trio.lowlevel.cancel_shielded_checkpoint()
+    async def _briskly(
+        self, call: Callable[[int, Any], int], argument: object, wait: Callable[[], Awaitable[None]]
+    ) -> int:
+        while True:
+            try:
+                amount = call(descriptor_of(self.socket), argument)
+            except BlockingIOError:
+                await wait()
+                self._calls = 0
+                continue
+            except OSError as error:
+                raise _broken(error) from error
+            self._calls += 1
+            if not self._calls % 8:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            return amount
 
 
 def _broken(error: OSError) -> trio.BrokenResourceError:
