@@ -40,12 +40,23 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         stream: the connection; what `streams.watch` makes, or a `TlsStream` over that.
         leave_taking: where connections are let go of that were closed while the visitor still talks. Whoever has it
             calls `abandon` before it ends.
+        on_accepted: called once, when somebody takes care of the visitor.
         on_over: called once, when the connection is let go of.
+
+    Attributes:
+        accepted: whether somebody has.
     """
 
     def __init__(
-        self, stream: trio.abc.Stream, leave_taking: trio.Nursery, on_over: Callable[[ChannelStream], None]
+        self,
+        stream: trio.abc.Stream,
+        leave_taking: trio.Nursery,
+        *,
+        on_accepted: Callable[[], None],
+        on_over: Callable[[ChannelStream], None],
     ) -> None:
+        self.accepted = False
+        self._on_accepted: Final = on_accepted
         self.transport_stream: Final = stream
         self._leave_taking: Final = leave_taking
         self._on_over: Final = on_over
@@ -79,7 +90,10 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         return None if self._closed or self._end_sent else self._plain
 
     def acknowledge(self) -> None:
-        """Nothing: this protocol has no word for it."""
+        """Note it at this end: this protocol has no word for it."""
+        if not self.accepted:
+            self.accepted = True
+            self._on_accepted()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         with self._receiving:

@@ -1,6 +1,6 @@
 """What goes wrong many times a second is told of once a minute.
 
-Neighbours: the relay's accept loop and the data channels of `tcp` and `tls`, where strangers decide how often.
+Neighbours: the relay's accept loop, the data channels of `tcp` and `tls`, and `forward`: strangers decide how often.
 """
 
 from __future__ import annotations

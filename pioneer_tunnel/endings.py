@@ -7,20 +7,18 @@ Neighbours: everybody who closes a connection that is not just over.
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from typing import Any, Final
 
 import trio
 
-from .sockets import reset_on_close, unsent
+from .sockets import reset_on_close, wait_sent
 
 __all__ = ["abandon", "close_after_answer", "drain", "send_eof"]
 
 _PIECE: Final = 64 * 1024
 _IGNORED_LIMIT: Final = 4 * 1024 * 1024
 _GOODBYE_TIMEOUT: Final = 2.0
-_DRAIN_POLL: Final = 0.01
 
 
 async def send_eof(stream: trio.abc.Stream) -> None:
@@ -55,9 +53,8 @@ async def drain(stream: object) -> None:
         innermost = innermost.transport_stream
     if hasattr(innermost, "drain"):
         await innermost.drain()
-    elif isinstance(innermost, trio.SocketStream) and sys.platform == "linux":
-        while innermost.socket.fileno() != -1 and unsent(innermost.socket.fileno()):
-            await trio.sleep(_DRAIN_POLL)
+    elif isinstance(innermost, trio.SocketStream):
+        await wait_sent(innermost.socket)
 
 
 async def abandon(stream: trio.abc.AsyncResource) -> None:

@@ -12,6 +12,7 @@ from typing import Final, Literal, TypeAlias
 import trio
 
 from .address import Address
+from .complaints import Complaints
 from .dialer import Dialer, dial_local, dial_tcp
 from .endings import abandon
 from .errors import LocalGatewayError
@@ -26,6 +27,19 @@ ProxyProtocol: TypeAlias = Literal["v2"]
 LOCAL_TIMEOUT: Final = 10.0
 
 _log: Final = logging.getLogger("pioneer_tunnel.forward")
+
+
+def _complaints() -> Complaints:
+    """Those of this Trio run: how many visitors come is up to them."""
+    try:
+        return _of_this_run.get()
+    except LookupError:
+        complaints = Complaints(_log)
+        _of_this_run.set(complaints)
+        return complaints
+
+
+_of_this_run: Final[trio.lowlevel.RunVar[Complaints]] = trio.lowlevel.RunVar("pioneer_tunnel.forward")
 
 
 def _ignore(event: object) -> None:
@@ -56,7 +70,7 @@ async def forward(
         try:
             connection = await dial_local(local, dial=dial, timeout=LOCAL_TIMEOUT)
         except LocalGatewayError as error:
-            _log.warning("%s; a visitor was turned away", error)
+            _complaints().tell(str(local), f"{error}; a visitor was turned away")
             report(LocalDialFailed(str(error)))
             return
         report(LocalDialOk())

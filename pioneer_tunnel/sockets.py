@@ -31,11 +31,13 @@ __all__ = [
     "limit_unsent",
     "reset_on_close",
     "socket_below",
-    "unsent",
+    "wait_sent",
 ]
 
 _LINGER_NOT: Final = struct.pack("ii", 1, 0)
 _UNSENT_LIMIT: Final = 256 * 1024
+_FIRST_PAUSE: Final = 0.001
+_LONGEST_PAUSE: Final = 0.01
 
 
 Socket: TypeAlias = trio.socket.SocketType | socket.socket
@@ -129,6 +131,14 @@ def unsent(descriptor: int) -> int:
         return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     except OSError:
         return 0
+
+
+async def wait_sent(sock: Socket) -> None:
+    """Wait until the other end has acknowledged all that was sent, where the system tells."""
+    pause = _FIRST_PAUSE
+    while sys.platform == "linux" and sock.fileno() != -1 and unsent(sock.fileno()):
+        await trio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def reset_on_close(sock: Socket) -> None:

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, final
 
 import trio
 
-from .sockets import LentSocket, Socket, descriptor_of, limit_unsent, reset_on_close, unsent
+from .sockets import LentSocket, Socket, descriptor_of, limit_unsent, reset_on_close, wait_sent
 
 __all__ = ["CAN_USE_DESCRIPTORS", "TcpStream"]
 
@@ -26,7 +25,6 @@ CAN_USE_DESCRIPTORS: Final = os.name == "posix"
 
 _PIECE: Final = 64 * 1024
 _MOST_PIECES: Final = 64
-_DRAIN_POLL: Final = 0.01
 
 
 @final
@@ -161,8 +159,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
 
     async def drain(self) -> None:
         """Wait until the other end has acknowledged all that was sent, where the system tells. See `endings.drain`."""
-        while sys.platform == "linux" and self.socket.fileno() != -1 and unsent(self.socket.fileno()):
-            await trio.sleep(_DRAIN_POLL)
+        await wait_sent(self.socket)
 
     def _close(self) -> None:
         self.plain_socket.take_back()

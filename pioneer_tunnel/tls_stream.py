@@ -67,8 +67,16 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     @property
     def session(self) -> ssl.SSLSession | None:
-        """What the next connection may be given; some servers send it only with the first data."""
+        """What the next connection may be given; some servers send it only with the first data.
+
+        To be asked for seldom: with Python 3.11 and OpenSSL 3.0, 6 KB stay behind each time.
+        """
         return self._tls.session
+
+    @property
+    def session_reused(self) -> bool:
+        """Whether the other end took the one that was given."""
+        return bool(self._tls.session_reused)
 
     async def do_handshake(self) -> None:
         """Agree on keys, and see who the other end is.

@@ -18,7 +18,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
-from rig import AT_ONCE, ask, echo, eventually, in_background, nothing_left_behind, read_all, read_exactly
+from rig import AT_ONCE, ask, echo, eventually, in_background, nothing_left_behind, read_all, read_exactly, read_until
 
 from pioneer_tunnel import dialer, streams
 from pioneer_tunnel.address import Address, RelayAddress
@@ -41,6 +41,7 @@ from pioneer_tunnel.status import State
 from pioneer_tunnel.streams import watch
 from pioneer_tunnel.testing import Moment, ScriptedPioneerRelay, Trouble, Way, open_pioneer_relay
 from pioneer_tunnel.transports import data_channels, pioneer_relay
+from pioneer_tunnel.transports.data_channels import MOST_IDLE
 from pioneer_tunnel.transports.rathole_codec import ControlCommand, encode_command
 from pioneer_tunnel.transports.seam import Target
 from pioneer_tunnel.tunnel import Tunnel, open_tunnel
@@ -222,6 +223,23 @@ def ours() -> int:
         found += "data_channels" in task.name
         left += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
     return found
+
+
+@every_way
+async def test_a_burst_of_visitors_does_not_run_over_who_accepts_them(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a thousand who came while the gateway was busy for a moment, three quarters were lost without a word."""
+    async with connected(backlog=MOST_IDLE) as (relay, tunnel):
+        visitors = [await relay.visit() for _ in range(2 * MOST_IDLE)]
+        for number, visitor in enumerate(visitors):
+            await visitor.send_all(b"%d." % number)
+        await eventually(lambda: relay.data_channels >= MOST_IDLE)
+        await trio.testing.wait_all_tasks_blocked(0.05)  # nobody accepts meanwhile
+        async with in_background(lambda: trio.serve_listeners(echo, [tunnel])):
+            for number, visitor in enumerate(visitors):
+                with trio.fail_after(5):
+                    assert await read_until(visitor, b".") == b"%d." % number
+                await visitor.aclose()
+    assert not [record for record in caplog.records if "turned away" in record.getMessage()]
 
 
 @every_way
@@ -566,6 +584,23 @@ async def test_a_visitor_that_nobody_has_room_for_is_reset() -> None:
 
 
 @every_way
+async def test_a_place_is_free_again_when_a_visitor_leaves_before_it_was_accepted() -> None:
+    async with connected(backlog=MOST_IDLE) as (relay, tunnel):
+        for _ in range(3):
+            visitors = [await relay.visit() for _ in range(MOST_IDLE)]
+            asked = relay.asked_for
+            for visitor in visitors:
+                await abandon(visitor)
+            await eventually(lambda asked=asked: relay.data_channels >= asked - 8)  # type: ignore[misc]
+            with trio.move_on_after(0.1):
+                while True:
+                    (await tunnel.accept()).reset()
+        async with in_background(lambda: trio.serve_listeners(echo, [tunnel])), await relay.visit() as visitor:
+            with trio.fail_after(5):
+                assert await ask(visitor, b"x") == b"x"
+
+
+@every_way
 async def test_a_visitor_who_left_while_it_waited_is_not_accepted() -> None:
     async with connected() as (relay, tunnel):
         gone = await relay.visit()
@@ -709,7 +744,9 @@ async def test_the_stream_keeps_trios_contract() -> None:
                 far = await listener.accept()
             for connection in (near, far):
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
-            one, other = (ChannelStream(watch(end), nursery, over.append) for end in (near, far))
+            one, other = (
+                ChannelStream(watch(end), nursery, on_accepted=lambda: None, on_over=over.append) for end in (near, far)
+            )
             return one, other
 
         async def make_clogged_pair() -> tuple[ChannelStream, ChannelStream]:

@@ -47,7 +47,10 @@ FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 1.0
 
 MOST_IDLE: Final = 256
-"""Data channels that may be connecting or waiting for their visitor at once. More are owed, and follow."""
+"""Data channels that may be connecting, waiting for their visitor, or with one that nobody has accepted yet, at once.
+
+More are owed, and follow. So a burst of visitors waits at the relay, and does not run over who accepts them here.
+"""
 
 MOST_OWED: Final = 64 * 1024
 
@@ -175,21 +178,33 @@ class DataChannels:
         """One came to nothing."""
         if watched is not None:
             self._watched.discard(watched)
+        self._make_room()
+
+    def _make_room(self) -> None:
         self._idle -= 1
         self._start()
 
+    def _note_over(self, carried: ChannelStream) -> None:
+        self._carried.discard(carried)
+        if not carried.accepted:
+            self._make_room()
+
     def note_visited(self, stream: trio.abc.Stream, watched: _Watched | None = None) -> None:
         """One has its visitor."""
-        self.note_lost(watched)  # as one that waits
-        carried = ChannelStream(stream, self._nursery, self._carried.discard)
+        if watched is not None:
+            self._watched.discard(watched)
+        carried = ChannelStream(stream, self._nursery, on_accepted=self._make_room, on_over=self._note_over)
         self._carried.add(carried)
-        if self._ended or len(self._carried) > self._target.limits.streams:
+        if self._ended:
             carried.reset()
             return
         try:
+            if len(self._carried) > self._target.limits.streams:
+                raise trio.WouldBlock
             self._deliver(TunnelStream(carried))
         except trio.WouldBlock:
             carried.reset()
+            self._complaints.tell("no room", "a visitor was turned away: there are as many as there may be")
 
     def understood(self, command: bytes) -> bool:
         """Whether the relay's word means that a visitor is there."""
@@ -221,7 +236,7 @@ class DataChannels:
                 self.tell_why_lost(None)
             else:
                 visited = self.understood(command)
-            if isinstance(stream, TlsStream):
+            if isinstance(stream, TlsStream) and not stream.session_reused:
                 self._tls_session = stream.session
         except trio.BrokenResourceError as error:
             self.tell_why_lost(error)
