@@ -91,7 +91,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
     def acknowledge(self) -> None:
         """Note it at this end: this protocol has no word for it."""
-        if not self.accepted:
+        if not self.accepted and not self._over:
             self.accepted = True
             self._on_accepted()
 

@@ -275,7 +275,6 @@ class Reactor:
                 on_events(flags)
             except Exception:  # noqa: BLE001  # whatever it is, the others have nothing to do with it
                 _log.exception("what is watched failed in an unforeseen way")
-                self._watched.pop(descriptor, None)
         left = _TURN
         while left > 0 and self._ready:
             turn = self._ready.popleft()

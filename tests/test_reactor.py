@@ -171,7 +171,8 @@ async def test_what_fails_is_logged_and_the_others_go_on(caplog: pytest.LogCaptu
             for peer in (bad_peer, good_peer):
                 peer.send(b"x")
             await eventually(lambda: len(told) == 1)
-            reactor.unwatch(good.fileno())
+            for watched in (good, bad):
+                reactor.unwatch(watched.fileno())
             stay.end()
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError] * 2
 

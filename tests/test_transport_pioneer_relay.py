@@ -600,6 +600,25 @@ async def test_a_place_is_free_again_when_a_visitor_leaves_before_it_was_accepte
                 assert await ask(visitor, b"x") == b"x"
 
 
+async def test_a_place_is_made_free_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed = 0
+    make_room = data_channels.DataChannels._make_room
+
+    def count(self: Any) -> None:
+        nonlocal freed
+        freed += 1
+        make_room(self)
+
+    monkeypatch.setattr(data_channels.DataChannels, "_make_room", count)
+    async with connected() as (relay, tunnel), await relay.visit() as visitor:
+        await visitor.send_all(b"x")
+        stream = await tunnel.accept()
+        stream.acknowledge()
+        stream.reset()
+        stream.acknowledge()
+        assert freed == 1
+
+
 @every_way
 async def test_a_visitor_who_left_while_it_waited_is_not_accepted() -> None:
     async with connected() as (relay, tunnel):
