@@ -165,7 +165,7 @@ async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> trio.
     """
     await trio.lowlevel.checkpoint_if_cancelled()
     try:
-        # A deadline costs more than most of what is done for a visitor, and here there is mostly nothing to wait for.
+        # A deadline has its price for each visitor, and here there is mostly nothing to wait for.
         attempt = begin_dial(address.host, address.port) if CAN_USE_DESCRIPTORS and dial is dial_tcp else None
         connected = None if attempt is None else attempt.at_once()
         if connected is not None:

@@ -45,13 +45,8 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
     closed = False
     spoke: set[trio.abc.Stream] = set()
     try:
-        one, other = plain_socket(first), plain_socket(second)
-        if CAN_JOIN and one is not None and other is not None and not apology:  # a join does not look at who has spoken
-            try:
-                ending = await join(one, other)
-            except OSError:  # out of descriptors
-                ending = await _Exchange(first, second, spoke).run()
-        else:
+        ending = None if apology else await _short_way(first, second)  # which does not look at who has spoken
+        if ending is None:
             ending = await _Exchange(first, second, spoke).run()
         if ending is Ending.ENDED:
             await first.aclose()
@@ -75,6 +70,17 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
             finally:
                 await abandon(second)  # also when the first, under cancellation, ended in `trio.Cancelled`
     return closed
+
+
+async def _short_way(first: trio.abc.Stream, second: trio.abc.Stream) -> Ending | None:
+    """Join them; None when that cannot be, and nothing has happened."""
+    one, other = plain_socket(first), plain_socket(second)
+    if not CAN_JOIN or one is None or other is None:
+        return None
+    try:
+        return await join(one, other)
+    except OSError:
+        return None  # out of descriptors
 
 
 @final

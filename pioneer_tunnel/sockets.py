@@ -27,8 +27,8 @@ __all__ = [
     "Socket",
     "descriptor_of",
     "keep_alive",
-    "plain_socket",
     "limit_unsent",
+    "plain_socket",
     "reset_on_close",
     "socket_below",
     "wait_sent",
@@ -57,8 +57,7 @@ class LentSocket:
 
     Attributes:
         socket: what is lent.
-        waited_for: whether Trio was ever asked to wait for it. Closing then has to wake who waits, which takes longer
-            than all the rest of closing.
+        waited_for: whether Trio was ever asked to wait for it. Only then closing has to wake who waits.
         on_close: the owner's; called when it was closed, by the borrower or through here.
         taken_back: the borrower's; called when the stream is closed meanwhile, just before its socket is.
     """
@@ -125,7 +124,7 @@ def limit_unsent(sock: Socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_LIMIT)
 
 
-def unsent(descriptor: int) -> int:
+def _unsent(descriptor: int) -> int:
     """Bytes that the other end has not acknowledged."""
     try:
         return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
@@ -136,7 +135,7 @@ def unsent(descriptor: int) -> int:
 async def wait_sent(sock: Socket) -> None:
     """Wait until the other end has acknowledged all that was sent, where the system tells."""
     pause = _FIRST_PAUSE
-    while sys.platform == "linux" and sock.fileno() != -1 and unsent(sock.fileno()):
+    while sys.platform == "linux" and sock.fileno() != -1 and _unsent(sock.fileno()):
         await trio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 

@@ -1,8 +1,8 @@
 """A TCP connection, read and written by its descriptor: what a `trio.SocketStream` is, without the layers above it.
 
-Those layers are there for every kind of socket and system, and cost more than the system calls of a small read or
-write: a third of the time per byte went there, and half of that of a new connection. The contract is the same, and it
-is as fair: calls let other tasks run.
+Those layers are there for every kind of socket and system. To read and write by the descriptor costs a third of the way
+through them, and a new connection is cheaper by a sixth. The contract is the same, and it is as fair: calls let other
+tasks run.
 
 POSIX only. Neighbours: `dialer` and `streams.watch` make them; `splice` moves bytes past them, through `plain_socket`.
 """

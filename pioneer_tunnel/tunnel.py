@@ -197,7 +197,8 @@ async def open_tunnel(
         relay_identity: the only relay to accept, as `ed25519:...`; by default any that TLS accepts. `websocket` only.
         restart: when to try again (default `RestartPolicy()`).
         connect_timeout: seconds for each step of connecting (default 10).
-        backlog: visitors that may wait for `accept`; more are reset (default 256).
+        backlog: visitors that may wait for `accept`; more are reset (default 256). Over `tcp` and `tls` those beyond
+            256 wait at the relay.
         limits: what the session may cost in memory (default `Limits()`).
         dial: how TCP connections come about, for hosts with a network of their own, and for tests.
         transport: what carries the tunnel: `"websocket"`, which is native; `"tcp"` or `"tls"`, for a Pioneer Relay or

@@ -470,7 +470,7 @@ async def test_an_owner_that_closes_in_the_moment_of_the_end_does_no_harm(monkey
 
 @pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
 async def test_a_stream_that_was_joined_leaves_no_circle() -> None:
-    """Rounds of the garbage collector made up a tenth of a short connection's cost."""
+    """Rounds of the garbage collector cost each short connection some 20 us."""
     gc.collect()
     gc.disable()
     try:
