@@ -25,7 +25,7 @@ import trio
 import trio.testing
 import trustme
 from hypothesis import given, strategies as st
-from rig import eventually, nothing_left_behind
+from rig import eventually, no_hang, nothing_left_behind
 
 from pioneer_tunnel.address import Address, RelayAddress
 from pioneer_tunnel.config import RemoteAccessConfig
@@ -93,7 +93,7 @@ async def serve(target: Target, *, task_status: Any = trio.TASK_STATUS_IGNORED) 
 
 async def failure_of(target: Target) -> TunnelError:
     """What comes of a program that does not go on."""
-    with trio.fail_after(15), pytest.raises(TunnelError) as error:
+    with no_hang(), pytest.raises(TunnelError) as error:
         await serve(target)
     return error.value
 
@@ -101,7 +101,7 @@ async def failure_of(target: Target) -> TunnelError:
 @asynccontextmanager
 async def connected(target: Target) -> AsyncIterator[Session]:
     async with trio.open_nursery() as nursery:
-        with trio.fail_after(10):
+        with no_hang():
             session: Session = await nursery.start(lambda task_status: serve(target, task_status=task_status))
         yield session
         nursery.cancel_scope.cancel()
@@ -478,7 +478,7 @@ async def test_a_program_that_prints_without_end_is_read_without_end(tmp_path: P
     done = tmp_path / "done"
     with no_process_left(tmp_path):
         async with connected(target_for(tmp_path, source, str(done))):
-            with trio.fail_after(10):
+            with no_hang():
                 while not done.exists():
                     await trio.sleep(0.01)
             resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
