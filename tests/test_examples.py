@@ -13,7 +13,7 @@ from typing import Final, final
 
 import pytest
 import trio
-from rig import HOST, KEY, connect, in_background, read_all, read_exactly, relay_rig, tunnel_entry
+from rig import HOST, KEY, connect, in_background, no_hang, read_all, read_exactly, relay_rig, tunnel_entry
 
 from pioneer_tunnel.address import Address
 from pioneer_tunnel.forward import forward
@@ -53,7 +53,7 @@ class Program:
 
     async def says(self, text: str) -> str:
         """Wait until it has said `text`; returns what follows on that line."""
-        with trio.fail_after(15):
+        with no_hang():
             while "\n" not in self.said.partition(text)[2]:
                 assert self.process.returncode is None, self.said
                 await trio.sleep(0.01)
@@ -91,7 +91,7 @@ def test_every_example_is_run_here() -> None:
 
 
 async def test_the_demo_does_the_main_job() -> None:
-    with trio.fail_after(40):
+    with no_hang():
         done = await trio.run_process(
             command("demo.py"), capture_stdout=True, stderr=subprocess.STDOUT, check=False, env=ENVIRONMENT
         )
@@ -119,7 +119,7 @@ async def test_the_custom_server_says_back_what_visitors_say(tmp_path: Path) -> 
 async def test_the_custom_server_says_in_a_line_why_it_cannot_serve(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(new_relay_key().reveal())
     async with relay() as addresses:
-        with trio.fail_after(15):
+        with no_hang():
             done = await trio.run_process(
                 command("custom_server.py", f"ws://{addresses.control}", tmp_path / "key"),
                 capture_stdout=True,
@@ -175,7 +175,7 @@ async def test_a_visitor_cannot_forge_where_it_comes_from() -> None:
 
 async def listening(port: int) -> trio.SocketStream:
     """Connect as soon as somebody listens."""
-    with trio.fail_after(10):
+    with no_hang():
         while True:
             try:
                 return await connect(Address("127.0.0.1", port))
@@ -187,7 +187,7 @@ async def test_the_tests_of_a_gateway_pass_without_our_settings_of_pytest(tmp_pa
     profile = "settings.register_profile('few', max_examples=8)\nsettings.load_profile('few')\n"
     (tmp_path / "few_examples.py").write_text(f"from hypothesis import settings\n{profile}")
     example = str(EXAMPLES / "test_my_gateway.py")
-    with trio.fail_after(60):
+    with no_hang():
         done = await trio.run_process(
             [sys.executable, "-m", "pytest", "-c", os.devnull, "-p", "no:cacheprovider", "-p", "few_examples", example],
             capture_stdout=True,
@@ -208,7 +208,7 @@ class Client:
         self.said = ""
 
     async def __call__(self, *arguments: str | Path, stdin: str = "", fails: bool = False) -> str:
-        with trio.fail_after(15):
+        with no_hang():
             done = await trio.run_process(
                 command("remote_access_client.py", *self._arguments, *arguments),
                 capture_stdout=True,

@@ -11,7 +11,7 @@ from typing import Any, Final, final
 import pytest
 import trio
 import trio.testing
-from rig import carried, nothing_left_behind, read_all, read_exactly
+from rig import carried, no_hang, nothing_left_behind, read_all, read_exactly
 
 from pioneer_tunnel.address import Address
 from pioneer_tunnel.endings import abandon
@@ -81,7 +81,7 @@ async def forwarding(
         with scope:
             await forward(stream, local, **changes)
 
-    with nothing_left_behind(), trio.fail_after(10):
+    with nothing_left_behind(), no_hang():
         async with listener, visitor, trio.open_nursery() as nursery:
             nursery.start_soon(run)
             async with await listener.accept() as gateway:

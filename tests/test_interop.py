@@ -32,6 +32,7 @@ from typing import Final, final
 
 import pytest
 import trio
+from rig import no_hang
 from yamux_rig import KIB, Running, ask, body, read_all
 
 from pioneer_tunnel.yamux import Limits, Role, YamuxStream
@@ -137,17 +138,17 @@ async def talk(program: tuple[str, ...], role: Role) -> AsyncIterator[Peer]:
         assert process.stdout is not None
         async with process.stdin, process.stdout:
             try:
-                with trio.fail_after(10):
+                with no_hang():
                     # js-libp2p opens as much as it likes at once, without a look at what was accepted.
                     running = Running(await listener.accept(), role, limits=Limits(unaccepted=1000))
                 nursery.start_soon(running.run)
                 peer = Peer(process, running)
                 assert await peer.line() == "ready"
                 nursery.start_soon(peer.serve)
-                with trio.fail_after(30):
+                with no_hang():
                     yield peer
                 await process.stdin.aclose()
-                with trio.fail_after(5):
+                with no_hang():
                     assert await process.wait() == 0
                     await running.ended.wait()
             finally:

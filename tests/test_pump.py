@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
-from rig import carried, nothing_left_behind, read_all, read_exactly, until_it_raises
+from rig import carried, no_hang, nothing_left_behind, read_all, read_exactly, until_it_raises
 
 from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.pump import pump
@@ -54,7 +54,7 @@ async def pumped(apology: bytes = b"") -> AsyncIterator[Ends]:
         assert first.socket.fileno() == second.socket.fileno() == -1
         ends.over.set()
 
-    with nothing_left_behind(), trio.fail_after(10):
+    with nothing_left_behind(), no_hang():
         async with trio.open_nursery() as nursery, left, right:
             nursery.start_soon(run)
             yield ends
@@ -62,7 +62,7 @@ async def pumped(apology: bytes = b"") -> AsyncIterator[Ends]:
 
 
 async def is_reset(stream: trio.SocketStream) -> None:
-    with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+    with no_hang(), pytest.raises(trio.BrokenResourceError):
         await read_all(stream)
 
 
@@ -147,7 +147,7 @@ async def test_a_reset_that_the_sender_hears_of_first_is_no_end_for_the_receiver
     for _ in range(20):
         left, first = await sockets()
         uploader = Uploader()
-        with trio.fail_after(5):
+        with no_hang():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(pump, watch(first), uploader)
                 await left.send_all(b"half an answer")
@@ -273,7 +273,7 @@ async def test_an_end_that_is_told_of_while_a_send_finds_the_reset_is_none() -> 
         left, first = await sockets()
         async with left:
             await left.send_all(b"x")
-            with trio.fail_after(5):
+            with no_hang():
                 assert not await pump(watch(first), Reset())
             await is_reset(left)
 
@@ -293,7 +293,7 @@ async def pumped_to_tls(apology: bytes = b"") -> AsyncIterator[tuple[trio.Socket
     secured = TlsServerStream(watch(second), server)
     visitor = trio.SSLStream(right, client, server_hostname="office.test")
     async with trio.open_nursery() as nursery:
-        with trio.fail_after(10):
+        with no_hang():
             nursery.start_soon(secured.do_handshake)
             await visitor.do_handshake()
             async with trio.open_nursery() as pumping, left:

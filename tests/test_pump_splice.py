@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from rig import in_background, nothing_left_behind, read_all, read_exactly
+from rig import in_background, no_hang, nothing_left_behind, read_all, read_exactly
 
 from pioneer_tunnel import (
     pipes as pipes_module,
@@ -105,7 +105,7 @@ async def test_every_byte_arrives_both_ways(way: str, size: int) -> None:
 
     with nothing_left_behind():
         async with pumped() as (left, right, over):
-            with trio.fail_after(20):
+            with no_hang():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(exchange, left)
                     nursery.start_soon(exchange, right)
@@ -157,7 +157,7 @@ async def test_a_fast_bulk_in_small_pieces_is_gathered_and_its_rest_is_not_kept(
 
     monkeypatch.setattr(socket.socket, "setsockopt", note)
     async with pumped() as (left, right, over):
-        with trio.fail_after(20):
+        with no_hang():
             for source, sink in ((left, right), (right, left)):
                 for _ in range(2):
                     async with trio.open_nursery() as nursery:
@@ -206,7 +206,7 @@ async def test_requests_that_wait_for_their_answers_are_soon_not_gathered_any_mo
     monkeypatch.setattr(splice_module, "_FAST", 0.0)
     monkeypatch.setattr(splice_module, "_LONG", 64 * 1024)
     async with pumped() as (left, right, _):
-        with trio.fail_after(20):
+        with no_hang():
             await _exchanges(left, right, 60, 131_072)
     assert 1 <= len(gatherings) <= 7
 
@@ -229,7 +229,7 @@ async def test_without_a_descriptor_for_the_epoll_bytes_take_the_long_way(monkey
 
     monkeypatch.setattr(Reactor, "_enter", refuse)
     async with pumped() as (left, right, over):
-        with trio.fail_after(5):
+        with no_hang():
             await left.send_all(b"request")
             await left.send_eof()
             assert await read_all(right) == b"request"
@@ -244,7 +244,7 @@ async def test_an_end_behind_what_is_being_gathered_is_passed_on(monkeypatch: py
     monkeypatch.setattr(splice_module, "_FAST", 0.0)
     monkeypatch.setattr(reactor_module, "REMINDED_AFTER", 60.0)
     async with pumped() as (left, right, over):
-        with trio.fail_after(5):
+        with no_hang():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_in_pieces, left, 8_192_000)
                 left_over = 8_192_000
@@ -259,7 +259,7 @@ async def test_an_end_behind_what_is_being_gathered_is_passed_on(monkeypatch: py
 
 async def test_half_close_both_ways_round(way: str) -> None:
     async with pumped() as (left, right, over):
-        with trio.fail_after(5):
+        with no_hang():
             await left.send_all(b"request")
             await left.send_eof()
             assert await read_all(right) == b"request"
@@ -278,7 +278,7 @@ async def test_a_break_of_either_end_is_a_reset_of_the_other(way: str, clogged: 
                 with trio.move_on_after(0.2 if clogged else 0):
                     await ends[breaker].send_all(bytes(50_000_000))
                 await abandon(ends[breaker])
-                with trio.fail_after(5):
+                with no_hang():
                     with pytest.raises(trio.BrokenResourceError):
                         await read_all(ends[other])
                     await over.wait()
@@ -289,7 +289,7 @@ async def test_a_slow_reader_holds_the_writer_up_and_loses_nothing(way: str) -> 
     async with pumped() as (left, right, _), trio.open_nursery() as nursery:
         nursery.start_soon(left.send_all, data)
         await trio.sleep(0.1)
-        with trio.fail_after(20):
+        with no_hang():
             assert await read_exactly(right, len(data)) == data
 
 
@@ -307,7 +307,7 @@ async def test_many_at_once_share_what_there_is(way: str) -> None:
             await over.wait()
 
     most: list[int] = []
-    with trio.fail_after(20):
+    with no_hang():
         async with trio.open_nursery() as nursery:
             for number in range(60):
                 nursery.start_soon(one, number)
@@ -338,7 +338,7 @@ async def test_cancelled_at_any_moment_both_ends_are_reset_and_nothing_stays(way
                     if chance.random() < 0.5:
                         pumping.start_soon(_discard, right)
                     await trio.sleep_forever()
-            with trio.fail_after(5):
+            with no_hang():
                 for end in {left, right} - told:
                     with pytest.raises(trio.BrokenResourceError):
                         await read_all(end)
@@ -370,7 +370,7 @@ async def test_the_others_go_on_when_the_one_who_moves_all_bytes_is_cancelled(wa
             right, second = await connection()
             scope = await nursery.start(_pump_in_a_scope, first, second)
             pairs.append((left, right, scope))
-        with trio.fail_after(5):
+        with no_hang():
             while pairs:
                 for left, right, _ in pairs:
                     await left.send_all(b"ping")
@@ -424,7 +424,7 @@ async def _pump_in_a_scope(
 
 async def test_the_others_go_on_when_the_connection_of_the_one_who_moves_all_bytes_ends(way: str) -> None:
     async with pumped() as (left, right, over), pumped() as (other_left, other_right, other_over):
-        with trio.fail_after(5):
+        with no_hang():
             for end in (left, right):
                 await end.send_eof()
             await over.wait()
@@ -441,7 +441,7 @@ async def test_a_stream_that_its_owner_closes_is_let_go_of_and_the_other_end_is_
         nursery.start_soon(pump, first, second)
         await left.send_all(b"half of what")
         assert await read_exactly(right, 12) == b"half of what"
-        with trio.fail_after(5):
+        with no_hang():
             await first.aclose()
             with pytest.raises(trio.BrokenResourceError):
                 await read_all(right)
@@ -464,7 +464,7 @@ async def test_an_owner_that_closes_in_the_moment_of_the_end_does_no_harm(monkey
     async with left, right:
         await left.send_eof()
         await right.send_eof()
-        with trio.fail_after(5):
+        with no_hang():
             assert await pump(first, second)
 
 
@@ -478,7 +478,7 @@ async def test_a_stream_that_was_joined_leaves_no_circle() -> None:
             async with pumped() as (left, right, over):
                 await left.send_eof()
                 await right.send_eof()
-                with trio.fail_after(5):
+                with no_hang():
                     await over.wait()
         left_over = [thing for thing in gc.get_objects() if type(thing).__module__ == splice_module.__name__]
     finally:
@@ -502,7 +502,7 @@ async def test_a_connection_is_joined_to_one_other_at_a_time() -> None:
 @pytest.mark.skipif(not CAN_JOIN, reason="the long way notices when there is something to say")
 async def test_a_visitor_that_has_ended_and_then_resets_is_noticed_while_the_gateway_is_silent() -> None:
     async with pumped() as (left, right, over):
-        with trio.fail_after(5):
+        with no_hang():
             await left.send_all(b"request")
             await left.send_eof()
             assert await read_all(right) == b"request"

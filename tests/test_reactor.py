@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import trio
 import trio.testing
-from rig import eventually, nothing_left_behind
+from rig import eventually, no_hang, nothing_left_behind
 
 from pioneer_tunnel.reactor import CAN_WATCH, REMINDED_AFTER, Reactor, Stay
 
@@ -129,7 +129,7 @@ async def test_a_reminder_comes_also_when_there_is_always_something_to_do() -> N
             reactor.queue(turn)
             reactor.remind(reminded.set)
             nursery.start_soon(stay.wait)
-            with trio.fail_after(1):
+            with no_hang():
                 await reminded.wait()
             stay.end()
 

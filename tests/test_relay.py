@@ -25,6 +25,7 @@ from rig import (
     echo,
     eventually,
     in_background,
+    no_hang,
     nothing_left_behind,
     read_all,
     read_exactly,
@@ -61,7 +62,7 @@ ADDRESS: Final = RelayAddress.parse(f"ws://{RELAY_NAME}")
 async def serving(engine: EngineName | None = None, **changes: Any) -> AsyncIterator[tuple[RelayRig, Tunnel]]:
     """A relay, and a gateway behind it that echoes."""
     async with relay_rig(engine, **changes) as rig, rig.tunnel() as tunnel:
-        with trio.fail_after(5):
+        with no_hang():
             await tunnel.wait_connected()
         async with in_background(lambda: trio.serve_listeners(echo, [tunnel])):
             yield rig, tunnel
@@ -88,7 +89,7 @@ async def raw_gateway(rig: RelayRig, key: RelayKey = KEY, **changes: Any) -> Asy
 
 async def answer_to(rig: RelayRig, data: bytes) -> bytes:
     async with await rig.visit() as visitor:
-        with trio.fail_after(5):
+        with no_hang():
             return await ask(visitor, data)
 
 
@@ -132,7 +133,7 @@ async def test_a_head_that_is_too_large_is_431_and_the_visitor_reads_so() -> Non
         many = b"GET / HTTP/1.1\r\nHost: office.test\r\n" + b"X: %s\r\n" % (b"x" * 1000) * 600 + b"\r\n"
         async with await rig.visit() as visitor, trio.open_nursery() as nursery:
             nursery.start_soon(visitor.send_all, many)
-            with trio.fail_after(5):
+            with no_hang():
                 assert status_of(await read_all(visitor)) == 431
 
 
@@ -152,7 +153,7 @@ async def test_a_gateway_that_resets_before_it_answers_is_502() -> None:
         async with await rig.visit() as visitor:
             await visitor.send_all(request())
             (await tunnel.accept()).reset()
-            with trio.fail_after(5):
+            with no_hang():
                 assert status_of(await read_all(visitor)) == 502
 
 
@@ -166,7 +167,7 @@ async def test_a_gateway_that_is_lost_after_it_began_to_answer_is_a_reset() -> N
             stream = await tunnel.accept()
             await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\nhalf of")
             await read_exactly(visitor, 26)
-        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+        with no_hang(), pytest.raises(trio.BrokenResourceError):
             await read_all(visitor)
         await visitor.aclose()
 
@@ -181,7 +182,7 @@ async def test_a_relay_that_stops_in_the_middle_of_an_answer_resets_the_visitor(
             await stream.send_all(b"half of")
             await read_exactly(visitor, 7)
             await rig.stop()
-            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            with no_hang(), pytest.raises(trio.BrokenResourceError):
                 await read_all(visitor)
         await rig.start()
 
@@ -288,7 +289,7 @@ async def test_a_head_in_single_bytes_is_the_same_head() -> None:
             await visitor.send_all(bytes([byte]))
             await trio.sleep(0)
         await visitor.send_eof()
-        with trio.fail_after(5):
+        with no_hang():
             assert await read_all(visitor) == request()
 
 
@@ -324,7 +325,7 @@ async def test_a_tunnel_with_an_address_of_its_own_carries_anything() -> None:
         own = rig.addresses.tunnels["office"]
         for said in (b"SSH-2.0-anything\r\n", bytes(range(256)), b""):
             async with await connect(own) as visitor:
-                with trio.fail_after(5):
+                with no_hang():
                     assert await ask(visitor, said) == said
         assert status_of(await answer_to(rig, request())) == 404, "it is not found by its host as well"
 
@@ -334,7 +335,7 @@ async def test_without_its_gateway_such_an_address_resets() -> None:
         relay_rig(tunnels=[tunnel_entry(bind_addr="127.0.0.1:0")]) as rig,
         await connect(rig.addresses.tunnels["office"]) as visitor,
     ):
-        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+        with no_hang(), pytest.raises(trio.BrokenResourceError):
             await ask(visitor, b"anyone?")
 
 
@@ -346,7 +347,7 @@ async def test_a_visitor_that_resets_resets_the_stream() -> None:
         stream = await tunnel.accept()
         await read_exactly(stream, len(request()))
         await abandon(visitor)
-        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+        with no_hang(), pytest.raises(trio.BrokenResourceError):
             await stream.receive_some()
 
 
@@ -373,7 +374,7 @@ async def test_a_crooked_websocket_opening_is_refused(engine: EngineName, versio
     lines += [f"Sec-WebSocket-Protocol: {SUBPROTOCOL}"] + ([] if key is None else [f"Sec-WebSocket-Key: {key}"])
     async with relay_rig(engine) as rig, await connect(rig.addresses.control) as visitor:
         await visitor.send_all(request(*lines))
-        with trio.fail_after(5):
+        with no_hang():
             assert 400 <= status_of(await read_all(visitor)) < 500
 
 
@@ -403,7 +404,7 @@ async def test_the_newest_session_wins(engine: EngineName) -> None:
                 else:
                     data.extend(message)
 
-        with trio.fail_after(5), pytest.raises(WebSocketClosed) as closed:
+        with no_hang(), pytest.raises(WebSocketClosed) as closed:
             await until_it_raises(take)
         assert closed.value.code == 4001
         (text,) = texts
@@ -419,7 +420,7 @@ async def test_a_gateway_that_another_one_replaces_gives_up(engine: EngineName) 
     async with relay_rig(engine) as rig, rig.tunnel(instance="first") as tunnel:
         await tunnel.wait_connected()
         async with raw_gateway(rig, instance="second"):
-            with trio.fail_after(5), pytest.raises(ReplacedError, match="'second'"):
+            with no_hang(), pytest.raises(ReplacedError, match="'second'"):
                 await tunnel.accept()
 
 
@@ -445,7 +446,7 @@ async def test_a_gateways_own_stream_is_reset(engine: EngineName) -> None:
     async with relay_rig(engine) as rig, raw_gateway(rig) as (websocket, _):
         await websocket.send([encode_header(FrameType.WINDOW_UPDATE, SYN, 2, 0)])
         received = b""
-        with trio.fail_after(5):
+        with no_hang():
             while encode_header(FrameType.WINDOW_UPDATE, RST, 2, 0) not in received:
                 for message in await websocket.receive():
                     assert not isinstance(message, str)
@@ -456,7 +457,7 @@ async def test_a_stream_begins_with_a_header_that_names_the_visitor(engine: Engi
     async with relay_rig(engine) as rig, raw_gateway(rig) as (websocket, _), await rig.visit() as visitor:
         await visitor.send_all(request())
         received = b""
-        with trio.fail_after(5):
+        with no_hang():
             while not received.endswith(request()):
                 for message in await websocket.receive():
                     assert not isinstance(message, str)
@@ -521,7 +522,7 @@ async def test_a_relay_with_an_identity_proves_it(tmp_path: Path, whole: bool) -
     (tmp_path / "identity").write_text(f"{seed.hex()}\n" + f"{identity}\n" * whole)
     async with relay_rig(identity_key_file="identity", base_dir=tmp_path) as rig:
         async with rig.tunnel(relay_identity=identity) as tunnel:
-            with trio.fail_after(5):
+            with no_hang():
                 await tunnel.wait_connected()
         async with rig.tunnel(relay_identity=KEY.identity().public_key) as tunnel:
             await eventually(lambda: tunnel.status.state is State.FAILED)
@@ -549,7 +550,7 @@ async def test_binary_before_the_welcome_closes_with_1002(engine: EngineName) ->
         async with load_engine().connect(stream, Opening(subprotocol=SUBPROTOCOL, address=ADDRESS)) as websocket:
             await websocket.receive()
             await websocket.send([b"\0" * 12])
-            with trio.fail_after(5), pytest.raises(WebSocketClosed) as closed:
+            with no_hang(), pytest.raises(WebSocketClosed) as closed:
                 await websocket.receive()
             assert closed.value.code == 1002
 
@@ -563,7 +564,7 @@ async def test_nonsense_before_the_welcome_closes_with_1002(engine: EngineName, 
         async with load_engine().connect(stream, Opening(subprotocol=SUBPROTOCOL, address=ADDRESS)) as websocket:
             await websocket.receive()
             await websocket.send([text])
-            with trio.fail_after(5), pytest.raises(WebSocketClosed) as closed:
+            with no_hang(), pytest.raises(WebSocketClosed) as closed:
                 await websocket.receive()
             assert closed.value.code == 1002
 
@@ -573,7 +574,7 @@ async def test_a_relay_that_stops_says_so_with_1001(engine: EngineName) -> None:
 
         @nursery.start_soon
         async def listen() -> None:
-            with trio.fail_after(5), pytest.raises(WebSocketClosed) as closed:
+            with no_hang(), pytest.raises(WebSocketClosed) as closed:
                 await until_it_raises(websocket.receive)
             assert closed.value.code == 1001
 
@@ -644,7 +645,7 @@ async def test_tls_on_one_door_or_both(
     files: dict[str, Any] = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
     scheme = "wss" if control_tls else "ws"
     async with relay_rig(engine, **files, control_tls=control_tls, ingress_tls=ingress_tls) as rig:
-        with trio.fail_after(5):
+        with no_hang():
             tunnel_options = {"relay": f"{scheme}://{RELAY_NAME}", "ca_file": certificates / "ca.pem"}
             async with rig.tunnel(**tunnel_options) as tunnel:
                 await tunnel.wait_connected()
@@ -664,7 +665,7 @@ async def behind_tls(certificates: Path) -> AsyncIterator[tuple[trio.SSLStream[t
     """A visitor over TLS who has asked, and its stream at the gateway."""
     files: dict[str, Any] = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
     async with relay_rig(None, **files, control_tls=False) as rig, rig.tunnel() as tunnel:
-        with trio.fail_after(5):
+        with no_hang():
             await tunnel.wait_connected()
             visitor = await visit_with_tls(rig, certificates)
             await visitor.send_all(request())
@@ -711,7 +712,7 @@ async def test_a_refusal_over_tls_comes_after_the_answers_before_it(certificates
 async def test_plain_text_at_a_tls_door_is_just_closed(certificates: Path) -> None:
     files: dict[str, Any] = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
     async with relay_rig(None, **files) as rig, await rig.visit() as visitor:
-        with trio.fail_after(5):
+        with no_hang():
             try:
                 answer = await ask(visitor, request())
             except trio.BrokenResourceError:
@@ -730,7 +731,7 @@ async def test_a_tls_handshake_that_does_not_come_to_its_end_is_let_go(
     async with relay_rig(None, **files) as rig, await connect(getattr(rig.addresses, door)) as visitor:
         if said:
             await visitor.send_all(said)
-        with trio.fail_after(5), suppress(trio.BrokenResourceError):
+        with no_hang(), suppress(trio.BrokenResourceError):
             assert await read_all(visitor) == b""
 
 

@@ -26,6 +26,7 @@ from rig import (
     echo,
     eventually,
     in_background,
+    no_hang,
     nothing_left_behind,
     open_sockets,
     read_all,
@@ -273,20 +274,20 @@ def test_visitors_of_a_tunnel_are_counted() -> None:
 async def limited(**values: Any) -> AsyncIterator[tuple[RelayRig, Tunnel]]:
     """A relay with these limits, and a gateway behind it that echoes, which counts as one connection."""
     async with relay_rig(limits=limits(**values)) as rig, rig.tunnel() as tunnel:
-        with trio.fail_after(5):
+        with no_hang():
             await tunnel.wait_connected()
         async with in_background(lambda: trio.serve_listeners(echo, [tunnel])):
             yield rig, tunnel
 
 
 async def visitor_is_served(rig: RelayRig) -> None:
-    with trio.fail_after(5):
+    with no_hang():
         async with await rig.visit() as visitor:
             assert await ask(visitor, request()) == request()
 
 
 async def is_reset(stream: trio.SocketStream) -> None:
-    with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+    with no_hang(), pytest.raises(trio.BrokenResourceError):
         await read_all(stream)
 
 
@@ -356,7 +357,7 @@ async def test_a_stranger_makes_the_relay_hold_little(engine: EngineName) -> Non
             await stranger.send_all(bytes(512 * 1024))
             await read_all(stranger)
 
-        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+        with no_hang(), pytest.raises(trio.BrokenResourceError):
             await go_on()
 
 
@@ -553,7 +554,7 @@ async def open_by_hand(rig: RelayRig, changes: dict[str, str]) -> None:
     address = RelayAddress.parse(f"ws://{RELAY_NAME}")
     stream = await connect(rig.addresses.control)
     wanted = Opening(subprotocol=SUBPROTOCOL, address=address, agent=AGENT)
-    with trio.fail_after(5), suppress(trio.BrokenResourceError):
+    with no_hang(), suppress(trio.BrokenResourceError):
         async with load_engine().connect(stream, wanted) as websocket:
             (challenge,) = await websocket.receive()
             assert isinstance(challenge, str)

@@ -22,6 +22,7 @@ from rig import (
     echo,
     eventually,
     in_background,
+    no_hang,
     read_all,
     read_exactly,
     relay_config,
@@ -69,7 +70,7 @@ async def carrying(rig: RelayRig, **changes: Any) -> AsyncIterator[trio.SocketSt
             await read_exactly(visitor, len(upload()))
             yield visitor
             await visitor.send_all(b"still here?")
-            with trio.fail_after(5):
+            with no_hang():
                 assert await read_exactly(visitor, 11) == b"still here?"
         assert {status.state for status in tunnel.history} == {State.STARTING, State.CONNECTED}
 
@@ -103,9 +104,9 @@ async def test_a_tunnel_that_is_gone_ends() -> None:
             assert rig.addresses.tunnels == {}
             with pytest.raises(OSError, match="failed"):
                 await connect(address)
-            with trio.fail_after(2), pytest.raises(trio.BrokenResourceError):
+            with no_hang(), pytest.raises(trio.BrokenResourceError):
                 await read_all(visitor)
-            with trio.fail_after(5), pytest.raises(TunnelAuthError):
+            with no_hang(), pytest.raises(TunnelAuthError):
                 await tunnel.accept()
 
 
@@ -200,7 +201,7 @@ async def test_sessions_are_held_against_a_registry_of_the_hosts_own() -> None:
             await tunnel.wait_connected()
             registry.replace([])
             await relay.apply(relay_config())
-            with trio.fail_after(5), pytest.raises(TunnelAuthError):
+            with no_hang(), pytest.raises(TunnelAuthError):
                 await tunnel.accept()
         nursery.cancel_scope.cancel()
 
@@ -350,7 +351,7 @@ async def test_a_hangup_asks_for_it() -> None:
     with hangups() as asked:
         assert asked is not None
         signal.raise_signal(signal.SIGHUP)
-        with trio.fail_after(1):
+        with no_hang():
             await anext(asked)
 
 
@@ -434,7 +435,7 @@ async def test_a_key_is_changed_and_not_a_byte_is_lost(program: tuple[Program, P
                     write(path, tunnel_entry(key=public(NEW_KEY)), **relay)
                     await said("changes of tunnels: changed 'office'[^$]*changes of tunnels: changed 'office'")
                     async with open_tunnel(address, key=KEY, restart=AT_ONCE) as refused:
-                        with trio.fail_after(5), pytest.raises(TunnelAuthError):
+                        with no_hang(), pytest.raises(TunnelAuthError):
                             await refused.wait_connected()
                     path.write_text("[relay]\nid = 3\n[[relay.tunnels]]\nurl = 'x'\n")
                     process.process.send_signal(signal.SIGHUP)

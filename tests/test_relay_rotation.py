@@ -8,7 +8,18 @@ import pytest
 import trio
 import trio.testing
 from memory_relay import MemoryRelay, until_cancelled
-from rig import KEY, RelayRig, eventually, read_all, read_exactly, relay_rig, tunnel_entry, until_it_raises, upload
+from rig import (
+    KEY,
+    RelayRig,
+    eventually,
+    no_hang,
+    read_all,
+    read_exactly,
+    relay_rig,
+    tunnel_entry,
+    until_it_raises,
+    upload,
+)
 from test_relay import Overwhelmed, raw_gateway
 
 from pioneer_tunnel.errors import ReplacedError, TunnelAuthError
@@ -38,7 +49,7 @@ async def visited(rig: RelayRig, tunnel: Tunnel) -> tuple[trio.SocketStream, Tun
     """A visitor, and its stream at the gateway, with the request read."""
     visitor = await rig.visit()
     await visitor.send_all(upload())
-    with trio.fail_after(5):
+    with no_hang():
         stream = await tunnel.accept()
         await read_exactly(stream, len(upload()))
     return visitor, stream
@@ -65,7 +76,7 @@ async def test_a_newer_key_moves_the_tunnel_and_drops_nobody(engine: EngineName)
             await stream.aclose()
             assert await read_all(visitor) == b""
             await visitor.aclose()
-            with trio.fail_after(5), pytest.raises(ReplacedError, match=r"'new'.*newer key"):
+            with no_hang(), pytest.raises(ReplacedError, match=r"'new'.*newer key"):
                 await old.accept()
             assert (old.status.state, old.status.error_kind) == (State.FAILED, ErrorKind.INVALID_SETTINGS)
             assert new.status.state is State.CONNECTED
@@ -76,7 +87,7 @@ async def test_the_old_one_without_visitors_is_told_at_once() -> None:
         await old.wait_connected()
         async with rig.tunnel(key=NEW_KEY, instance="new") as new:
             await new.wait_connected()
-            with trio.fail_after(5), pytest.raises(ReplacedError):
+            with no_hang(), pytest.raises(ReplacedError):
                 await old.accept()
 
 
@@ -88,7 +99,7 @@ async def test_visitors_of_the_old_one_may_stay_for_so_long() -> None:
         await read_exactly(visitor, 7)
         async with rig.tunnel(key=NEW_KEY, instance="new") as new:
             await new.wait_connected()
-            with trio.fail_after(2), pytest.raises(trio.BrokenResourceError):
+            with no_hang(), pytest.raises(trio.BrokenResourceError):
                 await read_all(visitor)
         await visitor.aclose()
 
@@ -98,7 +109,7 @@ async def test_a_gateway_that_changes_its_key_is_the_same_gateway() -> None:
     async with relay_rig(tunnels=[both_keys()]) as rig:
         for key in (KEY, NEW_KEY, KEY):
             async with rig.tunnel(key=key, instance="me") as tunnel:
-                with trio.fail_after(5):
+                with no_hang():
                     await tunnel.wait_connected()
                 visitor, stream = await visited(rig, tunnel)
                 await stream.aclose()
@@ -241,9 +252,9 @@ async def test_a_key_that_is_taken_out_ends_its_session_and_no_other(engine: Eng
             await new.wait_connected()
             stays, staying = await visited(rig, new)
             await rig.apply(tunnels=[tunnel_entry(key=public(NEW_KEY)[0]), home])
-            with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
+            with no_hang(), pytest.raises(trio.BrokenResourceError):
                 await stream.receive_some()
-            with trio.fail_after(5), pytest.raises(TunnelAuthError):
+            with no_hang(), pytest.raises(TunnelAuthError):
                 await old.accept()
             await staying.send_all(b"still here")
             assert await read_exactly(stays, 10) == b"still here"
@@ -259,7 +270,7 @@ async def test_a_key_that_is_taken_out_ends_its_session_and_no_other(engine: Eng
 async def test_a_revoked_session_hears_a_close_with_1008(engine: EngineName) -> None:
     async with relay_rig(engine) as rig, raw_gateway(rig) as (websocket, _):
         await rig.apply(tunnels=[])
-        with trio.fail_after(1), pytest.raises(WebSocketClosed) as closed:
+        with no_hang(), pytest.raises(WebSocketClosed) as closed:
             await until_it_raises(websocket.receive)
         assert closed.value.code == 1008
         assert "not registered" in closed.value.reason

@@ -13,7 +13,18 @@ from typing import Final, TypeAlias, final
 import pytest
 import trio
 import trio.testing
-from rig import KEY, RelayRig, eventually, in_background, read_all, read_exactly, relay_rig, request, tunnel_entry
+from rig import (
+    KEY,
+    RelayRig,
+    eventually,
+    in_background,
+    no_hang,
+    read_all,
+    read_exactly,
+    relay_rig,
+    request,
+    tunnel_entry,
+)
 
 from pioneer_tunnel.identity import RelayKey
 from pioneer_tunnel.proxy_protocol import ProxyHeader
@@ -63,7 +74,7 @@ async def two_tenants() -> AsyncIterator[tuple[RelayRig, Gateway, Gateway]]:
     ]
     office, home = Gateway(), Gateway()
     async with relay_rig(tunnels=tunnels) as rig, rig.tunnel(key=KEY) as first, rig.tunnel(key=HOME_KEY) as second:
-        with trio.fail_after(5):
+        with no_hang():
             await first.wait_connected()
             await second.wait_connected()
         async with in_background(
@@ -85,7 +96,7 @@ async def said_to(rig: RelayRig, data: bytes, way: str) -> bytes:
                     await visitor.send_all(piece)
                 await visitor.send_eof()
 
-        with trio.fail_after(10):
+        with no_hang():
             told = await read_all(visitor)
         nursery.cancel_scope.cancel()
     return told
@@ -314,7 +325,7 @@ async def test_a_gateway_that_breaks_off_meanwhile_resets_the_visitor() -> None:
         await stream.send_all(b"half of")
         assert await read_exactly(visitor, 7) == b"half of"
         stream.reset()
-        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+        with no_hang(), pytest.raises(trio.BrokenResourceError):
             await read_all(visitor)
 
 
@@ -387,7 +398,7 @@ async def test_many_requests_with_bodies_of_either_kind_arrive_byte_for_byte(eng
                 await visitor.send_all(said)
                 await visitor.send_eof()
 
-            with trio.fail_after(20):
+            with no_hang():
                 async with await tunnel.accept() as stream:
                     assert await read_all(stream) == said
 
@@ -406,7 +417,7 @@ async def test_after_a_101_anything_passes_both_ways() -> None:
             raise AssertionError(f"held bytes came before the answer: {await stream.receive_some()!r}")
         for part in (b"HTTP/1.1 100 Continue\r\n", b"\r\nHTTP/1.1 1", SWITCH[10:] + b"\x82\x03yes"):
             await stream.send_all(part)
-        with trio.fail_after(5):
+        with no_hang():
             assert await read_exactly(stream, 7) == b"\x81\x05early"
             told = b"HTTP/1.1 100 Continue\r\n\r\n" + SWITCH + b"\x82\x03yes"
             assert await read_exactly(visitor, len(told)) == told
@@ -448,7 +459,7 @@ async def test_an_upgrade_on_a_kept_connection_gets_a_stream_of_its_own() -> Non
     async with relay_rig() as rig, rig.tunnel() as tunnel, await rig.visit() as visitor:
         await tunnel.wait_connected()
         await visitor.send_all(HEAD + asked + b"held")
-        with trio.fail_after(5):
+        with no_hang():
             first = await tunnel.accept()
             assert await read_all(first) == HEAD
             await first.send_all(SWITCH)

@@ -36,6 +36,7 @@ from rig import (
     RelayRig,
     eventually,
     living_tasks,
+    no_hang,
     nothing_left_behind,
     read_exactly,
     read_until,
@@ -1192,7 +1193,7 @@ def over_relay(gateway: Gateway, rig: RelayRig, config: dict[str, Any] | None = 
 
 @contextlib.asynccontextmanager
 async def up(remote_access: RemoteAccess) -> AsyncIterator[trio.Nursery]:
-    with trio.fail_after(20):
+    with no_hang():
         async with running(remote_access) as nursery:
             await remote_access.apply(SettingsUpdate(enabled=True, key=RELAY_KEY))
             await remote_access.settled()
@@ -1228,7 +1229,7 @@ async def test_a_visitor_is_served_by_a_handler_and_leaving_run_leaves_nothing(r
 async def test_a_wrong_key_is_told_and_the_right_one_mends_it(real_gateway: Gateway) -> None:
     async with relay_rig() as rig:
         remote_access = over_relay(real_gateway, rig)
-        with trio.fail_after(10):
+        with no_hang():
             async with running(remote_access):
                 await remote_access.apply(SettingsUpdate(enabled=True, key=OTHER_KEY))
                 await remote_access.settled()
@@ -1411,6 +1412,6 @@ async def test_leaving_run_at_any_moment_leaves_no_task_and_no_socket(real_gatew
         assert dial.open() == 0
         assert shown(remote_access) == (State.STOPPED, None)
         async with running(remote_access):
-            with trio.fail_after(5):
+            with no_hang():
                 await remote_access.settled()
             assert shown(remote_access) == (State.CONNECTED, None)

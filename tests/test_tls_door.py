@@ -20,6 +20,7 @@ from rig import (
     ask,
     connect,
     in_background,
+    no_hang,
     read_all,
     read_exactly,
     relay_config,
@@ -107,7 +108,7 @@ async def serving(which: str, files: dict[str, Any]) -> AsyncIterator[tuple[Rela
         scheme = "wss" if rig.config.control_tls else "ws"
         options: dict[str, Any] = {"relay": f"{scheme}://{RELAY_NAME}", "ca_file": folder / "ca.pem"}
         async with rig.tunnel(**options) as office, rig.tunnel(**options, key=BLIND_KEY) as blind:
-            with trio.fail_after(30):
+            with no_hang():
                 await office.wait_connected()
                 await blind.wait_connected()
                 yield rig, office, blind
@@ -123,7 +124,7 @@ async def alert_of(rig: RelayRig, name: str | None) -> str:
     """What a visitor who asks for `name` is told instead of a handshake."""
     context = client_context(check_hostname=name is not None)
     stream = trio.SSLStream(await rig.visit(), context, server_hostname=name)
-    with trio.fail_after(5), pytest.raises(trio.BrokenResourceError) as refused:
+    with no_hang(), pytest.raises(trio.BrokenResourceError) as refused:
         await stream.do_handshake()
     assert isinstance(refused.value.__cause__, ssl.SSLError)
     await trio.aclose_forcefully(stream)
@@ -256,14 +257,14 @@ async def test_a_gateway_that_breaks_off_before_it_answers_is_an_alert_too(files
 )
 async def test_a_crooked_hello_is_answered_in_tls(which: str, said: bytes, alert: Alert, files: dict[str, Any]) -> None:
     async with relay_rig(tunnels=TUNNELS, **door(which, files)) as rig, await rig.visit() as visitor:
-        with trio.fail_after(5):
+        with no_hang():
             assert await ask(visitor, said) == alert.record
 
 
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n", b"\x80\x2e\x01\x03\x01", b"SSH-2.0-x\r\n"])
 async def test_at_a_door_of_tls_everything_else_is_answered_in_tls(said: bytes, files: dict[str, Any]) -> None:
     async with relay_rig(tunnels=TUNNELS, **files) as rig, await rig.visit() as visitor:
-        with trio.fail_after(5):
+        with no_hang():
             assert await ask(visitor, said) == Alert.UNEXPECTED_MESSAGE.record
 
 
@@ -273,7 +274,7 @@ async def test_a_visitor_that_leaves_in_the_middle_is_told_nothing(
     which: str, said: bytes, files: dict[str, Any]
 ) -> None:
     async with relay_rig(tunnels=TUNNELS, **door(which, files)) as rig, await rig.visit() as visitor:
-        with trio.fail_after(5):
+        with no_hang():
             assert await ask(visitor, said) == b""
 
 
@@ -290,7 +291,7 @@ async def test_a_reload_switches_a_tunnel_to_passing_through() -> None:
 
     async with trio.open_nursery() as nursery:
         addresses = await nursery.start(relay.serve)
-        with trio.fail_after(10):
+        with no_hang():
             assert await answer() == Alert.UNRECOGNIZED_NAME.record
             await relay.apply(relay_config(tunnels=TUNNELS))
             assert await answer() == Alert.INTERNAL_ERROR.record

@@ -18,7 +18,18 @@ import pytest
 import trio
 import trio.testing
 import trustme
-from rig import AT_ONCE, ask, echo, eventually, in_background, nothing_left_behind, read_all, read_exactly, read_until
+from rig import (
+    AT_ONCE,
+    ask,
+    echo,
+    eventually,
+    in_background,
+    no_hang,
+    nothing_left_behind,
+    read_all,
+    read_exactly,
+    read_until,
+)
 
 from pioneer_tunnel import dialer, streams
 from pioneer_tunnel.address import Address, RelayAddress
@@ -97,7 +108,7 @@ async def connected(
     secured: tuple[dict[str, Any], dict[str, Any]] = ({}, {}), **changes: Any
 ) -> AsyncIterator[tuple[ScriptedPioneerRelay, Tunnel]]:
     async with open_pioneer_relay(key=KEY, **secured[0]) as relay, a_tunnel(relay, **secured[1], **changes) as tunnel:
-        with trio.fail_after(5):
+        with no_hang():
             await tunnel.wait_connected()
         yield relay, tunnel
 
@@ -130,7 +141,7 @@ async def test_a_visitor_is_served_in_each_key_mode(mode: KeyMode) -> None:
         a_tunnel(relay, key_mode=str(mode), service="büro") as tunnel,
         in_background(lambda: trio.serve_listeners(echo, [tunnel])),
     ):
-        with trio.fail_after(5):
+        with no_hang():
             status = await tunnel.wait_connected()
             assert status.public_url is None
             async with await relay.visit() as visitor:
@@ -171,7 +182,7 @@ async def test_200_visitors_at_once_each_get_their_own_answer(secured: tuple[dic
         connected(secured, connect_timeout=20) as (relay, tunnel),
         in_background(lambda: trio.serve_listeners(echo, [tunnel])),
     ):
-        with trio.fail_after(20):
+        with no_hang():
             async with trio.open_nursery() as nursery:
                 for number in range(200):
                     nursery.start_soon(visit, number)
@@ -236,7 +247,7 @@ async def test_a_burst_of_visitors_does_not_run_over_who_accepts_them(caplog: py
         await trio.testing.wait_all_tasks_blocked(0.05)  # nobody accepts meanwhile
         async with in_background(lambda: trio.serve_listeners(echo, [tunnel])):
             for number, visitor in enumerate(visitors):
-                with trio.fail_after(5):
+                with no_hang():
                     assert await read_until(visitor, b".") == b"%d." % number
                 await visitor.aclose()
     assert not [record for record in caplog.records if "turned away" in record.getMessage()]
@@ -256,7 +267,7 @@ async def test_data_channels_go_to_the_machine_that_answered(monkeypatch: pytest
         open_pioneer_relay(key=KEY) as relay,
         open_tunnel(f"relay.test:{relay.address.port}", key=KEY, transport="tcp") as tunnel,
     ):
-        with trio.fail_after(5):
+        with no_hang():
             await tunnel.wait_connected()
         await eventually(lambda: relay.data_channels == 8)
     assert asked == ["relay.test"]
@@ -295,7 +306,7 @@ async def test_an_opening_that_breaks_is_retried(moment: Moment, way: Way) -> No
             open_pioneer_relay(key=KEY, troubles=[Trouble(moment, way)]) as relay,
             a_tunnel(relay) as tunnel,
         ):
-            with trio.fail_after(5):
+            with no_hang():
                 await tunnel.wait_connected()
             told = [status for status in tunnel.history if status.state is State.FAILED]
             assert {str(status.error_kind) for status in told} == {"relay_connect_failed"}
@@ -341,16 +352,16 @@ async def test_a_wrong_key_and_an_unknown_service_are_final(mode: KeyMode) -> No
     async with open_pioneer_relay(key=KEY, key_mode=mode, service="mine") as relay:
         for _ in range(10):
             async with a_tunnel(relay, key_mode=mode, service="theirs") as tunnel:
-                with trio.fail_after(5), pytest.raises(InvalidSettingsError, match=f"'theirs'.*{mode}"):
+                with no_hang(), pytest.raises(InvalidSettingsError, match=f"'theirs'.*{mode}"):
                     await tunnel.accept()
         async with a_tunnel(relay, key_mode=mode, service="mine", key=RelayKey("other")) as tunnel:
-            with trio.fail_after(5), pytest.raises(TunnelAuthError, match="mine"):
+            with no_hang(), pytest.raises(TunnelAuthError, match="mine"):
                 await tunnel.accept()
 
 
 async def test_a_wrong_key_at_a_relay_that_routes_by_it_is_a_key_that_it_does_not_know() -> None:
     async with open_pioneer_relay(key=KEY) as relay, a_tunnel(relay, key=RelayKey("other")) as tunnel:
-        with trio.fail_after(5), pytest.raises(InvalidSettingsError, match="does not know our key"):
+        with no_hang(), pytest.raises(InvalidSettingsError, match="does not know our key"):
             await tunnel.accept()
 
 
@@ -447,7 +458,7 @@ async def test_a_relay_that_restarts_is_found_again(secured: tuple[dict[str, Any
             ):
                 for _ in range(3):
                     await eventually(lambda: relay.connected and tunnel.status.state is State.CONNECTED)
-                    with trio.fail_after(5):
+                    with no_hang():
                         async with await relay.visit() as visitor:
                             assert await ask(visitor, b"x") == b"x"
                     running.cancel()
@@ -505,7 +516,7 @@ async def test_open_streams_end_with_a_reset_when_the_control_channel_does() -> 
         stream = await tunnel.accept()
         assert await read_exactly(stream, 1) == b"x"
         relay.drop_gateway()
-        with trio.fail_after(5):
+        with no_hang():
             with pytest.raises(trio.BrokenResourceError):
                 await read_all(visitor)
             await eventually(lambda: not stream.usable)
@@ -527,7 +538,7 @@ async def test_a_data_channel_that_breaks_harms_nobody_else(moment: Moment, way:
             a_tunnel(relay) as tunnel,
             in_background(lambda: trio.serve_listeners(echo, [tunnel])),
         ):
-            with trio.fail_after(5):
+            with no_hang():
                 await tunnel.wait_connected()
             turned_away = await relay.visit()
             await eventually(lambda: relay.data_channels >= 8)
@@ -535,7 +546,7 @@ async def test_a_data_channel_that_breaks_harms_nobody_else(moment: Moment, way:
             await turned_away.aclose()
             relay.drop_gateway()  # the second time the relay behaves
             await eventually(lambda: relay.control_channels == 2 and relay.connected)
-            with trio.fail_after(5):
+            with no_hang():
                 async with await relay.visit() as visitor:
                     assert await ask(visitor, b"x") == b"x"
 
@@ -544,7 +555,7 @@ async def test_a_data_channel_that_breaks_harms_nobody_else(moment: Moment, way:
 async def test_what_a_relay_spoils_again_and_again_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """It asks for data channels as often as it likes, and each one that it spoils was a line."""
     async with open_pioneer_relay(key=KEY, then=Trouble(Moment.DATA, Way.JUNK)) as relay, a_tunnel(relay) as tunnel:
-        with trio.fail_after(5):
+        with no_hang():
             await tunnel.wait_connected()
         relay.tell(CREATE * 50)
         await eventually(lambda: relay.data_channels >= 50)
@@ -577,7 +588,7 @@ async def test_a_visitor_that_nobody_has_room_for_is_reset() -> None:
         await first.send_all(b"1")
         await trio.sleep(0.1)
         async with await relay.visit() as second:
-            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            with no_hang(), pytest.raises(trio.BrokenResourceError):
                 await read_all(second)
         async with await tunnel.accept() as stream:
             assert await read_exactly(stream, 1) == b"1"
@@ -596,7 +607,7 @@ async def test_a_place_is_free_again_when_a_visitor_leaves_before_it_was_accepte
                 while True:
                     (await tunnel.accept()).reset()
         async with in_background(lambda: trio.serve_listeners(echo, [tunnel])), await relay.visit() as visitor:
-            with trio.fail_after(5):
+            with no_hang():
                 assert await ask(visitor, b"x") == b"x"
 
 
@@ -629,7 +640,7 @@ async def test_a_visitor_who_left_while_it_waited_is_not_accepted() -> None:
         await trio.sleep(0.1)
         async with await relay.visit() as here:
             await here.send_all(b"here")
-            with trio.fail_after(5):
+            with no_hang():
                 async with await tunnel.accept() as stream:
                     assert await read_exactly(stream, 4) == b"here"
 
@@ -668,7 +679,7 @@ async def test_64_mib_each_way_at_once_unharmed(secured: tuple[dict[str, Any], d
             local = Address("127.0.0.1", listener.socket.getsockname()[1])
             handler = functools.partial(forward, local=local)
         nursery.start_soon(trio.serve_listeners, handler, [tunnel])
-        with trio.fail_after(30):
+        with no_hang():
             async with await relay.visit() as visitor:
                 await exchange(visitor)
             await eventually(lambda: len(digests) == 2)
@@ -683,7 +694,7 @@ async def test_the_answer_to_a_visitor_that_has_ended_arrives(secured: tuple[dic
             await stream.send_all(b"answer to " + request)
 
     async with connected(secured) as (relay, tunnel), in_background(lambda: trio.serve_listeners(handler, [tunnel])):
-        with trio.fail_after(5):
+        with no_hang():
             async with await relay.visit() as visitor:
                 assert await ask(visitor, b"request") == b"answer to request"
 
@@ -715,7 +726,7 @@ async def test_a_last_word_arrives_although_the_visitor_is_still_talking() -> No
         await relay.visit() as visitor,
     ):
         await visitor.send_all(bytes(200_000))
-        with trio.fail_after(5):
+        with no_hang():
             assert await read_exactly(visitor, len(answer)) == answer
 
 
@@ -728,7 +739,7 @@ async def test_a_reset_is_a_reset_at_the_other_end(by: str) -> None:
         stream = await tunnel.accept()
         if by == "visitor":
             await abandon(visitor)
-            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            with no_hang(), pytest.raises(trio.BrokenResourceError):
                 await read_all(stream)
             stream.reset()
             return
@@ -744,7 +755,7 @@ async def test_a_reset_is_a_reset_at_the_other_end(by: str) -> None:
 
             (listener,) = await nursery.start(functools.partial(trio.serve_tcp, host="127.0.0.1"), refuse, 0)
             await forward(stream, Address("127.0.0.1", listener.socket.getsockname()[1]))
-        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+        with no_hang(), pytest.raises(trio.BrokenResourceError):
             await read_all(visitor)
         await visitor.aclose()
         nursery.cancel_scope.cancel()
@@ -815,7 +826,7 @@ async def test_leaving_tells_visitors_by_a_reset() -> None:
             visitor = await relay.visit()
             await visitor.send_all(b"x")
             await tunnel.accept()
-        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+        with no_hang(), pytest.raises(trio.BrokenResourceError):
             await read_all(visitor)
         await visitor.aclose()
         await eventually(lambda: not relay.connected)

@@ -13,7 +13,6 @@ import stat
 import subprocess
 import sys
 import textwrap
-import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -25,7 +24,7 @@ import trio
 import trio.testing
 import trustme
 from hypothesis import given, strategies as st
-from rig import eventually, nothing_left_behind
+from rig import eventually, no_hang, nothing_left_behind, wait_until
 
 from pioneer_tunnel.address import Address, RelayAddress
 from pioneer_tunnel.config import RemoteAccessConfig
@@ -93,15 +92,30 @@ async def serve(target: Target, *, task_status: Any = trio.TASK_STATUS_IGNORED) 
 
 async def failure_of(target: Target) -> TunnelError:
     """What comes of a program that does not go on."""
-    with trio.fail_after(15), pytest.raises(TunnelError) as error:
+    with no_hang(), pytest.raises(TunnelError) as error:
         await serve(target)
     return error.value
+
+
+async def failure_by_timeout(
+    target: Target, clock: trio.testing.MockClock, condition: Callable[[], bool]
+) -> TunnelError:
+    """What comes of a program when 60 seconds are over, which happens as soon as `condition` holds."""
+    clock.rate = 1
+
+    async def let_time_pass() -> None:
+        await eventually(condition)
+        clock.jump(60)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(let_time_pass)
+        return await failure_of(target)
 
 
 @asynccontextmanager
 async def connected(target: Target) -> AsyncIterator[Session]:
     async with trio.open_nursery() as nursery:
-        with trio.fail_after(10):
+        with no_hang():
             session: Session = await nursery.start(lambda task_status: serve(target, task_status=task_status))
         yield session
         nursery.cancel_scope.cancel()
@@ -173,9 +187,12 @@ async def test_connected_when_it_has_run_for_a_while(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("status", "accepted"), [(404, ()), (502, (200,)), (401, (200, 401))])
-async def test_connected_when_the_probe_is_answered(tmp_path: Path, status: int, accepted: tuple[int, ...]) -> None:
+async def test_connected_when_the_probe_is_answered(
+    tmp_path: Path, status: int, accepted: tuple[int, ...], mock_clock: trio.testing.MockClock
+) -> None:
     """The site answers badly, then with the status."""
     asked: list[bytes] = []
+    mock_clock.rate = 1
 
     async def site(stream: trio.SocketStream) -> None:
         async with stream:
@@ -195,13 +212,13 @@ async def test_connected_when_the_probe_is_answered(tmp_path: Path, status: int,
         probe_url="http://office.test:8000/health",
         probe_interval_ms=10,
         probe_statuses=accepted,
-        startup_timeout_ms=400 if accepted == (200,) else 10_000,
+        startup_timeout_ms=60_000,
         dial=dial,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, site, [listener])
         if accepted == (200,):
-            error = await failure_of(target)
+            error = await failure_by_timeout(target, mock_clock, lambda: len(asked) > 3)
             assert isinstance(error, RelayConnectError)
             assert "answers with HTTP status 502" in str(error)
         else:
@@ -235,13 +252,16 @@ async def test_a_probe_inside_tls() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_the_startup_is_bounded(tmp_path: Path) -> None:
-    target = target_for(tmp_path, "print('login failed', flush=True); time.sleep(600)", startup_timeout_ms=600)
+async def test_the_startup_is_bounded(
+    tmp_path: Path, mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    target = target_for(tmp_path, "print('login failed', flush=True); time.sleep(600)", startup_timeout_ms=60_000)
     with no_process_left(tmp_path):
-        error = await failure_of(target)
+        error = await failure_by_timeout(target, mock_clock, lambda: "says: login failed" in caplog.text)
     assert isinstance(error, RelayConnectError)
     assert not error.final
-    assert "after 0.6 seconds: no line of its output matches connected_pattern; it says: login failed" in str(error)
+    assert "after 60 seconds: no line of its output matches connected_pattern; it says: login failed" in str(error)
 
 
 # What the program is given
@@ -478,9 +498,7 @@ async def test_a_program_that_prints_without_end_is_read_without_end(tmp_path: P
     done = tmp_path / "done"
     with no_process_left(tmp_path):
         async with connected(target_for(tmp_path, source, str(done))):
-            with trio.fail_after(10):
-                while not done.exists():
-                    await trio.sleep(0.01)
+            await eventually(done.exists)
             resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
             await trio.sleep(0.3)
             grown = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") - resident
@@ -524,10 +542,8 @@ async def test_it_is_asked_first(tmp_path: Path) -> None:
         time.sleep(600)
     """
     with no_process_left(tmp_path):
-        started = trio.current_time()
-        async with connected(target_for(tmp_path, source, str(tmp_path / "polite"))):
+        async with connected(target_for(tmp_path, source, str(tmp_path / "polite"), stop_grace_ms=60_000)):
             pass
-        assert trio.current_time() - started < 1.4
     assert (tmp_path / "polite").exists()
 
 
@@ -538,7 +554,7 @@ async def test_one_that_does_not_listen_is_killed_with_all_that_it_has_started(t
         async with connected(target):
             await eventually(lambda: len(programs_in(tmp_path)) == 5)
             started = trio.current_time()
-        assert 0.3 <= trio.current_time() - started < 2
+        assert trio.current_time() - started >= 0.3
 
 
 @LINUX
@@ -557,7 +573,7 @@ async def test_its_guardian_is_killed(tmp_path: Path) -> None:
         async def kill_the_guardian() -> None:
             async with connected(target):
                 os.kill(parent_of(min(programs_in(tmp_path))), signal.SIGKILL)
-                await trio.sleep(5)
+                await trio.sleep_forever()
 
         with pytest.raises(ProcessExitedError, match="guardian"), lone_error_bare():
             await kill_the_guardian()
@@ -571,7 +587,7 @@ async def test_its_guardian_is_asked_to_end(tmp_path: Path) -> None:
     async def ask_the_guardian() -> None:
         async with connected(target_for(tmp_path, FOR_EVER)):
             os.kill(parent_of(min(programs_in(tmp_path))), signal.SIGTERM)
-            await trio.sleep(5)
+            await trio.sleep_forever()
 
     with no_process_left(tmp_path), pytest.raises(ProcessExitedError, match="ended by SIGTERM"), lone_error_bare():
         await ask_the_guardian()
@@ -619,7 +635,8 @@ class _CancelAt(trio.abc.Instrument):
 
 
 GATEWAY: Final = """
-    import sys, trio
+    import sys, threading, trio
+    trio._core._thread_cache.IDLE_TIMEOUT = 0.2
     sys.path.insert(0, sys.argv[1])
     from pathlib import Path
     from test_transport_process import FOR_EVER, STUBBORN, connected, target_for
@@ -629,7 +646,8 @@ GATEWAY: Final = """
         target = target_for(Path(sys.argv[2]), textwrap.dedent(STUBBORN) + FOR_EVER, "{key_file}")
         async with connected(target):
             print("up", flush=True)
-            await trio.sleep(float(sys.argv[3]))
+            while threading.active_count() > 1:
+                await trio.sleep(0.01)
             print("still", flush=True)
             await trio.sleep_forever()
 
@@ -639,8 +657,8 @@ GATEWAY: Final = """
 
 @LINUX
 def test_killed_ourselves_nothing_survives(tmp_path: Path) -> None:
-    """11 seconds idle are more than the life of the thread that has forked; nobody may take that for our death."""
-    gateway = [sys.executable, "-c", textwrap.dedent(GATEWAY), str(Path(__file__).parent), str(tmp_path), "11"]
+    """The thread that has forked ends when it is idle; nobody may take that for our death."""
+    gateway = [sys.executable, "-c", textwrap.dedent(GATEWAY), str(Path(__file__).parent), str(tmp_path)]
     with subprocess.Popen(gateway, stdout=subprocess.PIPE, text=True) as us:
         assert us.stdout is not None
         assert us.stdout.readline() == "up\n"
@@ -657,13 +675,6 @@ def test_killed_ourselves_nothing_survives(tmp_path: Path) -> None:
 
 def living(folder: Path, us: int) -> set[int]:
     return set(programs_in(folder)) - {us}
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_what_a_killed_run_leaves_is_removed_by_the_next(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from rig import AT_ONCE, KEY, RELAY_NAME, connect, eventually
+from rig import AT_ONCE, KEY, RELAY_NAME, connect, eventually, no_hang
 
 from pioneer_tunnel import (
     Address,
@@ -208,7 +208,7 @@ async def test_without_truststore_the_operating_systems_trust_is_not_replaced_by
 ) -> None:
     monkeypatch.setitem(sys.modules, "truststore", None)
     async with open_tunnel("wss://relay.test", key=KEY, system_trust="os", restart=AT_ONCE) as tunnel:
-        with trio.fail_after(5), pytest.raises(InvalidSettingsError, match=r"pioneer-tunnel\[truststore\]"):
+        with no_hang(), pytest.raises(InvalidSettingsError, match=r"pioneer-tunnel\[truststore\]"):
             await tunnel.accept()
     client_tls(system_trust="openssl")
 

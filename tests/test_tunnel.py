@@ -21,6 +21,7 @@ from rig import (
     echo,
     eventually,
     in_background,
+    no_hang,
     nothing_left_behind,
     read_all,
     read_exactly,
@@ -48,7 +49,7 @@ BOUND = [tunnel_entry(bind_addr="127.0.0.1:0")]
 @asynccontextmanager
 async def connected(engine: EngineName | None, **changes: object) -> AsyncIterator[tuple[RelayRig, Tunnel]]:
     async with relay_rig(engine) as rig, rig.tunnel(**changes) as tunnel:
-        with trio.fail_after(5):
+        with no_hang():
             await tunnel.wait_connected()
         yield rig, tunnel
 
@@ -60,7 +61,7 @@ Come = Callable[[], Awaitable[trio.SocketStream]]
 async def bound(engine: EngineName | None, **changes: object) -> AsyncIterator[tuple[Come, Tunnel]]:
     """A tunnel whose visitors come to a port of their own, so that every byte is theirs."""
     async with relay_rig(engine, tunnels=BOUND) as rig, rig.tunnel(**changes) as tunnel:
-        with trio.fail_after(5):
+        with no_hang():
             await tunnel.wait_connected()
         yield functools.partial(connect, rig.addresses.tunnels["office"]), tunnel
 
@@ -101,7 +102,7 @@ async def test_the_context_is_entered_at_once_and_connects_meanwhile(engine: Eng
             assert not dialled.is_set()
             assert tunnel.status.state is State.STARTING
             assert tunnel.public_url is None
-            with trio.fail_after(5):
+            with no_hang():
                 status = await tunnel.wait_connected()
             assert status.state is State.CONNECTED
             assert status.public_url == tunnel.public_url == f"http://{HOST}"
@@ -128,7 +129,7 @@ async def test_200_visitors_at_once_each_get_their_own_answer(engine: EngineName
             answers[number] = await ask(visitor, request(body=b"visitor %d " % number * 500))
 
     async with connected(engine) as (rig, tunnel), in_background(lambda: trio.serve_listeners(echo, [tunnel])):
-        with trio.fail_after(20):
+        with no_hang():
             async with trio.open_nursery() as visitors:
                 for number in range(200):
                     visitors.start_soon(visit, number)
@@ -149,7 +150,7 @@ async def test_a_visitor_that_reads_nothing_does_not_hold_up_the_others(engine: 
     ):
         await deaf.send_all(b"flood")
         await trio.sleep(0.3)
-        with trio.fail_after(10):
+        with no_hang():
             for _ in range(20):
                 async with await come() as visitor:
                     assert await ask(visitor, bytes(range(256)) * 64) == bytes(range(256)) * 64
@@ -174,7 +175,7 @@ async def test_a_visitor_that_ends_its_half_gets_the_whole_reply(engine: EngineN
         await come() as visitor,
     ):
         question = bytes(1024 * 1024)
-        with trio.fail_after(20):
+        with no_hang():
             assert await ask(visitor, question) == hashlib.sha256(question).digest() + reply
 
 
@@ -195,7 +196,7 @@ async def test_an_answer_to_a_request_that_was_not_read_to_its_end_arrives(engin
             async with await rig.visit() as visitor:
                 with suppress(trio.BrokenResourceError):
                     await visitor.send_all(request(body=bytes(200_000)))
-                with trio.fail_after(5):
+                with no_hang():
                     assert await read_exactly(visitor, len(refused)) == refused
         nursery.cancel_scope.cancel()
 
@@ -218,14 +219,14 @@ async def test_a_local_server_that_thinks_is_told_that_its_half_closed_visitor_h
         (listener,) = await nursery.start(functools.partial(trio.serve_tcp, think, 0, host="127.0.0.1"))
         handler = functools.partial(forward, local=Address(*listener.socket.getsockname()))
         nursery.start_soon(trio.serve_listeners, handler, [tunnel])
-        with trio.fail_after(5):
+        with no_hang():
             await tunnel.wait_connected()
         async with await rig.visit() as visitor:
             await visitor.send_all(request())
             await visitor.send_eof()
             await trio.sleep(0.1)
             await rig.stop()  # the link is lost
-            with trio.fail_after(5):
+            with no_hang():
                 await told.wait()
         nursery.cancel_scope.cancel()
 
@@ -245,7 +246,7 @@ async def test_the_gateway_may_end_its_half_first_and_go_on_receiving(engine: En
                     await visitor.send_all(upload)
                     await visitor.send_eof()
 
-                with trio.fail_after(10):
+                with no_hang():
                     assert await read_all(stream) == upload
 
 
@@ -255,7 +256,7 @@ async def test_aclose_ends_the_visitors_connection_orderly_after_all_data(engine
         async with visitor:
             await stream.send_all(bytes(200_000))
             await stream.aclose()
-            with trio.fail_after(5):
+            with no_hang():
                 assert await read_all(visitor) == bytes(200_000)
 
 
@@ -266,7 +267,7 @@ async def test_reset_ends_the_visitors_connection_with_a_reset(engine: EngineNam
             await stream.send_all(b"half an ans")
             assert await read_exactly(visitor, 11) == b"half an ans"
             stream.reset()
-            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            with no_hang(), pytest.raises(trio.BrokenResourceError):
                 await read_all(visitor)
             assert not stream.usable
 
@@ -278,7 +279,7 @@ async def test_a_cancelled_aclose_is_a_reset(engine: EngineName) -> None:
             await stream.send_all(b"half an ans")
             assert await read_exactly(visitor, 11) == b"half an ans"
             await trio.aclose_forcefully(stream)
-            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            with no_hang(), pytest.raises(trio.BrokenResourceError):
                 await read_all(visitor)
 
 
@@ -287,7 +288,7 @@ async def test_a_visitor_that_resets_breaks_the_stream(engine: EngineName) -> No
         visitor, stream = await pair(rig, tunnel)
         async with stream:
             await abandon(visitor)
-            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            with no_hang(), pytest.raises(trio.BrokenResourceError):
                 await read_all(stream)
             assert not stream.usable
 
@@ -302,7 +303,7 @@ async def test_what_a_handler_leaves_open_is_reset(engine: EngineName) -> None:
         await rig.visit() as visitor,
     ):
         await visitor.send_all(request())
-        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+        with no_hang(), pytest.raises(trio.BrokenResourceError):
             await read_all(visitor)
 
 
@@ -315,7 +316,7 @@ async def test_a_visitor_of_a_full_backlog_is_reset(engine: EngineName) -> None:
         await trio.sleep(0.1)
         async with await rig.visit() as third:
             await third.send_all(request())
-            with trio.fail_after(5):
+            with no_hang():
                 assert b" 502 " in (await read_all(third)).partition(b"\r\n")[0]
         for visitor in waiting:
             stream = await tunnel.accept()
@@ -332,7 +333,7 @@ async def test_a_visitor_that_left_while_it_waited_is_not_accepted(engine: Engin
         await abandon(gone)
         await trio.sleep(0.1)
         async with await come() as visitor:
-            with trio.fail_after(5):
+            with no_hang():
                 stream = await tunnel.accept()
             async with stream:
                 assert stream.visitor == Address(*visitor.socket.getsockname())
@@ -347,7 +348,7 @@ async def test_tunnel_streams_keep_trios_contract(engine: EngineName) -> None:
             visitor = await come()
             return visitor, await tunnel.accept()
 
-        with trio.fail_after(30):
+        with no_hang():
             await trio.testing.check_half_closeable_stream(make_pair, None)
 
 
@@ -364,7 +365,7 @@ async def test_accept_waits_through_a_relay_that_is_killed_and_started_again(eng
             assert tunnel.status.error_kind is ErrorKind.RELAY_CONNECT_FAILED
             assert tunnel.public_url == f"http://{HOST}"
             await rig.start()
-            with trio.fail_after(5):
+            with no_hang():
                 await tunnel.wait_connected()
 
 
@@ -408,7 +409,7 @@ async def test_retry_now_cuts_the_wait_short() -> None:
             assert tunnel.status.state is State.FAILED
             await rig.start()
             tunnel.retry_now()
-            with trio.fail_after(5):
+            with no_hang():
                 await tunnel.wait_connected()
 
 
@@ -417,7 +418,7 @@ async def test_retry_now_cuts_the_wait_short() -> None:
 
 async def test_a_rejected_key_is_raised_by_accept_each_time(engine: EngineName) -> None:
     async with relay_rig(engine) as rig, rig.tunnel(key=WRONG_KEY) as tunnel:
-        with trio.fail_after(5):
+        with no_hang():
             with pytest.raises(TunnelAuthError) as first:
                 await tunnel.accept()
             with pytest.raises(TunnelAuthError) as second:
@@ -435,7 +436,7 @@ async def test_a_rejected_key_is_raised_by_accept_each_time(engine: EngineName) 
 async def test_a_final_failure_comes_out_of_serve_listeners_bare(engine: EngineName) -> None:
     with nothing_left_behind():
         async with relay_rig(engine) as rig:
-            with trio.fail_after(5), pytest.raises(TunnelAuthError):
+            with no_hang(), pytest.raises(TunnelAuthError):
                 async with rig.tunnel(key=WRONG_KEY) as tunnel:
                     await trio.serve_listeners(echo, [tunnel])
 
@@ -446,7 +447,7 @@ async def test_restarts_that_are_used_up_tell_the_last_cause() -> None:
 
     policy = RestartPolicy(initial=0.01, maximum=0.01, max_restarts=2)
     async with open_tunnel("ws://relay.test", key=KEY, dial=dial, restart=policy) as tunnel:
-        with trio.fail_after(5), pytest.raises(RestartLimitError, match="Connection refused"):
+        with no_hang(), pytest.raises(RestartLimitError, match="Connection refused"):
             await tunnel.accept()
     assert max(status.attempt or 0 for status in tunnel.history) == 3
 
@@ -474,7 +475,7 @@ async def test_closing_wakes_who_waits_in_accept() -> None:
                 await tunnel.accept()
 
         await trio.testing.wait_all_tasks_blocked(0.01)
-        with trio.fail_after(2):
+        with no_hang():
             await tunnel.aclose()
 
 
@@ -485,7 +486,7 @@ async def test_after_aclose_visitors_are_turned_away_and_open_streams_go_on() ->
             await tunnel.aclose()
             async with await rig.visit() as late:
                 await late.send_all(request())
-                with trio.fail_after(5):
+                with no_hang():
                     assert b" 502 " in (await read_all(late)).partition(b"\r\n")[0]
             await stream.send_all(b"still here")
             assert await read_exactly(visitor, 10) == b"still here"
@@ -497,7 +498,7 @@ async def test_visitors_in_the_backlog_when_the_listener_closes_are_reset_at_onc
         await visitor.send_all(request())
         await trio.sleep(0.1)
         await tunnel.aclose()
-        with trio.fail_after(5):
+        with no_hang():
             assert b" 502 " in (await read_all(visitor)).partition(b"\r\n")[0]
 
 
@@ -508,7 +509,7 @@ async def test_visitors_in_the_backlog_when_the_tunnel_ends_are_turned_away() ->
             visitor = await rig.visit()
             await visitor.send_all(request())
             await trio.sleep(0.1)
-        with trio.fail_after(5):
+        with no_hang():
             assert b" 502 " in (await read_all(visitor)).partition(b"\r\n")[0]
         await visitor.aclose()
 

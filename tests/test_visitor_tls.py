@@ -14,7 +14,19 @@ import trio
 import trio.testing
 import trustme
 from gateway import Gateway, in_virtual_time
-from rig import KEY, RelayRig, ask, echo, in_background, nothing_left_behind, read_all, read_exactly, relay_rig, request
+from rig import (
+    KEY,
+    RelayRig,
+    ask,
+    echo,
+    in_background,
+    no_hang,
+    nothing_left_behind,
+    read_all,
+    read_exactly,
+    relay_rig,
+    request,
+)
 
 from pioneer_tunnel import (
     Certificate,
@@ -72,7 +84,7 @@ def client_context() -> ssl.SSLContext:
 @asynccontextmanager
 async def serving(handler: Callable[[TunnelStream], Awaitable[None]]) -> AsyncIterator[tuple[RelayRig, Tunnel]]:
     async with relay_rig(tunnels=[TUNNEL]) as rig, rig.tunnel() as tunnel:
-        with trio.fail_after(30):
+        with no_hang():
             await tunnel.wait_connected()
             async with in_background(lambda: trio.serve_listeners(handler, [tunnel])):
                 yield rig, tunnel
@@ -215,7 +227,7 @@ async def test_trios_own_listener_works_too(certificate: Certificate) -> None:
                 await stream.send_all(b"and goodbye")
 
         nursery.start_soon(trio.serve_listeners, handler, [listener])
-        with trio.fail_after(5):
+        with no_hang():
             visitor = await visit(rig)
             await visitor.send_all(b"hello")
             assert await read_all(visitor) == b"and goodbye"
@@ -289,7 +301,7 @@ async def test_plain_http_from_a_relay_that_ends_tls_itself_is_told_in_the_log(
         await tunnel.wait_connected()
         handler = terminate_tls(nobody, certificate)
         async with in_background(lambda: trio.serve_listeners(handler, [tunnel])), await rig.visit() as visitor:
-            with trio.fail_after(5):
+            with no_hang():
                 assert b"HTTP/1.1 200" not in await ask(visitor, request(host=BLIND))
     assert "has the tunnel tls = 'passthrough' at the relay?" in caplog.text
 
@@ -433,7 +445,7 @@ async def test_remote_access_ends_tls_before_its_handler_and_before_the_local_ga
             dial=lambda host, port: rig.dial(host, port) if host == "relay.test" else trio.open_tcp_stream(host, port),
         )
         await remote_access.apply(SettingsUpdate(enabled=True, key=KEY))
-        with trio.fail_after(30):
+        with no_hang():
             async with trio.open_nursery() as nursery:
                 await nursery.start(remote_access.run)
                 await remote_access.settled()

@@ -18,7 +18,7 @@ import trio.testing
 from fuzzing import fuzzed
 from hostile import BINARY, CLOSE, CONTINUATION, PING, PONG, RSV1, TEXT
 from hypothesis import example, given, strategies as st
-from rig import nothing_left_behind, read_all, read_exactly, read_until, until_it_raises
+from rig import no_hang, nothing_left_behind, read_all, read_exactly, read_until, until_it_raises
 from yamux_rig import cut
 
 from pioneer_tunnel.address import RelayAddress
@@ -103,7 +103,7 @@ async def receive_bytes(websocket: WebSocket, amount: int) -> bytes:
 
 async def receive_close(websocket: WebSocket) -> WebSocketClosed:
     """Take messages until the WebSocket is closed, and tell how it was."""
-    with trio.fail_after(5), pytest.raises(WebSocketClosed) as closed:
+    with no_hang(), pytest.raises(WebSocketClosed) as closed:
         await until_it_raises(websocket.receive)
     return closed.value
 
@@ -163,7 +163,7 @@ async def test_a_server_without_the_subprotocol_is_told_apart(
 async def test_a_connection_that_ends_without_an_answer_is_broken(engine: EngineName) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     await theirs.aclose()
-    with trio.fail_after(5), pytest.raises((trio.BrokenResourceError, WebSocketRefused)):
+    with no_hang(), pytest.raises((trio.BrokenResourceError, WebSocketRefused)):
         async with load_engine(engine).connect(ours, OPENING):
             pytest.fail("it opened")
 
@@ -173,7 +173,7 @@ async def test_a_client_that_is_none_is_refused(engine: EngineName, said: bytes)
     ours, theirs = trio.testing.memory_stream_pair()
     await ours.send_all(said)
     await ours.send_eof()
-    with trio.fail_after(5), pytest.raises((trio.BrokenResourceError, WebSocketRefused)):
+    with no_hang(), pytest.raises((trio.BrokenResourceError, WebSocketRefused)):
         async with load_engine(engine).accept(theirs, OPENING):
             pytest.fail("it opened")
 
@@ -191,7 +191,7 @@ async def test_a_client_that_leaves_when_it_has_asked_is_broken(engine: EngineNa
         "Sec-WebSocket-Protocol: test.v1\r\n\r\n"
     )
     await ours.send_all(request.encode())
-    with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+    with no_hang(), pytest.raises(trio.BrokenResourceError):
         async with load_engine(engine).accept(theirs, OPENING) as websocket:
             await until_it_raises(websocket.receive)
 
@@ -303,7 +303,7 @@ async def test_fragments_of_a_message_are_joined(engine: EngineName) -> None:
         )  # fmt: skip
         texts: list[str] = []
         data = b""
-        with trio.fail_after(5):
+        with no_hang():
             while data != b"abcd":
                 for message in await server.receive():
                     if isinstance(message, str):
@@ -376,7 +376,7 @@ async def test_what_breaks_a_rule_closes_with_its_code(engine: EngineName, wrong
 async def test_a_ping_is_answered_while_nobody_receives_or_sends(engine: EngineName) -> None:
     async with raw_client(engine) as (client, server), trio.open_nursery() as nursery:
         nursery.start_soon(server.receive)
-        with trio.fail_after(5):
+        with no_hang():
             for number in range(5):
                 await client.send_all(frame(PING, b"%d" % number))
                 assert await read_frame(client) == (PONG, b"%d" % number)
@@ -396,7 +396,7 @@ async def test_pings_do_not_stop_the_receiver_while_the_writer_is_blocked() -> N
         nursery.start_soon(server.send, [bytes(100_000)])
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(client.send_all, frame(PING, b"there?") + frame(BINARY, b"more"))
-        with trio.fail_after(5):
+        with no_hang():
             assert await receive_bytes(server, 4) == b"more"
             assert await read_frame(client) == (BINARY, bytes(100_000))
             assert await read_frame(client) == (PONG, b"there?")
@@ -492,7 +492,7 @@ def what_comes_out(engine: EngineName, data: bytes, places: list[int]) -> tuple[
                 await client.aclose()
 
             try:
-                with trio.fail_after(60):
+                with no_hang():
                     while True:
                         for message in await server.receive():
                             if isinstance(message, str):
@@ -544,7 +544,7 @@ async def test_what_comes_during_the_closing_is_not_kept() -> None:
 
         tracemalloc.start()
         try:
-            with trio.fail_after(10):
+            with no_hang():
                 await server.close(1002)
             assert tracemalloc.get_traced_memory()[1] < 8_000_000
         finally:
@@ -558,20 +558,20 @@ async def test_close_codes_arrive_both_ways(client_engine: EngineName, server_en
             closer, other = ends[closing], ends[1 - closing]
             await closer.send(["the last word"])
             nursery.start_soon(closer.close, code, reason)
-            with trio.fail_after(5):
+            with no_hang():
                 assert await receive_texts(other, 1) == ["the last word"]
             closed = await receive_close(other)
             assert (closed.code, closed.reason) == (code, reason)
             with pytest.raises(trio.BrokenResourceError):
                 await other.send(["too late"])
-            with trio.fail_after(1):
+            with no_hang():
                 await other.aclose()
 
 
 async def test_an_answered_close_is_not_waited_for_any_longer(engine: EngineName) -> None:
     async with raw_client(engine) as (client, server), trio.open_nursery() as nursery:
         nursery.start_soon(server.close, 1000)
-        with trio.fail_after(5):
+        with no_hang():
             assert (await read_frame(client))[0] == CLOSE
             await client.send_all(frame(CLOSE, (1000).to_bytes(2, "big")))
             assert await client.receive_some() == b"", "the connection is closed as well"
@@ -597,10 +597,10 @@ async def test_a_peer_that_vanishes_is_broken_and_not_closed(
         ours, theirs = await sockets()
         async with open_pair(client_engine, server_engine, (ours, theirs)) as (_, server):
             await (abandon(ours) if resetting else trio.aclose_forcefully(ours))
-            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError) as broken:
+            with no_hang(), pytest.raises(trio.BrokenResourceError) as broken:
                 await server.receive()
             assert not isinstance(broken.value, WebSocketClosed)
-            with trio.fail_after(1):
+            with no_hang():
                 await server.aclose()
 
 
@@ -614,7 +614,7 @@ async def test_a_cancelled_send_is_good_for_nothing_but_aclose(
         assert scope.cancelled_caught
         with trio.move_on_after(0.1):
             await client.aclose()
-        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+        with no_hang(), pytest.raises(trio.BrokenResourceError):
             await until_it_raises(server.receive)
 
 
@@ -668,7 +668,7 @@ async def test_text_goes_aside_also_inside_a_yamux_frame(engine: EngineName) -> 
             + frame(TEXT, b"third") + frame(BINARY, b"c")
         )  # fmt: skip
         received = b""
-        with trio.fail_after(5):
+        with no_hang():
             while len(received) < 15:
                 received += b"".join(await link.receive())
         assert received == head + b"abc"

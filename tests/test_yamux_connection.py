@@ -13,6 +13,7 @@ from typing import Final, final
 
 import pytest
 import trio
+from rig import no_hang
 from trio.testing import MockClock, wait_all_tasks_blocked
 from yamux_rig import (
     KIB,
@@ -486,7 +487,7 @@ async def test_streams_that_are_open_end_in_peace_after_no_more_are_taken() -> N
             assert not gone.is_set()
             await far.aclose()
             await near.aclose()
-            with trio.fail_after(5):
+            with no_hang():
                 await gone.wait()
         with pytest.raises(trio.BrokenResourceError, match="no more streams"):
             await both.client.open()

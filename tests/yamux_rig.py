@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final, NamedTuple, TypeAlias, final
 
 import trio
+from rig import eventually
 
 from pioneer_tunnel.errors import RemoteProtocolError
 from pioneer_tunnel.link import StreamLink
@@ -265,10 +266,8 @@ class Two(NamedTuple):
         return near, await self.server.accept()
 
     async def settle(self) -> None:
-        """Until neither end has a stream left. Every run of a test has a timeout, and so has this."""
-        with trio.fail_after(5):
-            while self.client.session.live_streams or self.server.session.live_streams:
-                await trio.sleep(0.001)
+        """Wait until neither end has a stream left."""
+        await eventually(lambda: not (self.client.session.live_streams or self.server.session.live_streams))
 
 
 @contextlib.asynccontextmanager
