@@ -57,6 +57,8 @@ NONCE_SIZE: Final = 32
 DEFAULT_HEARTBEAT_MS: Final = 15_000
 MIN_HEARTBEAT_MS: Final = 1_000
 MAX_HEARTBEAT_MS: Final = 60_000
+MAX_TEXTS: Final = 4
+"""Texts that an end reads in an opening. One or two are the protocol's; extensions may add others."""
 _MAX_NAME: Final = 1024
 _MAX_INSTANCE_SHOWN: Final = 64
 _MAX_NUMBER: Final = 2**53
@@ -130,6 +132,7 @@ class GatewayHandshake:
         self._nonce: Final = secrets.token_bytes(NONCE_SIZE) if nonce is None else nonce
         self._transcript: Transcript | None = None
         self._authenticate = b""
+        self._texts = 0
 
     def receive(self, text: str) -> str | Welcome | None:
         """Take a message of the relay: a str is to be sent, `Welcome` ends the opening, None means go on.
@@ -139,6 +142,7 @@ class GatewayHandshake:
         """
         kind = "first word" if self._transcript is None else "answer"
         try:
+            self._texts = _count_text(self._texts)
             message = _Message.parse(text)
             kind = message.type
             return self._receive(message, text)
@@ -294,6 +298,7 @@ class RelayHandshake:
         self._public_names: Final = frozenset(public_names)
         self._identity: Final = identity
         self._nonce: Final = secrets.token_bytes(NONCE_SIZE) if nonce is None else nonce
+        self._texts = 0
         self.challenge: Final = _encode(
             {"type": "challenge", "version": VERSION, "relay": relay, "nonce": _b64(self._nonce)}
         )
@@ -303,8 +308,9 @@ class RelayHandshake:
         """Read a message of the gateway; None means that it was none of ours, go on.
 
         Raises:
-            RemoteProtocolError: the message is not what the protocol has.
+            RemoteProtocolError: the message is not what the protocol has, or the fifth one.
         """
+        self._texts = _count_text(self._texts)
         message = _Message.parse(text)
         if message.type != "authenticate":
             return None
@@ -453,6 +459,17 @@ class _Message:
                 raise RemoteProtocolError(f"{name!r} is missing")
             return default
         return value
+
+
+def _count_text(before: int) -> int:
+    """One more than `before`.
+
+    Raises:
+        RemoteProtocolError: that is too many. Without a bound, parsing them would cost a stranger little and us much.
+    """
+    if before >= MAX_TEXTS:
+        raise RemoteProtocolError(f"more than {MAX_TEXTS} texts in an opening")
+    return before + 1
 
 
 def _encode(message: Mapping[str, Any]) -> str:

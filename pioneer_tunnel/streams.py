@@ -1,7 +1,7 @@
-"""What Trio's byte streams lack for a tunnel: a watch over silence and stalls, bytes put back, a bound.
+"""What Trio's byte streams lack for a tunnel: a watch over silence and stalls, bytes put back.
 
 What `watch` makes stands at the bottom (below TLS), so that it sees every byte that moves. `PrefixedStream` stands on
-top, and gives what somebody has read already to whoever reads next; `MeteredStream` bounds what a stranger sends.
+top, and gives what somebody has read already to whoever reads next.
 
 Neighbours: `tcp_stream` is the bottom over a socket; `endings` ends them.
 """
@@ -18,7 +18,6 @@ from .endings import send_eof
 from .tcp_stream import CAN_USE_DESCRIPTORS, TcpStream
 
 __all__ = [
-    "MeteredStream",
     "OneAtATime",
     "PrefixedStream",
     "Watched",
@@ -129,9 +128,7 @@ async def send_pieces(stream: trio.abc.Stream, pieces: Sequence[bytes]) -> None:
 
 def _tcp_below(stream: trio.abc.Stream) -> TcpStream | None:
     # `type` and not `isinstance`, which takes its time over an abstract base class, for every piece that moves.
-    while (type(stream) is PrefixedStream and not stream.prefixed) or (
-        type(stream) is MeteredStream and stream.trusted
-    ):
+    while type(stream) is PrefixedStream and not stream.prefixed:
         stream = stream.transport_stream
     return stream if type(stream) is TcpStream else None
 
@@ -170,41 +167,4 @@ class PrefixedStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         self._prefix = b""
-        await self.transport_stream.aclose()
-
-
-@final
-class MeteredStream(trio.abc.HalfCloseableStream):
-    """A stream whose other end may send only so much, until it is trusted: beyond that the stream is broken.
-
-    Args:
-        stream: closed with this.
-        allowance: bytes.
-
-    Attributes:
-        trusted: to be set when the other end may send as much as it likes.
-    """
-
-    def __init__(self, stream: trio.abc.Stream, allowance: int) -> None:
-        self.transport_stream: Final = stream
-        self.trusted = False
-        self._allowance = allowance
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        data = await self.transport_stream.receive_some(max_bytes)
-        self._allowance -= len(data)
-        if self._allowance < 0 and not self.trusted:
-            raise trio.BrokenResourceError("the other end has sent more than it may before it is trusted")
-        return data
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self.transport_stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.transport_stream.wait_send_all_might_not_block()
-
-    async def send_eof(self) -> None:
-        await send_eof(self.transport_stream)
-
-    async def aclose(self) -> None:
         await self.transport_stream.aclose()

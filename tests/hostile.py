@@ -244,8 +244,8 @@ class GatewayOfBytes:
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream: Final = stream
 
-    async def open(self, *lines: bytes) -> bytes:
-        """Open, with `lines` in the request; returns the answer's head."""
+    async def open(self, *lines: bytes, before_proof: bytes = b"") -> bytes:
+        """Open, with `lines` in the request and frames before the proof; returns the answer's head."""
         await self.stream.send_all(
             b"GET / HTTP/1.1\r\nHost: relay.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: pioneer-tunnel.v1\r\n"
@@ -253,11 +253,16 @@ class GatewayOfBytes:
             + b"".join(lines) + b"\r\n"
         )  # fmt: skip
         answer = await read_until(self.stream, b"\r\n\r\n")
+        await self.say(before_proof)
         opening = GatewayHandshake(KEY.identity(), audience=RELAY_NAME, service="pioneer_gateway")
-        while not isinstance(said := opening.receive((await self.read_frame())[1].decode()), Welcome):
-            assert said is not None
-            await self.say(frame(TEXT, said.encode(), masked=True))
-        return answer
+        while True:
+            opcode, payload = await self.read_frame()
+            if opcode == TEXT:
+                said = opening.receive(payload.decode())
+                if isinstance(said, Welcome):
+                    return answer
+                assert said is not None
+                await self.say(frame(TEXT, said.encode(), masked=True))
 
     async def say(self, *pieces: bytes) -> None:
         await self.stream.send_all(b"".join(pieces))

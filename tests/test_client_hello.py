@@ -187,6 +187,7 @@ def test_what_is_taken(data: bytes, name: str | None) -> None:
         (b"\x16\x03\x01\x40\x01", Alert.RECORD_OVERFLOW),
         (records(message(kind=2)), Alert.UNEXPECTED_MESSAGE),
         (records(message() + b"\0"), Alert.UNEXPECTED_MESSAGE),
+        (records(message(*(extension(number, b"") for number in range(1, 130)))), Alert.ILLEGAL_PARAMETER),
         (records(message()[:8]) + b"\x15\x03\x01\x00\x02\x01\x00", Alert.UNEXPECTED_MESSAGE),
         (records(message(version=b"\2\0")), Alert.PROTOCOL_VERSION),
         (records(message(session=bytes(33))), Alert.DECODE_ERROR),

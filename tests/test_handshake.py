@@ -154,6 +154,18 @@ def test_unknown_keys_and_types_are_ignored() -> None:
     assert parse_notice('{"type":"weather"}') is None
 
 
+def test_texts_before_the_proof_are_bounded() -> None:
+    """A stranger pays nothing for a text of unknown type, and its reader has to parse JSON."""
+    one, other = gateway(), relay()
+    for receive in (one.receive, other.receive):
+        for _ in range(4):
+            assert receive('{"type":"weather"}') is None
+    with pytest.raises(RemoteProtocolError, match="more than 4 texts"):
+        other.receive('{"type":"weather"}')
+    with pytest.raises(RelayConnectError, match="more than 4 texts"):
+        one.receive(relay().challenge)
+
+
 @pytest.mark.parametrize(
     ("heartbeat_ms", "seconds"),
     [(15_000, 15), (1, 1), (0, 1), (-5, 1), (999, 1), (60_001, 60), (2**53, 60), (1500.5, 1.5005), (None, 15)],
@@ -315,8 +327,8 @@ def test_names_and_services_are_told_only_to_who_has_proved_itself(key: Any) -> 
 
 
 def test_a_proved_claim_for_another_name_is_wrong_audience() -> None:
-    other = relay()
     for audience in ("wrong.test", "relay.test:444", "not a name", "", "relay.test/path"):
+        other = relay()
         with pytest.raises(Rejection) as rejected:
             other.verify(claim_of(gateway(audience=audience), other), KEY.identity().public_key)
         assert rejected.value.reason == "wrong_audience"

@@ -8,13 +8,17 @@ from typing import Final
 
 import attrs
 import pytest
+import trio
+import trio.testing
 from fuzzing import fuzzed
 from hypothesis import example, given, strategies as st
 
 from pioneer_tunnel.errors import LocalProtocolError
 from pioneer_tunnel.relay import framing
+from pioneer_tunnel.relay.followed_stream import FollowedStream
 from pioneer_tunnel.relay.framing import Phase, RequestFollower
 from pioneer_tunnel.relay.head import MAX_HEAD, MAX_LINE, HeadReader, RequestHead
+from pioneer_tunnel.relay.turns import Turn, Turns
 
 FIRST: Final = b"GET /first HTTP/1.1\r\nHost: a.test\r\n\r\n"
 UPGRADE: Final = b"GET /ws HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
@@ -39,13 +43,21 @@ class Verdict:
     afresh: bytes | None
 
 
+def feed_all(follower: RequestFollower, data: bytes) -> bytes:
+    """Feed `data`, in as many turns as it takes."""
+    forwarded = b"".join(follower.feed(data))
+    while follower.has_more:
+        forwarded += b"".join(follower.feed(b""))
+    return forwarded
+
+
 def followed(first: bytes, pieces: Iterable[bytes], *, ended: bool = False) -> Verdict:
     follower = RequestFollower(head_of(first))
     forwarded = b""
     for piece in pieces:
         if follower.is_over:
             break
-        forwarded += b"".join(follower.feed(piece))
+        forwarded += feed_all(follower, piece)
     if ended:
         follower.end()
     afresh = None if follower.afresh is None else follower.afresh[1]
@@ -412,8 +424,81 @@ def test_many_small_requests_take_time_in_proportion_to_their_number(monkeypatch
     monkeypatch.setattr(framing, "HeadReader", Counting)
     data = FIRST * 1000
     follower = RequestFollower(head_of(FIRST))
-    assert b"".join(follower.feed(data)) == data
+    assert feed_all(follower, data) == data
     assert given_to_readers == len(data)
+
+
+HEADERS: Final = b"X: y\r\n" * 100 + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "item", "most"),
+    [
+        (FIRST, FIRST, 33),
+        (FIRST, FIRST[:-2] + HEADERS, 9),
+        (CHUNKED, b"1\r\nx\r\n", 600),
+        (CHUNKED, b"1;a=b\r\nx\r\n", 600),
+        (CHUNKED, b"0\r\n\r\n" + CHUNKED, 33),
+        (CHUNKED, b"0\r\n" + HEADERS + CHUNKED, 5),
+    ],
+    ids=["requests", "requests with many headers", "chunks", "extended chunks", "empty bodies", "trailers"],
+)
+def test_a_turn_is_bounded_by_the_items_that_it_finds(first: bytes, item: bytes, most: int) -> None:
+    """A read may bring 40,000 chunks. Whoever follows them in one go keeps all others waiting."""
+    follower = RequestFollower(head_of(first))
+    fed, data, forwarded = 0, item * 2000, b""
+    turn = b"".join(follower.feed(data))
+    while turn:
+        fed += 1
+        forwarded += turn
+        assert len(turn) <= most * len(item)
+        assert follower.work <= 600
+        turn = b"".join(follower.feed(b"")) if follower.has_more else b""
+    assert forwarded == data
+    assert fed >= 2000 // most
+
+
+def test_a_large_chunk_or_body_is_one_item() -> None:
+    follower = RequestFollower(head_of(CHUNKED))
+    follower.feed(chunk(bytes(200_000)) + b"4000000\r\n")
+    assert (follower.has_more, follower.work < 10) == (False, True)
+    assert [len(piece) for piece in follower.feed(bytes(250_000))] == [250_000]
+
+
+def test_nothing_new_is_taken_while_there_is_more_to_look_at() -> None:
+    follower = RequestFollower(head_of(FIRST))
+    follower.feed(FIRST * 100)
+    with pytest.raises(LocalProtocolError):
+        follower.feed(FIRST)
+
+
+async def test_a_flood_of_one_tenant_does_not_hold_up_another() -> None:
+    """Each of 200 connections has 20,000 chunks to say at once; another tenant's visitor has one request."""
+    turns, order = Turns(), list[str]()
+
+    async def visit(tenant: str, first: bytes, said: bytes) -> None:
+        ours, theirs = trio.testing.memory_stream_pair()
+        async with ours, theirs:
+            followed = FollowedStream(
+                ours, RequestFollower(head_of(first)), Turn(turns, tenant, tenant), head_timeout=10
+            )
+            await theirs.send_all(said)
+            left = len(said)
+            while left:
+                left -= len(await followed.receive_some())
+                order.append(tenant)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(200):
+            nursery.start_soon(visit, "flood", CHUNKED, b"1\r\nx\r\n" * 20_000)
+        while len(order) < 50:
+            await trio.lowlevel.checkpoint()
+        before = len(order)
+        nursery.start_soon(visit, "victim", FIRST, FIRST)
+        while order.count("victim") == 0:
+            await trio.lowlevel.checkpoint()
+        assert order.index("victim") - before < 20
+        nursery.cancel_scope.cancel()
 
 
 def test_what_is_asked_for_at_once_is_small_where_requests_may_be() -> None:

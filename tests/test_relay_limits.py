@@ -16,6 +16,7 @@ from typing import Any, Final
 import pytest
 import trio
 import trio.testing
+from hostile import PING, TEXT, GatewayOfBytes, frame
 from hypothesis import given, settings, strategies as st
 from rig import (
     KEY,
@@ -31,6 +32,7 @@ from rig import (
     open_sockets,
     read_all,
     read_exactly,
+    read_until,
     relay_config,
     relay_rig,
     request,
@@ -437,6 +439,31 @@ async def test_a_listener_that_is_broken_is_an_error() -> None:
     with pytest.RaisesGroup(pytest.RaisesGroup(trio.ClosedResourceError)):
         async with trio.open_nursery() as nursery:
             await Front(Admission(limits())).serve([listener], never_comes, nursery)
+
+
+async def test_a_stranger_may_say_little_before_its_proof(engine: EngineName) -> None:
+    async with relay_rig(engine) as rig:
+        with trio.fail_after(5):
+            async with await connect(rig.addresses.control) as stranger:
+                await stranger.send_all(OPENING + frame(PING, masked=True) * 17)
+                with suppress(trio.BrokenResourceError):
+                    await read_all(stranger)
+            async with await connect(rig.addresses.control) as stranger:
+                await stranger.send_all(OPENING)
+                await read_until(stranger, b"challenge")
+                await stranger.send_all(frame(TEXT, b'{"type":"weather"}', masked=True) * 5)
+                await read_until(stranger, (1002).to_bytes(2) + b"more than 4 texts")
+
+
+async def test_what_deployed_gateways_and_proxies_send_before_the_proof_is_taken(engine: EngineName) -> None:
+    """A large proof, texts of unknown type before it, and pings of a proxy on the way."""
+    async with relay_rig(engine) as rig, await connect(rig.addresses.control) as stream:
+        gateway = GatewayOfBytes(stream)
+        extra = frame(PING, b"proxy", masked=True) * 6 + frame(TEXT, b'{"type":"weather"}', masked=True) * 3
+        with trio.fail_after(5):
+            await gateway.open(b"X-Forwarded-For: " + b"203.0.113.7, " * 200 + b"203.0.113.8\r\n", before_proof=extra)
+            for _ in range(100):  # proved: nothing is counted any more
+                await gateway.say(frame(PING, b"!", masked=True))
 
 
 async def test_a_relay_says_when_descriptors_are_few(caplog: pytest.LogCaptureFixture) -> None:

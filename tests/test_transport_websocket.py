@@ -239,7 +239,7 @@ async def chatters(opening: RelayHandshake, websocket: WebSocket) -> None:
     """Texts of unknown types are ignored, but they do not buy time."""
     while True:
         await websocket.send(['{"type":"weather","sky":"blue"}'])
-        await trio.sleep(1)
+        await trio.sleep(2)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
+import attrs
 import hostile
 import pytest
 import trio
@@ -24,14 +25,15 @@ from yamux_rig import cut
 from pioneer_tunnel.address import RelayAddress
 from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.errors import UnsupportedTransportError
+from pioneer_tunnel.groups import lone_error_bare
 from pioneer_tunnel.link import StreamLink
 from pioneer_tunnel.streams import watch
 from pioneer_tunnel.websocket import (
     ENGINES,
     MAX_BINARY,
     MAX_TEXT,
+    Allowance,
     EngineName,
-    Message,
     Opening,
     WebSocket,
     WebSocketClosed,
@@ -39,6 +41,7 @@ from pioneer_tunnel.websocket import (
     WebSocketRefused,
     load_engine,
 )
+from pioneer_tunnel.websocket.frame_meter import FRAMES_PER_TURN, FrameMeter
 from pioneer_tunnel.websocket.link import MESSAGE_SIZE, pack
 from pioneer_tunnel.yamux.frames import FrameType, encode_header
 
@@ -269,7 +272,7 @@ async def read_frame(stream: trio.abc.ReceiveStream) -> tuple[int, bytes]:
 
 @asynccontextmanager
 async def raw_client(
-    engine: EngineName, streams: Pair | None = None
+    engine: EngineName, streams: Pair | None = None, opening: Opening = OPENING
 ) -> AsyncIterator[tuple[trio.abc.Stream, WebSocket]]:
     """A client made of bytes, after its opening, and the server."""
     ours, theirs = streams or trio.testing.memory_stream_pair()
@@ -290,7 +293,7 @@ async def raw_client(
             opened.set()
 
         opened = trio.Event()
-        async with load_engine(engine).accept(theirs, OPENING) as server:
+        async with load_engine(engine).accept(theirs, opening) as server:
             await opened.wait()
             yield ours, server
 
@@ -418,10 +421,10 @@ async def test_pings_that_nobody_lets_us_answer_are_bounded() -> None:
         await trio.aclose_forcefully(server)
 
 
-@pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
-async def test_many_small_frames_leave_others_their_turn() -> None:
-    """Found by an attack: forty thousand frames of one read kept everybody else waiting for a tenth of a second."""
-    async with raw_client("websockets") as (client, server), trio.open_nursery() as nursery:
+@pytest.mark.parametrize("small", [frame(CONTINUATION, fin=False), frame(PONG), frame(PONG, b"x" * 125)])
+async def test_many_small_frames_leave_others_their_turn(engine: EngineName, small: bytes) -> None:
+    """One read may bring 100,000 frames, and the engines parse all that they are given without a pause."""
+    async with raw_client(engine) as (client, server), trio.open_nursery() as nursery:
         turns = 0
 
         @nursery.start_soon
@@ -433,14 +436,10 @@ async def test_many_small_frames_leave_others_their_turn() -> None:
 
         await client.send_all(frame(BINARY, bytes(1024 * 1024 - 10)))  # so that reads are as large as they get
         await receive_bytes(server, 1024 * 1024 - 10)
-        await client.send_all(frame(BINARY) * 40_000 + frame(BINARY, b"the last"))
-        before, most = turns, 0
-        received: list[Message] = []
-        while not received or received[-1] != b"the last":
-            received = await server.receive()
-            most = max(most, len(received))
-        assert most < 3000
-        assert turns - before >= 40_000 // 3000
+        before = turns
+        await client.send_all(frame(BINARY, fin=False) + small * 10_000 + frame(CONTINUATION, b"the last"))
+        assert await receive_bytes(server, 8) == b"the last"
+        assert turns - before >= 10_000 // FRAMES_PER_TURN
         nursery.cancel_scope.cancel()
 
 
@@ -455,6 +454,80 @@ async def test_a_stranger_who_says_little_costs_little() -> None:
                 assert tracemalloc.get_traced_memory()[1] < 200_000
         finally:
             tracemalloc.stop()
+
+
+# Before the other end is trusted
+
+
+def stranger(**allowed: int) -> Opening:
+    return attrs.evolve(OPENING, allowance=Allowance(**({"size": 24 * 1024, "frames": 16} | allowed)))
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        frame(PING) * 17,
+        frame(PONG) * 17,
+        frame(TEXT, b"{}") * 17,
+        frame(TEXT, fin=False) + frame(CONTINUATION, fin=False) * 16,
+        frame(BINARY, bytes(24 * 1024)),
+        frame(PING, bytes(125)) * 400,
+    ],
+    ids=["pings", "pongs", "texts", "fragments", "bytes", "a read of large pings"],
+)
+async def test_a_stranger_that_sends_more_than_its_allowance_is_cut_off(engine: EngineName, flood: bytes) -> None:
+    async with raw_client(engine, opening=stranger()) as (client, server):
+        await client.send_all(flood)
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError) as broken:
+            await until_it_raises(server.receive)
+        assert not isinstance(broken.value, WebSocketClosed)
+
+
+async def test_an_allowance_counts_frames_that_come_with_the_request(engine: EngineName) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    key = base64.b64encode(bytes(16))
+    await ours.send_all(
+        b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Protocol: test.v1\r\nSec-WebSocket-Key: " + key + b"\r\n\r\n" + frame(PONG) * 1000
+    )
+    # One engine reads on before its request is answered, so it may end in the opening.
+    with trio.fail_after(5), lone_error_bare(), pytest.raises((trio.BrokenResourceError, WebSocketRefused)):
+        async with load_engine(engine).accept(theirs, stranger()) as server:
+            await until_it_raises(server.receive)
+
+
+async def test_a_trusted_end_has_no_allowance(engine: EngineName) -> None:
+    async with raw_client(engine, opening=stranger()) as (client, server):
+        await client.send_all(frame(TEXT, b"x" * 10_000) + frame(PING) * 15)
+        assert await receive_texts(server, 1) == ["x" * 10_000]
+        server.trust()
+        await client.send_all(frame(BINARY, bytes(100_000)) + frame(BINARY, b"!") * 100)
+        assert await receive_bytes(server, 100_100) == bytes(100_000) + b"!" * 100
+
+
+sizes = st.sampled_from([0, 1, 125, 126, 300, 65_535, 65_536])
+
+
+@fuzzed()
+@given(
+    st.lists(st.tuples(sizes, st.booleans()), max_size=100), st.sampled_from([b"\r\n\r\n", b"\n\n", b"\n\r\n"]),
+    st.lists(st.integers(0, 1000), max_size=20),
+)  # fmt: skip
+def test_a_meter_admits_whole_turns_of_frames(parts: list[tuple[int, bool]], end: bytes, places: list[int]) -> None:
+    """However reads are cut, each portion begins at most as many frames as a turn may have, and all bytes pass."""
+    frames_of = [hostile.frame(BINARY, bytes(size), masked=masked) for size, masked in parts]
+    starts = {len(b"GET /" + end) + sum(map(len, frames_of[:number])) for number in range(len(parts))}
+    said = b"GET /" + end + b"".join(frames_of)
+    meter, passed = FrameMeter(), 0
+    for piece in cut(said, places):
+        until = passed + len(piece)
+        while passed < until:
+            amount = meter.admit(memoryview(said)[passed:until])
+            begun = [start for start in starts if passed <= start < passed + amount]
+            passed += amount
+            assert passed == until or len(begun) == FRAMES_PER_TURN
+            assert len(begun) <= FRAMES_PER_TURN
+    assert passed == len(said)
 
 
 # One engine is the other's oracle

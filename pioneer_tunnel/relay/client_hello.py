@@ -9,7 +9,7 @@ pieces they come:
     1. records of type handshake and version 3.x, none of them empty, none over 2^14 bytes (RFC 8446, 5.1); a record is
        looked into when it is complete
     2. in them one ClientHello, in as many records as its writer likes, and nothing behind it in the last of them
-    3. its fields to the end, which leave no byte over; of each extension at most one
+    3. its fields to the end, which leave no byte over; of each extension at most one, and 128 in all
     4. in the extension server_name exactly one name, of type host_name
 
 The versions of TLS, the cipher suites and everything that GREASE (RFC 8701) makes up are for whoever ends the TLS. With
@@ -33,6 +33,9 @@ __all__ = ["MAX_HELLO", "Alert", "BadClientHello", "ClientHello", "ClientHelloRe
 
 MAX_HELLO: Final = 32 * 1024
 """Bytes of a ClientHello, the headers of its records counted: ten times what post-quantum key shares make of it."""
+
+MAX_EXTENSIONS: Final = 128
+"""Extensions of a ClientHello: three times what clients send. Each costs microseconds, and 8000 fit `MAX_HELLO`."""
 
 _HANDSHAKE: Final = 0x16
 _ALERT: Final = 0x15
@@ -238,6 +241,8 @@ def _server_name(hello: _Fields) -> str | None:
         if kind in seen:
             raise BadClientHello(Alert.ILLEGAL_PARAMETER, f"the extension {kind} is given twice")
         seen.add(kind)
+        if len(seen) > MAX_EXTENSIONS:
+            raise BadClientHello(Alert.ILLEGAL_PARAMETER, f"there are more than {MAX_EXTENSIONS} extensions")
         if kind == _SERVER_NAME:
             name = _only_name(content)
     return name

@@ -17,8 +17,8 @@ from ..errors import ProtocolError
 from ..handshake import SUBPROTOCOL, Claim, Rejection, RelayHandshake
 from ..identity import SigningIdentity
 from ..status import clean_message
-from ..streams import MeteredStream, Watched
-from ..websocket import EngineName, Opening, WebSocket, WebSocketRefused, load_engine
+from ..streams import Watched
+from ..websocket import Allowance, EngineName, Opening, WebSocket, WebSocketRefused, load_engine
 from ..yamux import Limits
 from .admission import Arrival
 from .config import RelayConfig, TunnelEntry
@@ -30,8 +30,8 @@ __all__ = ["ControlDoor"]
 OPENING_TIMEOUT: Final = 10.0
 """Seconds that a gateway has to prove itself."""
 
-OPENING_BYTES: Final = 128 * 1024
-"""Bytes that it may send until then, its WebSocket request included."""
+OPENING_ALLOWANCE: Final = Allowance(size=24 * 1024, frames=16)
+"""What it may send until then, its WebSocket request included. A proxy on the way may add pings."""
 
 BUSY_RETRY_MS: Final = 5_000
 """How long a gateway is asked to wait whose tunnel another one has."""
@@ -84,11 +84,11 @@ class ControlDoor:
         deadline = trio.CancelScope(deadline=trio.current_time() + OPENING_TIMEOUT)
         with deadline:
             try:
-                metered = MeteredStream(stream, OPENING_BYTES)
-                async with self._engine.accept(metered, Opening(subprotocol=SUBPROTOCOL)) as websocket:
+                wanted = Opening(subprotocol=SUBPROTOCOL, allowance=OPENING_ALLOWANCE)
+                async with self._engine.accept(stream, wanted) as websocket:
                     opened = await self._open(websocket, arrival)
                     if opened is not None:
-                        metered.trusted = True
+                        websocket.trust()
                         if arrival is not None:
                             arrival.settle()
                         await self._carry(websocket, watched, *opened, deadline=deadline)

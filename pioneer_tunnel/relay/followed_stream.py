@@ -34,6 +34,7 @@ from ..endings import close_after_answer, send_eof
 from ..streams import send_pieces
 from .framing import Piece, RequestFollower
 from .head import RequestHead, error_response
+from .turns import Turn
 
 __all__ = ["FollowedStream"]
 
@@ -53,16 +54,18 @@ class FollowedStream(trio.abc.HalfCloseableStream):
     Args:
         stream: the visitor's connection.
         follower: has been fed all that was read of it.
+        turn: asked for before something is followed.
         head_timeout: the seconds that a later head may take, from its first byte on.
 
     Attributes:
         scope: to pump in; it ends when the gateway takes too long to end.
     """
 
-    def __init__(self, stream: trio.abc.Stream, follower: RequestFollower, *, head_timeout: float) -> None:
+    def __init__(self, stream: trio.abc.Stream, follower: RequestFollower, turn: Turn, *, head_timeout: float) -> None:
         self.transport_stream: Final = stream
         self.scope: Final = trio.CancelScope()
         self._follower: Final = follower
+        self._turn: Final = turn
         self._head_timeout: Final = head_timeout
         self._head_deadline = math.inf
         self._ready: Final[deque[Piece]] = deque()
@@ -92,20 +95,28 @@ class FollowedStream(trio.abc.HalfCloseableStream):
                 await self._answered.wait()
                 if follower.awaits_answer:
                     return b""  # it has ended instead
-                self._ready.extend(follower.feed(b""))
-                continue
-            data = await self._receive(min(size, follower.appetite))
-            self._ready.extend(follower.feed(data))
-            if self._ready:
-                self._head_deadline = math.inf  # a head that had begun is whole
-            elif not (data or follower.is_over):
-                return b""
+                await self._follow(b"")
+            elif follower.has_more:
+                await trio.lowlevel.checkpoint()
+                await self._follow(b"")
+            else:
+                data = await self._receive(min(size, follower.appetite))
+                await self._follow(data)
+                if self._ready:
+                    self._head_deadline = math.inf  # a head that had begun is whole
+                elif not (data or follower.is_over):
+                    return b""
         piece = self._ready.popleft()
         if len(piece) > size:
             view = memoryview(piece)
             self._ready.appendleft(view[size:])
             piece = view[:size]
         return piece
+
+    async def _follow(self, data: bytes | bytearray) -> None:
+        await self._turn.wait()
+        self._ready.extend(self._follower.feed(data))
+        self._turn.spend(self._follower.work)
 
     async def _receive(self, size: int) -> bytes | bytearray:
         """What comes next; b"" when nothing more does, which the follower knows then."""

@@ -5,7 +5,8 @@ send another tenant's request on one, so `RequestFollower` follows the requests 
 tells which of it may be forwarded: slices of what came, in the order that it came, never written anew. Whoever makes
 one has read the first head, has found a gateway for it, and forwards it. Then:
 
-    feed      what the visitor says; returns what may be forwarded now
+    feed      what the visitor says; returns what may be forwarded now. Of many small items only a part is looked at:
+              while `has_more`, `feed(b"")` goes on, and takes nothing new
     end       the visitor has ended
     answer    what the gateway says, as long as `awaits_answer`; after it, `feed(b"")` returns what was held
 
@@ -52,6 +53,10 @@ MAX_CHUNK_LINE: Final = 1024
 """Bytes of the line that begins a chunk, with its extensions and its end."""
 MAX_TRAILERS: Final = 16 * 1024
 """Bytes of all trailers of a request together."""
+
+_WORK: Final = 512
+"""What a call of `feed` may cost in units of `Turn.spend`, give or take one item: some 30 heads, or 500 chunks."""
+_HEAD_COST: Final = 16
 
 _SMALL: Final = 16 * 1024
 _LARGE: Final = 256 * 1024
@@ -137,6 +142,7 @@ class RequestFollower:
         heads: how many were found that may be forwarded, the first one counted.
         refused_at_head: True when that was for a request's head, so that nothing of that request was forwarded.
         afresh: what to start a stream of its own with, once the phase is `AFRESH`: the head, and all bytes from there.
+        work: what the last call of `feed` has cost, in units of `Turn.spend`.
     """
 
     def __init__(self, head: RequestHead) -> None:
@@ -155,6 +161,8 @@ class RequestFollower:
         self._trailers = self._trailer_bytes = 0
         self._kept = b""  # what came in earlier pieces of the head or line that is whole now
         self._held = b""
+        self._rest: tuple[Data, int] | None = None  # what was not looked at yet begins there
+        self.work = 0
         self._readers: Final[Mapping[Phase, Callable[[Data, int], int | None]]] = {
             Phase.HEAD: self._read_head,
             Phase.BODY: self._read_body,
@@ -186,6 +194,11 @@ class RequestFollower:
         return self.phase is Phase.HELD and bool(self._held)
 
     @property
+    def has_more(self) -> bool:
+        """True while there is something left of what it was fed that it has not looked at."""
+        return self._rest is not None
+
+    @property
     def appetite(self) -> int:
         """How many bytes to feed at the most, so that no call takes long: they may be many requests, or many chunks."""
         match self.phase:
@@ -203,16 +216,24 @@ class RequestFollower:
         That is no copy of `data`, but views of it. A refusal is not raised: see `refusal`.
 
         Raises:
-            LocalProtocolError: it holds bytes until the answer comes, or has something to start afresh with.
+            LocalProtocolError: it holds bytes until the answer comes, has something to start afresh with, or, unless
+                `data` is empty, has more to look at.
         """
-        if self.holds or self.afresh is not None:
+        if self.holds or self.afresh is not None or (data and self.has_more):
             raise LocalProtocolError("the follower has to get rid of what came before this first")
-        if self._held:
+        start = 0
+        if self._rest is not None:
+            (data, start), self._rest = self._rest, None
+        elif self._held:
             data, self._held = self._held + data, b""
         self._kept = b""
-        passed = 0
+        self.work = 0
+        passed = start
         try:
             while passed < len(data) and (read := self._readers.get(self.phase)) is not None:
+                if self.work >= _WORK:
+                    self._rest = data, passed
+                    break
                 settled = read(data, passed)
                 if settled is None:
                     break
@@ -223,9 +244,9 @@ class RequestFollower:
             passed = len(data)
         elif self.phase is Phase.HELD:
             self._held = bytes(memoryview(data)[passed:])
-        if not passed:
+        if passed == start:
             return []
-        settled_part = data if passed == len(data) else memoryview(data)[:passed]
+        settled_part = data if passed - start == len(data) else memoryview(data)[start:passed]
         return [self._kept, settled_part] if self._kept else [settled_part]
 
     def end(self) -> None:
@@ -262,9 +283,11 @@ class RequestFollower:
         end = data.find(_HEAD_END, start)
         before, piece = self._of_head, memoryview(data)[start : len(data) if end < 0 else end + len(_HEAD_END)]
         head = self._heads.feed(piece)
+        self.work += 1
         if head is None:  # so `piece` was all there is
             self._of_head += len(piece)
             return None
+        self.work += _HEAD_COST + len(head.headers) // 2
         if head.host != self._host:
             raise BadRequest(421, "This connection belongs to another host. Open a new one for this.")
         kept = self._heads.received[:before]
@@ -321,7 +344,8 @@ class RequestFollower:
 
         The long way would find the same of each of them; but a body may consist of many small ones.
         """
-        while match := _CHUNK_LINE.match(data, start, start + MAX_CHUNK_LINE):
+        while self.work < _WORK and (match := _CHUNK_LINE.match(data, start, start + MAX_CHUNK_LINE)):
+            self.work += 1
             size = int(match[1], 16)
             end = match.end() + size
             if not size or data[end : end + 2] != b"\r\n":
@@ -355,6 +379,7 @@ class RequestFollower:
         return end
 
     def _read_line(self, data: Data, start: int, limit: int, what: str) -> int | None:
+        self.work += 1
         try:
             end = self._lines.read(data, start, limit, what)
         except RemoteProtocolError as error:

@@ -28,6 +28,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from http import HTTPStatus
+from itertools import islice
 from typing import Final, NoReturn, final
 
 import attrs
@@ -67,6 +68,12 @@ _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]++\]|[0-9A-Za-z_.-]++)(?::([0-9]{1,
 # 18 digits: every such length fits a signed 64-bit integer, so that no reader behind us wraps around.
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 _CODING: Final = re.compile(rb"[%s]++(?:[ \t]*+,[ \t]*+[%s]++)*+" % (_TOKEN_CHARS, _TOKEN_CHARS))
+
+# An `Upgrade` or `Connection` header may have 16 KiB of members. To take each of them into a list costs much time.
+_NAMES_UPGRADE: Final = re.compile(rb"(?:\A|,)[ \t]*+upgrade[ \t]*+(?:,|\Z)", re.IGNORECASE)
+_NOT_EMPTY: Final = re.compile(rb"[^ \t,]")
+_MEMBER: Final = re.compile(rb"[^,]++")
+_MOST_MEMBERS: Final = 64
 
 _CR: Final = 0x0D
 _TLS_HANDSHAKE: Final = 0x16
@@ -123,13 +130,12 @@ class RequestHead:
         """The values of the headers called `name` (given in lower case), in their order."""
         return [value for header, value in self.headers if header == name]
 
-    def tokens(self, name: bytes) -> Iterator[str]:
-        """The members of the comma-separated lists in the headers called `name`; those that are no tokens left out."""
+    def members(self, name: bytes) -> Iterator[bytes]:
+        """The members of the comma-separated lists in the headers called `name`, of each list the first 64."""
         for value in self.values(name):
-            for member in value.split(b","):
-                stripped = member.strip(b" \t")
-                if _TOKEN.fullmatch(stripped):
-                    yield stripped.decode("ascii")
+            for match in islice(_MEMBER.finditer(value), _MOST_MEMBERS):
+                if member := match[0].strip(b" \t"):
+                    yield member
 
 
 @final
@@ -363,8 +369,9 @@ class Upgrade:
     """What a request asks to go over to on its connection.
 
     Attributes:
-        protocols: what its Upgrade headers name, lower-case, the one liked best first.
-        subprotocols: what its Sec-WebSocket-Protocol headers offer, as written (their case counts), liked best first.
+        protocols: what its Upgrade headers name, lower-case, the one liked best first; of each header the first 64.
+        subprotocols: what its Sec-WebSocket-Protocol headers offer, as written (their case counts), liked best first;
+            of each header the first 64.
         websocket: True when it is a WebSocket opening: a GET that names `websocket`. Whether its key and version are
             right is for the WebSocket engine, which has an answer to either.
     """
@@ -379,16 +386,17 @@ def wants_upgrade(head: RequestHead) -> Upgrade | None:
 
     None means that no server may answer 101. It does not mean that none ever would.
     """
-    if head.version == b"1.0" or "upgrade" not in map(str.lower, head.tokens(b"connection")):
+    if head.version == b"1.0" or not any(map(_NAMES_UPGRADE.search, head.values(b"connection"))):
+        return None
+    if not any(map(_NOT_EMPTY.search, head.values(b"upgrade"))):
         return None
     # A protocol may have a version, as in `TLS/1.2`: no token, and no matter here but for its name.
-    named = (part.strip(b" \t") for value in head.values(b"upgrade") for part in value.split(b","))
-    protocols = tuple(part.decode("latin-1").lower() for part in named if part)
-    if not protocols:
-        return None
+    protocols = tuple(member.decode("latin-1").lower() for member in head.members(b"upgrade"))
     return Upgrade(
         protocols=protocols,
-        subprotocols=tuple(head.tokens(b"sec-websocket-protocol")),
+        subprotocols=tuple(
+            member.decode("ascii") for member in head.members(b"sec-websocket-protocol") if _TOKEN.fullmatch(member)
+        ),
         websocket=head.method == b"GET" and "websocket" in protocols,
     )
 

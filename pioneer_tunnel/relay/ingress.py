@@ -27,6 +27,7 @@ from .framing import RequestFollower
 from .head import BadRequest, HeadReader, RequestHead, error_response
 from .limits import RelayLimits
 from .registry import Directory, LiveSession, Registry
+from .turns import Turn, Turns
 
 __all__ = ["IngressDoor", "Visit", "read_head"]
 
@@ -56,6 +57,7 @@ class Visit:
         visitor: where it comes from; None where nobody can tell.
         local: where it arrived.
         tls: whether it came over TLS.
+        source: the address that it counts for; None when no limit per address holds for it.
         settle: called when it has shown which tunnel it wants.
     """
 
@@ -63,6 +65,7 @@ class Visit:
     visitor: Address | None
     local: Address | None
     tls: bool
+    source: str | None = None
     settle: Callable[[], None] = _nobody_waits
 
 
@@ -115,6 +118,7 @@ class IngressDoor:
         self._registry: Final = registry
         self._directory: Final = directory
         self._admission: Final = admission or Admission(RelayLimits())
+        self._turns: Final = Turns()
 
     async def serve(self, visit: Visit) -> None:
         """Serve a connection whose tunnel is told by its first request."""
@@ -152,7 +156,8 @@ class IngressDoor:
         pieces = follower.feed(received[head.length :])
         with suppress(trio.BrokenResourceError):  # the pump finds the same
             await carried.send_all(b"".join([_proxy_header(visit), received[: head.length], *pieces]))
-        followed = FollowedStream(visit.stream, follower, head_timeout=HEAD_TIMEOUT)
+        turn = Turn(self._turns, entry.id, visit.source)
+        followed = FollowedStream(visit.stream, follower, turn, head_timeout=HEAD_TIMEOUT)
         with followed.scope:
             ended_well = await pump(carried, followed, apology=_BROKE_OFF)
             return followed.afresh if ended_well else None

@@ -277,6 +277,7 @@ def _visit(connected: trio.SocketStream, watched: Watched, arrival: Arrival) -> 
         visitor=_address_of(connected.socket.getpeername),
         local=_address_of(connected.socket.getsockname),
         tls=False,
+        source=arrival.source,
         settle=arrival.settle,
     )
 

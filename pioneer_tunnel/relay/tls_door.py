@@ -38,7 +38,8 @@ HANDSHAKE_TIMEOUT: Final = 10.0
 ALERT_TIMEOUT: Final = 2.0
 """Seconds for an alert to leave."""
 
-_READ_SIZE: Final = 16 * 1024
+_READ_SIZE: Final = 2 * 1024
+"""Bytes that are parsed before other tasks run. They may be 340 records, of a byte each."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.tls_door")
 

@@ -22,12 +22,14 @@ from .connection import (
     WebSocketClosed,
     WebSocketRefused,
 )
+from .frame_meter import Allowance
 from .link import WebSocketLink
 
 __all__ = [
     "MAX_BINARY",
     "MAX_TEXT",
     "ENGINES",
+    "Allowance",
     "Engine",
     "EngineName",
     "Message",

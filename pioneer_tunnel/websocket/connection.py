@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from ..address import RelayAddress
+from .frame_meter import Allowance, FrameMeter
 
 __all__ = [
     "MAX_BINARY",
@@ -31,6 +32,8 @@ Message: TypeAlias = bytes | bytearray | str
 MAX_BINARY: Final = 1024 * 1024
 MAX_TEXT: Final = 16 * 1024
 READ_SIZE: Final = 256 * 1024
+FIRST_READ: Final = 4 * 1024
+"""Bytes of the first reads, and of all reads from an end that is not trusted yet."""
 MAX_ANSWER: Final = 16 * 1024
 """Bytes of the answer to an opening that are looked at, to tell what it was if not a WebSocket."""
 MAX_QUEUED_PONGS: Final = 256
@@ -50,11 +53,13 @@ class Opening:
         subprotocol: the only one that is offered, and the only one that is taken.
         address: where the client dials; for the `Host` header and the path.
         agent: the client's `User-Agent`.
+        allowance: what the other end may send until `WebSocket.trust`; None for no limit.
     """
 
     subprotocol: str
     address: RelayAddress | None = None
     agent: str = ""
+    allowance: Allowance | None = None
 
 
 class WebSocketClosed(trio.BrokenResourceError):
@@ -117,9 +122,15 @@ class WebSocket(trio.abc.AsyncResource):
 
     Attributes:
         subprotocol: the one that was agreed on.
+        meter: counts what the other end sends.
     """
 
     subprotocol: str | None
+    meter: FrameMeter
+
+    def trust(self) -> None:
+        """Lift the opening's allowance: the other end has proved itself."""
+        self.meter.trusted = True
 
     @abstractmethod
     async def send(self, messages: Sequence[bytes | str]) -> None:
@@ -138,7 +149,8 @@ class WebSocket(trio.abc.AsyncResource):
             WebSocketClosed: the WebSocket was closed. Also when the other end broke a rule of RFC 6455 or sent more
                 than 1 MiB of binary or 16 KiB of text; it has been told by the code. (Of a frame that is malformed,
                 the engine over trio-websocket does not tell it: it sees the connection end.)
-            trio.BrokenResourceError: the connection ended without a close frame.
+            trio.BrokenResourceError: the connection ended without a close frame, or the other end, not trusted yet,
+                sent more than its allowance.
         """
 
     @abstractmethod

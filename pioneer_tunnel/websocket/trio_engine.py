@@ -25,6 +25,7 @@ from trio_websocket import (
 from ..groups import lone_error_bare
 from ..status import clean_message
 from .connection import (
+    FIRST_READ,
     MAX_ANSWER,
     MAX_BINARY,
     MAX_TEXT,
@@ -36,6 +37,7 @@ from .connection import (
     WebSocketRefused,
     refusal_in,
 )
+from .frame_meter import FrameMeter
 
 __all__ = ["accept", "connect"]
 
@@ -50,7 +52,7 @@ _QUEUE: Final = 8
 async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[WebSocket]:
     """See `Engine.connect`."""
     assert opening.address is not None
-    watch = _Watch(stream, of_client=True)
+    watch = _Watch(stream, FrameMeter(opening.allowance), of_client=True)
     async with _kept(watch) as nursery:
         try:
             with lone_error_bare():
@@ -77,7 +79,7 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
 @asynccontextmanager
 async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[WebSocket]:
     """See `Engine.accept`."""
-    watch = _Watch(stream, of_client=False)
+    watch = _Watch(stream, FrameMeter(opening.allowance), of_client=False)
     async with _kept(watch) as nursery:
         with lone_error_bare():
             async with trio.open_nursery() as until_open:
@@ -144,8 +146,9 @@ class _ReaderNursery:
 
 @final
 class TrioWebSocket(WebSocket):
-    def __init__(self, stream: trio.abc.Stream, connection: WebSocketConnection) -> None:
+    def __init__(self, stream: _Watch, connection: WebSocketConnection) -> None:
         self.subprotocol = connection.subprotocol
+        self.meter = stream.meter
         self._stream: Final = stream
         self._connection: Final = connection
 
@@ -189,20 +192,36 @@ class _Watch(trio.abc.Stream):
 
     In an opening the engine reads on for as long as it has hope. This keeps the first bytes of what comes and raises,
     in a task of its own, when the stream has ended or when enough of an answer has come to see that it is a refusal.
+    The engine parses all that one read brings, so `meter` cuts reads into portions.
     """
 
-    def __init__(self, stream: trio.abc.Stream, *, of_client: bool) -> None:
+    def __init__(self, stream: trio.abc.Stream, meter: FrameMeter, *, of_client: bool) -> None:
         self.transport_stream: Final = stream
+        self.meter: Final = meter
+        self._unparsed: bytes | bytearray | memoryview = b""
         self._connection: WebSocketConnection | None = None
         self._of_client: Final = of_client
         self._answer = b""
         self._over: Final = trio.Event()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        # The engine asks for more when it has taken in what it had. It counts a message's bytes, not its pieces.
+        if len(getattr(self._connection, "_message_parts", ())) > _MAX_PIECES:
+            raise trio.BrokenResourceError(f"a message in more than {_MAX_PIECES} pieces")
+        if self._unparsed:
+            await trio.lowlevel.checkpoint()
+        else:
+            self._unparsed = await self._read(max_bytes if self.meter.trusted else FIRST_READ)
+        amount = self.meter.admit(self._unparsed)
+        if amount == len(self._unparsed):
+            data, self._unparsed = self._unparsed, b""
+        else:
+            view = memoryview(self._unparsed)
+            data, self._unparsed = view[:amount], view[amount:]
+        return bytes(data) if isinstance(data, memoryview) else data
+
+    async def _read(self, max_bytes: int | None) -> bytes | bytearray:
         if self._connection is not None:
-            # The engine asks for more when it has taken in what it had. It counts a message's bytes, not its pieces.
-            if len(getattr(self._connection, "_message_parts", ())) > _MAX_PIECES:
-                raise trio.BrokenResourceError(f"a message in more than {_MAX_PIECES} pieces")
             return await self.transport_stream.receive_some(max_bytes)
         try:
             data = await self.transport_stream.receive_some(max_bytes)

@@ -25,6 +25,7 @@ from ..groups import lone_error_bare
 from ..status import clean_message
 from ..streams import receive_into, send_pieces
 from .connection import (
+    FIRST_READ,
     MAX_ANSWER,
     MAX_BINARY,
     MAX_FRAGMENTS,
@@ -38,13 +39,9 @@ from .connection import (
     WebSocketRefused,
     refusal_in,
 )
+from .frame_meter import FrameMeter
 
 __all__ = ["accept", "connect"]
-
-_FIRST_READ: Final = 4 * 1024
-_SLICE: Final = 8 * 1024
-_MOST_FRAMES: Final = 256
-"""Frames after which others have their turn, give or take those of one slice: a read may bring forty thousand."""
 
 # At DEBUG the package logs what it carries, and that may be a proof or somebody's token.
 _SILENT: Final = logging.getLogger("pioneer_tunnel.websocket.silent")
@@ -64,7 +61,7 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
     request = protocol.connect()
     request.headers["User-Agent"] = opening.agent
     protocol.send_request(request)
-    websocket = WebsocketsWebSocket(stream, protocol)
+    websocket = WebsocketsWebSocket(stream, protocol, FrameMeter(opening.allowance))
     async with _kept(websocket, stream):
         await websocket.flush()
         answer = b""
@@ -81,7 +78,7 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
 async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[WebSocket]:
     """See `Engine.accept`."""
     protocol = ServerProtocol(subprotocols=[Subprotocol(opening.subprotocol)], max_size=MAX_BINARY, logger=_SILENT)
-    websocket = WebsocketsWebSocket(stream, protocol)
+    websocket = WebsocketsWebSocket(stream, protocol, FrameMeter(opening.allowance))
     async with _kept(websocket, stream):
         while websocket.request is None and protocol.handshake_exc is None:
             await websocket.receive_bytes()
@@ -108,7 +105,8 @@ async def _kept(websocket: WebsocketsWebSocket, stream: trio.abc.Stream) -> Asyn
 
 @final
 class WebsocketsWebSocket(WebSocket):
-    def __init__(self, stream: trio.abc.Stream, protocol: ClientProtocol | ServerProtocol) -> None:
+    def __init__(self, stream: trio.abc.Stream, protocol: ClientProtocol | ServerProtocol, meter: FrameMeter) -> None:
+        self.meter = meter
         self.request: Request | None = None
         self._stream: Final = stream
         self._protocol: Final = protocol
@@ -117,7 +115,7 @@ class WebsocketsWebSocket(WebSocket):
         self._text_size = 0
         self._closed: WebSocketClosed | None = None
         self._eof = False
-        self._buffer = memoryview(bytearray(_FIRST_READ))
+        self._buffer = memoryview(bytearray(FIRST_READ))
         self._unparsed = self._buffer[:0]
         self._flushing = False
         self._flushed: Final = trio.lowlevel.ParkingLot()
@@ -159,9 +157,9 @@ class WebsocketsWebSocket(WebSocket):
         return messages
 
     async def receive_bytes(self) -> memoryview:
-        """Wait for bytes, let the protocol make of them what it can, and return them.
+        """Wait for bytes, let the protocol parse them, and return them.
 
-        What is left of many small frames comes with the next call, after everybody else had a turn.
+        Of many small frames the next call parses the rest, after other tasks have run.
         """
         if self._eof:
             raise trio.BrokenResourceError("the connection ended without a close frame")
@@ -169,31 +167,29 @@ class WebsocketsWebSocket(WebSocket):
             await trio.lowlevel.checkpoint()
         else:
             self._unparsed = await self._read()
-        data, frames = self._unparsed, 0
-        if not data:
+        amount = self.meter.admit(self._unparsed)
+        data, self._unparsed = self._unparsed[:amount], self._unparsed[amount:]
+        if data:
+            # The protocol adds it to a buffer of its own, so this one is free again.
+            self._protocol.receive_data(data)  # type: ignore[arg-type]  # any buffer will do
+        else:
             self._eof = True
             self._protocol.receive_eof()
-            self._take_events()
-        while self._unparsed and frames < _MOST_FRAMES:
-            # The protocol adds it to a buffer of its own, so this one is free again.
-            self._protocol.receive_data(self._unparsed[:_SLICE])  # type: ignore[arg-type]  # any buffer will do
-            self._unparsed = self._unparsed[_SLICE:]
-            frames += self._take_events()
-        return data[: len(data) - len(self._unparsed)]
+        self._take_events()
+        return data
 
     async def _read(self) -> memoryview:
-        """Read into the buffer, which grows for who fills it: a stranger who says little costs little."""
+        """Read into the buffer, which grows when a trusted end fills it."""
         amount = await receive_into(self._stream, self._buffer)
         read = self._buffer[:amount]
-        if amount == len(self._buffer) < READ_SIZE:
+        if amount == len(self._buffer) < READ_SIZE and self.meter.trusted:
             self._buffer = memoryview(bytearray(min(4 * amount, READ_SIZE)))
         return read
 
-    def _take_events(self) -> int:
-        """Take what the protocol has found; returns how many things that were."""
+    def _take_events(self) -> None:
+        """Take what the protocol has found."""
         protocol = self._protocol
-        events = protocol.events_received()
-        for event in events:
+        for event in protocol.events_received():
             if isinstance(event, Frame):
                 self._take(event)
             elif isinstance(event, Request):
@@ -205,7 +201,6 @@ class WebsocketsWebSocket(WebSocket):
             self._fail(1008, "too many pings")
         if protocol.writes:
             self._reply_due.unpark()
-        return len(events)
 
     def _take(self, frame: Frame) -> None:
         match frame.opcode:
