@@ -8,6 +8,13 @@ Visitors of the web are laxer: many just close. With `https` that is an end, as 
 are still told goodbye, or they could not tell a whole answer from one that was cut. (`trio.SSLStream` has both or
 neither.) `TlsServerStream` is the same without half-close, which a relay's visitors have little use for.
 
+Some records carry no data: TLS 1.3 key updates, session tickets, empty records, attempts to renegotiate. Each costs
+work, and OpenSSL queues a reply to some of them. So records are counted as they are given to OpenSSL, one by one:
+
+- a connection breaks when it has sent more than 32 records without data; each record with data makes up for one;
+- at most 64 records are processed before other tasks run;
+- replies are sent when the connection takes them. It breaks when more than 64 KiB of them wait.
+
 Neighbours: `transports.data_channels` has its connections in it, the scripted relay of `testing` the other end; the
 relay and `visitor_tls` end visitors' TLS with it.
 """
@@ -27,6 +34,14 @@ _BATCH: Final = 128 * 1024
 _RECORD: Final = 16 * 1024
 _UNREAD_LIMIT: Final = 2**30
 _GOODBYE_TIMEOUT: Final = 2.0
+
+_HEADER: Final = 5
+_RECORD_TYPES: Final = frozenset(range(20, 25))
+_LARGEST_RECORD: Final = _HEADER + _RECORD + 2048
+_RECORDS_PER_TURN: Final = 64
+_MOST_EMPTY_RECORDS: Final = 32
+_MOST_REPLIES: Final = 64 * 1024
+_REPLY_TIMEOUT: Final = 1.0
 
 
 @final
@@ -61,6 +76,10 @@ class TlsStream(trio.abc.HalfCloseableStream):
         )
         self._https: Final = https
         self._to_wire: Final = trio.StrictFIFOLock()
+        self._received: Final = bytearray()  # records that OpenSSL has not been given yet
+        self._record_is_new = False
+        self._empty_records = 0
+        self._replies = 0  # bytes
         self._ahead = b""
         self._end_sent = False
         self.end_received = False
@@ -89,11 +108,15 @@ class TlsStream(trio.abc.HalfCloseableStream):
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
                 await self._flush()
-                await self._fill()
+                if self._feed():
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await self._fill()
             except ssl.SSLError as error:
                 await self._flush()  # the alert that tells the other end
                 raise trio.BrokenResourceError(f"TLS failed: {error.reason or error}") from error
             else:
+                self._empty_records = 0
                 await self._flush()
                 return
 
@@ -109,6 +132,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
                 if not waited:
                     await trio.lowlevel.cancel_shielded_checkpoint()
                 return data
+            await self._reply()
             await self._fill()
             waited = True
 
@@ -116,19 +140,30 @@ class TlsStream(trio.abc.HalfCloseableStream):
         data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:]
         return data
 
-    def _decrypt(self, max_bytes: int) -> bytes:
-        """What has come, as far as it is whole records; nothing when there is none, and at the end."""
-        pieces, left = [], max_bytes
+    def _decrypt(self, max_bytes: int, *, records: int = _RECORDS_PER_TURN) -> bytes:
+        """What has come, as far as it is whole records; nothing when there is none, and at the end.
+
+        Args:
+            records: how many may be given to OpenSSL, beside what it has.
+        """
+        pieces, left, waiting, more = [], max_bytes, self._outgoing.pending, True
         try:
-            while left:
-                piece = self._tls.read(min(left, _RECORD))
-                if not piece:
-                    self.end_received = True
-                    break
-                pieces.append(piece)
-                left -= len(piece)
-        except ssl.SSLWantReadError:
-            pass
+            while left and more:
+                try:
+                    piece = self._tls.read(min(left, _RECORD))
+                except ssl.SSLWantReadError:
+                    self._note_record(empty=True)
+                else:
+                    if not piece:
+                        self.end_received = True
+                        break
+                    self._note_record(empty=False)
+                    pieces.append(piece)
+                    left -= len(piece)
+                    if self._tls.pending():
+                        continue
+                more = records > 0 and self._feed()
+                records -= 1
         except ssl.SSLZeroReturnError:
             self.end_received = True
         except ssl.SSLError as error:
@@ -136,7 +171,17 @@ class TlsStream(trio.abc.HalfCloseableStream):
                 self.end_received = True
             elif not pieces:
                 raise trio.BrokenResourceError(f"TLS broke off: {error.reason or error}") from error
+        finally:
+            self._replies += self._outgoing.pending - waiting
+        if self._empty_records > _MOST_EMPTY_RECORDS and not pieces:
+            raise trio.BrokenResourceError(f"TLS: more than {_MOST_EMPTY_RECORDS} records came without data")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _note_record(self, *, empty: bool) -> None:
+        """Count what the record was that OpenSSL was given last, once."""
+        if self._record_is_new:
+            self._record_is_new = False
+            self._empty_records = self._empty_records + 1 if empty else max(self._empty_records - 1, 0)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self._end_sent:
@@ -155,7 +200,8 @@ class TlsStream(trio.abc.HalfCloseableStream):
                 await self.transport_stream.send_all(b"")
 
     async def wait_send_all_might_not_block(self) -> None:
-        await self.transport_stream.wait_send_all_might_not_block()
+        async with self._to_wire:  # replies may be on their way
+            await self.transport_stream.wait_send_all_might_not_block()
 
     async def send_eof(self) -> None:
         if self._end_sent:
@@ -169,9 +215,9 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     def _say_goodbye(self) -> None:
         # OpenSSL looks for the other end's goodbye at once, and takes data that it finds there for an error. So what
-        # has come is read first.
+        # it has is read first.
         with suppress(trio.BrokenResourceError):
-            self._ahead += self._decrypt(_UNREAD_LIMIT)
+            self._ahead += self._decrypt(_UNREAD_LIMIT, records=0)
         with suppress(ssl.SSLError):
             # It would like to read on, as would we; or it is broken, and whoever reads finds out.
             self._tls.unwrap()
@@ -188,17 +234,63 @@ class TlsStream(trio.abc.HalfCloseableStream):
         finally:
             await self.transport_stream.aclose()
 
+    def _feed(self) -> bool:
+        """Give OpenSSL the next record; False while there is no whole one.
+
+        What does not look like a record is for OpenSSL to refuse.
+        """
+        received = self._received
+        if len(received) < _HEADER:
+            return False
+        length = _HEADER + int.from_bytes(received[3:_HEADER], "big")
+        if received[0] not in _RECORD_TYPES or received[1] != 3 or length > _LARGEST_RECORD:
+            length = len(received)
+        elif len(received) < length:
+            return False
+        with memoryview(received) as view:
+            self._incoming.write(view[:length])
+        del received[:length]
+        self._record_is_new = True
+        return True
+
     async def _fill(self) -> None:
         # No deadline: whoever reads may wait for as long as it likes.
         if data := await self.transport_stream.receive_some(_RECEIVE_SIZE):
-            self._incoming.write(data)
+            self._received.extend(data)
         else:
+            self._incoming.write(self._received)
+            self._received.clear()
             self._incoming.write_eof()
 
     async def _flush(self) -> None:
         async with self._to_wire:
-            if data := self._outgoing.read():
-                await self.transport_stream.send_all(data)
+            await self._send_outgoing()
+
+    async def _send_outgoing(self) -> None:
+        while data := self._outgoing.read():
+            self._replies = 0
+            await self.transport_stream.send_all(data)
+
+    async def _reply(self) -> None:
+        """Send what OpenSSL answers to what was read, unless the connection takes nothing now. Then it goes later.
+
+        Raises:
+            trio.BrokenResourceError: more of it waits than may.
+        """
+        if self._replies > _MOST_REPLIES:
+            raise trio.BrokenResourceError("TLS: the other end asks for replies and does not take them")
+        if not self._replies or self._to_wire.locked():
+            return  # whoever holds the lock to send will send this, too
+        async with self._to_wire:
+            with trio.move_on_after(_REPLY_TIMEOUT) as waiting:
+                await self.transport_stream.wait_send_all_might_not_block()
+            if waiting.cancelled_caught:
+                return
+            # To stop in the middle of a record breaks the connection, and reading may be cancelled without harm.
+            with trio.move_on_after(_REPLY_TIMEOUT, shield=True) as sending:
+                await self._send_outgoing()
+        if sending.cancelled_caught:
+            raise trio.BrokenResourceError("TLS: the other end does not take a reply that it asked for")
 
 
 @final

@@ -41,6 +41,7 @@ def client_tls(ca_file: Path | None = None, *, system_trust: SystemTrust = "open
     """
     context = ssl.create_default_context() if system_trust == "openssl" else _operating_system()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
     if ca_file is not None:
         try:

@@ -292,14 +292,14 @@ async def pumped_to_tls(apology: bytes = b"") -> AsyncIterator[tuple[trio.Socket
     second, right = await sockets()
     secured = TlsServerStream(watch(second), server)
     visitor = trio.SSLStream(right, client, server_hostname="office.test")
-    async with trio.open_nursery() as nursery:
-        with no_hang():
+    with no_hang():
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(secured.do_handshake)
             await visitor.do_handshake()
-            async with trio.open_nursery() as pumping, left:
-                pumping.start_soon(lambda: pump(watch(first), secured, apology=apology))
-                yield left, visitor
-            await trio.aclose_forcefully(visitor)
+        async with trio.open_nursery() as pumping, left:
+            pumping.start_soon(lambda: pump(watch(first), secured, apology=apology))
+            yield left, visitor
+        await trio.aclose_forcefully(visitor)
 
 
 async def test_towards_tls_a_whole_answer_ends_with_a_goodbye() -> None:

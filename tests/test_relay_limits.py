@@ -37,6 +37,7 @@ from rig import (
     relay_rig,
     request,
     tunnel_entry,
+    upload,
 )
 
 from pioneer_tunnel.address import Address, RelayAddress
@@ -45,7 +46,7 @@ from pioneer_tunnel.handshake import AGENT, SUBPROTOCOL, Claim, GatewayHandshake
 from pioneer_tunnel.identity import PublicKey, RelayKey
 from pioneer_tunnel.relay import RelayConfig, RelayLimits, accepting, rates
 from pioneer_tunnel.relay.accepting import Front
-from pioneer_tunnel.relay.admission import Admission, Arrival, TurnedAway
+from pioneer_tunnel.relay.admission import MOST_LEAVING, Admission, Arrival, TurnedAway
 from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.control import ControlDoor
 from pioneer_tunnel.relay.descriptors import descriptor_limit
@@ -162,7 +163,7 @@ def test_connections_are_counted_in_all_and_for_each_address() -> None:
     with pytest.raises(TurnedAway, match="one address"):
         admission.arrive("::ffff:192.0.2.1", 0, never)
     first.pop().leave()
-    admission.arrive("192.0.2.1", 0, never)
+    admission.arrive("192.0.2.1", 0, never).settle()
     for number in range(13):
         admission.arrive(f"198.51.100.{number}", 0, never).settle()
     with pytest.raises(TurnedAway, match="as many connections"):
@@ -225,7 +226,12 @@ def test_the_oldest_that_pends_makes_way() -> None:
 
 
 @settings(max_examples=50)
-@given(st.lists(st.tuples(st.sampled_from(["arrive", "settle", "leave"]), st.integers(0, 30)), max_size=120))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["arrive", "settle", "settle as a visitor", "leave"]), st.integers(0, 30)),
+        max_size=120,
+    )
+)
 def test_the_books_balance(steps: list[tuple[str, int]]) -> None:
     few = limits(connections=16, connections_per_address=9, pending=5, pending_per_address=4)
     admission = Admission(few)
@@ -241,17 +247,74 @@ def test_the_books_balance(steps: list[tuple[str, int]]) -> None:
             key = list(present)[choice % len(present)]
             if step == "settle":
                 present[key].settle()
+            elif step == "settle as a visitor":
+                with suppress(TurnedAway):
+                    present[key].settle_as_visitor()
+                assert admission._visitors <= 14
+                if not present[key].is_visitor:
+                    continue
             else:
                 present.pop(key).leave()
             pending.pop(key, None)
         hosts = list(pending.values())
-        assert len(present) <= 16
+        assert len(present) <= 16 + MOST_LEAVING
         assert len(hosts) <= 5
         assert all(hosts.count(host) <= 4 for host in hosts)
     for arrival in present.values():
         arrival.leave()
-    kept = (admission._connections, admission._by_source, admission._pending, admission._pending_by_source)
+    kept = (
+        admission._connections,
+        admission._visitors,
+        admission._by_source,
+        admission._pending,
+        admission._pending_by_source,
+    )
     assert not any(kept), "nothing is kept of those who have left"
+
+
+def test_visitors_leave_room_for_gateways() -> None:
+    admission = Admission(limits(connections=32))
+    visitors = []
+    for _ in range(28):
+        visitors.append(admission.arrive(None, 0, never, only_visitors=True))
+        visitors[-1].settle_as_visitor()
+        visitors[-1].settle_as_visitor()  # for a later request of the same connection
+    with pytest.raises(TurnedAway, match="as many visitors"):
+        admission.arrive(None, 0, never, only_visitors=True)
+    gateways = [admission.arrive(None, 0, never) for _ in range(4)]
+    with pytest.raises(TurnedAway, match="as many visitors"):
+        gateways[0].settle_as_visitor()
+    for gateway in gateways:
+        gateway.settle()
+    with pytest.raises(TurnedAway, match="as many connections"):
+        admission.arrive(None, 0, never)
+    visitors[0].leave()
+    admission.arrive(None, 0, never, only_visitors=True).settle_as_visitor()
+
+
+def test_when_all_is_full_the_oldest_that_pends_makes_way() -> None:
+    evicted: list[str] = []
+    admission = Admission(limits(connections=16, reserved_for_gateways=0))
+    for _ in range(14):
+        admission.arrive(None, 0, never).settle_as_visitor()
+    for name in ("first", "second", "third"):
+        admission.arrive(None, 0, partial(evicted.append, name))
+    assert evicted == ["first"]
+    for _ in range(MOST_LEAVING - 1):
+        admission.arrive(None, 0, partial(evicted.append, "more"))
+    with pytest.raises(TurnedAway, match="as many connections"):
+        admission.arrive(None, 0, never)
+
+
+def test_shares_of_the_connections_are_bounded_and_have_defaults() -> None:
+    def most(**values: int) -> tuple[int, int]:
+        admission = Admission(limits(**values), descriptors=1024 + 64)
+        return admission._most_visitors, admission._most_visits
+
+    assert most() == (896, 192), "shares of what the process may have"
+    assert most(connections=160) == (140, 30)
+    assert most(connections=160, reserved_for_gateways=100, streams_per_tunnel=0) == (80, 0)
+    assert most(reserved_for_gateways=0, streams_per_tunnel=4096) == (1024, 4096)
 
 
 def test_visitors_of_a_tunnel_are_counted() -> None:
@@ -377,6 +440,36 @@ async def test_an_address_has_so_many_connections_and_no_more() -> None:
         for visitor in visitors:
             await visitor.aclose()
         assert tunnel.status.state is State.CONNECTED
+
+
+@pytest.mark.parametrize("doors", ["two doors", "one door"])
+async def test_at_a_full_limit_a_gateway_comes_back(doors: str) -> None:
+    other = RelayKey("ptk1_the-key-of-another-tunnel-012345")
+    tunnels = [tunnel_entry(), tunnel_entry(id="home", url="http://home.test", key=str(other.identity().public_key))]
+    one_door: dict[str, Any] = (
+        {} if doors == "two doors" else {"control_addr": "localhost:0", "ingress_addr": "localhost:0"}
+    )
+    full = limits(connections=16, connects_per_second_per_address=0, streams_per_tunnel=0)
+    async with relay_rig(tunnels=tunnels, limits=full, **one_door) as rig, rig.tunnel() as office:
+        with trio.fail_after(20):
+            await office.wait_connected()
+            async with in_background(lambda: trio.serve_listeners(echo, [office])), trio.open_nursery() as nursery:
+                visitors = []
+                for _ in range(14):
+                    visitors.append(await rig.visit())
+                    await visitors[-1].send_all(upload())
+                    await read_exactly(visitors[-1], len(upload()))
+                if doors == "two doors":
+                    await is_turned_away(rig.addresses.ingress)
+                else:
+                    async with await rig.visit() as visitor:
+                        assert (await ask(visitor, request())).startswith(b"HTTP/1.1 503 ")
+                for _ in range(3):
+                    async with rig.tunnel(key=other) as home:
+                        await home.wait_connected()
+                assert office.status.state is State.CONNECTED
+                for visitor in visitors:
+                    nursery.start_soon(visitor.aclose)
 
 
 async def test_who_connects_too_often_is_reset() -> None:

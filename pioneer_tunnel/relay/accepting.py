@@ -41,23 +41,31 @@ class Front:
         self._complaints: Final = Complaints(_log)
 
     async def serve(
-        self, listeners: Sequence[trio.SocketListener], handler: Handler, connections: trio.Nursery
+        self,
+        listeners: Sequence[trio.SocketListener],
+        handler: Handler,
+        connections: trio.Nursery,
+        *,
+        only_visitors: bool = False,
     ) -> NoReturn:
         """Accept connections until cancelled, and close the listeners then.
 
         Args:
             handler: runs in a task of its own. It is cancelled when its connection makes way for another.
             connections: where these tasks are.
+            only_visitors: whether no gateway comes here.
 
         Raises:
             OSError: a listener is broken.
         """
         async with trio.open_nursery() as nursery:
             for listener in listeners:
-                nursery.start_soon(self._accept, listener, handler, connections)
+                nursery.start_soon(self._accept, listener, handler, connections, only_visitors)
         raise AssertionError("listeners end only by being cancelled")
 
-    async def _accept(self, listener: trio.SocketListener, handler: Handler, connections: trio.Nursery) -> NoReturn:
+    async def _accept(
+        self, listener: trio.SocketListener, handler: Handler, connections: trio.Nursery, only_visitors: bool
+    ) -> NoReturn:
         async with listener:
             while True:
                 try:
@@ -68,9 +76,11 @@ class Front:
                     self._complaints.tell(str(error.errno), f"no connection can be accepted: {error.strerror}")
                     await trio.sleep(ACCEPT_RETRY)
                 else:
-                    self._admit(connected, handler, connections)
+                    self._admit(connected, handler, connections, only_visitors)
 
-    def _admit(self, connected: trio.SocketStream, handler: Handler, connections: trio.Nursery) -> None:
+    def _admit(
+        self, connected: trio.SocketStream, handler: Handler, connections: trio.Nursery, only_visitors: bool
+    ) -> None:
         scope = trio.CancelScope()
 
         def make_way() -> None:
@@ -78,7 +88,9 @@ class Front:
             scope.cancel()
 
         try:
-            arrival = self._admission.arrive(_host_of(connected), trio.current_time(), make_way)
+            arrival = self._admission.arrive(
+                _host_of(connected), trio.current_time(), make_way, only_visitors=only_visitors
+            )
         except TurnedAway as reason:
             self._complaints.tell(str(reason), f"a connection was turned away: {reason}")
             reset_on_close(connected.socket)

@@ -11,6 +11,9 @@ is full it is not the newcomer that is turned away, who may well have something 
 it has had the most time. A visitor that says what it wants gets through as long as it takes less time for it than the
 flood needs to come around.
 
+Visitors that have settled do not make way, and may be many. So they may not take all connections: a share of them is
+reserved for gateways, which have no more sessions than there are tunnels with keys.
+
 Neighbours: `limits` has the numbers, `rates` the clockwork; `server` lets connections arrive and leave, `ingress` and
 `control` settle them.
 """
@@ -32,6 +35,10 @@ SPARE_DESCRIPTORS: Final = 64
 """What a relay needs beside its connections: listeners, files, the event loop, and room for those on their way out."""
 
 
+MOST_LEAVING: Final = 16
+"""Connections beyond the limit, while those that make way for them are being closed."""
+
+
 @final
 class TurnedAway(Exception):
     """There is no room for one more; the text says of what."""
@@ -43,18 +50,28 @@ class Arrival:
 
     Attributes:
         source: the address that it counts for; None when no limit per address holds for it.
+        is_visitor: whether it has settled as one.
     """
 
-    __slots__ = ("_admission", "evict", "source")
+    __slots__ = ("_admission", "evict", "is_visitor", "source")
 
     def __init__(self, admission: Admission, source: str | None, evict: Callable[[], object]) -> None:
         self._admission = admission
         self.source = source
         self.evict = evict
+        self.is_visitor = False
 
     def settle(self) -> None:
-        """It has shown what it wants, and does not make way for others any more."""
+        """It is a gateway that has proved itself, and does not make way for others any more."""
         self._admission.settle(self)
+
+    def settle_as_visitor(self) -> None:
+        """It has shown which tunnel it wants, and does not make way for others any more.
+
+        Raises:
+            TurnedAway: there are as many visitors as there may be.
+        """
+        self._admission.settle_as_visitor(self)
 
     def leave(self) -> None:
         """It has ended. To be called once."""
@@ -82,7 +99,14 @@ class Admission:
             else max(min(limits.connections, descriptors - SPARE_DESCRIPTORS), 1)
         )
         self._most_pending: Final = max(min(limits.pending, self.most_connections // 2), 1)
+        reserved = limits.reserved_for_gateways
+        if reserved is None:
+            reserved = self.most_connections // 8
+        self._most_visitors: Final = self.most_connections - min(reserved, self.most_connections // 2)
+        visits = limits.streams_per_tunnel
+        self._most_visits: Final = max(self.most_connections * 3 // 16, 1) if visits is None else visits
         self._connections = 0
+        self._visitors = 0
         self._by_source: Final[Counter[str]] = Counter()
         self._pending: Final[OrderedDict[Arrival, None]] = OrderedDict()
         self._pending_by_source: Final[dict[str, OrderedDict[Arrival, None]]] = {}
@@ -92,10 +116,15 @@ class Admission:
         self._visits: Final[Counter[str]] = Counter()
         self._opens: Final = TokenBuckets(limits.opens_per_second_per_tunnel)
 
-    def arrive(self, host: str | None, now: float, evict: Callable[[], object]) -> Arrival:
+    def arrive(
+        self, host: str | None, now: float, evict: Callable[[], object], *, only_visitors: bool = False
+    ) -> Arrival:
         """Count a connection from `host`, an IP address, or None where it is not known.
 
+        When all connections are taken, the oldest that pends makes way.
+
         Args:
+            only_visitors: whether it came where no gateway comes in.
             evict: called when the connection, before it has settled, makes way for another. It must not wait, and the
                 connection leaves soon after.
 
@@ -103,13 +132,18 @@ class Admission:
             TurnedAway: there is no room for it.
         """
         limits, source = self._limits, self._source(host)
-        if self._connections >= self.most_connections:
+        if only_visitors:
+            self._refuse_too_many_visitors()
+        is_full = self._connections >= self.most_connections
+        if is_full and (not self._pending or self._connections >= self.most_connections + MOST_LEAVING):
             raise TurnedAway("there are as many connections as there may be")
         if source is not None:
             if limits.connections_per_address and self._by_source[source] >= limits.connections_per_address:
                 raise TurnedAway("one address has as many connections as it may have")
             if not self._connects.take(source, now):
                 raise TurnedAway("one address connects too often")
+        if is_full:
+            self._make_way(next(iter(self._pending)))
         arrival = Arrival(self, source, evict)
         self._connections += 1
         self._pending[arrival] = None
@@ -131,10 +165,23 @@ class Admission:
             if not of_source:
                 del self._pending_by_source[arrival.source]
 
+    def settle_as_visitor(self, arrival: Arrival) -> None:
+        """See `Arrival.settle_as_visitor`."""
+        if not arrival.is_visitor:
+            self._refuse_too_many_visitors()
+            arrival.is_visitor = True
+            self._visitors += 1
+            self.settle(arrival)
+
+    def _refuse_too_many_visitors(self) -> None:
+        if self._visitors >= self._most_visitors:
+            raise TurnedAway("there are as many visitors as there may be")
+
     def leave(self, arrival: Arrival) -> None:
         """See `Arrival.leave`."""
         self.settle(arrival)
         self._connections -= 1
+        self._visitors -= arrival.is_visitor
         if arrival.source is not None:
             _count_down(self._by_source, arrival.source)
 
@@ -149,8 +196,7 @@ class Admission:
         Raises:
             TurnedAway: the tunnel has enough of them, or they come too often.
         """
-        limit = self._limits.streams_per_tunnel
-        if limit and self._visits[tunnel_id] >= limit:
+        if self._most_visits and self._visits[tunnel_id] >= self._most_visits:
             raise TurnedAway("the gateway has as many visitors as it may have")
         if not self._opens.take(tunnel_id, now):
             raise TurnedAway("the gateway has too many new visitors")

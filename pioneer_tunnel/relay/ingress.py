@@ -58,7 +58,7 @@ class Visit:
         local: where it arrived.
         tls: whether it came over TLS.
         source: the address that it counts for; None when no limit per address holds for it.
-        settle: called when it has shown which tunnel it wants.
+        settle: called when it has shown which tunnel it wants; raises `TurnedAway` when there are too many visitors.
     """
 
     stream: trio.abc.Stream
@@ -141,7 +141,7 @@ class IngressDoor:
         if entry.passes_tls:
             # What the relay can read is not for a gateway that takes nothing the relay can read.
             raise Refusal(421, "this host takes TLS alone, from end to end; use https:// and a connection of its own")
-        visit.settle()  # only now: who wants what there is not makes way for others while it is told
+        _settle(visit)  # only now: who wants what there is not makes way for others while it is told
         afresh: tuple[RequestHead, bytes] | None = (head, received)
         while afresh is not None:
             with self._room(entry):
@@ -167,9 +167,9 @@ class IngressDoor:
         """Serve a connection that belongs to `entry` by its ClientHello, which is in `received`.
 
         Raises:
-            Refusal: the gateway cannot be reached.
+            Refusal: the gateway cannot be reached, or there are too many visitors.
         """
-        visit.settle()
+        _settle(visit)
         with self._room(entry):
             carried = await self._open(entry)
             with suppress(trio.BrokenResourceError):  # the pump finds the same
@@ -178,8 +178,8 @@ class IngressDoor:
 
     async def serve_bound(self, visit: Visit, entry: TunnelEntry) -> None:
         """Serve a connection at the address of its own that a tunnel has, whatever it speaks."""
-        visit.settle()
         try:
+            _settle(visit)
             with self._room(entry):
                 carried = await self._open(entry)
                 with suppress(trio.BrokenResourceError):  # the pump finds the same
@@ -211,6 +211,18 @@ class IngressDoor:
                     tried = session  # it ended just now, or hands the tunnel over: to whom, the directory knows
             raise Refusal(503, "the gateway is not connected")
         raise Refusal(504, "the gateway takes no visitors at the moment")
+
+
+def _settle(visit: Visit) -> None:
+    """Count it among the visitors.
+
+    Raises:
+        Refusal: there are too many.
+    """
+    try:
+        visit.settle()
+    except TurnedAway as reason:
+        raise Refusal(503, str(reason)) from None
 
 
 def _proxy_header(visit: Visit) -> bytes:

@@ -63,13 +63,16 @@ class RelayLimits:
     Attributes:
         connections: open connections at all doors together. Never more than the process may have descriptors for,
             whatever this says.
+        reserved_for_gateways: of these, how many visitors may not take, at most half; an eighth unless given. So a
+            gateway gets in however many visitors there are. A relay with more gateways than that needs a larger value.
         connections_per_address: of these, from one address (0: no limit).
         pending: of these, how many may not have shown yet what they want: TLS, a request head, a gateway's proof. One
             more, and the oldest of them makes way. At most half of `connections`, whatever this says.
         pending_per_address: the same for one address (0: no limit).
         connects_per_second_per_address: new connections from one address, in the long run; four seconds' worth of
             them may come at once (0: no limit).
-        streams_per_tunnel: visitors that one tunnel may have at a time (0: no limit).
+        streams_per_tunnel: visitors that one tunnel may have at a time (0: no limit); 3/16 of all connections unless
+            given, which are 1536 of 8192. So four tunnels do not use up the connections of all.
         opens_per_second_per_tunnel: new visitors of one tunnel, in the long run; four seconds' worth of them may come
             at once (0: no limit).
         buffered_bytes_per_tunnel: of what a gateway sends, what the relay holds while visitors do not take it. Beyond,
@@ -85,11 +88,12 @@ class RelayLimits:
     """
 
     connections: int = attrs.field(default=8192, validator=whole_number(16))
+    reserved_for_gateways: int | None = attrs.field(default=None, validator=attrs.validators.optional(whole_number(0)))
     connections_per_address: int = attrs.field(default=256, validator=whole_number(0))
     pending: int = attrs.field(default=512, validator=whole_number(1))
     pending_per_address: int = attrs.field(default=64, validator=whole_number(0))
     connects_per_second_per_address: int = attrs.field(default=50, validator=whole_number(0))
-    streams_per_tunnel: int = attrs.field(default=4096, validator=whole_number(0))
+    streams_per_tunnel: int | None = attrs.field(default=None, validator=attrs.validators.optional(whole_number(0)))
     opens_per_second_per_tunnel: int = attrs.field(default=2000, validator=whole_number(0))
     buffered_bytes_per_tunnel: int = attrs.field(default=64 * 1024 * 1024, validator=whole_number(1024 * 1024))
     failed_auth_delay_ms: int = attrs.field(default=250, validator=whole_number(0, 5000))

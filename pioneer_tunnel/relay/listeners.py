@@ -112,7 +112,7 @@ class _Bound:
 
         try:
             with self._serving:
-                await front.serve(self._listeners, handle, connections)
+                await front.serve(self._listeners, handle, connections, only_visitors=True)
         finally:
             self.close_sockets()
             self._closed.set()

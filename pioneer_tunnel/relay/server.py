@@ -161,13 +161,16 @@ class Relay:
         front = Front(self._admission)
         async with trio.open_nursery() as nursery:
 
-            async def listen(address: Address, handler: Handler) -> Address:
+            async def listen(address: Address, handler: Handler, *, only_visitors: bool = False) -> Address:
                 listeners = await open_listeners(address)
-                nursery.start_soon(front.serve, listeners, guarded(handler), nursery)
+                serve = functools.partial(front.serve, only_visitors=only_visitors)
+                nursery.start_soon(serve, listeners, guarded(handler), nursery)
                 return listened_at(address, listeners)
 
             control = await listen(config.control_addr, self._serve_either if shared else self._serve_control)
-            ingress = control if shared else await listen(config.ingress_addr, self._serve_ingress)
+            ingress = control
+            if not shared:
+                ingress = await listen(config.ingress_addr, self._serve_ingress, only_visitors=True)
             bound = BoundListeners(front, nursery, lambda entry: guarded(functools.partial(self._serve_bound, entry)))
             await bound.arrange(config.tunnels)
             self._bound = bound
@@ -278,7 +281,7 @@ def _visit(connected: trio.SocketStream, watched: Watched, arrival: Arrival) -> 
         local=_address_of(connected.socket.getsockname),
         tls=False,
         source=arrival.source,
-        settle=arrival.settle,
+        settle=arrival.settle_as_visitor,
     )
 
 
