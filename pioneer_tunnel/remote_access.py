@@ -42,6 +42,7 @@ from .generation import (
     named_transport,
     restart_policy,
 )
+from .groups import lone_error_bare
 from .keystore import Keystore
 from .restart_policy import Ending, Restarts
 from .runtime_folder import load_instance
@@ -246,7 +247,8 @@ class RemoteAccess:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Bring about what the settings ask for, until cancelled. For `nursery.start`.
 
-        Reports `started` after its first status, not after connecting. May be run again after it has ended.
+        Reports `started` after its first status, not after connecting. May be run again after it has ended. A bug in
+        its tasks (for example, a `random` that raises) comes out, unwrapped when it is a single error.
 
         Raises:
             RuntimeError: it is running already.
@@ -256,17 +258,20 @@ class RemoteAccess:
         self._running, self._taken_up = True, -1
         self._feed.resume()
         try:
-            async with trio.open_nursery() as host_tasks:
-                host_tasks.start_soon(self._generations, host_tasks)
-                while self._taken_up < 0:
-                    # No deadline: where one is due, what the first status depends on has it.
-                    await self._progress.wait()
-                task_status.started()
+            with lone_error_bare():
+                async with trio.open_nursery() as host_tasks:
+                    host_tasks.start_soon(self._generations, host_tasks)
+                    while self._taken_up < 0:
+                        # No deadline: where one is due, what the first status depends on has it.
+                        await self._progress.wait()
+                    task_status.started()
         finally:
             self._running, self._generation_ended = False, True
             self._make_progress()
-            announce(self._feed, self._wall_clock, Status(state=State.STOPPED))
-            self._feed.end()
+            try:
+                announce(self._feed, self._wall_clock, Status(state=State.STOPPED))
+            finally:
+                self._feed.end()
         raise AssertionError("generations end only by being cancelled")
 
     async def _generations(self, host_tasks: trio.Nursery) -> NoReturn:

@@ -59,6 +59,7 @@ class Supervisor:
         random: where jitter comes from.
         wall_clock: seconds since 1970, for the `*_unix` fields alone.
         probe: checks that the local gateway is there, raising `LocalGatewayError`; None where there is none to check.
+        bugs: what comes out of `run` when the transport raises it, instead of a retry.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Supervisor:
         random: Random,
         wall_clock: Callable[[], float],
         probe: Callable[[], Awaitable[None]] | None = None,
+        bugs: tuple[type[Exception], ...] = (),
     ) -> None:
         self._serve: Final = serve
         self._target: Final = target
@@ -80,6 +82,7 @@ class Supervisor:
         self._restarts: Final = Restarts(policy, random)
         self._wall_clock: Final = wall_clock
         self._probe: Final = probe
+        self._bugs: Final = bugs
         self._attempt = 1
         self._session: Session | None = None
         self._round_trip: float | None = None
@@ -159,7 +162,7 @@ class Supervisor:
                 if self._probe is not None:
                     nursery.start_soon(self._watch_local_gateway)
         except BaseException as error:
-            failure = _failure_in(error, was_connected=self._session is not None)
+            failure = _failure_in(error, was_connected=self._session is not None, bugs=self._bugs)
             if failure is None:
                 raise
             return failure
@@ -232,14 +235,14 @@ class Supervisor:
         )
 
 
-def _failure_in(error: BaseException, *, was_connected: bool) -> TunnelError | None:
+def _failure_in(error: BaseException, *, was_connected: bool, bugs: tuple[type[Exception], ...]) -> TunnelError | None:
     """What `error`, or the group that nurseries made of several, means for the tunnel.
 
-    None means that it is nothing for us to deal with: cancellation, or the end of the whole program. A final failure
+    None means that it is not for us to handle: cancellation, the end of the whole program, or a bug. A final failure
     outweighs what else went wrong at the same moment. What nobody foresaw goes to the log, with its traceback.
     """
     errors = [leaf for leaf in leaves(error) if not isinstance(leaf, trio.Cancelled)]
-    if not errors or not all(isinstance(leaf, Exception) for leaf in errors):
+    if not errors or any(isinstance(leaf, bugs) or not isinstance(leaf, Exception) for leaf in errors):
         return None
     # How often to try is not a transport's to say; nor, once the tunnel was up, is the local gateway a reason for it
     # to be down.

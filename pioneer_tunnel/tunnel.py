@@ -27,7 +27,7 @@ import trio
 from .address import RelayAddress
 from .dialer import Dialer, dial_tcp
 from .errors import InvalidSettingsError, TunnelError, UnsupportedTransportError
-from .groups import leaves
+from .groups import leaves, open_tasks_beside_body, raise_bare
 from .identity import PublicKey, RelayKey
 from .key_mode import KeyMode
 from .restart_policy import RestartPolicy
@@ -183,8 +183,13 @@ async def open_tunnel(
     """Keep a tunnel to `relay` open for the length of an `async with`.
 
     It is entered at once, without waiting for the relay (`Tunnel.wait_connected` does); on the way out the relay is
-    told goodbye, for a second at most, and no task or socket is left behind. Exceptions of the body come out as they
-    are, not in groups.
+    told goodbye, for a second at most, and no task or socket is left behind.
+
+    An exception of the body comes out as it is, not in a group; a group that the body raises stays that group. The
+    exception is a final `TunnelError`, which comes out bare when nothing else is in the group. A bug in the tunnel's
+    own task (for example, a `random` that raises) cancels the body and comes out; so does `KeyboardInterrupt`, and an
+    `AssertionError` of a transport of your own. Any other `Exception` of a transport that is no `TunnelError` is logged
+    and retried.
 
     Args:
         relay: a `ws://` or `wss://` URL; a bare `host:port` is dialled as `wss://`. For `tcp` and `tls` always bare.
@@ -245,30 +250,27 @@ async def open_tunnel(
             policy=restart or RestartPolicy(),
             random=random or Random(),  # noqa: S311  # jitter, no secret
             wall_clock=wall_clock,
+            # In a host's own transport, most often one of a test, a failed assertion must not pass for a bad network.
+            bugs=() if isinstance(transport, str) else (AssertionError,),
         ),
         backlog,
     )
-    raised: BaseException | None = None
     try:
-        async with trio.open_nursery() as nursery:
+        async with open_tasks_beside_body() as nursery:
             nursery.start_soon(tunnel._run)
             try:
                 yield tunnel
-            except BaseException as error:  # noqa: BLE001  # raised again below, out of the nursery's reach
-                raised = error
-            nursery.cancel_scope.cancel()
-    except BaseException:
-        if raised is None:
-            raise
+            except BaseExceptionGroup as group:
+                failure = tunnel._failure
+                if failure is None or any(leaf is not failure for leaf in leaves(group)):
+                    raise
+                raise_bare(failure)  # `trio.serve_listeners` has put it in a group
     finally:
         tunnel._stop_accepting()
-        announce(feed, wall_clock, Status(state=State.STOPPED))
-        feed.end()
-    if raised is not None:
-        if tunnel._failure is not None and all(leaf is tunnel._failure for leaf in leaves(raised)):
-            # `trio.serve_listeners` has put it in a group.
-            raise tunnel._failure from tunnel._failure.__cause__
-        raise raised
+        try:
+            announce(feed, wall_clock, Status(state=State.STOPPED))
+        finally:
+            feed.end()
 
 
 def _transport(transport: Serve | str) -> Serve:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -12,11 +14,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final, final
+from typing import IO, Any, Final, final
 
 import pytest
 from click.testing import CliRunner
@@ -34,14 +36,21 @@ DEADLINE: Final = 20.0
 
 @final
 class Program:
-    """One run of `pioneer-tunnel`, with what it has printed so far."""
+    """One run of `pioneer-tunnel`, with what it has printed so far.
 
-    def __init__(self, *arguments: str | Path, cwd: Path | None = None) -> None:
+    Args:
+        stderr: its standard error; by default a pipe, which `wait_for` reads. None is a descriptor that is closed.
+    """
+
+    def __init__(
+        self, *arguments: str | Path, cwd: Path | None = None, stderr: int | IO[bytes] | None = subprocess.PIPE
+    ) -> None:
         self.arguments = [*map(str, arguments)]
         environment = os.environ | {"COLUMNS": "400", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "error"}
         environment["PYTHONPATH"] = str(Path(entry_point.__file__).parent.parent)
+        closed = ["sh", "-c", 'exec "$@" 2>&-', "sh"] if stderr is None else []
         self.process = subprocess.Popen(
-            [*PROGRAM, *self.arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=cwd
+            [*closed, *PROGRAM, *self.arguments], stdout=subprocess.PIPE, stderr=stderr, env=environment, cwd=cwd
         )
         self.out = b""
         self.err = b""
@@ -63,7 +72,7 @@ class Program:
         """Wait for its end; returns the exit status."""
         out, err = self.process.communicate(timeout=DEADLINE)
         self.out += out
-        self.err += err
+        self.err += err or b""
         assert b"Traceback" not in self.err
         return self.process.returncode
 
@@ -77,8 +86,10 @@ class Program:
 
 
 @contextmanager
-def running(*arguments: str | Path, cwd: Path | None = None) -> Iterator[Program]:
-    program = Program(*arguments, cwd=cwd)
+def running(
+    *arguments: str | Path, cwd: Path | None = None, stderr: int | IO[bytes] | None = subprocess.PIPE
+) -> Iterator[Program]:
+    program = Program(*arguments, cwd=cwd, stderr=stderr)
     try:
         yield program
     finally:
@@ -90,8 +101,8 @@ def running(*arguments: str | Path, cwd: Path | None = None) -> Iterator[Program
         program.process.wait()
 
 
-def run(*arguments: str | Path, cwd: Path | None = None) -> Program:
-    with running(*arguments, cwd=cwd) as program:
+def run(*arguments: str | Path, cwd: Path | None = None, stderr: int | IO[bytes] | None = subprocess.PIPE) -> Program:
+    with running(*arguments, cwd=cwd, stderr=stderr) as program:
         program.finish()
         return program
 
@@ -136,6 +147,15 @@ class Relay:
         with socket.create_connection(("127.0.0.1", self.ingress), timeout=DEADLINE) as visitor:
             visitor.sendall(f"GET {path} HTTP/1.0\r\nHost: office.test\r\n\r\n".encode())
             return b"".join(iter(lambda: visitor.recv(65536), b""))
+
+    def ask_until(self, path: str, answer: bytes) -> None:
+        """Ask until the answer ends like that, for programs whose standard error is not read."""
+        deadline, answered = time.monotonic() + DEADLINE, b""
+        while not answered.endswith(answer):
+            assert time.monotonic() < deadline, answered
+            with contextlib.suppress(ConnectionRefusedError):
+                answered = self.ask(path)
+            time.sleep(0.05)
 
 
 @pytest.fixture
@@ -376,3 +396,104 @@ def test_the_version_is_told() -> None:
     from pioneer_tunnel._version import __version__
 
     assert run("--version").out.decode().strip().endswith(__version__)
+
+
+# Standard error that takes nothing
+
+
+PIPE_SIZE: Final = 4096
+
+
+def small_pipe() -> tuple[int, int]:
+    """A pipe that is soon full."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+    return reader, writer
+
+
+NO_STANDARD_ERROR: Final[dict[str, Callable[[], int | None]]] = {
+    "closed": lambda: None,
+    "a full disk": lambda: os.open("/dev/full", os.O_WRONLY),
+    "a pipe without a reader": lambda: without_reader(*small_pipe()),
+}
+
+
+def without_reader(reader: int, writer: int) -> int:
+    os.close(reader)
+    return writer
+
+
+@pytest.mark.parametrize("open_stderr", NO_STANDARD_ERROR.values(), ids=[*NO_STANDARD_ERROR])
+def test_standard_error_that_takes_nothing_stops_no_traffic(
+    relay: Relay, gateway: str, open_stderr: Callable[[], int | None]
+) -> None:
+    stderr = open_stderr()
+    try:
+        arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+        with running("-v", *arguments, stderr=stderr) as program:
+            relay.ask_until("/one", b"hello from /one")
+            # A relay that goes away makes it write more statuses.
+            assert relay.program.interrupt(signal.SIGTERM) == 0
+            with running("-v", "relay", "--config", relay.folder / "relay.toml", stderr=stderr) as again:
+                relay.ask_until("/two", b"hello from /two")
+                assert program.interrupt(signal.SIGTERM) == 0
+                assert again.interrupt(signal.SIGTERM) == 0
+    finally:
+        if stderr is not None:
+            os.close(stderr)
+
+
+def test_a_pipe_that_is_not_read_stops_no_traffic(relay: Relay, gateway: str) -> None:
+    reader, writer = small_pipe()
+    # The engine trio-websocket has a line for each event, which fills the pipe.
+    arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+    with (
+        os.fdopen(reader, "rb") as pipe,
+        running("-v", *arguments, "--websocket-engine", "trio-websocket", stderr=writer) as program,
+    ):
+        os.close(writer)
+        relay.ask_until("/0", b"hello from /0")
+        for number in range(1, 50):
+            assert relay.ask(f"/{number}").endswith(f"hello from /{number}".encode())
+        said: list[bytes] = []
+        read = threading.Thread(target=lambda: said.append(pipe.read()))
+        read.start()
+        # Once the pipe is read, what was queued arrives, and how much was not.
+        assert program.interrupt(signal.SIGTERM) == 0
+        read.join()
+    assert len(said[0]) > 4 * PIPE_SIZE
+    lines = said[0].decode().splitlines()
+    assert any(line.startswith("connected ") for line in lines)
+    assert lines[-1].startswith("stopped")
+
+
+def test_a_pipe_that_is_never_read_does_not_keep_it_from_ending(relay: Relay, gateway: str) -> None:
+    reader, writer = small_pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writer, bytes(512)):
+            pass
+    os.set_blocking(writer, True)
+    try:
+        arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+        with running(*arguments, stderr=writer) as program:
+            relay.ask_until("/", b"hello from /")
+            assert os.get_blocking(writer), "other processes share the descriptor"
+            assert program.interrupt(signal.SIGTERM) == 0
+        assert run("relay", "--config", "nowhere", stderr=writer).process.returncode == 1
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_the_log_is_there_for_machines_too(relay: Relay, gateway: str) -> None:
+    (relay.folder / "key").chmod(0o644)
+    arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+    with running(*arguments, "--json") as program:
+        program.wait_for('"connected"')
+        assert program.interrupt(signal.SIGINT) == 0
+    lines = [json.loads(line) for line in program.err.decode().splitlines()]
+    logged = [line for line in lines if "log" in line]
+    assert [line["state"] for line in lines if line not in logged] == ["starting", "connected", "stopped"]
+    assert [(line["level"], line["logger"]) for line in logged] == [("WARNING", "pioneer_tunnel.cli")]
+    assert "can be read by others" in logged[0]["log"]

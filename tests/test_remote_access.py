@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from random import Random
 from typing import Any, Final, NoReturn
 
 import pytest
@@ -388,6 +389,27 @@ async def test_apply_before_run_saves_only(gateway: Gateway) -> None:
     assert gateway.stored() == Settings(enabled=True, server="wss://s.test")
     assert await gateway.stored_key() == KEY
     async with running(remote_access):
+        await remote_access.settled()
+        assert shown(remote_access) == (State.CONNECTED, None)
+
+
+class BrokenRandom(Random):
+    """A source of jitter with a bug."""
+
+    def random(self) -> float:
+        raise ZeroDivisionError("no chance")
+
+
+@in_virtual_time
+async def test_a_bug_in_its_own_task_comes_out_of_run_bare(gateway: Gateway) -> None:
+    gateway.store()
+    await gateway.keystore.put(DEFAULT_SECRET_REF, KEY)
+    gateway.transport = ScriptedTransport([Fail()])
+    remote_access = gateway.remote_access(random=BrokenRandom())
+    with pytest.raises(ZeroDivisionError, match="no chance"):
+        await remote_access.run()
+    assert shown(remote_access) == (State.STOPPED, None)
+    async with running(remote_access):  # and it may be run again
         await remote_access.settled()
         assert shown(remote_access) == (State.CONNECTED, None)
 

@@ -32,11 +32,17 @@ from rig import (
 
 from pioneer_tunnel.address import Address
 from pioneer_tunnel.endings import abandon
-from pioneer_tunnel.errors import InvalidSettingsError, RestartLimitError, TunnelAuthError, TunnelError
+from pioneer_tunnel.errors import (
+    InvalidSettingsError,
+    RelayConnectError,
+    RestartLimitError,
+    TunnelAuthError,
+    TunnelError,
+)
 from pioneer_tunnel.forward import forward
 from pioneer_tunnel.identity import RelayKey
 from pioneer_tunnel.restart_policy import RestartPolicy
-from pioneer_tunnel.status import ErrorKind, State
+from pioneer_tunnel.status import ErrorKind, State, Status
 from pioneer_tunnel.transports.seam import Deliver, Report, Serve, Session, Target
 from pioneer_tunnel.tunnel import Tunnel, open_tunnel
 from pioneer_tunnel.tunnel_stream import TunnelStream
@@ -566,6 +572,73 @@ async def test_a_failure_inside_somebody_elses_group_stays_there() -> None:
                     raise mine
 
     assert raised.value.exceptions == (mine,)
+
+
+class Broken(random.Random):
+    """A source of jitter with a bug."""
+
+    def random(self) -> float:
+        raise ZeroDivisionError("no chance")
+
+    def uniform(self, a: float, b: float) -> float:
+        raise ZeroDivisionError("no chance")
+
+
+def run_and_catch(body: Callable[[Tunnel], Awaitable[object]], **options: object) -> tuple[BaseException, Tunnel]:
+    """What comes out of `trio.run` when the body waits in a tunnel. pytest-trio would pass a stray `Cancelled` over."""
+    tunnels = []
+
+    async def main() -> None:
+        with trio.fail_after(5):
+            async with open_tunnel("ws://relay.test", key=KEY, **options) as tunnel:  # type: ignore[arg-type]
+                tunnels.append(tunnel)
+                await body(tunnel)
+
+    try:
+        trio.run(main)
+    except BaseException as error:  # noqa: BLE001  # the caller looks at it
+        return error, tunnels[0]
+    pytest.fail("nothing was raised")
+
+
+@pytest.mark.parametrize("connected", [False, True])
+@pytest.mark.parametrize("error", [KeyboardInterrupt("now"), SystemExit(3), AssertionError("a bug")], ids=repr)
+def test_the_end_of_the_program_and_a_bug_come_out_of_the_transport(error: BaseException, connected: bool) -> None:
+    async def serve(
+        target: Target, deliver: Deliver, report: Report, *, task_status: trio.TaskStatus[Session]
+    ) -> NoReturn:
+        if connected:
+            task_status.started(Session())
+            await trio.sleep(0)
+        raise error
+
+    raised, tunnel = run_and_catch(Tunnel.accept, transport=serve)
+    assert raised is error
+    assert tunnel.status.state is State.STOPPED
+
+
+async def watch(tunnel: Tunnel) -> list[Status]:
+    return [status async for status in tunnel.watch()]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [Tunnel.accept, Tunnel.wait_connected, watch, lambda tunnel: trio.serve_listeners(echo, [tunnel])],
+    ids=["accept", "wait_connected", "watch", "serve_listeners"],
+)
+def test_a_bug_in_the_tunnels_own_task_comes_out_of_whatever_the_body_waits_for(
+    body: Callable[[Tunnel], Awaitable[object]],
+) -> None:
+    raised, tunnel = run_and_catch(body, random=Broken(), transport=failing(RelayConnectError("no")))
+    assert isinstance(raised, ZeroDivisionError)
+    assert [status.state for status in trio.run(watch, tunnel)] == [State.STOPPED]
+
+
+def test_a_clock_that_fails_still_ends_the_watch() -> None:
+    times = [1.0]
+    raised, tunnel = run_and_catch(Tunnel.accept, transport=failing(RelayConnectError("no")), wall_clock=times.pop)
+    assert isinstance(raised, IndexError)
+    assert trio.run(watch, tunnel)
 
 
 async def test_cancellation_passes_through_the_body() -> None:

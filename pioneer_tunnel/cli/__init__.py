@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import sys
 
+from .standard_error import queue_standard_error
+
 __all__ = ["main"]
 
 
 def main() -> None:
     """The `pioneer-tunnel` command."""
+    queue_standard_error()
     try:
         from .commands import pioneer_tunnel  # noqa: PLC0415  # only here may click be missing
     except ModuleNotFoundError as error:

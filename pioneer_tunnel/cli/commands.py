@@ -30,6 +30,7 @@ from ..tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
 from ..tunnel_stream import Handler
 from ..visitor_tls import terminate_tls
 from ..websocket import EngineName
+from .standard_error import write_json_lines
 from .status_lines import StatusLines
 
 __all__ = ["pioneer_tunnel"]
@@ -46,10 +47,12 @@ _websocket_engine: Final = click.option(
 @click.group()
 @click.version_option(__version__, prog_name="pioneer-tunnel")
 @click.option("-v", "--verbose", is_flag=True, help="Log more. Never logs a key.")
-def pioneer_tunnel(verbose: bool) -> None:
+@click.pass_context
+def pioneer_tunnel(context: click.Context, verbose: bool) -> None:
     """Reach a gateway behind NAT through a relay."""
     level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
+    context.obj = handler = logging.StreamHandler(sys.stderr)
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", handlers=[handler])
 
 
 @pioneer_tunnel.group(invoke_without_command=True)
@@ -137,8 +140,10 @@ def new_identity() -> None:
 @click.option("--tls-private-key", type=_FILE, help="The certificate's private key.")
 @click.option("--proxy-protocol", type=click.Choice(["v2"]), help="Tell the local gateway who visits, in this form.")
 @_websocket_engine
-@click.option("--json", "as_json", is_flag=True, help="Status lines as JSON, one object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Status lines (with 'state') and log lines (with 'log') as JSON.")
+@click.pass_obj
 def expose(  # noqa: PLR0917  # click passes them by name
+    log_handler: logging.Handler,
     local: str,
     relay_address: str,
     transport: str,
@@ -159,7 +164,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
     Status lines go to standard error. The exit status is 0 after an interruption, 1 after a failure that is final.
     """
     if as_json:
-        logging.getLogger().setLevel(logging.CRITICAL)  # standard error is for machines now
+        write_json_lines(log_handler)
     try:
         address = Address.parse(local)
     except ValueError as error:

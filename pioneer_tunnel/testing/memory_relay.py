@@ -28,7 +28,7 @@ import trio
 
 from ..address import Address
 from ..certificate import Certificate
-from ..groups import lone_error_bare
+from ..groups import open_tasks_beside_body
 from ..identity import RelayKey
 from ..relay.config import RelayConfig, TunnelEntry
 from ..relay.control import ControlDoor
@@ -382,10 +382,8 @@ async def open_memory_relay(
     certificate: Certificate | None = None,
     engine: EngineName | None = None,
 ) -> AsyncIterator[MemoryRelay]:
-    """A `MemoryRelay` that runs for the length of an `async with`; what its body raises comes out bare."""
+    """A `MemoryRelay` that runs for the length of an `async with`; what its body raises comes out as it is."""
     relay = MemoryRelay(plan, heartbeat=heartbeat, certificate=certificate, engine=engine)
-    with lone_error_bare():
-        async with trio.open_nursery() as nursery:
-            await nursery.start(relay.run)
-            yield relay
-            nursery.cancel_scope.cancel()
+    async with open_tasks_beside_body() as nursery:
+        await nursery.start(relay.run)
+        yield relay

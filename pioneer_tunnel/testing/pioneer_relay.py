@@ -31,6 +31,7 @@ import trio.testing
 from ..address import Address
 from ..endings import abandon
 from ..errors import RemoteProtocolError
+from ..groups import open_tasks_beside_body
 from ..identity import RelayKey
 from ..key_mode import KeyMode
 from ..pump import pump
@@ -376,7 +377,7 @@ async def open_pioneer_relay(
     listen: bool = True,
     random: Random | None = None,
 ) -> AsyncIterator[ScriptedPioneerRelay]:
-    """A `ScriptedPioneerRelay` that runs for the length of an `async with`."""
+    """A `ScriptedPioneerRelay` that runs for the length of an `async with`; what its body raises comes out as it is."""
     relay = ScriptedPioneerRelay(
         key=key,
         service=service,
@@ -389,10 +390,9 @@ async def open_pioneer_relay(
         listen=listen,
         random=random,
     )
-    async with trio.open_nursery() as nursery:
+    async with open_tasks_beside_body() as nursery:
         await nursery.start(relay.run)
         yield relay
-        nursery.cancel_scope.cancel()
 
 
 async def _goes_wrong(

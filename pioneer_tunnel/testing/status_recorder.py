@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn, Protocol, final
 import attrs
 import trio
 
-from ..groups import lone_error_bare
+from ..groups import open_tasks_beside_body
 from ..status import State, Status
 from .memory_relay import MemoryRelay
 from .status_contract import ContractBroken, StatusContract
@@ -252,9 +252,7 @@ async def open_status_recorder(
     When the body raises, that comes out, and nothing else.
     """
     recorder = StatusRecorder(relay, tunnel=tunnel, grace=grace, conflated=conflated)
-    with lone_error_bare():
-        async with trio.open_nursery() as nursery:
-            await nursery.start(recorder.run)
-            yield recorder
-            nursery.cancel_scope.cancel()
+    async with open_tasks_beside_body() as nursery:
+        await nursery.start(recorder.run)
+        yield recorder
     recorder.check()
