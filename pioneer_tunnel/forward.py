@@ -20,7 +20,7 @@ from .pump import pump
 from .transports.seam import LocalDialFailed, LocalDialOk, Report
 from .tunnel_stream import TunnelStream
 
-__all__ = ["ProxyProtocol", "forward"]
+__all__ = ["ProxyProtocol", "forward", "probe_local"]
 
 ProxyProtocol: TypeAlias = Literal["v2"]
 
@@ -44,6 +44,26 @@ _of_this_run: Final[trio.lowlevel.RunVar[Complaints]] = trio.lowlevel.RunVar("pi
 
 def _ignore(event: object) -> None:
     """For whoever does not care."""
+
+
+async def probe_local(local: Address, *, dial: Dialer = dial_tcp) -> None:
+    """Connect to the gateway at `local` and close the connection at once.
+
+    Args:
+        local: where the gateway listens.
+        dial: how the connection comes about.
+
+    Raises:
+        LocalGatewayError: it does not answer within 10 seconds, or `dial` fails in any other way.
+    """
+    try:
+        connection = await dial_local(local, dial=dial, timeout=LOCAL_TIMEOUT)
+    except LocalGatewayError:
+        raise
+    except Exception as error:
+        # A host's own `dial` may raise anything. A probe must never end the tunnel.
+        raise LocalGatewayError(f"the local gateway at {local} cannot be dialled: {type(error).__name__}") from error
+    await trio.aclose_forcefully(connection)
 
 
 async def forward(

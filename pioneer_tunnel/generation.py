@@ -20,9 +20,9 @@ import trio
 
 from .certificate import Certificate
 from .config import RemoteAccessConfig, Transport
-from .dialer import Dialer, dial_local
+from .dialer import Dialer
 from .errors import InvalidSettingsError, MissingKeyError, TunnelError, UnsupportedTransportError
-from .forward import LOCAL_TIMEOUT, forward
+from .forward import forward, probe_local
 from .identity import RelayKey
 from .process_config import TunnelProgram
 from .restart_policy import RestartPolicy
@@ -205,7 +205,7 @@ class Generation:
             policy=restart_policy(plan.config),
             random=random,
             wall_clock=wall_clock,
-            probe=self._probe if handler is None else None,
+            probe=functools.partial(probe_local, plan.config.local_addr, dial=dial) if handler is None else None,
         )
 
     async def run(self) -> None:
@@ -260,7 +260,3 @@ class Generation:
     async def _forward(self, stream: TunnelStream) -> None:
         local, proxy_protocol = self._plan.config.local_addr, self._plan.config.proxy_protocol
         await forward(stream, local, proxy_protocol=proxy_protocol, report=self._supervisor.report, dial=self._dial)
-
-    async def _probe(self) -> None:
-        local = self._plan.config.local_addr
-        await trio.aclose_forcefully(await dial_local(local, dial=self._dial, timeout=LOCAL_TIMEOUT))

@@ -58,7 +58,8 @@ class Supervisor:
         policy: when to try again.
         random: where jitter comes from.
         wall_clock: seconds since 1970, for the `*_unix` fields alone.
-        probe: checks that the local gateway is there, raising `LocalGatewayError`; None where there is none to check.
+        probe: dials the local gateway, and raises `LocalGatewayError` when it does not answer. Called as the tunnel
+            comes up, and every 5 seconds while the gateway does not answer. None where there is none to check.
         bugs: what comes out of `run` when the transport raises it, instead of a retry.
     """
 
@@ -146,23 +147,20 @@ class Supervisor:
             case LocalDialFailed(message=message):
                 self._local_failures += 1
                 if self._local_failures >= LOCAL_FAILURES:
-                    self._publish(State.CONNECTED, LocalGatewayError(message))
-                    self._local_failing.set()
+                    self._local_fails(LocalGatewayError(message))
             case LocalDialOk():
                 self._local_answers()
 
     async def _attempt_once(self) -> TunnelError:
         """Bring the tunnel up and keep it until it fails; returns why."""
         try:
-            if self._probe is not None and self._session is None:
-                await self._probe()
             async with trio.open_nursery() as nursery:
                 # No deadline: a transport has one for each step of coming up.
                 self._connected(await nursery.start(self._carry))
                 if self._probe is not None:
                     nursery.start_soon(self._watch_local_gateway)
         except BaseException as error:
-            failure = _failure_in(error, was_connected=self._session is not None, bugs=self._bugs)
+            failure = _failure_in(error, bugs=self._bugs)
             if failure is None:
                 raise
             return failure
@@ -197,19 +195,25 @@ class Supervisor:
             await self._retry_now.wait()
 
     async def _watch_local_gateway(self) -> NoReturn:
-        """While local dials fail, ask every 5 seconds whether the local gateway is back."""
+        """Probe the local gateway now, and every 5 seconds while it does not answer."""
         assert self._probe is not None
         while True:
-            # No deadline: it is set when something goes wrong.
-            await self._local_failing.wait()
-            await trio.sleep(PROBE_INTERVAL)
-            if not self._local_failing.is_set():
-                continue  # a visitor has got through meanwhile
             try:
                 await self._probe()
-            except LocalGatewayError:
-                continue
-            self._local_answers()
+            except LocalGatewayError as error:
+                self._local_fails(error)
+            else:
+                self._local_answers()
+            while True:
+                # No deadline: the event is set when a local dial fails.
+                await self._local_failing.wait()
+                await trio.sleep(PROBE_INTERVAL)
+                if self._local_failing.is_set():  # otherwise a visitor has got through
+                    break
+
+    def _local_fails(self, error: LocalGatewayError) -> None:
+        self._publish(State.CONNECTED, error)
+        self._local_failing.set()
 
     def _local_answers(self) -> None:
         self._local_failures = 0
@@ -235,7 +239,7 @@ class Supervisor:
         )
 
 
-def _failure_in(error: BaseException, *, was_connected: bool, bugs: tuple[type[Exception], ...]) -> TunnelError | None:
+def _failure_in(error: BaseException, *, bugs: tuple[type[Exception], ...]) -> TunnelError | None:
     """What `error`, or the group that nurseries made of several, means for the tunnel.
 
     None means that it is not for us to handle: cancellation, the end of the whole program, or a bug. A final failure
@@ -244,9 +248,8 @@ def _failure_in(error: BaseException, *, was_connected: bool, bugs: tuple[type[E
     errors = [leaf for leaf in leaves(error) if not isinstance(leaf, trio.Cancelled)]
     if not errors or any(isinstance(leaf, bugs) or not isinstance(leaf, Exception) for leaf in errors):
         return None
-    # How often to try is not a transport's to say; nor, once the tunnel was up, is the local gateway a reason for it
-    # to be down.
-    mistaken = (RestartLimitError, LocalGatewayError) if was_connected else (RestartLimitError,)
+    # The number of attempts and the local gateway are not the transport's business.
+    mistaken = (RestartLimitError, LocalGatewayError)
     told = [leaf for leaf in errors if isinstance(leaf, TunnelError) and not isinstance(leaf, mistaken)]
     whole = errors[0] if len(errors) == 1 else error
     if len(told) < len(errors):

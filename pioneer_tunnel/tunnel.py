@@ -24,9 +24,10 @@ from typing import Final, final
 
 import trio
 
-from .address import RelayAddress
+from .address import Address, RelayAddress
 from .dialer import Dialer, dial_tcp
 from .errors import InvalidSettingsError, TunnelError, UnsupportedTransportError
+from .forward import probe_local
 from .groups import leaves, open_tasks_beside_body, raise_bare
 from .identity import PublicKey, RelayKey
 from .key_mode import KeyMode
@@ -118,7 +119,8 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
     def report(self, event: Event) -> None:
         """Tell the status whether the local gateway answers: for `forward(..., report=tunnel.report)`.
 
-        After three failures in a row it is `connected` with `local_gateway_unavailable`, until a visitor gets through.
+        After three failures in a row it is `connected` with `local_gateway_unavailable`, until a visitor gets through
+        or, with `open_tunnel(..., local=...)`, a probe does.
         """
         self._supervisor.report(event)
 
@@ -177,6 +179,7 @@ async def open_tunnel(
     transport: Serve | str = "websocket",
     key_mode: KeyMode | str = KeyMode.TOKEN_ROUTING,
     websocket_engine: EngineName | None = None,
+    local: Address | None = None,
     random: Random | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Tunnel]:
@@ -210,6 +213,9 @@ async def open_tunnel(
             rathole; or one of your own.
         key_mode: how such a relay knows the key: `"token_routing"`, `"token_hash"` or `"rathole"`.
         websocket_engine: `"websockets"` or `"trio-websocket"`; by default the fastest that is installed.
+        local: the local gateway that you `forward` visitors to. It is dialled once as the tunnel comes up, and every
+            5 seconds while it does not answer; meanwhile the status is `connected` with `local_gateway_unavailable`.
+            By default (None) no local gateway is dialled.
         random: where jitter comes from; a seeded one makes delays repeat.
         wall_clock: seconds since 1970, for the `*_unix` fields of statuses.
 
@@ -250,6 +256,7 @@ async def open_tunnel(
             policy=restart or RestartPolicy(),
             random=random or Random(),  # noqa: S311  # jitter, no secret
             wall_clock=wall_clock,
+            probe=None if local is None else partial(probe_local, local, dial=dial),
             # In a host's own transport, most often one of a test, a failed assertion must not pass for a bad network.
             bugs=() if isinstance(transport, str) else (AssertionError,),
         ),

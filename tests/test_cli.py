@@ -27,7 +27,7 @@ from pioneer_tunnel import __main__ as entry_point
 from pioneer_tunnel.cli.commands import pioneer_tunnel
 from pioneer_tunnel.cli.status_lines import StatusLines
 from pioneer_tunnel.identity import PublicKey, RelayKey, SigningIdentity
-from pioneer_tunnel.status import State, Status, StatusFeed
+from pioneer_tunnel.status import State, Status, StatusFeed, states_of
 
 PROGRAM: Final = [sys.executable, "-m", "pioneer_tunnel"]
 KEY: Final = RelayKey("ptk1_the-key-of-the-tests-0123456789abcdef")
@@ -301,10 +301,35 @@ def test_proxy_protocol_is_passed_on(relay: Relay) -> None:
             program.wait_for("connected")
             with socket.create_connection(("127.0.0.1", relay.ingress)) as visitor:
                 visitor.sendall(b"GET / HTTP/1.1\r\nHost: office.test\r\n\r\n")
-                connection, _ = local.accept()
-                with connection:
-                    assert connection.recv(12) == b"\r\n\r\n\0\r\nQUIT\n"
+                said = b""
+                while not said:  # a probe connects and says nothing
+                    connection, _ = local.accept()
+                    with connection:
+                        connection.settimeout(DEADLINE)
+                        with contextlib.suppress(ConnectionResetError):
+                            said = connection.recv(12)
+                assert said == b"\r\n\r\n\0\r\nQUIT\n"
             program.interrupt(signal.SIGINT)
+
+
+def test_expose_connects_before_the_local_gateway_is_there(relay: Relay) -> None:
+    port = free_port()
+    arguments: list[str | Path] = ["expose", f"127.0.0.1:{port}", "--relay", relay.url]
+    with running(*arguments, "--key-file", relay.folder / "key", "--json") as program:
+        program.wait_for('"connected".*"local_gateway_unavailable"')
+        server = ThreadingHTTPServer(("127.0.0.1", port), Gateway)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            program.wait_for(r'local_gateway_unavailable[\s\S]*\n\{"state": "connected", "updated')
+            assert relay.ask("/one").endswith(b"hello from /one")
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+        assert program.interrupt(signal.SIGINT) == 0
+    statuses = [Status.from_wire(json.loads(line)) for line in program.err.decode().splitlines()]
+    assert states_of(statuses) == [State.STARTING, State.CONNECTED, State.STOPPED]
 
 
 # What is wrong, explained

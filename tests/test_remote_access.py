@@ -886,7 +886,7 @@ async def test_a_handler_that_raises_costs_its_visitor_only(gateway: Gateway, ca
 
 
 @in_virtual_time
-async def test_without_a_handler_the_local_gateway_is_looked_for_before_the_first_connect(gateway: Gateway) -> None:
+async def test_without_a_handler_it_connects_and_says_that_the_local_gateway_is_missing(gateway: Gateway) -> None:
     there = False
 
     async def dial(host: str, port: int) -> trio.abc.Stream:
@@ -898,13 +898,27 @@ async def test_without_a_handler_the_local_gateway_is_looked_for_before_the_firs
     remote_access = gateway.remote_access(handler=None, dial=dial)
     async with running(remote_access):
         await remote_access.apply(SettingsUpdate(enabled=True, key=KEY))
-        await remote_access.settled()
-        assert shown(remote_access) == (State.FAILED, ErrorKind.LOCAL_GATEWAY_UNAVAILABLE)
+        await trio.sleep(1)
+        assert shown(remote_access) == (State.CONNECTED, ErrorKind.LOCAL_GATEWAY_UNAVAILABLE)
         assert "127.0.0.1:17878" in (remote_access.status.message or "")
-        assert remote_access.status.retry_at_unix == EPOCH + 1
         there = True
-        await trio.sleep(2)
+        await trio.sleep(5)
         assert shown(remote_access) == (State.CONNECTED, None)
+    assert len(gateway.transport.attempts) == 1
+
+
+@in_virtual_time
+async def test_a_dialer_that_breaks_costs_no_tunnel(gateway: Gateway) -> None:
+    async def dial(host: str, port: int) -> trio.abc.Stream:
+        raise LookupError("a bug of the host")
+
+    remote_access = gateway.remote_access(handler=None, dial=dial)
+    async with running(remote_access):
+        await remote_access.apply(SettingsUpdate(enabled=True, key=KEY))
+        await trio.sleep(60)
+        assert shown(remote_access) == (State.CONNECTED, ErrorKind.LOCAL_GATEWAY_UNAVAILABLE)
+        assert "LookupError" in (remote_access.status.message or "")
+    assert len(gateway.transport.attempts) == 1
 
 
 # Whole or not at all

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import math
@@ -23,6 +24,7 @@ from supervised import (
 )
 from trio.testing import MockClock
 
+from pioneer_tunnel.address import Address
 from pioneer_tunnel.errors import (
     InvalidSettingsError,
     LinkLostError,
@@ -125,7 +127,7 @@ async def test_tunnel_up_is_connected(autojump_clock: MockClock) -> None:
         )
 
 
-@pytest.mark.parametrize("error", [*RETRIED, LocalGatewayError])
+@pytest.mark.parametrize("error", RETRIED)
 async def test_before_the_first_connect_what_is_retried_is_failed(
     autojump_clock: MockClock, error: type[TunnelError]
 ) -> None:
@@ -374,10 +376,11 @@ async def test_an_unforeseen_exception_counts_as_a_failure(autojump_clock: MockC
     assert len(transport.attempts) == 3
 
 
-async def test_the_local_gateway_is_no_reason_for_a_tunnel_that_was_up_to_be_down(autojump_clock: MockClock) -> None:
-    async with supervised(ScriptedTransport([Connect(60, then=Fail(LocalGatewayError))])) as generation:
+async def test_the_local_gateway_is_no_reason_for_a_tunnel_to_be_down(autojump_clock: MockClock) -> None:
+    transport = ScriptedTransport([Fail(LocalGatewayError), Connect(60, then=Fail(LocalGatewayError))])
+    async with supervised(transport) as generation:
         await trio.sleep(100)
-    assert generation.said == ["starting", "connected", "reconnecting/unknown", "connected"]
+    assert generation.said == ["starting", "failed/unknown", "connected", "reconnecting/unknown", "connected"]
 
 
 async def fail_together(*errors: Exception) -> NoReturn:
@@ -443,31 +446,56 @@ async def test_the_end_of_the_program_is_no_failure_of_the_tunnel(autojump_clock
 # The local gateway
 
 
-async def test_before_the_first_connect_the_local_gateway_has_to_be_there(autojump_clock: MockClock) -> None:
-    local, transport = LocalGateway(there=False), ScriptedTransport()
+async def test_the_tunnel_comes_up_without_a_local_gateway_and_says_that_it_is_missing(
+    autojump_clock: MockClock,
+) -> None:
+    local, transport = LocalGateway(there=False), ScriptedTransport([Connect(after=1, public_url="https://o.test")])
     async with supervised(transport, probe=local.probe) as generation:
-        await trio.sleep(5)
-        assert generation.said == ["starting", "failed/local_gateway_unavailable"]
+        await trio.sleep(0.5)
+        assert local.probes == []
+        await trio.sleep(13)
+        assert generation.said == ["starting", "connected", "connected/local_gateway_unavailable"]
         assert generation.status.message == "nothing listens at 127.0.0.1:17878"
-        assert generation.status.retry_at_unix is not None
-        assert local.probes == [0, 1, 3]
-        assert not transport.attempts
+        assert generation.status.public_url == "https://o.test"
+        assert generation.status.retry_at_unix is None
+        assert local.probes == [1, 6, 11]
         local.there = True
-        await trio.sleep(5)
-        assert generation.status.state is State.CONNECTED
-        assert generation.status.error_kind is None
-        assert generation.status.attempt == 4
+        await trio.sleep(100)
+        assert generation.said[2:] == ["connected/local_gateway_unavailable", "connected"]
+        assert local.probes == [1, 6, 11, 16]
+    assert len(transport.attempts) == 1
 
 
-async def test_on_a_reconnect_the_local_gateway_is_not_probed(autojump_clock: MockClock) -> None:
+async def test_the_local_gateway_is_probed_each_time_the_tunnel_comes_up(autojump_clock: MockClock) -> None:
     local, transport = LocalGateway(), ScriptedTransport([Fail(), Connect(60), Fail(), Connect(60)])
     async with supervised(transport, probe=local.probe) as generation:
         await trio.sleep(20)
-        local.there = False
-        await trio.sleep(300)
+        assert len(local.probes) == 1
         assert generation.said[-1] == "connected"
-    assert len(transport.attempts) == 5
-    assert len(local.probes) == 2
+        local.there = False
+        await trio.sleep(50)
+        assert generation.said[-2:] == ["connected", "connected/local_gateway_unavailable"]
+    assert len(transport.attempts) == 4
+
+
+async def test_a_tunnel_that_is_lost_while_the_local_gateway_is_missing_reconnects(autojump_clock: MockClock) -> None:
+    local, transport = LocalGateway(there=False), ScriptedTransport([Connect(7), Connect(7)])
+    async with supervised(transport, probe=local.probe) as generation:
+        await trio.sleep(100)
+    local_down = "connected/local_gateway_unavailable"
+    lost = ["reconnecting/relay_connect_failed", "connected", local_down]
+    assert generation.said == ["starting", "connected", local_down, *lost, *lost]
+
+
+async def test_a_probe_that_is_slow_ends_with_the_link(autojump_clock: MockClock) -> None:
+    async def probe() -> None:
+        await trio.sleep(9)
+        raise LocalGatewayError("late")
+
+    async with supervised(ScriptedTransport([Connect(5), Stall()]), probe=probe) as generation:
+        await trio.sleep(100)
+    assert generation.said[:3] == ["starting", "connected", "reconnecting/relay_connect_failed"]
+    assert "connected/local_gateway_unavailable" not in generation.said
 
 
 async def test_three_local_dials_in_a_row_say_so_and_the_gateway_is_probed_until_it_is_back(
@@ -765,11 +793,22 @@ async def test_a_tunnel_stopped_by_its_host_plans_no_retry(autojump_clock: MockC
     assert tunnel.status == Status(state=State.STOPPED, updated_at_unix=int(EPOCH + 50))
 
 
-async def test_a_tunnel_never_asks_for_the_local_gateway(autojump_clock: MockClock) -> None:
-    async with open_tunnel("wss://relay.test", key=TARGET.key, transport=ScriptedTransport([Connect(60)])) as tunnel:
+@pytest.mark.parametrize("local", [None, Address("127.0.0.1", 17878)])
+async def test_a_tunnel_probes_the_local_gateway_when_it_is_named(
+    autojump_clock: MockClock, local: Address | None
+) -> None:
+    dialled: list[tuple[str, int]] = []
+
+    async def dial(host: str, port: int) -> NoReturn:
+        dialled.append((host, port))
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+    transport = ScriptedTransport([Connect(60)])
+    async with open_tunnel("wss://relay.test", key=TARGET.key, transport=transport, local=local, dial=dial) as tunnel:
         await trio.sleep(600)
-        kinds = {status.error_kind for status in tunnel.history}
-    assert kinds == {None, ErrorKind.RELAY_CONNECT_FAILED}
+        kinds = {status.error_kind for status in tunnel.history if status.state is State.CONNECTED}
+    assert set(dialled) == (set() if local is None else {("127.0.0.1", 17878)})
+    assert kinds == {None} | (set() if local is None else {ErrorKind.LOCAL_GATEWAY_UNAVAILABLE})
 
 
 @virtual_time

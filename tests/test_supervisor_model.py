@@ -107,9 +107,9 @@ RETRIED_ERRORS: Final[list[type[TunnelError]]] = [
     RelayResolveError,
     LinkLostError,
     ProcessExitedError,
-    LocalGatewayError,
     UnknownError,
-    RestartLimitError,  # not a transport's to raise, so it is taken for a mistake
+    LocalGatewayError,  # the last two are not a transport's to raise, so each is taken for a mistake
+    RestartLimitError,
 ]
 FINAL_ERRORS: Final[list[type[TunnelError]]] = [
     TunnelAuthError,
@@ -209,7 +209,7 @@ class Teller:
         self.local = LocalGateway()
         self.transport = ScriptedTransport(chapter.steps, goodbye=chapter.goodbye)
         self.attempts: dict[int, Attempt] = {}
-        """Those that reached the transport, by the number that their statuses bear."""
+        """By the number that their statuses bear."""
         self.retried_now: list[float] = []
 
     async def serve(
@@ -332,9 +332,8 @@ class Teller:
     def allowed_wait(self, number: int, used: int) -> tuple[float, float]:
         policy, end, attempt = self.story.policy, self.end_of(number), self.attempts.get(number)
         # A transport that says what is not its to say is not believed in how long it wants to wait either.
-        was_up = any(other.connected is not None for at, other in self.attempts.items() if at <= number)
         fail = end if isinstance(end, Fail) else Fail()
-        if fail.error is RestartLimitError or (was_up and fail.error is LocalGatewayError):
+        if fail.error in {RestartLimitError, LocalGatewayError}:
             fail = Fail()
         if fail.retry_slowly:
             least, most = policy.maximum * (1 - policy.jitter), policy.maximum * (1 + policy.jitter)

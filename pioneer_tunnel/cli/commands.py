@@ -191,6 +191,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
                     transport=transport,
                     key_mode=key_mode,
                     websocket_engine=websocket_engine,
+                    local=address,
                 ) as tunnel,
                 trio.open_nursery() as nursery,
             ):

@@ -62,7 +62,6 @@ _ALLOWED_KINDS: Final[Mapping[_Phase, frozenset[ErrorKind | None]]] = {
     _Phase.STARTING: frozenset({None}),
     _Phase.RETRYING: frozenset(
         {
-            ErrorKind.LOCAL_GATEWAY_UNAVAILABLE,
             ErrorKind.RELAY_RESOLVE_FAILED,
             ErrorKind.RELAY_CONNECT_FAILED,
             ErrorKind.PROCESS_EXITED,
