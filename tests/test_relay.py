@@ -116,7 +116,7 @@ async def test_an_unknown_host_is_404() -> None:
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: office.test\r\nHost: office.test\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: two words\r\n\r\n",
-        b"GET http://office.test/ HTTP/1.1\r\nHost: office.test\r\n\r\n",
+        b"GET http://home.test/ HTTP/1.1\r\nHost: office.test\r\n\r\n",
         b"GET / HTTP/1.1\nHost: office.test\n\n",
         b"SSH-2.0-OpenSSH_9.6\r\n",
         b"GET / HTTP/1.1\r\nHost: office",
@@ -198,6 +198,62 @@ async def test_a_slow_head_is_408_after_ten_seconds(autojump_clock: trio.testing
             await trio.sleep(0.9)
         assert status_of(await read_all(visitor)) == 408
         assert trio.current_time() - started == pytest.approx(10)
+
+
+def is_without_body(answer: bytes) -> bool:
+    head, end, body = answer.partition(b"\r\n\r\n")
+    return b"\r\nContent-Length: " in head and bool(end) and body == b""
+
+
+HEAD: Final = request().replace(b"GET", b"HEAD")
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        (HEAD.replace(b"office", b"nobody"), 404),
+        (b"HEAD / HTTP/1.1\r\n\r\n", 400),
+        (b"HEAD / HTTP/1.1\r\nHost: office", 400),
+        (b"\r\nHEAD / HTTP/1.1\r\nX : y", 400),
+        (HEAD.replace(b"\r\n\r\n", b"\r\nX: " + b"x" * 20_000), 431),
+        (HEAD, 503),
+    ],
+)
+async def test_what_a_head_request_is_told_has_no_body(asked: bytes, status: int) -> None:
+    async with relay_rig() as rig:
+        answer = await answer_to(rig, asked)
+    assert status_of(answer) == status
+    assert is_without_body(answer)
+
+
+async def test_a_gateway_that_resets_before_it_answers_a_head_request_is_a_502_without_body() -> None:
+    async with relay_rig() as rig, rig.tunnel() as tunnel:
+        await tunnel.wait_connected()
+        async with await rig.visit() as visitor:
+            await visitor.send_all(HEAD)
+            (await tunnel.accept()).reset()
+            with trio.fail_after(5):
+                answer = await read_all(visitor)
+    assert status_of(answer) == 502
+    assert is_without_body(answer)
+
+
+async def test_the_gateways_door_tells_a_head_request_without_body() -> None:
+    async with relay_rig() as rig, await connect(rig.addresses.control) as visitor:
+        answer = await ask(visitor, HEAD)
+    assert status_of(answer) == 404
+    assert is_without_body(answer)
+
+
+async def test_a_head_request_that_is_slow_is_a_408_without_body(autojump_clock: trio.testing.MockClock) -> None:
+    door = IngressDoor(LocalRegistry([]), LocalDirectory())
+    visitor, stream = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(door.serve, Visit(stream=stream, visitor=None, local=None, tls=False))
+        await visitor.send_all(HEAD[:-1])
+        answer = await read_all(visitor)
+    assert status_of(answer) == 408
+    assert is_without_body(answer)
 
 
 class Overwhelmed(LiveSession):

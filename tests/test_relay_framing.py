@@ -96,6 +96,8 @@ RIGHT: Final = {
     "upper-case sizes and zeros": CHUNKED + b"00A\r\n0123456789\r\n000\r\n\r\n" + FIRST,
     "extensions": CHUNKED + chunk(b"abc", b';a;b=c;d="e \\" f"') + b"0;last\r\n\r\n" + FIRST,
     "trailers": CHUNKED + b"0\r\nExpires: 0\r\nX-Sum:  1 \r\n\r\n" + FIRST,
+    "absolute targets": b"GET http://A.test:80/x HTTP/1.1\r\nHost: a.test:\r\n\r\n" + NEXT,
+    "targets not ASCII": b"GET /caf\xc3\xa9?\x80\xff HTTP/1.1\r\nHost: a.test\r\n\r\n" + NEXT,
     "an empty line between": NEXT + b"\r\n" + NEXT,
     "lines that look like a head within a body": CHUNKED + chunk(OTHER) + b"0\r\n\r\n" + NEXT[:-3] + b"GET",
     "HTTP/1.0 and close": FIRST.replace(b"1.1", b"1.0")
@@ -135,7 +137,7 @@ WRONG: Final[dict[str, tuple[bytes, bytes, int]]] = {
     "a host that is none": (NEXT, FIRST.replace(b"a.test", b".a.test"), 400),
     "two Hosts": (b"", FIRST.replace(b"\r\n\r\n", b"\r\nHost: a.test\r\n\r\n"), 400),
     "no Host": (b"", b"GET / HTTP/1.1\r\n\r\n", 400),
-    "an absolute target": (NEXT, b"GET http://b.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n", 400),
+    "an absolute target of another host": (NEXT, b"GET http://b.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n", 400),
     "bare LF": (b"", b"GET / HTTP/1.1\nHost: a.test\n\n", 400),
     "NUL": (b"", b"GET / HTTP/1.1\r\nHost: a.test\r\nX: \0\r\n\r\n", 400),
     "a folded header": (b"", b"GET / HTTP/1.1\r\nHost: a.test\r\nX: y\r\n z\r\n\r\n", 400),

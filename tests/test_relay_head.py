@@ -107,6 +107,8 @@ def test_what_may_be_secret_is_not_in_the_repr() -> None:
         (b"xn--bcher-kva.example", "xn--bcher-kva.example"),
         (b"under_score.example", "under_score.example"),
         (b"localhost:8080", "localhost"),
+        (b"a.example:", "a.example"),
+        (b"[::1]:", "::1"),
         (b"203.0.113.9:80", "203.0.113.9"),
         (b"[2001:DB8:0:0::1]", "2001:db8::1"),
         (b"[2001:db8::1]:443", "2001:db8::1"),
@@ -129,11 +131,33 @@ def test_host(written: bytes, host: str) -> None:
         b"GET //b.example/path HTTP/1.1",
         b"GET /?next=http://b.example/ HTTP/1.1",
         b"HEAD / HTTP/1.0",
+        b"GET /caf\xc3\xa9?q=\x80\xff HTTP/1.1",
+        b"GET http://a.example/b?c HTTP/1.1",
+        b"GET http://a.example HTTP/1.1",
+        b"GET https://a.example?b HTTP/1.0",
+        b"OPTIONS HTTP://A.Example.:80/ HTTP/1.1",
+        b"GET http://a.example:/\xe9 HTTP/1.1",
     ],
 )
 def test_request_lines_that_are_right(first: bytes) -> None:
     found = read(request(first=first))
     assert b" ".join([found.method, found.target, b"HTTP/" + found.version]) == first
+
+
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        (b"http://a.example/", b"A.EXAMPLE:80"),
+        (b"http://a.example:80/", b"a.example"),
+        (b"https://a.example/", b"a.example:443"),
+        (b"https://a.example:/", b"a.example:"),
+        (b"http://a.example:8080/", b"a.example:8080"),
+        (b"http://[2001:DB8:0::1]/", b"[2001:db8::1]"),
+    ],
+)
+def test_an_absolute_target_names_the_host_of_the_header(target: bytes, host: bytes) -> None:
+    found = read(request(first=b"GET %s HTTP/1.1" % target, host=host))
+    assert (found.target, found.host_header) == (target, host)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +223,8 @@ ATTACKS: dict[str, tuple[bytes, int, str]] = {
     "Host with a long label": (request(host=b"a" * 64 + b".example"), 400, "Host"),
     "Host too long": (request(host=b"a." * 127 + b"example"), 400, "Host"),
     "Host much too long": (request(host=b"a." * 7000 + b"example"), 400, "Host"),
-    "Host with an empty port": (request(host=b"a.example:"), 400, "Host"),
+    "Host with two empty ports": (request(host=b"a.example::"), 400, "Host"),
+    "Host is only an empty port": (request(host=b":"), 400, "Host"),
     "Host with port 0": (request(host=b"a.example:0"), 400, "Host"),
     "Host with port 65536": (request(host=b"a.example:65536"), 400, "Host"),
     "Host with a long port": (request(host=b"a.example:000080"), 400, "Host"),
@@ -220,14 +245,40 @@ ATTACKS: dict[str, tuple[bytes, int, str]] = {
     "Host, IPv4 with an octal part": (request(host=b"0203.0.113.9"), 400, "Host"),
     "Host, a number": (request(host=b"2130706433"), 400, "Host"),
     # the request line
-    "absolute-form": (request(first=b"GET http://a.example/ HTTP/1.1"), 400, "absolute URL"),
-    "absolute-form, another host": (request(first=b"GET http://b.example/ HTTP/1.1"), 400, "absolute URL"),
-    "authority-form": (request(first=b"GET a.example:80 HTTP/1.1"), 400, "'/'"),
+    "absolute-form, another host": (request(first=b"GET http://b.example/ HTTP/1.1"), 400, "another host"),
+    "absolute-form, another port": (request(first=b"GET http://a.example:8080/ HTTP/1.1"), 400, "another host"),
+    "absolute-form, the other default": (
+        request(first=b"GET https://a.example/ HTTP/1.1", host=b"a.example:80"),
+        400,
+        "another host",
+    ),
+    "absolute-form, a Host without its port": (
+        request(first=b"GET http://a.example/ HTTP/1.1", host=b"a.example:8080"),
+        400,
+        "another host",
+    ),
+    "absolute-form, userinfo": (request(first=b"GET http://a.example@b.example/ HTTP/1.1"), 400, "target"),
+    "absolute-form, our userinfo": (request(first=b"GET http://b@a.example/ HTTP/1.1"), 400, "target"),
+    "absolute-form, a backslash": (request(first=b"GET http://a.example\\@b.example/ HTTP/1.1"), 400, "target"),
+    "absolute-form, a fragment": (request(first=b"GET http://a.example#/ HTTP/1.1"), 400, "target"),
+    "absolute-form, percent-encoded": (request(first=b"GET http://a%2eexample/ HTTP/1.1"), 400, "target"),
+    "absolute-form, not ASCII": (request(first=b"GET http://a.example\xff/ HTTP/1.1"), 400, "target"),
+    "absolute-form, no host": (request(first=b"GET http:///a.example HTTP/1.1"), 400, "target"),
+    "absolute-form, only a port": (request(first=b"GET http://:80/ HTTP/1.1"), 400, "target"),
+    "absolute-form, another scheme": (request(first=b"GET ftp://a.example/ HTTP/1.1"), 400, "target"),
+    "absolute-form, one slash": (request(first=b"GET http:/a.example/ HTTP/1.1"), 400, "target"),
+    "absolute-form, no Host": (request(first=b"GET http://a.example/ HTTP/1.1", host=None), 400, "no Host"),
+    "absolute-form, two Hosts": (
+        request(b"Host: a.example", first=b"GET http://a.example/ HTTP/1.1"),
+        400,
+        "more than one Host",
+    ),
+    "authority-form": (request(first=b"GET a.example:80 HTTP/1.1"), 400, "target"),
     "CONNECT": (request(first=b"CONNECT a.example:443 HTTP/1.1"), 400, "CONNECT"),
     "CONNECT to a path": (request(first=b"CONNECT / HTTP/1.1"), 400, "CONNECT"),
-    "asterisk of GET": (request(first=b"GET * HTTP/1.1"), 400, "'/'"),
-    "asterisk and more": (request(first=b"OPTIONS *a HTTP/1.1"), 400, "'/'"),
-    "target is a query": (request(first=b"GET ?a HTTP/1.1"), 400, "'/'"),
+    "asterisk of GET": (request(first=b"GET * HTTP/1.1"), 400, "target"),
+    "asterisk and more": (request(first=b"OPTIONS *a HTTP/1.1"), 400, "target"),
+    "target is a query": (request(first=b"GET ?a HTTP/1.1"), 400, "target"),
     "two spaces after the method": (request(first=b"GET  / HTTP/1.1"), 400, "request line"),
     "two spaces before the version": (request(first=b"GET /  HTTP/1.1"), 400, "request line"),
     "a tab": (request(first=b"GET\t/ HTTP/1.1"), 400, "request line"),
@@ -238,7 +289,8 @@ ATTACKS: dict[str, tuple[bytes, int, str]] = {
     "DEL in the target": (request(first=b"GET /\x7f HTTP/1.1"), 400, "control"),
     "CR in the target": (request(first=b"GET /\r HTTP/1.1"), 400, "control"),
     "CR at the end": (request(first=b"GET / HTTP/1.1\r"), 400, "control"),
-    "target not ASCII": (request(first=b"GET /\xc3\xa9 HTTP/1.1"), 400, "request line"),
+    "target begins with no ASCII": (request(first=b"GET \xc3\xa9 HTTP/1.1"), 400, "target"),
+    "method not ASCII": (request(first=b"G\xc3\x89T / HTTP/1.1"), 400, "request line"),
     "method with a colon": (request(first=b"GET: / HTTP/1.1"), 400, "request line"),
     "no target": (request(first=b"GET HTTP/1.1"), 400, "request line"),
     "no method": (request(first=b"/ HTTP/1.1"), 400, "begin with a method"),
@@ -368,7 +420,7 @@ def test_what_is_no_request_is_refused_before_its_line_ends(first: bytes) -> Non
 
 def test_an_error_comes_with_its_line() -> None:
     """The visitor is not waited for when nothing that he may yet say helps."""
-    assert isinstance(verdict([b"GET http://a.example/ HTTP/1.1\r\n"]), tuple)
+    assert isinstance(verdict([b"GET a.example/ HTTP/1.1\r\n"]), tuple)
     assert isinstance(verdict([b"GET / HTTP/1.1\r\nX : y\r\n"]), tuple)
     assert verdict([b"GET / HTTP/1.1\r\nX : y"]) is None
 
@@ -406,6 +458,18 @@ def test_headers_have_a_bound() -> None:
     assert isinstance(verdict([request(*lines)], max_headers=3), RequestHead)
     assert verdict([request(*lines)], max_headers=2) == (431, "The request has more than 2 headers.")
     assert len(read(request(*[b"X: y"] * (MAX_HEADERS - 1))).headers) == MAX_HEADERS
+
+
+@pytest.mark.parametrize("before", [b"", b"\r\n"])
+@pytest.mark.parametrize("data", [b"HEAD \0", b"HEAD / HTTP/1.1\r\n\r\n", b"HEAD /" + b"a" * MAX_LINE])
+def test_a_refused_head_is_known_as_one(before: bytes, data: bytes) -> None:
+    for refused, omit_body in ((before + data, True), (before + data.replace(b"HEAD", b"HEADS"), False)):
+        reader = HeadReader()
+        with pytest.raises(BadRequest) as caught:
+            reader.feed(refused + b"\r\n")
+        assert caught.value.omit_body is reader.omit_body is omit_body
+    assert read(request(first=b"HEAD / HTTP/1.1")).omit_body
+    assert not read(request(first=b"head / HTTP/1.1")).omit_body
 
 
 def test_a_reader_reads_one_head() -> None:

@@ -113,6 +113,12 @@ ATTACKS: Final[dict[str, tuple[bytes, int]]] = {
     "a folded header": (b"GET / HTTP/1.1\r\nHost: office.test\r\n home.test\r\n\r\n", 400),
     "a folded Host": (b"GET / HTTP/1.1\r\nX: y\r\n Host: home.test\r\n\r\n", 400),
     "an absolute target": (HEAD.replace(b"GET /", b"GET http://home.test/"), 400),
+    "an absolute target, the Host the other's": (
+        request(host=OTHER_HOST).replace(b"GET /", b"GET http://office.test/"),
+        400,
+    ),
+    "user information in the target": (HEAD.replace(b"GET /", b"GET http://office.test@home.test/"), 400),
+    "a target that does not end in the host": (HEAD.replace(b"GET /", b"GET http://office.test\\@home.test/"), 400),
     "CONNECT": (HEAD.replace(b"GET /", b"CONNECT home.test:80"), 400),
     "a bare LF": (b"GET / HTTP/1.1\nHost: home.test\n\n", 400),
     "a Host after a bare LF": (b"GET / HTTP/1.1\r\nX: y\nHost: home.test\r\n\r\n", 400),
@@ -162,6 +168,16 @@ async def test_each_attack_is_answered_and_reaches_nobody(way: str) -> None:
             assert [bytes(said) for said in office.said] == [HEAD], name
             assert home.said == [], name
             office.said.clear()
+
+
+@pytest.mark.parametrize("first", [b"GET", b"HEAD"])
+@pytest.mark.parametrize("wrong", ["/ HTTP/1.1\r\n\r\n", "/ HTTP/1.1\r\nHost: office.te", "/x"])
+async def test_a_later_head_request_that_is_refused_gets_no_body(first: bytes, wrong: str) -> None:
+    async with two_tenants() as (rig, _, _):
+        told = await said_to(rig, HEAD.replace(b"GET", first) + b"HEAD " + wrong.encode(), "whole")
+    _, _, refused = told.rpartition(b"HTTP/1.1 400 ")
+    assert b"\r\nContent-Length: " in refused
+    assert refused.endswith(b"\r\n\r\n")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ import trio
 from ..endings import close_after_answer, send_eof
 from ..streams import send_pieces
 from .framing import Piece, RequestFollower
-from .head import RequestHead, error_response
+from .head import BadRequest, RequestHead, error_response
 from .turns import Turn
 
 __all__ = ["FollowedStream"]
@@ -45,6 +45,10 @@ DISMISSAL_TIMEOUT: Final = 5.0
 """Seconds that the relay's own word may take."""
 
 _READ_SIZE: Final = 64 * 1024
+
+
+def _response(refusal: BadRequest) -> bytes:
+    return error_response(refusal.status, refusal.reason, omit_body=refusal.omit_body)
 
 
 @final
@@ -147,7 +151,7 @@ class FollowedStream(trio.abc.HalfCloseableStream):
         if not (self._speaks or self._end_sent):
             self._end_sent = True
             with trio.move_on_after(DISMISSAL_TIMEOUT), suppress(trio.ClosedResourceError):
-                await self.transport_stream.send_all(error_response(refusal.status, refusal.reason))
+                await self.transport_stream.send_all(_response(refusal))
                 await close_after_answer(self.transport_stream)
         raise trio.BrokenResourceError("the request after the last one is not this gateway's")
 
@@ -169,7 +173,7 @@ class FollowedStream(trio.abc.HalfCloseableStream):
         refusal = self._follower.refusal
         if refusal is not None and not self._end_sent:
             self._end_sent = True
-            await self.transport_stream.send_all(error_response(refusal.status, refusal.reason))
+            await self.transport_stream.send_all(_response(refusal))
             await close_after_answer(self.transport_stream)
         elif self.afresh is None:
             self._end_sent = True

@@ -157,6 +157,7 @@ class RequestFollower:
         self._heads = HeadReader()
         self._of_head = 0  # bytes of the next head that are with its reader
         self._lines: Final = _LineReader()
+        self._omit_body = False  # in the response to the request whose body is read
         self._left = 0  # bytes of the body or the chunk that are still to come
         self._trailers = self._trailer_bytes = 0
         self._kept = b""  # what came in earlier pieces of the head or line that is whole now
@@ -239,6 +240,8 @@ class RequestFollower:
                     break
                 passed = settled
         except BadRequest as refusal:
+            if self.phase is not Phase.HEAD:
+                refusal.omit_body = self._omit_body
             self._refuse(refusal)
         if self.phase is Phase.OPAQUE:
             passed = len(data)
@@ -252,11 +255,13 @@ class RequestFollower:
     def end(self) -> None:
         """The visitor says no more. In the middle of a head it is refused; the rest is the gateway's to judge."""
         if self.head_begun and not self.is_over:
-            self._refuse(BadRequest(400, "The request ended before its head did."))
+            refusal = BadRequest(400, "The request ended before its head did.", omit_body=self._heads.omit_body)
+            self._refuse(refusal)
 
     def give_up(self, seconds: float) -> None:
         """A head that has begun is not whole after `seconds`."""
-        self._refuse(BadRequest(408, f"No whole request head came within {seconds:g} seconds."))
+        reason = f"No whole request head came within {seconds:g} seconds."
+        self._refuse(BadRequest(408, reason, omit_body=self._heads.omit_body))
 
     def answer(self, data: Piece) -> bool:
         """Look at what the gateway says next, while `awaits_answer`; True once that decides what was held.
@@ -289,7 +294,9 @@ class RequestFollower:
             return None
         self.work += _HEAD_COST + len(head.headers) // 2
         if head.host != self._host:
-            raise BadRequest(421, "This connection belongs to another host. Open a new one for this.")
+            raise BadRequest(
+                421, "This connection belongs to another host. Open a new one for this.", omit_body=head.omit_body
+            )
         kept = self._heads.received[:before]
         self._heads, self._of_head = HeadReader(), 0
         if wants_upgrade(head) is not None:
@@ -302,6 +309,7 @@ class RequestFollower:
 
     def _begin_body(self, head: RequestHead) -> None:
         self.heads += 1
+        self._omit_body = head.omit_body
         if head.chunked:
             self._go(_Found.CHUNKED)
         elif head.content_length:

@@ -9,10 +9,14 @@ one parse, and one host: whatever is decided about a request, later too, is deci
 What is read, in the order of the bytes, so that the verdict is the same in however many pieces they come:
 
     1. at most one empty line (below)
-    2. method SP target SP HTTP/1.0 or HTTP/1.1; the target is a path, or `*` of OPTIONS
+    2. method SP target SP HTTP/1.0 or HTTP/1.1; the target is a path, an absolute http or https URL, or `*` of
+       OPTIONS. Bytes from 0x80 on may stand in it, as browsers and curl send them: nothing here depends on them
     3. `name: value` lines, each on one line; every line ends in CR LF
     4. the empty line; then, of all headers together: exactly one Host, which is well-formed, and framing that leaves
        no doubt (a single Content-Length, or a single Transfer-Encoding that ends in `chunked`, or neither)
+
+An absolute URL as the target has to name the host and the port of the Host header. RFC 9112, 3.2.2 has a server go by
+the target and ignore the Host, but some servers go by the Host. Where both are the same, it does not matter.
 
 The empty line before a request: RFC 9112, 2.2 asks every server to ignore at least one, so one is forwarded with the
 rest, unchanged, and means nothing at either end, or gets a 400 from the gateway itself. No more is promised of a second
@@ -60,15 +64,17 @@ MAX_HEADERS: Final = 128
 _TOKEN_CHARS: Final = rb"!#$%&'*+.^_`|~0-9A-Za-z-"
 # Possessive throughout (`++`, `*+`): what was matched is not tried again, so no input takes more than linear time.
 _TOKEN: Final = re.compile(rb"[%s]++" % _TOKEN_CHARS)
-_REQUEST_LINE: Final = re.compile(rb"([%s]++) ([!-~]++) HTTP/([0-9]\.[0-9])" % _TOKEN_CHARS)
+_REQUEST_LINE: Final = re.compile(rb"([%s]++) ([!-~\x80-\xff]++) HTTP/([0-9]\.[0-9])" % _TOKEN_CHARS)
+_ABSOLUTE: Final = re.compile(rb"(?i:http(s)?)://([^/?]++)(?:[/?].*+|)")
 # The white space around a value is cut off later: to match it here would invite to try it in many ways.
 _FIELD: Final = re.compile(rb"([%s]++):([^\x00-\x08\x0a-\x1f\x7f]*+)" % _TOKEN_CHARS)
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]++\]|[0-9A-Za-z_.-]++)(?::([0-9]{1,5}))?")
+_HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]++\]|[0-9A-Za-z_.-]++)(?::([0-9]{0,5}))?")
 # 18 digits: every such length fits a signed 64-bit integer, so that no reader behind us wraps around.
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 _CODING: Final = re.compile(rb"[%s]++(?:[ \t]*+,[ \t]*+[%s]++)*+" % (_TOKEN_CHARS, _TOKEN_CHARS))
 
+_HEAD: Final = b"HEAD"
 # An `Upgrade` or `Connection` header may have 16 KiB of members. To take each of them into a list costs much time.
 _NAMES_UPGRADE: Final = re.compile(rb"(?:\A|,)[ \t]*+upgrade[ \t]*+(?:,|\Z)", re.IGNORECASE)
 _NOT_EMPTY: Final = re.compile(rb"[^ \t,]")
@@ -88,12 +94,14 @@ class BadRequest(RemoteProtocolError):
         status: what to answer: 400, or 431 when it is too large; of a later request on a connection (`framing`) also
             421 when it is for another host, and 408 when it comes too slowly.
         reason: a sentence for a person, which quotes nothing of the request.
+        omit_body: True when the request is a HEAD, as far as it was read: the response has no body.
     """
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, *, omit_body: bool = False) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
+        self.omit_body = omit_body
 
 
 @final
@@ -105,7 +113,7 @@ class RequestHead:
 
     Attributes:
         method: the method, in the case that it was written in, which counts.
-        target: the path with its query, or `*`.
+        target: the path with its query, an absolute URL, or `*`.
         version: `b"1.0"` or `b"1.1"`.
         host: whom the request is for: the Host without its port, as `address.normal_host` writes it (lower-case,
             without a trailing dot; an IPv6 address compressed and without brackets).
@@ -125,6 +133,11 @@ class RequestHead:
     length: int
     content_length: int | None
     chunked: bool
+
+    @property
+    def omit_body(self) -> bool:
+        """True for a HEAD, whose response has headers only, whatever they say of a body."""
+        return self.method == _HEAD
 
     def values(self, name: bytes) -> list[bytes]:
         """The values of the headers called `name` (given in lower case), in their order."""
@@ -166,6 +179,11 @@ class HeadReader:
         """Everything that was fed: what there is of the head, and what came with it."""
         return bytes(self._buffer)
 
+    @property
+    def omit_body(self) -> bool:
+        """True when what there is of the head begins with the method HEAD."""
+        return bytes(self._buffer[:8]).removeprefix(b"\r\n").startswith(_HEAD + b" ")
+
     def feed(self, data: bytes | bytearray | memoryview) -> RequestHead | None:
         """Take the next bytes; return the head once it is complete, None while it is not.
 
@@ -180,7 +198,11 @@ class HeadReader:
             raise LocalProtocolError("a HeadReader reads one head; make another for the next")
         self._buffer += data
         self._finished = True  # also when this raises
-        head = self._read_lines()
+        try:
+            head = self._read_lines()
+        except BadRequest as refused:
+            refused.omit_body = self.omit_body
+            raise
         self._finished = head is not None
         return head
 
@@ -241,12 +263,8 @@ class HeadReader:
             raise BadRequest(400, "This HTTP version is not spoken here; use HTTP/1.1.")
         if method == b"CONNECT":
             raise BadRequest(400, "CONNECT is for proxies, and this is none.")
-        if not target.startswith(b"/") and (method, target) != (b"OPTIONS", b"*"):
-            if b"://" in target:
-                raise BadRequest(
-                    400, "The target is an absolute URL, which is for proxies; send the path, and the Host."
-                )
-            raise BadRequest(400, "The target of the request does not begin with '/'.")
+        if not (target.startswith(b"/") or (method, target) == (b"OPTIONS", b"*") or _ABSOLUTE.fullmatch(target)):
+            raise BadRequest(400, "The target of the request is neither a path nor an absolute http or https URL.")
         return method, target, version
 
     def _read_header(self, start: int, end: int) -> tuple[bytes, bytes]:
@@ -279,11 +297,18 @@ class HeadReader:
             if lengths:
                 raise BadRequest(400, "The request has both Content-Length and Transfer-Encoding.")
             _check_codings(codings, version)
+        host, port = _read_authority(hosts[0], "The Host header")
+        absolute = _ABSOLUTE.fullmatch(target)
+        if absolute is not None:
+            default = 80 if absolute[1] is None else 443
+            named, named_port = _read_authority(absolute[2], "The target of the request")
+            if (named, named_port or default) != (host, port or default):
+                raise BadRequest(400, "The target of the request names another host than the Host header.")
         return RequestHead(
             method=method,
             target=target,
             version=version,
-            host=_host_of(hosts[0]),
+            host=host,
             host_header=hosts[0],
             headers=tuple(self._headers),
             length=self._line_start,
@@ -315,22 +340,25 @@ def read_field(buffer: bytes | bytearray, start: int, end: int) -> tuple[bytes, 
     raise BadRequest(400, "A header has a name that is empty or holds characters which a name has not.")
 
 
-def _host_of(value: bytes) -> str:
-    """The host that a Host header names, in its normal form.
+def _read_authority(value: bytes, what: str) -> tuple[str, int | None]:
+    """The host that `value` names, in its normal form, and the port, None when it names none. An empty port is none.
+
+    Args:
+        what: where the value stands, for errors.
 
     Raises:
-        BadRequest: it names none, or more than that.
+        BadRequest: it names no host, or more than a host and a port.
     """
     if not value:
-        raise BadRequest(400, "The Host header is empty.")
+        raise BadRequest(400, f"{what} is empty.")
     match = _HOST.fullmatch(value)
-    if match is None or (match[2] is not None and not 1 <= int(match[2]) <= 65535):
-        raise BadRequest(400, "The Host header is not a host, or a host and a port.")
+    if match is None or (match[2] and not 1 <= int(match[2]) <= 65535):
+        raise BadRequest(400, f"{what} does not name a host, or a host and a port.")
     host = match[1].decode("ascii")
     try:
-        return normal_host(host, host)
+        return normal_host(host, host), int(match[2]) if match[2] else None
     except ValueError:
-        raise BadRequest(400, "The Host header names neither a valid host name nor an IP address.") from None
+        raise BadRequest(400, f"{what} names neither a valid host name nor an IP address.") from None
 
 
 def _content_length(lengths: list[bytes]) -> int:

@@ -38,7 +38,7 @@ OPEN_TIMEOUT: Final = 10.0
 """Seconds that a gateway has to take a stream."""
 
 _READ_SIZE: Final = 16 * 1024
-_BROKE_OFF: Final = error_response(502, "the gateway broke off before it answered")
+_BROKE_OFF: Final = "the gateway broke off before it answered"
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.ingress")
 
@@ -70,11 +70,16 @@ class Visit:
 
 
 class Refusal(Exception):
-    """The visitor cannot be passed on: `status` and the exception's text are what it is told."""
+    """The visitor cannot be passed on: `status` and the exception's text are what it is told.
 
-    def __init__(self, status: int, text: str) -> None:
+    Attributes:
+        omit_body: True when the request is a HEAD, whose response has no body.
+    """
+
+    def __init__(self, status: int, text: str, *, omit_body: bool = False) -> None:
         super().__init__(text)
         self.status = status
+        self.omit_body = omit_body
 
 
 async def read_head(stream: trio.abc.Stream) -> tuple[RequestHead | None, bytes]:
@@ -92,17 +97,17 @@ async def read_head(stream: trio.abc.Stream) -> tuple[RequestHead | None, bytes]
                 if head is not None:
                     return head, reader.received
         except BadRequest as error:
-            raise Refusal(error.status, str(error)) from error
+            raise Refusal(error.status, error.reason, omit_body=error.omit_body) from error
         if not reader.received:
             return None, b""
-        raise Refusal(400, "the request ended before its head did")
-    raise Refusal(408, f"no whole request head came within {HEAD_TIMEOUT:g} seconds")
+        raise Refusal(400, "the request ended before its head did", omit_body=reader.omit_body)
+    raise Refusal(408, f"no whole request head came within {HEAD_TIMEOUT:g} seconds", omit_body=reader.omit_body)
 
 
 async def refuse(stream: trio.abc.Stream, refusal: Refusal) -> None:
     """Tell a visitor why not, and close."""
     with trio.move_on_after(HEAD_TIMEOUT), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-        await stream.send_all(error_response(refusal.status, str(refusal)))
+        await stream.send_all(error_response(refusal.status, str(refusal), omit_body=refusal.omit_body))
         await close_after_answer(stream)
 
 
@@ -124,13 +129,26 @@ class IngressDoor:
         """Serve a connection whose tunnel is told by its first request."""
         try:
             head, received = await read_head(visit.stream)
-            if head is not None:
-                await self.serve_request(visit, head, received)
         except Refusal as refusal:
             await refuse(visit.stream, refusal)
+        else:
+            if head is not None:
+                await self.serve_request(visit, head, received)
 
     async def serve_request(self, visit: Visit, head: RequestHead, received: bytes) -> None:
-        """Serve a connection whose first head was read; `received` is all that was.
+        """Serve a connection whose first head was read; `received` is all that was."""
+        request: tuple[RequestHead, bytes] | None = (head, received)
+        while request is not None:
+            head, received = request
+            try:
+                request = await self._pass_on(visit, head, received)
+            except Refusal as refusal:
+                refusal.omit_body = head.omit_body
+                await refuse(visit.stream, refusal)
+                return
+
+    async def _pass_on(self, visit: Visit, head: RequestHead, received: bytes) -> tuple[RequestHead, bytes] | None:
+        """Carry the request that `head` begins to its tunnel, and those after it as far as `_follow` does.
 
         Raises:
             Refusal: with the answer to give.
@@ -142,10 +160,8 @@ class IngressDoor:
             # What the relay can read is not for a gateway that takes nothing the relay can read.
             raise Refusal(421, "this host takes TLS alone, from end to end; use https:// and a connection of its own")
         _settle(visit)  # only now: who wants what there is not makes way for others while it is told
-        afresh: tuple[RequestHead, bytes] | None = (head, received)
-        while afresh is not None:
-            with self._room(entry):
-                afresh = await self._follow(visit, entry, *afresh)
+        with self._room(entry):
+            return await self._follow(visit, entry, head, received)
 
     async def _follow(
         self, visit: Visit, entry: TunnelEntry, head: RequestHead, received: bytes
@@ -159,7 +175,8 @@ class IngressDoor:
         turn = Turn(self._turns, entry.id, visit.source)
         followed = FollowedStream(visit.stream, follower, turn, head_timeout=HEAD_TIMEOUT)
         with followed.scope:
-            ended_well = await pump(carried, followed, apology=_BROKE_OFF)
+            apology = error_response(502, _BROKE_OFF, omit_body=head.omit_body)
+            ended_well = await pump(carried, followed, apology=apology)
             return followed.afresh if ended_well else None
         return None
 

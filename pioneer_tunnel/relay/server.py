@@ -208,21 +208,22 @@ class Relay:
             return
         try:
             head, received = await read_head(visit.stream)
-            if head is None:
-                return
-            if _wants_control(head) and self._is_public(head):
-                await self._control.serve(PrefixedStream(visit.stream, received), watched, arrival)
-            else:
-                await self._ingress.serve_request(visit, head, received)
         except Refusal as refusal:
             await refuse(visit.stream, refusal)
+            return
+        if head is None:
+            return
+        if _wants_control(head) and self._is_public(head):
+            await self._control.serve(PrefixedStream(visit.stream, received), watched, arrival)
+        else:
+            await self._ingress.serve_request(visit, head, received)
 
     async def _serve_bound(self, entry: TunnelEntry, connected: trio.SocketStream, arrival: Arrival) -> None:
         await self._ingress.serve_bound(_visit(connected, _watched(connected), arrival), entry)
 
     def _is_public(self, head: RequestHead) -> bool:
         try:
-            written = normal_audience(head.host_header.decode("ascii"))
+            written = normal_audience(head.host_header.decode("ascii").removesuffix(":"))  # an empty port is none
         except ValueError:
             return False
         names = self._config.public_names
@@ -239,7 +240,11 @@ async def serve_gateway(
         if head is None:
             return
         if not _wants_control(head):
-            raise Refusal(404, f"this is the door for gateways; they ask for the WebSocket {SUBPROTOCOL}")
+            raise Refusal(
+                404,
+                f"this is the door for gateways; they ask for the WebSocket {SUBPROTOCOL}",
+                omit_body=head.omit_body,
+            )
     except Refusal as refusal:
         await refuse(stream, refusal)
         return
