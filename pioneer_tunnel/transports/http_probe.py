@@ -1,15 +1,12 @@
-"""Does a site answer? One HTTP request, of which no more is read than the status.
-
-Neighbour: the `process` transport asks so whether its program's tunnel is up.
-"""
+"""Ask a site for its HTTP status: how the `process` transport sees whether its program's tunnel is up."""
 
 from __future__ import annotations
 
-import re
 import ssl
 from collections.abc import Callable
 from typing import Final
 
+import h11
 import trio
 
 from .._version import __version__
@@ -20,8 +17,7 @@ from ..process_config import ProbeUrl
 
 __all__ = ["ask_for_status"]
 
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?\r?\n")
-_STATUS_LINE_LIMIT: Final = 1024
+_READ_SIZE: Final = 16 * 1024
 
 
 async def ask_for_status(
@@ -38,24 +34,29 @@ async def ask_for_status(
         stream, _ = await dial_relay(address, dial=dial, tls=tls, timeout=timeout)
     except TunnelError as error:
         return str(error).replace("the relay's name", "the name").replace("the relay at ", "")
-    request = (
-        f"GET {url.path} HTTP/1.1\r\nHost: {url.authority}\r\nUser-Agent: pioneer-tunnel/{__version__}\r\n"
-        "Accept: */*\r\nConnection: close\r\n\r\n"
-    )
-    received = b""
+    exchange = h11.Connection(h11.CLIENT)
+    headers = [
+        ("Host", url.authority),
+        ("User-Agent", f"pioneer-tunnel/{__version__}"),
+        ("Accept", "*/*"),
+        ("Connection", "close"),
+    ]
+    request = exchange.send(h11.Request(method="GET", target=url.path, headers=headers))
     try:
         with trio.fail_after(timeout):
-            await stream.send_all(request.encode("ascii"))
-            while b"\n" not in received and len(received) < _STATUS_LINE_LIMIT:
-                data = await stream.receive_some(_STATUS_LINE_LIMIT)
-                if not data:
-                    return f"{url} closed the connection without an answer"
-                received += data
+            await stream.send_all(request or b"")
+            while not isinstance(event := exchange.next_event(), h11.Response):
+                if event is h11.NEED_DATA:
+                    data = await stream.receive_some(_READ_SIZE)
+                    if not data:
+                        return f"{url} closed the connection without an answer"
+                    exchange.receive_data(bytes(data))
+            return event.status_code
+    except h11.RemoteProtocolError:
+        return f"{url} does not answer as HTTP"
     except trio.TooSlowError:
         return f"{url} did not answer within {timeout:g} seconds"
     except (trio.BrokenResourceError, ssl.SSLError):
         return f"{url} broke the connection"
     finally:
         await trio.aclose_forcefully(stream)
-    match = _STATUS_LINE.match(received)
-    return f"{url} does not answer as HTTP" if match is None else int(match[1])
