@@ -6,9 +6,19 @@ import os
 from typing import Final
 
 import pytest
-from hypothesis import Phase, settings
+from fuzzing import SEARCHING
+from hypothesis import HealthCheck, Phase, settings
 
 from pioneer_tunnel.websocket import ENGINES, EngineName
+
+pytest_plugins = ["reaper"]
+
+# The same examples each time, however slow the machine is.
+settings.register_profile(
+    "unit", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+if not SEARCHING:
+    settings.load_profile("unit")
 
 # `make mutation`: a mutant is dead at the first example that fails, so nobody waits for the smallest one.
 settings.register_profile(
