@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import random
+import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import (
@@ -217,6 +220,29 @@ def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it hangs"
         time.sleep(0.01)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody else takes before the test does.
+
+    It is not among those that the system gives to whoever asks for any port, and no other test has it.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        reserved = socket.socket(socket.AF_UNIX)
+        try:
+            with socket.socket() as probe:
+                if sys.platform == "linux":
+                    reserved.bind(f"\0pioneer-tunnel-tests-{port}")  # until this process ends
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            reserved.close()
+        else:
+            _RESERVED.append(reserved)
+            return port
+
+
+_RESERVED: Final[list[socket.socket]] = []
 
 
 def open_sockets() -> set[str]:

@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
-from rig import nothing_left_behind
+from rig import free_port, nothing_left_behind
 
 from pioneer_tunnel.address import Address, RelayAddress
 from pioneer_tunnel.dialer import dial_local, dial_relay, dial_tcp
@@ -33,13 +33,6 @@ def raising(error: Exception) -> Callable[[str, int], NoReturn]:
     return dial  # type: ignore[return-value]
 
 
-async def closed_port() -> int:
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with listener:
-        port: int = listener.socket.getsockname()[1]
-        return port
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 async def test_dial_tcp_takes_addresses_and_names(host: str) -> None:
     try:
@@ -55,7 +48,7 @@ async def test_dial_tcp_takes_addresses_and_names(host: str) -> None:
 
 
 async def test_dial_tcp_leaves_no_socket_behind_when_it_fails() -> None:
-    port = await closed_port()
+    port = free_port()
     with nothing_left_behind():
         with pytest.raises(ConnectionRefusedError):
             await dial_tcp("127.0.0.1", port)
@@ -79,14 +72,14 @@ async def test_a_relay_that_cannot_be_dialled(error: OSError, kind: type[Excepti
 
 
 async def test_of_several_attempts_the_last_is_told() -> None:
-    port = await closed_port()
+    port = free_port()
     address = RelayAddress.parse(f"ws://localhost:{port}")
     with pytest.raises(RelayConnectError, match=f"localhost:{port}: Connection refused"):
         await dial_relay(address, dial=dial_tcp, tls=None, timeout=5)
 
 
 async def test_a_local_gateway_that_is_not_there() -> None:
-    port = await closed_port()
+    port = free_port()
     with pytest.raises(LocalGatewayError, match=f"127.0.0.1:{port} does not answer: Connection refused"):
         await dial_local(Address("127.0.0.1", port), dial=dial_tcp, timeout=5)
 

@@ -21,6 +21,7 @@ from rig import (
     connect,
     echo,
     eventually,
+    free_port,
     in_background,
     no_hang,
     read_all,
@@ -32,7 +33,7 @@ from rig import (
     until_it_raises,
     upload,
 )
-from test_cli import Program, free_port, running
+from test_cli import Program, running
 from test_relay import raw_gateway, status_of
 
 from pioneer_tunnel.address import Address
