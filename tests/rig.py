@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import socket
+import struct
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -20,6 +22,7 @@ from typing import Any, Final, NoReturn, final
 
 import attrs
 import trio
+import trio.testing
 
 from pioneer_tunnel.address import Address
 from pioneer_tunnel.identity import RelayKey
@@ -220,6 +223,50 @@ def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it hangs"
         time.sleep(0.01)
+
+
+async def run_until_it_waits(work: Callable[[], Awaitable[object]]) -> None:
+    """Run `work` until it waits, for nothing that is on its way, and cancel it then."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+
+async def tcp_pair(buffers: int | None = None) -> tuple[trio.SocketStream, trio.SocketStream]:
+    """Two ends of a TCP connection, with so many bytes asked for each buffer, or as the system has it."""
+    with trio.socket.socket() as listener:
+        near = trio.socket.socket()
+        for sock in (listener, near):
+            if buffers is not None:  # before they connect: a buffer does not take back what it has offered its peer
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        await near.connect(listener.getsockname())
+        far, _ = await listener.accept()
+    return trio.SocketStream(near), trio.SocketStream(far)
+
+
+async def fill(stream: trio.SocketStream) -> None:
+    """Send on a TCP connection whose peer reads nothing, until no byte fits any more."""
+    while True:
+        at_rest = _is_at_rest(stream)
+        try:
+            os.write(stream.socket.fileno(), bytes(1_000_000))
+        except BlockingIOError:
+            if at_rest:
+                return
+            await trio.sleep(0.001)  # what the system hands over meanwhile makes room
+
+
+def _is_at_rest(stream: trio.SocketStream) -> bool:
+    """Whether nothing is on its way, and the peer has room for nothing; known on Linux alone."""
+    if sys.platform != "linux":
+        return True
+    info = stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
+    (on_the_way,), (window,) = struct.unpack_from("I", info, 24), struct.unpack_from("I", info, 228)
+    return not on_the_way and not window
 
 
 def free_port() -> int:
