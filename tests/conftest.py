@@ -9,6 +9,8 @@ import pytest
 from fuzzing import SEARCHING
 from hypothesis import HealthCheck, Phase, settings
 
+from pioneer_tunnel.tunnel import Tunnel
+from pioneer_tunnel.tunnel_stream import TunnelStream
 from pioneer_tunnel.websocket import ENGINES, EngineName
 
 pytest_plugins = ["reaper"]
@@ -46,6 +48,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             (item for item in items if item.path.name in judges),
             key=lambda item: (item.path, item.getparent(pytest.Class) is not None, item.location[1] or 0),
         )
+
+
+@pytest.fixture
+def delivered(monkeypatch: pytest.MonkeyPatch) -> list[TunnelStream]:
+    """The visitors that the tunnels of a test have taken for `accept` so far."""
+    streams: list[TunnelStream] = []
+    deliver = Tunnel.deliver
+
+    def note(self: Tunnel, stream: TunnelStream) -> None:
+        deliver(self, stream)
+        streams.append(stream)
+
+    monkeypatch.setattr(Tunnel, "deliver", note)
+    return streams
 
 
 @pytest.fixture(params=ENGINES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import random
 import socket
@@ -103,6 +104,7 @@ class RelayRig:
             "key": KEY,
             "dial": self.dial,
             "restart": AT_ONCE,
+            "connect_timeout": HANG,
             "websocket_engine": self._engine,
         }
         return open_tunnel(**(settings | changes))
@@ -211,9 +213,14 @@ def no_hang() -> AbstractContextManager[trio.CancelScope]:
 
 
 async def eventually(condition: Callable[[], object]) -> None:
-    """Wait until `condition` holds."""
+    """Wait until `condition`, which may be async, holds."""
     with no_hang():
-        while not condition():
+        while True:
+            held = condition()
+            if inspect.isawaitable(held):
+                held = await held
+            if held:
+                return
             await trio.sleep(0.002)
 
 
