@@ -6,9 +6,21 @@ import os
 from typing import Final
 
 import pytest
-from hypothesis import Phase, settings
+from fuzzing import SEARCHING
+from hypothesis import HealthCheck, Phase, settings
 
+from pioneer_tunnel.tunnel import Tunnel
+from pioneer_tunnel.tunnel_stream import TunnelStream
 from pioneer_tunnel.websocket import ENGINES, EngineName
+
+pytest_plugins = ["reaper"]
+
+# The same examples each time, however slow the machine is.
+settings.register_profile(
+    "unit", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+if not SEARCHING:
+    settings.load_profile("unit")
 
 # `make mutation`: a mutant is dead at the first example that fails, so nobody waits for the smallest one.
 settings.register_profile(
@@ -36,6 +48,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             (item for item in items if item.path.name in judges),
             key=lambda item: (item.path, item.getparent(pytest.Class) is not None, item.location[1] or 0),
         )
+
+
+@pytest.fixture
+def delivered(monkeypatch: pytest.MonkeyPatch) -> list[TunnelStream]:
+    """The visitors that the tunnels of a test have taken for `accept` so far."""
+    streams: list[TunnelStream] = []
+    deliver = Tunnel.deliver
+
+    def note(self: Tunnel, stream: TunnelStream) -> None:
+        deliver(self, stream)
+        streams.append(stream)
+
+    monkeypatch.setattr(Tunnel, "deliver", note)
+    return streams
 
 
 @pytest.fixture(params=ENGINES)

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import gc
+import inspect
+import os
+import random
+import socket
+import struct
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import (
@@ -17,6 +23,7 @@ from typing import Any, Final, NoReturn, final
 
 import attrs
 import trio
+import trio.testing
 
 from pioneer_tunnel.address import Address
 from pioneer_tunnel.identity import RelayKey
@@ -97,6 +104,7 @@ class RelayRig:
             "key": KEY,
             "dial": self.dial,
             "restart": AT_ONCE,
+            "connect_timeout": HANG,
             "websocket_engine": self._engine,
         }
         return open_tunnel(**(settings | changes))
@@ -205,9 +213,14 @@ def no_hang() -> AbstractContextManager[trio.CancelScope]:
 
 
 async def eventually(condition: Callable[[], object]) -> None:
-    """Wait until `condition` holds."""
+    """Wait until `condition`, which may be async, holds."""
     with no_hang():
-        while not condition():
+        while True:
+            held = condition()
+            if inspect.isawaitable(held):
+                held = await held
+            if held:
+                return
             await trio.sleep(0.002)
 
 
@@ -217,6 +230,73 @@ def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it hangs"
         time.sleep(0.01)
+
+
+async def run_until_it_waits(work: Callable[[], Awaitable[object]]) -> None:
+    """Run `work` until it waits, for nothing that is on its way, and cancel it then."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+
+async def tcp_pair(buffers: int | None = None) -> tuple[trio.SocketStream, trio.SocketStream]:
+    """Two ends of a TCP connection, with so many bytes asked for each buffer, or as the system has it."""
+    with trio.socket.socket() as listener:
+        near = trio.socket.socket()
+        for sock in (listener, near):
+            if buffers is not None:  # before they connect: a buffer does not take back what it has offered its peer
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        await near.connect(listener.getsockname())
+        far, _ = await listener.accept()
+    return trio.SocketStream(near), trio.SocketStream(far)
+
+
+async def fill(stream: trio.SocketStream) -> None:
+    """Send on a TCP connection whose peer reads nothing, until no byte fits any more."""
+    while True:
+        at_rest = _is_at_rest(stream)
+        try:
+            os.write(stream.socket.fileno(), bytes(1_000_000))
+        except BlockingIOError:
+            if at_rest:
+                return
+            await trio.sleep(0.001)  # what the system hands over meanwhile makes room
+
+
+def _is_at_rest(stream: trio.SocketStream) -> bool:
+    """Whether nothing is on its way, and the peer has room for nothing; known on Linux alone."""
+    if sys.platform != "linux":
+        return True
+    info = stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
+    (on_the_way,), (window,) = struct.unpack_from("I", info, 24), struct.unpack_from("I", info, 228)
+    return not on_the_way and not window
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody else takes before the test does.
+
+    It is not among those that the system gives to whoever asks for any port, and no other test has it.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        reserved = socket.socket(socket.AF_UNIX)
+        try:
+            with socket.socket() as probe:
+                if sys.platform == "linux":
+                    reserved.bind(f"\0pioneer-tunnel-tests-{port}")  # until this process ends
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            reserved.close()
+        else:
+            _RESERVED.append(reserved)
+            return port
+
+
+_RESERVED: Final[list[socket.socket]] = []
 
 
 def open_sockets() -> set[str]:

@@ -22,6 +22,7 @@ from typing import IO, Any, Final, final
 
 import pytest
 from click.testing import CliRunner
+from rig import HANG, free_port
 
 from pioneer_tunnel import __main__ as entry_point
 from pioneer_tunnel.cli.commands import pioneer_tunnel
@@ -31,7 +32,6 @@ from pioneer_tunnel.status import State, Status, StatusFeed, states_of
 
 PROGRAM: Final = [sys.executable, "-m", "pioneer_tunnel"]
 KEY: Final = RelayKey("ptk1_the-key-of-the-tests-0123456789abcdef")
-DEADLINE: Final = 20.0
 
 
 @final
@@ -58,7 +58,7 @@ class Program:
     def wait_for(self, pattern: str) -> re.Match[str]:
         """Read standard error until it has what is looked for."""
         assert self.process.stderr is not None
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + HANG
         while (found := re.search(pattern, self.err.decode())) is None:
             left = deadline - time.monotonic()
             assert left > 0, f"no {pattern!r} in {self.err.decode()!r}"
@@ -70,7 +70,7 @@ class Program:
 
     def finish(self) -> int:
         """Wait for its end; returns the exit status."""
-        out, err = self.process.communicate(timeout=DEADLINE)
+        out, err = self.process.communicate(timeout=HANG)
         self.out += out
         self.err += err or b""
         assert b"Traceback" not in self.err
@@ -107,13 +107,6 @@ def run(*arguments: str | Path, cwd: Path | None = None, stderr: int | IO[bytes]
         return program
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Gateway(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = f"hello from {self.path}".encode()
@@ -144,7 +137,7 @@ class Relay:
         self.folder, self.program, self.url, self.ingress = folder, program, url, ingress
 
     def ask(self, path: str) -> bytes:
-        with socket.create_connection(("127.0.0.1", self.ingress), timeout=DEADLINE) as visitor:
+        with socket.create_connection(("127.0.0.1", self.ingress), timeout=HANG) as visitor:
             visitor.sendall(f"GET {path} HTTP/1.0\r\nHost: office.test\r\n\r\n".encode())
             return b"".join(iter(lambda: visitor.recv(65536), b""))
 
@@ -294,7 +287,7 @@ def test_a_wrong_key_is_exit_status_1(relay: Relay, gateway: str, as_json: bool)
 
 def test_proxy_protocol_is_passed_on(relay: Relay) -> None:
     with socket.create_server(("127.0.0.1", 0)) as local:
-        local.settimeout(DEADLINE)
+        local.settimeout(HANG)
         address = f"127.0.0.1:{local.getsockname()[1]}"
         arguments: list[str | Path] = ["expose", address, "--relay", relay.url, "--key-file", relay.folder / "key"]
         with running(*arguments, "--proxy-protocol", "v2") as program:

@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
-from rig import nothing_left_behind
+from rig import HANG, free_port, nothing_left_behind, run_until_it_waits
 
 from pioneer_tunnel.address import Address, RelayAddress
 from pioneer_tunnel.dialer import dial_local, dial_relay, dial_tcp
@@ -33,13 +33,6 @@ def raising(error: Exception) -> Callable[[str, int], NoReturn]:
     return dial  # type: ignore[return-value]
 
 
-async def closed_port() -> int:
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with listener:
-        port: int = listener.socket.getsockname()[1]
-        return port
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 async def test_dial_tcp_takes_addresses_and_names(host: str) -> None:
     try:
@@ -55,7 +48,7 @@ async def test_dial_tcp_takes_addresses_and_names(host: str) -> None:
 
 
 async def test_dial_tcp_leaves_no_socket_behind_when_it_fails() -> None:
-    port = await closed_port()
+    port = free_port()
     with nothing_left_behind():
         with pytest.raises(ConnectionRefusedError):
             await dial_tcp("127.0.0.1", port)
@@ -79,16 +72,16 @@ async def test_a_relay_that_cannot_be_dialled(error: OSError, kind: type[Excepti
 
 
 async def test_of_several_attempts_the_last_is_told() -> None:
-    port = await closed_port()
+    port = free_port()
     address = RelayAddress.parse(f"ws://localhost:{port}")
     with pytest.raises(RelayConnectError, match=f"localhost:{port}: Connection refused"):
-        await dial_relay(address, dial=dial_tcp, tls=None, timeout=5)
+        await dial_relay(address, dial=dial_tcp, tls=None, timeout=HANG)
 
 
 async def test_a_local_gateway_that_is_not_there() -> None:
-    port = await closed_port()
+    port = free_port()
     with pytest.raises(LocalGatewayError, match=f"127.0.0.1:{port} does not answer: Connection refused"):
-        await dial_local(Address("127.0.0.1", port), dial=dial_tcp, timeout=5)
+        await dial_local(Address("127.0.0.1", port), dial=dial_tcp, timeout=HANG)
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no such limit")
@@ -96,13 +89,13 @@ async def test_a_local_gateway_that_does_not_read_is_sent_little() -> None:
     """The system took 4 MB for it, which a last word then had to wait for."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = Address(*listener.getsockname())
-        async with await dial_local(address, dial=dial_tcp, timeout=5) as stream:
+        async with await dial_local(address, dial=dial_tcp, timeout=HANG) as stream:
             assert isinstance(stream, TcpStream)
             assert stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 256 * 1024
             assert stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             with trio.CancelScope() as scope:
                 scope.cancel()
-                await dial_local(address, dial=dial_tcp, timeout=5)
+                await dial_local(address, dial=dial_tcp, timeout=HANG)
             assert scope.cancelled_caught
 
 
@@ -130,7 +123,7 @@ async def test_tls_is_watched_from_below(tmp_path: Path) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(peer.do_handshake)
-        stream, watched = await dial_relay(RELAY, dial=dial, tls=client_tls(tmp_path / "ca.pem"), timeout=5)
+        stream, watched = await dial_relay(RELAY, dial=dial, tls=client_tls(tmp_path / "ca.pem"), timeout=HANG)
     assert isinstance(stream, TlsStream)
     assert isinstance(watched, Watched)
     assert stream.transport_stream is watched
@@ -145,11 +138,10 @@ async def test_a_tls_handshake_that_comes_to_nothing_closes_the_connection(cance
         return ours
 
     if cancelled:
-        with trio.move_on_after(0.01):
-            await dial_relay(RELAY, dial=dial, tls=client_tls(), timeout=5)
+        await run_until_it_waits(lambda: dial_relay(RELAY, dial=dial, tls=client_tls(), timeout=HANG))
     else:
         await theirs.send_all(b"SSH-2.0-what\r\n")
         with pytest.raises(RelayConnectError, match="does it speak TLS at all"):
-            await dial_relay(RELAY, dial=dial, tls=client_tls(), timeout=5)
+            await dial_relay(RELAY, dial=dial, tls=client_tls(), timeout=HANG)
     with pytest.raises(trio.ClosedResourceError):
         await ours.receive_some()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,7 +12,7 @@ from typing import Final, final
 
 import pytest
 import trio
-from rig import HOST, KEY, connect, in_background, no_hang, read_all, read_exactly, relay_rig, tunnel_entry
+from rig import HOST, KEY, connect, free_port, in_background, no_hang, read_all, read_exactly, relay_rig, tunnel_entry
 
 from pioneer_tunnel.address import Address
 from pioneer_tunnel.forward import forward
@@ -28,13 +27,6 @@ ENVIRONMENT: Final = os.environ | {"PYTHONUNBUFFERED": "1"}
 
 def command(example: str, *arguments: str | Path) -> list[str]:
     return [sys.executable, str(EXAMPLES / example), *map(str, arguments)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @final

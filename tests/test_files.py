@@ -398,7 +398,6 @@ def test_kill_9_at_each_step_leaves_the_old_content_or_the_new(tmp_path: Path) -
         check=True,
         capture_output=True,
         text=True,
-        timeout=30,
     )
     contents = done.stdout.split()
     changes = contents.index("new")

@@ -11,7 +11,7 @@ from typing import Any, Final, final
 import pytest
 import trio
 import trio.testing
-from rig import carried, no_hang, nothing_left_behind, read_all, read_exactly
+from rig import carried, no_hang, nothing_left_behind, read_all, read_exactly, run_until_it_waits
 
 from pioneer_tunnel.address import Address
 from pioneer_tunnel.endings import abandon
@@ -170,8 +170,7 @@ async def test_cancelled_while_it_dials_it_resets_the_visitor() -> None:
         raise AssertionError
 
     visitor, stream = await make_visitor()
-    with trio.move_on_after(0.01):
-        await forward(stream, Address("127.0.0.1", 1), dial=dial)
+    await run_until_it_waits(lambda: forward(stream, Address("127.0.0.1", 1), dial=dial))
     async with visitor:
         with pytest.raises(trio.BrokenResourceError):
             await visitor.receive_some()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import pytest
@@ -36,6 +37,7 @@ from rig import (
     RELAY_NAME,
     ask,
     echo,
+    eventually,
     in_background,
     living_tasks,
     no_hang,
@@ -523,8 +525,13 @@ async def test_visitors_with_connections_of_their_own_are_bounded() -> None:
             async with await relay.visit() as one_more:
                 await read_all(one_more)
         await visitors[0].aclose()
-        await trio.sleep(0.1)
-        async with await relay.visit() as visitor:
-            assert await ask(visitor, b"y") == b"y"
+
+        async def is_served() -> bool:
+            with suppress(trio.BrokenResourceError):
+                async with await relay.visit() as visitor:
+                    return await ask(visitor, b"y") == b"y"
+            return False
+
+        await eventually(is_served)
         for visitor in visitors:
             await visitor.aclose()

@@ -706,7 +706,6 @@ def test_kill_9_at_each_step(folder: Path, done: str) -> None:
         check=True,
         capture_output=True,
         text=True,
-        timeout=30,
     )
     found = [line.split() for line in killed.stdout.splitlines()]
     assert len(found) >= (8 if done == "put" else 20)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import attrs
 import pytest
 import trio
+from gateway import in_virtual_time
 from rig import (
     AT_ONCE,
     KEY,
@@ -21,6 +22,7 @@ from rig import (
     connect,
     echo,
     eventually,
+    free_port,
     in_background,
     no_hang,
     read_all,
@@ -32,7 +34,7 @@ from rig import (
     until_it_raises,
     upload,
 )
-from test_cli import Program, free_port, running
+from test_cli import Program, running
 from test_relay import raw_gateway, status_of
 
 from pioneer_tunnel.address import Address
@@ -261,6 +263,7 @@ def has(applied: list[RelayConfig], number: int) -> bool:
     return len(applied) == number
 
 
+@in_virtual_time
 async def test_a_file_is_applied_when_it_has_changed_and_only_then(file: ConfigFile) -> None:
     async with followed(file) as applied:
         await trio.sleep(0.1)
@@ -273,6 +276,7 @@ async def test_a_file_is_applied_when_it_has_changed_and_only_then(file: ConfigF
         assert len(applied) == 3
 
 
+@in_virtual_time
 async def test_a_change_of_the_same_size_in_place_is_seen(file: ConfigFile) -> None:
     async with followed(file) as applied:
         text = file.path.read_text()
@@ -280,6 +284,7 @@ async def test_a_change_of_the_same_size_in_place_is_seen(file: ConfigFile) -> N
         await eventually(lambda: len(applied) == 1)
 
 
+@in_virtual_time
 async def test_a_file_that_is_being_written_is_not_read_half(file: ConfigFile) -> None:
     """The half would be a good file, with fewer tunnels."""
     write(file.path, tunnel_entry(), home())
@@ -298,6 +303,7 @@ async def test_a_file_that_is_being_written_is_not_read_half(file: ConfigFile) -
         assert {len(config.tunnels) for config in applied} == {2}
 
 
+@in_virtual_time
 async def test_a_broken_file_changes_nothing_and_is_told_once(
     file: ConfigFile, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -320,6 +326,7 @@ async def test_a_broken_file_changes_nothing_and_is_told_once(
         await eventually(lambda: len(applied) == 1)
 
 
+@in_virtual_time
 async def test_what_cannot_be_applied_is_told_and_the_next_one_may_be(
     file: ConfigFile, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -338,6 +345,7 @@ async def test_what_cannot_be_applied_is_told_and_the_next_one_may_be(
         await eventually(lambda: len(applied) == 2)
 
 
+@in_virtual_time
 async def test_whoever_asks_has_it_read_at_once(file: ConfigFile) -> None:
     ask_for_it, asked = trio.open_memory_channel[None](1)
     async with followed(file, asked=asked, interval=1000) as applied:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 import trio.testing
-from rig import no_hang, read_all
+from rig import eventually, fill, no_hang, read_all, tcp_pair
 
 from pioneer_tunnel import streams as streams_module
 from pioneer_tunnel.endings import abandon, close_after_answer, send_eof
@@ -16,30 +16,18 @@ from pioneer_tunnel.streams import PrefixedStream, Watched, watch
 from pioneer_tunnel.tcp_stream import TcpStream
 
 
-async def sockets() -> tuple[trio.SocketStream, trio.SocketStream]:
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with listener:
-        ours = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
-        return ours, await listener.accept()
-
-
 async def watched_sockets() -> tuple[Watched, Watched]:
-    ours, theirs = await sockets()
+    ours, theirs = await tcp_pair()
     return streams_module.watch(ours), streams_module.watch(theirs)
 
 
 async def full_sockets() -> tuple[Watched, Watched]:
     """A pair of which neither end can send any more."""
-    one, other = await sockets()
-    for stream in (one, other):
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    ours, theirs = streams_module.watch(one), streams_module.watch(other)
-    with trio.move_on_after(0.05):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(ours.send_all, bytes(4_000_000))
-            nursery.start_soon(theirs.send_all, bytes(4_000_000))
-    return ours, theirs
+    ends = await tcp_pair(buffers=4096)
+    for end in ends:
+        await fill(end)
+    ours, theirs = ends
+    return streams_module.watch(ours), streams_module.watch(theirs)
 
 
 # TcpStream and WatchedStream
@@ -66,7 +54,9 @@ async def test_over_a_socket_it_keeps_trios_contract() -> None:
 @pytest.mark.parametrize("closes", ["aclose", "reset"])
 async def test_whoever_waits_hears_of_the_end_and_the_next_one_with_that_number_is_not_disturbed(closes: str) -> None:
     """A socket of the standard library does not tell Trio that it closes: they waited for ever."""
-    ours, theirs = await full_sockets()
+    one, other = await tcp_pair(buffers=4096)
+    await fill(one)
+    ours, theirs = streams_module.watch(one), streams_module.watch(other)
     assert isinstance(ours, TcpStream)
     heard: list[str] = []
 
@@ -76,26 +66,21 @@ async def test_whoever_waits_hears_of_the_end_and_the_next_one_with_that_number_
         heard.append(name)
 
     async with theirs, trio.open_nursery() as nursery:
-        with trio.move_on_after(0.1):
-            while True:
-                await ours.receive_some(1_000_000)
         nursery.start_soon(wait, "reader", ours.receive_some)
         nursery.start_soon(wait, "writer", lambda: ours.send_all(bytes(8_000_000)))
-        await trio.testing.wait_all_tasks_blocked(0.02)
+        await trio.testing.wait_all_tasks_blocked()
         number = ours.socket.fileno()
         if closes == "aclose":
             await ours.aclose()
         else:
             ours.reset()
-        one, other = socket.socketpair()
-        with one, other:
-            assert number in {one.fileno(), other.fileno()}
-            for sock in (one, other):
+        near, far = socket.socketpair()
+        with near, far:
+            assert number in {near.fileno(), far.fileno()}
+            for sock in (near, far):
                 with trio.move_on_after(0.01):
                     await trio.lowlevel.wait_readable(sock)
-            with no_hang():
-                while len(heard) < 2:
-                    await trio.sleep(0.01)
+            await eventually(lambda: len(heard) == 2)
 
 
 async def test_over_another_stream_it_keeps_trios_contract() -> None:
@@ -120,9 +105,8 @@ async def test_it_remembers_when_bytes_came_and_since_when_none_leave(over: str)
     async with ours, theirs, trio.open_nursery() as nursery:
         began = theirs.last_received
         assert since() is None
-        await trio.sleep(0.01)
         nursery.start_soon(ours.send_all, bytes(32_000_000))
-        await trio.sleep(0.1)
+        await eventually(lambda: since() is not None)
         stalled = since()
         assert stalled is not None
         assert theirs.last_received == began
@@ -131,10 +115,8 @@ async def test_it_remembers_when_bytes_came_and_since_when_none_leave(over: str)
         received = 0
         while received < 16_000_000:
             received += len(await theirs.receive_some(1_000_000))
-        await trio.sleep(0.01)
-        progressed = since()
-        assert progressed is not None
-        assert progressed > stalled, "it measures the lack of progress, not the time to finish"
+        # It measures the lack of progress, not the time to finish.
+        await eventually(lambda: (since() or 0) > stalled)
         nursery.cancel_scope.cancel()
     assert since() is None
 
@@ -220,7 +202,7 @@ async def test_a_prefixed_stream_keeps_trios_contract() -> None:
 
 async def test_abandon_is_a_reset_however_deep_the_socket_is() -> None:
     for wrapped in (False, True):
-        ours, theirs = await sockets()
+        ours, theirs = await tcp_pair()
         async with theirs:
             await abandon(PrefixedStream(watch(ours), b"x") if wrapped else ours)
             assert ours.socket.fileno() == -1
@@ -249,14 +231,14 @@ async def test_abandon_closes_also_what_was_closed_or_is_no_socket() -> None:
     await abandon(ours)
     await abandon(ours)
     assert await theirs.receive_some() == b""
-    one, other = await sockets()
+    one, other = await tcp_pair()
     await one.aclose()
     await abandon(one)
     await other.aclose()
 
 
 async def test_abandon_under_a_cancellation_still_lets_the_next_be_abandoned() -> None:
-    one, other = await sockets()
+    one, other = await tcp_pair()
     with trio.CancelScope() as scope:
         scope.cancel()
         await abandon(one)
@@ -265,7 +247,7 @@ async def test_abandon_under_a_cancellation_still_lets_the_next_be_abandoned() -
 
 
 async def test_the_last_word_arrives_at_who_is_still_talking() -> None:
-    ours, theirs = await sockets()
+    ours, theirs = await tcp_pair()
     async with theirs, trio.open_nursery() as nursery:
 
         @nursery.start_soon

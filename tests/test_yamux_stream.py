@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 import pytest
 import trio
+from rig import run_until_it_waits
 from trio.testing import MockClock, assert_checkpoints, check_half_closeable_stream, wait_all_tasks_blocked
 from yamux_rig import (
     KIB,
@@ -82,9 +84,7 @@ async def check(make_ends: Callable[[], Awaitable[Ends]]) -> None:
         async def make_clogged() -> tuple[YamuxStream, YamuxStream]:
             ends = await make()
             for stream in ends:
-                with trio.move_on_after(0.01):
-                    await stream.send_all(bytes(FULL + 1))
-            await wait_all_tasks_blocked()
+                await run_until_it_waits(partial(stream.send_all, bytes(FULL + 1)))
             return ends
 
         await check_half_closeable_stream(make, make_clogged)
@@ -139,9 +139,7 @@ async def test_a_cancelled_send_has_queued_all_or_nothing() -> None:
         with trio.CancelScope() as scope:
             scope.cancel()
             await near.send_all(b"nothing")
-        with trio.move_on_after(0.01) as scope:
-            await near.send_all(body(2 * FULL))
-        assert scope.cancelled_caught
+        await run_until_it_waits(lambda: near.send_all(body(2 * FULL)))
         await near.send_eof()
         assert await read_all(far) == body(2 * FULL)
 
@@ -291,8 +289,7 @@ async def test_after_an_end_the_whole_reply_comes() -> None:
 
 async def test_an_end_follows_what_waits_for_credit() -> None:
     async with pair() as (near, far, _):
-        with trio.move_on_after(0.01):
-            await near.send_all(body(2 * FULL))
+        await run_until_it_waits(lambda: near.send_all(body(2 * FULL)))
         with assert_checkpoints():
             await near.send_eof()
         assert await read_all(far) == body(2 * FULL)
@@ -385,9 +382,7 @@ async def test_a_cancelled_close_resets() -> None:
 async def test_a_close_that_is_cancelled_while_it_waits_resets() -> None:
     async with accepted() as (stream, peer):
         await stream.send_all(bytes(FULL))
-        with trio.move_on_after(0.01) as scope:
-            await stream.aclose()
-        assert scope.cancelled_caught
+        await run_until_it_waits(stream.aclose)
         received = 0
         while (frame := await peer.hear()) and frame.type == DATA:
             received += frame.length
