@@ -421,6 +421,8 @@ class RemoteAccess:
             try:
                 with _unforeseen_named("preparing the tunnel"):
                     plan = await self._read_plan()
+            except StoresHangError as error:
+                plan = UnknownError(str(error))  # retried: a keyring may wait to be unlocked
             except TunnelError as error:
                 plan = error
             if seen == (self._stores.writes, self._configured):
@@ -433,10 +435,7 @@ class RemoteAccess:
         if not desired.settings.enabled:
             return None
         config, serve = settle_config(self._config, desired.settings, self._transports)
-        try:
-            key = await self._stores.key(desired)
-        except StoresHangError as error:
-            raise UnknownError(str(error)) from error  # retried: a keyring may wait to be unlocked
+        key = await self._stores.key(desired)
         folder = self._config.runtime_path
         if self._instance is None or self._instance[0] != folder:
             self._instance = folder, await trio.to_thread.run_sync(load_instance, folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeAlias, TypeVar, final
+from typing import Final, Protocol, TypeAlias, TypeVar, final
 
 import attrs
 import trio
@@ -49,6 +49,11 @@ _READS_AT_ONCE: Final = 4
 """Reads that may hang before the next one waits: each may hold a thread."""
 
 _T = TypeVar("_T")
+
+
+class _Read(Protocol):
+    async def __call__(self, ask: Callable[[], Awaitable[_T]], seconds: float = ..., /) -> _T: ...
+
 
 _log: Final = logging.getLogger("pioneer_tunnel.stores")
 
@@ -118,7 +123,10 @@ class Stores:
             StorageError: it cannot be read.
             InvalidSettingsError: what stands in it is not allowed.
         """
-        return await self._read(lambda: read_in_thread(self._settings_file.read), f"{self._settings_file.path} has")
+        try:
+            return await self._read(lambda: read_in_thread(self._settings_file.read))
+        except trio.TooSlowError:
+            raise StoresHangError(f"{self._settings_file.path} has not been read within {PATIENCE:g} s") from None
 
     async def key(self, desired: Desired) -> RelayKey | None:
         """The key of `desired`, read where it has not been. After a `StoresHangError`, the next call goes on waiting.
@@ -136,7 +144,7 @@ class Stores:
         try:
             key = await self._key_read.result(seconds=PATIENCE)
         except trio.TooSlowError:
-            raise StoresHangError(f"{self._place_of_key} has not answered within {PATIENCE:g} s") from None
+            raise self._no_answer() from None
         except BaseException:
             self.forget_key()
             raise
@@ -156,7 +164,10 @@ class Stores:
             StorageError: the keystore cannot tell, or not in time.
         """
         if isinstance(desired.key, StorageError | NotRead):
-            return await self._read(lambda: self._has_key(desired.settings), f"{self._place_of_key} has")
+            try:
+                return await self._read(lambda: self._has_key(desired.settings))
+            except trio.TooSlowError:
+                raise self._no_answer() from None
         return desired.key is not None
 
     async def write(self, update: SettingsUpdate, judge: Judge) -> Written | TunnelError:
@@ -180,7 +191,9 @@ class Stores:
         if about_key and self._hanging_writes:
             raise StoresHangError(f"{self._place_of_key} has not finished an earlier update; nothing was changed")
         await trio.lowlevel.checkpoint_if_cancelled()
-        transaction = _Transaction(self._settings_file, self._keystore, update, judge, self._count_write)
+        transaction = _Transaction(
+            self._settings_file, self._keystore, update, judge, read=self._read, begins_to_write=self._count_write
+        )
         work = Detached(lambda: self._carry_out(transaction))
         try:
             return await work.result(seconds=PATIENCE, last_seconds=LAST_SECONDS)
@@ -206,16 +219,20 @@ class Stores:
     def _count_write(self) -> None:
         self.writes += 1
 
-    async def _read(self, ask: Callable[[], Awaitable[_T]], subject: str) -> _T:
+    async def _read(self, ask: Callable[[], Awaitable[_T]], seconds: float = PATIENCE) -> _T:
+        """Ask a store, which may hang.
+
+        Raises:
+            trio.TooSlowError: there is no answer yet.
+        """
+
         async def work() -> _T:
             async with self._reads:
                 return await ask()
 
         read = Detached(work)
         try:
-            return await read.result(seconds=PATIENCE)
-        except trio.TooSlowError:
-            raise StoresHangError(f"{subject} not answered within {PATIENCE:g} s") from None
+            return await read.result(seconds=seconds)
         finally:
             read.cancel()
 
@@ -230,6 +247,9 @@ class Stores:
             return await self._keystore.exists(settings.secret_ref)
         assert self._key_provider is not None
         return await self._key_provider() is not None
+
+    def _no_answer(self) -> StoresHangError:
+        return StoresHangError(f"{self._place_of_key} has not answered within {PATIENCE:g} s")
 
     @property
     def _place_of_key(self) -> str:
@@ -256,12 +276,15 @@ class _Transaction:
         keystore: Keystore | None,
         update: SettingsUpdate,
         judge: Judge,
+        *,
+        read: _Read,
         begins_to_write: Callable[[], None],
     ) -> None:
         self._settings_file: Final = settings_file
         self._keystore: Final = keystore
         self._update: Final = update
         self._judge: Final = judge
+        self._read: Final = read
         self._begins_to_write: Final = begins_to_write
         self._about_key: Final = update.key is not None or update.deletes_key
         self.doing = ""
@@ -316,12 +339,11 @@ class _Transaction:
         self._step(f"reading the stored relay key ({type(keystore).__name__})")
         if self._about_key:
             return await _key_or_loss(keystore, reference)
-        with trio.move_on_after(_GLANCE):
-            try:
-                return await _key_or_loss(keystore, reference)
-            except Exception:  # noqa: BLE001  # `run` reads it again, and reports this
-                _log.debug("the stored relay key cannot be read now")
-        return NotRead.YET
+        try:
+            return await self._read(lambda: _key_or_loss(keystore, reference), _GLANCE)
+        except Exception:  # noqa: BLE001  # `run` reads it again, and reports this
+            _log.debug("the stored relay key cannot be read now")
+            return NotRead.YET
 
     async def _put(self, reference: str, key: RelayKey) -> None:
         assert self._keystore is not None

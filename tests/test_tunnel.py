@@ -7,7 +7,7 @@ import hashlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import trio
@@ -587,8 +587,9 @@ async def test_cancellation_passes_through_the_body() -> None:
     ],
 )
 async def test_what_cannot_be_used_is_refused_at_once(relay: str, changes: dict[str, Any], problem: str) -> None:
+    arguments: dict[str, Any] = {"key": KEY} | changes
     with pytest.raises(InvalidSettingsError, match=problem):
-        async with open_tunnel(relay, **({"key": KEY} | changes)):
+        async with open_tunnel(relay, **arguments):
             pytest.fail("it was entered")
 
 

@@ -88,7 +88,6 @@ class FileKeystore:
         if problem is not None:
             del key  # a traceback that shows local variables must not show it
             raise problem
-        # Not abandoned when cancelled (Trio's default): what was begun is finished.
         await finish_in_thread(self._put, reference, key)
 
     async def delete(self, reference: str) -> None:
