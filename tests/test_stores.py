@@ -19,10 +19,10 @@ import pytest
 import tomlkit
 import trio
 import trio.testing
-from gateway import KEY, OTHER_KEY, Gateway, connected, in_virtual_time, running, shown
+from gateway import EPOCH, KEY, OTHER_KEY, Gateway, connected, in_virtual_time, running, shown
 from trio.testing import MockClock
 
-from pioneer_tunnel import files
+from pioneer_tunnel import files, settings as settings_module
 from pioneer_tunnel.errors import StorageError
 from pioneer_tunnel.identity import RelayKey
 from pioneer_tunnel.jsonrpc import INTERNAL_ERROR, RemoteAccessRpc, RpcError
@@ -30,6 +30,7 @@ from pioneer_tunnel.keystore import DEFAULT_SECRET_REF, FileKeystore, KeyringKey
 from pioneer_tunnel.settings import Settings, SettingsUpdate
 from pioneer_tunnel.status import ErrorKind, State
 from pioneer_tunnel.stores import PATIENCE
+from pioneer_tunnel.testing import ScriptedTransport
 from pioneer_tunnel.transports.seam import Deliver, Report, Session, Target
 
 BOTH: Final = SettingsUpdate(enabled=True, key=OTHER_KEY)
@@ -443,9 +444,95 @@ async def test_an_update_costs_few_threads_reads_and_fsyncs(tmp_path: Path) -> N
             with counting() as costs:
                 await rpc.handle("settings/update", {"update": {"remote_access": fields}})
                 await remote_access.settled()
-            print(fields, vars(costs))
-            continue
             assert costs.threads <= threads, fields
             assert costs.fsyncs <= fsyncs, fields
-            assert costs.reads <= 3, fields
-            assert costs.parses <= 6, fields
+            # The file was written a moment ago, so its times cannot tell yet whether it has changed since.
+            assert costs.reads <= (4 if threads > 2 else 1), fields
+            assert costs.parses <= 5, fields
+
+
+async def test_a_file_is_read_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings_module, "_SETTLED_SECONDS", 0)
+    gateway = Gateway(tmp_path, keystore=FileKeystore(tmp_path / "keystore"))
+    gateway.store("enabled = true\nserver = 'wss://one.test'")
+    remote_access = gateway.remote_access({"allow_server_override": True})
+    async with running(remote_access):
+        with counting() as costs:
+            for _ in range(3):
+                assert (await remote_access.snapshot()).server == "wss://one.test"
+        assert costs.reads == 0
+        # An operator's edit is taken up, also one that keeps the size and the time of the last change.
+        before = gateway.settings_path.stat()
+        gateway.store("enabled = true\nserver = 'wss://two.test'")
+        os.utime(gateway.settings_path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with counting() as costs:
+            assert (await remote_access.snapshot()).server == "wss://two.test"
+            await remote_access.apply(SettingsUpdate(key=KEY))
+            await remote_access.settled()
+        assert costs.reads == 1
+        assert gateway.transport.attempts[-1].target.address.host == "two.test"
+
+
+async def test_a_file_that_was_just_written_is_read_again(tmp_path: Path) -> None:
+    """Within one tick of the file system's clock, its times do not tell."""
+    gateway = Gateway(tmp_path)
+    remote_access = gateway.remote_access({"allow_server_override": True})
+    for number in range(20):
+        gateway.store(f"server = 'wss://{number % 10}.test'")
+        assert (await remote_access.snapshot()).server == f"wss://{number % 10}.test"
+
+
+@in_virtual_time
+async def test_the_reply_has_the_status_that_the_update_leads_to(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, transport=ScriptedTransport(goodbye=3))
+    remote_access = gateway.remote_access({"allow_server_override": True})
+    rpc = RemoteAccessRpc(remote_access)
+
+    async def reply(**fields: Any) -> tuple[str, str | None]:
+        result = await rpc.handle("settings/update", {"update": {"remote_access": fields}})
+        status = result["settings"]["remote_access"]["status"]
+        assert status["updated_at_unix"] == EPOCH + trio.current_time()
+        return status["state"], status.get("error_kind")
+
+    assert await reply(key=KEY.reveal()) == ("disabled", None)
+    async with running(remote_access):
+        for fields, expected in (
+            ({"enabled": True}, ("starting", None)),
+            ({"enabled": False}, ("disabled", None)),
+            ({"enabled": True}, ("starting", None)),
+            ({"clear_key": True}, ("failed", "missing_key")),
+            ({"enabled": False}, ("disabled", None)),
+            ({"enabled": True, "key": OTHER_KEY.reveal()}, ("starting", None)),
+            ({"key": KEY.reveal()}, ("starting", None)),
+        ):
+            assert await reply(**fields) == expected, fields
+            told = len(remote_access.history)
+            await remote_access.settled()
+            first = remote_access.history[told:][0] if len(remote_access.history) > told else remote_access.status
+            assert (first.state, first.error_kind) == expected or first.state is State.CONNECTED, fields
+            await trio.sleep(10)
+        # Nothing changes: the status of the live generation.
+        result = await rpc.handle("settings/update", {"update": {"remote_access": {"enabled": True}}})
+        assert result["settings"]["remote_access"]["status"]["state"] == "connected"
+        # What is stored cannot be used.
+        gateway.keystore.failing.add("get")
+        await reply(enabled=False)
+        await remote_access.settled()
+        gateway.keystore.failing.add("get")
+        assert await reply(enabled=True) == ("failed", "io")
+
+
+@in_virtual_time
+async def test_the_reply_of_a_host_that_keeps_its_key_elsewhere_promises_nothing(tmp_path: Path) -> None:
+    async def key_provider() -> RelayKey:
+        await trio.lowlevel.checkpoint()
+        return KEY
+
+    gateway = Gateway(tmp_path, transport=ScriptedTransport(goodbye=3))
+    remote_access = gateway.remote_access(key_provider=key_provider)
+    rpc = RemoteAccessRpc(remote_access)
+    async with running(remote_access):
+        for enabled, states in ((True, {"disabled", "starting"}), (False, {"disabled"})):
+            result = await rpc.handle("settings/update", {"update": {"remote_access": {"enabled": enabled}}})
+            assert result["settings"]["remote_access"]["status"]["state"] in states
+            await remote_access.settled()
