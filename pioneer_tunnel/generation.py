@@ -18,20 +18,22 @@ from typing import Any, Final, final
 import attrs
 import trio
 
+from .address import RelayAddress
 from .certificate import Certificate
 from .config import RemoteAccessConfig, Transport
 from .dialer import Dialer
-from .errors import InvalidSettingsError, MissingKeyError, TunnelError, UnsupportedTransportError
+from .errors import InvalidSettingsError, MissingKeyError, Problem, TunnelError, UnsupportedTransportError
 from .forward import forward, probe_local
 from .identity import RelayKey
 from .process_config import TunnelProgram
+from .redaction import redact_reason
 from .restart_policy import RestartPolicy
-from .settings import Settings
+from .settings import Settings, SettingsUpdate
 from .status import StatusFeed
 from .supervisor import Supervisor
-from .transports import Serve, Target
+from .tables import refusal
+from .transports import Serve, Target, refuse_unusable_key
 from .transports.process import refuse_unguarded
-from .transports.websocket import refuse_weak_key
 from .trust import client_tls
 from .tunnel_stream import Handler, TunnelStream
 from .visitor_tls import terminate_tls
@@ -40,24 +42,15 @@ from .yamux import Limits
 __all__ = [
     "Generation",
     "Plan",
-    "choose_transport",
     "effective_config",
     "load_certificate",
     "make_target",
-    "named_transport",
     "restart_policy",
+    "settle_config",
+    "why_refused",
 ]
 
 _log: Final = logging.getLogger("pioneer_tunnel.generation")
-
-
-def named_transport(config: RemoteAccessConfig, settings: Settings) -> Transport | None:
-    """The transport that the settings name, or else the configuration; None when it follows from the address.
-
-    Raises:
-        UnsupportedTransportError: the settings name one that nobody knows.
-    """
-    return config.transport if settings.transport is None else Transport.parse(settings.transport)
 
 
 def effective_config(config: RemoteAccessConfig, settings: Settings) -> RemoteAccessConfig:
@@ -73,11 +66,77 @@ def effective_config(config: RemoteAccessConfig, settings: Settings) -> RemoteAc
     if settings.service_name is not None:
         changes["service_name"] = settings.service_name
     if settings.server is not None and config.allow_server_override:
-        changes["relay_addr"] = settings.server
+        try:
+            changes["relay_addr"] = RelayAddress.parse(settings.server)
+        except ValueError as error:
+            message = redact_reason(str(error), settings.server)
+        else:
+            message = ""
+        if message:
+            raise refusal([Problem(key="server", message=message)])
     return attrs.evolve(config, **changes) if changes else config
 
 
-def choose_transport(name: Transport, transports: Mapping[str, Serve]) -> Serve:
+def settle_config(
+    config: RemoteAccessConfig, settings: Settings, transports: Mapping[str, Serve]
+) -> tuple[RemoteAccessConfig, Serve]:
+    """The effective configuration and its transport.
+
+    Raises:
+        UnsupportedTransportError: nobody knows the transport, or this installation lacks it.
+        InvalidSettingsError: what the settings name cannot be used.
+    """
+    named = config.transport if settings.transport is None else Transport.parse(settings.transport)
+    if named is not None:
+        _choose_transport(named, transports)  # reported before anything that is wrong with the address
+    effective = effective_config(config, settings)
+    return effective, _choose_transport(effective.effective_transport, transports)
+
+
+def why_refused(
+    update: SettingsUpdate,
+    before: Settings,
+    stored: RelayKey | None,
+    config: RemoteAccessConfig,
+    transports: Mapping[str, Serve],
+) -> TunnelError | None:
+    """Why `update` would make the tunnel fail, as far as that is known without dialling; None when it is not.
+
+    What was wrong before the update and is not its subject is no reason: the status reports it.
+
+    Args:
+        update: what is asked for.
+        before: the settings that it is asked of.
+        stored: the stored key, when it is known.
+        config: what the operator decided.
+        transports: those of this installation.
+    """
+    was = _try_to_settle(config, before, transports)
+    after = _try_to_settle(config, update.apply_to(before), transports)
+    if isinstance(after, TunnelError) and not (isinstance(was, TunnelError) and str(was) == str(after)):
+        return after
+    native = _is_native(after)
+    key = update.key
+    if native and not _is_native(was) and not update.deletes_key:
+        key = key or stored  # a new address moves the stored key to another transport
+    problem = None if key is None else key.why_unusable(native=native)
+    return None if problem is None else InvalidSettingsError(problem)
+
+
+def _is_native(config: RemoteAccessConfig | TunnelError) -> bool:
+    return not isinstance(config, TunnelError) and config.effective_transport is Transport.WEBSOCKET
+
+
+def _try_to_settle(
+    config: RemoteAccessConfig, settings: Settings, transports: Mapping[str, Serve]
+) -> RemoteAccessConfig | TunnelError:
+    try:
+        return settle_config(config, settings, transports)[0]
+    except TunnelError as error:
+        return error
+
+
+def _choose_transport(name: Transport, transports: Mapping[str, Serve]) -> Serve:
     """The transport of that name.
 
     Raises:
@@ -98,14 +157,14 @@ def make_target(
 
     Raises:
         MissingKeyError: there is no key.
-        InvalidSettingsError: it is too weak for the transport, or the transport is `process` and no program is named.
+        InvalidSettingsError: it is a public key or too short for the transport, or the transport is `process` and no
+            program is named.
         UnsupportedTransportError: programs cannot be guarded here.
     """
     program = _program(config) if config.effective_transport is Transport.PROCESS else None
     if key is None:
         raise MissingKeyError("no relay key is stored; save the key that the relay's operator gave you")
-    if config.effective_transport is Transport.WEBSOCKET:
-        refuse_weak_key(key)
+    refuse_unusable_key(key, native=config.effective_transport is Transport.WEBSOCKET)
     return Target(
         address=config.effective_relay_addr,
         key=key,

@@ -68,6 +68,24 @@ class RelayKey:
         """True when the key is under 20 characters, so that it could be guessed from its public half."""
         return len(self._reveal()) < MIN_NATIVE_KEY_LENGTH
 
+    def why_unusable(self, *, native: bool) -> str | None:
+        """What is wrong with this key that shows without a relay; None when nothing is. It does not quote the key.
+
+        Args:
+            native: True for transport `websocket`, whose relay knows the public half of the key.
+        """
+        if self._reveal().lower().startswith(_PUBLIC_PREFIX):
+            return (
+                f"the relay key begins with '{_PUBLIC_PREFIX}', so it is the public half, which is for the relay;"
+                " the gateway needs the secret, the first line that 'pioneer-tunnel relay new-key' prints"
+            )
+        if native and self.is_weak:
+            return (
+                f"the relay key is shorter than {MIN_NATIVE_KEY_LENGTH} characters, so it could be guessed;"
+                " 'pioneer-tunnel relay new-key' makes a good one"
+            )
+        return None
+
     def identity(self) -> SigningIdentity:
         """The Ed25519 identity derived from this key: HKDF-SHA256, no salt, `pioneer-tunnel/v1 gateway identity`."""
         hkdf = HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=_SEED_INFO)

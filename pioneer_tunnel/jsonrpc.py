@@ -19,6 +19,7 @@ from typing import Any, Final, final
 from .errors import TunnelError
 from .remote_access import RemoteAccess
 from .settings import SettingsUpdate
+from .snapshot import Snapshot
 from .status import Status, clean_message
 
 __all__ = [
@@ -77,24 +78,27 @@ class RemoteAccessRpc:
 
         Raises:
             RpcError: with the code of the response: -32601 for a method that is none of ours, -32602 for params that
-                are malformed, -32603 when a file or the keystore cannot be read or written.
+                are malformed or cannot work, -32603 when a file or the keystore cannot be read or written.
         """
         update, refusal = _read_request(method, params)
         del params  # it may hold the key: a traceback that shows local variables must not show it
         if refusal is not None:
             raise refusal
         try:
-            if update is not None:
-                await self._remote_access.apply(update)
-            return await self._get()
+            if update is None:
+                return self._answer(await self._remote_access.snapshot())
+            result = await self._remote_access.apply_and_show(update)
+            if isinstance(result, Snapshot):
+                return self._answer(result)
         except TunnelError as error:
             raise RpcError(INTERNAL_ERROR, str(error)) from error
         except Exception as error:
             _log.exception("an unforeseen failure in answering %s", method)
             raise RpcError(INTERNAL_ERROR, f"an unforeseen failure, see the log: {type(error).__name__}") from error
+        del update  # a client that mixes its fields up may have put the key into another one
+        raise RpcError(INVALID_PARAMS, f"{_SECTION}: {result}")
 
-    async def _get(self) -> dict[str, Any]:
-        snapshot = await self._remote_access.snapshot()
+    def _answer(self, snapshot: Snapshot) -> dict[str, Any]:
         return {"settings": {**self._other_sections(), _SECTION: snapshot.to_wire()}}
 
     def notifications(self) -> AsyncIterator[dict[str, Any]]:

@@ -23,6 +23,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from random import Random
 from typing import Final, NoReturn, final
 
@@ -31,26 +32,27 @@ import trio
 
 from .config import RemoteAccessConfig
 from .dialer import Dialer, dial_tcp
-from .errors import RestartLimitError, TunnelError, UnknownError
+from .errors import RestartLimitError, StorageError, TunnelError, UnknownError
 from .generation import (
     Generation,
     Plan,
-    choose_transport,
     effective_config,
     load_certificate,
     make_target,
-    named_transport,
     restart_policy,
+    settle_config,
+    why_refused,
 )
 from .groups import lone_error_bare
+from .identity import RelayKey
 from .keystore import Keystore
 from .restart_policy import Ending, Restarts
 from .runtime_folder import load_instance
 from .settings import Settings, SettingsFile, SettingsUpdate
 from .snapshot import Snapshot, wire_transport
 from .status import State, Status, StatusFeed
-from .stores import KeyProvider, Stores
-from .supervisor import announce
+from .stores import Desired, KeyProvider, NotRead, Stores, StoresHangError, Written
+from .supervisor import announce, as_of_now
 from .transports import TRANSPORTS, Serve
 from .tunnel_stream import Handler
 from .yamux import Limits
@@ -108,6 +110,8 @@ class RemoteAccess:
         self._running = False
         self._generation: Generation | None = None
         self._generation_ended = True
+        self._desired: Desired | None = None
+        self._instance: tuple[Path, str] | None = None
         self._configured = 0
         self._wanted = 0
         self._taken_up = -1
@@ -154,21 +158,28 @@ class RemoteAccess:
         """Whether a relay key is stored.
 
         Raises:
-            StorageError: the keystore cannot tell.
+            StorageError: the keystore cannot tell, or does not answer within 20 s.
             UnknownError: the host's keystore or key provider failed in a way that no one foresaw.
         """
-        with _unforeseen_named("asking for the relay key"):
-            return await self._stores.has_key()
+        return await self._has_key(Desired(settings=await self.settings(), key=NotRead.YET))
 
     async def snapshot(self) -> Snapshot:
         """What clients are shown. Settings that cannot be used are shown as what stands in for them.
 
         Raises:
-            StorageError: a file or the keystore cannot be read.
+            StorageError: a file or the keystore cannot be read, or does not answer within 20 s.
             InvalidSettingsError: what stands in the settings file is not allowed.
             UnknownError: as in `has_key`.
         """
         settings = await self.settings()
+        has_key = await self._has_key(Desired(settings=settings, key=NotRead.YET))
+        return self._show(settings, has_key=has_key, status=self.status)
+
+    async def _has_key(self, desired: Desired) -> bool:
+        with _unforeseen_named("asking for the relay key"):
+            return await self._stores.has_key(desired)
+
+    def _show(self, settings: Settings, *, has_key: bool, status: Status) -> Snapshot:
         try:
             config = effective_config(self._config, settings)
         except TunnelError:
@@ -181,8 +192,8 @@ class RemoteAccess:
             service_name=config.service_name,
             transport=wire,
             transport_detail=detail,
-            has_key=await self.has_key(),
-            status=self.status,
+            has_key=has_key,
+            status=status,
         )
 
     # Saying what is desired
@@ -194,18 +205,73 @@ class RemoteAccess:
         `run` is not running, it saves only. What changes nothing leaves a live generation alone; when the generation
         has failed for good, an update that names a field starts a new one, changed or not.
 
-        Cancelled while it waits for another `apply`, it does nothing; later, it is finished first.
+        Cancelled while it waits for another `apply`, it does nothing; later, it is finished first, if that takes no
+        longer than 5 s.
 
         Raises:
-            StorageError: a file or the keystore cannot be read or written; all is as it was.
-            InvalidSettingsError: the settings file holds something that is not allowed, or this host keeps its key
-                where it cannot be changed; all is as it was.
+            InvalidSettingsError: `update` has a key or a server that cannot work, as far as that shows without a
+                relay; or the settings file holds something that is not allowed; or this host keeps its key where it
+                cannot be changed. All is as it was.
+            UnsupportedTransportError: the server that `update` names takes a transport that this installation lacks.
+                All is as it was.
+            StorageError: a file or the keystore cannot be read or written; all is as it was. Or it has not answered
+                within 20 s: then nothing can be rolled back now. What it still writes is undone when it has written
+                it, and the log reports that. Until then, no other update about the key is accepted.
         """
+        written = await self._apply(update)
+        if isinstance(written, TunnelError):
+            raise written
+
+    async def apply_and_show(self, update: SettingsUpdate) -> Snapshot | TunnelError:
+        """`apply` for JSON-RPC: returns what clients are shown of it, or why `update` is refused.
+
+        The status is the one that the update leads to, where that is known at once.
+
+        Raises:
+            TunnelError: as `apply` and `snapshot` do, unless it is `update` that is wrong.
+        """
+        written = await self._apply(update)
+        if isinstance(written, TunnelError):
+            return written
+        desired = written.desired
+        has_key = await self._has_key(desired)
+        return self._show(desired.settings, has_key=has_key, status=self._expected(desired))
+
+    async def _apply(self, update: SettingsUpdate) -> Written | TunnelError:
+        def judge(before: Settings, stored: RelayKey | None) -> TunnelError | None:
+            return why_refused(update, before, stored, self._config, self._transports)
+
         async with self._applying:
-            with trio.CancelScope(shield=True):
-                changed = await self._stores.write(update)
-                if changed or (self._generation_ended and update != SettingsUpdate()):
-                    self._want_new_generation(key_withdrawn=changed and update.deletes_key)
+            written = await self._stores.write(update, judge)
+            if isinstance(written, TunnelError):
+                return written
+            if written.changed or (self._generation_ended and update != SettingsUpdate()):
+                self._want_new_generation(
+                    key_withdrawn=written.changed and update.deletes_key,
+                    desired=written.desired if self._running else None,
+                )
+            return written
+
+    def _expected(self, desired: Desired) -> Status:
+        """The status that `desired` leads to; the current one where that takes an attempt or a file to tell."""
+        if not self._running or self._taken_up >= self._wanted:
+            return self.status
+        if not desired.settings.enabled:
+            expected = Status(state=State.DISABLED)
+        elif isinstance(desired.key, NotRead):
+            return self.status
+        else:
+            problem: TunnelError | None = None
+            try:
+                config, _ = settle_config(self._config, desired.settings, self._transports)
+                if isinstance(desired.key, StorageError):
+                    problem = desired.key
+                else:
+                    make_target(config, desired.key, instance="", dial=self._dial, limits=self._limits)
+            except TunnelError as error:
+                problem = error
+            expected = Status(state=State.STARTING, attempt=1) if problem is None else _failed(problem)
+        return as_of_now(self.status, self._wall_clock, expected)
 
     async def configure(self, config: RemoteAccessConfig) -> None:
         """Go on with another configuration; a new generation begins when it differs from the one before."""
@@ -213,7 +279,7 @@ class RemoteAccess:
             if config != self._config:
                 self._configured += 1
                 self._config = config
-                self._want_new_generation(key_withdrawn=False)
+                self._want_new_generation(key_withdrawn=False, desired=None)
 
     async def settled(self) -> None:
         """Wait until `run` has taken up all that was applied, and it has come to something: no longer `starting`.
@@ -229,12 +295,16 @@ class RemoteAccess:
                 return
 
     def retry_now(self) -> None:
-        """Try to connect at once, if the tunnel is waiting to. For a host that knows that the network is back."""
+        """Try to connect at once, if the tunnel is waiting to. For a host that knows that the network is back.
+
+        Does nothing while `run` is not running.
+        """
         self._retry_now.set()
         if self._generation is not None:
             self._generation.retry_now()
 
-    def _want_new_generation(self, *, key_withdrawn: bool) -> None:
+    def _want_new_generation(self, *, key_withdrawn: bool, desired: Desired | None) -> None:
+        self._desired = desired
         if key_withdrawn:
             self._key_withdrawn = True
             self._grace.cancel()
@@ -267,6 +337,8 @@ class RemoteAccess:
                     task_status.started()
         finally:
             self._running, self._generation_ended = False, True
+            self._desired = self._instance = None
+            self._stores.forget_key()
             self._make_progress()
             try:
                 announce(self._feed, self._wall_clock, Status(state=State.STOPPED))
@@ -280,6 +352,7 @@ class RemoteAccess:
             wanted = self._wanted
             # What is being prepared counts as live: an apply that changes nothing leaves it alone.
             self._key_withdrawn = self._generation_ended = False
+            self._stores.forget_key()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._bring_about, wanted, host_tasks)
                 while self._wanted == wanted:
@@ -287,7 +360,6 @@ class RemoteAccess:
                     await self._changed.wait()
                 await self._take_leave()
                 nursery.cancel_scope.cancel()
-            self._generation = None
 
     async def _take_leave(self) -> None:
         """Let the visitors of a generation finish, for as long as they have."""
@@ -303,7 +375,7 @@ class RemoteAccess:
         restarts = Restarts(restart_policy(self._config), self._random)
         try:
             while isinstance(plan := await self._plan(), TunnelError):
-                failed = Status(state=State.FAILED, error_kind=plan.kind, message=str(plan))
+                failed = _failed(plan)
                 delay = None if plan.final else restarts.after(Ending())
                 if delay is not None:
                     failed = attrs.evolve(failed, retry_at_unix=math.ceil(self._wall_clock() + delay))
@@ -334,7 +406,7 @@ class RemoteAccess:
             self._take_up(wanted)
             await self._generation.run()
         finally:
-            self._generation_ended = True
+            self._generation, self._generation_ended = None, True
 
     def _take_up(self, wanted: int, status: Status | None = None) -> None:
         if status is not None:
@@ -354,29 +426,35 @@ class RemoteAccess:
             try:
                 with _unforeseen_named("preparing the tunnel"):
                     plan = await self._read_plan()
+            except StoresHangError as error:
+                plan = UnknownError(str(error))  # retried: a keyring may wait to be unlocked
             except TunnelError as error:
                 plan = error
             if seen == (self._stores.writes, self._configured):
                 return plan
 
     async def _read_plan(self) -> Plan | None:
-        settings = await self.settings()
-        if not settings.enabled:
+        desired, self._desired = self._desired, None
+        if desired is None:
+            desired = Desired(settings=await self.settings(), key=NotRead.YET)
+        if not desired.settings.enabled:
             return None
-        named = named_transport(self._config, settings)
-        if named is not None:
-            choose_transport(named, self._transports)  # refused before a word is said about the address
-        config = effective_config(self._config, settings)
-        serve = choose_transport(config.effective_transport, self._transports)
-        key = await self._stores.key(settings)
-        instance = await trio.to_thread.run_sync(load_instance, self._config.runtime_path)
-        target = make_target(config, key, instance=instance, dial=self._dial, limits=self._limits)
-        certificate = await trio.to_thread.run_sync(load_certificate, config)
+        config, serve = settle_config(self._config, desired.settings, self._transports)
+        key = await self._stores.key(desired)
+        folder = self._config.runtime_path
+        if self._instance is None or self._instance[0] != folder:
+            self._instance = folder, await trio.to_thread.run_sync(load_instance, folder)
+        target = make_target(config, key, instance=self._instance[1], dial=self._dial, limits=self._limits)
+        certificate = None if config.tls is None else await trio.to_thread.run_sync(load_certificate, config)
         return Plan(config=config, serve=serve, target=target, certificate=certificate)
 
     def _make_progress(self) -> None:
         self._progress.set()
         self._progress = trio.Event()
+
+
+def _failed(error: TunnelError) -> Status:
+    return Status(state=State.FAILED, error_kind=error.kind, message=str(error))
 
 
 @contextmanager

@@ -18,10 +18,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import time
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, TypeAlias, final
 
 import attrs
 import cattrs
@@ -41,9 +42,12 @@ MAX_SERVER_LENGTH: Final = 512
 _MAX_NAME_LENGTH: Final = 255
 _FILE_LIMIT: Final = 1024 * 1024
 _WRITE_ATTEMPTS: Final = 5
+_SETTLED_SECONDS: Final = 2.0
 _TABLE: Final = "remote_access"
 _BOM: Final = "\ufeff"
 _LOGGER: Final = logging.getLogger(__name__)
+
+_Signature: TypeAlias = tuple[int, int, int, int, int]
 
 
 def _is_flag(value: object) -> bool:
@@ -276,6 +280,7 @@ class SettingsFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
         self._last: _Document | None = None
+        self._signature: _Signature | None = None
 
     @property
     def path(self) -> Path:
@@ -284,6 +289,8 @@ class SettingsFile:
 
     def read(self) -> Settings:
         """What the file says now. A file that is not there says the defaults.
+
+        The file is read again when its inode, size or times have changed, or are so recent that they may not tell.
 
         Raises:
             StorageError: the file cannot be read.
@@ -316,7 +323,7 @@ class SettingsFile:
         with files.locked(self._path):
             files.remove_temporaries(self._path)
             for _ in range(_WRITE_ATTEMPTS):
-                here = self._load()
+                here = self._load(trust_times=False)
                 wanted = change(here.settings)
                 if wanted == here.settings:
                     return wanted
@@ -324,7 +331,7 @@ class SettingsFile:
                 if files.replace(
                     self._path, memoryview(written.content or b""), still=functools.partial(self._is_still, here)
                 ):
-                    self._last = written
+                    self._last, self._signature = written, None
                     return wanted
         raise StorageError(f"{self._path} keeps being changed by another program; our change was not written")
 
@@ -335,14 +342,23 @@ class SettingsFile:
         content = files.read(self._path, limit=_FILE_LIMIT)
         return None if content is None else bytes(content)
 
-    def _load(self) -> _Document:
-        document = _Document.parse(self._content())
+    def _load(self, *, trust_times: bool = True) -> _Document:
+        last, signature = self._last, _signature(self._path)
+        if trust_times and last is not None and signature is not None and signature == self._signature:
+            return last
+        document = self._read_after(last)
         if isinstance(document, tuple):
             raise refusal(attrs.evolve(problem, source=str(self._path)) for problem in document)
-        if self._last is not None and self._last.content != document.content:
+        if last is not None and last is not document:
             _LOGGER.info("%s was changed by another program since we last read it; its change is kept", self._path)
-        self._last = document
+        # The signature is older than the content: a change in between is seen by the next read.
+        self._last, self._signature = document, signature
         return document
+
+    def _read_after(self, last: _Document | None) -> _Document | tuple[Problem, ...]:
+        """What the file holds, parsed unless it is what it was."""
+        content = self._content()
+        return last if last is not None and last.content == content else _Document.parse(content)
 
     def _is_still(self, read: _Document) -> bool:
         return self._content() == read.content
@@ -360,6 +376,20 @@ class SettingsFile:
                 f"change {names} there by hand"
             )
         return written
+
+
+def _signature(path: Path) -> _Signature | None:
+    """What changes when the file does; None when that cannot be told.
+
+    A file system's clock is coarse: of two changes within one tick, the second may leave the same times.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    if time.time() - max(status.st_mtime, status.st_ctime) < _SETTLED_SECONDS:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _edit(here: _Document, changes: Mapping[str, TomlValue]) -> _Document | str:

@@ -28,7 +28,7 @@ from .restart_policy import Ending, RestartPolicy, Restarts
 from .status import ErrorKind, State, Status, StatusFeed
 from .transports.seam import Deliver, Event, LocalDialFailed, LocalDialOk, RoundTrip, Serve, Session, Target
 
-__all__ = ["Supervisor", "announce"]
+__all__ = ["Supervisor", "announce", "as_of_now"]
 
 LOCAL_FAILURES: Final = 3
 """Local dials in a row that have to fail before the status says so."""
@@ -39,11 +39,15 @@ _log: Final = logging.getLogger("pioneer_tunnel.supervisor")
 
 
 def announce(feed: StatusFeed, wall_clock: Callable[[], float], status: Status) -> None:
-    """Publish `status` as of now: its `updated_at_unix` moves when it says something else than the one before."""
-    current = feed.current
+    """Publish `status` as of now."""
+    feed.publish(as_of_now(feed.current, wall_clock, status))
+
+
+def as_of_now(current: Status, wall_clock: Callable[[], float], status: Status) -> Status:
+    """`status` with its `updated_at_unix`, which moves when it says something else than `current`."""
     same = status.says_the_same_as(current)
     since = current.updated_at_unix if same and current.updated_at_unix is not None else int(wall_clock())
-    feed.publish(attrs.evolve(status, updated_at_unix=since))
+    return attrs.evolve(status, updated_at_unix=since)
 
 
 @final

@@ -40,42 +40,53 @@ def edit_table(text: str, table: str, changes: Mapping[str, TomlValue]) -> str:
     """
     edited = text
     try:
+        document = before = _Document.read(text, table)
         for name, value in changes.items():
-            edited = _Document(edited, table).with_value(name, value)
+            document = document.with_value(name, value)
+        edited = document.text
+        same = document.others(changes) == before.others(changes)
     except Exception as error:  # noqa: BLE001  # whatever a document does to tomlkit
         # No context: the frames would show the document, which may hold other people's secrets.
         problem = type(error).__name__
     else:
-        problem = (
-            "" if _others(edited, table, changes) == _others(text, table, changes) else "something else would change"
-        )
+        problem = "" if same else "something else would change"
     if problem:
-        del text, edited
+        del text, edited, document, before
         raise ValueError(problem)
     return edited
 
 
-def _others(text: str, table: str, names: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """All that must not change, in a form that can be compared: the other tables, and `table` less `names`.
-
-    By repr, since two nan are never equal. The order of keys within a table may differ.
-    """
-    data = tomllib.loads(text)
-    rest = {name: repr(value) for name, value in data.items() if name != table}
-    ours = {name: repr(value) for name, value in data.get(table, {}).items() if name not in names}
-    return rest, ours
-
-
 @final
-@attrs.frozen(repr=False)
+@attrs.define(repr=False)
 class _Document:
-    """A TOML text, and the table in it that is edited."""
+    """A TOML text, what the standard library's parser makes of it, and the name of the table that is edited."""
 
     text: str
     table: str
+    data: dict[str, Any]
+    _parsed_by_tomlkit: Any = None
 
-    def with_value(self, name: str, value: TomlValue) -> str:
-        """The text with one field set, or removed when `value` is None."""
+    @classmethod
+    def read(cls, text: str, table: str) -> _Document:
+        return cls(text, table, tomllib.loads(text))
+
+    def others(self, names: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
+        """All that must not change, in a form that can be compared: the other tables, and ours less `names`.
+
+        By repr, since two nan are never equal. The order of keys within a table may differ.
+        """
+        rest = {name: repr(value) for name, value in self.data.items() if name != self.table}
+        ours = {name: repr(value) for name, value in self.data.get(self.table, {}).items() if name not in names}
+        return rest, ours
+
+    def with_value(self, name: str, value: TomlValue) -> _Document:
+        """The document with one field set, or removed when `value` is None."""
+        table = self._parsed()
+        if value is not None and name not in table and not isinstance(table, tomlkit.items.InlineTable):
+            return self._with_new_field(name, tomlkit.item(value).as_string(), value)
+        return self.read(self._text_with_value(name, value), self.table)
+
+    def _text_with_value(self, name: str, value: TomlValue) -> str:
         if value is None:
             return self._without(name)
         text, table = self.text, self._parsed()
@@ -83,15 +94,13 @@ class _Document:
         if name in table:
             start, end = self._span(name)
             return text[:start] + rendered + text[end:]
-        if isinstance(table, tomlkit.items.InlineTable):
-            if not table:
-                start, end = self._span()
-                return f"{text[:start]}{{ {name} = {rendered} }}{text[end:]}"
-            _, end = self._span(list(table)[-1])
-            return f"{text[:end]}, {name} = {rendered}{text[end:]}"
-        return self._with_new_field(name, rendered, value)
+        if not table:
+            start, end = self._span()
+            return f"{text[:start]}{{ {name} = {rendered} }}{text[end:]}"
+        _, end = self._span(list(table)[-1])
+        return f"{text[:end]}, {name} = {rendered}{text[end:]}"
 
-    def _with_new_field(self, name: str, rendered: str, value: TomlValue) -> str:
+    def _with_new_field(self, name: str, rendered: str, value: TomlValue) -> _Document:
         statement, dotted = f"{name} = {rendered}", f"{self.table}.{name} = {rendered}"
         header: Final = re.compile(rf"""^[ \t]*\[[ \t]*(["']?){self.table}\1[ \t]*\]""", re.MULTILINE)
         places: list[Callable[[], str]] = [
@@ -104,15 +113,10 @@ class _Document:
         # Which place is right depends on how the table is written. A wrong one makes it no TOML, or another document.
         for place in places:
             with contextlib.suppress(Exception):
-                candidate = place()
-                if self._is_said_by(candidate, name, value):
+                candidate = self.read(place(), self.table)
+                if candidate.data[self.table][name] == value and candidate.others({name}) == self.others({name}):
                     return candidate
         raise ValueError("no place for a new field")
-
-    def _is_said_by(self, candidate: str, name: str, value: TomlValue) -> bool:
-        """Whether `candidate` has the field as asked for, and all else as this document has it."""
-        said = tomllib.loads(candidate)[self.table][name]
-        return bool(said == value) and _others(candidate, self.table, {name}) == _others(self.text, self.table, {name})
 
     def _after_last_field(self, statement: str) -> str:
         """Below the last field, indented like it, above comments and blank lines: those are about what comes next."""
@@ -145,6 +149,7 @@ class _Document:
         if isinstance(table, tomlkit.items.InlineTable):
             start, end = self._span()
             table.remove(name)
+            self._parsed_by_tomlkit = None  # it was changed
             return text[:start] + table.as_string() + text[end:]
         start, end = self._span(name)
         line = text.rfind("\n", 0, start) + 1
@@ -170,7 +175,10 @@ class _Document:
         return start, end
 
     def _parsed(self) -> Any:
-        return tomlkit.parse(self.text).get(self.table, {})
+        """Our table as tomlkit has it; not to be changed."""
+        if self._parsed_by_tomlkit is None:
+            self._parsed_by_tomlkit = tomlkit.parse(self.text).get(self.table, {})
+        return self._parsed_by_tomlkit
 
     @property
     def _newline(self) -> str:

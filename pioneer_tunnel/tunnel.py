@@ -34,7 +34,7 @@ from .key_mode import KeyMode
 from .restart_policy import RestartPolicy
 from .status import State, Status, StatusFeed
 from .supervisor import Supervisor, announce
-from .transports import TRANSPORTS, Event, Serve, Target
+from .transports import TRANSPORTS, Event, Serve, Target, refuse_unusable_key
 from .trust import SYSTEM_TRUSTS, SystemTrust, client_tls
 from .tunnel_stream import TunnelStream
 from .websocket import EngineName
@@ -220,13 +220,15 @@ async def open_tunnel(
         wall_clock: seconds since 1970, for the `*_unix` fields of statuses.
 
     Raises:
-        InvalidSettingsError: an address, identity or file that cannot be used. What a relay has to say of the key
-            is not raised here, but by `Tunnel.accept` and `Tunnel.wait_connected`.
+        InvalidSettingsError: an address, identity or file that cannot be used, or a key that is a public key or too
+            short for the transport. What a relay has to say of the key is not raised here, but by `Tunnel.accept` and
+            `Tunnel.wait_connected`.
         UnsupportedTransportError: nobody here knows the transport by that name.
     """
     if not isinstance(key, RelayKey):
         raise TypeError(f"key is a RelayKey, not {type(key).__name__}")
     serve = _transport(transport)
+    refuse_unusable_key(key, native=transport == "websocket")
     pinned = _identity(relay_identity)
     if pinned is not None and transport in _BARE:
         raise InvalidSettingsError("relay_identity: only a relay of transport websocket can prove what it is")

@@ -356,7 +356,9 @@ def test_bad_arguments_are_explained(
     assert KEY.reveal() not in result.output
 
 
-@pytest.mark.parametrize("text", ["", "  \n", "one\ntwo\n", "tab\tkey-that-is-long-enough", "short-key"])
+@pytest.mark.parametrize(
+    "text", ["", "  \n", "one\ntwo\n", "tab\tkey-that-is-long-enough", "short-key", f"ed25519:{'ab' * 32}"]
+)
 def test_a_key_file_that_cannot_be_used_is_named_without_what_it_holds(tmp_path: Path, text: str) -> None:
     key = key_file(tmp_path, text)
     arguments = ["expose", "127.0.0.1:1", "--relay", "ws://127.0.0.1:9", "--key-file", str(key)]

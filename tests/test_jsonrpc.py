@@ -223,6 +223,36 @@ async def test_malformed_values_are_invalid_params_and_change_nothing(gateway: G
         assert remote_access.status.state == "disabled"
 
 
+HOPELESS: Final[dict[str, dict[str, Any]]] = {
+    "a short key": {"key": "short-CANARY-key"},
+    "a public key": {"key": f"ed25519:{'ab' * 32}", "enabled": True},
+    "the key as the server": {"server": CANARY},
+    "an address with another scheme": {"server": "http://relay.test"},
+    "all at once": {"server": "relay.test", "key": "xx", "enabled": True},
+}
+
+
+@pytest.mark.parametrize("fields", HOPELESS.values(), ids=HOPELESS)
+@in_virtual_time
+async def test_what_cannot_work_is_invalid_params_and_changes_nothing(
+    gateway: Gateway, fields: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    remote_access = gateway.remote_access({"allow_server_override": True})
+    rpc = RemoteAccessRpc(remote_access)
+    async with running(remote_access):
+        await update(rpc, enabled=True, key=KEY.reveal())
+        await remote_access.settled()
+        written, history = gateway.settings_path.read_bytes(), remote_access.history
+        error = await refused(rpc, "settings/update", {"update": {"remote_access": fields}})
+        assert error.code == INVALID_PARAMS
+        if "key" in fields:
+            assert fields["key"] not in everything_shown(error) + caplog.text
+        await trio.sleep(60)
+        assert remote_access.history == history
+    assert gateway.settings_path.read_bytes() == written
+    assert await gateway.stored_key() == KEY
+
+
 @in_virtual_time
 async def test_settings_get_with_params_that_are_no_object_is_invalid(gateway: Gateway) -> None:
     error = await refused(RemoteAccessRpc(gateway.remote_access()), "settings/get", [CANARY])

@@ -53,7 +53,9 @@ from pioneer_tunnel.errors import (
     InvalidSettingsError,
     StorageError,
     TunnelAuthError,
+    TunnelError,
     UnknownError,
+    UnsupportedTransportError,
 )
 from pioneer_tunnel.identity import RelayKey
 from pioneer_tunnel.keystore import DEFAULT_SECRET_REF, FileKeystore, MemoryKeystore
@@ -154,6 +156,8 @@ async def test_each_problem_shows_when_the_one_before_it_is_mended(gateway: Gate
         found = [shown(remote_access)]
         for step in ("transport = 'websocket'\nserver = 'http://x'", "server = 'wss://y'", "server = 'wss://y'"):
             gateway.store(f"enabled = true\n{step}")
+            if len(found) == 2:
+                gateway.keystore.failing.add("get")
             await remote_access.apply(ON)
             await remote_access.settled()
             found.append(shown(remote_access))
@@ -183,14 +187,105 @@ async def test_a_server_of_the_settings_is_kept_but_not_used_unless_the_operator
         assert gateway.stored().server == "wss://elsewhere.test"
 
 
+UNUSABLE_KEYS: Final = {"short": RelayKey("short"), "public": RelayKey(f" Ed25519:{'0' * 64}")}
+
+
+@pytest.mark.parametrize("key", UNUSABLE_KEYS.values(), ids=UNUSABLE_KEYS)
 @in_virtual_time
-async def test_a_weak_key_is_refused_before_anything_is_dialled(gateway: Gateway) -> None:
+async def test_a_stored_key_that_cannot_work_is_refused_before_anything_is_dialled(
+    gateway: Gateway, key: RelayKey
+) -> None:
+    gateway.store()
+    await gateway.keystore.put(DEFAULT_SECRET_REF, key)
     remote_access = gateway.remote_access()
     async with running(remote_access):
-        await remote_access.apply(SettingsUpdate(enabled=True, key=RelayKey("short")))
-        await remote_access.settled()
         assert shown(remote_access) == (State.FAILED, ErrorKind.INVALID_SETTINGS)
     assert gateway.transport.attempts == []
+
+
+REFUSED: Final[dict[str, tuple[dict[str, Any], SettingsUpdate, type[TunnelError], str]]] = {
+    # configuration, update, error, what it says
+    "a short key": ({}, SettingsUpdate(enabled=False, key=RelayKey("xx")), InvalidSettingsError, "20 characters"),
+    "a public key": ({}, SettingsUpdate(key=UNUSABLE_KEYS["public"]), InvalidSettingsError, "public half"),
+    "a public key over tcp": (
+        {"relay_addr": "relay.test:2333"},
+        SettingsUpdate(key=UNUSABLE_KEYS["public"]),
+        InvalidSettingsError,
+        "public half",
+    ),
+    "a short key, moved to a WebSocket": (
+        {"relay_addr": "relay.test:2333"},
+        SettingsUpdate(server="wss://relay.test", key=RelayKey("xx")),
+        InvalidSettingsError,
+        "20 characters",
+    ),
+    "not an address": ({}, SettingsUpdate(server="http://x"), InvalidSettingsError, "server: .*'http://x'"),
+    "no port": ({}, SettingsUpdate(enabled=False, server="relay.test"), InvalidSettingsError, "no port"),
+    "an address that contradicts": (
+        {"relay_addr": "relay.test:2333", "transport": "tcp"},
+        SettingsUpdate(server="wss://relay.test"),
+        InvalidSettingsError,
+        "means websocket",
+    ),
+    "an address of a transport that is not there": (
+        {},
+        SettingsUpdate(server="relay.test:2333"),
+        UnsupportedTransportError,
+        "'tcp'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("config", "update", "error", "says"), REFUSED.values(), ids=REFUSED)
+@in_virtual_time
+async def test_an_update_that_cannot_work_is_refused_and_nothing_is_written(
+    gateway: Gateway, config: dict[str, Any], update: SettingsUpdate, error: type[TunnelError], says: str
+) -> None:
+    transports = {"websocket": gateway.transport} | ({"tcp": gateway.transport} if config else {})
+    remote_access = gateway.remote_access(config | {"allow_server_override": True}, transports=transports)
+    async with connected(remote_access):
+        written = gateway.settings_path.read_bytes()
+        history = remote_access.history
+        with pytest.raises(error, match=says):
+            await remote_access.apply(update)
+        await trio.sleep(60)
+        assert remote_access.history == history
+    assert gateway.settings_path.read_bytes() == written
+    assert await gateway.stored_key() == KEY
+
+
+@in_virtual_time
+async def test_a_stored_key_is_too_short_for_the_transport_that_a_new_server_takes(gateway: Gateway) -> None:
+    transports = {"websocket": gateway.transport, "tcp": gateway.transport}
+    config = {"relay_addr": "relay.test:2333", "allow_server_override": True}
+    remote_access = gateway.remote_access(config, transports=transports)
+    short = RelayKey("xx")
+    await remote_access.apply(SettingsUpdate(key=short))
+    for update in (SettingsUpdate(server="wss://relay.test"), SettingsUpdate(server="wss://relay.test", key=short)):
+        with pytest.raises(InvalidSettingsError, match="20 characters"):
+            await remote_access.apply(update)
+    assert gateway.stored() == Settings()
+    await remote_access.apply(SettingsUpdate(server="elsewhere.test:2333"))
+    await remote_access.apply(SettingsUpdate(server="wss://relay.test", key=KEY))
+    assert gateway.stored() == Settings(server="wss://relay.test")
+
+
+@in_virtual_time
+async def test_what_was_wrong_before_is_no_reason_to_refuse_an_update(gateway: Gateway) -> None:
+    gateway.store("enabled = true\ntransport = 'pigeon'\nserver = 'http://x'")
+    remote_access = gateway.remote_access({"allow_server_override": True})
+    async with running(remote_access):
+        await remote_access.apply(SettingsUpdate(enabled=False, key=KEY, server="wss://y"))
+        await remote_access.settled()
+        assert shown(remote_access) == (State.DISABLED, None)
+    assert gateway.stored() == Settings(transport="pigeon", server="wss://y")
+
+
+@in_virtual_time
+async def test_a_server_that_is_not_used_is_not_judged(gateway: Gateway) -> None:
+    remote_access = gateway.remote_access()
+    await remote_access.apply(SettingsUpdate(server="not an address at all"))
+    assert gateway.stored().server == "not an address at all"
 
 
 @in_virtual_time

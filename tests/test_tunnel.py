@@ -7,7 +7,7 @@ import hashlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import trio
@@ -664,11 +664,15 @@ async def test_cancellation_passes_through_the_body() -> None:
         ("ws://relay.test?a=b", {}, "query"),
         ("ws://user:pw@relay.test", {}, "user"),
         ("relay.test:443", {"relay_identity": "ed25519:zz"}, "relay_identity"),
+        ("ws://relay.test", {"key": RelayKey("short")}, "shorter than 20 characters"),
+        ("ws://relay.test", {"key": RelayKey("ed25519:" + "ab" * 32)}, "public half"),
+        ("relay.test:2333", {"key": RelayKey("ed25519:" + "ab" * 32), "transport": "tcp"}, "public half"),
     ],
 )
-async def test_what_cannot_be_used_is_refused_at_once(relay: str, changes: dict[str, str], problem: str) -> None:
+async def test_what_cannot_be_used_is_refused_at_once(relay: str, changes: dict[str, Any], problem: str) -> None:
+    arguments: dict[str, Any] = {"key": KEY} | changes
     with pytest.raises(InvalidSettingsError, match=problem):
-        async with open_tunnel(relay, key=KEY, **changes):  # type: ignore[arg-type]
+        async with open_tunnel(relay, **arguments):
             pytest.fail("it was entered")
 
 

@@ -171,7 +171,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
         raise click.BadParameter(str(error), param_hint="LOCAL") from error
     if (tls_certificate is None) != (tls_private_key is None):
         raise click.UsageError("--tls-certificate and --tls-private-key come together")
-    key = _read_key(key_file)
+    key = _read_key(key_file, native=transport == "websocket")
     lines = StatusLines(as_json=as_json)
 
     async def keep_exposed() -> None:
@@ -241,7 +241,7 @@ async def _cancel_on(signals: AsyncIterator[int], scope: trio.CancelScope) -> No
         scope.cancel()
 
 
-def _read_key(path: Path) -> RelayKey:
+def _read_key(path: Path, *, native: bool) -> RelayKey:
     """The first line of a file; the second may be what `relay new-key` printed there."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -252,11 +252,14 @@ def _read_key(path: Path) -> RelayKey:
     first, *others = text.strip().splitlines() or [""]
     if any(not line.startswith("ed25519:") for line in others if line.strip()):
         raise click.ClickException(f"the key file {str(path)!r} holds more than a key on its first line")
-    if first.startswith("ed25519:"):
-        raise click.ClickException(f"the key file {str(path)!r} holds the public half, which is for the relay")
     if path.stat().st_mode & 0o077:
         _log.warning("the key file %s can be read by others; 'chmod 600 %s' mends that", path, path)
     try:
-        return RelayKey(first)
+        key = RelayKey(first)
     except ValueError as error:
-        raise click.ClickException(f"the key file {str(path)!r}: {error}") from None
+        problem: str | None = str(error)
+    else:
+        problem = key.why_unusable(native=native)
+        if problem is None:
+            return key
+    raise click.ClickException(f"the key file {str(path)!r}: {problem}")

@@ -26,9 +26,8 @@ import os
 from pathlib import Path
 from typing import Final, final
 
-import trio
-
 from .. import files
+from ..detached import finish_in_thread, read_in_thread
 from ..errors import StorageError
 from ..identity import RelayKey
 from .envelope import (
@@ -81,7 +80,7 @@ class FileKeystore:
 
     async def get(self, reference: str) -> RelayKey | None:
         """See `Keystore.get`."""
-        return await trio.to_thread.run_sync(self._get, check_secret_ref(reference))
+        return await read_in_thread(self._get, check_secret_ref(reference))
 
     async def put(self, reference: str, key: RelayKey) -> None:
         """See `Keystore.put`."""
@@ -89,16 +88,15 @@ class FileKeystore:
         if problem is not None:
             del key  # a traceback that shows local variables must not show it
             raise problem
-        # Not abandoned when cancelled (Trio's default): what was begun is finished.
-        await trio.to_thread.run_sync(self._put, reference, key)
+        await finish_in_thread(self._put, reference, key)
 
     async def delete(self, reference: str) -> None:
         """See `Keystore.delete`."""
-        await trio.to_thread.run_sync(self._delete, check_secret_ref(reference))
+        await finish_in_thread(self._delete, check_secret_ref(reference))
 
     async def exists(self, reference: str) -> bool:
         """See `Keystore.exists`."""
-        return await trio.to_thread.run_sync(files.exists, self._path(check_secret_ref(reference)))
+        return await read_in_thread(files.exists, self._path(check_secret_ref(reference)))
 
     async def rotate(self, passphrase: str | None = None) -> None:
         """Seal every secret anew, under a fresh master key.
@@ -115,7 +113,7 @@ class FileKeystore:
             new = self._passphrase if passphrase is None else Passphrase(passphrase)
         finally:
             del passphrase
-        await trio.to_thread.run_sync(self._rotate, new)
+        await finish_in_thread(self._rotate, new)
 
     def __repr__(self) -> str:
         return f"FileKeystore({str(self._folder)!r}{', passphrase=***' if self._passphrase is not None else ''})"

@@ -10,6 +10,7 @@ from typing import Final, NoReturn, final
 import trio
 
 from .. import files
+from ..detached import read_in_thread
 from ..errors import StorageError
 from ..identity import RelayKey
 from .interface import DEFAULT_SECRET_REF, check_secret_ref, misuse_of_put
@@ -65,7 +66,7 @@ class EnvironmentKeystore:
         if check_secret_ref(reference) != self._reference:
             await trio.lowlevel.checkpoint()
             return None
-        return await trio.to_thread.run_sync(self._get)
+        return await read_in_thread(self._get)
 
     async def put(self, reference: str, key: RelayKey) -> None:
         """Always refused.
@@ -95,7 +96,7 @@ class EnvironmentKeystore:
             await trio.lowlevel.checkpoint()
             return False
         if self._file is not None:
-            return await trio.to_thread.run_sync(files.exists, self._file)
+            return await read_in_thread(files.exists, self._file)
         await trio.lowlevel.checkpoint()
         return self._variable in _taken
 

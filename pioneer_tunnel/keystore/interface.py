@@ -22,8 +22,10 @@ class Keystore(Protocol):
     All four methods raise `ValueError` for a reference that `check_secret_ref` refuses, and `StorageError`, naming the
     file or the place, when the keystore cannot do what it is asked. No message and no traceback shows a key.
 
-    Cancellation: a method that is cancelled before it has begun does nothing; once begun it is finished, then the
-    cancellation is delivered at the caller's next checkpoint. So a key is stored whole or not at all.
+    Cancellation: a method that is cancelled before it has begun does nothing. Once `put` or `delete` has begun, it is
+    finished first, if that takes no longer than 5 s; after that its thread goes on alone. A key is stored whole or not
+    at all. A keystore of your own that blocks must call `trio.to_thread.run_sync` with `abandon_on_cancel=True`: Trio
+    waits for a thread that cannot be abandoned, so one that hangs would keep the process from ending.
     """
 
     async def get(self, reference: str) -> RelayKey | None:

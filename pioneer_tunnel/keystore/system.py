@@ -6,8 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Final, Protocol, TypeVar, final
 
-import trio
-
+from ..detached import finish_in_thread, read_in_thread
 from ..errors import StorageError
 from ..identity import RelayKey
 from .interface import check_secret_ref, misuse_of_put
@@ -53,7 +52,7 @@ class KeyringKeystore:
 
     async def get(self, reference: str) -> RelayKey | None:
         """See `Keystore.get`."""
-        return await trio.to_thread.run_sync(self._get, check_secret_ref(reference))
+        return await read_in_thread(self._get, check_secret_ref(reference))
 
     async def put(self, reference: str, key: RelayKey) -> None:
         """See `Keystore.put`."""
@@ -61,16 +60,15 @@ class KeyringKeystore:
         if problem is not None:
             del key  # a traceback that shows local variables must not show it
             raise problem
-        # Not abandoned when cancelled (Trio's default): what was begun is finished.
-        await trio.to_thread.run_sync(self._put, reference, key)
+        await finish_in_thread(self._put, reference, key)
 
     async def delete(self, reference: str) -> None:
         """See `Keystore.delete`."""
-        await trio.to_thread.run_sync(self._delete, check_secret_ref(reference))
+        await finish_in_thread(self._delete, check_secret_ref(reference))
 
     async def exists(self, reference: str) -> bool:
         """See `Keystore.exists`."""
-        return await trio.to_thread.run_sync(self._exists, check_secret_ref(reference))
+        return await read_in_thread(self._exists, check_secret_ref(reference))
 
     def __repr__(self) -> str:
         return f"KeyringKeystore({self._service!r})"

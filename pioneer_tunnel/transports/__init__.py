@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from . import pioneer_relay, process, websocket
-from .seam import Deliver, Event, Report, Serve, Session, Target
+from .seam import Deliver, Event, Report, Serve, Session, Target, refuse_unusable_key
 
-__all__ = ["TRANSPORTS", "Deliver", "Event", "Report", "Serve", "Session", "Target"]
+__all__ = ["TRANSPORTS", "Deliver", "Event", "Report", "Serve", "Session", "Target", "refuse_unusable_key"]
 
 TRANSPORTS: Final[Mapping[str, Serve]] = {
     "websocket": websocket.serve,

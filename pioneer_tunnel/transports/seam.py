@@ -16,6 +16,7 @@ import trio
 
 from ..address import RelayAddress
 from ..dialer import Dialer, dial_tcp
+from ..errors import InvalidSettingsError
 from ..identity import PublicKey, RelayKey
 from ..key_mode import KeyMode
 from ..process_config import TunnelProgram
@@ -37,6 +38,7 @@ __all__ = [
     "Serve",
     "Session",
     "Target",
+    "refuse_unusable_key",
 ]
 
 
@@ -72,6 +74,17 @@ class Target:
     limits: Limits = attrs.field(factory=Limits)
     websocket_engine: EngineName | None = None
     program: TunnelProgram | None = None
+
+
+def refuse_unusable_key(key: RelayKey, *, native: bool) -> None:
+    """Check what shows without a relay; `native` is True for transport `websocket`.
+
+    Raises:
+        InvalidSettingsError: `key` is a public key, or too short for the transport.
+    """
+    problem = key.why_unusable(native=native)
+    if problem is not None:
+        raise InvalidSettingsError(problem)
 
 
 @final

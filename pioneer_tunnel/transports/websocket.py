@@ -17,7 +17,6 @@ from .. import handshake
 from ..address import RelayAddress
 from ..dialer import dial_relay
 from ..errors import (
-    InvalidSettingsError,
     LinkLostError,
     RelayConnectError,
     RemoteProtocolError,
@@ -25,7 +24,6 @@ from ..errors import (
 )
 from ..groups import lone_error_bare
 from ..handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
-from ..identity import MIN_NATIVE_KEY_LENGTH, RelayKey
 from ..proxy_protocol import MAX_LENGTH, ProxyHeader
 from ..redaction import cut
 from ..status import clean_message
@@ -33,9 +31,9 @@ from ..trust import client_tls
 from ..tunnel_stream import TunnelStream
 from ..websocket import Message, Opening, WebSocket, WebSocketClosed, WebSocketLink, WebSocketRefused, load_engine
 from ..yamux import Role, YamuxConnection, YamuxStream
-from .seam import Deliver, Draining, Replaced, Report, RoundTrip, Session, Target
+from .seam import Deliver, Draining, Replaced, Report, RoundTrip, Session, Target, refuse_unusable_key
 
-__all__ = ["refuse_weak_key", "serve"]
+__all__ = ["serve"]
 
 HEADER_TIMEOUT: Final = 5.0
 """Seconds that a stream's PROXY header may take."""
@@ -43,7 +41,7 @@ HEADER_TIMEOUT: Final = 5.0
 
 async def serve(target: Target, deliver: Deliver, report: Report, *, task_status: trio.TaskStatus[Session]) -> NoReturn:
     """See `Serve`."""
-    refuse_weak_key(target.key)
+    refuse_unusable_key(target.key, native=True)
     engine = load_engine(target.websocket_engine)
     address = target.address
     tls = (target.make_tls or client_tls)() if address.secure else None
@@ -73,19 +71,6 @@ async def serve(target: Target, deliver: Deliver, report: Report, *, task_status
                     task_status.started(Session(id=welcome.session, public_url=welcome.public_url))
                     await _carry(connection, address)
         raise RelayConnectError(f"{address} did not finish the opening within {target.connect_timeout:g} seconds")
-
-
-def refuse_weak_key(key: RelayKey) -> None:
-    """Do nothing when `key` is long enough for a transport that shows its public half.
-
-    Raises:
-        InvalidSettingsError: it could be guessed.
-    """
-    if key.is_weak:
-        raise InvalidSettingsError(
-            f"the relay key is shorter than {MIN_NATIVE_KEY_LENGTH} characters, so it could be guessed;"
-            " 'pioneer-tunnel relay new-key' makes a good one"
-        )
 
 
 async def _authenticate(websocket: WebSocket, target: Target) -> tuple[Welcome, list[Message]]:
