@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -19,8 +20,15 @@ ROOT = Path(__file__).parent.parent
 def test_a_target_installs_what_it_needs(tmp_path: Path, target: str, installed: list[str]) -> None:
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     planned = subprocess.run(
-        ["make", "--dry-run", target], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True
+        ["make", "--dry-run", target],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
     ).stdout
     assert re.findall(r"pip install .* -e '(.*?)'", planned) == installed
     assert planned.count("-m venv .venv") == 1
