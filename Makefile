@@ -2,11 +2,28 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
+
+# Install this checkout with EXTRAS, and name each package as it comes. pip writes errors to standard error.
+define install
+@echo 'installing .[$(EXTRAS)] into $(VENV)'
+@$(BIN)/python -u -m pip install --disable-pip-version-check --progress-bar off -e '.[$(EXTRAS)]' | { \
+	failed=1; \
+	while read -r word name _; do \
+		case "$$word $$name" in \
+			Collecting*|Processing*) name=$${name##*/}; echo "    $${name%%[!A-Za-z0-9._-]*}" ;; \
+			'Installing collected') echo "    unpacking" ;; \
+			Successfully*) failed=0 ;; \
+		esac; \
+	done; \
+	exit $$failed; \
+}
+endef
 
 .PHONY: demo test lint types unit fuzz audit interop bench mutation soak clean
 
-demo: $(READY)
+demo: $(RUNS)
 	$(BIN)/python examples/demo.py
 
 test: lint types unit
@@ -81,10 +98,19 @@ mutation: $(READY)
 	$(BIN)/mutmut results
 	$(BIN)/mutmut results --all true | sed -E 's/\.x[^.]*: /: /' | sort | uniq -c
 
-$(READY): pyproject.toml
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cli,speed,dev]'
-	touch $(READY)
+
+# What the programs need, and then what working on them needs, one after the other: both go to one environment.
+$(RUNS): EXTRAS := cli,speed
+$(RUNS): pyproject.toml | $(BIN)/python
+	$(install)
+	@touch $@
+
+$(READY): EXTRAS := cli,speed,dev
+$(READY): $(RUNS)
+	$(install)
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache mutants

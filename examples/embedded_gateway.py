@@ -24,10 +24,10 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import trio
 from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_server_stream
@@ -47,6 +47,8 @@ from pioneer_tunnel import (
 
 OPENING_TIMEOUT: Final = 10
 MESSAGE_LIMIT: Final = 64 * 1024
+
+log: Final = logging.getLogger("gateway")
 
 
 class Gateway:
@@ -105,12 +107,13 @@ class Gateway:
                 nursery.cancel_scope.cancel()
         except* (ConnectionClosed, HandshakeError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # it went away
+        except* Exception:
+            log.exception("the connection of a client from %s failed", whence)  # the others go on
 
     async def _open(self, nursery: trio.Nursery, stream: trio.abc.Stream) -> WebSocketConnection | None:
         with trio.move_on_after(OPENING_TIMEOUT):
             request = await wrap_server_stream(nursery, stream, max_message_size=MESSAGE_LIMIT)
-            shown = dict(request.headers).get(b"authorization", b"")
-            if hmac.compare_digest(shown, f"Bearer {self._token}".encode()):
+            if has_token(request.headers, self._token):
                 return await request.accept()
             await request.reject(401, body=b"who are you?\n")
         return None
@@ -127,17 +130,17 @@ class Gateway:
         while True:
             answer = await self._answer_to(await websocket.get_message())
             if answer is not None:
-                await websocket.send_message(json.dumps({"jsonrpc": "2.0", **answer}))
+                await websocket.send_message(json.dumps({"jsonrpc": "2.0", **answer}, allow_nan=False))
 
     async def _answer_to(self, message: str | bytes) -> dict[str, Any] | None:
         """The answer to a request; None to a notification, which gets none."""
         try:
-            request = json.loads(message)
+            request = read_json(message)
         except ValueError:
             return {"id": None, "error": {"code": -32700, "message": "not JSON"}}
         finally:
             del message  # it may hold a key, and a traceback may show local variables
-        if not isinstance(request, dict) or not isinstance(request.get("method"), str):
+        if not is_request(request):
             return {"id": None, "error": {"code": -32600, "message": "not a request"}}
         number = request.get("id")
         try:
@@ -145,6 +148,49 @@ class Gateway:
         except RpcError as error:
             answer = {"id": number, "error": error.to_wire()}
         return answer if "id" in request else None
+
+
+def has_token(headers: Iterable[tuple[bytes, bytes]], token: str) -> bool:
+    """Whether the one header Authorization has the token. With two of them, others might look at the other one."""
+    shown = [value for name, value in headers if name.lower() == b"authorization"]
+    return len(shown) == 1 and hmac.compare_digest(shown[0], f"Bearer {token}".encode())
+
+
+def read_json(text: str | bytes) -> Any:
+    """Read JSON from a stranger, strictly.
+
+    Raises:
+        ValueError: it is bytes, is nested too deeply, has a key twice in an object, or NaN or Infinity, which
+            `json.loads` takes by default; or it is otherwise no JSON.
+    """
+    if not isinstance(text, str):
+        raise ValueError("JSON comes as text")  # noqa: TRY004  # for the caller all that is wrong is one thing
+    try:
+        return json.loads(text, object_pairs_hook=unique_keys, parse_constant=refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a key is there twice")
+    return fields
+
+
+def refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def is_request(request: Any) -> bool:
+    """Whether it is a request or notification of JSON-RPC 2.0. An id is text, a whole number or null."""
+    return (
+        isinstance(request, dict)
+        and request.get("jsonrpc") == "2.0"
+        and isinstance(request.get("method"), str)
+        and isinstance(request.get("id"), str | int | None)
+        and not isinstance(request.get("id"), bool)
+    )
 
 
 def load_token(folder: Path) -> str:

@@ -19,8 +19,8 @@ import itertools
 import json
 import ssl
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -34,6 +34,15 @@ STATUS_CHANGED: Final = "gateway/remote_access/status_changed"
 
 class Refused(Exception):
     """The gateway answered with an error."""
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """What the gateway says is read here: say so when it is not what a gateway says."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise Refused(f"the gateway says what is not understood ({type(error).__name__})") from None
 
 
 class Client:
@@ -50,14 +59,23 @@ class Client:
         with trio.fail_after(TIMEOUT):
             await self._websocket.send_message(request)
             while True:
-                message = json.loads(await self._websocket.get_message())
+                message = await self._read()
                 if message.get("id") == number:
                     break
-                show(message["params"]["status"])
-        if "error" in message:
-            raise Refused(f"the gateway refuses: {message['error']['message']} ({message['error']['code']})")
-        section: dict[str, Any] = message["result"]["settings"]["remote_access"]
-        return section
+                with understood():
+                    show(message["params"]["status"])
+        with understood():
+            if "error" in message:
+                raise Refused(f"the gateway refuses: {message['error']['message']} ({message['error']['code']})")
+            section: dict[str, Any] = message["result"]["settings"]["remote_access"]
+            return section
+
+    async def _read(self) -> dict[str, Any]:
+        with understood():
+            message = json.loads(await self._websocket.get_message())
+            if not isinstance(message, dict):
+                raise TypeError("no object")
+            return message
 
     async def update(self, **changes: Any) -> dict[str, Any]:
         """Change settings; returns what there is then."""
@@ -67,12 +85,12 @@ class Client:
         """Print each status, the present one first."""
         status = (await self.call("settings/get", {}))["status"]
         while True:
-            show(status)
-            if status["state"] == until:
-                return
-            # No deadline: a quiet tunnel is a healthy one.
-            message = json.loads(await self._websocket.get_message())
-            status = message["params"]["status"]
+            with understood():
+                show(status)
+                if status["state"] == until:
+                    return
+                # No deadline: a quiet tunnel is a healthy one.
+                status = (await self._read())["params"]["status"]
 
 
 def show(status: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import functools
 import ipaddress
 import re
 from collections.abc import Mapping
-from typing import Final, Literal, NoReturn, TypeVar, final
+from typing import Any, Final, Literal, NoReturn, TypeVar, final
 
 import attrs
 import idna
@@ -29,6 +29,7 @@ _PATH: Final = re.compile(r"/(?:[!$&'()*+,;=:@/A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})*"
 _AUTHORITY_END: Final = re.compile(r"[/?#]")
 _USERINFO: Final = re.compile(r"\A((?:wss?|https?)://)?.*@", re.IGNORECASE | re.DOTALL)
 _QUERY: Final = re.compile(r"([?#]).+", re.DOTALL)
+_V4_MAPPED: Final = "::ffff:"
 _MAX_HOST: Final = 253
 _RELAY_PORTS: Final[Mapping[Literal["ws", "wss"], int]] = {"ws": 80, "wss": 443}
 _PUBLIC_PORTS: Final[Mapping[Literal["http", "https"], int]] = {"http": 80, "https": 443}
@@ -61,6 +62,16 @@ class Address:
         if port is None:
             _refuse(shown, "has no port; write host:port")
         return cls(normal_host(host, shown), port)
+
+    @classmethod
+    def of_socket(cls, name: tuple[Any, ...]) -> Address:
+        """What `getpeername` or `getsockname` of a TCP socket returned.
+
+        A socket that listens for both families names an IPv4 peer `::ffff:a.b.c.d`. That is given as IPv4, so that a
+        peer has one name whichever socket it came to.
+        """
+        host, port, *_ = name
+        return cls(host.removeprefix(_V4_MAPPED) if "." in host else host, port)
 
     @property
     def is_ip(self) -> bool:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import shlex
@@ -27,6 +26,13 @@ from pathlib import Path
 from typing import Final
 
 from .errors import StorageError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows has none
+    _CAN_LOCK = False
+else:
+    _CAN_LOCK = True
 
 LOCK_SECONDS: Final = 5.0
 _LOCK_POLL_SECONDS: Final = 0.01
@@ -181,6 +187,7 @@ def locked(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     Raises:
         StorageError: the lock cannot be had, or was not free in time.
     """
+    _refuse_without_locks(path)
     with _naming(path, "locked"):
         target = _target(path)
     sidecar = target.with_name(target.name + ".lock")
@@ -208,6 +215,7 @@ def make_private_folder(folder: Path) -> None:
     Raises:
         StorageError: it cannot be made.
     """
+    _refuse_without_locks(folder)
     with _naming(folder, "made"):
         try:
             folder.mkdir(mode=0o700)
@@ -289,6 +297,19 @@ def _take_after(descriptor: int, model: os.stat_result, mode: int | None) -> Non
         if os.fstat(descriptor).st_gid != model.st_gid:
             mode &= ~0o070  # what the old group might do is not for the new one
         os.fchmod(descriptor, mode)
+
+
+def _refuse_without_locks(path: Path) -> None:
+    """Do nothing where this system has the locks, owners and modes that files of ours need.
+
+    Raises:
+        StorageError: it has not.
+    """
+    if not _CAN_LOCK:
+        raise StorageError(
+            f"{path} cannot be written: settings and keys are kept in files on Linux, macOS and other POSIX systems"
+            " alone, and this system has no fcntl; open_tunnel takes the key itself"
+        )
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -413,7 +413,7 @@ class _Message:
     @classmethod
     def parse(cls, text: str) -> _Message:
         try:
-            fields = json.loads(text)
+            fields = json.loads(text, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             raise RemoteProtocolError("a text message that is not JSON") from error
         if not isinstance(fields, dict) or not isinstance(fields.get("type"), str):
@@ -470,6 +470,14 @@ def _count_text(before: int) -> int:
     if before >= MAX_TEXTS:
         raise RemoteProtocolError(f"more than {MAX_TEXTS} texts in an opening")
     return before + 1
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. A key that is there twice means different things to different parsers, so it is refused."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a key is there twice")
+    return fields
 
 
 def _encode(message: Mapping[str, Any]) -> str:

@@ -129,8 +129,8 @@ class _Notifications(AsyncIterator[dict[str, Any]]):
 
 def _read_request(method: str, params: Any) -> tuple[SettingsUpdate | None, RpcError | None]:
     """The update that is asked for, and why the request is refused. Never raises: no traceback has the key in it."""
-    if method not in {"settings/get", "settings/update"}:
-        return None, RpcError(METHOD_NOT_FOUND, f"there is no method {clean_message(method)!r} here")
+    if method not in ("settings/get", "settings/update"):  # a tuple, since a host may pass on what has no hash
+        return None, RpcError(METHOD_NOT_FOUND, f"there is no method {clean_message(str(method))!r} here")
     if params is not None and not isinstance(params, Mapping):
         return None, RpcError(INVALID_PARAMS, "params is not an object")
     if method == "settings/get":

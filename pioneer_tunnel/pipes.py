@@ -10,10 +10,14 @@ import sys
 from contextlib import suppress
 from typing import Final, final
 
-if sys.platform == "linux":
+try:
     import fcntl
+except ModuleNotFoundError:  # Windows has none
+    CAN_PIPE = False
+else:
+    CAN_PIPE = sys.platform == "linux"
 
-__all__ = ["Pipe", "Pipes"]
+__all__ = ["CAN_PIPE", "Pipe", "Pipes"]
 
 _PIPE_SIZE: Final = 1024 * 1024
 _MOST_PIPES: Final = 32

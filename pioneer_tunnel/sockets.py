@@ -18,9 +18,13 @@ from typing import Any, Final, TypeAlias, final
 
 import trio
 
-if sys.platform == "linux":
+try:
     import fcntl
     import termios
+except ModuleNotFoundError:  # Windows has neither
+    _CAN_ASK_UNSENT = False
+else:
+    _CAN_ASK_UNSENT = sys.platform == "linux"
 
 __all__ = [
     "LentSocket",
@@ -135,7 +139,7 @@ def _unsent(descriptor: int) -> int:
 async def wait_sent(sock: Socket) -> None:
     """Wait until the other end has acknowledged all that was sent, where the system tells."""
     pause = _FIRST_PAUSE
-    while sys.platform == "linux" and sock.fileno() != -1 and _unsent(sock.fileno()):
+    while _CAN_ASK_UNSENT and sock.fileno() != -1 and _unsent(sock.fileno()):
         await trio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 

@@ -28,13 +28,13 @@ from typing import Final, final
 
 import trio
 
-from .pipes import Pipe, Pipes
+from .pipes import CAN_PIPE, Pipe, Pipes
 from .reactor import CAN_WATCH, REMINDED_AFTER, Reactor, Stay
 from .sockets import LentSocket, descriptor_of, limit_unsent
 
 __all__ = ["CAN_JOIN", "Ending", "join"]
 
-CAN_JOIN: Final = CAN_WATCH
+CAN_JOIN: Final = CAN_WATCH and CAN_PIPE
 """Whether this system has what it takes."""
 
 _BUFFER_SIZE: Final = 256 * 1024

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, final
 
@@ -20,7 +21,7 @@ from .sockets import LentSocket, Socket, descriptor_of, limit_unsent, reset_on_c
 
 __all__ = ["CAN_USE_DESCRIPTORS", "TcpStream"]
 
-CAN_USE_DESCRIPTORS: Final = os.name == "posix"
+CAN_USE_DESCRIPTORS: Final = sys.platform != "win32"
 """Whether sockets of this system can be read and written like files."""
 
 _PIECE: Final = 64 * 1024

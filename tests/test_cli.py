@@ -143,7 +143,7 @@ class Relay:
 
     def ask_until(self, path: str, answer: bytes) -> None:
         """Ask until the answer ends like that, for programs whose standard error is not read."""
-        deadline, answered = time.monotonic() + DEADLINE, b""
+        deadline, answered = time.monotonic() + HANG, b""
         while not answered.endswith(answer):
             assert time.monotonic() < deadline, answered
             with contextlib.suppress(ConnectionRefusedError):
@@ -298,7 +298,7 @@ def test_proxy_protocol_is_passed_on(relay: Relay) -> None:
                 while not said:  # a probe connects and says nothing
                     connection, _ = local.accept()
                     with connection:
-                        connection.settimeout(DEADLINE)
+                        connection.settimeout(HANG)
                         with contextlib.suppress(ConnectionResetError):
                             said = connection.recv(12)
                 assert said == b"\r\n\r\n\0\r\nQUIT\n"

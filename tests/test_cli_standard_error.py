@@ -9,7 +9,7 @@ import os
 import select
 import sys
 from collections.abc import Iterator
-from typing import Final, TextIO
+from typing import Final, TextIO, cast
 
 import click
 import pytest
@@ -45,7 +45,7 @@ def test_what_is_written_arrives_in_order(pipe: tuple[int, TextIO]) -> None:
     queued = QueuedStream(stream)
     assert queued.write("one\n") == 4
     print("two", file=queued, flush=True)
-    click.echo(click.style("thr\u00e9e \udc80", fg="red"), file=queued)
+    click.echo(click.style("thr\u00e9e \udc80", fg="red"), file=cast("TextIO", queued))
     queued.drain(LONG)
     assert os.read(reader, 1024) == "one\ntwo\nthr\u00e9e \\udc80\n".encode()
 

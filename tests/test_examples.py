@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final, final
+from typing import Final, NoReturn, final
 
 import pytest
 import trio
 from rig import HOST, KEY, connect, free_port, in_background, no_hang, read_all, read_exactly, relay_rig, tunnel_entry
+from trio_websocket import (
+    ConnectionClosed,
+    ConnectionRejected,
+    WebSocketConnection,
+    wrap_client_stream,
+    wrap_server_stream,
+)
 
 from pioneer_tunnel.address import Address
 from pioneer_tunnel.forward import forward
@@ -136,6 +144,44 @@ async def test_the_small_gateway_asks_for_its_token() -> None:
         await gateway.says("192.0.2.1:4711 asks for /hello")
 
 
+BAD_REQUESTS: Final = {
+    "no HTTP": (b"\0\1\2\r\n\r\n", b""),
+    "two tokens": (b"GET / HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {}\r\nAuthorization: x\r\n\r\n", b"401"),
+    "the same token twice": (
+        b"GET / HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {}\r\nauthorization: Bearer {}\r\n\r\n",
+        b"401",
+    ),
+    "half a WebSocket": (
+        b"GET /echo HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {}\r\nUpgrade: websocket\r\n\r\n",
+        b"400",
+    ),
+    **{
+        f"a download of {size!r}": (
+            b"GET /download?n=%b HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {}\r\n\r\n" % size,
+            b"400",
+        )
+        for size in (b"x", b"-1", b"", b"1_0", b"9" * 5000, b"9999999999")
+    },
+}
+
+
+async def test_no_request_ends_the_small_gateway() -> None:
+    header = ProxyHeader(visitor=Address("192.0.2.1", 4711), local=Address("192.0.2.2", 443)).encode()
+    port = free_port()
+    async with running("small_gateway.py", str(port)) as gateway:
+        token = (await gateway.says("the token is ")).encode()
+        for asked, status in BAD_REQUESTS.values():
+            async with await listening(port) as visitor:
+                await visitor.send_all(header + asked.replace(b"{}", token))
+                answer = await read_all(visitor)
+                assert answer.split()[1:2] == ([status] if status else []), asked
+        async with await listening(port) as visitor:
+            asked = b"GET /download?n=70000 HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer %b\r\n\r\n" % token
+            await visitor.send_all(header + asked)
+            assert len((await read_all(visitor)).partition(b"\r\n\r\n")[2]) == 70_000
+        assert gateway.process.returncode is None
+
+
 async def test_a_visitor_cannot_forge_where_it_comes_from() -> None:
     """Neither by X-Forwarded-For nor by a PROXY header of its own, through a tunnel that passes anything."""
     forged = ProxyHeader(visitor=Address("127.0.0.1", 1), local=Address("127.0.0.1", 2)).encode()
@@ -219,6 +265,89 @@ async def test_the_remote_access_client_says_in_a_line_that_nobody_listens(tmp_p
     said = await Client(tmp_path, f"ws://127.0.0.1:{free_port()}")("status", fails=True)
     assert said.startswith("no gateway answers at ws://127.0.0.1:")
     assert said.count("\n") == 1
+
+
+@asynccontextmanager
+async def json_rpc(port: int, *headers: tuple[bytes, bytes]) -> AsyncIterator[WebSocketConnection]:
+    async with (
+        await connect(Address("127.0.0.1", port)) as stream,
+        trio.open_nursery() as nursery,
+    ):
+        yield await wrap_client_stream(nursery, stream, "127.0.0.1", "/", extra_headers=[*headers])
+        nursery.cancel_scope.cancel()
+
+
+def no_constant(name: str) -> NoReturn:
+    raise AssertionError(f"{name} is no JSON")
+
+
+NO_JSON: Final[list[str | bytes]] = [
+    "[" * 60_000,
+    '{"a":' * 10_000,
+    "nonsense",
+    b"{}",
+    '{"jsonrpc":"2.0","id":NaN,"method":"settings/get"}',
+    '{"jsonrpc":"2.0","id":-Infinity,"method":"settings/get"}',
+    '{"jsonrpc":"2.0","id":1,"id":2,"method":"settings/get"}',
+    '{"jsonrpc":"2.0","id":1,"method":"settings/get","params":{"a":1,"a":1}}',
+    f'{{"jsonrpc":"2.0","id":{"9" * 5000},"method":"settings/get"}}',
+]
+NO_REQUEST: Final[list[str | bytes]] = [
+    "[]",
+    "3",
+    '{"id":1,"method":"settings/get"}',
+    '{"jsonrpc":"2.0","id":1}',
+    '{"jsonrpc":"2.0","id":1,"method":[]}',
+    *(f'{{"jsonrpc":"2.0","id":{number},"method":"settings/get"}}' for number in ("1e999", "1.5", "true", "[1]", "{}")),
+]
+
+
+async def test_no_message_of_a_client_ends_the_embedded_gateway(tmp_path: Path) -> None:
+    (tmp_path / "gateway.toml").write_text("[gateway.remote_access]\n")
+    async with running("embedded_gateway.py", tmp_path) as gateway:
+        port = int((await gateway.says("listening at ")).rpartition(":")[2])
+        token = (b"Authorization", f"Bearer {await gateway.says('the bearer token ')}".encode())
+        with trio.fail_after(15):
+            for headers in ([], [token, token], [token, (b"authorization", b"Bearer x")]):
+                with pytest.raises(ExceptionGroup) as refused:
+                    async with json_rpc(port, *headers):
+                        pytest.fail("it was let in")
+                assert refused.group_contains(ConnectionRejected)
+            async with json_rpc(port, token) as quiet, json_rpc(port, token) as client:
+                for message, code in [*((text, -32700) for text in NO_JSON), *((text, -32600) for text in NO_REQUEST)]:
+                    await client.send_message(message)
+                    answer = json.loads(await client.get_message(), parse_constant=no_constant)
+                    assert (answer["id"], answer["error"]["code"]) == (None, code), message[:100]
+                for number in ("1", '"one"', "null"):
+                    await client.send_message(f'{{"jsonrpc":"2.0","id":{number},"method":"settings/get"}}')
+                    answer = json.loads(await client.get_message())
+                    assert answer["id"] == json.loads(number)
+                    assert "result" in answer
+                await quiet.send_message('{"jsonrpc":"2.0","id":7,"method":"settings/get"}')
+                assert json.loads(await quiet.get_message())["id"] == 7
+
+
+@pytest.mark.parametrize("said", ["[" * 60_000, "[]", "{}", '{"id":1,"result":[]}', '{"id":1,"error":3}', b"{"])
+async def test_the_remote_access_client_says_in_a_line_that_it_does_not_understand(
+    tmp_path: Path, said: str | bytes
+) -> None:
+    (tmp_path / "token").write_text("a token")
+
+    async def answer(stream: trio.SocketStream) -> None:
+        async with stream, trio.open_nursery() as nursery:
+            websocket = await (await wrap_server_stream(nursery, stream)).accept()
+            await websocket.get_message()
+            await websocket.send_message(said)
+            with suppress(ConnectionClosed):
+                await websocket.get_message()
+            nursery.cancel_scope.cancel()
+
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}"
+    async with in_background(lambda: trio.serve_listeners(answer, [listener])):
+        told = await Client(tmp_path, url)("status", fails=True)
+    assert told.startswith("the gateway says what is not understood")
+    assert told.count("\n") == 1
 
 
 @pytest.mark.parametrize("forwarded", [False, True], ids=["in process", "forwarded"])

@@ -478,3 +478,9 @@ def test_notices() -> None:
     for wrong in ('{"type":"draining","reconnect_within_ms":"1"}', '{"type":"replaced","by":7}'):
         with pytest.raises(RemoteProtocolError):
             parse_notice(wrong)
+
+
+@pytest.mark.parametrize("text", ['{"type":"draining","type":"replaced"}', '{"type":"x","a":{"b":1,"b":1}}'])
+def test_a_key_that_is_there_twice_is_refused(text: str) -> None:
+    with pytest.raises(RemoteProtocolError, match="not JSON"):
+        parse_notice(text)

@@ -425,3 +425,13 @@ async def test_a_client_that_comes_is_not_told_what_it_can_ask_for(gateway: Gate
         assert scope.cancelled_caught
         await update(rpc, enabled=True)
         assert (await anext(notifications))["params"]["status"]["error_kind"] == "missing_key"
+
+
+@in_virtual_time
+async def test_what_is_no_method_at_all_is_refused_as_one(gateway: Gateway) -> None:
+    rpc = RemoteAccessRpc(gateway.remote_access())
+    wrong: list[Any] = [[], {}, None, 3, float("nan"), "\ud800", "x" * 100_000]
+    for method in wrong:
+        refusal = await refused(rpc, method)
+        assert refusal.code == METHOD_NOT_FOUND
+        assert len(json.dumps(refusal.to_wire())) < 1000

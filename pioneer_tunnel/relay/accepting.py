@@ -16,6 +16,7 @@ from typing import Final, NoReturn, TypeAlias, final
 
 import trio
 
+from ..address import Address
 from ..complaints import Complaints
 from ..sockets import reset_on_close
 from .admission import Admission, Arrival, TurnedAway
@@ -110,7 +111,6 @@ async def _handle(connected: trio.SocketStream, arrival: Arrival, scope: trio.Ca
 
 def _host_of(connected: trio.SocketStream) -> str | None:
     try:
-        host: str = connected.socket.getpeername()[0]
+        return Address.of_socket(connected.socket.getpeername()).host
     except OSError:
         return None  # it is gone already
-    return host

@@ -25,7 +25,7 @@ import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, Literal, final
+from typing import Any, ClassVar, Final, Literal, TypeAlias, final
 
 import attrs
 
@@ -54,17 +54,46 @@ from ..toml_file import read_toml, subtable
 from .limits import RelayLimits
 from .takeover import Takeover, TakeoverRules
 
-__all__ = ["RelayConfig", "TunnelEntry"]
+__all__ = ["RelayConfig", "TunnelEntry", "each_address"]
 
 LABEL_LIMIT: Final = 128
 MOST_KEYS: Final = 8
 _TABLE: Final = "relay"
+_Addresses: TypeAlias = Address | tuple[Address, ...]
 
 
 def _listening_address(value: str | Address) -> Address:
     if isinstance(value, Address):
         return value
     return Address.parse(a_text(value, "allowed is host:port, as a string"), listening=True)
+
+
+def _listening_addresses(value: str | Address | Sequence[str | Address]) -> _Addresses:
+    given: object = value
+    if isinstance(given, str | Address):
+        return _listening_address(given)
+    allowed = "allowed is host:port, as a string, or an array of such strings"
+    if isinstance(given, bytes) or not isinstance(given, Sequence) or not given:
+        raise TypeError(allowed)
+    addresses: list[Address] = []
+    problems = []
+    for index, item in enumerate(given):
+        try:
+            address = _listening_address(item)
+            if address in addresses:
+                raise ValueError(f"stands in [{addresses.index(address)}] too")
+            addresses.append(address)
+        except (TypeError, ValueError) as error:
+            key = f"[{index}]"
+            problems.append(Problem(key=key, value=shown(key, item), message=redact_reason(str(error), item)))
+    if problems:
+        raise RefusedItemsError(problems)
+    return tuple(addresses)
+
+
+def each_address(value: _Addresses | None) -> tuple[Address, ...]:
+    """The addresses to listen at, of a key that holds one address, several or none."""
+    return value if isinstance(value, tuple) else () if value is None else (value,)
 
 
 def _public_url(value: str | PublicUrl) -> PublicUrl:
@@ -107,7 +136,7 @@ def _no_name_to_pass_by(tls: str, url: PublicUrl) -> str | None:
     )
 
 
-def _passed_through_anyhow(tls: str, bind_addr: Address | None) -> str | None:
+def _passed_through_anyhow(tls: str, bind_addr: _Addresses | None) -> str | None:
     if tls == "terminate" or bind_addr is None:
         return None
     return "a tunnel with a bind_addr passes everything through, TLS among it; leave one of them out"
@@ -160,7 +189,7 @@ class TunnelEntry:
         key: the public half of the gateway's identity; None where there are `keys`.
         keys: while one key takes the place of another: the old one and then the new one, 8 at the most. All of them
             are valid. A session with a later key moves the tunnel to it, without dropping a visitor of the old one.
-        bind_addr: an address of its own to listen at for this tunnel's visitors, whatever they speak.
+        bind_addr: an address of its own to listen at for this tunnel's visitors, whatever they speak; or several.
         service: the label that the gateway has to name; None takes any.
         tls: who ends the TLS of visitors: `terminate` is the relay, `passthrough` whoever stands behind the tunnel.
             Then visitors are told apart by the name in their ClientHello, and the relay cannot read what they say.
@@ -174,7 +203,7 @@ class TunnelEntry:
     url: PublicUrl = attrs.field(converter=_public_url)
     key: PublicKey | None = attrs.field(default=None, converter=attrs.converters.optional(a_public_key))
     keys: tuple[PublicKey, ...] | None = attrs.field(default=None, converter=attrs.converters.optional(_public_keys))
-    bind_addr: Address | None = attrs.field(default=None, converter=attrs.converters.optional(_listening_address))
+    bind_addr: _Addresses | None = attrs.field(default=None, converter=attrs.converters.optional(_listening_addresses))
     service: str | None = attrs.field(default=None, validator=attrs.validators.optional(label(LABEL_LIMIT)))
     takeover: Takeover = attrs.field(default=Takeover.NEWEST, converter=_takeover)
     tls: Literal["terminate", "passthrough"] = attrs.field(default="terminate", validator=_tls)
@@ -246,8 +275,10 @@ def _claims(entry: Mapping[str, Any]) -> list[tuple[str, Hashable, str]]:
         bind_addr = entry["bind_addr"]
         if bind_addr is None and "url" in entry:
             claims.append(("url", entry["url"].host, "visitors without a bind_addr are told apart by the host"))
-        if bind_addr is not None and bind_addr.port != 0:
-            claims.append(("bind_addr", bind_addr, "each tunnel has its own"))
+        for index, address in enumerate(each_address(bind_addr)):
+            if address.port != 0:
+                name = f"bind_addr[{index}]" if isinstance(bind_addr, tuple) else "bind_addr"
+                claims.append((name, address, "each tunnel has its own"))
     return claims
 
 
@@ -274,11 +305,13 @@ def _no_certificate(tls: bool, certificate: Path | None) -> str | None:
 
 
 def _gateways_passed_through(
-    tunnels: Sequence[TunnelEntry], names: Sequence[str], control_addr: Address, ingress_addr: Address
+    tunnels: Sequence[TunnelEntry], names: Sequence[str], control_addr: _Addresses, ingress_addr: _Addresses
 ) -> str | None:
+    if not _shared(control_addr, ingress_addr):
+        return None
     hosts = {name for public in names for name in (public, public.rpartition(":")[0])}
     for index, tunnel in enumerate(tunnels):
-        if control_addr == ingress_addr and tunnel.passes_tls and bracketed(tunnel.url.host) in hosts:
+        if tunnel.passes_tls and bracketed(tunnel.url.host) in hosts:
             return (
                 f"tunnels[{index}] takes all TLS for '{tunnel.url.host}', which is a public name of the relay too: at"
                 " one address for both, gateways would not get through; give one of them another name"
@@ -287,21 +320,26 @@ def _gateways_passed_through(
 
 
 def _one_door_two_ways(
-    ingress_tls: bool, control_tls: bool, ingress_addr: Address, control_addr: Address
+    ingress_tls: bool, control_tls: bool, ingress_addr: _Addresses, control_addr: _Addresses
 ) -> str | None:
-    if ingress_addr != control_addr or ingress_tls == control_tls:
+    if ingress_tls == control_tls or not _shared(control_addr, ingress_addr):
         return None
     return (
         "ingress_addr is control_addr, and one address cannot be both with and without TLS; control_tls says otherwise"
     )
 
 
-def _bound_elsewhere(tunnels: Sequence[TunnelEntry], control_addr: Address, ingress_addr: Address) -> str | None:
+def _bound_elsewhere(tunnels: Sequence[TunnelEntry], control_addr: _Addresses, ingress_addr: _Addresses) -> str | None:
     for index, tunnel in enumerate(tunnels):
-        for name, address in (("control_addr", control_addr), ("ingress_addr", ingress_addr)):
-            if tunnel.bind_addr == address and address.port != 0:
-                return f"tunnels[{index}].bind_addr is {name} too, '{address}'; it needs an address of its own"
+        for name, own in (("control_addr", control_addr), ("ingress_addr", ingress_addr)):
+            for address in _shared(tunnel.bind_addr, own):
+                if address.port != 0:
+                    return f"tunnels[{index}].bind_addr is {name} too, '{address}'; it needs an address of its own"
     return None
+
+
+def _shared(one: _Addresses | None, other: _Addresses | None) -> list[Address]:
+    return [address for address in each_address(one) if address in each_address(other)]
 
 
 @final
@@ -313,8 +351,9 @@ class RelayConfig:
     same errors.
 
     Attributes:
-        control_addr: where to listen for gateways; port 0 takes any free one.
-        ingress_addr: where to listen for visitors. It may be `control_addr`, and is then the same door.
+        control_addr: where to listen for gateways: an address or several. Port 0 takes any free one. `[::]:port`
+            takes IPv4 as well as IPv6, unless another entry has an IPv4 address with that port.
+        ingress_addr: where to listen for visitors. An address that `control_addr` has too is for both.
         id: the relay's name, which proofs are bound to.
         public_names: every name that gateways dial this relay by, `host` or `host:port`, in normal form; a proof for
             another name is refused. With `:port` only where the URL that gateways have names it.
@@ -334,8 +373,8 @@ class RelayConfig:
         InvalidSettingsError: with everything that is wrong in its `problems`.
     """
 
-    control_addr: Address = attrs.field(converter=_listening_address)
-    ingress_addr: Address = attrs.field(converter=_listening_address)
+    control_addr: _Addresses = attrs.field(converter=_listening_addresses)
+    ingress_addr: _Addresses = attrs.field(converter=_listening_addresses)
     id: str = attrs.field(validator=label(LABEL_LIMIT))
     public_names: tuple[str, ...] = attrs.field(converter=_public_names)
     tls_certificate: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
@@ -399,6 +438,12 @@ class RelayConfig:
             InvalidSettingsError: see the class.
         """
         return structure(cls, table, where=_TABLE, source=source, base_dir=base_dir)
+
+    @property
+    def all_addresses(self) -> frozenset[Address]:
+        """Every address that the relay listens at."""
+        keys = (self.control_addr, self.ingress_addr, *(tunnel.bind_addr for tunnel in self.tunnels))
+        return frozenset(address for key in keys for address in each_address(key))
 
     @property
     def tls_certificate_path(self) -> Path | None:

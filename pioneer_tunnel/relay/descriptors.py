@@ -5,18 +5,21 @@ Neighbours: `server` asks; the command line raises the limit before it serves.
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 
-if sys.platform != "win32":
+try:
     import resource
+except ModuleNotFoundError:  # Windows has no such limit
+    _HAS_LIMIT = False
+else:
+    _HAS_LIMIT = True
 
 __all__ = ["descriptor_limit", "raise_descriptor_limit"]
 
 
 def descriptor_limit() -> int | None:
     """The limit that is in force; None where there is none, or nobody knows."""
-    if sys.platform == "win32":
+    if not _HAS_LIMIT:
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
@@ -24,7 +27,7 @@ def descriptor_limit() -> int | None:
 
 def raise_descriptor_limit() -> None:
     """Raise the limit of this process as far as its user may. Processes that it starts inherit that."""
-    if sys.platform == "win32":
+    if not _HAS_LIMIT:
         return
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):

@@ -32,7 +32,7 @@ from ..websocket import EngineName
 from ..yamux import Limits
 from .accepting import Front, Handler
 from .admission import Admission, Arrival
-from .config import RelayConfig, TunnelEntry
+from .config import RelayConfig, TunnelEntry, each_address
 from .control import ControlDoor
 from .descriptors import descriptor_limit
 from .head import RequestHead, wants_upgrade
@@ -56,14 +56,29 @@ class RelayAddresses:
     """Where a relay listens, with the ports that the system chose where the configuration says 0.
 
     Attributes:
-        control: for gateways.
-        ingress: for visitors.
-        tunnels: for visitors of tunnels that have a `bind_addr`, by tunnel id.
+        all_control: for gateways.
+        all_ingress: for visitors.
+        all_tunnels: for visitors of tunnels that have a `bind_addr`, by tunnel id.
     """
 
-    control: Address
-    ingress: Address
-    tunnels: dict[str, Address]
+    all_control: tuple[Address, ...]
+    all_ingress: tuple[Address, ...]
+    all_tunnels: dict[str, tuple[Address, ...]]
+
+    @property
+    def control(self) -> Address:
+        """The first for gateways."""
+        return self.all_control[0]
+
+    @property
+    def ingress(self) -> Address:
+        """The first for visitors."""
+        return self.all_ingress[0]
+
+    @property
+    def tunnels(self) -> dict[str, Address]:
+        """The first of each tunnel that has a `bind_addr`, by tunnel id."""
+        return {tunnel_id: addresses[0] for tunnel_id, addresses in self.all_tunnels.items()}
 
 
 @final
@@ -144,12 +159,12 @@ class Relay:
                 raise RuntimeError("a relay that does not serve cannot be reconfigured: make another one")
             changes = Changes.between(self._config, config)
             applied = attrs.evolve(self._config, tunnels=config.tunnels)
-            await self._bound.arrange(applied.tunnels)
+            await self._bound.arrange(applied.tunnels, applied.all_addresses)
             self._config = applied
             if self._own_registry is not None:
                 self._own_registry.replace(applied.tunnels)
             await self._control.hold_against_registry()
-            self._addresses = attrs.evolve(self._addresses, tunnels=self._bound.addresses)
+            self._addresses = attrs.evolve(self._addresses, all_tunnels=self._bound.addresses)
             _log.info("the configuration was applied; changes of tunnels: %s", changes)
             if changes.for_a_restart:
                 _log.warning("these have changed too, and take a restart: %s", ", ".join(changes.for_a_restart))
@@ -157,27 +172,38 @@ class Relay:
 
     async def _listen(self, task_status: trio.TaskStatus[RelayAddresses]) -> None:
         config = self._config
-        shared = config.control_addr == config.ingress_addr
+        control, ingress = each_address(config.control_addr), each_address(config.ingress_addr)
         front = Front(self._admission)
         async with trio.open_nursery() as nursery:
 
             async def listen(address: Address, handler: Handler, *, only_visitors: bool = False) -> Address:
-                listeners = await open_listeners(address)
+                listeners = await open_listeners(address, config.all_addresses)
                 serve = functools.partial(front.serve, only_visitors=only_visitors)
                 nursery.start_soon(serve, listeners, guarded(handler), nursery)
                 return listened_at(address, listeners)
 
-            control = await listen(config.control_addr, self._serve_either if shared else self._serve_control)
-            ingress = control
-            if not shared:
-                ingress = await listen(config.ingress_addr, self._serve_ingress, only_visitors=True)
+            listening: dict[Address, Address] = {}
+            for address in control:
+                listening[address] = await listen(
+                    address, self._serve_either if address in ingress else self._serve_control
+                )
+            for address in ingress:
+                if address not in control:
+                    listening[address] = await listen(address, self._serve_ingress, only_visitors=True)
             bound = BoundListeners(front, nursery, lambda entry: guarded(functools.partial(self._serve_bound, entry)))
-            await bound.arrange(config.tunnels)
+            await bound.arrange(config.tunnels, config.all_addresses)
             self._bound = bound
-            self._addresses = RelayAddresses(control=control, ingress=ingress, tunnels=bound.addresses)
-            _log.info("gateways at %s, visitors at %s", control, ingress)
-            for tunnel_id, address in bound.addresses.items():
-                _log.info("visitors of tunnel %s at %s", tunnel_id, address)
+            self._addresses = RelayAddresses(
+                all_control=tuple(listening[address] for address in control),
+                all_ingress=tuple(listening[address] for address in ingress),
+                all_tunnels=bound.addresses,
+            )
+            _log.info(
+                "gateways at %s, visitors at %s",
+                _listed(self._addresses.all_control), _listed(self._addresses.all_ingress),
+            )  # fmt: skip
+            for tunnel_id, addresses in bound.addresses.items():
+                _log.info("visitors of tunnel %s at %s", tunnel_id, _listed(addresses))
             if self._admission.most_connections < config.limits.connections:
                 _log.warning(
                     "this process may have so few descriptors that it takes %d connections at the most, not the %d"
@@ -292,10 +318,13 @@ def _visit(connected: trio.SocketStream, watched: Watched, arrival: Arrival) -> 
 
 def _address_of(name: Callable[[], Any]) -> Address | None:
     try:
-        host, port, *_ = name()
+        return Address.of_socket(name())
     except OSError:
         return None  # it is gone already
-    return Address(host, port)
+
+
+def _listed(addresses: tuple[Address, ...]) -> str:
+    return " and ".join(map(str, addresses))
 
 
 def _certificate(config: RelayConfig) -> Certificate | None:

@@ -300,7 +300,7 @@ class MemoryRelay:
         visit = Visit(
             stream=watch(connection.server),
             visitor=Address(f"192.0.2.{1 + number % 250}", 40_000 + number % 20_000),
-            local=self._config.ingress_addr,
+            local=INGRESS,
             tls=False,
         )
 

@@ -37,8 +37,6 @@ _ORPHANED_GRACE: Final = 0.5
 """Seconds that the program has to end politely when we are gone: nobody waits for it to say goodbye well."""
 _KILL_SECONDS: Final = 5.0
 """How long the killed may take to be gone. What hangs in the kernel is left to it then."""
-_IGNORED: Final = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
-"""A terminal sends these to whole groups; how to end is our affair, and comes over the socket pair."""
 
 
 class Orders(TypedDict):
@@ -66,7 +64,7 @@ def main(descriptor: int) -> None:
     os.set_inheritable(descriptor, False)
     us = os.getppid()
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
-    for number in _IGNORED:
+    for number in _ignored():
         signal.signal(number, signal.SIG_IGN)
     asked_to_end: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: asked_to_end.append(number))
@@ -176,7 +174,7 @@ def _become(orders: Orders, guardian: int, tell: int, prctl: Any) -> NoReturn:
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
-        for number in (*_IGNORED, signal.SIGTERM, signal.SIGCHLD, *_also_ignored_by_python()):
+        for number in (*_ignored(), signal.SIGTERM, signal.SIGCHLD, *_also_ignored_by_python()):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         if prctl is not None:
@@ -191,6 +189,14 @@ def _become(orders: Orders, guardian: int, tell: int, prctl: Any) -> NoReturn:
         os.write(tell, f"{error.errno} {refused}".encode())
     finally:
         os._exit(127)
+
+
+def _ignored() -> tuple[signal.Signals, ...]:
+    """A terminal sends these to whole groups; how to end is our affair, and comes over the socket pair.
+
+    A function, since Windows, which imports this module as well, lacks some of them.
+    """
+    return (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
 
 def _also_ignored_by_python() -> list[int]:

@@ -235,4 +235,4 @@ def _machine_reached(watched: Watched, dial: Dialer) -> Address | None:
         return None  # it is broken already, as whoever listens to it finds out
     if connected.family == socket.AF_INET6 and peer[3]:
         return None  # an address of one network interface only
-    return Address(peer[0], peer[1])
+    return Address.of_socket(peer)

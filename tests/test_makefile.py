@@ -1,0 +1,34 @@
+"""`make demo` installs what the demo needs, and no more."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize(
+    ("target", "installed"), [("demo", [".[cli,speed]"]), ("test", [".[cli,speed]", ".[cli,speed,dev]"])]
+)
+def test_a_target_installs_what_it_needs(tmp_path: Path, target: str, installed: list[str]) -> None:
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    planned = subprocess.run(
+        ["make", "--dry-run", target],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    ).stdout
+    assert re.findall(r"pip install .* -e '(.*?)'", planned) == installed
+    assert planned.count("-m venv .venv") == 1
