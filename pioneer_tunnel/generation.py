@@ -19,6 +19,7 @@ import attrs
 import trio
 
 from .certificate import Certificate
+from .complaints import Complaints
 from .config import RemoteAccessConfig, Transport
 from .dialer import Dialer, dial_local
 from .errors import InvalidSettingsError, MissingKeyError, TunnelError, UnsupportedTransportError
@@ -48,7 +49,7 @@ __all__ = [
     "restart_policy",
 ]
 
-_log: Final = logging.getLogger("pioneer_tunnel.generation")
+_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.generation"))
 
 
 def named_transport(config: RemoteAccessConfig, settings: Settings) -> Transport | None:
@@ -249,8 +250,9 @@ class Generation:
     async def _take_care_of(self, stream: TunnelStream) -> None:
         try:
             await self._handler(stream)
-        except Exception:  # noqa: BLE001  # a visitor's trouble is not the tunnel's
-            _log.exception("a handler failed; its visitor's connection is reset")
+        except Exception as error:  # noqa: BLE001  # a visitor's trouble is not the tunnel's
+            line = "a handler failed; its visitor's connection is reset"
+            _complaints.tell("handler", line, level=logging.ERROR, error=error)
         finally:
             stream.reset()  # after an orderly end this changes nothing
             self._visitors.remove(stream)

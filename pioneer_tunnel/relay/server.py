@@ -21,6 +21,7 @@ import trio
 
 from ..address import Address, normal_audience
 from ..certificate import Certificate
+from ..complaints import Complaints
 from ..endings import abandon
 from ..errors import InvalidSettingsError, StorageError
 from ..groups import lone_error_bare
@@ -45,6 +46,7 @@ from .tls_door import TlsDoor, end_tls
 __all__ = ["Relay", "RelayAddresses", "guarded", "serve_gateway"]
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
+_complaints: Final = Complaints(_log)
 
 StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 P = ParamSpec("P")
@@ -261,8 +263,8 @@ def guarded(
             await handler(connected, *arguments, **named)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             pass  # it went away, or never came to the point
-        except* Exception:  # noqa: BLE001  # whatever it is, other connections have nothing to do with it
-            _log.exception("a connection failed in an unforeseen way")
+        except* Exception as error:  # noqa: BLE001  # whatever it is, other connections have nothing to do with it
+            _complaints.tell("unforeseen", "a connection failed in an unforeseen way", level=logging.ERROR, error=error)
             with trio.CancelScope(shield=True):
                 await abandon(connected)
 
