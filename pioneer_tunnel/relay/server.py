@@ -19,6 +19,7 @@ from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar, final
 import attrs
 import trio
 
+from .. import files
 from ..address import Address, normal_audience
 from ..certificate import Certificate
 from ..complaints import Complaints
@@ -44,6 +45,8 @@ from .reload import Changes
 from .tls_door import TlsDoor, end_tls
 
 __all__ = ["Relay", "RelayAddresses", "guarded", "serve_gateway"]
+
+_IDENTITY_LIMIT: Final = 64 * 1024
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
 _complaints: Final = Complaints(_log)
@@ -81,7 +84,7 @@ class Relay:
 
     Raises:
         InvalidSettingsError: a certificate or key that cannot be used.
-        StorageError: the identity key file cannot be read.
+        StorageError: the identity key file cannot be read, or others may read or write it.
     """
 
     def __init__(
@@ -308,10 +311,11 @@ def _identity(config: RelayConfig) -> SigningIdentity | None:
 
 def _read_seed(path: Path) -> bytes:
     """The first line of a file; the second may be what `relay new-identity` printed there."""
+    content = files.read(path, limit=_IDENTITY_LIMIT, private=True)
+    if content is None:
+        raise StorageError(f"the identity key file {str(path)!r} cannot be read: there is none")
     try:
-        seed = bytes.fromhex(path.read_text(encoding="ascii").strip().partition("\n")[0])
-    except OSError as error:
-        raise StorageError(f"the identity key file {str(path)!r} cannot be read: {error.strerror}") from error
+        seed = bytes.fromhex(str(content, "ascii").strip().partition("\n")[0])
     except ValueError:
         seed = b""
     if len(seed) != 32:
