@@ -46,6 +46,8 @@ def crash_after(count: int, trace: list[str] | None = None) -> Iterator[list[str
 
     def dying(name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
+            if name == "open" and args[1] & getattr(os, "O_PATH", 0):
+                return real[name](*args, **kwargs)  # it only looks for the way
             if len(done) >= count:
                 raise Crash
             done.append(name)
