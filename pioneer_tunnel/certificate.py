@@ -12,19 +12,22 @@ relay has passed through.
 from __future__ import annotations
 
 import logging
-import os
 import ssl
+import threading
 from pathlib import Path
 from typing import Final, TypeAlias, final
 
 import trio
 
-from .errors import InvalidSettingsError
+from . import files
+from .errors import InvalidSettingsError, StorageError
 
 __all__ = ["Certificate"]
 
 LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks at the files."""
+
+_FILE_LIMIT: Final = 1024 * 1024
 
 _Stamp: TypeAlias = tuple[tuple[int, ...] | None, ...]
 
@@ -50,6 +53,7 @@ class Certificate:
         self._stamp = self._look()
         self._context = self._load()
         self._looked_at: float | None = None
+        self._reloading: Final = threading.Lock()
 
     @property
     def files(self) -> tuple[Path, Path]:
@@ -57,25 +61,41 @@ class Certificate:
         return self._files
 
     def context(self) -> ssl.SSLContext:
-        """What the next handshake is made with, from files that were looked at within the last second. Call in Trio."""
-        now = trio.current_time()
-        if self._looked_at is None or now - self._looked_at >= LOOK_INTERVAL:
-            self._looked_at = now
+        """What the next handshake is made with, from files that were looked at within the last second.
+
+        Call in Trio. It reads the files when they have changed, and blocks as long as that takes.
+        """
+        if self._is_due():
             self._reload_if_changed()
         return self._context
 
+    async def latest_context(self) -> ssl.SSLContext:
+        """Like `context`, but the files are looked at in a thread, and only the first who asks waits for it."""
+        if self._is_due():
+            await trio.to_thread.run_sync(self._reload_if_changed, abandon_on_cancel=True)
+        return self._context
+
+    def _is_due(self) -> bool:
+        now = trio.current_time()
+        if self._looked_at is not None and now - self._looked_at < LOOK_INTERVAL:
+            return False
+        self._looked_at = now
+        return True
+
     def _reload_if_changed(self) -> None:
-        # The look comes before the reading: what changes in between is seen at the next look.
-        stamp = self._look()
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
+        if not self._reloading.acquire(blocking=False):
+            return  # a thread that nobody waits for any more is at it
         try:
-            self._context = self._load()
+            # The look comes before the reading: what changes in between is seen at the next look.
+            stamp = self._look()
+            if stamp != self._stamp:
+                self._stamp = stamp
+                self._context = self._load()
+                _log.info("the TLS certificate %s was renewed", self._files[0])
         except InvalidSettingsError as error:
             _log.warning("%s; the one in use stays, until the files change again", error)
-        else:
-            _log.info("the TLS certificate %s was renewed", self._files[0])
+        finally:
+            self._reloading.release()
 
     def _look(self) -> _Stamp:
         """What tells the files' content from an earlier one, without reading it."""
@@ -96,9 +116,13 @@ class Certificate:
             return ""
 
         try:
-            context.load_cert_chain(certificate, private_key, password=no_passphrase)
-        except (OSError, ssl.SSLError) as error:
-            why = "the key is encrypted with a passphrase" if encrypted else _why(error, self._files)
+            with (
+                files.pinned(certificate, limit=_FILE_LIMIT) as chain_path,
+                files.pinned(private_key, limit=_FILE_LIMIT) as key_path,
+            ):
+                context.load_cert_chain(chain_path, key_path, password=no_passphrase)
+        except (StorageError, OSError) as error:
+            why = "the key is encrypted with a passphrase" if encrypted else _why(error)
             raise InvalidSettingsError(
                 f"the TLS certificate {str(certificate)!r} with the private key {str(private_key)!r} cannot be used:"
                 f" {why}"
@@ -117,11 +141,10 @@ def _stamp_of(file: Path) -> tuple[int, ...] | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _why(error: OSError, files: tuple[Path, Path]) -> str:
+def _why(error: StorageError | OSError) -> str:
     """What is wrong, for a person; OpenSSL does not say with which file."""
     if not isinstance(error, ssl.SSLError):
-        unreadable = next((file for file in files if not os.access(file, os.R_OK)), None)
-        return f"{error.strerror}{'' if unreadable is None else f': {str(unreadable)!r}'}"
+        return str(error)
     if error.reason == "KEY_VALUES_MISMATCH":
         return "the key is not the certificate's"
     return error.reason.replace("_", " ").lower() if error.reason else "one of them is not PEM, or holds something else"

@@ -1,39 +1,78 @@
-"""What goes wrong many times a second is told of once a minute.
+"""Log lines whose number others decide: visitors, gateways, relays.
 
-Neighbours: the relay's accept loop, the data channels of `tcp` and `tls`, and `forward`: strangers decide how often.
+The first lines of each kind are written in full. After that one line a minute is written, with the number of those that
+were left out. A kind that was quiet for some minutes may write several lines again.
+
+How often what was logged is kept for each Trio run, for the kinds that were logged last.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Final, final
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Final, TypeAlias, final
 
 import trio
 
 __all__ = ["Complaints"]
 
 COMPLAINT_INTERVAL: Final = 60.0
-"""Seconds for which one line in the log has to do."""
+"""Seconds after which one more line of a kind may be written."""
+
+LINES_IN_FULL: Final = 5
+"""Lines of a kind that may be written at once."""
+
+MOST_KINDS: Final = 4096
+"""Kinds that are remembered; beyond, the one that was logged least recently is forgotten."""
+
+_Kinds: TypeAlias = OrderedDict[tuple[str, Hashable], tuple[float, float, int]]
+"""For each kind: how many lines it may write, since when, and how many were left out."""
+
+_of_this_run: Final[trio.lowlevel.RunVar[_Kinds]] = trio.lowlevel.RunVar("pioneer_tunnel.complaints")
 
 
 @final
 class Complaints:
-    """Warnings in a log, each kind of them once a minute at the most."""
+    """Writes to a log, each kind of line five times and then once a minute. To be used in a Trio run.
+
+    Args:
+        log: shares its kinds with other instances for the same log.
+    """
 
     def __init__(self, log: logging.Logger) -> None:
         self._log: Final = log
-        self._told: Final[dict[str, tuple[float, int]]] = {}
 
-    def tell(self, kind: str, text: str) -> None:
-        """Warn of `text`, unless that was done of its kind less than a minute ago.
+    def tell(
+        self, kind: Hashable, text: str, *, level: int = logging.WARNING, error: BaseException | None = None
+    ) -> None:
+        """Write `text`, unless there were too many lines of its kind.
 
         Args:
-            kind: one of a few; each is remembered.
+            kind: what is limited. It must not be the other end's to choose.
+            text: the line.
+            level: of the line.
+            error: what to add the traceback of.
         """
-        now = trio.current_time()
-        told_at, untold = self._told.get(kind, (-COMPLAINT_INTERVAL, 0))
-        if now - told_at < COMPLAINT_INTERVAL:
-            self._told[kind] = told_at, untold + 1
+        if not self._log.isEnabledFor(level):
             return
-        self._told[kind] = now, 0
-        self._log.warning("%s%s", text, f" ({untold} more since the last such line)" if untold else "")
+        kinds = _kinds()
+        now = trio.current_time()
+        left, since, untold = kinds.pop((self._log.name, kind), (LINES_IN_FULL, now, 0))
+        left = min(left + (now - since) / COMPLAINT_INTERVAL, LINES_IN_FULL)
+        may_write = left >= 1
+        kinds[self._log.name, kind] = (left - 1, now, 0) if may_write else (left, now, untold + 1)
+        if len(kinds) > MOST_KINDS:
+            kinds.popitem(last=False)
+        if may_write:
+            more = f" ({untold} more since the last such line)" if untold else ""
+            self._log.log(level, "%s%s", text, more, exc_info=error)
+
+
+def _kinds() -> _Kinds:
+    try:
+        return _of_this_run.get()
+    except LookupError:
+        kinds: _Kinds = OrderedDict()
+        _of_this_run.set(kinds)
+        return kinds

@@ -26,20 +26,7 @@ ProxyProtocol: TypeAlias = Literal["v2"]
 
 LOCAL_TIMEOUT: Final = 10.0
 
-_log: Final = logging.getLogger("pioneer_tunnel.forward")
-
-
-def _complaints() -> Complaints:
-    """Those of this Trio run: how many visitors come is up to them."""
-    try:
-        return _of_this_run.get()
-    except LookupError:
-        complaints = Complaints(_log)
-        _of_this_run.set(complaints)
-        return complaints
-
-
-_of_this_run: Final[trio.lowlevel.RunVar[Complaints]] = trio.lowlevel.RunVar("pioneer_tunnel.forward")
+_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.forward"))
 
 
 def _ignore(event: object) -> None:
@@ -90,7 +77,7 @@ async def forward(
         try:
             connection = await dial_local(local, dial=dial, timeout=LOCAL_TIMEOUT)
         except LocalGatewayError as error:
-            _complaints().tell(str(local), f"{error}; a visitor was turned away")
+            _complaints.tell(local, f"{error}; a visitor was turned away")
             report(LocalDialFailed(str(error)))
             return
         report(LocalDialOk())
@@ -103,7 +90,7 @@ async def forward(
                 await abandon(connection)
                 raise
         await pump(stream, connection)
-    except Exception:  # noqa: BLE001  # whatever it is, other visitors have nothing to do with it
-        _log.exception("a visitor could not be forwarded")
+    except Exception as error:  # noqa: BLE001  # whatever it is, other visitors have nothing to do with it
+        _complaints.tell("unforeseen", "a visitor could not be forwarded", level=logging.ERROR, error=error)
     finally:
         stream.reset()  # after an orderly end this changes nothing

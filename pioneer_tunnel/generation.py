@@ -20,6 +20,7 @@ import trio
 
 from .address import RelayAddress
 from .certificate import Certificate
+from .complaints import Complaints
 from .config import RemoteAccessConfig, Transport
 from .dialer import Dialer
 from .errors import InvalidSettingsError, MissingKeyError, Problem, TunnelError, UnsupportedTransportError
@@ -50,7 +51,7 @@ __all__ = [
     "why_refused",
 ]
 
-_log: Final = logging.getLogger("pioneer_tunnel.generation")
+_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.generation"))
 
 
 def effective_config(config: RemoteAccessConfig, settings: Settings) -> RemoteAccessConfig:
@@ -308,8 +309,9 @@ class Generation:
     async def _take_care_of(self, stream: TunnelStream) -> None:
         try:
             await self._handler(stream)
-        except Exception:  # noqa: BLE001  # a visitor's trouble is not the tunnel's
-            _log.exception("a handler failed; its visitor's connection is reset")
+        except Exception as error:  # noqa: BLE001  # a visitor's trouble is not the tunnel's
+            line = "a handler failed; its visitor's connection is reset"
+            _complaints.tell("handler", line, level=logging.ERROR, error=error)
         finally:
             stream.reset()  # after an orderly end this changes nothing
             self._visitors.remove(stream)

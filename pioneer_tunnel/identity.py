@@ -148,8 +148,9 @@ class PublicKey:
         """Read a registry entry.
 
         Raises:
-            ValueError: it is not `ed25519:` and 64 hexadecimal digits, or not a point of the curve. The message does
-                not quote the text, since what stands there by mistake is most often the secret key.
+            ValueError: it is not `ed25519:` and 64 hexadecimal digits, not a point of the curve, or a point of small
+                order. The message does not quote the text, since what stands there by mistake is most often the
+                secret key.
         """
         digits = text.removeprefix(_PUBLIC_PREFIX)
         try:
@@ -164,6 +165,10 @@ class PublicKey:
         if not _is_on_curve(raw):
             del raw
             raise ValueError("a public key is a point of the curve Ed25519, and these 64 hexadecimal digits are none")
+        if _has_small_order(raw):
+            raise ValueError(
+                "a public key is a point of large order: for the one in these 64 hexadecimal digits anybody can sign"
+            )
         return cls(raw)
 
     @property
@@ -197,6 +202,16 @@ def _is_on_curve(raw: bytes) -> bool:
     if x_squared == 0:
         return sign == 0
     return pow(x_squared, (_FIELD_PRIME - 1) // 2, _FIELD_PRIME) == 1
+
+
+def _has_small_order(raw: bytes) -> bool:
+    """Whether a point of the curve is one of the eight whose order divides 8.
+
+    A signature by such a key can be made without a private half. The points are the neutral one (y = 1), that of order
+    2 (y = -1), two of order 4 (y = 0), and the four that give those when they are doubled.
+    """
+    y = int.from_bytes(raw, "little") & (2**255 - 1)
+    return y * (y * y - 1) * (_CURVE_D * y**4 + 2 * y * y - 1) % _FIELD_PRIME == 0
 
 
 @final

@@ -16,6 +16,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, final
 
+from .complaints import Complaints
 from .errors import TunnelError
 from .remote_access import RemoteAccess
 from .settings import SettingsUpdate
@@ -38,7 +39,7 @@ INTERNAL_ERROR: Final = -32603
 STATUS_CHANGED: Final = "gateway/remote_access/status_changed"
 _SECTION: Final = "remote_access"
 
-_log: Final = logging.getLogger("pioneer_tunnel.jsonrpc")
+_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.jsonrpc"))
 
 
 @final
@@ -93,7 +94,8 @@ class RemoteAccessRpc:
         except TunnelError as error:
             raise RpcError(INTERNAL_ERROR, str(error)) from error
         except Exception as error:
-            _log.exception("an unforeseen failure in answering %s", method)
+            line = f"an unforeseen failure in answering {method}"
+            _complaints.tell(method, line, level=logging.ERROR, error=error)
             raise RpcError(INTERNAL_ERROR, f"an unforeseen failure, see the log: {type(error).__name__}") from error
         del update  # a client that mixes its fields up may have put the key into another one
         raise RpcError(INVALID_PARAMS, f"{_SECTION}: {result}")

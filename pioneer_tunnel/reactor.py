@@ -27,6 +27,8 @@ from typing import Final, final
 
 import trio
 
+from .complaints import Complaints
+
 __all__ = ["CAN_WATCH", "REMINDED_AFTER", "Reactor", "Stay"]
 
 CAN_WATCH: Final = sys.platform == "linux"
@@ -36,7 +38,7 @@ _TURN: Final = 1024 * 1024
 """Bytes that are moved before other tasks get theirs."""
 
 _MOST_EVENTS: Final = 256
-_log: Final = logging.getLogger("pioneer_tunnel.reactor")
+_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.reactor"))
 
 REMINDED_AFTER: Final = 0.002
 """Seconds."""
@@ -273,15 +275,16 @@ class Reactor:
                 continue  # it was let go of in this very turn
             try:
                 on_events(flags)
-            except Exception:  # noqa: BLE001  # whatever it is, the others have nothing to do with it
-                _log.exception("what is watched failed in an unforeseen way")
+            except Exception as error:  # noqa: BLE001  # whatever it is, the others have nothing to do with it
+                line = "what is watched failed in an unforeseen way"
+                _complaints.tell("watched", line, level=logging.ERROR, error=error)
         left = _TURN
         while left > 0 and self._ready:
             turn = self._ready.popleft()
             try:
                 left -= turn()
-            except Exception:  # noqa: BLE001  # as above
-                _log.exception("a turn failed in an unforeseen way")
+            except Exception as error:  # noqa: BLE001  # as above
+                _complaints.tell("turn", "a turn failed in an unforeseen way", level=logging.ERROR, error=error)
 
     def _note_look(self, *, fruitful: bool) -> None:
         if fruitful:

@@ -7,18 +7,22 @@ Neighbours: `config.py` and `relay/config.py` take their table from here and han
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from . import files
 from .errors import Problem, StorageError
 from .redaction import hide_secrets, shown
 from .tables import refusal
 
 __all__ = ["read_toml", "subtable"]
 
+_FILE_LIMIT: Final = 64 * 1024 * 1024
 _TOML_ERROR: Final = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
 
 
@@ -30,10 +34,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         InvalidSettingsError: it is not TOML, with line and column.
     """
     try:
-        document = _parse(path.read_bytes())
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise StorageError(f"{path}: cannot be read: {reason}") from error
+        content = files.read(path, limit=_FILE_LIMIT)
+    except ValueError as error:  # the path holds a null character
+        raise StorageError(f"{path} cannot be read: {error}") from error
+    if content is None:
+        raise StorageError(f"{path} cannot be read: {os.strerror(errno.ENOENT)}")
+    document = _parse(bytes(content))
     if isinstance(document, str):
         raise refusal([Problem(source=str(path), message=document)])
     return document

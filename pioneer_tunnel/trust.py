@@ -19,12 +19,15 @@ import ssl
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
-from .errors import InvalidSettingsError
+from . import files
+from .errors import InvalidSettingsError, StorageError
 
 __all__ = ["SYSTEM_TRUSTS", "SystemTrust", "client_tls", "why_tls_failed"]
 
 SystemTrust: TypeAlias = Literal["openssl", "os"]
 SYSTEM_TRUSTS: Final[tuple[SystemTrust, ...]] = get_args(SystemTrust)
+
+_FILE_LIMIT: Final = 16 * 1024 * 1024
 
 # OpenSSL's numbers for what is wrong with a certificate (x509_vfy.h).
 _NOT_YET_VALID: Final = 9
@@ -45,9 +48,10 @@ def client_tls(ca_file: Path | None = None, *, system_trust: SystemTrust = "open
     context.set_alpn_protocols(["http/1.1"])
     if ca_file is not None:
         try:
-            context.load_verify_locations(ca_file)
-        except (OSError, ssl.SSLError) as error:
-            why = error.strerror or "it is not there"
+            with files.pinned(ca_file, limit=_FILE_LIMIT) as path:
+                context.load_verify_locations(path)
+        except (StorageError, ssl.SSLError) as error:
+            why = "it holds no certificate" if isinstance(error, ssl.SSLError) else str(error)
             raise InvalidSettingsError(f"the CA file {str(ca_file)!r} cannot be used: {why}") from error
     return context
 

@@ -17,6 +17,7 @@ import attrs
 import trio
 
 from .certificate import Certificate
+from .complaints import Complaints
 from .endings import close_after_answer
 from .streams import OneAtATime
 from .tls_stream import TlsStream
@@ -27,7 +28,7 @@ __all__ = ["terminate_tls"]
 HANDSHAKE_TIMEOUT: Final = 10.0
 """Seconds that a visitor has to agree on TLS."""
 
-_log: Final = logging.getLogger("pioneer_tunnel.visitor_tls")
+_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.visitor_tls"))
 
 
 def terminate_tls(handler: Handler, certificate: Certificate) -> Handler:
@@ -43,7 +44,7 @@ def terminate_tls(handler: Handler, certificate: Certificate) -> Handler:
         try:
             visitor = await _decrypted(stream, certificate)
         except trio.BrokenResourceError as error:
-            _log.info("%s; it was turned away", error)
+            _complaints.tell("turned away", f"{error}; it was turned away", level=logging.INFO)
         else:
             await handler(visitor)
 
@@ -56,9 +57,9 @@ async def _decrypted(stream: TunnelStream, certificate: Certificate) -> TunnelSt
     Raises:
         trio.BrokenResourceError: it came to nothing.
     """
-    tls = TlsStream(stream, certificate.context(), server_side=True, https=True)
     try:
         with trio.move_on_after(HANDSHAKE_TIMEOUT):
+            tls = TlsStream(stream, await certificate.latest_context(), server_side=True, https=True)
             await tls.do_handshake()
             return TunnelStream(_DecryptedStream(tls, stream), attrs.evolve(stream.proxy_header, tls=True))
     except trio.BrokenResourceError as error:

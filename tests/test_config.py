@@ -380,7 +380,7 @@ def test_something_else_in_the_place_of_the_table(tmp_path: Path, text: str, key
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"nowhere\.toml: cannot be read: No such file"):
+    with pytest.raises(StorageError, match=r"nowhere\.toml cannot be read: No such file"):
         RemoteAccessConfig.load(tmp_path / "nowhere.toml")
     path = write(tmp_path, "[gateway]\nremote_access = oops")
     with pytest.raises(InvalidSettingsError, match=r"gateway\.toml: line 2, column 17: not TOML"):

@@ -241,6 +241,55 @@ def test_a_public_key_is_a_point_of_the_curve(raw: bytes) -> None:
     assert raw.hex() not in everything_shown(raised.value)
 
 
+def torsion_points() -> list[bytes]:
+    """The eight points whose order divides 8, by doubling and adding on the curve."""
+    prime = 2**255 - 19
+    d = -121665 * pow(121666, -1, prime) % prime
+
+    def add(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+        (x1, y1), (x2, y2) = one, other
+        product = d * x1 * x2 * y1 * y2
+        x = (x1 * y2 + x2 * y1) * pow(1 + product, -1, prime)
+        y = (y1 * y2 + x1 * x2) * pow(1 - product, -1, prime)
+        return x % prime, y % prime
+
+    # An order of 8, as published in lists of such points.
+    raw = bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05")
+    y = int.from_bytes(raw, "little")
+    square = (y * y - 1) * pow(d * y * y + 1, -1, prime) % prime
+    x = pow(square, (prime + 3) // 8, prime)
+    if x * x % prime != square:
+        x = x * pow(2, (prime - 1) // 4, prime) % prime
+    assert x * x % prime == square
+    points = [(0, 1)]
+    while len(points) < 8:
+        points.append(add(points[-1], (x, y)))
+    assert len(set(points)) == 8
+    assert add(points[-1], (x, y)) == (0, 1)
+    return [(y | (x & 1) << 255).to_bytes(32, "little") for x, y in points]
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_public_key_of_small_order_is_refused(number: int) -> None:
+    """For such a key there are signatures that anybody can make, which verify one message in eight, or each."""
+    raw = torsion_points()[number]
+    with pytest.raises(ValueError, match="anybody can sign") as raised:
+        PublicKey.parse(f"ed25519:{raw.hex()}")
+    assert raw.hex() not in everything_shown(raised.value)
+    y = int.from_bytes(raw, "little") & (2**255 - 1)
+    for sign in (0, 1 << 255):
+        for written in (y | sign, (y + 2**255 - 19) | sign):  # in every form that some library takes
+            if written < 2**256 and (written & (2**255 - 1)) in {y, y + 2**255 - 19}:
+                with pytest.raises(ValueError, match="a public key is"):
+                    PublicKey.parse(f"ed25519:{written.to_bytes(32, 'little').hex()}")
+
+
+def test_a_signature_that_anybody_can_make_verifies_with_a_key_of_small_order() -> None:
+    """Why they are refused."""
+    neutral = torsion_points()[0]
+    assert PublicKey(neutral).verify(neutral + bytes(32), b"whatever")
+
+
 @given(signature=st.binary(max_size=70), message=st.binary(max_size=20), raw=st.binary(max_size=40))
 @settings(max_examples=100, deadline=None)
 def test_verifying_never_raises(signature: bytes, message: bytes, raw: bytes) -> None:

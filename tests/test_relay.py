@@ -576,6 +576,7 @@ async def test_a_relay_with_an_identity_proves_it(tmp_path: Path, whole: bool) -
     seed = bytes(range(32))
     identity = SigningIdentity.from_seed(seed).public_key
     (tmp_path / "identity").write_text(f"{seed.hex()}\n" + f"{identity}\n" * whole)
+    (tmp_path / "identity").chmod(0o600)
     async with relay_rig(identity_key_file="identity", base_dir=tmp_path) as rig:
         async with rig.tunnel(relay_identity=identity) as tunnel:
             with no_hang():
@@ -802,6 +803,10 @@ def test_an_identity_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nowhere"):
         Relay(relay_config(identity_key_file="nowhere", base_dir=tmp_path))
     (tmp_path / "short").write_text("abcd")
+    (tmp_path / "short").chmod(0o640)
+    with pytest.raises(StorageError, match=r"short .*\(mode 0640\); run: chmod 600 "):
+        Relay(relay_config(identity_key_file="short", base_dir=tmp_path))
+    (tmp_path / "short").chmod(0o600)
     with pytest.raises(InvalidSettingsError, match=r"short.* first line; .*new-identity"):
         Relay(relay_config(identity_key_file="short", base_dir=tmp_path))
 

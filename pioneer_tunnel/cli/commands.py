@@ -14,10 +14,11 @@ from typing import Final, Literal, get_args
 import click
 import trio
 
+from .. import files
 from .._version import __version__
 from ..address import Address
 from ..certificate import Certificate
-from ..errors import TunnelError
+from ..errors import StorageError, TunnelError
 from ..forward import forward
 from ..groups import lone_error_bare
 from ..identity import RelayKey, SigningIdentity, new_relay_key
@@ -36,6 +37,7 @@ from .status_lines import StatusLines
 __all__ = ["pioneer_tunnel"]
 
 _log: Final = logging.getLogger("pioneer_tunnel.cli")
+_KEY_FILE_LIMIT: Final = 64 * 1024
 _FILE: Final = click.Path(path_type=Path, dir_okay=False)
 _websocket_engine: Final = click.option(
     "--websocket-engine",
@@ -244,9 +246,12 @@ async def _cancel_on(signals: AsyncIterator[int], scope: trio.CancelScope) -> No
 def _read_key(path: Path, *, native: bool) -> RelayKey:
     """The first line of a file; the second may be what `relay new-key` printed there."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise click.ClickException(f"the key file {str(path)!r} cannot be read: {error.strerror}") from None
+        content = files.read(path, limit=_KEY_FILE_LIMIT)
+        if content is None:
+            raise click.ClickException(f"the key file {str(path)!r} cannot be read: there is none")
+        text = str(content, "utf-8")
+    except StorageError as error:
+        raise click.ClickException(f"the key file {str(path)!r}: {error}") from None
     except UnicodeDecodeError:
         raise click.ClickException(f"the key file {str(path)!r} is not a text file") from None
     first, *others = text.strip().splitlines() or [""]

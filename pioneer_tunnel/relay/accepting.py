@@ -1,8 +1,8 @@
 """Accepting connections, also when there are too many of them.
 
 `trio.serve_listeners` is for a server that is never out of descriptors: it logs a traceback for each accept that fails.
-Here whoever is turned away gets a reset before a task is made for it, and of what goes wrong many times a second one
-line a minute tells.
+Here whoever is turned away gets a reset before a task is made for it, and what goes wrong many times a second is not
+logged each time.
 
 Neighbours: `server` and `listeners` say what happens to a connection; `admission` decides whether it is let in.
 """
@@ -27,7 +27,7 @@ ACCEPT_RETRY: Final = 0.1
 """Seconds until the next attempt, when the system has nothing left for one more connection."""
 
 _OVERLOADED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-_log: Final = logging.getLogger("pioneer_tunnel.relay.server")
+_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.relay.server"))
 
 Handler: TypeAlias = Callable[[trio.SocketStream, Arrival], Awaitable[None]]
 """Serves a connection, and closes it."""
@@ -39,7 +39,6 @@ class Front:
 
     def __init__(self, admission: Admission) -> None:
         self._admission: Final = admission
-        self._complaints: Final = Complaints(_log)
 
     async def serve(
         self,
@@ -74,7 +73,7 @@ class Front:
                 except OSError as error:
                     if error.errno not in _OVERLOADED:
                         raise
-                    self._complaints.tell(str(error.errno), f"no connection can be accepted: {error.strerror}")
+                    _complaints.tell(error.errno, f"no connection can be accepted: {error.strerror}")
                     await trio.sleep(ACCEPT_RETRY)
                 else:
                     self._admit(connected, handler, connections, only_visitors)
@@ -93,7 +92,7 @@ class Front:
                 _host_of(connected), trio.current_time(), make_way, only_visitors=only_visitors
             )
         except TurnedAway as reason:
-            self._complaints.tell(str(reason), f"a connection was turned away: {reason}")
+            _complaints.tell(str(reason), f"a connection was turned away: {reason}")
             reset_on_close(connected.socket)
             connected.socket.close()
         else:

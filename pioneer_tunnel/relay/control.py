@@ -13,6 +13,7 @@ from typing import Final, final
 
 import trio
 
+from ..complaints import Complaints
 from ..errors import ProtocolError
 from ..handshake import SUBPROTOCOL, Claim, Rejection, RelayHandshake
 from ..identity import SigningIdentity
@@ -37,6 +38,7 @@ BUSY_RETRY_MS: Final = 5_000
 """How long a gateway is asked to wait whose tunnel another one has."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.control")
+_complaints: Final = Complaints(_log)
 
 
 @final
@@ -95,7 +97,8 @@ class ControlDoor:
             except (WebSocketRefused, trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 _log.debug("a connection at the control door ended in its opening: %s", error)
         if deadline.cancelled_caught:
-            _log.info("a connection at the control door did not prove itself within %g seconds", OPENING_TIMEOUT)
+            line = f"a connection at the control door did not prove itself within {OPENING_TIMEOUT:g} seconds"
+            _complaints.tell("no proof", line, level=logging.INFO)
 
     async def hold_against_registry(self) -> None:
         """Ask the registry about every session anew. One whose key does not open its tunnel any more ends at once."""
@@ -111,6 +114,7 @@ class ControlDoor:
         handshake = RelayHandshake(self._config.id, public_names=self._config.public_names, identity=self._identity)
         await websocket.send([handshake.challenge])
         claim: Claim | None = None
+        entry: TunnelEntry | None = None
         try:
             while True:
                 for message in await websocket.receive():
@@ -130,7 +134,7 @@ class ControlDoor:
         except Rejection as rejection:
             if rejection.reason == "auth_failed" and arrival is not None:
                 await trio.sleep(arrival.failed(trio.current_time()))
-            await _reject(websocket, claim, rejection)
+            await _reject(websocket, claim, entry, rejection)
         except ProtocolError as error:
             await websocket.close(1002, str(error)[:120])
         return None
@@ -167,22 +171,25 @@ class ControlDoor:
                 await self._directory.enter(entry.id, session, rules=entry.takeover_rules)
                 await session.greet(welcome)
                 deadline.deadline = float("inf")
-                _log.info("tunnel %s: session %s is connected (%s)", entry.id, session.id, claim.agent)
+                line = f"tunnel {entry.id}: session {session.id} is connected ({claim.agent})"
+                _complaints.tell(("connected", entry.id), line, level=logging.INFO)
                 await session.carry()
             except TunnelTaken as taken:
-                await _reject(websocket, claim, Rejection("busy", str(taken), retry_after_ms=BUSY_RETRY_MS))
+                await _reject(websocket, claim, entry, Rejection("busy", str(taken), retry_after_ms=BUSY_RETRY_MS))
             finally:
                 # Also of an entry that was cut off: nobody knows how far it came.
                 with trio.CancelScope(shield=True):
                     await self._directory.leave(entry.id, session)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError) as group:
-            _log.info("tunnel %s: session %s has ended: %s", entry.id, session.id, group.exceptions[0])
+            line = f"tunnel {entry.id}: session {session.id} has ended: {group.exceptions[0]}"
+            _complaints.tell(("ended", entry.id), line, level=logging.INFO)
         finally:
             self._sessions.discard(session)
 
 
-async def _reject(websocket: WebSocket, claim: Claim | None, rejection: Rejection) -> None:
+async def _reject(websocket: WebSocket, claim: Claim | None, entry: TunnelEntry | None, rejection: Rejection) -> None:
     named = clean_message(claim.key_id) if claim is not None else "?"
-    _log.info("a gateway with the key id %s was rejected: %s", named, rejection)
+    kind = (rejection.reason, None if entry is None else entry.id)
+    _complaints.tell(kind, f"a gateway with the key id {named} was rejected: {rejection}", level=logging.INFO)
     await websocket.send([rejection.text])
     await websocket.close(1008, rejection.reason)

@@ -19,8 +19,10 @@ from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar, final
 import attrs
 import trio
 
+from .. import files
 from ..address import Address, normal_audience
 from ..certificate import Certificate
+from ..complaints import Complaints
 from ..endings import abandon
 from ..errors import InvalidSettingsError, StorageError
 from ..groups import lone_error_bare
@@ -44,7 +46,10 @@ from .tls_door import TlsDoor, end_tls
 
 __all__ = ["Relay", "RelayAddresses", "guarded", "serve_gateway"]
 
+_IDENTITY_LIMIT: Final = 64 * 1024
+
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
+_complaints: Final = Complaints(_log)
 
 StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 P = ParamSpec("P")
@@ -94,7 +99,7 @@ class Relay:
 
     Raises:
         InvalidSettingsError: a certificate or key that cannot be used.
-        StorageError: the identity key file cannot be read.
+        StorageError: the identity key file cannot be read, or others may read or write it.
     """
 
     def __init__(
@@ -292,8 +297,8 @@ def guarded(
             await handler(connected, *arguments, **named)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             pass  # it went away, or never came to the point
-        except* Exception:  # noqa: BLE001  # whatever it is, other connections have nothing to do with it
-            _log.exception("a connection failed in an unforeseen way")
+        except* Exception as error:  # noqa: BLE001  # whatever it is, other connections have nothing to do with it
+            _complaints.tell("unforeseen", "a connection failed in an unforeseen way", level=logging.ERROR, error=error)
             with trio.CancelScope(shield=True):
                 await abandon(connected)
 
@@ -341,10 +346,11 @@ def _identity(config: RelayConfig) -> SigningIdentity | None:
 
 def _read_seed(path: Path) -> bytes:
     """The first line of a file; the second may be what `relay new-identity` printed there."""
+    content = files.read(path, limit=_IDENTITY_LIMIT, private=True)
+    if content is None:
+        raise StorageError(f"the identity key file {str(path)!r} cannot be read: there is none")
     try:
-        seed = bytes.fromhex(path.read_text(encoding="ascii").strip().partition("\n")[0])
-    except OSError as error:
-        raise StorageError(f"the identity key file {str(path)!r} cannot be read: {error.strerror}") from error
+        seed = bytes.fromhex(str(content, "ascii").strip().partition("\n")[0])
     except ValueError:
         seed = b""
     if len(seed) != 32:

@@ -23,6 +23,7 @@ from typing import Final, final
 import attrs
 import trio
 
+from ..complaints import Complaints
 from ..endings import abandon
 from ..handshake import Claim, replaced_text
 from ..streams import Watched
@@ -43,7 +44,7 @@ CLOSE_GOING_AWAY: Final = 1001
 CLOSE_REJECTED: Final = 1008
 CLOSE_REPLACED: Final = 4001
 
-_log: Final = logging.getLogger("pioneer_tunnel.relay.session")
+_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.relay.session"))
 
 
 @final
@@ -167,13 +168,17 @@ class GatewaySession(LiveSession):
                 nursery.start_soon(self._take_leave, carrying)
                 await self._connection.run()
         assert self._ending is not None
-        _log.info("tunnel %s: session %s was ended: %s", self.tunnel_id, self.id, self._ending.reason)
+        self._tell("was ended", f": {self._ending.reason}")
+
+    def _tell(self, what: str, why: str) -> None:
+        line = f"tunnel {self.tunnel_id}: session {self.id} {what}{why}"
+        _complaints.tell((what, self.tunnel_id), line, level=logging.INFO)
 
     async def _see_visitors_out(self) -> None:
         # No deadline: most sessions are never retired.
         await self._retired.wait()
         by = self._successor or ""
-        _log.info("tunnel %s: session %s is retired, a newer key has the tunnel", self.tunnel_id, self.id)
+        self._tell("is retired", ", a newer key has the tunnel")
         if not await self.answers(patience(self.instance, by)):
             self.abandon()
             return

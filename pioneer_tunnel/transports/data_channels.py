@@ -55,6 +55,7 @@ More are owed, and follow. So a burst of visitors waits at the relay, and does n
 MOST_OWED: Final = 64 * 1024
 
 _log: Final = logging.getLogger("pioneer_tunnel.transports.data_channels")
+_complaints: Final = Complaints(_log)
 
 
 @contextmanager
@@ -99,7 +100,6 @@ class DataChannels:
         self._nursery: Final = nursery
         self._reactor: Final = None if stay is None else stay.reactor
         self.context: Final = copy_context()  # what the reactor calls back may come from a task of anybody's
-        self._complaints: Final = Complaints(_log)
         self._tls_session: ssl.SSLSession | None = None
         self._watched: Final[set[_Watched]] = set()
         self._carried: Final[set[ChannelStream]] = set()
@@ -204,16 +204,14 @@ class DataChannels:
             self._deliver(TunnelStream(carried))
         except trio.WouldBlock:
             carried.reset()
-            self._complaints.tell("no room", "a visitor was turned away: there are as many as there may be")
+            self._complain("no room", "a visitor was turned away: there are as many as there may be")
 
     def understood(self, command: bytes) -> bool:
         """Whether the relay's word means that a visitor is there."""
         try:
             if decode_data_command(command) is DataCommand.START_FORWARD_TCP:
                 return True
-            self._complaints.tell(
-                "UDP", f"{self._target.address} forwards UDP to us, which this gateway does not carry"
-            )
+            self._complain("UDP", f"{self._target.address} forwards UDP to us, which this gateway does not carry")
         except RemoteProtocolError as error:
             self.tell_why_lost(error)
         return False
@@ -224,7 +222,10 @@ class DataChannels:
             _log.debug("%s closed a data channel that no visitor had come by", self._target.address)
         else:
             why = clean_message(str(reason))
-            self._complaints.tell("lost", f"a data channel to {self._target.address} came to nothing: {why}")
+            self._complain("lost", f"a data channel to {self._target.address} came to nothing: {why}")
+
+    def _complain(self, kind: str, text: str) -> None:
+        _complaints.tell((kind, self._target.address), text)
 
     async def _wait_for_visitor(self, stream: Watched | TlsStream) -> bool:
         visited = False
@@ -266,7 +267,7 @@ class DataChannels:
                 await trio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
         why = f"after {DIAL_FOR:g} seconds: {clean_message(failure)}"
-        self._complaints.tell("not connected", f"gave up on a data channel to {self._target.address} {why}")
+        self._complain("not connected", f"gave up on a data channel to {self._target.address} {why}")
         return None
 
     async def _connect(self, attempt: Attempt | None) -> Watched:

@@ -21,6 +21,7 @@ from typing import Final, NoReturn, final
 import attrs
 import trio
 
+from ..complaints import Complaints
 from ..errors import RemoteProtocolError
 from ..link import Link
 from .events import GoAwayReceived, OpenAllowed, PongReceived, StreamOpened, StreamReadable, StreamWritable
@@ -39,7 +40,7 @@ STALL_TIMEOUT: Final = 30.0
 MEASURE_INTERVAL: Final = 10.0
 """Seconds between pings that measure the round trip; windows grow by it."""
 
-_log: Final = logging.getLogger("pioneer_tunnel.yamux.connection")
+_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.yamux.connection"))
 
 # A batch is what the writer hands to the link at once. What is in a batch cannot be overtaken, so on a slow path
 # batches are small, and on a fast one large, so that a batch takes about this long.
@@ -287,8 +288,9 @@ class YamuxConnection:
                 self._on_stream(stream)
             except trio.WouldBlock:
                 stream.reset()
-            except Exception:  # noqa: BLE001  # one visitor's trouble is never the trouble of all
-                _log.exception("a stream could not be handed on; it is reset")
+            except Exception as error:  # noqa: BLE001  # one visitor's trouble is never the trouble of all
+                line = "a stream could not be handed on; it is reset"
+                _complaints.tell("unforeseen", line, level=logging.ERROR, error=error)
                 stream.reset()
         if self._leavers and not self.session.live_streams:
             self._leavers.unpark_all()
