@@ -148,7 +148,6 @@ async def test_a_cancelled_send_has_queued_all_or_nothing() -> None:
         assert await read_all(far) == body(2 * FULL)
 
 
-@final
 class Visitor(trio.abc.Stream):
     """Sends without end, and counts what was read."""
 
@@ -213,6 +212,51 @@ async def test_visitors_wait_while_a_peer_grants_no_credit(role: Role) -> None:
         assert sum(len(frame.body) for frame in heard if frame.stream_id == 1) == MIB
         nursery.cancel_scope.cancel()
     assert process.held == 0
+
+
+async def test_what_was_read_for_visitors_that_take_nothing_is_bounded() -> None:
+    """The other direction: each of them had a piece of 255 KiB that its connection did not take."""
+
+    @final
+    class Stalled(Visitor):
+        async def receive_some(self, max_bytes: int | None = None) -> bytes:
+            await trio.sleep_forever()
+
+        async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+            self.read += len(data)
+            if self.read > 100_000:  # so much a socket may take
+                await trio.sleep_forever()
+
+    process = SendBudget(64 * MIB)
+    limits = Limits(unsent=4 * MIB)
+    async with (
+        one(pipe(), heartbeat=NEVER, limits=limits, process_sending=process) as (running, peer),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(peer.hear_all)
+        visitors = [Stalled() for _ in range(100)]
+        for number, visitor in enumerate(visitors):
+            await peer.say(update(1 + 2 * number, SYN), data(1 + 2 * number, bytes(INITIAL_WINDOW)))
+            nursery.start_soon(pump, await running.accept(), visitor)
+            await wait_all_tasks_blocked()
+        held = sum(stream.lent for stream in running.session.live_streams)
+        assert held == running.session.sending.held == process.held <= limits.unsent + 100 * SEND_RESERVE
+        nursery.cancel_scope.cancel()
+    assert process.held == 0
+
+
+async def test_what_was_read_counts_until_the_next_read_or_the_close() -> None:
+    async with pair() as (near, far, both):
+        sending = both.server.session.sending
+        await near.send_all(b"first")
+        await near.send_all(b"second")
+        await wait_all_tasks_blocked()
+        assert await far.receive_some(5) == b"first"
+        assert sending.held == 5
+        assert await far.receive_some(3) == b"sec"
+        assert sending.held == 3
+        await far.aclose()
+        assert sending.held == 0
 
 
 async def test_after_the_end_nothing_is_sent() -> None:

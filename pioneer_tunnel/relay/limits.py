@@ -74,8 +74,8 @@ class RelayLimits:
             at once (0: no limit).
         buffered_bytes_per_tunnel: of what a gateway sends, what the relay holds while visitors do not take it. Beyond,
             the greediest of its streams is reset.
-        unsent_bytes_per_tunnel: of what visitors send, what the relay holds while a gateway does not take it. Beyond,
-            each visitor has 4 KiB and has to wait.
+        unsent_bytes_per_tunnel: what the relay has read and holds while a gateway or its visitors do not take it.
+            Beyond, each visitor has 4 KiB in each direction, and the other end has to wait.
         unsent_bytes: the same for all tunnels together.
         failed_auth_delay_ms: how long the first rejected proof of an address waits for its answer; with each further
             one the time doubles (0: not at all). Ten minutes without one and it is forgotten.

@@ -77,10 +77,10 @@ def _overdrafts_of(session: Session) -> Iterator[str]:
     held = sum(sum(map(len, stream.receive_queue)) for stream in streams)
     if session.unread < held:
         yield f"streams hold {held} bytes, the session knows of {session.unread}"
-    unsent = sum(min(stream.queued, SEND_AHEAD) for stream in streams)
-    if session.sending.held != unsent:
+    unsent = sum(min(stream.queued, SEND_AHEAD) + stream.lent for stream in streams)
+    if session.sending.held < unsent:
         yield f"streams hold {unsent} bytes for sending, the session knows of {session.sending.held}"
-    if session.sending.held > limits.unsent + SEND_RESERVE * len(streams):
+    if unsent > limits.unsent + 2 * SEND_RESERVE * len(streams):
         yield f"{session.sending.held} bytes wait to be sent, {limits.unsent} are allowed"
     grown = sum(max(stream.receive_window.size - INITIAL_WINDOW, 0) for stream in streams)
     if not 0 <= grown <= limits.window_growth - session._budget.left:

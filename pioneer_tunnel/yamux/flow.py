@@ -11,7 +11,8 @@ two round trips, the path could carry more (bandwidth x round trip). A half that
 application had fallen behind, does not count. Growth is paid from a `WindowBudget` that all streams of a session
 share, and goes back to it when the stream ends.
 
-`SendBudget` bounds what waits to be sent: the peer may grant no credit, or read nothing.
+`SendBudget` bounds what waits to be sent on: to the peer, which may grant no credit or read nothing, and to where the
+application takes what it has read.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ __all__ = [
 INITIAL_WINDOW: Final = 256 * 1024
 SEND_BOUND: Final = 64 * 1024
 """Bytes that one stream may hold for sending when the peer grants it no credit."""
-SEND_AHEAD: Final = 255 * 1024
-"""Bytes that it may hold as far as it has credit for them, while its session and process hold little."""
+SEND_AHEAD: Final = 256 * 1024
+"""Bytes that it may hold where they are likely to leave at once, while its session and process hold little."""
 SEND_RESERVE: Final = 4 * 1024
 """Bytes that it may hold also when its session or process has used up its budget, so that no stream stands still."""
 _MAX_CREDIT: Final = 2**32 - 1
@@ -99,6 +100,12 @@ class SendBudget:
         """What one stream may hold now."""
         bound = max((self._limit - self.held) // 8, SEND_RESERVE)
         return min(bound, SEND_BOUND if self._parent is None else self._parent.bound)
+
+    @property
+    def ahead(self) -> int:
+        """The same where it is likely to leave at once, and large pieces cost less time."""
+        bound = self.bound
+        return SEND_AHEAD if bound == SEND_BOUND else bound
 
     def take(self, amount: int) -> None:
         """A stream holds `amount` bytes more; less when negative."""

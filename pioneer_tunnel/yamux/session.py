@@ -88,8 +88,9 @@ class Limits:
         stream_window: the largest receive window of one stream (default 16 MiB).
         window_growth: what all receive windows may grow by together beyond 256 KiB each (default 32 MiB).
         unread: what all streams together may hold that the application has not read (default 64 MiB).
-        unsent: what all streams together may hold that waits to be sent (default 16 MiB). A stream holds at most 64 KiB
-            without credit and 255 KiB with credit; 4 KiB also when others have used all of it up.
+        unsent: what all streams together may hold that waits to be sent, or was read last and may wait to be sent on
+            (default 16 MiB). A stream holds at most 64 KiB to send without credit and 256 KiB with credit, and 256 KiB
+            of what was read; 4 KiB of each also when others have used all of it up.
         streams: streams that the peer may have open at a time, a number (default 4096).
         unaccepted: of these, how many the application may not have accepted yet, a number (default 256). As many may
             come between two calls of `Session.events`. With 0 every stream that the peer opens is reset.
@@ -370,13 +371,17 @@ class Session:
             self._outbox.put_ready(stream)
 
     def read(self, stream: Stream, max_bytes: int, now: float) -> bytes:
-        """Take at most `max_bytes` of what has arrived and give the peer credit for them.
+        """Take at most `max_bytes` of what has arrived, fewer when memory is short, and give the peer credit for them.
+
+        They count as waiting to be sent on until the next call, or until the stream is closed or reset.
 
         Returns b"" when nothing is there: `stream.ended` tells whether anything may still come.
         """
-        data = stream.take(max_bytes)
+        stream.lend(0)
+        data = stream.take(min(max_bytes, self.sending.ahead))
         if not data:
             return b""
+        stream.lend(len(data))
         if not stream.receive_queue:
             self._holding.discard(stream)
         self.unread -= len(data)
@@ -476,6 +481,7 @@ class Session:
 
     def _drop_unread(self, stream: Stream) -> int:
         """Let go of what the application will not read; returns how many bytes that was."""
+        stream.lend(0)
         dropped = sum(map(len, stream.receive_queue))
         stream.receive_queue.clear()
         self._holding.discard(stream)

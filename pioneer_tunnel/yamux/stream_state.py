@@ -12,7 +12,7 @@ from collections import deque
 from typing import Any, Final, final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
-from .flow import SEND_AHEAD, SEND_BOUND, ReceiveWindow, SendBudget, SendWindow
+from .flow import SEND_AHEAD, ReceiveWindow, SendBudget, SendWindow
 
 __all__ = ["State", "Step", "Stream"]
 
@@ -71,6 +71,7 @@ class Stream:
         acknowledged: the end that did not open it has accepted it.
         refusing: data came after that; a reset follows as soon as our FIN has left.
         queued: bytes that wait for the writer.
+        lent: bytes of the last read, which the application may still hold until it reads again or closes.
         writer_waits: set by the driver that wants a `StreamWritable`.
         owner: the driver's own object for this stream; the session does not look at it.
     """
@@ -84,6 +85,7 @@ class Stream:
         "fin_due",
         "grant_due",
         "id",
+        "lent",
         "opened_at",
         "opened_here",
         "owner",
@@ -122,7 +124,7 @@ class Stream:
         self.receive_window: Final = receive_window
         self.send_queue: Final[deque[bytes | memoryview]] = deque()
         self.receive_queue: Final[deque[bytes | memoryview]] = deque()
-        self.queued = 0
+        self.queued = self.lent = 0
         self.control_queued = False
         self.ready_queued = False
         self.writer_waits = False
@@ -154,10 +156,8 @@ class Stream:
 
         It is 0 until what waits is at most half of what may wait, so that room comes in portions that are worth a read.
         """
-        bound = self.send_budget.bound
-        if bound == SEND_BOUND:
-            # What there is credit for leaves as fast as the link takes it, and large batches cost less time.
-            bound = max(bound, min(self.send_window.credit, SEND_AHEAD))
+        # What there is credit for leaves as fast as the link takes it, and large batches cost less time.
+        bound = max(self.send_budget.bound, min(self.send_window.credit, self.send_budget.ahead))
         return bound - self.queued if self.queued <= bound // 2 else 0
 
     def may_return(self) -> bool:
@@ -211,6 +211,11 @@ class Stream:
     def store(self, piece: bytes) -> None:
         """Put `piece` behind what waits to be read."""
         _append(self.receive_queue, piece)
+
+    def lend(self, amount: int) -> None:
+        """The application holds `amount` bytes of what it has read, and no more of what it had read before."""
+        self.send_budget.take(amount - self.lent)
+        self.lent = amount
 
     def take(self, max_bytes: int) -> bytes:
         """Take out at most `max_bytes` of what waits to be read; b"" when nothing does."""
