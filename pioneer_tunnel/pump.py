@@ -83,6 +83,14 @@ async def _short_way(first: trio.abc.Stream, second: trio.abc.Stream) -> Ending 
         return None  # out of descriptors
 
 
+async def _room(sink: trio.abc.SendStream) -> int:
+    """How much to read for `sink`, so that little waits in this process when it takes nothing."""
+    while (room := getattr(sink, "room", None)) == 0:
+        # No deadline: the other end may read as slowly as it likes. A dead one is found by its connection's heartbeat.
+        await sink.wait_send_all_might_not_block()
+    return _LARGEST_READ if room is None else room
+
+
 @final
 class _Exchange:
     """The long way, and what its two directions know of each other; `spoke` is told who has said something."""
@@ -145,7 +153,7 @@ class _Exchange:
     async def _read_and_send(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
         # A read buffer is made for each read: small for who says little, large for who says much.
         size = _SMALLEST_READ
-        while data := await self._receive(source, size):
+        while data := await self._receive(source, min(size, await _room(sink))):
             self._spoke.add(source)
             self._sent_to.add(sink)
             try:

@@ -104,6 +104,14 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         """
         await self._carried.send_all(data)
 
+    @property
+    def room(self) -> int | None:
+        """How many bytes to read for this stream and to send next, so that the tunnel holds few of them.
+
+        0 while `wait_send_all_might_not_block` would wait; None where the visitor has a connection of its own.
+        """
+        return getattr(self._carried, "room", None)
+
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until `send_all` would take data at once. See `trio.abc.SendStream`."""
         await self._carried.wait_send_all_might_not_block()

@@ -14,7 +14,15 @@ from hypothesis import assume, example, given, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pioneer_tunnel.errors import LocalProtocolError, RemoteProtocolError
-from pioneer_tunnel.yamux.flow import INITIAL_WINDOW, ReceiveWindow, SendWindow, WindowBudget
+from pioneer_tunnel.yamux.flow import (
+    INITIAL_WINDOW,
+    SEND_BOUND,
+    SEND_RESERVE,
+    ReceiveWindow,
+    SendBudget,
+    SendWindow,
+    WindowBudget,
+)
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -74,6 +82,36 @@ def test_a_budget_gives_what_it_has_and_no_more(limit: int, wishes: list[int]) -
     for got in taken:
         budget.give_back(got)
     assert budget.left == limit
+
+
+# What waits to be sent
+
+
+def test_a_stream_may_hold_less_the_less_is_left() -> None:
+    budget = SendBudget(8 * SEND_BOUND)
+    assert budget.bound == SEND_BOUND
+    budget.take(4 * SEND_BOUND)
+    assert budget.bound == SEND_BOUND // 2
+    budget.take(4 * SEND_BOUND)
+    assert budget.bound == SEND_RESERVE
+    budget.take(-8 * SEND_BOUND)
+    assert budget.bound == SEND_BOUND
+
+
+@fuzzed()
+@given(st.integers(1, 64), st.integers(1, 500))
+def test_streams_never_hold_more_than_the_limit_and_their_reserves(share: int, streams: int) -> None:
+    process = SendBudget(4 * MIB)
+    sessions = [SendBudget(MIB, process) for _ in range(8)]
+    for number in range(streams):
+        session = sessions[number % share % 8]
+        session.take(session.bound)
+        assert session.held <= MIB + SEND_RESERVE * streams
+        assert process.held <= 4 * MIB + SEND_RESERVE * streams
+    for session in sessions:
+        session.close()
+        session.take(-session.held)  # its streams end later
+    assert process.held == 0
 
 
 # What we let the peer send

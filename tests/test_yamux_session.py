@@ -28,7 +28,7 @@ from pioneer_tunnel.yamux.events import (
     StreamReadable,
     StreamWritable,
 )
-from pioneer_tunnel.yamux.flow import INITIAL_WINDOW
+from pioneer_tunnel.yamux.flow import INITIAL_WINDOW, SEND_BOUND
 from pioneer_tunnel.yamux.frames import (
     ACK,
     FIN,
@@ -51,7 +51,7 @@ from pioneer_tunnel.yamux.session import (
     Role,
     Session,
 )
-from pioneer_tunnel.yamux.stream_state import LOW_WATER, Stream
+from pioneer_tunnel.yamux.stream_state import Stream
 
 DATA, WINDOW_UPDATE, PING, GO_AWAY = FrameType
 PLENTY: Final = 2**40
@@ -1131,9 +1131,23 @@ def test_after_a_broken_rule_queued_data_does_not_go_first(server: Session) -> N
 # Waking whoever waits
 
 
+def test_what_is_left_of_a_large_send_is_kept_alone(server: Session) -> None:
+    stream = accept(server)
+    server.send(stream, bytes(INITIAL_WINDOW + 1000))
+    sent(server)
+    stream.compact()
+    assert list(stream.send_queue) == [bytes(1000)]
+    assert isinstance(stream.send_queue[0], bytes)
+    stream.compact()
+    receive(server, update(1, credit=1000))
+    assert [frame.length for frame in sent(server)] == [1000]
+    stream.compact()
+    assert server.sending.held == 0
+
+
 def test_a_writer_that_waits_is_told_when_little_is_left(server: Session) -> None:
     stream = accept(server)
-    server.send(stream, bytes(INITIAL_WINDOW + LOW_WATER + 1))
+    server.send(stream, bytes(INITIAL_WINDOW + SEND_BOUND + 1))
     stream.writer_waits = True
     sent(server)
     assert server.events() == []
@@ -1327,7 +1341,7 @@ class TwoSessions(RuleBasedStateMachine):
             start = self.start_of(half.stream, by=end) + half.sent
             self.ends[end].session.send(half.stream, CONTENT[start : start + size])
             half.sent += size
-            half.stream.writer_waits = half.stream.queued > LOW_WATER
+            half.stream.writer_waits = half.stream.queued > SEND_BOUND
 
     @rule(end=ends, number=which, size=sizes)
     def read(self, end: int, number: int, size: int) -> None:
@@ -1414,7 +1428,7 @@ class TwoSessions(RuleBasedStateMachine):
         for half in there.halves.values():
             stream = half.stream
             assert not (half.reader_waits and (stream.receive_queue or stream.ended or stream.was_reset)), stream
-            assert not (stream.writer_waits and (stream.queued <= LOW_WATER or stream.was_reset)), stream
+            assert not (stream.writer_waits and (stream.queued <= SEND_BOUND or stream.was_reset)), stream
 
     @invariant()
     def memory_is_bounded(self) -> None:

@@ -6,7 +6,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, final
 
 import pytest
 import trio
@@ -22,6 +22,7 @@ from yamux_rig import (
     data,
     echo,
     one,
+    ping,
     pipe,
     read_all,
     send_and_end,
@@ -30,15 +31,16 @@ from yamux_rig import (
     update,
 )
 
-from pioneer_tunnel.yamux import Role, YamuxStream
-from pioneer_tunnel.yamux.flow import INITIAL_WINDOW
+from pioneer_tunnel.pump import pump
+from pioneer_tunnel.yamux import Limits, Role, SendBudget, YamuxStream
+from pioneer_tunnel.yamux.flow import INITIAL_WINDOW, SEND_BOUND, SEND_RESERVE
 from pioneer_tunnel.yamux.frames import ACK, FIN, RST, SYN, FrameType
 from pioneer_tunnel.yamux.session import ACCEPT_TIMEOUT, CLOSE_TIMEOUT
-from pioneer_tunnel.yamux.stream_state import LOW_WATER
 
 DATA, WINDOW_UPDATE, PING, GO_AWAY = FrameType
 NEVER: Final = 1e6
-FULL: Final = INITIAL_WINDOW + LOW_WATER
+MIB: Final = 1024 * KIB
+FULL: Final = INITIAL_WINDOW + SEND_BOUND
 """What a stream takes before a send waits, when the other end reads nothing."""
 
 
@@ -142,6 +144,117 @@ async def test_a_cancelled_send_has_queued_all_or_nothing() -> None:
         await run_until_it_waits(lambda: near.send_all(body(2 * FULL)))
         await near.send_eof()
         assert await read_all(far) == body(2 * FULL)
+
+
+class Visitor(trio.abc.Stream):
+    """Sends without end, and counts what was read."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.lowlevel.checkpoint()
+        assert max_bytes is not None
+        self.read += max_bytes
+        return bytes(max_bytes)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("role", Role)
+async def test_visitors_wait_while_a_peer_grants_no_credit(role: Role) -> None:
+    """Else 200 of them make this end hold 50 MiB. Control frames pass, and so does a stream that gets credit."""
+    process = SendBudget(64 * MIB)
+    limits = Limits(unsent=8 * MIB)
+    ends = pipe()
+    async with (
+        one(ends, role, heartbeat=NEVER, limits=limits, process_sending=process) as (running, peer),
+        trio.open_nursery() as nursery,
+    ):
+        heard: list[Frame] = []
+
+        @nursery.start_soon
+        async def listen() -> None:
+            while frame := await peer.hear():
+                heard.append(frame)
+
+        visitors = [Visitor() for _ in range(200)]
+        for number, visitor in enumerate(visitors):
+            if role is Role.CLIENT:
+                stream = await running.open()
+                stream_id = 1 + 2 * number
+                await peer.say(update(stream_id, ACK))
+            else:
+                stream_id = 1 + 2 * number
+                await peer.say(update(stream_id, SYN))
+                stream = await running.accept()
+            nursery.start_soon(pump, stream, visitor)
+        await wait_all_tasks_blocked()
+        read = [visitor.read - INITIAL_WINDOW for visitor in visitors]
+        assert min(read) >= SEND_RESERVE // 2
+        assert max(read) <= SEND_BOUND
+        assert sum(read) == running.session.sending.held == process.held <= limits.unsent + 200 * SEND_RESERVE
+
+        heard.clear()
+        await peer.say(ping(7), update(1, credit=MIB))
+        running.connection.refuse_streams()
+        await wait_all_tasks_blocked()
+        assert {(frame.type, frame.flags) for frame in heard} == {(PING, ACK), (GO_AWAY, 0), (DATA, 0)}
+        assert sum(len(frame.body) for frame in heard if frame.stream_id == 1) == MIB
+        nursery.cancel_scope.cancel()
+    assert process.held == 0
+
+
+async def test_what_was_read_for_visitors_that_take_nothing_is_bounded() -> None:
+    """The other direction: each of them had a piece of 255 KiB that its connection did not take."""
+
+    @final
+    class Stalled(Visitor):
+        async def receive_some(self, max_bytes: int | None = None) -> bytes:
+            await trio.sleep_forever()
+
+        async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+            self.read += len(data)
+            if self.read > 100_000:  # so much a socket may take
+                await trio.sleep_forever()
+
+    process = SendBudget(64 * MIB)
+    limits = Limits(unsent=4 * MIB)
+    async with (
+        one(pipe(), heartbeat=NEVER, limits=limits, process_sending=process) as (running, peer),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(peer.hear_all)
+        visitors = [Stalled() for _ in range(100)]
+        for number, visitor in enumerate(visitors):
+            await peer.say(update(1 + 2 * number, SYN), data(1 + 2 * number, bytes(INITIAL_WINDOW)))
+            nursery.start_soon(pump, await running.accept(), visitor)
+            await wait_all_tasks_blocked()
+        held = sum(stream.lent for stream in running.session.live_streams)
+        assert held == running.session.sending.held == process.held <= limits.unsent + 100 * SEND_RESERVE
+        nursery.cancel_scope.cancel()
+    assert process.held == 0
+
+
+async def test_what_was_read_counts_until_the_next_read_or_the_close() -> None:
+    async with pair() as (near, far, both):
+        sending = both.server.session.sending
+        await near.send_all(b"first")
+        await near.send_all(b"second")
+        await wait_all_tasks_blocked()
+        assert await far.receive_some(5) == b"first"
+        assert sending.held == 5
+        assert await far.receive_some(3) == b"sec"
+        assert sending.held == 3
+        await far.aclose()
+        assert sending.held == 0
 
 
 async def test_after_the_end_nothing_is_sent() -> None:
@@ -410,7 +523,7 @@ async def test_a_peer_that_gives_credit_slowly_gets_everything(autojump_clock: M
         async def grant_slowly() -> None:
             for _ in range(4):
                 await trio.sleep(CLOSE_TIMEOUT - 1)
-                await peer.say(update(1, credit=LOW_WATER // 4))
+                await peer.say(update(1, credit=SEND_BOUND // 4))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(grant_slowly)
@@ -584,7 +697,7 @@ async def test_draining_waits_for_what_is_queued() -> None:
 
         nursery.start_soon(drain)
         await wait_all_tasks_blocked()
-        await peer.say(update(1, credit=LOW_WATER - 1))
+        await peer.say(update(1, credit=SEND_BOUND - 1))
         await wait_all_tasks_blocked()
         assert not drained.is_set()
         await peer.say(update(1, credit=1))

@@ -20,7 +20,7 @@ from ..identity import SigningIdentity
 from ..status import clean_message
 from ..streams import Watched
 from ..websocket import Allowance, EngineName, Opening, WebSocket, WebSocketRefused, load_engine
-from ..yamux import Limits
+from ..yamux import Limits, SendBudget
 from .admission import Arrival
 from .config import RelayConfig, TunnelEntry
 from .registry import Directory, Registry, TunnelTaken
@@ -70,7 +70,12 @@ class ControlDoor:
         self._identity: Final = identity
         self._engine: Final = load_engine(engine)
         # The relay opens streams and takes none: a gateway's SYN is reset.
-        self._limits: Final = limits or Limits(unaccepted=0, unread=config.limits.buffered_bytes_per_tunnel)
+        self._limits: Final = limits or Limits(
+            unaccepted=0,
+            unread=config.limits.buffered_bytes_per_tunnel,
+            unsent=config.limits.unsent_bytes_per_tunnel,
+        )
+        self._sending: Final = SendBudget(config.limits.unsent_bytes)
         self._wall_clock: Final = wall_clock
         self._sessions: Final[set[GatewaySession]] = set()
 
@@ -157,6 +162,7 @@ class ControlDoor:
             watched,
             heartbeat=config.heartbeat_ms / 1000,
             limits=self._limits,
+            sending=self._sending,
             since=self._wall_clock(),
             rotation_grace=config.rotation_grace_ms / 1000,
         )

@@ -77,6 +77,9 @@ class RelayLimits:
             at once (0: no limit).
         buffered_bytes_per_tunnel: of what a gateway sends, what the relay holds while visitors do not take it. Beyond,
             the greediest of its streams is reset.
+        unsent_bytes_per_tunnel: what the relay has read and holds while a gateway or its visitors do not take it.
+            Beyond, each visitor has 4 KiB in each direction, and the other end has to wait.
+        unsent_bytes: the same for all tunnels together.
         failed_auth_delay_ms: how long the first rejected proof of an address waits for its answer; with each further
             one the time doubles (0: not at all). Ten minutes without one and it is forgotten.
         failed_auth_delay_max_ms: the longest such wait.
@@ -96,6 +99,8 @@ class RelayLimits:
     streams_per_tunnel: int | None = attrs.field(default=None, validator=attrs.validators.optional(whole_number(0)))
     opens_per_second_per_tunnel: int = attrs.field(default=2000, validator=whole_number(0))
     buffered_bytes_per_tunnel: int = attrs.field(default=64 * 1024 * 1024, validator=whole_number(1024 * 1024))
+    unsent_bytes_per_tunnel: int = attrs.field(default=16 * 1024 * 1024, validator=whole_number(1024 * 1024))
+    unsent_bytes: int = attrs.field(default=128 * 1024 * 1024, validator=whole_number(1024 * 1024))
     failed_auth_delay_ms: int = attrs.field(default=250, validator=whole_number(0, 5000))
     failed_auth_delay_max_ms: int = attrs.field(default=5000, validator=whole_number(0, 8000))
     exempt: tuple[Network, ...] = attrs.field(default=("127.0.0.0/8", "::1/128"), converter=_networks)

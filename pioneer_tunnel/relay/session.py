@@ -28,7 +28,7 @@ from ..endings import abandon
 from ..handshake import Claim, replaced_text
 from ..streams import Watched
 from ..websocket import WebSocket, WebSocketLink
-from ..yamux import Limits, Role, YamuxConnection, YamuxStream
+from ..yamux import Limits, Role, SendBudget, YamuxConnection, YamuxStream
 from .registry import LiveSession
 from .takeover import patience
 
@@ -69,6 +69,7 @@ class GatewaySession(LiveSession):
         watched: the stream at the bottom of it.
         heartbeat: seconds of silence after which the gateway is pinged.
         limits: what the session may cost.
+        sending: what all sessions of the relay may hold for sending.
         since: when the gateway came, in seconds since 1970.
         rotation_grace: seconds that visitors may stay when the session is retired.
     """
@@ -82,6 +83,7 @@ class GatewaySession(LiveSession):
         *,
         heartbeat: float,
         limits: Limits,
+        sending: SendBudget,
         since: float,
         rotation_grace: float,
     ) -> None:
@@ -95,7 +97,12 @@ class GatewaySession(LiveSession):
         self._link: Final = WebSocketLink(websocket, watched, _ignore_text)
         self._link.close_code, self._link.close_reason = CLOSE_GOING_AWAY, "the relay is stopping"
         self._connection: Final = YamuxConnection(
-            self._link, Role.CLIENT, heartbeat=heartbeat, limits=limits, goodbye=GOODBYE_TIMEOUT
+            self._link,
+            Role.CLIENT,
+            heartbeat=heartbeat,
+            limits=limits,
+            goodbye=GOODBYE_TIMEOUT,
+            process_sending=sending,
         )
         self._successor: str | None = None
         self._retired: Final = trio.Event()

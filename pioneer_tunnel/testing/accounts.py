@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..yamux.flow import INITIAL_WINDOW
+from ..yamux.flow import INITIAL_WINDOW, SEND_AHEAD, SEND_RESERVE
 from ..yamux.session import Session
 
 __all__ = ["count_objects", "grown", "only_new_objects", "overdrafts", "unfinished"]
@@ -42,9 +42,9 @@ def unfinished() -> list[str]:
     found = []
     for session in _sessions():
         streams, budget = session.live_streams, session._budget.left
-        if streams or session.unread or budget != session.limits.window_growth:
+        if streams or session.unread or session.sending.held or budget != session.limits.window_growth:
             found.append(
-                f"a session: {len(streams)} streams, {session.unread} bytes unread,"
+                f"a session: {len(streams)} streams, {session.unread} bytes unread, {session.sending.held} unsent,"
                 f" {budget} of {session.limits.window_growth} bytes left to grow by"
             )
     return found
@@ -77,6 +77,11 @@ def _overdrafts_of(session: Session) -> Iterator[str]:
     held = sum(sum(map(len, stream.receive_queue)) for stream in streams)
     if session.unread < held:
         yield f"streams hold {held} bytes, the session knows of {session.unread}"
+    unsent = sum(min(stream.queued, SEND_AHEAD) + stream.lent for stream in streams)
+    if session.sending.held < unsent:
+        yield f"streams hold {unsent} bytes for sending, the session knows of {session.sending.held}"
+    if unsent > limits.unsent + 2 * SEND_RESERVE * len(streams):
+        yield f"{session.sending.held} bytes wait to be sent, {limits.unsent} are allowed"
     grown = sum(max(stream.receive_window.size - INITIAL_WINDOW, 0) for stream in streams)
     if not 0 <= grown <= limits.window_growth - session._budget.left:
         yield f"windows have grown by {grown} bytes, {limits.window_growth - session._budget.left} of it are paid for"

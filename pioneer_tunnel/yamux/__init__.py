@@ -7,7 +7,8 @@ of WebSockets, relays or visitors.
 from __future__ import annotations
 
 from .connection import YamuxConnection
+from .flow import SendBudget
 from .session import Limits, Role
 from .stream import YamuxStream
 
-__all__ = ["Limits", "Role", "YamuxConnection", "YamuxStream"]
+__all__ = ["Limits", "Role", "SendBudget", "YamuxConnection", "YamuxStream"]

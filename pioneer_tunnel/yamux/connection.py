@@ -25,6 +25,7 @@ from ..complaints import Complaints
 from ..errors import RemoteProtocolError
 from ..link import Link
 from .events import GoAwayReceived, OpenAllowed, PongReceived, StreamOpened, StreamReadable, StreamWritable
+from .flow import SendBudget
 from .frames import GoAwayCode
 from .session import Limits, Role, Session
 from .stream import YamuxStream
@@ -70,6 +71,7 @@ class YamuxConnection:
             must not wait; when it raises `trio.WouldBlock`, the stream is reset. Without it, every stream is.
         on_round_trip: called with each measured round trip, in seconds.
         goodbye: seconds that the ending may take at the most, once `run` is cancelled or the session over.
+        process_sending: what all sessions of the process may hold for sending; None for no limit beside the session's.
     """
 
     def __init__(
@@ -82,9 +84,12 @@ class YamuxConnection:
         on_stream: Callable[[YamuxStream], None] | None = None,
         on_round_trip: Callable[[float], None] = _ignore_round_trip,
         goodbye: float = GOODBYE_TIMEOUT,
+        process_sending: SendBudget | None = None,
     ) -> None:
         limits = limits or Limits()
-        self.session: Final = Session(role, limits if on_stream is not None else attrs.evolve(limits, unaccepted=0))
+        if on_stream is None:
+            limits = attrs.evolve(limits, unaccepted=0)
+        self.session: Final = Session(role, limits, process_sending=process_sending)
         self.failure: Exception | None = None
         self._link: Final = link
         self._heartbeat: Final = heartbeat
@@ -175,6 +180,7 @@ class YamuxConnection:
     def fail(self, failure: Exception) -> None:
         """Break every stream, now and for good. For `run`, and for whoever will not come to run it."""
         self.failure = failure
+        self.session.sending.close()
         for stream in self.session.live_streams:
             if stream.owner is not None:
                 stream.owner.wake_readers()

@@ -1,4 +1,4 @@
-"""Flow control: how much each end may send, as pure arithmetic.
+"""Flow control: how much each end may send, and how much it may hold until then, as pure arithmetic.
 
 Both directions of a stream start with 256 KiB of credit. `SendWindow` is what the peer lets us send. `ReceiveWindow`
 is what we let the peer send, and keeps one equation at all times:
@@ -10,6 +10,9 @@ starts at 256 KiB and doubles while the window is what holds the sender up: when
 two round trips, the path could carry more (bandwidth x round trip). A half that had arrived before, because the
 application had fallen behind, does not count. Growth is paid from a `WindowBudget` that all streams of a session
 share, and goes back to it when the stream ends.
+
+`SendBudget` bounds what waits to be sent on: to the peer, which may grant no credit or read nothing, and to where the
+application takes what it has read.
 """
 
 from __future__ import annotations
@@ -19,9 +22,24 @@ from typing import Final, final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 
-__all__ = ["INITIAL_WINDOW", "ReceiveWindow", "SendWindow", "WindowBudget"]
+__all__ = [
+    "INITIAL_WINDOW",
+    "SEND_AHEAD",
+    "SEND_BOUND",
+    "SEND_RESERVE",
+    "ReceiveWindow",
+    "SendBudget",
+    "SendWindow",
+    "WindowBudget",
+]
 
 INITIAL_WINDOW: Final = 256 * 1024
+SEND_BOUND: Final = 64 * 1024
+"""Bytes that one stream may hold for sending when the peer grants it no credit."""
+SEND_AHEAD: Final = 256 * 1024
+"""Bytes that it may hold where they are likely to leave at once, while its session and process hold little."""
+SEND_RESERVE: Final = 4 * 1024
+"""Bytes that it may hold also when its session or process has used up its budget, so that no stream stands still."""
 _MAX_CREDIT: Final = 2**32 - 1
 
 # A round trip is taken for at least this many seconds: below it the clock measures the scheduler, not the path.
@@ -56,6 +74,50 @@ class SendWindow:
         if amount > self.credit:
             raise LocalProtocolError(f"{amount} bytes to send, but a credit of {self.credit}")
         self.credit -= amount
+
+
+@final
+class SendBudget:
+    """What all streams that share it may hold for sending, in bytes.
+
+    The less is left, the less one stream may hold. So streams that get nothing sent cannot take all of it, and others
+    go on. Beyond `limit`, each stream may hold `SEND_RESERVE`.
+
+    Args:
+        limit: bytes.
+        parent: the budget of the process, for that of a session.
+    """
+
+    __slots__ = ("_limit", "_parent", "held")
+
+    def __init__(self, limit: int, parent: SendBudget | None = None) -> None:
+        self._limit = limit
+        self._parent = parent
+        self.held = 0
+
+    @property
+    def bound(self) -> int:
+        """What one stream may hold now."""
+        bound = max((self._limit - self.held) // 8, SEND_RESERVE)
+        return min(bound, SEND_BOUND if self._parent is None else self._parent.bound)
+
+    @property
+    def ahead(self) -> int:
+        """The same where it is likely to leave at once, and large pieces cost less time."""
+        bound = self.bound
+        return SEND_AHEAD if bound == SEND_BOUND else bound
+
+    def take(self, amount: int) -> None:
+        """A stream holds `amount` bytes more; less when negative."""
+        self.held += amount
+        if self._parent is not None:
+            self._parent.take(amount)
+
+    def close(self) -> None:
+        """Nothing of this session will be sent any more: give all of it back to the process."""
+        if self._parent is not None:
+            self._parent.take(-self.held)
+            self._parent = None
 
 
 @final

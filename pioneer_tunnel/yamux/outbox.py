@@ -120,7 +120,7 @@ def _take_turn(stream: Stream, turn: int, out: list[Buffer]) -> int:
     amount = min(turn, stream.queued, stream.send_window.credit)
     if amount:
         stream.send_window.spend(amount)
-        stream.queued -= amount
+        stream.dequeued(amount)
         out.append(encode_header(FrameType.DATA, flags, stream.id, amount))
         size = HEADER_SIZE + amount
         flags = 0

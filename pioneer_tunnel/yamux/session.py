@@ -12,9 +12,11 @@ comes in as an argument. Nothing here waits, so nothing here can be waited for: 
 from receiving.
 
 What bounds memory: a peer sends no more than the credit it has (`flow`); all streams together hold no more than
-`Limits.unread` bytes that the application has not read, or the greediest is reset; openings that nobody accepted are
-counted, and so are those that nobody has heard of yet, also when they are gone again; replies are counted (`outbox`);
-of streams that are gone only those are remembered that were reset while the peer had credit, and at most 1024 of them.
+`Limits.unread` bytes that the application has not read, or the greediest is reset; data that waits to be sent is
+bounded per stream, session and process (`Stream.room`), and control frames never wait for it; openings that nobody
+accepted are counted, and so are those that nobody has heard of yet, also when they are gone again; replies are counted
+(`outbox`); of streams that are gone only those are remembered that were reset while the peer had credit, and at most
+1024 of them.
 
 Source: https://github.com/hashicorp/yamux/blob/master/spec.md. Where it is silent, we do as docs/protocol.md says.
 """
@@ -37,11 +39,11 @@ from .events import (
     StreamReadable,
     StreamWritable,
 )
-from .flow import ReceiveWindow, WindowBudget
+from .flow import ReceiveWindow, SendBudget, WindowBudget
 from .frames import ACK, FIN, RST, SYN, Buffer, FrameDecoder, FrameType, GoAwayCode, Header
 from .outbox import Outbox
 from .peer_ids import PeerIds
-from .stream_state import LOW_WATER, State, Step, Stream
+from .stream_state import State, Step, Stream
 
 __all__ = [
     "ACCEPT_TIMEOUT",
@@ -86,6 +88,9 @@ class Limits:
         stream_window: the largest receive window of one stream (default 16 MiB).
         window_growth: what all receive windows may grow by together beyond 256 KiB each (default 32 MiB).
         unread: what all streams together may hold that the application has not read (default 64 MiB).
+        unsent: what all streams together may hold that waits to be sent, or was read last and may wait to be sent on
+            (default 16 MiB). A stream holds at most 64 KiB to send without credit and 256 KiB with credit, and 256 KiB
+            of what was read; 4 KiB of each also when others have used all of it up.
         streams: streams that the peer may have open at a time, a number (default 4096).
         unaccepted: of these, how many the application may not have accepted yet, a number (default 256). As many may
             come between two calls of `Session.events`. With 0 every stream that the peer opens is reset.
@@ -94,6 +99,7 @@ class Limits:
     stream_window: int = 16 * 1024 * 1024
     window_growth: int = 32 * 1024 * 1024
     unread: int = 64 * 1024 * 1024
+    unsent: int = 16 * 1024 * 1024
     streams: int = 4096
     unaccepted: int = 256
 
@@ -105,12 +111,14 @@ class Session:
     Args:
         role: which end this is.
         limits: what the session may cost.
+        process_sending: what all sessions of the process may hold for sending; None for no limit beside the session's.
 
     Every method may raise `LocalProtocolError` when it is called where it makes no sense.
     """
 
-    def __init__(self, role: Role, limits: Limits | None = None) -> None:
+    def __init__(self, role: Role, limits: Limits | None = None, *, process_sending: SendBudget | None = None) -> None:
         self.limits: Final = limits or Limits()
+        self.sending: Final = SendBudget(self.limits.unsent, process_sending)
         self.round_trip: float | None = None
         """The shortest round trip that a ping has measured lately, in seconds."""
         self.unread = 0
@@ -235,7 +243,7 @@ class Session:
             self._outbox.put_first(_WINDOW_UPDATE, RST, stream_id, 0)
             self._remember_reset(stream_id, window.credit)
             return
-        stream = Stream(stream_id, opened_here=False, receive_window=window, now=now)
+        stream = Stream(stream_id, opened_here=False, receive_window=window, send_budget=self.sending, now=now)
         self._streams[stream_id] = stream
         self._peer_streams += 1
         self._unaccepted[stream_id] = stream
@@ -296,7 +304,7 @@ class Session:
         """
         out, senders = self._outbox.take(max_bytes)
         for stream in senders:
-            if stream.writer_waits and stream.queued <= LOW_WATER:
+            if stream.writer_waits and stream.may_return():
                 self._events.append(StreamWritable(stream))
             if stream.refusing and stream.flushed:
                 self.reset(stream)
@@ -317,7 +325,7 @@ class Session:
         if not self.may_open:
             raise LocalProtocolError("no stream may be opened now: the session ends, or 256 are not acknowledged")
         window = ReceiveWindow(self._budget, self.limits.stream_window, now)
-        stream = Stream(self._next_id, opened_here=True, receive_window=window, now=now)
+        stream = Stream(self._next_id, opened_here=True, receive_window=window, send_budget=self.sending, now=now)
         self._next_id += 2
         self._streams[stream.id] = stream
         self._unacknowledged += 1
@@ -343,6 +351,8 @@ class Session:
     def send(self, stream: Stream, data: bytes) -> None:
         """Queue `data`. It is not copied, and leaves as the peer's credit and the other streams allow.
 
+        `stream.room` and `stream.may_return` tell how much should wait. To keep to them is the caller's part.
+
         Raises:
             LocalProtocolError: `stream.may_send` is False.
         """
@@ -361,13 +371,17 @@ class Session:
             self._outbox.put_ready(stream)
 
     def read(self, stream: Stream, max_bytes: int, now: float) -> bytes:
-        """Take at most `max_bytes` of what has arrived and give the peer credit for them.
+        """Take at most `max_bytes` of what has arrived, fewer when memory is short, and give the peer credit for them.
+
+        They count as waiting to be sent on until the next call, or until the stream is closed or reset.
 
         Returns b"" when nothing is there: `stream.ended` tells whether anything may still come.
         """
-        data = stream.take(max_bytes)
+        stream.lend(0)
+        data = stream.take(min(max_bytes, self.sending.ahead))
         if not data:
             return b""
+        stream.lend(len(data))
         if not stream.receive_queue:
             self._holding.discard(stream)
         self.unread -= len(data)
@@ -456,7 +470,8 @@ class Session:
             stream.advance(Step.RESET)
         stream.was_reset = True
         stream.send_queue.clear()
-        stream.queued = stream.grant_due = 0
+        stream.dequeued(stream.queued)
+        stream.grant_due = 0
         stream.fin_due = stream.syn_due = stream.ack_due = False
         stream.receive_window.close()
         if not keep_unread:
@@ -466,6 +481,7 @@ class Session:
 
     def _drop_unread(self, stream: Stream) -> int:
         """Let go of what the application will not read; returns how many bytes that was."""
+        stream.lend(0)
         dropped = sum(map(len, stream.receive_queue))
         stream.receive_queue.clear()
         self._holding.discard(stream)

@@ -9,13 +9,14 @@ Neighbours: `session` knows what may be sent and what has come; `connection` mov
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Final, Protocol, final
 
 import trio
 
 from ..streams import OneAtATime
 from .session import Session
-from .stream_state import LOW_WATER, Stream
+from .stream_state import Stream
 
 __all__ = ["YamuxStream"]
 
@@ -107,7 +108,7 @@ class YamuxStream(trio.abc.HalfCloseableStream):
         return None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Queue `data` and wait until at most 64 KiB of this stream wait for the wire.
+        """Queue `data` and wait until at most 64 KiB of this stream wait for the wire, less when memory is short.
 
         Cancelled, it has queued nothing or everything, and what is queued is still sent.
 
@@ -120,10 +121,16 @@ class YamuxStream(trio.abc.HalfCloseableStream):
             self._raise_if_not_sendable()
             self._session.send(self._stream, bytes(data))
             self._connection.wake_writer()
-            await self._wait_below_low_water()
+            await self._wait_until(self._stream.may_return)
+            self._stream.compact()
+
+    @property
+    def room(self) -> int:
+        """Bytes that a sender who has them to read first should send next; 0 while it should wait."""
+        return self._stream.room
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until at most 64 KiB of this stream wait for the wire.
+        """Wait until half of what may wait of this stream can be queued, 32 KiB or more as a rule.
 
         Raises:
             As `send_all`.
@@ -131,14 +138,13 @@ class YamuxStream(trio.abc.HalfCloseableStream):
         with self._sending:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._raise_if_not_sendable()
-            await self._wait_below_low_water()
+            await self._wait_until(lambda: self._stream.room > 0)
 
-    async def _wait_below_low_water(self) -> None:
-        stream = self._stream
-        if stream.queued <= LOW_WATER:
+    async def _wait_until(self, ready: Callable[[], bool]) -> None:
+        if ready():
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
-        while stream.queued > LOW_WATER:
+        while not ready():
             # No deadline: the peer's application may read as slowly as it likes. If the peer is dead, the
             # connection's heartbeat finds out.
             await self._wait_writable()

@@ -12,12 +12,9 @@ from collections import deque
 from typing import Any, Final, final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
-from .flow import ReceiveWindow, SendWindow
+from .flow import SEND_AHEAD, ReceiveWindow, SendBudget, SendWindow
 
-__all__ = ["LOW_WATER", "State", "Step", "Stream"]
-
-LOW_WATER: Final = 64 * 1024
-"""Bytes of a stream that may wait for the writer before whoever sends has to wait too."""
+__all__ = ["State", "Step", "Stream"]
 
 _SMALL: Final = 1024
 
@@ -74,6 +71,7 @@ class Stream:
         acknowledged: the end that did not open it has accepted it.
         refusing: data came after that; a reset follows as soon as our FIN has left.
         queued: bytes that wait for the writer.
+        lent: bytes of the last read, which the application may still hold until it reads again or closes.
         writer_waits: set by the driver that wants a `StreamWritable`.
         owner: the driver's own object for this stream; the session does not look at it.
     """
@@ -87,6 +85,7 @@ class Stream:
         "fin_due",
         "grant_due",
         "id",
+        "lent",
         "opened_at",
         "opened_here",
         "owner",
@@ -95,6 +94,7 @@ class Stream:
         "refusing",
         "receive_queue",
         "receive_window",
+        "send_budget",
         "send_queue",
         "send_window",
         "state",
@@ -103,7 +103,9 @@ class Stream:
         "writer_waits",
     )
 
-    def __init__(self, stream_id: int, *, opened_here: bool, receive_window: ReceiveWindow, now: float) -> None:
+    def __init__(
+        self, stream_id: int, *, opened_here: bool, receive_window: ReceiveWindow, send_budget: SendBudget, now: float
+    ) -> None:
         self.id: Final = stream_id
         self.opened_here: Final = opened_here
         self.opened_at: Final = now
@@ -118,10 +120,11 @@ class Stream:
         self.fin_due = False
         self.grant_due = 0
         self.send_window: Final = SendWindow()
+        self.send_budget: Final = send_budget
         self.receive_window: Final = receive_window
         self.send_queue: Final[deque[bytes | memoryview]] = deque()
         self.receive_queue: Final[deque[bytes | memoryview]] = deque()
-        self.queued = 0
+        self.queued = self.lent = 0
         self.control_queued = False
         self.ready_queued = False
         self.writer_waits = False
@@ -146,6 +149,20 @@ class Stream:
     def flushed(self) -> bool:
         """True when nothing of this stream waits for the writer, its FIN included."""
         return not self.queued and not self.fin_due
+
+    @property
+    def room(self) -> int:
+        """Bytes that fit the send budget now.
+
+        It is 0 until what waits is at most half of what may wait, so that room comes in portions that are worth a read.
+        """
+        # What there is credit for leaves as fast as the link takes it, and large batches cost less time.
+        bound = max(self.send_budget.bound, min(self.send_window.credit, self.send_budget.ahead))
+        return bound - self.queued if self.queued <= bound // 2 else 0
+
+    def may_return(self) -> bool:
+        """True when so little waits that a send need not wait any longer."""
+        return self.queued <= self.send_budget.bound
 
     @property
     def has_something_to_send(self) -> bool:
@@ -174,11 +191,31 @@ class Stream:
     def enqueue(self, data: bytes) -> None:
         """Put `data` behind what waits for the writer. Large data is not copied, now or later."""
         _append(self.send_queue, data if len(data) < _SMALL else memoryview(data))
-        self.queued += len(data)
+        self._set_queued(self.queued + len(data))
+
+    def dequeued(self, amount: int) -> None:
+        """So much of what waited has left, or never will."""
+        self._set_queued(self.queued - amount)
+
+    def _set_queued(self, queued: int) -> None:
+        # What a single send brings beyond the bound is the application's own memory, until it returns.
+        self.send_budget.take(min(queued, SEND_AHEAD) - min(self.queued, SEND_AHEAD))
+        self.queued = queued
+
+    def compact(self) -> None:
+        """Keep no more of a large send than what waits of it."""
+        first = self.send_queue[0] if self.send_queue else b""
+        if isinstance(first, memoryview) and isinstance(first.obj, bytes) and len(first.obj) > SEND_AHEAD:
+            self.send_queue[0] = bytes(first)
 
     def store(self, piece: bytes) -> None:
         """Put `piece` behind what waits to be read."""
         _append(self.receive_queue, piece)
+
+    def lend(self, amount: int) -> None:
+        """The application holds `amount` bytes of what it has read, and no more of what it had read before."""
+        self.send_budget.take(amount - self.lent)
+        self.lent = amount
 
     def take(self, max_bytes: int) -> bytes:
         """Take out at most `max_bytes` of what waits to be read; b"" when nothing does."""
