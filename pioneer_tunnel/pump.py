@@ -20,7 +20,7 @@ from .sockets import plain_socket
 from .splice import CAN_JOIN, Ending, join
 from .streams import send_pieces
 
-__all__ = ["pump"]
+__all__ = ["HandedOver", "pump"]
 
 _SMALLEST_READ: Final = 4 * 1024
 _LARGEST_READ: Final = 255 * 1024
@@ -32,12 +32,16 @@ _STEPS_TO_FAIL: Final = 2
 end that was none."""
 
 
+class HandedOver(Exception):
+    """Raised by the second stream's `receive_some`: from now on it has no part in this pump, but stays open."""
+
+
 async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: bytes = b"") -> bool:
     """Copy both ways, half-close included, and close both streams.
 
-    When a stream breaks, or is closed by somebody else, or on cancellation, both are abandoned, so that neither end
-    takes a part for the whole. Returns quietly in any case, True after an end of both that was orderly; what comes out
-    is `trio.Cancelled` and bugs.
+    When `second` raises `HandedOver`, `first` is closed and `second` is left open. When a stream breaks, or is closed
+    by somebody else, or on cancellation, both are abandoned, so that neither end takes a part for the whole. Returns
+    quietly in any case, True unless they were abandoned; what comes out is `trio.Cancelled` and bugs.
 
     Args:
         apology: what `second` is told, before an orderly end, when `first` breaks before it has said anything.
@@ -51,6 +55,9 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
         if ending is Ending.ENDED:
             await first.aclose()
             await second.aclose()
+        elif ending is Ending.HANDED_OVER:
+            with trio.move_on_after(_DRAIN_TIMEOUT):
+                await first.aclose()
         elif ending is Ending.FIRST_BROKE and first not in spoke and apology:
             with trio.move_on_after(_APOLOGY_TIMEOUT), suppress(trio.BrokenResourceError):
                 await second.send_all(apology)
@@ -60,7 +67,7 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
             # first, here and at the other end of the tunnel.
             with trio.move_on_after(_DRAIN_TIMEOUT):
                 await drain(second if ending is Ending.FIRST_BROKE else first)
-        closed = ending in {Ending.CLOSED, Ending.ENDED}
+        closed = ending in {Ending.CLOSED, Ending.ENDED, Ending.HANDED_OVER}
     except trio.ClosedResourceError:
         pass  # whoever has closed a stream of ours knows why
     finally:
@@ -103,6 +110,7 @@ class _Exchange:
         self._sent_to: Final[set[trio.abc.Stream]] = set()  # at this moment
         self._was_reset: Final[set[trio.abc.Stream]] = set()
         self._broken: trio.abc.Stream | None = None
+        self._handed_over = False
         self._done = 0
         self._ended_by_us = False
 
@@ -112,6 +120,8 @@ class _Exchange:
             self._scope = nursery.cancel_scope
             nursery.start_soon(self._copy, self._second, self._first)
             await self._copy(self._first, self._second)
+        if self._handed_over:
+            return Ending.HANDED_OVER
         if self._broken is None:
             return Ending.ENDED
         return Ending.FIRST_BROKE if self._broken is self._first else Ending.SECOND_BROKE
@@ -136,6 +146,9 @@ class _Exchange:
         except trio.ClosedResourceError:
             if not self._ended_by_us:
                 self._break(source)
+        except HandedOver:
+            self._handed_over = True
+            self._scope.cancel()
         await self._stay(source)
 
     async def _stay(self, source: trio.abc.Stream) -> None:

@@ -71,6 +71,8 @@ class Ending(enum.Enum):
     """Neither is closed."""
     SECOND_BROKE = enum.auto()
     """Neither is closed."""
+    HANDED_OVER = enum.auto()
+    """The second goes on without the first. Neither is closed."""
 
 
 async def join(first: LentSocket, second: LentSocket) -> Ending:

@@ -17,7 +17,7 @@ import trustme
 from rig import carried, no_hang, nothing_left_behind, read_all, read_exactly, until_it_raises
 
 from pioneer_tunnel.endings import abandon
-from pioneer_tunnel.pump import pump
+from pioneer_tunnel.pump import HandedOver, pump
 from pioneer_tunnel.streams import watch
 from pioneer_tunnel.tls_stream import TlsServerStream
 
@@ -109,6 +109,45 @@ async def test_a_break_before_a_word_is_apologised_for() -> None:
         await abandon(ends.left)
         assert await read_all(ends.right) == APOLOGY
         await ends.right.send_eof()  # or it would be waited for, for 2 seconds
+
+
+@pytest.mark.parametrize("said", [b"", b"half a word"])
+async def test_a_stream_that_is_handed_over_stays_open_and_the_other_one_ends(said: bytes) -> None:
+    @final
+    class Leaving(trio.abc.HalfCloseableStream):
+        """Leaves when it has heard something."""
+
+        def __init__(self, stream: trio.SocketStream) -> None:
+            self.transport_stream: Final = stream
+            self._heard = trio.Event()
+
+        async def receive_some(self, max_bytes: int | None = None) -> bytes:
+            await self._heard.wait()
+            raise HandedOver
+
+        async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+            await self.transport_stream.send_all(data)
+            self._heard.set()
+
+        async def wait_send_all_might_not_block(self) -> None:
+            raise AssertionError
+
+        async def send_eof(self) -> None:
+            raise AssertionError
+
+        async def aclose(self) -> None:
+            raise AssertionError
+
+    left, first = await sockets()
+    second, right = await sockets()
+    with no_hang():
+        async with left, right, second, trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: pump(watch(first), Leaving(second), apology=APOLOGY))
+            await left.send_all(b"answer" + said)
+            assert await read_all(left) == b"", "an end and no reset"
+            await second.send_all(b", and more")
+            await second.send_eof()
+            assert await read_all(right) == b"answer" + said + b", and more"
 
 
 @final

@@ -14,23 +14,30 @@ from fuzzing import fuzzed
 from hypothesis import example, given, strategies as st
 
 from pioneer_tunnel.errors import LocalProtocolError
-from pioneer_tunnel.relay import framing
+from pioneer_tunnel.relay import bodies, framing
 from pioneer_tunnel.relay.followed_stream import FollowedStream
 from pioneer_tunnel.relay.framing import Phase, RequestFollower
-from pioneer_tunnel.relay.head import MAX_HEAD, MAX_LINE, HeadReader, RequestHead
+from pioneer_tunnel.relay.head import MAX_HEAD, HeadReader, RequestHead
+from pioneer_tunnel.relay.responses import ResponseFollower
 from pioneer_tunnel.relay.turns import Turn, Turns
 
 FIRST: Final = b"GET /first HTTP/1.1\r\nHost: a.test\r\n\r\n"
 UPGRADE: Final = b"GET /ws HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+POST: Final = b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 3\r\n\r\n"
 NEXT: Final = b"PUT /next HTTP/1.1\r\nhOST: A.test.:80\r\nContent-Length: 3\r\n\r\nabc"
 CHUNKED: Final = b"POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n"
 OTHER: Final = b"GET /other HTTP/1.1\r\nHost: b.test\r\n\r\n"
+SWITCHING: Final = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\r\n"
 
 
 def head_of(data: bytes) -> RequestHead:
     head = HeadReader().feed(data)
     assert head is not None
     return head
+
+
+def following(first: bytes, responses: ResponseFollower | None = None) -> RequestFollower:
+    return RequestFollower(head_of(first), responses or ResponseFollower())
 
 
 @attrs.frozen
@@ -40,7 +47,7 @@ class Verdict:
     forwarded: bytes
     phase: Phase
     status: int | None
-    afresh: bytes | None
+    next_request: bytes | None
 
 
 def feed_all(follower: RequestFollower, data: bytes) -> bytes:
@@ -52,7 +59,7 @@ def feed_all(follower: RequestFollower, data: bytes) -> bytes:
 
 
 def followed(first: bytes, pieces: Iterable[bytes], *, ended: bool = False) -> Verdict:
-    follower = RequestFollower(head_of(first))
+    follower = following(first)
     forwarded = b""
     for piece in pieces:
         if follower.is_over:
@@ -60,8 +67,8 @@ def followed(first: bytes, pieces: Iterable[bytes], *, ended: bool = False) -> V
         forwarded += feed_all(follower, piece)
     if ended:
         follower.end()
-    afresh = None if follower.afresh is None else follower.afresh[1]
-    return Verdict(forwarded, follower.phase, follower.refusal and follower.refusal.status, afresh)
+    next_request = None if follower.next_request is None else follower.next_request[1]
+    return Verdict(forwarded, follower.phase, follower.refusal and follower.refusal.status, next_request)
 
 
 def singly(data: bytes) -> Iterator[bytes]:
@@ -76,12 +83,12 @@ def in_every_way(first: bytes, data: bytes) -> Verdict:
     """The verdict on `data`, which is the same whole, in single bytes and cut in two anywhere."""
     whole = followed(first, [data])
     assert (data + b"!").startswith(whole.forwarded)
-    same = attrs.evolve(whole, afresh=whole.afresh and NEXT)
+    same = attrs.evolve(whole, next_request=whole.next_request and NEXT)
     step = max(1, len(data) // 100)
     for pieces in itertools.chain([singly(data)], ([data[:at], data[at:]] for at in range(0, len(data), step))):
         found = followed(first, pieces)
-        # How much of what starts afresh was read already depends on the pieces, of course.
-        assert attrs.evolve(found, afresh=found.afresh and NEXT) == same
+        # How much of the next request was read already depends on the pieces, of course.
+        assert attrs.evolve(found, next_request=found.next_request and NEXT) == same
     return whole
 
 
@@ -118,7 +125,7 @@ def test_the_first_request_has_a_body_as_well() -> None:
 
 
 def test_a_large_body_passes_without_being_copied() -> None:
-    follower = RequestFollower(head_of(CHUNKED))
+    follower = following(CHUNKED)
     assert [bytes(piece) for piece in follower.feed(b"100000\r\n")] == [b"100000\r\n"]
     assert follower.appetite == 0x100000
     part = bytes(200_000)
@@ -126,14 +133,12 @@ def test_a_large_body_passes_without_being_copied() -> None:
     assert passed is part
     *_, last = follower.feed(bytes(0x100000 - 200_000) + b"\r\n5")
     assert isinstance(last, memoryview)
-    assert follower.phase is Phase.CHUNK_LINE
+    assert follower.phase is Phase.BODY
 
 
 # What is refused, and how far what came before it goes
 
 WRONG: Final[dict[str, tuple[bytes, bytes, int]]] = {
-    "another host": (b"", OTHER, 421),
-    "another host after a body": (NEXT, OTHER, 421),
     "a host that is none": (NEXT, FIRST.replace(b"a.test", b".a.test"), 400),
     "two Hosts": (b"", FIRST.replace(b"\r\n\r\n", b"\r\nHost: a.test\r\n\r\n"), 400),
     "no Host": (b"", b"GET / HTTP/1.1\r\n\r\n", 400),
@@ -163,7 +168,7 @@ WRONG: Final[dict[str, tuple[bytes, bytes, int]]] = {
     "a bare LF after a size": (CHUNKED, b"5\n", 400),
     "a bare CR in an extension": (CHUNKED, b"5;a\rb\r\n", 400),
     "a NUL in an extension": (CHUNKED, b"5;a\0\r\n", 400),
-    "an extension that is too long": (CHUNKED, b"5;" + b"a" * framing.MAX_CHUNK_LINE + b"\r\n", 400),
+    "an extension that is too long": (CHUNKED, b"5;" + b"a" * bodies.MAX_CHUNK_LINE + b"\r\n", 400),
     "a chunk that is too long": (CHUNKED + b"3\r\nabc", b"d\r\n", 400),
     "a bare LF after a chunk": (CHUNKED + b"3\r\nabc", b"\n0\r\n\r\n", 400),
     "a chunk that ends in CR": (CHUNKED + b"3\r\nabc", b"\r0\r\n\r\n", 400),
@@ -187,8 +192,8 @@ def test_what_is_wrong_is_not_forwarded(before: bytes, wrong: bytes, status: int
 
 
 def test_nothing_is_forwarded_after_a_refusal() -> None:
-    follower = RequestFollower(head_of(FIRST))
-    assert follower.feed(OTHER) == []
+    follower = following(FIRST)
+    assert follower.feed(b"GET / HTTP/1.1\r\n\r\n") == []
     assert follower.feed(FIRST) == []
     assert follower.is_over
 
@@ -204,10 +209,10 @@ def test_an_end_in_the_middle_of_a_head_is_refused_and_elsewhere_is_an_end() -> 
 @pytest.mark.parametrize("start", [b"G", b"\r\nG", b"GET / HTTP/1.1\r\nHost: a.test\r\n\r"])
 def test_a_head_that_has_begun_is_told_from_silence(start: bytes) -> None:
     for silence in (b"", b"\r", b"\r\n", NEXT, NEXT[:-1]):
-        follower = RequestFollower(head_of(FIRST))
+        follower = following(FIRST)
         follower.feed(silence)
         assert not follower.head_begun
-    follower = RequestFollower(head_of(FIRST))
+    follower = following(FIRST)
     follower.feed(NEXT + start)
     assert follower.head_begun
     follower.give_up(10)
@@ -215,24 +220,63 @@ def test_a_head_that_has_begun_is_told_from_silence(start: bytes) -> None:
     assert (follower.refusal.status, follower.feed(b"ET / ")) == (408, [])
 
 
+# What needs a stream of its own
+
+
+NEEDY: Final = {
+    "another host": OTHER,
+    "another host, with a body": NEXT.replace(b"A.test.", b"b.test"),
+    "another host, with Upgrade": UPGRADE.replace(b"a.test", b"b.test"),
+    "an absolute target of another host": b"GET http://b.test/ HTTP/1.1\r\nHost: b.test\r\n\r\n",
+    "Upgrade": UPGRADE,
+}
+
+
+@pytest.mark.parametrize("needy", NEEDY.values(), ids=NEEDY.keys())
+@pytest.mark.parametrize("before", [b"", NEXT, CHUNKED + b"1\r\nx\r\n0\r\n\r\n", b"\r\n"])
+def test_it_is_the_next_request_and_nothing_of_it_is_forwarded(before: bytes, needy: bytes) -> None:
+    verdict = in_every_way(FIRST, before + needy)
+    empty_line = b"\r\n" if before == b"\r\n" else b""
+    assert verdict == Verdict(before.removeprefix(empty_line), Phase.NEXT, None, empty_line + needy)
+    at = len(before) + 9
+    data = before + needy + b"and more"
+    assert followed(FIRST, [data[:at], data[at:]]).next_request == empty_line + needy + b"and more"
+    follower = following(FIRST)
+    follower.feed(needy)
+    assert follower.next_request == (head_of(needy), needy)
+    with pytest.raises(LocalProtocolError):
+        follower.feed(b"more")
+
+
+@pytest.mark.parametrize("response", [b"HTTP/1.1 200 OK\r\n\r\nto the end", b"no response"])
+def test_no_request_is_forwarded_after_a_response_that_only_the_gateway_ends(response: bytes) -> None:
+    responses = ResponseFollower()
+    follower = following(POST, responses)
+    responses.feed(response)
+    assert b"".join(follower.feed(b"abc" + FIRST)) == b"abc"
+    assert follower.next_request == (head_of(FIRST), FIRST)
+
+
 # Upgrade
 
 
-def answered(*answers: bytes, first: bytes = UPGRADE) -> RequestFollower:
-    follower = RequestFollower(head_of(first))
-    for number, answer in enumerate(answers, 1):
-        assert follower.awaits_answer
-        assert follower.answer(answer) is (number == len(answers))
-    assert not follower.awaits_answer
+def answered(response: bytes, first: bytes = UPGRADE) -> RequestFollower:
+    responses = ResponseFollower()
+    follower = following(first, responses)
+    awaited = responses.awaits_upgrade
+    responses.feed(response)
+    assert (awaited, responses.awaits_upgrade) == (True, False)
     return follower
 
 
-def test_what_follows_an_upgrade_is_held_until_the_answer() -> None:
-    follower = RequestFollower(head_of(UPGRADE))
+def test_what_follows_an_upgrade_is_held_until_the_response() -> None:
+    responses = ResponseFollower()
+    follower = following(UPGRADE, responses)
     assert follower.feed(b"\x81\x05") == []
+    assert follower.holds
     with pytest.raises(LocalProtocolError):
         follower.feed(b"hello")
-    assert follower.answer(b"HTTP/1.1 101 Switching Protocols\r\n")
+    responses.feed(SWITCHING)
     assert b"".join(follower.feed(b"")) == b"\x81\x05"
     assert b"".join(follower.feed(OTHER)) == OTHER
     assert follower.phase is Phase.OPAQUE
@@ -240,81 +284,46 @@ def test_what_follows_an_upgrade_is_held_until_the_answer() -> None:
 
 @pytest.mark.parametrize("status", [b"200 OK", b"204", b"426 Upgrade Required", b"500 \xff", b"304 "])
 def test_an_upgrade_that_is_declined_goes_on_being_followed(status: bytes) -> None:
-    follower = RequestFollower(head_of(UPGRADE))
+    responses = ResponseFollower()
+    follower = following(UPGRADE, responses)
     follower.feed(NEXT + OTHER)
-    assert follower.answer(b"HTTP/1.1 %s\r\n" % status)
+    responses.feed(b"HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n" % status)
     assert b"".join(follower.feed(b"")) == NEXT
-    assert follower.refusal is not None
-    assert follower.refusal.status == 421
+    assert follower.next_request == (head_of(OTHER), OTHER)
 
 
-@pytest.mark.parametrize("final", [b"101 Switching Protocols", b"200 OK"])
-@pytest.mark.parametrize("size", [1, 5, 1000])
-def test_interim_answers_decide_nothing(final: bytes, size: int) -> None:
-    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </HTTP/1.1 101 >\r\nX: HTTP/1.1 101 OK\r\n\r\n"
-    answer = b"HTTP/1.1 100 Continue\r\n\r\n" + hints * 2 + b"HTTP/1.1 %s\r\n" % final
-    follower = answered(*(answer[at : at + size] for at in range(0, len(answer), size)))
-    assert follower.phase is (Phase.OPAQUE if final.startswith(b"101") else Phase.HEAD)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"\x81\x05hello\n",
-        b"HTTP/1.1 101\n",
-        b"HTTP/2 101 OK\r\n",
-        b"HTTP/1.1 101OK\r\n",
-        b" HTTP/1.1 101 OK\r\n",
-        b"\r\nHTTP/1.1 101 OK\r\n",
-        b"HTTP/1.1 1010\r\n",
-        b"HTTP/1.1 101 \0\r\n",
-        b"x" * MAX_LINE,
-        b"HTTP/1.1 100\r\n" + (b"X: %s\r\n" % (b"x" * 1000)) * 66,
-    ],
-)
-def test_an_answer_that_cannot_be_read_switches_nothing(answer: bytes) -> None:
-    assert answered(answer).phase is Phase.HEAD
+@pytest.mark.parametrize("response", [b"\x81\x05hello\n", b"HTTP/1.1 101\n\r\n\r\n", b"HTTP/2 101 OK\r\n\r\n"])
+def test_a_response_that_cannot_be_followed_switches_nothing(response: bytes) -> None:
+    follower = answered(response)
+    assert b"".join(follower.feed(FIRST)) == b""
+    assert follower.next_request is not None
 
 
 def test_the_body_of_a_request_with_upgrade_passes_and_what_follows_is_held() -> None:
     first = CHUNKED.replace(b"\r\n\r\n", b"\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n")
-    follower = RequestFollower(head_of(first))
+    responses = ResponseFollower()
+    follower = following(first, responses)
     body = chunk(b"hello") + b"0\r\n\r\n"
     assert b"".join(follower.feed(body + b"PRI * HTTP/2.0")) == body
     assert follower.holds
-    follower.answer(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+    responses.feed(SWITCHING)
     assert b"".join(follower.feed(b"")) == b"PRI * HTTP/2.0"
-    # An answer that comes before the body is complete counts as well.
-    follower = answered(b"HTTP/1.1 101 Switching Protocols\r\n\r\n", first=first)
-    assert follower.phase is Phase.CHUNK_LINE
+    # A response that comes before the body is complete counts as well.
+    follower = answered(SWITCHING, first)
+    assert follower.phase is Phase.BODY
     assert b"".join(follower.feed(body + b"PRI")) == body + b"PRI"
-    follower = answered(b"HTTP/1.1 413 Content Too Large\r\n\r\n", first=first)
+    follower = answered(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n", first)
     assert b"".join(follower.feed(body + NEXT)) == body + NEXT
     assert follower.phase is Phase.HEAD
-
-
-def test_a_later_upgrade_starts_afresh() -> None:
-    """Its answer could not be told from one to an earlier request, which may hold whatever its author likes."""
-    verdict = in_every_way(FIRST, NEXT + UPGRADE)
-    assert verdict == Verdict(NEXT, Phase.AFRESH, None, UPGRADE)
-    assert followed(FIRST, [NEXT + UPGRADE[:9], UPGRADE[9:] + b"\x81\x05"]).afresh == UPGRADE + b"\x81\x05"
-    follower = RequestFollower(head_of(FIRST))
-    follower.feed(UPGRADE)
-    assert follower.afresh == (head_of(UPGRADE), UPGRADE)
-    with pytest.raises(LocalProtocolError):
-        follower.feed(b"more")
-
-
-def test_a_later_upgrade_for_another_host_is_refused_all_the_same() -> None:
-    assert in_every_way(FIRST, UPGRADE.replace(b"a.test", b"b.test")).status == 421
 
 
 @pytest.mark.parametrize(
     "first", [UPGRADE.replace(b"1.1", b"1.0"), UPGRADE.replace(b"Connection: Upgrade", b"Connection: close")]
 )
 def test_what_may_not_be_answered_with_101_is_no_upgrade(first: bytes) -> None:
-    follower = RequestFollower(head_of(first))
-    assert not follower.awaits_answer
+    responses = ResponseFollower()
+    follower = following(first, responses)
+    assert not responses.awaits_upgrade
     assert b"".join(follower.feed(NEXT)) == NEXT
 
 
@@ -389,16 +398,18 @@ def test_any_bytes_get_one_verdict_and_a_prefix_is_forwarded(
 @fuzzed()
 @given(st.binary(max_size=200), SIZES, st.booleans())
 def test_after_a_101_any_bytes_pass(said: bytes, sizes: list[int], early: bool) -> None:
-    follower = RequestFollower(head_of(UPGRADE))
+    responses = ResponseFollower()
+    follower = following(UPGRADE, responses)
     forwarded = b""
     if early:
-        follower.answer(b"HTTP/1.1 101 \r\n")
+        responses.feed(SWITCHING)
     for piece in cut(said, sizes):
         if follower.holds:
-            follower.answer(b"HTTP/1.1 101 \r\n")
+            responses.feed(SWITCHING)
+            forwarded += b"".join(follower.feed(b""))
         forwarded += b"".join(follower.feed(piece))
     if follower.holds:
-        follower.answer(b"HTTP/1.1 101 \r\n")
+        responses.feed(SWITCHING)
         forwarded += b"".join(follower.feed(b""))
     assert forwarded == said
 
@@ -425,7 +436,7 @@ def test_many_small_requests_take_time_in_proportion_to_their_number(monkeypatch
 
     monkeypatch.setattr(framing, "HeadReader", Counting)
     data = FIRST * 1000
-    follower = RequestFollower(head_of(FIRST))
+    follower = following(FIRST)
     assert feed_all(follower, data) == data
     assert given_to_readers == len(data)
 
@@ -446,8 +457,8 @@ HEADERS: Final = b"X: y\r\n" * 100 + b"\r\n"
     ids=["requests", "requests with many headers", "chunks", "extended chunks", "empty bodies", "trailers"],
 )
 def test_a_turn_is_bounded_by_the_items_that_it_finds(first: bytes, item: bytes, most: int) -> None:
-    """A read may bring 40,000 chunks. Whoever follows them in one go keeps all others waiting."""
-    follower = RequestFollower(head_of(first))
+    """A read may bring 40,000 chunks. To follow them in one go keeps all others waiting."""
+    follower = following(first)
     fed, data, forwarded = 0, item * 2000, b""
     turn = b"".join(follower.feed(data))
     while turn:
@@ -461,14 +472,14 @@ def test_a_turn_is_bounded_by_the_items_that_it_finds(first: bytes, item: bytes,
 
 
 def test_a_large_chunk_or_body_is_one_item() -> None:
-    follower = RequestFollower(head_of(CHUNKED))
+    follower = following(CHUNKED)
     follower.feed(chunk(bytes(200_000)) + b"4000000\r\n")
     assert (follower.has_more, follower.work < 10) == (False, True)
     assert [len(piece) for piece in follower.feed(bytes(250_000))] == [250_000]
 
 
 def test_nothing_new_is_taken_while_there_is_more_to_look_at() -> None:
-    follower = RequestFollower(head_of(FIRST))
+    follower = following(FIRST)
     follower.feed(FIRST * 100)
     with pytest.raises(LocalProtocolError):
         follower.feed(FIRST)
@@ -481,9 +492,7 @@ async def test_a_flood_of_one_tenant_does_not_hold_up_another() -> None:
     async def visit(tenant: str, first: bytes, said: bytes) -> None:
         ours, theirs = trio.testing.memory_stream_pair()
         async with ours, theirs:
-            followed = FollowedStream(
-                ours, RequestFollower(head_of(first)), Turn(turns, tenant, tenant), head_timeout=10
-            )
+            followed = FollowedStream(ours, head_of(first), b"", Turn(turns, tenant, tenant), head_timeout=10)
             await theirs.send_all(said)
             left = len(said)
             while left:
@@ -504,7 +513,7 @@ async def test_a_flood_of_one_tenant_does_not_hold_up_another() -> None:
 
 
 def test_what_is_asked_for_at_once_is_small_where_requests_may_be() -> None:
-    follower = RequestFollower(head_of(FIRST))
+    follower = following(FIRST)
     assert follower.appetite <= MAX_HEAD // 4
     follower.feed(b"PUT / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 1000000\r\n\r\n")
     assert follower.appetite == 1_000_000

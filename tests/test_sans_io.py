@@ -27,7 +27,7 @@ SANS_IO: Final = sorted(
         "relay/takeover.py",
         "restart_policy.py",
     }
-    | {"relay/framing.py", "relay/head.py", "relay/rates.py"}
+    | {"relay/bodies.py", "relay/framing.py", "relay/head.py", "relay/rates.py", "relay/responses.py"}
 )
 
 IO: Final = {"anyio", "asyncio", "queue", "select", "selectors", "ssl", "subprocess", "threading", "time", "trio"}

@@ -23,7 +23,7 @@ rest, unchanged, and means nothing at either end, or gets a 400 from the gateway
 one, so two are refused here.
 
 Neighbours: the ingress feeds a reader, routes by `RequestHead.host`, and answers with `error_response` where it cannot;
-`framing` reads the later heads of a connection with readers of their own, and its trailers with `read_field`.
+`framing` reads the later heads of a connection with readers of their own; `bodies` reads trailers with `read_field`.
 Nothing here waits or reads. A reader looks at each byte a fixed number of times, whether they come at once or singly.
 """
 
@@ -42,15 +42,18 @@ from ..errors import LocalProtocolError, RemoteProtocolError
 from ..status import clean_message
 
 __all__ = [
+    "FIELD",
     "MAX_HEAD",
     "MAX_HEADERS",
     "MAX_LINE",
+    "VALUE",
     "BadRequest",
     "HeadReader",
     "RequestHead",
     "Upgrade",
     "error_response",
     "read_field",
+    "read_framing",
     "wants_upgrade",
 ]
 
@@ -67,7 +70,11 @@ _TOKEN: Final = re.compile(rb"[%s]++" % _TOKEN_CHARS)
 _REQUEST_LINE: Final = re.compile(rb"([%s]++) ([!-~\x80-\xff]++) HTTP/([0-9]\.[0-9])" % _TOKEN_CHARS)
 _ABSOLUTE: Final = re.compile(rb"(?i:http(s)?)://([^/?]++)(?:[/?].*+|)")
 # The white space around a value is cut off later: to match it here would invite to try it in many ways.
-_FIELD: Final = re.compile(rb"([%s]++):([^\x00-\x08\x0a-\x1f\x7f]*+)" % _TOKEN_CHARS)
+VALUE: Final = rb"[^\x00-\x08\x0a-\x1f\x7f]*+"
+"""Matches what stands after the colon of a header, and any other text of a head."""
+FIELD: Final = rb"[%s]++:%s" % (_TOKEN_CHARS, VALUE)
+"""Matches the line of a header without its end."""
+_FIELD: Final = re.compile(rb"([%s]++):(%s)" % (_TOKEN_CHARS, VALUE))
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]++\]|[0-9A-Za-z_.-]++)(?::([0-9]{0,5}))?")
 # 18 digits: every such length fits a signed 64-bit integer, so that no reader behind us wraps around.
@@ -92,7 +99,7 @@ class BadRequest(RemoteProtocolError):
 
     Attributes:
         status: what to answer: 400, or 431 when it is too large; of a later request on a connection (`framing`) also
-            421 when it is for another host, and 408 when it comes too slowly.
+            408 when it comes too slowly.
         reason: a sentence for a person, which quotes nothing of the request.
         omit_body: True when the request is a HEAD, as far as it was read: the response has no body.
     """
@@ -293,10 +300,7 @@ class HeadReader:
             raise BadRequest(400, "The request has no Host header.")
         if len(hosts) > 1:
             raise BadRequest(400, "The request has more than one Host header.")
-        if codings:
-            if lengths:
-                raise BadRequest(400, "The request has both Content-Length and Transfer-Encoding.")
-            _check_codings(codings, version)
+        content_length, chunked = read_framing(lengths, codings, version)
         host, port = _read_authority(hosts[0], "The Host header")
         absolute = _ABSOLUTE.fullmatch(target)
         if absolute is not None:
@@ -312,8 +316,8 @@ class HeadReader:
             host_header=hosts[0],
             headers=tuple(self._headers),
             length=self._line_start,
-            content_length=_content_length(lengths) if lengths else None,
-            chunked=bool(codings),
+            content_length=content_length,
+            chunked=chunked,
         )
 
 
@@ -359,6 +363,25 @@ def _read_authority(value: bytes, what: str) -> tuple[str, int | None]:
         return normal_host(host, host), int(match[2]) if match[2] else None
     except ValueError:
         raise BadRequest(400, f"{what} names neither a valid host name nor an IP address.") from None
+
+
+def read_framing(lengths: list[bytes], codings: list[bytes], version: bytes) -> tuple[int | None, bool]:
+    """The length of a body, None when its head gives none, and whether it is chunked.
+
+    Args:
+        lengths: the values of all Content-Length headers.
+        codings: those of all Transfer-Encoding headers.
+        version: `b"1.0"` or `b"1.1"`.
+
+    Raises:
+        BadRequest: the body has no certain end.
+    """
+    if not codings:
+        return _content_length(lengths) if lengths else None, False
+    if lengths:
+        raise BadRequest(400, "The request has both Content-Length and Transfer-Encoding.")
+    _check_codings(codings, version)
+    return None, True
 
 
 def _content_length(lengths: list[bytes]) -> int:

@@ -8,6 +8,7 @@ passed on gets a plain answer that says why.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, final
@@ -23,7 +24,6 @@ from .admission import Admission, TurnedAway
 from .client_hello import Alert
 from .config import TunnelEntry
 from .followed_stream import FollowedStream
-from .framing import RequestFollower
 from .head import BadRequest, HeadReader, RequestHead, error_response
 from .limits import RelayLimits
 from .registry import Directory, LiveSession, Registry
@@ -81,6 +81,10 @@ class Refusal(Exception):
         self.status = status
         self.omit_body = omit_body
 
+    @classmethod
+    def of(cls, request: BadRequest) -> Refusal:
+        return cls(request.status, request.reason, omit_body=request.omit_body)
+
 
 async def read_head(stream: trio.abc.Stream) -> tuple[RequestHead | None, bytes]:
     """Read a request head, and what came with it; None instead when the visitor left without a word.
@@ -97,7 +101,7 @@ async def read_head(stream: trio.abc.Stream) -> tuple[RequestHead | None, bytes]
                 if head is not None:
                     return head, reader.received
         except BadRequest as error:
-            raise Refusal(error.status, error.reason, omit_body=error.omit_body) from error
+            raise Refusal.of(error) from error
         if not reader.received:
             return None, b""
         raise Refusal(400, "the request ended before its head did", omit_body=reader.omit_body)
@@ -116,14 +120,24 @@ class IngressDoor:
     """Passes visitors on to their tunnels.
 
     Args:
-        admission: how many visitors a tunnel may have; by default as many as a relay that is told nothing admits.
+        admission: how many visitors a tunnel may have; by default as many as `limits` say.
+        limits: how long connections may be kept; by default the limits of a relay without a table of them.
     """
 
-    def __init__(self, registry: Registry, directory: Directory, admission: Admission | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        directory: Directory,
+        admission: Admission | None = None,
+        *,
+        limits: RelayLimits | None = None,
+    ) -> None:
+        limits = limits or RelayLimits()
         self._registry: Final = registry
         self._directory: Final = directory
-        self._admission: Final = admission or Admission(RelayLimits())
+        self._admission: Final = admission or Admission(limits)
         self._turns: Final = Turns()
+        self._keep_alive_timeout: Final = limits.keep_alive_timeout_ms / 1000 or math.inf
 
     async def serve(self, visit: Visit) -> None:
         """Serve a connection whose tunnel is told by its first request."""
@@ -141,14 +155,21 @@ class IngressDoor:
         while request is not None:
             head, received = request
             try:
-                request = await self._pass_on(visit, head, received)
+                followed = await self._pass_on(visit, head, received)
             except Refusal as refusal:
                 refusal.omit_body = head.omit_body
                 await refuse(visit.stream, refusal)
                 return
+            if not followed.handed_over or followed.scope.cancelled_caught:
+                return
+            if followed.refusal is not None:
+                await refuse(visit.stream, Refusal.of(followed.refusal))
+                return
+            request = followed.next_request
+        await close_after_answer(visit.stream)  # it was kept between requests for too long
 
-    async def _pass_on(self, visit: Visit, head: RequestHead, received: bytes) -> tuple[RequestHead, bytes] | None:
-        """Carry the request that `head` begins to its tunnel, and those after it as far as `_follow` does.
+    async def _pass_on(self, visit: Visit, head: RequestHead, received: bytes) -> FollowedStream:
+        """Carry the request that `head` begins to its tunnel, and those after it that may use the same stream.
 
         Raises:
             Refusal: with the answer to give.
@@ -160,25 +181,22 @@ class IngressDoor:
             # What the relay can read is not for a gateway that takes nothing the relay can read.
             raise Refusal(421, "this host takes TLS alone, from end to end; use https:// and a connection of its own")
         _settle(visit)  # only now: who wants what there is not makes way for others while it is told
+        followed = FollowedStream(
+            visit.stream,
+            head,
+            received[head.length :],
+            Turn(self._turns, entry.id, visit.source),
+            head_timeout=HEAD_TIMEOUT,
+            keep_alive_timeout=self._keep_alive_timeout,
+        )
         with self._room(entry):
-            return await self._follow(visit, entry, head, received)
-
-    async def _follow(
-        self, visit: Visit, entry: TunnelEntry, head: RequestHead, received: bytes
-    ) -> tuple[RequestHead, bytes] | None:
-        """Carry the requests from `head` on, up to the end, or to one that needs another stream; returns that one."""
-        carried = await self._open(entry)
-        follower = RequestFollower(head)
-        pieces = follower.feed(received[head.length :])
-        with suppress(trio.BrokenResourceError):  # the pump finds the same
-            await carried.send_all(b"".join([_proxy_header(visit), received[: head.length], *pieces]))
-        turn = Turn(self._turns, entry.id, visit.source)
-        followed = FollowedStream(visit.stream, follower, turn, head_timeout=HEAD_TIMEOUT)
-        with followed.scope:
-            apology = error_response(502, _BROKE_OFF, omit_body=head.omit_body)
-            ended_well = await pump(carried, followed, apology=apology)
-            return followed.afresh if ended_well else None
-        return None
+            carried = await self._open(entry)
+            with suppress(trio.BrokenResourceError):  # the pump finds the same
+                await carried.send_all(b"".join([_proxy_header(visit), received[: head.length], *followed.take()]))
+            with followed.scope:
+                apology = error_response(502, _BROKE_OFF, omit_body=head.omit_body)
+                await pump(carried, followed, apology=apology)
+        return followed
 
     async def serve_hello(self, visit: Visit, entry: TunnelEntry, received: bytes) -> None:
         """Serve a connection that belongs to `entry` by its ClientHello, which is in `received`.

@@ -83,6 +83,8 @@ class RelayLimits:
         failed_auth_delay_ms: how long the first rejected proof of an address waits for its answer; with each further
             one the time doubles (0: not at all). Ten minutes without one and it is forgotten.
         failed_auth_delay_max_ms: the longest such wait.
+        keep_alive_timeout_ms: how long a visitor's connection may be kept between requests: from the end of the last
+            response to the first byte of the next request (0: no limit).
         exempt: addresses and networks that no limit per address holds for: a proxy in front, whose address is that of
             all its visitors.
 
@@ -103,6 +105,7 @@ class RelayLimits:
     unsent_bytes: int = attrs.field(default=128 * 1024 * 1024, validator=whole_number(1024 * 1024))
     failed_auth_delay_ms: int = attrs.field(default=250, validator=whole_number(0, 5000))
     failed_auth_delay_max_ms: int = attrs.field(default=5000, validator=whole_number(0, 8000))
+    keep_alive_timeout_ms: int = attrs.field(default=300_000, validator=whole_number(0))
     exempt: tuple[Network, ...] = attrs.field(default=("127.0.0.0/8", "::1/128"), converter=_networks)
 
     _RULES: ClassVar[tuple[Rule, ...]] = (Rule(("failed_auth_delay_max_ms", "failed_auth_delay_ms"), _below_the_first),)

@@ -125,7 +125,7 @@ class Relay:
         self._control: Final = ControlDoor(
             config, registry, directory, identity=_identity(config), limits=limits, engine=engine
         )
-        self._ingress: Final = IngressDoor(registry, directory, self._admission)
+        self._ingress: Final = IngressDoor(registry, directory, self._admission, limits=config.limits)
         self._tls_door: Final = TlsDoor(registry, self._ingress, self._certificate)
 
     async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> NoReturn:
