@@ -134,11 +134,12 @@ class Supervisor:
 
     def report(self, event: Event) -> None:
         """Take an event of the transport, or of the forwarding to the local gateway. Late ones change nothing."""
+        if isinstance(event, RoundTrip):
+            self._round_trip = event.seconds  # a transport may measure it before it reports that the tunnel is up
         if self._over or self._connected_at is None:
             return
         match event:
             case RoundTrip(seconds=seconds):
-                self._round_trip = seconds
                 self._feed.publish(attrs.evolve(self._feed.current, relay_rtt_ms=round(seconds * 1000, 3)))
             case LocalDialFailed(message=message):
                 self._local_failures += 1

@@ -35,6 +35,7 @@ from rig import (
     request,
     tunnel_entry,
 )
+from test_relay import accept
 
 from pioneer_tunnel.address import Address, RelayAddress
 from pioneer_tunnel.errors import InvalidSettingsError
@@ -561,3 +562,4 @@ async def open_by_hand(rig: RelayRig, changes: dict[str, str]) -> None:
             assert isinstance(answer, str)
             await websocket.send([json.dumps(json.loads(answer) | changes)])
             await websocket.receive()
+            await accept(websocket)

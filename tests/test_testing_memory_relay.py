@@ -30,6 +30,7 @@ from pioneer_tunnel import (
 )
 from pioneer_tunnel.testing import (
     FaultPlan,
+    FaultyDialer,
     Heard,
     Leave,
     MemoryRelay,
@@ -138,6 +139,21 @@ async def test_a_plan_does_not_go_on_while_the_relay_is_down() -> None:
         await relay.start()
         await trio.sleep(1000)
         assert [dial.fault for dial in relay.dials if dial.fault is not None] == [*plan.faults, plan.then]
+
+
+@virtual_time
+async def test_a_gateway_that_rejects_the_relay_does_not_count() -> None:
+    async with open_memory_relay() as relay, echoing(relay) as tunnel:
+        rejecting = FaultyDialer(relay)
+        pinned = str(RelayKey("ptk1_another-relays-identity-0123456789").identity().public_key)
+        async with open_tunnel(
+            relay.url, key=relay.key, dial=rejecting, relay_identity=pinned, instance="another", wall_clock=wall_clock
+        ):
+            await trio.sleep(600)
+        assert len(rejecting.dials) > 10
+        assert all(dial.connected_at is None for dial in rejecting.dials)
+        assert relay.reachable
+        assert {status.state for status in tunnel.history} == {State.STARTING, State.CONNECTED}
 
 
 @virtual_time

@@ -14,6 +14,7 @@ from typing import Final, final
 import trio
 
 from ..errors import ProtocolError
+from ..groups import leaves
 from ..handshake import SUBPROTOCOL, Claim, Rejection, RelayHandshake
 from ..identity import SigningIdentity
 from ..status import clean_message
@@ -28,7 +29,7 @@ from .session import GatewaySession
 __all__ = ["ControlDoor"]
 
 OPENING_TIMEOUT: Final = 10.0
-"""Seconds that a gateway has to prove itself."""
+"""Seconds that a gateway has to prove itself, and again, after the welcome, to send the first byte of its session."""
 
 OPENING_BYTES: Final = 128 * 1024
 """Bytes that it may send until then, its WebSocket request included."""
@@ -78,8 +79,8 @@ class ControlDoor:
         Args:
             stream: what to speak over.
             watched: the same, or what lies below its TLS.
-            arrival: settled when the gateway has proved itself, and slowed down when it does not; None when nobody
-                counts.
+            arrival: settled when the gateway has proved itself and accepted the relay, and slowed down when it does not
+                prove itself; None when nobody counts.
         """
         deadline = trio.CancelScope(deadline=trio.current_time() + OPENING_TIMEOUT)
         with deadline:
@@ -89,13 +90,11 @@ class ControlDoor:
                     opened = await self._open(websocket, arrival)
                     if opened is not None:
                         metered.trusted = True
-                        if arrival is not None:
-                            arrival.settle()
-                        await self._carry(websocket, watched, *opened, deadline=deadline)
+                        await self._carry(websocket, watched, *opened, arrival=arrival, deadline=deadline)
             except (WebSocketRefused, trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 _log.debug("a connection at the control door ended in its opening: %s", error)
         if deadline.cancelled_caught:
-            _log.info("a connection at the control door did not prove itself within %g seconds", OPENING_TIMEOUT)
+            _log.info("a connection at the control door did not finish its opening within %g seconds", OPENING_TIMEOUT)
 
     async def hold_against_registry(self) -> None:
         """Ask the registry about every session anew. One whose key does not open its tunnel any more ends at once."""
@@ -143,9 +142,30 @@ class ControlDoor:
         claim: Claim,
         handshake: RelayHandshake,
         *,
+        arrival: Arrival | None,
         deadline: trio.CancelScope,
     ) -> None:
         config = self._config
+
+        async def enter() -> None:
+            """Give the tunnel to the session.
+
+            A gateway that does not accept the relay, because it pins another identity, closes the connection after the
+            welcome. Until the first byte of its session, it changes nothing for the session that has the tunnel.
+            """
+            if not session.ended:
+                try:
+                    await self._directory.enter(entry.id, session, rules=entry.takeover_rules)
+                except TunnelTaken as taken:
+                    session.refuse(str(taken))
+            if session.ended:
+                await trio.sleep_forever()  # no deadline: the session is ending, and answers nothing
+            session.entered = True
+            deadline.deadline = float("inf")
+            if arrival is not None:
+                arrival.settle()
+            _log.info("tunnel %s: session %s is connected (%s)", entry.id, session.id, claim.agent)
+
         session = GatewaySession(
             entry.id,
             claim,
@@ -155,28 +175,28 @@ class ControlDoor:
             limits=self._limits,
             since=self._wall_clock(),
             rotation_grace=config.rotation_grace_ms / 1000,
-        )
-        welcome = handshake.welcome(
-            claim, session=session.id, public_url=str(entry.url), heartbeat_ms=config.heartbeat_ms
+            on_first_bytes=enter,
         )
         # Known from here on, so that a key that is withdrawn while it waits for its entry does not slip through.
         self._sessions.add(session)
         try:
             try:
-                # First, so that a visitor who comes as soon as the gateway says that it is connected finds it.
-                await self._directory.enter(entry.id, session, rules=entry.takeover_rules)
-                await session.greet(welcome)
-                deadline.deadline = float("inf")
-                _log.info("tunnel %s: session %s is connected (%s)", entry.id, session.id, claim.agent)
+                await self._directory.admit(entry.id, session, rules=entry.takeover_rules)
+                welcome = handshake.welcome(
+                    claim, session=session.id, public_url=str(entry.url), heartbeat_ms=config.heartbeat_ms
+                )
+                await websocket.send([welcome])
+                deadline.deadline = trio.current_time() + OPENING_TIMEOUT
                 await session.carry()
             except TunnelTaken as taken:
                 await _reject(websocket, claim, Rejection("busy", str(taken), retry_after_ms=BUSY_RETRY_MS))
             finally:
-                # Also of an entry that was cut off: nobody knows how far it came.
+                # Also after an `enter` that was cancelled: it may have been carried out.
                 with trio.CancelScope(shield=True):
                     await self._directory.leave(entry.id, session)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError) as group:
-            _log.info("tunnel %s: session %s has ended: %s", entry.id, session.id, group.exceptions[0])
+            when = "" if session.entered else " before its gateway accepted the relay"
+            _log.info("tunnel %s: session %s has ended%s: %s", entry.id, session.id, when, leaves(group)[0])
         finally:
             self._sessions.discard(session)
 
