@@ -190,8 +190,9 @@ class RemoteAccess:
         """Make `update` durable, whole or not at all, and hand it to `run`.
 
         It does not wait for the tunnel (`settled` does), so it may come through the tunnel that it changes. While
-        `run` is not running, it saves only. What changes nothing leaves a live generation alone; when the generation
-        has failed for good, an update that names a field starts a new one, changed or not.
+        `run` is not running, it saves only. What changes nothing leaves a live generation alone, except that it
+        ends the wait after a rejection by the relay; when the generation has failed for good, an update that names a
+        field starts a new one, changed or not.
 
         Cancelled while it waits for another `apply`, it does nothing; later, it is finished first.
 
@@ -205,6 +206,8 @@ class RemoteAccess:
                 changed = await self._stores.write(update)
                 if changed or (self._generation_ended and update != SettingsUpdate()):
                     self._want_new_generation(key_withdrawn=changed and update.deletes_key)
+                elif self._generation is not None:
+                    self._generation.retry_if_rejected()
 
     async def configure(self, config: RemoteAccessConfig) -> None:
         """Go on with another configuration; a new generation begins when it differs from the one before."""

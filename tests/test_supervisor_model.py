@@ -336,7 +336,9 @@ class Teller:
         fail = end if isinstance(end, Fail) else Fail()
         if fail.error is RestartLimitError or (was_up and fail.error is LocalGatewayError):
             fail = Fail()
-        if fail.retry_slowly:
+        if was_up and fail.error.rejection:
+            least, most = LONGEST_WAIT * (1 - policy.jitter), LONGEST_WAIT * (1 + policy.jitter)
+        elif fail.retry_slowly:
             least, most = policy.maximum * (1 - policy.jitter), policy.maximum * (1 + policy.jitter)
         elif used == 1 and attempt is not None and attempt.connected is not None:
             least, most = 0.0, 2 * policy.initial
