@@ -6,7 +6,7 @@
     ├── MissingKeyError              missing_key                final
     ├── MissingBinaryError           missing_binary             final
     ├── UnsupportedTransportError    unsupported_transport      final
-    ├── TunnelAuthError              tunnel_auth_failed         final
+    ├── TunnelAuthError              tunnel_auth_failed         final: the relay rejects the key
     ├── RestartLimitError            restart_limit_reached      final
     ├── StorageError                 io                         final
     ├── LocalGatewayError            local_gateway_unavailable  retried
@@ -18,6 +18,10 @@
     ProtocolError                    a rule of a protocol was broken
     ├── LocalProtocolError           by us: a bug of this library or of its caller
     └── RemoteProtocolError          by the other end
+
+A registry can be wrong for a moment. So a tunnel that was up with the same key at the same relay retries what is a
+`rejection`, every 15 minutes: a `TunnelAuthError`, and an `InvalidSettingsError` by which the relay does not know the
+service, or the name that was dialled.
 
 A transport raises a `TunnelError`, and nothing else decides what a failure means: the supervisor reads `kind` and
 `final` and asks no further. Messages name the thing (which address, key, file) and never hold a secret. A file or a
@@ -93,6 +97,7 @@ class TunnelError(Exception):
     Attributes:
         kind: the error kind of the gateway contract.
         final: True when another attempt would end the same way, so that none is made.
+        rejection: True when the relay rejects the gateway. For a tunnel that was up, such a failure is not final.
         retry_after: seconds that the other side asked us to wait, if it did.
         retry_slowly: True when only every `restart_max_ms` is worth a try (another protocol version, say).
         problems: what is wrong, one by one, when a file or a configuration is; empty otherwise.
@@ -100,6 +105,7 @@ class TunnelError(Exception):
 
     kind: ClassVar[ErrorKind]
     final: ClassVar[bool]
+    rejection: bool = False
 
     def __init__(
         self,
@@ -107,6 +113,7 @@ class TunnelError(Exception):
         *,
         retry_after: float | None = None,
         retry_slowly: bool = False,
+        rejection: bool = False,
         problems: tuple[Problem, ...] = (),
     ) -> None:
         if not hasattr(self, "kind") or not hasattr(self, "final"):
@@ -114,6 +121,7 @@ class TunnelError(Exception):
         super().__init__(message)
         self.retry_after = retry_after
         self.retry_slowly = retry_slowly
+        self.rejection = rejection or self.rejection
         self.problems = problems
 
 
@@ -154,6 +162,7 @@ class TunnelAuthError(TunnelError):
 
     kind = ErrorKind.TUNNEL_AUTH_FAILED
     final = True
+    rejection = True
 
 
 class RestartLimitError(TunnelError):

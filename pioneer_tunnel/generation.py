@@ -299,6 +299,10 @@ class Generation:
         """See `Supervisor.retry_now`."""
         self._supervisor.retry_now()
 
+    def retry_if_rejected(self) -> None:
+        """See `Supervisor.retry_if_rejected`."""
+        self._supervisor.retry_if_rejected()
+
     def _deliver(self, stream: TunnelStream) -> None:
         if self._refusing:
             raise trio.WouldBlock

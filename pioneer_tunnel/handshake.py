@@ -219,11 +219,11 @@ class GatewayHandshake:
                 )
             case "service_unknown":
                 return InvalidSettingsError(
-                    f"the relay does not know the service {self._service!r} for this key{quoted}"
+                    f"the relay does not know the service {self._service!r} for this key{quoted}", rejection=True
                 )
             case "wrong_audience":
                 return InvalidSettingsError(
-                    f"the relay does not go by the name {self._audience!r} that we dialled{quoted}"
+                    f"the relay does not go by the name {self._audience!r} that we dialled{quoted}", rejection=True
                 )
             case "version":
                 return RelayConnectError(f"the relay speaks another version of the protocol{quoted}", retry_slowly=True)

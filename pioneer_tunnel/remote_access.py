@@ -202,8 +202,9 @@ class RemoteAccess:
         """Make `update` durable, whole or not at all, and hand it to `run`.
 
         It does not wait for the tunnel (`settled` does), so it may come through the tunnel that it changes. While
-        `run` is not running, it saves only. What changes nothing leaves a live generation alone; when the generation
-        has failed for good, an update that names a field starts a new one, changed or not.
+        `run` is not running, it saves only. What changes nothing leaves a live generation alone, except that it
+        ends the wait after a rejection by the relay; when the generation has failed for good, an update that names a
+        field starts a new one, changed or not.
 
         Cancelled while it waits for another `apply`, it does nothing; later, it is finished first, if that takes no
         longer than 5 s.
@@ -250,6 +251,8 @@ class RemoteAccess:
                     key_withdrawn=written.changed and update.deletes_key,
                     desired=written.desired if self._running else None,
                 )
+            elif self._generation is not None:
+                self._generation.retry_if_rejected()
             return written
 
     def _expected(self, desired: Desired) -> Status:

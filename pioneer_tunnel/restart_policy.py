@@ -15,7 +15,7 @@ import attrs
 __all__ = ["LONGEST_WAIT", "Ending", "RestartPolicy", "Restarts"]
 
 LONGEST_WAIT: Final = 15 * 60.0
-"""Seconds that a relay may ask us to wait, at the most."""
+"""Seconds that a relay may ask us to wait, at the most; and the wait, before jitter, after a rejection."""
 
 
 def _finite(_policy: object, attribute: attrs.Attribute[float], value: float) -> None:
@@ -55,11 +55,13 @@ class Ending:
         connected_for: seconds that the tunnel was up; None when it never was.
         retry_after: seconds that the relay asked us to wait.
         retry_slowly: only every `maximum` is worth a try.
+        rejected: the relay rejected a gateway that was up before; only every `LONGEST_WAIT` is worth a try.
     """
 
     connected_for: float | None = None
     retry_after: float | None = None
     retry_slowly: bool = False
+    rejected: bool = False
 
 
 @final
@@ -86,7 +88,9 @@ class Restarts:
         self.used += 1
         if policy.max_restarts and self.used > policy.max_restarts:
             return None
-        if ending.retry_slowly:
+        if ending.rejected:
+            delay = self._spread(LONGEST_WAIT)
+        elif ending.retry_slowly:
             delay = self._spread(policy.maximum)
         elif lost and self.used == 1:
             # When a relay goes down, all its gateways lose their link at one instant. They come back one by one.

@@ -2,7 +2,7 @@
 
     while True:
         run a transport in a nursery of its own, until it raises
-        final?       say so, and raise
+        final?       say so, and raise; a rejection is final only for a tunnel that was never up
         otherwise    say so, wait as the policy has it, and go round
 
 It reads top to bottom. What a failure means is what the `TunnelError` says; how long to wait is what `restart_policy`
@@ -95,6 +95,7 @@ class Supervisor:
         self._local_failures = 0
         self._local_failing = trio.Event()
         self._retry_now = trio.Event()
+        self._rejected = False
         self._over = False
 
     async def run(self) -> NoReturn:
@@ -111,7 +112,8 @@ class Supervisor:
                 # Being cancelled can make a transport fail. Whoever stops the tunnel is not told of that.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 connected_for = self._link_is_down()
-                if failure.final:
+                self._rejected = failure.final and failure.rejection and self._session is not None
+                if failure.final and not self._rejected:
                     self._publish(State.FAILED, failure)
                     raise failure
                 delay = self._restarts.after(
@@ -119,6 +121,7 @@ class Supervisor:
                         connected_for=connected_for,
                         retry_after=failure.retry_after,
                         retry_slowly=failure.retry_slowly,
+                        rejected=self._rejected,
                     )
                 )
                 if delay is None:
@@ -140,13 +143,19 @@ class Supervisor:
         """Cut short the wait for the next attempt, if there is one."""
         self._retry_now.set()
 
+    def retry_if_rejected(self) -> None:
+        """Cut short the wait for the next attempt, if it is a wait after a rejection."""
+        if self._rejected:
+            self._retry_now.set()
+
     def report(self, event: Event) -> None:
         """Take an event of the transport, or of the forwarding to the local gateway. Late ones change nothing."""
+        if isinstance(event, RoundTrip):
+            self._round_trip = event.seconds  # a transport may measure it before it reports that the tunnel is up
         if self._over or self._connected_at is None:
             return
         match event:
             case RoundTrip(seconds=seconds):
-                self._round_trip = seconds
                 self._feed.publish(attrs.evolve(self._feed.current, relay_rtt_ms=round(seconds * 1000, 3)))
             case LocalDialFailed(message=message):
                 self._local_failures += 1
@@ -191,7 +200,7 @@ class Supervisor:
         return None if connected_at is None else trio.current_time() - connected_at
 
     async def _wait(self, delay: float, failure: TunnelError) -> None:
-        state = State.FAILED if self._session is None else State.RECONNECTING
+        state = State.FAILED if self._session is None or self._rejected else State.RECONNECTING
         self._retry_now = trio.Event()
         # Rounded up: whoever waits for this moment by a clock of whole seconds does not come early.
         self._publish(state, failure, retry_at_unix=math.ceil(self._wall_clock() + delay))

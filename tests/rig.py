@@ -29,6 +29,7 @@ from pioneer_tunnel.address import Address
 from pioneer_tunnel.identity import RelayKey
 from pioneer_tunnel.relay import Relay, RelayAddresses, RelayConfig
 from pioneer_tunnel.restart_policy import RestartPolicy
+from pioneer_tunnel.status import ErrorKind, State
 from pioneer_tunnel.tunnel import Tunnel, open_tunnel
 from pioneer_tunnel.tunnel_stream import TunnelStream
 from pioneer_tunnel.websocket import EngineName
@@ -297,6 +298,15 @@ def free_port() -> int:
 
 
 _RESERVED: Final[list[socket.socket]] = []
+
+
+async def rejected(tunnel: Tunnel) -> None:
+    """Wait until the relay has rejected the key of a tunnel that was up before: that is retried after 15 minutes."""
+    async for status in tunnel.watch():
+        if status.error_kind is ErrorKind.TUNNEL_AUTH_FAILED:
+            assert status.state is State.FAILED
+            assert status.retry_at_unix is not None
+            return
 
 
 def open_sockets() -> set[str]:

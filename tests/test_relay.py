@@ -69,8 +69,14 @@ async def serving(engine: EngineName | None = None, **changes: Any) -> AsyncIter
 
 
 @asynccontextmanager
-async def raw_gateway(rig: RelayRig, key: RelayKey = KEY, **changes: Any) -> AsyncIterator[tuple[WebSocket, Welcome]]:
-    """A gateway by hand: authenticated, and then whatever the test does."""
+async def raw_gateway(
+    rig: RelayRig, key: RelayKey = KEY, *, accepting: bool = True, **changes: Any
+) -> AsyncIterator[tuple[WebSocket, Welcome]]:
+    """A gateway by hand: authenticated, and then whatever the test does.
+
+    Args:
+        accepting: accept the relay, and wait until the session has the tunnel.
+    """
     fields: dict[str, Any] = {"audience": RELAY_NAME, "service": "pioneer_gateway", "instance": "by hand"}
     opening = GatewayHandshake(key.identity(), **(fields | changes))
     stream = await connect(rig.addresses.control)
@@ -81,10 +87,22 @@ async def raw_gateway(rig: RelayRig, key: RelayKey = KEY, **changes: Any) -> Asy
                 assert isinstance(text, str)
                 answer = opening.receive(text)
                 if isinstance(answer, Welcome):
+                    if accepting:
+                        await accept(websocket)
                     yield websocket, answer
                     return
                 assert answer is not None
                 await websocket.send([answer])
+
+
+async def accept(websocket: WebSocket) -> None:
+    """Send a ping, and read until its pong."""
+    await websocket.send([encode_header(FrameType.PING, SYN, 0, 4711)])
+    received = b""
+    while encode_header(FrameType.PING, ACK, 0, 4711) not in received:
+        for message in await websocket.receive():
+            assert not isinstance(message, str)
+            received += message
 
 
 async def answer_to(rig: RelayRig, data: bytes) -> bytes:

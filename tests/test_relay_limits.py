@@ -40,6 +40,7 @@ from rig import (
     tunnel_entry,
     upload,
 )
+from test_relay import accept
 
 from pioneer_tunnel import identity
 from pioneer_tunnel.address import Address, RelayAddress
@@ -740,3 +741,4 @@ async def open_by_hand(rig: RelayRig, changes: dict[str, str]) -> None:
             assert isinstance(answer, str)
             await websocket.send([json.dumps(json.loads(answer) | changes)])
             await websocket.receive()
+            await accept(websocket)

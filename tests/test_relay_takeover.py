@@ -13,6 +13,8 @@ import trio.testing
 from hypothesis import assume, given, strategies as st
 from memory_relay import EPOCH, MemoryRelay, until_cancelled
 from rig import (
+    KEY,
+    ask,
     echo,
     eventually,
     in_background,
@@ -24,18 +26,22 @@ from rig import (
     request,
     tunnel_entry,
     until_it_raises,
+    upload,
 )
 from test_relay import raw_gateway
 
 from pioneer_tunnel.errors import ReplacedError
 from pioneer_tunnel.handshake import instance_shown
-from pioneer_tunnel.relay.registry import LocalDirectory, TunnelTaken
+from pioneer_tunnel.identity import PublicKey, RelayKey, SigningIdentity
+from pioneer_tunnel.relay import control
+from pioneer_tunnel.relay.registry import MOST_CANDIDATES, LiveSession, LocalDirectory, TunnelTaken
 from pioneer_tunnel.relay.session import GatewaySession
 from pioneer_tunnel.relay.takeover import OWN_PATIENCE, PATIENCE, Takeover, TakeoverRules, Verdict, patience
 from pioneer_tunnel.status import ErrorKind, State, Status
 from pioneer_tunnel.testing import StatusContract
 from pioneer_tunnel.websocket import EngineName
 from pioneer_tunnel.yamux import YamuxStream
+from pioneer_tunnel.yamux.frames import ACK, SYN, FrameType, encode_header
 
 OLD, NEW, STRANGE = "the old key", "the new key", "a key that is not in the list"
 KEYS: Final = (OLD, NEW)
@@ -347,6 +353,174 @@ async def drip(stream: trio.abc.SendStream) -> None:
 async def send_what_it_takes(stream: trio.SocketStream, data: bytes) -> None:
     with suppress(trio.BrokenResourceError):
         await stream.send_all(data)
+
+
+# Gateways that do not accept the relay
+
+
+def of_another_relay() -> PublicKey:
+    return SigningIdentity.generate().public_key
+
+
+@pytest.mark.parametrize("instance", ["host-a", "host-b"], ids=["its own instance", "another"])
+@pytest.mark.parametrize("takeover", [*Takeover])
+async def test_a_gateway_that_rejects_the_relay_replaces_nobody(
+    autojump_clock: trio.testing.MockClock, takeover: Takeover, instance: str, engine: EngineName
+) -> None:
+    """It pins another identity and closes after the welcome, again and again."""
+    async with memory_relay(takeover=takeover, engine=engine) as relay, relay.tunnel("host-a") as holder:
+        await holder.wait_connected()
+        visitor = await relay.visit()
+        await visitor.send_all(upload())
+        stream = await holder.accept()
+        await read_exactly(stream, len(upload()))
+        pinned = relay.tunnel(instance, relay_identity=of_another_relay(), websocket_engine=engine)
+        async with pinned as rejecting:
+            for _ in range(5):
+                await trio.sleep(60)
+                await visitor.send_all(b"still here")
+                with trio.fail_after(5):
+                    assert await read_exactly(stream, 10) == b"still here"
+            assert len(relay.cables) > 5, "it tries on"
+            assert {status.state for status in rejecting.history} == {State.STARTING, State.FAILED}
+        assert {status.state for status in holder.history} == {State.STARTING, State.CONNECTED}
+
+
+async def test_one_with_a_newer_key_does_not_retire_the_holder_either(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    newer = RelayKey("ptk1_a-newer-key-of-the-tests-0123456789")
+    keys = [str(key.identity().public_key) for key in (KEY, newer)]
+    async with memory_relay(key=None, keys=keys) as relay, relay.tunnel("host-a") as holder:
+        await holder.wait_connected()
+        async with relay.tunnel("host-b", key=newer, relay_identity=of_another_relay()):
+            await trio.sleep(60)
+        visitor = await relay.visit()
+        await visitor.send_all(request())
+        with trio.fail_after(5):
+            await holder.accept()
+        assert {status.state for status in holder.history} == {State.STARTING, State.CONNECTED}
+
+
+async def test_the_silent_ones_are_few_and_soon_gone(engine: EngineName, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has the key and says nothing after the welcome, many times over: the tunnel goes on."""
+    monkeypatch.setattr(control, "OPENING_TIMEOUT", 0.5)
+    async with relay_rig(engine) as rig, rig.tunnel(instance="host-a") as tunnel:
+        await tunnel.wait_connected()
+
+        async def be_silent(*, task_status: trio.TaskStatus[None]) -> None:
+            async with raw_gateway(rig, instance="silent", accepting=False) as (websocket, _):
+                task_status.started()
+                with pytest.raises(trio.BrokenResourceError):
+                    await until_it_raises(websocket.receive)
+
+        async with in_background(lambda: trio.serve_listeners(echo, [tunnel])):
+            with trio.fail_after(60):
+                async with trio.open_nursery() as silent:
+                    for _ in range(MOST_CANDIDATES + 4):
+                        await silent.start(be_silent)
+                        async with await rig.visit() as visitor:
+                            assert await ask(visitor, request()) == request()
+        assert {status.state for status in tunnel.history} == {State.STARTING, State.CONNECTED}
+
+
+async def test_a_gateway_that_only_answers_is_counted(engine: EngineName) -> None:
+    """It sends nothing of its own before its heartbeat, but the relay pings at once."""
+    async with relay_rig(engine) as rig, rig.tunnel(instance="host-a") as first:
+        await first.wait_connected()
+        async with raw_gateway(rig, instance="host-b", accepting=False) as (websocket, _):
+            received = b""
+            with trio.fail_after(5):
+                while len(received) < 12:
+                    for message in await websocket.receive():
+                        assert not isinstance(message, str)
+                        received += message
+            assert received[:4] == encode_header(FrameType.PING, SYN, 0, 0)[:4]
+            assert first.status.state is State.CONNECTED
+            await websocket.send([encode_header(FrameType.PING, ACK, 0, int.from_bytes(received[8:12], "big"))])
+            with trio.fail_after(5), pytest.raises(ReplacedError, match="'host-b'"):
+                await first.accept()
+
+
+async def test_a_session_that_counts_too_late_does_not_replace_a_newer_one() -> None:
+    """A gateway came back, and then the first byte of its earlier connection arrives."""
+    directory = LocalDirectory()
+    early, late = Passive("host-a"), Passive("host-a")
+    await directory.admit("office", early)
+    await directory.admit("office", late)
+    await directory.enter("office", late)
+    assert early.orders == ["replace"]
+    assert late.orders == []
+
+
+async def test_one_that_is_replaced_while_it_waits_gets_nothing() -> None:
+    """It asks the holder, which does not answer; meanwhile its gateway has come back."""
+    directory = LocalDirectory()
+    first = TakeoverRules(takeover=Takeover.FIRST)
+    early, late = Passive("host-b"), Passive("host-b")
+
+    class Holder(Passive):
+        async def answers(self, within: float) -> bool:
+            if not self.orders:
+                self.orders.append("asked")
+                await directory.leave("office", self)
+                await directory.enter("office", late, rules=first)
+            return False
+
+    holder = Holder("host-a")
+    await directory.enter("office", holder)
+    await directory.admit("office", early)
+    await directory.admit("office", late)
+    with pytest.raises(TunnelTaken):
+        await directory.enter("office", early, rules=first)
+    assert early.orders == ["replace"]
+    assert await directory.find("office") is late
+
+
+async def test_there_are_only_so_many_candidates() -> None:
+    directory = LocalDirectory()
+    candidates = [Passive(f"host-{number}") for number in range(MOST_CANDIDATES + 2)]
+    for candidate in candidates:
+        await directory.admit("office", candidate)
+    assert [candidate.orders for candidate in candidates] == [["abandon"]] * 2 + [[]] * MOST_CANDIDATES
+    for candidate in candidates:
+        await directory.leave("office", candidate)
+    assert not directory._candidates, "nothing is kept"
+
+
+class Passive(LiveSession):
+    """A session that remembers its orders."""
+
+    def __init__(self, instance: str) -> None:
+        self._instance = instance
+        self.orders: list[str] = []
+
+    @property
+    def instance(self) -> str:
+        return self._instance
+
+    @property
+    def key_id(self) -> str:
+        return OLD
+
+    @property
+    def since(self) -> float:
+        return 0.0
+
+    async def open_stream(self) -> trio.abc.HalfCloseableStream:
+        raise trio.BrokenResourceError
+
+    async def answers(self, within: float) -> bool:
+        return True
+
+    def replace(self, by: str) -> None:
+        self.orders.append("replace")
+
+    def retire(self, by: str) -> None:
+        self.orders.append("retire")
+
+    def abandon(self) -> None:
+        self.orders.append("abandon")
 
 
 # The directory

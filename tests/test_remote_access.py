@@ -51,6 +51,8 @@ from pioneer_tunnel.config import RemoteAccessConfig
 from pioneer_tunnel.dialer import dial_tcp
 from pioneer_tunnel.errors import (
     InvalidSettingsError,
+    RelayConnectError,
+    ReplacedError,
     StorageError,
     TunnelAuthError,
     TunnelError,
@@ -771,6 +773,32 @@ async def test_a_new_generation_that_fails_leaves_the_settings_as_they_were_aske
         assert gateway.stored().enabled
 
 
+@pytest.mark.parametrize("update", [ON, SettingsUpdate(), SettingsUpdate(key=OTHER_KEY)], ids=repr)
+@in_virtual_time
+async def test_an_apply_ends_the_wait_after_a_rejection(gateway: Gateway, update: SettingsUpdate) -> None:
+    gateway.transport = ScriptedTransport([Connect(10), Fail(TunnelAuthError)])
+    remote_access = gateway.remote_access()
+    async with connected(remote_access):
+        await trio.sleep(60)
+        assert shown(remote_access) == (State.FAILED, ErrorKind.TUNNEL_AUTH_FAILED)
+        assert remote_access.status.retry_at_unix is not None
+        await remote_access.apply(update)
+        await trio.sleep(0.1)
+        assert shown(remote_access) == (State.CONNECTED, None)
+
+
+@in_virtual_time
+async def test_an_apply_that_changes_nothing_ends_no_other_wait(gateway: Gateway) -> None:
+    gateway.transport = ScriptedTransport([Connect(10), Fail(RelayConnectError, retry_after=500.0)])
+    remote_access = gateway.remote_access()
+    async with connected(remote_access):
+        await trio.sleep(60)
+        attempts = len(gateway.transport.attempts)
+        await remote_access.apply(ON)
+        await trio.sleep(60)
+        assert len(gateway.transport.attempts) == attempts
+
+
 @in_virtual_time
 async def test_switching_off_ends_the_tunnel(gateway: Gateway) -> None:
     remote_access = gateway.remote_access()
@@ -946,7 +974,7 @@ async def test_a_handler_that_will_not_end_holds_nothing_up(gateway: Gateway) ->
 
 @in_virtual_time
 async def test_nobody_waits_for_handlers_of_a_generation_that_has_failed_for_good(gateway: Gateway) -> None:
-    gateway.transport = ScriptedTransport([Connect(10, then=Fail(TunnelAuthError))])
+    gateway.transport = ScriptedTransport([Connect(10, then=Fail(ReplacedError))])
 
     async def handler(stream: TunnelStream) -> None:
         await trio.sleep(60)
@@ -957,7 +985,7 @@ async def test_nobody_waits_for_handlers_of_a_generation_that_has_failed_for_goo
         gateway.transport.visit(TunnelStream(carried))
         await trio.sleep(20)
         assert carried.was_reset
-        assert shown(remote_access) == (State.FAILED, ErrorKind.TUNNEL_AUTH_FAILED)
+        assert shown(remote_access) == (State.FAILED, ErrorKind.INVALID_SETTINGS)
         with pytest.raises(trio.WouldBlock):
             gateway.transport.visit(TunnelStream(Carried()))
         await remote_access.apply(ON)

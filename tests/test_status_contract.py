@@ -32,6 +32,7 @@ REJECTED = Status(
     attempt=1,
     updated_at_unix=NOW,
 )
+WAITING = attrs.evolve(REJECTED, retry_at_unix=NOW + 900)
 MISSING_KEY = Status(
     state=State.FAILED, error_kind=ErrorKind.MISSING_KEY, message="no key is stored", updated_at_unix=NOW
 )
@@ -64,6 +65,11 @@ KEPT = {
     "link lost while the local gateway is away": [CONNECTED, LOCAL_DOWN, RECONNECTING],
     "rejected": [STARTING, REJECTED],
     "rejected while it was up": [STARTING, CONNECTED, REJECTED],
+    "rejected after it was up, and retried": [
+        *(STARTING, CONNECTED, RECONNECTING, later(WAITING, 2), later(REJECTED, 3), later(WAITING, 3)),
+        *(later(REJECTED, 4), later(RECONNECTING, 4), later(RECONNECTING, 5, retry_at_unix=None), later(CONNECTED, 5)),
+    ],
+    "rejected, retried, and a new key": [CONNECTED, WAITING, later(REJECTED, 2), STARTING],
     "rejected, and a new key": [STARTING, REJECTED, STARTING, CONNECTED],
     "switched off after a final failure": [STARTING, REJECTED, DISABLED],
     "nothing to start with": [DISABLED, MISSING_KEY, attrs.evolve(MISSING_KEY, error_kind=ErrorKind.INVALID_SETTINGS)],
@@ -102,7 +108,12 @@ BROKEN = {
     "starting with a cause": ([attrs.evolve(STARTING, error_kind=ErrorKind.UNKNOWN)], "starting with unknown"),
     "stopped with a cause": ([attrs.evolve(STOPPED, error_kind=ErrorKind.IO)], "stopped with io"),
     "disabled with a cause": ([attrs.evolve(DISABLED, error_kind=ErrorKind.MISSING_KEY)], "disabled with missing_key"),
-    "a retry of what is final": ([attrs.evolve(REJECTED, retry_at_unix=NOW + 1)], "nothing is retried"),
+    "a retry of what is final": ([attrs.evolve(MISSING_KEY, retry_at_unix=NOW + 1)], "nothing is retried"),
+    "a rejection that is retried, but was never up": ([STARTING, WAITING], "does not follow 'starting'"),
+    "a rejection without another attempt": (
+        [CONNECTED, WAITING, REJECTED, later(CONNECTED, 2)],
+        "does not follow 'failed for good'",
+    ),
     "a retry of what is up": ([attrs.evolve(CONNECTED, retry_at_unix=NOW + 1)], "nothing is retried"),
     "a retry of what is stopped": ([attrs.evolve(STOPPED, retry_at_unix=NOW + 1)], "nothing is retried"),
     "a retry in the past": ([attrs.evolve(RETRYING, retry_at_unix=NOW - 1)], "lies before updated_at_unix"),
@@ -222,4 +233,4 @@ def test_a_watcher_that_misses_statuses_judges_each_for_itself() -> None:
     with pytest.raises(ContractBroken, match="goes back"):
         contract.see(CONNECTED)
     with pytest.raises(ContractBroken, match="nothing is retried"):
-        contract.see(attrs.evolve(REJECTED, retry_at_unix=NOW + 1, updated_at_unix=NOW + 6))
+        contract.see(attrs.evolve(MISSING_KEY, retry_at_unix=NOW + 7, updated_at_unix=NOW + 6))

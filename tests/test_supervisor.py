@@ -190,8 +190,10 @@ async def test_a_link_lost_the_moment_it_was_up_was_up(autojump_clock: MockClock
         assert generation.said == ["starting", "connected", "reconnecting/relay_connect_failed", "connected"]
 
 
-@pytest.mark.parametrize("error", FINAL)
-@pytest.mark.parametrize("connected", [False, True])
+@pytest.mark.parametrize(
+    ("error", "connected"),
+    [(error, connected) for error in FINAL for connected in (False, True) if not (connected and error.rejection)],
+)
 async def test_a_final_failure_is_said_and_raised_and_that_is_all(
     autojump_clock: MockClock, error: type[TunnelError], connected: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,10 +217,71 @@ async def test_a_final_failure_is_said_and_raised_and_that_is_all(
 
 
 async def test_a_final_failure_leaves_no_round_trip_of_the_link_that_was(autojump_clock: MockClock) -> None:
-    transport = ScriptedTransport([Connect(5, then=Fail(TunnelAuthError), reports=((1, RoundTrip(0.02)),))])
+    transport = ScriptedTransport([Connect(5, then=Fail(ReplacedError), reports=((1, RoundTrip(0.02)),))])
     async with supervised(transport) as generation:
         await generation.finish()
         assert generation.status.relay_rtt_ms is None
+
+
+REJECTIONS = [Fail(TunnelAuthError, message="no"), Fail(InvalidSettingsError, message="no", rejection=True)]
+
+
+@pytest.mark.parametrize("rejection", REJECTIONS, ids=lambda rejection: rejection.error.__name__)
+async def test_a_tunnel_that_was_up_tries_again_15_minutes_after_a_rejection(
+    autojump_clock: MockClock, rejection: Fail
+) -> None:
+    """A registry that is wrong for a moment does not end every gateway for good."""
+    transport = ScriptedTransport([Connect(60, public_url="https://office.test"), rejection, rejection, Fail()])
+    async with supervised(transport) as generation:
+        await trio.sleep(70)
+        status = generation.status
+        assert (status.state, status.message, status.attempt) == (State.FAILED, "no", 2)
+        assert status.retry_at_unix == math.ceil(transport.attempts[1].began + EPOCH + 900)
+        await trio.sleep(3600)
+        assert delays(transport)[1:3] == pytest.approx([900, 900])
+        kind = rejection.error.kind
+        assert generation.said == [
+            *("starting", "connected", "reconnecting/relay_connect_failed", f"failed/{kind}"),
+            *("reconnecting/relay_connect_failed", "connected"),
+        ]
+
+
+@pytest.mark.parametrize("rejection", REJECTIONS, ids=lambda rejection: rejection.error.__name__)
+async def test_one_that_was_never_up_gives_up(autojump_clock: MockClock, rejection: Fail) -> None:
+    transport = ScriptedTransport([Fail(), rejection])
+    async with supervised(transport) as generation:
+        assert type(await generation.finish()) is rejection.error
+        assert generation.status.retry_at_unix is None
+
+
+async def test_retry_now_ends_the_wait_after_a_rejection(autojump_clock: MockClock) -> None:
+    transport = ScriptedTransport([Connect(60), Fail(TunnelAuthError)])
+    async with supervised(transport) as generation:
+        await trio.sleep(100)
+        generation.supervisor.retry_now()
+        await trio.sleep(0.1)
+        assert generation.said[-1] == "connected"
+
+
+async def test_rejections_count_as_restarts(autojump_clock: MockClock) -> None:
+    transport = ScriptedTransport([Connect(60)], then=Fail(TunnelAuthError, message="no"))
+    async with supervised(transport, policy=RestartPolicy(max_restarts=3, jitter=0)) as generation:
+        assert isinstance(await generation.finish(), RestartLimitError)
+    assert len(transport.attempts) == 4
+
+
+async def test_a_round_trip_that_was_measured_before_it_is_up_is_shown(autojump_clock: MockClock) -> None:
+    async def serve(
+        target: Target, deliver: Deliver, report: Report, *, task_status: trio.TaskStatus[Session]
+    ) -> NoReturn:
+        report(RoundTrip(0.02))
+        task_status.started(Session())
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with supervised(serve) as generation:
+        await trio.sleep(1)
+        assert generation.status.relay_rtt_ms == 20.0
 
 
 @pytest.mark.parametrize("restarts", [1, 2, 3])
@@ -244,10 +307,10 @@ async def test_without_max_restarts_it_never_gives_up(autojump_clock: MockClock)
 
 
 async def test_a_stable_session_clears_the_count(autojump_clock: MockClock) -> None:
-    transport = ScriptedTransport([Fail(), Connect(30), Fail(), Fail()], then=Fail(TunnelAuthError))
+    transport = ScriptedTransport([Fail(), Connect(30), Fail(), Fail()], then=Fail(ReplacedError))
     async with supervised(transport, policy=RestartPolicy(max_restarts=3, jitter=0)) as generation:
         failure = await generation.finish()
-    assert isinstance(failure, TunnelAuthError)
+    assert isinstance(failure, ReplacedError)
     assert delays(transport)[2:] == [2, 4]  # the first after the lost link is a matter of chance
 
 

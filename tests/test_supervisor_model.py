@@ -332,10 +332,13 @@ class Teller:
     def allowed_wait(self, number: int, used: int) -> tuple[float, float]:
         policy, end, attempt = self.story.policy, self.end_of(number), self.attempts.get(number)
         # A transport that says what is not its to say is not believed in how long it wants to wait either.
+        was_up = any(other.connected is not None for at, other in self.attempts.items() if at <= number)
         fail = end if isinstance(end, Fail) else Fail()
         if fail.error in {RestartLimitError, LocalGatewayError}:
             fail = Fail()
-        if fail.retry_slowly:
+        if was_up and fail.error.rejection:
+            least, most = LONGEST_WAIT * (1 - policy.jitter), LONGEST_WAIT * (1 + policy.jitter)
+        elif fail.retry_slowly:
             least, most = policy.maximum * (1 - policy.jitter), policy.maximum * (1 + policy.jitter)
         elif used == 1 and attempt is not None and attempt.connected is not None:
             least, most = 0.0, 2 * policy.initial

@@ -51,7 +51,8 @@ from pioneer_tunnel.forward import forward
 from pioneer_tunnel.identity import RelayKey
 from pioneer_tunnel.key_mode import KeyMode
 from pioneer_tunnel.reactor import CAN_WATCH
-from pioneer_tunnel.status import State
+from pioneer_tunnel.restart_policy import RestartPolicy
+from pioneer_tunnel.status import ErrorKind, State
 from pioneer_tunnel.streams import watch
 from pioneer_tunnel.testing import Moment, ScriptedPioneerRelay, Trouble, Way, open_pioneer_relay
 from pioneer_tunnel.transports import data_channels, pioneer_relay
@@ -346,6 +347,31 @@ async def test_another_version_is_retried_slowly() -> None:
     assert type(error) is RelayConnectError
     assert error.retry_slowly
     assert "version 2" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind"),
+    [
+        (Trouble(Moment.ACK, Way.AUTH_FAILED), ErrorKind.TUNNEL_AUTH_FAILED),
+        (Trouble(Moment.ACK, Way.UNKNOWN_SERVICE), ErrorKind.INVALID_SETTINGS),
+        (Trouble(Moment.HELLO, Way.UNKNOWN_SERVICE), ErrorKind.INVALID_SETTINGS),
+    ],
+    ids=str,
+)
+async def test_a_tunnel_that_was_up_tries_again_after_a_rejection(
+    autojump_clock: trio.testing.MockClock, trouble: Trouble, kind: ErrorKind
+) -> None:
+    async with (
+        open_pioneer_relay(key=KEY, listen=False, troubles=[None, trouble]) as relay,
+        a_tunnel(relay, dial=relay.dial, restart=RestartPolicy()) as tunnel,
+    ):
+        await tunnel.wait_connected()
+        relay.drop_gateway()
+        await trio.sleep(60)
+        assert (tunnel.status.state, tunnel.status.error_kind) == (State.FAILED, kind)
+        assert tunnel.status.retry_at_unix is not None
+        await trio.sleep(20 * 60)
+        assert tunnel.status.state is State.CONNECTED
 
 
 @pytest.mark.parametrize("mode", [KeyMode.TOKEN_HASH, KeyMode.RATHOLE])

@@ -38,7 +38,7 @@ from pioneer_tunnel.trust import client_tls
 from pioneer_tunnel.tunnel_stream import TunnelStream
 from pioneer_tunnel.websocket import EngineName, Opening, WebSocket, WebSocketClosed, WebSocketLink, load_engine
 from pioneer_tunnel.yamux import Role, YamuxConnection
-from pioneer_tunnel.yamux.frames import RST, SYN, FrameType, encode_header
+from pioneer_tunnel.yamux.frames import ACK, RST, SYN, FrameType, encode_header
 
 Peer = Callable[[trio.abc.Stream], Awaitable[object]]
 
@@ -82,6 +82,7 @@ class Attempt:
         self.visitors: list[TunnelStream] = []
         self.events: list[Event] = []
         self.session: Session | None = None
+        self.up_at = 0.0
         self.heard = bytearray()
         self.took = 0.0
         self._peer = peer
@@ -122,6 +123,7 @@ class Attempt:
         """As a `trio.TaskStatus`."""
         assert self.session is None
         self.session = value
+        self.up_at = trio.current_time()
 
 
 def relay(
@@ -206,6 +208,50 @@ async def test_a_visitor_right_behind_the_welcome_is_not_lost(engine: EngineName
     attempt = Attempt(relay(welcome=eager), engine)
     await attempt.run()
     assert attempt.visitors[0].visitor == HEADER.visitor
+
+
+# When the tunnel is up
+
+
+def late_answering(seconds: float) -> Peer:
+    """A relay that answers what comes after the welcome only so many seconds later."""
+
+    async def welcome(opening: RelayHandshake, websocket: WebSocket) -> None:
+        await websocket.send([opening.challenge])
+        claim = None
+        while claim is None:
+            for text in await websocket.receive():
+                assert isinstance(text, str)
+                claim = opening.receive(text)
+        await websocket.send(
+            [opening.welcome(claim, session="s-1", public_url="http://office.test", heartbeat_ms=15_000)]
+        )
+        (ping,) = await websocket.receive()
+        assert not isinstance(ping, str)
+        await trio.sleep(seconds)
+        await websocket.send([encode_header(FrameType.PING, ACK, 0, int.from_bytes(ping[8:12], "big"))])
+        await trio.sleep(3)
+
+    return relay(welcome=welcome)
+
+
+@pytest.mark.parametrize(("answers_after", "up_after"), [(0.5, 0.5), (2.5, 2.0)])
+async def test_the_tunnel_is_up_when_the_relay_counts_the_session(
+    engine: EngineName, autojump_clock: trio.testing.MockClock, answers_after: float, up_after: float
+) -> None:
+    """A relay finds the session for visitors when our ping has come. One that never answers is not waited for."""
+    attempt = Attempt(late_answering(answers_after), engine)
+    error = await attempt.run()
+    assert isinstance(error, LinkLostError)
+    assert attempt.session is not None
+    assert attempt.up_at == up_after
+
+
+async def test_a_session_that_ends_before_it_counts_was_never_up(engine: EngineName) -> None:
+    attempt = Attempt(relay(leave), engine)
+    error = await attempt.run()
+    assert isinstance(error, LinkLostError)
+    assert attempt.session is None
 
 
 # Each step has a deadline
@@ -420,7 +466,10 @@ def over_tls(peer: Peer, certificate: trustme.LeafCert) -> Peer:
 async def test_wss_with_a_ca_file(engine: EngineName, authority: trustme.CA, tmp_path: Path) -> None:
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
 
-    peer = over_tls(relay(leave), authority.issue_cert(RELAY_NAME))
+    async def leave_when_up(websocket: WebSocket, connection: YamuxConnection) -> None:
+        await eventually(lambda: attempt.session is not None)
+
+    peer = over_tls(relay(leave_when_up), authority.issue_cert(RELAY_NAME))
     attempt = Attempt(peer, engine, f"wss://{RELAY_NAME}")
     error = await attempt.run(make_tls=partial(client_tls, tmp_path / "ca.pem"))
     assert isinstance(error, LinkLostError)

@@ -15,6 +15,7 @@ import trio
 
 from ..complaints import Complaints
 from ..errors import ProtocolError
+from ..groups import leaves
 from ..handshake import SUBPROTOCOL, Claim, Rejection, RelayHandshake
 from ..identity import SigningIdentity
 from ..status import clean_message
@@ -29,7 +30,7 @@ from .session import GatewaySession
 __all__ = ["ControlDoor"]
 
 OPENING_TIMEOUT: Final = 10.0
-"""Seconds that a gateway has to prove itself."""
+"""Seconds that a gateway has to prove itself, and again, after the welcome, to send the first byte of its session."""
 
 OPENING_ALLOWANCE: Final = Allowance(size=24 * 1024, frames=16)
 """What it may send until then, its WebSocket request included. A proxy on the way may add pings."""
@@ -85,8 +86,8 @@ class ControlDoor:
         Args:
             stream: what to speak over.
             watched: the same, or what lies below its TLS.
-            arrival: settled when the gateway has proved itself, and slowed down when it does not; None when nobody
-                counts.
+            arrival: settled when the gateway has proved itself and accepted the relay, and slowed down when it does not
+                prove itself; None when nobody counts.
         """
         deadline = trio.CancelScope(deadline=trio.current_time() + OPENING_TIMEOUT)
         with deadline:
@@ -96,14 +97,12 @@ class ControlDoor:
                     opened = await self._open(websocket, arrival)
                     if opened is not None:
                         websocket.trust()
-                        if arrival is not None:
-                            arrival.settle()
-                        await self._carry(websocket, watched, *opened, deadline=deadline)
+                        await self._carry(websocket, watched, *opened, arrival=arrival, deadline=deadline)
             except (WebSocketRefused, trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 _log.debug("a connection at the control door ended in its opening: %s", error)
         if deadline.cancelled_caught:
-            line = f"a connection at the control door did not prove itself within {OPENING_TIMEOUT:g} seconds"
-            _complaints.tell("no proof", line, level=logging.INFO)
+            line = f"a connection at the control door did not finish its opening within {OPENING_TIMEOUT:g} seconds"
+            _complaints.tell("no opening", line, level=logging.INFO)
 
     async def hold_against_registry(self) -> None:
         """Ask the registry about every session anew. One whose key does not open its tunnel any more ends at once."""
@@ -152,9 +151,31 @@ class ControlDoor:
         claim: Claim,
         handshake: RelayHandshake,
         *,
+        arrival: Arrival | None,
         deadline: trio.CancelScope,
     ) -> None:
         config = self._config
+
+        async def enter() -> None:
+            """Give the tunnel to the session.
+
+            A gateway that does not accept the relay, because it pins another identity, closes the connection after the
+            welcome. Until the first byte of its session, it changes nothing for the session that has the tunnel.
+            """
+            if not session.ended:
+                try:
+                    await self._directory.enter(entry.id, session, rules=entry.takeover_rules)
+                except TunnelTaken as taken:
+                    session.refuse(str(taken))
+            if session.ended:
+                await trio.sleep_forever()  # no deadline: the session is ending, and answers nothing
+            session.entered = True
+            deadline.deadline = float("inf")
+            if arrival is not None:
+                arrival.settle()
+            line = f"tunnel {entry.id}: session {session.id} is connected ({claim.agent})"
+            _complaints.tell(("connected", entry.id), line, level=logging.INFO)
+
         session = GatewaySession(
             entry.id,
             claim,
@@ -165,29 +186,28 @@ class ControlDoor:
             sending=self._sending,
             since=self._wall_clock(),
             rotation_grace=config.rotation_grace_ms / 1000,
-        )
-        welcome = handshake.welcome(
-            claim, session=session.id, public_url=str(entry.url), heartbeat_ms=config.heartbeat_ms
+            on_first_bytes=enter,
         )
         # Known from here on, so that a key that is withdrawn while it waits for its entry does not slip through.
         self._sessions.add(session)
         try:
             try:
-                # First, so that a visitor who comes as soon as the gateway says that it is connected finds it.
-                await self._directory.enter(entry.id, session, rules=entry.takeover_rules)
-                await session.greet(welcome)
-                deadline.deadline = float("inf")
-                line = f"tunnel {entry.id}: session {session.id} is connected ({claim.agent})"
-                _complaints.tell(("connected", entry.id), line, level=logging.INFO)
+                await self._directory.admit(entry.id, session, rules=entry.takeover_rules)
+                welcome = handshake.welcome(
+                    claim, session=session.id, public_url=str(entry.url), heartbeat_ms=config.heartbeat_ms
+                )
+                await websocket.send([welcome])
+                deadline.deadline = trio.current_time() + OPENING_TIMEOUT
                 await session.carry()
             except TunnelTaken as taken:
                 await _reject(websocket, claim, entry, Rejection("busy", str(taken), retry_after_ms=BUSY_RETRY_MS))
             finally:
-                # Also of an entry that was cut off: nobody knows how far it came.
+                # Also after an `enter` that was cancelled: it may have been carried out.
                 with trio.CancelScope(shield=True):
                     await self._directory.leave(entry.id, session)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError) as group:
-            line = f"tunnel {entry.id}: session {session.id} has ended: {group.exceptions[0]}"
+            when = "" if session.entered else " before its gateway accepted the relay"
+            line = f"tunnel {entry.id}: session {session.id} has ended{when}: {leaves(group)[0]}"
             _complaints.tell(("ended", entry.id), line, level=logging.INFO)
         finally:
             self._sessions.discard(session)

@@ -21,6 +21,9 @@ from .takeover import NEWEST_WINS, Party, TakeoverRules, Verdict, patience, same
 
 __all__ = ["Directory", "LiveSession", "LocalDirectory", "LocalRegistry", "Registry", "TunnelTaken"]
 
+MOST_CANDIDATES: Final = 16
+"""Sessions of one tunnel that were welcomed and whose gateways have sent nothing since."""
+
 
 class Registry(Protocol):
     """The tunnels that a relay serves."""
@@ -72,19 +75,34 @@ class TunnelTaken(Exception):
 
 
 class Directory(Protocol):
-    """Where each tunnel is connected. At any moment a tunnel has one session at the most, besides retired ones."""
+    """Where each tunnel is connected. At any moment a tunnel has one session at the most, besides retired ones.
 
-    async def enter(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
-        """Make `session` the one of this tunnel. What becomes of the one before it, if any, `rules` decide.
+    A session is a candidate from `admit` until `enter`: its gateway has proved itself to the relay, but may not accept
+    the relay. A candidate never changes the session that has the tunnel.
+    """
 
-        May take some seconds, while that one is asked whether it is still there. The caller sets the deadline.
+    async def admit(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
+        """Make `session` a candidate for this tunnel. Call before the welcome is sent.
+
+        May take some seconds, while the session that has the tunnel is asked whether it is still there. The caller
+        sets the deadline.
 
         Raises:
-            TunnelTaken: that one stays.
+            TunnelTaken: that one answers, and `rules` let it keep the tunnel.
+        """
+
+    async def enter(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
+        """Make `session` the one of this tunnel. Call when its gateway has accepted the relay.
+
+        `rules` decide what becomes of the session that has the tunnel, and of older candidates. May take some seconds,
+        as `admit` does.
+
+        Raises:
+            TunnelTaken: another session keeps the tunnel.
         """
 
     async def leave(self, tunnel_id: str, session: LiveSession) -> None:
-        """Forget `session`; nothing happens when another has taken its place."""
+        """Forget `session`, also as a candidate; nothing happens when another has taken its place."""
 
     async def find(self, tunnel_id: str) -> LiveSession | None:
         """The session of a tunnel, None while its gateway is not connected."""
@@ -117,19 +135,38 @@ class LocalDirectory(Directory):
     """The sessions of one process.
 
     Retired ones are kept in mind until they leave: at most 8 of a tunnel, as it has keys at most. When there is one
-    more, the longest retired ends.
+    more, the longest retired ends. A tunnel has at most 16 candidates. When there is one more, the oldest ends.
     """
 
     def __init__(self) -> None:
         self._sessions: Final[dict[str, LiveSession]] = {}
         self._retired: Final[dict[str, list[LiveSession]]] = {}
+        self._candidates: Final[dict[str, list[LiveSession]]] = {}
+
+    async def admit(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
+        holder = self._sessions.get(tunnel_id)
+        if (
+            holder is not None
+            and rules.verdict(holder=holder, newcomer=session) is Verdict.ASK
+            and await holder.answers(patience(holder.instance, session.instance))
+        ):
+            for ghost in self._ghosts(tunnel_id, session):
+                if not await ghost.answers(patience(ghost.instance, session.instance)):
+                    ghost.abandon()
+            raise TunnelTaken(holder, session)
+        candidates = self._candidates.setdefault(tunnel_id, [])
+        candidates.append(session)
+        if len(candidates) > MOST_CANDIDATES:
+            candidates.pop(0).abandon()
 
     async def enter(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
-        for ghost in self._retired.get(tunnel_id, ()):
-            if ghost.key_id == session.key_id and same_gateway(ghost.instance, session.instance):
-                ghost.replace(session.instance)
-        # Between a look at who is here and the entry nobody else runs, except while the holder is asked: then the
-        # whole is looked at again.
+        candidates = self._candidates.setdefault(tunnel_id, [])
+        if session not in candidates:
+            candidates.append(session)
+        for ghost in self._ghosts(tunnel_id, session):
+            ghost.replace(session.instance)
+        # No other task runs between a look at the holder and the entry, except while the holder is asked. Then look
+        # again.
         while (holder := self._sessions.get(tunnel_id)) is not None:
             match rules.verdict(holder=holder, newcomer=session):
                 case Verdict.REPLACE:
@@ -139,11 +176,34 @@ class LocalDirectory(Directory):
                     self._retire(tunnel_id, holder, by=session.instance)
                     break
                 case Verdict.ASK:
-                    if await holder.answers(patience(holder.instance, session.instance)):
+                    answers = await holder.answers(patience(holder.instance, session.instance))
+                    if answers or session not in self._candidates.get(tunnel_id, ()):  # replaced while it waited
                         raise TunnelTaken(holder, session)
                     holder.abandon()
                     await self.leave(tunnel_id, holder)
+        self._replace_older_candidates(tunnel_id, session, rules)
         self._sessions[tunnel_id] = session
+
+    def _replace_older_candidates(self, tunnel_id: str, session: LiveSession, rules: TakeoverRules) -> None:
+        """End the candidates that came before `session` and that it would replace, so that none replaces it later."""
+        candidates = self._candidates.pop(tunnel_id)
+        place = candidates.index(session)
+        staying = candidates[place + 1 :]
+        for older in candidates[:place]:
+            if rules.verdict(holder=older, newcomer=session) is Verdict.REPLACE:
+                older.replace(session.instance)
+            else:
+                staying.append(older)
+        if staying:
+            self._candidates[tunnel_id] = staying
+
+    def _ghosts(self, tunnel_id: str, session: LiveSession) -> list[LiveSession]:
+        """The retired sessions of the gateway that `session` is of."""
+        return [
+            retired
+            for retired in self._retired.get(tunnel_id, ())
+            if retired.key_id == session.key_id and same_gateway(retired.instance, session.instance)
+        ]
 
     def _retire(self, tunnel_id: str, session: LiveSession, *, by: str) -> None:
         session.retire(by)
@@ -155,9 +215,10 @@ class LocalDirectory(Directory):
     async def leave(self, tunnel_id: str, session: LiveSession) -> None:
         if self._sessions.get(tunnel_id) is session:
             del self._sessions[tunnel_id]
-        staying = [other for other in self._retired.pop(tunnel_id, []) if other is not session]
-        if staying:
-            self._retired[tunnel_id] = staying
+        for others in (self._retired, self._candidates):
+            staying = [other for other in others.pop(tunnel_id, []) if other is not session]
+            if staying:
+                others[tunnel_id] = staying
 
     async def find(self, tunnel_id: str) -> LiveSession | None:
         return self._sessions.get(tunnel_id)

@@ -1,10 +1,11 @@
 """One gateway's session at the relay: it carries visitors, and it ends as it was told to.
 
-Four things can happen to a session from outside, each an order that does not wait:
+Five things can happen to a session from outside, each an order that does not wait:
 
     retire     a newer key has the tunnel: no new visitors; those that are here may finish, for a bounded time
     replace    another session has the tunnel: it is told who, and ends
     revoke     its key opens this tunnel no more: it ends
+    refuse     the tunnel stays with another session: it ends
     abandon    it was asked and did not answer: it ends without a word, there is nobody to hear one
 
 However it ends, it is over within a second, also when the other end takes no byte any more: its streams are reset and
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final, final
 
@@ -39,6 +41,9 @@ FAREWELL_TIMEOUT: Final = 0.3
 
 GOODBYE_TIMEOUT: Final = 0.5
 """Seconds for what is under way, the go-away and the close after it."""
+
+MOST_REASON: Final = 123
+"""Bytes of the reason in a close frame (RFC 6455, 5.5.1)."""
 
 CLOSE_GOING_AWAY: Final = 1001
 CLOSE_REJECTED: Final = 1008
@@ -72,6 +77,10 @@ class GatewaySession(LiveSession):
         sending: what all sessions of the relay may hold for sending.
         since: when the gateway came, in seconds since 1970.
         rotation_grace: seconds that visitors may stay when the session is retired.
+        on_first_bytes: awaited when the gateway's first bytes have come; see `YamuxConnection`.
+
+    Attributes:
+        entered: whether it counts; set by its owner.
     """
 
     def __init__(
@@ -86,9 +95,11 @@ class GatewaySession(LiveSession):
         sending: SendBudget,
         since: float,
         rotation_grace: float,
+        on_first_bytes: Callable[[], Awaitable[None]],
     ) -> None:
         self.id: Final = secrets.token_hex(8)
         self.tunnel_id: Final = tunnel_id
+        self.entered = False
         self._claim: Final = claim
         self._since: Final = since
         self._websocket: Final = websocket
@@ -101,6 +112,7 @@ class GatewaySession(LiveSession):
             Role.CLIENT,
             heartbeat=heartbeat,
             limits=limits,
+            on_first_bytes=on_first_bytes,
             goodbye=GOODBYE_TIMEOUT,
             process_sending=sending,
         )
@@ -120,6 +132,11 @@ class GatewaySession(LiveSession):
     @property
     def since(self) -> float:
         return self._since
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was ordered to end."""
+        return self._ending is not None
 
     async def open_stream(self) -> YamuxStream:
         return await self._connection.open_stream()
@@ -142,6 +159,11 @@ class GatewaySession(LiveSession):
         """Its key opens this tunnel no more: end. Does not wait."""
         self._end(_Ending(code=CLOSE_REJECTED, reason="the key is not registered for this tunnel any more"))
 
+    def refuse(self, reason: str) -> None:
+        """The tunnel stays with another session: end. Does not wait."""
+        short = f"busy: {reason}".encode()[:MOST_REASON].decode(errors="ignore")
+        self._end(_Ending(code=CLOSE_REJECTED, reason=short))
+
     def abandon(self) -> None:
         self._end(_Ending(code=CLOSE_GOING_AWAY, reason="no answer came", silently=True))
 
@@ -155,14 +177,6 @@ class GatewaySession(LiveSession):
             self._over.set()
 
     # The life of a session
-
-    async def greet(self, welcome: str) -> None:
-        """Send the last word of the opening. Visitors may have come already; when this fails, they are told."""
-        try:
-            await self._websocket.send([welcome])
-        except BaseException:
-            self._connection.fail(trio.BrokenResourceError("the gateway's opening broke off"))
-            raise
 
     async def carry(self) -> None:
         """Carry visitors until the session is over.

@@ -25,6 +25,7 @@ from ..status import ErrorKind
 from .printable import Printable
 
 __all__ = [
+    "MAY_BE_UP",
     "BadTls",
     "BlackHole",
     "CaptivePortal",
@@ -48,7 +49,8 @@ _REASONS: Final = {
     "service_unknown": ErrorKind.INVALID_SETTINGS,
     "wrong_audience": ErrorKind.INVALID_SETTINGS,
 }
-"""What a relay may say that makes another attempt useless. After any other reason there is one."""
+"""What a relay may say that makes another attempt useless, or worth a try only every 15 minutes if the tunnel was up
+before."""
 
 
 @attrs.frozen(repr=False)
@@ -154,7 +156,8 @@ class Reject(_Retried):
 
     Attributes:
         reason: a word of docs/protocol.md: `auth_failed` rejects the key; `service_unknown` and `wrong_audience` are
-            final too; `busy`, `version` and any other word are not.
+            final too; `busy`, `version` and any other word are not. A gateway that was connected before tries again
+            after 15 minutes.
         retry_after: seconds to wait; None when the relay does not say.
     """
 
@@ -299,6 +302,10 @@ Fault: TypeAlias = (
 """What becomes of one attempt to connect."""
 
 
+MAY_BE_UP: Final = (Up, CutAfter, BlackHole, Slow, Takeover, HostSleep)
+"""Faults with which the tunnel may have been up."""
+
+
 def _faults(faults: Iterable[Fault]) -> tuple[Fault, ...]:
     return tuple(faults)
 
@@ -322,12 +329,17 @@ class FaultPlan:
 
     @property
     def final(self) -> Fault | None:
-        """The fault that has the gateway give up; None when there is none, or none that it is sure to come to."""
+        """The fault that has the gateway give up; None when there is none, or none that it is sure to come to.
+
+        For a gateway that was not connected before. After a fault with which it may have been, a rejection is retried.
+        """
+        was_up = False
         for fault in (*self.faults, self.then):
-            if fault.final:
+            if fault.final and not (was_up and isinstance(fault, Reject)):
                 return fault
             if fault.kind is None:
                 return None
+            was_up = was_up or isinstance(fault, MAY_BE_UP)
         return None
 
     def __repr__(self) -> str:

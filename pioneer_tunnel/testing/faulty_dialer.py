@@ -28,6 +28,7 @@ from .faults import (
     HostSleep,
     NotResolved,
     Refuse,
+    Reject,
     Slow,
     Stage,
     StallAt,
@@ -109,6 +110,7 @@ class FaultyDialer:
         self._plan = plan or FaultPlan()
         self._next = 0
         self._over = False
+        self._was_up = False
         self._changed = trio.Event()
 
     @property
@@ -122,7 +124,7 @@ class FaultyDialer:
 
     def settings_applied(self) -> None:
         """Have the plan go on: the gateway's settings were applied anew, so what was final before is so no more."""
-        self._over = False
+        self._over = self._was_up = False
 
     async def played(self) -> None:
         """Wait until the plan is played out: the gateway has had to give up, or has come to `then`, which lasts.
@@ -130,8 +132,14 @@ class FaultyDialer:
         There is no deadline: the caller sets one. A gateway that gives up too early is waited for in vain.
         """
         await trio.lowlevel.checkpoint()
-        while not (self._over if self._plan.final else self._next > len(self._plan.faults)):
+        while not (self._over if self._gives_up else self._next > len(self._plan.faults)):
             await self._changed.wait()
+
+    @property
+    def _gives_up(self) -> bool:
+        """Whether the gateway has to give up at the end of the plan: no rejection is final once the tunnel was up."""
+        final = self._plan.final
+        return final is not None and not (self._was_up and isinstance(final, Reject))
 
     async def __call__(self, host: str, port: int) -> trio.abc.Stream:
         """Connect to the relay, or to what listens at another address of `MemoryRelay.listen`.
@@ -154,7 +162,9 @@ class FaultyDialer:
                 await trio.sleep_forever()  # no deadline: the gateway has one
         fault = dial.fault
         impostor = fault if isinstance(fault, IMPOSTORS) else None
-        if impostor is not None and impostor.final:
+        if impostor is None:
+            self._was_up = True
+        elif impostor.final and not self._was_up:
             self._over = True
             self._wake()
         connection = dial.connection = self._relay.new_connection()

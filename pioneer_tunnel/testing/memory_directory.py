@@ -51,6 +51,9 @@ class Sessions(Directory):
         self._sessions: Final = LocalDirectory()
         self._wake: Final = wake
 
+    async def admit(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
+        await self._sessions.admit(tunnel_id, session, rules=rules)
+
     async def enter(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
         await self._sessions.enter(tunnel_id, session, rules=rules)
         dial = dial_of_this_task.get()

@@ -41,6 +41,7 @@ class Fail(Printable):
         message: what it says.
         retry_after: seconds that the relay asks us to wait.
         retry_slowly: whether only every `RestartPolicy.maximum` is worth a try.
+        rejection: whether the relay rejects the gateway; a `TunnelAuthError` says so anyway.
     """
 
     error: type[TunnelError] = RelayConnectError
@@ -48,6 +49,7 @@ class Fail(Printable):
     message: str = attrs.field(default="as the script has it", kw_only=True)
     retry_after: float | None = attrs.field(default=None, kw_only=True)
     retry_slowly: bool = attrs.field(default=False, kw_only=True)
+    rejection: bool = attrs.field(default=False, kw_only=True)
 
 
 @final
@@ -222,7 +224,12 @@ class ScriptedTransport:
         await trio.sleep(how.after)
         match how:
             case Fail():
-                raise how.error(how.message, retry_after=how.retry_after, retry_slowly=how.retry_slowly)
+                raise how.error(
+                    how.message,
+                    retry_after=how.retry_after,
+                    retry_slowly=how.retry_slowly,
+                    rejection=how.rejection,
+                )
             case Crash():
                 raise how.error(how.message)
 

@@ -24,7 +24,7 @@ import attrs
 
 from ..status import ErrorKind, State, Status
 
-__all__ = ["ContractBroken", "StatusContract"]
+__all__ = ["ContractBroken", "StatusContract", "attempt_began"]
 
 MESSAGE_LIMIT: Final = 300
 
@@ -53,6 +53,7 @@ class _Phase(enum.Enum):
     RETRYING = "failed before the first connect, and retried"
     CONNECTED = "connected"
     RECONNECTING = "reconnecting"
+    REJECTED = "rejected after it was up, and retried"
     OVER = "failed for good"
     STOPPED = "stopped"
 
@@ -77,6 +78,7 @@ _ALLOWED_KINDS: Final[Mapping[_Phase, frozenset[ErrorKind | None]]] = {
             ErrorKind.UNKNOWN,
         }
     ),
+    _Phase.REJECTED: frozenset({ErrorKind.INVALID_SETTINGS, ErrorKind.TUNNEL_AUTH_FAILED}),
     _Phase.OVER: frozenset(
         {
             ErrorKind.INVALID_SETTINGS,
@@ -98,8 +100,9 @@ _FOLLOWERS: Final[Mapping[_Phase, frozenset[_Phase]]] = {
     _Phase.DISABLED: _NEW_GENERATION,
     _Phase.STARTING: _NEW_GENERATION | {_Phase.RETRYING, _Phase.CONNECTED},
     _Phase.RETRYING: _NEW_GENERATION | {_Phase.RETRYING, _Phase.CONNECTED},
-    _Phase.CONNECTED: _NEW_GENERATION | {_Phase.CONNECTED, _Phase.RECONNECTING},
-    _Phase.RECONNECTING: _NEW_GENERATION | {_Phase.CONNECTED, _Phase.RECONNECTING},
+    _Phase.CONNECTED: _NEW_GENERATION | {_Phase.CONNECTED, _Phase.RECONNECTING, _Phase.REJECTED},
+    _Phase.RECONNECTING: _NEW_GENERATION | {_Phase.CONNECTED, _Phase.RECONNECTING, _Phase.REJECTED},
+    _Phase.REJECTED: _NEW_GENERATION | {_Phase.CONNECTED, _Phase.RECONNECTING, _Phase.REJECTED},
     _Phase.OVER: _NEW_GENERATION,
     _Phase.STOPPED: _NEW_GENERATION,
 }
@@ -116,7 +119,7 @@ _FOUND_WITHOUT_TRYING: Final = frozenset(
 """Final failures that a generation can begin with. The others take at least one attempt, so a `starting` before."""
 
 _AT_REST: Final = frozenset({_Phase.DISABLED, _Phase.OVER, _Phase.STOPPED})
-_WAITS_TO_RETRY: Final = frozenset({_Phase.RETRYING, _Phase.RECONNECTING})
+_WAITS_TO_RETRY: Final = frozenset({_Phase.RETRYING, _Phase.RECONNECTING, _Phase.REJECTED})
 
 
 @final
@@ -137,6 +140,7 @@ class StatusContract:
         self._conflated: Final = conflated
         self._history: list[Mapping[str, Any]] = []
         self._last: Status | None = None
+        self._last_phase: _Phase | None = None
 
     @property
     def history(self) -> tuple[Mapping[str, Any], ...]:
@@ -152,12 +156,22 @@ class StatusContract:
         wire = status.to_wire() if isinstance(status, Status) else dict(status)
         self._history.append(wire)
         seen = self._read(wire)
-        self._judge_alone(seen)
-        if self._last is not None:
+        phase = self._phase(seen)
+        self._judge_alone(seen, phase)
+        if self._last is not None and self._last_phase is not None:
             self._judge_time(self._last, seen)
             if not self._conflated:
-                self._judge_after(self._last, seen)
-        self._last = seen
+                self._judge_after(self._last, self._last_phase, seen, phase)
+        self._last, self._last_phase = seen, phase
+
+    def _phase(self, seen: Status) -> _Phase:
+        if seen.state is not State.FAILED:
+            return _Phase(str(seen.state))
+        if seen.error_kind in _ALLOWED_KINDS[_Phase.RETRYING]:
+            return _Phase.RETRYING
+        under_way = self._last_phase is _Phase.REJECTED and attempt_began(self._last, seen)
+        retried = seen.error_kind in _ALLOWED_KINDS[_Phase.REJECTED] and seen.retry_at_unix is not None
+        return _Phase.REJECTED if retried or under_way else _Phase.OVER
 
     def _read(self, wire: Mapping[str, Any]) -> Status:
         """From the wire, judging what `Status` would mend or leave out."""
@@ -176,8 +190,7 @@ class StatusContract:
         self._rule(control is None, f"the message has a control character, {control!r}")
         return seen
 
-    def _judge_alone(self, seen: Status) -> None:
-        phase = _phase(seen)
+    def _judge_alone(self, seen: Status, phase: _Phase) -> None:
         self._rule(
             seen.error_kind in _ALLOWED_KINDS[phase],
             f"{seen.state} with {_named(seen.error_kind)} is in no row of the contract",
@@ -213,8 +226,7 @@ class StatusContract:
         if not self._conflated and seen.says_the_same_as(last):
             self._rule(now == before, "updated_at_unix moves, though state, error_kind and message stay")
 
-    def _judge_after(self, last: Status, seen: Status) -> None:
-        before, phase = _phase(last), _phase(seen)
+    def _judge_after(self, last: Status, before: _Phase, seen: Status, phase: _Phase) -> None:
         if seen.says_the_same_as(last) and before in _AT_REST:
             self._rule(seen.attempt == last.attempt, f"another attempt, though the tunnel is {before.value}")
             return
@@ -247,13 +259,14 @@ class StatusContract:
 _FIELDS: Final = frozenset(field.name for field in attrs.fields(Status))
 
 
-def _phase(status: Status) -> _Phase:
-    match status.state:
-        case State.FAILED:
-            retried = status.error_kind in _ALLOWED_KINDS[_Phase.RETRYING]
-            return _Phase.RETRYING if retried else _Phase.OVER
-        case state:
-            return _Phase(str(state))
+def attempt_began(last: Status | None, seen: Status) -> bool:
+    """Whether all that `seen` tells after `last` is that the retry that was planned is under way."""
+    return (
+        last is not None
+        and last.retry_at_unix is not None
+        and seen.retry_at_unix is None
+        and (seen.says_the_same_as(last) and (last.attempt is None or seen.attempt == last.attempt + 1))
+    )
 
 
 def _named(kind: ErrorKind | None) -> str:

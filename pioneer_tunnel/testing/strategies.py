@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from ..identity import RelayKey
 from ..settings import SettingsUpdate
 from .faults import (
+    MAY_BE_UP,
     BadTls,
     BlackHole,
     CaptivePortal,
@@ -95,7 +96,13 @@ def fault_plans(*, max_faults: int = 4, final: bool | None = None) -> st.SearchS
         final: True for plans at whose end the gateway has to give up, False for the others, None for both.
     """
     end = {True: _FINAL, False: _LASTING, None: _LASTING | _FINAL}[final]
-    return st.builds(FaultPlan, st.lists(_PASSING, max_size=max_faults), then=end)
+    return st.builds(_plan, st.lists(_PASSING, max_size=max_faults), end)
+
+
+def _plan(faults: list[Fault], end: Fault) -> FaultPlan:
+    # A rejection is final only for a gateway that was never connected.
+    never_up = [fault for fault in faults if not isinstance(fault, MAY_BE_UP)]
+    return FaultPlan(never_up if isinstance(end, Reject) else faults, then=end)
 
 
 def settings_updates(

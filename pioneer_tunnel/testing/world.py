@@ -44,6 +44,7 @@ from .day import (
 from .faults import FaultPlan
 from .faulty_dialer import FaultyDialer
 from .memory_relay import MemoryRelay
+from .status_contract import attempt_began
 from .trace import Trace
 from .virtual_time import wall_clock
 
@@ -185,8 +186,8 @@ class World:
 
     @property
     def _has_given_up(self) -> bool:
-        status = self.remote_access.status
-        return status.state is State.FAILED and status.error_kind in _FINAL
+        *before, status = self.remote_access.history[-2:]
+        return _rejected(status) and status.retry_at_unix is None and not (before and attempt_began(before[0], status))
 
     async def _answer(self, stream: Spoken) -> None:
         """Take a visitor: the gateway's own, or that of what it forwards to, or a rival's."""
@@ -198,8 +199,8 @@ class World:
         raise AssertionError("the gateway has stopped")
 
     def _check_reason(self, status: Status) -> None:
-        """Whether there is a reason for a failure that is final."""
-        if not (status.state is State.FAILED and status.error_kind in _FINAL):
+        """Whether there is a reason for a failure that is final, or that is retried only every 15 minutes."""
+        if not _rejected(status) or not (self._has_given_up or status.retry_at_unix is not None):
             return
         dial = self.relay.dials[-1]
         reasons = set()
@@ -328,7 +329,7 @@ class World:
         raise AssertionError("the gateway has stopped")
 
     async def _mend_now(self) -> None:
-        if self._has_given_up:
+        if _rejected(self.remote_access.status):
             self._trace.note("mended", count="times that it had given up")
             await self._apply(SettingsUpdate(enabled=True))
 
@@ -358,6 +359,11 @@ class World:
         """Wait until what `calm` depends on may be other than before."""
         with trio.move_on_after(1.0):
             await self.relay.change()
+
+
+def _rejected(status: Status) -> bool:
+    """Whether somebody has to look after the gateway: it has given up, or tries again only every 15 minutes."""
+    return status.state is State.FAILED and status.error_kind in _FINAL
 
 
 async def _serve_visitors(tunnel: Tunnel, handler: Callable[[TunnelStream], Awaitable[None]]) -> NoReturn:

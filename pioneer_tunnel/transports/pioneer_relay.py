@@ -164,12 +164,14 @@ def _unknown_service(target: Target) -> InvalidSettingsError:
     if mode.by_name:
         return InvalidSettingsError(
             f"the relay at {address} does not know the service {service!r} (key mode {mode}): service_name has to be"
-            " the name that the relay's operator gave it"
+            " the name that the relay's operator gave it",
+            rejection=True,
         )
     return InvalidSettingsError(
         f"the relay at {address} does not know our key, with the service {service!r} (key mode {mode}): either it is"
         " another key than the relay's operator registered, or the relay finds services by name, and key_mode has to"
-        " be token_hash or rathole"
+        " be token_hash or rathole",
+        rejection=True,
     )
 
 

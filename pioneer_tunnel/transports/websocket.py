@@ -1,7 +1,8 @@
 """The native transport: one WebSocket to the relay, yamux inside, a proof instead of a key.
 
-The way up is dial, TLS, WebSocket, handshake, each step under a deadline; from then on the yamux connection carries
-visitors until it ends, and what it ended of is translated into a `TunnelError` here and nowhere else.
+The way up is dial, TLS, WebSocket, handshake, first round trip, each step under a deadline; from then on the yamux
+connection carries visitors until it ends, and what it ended of is translated into a `TunnelError` here and nowhere
+else.
 """
 
 from __future__ import annotations
@@ -35,6 +36,13 @@ from .seam import Deliver, Draining, Replaced, Report, RoundTrip, Session, Targe
 
 __all__ = ["serve"]
 
+COUNTED_TIMEOUT: Final = 2.0
+"""Seconds to wait, after the welcome, for the pong or the visitor that shows that the relay counts the session.
+
+The relay finds the session for visitors when its first byte has come: our ping. After this wait the tunnel counts as
+up without that sign, and the heartbeat decides whether the link is dead.
+"""
+
 HEADER_TIMEOUT: Final = 5.0
 """Seconds that a stream's PROXY header may take."""
 
@@ -59,16 +67,31 @@ async def serve(target: Target, deliver: Deliver, report: Report, *, task_status
                 welcome, behind = await _authenticate(websocket, target)
                 deadline.deadline = float("inf")
                 link = WebSocketLink(websocket, watched, lambda text: _take_notice(text, target, report), behind)
-                async with trio.open_nursery() as header_readers:
+                counted = trio.Event()
+
+                def on_stream(stream: YamuxStream) -> None:
+                    counted.set()
+                    _receive_visitor(stream, deliver, nursery)
+
+                def on_round_trip(seconds: float) -> None:
+                    report(RoundTrip(seconds))
+                    counted.set()
+
+                async def start() -> None:
+                    with trio.move_on_after(COUNTED_TIMEOUT):
+                        await counted.wait()
+                    task_status.started(Session(id=welcome.session, public_url=welcome.public_url))
+
+                async with trio.open_nursery() as nursery:
                     connection = YamuxConnection(
                         link,
                         Role.SERVER,
                         heartbeat=welcome.heartbeat,
                         limits=target.limits,
-                        on_stream=lambda stream: _receive_visitor(stream, deliver, header_readers),
-                        on_round_trip=lambda seconds: report(RoundTrip(seconds)),
+                        on_stream=on_stream,
+                        on_round_trip=on_round_trip,
                     )
-                    task_status.started(Session(id=welcome.session, public_url=welcome.public_url))
+                    nursery.start_soon(start)
                     await _carry(connection, address)
         raise RelayConnectError(f"{address} did not finish the opening within {target.connect_timeout:g} seconds")
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, NoReturn, final
 
 import attrs
@@ -70,6 +70,8 @@ class YamuxConnection:
         on_stream: called for each stream that the peer opens, with everything that arrived together with it. It
             must not wait; when it raises `trio.WouldBlock`, the stream is reset. Without it, every stream is.
         on_round_trip: called with each measured round trip, in seconds.
+        on_first_bytes: awaited once, when the peer's first bytes have come, before they are processed and answered.
+            What it raises ends the session.
         goodbye: seconds that the ending may take at the most, once `run` is cancelled or the session over.
         process_sending: what all sessions of the process may hold for sending; None for no limit beside the session's.
     """
@@ -83,6 +85,7 @@ class YamuxConnection:
         limits: Limits | None = None,
         on_stream: Callable[[YamuxStream], None] | None = None,
         on_round_trip: Callable[[float], None] = _ignore_round_trip,
+        on_first_bytes: Callable[[], Awaitable[None]] | None = None,
         goodbye: float = GOODBYE_TIMEOUT,
         process_sending: SendBudget | None = None,
     ) -> None:
@@ -95,10 +98,12 @@ class YamuxConnection:
         self._heartbeat: Final = heartbeat
         self._on_stream: Final = on_stream
         self._on_round_trip: Final = on_round_trip
+        self._on_first_bytes = on_first_bytes
         self._goodbye: Final = goodbye
         self._writer_idle = trio.lowlevel.ParkingLot()
         self._openers = trio.lowlevel.ParkingLot()
         self._askers = trio.lowlevel.ParkingLot()
+        self._asked_at: float | None = None  # when the question was put that has no answer yet
         self._leavers = trio.lowlevel.ParkingLot()
         self._sending: Final = trio.CancelScope(shield=True)
         self._mid_send = False
@@ -163,15 +168,16 @@ class YamuxConnection:
     async def answers(self, within: float) -> bool:
         """Ask the other end for a sign of life: False when not a byte has come after `within` seconds.
 
-        One question serves all who ask at the same time.
+        One question serves all who ask before its answer comes: then `within` counts from that question.
         """
         if self.failure is not None:
             return False
-        asked_at = trio.current_time()
-        if not self._askers:
+        asked_at = self._asked_at
+        if asked_at is None or (not self._askers and self._link.last_received > asked_at):
+            self._asked_at = asked_at = trio.current_time()
             self.session.ping(asked_at)
             self.wake_writer()
-        with trio.move_on_after(within):
+        with trio.move_on_at(asked_at + within):
             await self._askers.park()
             return self.failure is None
         # What came was not for us yet: a part of a large message, or of the WebSocket's own.
@@ -203,6 +209,9 @@ class YamuxConnection:
             chunks = await self._link.receive()
             if not chunks:
                 raise trio.BrokenResourceError("the other end closed the connection")
+            if self._on_first_bytes is not None:
+                on_first_bytes, self._on_first_bytes = self._on_first_bytes, None
+                await on_first_bytes()
             now = trio.current_time()
             for chunk in chunks:
                 for start in range(0, len(chunk), _MOST_AT_ONCE):
@@ -212,6 +221,7 @@ class YamuxConnection:
                         await trio.lowlevel.checkpoint()
                         now = trio.current_time()
                     session.receive_data(memoryview(chunk)[start : start + _MOST_AT_ONCE], now)
+            self._asked_at = None
             self._askers.unpark_all()
             self._dispatch()
             self.wake_writer()
