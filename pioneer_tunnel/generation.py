@@ -263,4 +263,5 @@ class Generation:
 
     async def _probe(self) -> None:
         local = self._plan.config.local_addr
-        await trio.aclose_forcefully(await dial_local(local, dial=self._dial, timeout=LOCAL_TIMEOUT))
+        connection = await dial_local(local, dial=self._dial, timeout=LOCAL_TIMEOUT)
+        await connection.aclose()

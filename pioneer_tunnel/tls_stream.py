@@ -26,7 +26,7 @@ _RECEIVE_SIZE: Final = 128 * 1024
 _BATCH: Final = 128 * 1024
 _RECORD: Final = 16 * 1024
 _UNREAD_LIMIT: Final = 2**30
-_GOODBYE_TIMEOUT: Final = 2.0
+_GOODBYE_TIMEOUT: Final = 30.0
 
 
 @final

@@ -281,13 +281,19 @@ async def test_an_end_that_is_told_of_while_a_send_finds_the_reset_is_none() -> 
 # TLS, which has no half-close
 
 
-@asynccontextmanager
-async def pumped_to_tls(apology: bytes = b"") -> AsyncIterator[tuple[trio.SocketStream, trio.SSLStream[Any]]]:
+def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's and a client's, for office.test."""
     authority = trustme.CA()
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("office.test").configure_cert(server)
     client = ssl.create_default_context()
     authority.configure_trust(client)
+    return server, client
+
+
+@asynccontextmanager
+async def pumped_to_tls(apology: bytes = b"") -> AsyncIterator[tuple[trio.SocketStream, trio.SSLStream[Any]]]:
+    server, client = tls_contexts()
     left, first = await sockets()
     second, right = await sockets()
     secured = TlsServerStream(watch(second), server)
@@ -308,6 +314,24 @@ async def test_towards_tls_a_whole_answer_ends_with_a_goodbye() -> None:
         await read_exactly(left, 8)
         assert await carried(left, visitor, bytes(1_000_000)) == bytes(1_000_000)
         assert await read_all(left) == b"", "when the answer is complete, so is the exchange"
+
+
+async def test_a_goodbye_of_tls_waits_for_a_slow_reader(autojump_clock: trio.testing.MockClock) -> None:
+    server, client = tls_contexts()
+    ours, theirs = trio.testing.lockstep_stream_pair()
+    secured, visitor = TlsServerStream(ours, server), trio.SSLStream(theirs, client, server_hostname="office.test")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(secured.do_handshake)
+        await visitor.do_handshake()
+
+        @nursery.start_soon
+        async def answer() -> None:
+            await secured.send_all(b"answer")
+            await secured.aclose()
+
+        assert await visitor.receive_some(6) == b"answer"
+        await trio.sleep(20)
+        assert await visitor.receive_some() == b"", "an end without a close_notify raises here"
 
 
 async def test_towards_tls_a_break_is_no_goodbye() -> None:

@@ -120,7 +120,9 @@ class IngressDoor:
         """Serve a connection whose tunnel is told by its first request."""
         try:
             head, received = await read_head(visit.stream)
-            if head is not None:
+            if head is None:
+                await visit.stream.aclose()
+            else:
                 await self.serve_request(visit, head, received)
         except Refusal as refusal:
             await refuse(visit.stream, refusal)

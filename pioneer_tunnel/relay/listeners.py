@@ -12,6 +12,8 @@ from typing import Final, final
 import trio
 
 from ..address import Address
+from ..sockets import reset_on_close
+from ..tcp_stream import CAN_USE_DESCRIPTORS
 from .accepting import Front, Handler
 from .admission import Arrival
 from .config import TunnelEntry
@@ -22,15 +24,19 @@ BACKLOG: Final = 1024
 
 
 async def open_listeners(address: Address) -> list[trio.SocketListener]:
-    """Listen at `address`.
+    """Listen at `address`. What is accepted `resets`, see `LentSocket`, where the system lets us use descriptors.
 
     Raises:
         OSError: it cannot be listened at; the message names it.
     """
     try:
-        return await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
+        listeners = await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
     except OSError as error:
         raise OSError(error.errno, f"cannot listen at {address}: {error.strerror}") from error
+    if CAN_USE_DESCRIPTORS:
+        for listener in listeners:
+            reset_on_close(listener.socket)
+    return listeners
 
 
 def listened_at(address: Address, listeners: list[trio.SocketListener]) -> Address:

@@ -51,8 +51,12 @@ async def end_tls(stream: trio.abc.Stream, certificate: Certificate) -> TlsServe
         trio.TooSlowError: it took too long.
     """
     secured = TlsServerStream(stream, certificate.context())
-    with trio.fail_after(HANDSHAKE_TIMEOUT):
-        await secured.do_handshake()
+    try:
+        with trio.fail_after(HANDSHAKE_TIMEOUT):
+            await secured.do_handshake()
+    except trio.BrokenResourceError:
+        await stream.aclose()  # in good order, so that the alert arrives
+        raise
     return secured
 
 
@@ -93,7 +97,10 @@ class TlsDoor:
             return None
         stream = PrefixedStream(visit.stream, received)
         if hello is None:
-            return None if tls else attrs.evolve(visit, stream=stream)
+            if not tls:
+                return attrs.evolve(visit, stream=stream)
+            await stream.aclose()
+            return None
         entry = None if hello.server_name is None else await self._registry.by_host(hello.server_name)
         if entry is not None and entry.passes_tls:
             try:
