@@ -136,7 +136,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
                 return
             trio.lowlevel.notify_closing(self._below.socket)  # wakes whoever still waits for it
             if self._plain is not None and self._has_ended():
-                self._let_go(self._plain)  # which says that we have ended, too
+                self._let_go()  # which says that we have ended, too
                 await trio.lowlevel.checkpoint()
                 return
             with self._sending, suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -151,7 +151,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         if self._over:
             return
         if self._has_ended():
-            self._let_go(self._below)
+            self._let_go()
         else:
             self._leave_taking.start_soon(self._take_leave)
 
@@ -182,8 +182,9 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         if self._plain is not None:
             self._plain.take_back()
 
-    def _let_go(self, lent: LentSocket) -> None:
-        lent.close()  # which wakes who waits for it
+    def _let_go(self) -> None:
+        assert self._below is not None
+        self._below.close()  # which wakes who waits for it
         self._note_over()
 
     def _closed_by_borrower(self) -> None:

@@ -19,9 +19,12 @@ from rig import carried, nothing_left_behind, read_all, read_exactly, until_it_r
 from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.pump import pump
 from pioneer_tunnel.streams import watch
+from pioneer_tunnel.testing.memory_stream import MemoryConnection
 from pioneer_tunnel.tls_stream import TlsServerStream
 
 APOLOGY: Final = b"sorry"
+TLS_OVERHEAD: Final = 22
+"""Bytes of a record of TLS 1.3 beside its content."""
 
 
 @final
@@ -318,20 +321,25 @@ async def test_towards_tls_a_whole_answer_ends_with_a_goodbye() -> None:
 
 async def test_a_goodbye_of_tls_waits_for_a_slow_reader(autojump_clock: trio.testing.MockClock) -> None:
     server, client = tls_contexts()
-    ours, theirs = trio.testing.lockstep_stream_pair()
-    secured, visitor = TlsServerStream(ours, server), trio.SSLStream(theirs, client, server_hostname="office.test")
+    connection = MemoryConnection(buffer=4096)
+    secured = TlsServerStream(connection.server, server)
+    visitor = trio.SSLStream(connection.client, client, server_hostname="office.test")
+    answer = bytes(4096 - TLS_OVERHEAD)  # it fills the buffer
     async with trio.open_nursery() as nursery:
         nursery.start_soon(secured.do_handshake)
         await visitor.do_handshake()
+        await visitor.send_all(b"question")
+        assert await secured.receive_some() == b"question"
 
         @nursery.start_soon
-        async def answer() -> None:
-            await secured.send_all(b"answer")
+        async def answer_and_close() -> None:
+            await secured.send_all(b"!")
+            await secured.send_all(answer)
             await secured.aclose()
 
-        assert await visitor.receive_some(6) == b"answer"
+        assert await read_exactly(visitor, 1) == b"!"
         await trio.sleep(20)
-        assert await visitor.receive_some() == b"", "an end without a close_notify raises here"
+        assert await read_all(visitor) == answer, "an end without a close_notify raises here"
 
 
 async def test_towards_tls_a_break_is_no_goodbye() -> None:

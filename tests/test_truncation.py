@@ -19,6 +19,7 @@ import attrs
 import pytest
 import trio
 import trustme
+from gateway import Gateway, connected
 from rig import HOST, KEY, read_all, read_exactly, request, until_it_raises, upload as endless_upload
 from test_cli import Program, free_port, key_file, running
 
@@ -267,3 +268,11 @@ async def test_what_has_ended_in_good_order_arrives_complete_at_a_slow_reader(st
             assert await read_all(upload.local) == b""
         await upload.local.aclose()
         assert await read_all(upload.visitor) == b""
+
+
+async def test_to_see_whether_the_local_gateway_is_there_is_no_reset(tmp_path: Path) -> None:
+    (local,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with local:
+        config = {"local_addr": f"127.0.0.1:{local.socket.getsockname()[1]}"}
+        async with connected(Gateway(tmp_path).remote_access(config, handler=None)), await local.accept() as probe:
+            assert await read_all(probe) == b""
