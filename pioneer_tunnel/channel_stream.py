@@ -20,7 +20,7 @@ from typing import Final, final
 import trio
 
 from .endings import close_after_answer, send_eof
-from .sockets import LentSocket, plain_socket, reset_on_close, socket_below
+from .sockets import LentSocket, lent_below, plain_socket
 from .streams import OneAtATime
 from .tls_stream import TlsStream
 
@@ -63,7 +63,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         self._plain: Final = plain_socket(stream)
         if self._plain is not None:
             self._plain.on_close = self._closed_by_borrower
-        self._socket: Final = socket_below(stream) if self._plain is None else self._plain.socket
+        self._below: Final = lent_below(stream)
         self._receiving: Final = OneAtATime("another task is receiving from this stream")
         self._sending: Final = OneAtATime("another task is sending on this stream")
         self._closed = False
@@ -78,9 +78,9 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
     def _is_lost(self) -> bool:
         """Ask the system, since nobody reads from a stream that waits to be accepted."""
-        if not self._lost and self._socket is not None and hasattr(select, "poll"):
+        if not self._lost and self._below is not None and hasattr(select, "poll"):
             poll = select.poll()
-            poll.register(self._socket.fileno(), 0)
+            poll.register(self._below.socket.fileno(), 0)
             self._lost = any(events & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, events in poll.poll(0))
         return self._lost
 
@@ -130,11 +130,11 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             return
         self._close()
         try:
-            if self._socket is None:
+            if self._below is None:
                 await self.transport_stream.aclose()
-                self._let_go()
+                self._note_over()
                 return
-            trio.lowlevel.notify_closing(self._socket)  # wakes whoever still waits for it
+            trio.lowlevel.notify_closing(self._below.socket)  # wakes whoever still waits for it
             if self._plain is not None and self._has_ended():
                 self._let_go()  # which says that we have ended, too
                 await trio.lowlevel.checkpoint()
@@ -165,12 +165,11 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         self._close()
         if self._over:
             return
-        if self._socket is not None:
-            reset_on_close(self._socket)
-            self._let_go()
+        if self._below is not None:
+            self._below.reset()
         else:
             self._leave_taking.start_soon(trio.aclose_forcefully, self.transport_stream)
-            self._note_over()
+        self._note_over()
 
     async def _take_leave(self) -> None:
         try:
@@ -184,10 +183,8 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             self._plain.take_back()
 
     def _let_go(self) -> None:
-        if self._plain is not None:
-            self._plain.close()  # which wakes who waits for it
-        elif self._socket is not None:
-            self._socket.close()
+        assert self._below is not None
+        self._below.close()  # which wakes who waits for it
         self._note_over()
 
     def _closed_by_borrower(self) -> None:

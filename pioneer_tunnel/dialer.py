@@ -21,7 +21,7 @@ import trio
 
 from .address import Address, RelayAddress
 from .errors import LocalGatewayError, RelayConnectError, RelayResolveError
-from .sockets import limit_unsent
+from .sockets import limit_unsent, reset_on_close
 from .streams import Watched, watch
 from .tcp_stream import CAN_USE_DESCRIPTORS, TcpStream
 from .tls_stream import TlsStream
@@ -56,13 +56,19 @@ async def dial_tcp(host: str, port: int) -> trio.SocketStream:
 
 @final
 class Attempt:
-    """A connection to an IP address that is being made. Whoever has it asks `at_once`, and then may `wait`."""
+    """A connection to an IP address that is being made. Whoever has it asks `at_once`, and then may `wait`.
 
-    def __init__(self, family: socket.AddressFamily, host: str, port: int) -> None:
+    Args:
+        resets: see `begin_dial`.
+    """
+
+    def __init__(self, family: socket.AddressFamily, host: str, port: int, *, resets: bool) -> None:
         self._socket: Final = socket.socket(family, socket.SOCK_STREAM | _NOT_BLOCKING)
         try:
             if not _NOT_BLOCKING:
                 self._socket.setblocking(False)
+            if resets:
+                reset_on_close(self._socket)
             failure = self._socket.connect_ex((host, port))
             if failure and failure not in _UNDER_WAY:
                 raise OSError(failure, os.strerror(failure))
@@ -101,14 +107,17 @@ class Attempt:
         return self._socket
 
 
-def begin_dial(host: str, port: int) -> Attempt | None:
+def begin_dial(host: str, port: int, *, resets: bool = False) -> Attempt | None:
     """Begin to connect to `host`; None when it is a name. An address needs no resolver, which in Trio is a thread.
+
+    Args:
+        resets: whether the socket is to be one that `resets`, see `LentSocket`, from before it is connected.
 
     Raises:
         OSError: refused at once.
     """
     family = _family_of(host)
-    return None if family is None else Attempt(family, host, port)
+    return None if family is None else Attempt(family, host, port, resets=resets)
 
 
 @functools.lru_cache(maxsize=256)
@@ -158,7 +167,7 @@ async def dial_relay(
 
 
 async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> trio.abc.Stream:
-    """Connect to the local gateway.
+    """Connect to the local gateway. Only `aclose` ends the connection with a FIN, see `LentSocket`.
 
     Raises:
         LocalGatewayError: nothing answers there within `timeout` seconds.
@@ -166,14 +175,18 @@ async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> trio.
     await trio.lowlevel.checkpoint_if_cancelled()
     try:
         # A deadline has its price for each visitor, and here there is mostly nothing to wait for.
-        attempt = begin_dial(address.host, address.port) if CAN_USE_DESCRIPTORS and dial is dial_tcp else None
+        own = CAN_USE_DESCRIPTORS and dial is dial_tcp
+        attempt = begin_dial(address.host, address.port, resets=True) if own else None
         connected = None if attempt is None else attempt.at_once()
         if connected is not None:
-            return TcpStream(connected)
+            return TcpStream(connected, resets=True)
         with trio.move_on_after(timeout):
             if attempt is not None:
-                return TcpStream(await attempt.wait())
-            return watch(await dial(address.host, address.port))
+                return TcpStream(await attempt.wait(), resets=True)
+            stream = watch(await dial(address.host, address.port))
+            if isinstance(stream, TcpStream):
+                stream.plain_socket.arm_reset()
+            return stream
     except OSError as error:
         raise LocalGatewayError(f"the local gateway at {address} does not answer: {_why(error)}") from error
     raise LocalGatewayError(f"the local gateway at {address} did not answer within {timeout:g} seconds")

@@ -50,7 +50,7 @@ async def probe_local(local: Address, *, dial: Dialer = dial_tcp) -> None:
     except Exception as error:
         # A host's own `dial` may raise anything. A probe must never end the tunnel.
         raise LocalGatewayError(f"the local gateway at {local} cannot be dialled: {type(error).__name__}") from error
-    await trio.aclose_forcefully(connection)
+    await connection.aclose()
 
 
 async def forward(

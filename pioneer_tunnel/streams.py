@@ -79,10 +79,14 @@ Watched: TypeAlias = TcpStream | WatchedStream
 """What stands at the bottom of a connection."""
 
 
-def watch(stream: trio.abc.Stream) -> Watched:
-    """What watches `stream`, and stands in for it; a socket's own stream is not to be used any more."""
+def watch(stream: trio.abc.Stream, *, resets: bool = False) -> Watched:
+    """What watches `stream`, and stands in for it; a socket's own stream is not to be used any more.
+
+    Args:
+        resets: of a socket's own stream, see `LentSocket`.
+    """
     if CAN_USE_DESCRIPTORS and isinstance(stream, trio.SocketStream):
-        return TcpStream(stream.socket)
+        return TcpStream(stream.socket, resets=resets)
     return WatchedStream(stream)
 
 

@@ -9,6 +9,7 @@ POSIX only. Neighbours: `dialer` and `streams.watch` make them; `splice` moves b
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
@@ -17,7 +18,7 @@ from typing import Any, Final, final
 
 import trio
 
-from .sockets import LentSocket, Socket, descriptor_of, limit_unsent, reset_on_close, wait_sent
+from .sockets import LentSocket, Socket, descriptor_of, limit_unsent, wait_sent
 
 __all__ = ["CAN_USE_DESCRIPTORS", "TcpStream"]
 
@@ -36,6 +37,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
 
     Args:
         socket: connected, and not blocking; Trio's or the standard library's. Closed with this.
+        resets: see `LentSocket`.
 
     Attributes:
         last_received: `trio.current_time()` of the last byte that arrived, of the start before that.
@@ -44,11 +46,11 @@ class TcpStream(trio.abc.HalfCloseableStream):
         plain_socket: see the function of that name. What moves past this stream, it does not see.
     """
 
-    def __init__(self, socket: Socket) -> None:
+    def __init__(self, socket: Socket, *, resets: bool = False) -> None:
         self.socket: Final = socket
         self.last_received = trio.current_time()
         self.sending_since: float | None = None
-        self.plain_socket: Final = LentSocket(socket)
+        self.plain_socket: Final = LentSocket(socket, resets=resets)
         self._calls = 0
         self._had_to_wait = False
         self._end_sent = False
@@ -150,21 +152,22 @@ class TcpStream(trio.abc.HalfCloseableStream):
             self.sending_since = None
 
     async def aclose(self) -> None:
-        self._close()
+        """Close with a FIN, and with a RST if cancelled and the socket `resets`."""
+        self.plain_socket.take_back()
+        if trio.current_effective_deadline() == -math.inf:
+            self.plain_socket.drop()
+        else:
+            self.plain_socket.close()
         await trio.lowlevel.checkpoint()
 
     def reset(self) -> None:
         """Close with a RST, which drops what has not been sent. After `aclose` this changes nothing."""
-        reset_on_close(self.socket)
-        self._close()
+        self.plain_socket.take_back()
+        self.plain_socket.reset()
 
     async def drain(self) -> None:
         """Wait until the other end has acknowledged all that was sent, where the system tells. See `endings.drain`."""
         await wait_sent(self.socket)
-
-    def _close(self) -> None:
-        self.plain_socket.take_back()
-        self.plain_socket.close()
 
     def _shut_down(self) -> None:
         found: Any = self.socket  # both kinds have this, and both are synchronous

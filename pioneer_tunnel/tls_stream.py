@@ -33,7 +33,7 @@ _RECEIVE_SIZE: Final = 128 * 1024
 _BATCH: Final = 128 * 1024
 _RECORD: Final = 16 * 1024
 _UNREAD_LIMIT: Final = 2**30
-_GOODBYE_TIMEOUT: Final = 2.0
+_GOODBYE_TIMEOUT: Final = 30.0
 
 _HEADER: Final = 5
 _RECORD_TYPES: Final = frozenset(range(20, 25))

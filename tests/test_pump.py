@@ -19,9 +19,12 @@ from rig import carried, no_hang, nothing_left_behind, read_all, read_exactly, u
 from pioneer_tunnel.endings import abandon
 from pioneer_tunnel.pump import HandedOver, pump
 from pioneer_tunnel.streams import watch
+from pioneer_tunnel.testing.memory_stream import MemoryConnection
 from pioneer_tunnel.tls_stream import TlsServerStream
 
 APOLOGY: Final = b"sorry"
+TLS_OVERHEAD: Final = 22
+"""Bytes of a record of TLS 1.3 beside its content."""
 
 
 @final
@@ -320,13 +323,19 @@ async def test_an_end_that_is_told_of_while_a_send_finds_the_reset_is_none() -> 
 # TLS, which has no half-close
 
 
-@asynccontextmanager
-async def pumped_to_tls(apology: bytes = b"") -> AsyncIterator[tuple[trio.SocketStream, trio.SSLStream[Any]]]:
+def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's and a client's, for office.test."""
     authority = trustme.CA()
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("office.test").configure_cert(server)
     client = ssl.create_default_context()
     authority.configure_trust(client)
+    return server, client
+
+
+@asynccontextmanager
+async def pumped_to_tls(apology: bytes = b"") -> AsyncIterator[tuple[trio.SocketStream, trio.SSLStream[Any]]]:
+    server, client = tls_contexts()
     left, first = await sockets()
     second, right = await sockets()
     secured = TlsServerStream(watch(second), server)
@@ -347,6 +356,29 @@ async def test_towards_tls_a_whole_answer_ends_with_a_goodbye() -> None:
         await read_exactly(left, 8)
         assert await carried(left, visitor, bytes(1_000_000)) == bytes(1_000_000)
         assert await read_all(left) == b"", "when the answer is complete, so is the exchange"
+
+
+async def test_a_goodbye_of_tls_waits_for_a_slow_reader(autojump_clock: trio.testing.MockClock) -> None:
+    server, client = tls_contexts()
+    connection = MemoryConnection(buffer=4096)
+    secured = TlsServerStream(connection.server, server)
+    visitor = trio.SSLStream(connection.client, client, server_hostname="office.test")
+    answer = bytes(4096 - TLS_OVERHEAD)  # it fills the buffer
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(secured.do_handshake)
+        await visitor.do_handshake()
+        await visitor.send_all(b"question")
+        assert await secured.receive_some() == b"question"
+
+        @nursery.start_soon
+        async def answer_and_close() -> None:
+            await secured.send_all(b"!")
+            await secured.send_all(answer)
+            await secured.aclose()
+
+        assert await read_exactly(visitor, 1) == b"!"
+        await trio.sleep(20)
+        assert await read_all(visitor) == answer, "an end without a close_notify raises here"
 
 
 async def test_towards_tls_a_break_is_no_goodbye() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Any, final
 
 import pytest
 import trio
@@ -12,6 +13,7 @@ from rig import eventually, fill, no_hang, read_all, tcp_pair
 
 from pioneer_tunnel import streams as streams_module
 from pioneer_tunnel.endings import abandon, close_after_answer, send_eof
+from pioneer_tunnel.sockets import reset_on_close
 from pioneer_tunnel.streams import PrefixedStream, Watched, watch
 from pioneer_tunnel.tcp_stream import TcpStream
 
@@ -208,6 +210,59 @@ async def test_abandon_is_a_reset_however_deep_the_socket_is() -> None:
             assert ours.socket.fileno() == -1
             with pytest.raises(trio.BrokenResourceError):
                 await theirs.receive_some()
+
+
+@final
+class CountingSocket(socket.socket):
+    """Counts how often its SO_LINGER is set."""
+
+    lingers = 0
+
+    def setsockopt(self, level: int, option: int, *value: Any) -> None:
+        self.lingers += option == socket.SO_LINGER
+        super().setsockopt(level, option, *value)
+
+
+async def resetting() -> tuple[TcpStream, CountingSocket, trio.SocketStream]:
+    """A stream that `resets`, its socket, and the other end. Its socket was accepted, so that it inherits that."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        reset_on_close(listener.socket)
+        theirs = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+        sock = CountingSocket(fileno=(await listener.accept()).socket.detach())
+    return TcpStream(sock, resets=True), sock, theirs
+
+
+async def test_what_resets_ends_with_a_fin_when_it_is_closed() -> None:
+    ours, sock, theirs = await resetting()
+    async with theirs:
+        await ours.send_all(b"all of it")
+        await ours.aclose()
+        assert await read_all(theirs) == b"all of it"
+        assert sock.lingers == 1
+
+
+@pytest.mark.parametrize("how", ["cancelled", "reset", "lost"])
+async def test_what_resets_ends_with_a_reset_when_it_is_not_closed(how: str) -> None:
+    ours, sock, theirs = await resetting()
+    async with theirs:
+        await ours.send_all(b"a part of it")
+        if how == "cancelled":
+            await trio.aclose_forcefully(ours)
+        elif how == "reset":
+            ours.reset()
+        else:
+            ours.socket.close()  # as the kernel does after the death of a process
+        with pytest.raises(trio.BrokenResourceError):
+            await read_all(theirs)
+        assert sock.lingers == 0
+
+
+async def test_what_does_not_reset_ends_with_a_fin_also_when_it_is_cancelled() -> None:
+    ours, theirs = await tcp_pair()
+    async with theirs:
+        await trio.aclose_forcefully(watch(ours))
+        assert await read_all(theirs) == b""
 
 
 async def test_abandon_takes_a_stream_by_its_reset() -> None:

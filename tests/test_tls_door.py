@@ -278,6 +278,15 @@ async def test_a_visitor_that_leaves_in_the_middle_is_told_nothing(
             assert await ask(visitor, said) == b""
 
 
+async def test_a_handshake_that_fails_ends_with_an_alert_and_a_fin(files: dict[str, Any]) -> None:
+    outgoing = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        client_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=HOST).do_handshake()
+    async with relay_rig(tunnels=TUNNELS, **files) as rig, await rig.visit() as visitor:
+        with trio.fail_after(5):
+            assert await ask(visitor, outgoing.read() + b"\x17\x03\x03\x00\x05hello")
+
+
 async def test_a_reload_switches_a_tunnel_to_passing_through() -> None:
     """Seen by the alert: nobody has the name, and then its gateway is not there."""
     relay = Relay(relay_config(tunnels=TUNNELS[:1]))

@@ -146,7 +146,9 @@ class IngressDoor:
         except Refusal as refusal:
             await refuse(visit.stream, refusal)
         else:
-            if head is not None:
+            if head is None:
+                await visit.stream.aclose()
+            else:
                 await self.serve_request(visit, head, received)
 
     async def serve_request(self, visit: Visit, head: RequestHead, received: bytes) -> None:

@@ -15,6 +15,8 @@ from typing import Final, final
 import trio
 
 from ..address import Address
+from ..sockets import reset_on_close
+from ..tcp_stream import CAN_USE_DESCRIPTORS
 from .accepting import Front, Handler
 from .admission import Arrival
 from .config import TunnelEntry, each_address
@@ -32,20 +34,30 @@ async def open_listeners(address: Address, beside: Collection[Address] = ()) -> 
     It takes IPv6 alone where an address in `beside` has an IPv4 host and the same port, or, with a warning, where
     another process listens at that port over IPv4.
 
+    What is accepted `resets`, see `LentSocket`, where the system lets us use descriptors.
+
     Raises:
         OSError: it cannot be listened at; the message names it.
     """
     try:
-        if address.host != _ANY_IPV6 or _takes_ipv4(beside, address.port):
-            return await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
-        try:
-            return [await _open_for_both(address.port)]
-        except OSError as error:
-            listeners = await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
-            _log.warning("%s serves IPv6 alone; IPv4 at this port: %s", address, error.strerror)
-            return listeners
+        listeners = await _open(address, beside)
     except OSError as error:
         raise OSError(error.errno, f"cannot listen at {address}: {error.strerror}") from error
+    if CAN_USE_DESCRIPTORS:
+        for listener in listeners:
+            reset_on_close(listener.socket)
+    return listeners
+
+
+async def _open(address: Address, beside: Collection[Address]) -> list[trio.SocketListener]:
+    if address.host != _ANY_IPV6 or _takes_ipv4(beside, address.port):
+        return await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
+    try:
+        return [await _open_for_both(address.port)]
+    except OSError as error:
+        listeners = await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
+        _log.warning("%s serves IPv6 alone; IPv4 at this port: %s", address, error.strerror)
+        return listeners
 
 
 def _takes_ipv4(addresses: Iterable[Address], port: int) -> bool:

@@ -28,7 +28,7 @@ from ..errors import InvalidSettingsError, StorageError
 from ..groups import lone_error_bare
 from ..handshake import SUBPROTOCOL
 from ..identity import SigningIdentity
-from ..sockets import keep_alive
+from ..sockets import keep_alive, plain_socket
 from ..streams import PrefixedStream, Watched, watch
 from ..websocket import EngineName
 from ..yamux import Limits
@@ -219,6 +219,7 @@ class Relay:
     async def _serve_control(self, connected: trio.SocketStream, arrival: Arrival) -> None:
         stream: trio.abc.Stream
         stream = watched = _watched(connected)
+        _end_with_fin(watched)
         if self._config.control_tls:
             assert self._certificate is not None
             stream = await end_tls(watched, self._certificate)
@@ -243,8 +244,9 @@ class Relay:
             await refuse(visit.stream, refusal)
             return
         if head is None:
-            return
-        if _wants_control(head) and self._is_public(head):
+            await visit.stream.aclose()
+        elif _wants_control(head) and self._is_public(head):
+            _end_with_fin(watched)
             await self._control.serve(PrefixedStream(visit.stream, received), watched, arrival)
         else:
             await self._ingress.serve_request(visit, head, received)
@@ -307,7 +309,14 @@ def guarded(
 
 def _watched(connected: trio.SocketStream) -> Watched:
     keep_alive(connected.socket, idle=60, interval=15)
-    return watch(connected)
+    return watch(connected, resets=True)
+
+
+def _end_with_fin(link: Watched) -> None:
+    """Let a gateway's link end with a FIN: what it carries says by itself which streams are complete."""
+    lent = plain_socket(link)
+    if lent is not None:
+        lent.disarm_reset()
 
 
 def _visit(connected: trio.SocketStream, watched: Watched, arrival: Arrival) -> Visit:

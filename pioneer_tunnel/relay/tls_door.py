@@ -51,9 +51,13 @@ async def end_tls(stream: trio.abc.Stream, certificate: Certificate) -> TlsServe
         trio.BrokenResourceError: it came to nothing, or the connection broke.
         trio.TooSlowError: it took too long.
     """
-    with trio.fail_after(HANDSHAKE_TIMEOUT):
-        secured = TlsServerStream(stream, await certificate.latest_context())
-        await secured.do_handshake()
+    try:
+        with trio.fail_after(HANDSHAKE_TIMEOUT):
+            secured = TlsServerStream(stream, await certificate.latest_context())
+            await secured.do_handshake()
+    except trio.BrokenResourceError:
+        await stream.aclose()  # in good order, so that the alert arrives
+        raise
     return secured
 
 
@@ -94,7 +98,10 @@ class TlsDoor:
             return None
         stream = PrefixedStream(visit.stream, received)
         if hello is None:
-            return None if tls else attrs.evolve(visit, stream=stream)
+            if not tls:
+                return attrs.evolve(visit, stream=stream)
+            await stream.aclose()
+            return None
         entry = None if hello.server_name is None else await self._registry.by_host(hello.server_name)
         if entry is not None and entry.passes_tls:
             try:

@@ -142,6 +142,7 @@ class DataChannels:
             self._nursery.start_soon(self._run, attempt)
             return
         keep_alive(connected)
+        reset_on_close(connected)
         try:
             said = os.write(descriptor_of(connected), self._hello)
         except OSError:
@@ -281,6 +282,8 @@ class DataChannels:
         connected = socket_below(watched)
         if connected is not None:
             keep_alive(connected)
+        if isinstance(watched, TcpStream):
+            watched.plain_socket.arm_reset()  # soon it is a visitor's
         stream: Watched | TlsStream = watched
         if self._tls is not None:
             # The visitor may end one direction before the other, which `trio.SSLStream` has no word for.
@@ -292,7 +295,7 @@ class DataChannels:
 
 @final
 class _Watched:
-    """One that waits for its visitor without a task."""
+    """One that waits for its visitor without a task. Closing its socket is a RST, see `LentSocket.resets`."""
 
     __slots__ = ("_channels", "_command", "_connected", "_descriptor", "_reactor")
 
@@ -307,7 +310,6 @@ class _Watched:
     def abandon(self) -> None:
         """End it with a RST."""
         self._reactor.unwatch(self._descriptor)
-        reset_on_close(self._connected)
         self._connected.close()
 
     def _on_events(self, events: int) -> None:  # noqa: ARG002  # reading tells the same
@@ -328,7 +330,7 @@ class _Watched:
             return
         if self._channels.understood(self._command):
             self._reactor.unwatch(self._descriptor)
-            self._channels.note_visited(TcpStream(self._connected), self)
+            self._channels.note_visited(TcpStream(self._connected, resets=True), self)
         else:
             self.abandon()
             self._channels.note_lost(self)
