@@ -76,7 +76,7 @@ READERS: Final[dict[str, Callable[[Path], object]]] = {
     "a certificate": certificate,
     "a private key": private_key,
     "the relay's identity": lambda path: Relay(relay_config(identity_key_file=path)),
-    "a key file": _read_key,
+    "a key file": lambda path: _read_key(path, native=True),
     "a mounted key": lambda path: trio.run(EnvironmentKeystore(file=path).get, "remote_access"),
     "a stored key": stored_key,
     "the instance": instance,

@@ -169,8 +169,7 @@ async def test_a_key_that_is_revoked_is_not_let_in_again() -> None:
                 await rejected(tunnel)
             relay.register("office", KEY)
             await trio.sleep(3600)
-            assert not relay.reachable
-            assert tunnel.status.retry_at_unix is not None
+            assert (relay.reachable, tunnel.status.retry_at_unix is None) == (False, False)
             relay.register("office", relay.key)
             await trio.sleep(20 * 60)
             assert relay.reachable
