@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
+NPM_READY := tests/interop/node_modules/.ready
 
 # Install this checkout with EXTRAS, and name each package as it comes. pip writes errors to standard error.
 define install
@@ -37,7 +38,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 # Most tests wait, for the clock of a real socket or a process: one worker a core makes half the time of it.
-unit: $(READY)
+unit: $(READY) $(NPM_READY)
 	$(BIN)/pytest -n auto --dist worksteal
 
 # The fuzz targets, for so many seconds and the end of the round that has begun then. A round takes other examples than
@@ -65,16 +66,23 @@ audit: $(READY)
 	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r $(AUDIT)/installed.txt || \
 		{ echo "audit: something was found, or the list could not be reached for all packages: see above"; exit 1; }
 
-# Two other yamux implementations for tests/test_interop.py: npm's for Node, and the reference for Go, whose sources
-# Debian's golang-github-hashicorp-yamux-dev puts here. Whatever is missing, its tests are skipped.
+# Two other yamux implementations for tests/test_interop.py. npm's for Node is part of `make test` wherever npm can install
+# it. The reference for Go is built here alone, from what Debian's golang-github-hashicorp-yamux-dev installs.
 YAMUX_GOPATH ?= /usr/share/gocode
 
-interop: $(READY)
-	! command -v npm || npm install --prefix tests/interop --no-package-lock --no-audit --no-fund --ignore-scripts
+interop: $(READY) $(NPM_READY)
 	mkdir -p build/interop
 	! command -v go || (cd tests/interop/go && \
 		GO111MODULE=off GOPATH=$(YAMUX_GOPATH) go build -o $(CURDIR)/build/interop/go-peer .)
 	$(BIN)/pytest tests/test_interop.py
+
+# Without npm, or without a way to its registry, the tests that need it are skipped.
+$(NPM_READY): tests/interop/package-lock.json
+	@mkdir -p build
+	@if ! command -v npm > /dev/null; then echo "npm is not installed: the tests with Node's yamux are skipped"; \
+	elif npm ci --prefix tests/interop --ignore-scripts --no-audit --no-fund \
+		--fetch-retries=1 --fetch-timeout=30000 > build/npm.log 2>&1; then touch $@; \
+	else echo "npm could not install Node's yamux, see build/npm.log: the tests with it are skipped"; fi
 
 # Simulated days of faults, one seed after the other, until one fails or the time is over. docs/testing.md tells more.
 SOAK_SECONDS ?= 600
