@@ -7,13 +7,14 @@ import hashlib
 import itertools
 import random
 import tracemalloc
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, final
 
 import pytest
 import trio
-from rig import no_hang
+from rig import no_hang, until_it_raises
 from trio.testing import MockClock, wait_all_tasks_blocked
 from yamux_rig import (
     KIB,
@@ -899,3 +900,106 @@ async def test_a_session_that_is_cancelled_anywhere_ends_with_a_whole_frame() ->
         if not cancelled:
             break
     assert count > 20
+
+
+# Turns: how many handlers begin or end before other tasks run
+
+
+class Passes(trio.abc.Instrument):
+    """Counts the passes of the event loop, and how often `note` was called in each."""
+
+    def __init__(self) -> None:
+        self.notes: Counter[int] = Counter()
+        self._pass = 0
+        trio.lowlevel.add_instrument(self)
+
+    def after_io_wait(self, timeout: float) -> None:
+        self._pass += 1
+
+    def note(self) -> None:
+        self.notes[self._pass] += 1
+
+    def most(self) -> int:
+        return max(self.notes.values())
+
+
+MANY: Final = 640
+
+
+@pytest.mark.parametrize("how", ["resets", "the link is lost"])
+async def test_many_streams_that_end_at_once_let_their_handlers_end_in_turns(how: str) -> None:
+    """Found by an attack: thousands of handlers ended in one pass of the event loop, which took two seconds."""
+    passes = Passes()
+
+    async def handle(stream: YamuxStream) -> None:
+        with pytest.raises(trio.BrokenResourceError):
+            await until_it_raises(stream.receive_some)
+        passes.note()
+
+    ends = pipe()
+    async with trio.open_nursery() as nursery, one(ends, heartbeat=NEVER) as (running, peer):
+        nursery.start_soon(suppressed, peer.hear_all)
+        for number in range(MANY):
+            await peer.say(update(1 + 2 * number, SYN))
+            nursery.start_soon(handle, await running.accept())
+        await wait_all_tasks_blocked()
+        if how == "resets":
+            await peer.say(*(update(1 + 2 * number, RST) for number in range(MANY)))
+        else:
+            await peer.stream.aclose()
+        while passes.notes.total() < MANY:
+            await trio.lowlevel.checkpoint()
+    assert passes.most() < 100
+
+
+async def test_many_openings_at_once_are_handed_on_in_turns() -> None:
+    passes = Passes()
+    async with (
+        one(pipe(), heartbeat=NEVER, on_stream=lambda _: passes.note()) as (_, peer),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(suppressed, peer.hear_all)
+        await peer.say(*(update(1 + 2 * number, SYN) for number in range(256)))
+        while passes.notes.total() < 256:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert passes.most() < 100
+
+
+async def test_openings_that_are_taken_back_at_once_are_not_handed_on() -> None:
+    handed_on: list[YamuxStream] = []
+    async with one(pipe(), heartbeat=NEVER, on_stream=handed_on.append) as (running, peer):
+        for number in range(100):
+            opening = update(1 + 4 * number, SYN) if number % 2 else data(1 + 4 * number, b"hello", SYN)
+            await peer.say(opening, update(1 + 4 * number, RST))
+        await peer.say(update(3, SYN))
+        await wait_all_tasks_blocked()
+        assert len(handed_on) == 1
+        assert running.session.unread == 0
+
+
+async def test_many_writers_that_get_room_at_once_all_go_on() -> None:
+    """More of them than a turn wakes: the rest is woken without anything else happening."""
+    async with one(pipe(), heartbeat=NEVER) as (running, peer), trio.open_nursery() as nursery:
+        nursery.start_soon(suppressed, peer.hear_all)
+        done = 0
+
+        async def send(stream: YamuxStream) -> None:
+            nonlocal done
+            await stream.send_all(bytes(INITIAL_WINDOW + 100 * KIB))
+            done += 1
+
+        for number in range(100):
+            await peer.say(update(1 + 2 * number, SYN))
+            nursery.start_soon(send, await running.accept())
+        await wait_all_tasks_blocked()
+        assert done == 0
+        await peer.say(*(update(1 + 2 * number, credit=100 * KIB) for number in range(100)))
+        await wait_all_tasks_blocked()
+        assert done == 100
+        nursery.cancel_scope.cancel()
+
+
+async def suppressed(listen: Callable[[], Awaitable[object]]) -> None:
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await listen()

@@ -15,7 +15,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, NoReturn, final
 
 import attrs
@@ -24,7 +25,7 @@ import trio
 from ..complaints import Complaints
 from ..errors import RemoteProtocolError
 from ..link import Link
-from .events import GoAwayReceived, OpenAllowed, PongReceived, StreamOpened, StreamReadable, StreamWritable
+from .events import Event, GoAwayReceived, OpenAllowed, PongReceived, StreamOpened, StreamReadable, StreamWritable
 from .flow import SendBudget
 from .frames import GoAwayCode
 from .session import Limits, Role, Session
@@ -52,6 +53,9 @@ _MAX_BATCH: Final = 255 * 1024
 # What is taken in at once, as much as a message of a well-behaved peer, and for how long until others have their turn.
 _MOST_AT_ONCE: Final = 64 * 1024
 _TURN_SECONDS: Final = 0.005
+
+WAKES_PER_TURN: Final = 32
+"""Streams that are handed on or woken before other tasks run. Each starts a handler, or lets one end."""
 
 
 def _ignore_round_trip(seconds: float) -> None:
@@ -100,6 +104,7 @@ class YamuxConnection:
         self._on_round_trip: Final = on_round_trip
         self._on_first_bytes = on_first_bytes
         self._goodbye: Final = goodbye
+        self._events: Final[deque[Event]] = deque()
         self._writer_idle = trio.lowlevel.ParkingLot()
         self._openers = trio.lowlevel.ParkingLot()
         self._askers = trio.lowlevel.ParkingLot()
@@ -125,11 +130,11 @@ class YamuxConnection:
                 nursery.start_soon(self._keep_time)
         except BaseExceptionGroup as group:
             ending, others = group.split((RemoteProtocolError, trio.BrokenResourceError, trio.ClosedResourceError))
-            self.fail(_reason(ending))
+            await self._fail_in_turns(_reason(ending))
             if others is not None:
                 raise others from None  # a cancellation, an interrupt, a bug: not ours to translate
         except trio.Cancelled:
-            self.fail(_reason(None))
+            await self._fail_in_turns(_reason(None))
             raise
         finally:
             await self._say_goodbye()
@@ -184,15 +189,27 @@ class YamuxConnection:
         return self._link.last_received > asked_at
 
     def fail(self, failure: Exception) -> None:
-        """Break every stream, now and for good. For `run`, and for whoever will not come to run it."""
+        """Break every stream, now and for good, when `run` will not be called."""
+        for _ in self._fail(failure):
+            pass
+
+    async def _fail_in_turns(self, failure: Exception) -> None:
+        with trio.CancelScope(shield=True):
+            for _ in self._fail(failure):
+                await trio.lowlevel.checkpoint()
+
+    def _fail(self, failure: Exception) -> Iterator[None]:
+        """Break every stream. Yields where other tasks should run: each stream that is woken lets a handler end."""
         self.failure = failure
         self.session.sending.close()
-        for stream in self.session.live_streams:
+        for waiting in (self._openers, self._askers, self._leavers):
+            waiting.unpark_all()
+        for number, stream in enumerate(self.session.live_streams, start=1):
             if stream.owner is not None:
                 stream.owner.wake_readers()
                 stream.owner.wake_writers()
-        for waiting in (self._openers, self._askers, self._leavers):
-            waiting.unpark_all()
+            if not number % WAKES_PER_TURN:
+                yield
 
     # For streams
 
@@ -217,13 +234,15 @@ class YamuxConnection:
                 for start in range(0, len(chunk), _MOST_AT_ONCE):
                     # Whatever the peer says, others have their turn in between: thousands of frames fit a message.
                     if trio.current_time() - now > _TURN_SECONDS:
-                        self._dispatch()
                         await trio.lowlevel.checkpoint()
                         now = trio.current_time()
                     session.receive_data(memoryview(chunk)[start : start + _MOST_AT_ONCE], now)
+                    while self._dispatch():
+                        self.wake_writer()
+                        await trio.lowlevel.checkpoint()
+                        now = trio.current_time()
             self._asked_at = None
             self._askers.unpark_all()
-            self._dispatch()
             self.wake_writer()
             if trio.current_time() - now > _TURN_SECONDS:
                 await trio.lowlevel.checkpoint()
@@ -235,13 +254,16 @@ class YamuxConnection:
         with self._sending:
             while not self._ending:
                 batch = session.data_to_send(self._batch)
-                self._dispatch()
+                self._mid_send = bool(batch)  # what was taken has to leave, also when this is cut off here
+                while self._dispatch():
+                    await trio.lowlevel.checkpoint()
                 if not batch:
-                    # No deadline: with nothing to say there is nothing to wait for; the clock task keeps the session.
-                    await self._writer_idle.park()
+                    if not session.has_work:
+                        # No deadline: with nothing to say there is nothing to wait for; the clock task keeps the
+                        # session.
+                        await self._writer_idle.park()
                     continue
                 started = trio.current_time()
-                self._mid_send = True
                 await self._link.send(batch)
                 self._mid_send = False
                 if trio.current_time() - started > _BATCH_SECONDS:
@@ -279,18 +301,28 @@ class YamuxConnection:
 
     # What they share
 
-    def _dispatch(self) -> None:
-        """Do what the session's events ask for. Nothing here waits."""
+    def _dispatch(self) -> bool:
+        """Do what the session's events ask for, as far as a turn reaches; True when it left some of it.
+
+        Nothing here waits.
+        """
+        self._events.extend(self.session.events())
         opened: list[YamuxStream] = []
-        for event in self.session.events():
+        wakes = 0
+        while self._events and wakes < WAKES_PER_TURN:
+            event = self._events.popleft()
             if isinstance(event, StreamReadable):
                 if event.stream.owner is not None:
-                    event.stream.owner.wake_readers()
+                    wakes += event.stream.owner.wake_readers()
             elif isinstance(event, StreamWritable):
                 if event.stream.owner is not None:
-                    event.stream.owner.wake_writers()
+                    wakes += event.stream.owner.wake_writers()
             elif isinstance(event, StreamOpened):
-                opened.append(YamuxStream(self, event.stream))
+                if event.stream.was_reset:
+                    self.session.reset(event.stream)  # it came and went in one breath: what it said is dropped
+                else:
+                    opened.append(YamuxStream(self, event.stream))
+                    wakes += 1
             elif isinstance(event, OpenAllowed):
                 self._openers.unpark()
             elif isinstance(event, PongReceived):
@@ -310,6 +342,7 @@ class YamuxConnection:
                 stream.reset()
         if self._leavers and not self.session.live_streams:
             self._leavers.unpark_all()
+        return bool(self._events)
 
     def _receive_go_away(self, event: GoAwayReceived) -> None:
         self._openers.unpark_all()

@@ -238,15 +238,16 @@ class YamuxStream(trio.abc.HalfCloseableStream):
 
     # For the connection
 
-    def wake_readers(self) -> None:
-        """There is something to receive, or there never will be."""
-        self._readable.unpark_all()
+    def wake_readers(self) -> bool:
+        """There is something to receive, or there never will be; False when nobody waited for that."""
+        woken = self._readable.unpark_all()
         if self._breaking and not self.usable:
-            self._breaking.unpark_all()
+            woken += self._breaking.unpark_all()
+        return bool(woken)
 
-    def wake_writers(self) -> None:
-        """There is room to send, or there never will be."""
-        self._writable.unpark_all()
+    def wake_writers(self) -> bool:
+        """There is room to send, or there never will be; False when nobody waited for that."""
+        return bool(self._writable.unpark_all())
 
     def _wake(self) -> None:
         self.wake_readers()
