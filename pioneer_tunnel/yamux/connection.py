@@ -85,6 +85,8 @@ class YamuxConnection:
         limits = limits or Limits()
         self.session: Final = Session(role, limits if on_stream is not None else attrs.evolve(limits, unaccepted=0))
         self.failure: Exception | None = None
+        self.watchers: Final[set[YamuxStream]] = set()
+        """Streams on which a task waits in `wait_broken`."""
         self._link: Final = link
         self._heartbeat: Final = heartbeat
         self._on_stream: Final = on_stream
@@ -178,6 +180,8 @@ class YamuxConnection:
             if stream.owner is not None:
                 stream.owner.wake_readers()
                 stream.owner.wake_writers()
+        for watcher in self.watchers:
+            watcher.wake_readers()
         for waiting in (self._openers, self._askers, self._leavers):
             waiting.unpark_all()
 
