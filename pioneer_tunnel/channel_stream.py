@@ -67,6 +67,8 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         self._receiving: Final = OneAtATime("another task is receiving from this stream")
         self._sending: Final = OneAtATime("another task is sending on this stream")
         self._closed = False
+        self._abandoned = False
+        self._breaking: Final = trio.lowlevel.ParkingLot()
         self._over = False
         self._lost = False
         self._end_sent = False
@@ -155,14 +157,27 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         else:
             self._leave_taking.start_soon(self._take_leave)
 
+    async def wait_broken(self) -> bool:
+        """Wait until the session ends; False when the stream was closed here.
+
+        A reset by the visitor is not noticed here: the system tells of it only a task that receives or sends.
+        """
+        while not self._closed:
+            # No deadline: most streams never break.
+            await self._breaking.park()
+        return self._abandoned
+
     def reset(self) -> None:
         """Abandon the connection: the relay sees a RST at once. On a stream that was closed this changes nothing."""
         if not self._closed:
+            self._close()
             self.abandon()
 
     def abandon(self) -> None:
-        """Like `reset`, also of a stream that was closed and has not been let go of yet."""
-        self._close()
+        """End the stream with its session: like `reset`, also of one that was closed and has not been let go of yet."""
+        if not self._closed:
+            self._abandoned = True
+            self._close()
         if self._over:
             return
         if self._below is not None:
@@ -179,6 +194,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
     def _close(self) -> None:
         self._closed = True
+        self._breaking.unpark_all()
         if self._plain is not None:
             self._plain.take_back()
 
@@ -189,6 +205,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
     def _closed_by_borrower(self) -> None:
         self._closed = True
+        self._breaking.unpark_all()
         self._note_over()
 
     def _note_over(self) -> None:

@@ -128,7 +128,8 @@ class TunnelStream(trio.abc.HalfCloseableStream):
     async def wait_broken(self) -> bool:
         """Wait until the visitor resets its connection or the link is lost; False when the stream was closed here.
 
-        For a handler that has read to the end and works on an answer. Waits for ever where the transport cannot tell.
+        For a handler that has read to the end and works on an answer. Over `tcp` and `tls` a visitor's reset goes
+        unnoticed here. It waits for ever over a transport of your own whose streams have no `wait_broken`.
         """
         if not hasattr(self._carried, "wait_broken"):
             await trio.sleep_forever()

@@ -819,6 +819,28 @@ async def test_the_stream_keeps_trios_contract() -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize(("how", "broken"), [("abandon", True), ("reset", False), ("aclose", False)])
+async def test_who_waits_for_a_break_of_a_stream_hears_of_the_end_of_its_session(how: str, broken: bool) -> None:
+    near, far = trio.testing.memory_stream_pair()
+    heard: list[bool] = []
+    async with trio.open_nursery() as nursery:
+        stream = ChannelStream(watch(near), nursery, on_accepted=lambda: None, on_over=lambda stream: None)
+
+        @nursery.start_soon
+        async def wait() -> None:
+            heard.append(await stream.wait_broken())
+
+        await far.send_all(b"the visitor talks")
+        await trio.testing.wait_all_tasks_blocked()
+        assert not heard
+        if how == "aclose":
+            await stream.aclose()
+        else:
+            getattr(stream, how)()
+    assert heard == [broken]
+    assert await stream.wait_broken() == broken
+
+
 # Leaving
 
 

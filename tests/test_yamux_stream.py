@@ -685,6 +685,47 @@ async def test_who_waits_for_a_break_hears_of_a_lost_connection() -> None:
         assert await stream.wait_broken()
 
 
+async def test_who_waits_for_a_break_hears_of_it_when_both_halves_have_ended() -> None:
+    async with accepted() as (stream, peer), trio.open_nursery() as nursery:
+        await peer.say(data(1, b"x", FIN))
+        assert await read_all(stream) == b"x"
+        await stream.send_eof()
+        heard: list[bool] = []
+
+        async def wait() -> None:
+            heard.append(await stream.wait_broken())
+
+        nursery.start_soon(wait)
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        with trio.move_on_after(0) as giving_up:
+            await stream.wait_broken()
+        assert giving_up.cancelled_caught
+        assert not heard, "that it has ended is no break"
+        await peer.stream.aclose()
+        await wait_all_tasks_blocked()
+        assert heard == [True, True]
+
+
+async def test_who_waits_for_a_break_hears_of_a_reset_for_memory_when_both_halves_have_ended() -> None:
+    async with one(pipe(), heartbeat=NEVER, limits=Limits(unread=1000)) as (running, peer):
+        await peer.say(update(1, SYN))
+        stream = await running.accept()
+        await peer.say(data(1, bytes(900), FIN))
+        await stream.send_eof()
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def wait() -> None:
+                assert await stream.wait_broken()
+                with pytest.raises(trio.BrokenResourceError):
+                    await stream.receive_some()
+
+            await wait_all_tasks_blocked()
+            await peer.say(data(3, bytes(200), SYN))
+        await running.accept()
+
+
 async def test_draining_waits_for_what_is_queued() -> None:
     async with accepted() as (stream, peer), trio.open_nursery() as nursery:
         await stream.drain()

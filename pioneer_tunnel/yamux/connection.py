@@ -98,6 +98,8 @@ class YamuxConnection:
             limits = attrs.evolve(limits, unaccepted=0)
         self.session: Final = Session(role, limits, process_sending=process_sending)
         self.failure: Exception | None = None
+        self.watchers: Final[set[YamuxStream]] = set()
+        """Streams on which a task waits in `wait_broken`."""
         self._link: Final = link
         self._heartbeat: Final = heartbeat
         self._on_stream: Final = on_stream
@@ -204,10 +206,11 @@ class YamuxConnection:
         self.session.sending.close()
         for waiting in (self._openers, self._askers, self._leavers):
             waiting.unpark_all()
-        for number, stream in enumerate(self.session.live_streams, start=1):
-            if stream.owner is not None:
-                stream.owner.wake_readers()
-                stream.owner.wake_writers()
+        owners = {stream.owner for stream in self.session.live_streams} | self.watchers
+        for number, owner in enumerate(owners, start=1):
+            if owner is not None:
+                owner.wake_readers()
+                owner.wake_writers()
             if not number % WAKES_PER_TURN:
                 yield
 

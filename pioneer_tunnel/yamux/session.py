@@ -498,7 +498,9 @@ class Session:
         greediest = max(self._holding, key=held)
         greediest.end_received = False
         self.reset(greediest)
-        greediest.was_reset = True
+        if not greediest.was_reset:  # it had ended both ways
+            greediest.was_reset = True
+            self._events.append(StreamReadable(greediest))
 
     def _forget_if_done(self, stream: Stream) -> None:
         if stream.state is not State.CLOSED or not stream.flushed:

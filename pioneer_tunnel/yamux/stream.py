@@ -32,6 +32,9 @@ class _Connection(Protocol):
     @property
     def failure(self) -> Exception | None: ...
 
+    @property
+    def watchers(self) -> set[YamuxStream]: ...
+
     def wake_writer(self) -> None: ...
 
 
@@ -191,9 +194,15 @@ class YamuxStream(trio.abc.HalfCloseableStream):
 
     async def wait_broken(self) -> bool:
         """Wait until the other end resets the stream, or its connection is gone; False when it was closed here."""
-        while self.usable:
-            # No deadline: most streams never break.
-            await self._breaking.park()
+        # The session forgets a stream that has ended both ways, so that the connection has to know who waits.
+        self._connection.watchers.add(self)
+        try:
+            while self.usable:
+                # No deadline: most streams never break.
+                await self._breaking.park()
+        finally:
+            if not self._breaking:
+                self._connection.watchers.discard(self)
         return not self._closed
 
     async def drain(self) -> None:
