@@ -26,6 +26,9 @@ __all__ = ["Certificate"]
 LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks at the files."""
 
+LOOK_TIMEOUT: Final = 2.0
+"""Seconds that a handshake waits for a look. A file system may hang; there is one thread that looks at most."""
+
 _Stamp: TypeAlias = tuple[tuple[int, ...] | None, ...]
 
 _log: Final = logging.getLogger("pioneer_tunnel.certificate")
@@ -50,21 +53,34 @@ class Certificate:
         self._stamp = self._look()
         self._context = self._load()
         self._looked_at: float | None = None
+        self._looking = False
 
     @property
     def files(self) -> tuple[Path, Path]:
         """The certificate's file and the private key's."""
         return self._files
 
-    def context(self) -> ssl.SSLContext:
-        """What the next handshake is made with, from files that were looked at within the last second. Call in Trio."""
+    async def context(self) -> ssl.SSLContext:
+        """What the next handshake is made with, from files that were looked at within the last second.
+
+        The look is in a thread. While it is under way, and when it takes longer than 2 seconds, the certificate in use
+        stays.
+        """
         now = trio.current_time()
-        if self._looked_at is None or now - self._looked_at >= LOOK_INTERVAL:
+        if not self._looking and (self._looked_at is None or now - self._looked_at >= LOOK_INTERVAL):
             self._looked_at = now
-            self._reload_if_changed()
+            with trio.move_on_after(LOOK_TIMEOUT):
+                await trio.to_thread.run_sync(self._reload_if_changed, abandon_on_cancel=True)
         return self._context
 
     def _reload_if_changed(self) -> None:
+        self._looking = True
+        try:
+            self._take_up_changes()
+        finally:
+            self._looking = False
+
+    def _take_up_changes(self) -> None:
         # The look comes before the reading: what changes in between is seen at the next look.
         stamp = self._look()
         if stamp == self._stamp:

@@ -50,8 +50,8 @@ async def end_tls(stream: trio.abc.Stream, certificate: Certificate) -> TlsServe
         trio.BrokenResourceError: it came to nothing, or the connection broke.
         trio.TooSlowError: it took too long.
     """
-    secured = TlsServerStream(stream, certificate.context())
     with trio.fail_after(HANDSHAKE_TIMEOUT):
+        secured = TlsServerStream(stream, await certificate.context())
         await secured.do_handshake()
     return secured
 
