@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import ssl
-import threading
 from pathlib import Path
 from typing import Final, TypeAlias, final
 
@@ -28,6 +27,9 @@ LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks at the files."""
 
 _FILE_LIMIT: Final = 1024 * 1024
+
+LOOK_TIMEOUT: Final = 2.0
+"""Seconds that a handshake waits for a look. A file system may hang; there is one thread that looks at most."""
 
 _Stamp: TypeAlias = tuple[tuple[int, ...] | None, ...]
 
@@ -53,49 +55,44 @@ class Certificate:
         self._stamp = self._look()
         self._context = self._load()
         self._looked_at: float | None = None
-        self._reloading: Final = threading.Lock()
+        self._looking = False
 
     @property
     def files(self) -> tuple[Path, Path]:
         """The certificate's file and the private key's."""
         return self._files
 
-    def context(self) -> ssl.SSLContext:
+    async def context(self) -> ssl.SSLContext:
         """What the next handshake is made with, from files that were looked at within the last second.
 
-        Call in Trio. It reads the files when they have changed, and blocks as long as that takes.
+        The look is in a thread. While it is under way, and when it takes longer than 2 seconds, the certificate in use
+        stays.
         """
-        if self._is_due():
-            self._reload_if_changed()
-        return self._context
-
-    async def latest_context(self) -> ssl.SSLContext:
-        """Like `context`, but the files are looked at in a thread, and only the first who asks waits for it."""
-        if self._is_due():
-            await trio.to_thread.run_sync(self._reload_if_changed, abandon_on_cancel=True)
-        return self._context
-
-    def _is_due(self) -> bool:
         now = trio.current_time()
-        if self._looked_at is not None and now - self._looked_at < LOOK_INTERVAL:
-            return False
-        self._looked_at = now
-        return True
+        if not self._looking and (self._looked_at is None or now - self._looked_at >= LOOK_INTERVAL):
+            self._looked_at = now
+            with trio.move_on_after(LOOK_TIMEOUT):
+                await trio.to_thread.run_sync(self._reload_if_changed, abandon_on_cancel=True)
+        return self._context
 
     def _reload_if_changed(self) -> None:
-        if not self._reloading.acquire(blocking=False):
-            return  # a thread that nobody waits for any more is at it
+        self._looking = True
         try:
-            # The look comes before the reading: what changes in between is seen at the next look.
-            stamp = self._look()
-            if stamp != self._stamp:
-                self._stamp = stamp
-                self._context = self._load()
-                _log.info("the TLS certificate %s was renewed", self._files[0])
+            self._take_up_changes()
+        finally:
+            self._looking = False
+
+    def _take_up_changes(self) -> None:
+        # The look comes before the reading: what changes in between is seen at the next look.
+        stamp = self._look()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._context = self._load()
+            _log.info("the TLS certificate %s was renewed", self._files[0])
         except InvalidSettingsError as error:
             _log.warning("%s; the one in use stays, until the files change again", error)
-        finally:
-            self._reloading.release()
 
     def _look(self) -> _Stamp:
         """What tells the files' content from an earlier one, without reading it."""

@@ -14,6 +14,7 @@ import functools
 import os
 import socket
 import ssl
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol, final
 
@@ -27,7 +28,7 @@ from .tcp_stream import CAN_USE_DESCRIPTORS, TcpStream
 from .tls_stream import TlsStream
 from .trust import why_tls_failed
 
-__all__ = ["Attempt", "Dialer", "begin_dial", "dial_local", "dial_relay", "dial_tcp"]
+__all__ = ["Attempt", "Dialer", "begin_dial", "dial_local", "dial_relay", "dial_tcp", "first_to_connect"]
 
 _NOT_BLOCKING: Final = getattr(socket, "SOCK_NONBLOCK", 0)
 _UNDER_WAY: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK}
@@ -128,6 +129,48 @@ def _family_of(host: str) -> socket.AddressFamily | None:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
+async def first_to_connect(hosts: Sequence[str], port: int, head_starts: Iterable[float]) -> trio.SocketStream:
+    """Connect to one of several IP addresses. The caller sets the deadline.
+
+    Args:
+        hosts: the addresses, in the order in which they are tried.
+        port: the port of all.
+        head_starts: for each address, the seconds until the next one is tried beside it. One that fails is not waited
+            for.
+
+    Raises:
+        OSError: none could be connected to.
+    """
+    connected: list[trio.SocketStream] = []
+    failures: list[OSError] = []
+
+    async def connect(host: str, failed: trio.Event) -> None:
+        try:
+            connected.append(await dial_tcp(host, port))
+        except OSError as error:
+            failures.append(error)
+            failed.set()
+        else:
+            nursery.cancel_scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for host, head_start in zip(hosts, head_starts, strict=True):
+                failed = trio.Event()
+                nursery.start_soon(connect, host, failed)
+                with trio.move_on_after(head_start):
+                    await failed.wait()
+    except BaseException:
+        for stream in connected:
+            stream.socket.close()
+        raise
+    if not connected:
+        raise OSError(f"no address could be connected to at port {port}") from ExceptionGroup("attempts", failures)
+    for stream in connected[1:]:
+        stream.socket.close()
+    return connected[0]
+
+
 async def dial_relay(
     address: RelayAddress, *, dial: Dialer, tls: ssl.SSLContext | None, timeout: float
 ) -> tuple[trio.abc.Stream, Watched]:
@@ -161,7 +204,7 @@ async def dial_relay(
         if isinstance(error, trio.TooSlowError):
             raise RelayConnectError(f"TLS with {address} was not agreed on within {timeout:g} seconds") from None
         if isinstance(error, trio.BrokenResourceError):
-            raise RelayConnectError(f"TLS with {address} failed: {why_tls_failed(error.__cause__)}") from error
+            raise RelayConnectError(f"TLS with {address} failed: {why_tls_failed(error.__cause__, tls)}") from error
         raise
     return secured, watched
 

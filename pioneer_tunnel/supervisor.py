@@ -185,6 +185,7 @@ class Supervisor:
 
     def _connected(self, session: Session) -> None:
         self._session = session
+        self._target.redial.note_up()
         self._connected_at = trio.current_time()
         self._local_failures = 0
         self._local_failing = trio.Event()

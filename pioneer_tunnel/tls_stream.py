@@ -21,11 +21,15 @@ relay and `visitor_tls` end visitors' TLS with it.
 
 from __future__ import annotations
 
+import functools
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, final
+from typing import Final, TypeVar, final
 
 import trio
+
+from .trust import blocks
 
 __all__ = ["TlsServerStream", "TlsStream"]
 
@@ -42,6 +46,10 @@ _RECORDS_PER_TURN: Final = 64
 _MOST_EMPTY_RECORDS: Final = 32
 _MOST_REPLIES: Final = 64 * 1024
 _REPLY_TIMEOUT: Final = 1.0
+_MOST_THREADS: Final = 8
+
+_T = TypeVar("_T")
+_threads: Final = trio.lowlevel.RunVar[trio.CapacityLimiter]("pioneer_tunnel: threads for handshakes")
 
 
 @final
@@ -71,9 +79,18 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self.transport_stream: Final = stream
         self._incoming: Final = ssl.MemoryBIO()
         self._outgoing: Final = ssl.MemoryBIO()
-        self._tls: Final = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname, session=session
+        self._wrap: Final = functools.partial(
+            context.wrap_bio,
+            self._incoming,
+            self._outgoing,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            session=session,
         )
+        self._blocking: Final = blocks(context)
+        self._tls: ssl.SSLObject
+        if not self._blocking:
+            self._tls = self._wrap()
         self._https: Final = https
         self._to_wire: Final = trio.StrictFIFOLock()
         self._received: Final = bytearray()  # records that OpenSSL has not been given yet
@@ -98,14 +115,19 @@ class TlsStream(trio.abc.HalfCloseableStream):
         return bool(self._tls.session_reused)
 
     async def do_handshake(self) -> None:
-        """Agree on keys, and see who the other end is.
+        """Agree on keys, and see who the other end is. The caller sets the deadline; cancelled, it is good for nothing.
 
         Raises:
             trio.BrokenResourceError: that came to nothing; an `ssl.SSLError` is the cause.
         """
+        if self._blocking:
+            self._tls = await _in_thread(self._wrap)
         while True:
             try:
-                self._tls.do_handshake()
+                if self._blocking:
+                    await _in_thread(self._tls.do_handshake)
+                else:
+                    self._tls.do_handshake()
             except ssl.SSLWantReadError:
                 await self._flush()
                 if self._feed():
@@ -224,7 +246,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         try:
-            if not self._end_sent:
+            if not self._end_sent and hasattr(self, "_tls"):
                 self._end_sent = True
                 with trio.move_on_after(_GOODBYE_TIMEOUT):
                     self._say_goodbye()
@@ -291,6 +313,16 @@ class TlsStream(trio.abc.HalfCloseableStream):
                 await self._send_outgoing()
         if sending.cancelled_caught:
             raise trio.BrokenResourceError("TLS: the other end does not take a reply that it asked for")
+
+
+async def _in_thread(call: Callable[[], _T]) -> _T:
+    """Run what may block in a thread; of these there are 8 at most. Cancelled, the thread is left behind."""
+    try:
+        limiter = _threads.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(_MOST_THREADS)
+        _threads.set(limiter)
+    return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=limiter)
 
 
 @final

@@ -59,7 +59,7 @@ async def _decrypted(stream: TunnelStream, certificate: Certificate) -> TunnelSt
     """
     try:
         with trio.move_on_after(HANDSHAKE_TIMEOUT):
-            tls = TlsStream(stream, await certificate.latest_context(), server_side=True, https=True)
+            tls = TlsStream(stream, await certificate.context(), server_side=True, https=True)
             await tls.do_handshake()
             return TunnelStream(_DecryptedStream(tls, stream), attrs.evolve(stream.proxy_header, tls=True))
     except trio.BrokenResourceError as error:

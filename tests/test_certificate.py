@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 
 from pioneer_tunnel.certificate import Certificate
 from pioneer_tunnel.errors import InvalidSettingsError
+from pioneer_tunnel.testing.virtual_time import stop_the_clock_for_threads
 
 CA: Final = trustme.CA()
 FIRST: Final = CA.issue_cert("first.test")
@@ -46,6 +47,12 @@ def certificate_in(folder: Path) -> Certificate:
     return Certificate(folder / "tls.crt", folder / "tls.key")
 
 
+async def in_use(certificate: Certificate) -> ssl.SSLContext:
+    """The context of the next handshake, while a clock that jumps stands still."""
+    stop_the_clock_for_threads()
+    return await certificate.context()
+
+
 def presented(context: ssl.SSLContext) -> str:
     """The name in the certificate that a client is shown."""
     client_context = ssl.create_default_context()
@@ -68,7 +75,7 @@ def presented(context: ssl.SSLContext) -> str:
 
 def test_it_speaks_no_old_tls(folder: Path) -> None:
     async def main() -> ssl.SSLContext:
-        return certificate_in(folder).context()
+        return await certificate_in(folder).context()
 
     context = trio.run(main)
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
@@ -80,12 +87,12 @@ async def test_a_new_pair_is_used_within_a_second(
 ) -> None:
     caplog.set_level(logging.INFO)
     certificate = certificate_in(folder)
-    before = certificate.context()
+    before = await in_use(certificate)
     put(folder, SECOND)
-    assert certificate.context() is before, "it was looked at just now"
+    assert await in_use(certificate) is before, "it was looked at just now"
     await trio.sleep(1)
-    assert presented(certificate.context()) == "second.test"
-    assert certificate.context() is not before
+    assert presented(await in_use(certificate)) == "second.test"
+    assert await in_use(certificate) is not before
     assert "tls.crt was renewed" in caplog.text
 
 
@@ -93,7 +100,7 @@ async def test_what_does_not_change_is_not_read_again(folder: Path, autojump_clo
     certificate = certificate_in(folder)
     contexts = set()
     for _ in range(5):
-        contexts.add(certificate.context())
+        contexts.add(await in_use(certificate))
         await trio.sleep(2)
     assert len(contexts) == 1
 
@@ -108,14 +115,14 @@ async def test_half_a_pair_is_not_used_and_the_other_half_completes_it(
     certificate = certificate_in(folder)
     put(folder, SECOND, certificate=certificate_first, private_key=not certificate_first)
     for _ in range(3):
-        assert presented(certificate.context()) == "first.test"
+        assert presented(await in_use(certificate)) == "first.test"
         await trio.sleep(1)
     (warning,) = caplog.records
     assert "tls.crt" in warning.getMessage()
     assert "tls.key" in warning.getMessage()
     assert "the key is not the certificate's" in warning.getMessage()
     put(folder, SECOND)
-    assert presented(certificate.context()) == "second.test"
+    assert presented(await in_use(certificate)) == "second.test"
     assert len(caplog.records) == 1
 
 
@@ -125,14 +132,14 @@ async def test_files_that_vanish_or_break_leave_the_old_pair(
     certificate = certificate_in(folder)
     (folder / "tls.key").rename(folder / "elsewhere")
     await trio.sleep(1)
-    assert presented(certificate.context()) == "first.test"
+    assert presented(await in_use(certificate)) == "first.test"
     assert f"{folder / 'tls.key'} cannot be read: No such file or directory" in caplog.text
     (folder / "tls.key").write_bytes(b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
     await trio.sleep(1)
-    assert presented(certificate.context()) == "first.test"
+    assert presented(await in_use(certificate)) == "first.test"
     put(folder, SECOND)
     await trio.sleep(1)
-    assert presented(certificate.context()) == "second.test"
+    assert presented(await in_use(certificate)) == "second.test"
     assert len(caplog.records) == 2
 
 
@@ -147,11 +154,11 @@ async def test_a_link_that_points_elsewhere_is_a_change(folder: Path, autojump_c
         os.utime(folder / "2" / file, ns=(10**18, 10**18))
     (folder / "live").symlink_to("1")
     certificate = certificate_in(folder / "live")
-    assert presented(certificate.context()) == "first.test"
+    assert presented(await in_use(certificate)) == "first.test"
     (folder / "live.new").symlink_to("2")
     (folder / "live.new").replace(folder / "live")
     await trio.sleep(1)
-    assert presented(certificate.context()) == "second.test"
+    assert presented(await in_use(certificate)) == "second.test"
 
 
 def encrypted(pair: trustme.LeafCert) -> bytes:

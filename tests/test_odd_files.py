@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from pioneer_tunnel.cli.commands import _read_key
 from pioneer_tunnel.errors import TunnelError
 from pioneer_tunnel.relay import Relay, RelayConfig
 from pioneer_tunnel.runtime_folder import load_instance
+from pioneer_tunnel.testing.virtual_time import stop_the_clock_for_threads
 from pioneer_tunnel.trust import client_tls
 
 CA: Final = trustme.CA()
@@ -96,12 +98,13 @@ async def test_a_certificate_that_becomes_a_fifo_holds_up_no_handshake(
 ) -> None:
     (tmp_path / "key").write_bytes(ISSUED.private_key_pem.bytes())
     (tmp_path / "chain").write_bytes(ISSUED.cert_chain_pems[0].bytes())
+    stop_the_clock_for_threads()
     used = Certificate(tmp_path / "chain", tmp_path / "key")
-    before = await used.latest_context()
+    before = await used.context()
     (tmp_path / "chain").unlink()
     os.mkfifo(tmp_path / "chain")
     await trio.sleep(1)
-    assert await used.latest_context() is before
+    assert await used.context() is before
     assert "chain is not a regular file" in caplog.text
 
 
@@ -119,7 +122,7 @@ async def test_while_one_looks_at_the_certificate_others_use_what_there_is(
 
     monkeypatch.setattr(trio.to_thread, "run_sync", hang)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(used.latest_context)
+        nursery.start_soon(used.context)
         await looking.wait()
-        assert await used.latest_context() is used.context()
+        assert isinstance(await used.context(), ssl.SSLContext)
         go_on.set()

@@ -97,7 +97,7 @@ async def hostile_end(
             await handshake.run()
             records: Any = Tls13Records(secrets_of(folder / "keys")["SERVER_TRAFFIC_SECRET_0"], _cipher(handshake))
         else:
-            secured = TlsStream(ours, certificate.context(), server_side=True, https=True)
+            secured = TlsStream(ours, await certificate.context(), server_side=True, https=True)
             nursery.start_soon(secured.do_handshake)
             handshake, records = await hostile_client(theirs, folder, old=old)
     yield secured, handshake, records, theirs

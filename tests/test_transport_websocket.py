@@ -31,6 +31,7 @@ from pioneer_tunnel.handshake import SUBPROTOCOL, GatewayHandshake, Rejection, R
 from pioneer_tunnel.identity import RelayKey, SigningIdentity
 from pioneer_tunnel.proxy_protocol import ProxyHeader
 from pioneer_tunnel.streams import watch
+from pioneer_tunnel.testing.virtual_time import stop_the_clock_for_threads
 from pioneer_tunnel.transports import Target
 from pioneer_tunnel.transports.seam import Deliver, Draining, Event, Replaced, RoundTrip, Session
 from pioneer_tunnel.transports.websocket import serve
@@ -91,6 +92,7 @@ class Attempt:
 
     async def run(self, **changes: Any) -> TunnelError:
         """Run it to its end; returns what it raised."""
+        stop_the_clock_for_threads()
         started = trio.current_time()
         async with trio.open_nursery() as nursery:
 

@@ -7,20 +7,22 @@ import inspect
 import re
 import ssl
 import sys
+import threading
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import attrs
 import pytest
 import trio
+import trio.testing
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from rig import AT_ONCE, KEY, RELAY_NAME, connect, eventually, no_hang
+from rig import AT_ONCE, KEY, RELAY_NAME, connect, eventually, no_hang, read_all
 
 from pioneer_tunnel import (
     Address,
@@ -35,7 +37,10 @@ from pioneer_tunnel.relay import RelayConfig, TunnelEntry
 from pioneer_tunnel.settings import Settings
 from pioneer_tunnel.status import ErrorKind, State
 from pioneer_tunnel.tls_stream import TlsStream
-from pioneer_tunnel.trust import SYSTEM_TRUSTS, SystemTrust, client_tls
+from pioneer_tunnel.trust import SYSTEM_TRUSTS, SystemTrust, client_tls, why_tls_failed
+
+Keys: TypeAlias = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePrivateKey]
+"""The private key of a certificate, and that of its issuer."""
 
 CA: Final = trustme.CA()
 PAST: Final = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
@@ -185,6 +190,152 @@ def test_no_public_option_switches_verification_off() -> None:
     }
     relay = {field.name for cls in (RelayConfig, TunnelEntry) for field in attrs.fields(cls)}
     assert not {option for option in relay if re.search("verif|insecure|unsafe|skip", option)}
+
+
+# What blocks
+
+
+async def test_truststore_works_in_threads(ca_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads the system's certificates for each connection, and may ask the operating system in the handshake."""
+    from truststore import _api
+
+    context, threads, asked = client_tls(ca_file, system_trust="os"), set(), threading.Event()
+    wrap_bio = _api.SSLContext.wrap_bio
+
+    def wrap(*args: Any, **kwargs: Any) -> ssl.SSLObject:
+        threads.add(threading.get_ident())
+        return wrap_bio(*args, **kwargs)
+
+    def verify(*args: object, **kwargs: object) -> None:
+        threads.add(threading.get_ident())
+        asked.wait(10)
+
+    monkeypatch.setattr(_api.SSLContext, "wrap_bio", wrap)
+    monkeypatch.setattr(_api, "_verify_peercerts_impl", verify)
+    async with impostor(presenting(CA.issue_cert(RELAY_NAME))) as (address, heard):
+        for cancelled in (True, False):
+            secured = TlsStream(await connect(address), context, server_hostname=RELAY_NAME)
+            with trio.move_on_after(0.2 if cancelled else 10) as handshake:
+                await secured.do_handshake()
+            assert handshake.cancelled_caught is cancelled, "the event loop goes on while it is asked"
+            asked.set()
+            if cancelled:
+                await trio.aclose_forcefully(secured)
+            else:
+                await secured.send_all(b"hello")
+                await eventually(lambda: b"hello" in heard)
+                await secured.aclose()
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+@pytest.mark.parametrize("system_trust", SYSTEM_TRUSTS)
+async def test_a_connection_without_a_handshake_can_be_closed(system_trust: SystemTrust) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    secured = TlsStream(ours, client_tls(system_trust=system_trust), server_hostname=RELAY_NAME)
+    with trio.fail_after(5):
+        await secured.aclose()
+        await read_all(theirs)
+
+
+@pytest.mark.parametrize("transport", ["websocket", "tls"])
+async def test_certificates_are_read_in_a_thread(
+    transport: str, ca_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = set()
+    load = ssl.SSLContext.load_verify_locations
+
+    def note(*args: Any, **kwargs: Any) -> None:
+        threads.add(threading.get_ident())
+        load(*args, **kwargs)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", note)
+    async with impostor(presenting(CA.issue_cert(RELAY_NAME))) as (address, heard):
+        bare = f"{RELAY_NAME}:{address.port}"
+        async with open_tunnel(
+            bare if transport == "tls" else f"wss://{bare}",
+            key=KEY,
+            transport=transport,
+            ca_file=ca_file,
+            dial=lambda host, port: connect(address),
+            restart=AT_ONCE,
+        ):
+            await eventually(lambda: bool(heard))
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+# Private authorities
+
+
+def issue(
+    subject: str, issuer: x509.Certificate | None, keys: Keys, *, ca: bool, names: bool = False
+) -> x509.Certificate:
+    """A certificate as `openssl req -x509` made it for years: without key identifiers."""
+    own, of_issuer = keys
+    now = dt.datetime.now(dt.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)])
+    builder = (
+        x509.CertificateBuilder(
+            name if issuer is None else issuer.subject, name, own.public_key(), x509.random_serial_number()
+        )
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+    )
+    builder = builder.add_extension(x509.BasicConstraints(ca, None), critical=True)
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(RELAY_NAME)]), critical=False)
+    return builder.sign(of_issuer, hashes.SHA256())
+
+
+def pem(*certificates: x509.Certificate) -> bytes:
+    return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
+
+
+@pytest.mark.parametrize("named", ["the authority", "the authority below it"])
+@pytest.mark.parametrize("system_trust", SYSTEM_TRUSTS)
+async def test_an_old_private_authority_is_trusted_under_each_python(
+    system_trust: SystemTrust, named: str, tmp_path: Path
+) -> None:
+    """Its certificates have no Authority Key Identifier, which Python's own default refuses from 3.13 on."""
+    root_key, middle_key, leaf_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
+    root = issue("root", None, (root_key, root_key), ca=True)
+    middle = issue("middle", root, (middle_key, root_key), ca=True)
+    leaf = issue(RELAY_NAME, middle, (leaf_key, middle_key), ca=False, names=True)
+    (tmp_path / "ca.pem").write_bytes(pem(root if named == "the authority" else middle))
+    private_key = leaf_key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (tmp_path / "relay.pem").write_bytes(pem(leaf, middle) + private_key)
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(tmp_path / "relay.pem")
+    context = client_tls(tmp_path / "ca.pem", system_trust=system_trust)
+    async with impostor(server) as (address, _):
+        secured = TlsStream(await connect(address), context, server_hostname=RELAY_NAME)
+        with trio.fail_after(10):
+            await secured.do_handshake()
+        await secured.aclose()
+
+
+def test_the_rules_are_the_same_under_each_python(ca_file: Path) -> None:
+    for context in (client_tls(), client_tls(ca_file), client_tls(ca_file, system_trust="os")):
+        assert not context.verify_flags & ssl.VERIFY_X509_STRICT
+        assert context.verify_flags & ssl.VERIFY_X509_PARTIAL_CHAIN
+
+
+@pytest.mark.parametrize(
+    ("code", "with_ca", "told"),
+    [
+        (20, True, "neither the system nor the ca_file '.*ca.pem' has the authority"),
+        (20, False, "a CA of your own is named by ca_file"),
+        (85, True, "not acceptable.*Missing Authority Key Identifier.*issue it anew"),
+        (66, False, "not acceptable.*issue it anew"),
+    ],
+)
+def test_what_is_wrong_with_a_certificate_is_told(code: int, with_ca: bool, told: str, ca_file: Path) -> None:
+    error = ssl.SSLCertVerificationError()
+    error.verify_code, error.verify_message = code, "Missing Authority Key Identifier" if code == 85 else "told"
+    assert re.search(told, why_tls_failed(error, client_tls(ca_file if with_ca else None)))
 
 
 # What is trusted

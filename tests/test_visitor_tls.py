@@ -218,7 +218,7 @@ async def test_trios_own_listener_works_too(certificate: Certificate) -> None:
     """For whoever would rather have `trio.SSLStream`: the visitor's address is one stream further down."""
     async with relay_rig(tunnels=[TUNNEL]) as rig, rig.tunnel() as tunnel, trio.open_nursery() as nursery:
         await tunnel.wait_connected()
-        listener = trio.SSLListener(tunnel, certificate.context())
+        listener = trio.SSLListener(tunnel, await certificate.context())
 
         async def handler(stream: trio.SSLStream[TunnelStream]) -> None:
             async with stream:

@@ -53,7 +53,7 @@ async def end_tls(stream: trio.abc.Stream, certificate: Certificate) -> TlsServe
     """
     try:
         with trio.fail_after(HANDSHAKE_TIMEOUT):
-            secured = TlsServerStream(stream, await certificate.latest_context())
+            secured = TlsServerStream(stream, await certificate.context())
             await secured.do_handshake()
     except trio.BrokenResourceError:
         await stream.aclose()  # in good order, so that the alert arrives

@@ -12,8 +12,9 @@ import trio
 from .._version import __version__
 from ..address import RelayAddress
 from ..dialer import Dialer, dial_relay
-from ..errors import TunnelError
+from ..errors import RelayConnectError, RelayResolveError
 from ..process_config import ProbeUrl
+from ..redial import Redial
 
 __all__ = ["ask_for_status"]
 
@@ -21,18 +22,28 @@ _READ_SIZE: Final = 16 * 1024
 
 
 async def ask_for_status(
-    url: ProbeUrl, *, dial: Dialer, make_tls: Callable[[], ssl.SSLContext], timeout: float
+    url: ProbeUrl,
+    *,
+    dial: Dialer,
+    make_tls: Callable[[], ssl.SSLContext],
+    timeout: float,
+    redial: Redial | None = None,
 ) -> int | str:
     """The HTTP status that `url` answers with, or in words why there is none.
 
     Args:
         timeout: seconds for each of connecting, TLS, and the answer.
+        redial: what earlier probes and attempts have learnt.
+
+    Raises:
+        InvalidSettingsError: a file for TLS cannot be used.
     """
+    redial = redial or Redial()
     address = RelayAddress(None, url.site.host, url.site.port)
-    tls = make_tls() if url.site.scheme == "https" else None
     try:
-        stream, _ = await dial_relay(address, dial=dial, tls=tls, timeout=timeout)
-    except TunnelError as error:
+        tls = await redial.tls(make_tls, address, timeout=timeout) if url.site.scheme == "https" else None
+        stream, _ = await dial_relay(address, dial=redial.dialer(dial, timeout=timeout), tls=tls, timeout=timeout)
+    except (RelayConnectError, RelayResolveError) as error:
         return str(error).replace("the relay's name", "the name").replace("the relay at ", "")
     exchange = h11.Connection(h11.CLIENT)
     headers = [

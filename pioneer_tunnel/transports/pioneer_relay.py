@@ -83,14 +83,16 @@ async def serve_tls(
     task_status: trio.TaskStatus[Session],
 ) -> NoReturn:
     """Each connection inside TLS. See `Serve`."""
-    await _serve(target, deliver, (target.make_tls or client_tls)(), task_status)
+    tls = await target.redial.tls(target.make_tls or client_tls, target.address, timeout=target.connect_timeout)
+    await _serve(target, deliver, tls, task_status)
 
 
 async def _serve(
     target: Target, deliver: Deliver, tls: ssl.SSLContext | None, task_status: trio.TaskStatus[Session]
 ) -> NoReturn:
     address = target.address
-    stream, watched = await dial_relay(address, dial=target.dial, tls=tls, timeout=target.connect_timeout)
+    dial = target.redial.dialer(target.dial, timeout=target.connect_timeout)
+    stream, watched = await dial_relay(address, dial=dial, tls=tls, timeout=target.connect_timeout)
     try:
         connected = socket_below(watched)
         if connected is not None:

@@ -214,6 +214,7 @@ class _Probe:
                 dial=target.dial,
                 make_tls=target.make_tls or client_tls,
                 timeout=target.connect_timeout,
+                redial=target.redial,
             )
             if isinstance(answer, int) and (not config.probe_statuses or answer in config.probe_statuses):
                 waiting.cancel()

@@ -20,6 +20,7 @@ from ..errors import InvalidSettingsError
 from ..identity import PublicKey, RelayKey
 from ..key_mode import KeyMode
 from ..process_config import TunnelProgram
+from ..redial import Redial
 from ..tunnel_stream import TunnelStream
 from ..websocket import EngineName
 from ..yamux import Limits
@@ -54,7 +55,8 @@ class Target:
         key_mode: how the relay knows the key; for `tcp` and `tls`.
         instance: tells this gateway from another one with the same key; kept over restarts.
         relay_identity: the only relay that is accepted, by its public key; None accepts any, on TLS's word.
-        make_tls: makes the TLS context; called for each attempt, so that a changed CA file is seen.
+        make_tls: makes the TLS context; called for each attempt, in a thread, so that a changed CA file is seen.
+        redial: what the attempts of this generation share.
         connect_timeout: seconds for each step of the opening.
         dial: how a TCP connection comes about.
         limits: what a session may cost. Where visitors have connections of their own, only the number of them counts.
@@ -74,6 +76,7 @@ class Target:
     limits: Limits = attrs.field(factory=Limits)
     websocket_engine: EngineName | None = None
     program: TunnelProgram | None = None
+    redial: Redial = attrs.field(factory=Redial, eq=False, repr=False)
 
 
 def refuse_unusable_key(key: RelayKey, *, native: bool) -> None:

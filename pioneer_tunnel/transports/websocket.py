@@ -52,8 +52,10 @@ async def serve(target: Target, deliver: Deliver, report: Report, *, task_status
     refuse_unusable_key(target.key, native=True)
     engine = load_engine(target.websocket_engine)
     address = target.address
-    tls = (target.make_tls or client_tls)() if address.secure else None
-    stream, watched = await dial_relay(address, dial=target.dial, tls=tls, timeout=target.connect_timeout)
+    timeout = target.connect_timeout
+    tls = await target.redial.tls(target.make_tls or client_tls, address, timeout=timeout) if address.secure else None
+    dial = target.redial.dialer(target.dial, timeout=timeout)
+    stream, watched = await dial_relay(address, dial=dial, tls=tls, timeout=timeout)
     opening = Opening(subprotocol=SUBPROTOCOL, address=address, agent=AGENT)
     with _failures_named(address), lone_error_bare():
         deadline = trio.CancelScope(deadline=trio.current_time() + target.connect_timeout)
