@@ -25,6 +25,7 @@ endings = st.builds(
     connected_for=st.none() | st.floats(0, 10_000),
     retry_after=st.none() | st.floats(allow_nan=True, allow_infinity=True),
     retry_slowly=st.booleans(),
+    rejected=st.booleans(),
 )
 seeds = st.integers(0, 2**32)
 
@@ -33,7 +34,9 @@ COMMON = settings(deadline=None, derandomize=True, max_examples=200)
 
 def own_delay(policy: RestartPolicy, ending: Ending, used: int) -> tuple[float, float]:
     """Between what and what the policy's own delay lies; `used` counts this restart."""
-    if ending.retry_slowly:
+    if ending.rejected:
+        middle = LONGEST_WAIT
+    elif ending.retry_slowly:
         middle = policy.maximum
     elif ending.connected_for is not None and used == 1:
         return 0, 2 * policy.initial
@@ -155,6 +158,13 @@ def test_what_is_worth_few_tries_waits_the_longest_delay_from_the_first() -> Non
     assert restarts.after(Ending(retry_slowly=True)) == 30
     assert restarts.after(Ending(retry_slowly=True, connected_for=60)) == 30
     assert restarts.after(Ending()) == 2
+
+
+def test_a_rejection_is_tried_again_after_15_minutes_more_or_less() -> None:
+    assert Restarts(RestartPolicy(jitter=0), Random(0)).after(Ending(rejected=True)) == 900
+    delays = [Restarts(RestartPolicy(), Random(seed)).after(Ending(rejected=True)) for seed in range(100)]
+    assert len(set(delays)) == 100
+    assert all(delay is not None and 720 <= delay <= 1080 for delay in delays)
 
 
 def test_the_longest_delay_is_spread_too() -> None:
