@@ -6,13 +6,8 @@ for a custom server (a tunnel is a `trio.abc.Listener`); `pioneer_tunnel.testing
 
 from __future__ import annotations
 
-from ._version import __version__
-from .address import Address, RelayAddress
-from .certificate import Certificate
-from .config import RemoteAccessConfig, Transport
-from .dialer import Dialer, dial_tcp
-from .endings import abandon
-from .errors import (
+from ._model.addresses import Address, RelayAddress
+from ._model.errors import (
     InvalidSettingsError,
     LinkLostError,
     LocalGatewayError,
@@ -33,21 +28,26 @@ from .errors import (
     UnknownError,
     UnsupportedTransportError,
 )
-from .forward import forward
-from .identity import PublicKey, RelayKey, new_relay_key
-from .jsonrpc import RemoteAccessRpc, RpcError
-from .key_mode import KeyMode
-from .keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
-from .proxy_protocol import ProxyHeader
-from .remote_access import RemoteAccess
-from .restart_policy import RestartPolicy
-from .settings import Settings, SettingsFile, SettingsUpdate
-from .snapshot import Snapshot
-from .status import ErrorKind, State, Status, StatusFeed
-from .streams import PrefixedStream
-from .tunnel import Tunnel, open_tunnel
-from .tunnel_stream import TunnelStream
-from .visitor_tls import terminate_tls
+from ._model.keys import PublicKey, RelayKey, new_relay_key
+from ._model.status import ErrorKind, State, Status, StatusFeed
+from ._net.closing import abandon
+from ._net.dialing import Dialer, dial_tcp
+from ._net.tls.certificate import Certificate
+from ._net.wrappers import PrefixedStream
+from ._version import __version__
+from ._wire.proxy_v2 import ProxyHeader
+from .gateway.config import RemoteAccessConfig, Transport
+from .gateway.keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
+from .gateway.remote_access import RemoteAccess
+from .gateway.rpc import RemoteAccessRpc, RpcError
+from .gateway.settings import Settings, SettingsFile, SettingsUpdate
+from .gateway.snapshot import Snapshot
+from .transports.rathole.key_mode import KeyMode
+from .transports.tunnel_stream import TunnelStream
+from .tunnel.forward import forward
+from .tunnel.restart_policy import RestartPolicy
+from .tunnel.tunnel import Tunnel, open_tunnel
+from .tunnel.visitor_tls import terminate_tls
 from .yamux import Limits
 
 __all__ = [

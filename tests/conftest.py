@@ -9,8 +9,8 @@ import pytest
 from fuzzing import SEARCHING
 from hypothesis import HealthCheck, Phase, settings
 
-from pioneer_tunnel.tunnel import Tunnel
-from pioneer_tunnel.tunnel_stream import TunnelStream
+from pioneer_tunnel.transports.tunnel_stream import TunnelStream
+from pioneer_tunnel.tunnel.tunnel import Tunnel
 from pioneer_tunnel.websocket import ENGINES, EngineName
 
 pytest_plugins = ["reaper"]
@@ -28,8 +28,8 @@ settings.register_profile(
 )
 
 JUDGES: Final = {
-    "pioneer_tunnel.restart_policy": {"test_restart_policy.py"},
-    "pioneer_tunnel.supervisor": {"test_supervisor.py", "test_supervisor_model.py"},
+    "pioneer_tunnel.tunnel.restart_policy": {"test_restart_policy.py"},
+    "pioneer_tunnel.tunnel.supervisor": {"test_supervisor.py", "test_supervisor_model.py"},
     "pioneer_tunnel.yamux.flow": {"test_yamux_flow.py"},
     "pioneer_tunnel.yamux.session": {"test_yamux_session.py"},
 }

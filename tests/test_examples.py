@@ -22,12 +22,12 @@ from trio_websocket import (
     wrap_server_stream,
 )
 
-from pioneer_tunnel.address import Address
-from pioneer_tunnel.forward import forward
-from pioneer_tunnel.identity import new_relay_key
-from pioneer_tunnel.proxy_protocol import ProxyHeader
+from pioneer_tunnel._model.addresses import Address
+from pioneer_tunnel._model.keys import new_relay_key
+from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay import RelayAddresses
-from pioneer_tunnel.tunnel_stream import TunnelStream
+from pioneer_tunnel.transports.tunnel_stream import TunnelStream
+from pioneer_tunnel.tunnel.forward import forward
 
 EXAMPLES: Final = Path(__file__).parent.parent / "examples"
 ENVIRONMENT: Final = os.environ | {"PYTHONUNBUFFERED": "1"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).parent / "without_posix.py"
+PROGRAM = Path(__file__).parent / "support" / "without_posix.py"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it takes away what Linux has")

@@ -40,7 +40,7 @@ def pytest_run(folder: Path, *arguments: str, stays: bool) -> subprocess.Popen[s
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "-p", "reaper", "-p", "no:cacheprovider", *arguments],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent / "support"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -19,22 +19,23 @@ PACKAGE: Final = ROOT / "pioneer_tunnel"
 TRIO_SIDE: Final = {"yamux/__init__.py", "yamux/connection.py", "yamux/stream.py"}
 SANS_IO: Final = sorted(
     {path.relative_to(PACKAGE).as_posix() for path in (PACKAGE / "yamux").glob("*.py")} - TRIO_SIDE
+    | {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.glob("_http/*.py")}
+    | {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.glob("_wire/*.py")}
     | {
-        "address.py",
-        "identity.py",
-        "proxy_protocol.py",
-        "relay/client_hello.py",
-        "relay/takeover.py",
-        "restart_policy.py",
+        "_model/addresses.py",
+        "_model/keys.py",
+        "_net/tls/client_hello.py",
+        "relay/gateways/takeover.py",
+        "relay/rates.py",
+        "tunnel/restart_policy.py",
     }
-    | {"relay/bodies.py", "relay/framing.py", "relay/head.py", "relay/rates.py", "relay/responses.py"}
 )
 
 IO: Final = {"anyio", "asyncio", "queue", "select", "selectors", "ssl", "subprocess", "threading", "time", "trio"}
 
 ENUMERATIONS: Final = {
-    ("pioneer_tunnel.errors", "pioneer_tunnel.status"): {"ErrorKind"},
-    ("pioneer_tunnel.relay.head", "pioneer_tunnel.status"): {"clean_message"},
+    ("pioneer_tunnel._model.errors", "pioneer_tunnel._model.status"): {"ErrorKind"},
+    ("pioneer_tunnel._http.head", "pioneer_tunnel._model.status"): {"clean_message"},
 }
 """Imports that are not followed, and the names that they may take: an error knows its kind, an answer is cleaned like a
 status, and what a status is for the wire stands beside the feed of them, which does wait."""
@@ -100,7 +101,7 @@ def test_the_protocol_of_yamux_is_among_them() -> None:
     assert {f"yamux/{room}.py" for room in ("frames", "flow", "outbox", "session")} <= set(SANS_IO)
 
 
-@pytest.mark.parametrize("room", sorted(TRIO_SIDE | {"link.py", "streams.py"}))
+@pytest.mark.parametrize("room", sorted(TRIO_SIDE | {"_net/link.py", "_net/wrappers.py"}))
 def test_where_trio_is_imported_it_is_found(room: str) -> None:
     """The test above would say so."""
     assert "trio" in reached(PACKAGE / room)

@@ -14,22 +14,22 @@ from typing import Final, Literal, get_args
 import click
 import trio
 
-from .. import files
+from .._model.addresses import Address
+from .._model.errors import StorageError, TunnelError
+from .._model.exception_groups import lone_error_bare
+from .._model.keys import RelayKey, SigningIdentity, new_relay_key
+from .._net.descriptor_limit import raise_descriptor_limit
+from .._net.tls.certificate import Certificate
+from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust
+from .._storage import files
 from .._version import __version__
-from ..address import Address
-from ..certificate import Certificate
-from ..errors import StorageError, TunnelError
-from ..forward import forward
-from ..groups import lone_error_bare
-from ..identity import RelayKey, SigningIdentity, new_relay_key
-from ..key_mode import KeyMode
 from ..relay import Relay
-from ..relay.descriptors import raise_descriptor_limit
 from ..relay.reload import ConfigFile, follow, hangups
-from ..trust import SYSTEM_TRUSTS, SystemTrust
-from ..tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
-from ..tunnel_stream import Handler
-from ..visitor_tls import terminate_tls
+from ..transports.rathole.key_mode import KeyMode
+from ..transports.tunnel_stream import Handler
+from ..tunnel.forward import forward
+from ..tunnel.tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
+from ..tunnel.visitor_tls import terminate_tls
 from ..websocket import EngineName
 from .standard_error import write_json_lines
 from .status_lines import StatusLines

@@ -9,8 +9,8 @@ from typing import Final, final
 
 import click
 
-from ..errors import TunnelError
-from ..status import State, Status
+from .._model.errors import TunnelError
+from .._model.status import State, Status
 
 __all__ = ["StatusLines"]
 

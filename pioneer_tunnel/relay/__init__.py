@@ -16,8 +16,8 @@ reload     the file, when it changes while the relay runs
 from __future__ import annotations
 
 from .config import RelayConfig, TunnelEntry
+from .gateways.takeover import Takeover
 from .limits import RelayLimits
 from .server import Relay, RelayAddresses
-from .takeover import Takeover
 
 __all__ = ["Relay", "RelayAddresses", "RelayConfig", "RelayLimits", "Takeover", "TunnelEntry"]

@@ -29,11 +29,12 @@ from typing import Any, ClassVar, Final, Literal, TypeAlias, final
 
 import attrs
 
-from ..address import Address, PublicUrl, bracketed, is_ip_address, normal_audience
-from ..errors import InvalidSettingsError, Problem
-from ..identity import PublicKey
-from ..redaction import redact_reason, shown
-from ..tables import (
+from .._model.addresses import Address, PublicUrl, bracketed, is_ip_address, normal_audience
+from .._model.errors import InvalidSettingsError, Problem
+from .._model.keys import PublicKey
+from .._model.text import redact_reason, shown
+from .._storage.toml_read import read_toml, subtable
+from .._storage.validation import (
     NOT_A_KEY,
     RefusedItemsError,
     Rule,
@@ -50,9 +51,8 @@ from ..tables import (
     structure,
     whole_number,
 )
-from ..toml_file import read_toml, subtable
+from .gateways.takeover import Takeover, TakeoverRules
 from .limits import RelayLimits
-from .takeover import Takeover, TakeoverRules
 
 __all__ = ["RelayConfig", "TunnelEntry", "each_address"]
 

@@ -15,9 +15,9 @@ from typing import ClassVar, TypeAlias, final
 
 import attrs
 
-from ..errors import Problem
-from ..redaction import redact_reason, shown
-from ..tables import RefusedItemsError, Rule, a_text, hold_back, settle, whole_number
+from .._model.errors import Problem
+from .._model.text import redact_reason, shown
+from .._storage.validation import RefusedItemsError, Rule, a_text, hold_back, settle, whole_number
 
 __all__ = ["Network", "RelayLimits"]
 

@@ -14,10 +14,10 @@ from typing import Final, final
 
 import trio
 
-from ..address import Address
-from ..sockets import reset_on_close
-from ..tcp_stream import CAN_USE_DESCRIPTORS
-from .accepting import Front, Handler
+from .._model.addresses import Address
+from .._net.socket_options import reset_on_close
+from .._net.tcp import CAN_USE_DESCRIPTORS
+from .accept_loop import Front, Handler
 from .admission import Arrival
 from .config import TunnelEntry, each_address
 

@@ -26,7 +26,7 @@ from typing import Final, NoReturn, TypeAlias, final
 import attrs
 import trio
 
-from ..errors import TunnelError
+from .._model.errors import TunnelError
 from .config import RelayConfig
 
 __all__ = ["POLL_INTERVAL", "Changes", "ConfigFile", "follow", "hangups"]

@@ -19,30 +19,30 @@ from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar, final
 import attrs
 import trio
 
-from .. import files
-from ..address import Address, normal_audience
-from ..certificate import Certificate
-from ..complaints import Complaints
-from ..endings import abandon
-from ..errors import InvalidSettingsError, StorageError
-from ..groups import lone_error_bare
-from ..handshake import SUBPROTOCOL
-from ..identity import SigningIdentity
-from ..sockets import keep_alive, plain_socket
-from ..streams import PrefixedStream, Watched, watch
+from .._http.head import RequestHead, wants_upgrade
+from .._model.addresses import Address, normal_audience
+from .._model.errors import InvalidSettingsError, StorageError
+from .._model.exception_groups import lone_error_bare
+from .._model.keys import SigningIdentity
+from .._net.closing import abandon
+from .._net.descriptor_limit import descriptor_limit
+from .._net.log_limiter import Complaints
+from .._net.socket_options import keep_alive, plain_socket
+from .._net.tls.certificate import Certificate
+from .._net.wrappers import PrefixedStream, Watched, watch
+from .._storage import files
+from .._wire.handshake import SUBPROTOCOL
 from ..websocket import EngineName
 from ..yamux import Limits
-from .accepting import Front, Handler
+from .accept_loop import Front, Handler
 from .admission import Admission, Arrival
 from .config import RelayConfig, TunnelEntry, each_address
-from .control import ControlDoor
-from .descriptors import descriptor_limit
-from .head import RequestHead, wants_upgrade
-from .ingress import IngressDoor, Refusal, Visit, read_head, refuse
+from .gateways.endpoint import ControlDoor
+from .gateways.registry import Directory, LocalDirectory, LocalRegistry, Registry
 from .listeners import BoundListeners, listened_at, open_listeners
-from .registry import Directory, LocalDirectory, LocalRegistry, Registry
 from .reload import Changes
-from .tls_door import TlsDoor, end_tls
+from .visitors.ingress import IngressDoor, Refusal, Visit, read_head, refuse
+from .visitors.tls import TlsDoor, end_tls
 
 __all__ = ["Relay", "RelayAddresses", "guarded", "serve_gateway"]
 

@@ -21,7 +21,7 @@ from typing import Final, TypeAlias, final
 
 import attrs
 
-from ..status import ErrorKind
+from .._model.status import ErrorKind
 from .printable import Printable
 
 __all__ = [

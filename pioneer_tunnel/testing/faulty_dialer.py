@@ -19,7 +19,7 @@ import attrs
 import trio
 import trio.testing
 
-from ..address import Address
+from .._model.addresses import Address
 from .faults import (
     BlackHole,
     CutAfter,

@@ -10,12 +10,12 @@ from typing import Final, TypeAlias
 
 import trio
 
-from ..certificate import Certificate
-from ..endings import close_after_answer
-from ..handshake import SUBPROTOCOL, Rejection, RelayHandshake
-from ..relay.ingress import read_head
-from ..relay.tls_door import end_tls
-from ..streams import PrefixedStream, Watched, watch
+from .._net.closing import close_after_answer
+from .._net.tls.certificate import Certificate
+from .._net.wrappers import PrefixedStream, Watched, watch
+from .._wire.handshake import SUBPROTOCOL, Rejection, RelayHandshake
+from ..relay.visitors.ingress import read_head
+from ..relay.visitors.tls import end_tls
 from ..websocket import Opening, load_engine
 from .faults import BadTls, CaptivePortal, Reject, Stage, StallAt, Unavailable
 

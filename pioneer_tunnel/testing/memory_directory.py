@@ -12,8 +12,8 @@ from typing import Final, NoReturn, final
 import trio
 
 from ..relay.config import TunnelEntry
-from ..relay.registry import Directory, LiveSession, LocalDirectory, Registry
-from ..relay.takeover import NEWEST_WINS, TakeoverRules
+from ..relay.gateways.registry import Directory, LiveSession, LocalDirectory, Registry
+from ..relay.gateways.takeover import NEWEST_WINS, TakeoverRules
 from .faulty_dialer import Dial
 
 __all__ = ["Sessions", "Tunnels", "dial_of_this_task"]

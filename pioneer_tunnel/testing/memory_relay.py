@@ -26,15 +26,15 @@ from typing import Final, NoReturn, TypeAlias, final
 
 import trio
 
-from ..address import Address
-from ..certificate import Certificate
-from ..groups import open_tasks_beside_body
-from ..identity import RelayKey
+from .._model.addresses import Address
+from .._model.exception_groups import open_tasks_beside_body
+from .._model.keys import RelayKey
+from .._net.tls.certificate import Certificate
+from .._net.wrappers import watch
 from ..relay.config import RelayConfig, TunnelEntry
-from ..relay.control import ControlDoor
-from ..relay.ingress import IngressDoor, Visit
+from ..relay.gateways.endpoint import ControlDoor
 from ..relay.server import guarded, serve_gateway
-from ..streams import watch
+from ..relay.visitors.ingress import IngressDoor, Visit
 from ..websocket import EngineName
 from .faults import FaultPlan
 from .faulty_dialer import Dial, FaultyDialer

@@ -24,7 +24,7 @@ from typing import Final, final
 
 import trio
 
-from ..streams import OneAtATime
+from .._net.wrappers import OneAtATime
 
 __all__ = ["MemoryConnection", "MemoryStream"]
 

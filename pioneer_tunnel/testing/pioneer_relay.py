@@ -28,16 +28,15 @@ import attrs
 import trio
 import trio.testing
 
-from ..address import Address
-from ..endings import abandon
-from ..errors import RemoteProtocolError
-from ..groups import open_tasks_beside_body
-from ..identity import RelayKey
-from ..key_mode import KeyMode
-from ..pump import pump
-from ..streams import watch
-from ..tls_stream import TlsStream
-from ..transports.rathole_codec import (
+from .._model.addresses import Address
+from .._model.errors import RemoteProtocolError
+from .._model.exception_groups import open_tasks_beside_body
+from .._model.keys import RelayKey
+from .._net.closing import abandon
+from .._net.tls.stream import TlsStream
+from .._net.wrappers import watch
+from ..exchange.pump import pump
+from ..transports.rathole.codec import (
     DIGEST_SIZE,
     HELLO_SIZE,
     Ack,
@@ -48,6 +47,7 @@ from ..transports.rathole_codec import (
     encode_ack,
     encode_command,
 )
+from ..transports.rathole.key_mode import KeyMode
 
 __all__ = ["Moment", "ScriptedPioneerRelay", "Trouble", "Way", "open_pioneer_relay"]
 

@@ -22,9 +22,9 @@ from typing import Any, Final, NoReturn, TypeAlias, final
 import attrs
 import trio
 
-from ..errors import LinkLostError, RelayConnectError, TunnelError
-from ..transports.seam import Deliver, Event, Report, Session, Target
-from ..tunnel_stream import TunnelStream
+from .._model.errors import LinkLostError, RelayConnectError, TunnelError
+from ..transports.interface import Deliver, Event, Report, Session, Target
+from ..transports.tunnel_stream import TunnelStream
 from .printable import Printable
 
 __all__ = ["Attempt", "Connect", "Crash", "Fail", "Return", "ScriptedTransport", "Stall", "Step"]

@@ -32,7 +32,7 @@ from typing import Final, final
 import attrs
 import trio
 
-from ..groups import leaves
+from .._model.exception_groups import leaves
 from .accounts import count_objects, grown, only_new_objects, overdrafts, unfinished
 from .day import Day, Lull
 from .memory_relay import open_memory_relay
@@ -53,7 +53,7 @@ LOOK: Final = 1800.0
 _GROWTH: Final = 8
 """How many more of a class may be alive at the end of a day than at its beginning."""
 
-_KEPT: Final = frozenset({"pioneer_tunnel.status.Status", "pioneer_tunnel.streams.OneAtATime"})
+_KEPT: Final = frozenset({"pioneer_tunnel._model.status.Status", "pioneer_tunnel._net.wrappers.OneAtATime"})
 """What is kept on purpose: a history of statuses, which has a bound; and by the kit, the connection of every dial."""
 
 

@@ -22,7 +22,7 @@ from typing import Any, Final, final
 
 import attrs
 
-from ..status import ErrorKind, State, Status
+from .._model.status import ErrorKind, State, Status
 
 __all__ = ["ContractBroken", "StatusContract", "attempt_began"]
 

@@ -22,8 +22,8 @@ from typing import Any, Final, NoReturn, Protocol, final
 import attrs
 import trio
 
-from ..groups import open_tasks_beside_body
-from ..status import State, Status
+from .._model.exception_groups import open_tasks_beside_body
+from .._model.status import State, Status
 from .memory_relay import MemoryRelay
 from .status_contract import ContractBroken, StatusContract
 

@@ -17,8 +17,8 @@ from typing import Final
 
 from hypothesis import strategies as st
 
-from ..identity import RelayKey
-from ..settings import SettingsUpdate
+from .._model.keys import RelayKey
+from ..gateway.settings import SettingsUpdate
 from .faults import (
     MAY_BE_UP,
     BadTls,

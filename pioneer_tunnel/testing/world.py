@@ -15,17 +15,17 @@ from typing import Final, NoReturn, final
 
 import trio
 
-from ..address import Address
-from ..config import RemoteAccessConfig
-from ..errors import TunnelError
-from ..groups import lone_error_bare
-from ..identity import RelayKey
-from ..keystore import MemoryKeystore
-from ..remote_access import RemoteAccess
-from ..settings import SettingsFile, SettingsUpdate
-from ..status import ErrorKind, State, Status
-from ..tunnel import Tunnel, open_tunnel
-from ..tunnel_stream import TunnelStream
+from .._model.addresses import Address
+from .._model.errors import TunnelError
+from .._model.exception_groups import lone_error_bare
+from .._model.keys import RelayKey
+from .._model.status import ErrorKind, State, Status
+from ..gateway.config import RemoteAccessConfig
+from ..gateway.keystore import MemoryKeystore
+from ..gateway.remote_access import RemoteAccess
+from ..gateway.settings import SettingsFile, SettingsUpdate
+from ..transports.tunnel_stream import TunnelStream
+from ..tunnel.tunnel import Tunnel, open_tunnel
 from .conversation import Speech, Spoken, Talk
 from .crowd import Crowd
 from .day import (

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from . import pioneer_relay, process, websocket
-from .seam import Deliver, Event, Report, Serve, Session, Target, refuse_unusable_key
+from . import native
+from .interface import Deliver, Event, Report, Serve, Session, Target, refuse_unusable_key
+from .process import program
+from .rathole import control_channel
 
 __all__ = ["TRANSPORTS", "Deliver", "Event", "Report", "Serve", "Session", "Target", "refuse_unusable_key"]
 
 TRANSPORTS: Final[Mapping[str, Serve]] = {
-    "websocket": websocket.serve,
-    "tcp": pioneer_relay.serve_tcp,
-    "tls": pioneer_relay.serve_tls,
-    "process": process.serve,
+    "websocket": native.serve,
+    "tcp": control_channel.serve_tcp,
+    "tls": control_channel.serve_tls,
+    "process": program.serve,
 }
 """The transports that this installation has."""

@@ -12,7 +12,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 
 import trio
 
-from ..errors import UnsupportedTransportError
+from .._model.errors import UnsupportedTransportError
 from .connection import (
     MAX_BINARY,
     MAX_TEXT,

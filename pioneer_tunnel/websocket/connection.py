@@ -13,7 +13,7 @@ from typing import Final, TypeAlias, final
 import attrs
 import trio
 
-from ..address import RelayAddress
+from .._model.addresses import RelayAddress
 from .frame_meter import Allowance, FrameMeter
 
 __all__ = [

@@ -22,8 +22,8 @@ from trio_websocket import (
     wrap_server_stream,
 )
 
-from ..groups import lone_error_bare
-from ..status import clean_message
+from .._model.exception_groups import lone_error_bare
+from .._model.status import clean_message
 from .connection import (
     FIRST_READ,
     MAX_ANSWER,

@@ -21,9 +21,9 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from ..groups import lone_error_bare
-from ..status import clean_message
-from ..streams import receive_into, send_pieces
+from .._model.exception_groups import lone_error_bare
+from .._model.status import clean_message
+from .._net.wrappers import receive_into, send_pieces
 from .connection import (
     FIRST_READ,
     MAX_ANSWER,

@@ -22,9 +22,9 @@ from typing import Final, NoReturn, final
 import attrs
 import trio
 
-from ..complaints import Complaints
-from ..errors import RemoteProtocolError
-from ..link import Link
+from .._model.errors import RemoteProtocolError
+from .._net.link import Link
+from .._net.log_limiter import Complaints
 from .events import Event, GoAwayReceived, OpenAllowed, PongReceived, StreamOpened, StreamReadable, StreamWritable
 from .flow import SendBudget
 from .frames import GoAwayCode

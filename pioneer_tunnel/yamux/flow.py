@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from typing import Final, final
 
-from ..errors import LocalProtocolError, RemoteProtocolError
+from .._model.errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = [
     "INITIAL_WINDOW",

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple, TypeAlias, final
 
-from ..errors import RemoteProtocolError
+from .._model.errors import RemoteProtocolError
 
 __all__ = [
     "ACK",

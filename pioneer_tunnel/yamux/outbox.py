@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, final
 
-from ..errors import RemoteProtocolError
+from .._model.errors import RemoteProtocolError
 from .frames import ACK, FIN, HEADER_SIZE, SYN, Buffer, FrameType, encode_header
 from .stream_state import Stream
 

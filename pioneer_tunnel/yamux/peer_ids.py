@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import final
 
-from ..errors import RemoteProtocolError
+from .._model.errors import RemoteProtocolError
 
 __all__ = ["MAX_REMEMBERED_GAPS", "PeerIds"]
 

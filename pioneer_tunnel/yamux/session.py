@@ -29,7 +29,7 @@ from typing import Final, final
 
 import attrs
 
-from ..errors import LocalProtocolError, RemoteProtocolError
+from .._model.errors import LocalProtocolError, RemoteProtocolError
 from .events import (
     Event,
     GoAwayReceived,

@@ -14,7 +14,7 @@ from typing import Final, Protocol, final
 
 import trio
 
-from ..streams import OneAtATime
+from .._net.wrappers import OneAtATime
 from .session import Session
 from .stream_state import Stream
 

@@ -11,7 +11,7 @@ import enum
 from collections import deque
 from typing import Any, Final, final
 
-from ..errors import LocalProtocolError, RemoteProtocolError
+from .._model.errors import LocalProtocolError, RemoteProtocolError
 from .flow import SEND_AHEAD, ReceiveWindow, SendBudget, SendWindow
 
 __all__ = ["State", "Step", "Stream"]

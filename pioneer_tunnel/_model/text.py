@@ -1,0 +1,91 @@
+"""What an error may quote of a value that somebody typed: enough to find it, and nothing that could be a secret.
+
+People paste keys in wrong places: a relay key as the address, a password in a URL, a token under a misspelt name. None
+of that may reach an error, a status or a log. These rules would rather hide too much, since an error names the key
+that the value stands at in any case.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Final
+
+from .addresses import Address, PublicUrl, RelayAddress, quotable
+from .keys import KEY_PREFIX
+
+__all__ = ["cut", "hide_secrets", "redact_reason", "shown"]
+
+_VALUE_LIMIT: Final = 120
+_REASON_LIMIT: Final = 400
+# From here on, mixed characters are taken for a generated key; from the second length on, any.
+_MIXED_LENGTH: Final = 20
+_ANY_LENGTH: Final = 32
+_SECRET_NAME: Final = re.compile(r"key|token|pass|secret|credential|identity", re.IGNORECASE)
+_RELAY_KEY: Final = re.compile(rf"{KEY_PREFIX}[A-Za-z0-9_-]*")
+_RUN: Final = re.compile(rf"[A-Za-z0-9_+/=~-]{{{_MIXED_LENGTH},}}")
+_QUOTED: Final = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
+
+
+def shown(key: str, value: object) -> str | None:
+    """`value` as an error may quote it, or None when it is nothing or may be a secret.
+
+    Args:
+        key: the key it stands at; of one that sounds like a secret's, the value is never quoted.
+        value: what stands there.
+    """
+    if value is None or _SECRET_NAME.search(key):
+        return None
+    match value:
+        case bool():
+            return str(value).lower()
+        case int():
+            return str(value) if abs(value) < 10**18 else "a number of more than 18 digits"
+        case float():
+            return str(value)
+        case str() | PurePath() | Address() | RelayAddress() | PublicUrl():
+            text = str(value)
+            return None if _may_be_secret(text) else cut(hide_secrets(repr(quotable(text))), _VALUE_LIMIT)
+        case Mapping():
+            return "a table"
+        case list() | tuple():
+            return "an array"
+        case _:
+            return f"a value of type {type(value).__name__}"
+
+
+def redact_reason(reason: str, value: object) -> str:
+    """`reason`, which says what is wrong with `value` and may quote it, without what could be a secret of it."""
+    if isinstance(value, str) and _may_be_secret(value):
+        # The value, whole or as an address hides a part of it; not the short quotes that say what is allowed.
+        reason = _QUOTED.sub(
+            lambda match: "'…'" if len(match[0]) > _MIXED_LENGTH or "…" in match[0] else match[0], reason
+        )
+    return cut(hide_secrets(reason), _REASON_LIMIT)
+
+
+def hide_secrets(text: str) -> str:
+    """`text` with `…` for each part that could be a generated key: `ptk1_…`, or a long run without a gap."""
+    return _RELAY_KEY.sub("…", _RUN.sub(lambda match: _run_shown(match[0]), text))
+
+
+def cut(text: str, limit: int) -> str:
+    """`text`, with `…` for its end when it is longer than `limit`."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _run_shown(run: str) -> str:
+    """`run`, characters that hex, base64 and relay keys are made of, unless it looks generated."""
+    kinds = {"digit" if char.isdigit() else "upper" if char.isupper() else "lower" for char in run if char.isalnum()}
+    if "/" in run:
+        # Base64 has slashes too; it is told from a path by its padding, or by a mix that paths seldom have.
+        if run.endswith("=") or len(kinds) == 3:
+            return "…"
+        return "/".join(_run_shown(part) for part in run.split("/"))
+    return "…" if len(run) >= (_MIXED_LENGTH if len(kinds) > 1 else _ANY_LENGTH) else run
+
+
+def _may_be_secret(text: str) -> bool:
+    """A long string that is no address, URL or file name, as it has neither '.' nor ':'."""
+    return len(text) >= _MIXED_LENGTH and "." not in text and ":" not in text

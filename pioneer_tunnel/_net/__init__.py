@@ -1,0 +1,1 @@
+"""Streams and sockets. Knows no tunnel, no relay and no key."""

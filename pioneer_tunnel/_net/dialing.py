@@ -1,0 +1,246 @@
+"""An address in, a Trio stream out: names, TCP, TLS.
+
+Names are resolved afresh at each call, IPv6 and IPv4 are tried together (`trio.open_tcp_stream` does both). A test,
+or a host with a network of its own, puts its own `Dialer` in.
+
+Neighbours: transports and the local side dial through here; everything that can go wrong leaves as a `TunnelError`.
+Whom TLS trusts is decided in `trust`.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import socket
+import ssl
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Final, Protocol, final
+
+import trio
+
+from .._model.addresses import Address, RelayAddress
+from .._model.errors import LocalGatewayError, RelayConnectError, RelayResolveError
+from .socket_options import limit_unsent, reset_on_close
+from .tcp import CAN_USE_DESCRIPTORS, TcpStream
+from .tls.client import why_tls_failed
+from .tls.stream import TlsStream
+from .wrappers import Watched, watch
+
+__all__ = ["Attempt", "Dialer", "begin_dial", "dial_local", "dial_relay", "dial_tcp", "first_to_connect"]
+
+_NOT_BLOCKING: Final = getattr(socket, "SOCK_NONBLOCK", 0)
+_UNDER_WAY: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK}
+
+
+class Dialer(Protocol):
+    """How a TCP connection comes about."""
+
+    async def __call__(self, host: str, port: int) -> trio.abc.Stream:
+        """Connect to `host`, a name or an IP address, at `port`. The caller sets the deadline.
+
+        Raises:
+            socket.gaierror: the name does not resolve.
+            OSError: no address of it could be connected to.
+        """
+
+
+async def dial_tcp(host: str, port: int) -> trio.SocketStream:
+    """The dialer that is used unless another one is given in."""
+    await trio.lowlevel.checkpoint_if_cancelled()
+    attempt = begin_dial(host, port)
+    if attempt is None:
+        return await trio.open_tcp_stream(host, port)
+    return trio.SocketStream(trio.socket.from_stdlib_socket(attempt.at_once() or await attempt.wait()))
+
+
+@final
+class Attempt:
+    """A connection to an IP address that is being made. Whoever has it asks `at_once`, and then may `wait`.
+
+    Args:
+        resets: see `begin_dial`.
+    """
+
+    def __init__(self, family: socket.AddressFamily, host: str, port: int, *, resets: bool) -> None:
+        self._socket: Final = socket.socket(family, socket.SOCK_STREAM | _NOT_BLOCKING)
+        try:
+            if not _NOT_BLOCKING:
+                self._socket.setblocking(False)
+            if resets:
+                reset_on_close(self._socket)
+            failure = self._socket.connect_ex((host, port))
+            if failure and failure not in _UNDER_WAY:
+                raise OSError(failure, os.strerror(failure))
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def at_once(self) -> socket.socket | None:
+        """The connected socket, if there is nothing to wait for, as between two programs of one host."""
+        try:
+            self._socket.getpeername()
+        except OSError:
+            return None
+        return self._connected()
+
+    async def wait(self) -> socket.socket:
+        """The connected socket.
+
+        Raises:
+            OSError: it could not be connected.
+        """
+        try:
+            await trio.lowlevel.wait_writable(self._socket)
+            failure = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if failure:
+                raise OSError(failure, os.strerror(failure))
+            return self._connected()
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _connected(self) -> socket.socket:
+        with suppress(OSError):  # it is broken already, as whoever uses it finds out
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        limit_unsent(self._socket)
+        return self._socket
+
+
+def begin_dial(host: str, port: int, *, resets: bool = False) -> Attempt | None:
+    """Begin to connect to `host`; None when it is a name. An address needs no resolver, which in Trio is a thread.
+
+    Args:
+        resets: whether the socket is to be one that `resets`, see `LentSocket`, from before it is connected.
+
+    Raises:
+        OSError: refused at once.
+    """
+    family = _family_of(host)
+    return None if family is None else Attempt(family, host, port, resets=resets)
+
+
+@functools.lru_cache(maxsize=256)
+def _family_of(host: str) -> socket.AddressFamily | None:
+    """That of a literal address, None of a name."""
+    if not Address(host, 1).is_ip:
+        return None
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+async def first_to_connect(hosts: Sequence[str], port: int, head_starts: Iterable[float]) -> trio.SocketStream:
+    """Connect to one of several IP addresses. The caller sets the deadline.
+
+    Args:
+        hosts: the addresses, in the order in which they are tried.
+        port: the port of all.
+        head_starts: for each address, the seconds until the next one is tried beside it. One that fails is not waited
+            for.
+
+    Raises:
+        OSError: none could be connected to.
+    """
+    connected: list[trio.SocketStream] = []
+    failures: list[OSError] = []
+
+    async def connect(host: str, failed: trio.Event) -> None:
+        try:
+            connected.append(await dial_tcp(host, port))
+        except OSError as error:
+            failures.append(error)
+            failed.set()
+        else:
+            nursery.cancel_scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for host, head_start in zip(hosts, head_starts, strict=True):
+                failed = trio.Event()
+                nursery.start_soon(connect, host, failed)
+                with trio.move_on_after(head_start):
+                    await failed.wait()
+    except BaseException:
+        for stream in connected:
+            stream.socket.close()
+        raise
+    if not connected:
+        raise OSError(f"no address could be connected to at port {port}") from ExceptionGroup("attempts", failures)
+    for stream in connected[1:]:
+        stream.socket.close()
+    return connected[0]
+
+
+async def dial_relay(
+    address: RelayAddress, *, dial: Dialer, tls: ssl.SSLContext | None, timeout: float
+) -> tuple[trio.abc.Stream, Watched]:
+    """Connect to a relay, with TLS when a context is given; returns the stream, and the watched one at its bottom.
+
+    Args:
+        timeout: seconds for the connection, and again for the TLS handshake.
+
+    Raises:
+        RelayResolveError: the name does not resolve.
+        RelayConnectError: nothing that can be talked to answers there.
+    """
+    try:
+        with trio.fail_after(timeout):
+            connected = await dial(address.host, address.port)
+    except socket.gaierror as error:
+        raise RelayResolveError(f"the relay's name {address.host!r} does not resolve: {error.strerror}") from error
+    except OSError as error:
+        raise RelayConnectError(f"cannot connect to the relay at {address}: {_why(error)}") from error
+    except trio.TooSlowError:
+        raise RelayConnectError(f"the relay at {address} did not answer within {timeout:g} seconds") from None
+    watched = watch(connected)
+    if tls is None:
+        return watched, watched
+    secured = TlsStream(watched, tls, server_hostname=address.host, https=True)
+    try:
+        with trio.fail_after(timeout):
+            await secured.do_handshake()
+    except BaseException as error:
+        await trio.aclose_forcefully(watched)
+        if isinstance(error, trio.TooSlowError):
+            raise RelayConnectError(f"TLS with {address} was not agreed on within {timeout:g} seconds") from None
+        if isinstance(error, trio.BrokenResourceError):
+            raise RelayConnectError(f"TLS with {address} failed: {why_tls_failed(error.__cause__, tls)}") from error
+        raise
+    return secured, watched
+
+
+async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> trio.abc.Stream:
+    """Connect to the local gateway. Only `aclose` ends the connection with a FIN, see `LentSocket`.
+
+    Raises:
+        LocalGatewayError: nothing answers there within `timeout` seconds.
+    """
+    await trio.lowlevel.checkpoint_if_cancelled()
+    try:
+        # A deadline has its price for each visitor, and here there is mostly nothing to wait for.
+        own = CAN_USE_DESCRIPTORS and dial is dial_tcp
+        attempt = begin_dial(address.host, address.port, resets=True) if own else None
+        connected = None if attempt is None else attempt.at_once()
+        if connected is not None:
+            return TcpStream(connected, resets=True)
+        with trio.move_on_after(timeout):
+            if attempt is not None:
+                return TcpStream(await attempt.wait(), resets=True)
+            stream = watch(await dial(address.host, address.port))
+            if isinstance(stream, TcpStream):
+                stream.plain_socket.arm_reset()
+            return stream
+    except OSError as error:
+        raise LocalGatewayError(f"the local gateway at {address} does not answer: {_why(error)}") from error
+    raise LocalGatewayError(f"the local gateway at {address} did not answer within {timeout:g} seconds")
+
+
+def _why(error: OSError) -> str:
+    """The system's words for an error; of several attempts, those of the last."""
+    if isinstance(error.__cause__, BaseExceptionGroup):
+        attempts = [attempt for attempt in error.__cause__.exceptions if isinstance(attempt, OSError)]
+        if attempts:
+            error = attempts[-1]
+    if error.errno is not None and error.errno in errno.errorcode:
+        return os.strerror(error.errno)
+    return str(error)

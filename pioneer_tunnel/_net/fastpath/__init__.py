@@ -1,0 +1,1 @@
+"""Bytes between two plain sockets without a task for each: epoll and splice (Linux)."""

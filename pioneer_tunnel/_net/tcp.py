@@ -1,0 +1,215 @@
+"""A TCP connection, read and written by its descriptor: what a `trio.SocketStream` is, without the layers above it.
+
+Those layers are there for every kind of socket and system. To read and write by the descriptor costs a third of the way
+through them, and a new connection is cheaper by a sixth. The contract is the same, and it is as fair: calls let other
+tasks run.
+
+POSIX only. Neighbours: `dialer` and `streams.watch` make them; `splice` moves bytes past them, through `plain_socket`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, final
+
+import trio
+
+from .socket_options import LentSocket, Socket, descriptor_of, limit_unsent, wait_sent
+
+__all__ = ["CAN_USE_DESCRIPTORS", "TcpStream"]
+
+CAN_USE_DESCRIPTORS: Final = sys.platform != "win32"
+"""Whether sockets of this system can be read and written like files."""
+
+_PIECE: Final = 64 * 1024
+_MOST_PIECES: Final = 64
+
+
+@final
+class TcpStream(trio.abc.HalfCloseableStream):
+    """A connection over a socket of its own, and a watch over silence and stalls.
+
+    One task may send and one may receive at a time; a second one gets `trio.BusyResourceError`.
+
+    Args:
+        socket: connected, and not blocking; Trio's or the standard library's. Closed with this.
+        resets: see `LentSocket`.
+
+    Attributes:
+        last_received: `trio.current_time()` of the last byte that arrived, of the start before that.
+        sending_since: when the send that is under way, or waits for room, last got rid of a byte; None while there is
+            none. It measures the lack of progress, not the time to finish: a slow path is slow, a dead one is dead.
+        plain_socket: see the function of that name. What moves past this stream, it does not see.
+    """
+
+    def __init__(self, socket: Socket, *, resets: bool = False) -> None:
+        self.socket: Final = socket
+        self.last_received = trio.current_time()
+        self.sending_since: float | None = None
+        self.plain_socket: Final = LentSocket(socket, resets=resets)
+        self._calls = 0
+        self._had_to_wait = False
+        self._end_sent = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        waited = False
+        while True:
+            try:
+                data = os.read(descriptor_of(self.socket), _PIECE if max_bytes is None else max_bytes)
+            except BlockingIOError:
+                await self._wait_readable()
+                waited = True
+            except OSError as error:
+                raise _broken(error) from error
+            else:
+                break
+        if not waited:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        self.last_received = trio.current_time()
+        return data
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """Like `receive_some`, into `buffer`; returns how many bytes came.
+
+        Lets other tasks run only when it has to wait, and at least every eighth time.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        amount = await self._briskly(os.readv, [buffer], self._wait_readable)
+        self.last_received = trio.current_time()
+        return amount
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self._begin_sending()
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            descriptor_of(self.socket)  # also of an empty send
+            self._raise_if_end_sent()
+            waited = False
+            with memoryview(data) as view:
+                position = 0
+                while position < len(view):
+                    try:
+                        position += os.write(descriptor_of(self.socket), view[position:])
+                        self.sending_since = trio.current_time()
+                    except BlockingIOError:
+                        await self._wait_writable()
+                        waited = True
+                    except OSError as error:
+                        raise _broken(error) from error
+            if not waited:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        finally:
+            self.sending_since = None
+
+    async def send_pieces(self, pieces: Sequence[bytes]) -> None:
+        """Like `send_all` of all `pieces`, without putting them together first.
+
+        Lets other tasks run only when it has to wait, and at least every eighth time.
+        """
+        if len(pieces) > _MOST_PIECES:
+            await self.send_all(b"".join(pieces))
+            return
+        self._begin_sending()
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._raise_if_end_sent()
+            sent = await self._briskly(os.writev, pieces, self._wait_writable)
+            left = sum(map(len, pieces)) - sent
+        finally:
+            self.sending_since = None
+        if left:
+            await self.send_all(b"".join(pieces)[-left:])
+
+    async def wait_send_all_might_not_block(self) -> None:
+        self._begin_sending()
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            descriptor_of(self.socket)
+            await self._wait_writable()
+        finally:
+            self.sending_since = None
+
+    async def send_eof(self) -> None:
+        self._begin_sending()
+        try:
+            await trio.lowlevel.checkpoint()
+            descriptor_of(self.socket)
+            if self._end_sent:
+                return
+            self._end_sent = True
+            try:
+                self._shut_down()
+            except OSError as error:
+                raise _broken(error) from error
+        finally:
+            self.sending_since = None
+
+    async def aclose(self) -> None:
+        """Close with a FIN, and with a RST if cancelled and the socket `resets`."""
+        self.plain_socket.take_back()
+        if trio.current_effective_deadline() == -math.inf:
+            self.plain_socket.drop()
+        else:
+            self.plain_socket.close()
+        await trio.lowlevel.checkpoint()
+
+    def reset(self) -> None:
+        """Close with a RST, which drops what has not been sent. After `aclose` this changes nothing."""
+        self.plain_socket.take_back()
+        self.plain_socket.reset()
+
+    async def drain(self) -> None:
+        """Wait until the other end has acknowledged all that was sent, where the system tells. See `endings.drain`."""
+        await wait_sent(self.socket)
+
+    def _shut_down(self) -> None:
+        found: Any = self.socket  # both kinds have this, and both are synchronous
+        found.shutdown(socket.SHUT_WR)
+
+    def _begin_sending(self) -> None:
+        if self.sending_since is not None:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self.sending_since = trio.current_time()
+
+    def _raise_if_end_sent(self) -> None:
+        if self._end_sent:
+            raise trio.ClosedResourceError("this stream has sent its end")
+
+    async def _wait_readable(self) -> None:
+        self.plain_socket.waited_for = True
+        await trio.lowlevel.wait_readable(self.socket)
+
+    async def _wait_writable(self) -> None:
+        if not self._had_to_wait:
+            self._had_to_wait = True
+            limit_unsent(self.socket)  # which is less with Trio's sockets
+        self.plain_socket.waited_for = True
+        await trio.lowlevel.wait_writable(self.socket)
+
+    async def _briskly(
+        self, call: Callable[[int, Any], int], argument: object, wait: Callable[[], Awaitable[None]]
+    ) -> int:
+        while True:
+            try:
+                amount = call(descriptor_of(self.socket), argument)
+            except BlockingIOError:
+                await wait()
+                self._calls = 0
+                continue
+            except OSError as error:
+                raise _broken(error) from error
+            self._calls += 1
+            if not self._calls % 8:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            return amount
+
+
+def _broken(error: OSError) -> trio.BrokenResourceError:
+    return trio.BrokenResourceError(f"the connection is broken: {error.strerror}")

@@ -1,0 +1,1 @@
+"""TLS: contexts, streams, certificates, and the ClientHello."""

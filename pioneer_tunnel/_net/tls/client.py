@@ -1,0 +1,122 @@
+"""Whom TLS to a relay trusts, and what to tell a person when it does not.
+
+The name and the chain are checked on every way there is; nothing here, and nothing that leads here, switches that off.
+
+    ca_file             authorities of one's own, trusted beside the system's
+    system_trust        openssl: the files that Python's OpenSSL was built to know, which `SSL_CERT_FILE` and
+                        `SSL_CERT_DIR` replace; on Windows the system's stores as far as Python reads them.
+                        os: what the operating system trusts, by its own rules, with what an administrator put there
+                        or took away. It needs truststore, the extra of that name
+
+It is said, never guessed: a package that happens to be installed does not change who is trusted.
+
+Neighbours: what `config` and `open_tunnel` are told comes here when a transport dials; `dialer` asks why TLS failed.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Final, Literal, TypeAlias, get_args
+
+from ..._model.errors import InvalidSettingsError, StorageError
+from ..._storage import files
+
+__all__ = ["SYSTEM_TRUSTS", "SystemTrust", "blocks", "client_tls", "why_tls_failed"]
+
+SystemTrust: TypeAlias = Literal["openssl", "os"]
+SYSTEM_TRUSTS: Final[tuple[SystemTrust, ...]] = get_args(SystemTrust)
+
+_FILE_LIMIT: Final = 16 * 1024 * 1024
+
+# OpenSSL's numbers for what is wrong with a certificate (x509_vfy.h).
+_NOT_YET_VALID: Final = 9
+_EXPIRED: Final = 10
+_OTHER_NAME: Final = frozenset({62, 64})
+_UNKNOWN_AUTHORITY: Final = frozenset({2, 18, 19, 20, 21})
+_CA_FILE: Final = "_pioneer_tunnel_ca_file"
+"""The attribute of a context that has the CA file that was named."""
+
+_TOO_OLD: Final = frozenset({"UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"})
+
+
+def client_tls(ca_file: Path | None = None, *, system_trust: SystemTrust = "openssl") -> ssl.SSLContext:
+    """TLS 1.2 or newer that trusts what the module says. Blocks: it reads files.
+
+    The checks are the same under each version of Python. From 3.13 on, Python's own default refuses certificates that
+    break a formal rule of RFC 5280, as those of many private CAs do (one without an Authority Key Identifier, say). An
+    operator who names such a CA trusts it, and an upgrade of Python must not cut the gateway off; so these rules are
+    not enforced. Signatures, dates, names and the CA flag are. And an authority that is named is trusted as it is, also
+    when another one has issued it: that is Python's default from 3.13 on.
+
+    Raises:
+        InvalidSettingsError: `ca_file` cannot be read or holds no certificate, or truststore is not installed.
+    """
+    context = ssl.create_default_context() if system_trust == "openssl" else _operating_system()
+    context.verify_flags = (context.verify_flags | ssl.VERIFY_X509_PARTIAL_CHAIN) & ~ssl.VERIFY_X509_STRICT
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(["http/1.1"])
+    if ca_file is not None:
+        try:
+            with files.pinned(ca_file, limit=_FILE_LIMIT) as path:
+                context.load_verify_locations(path)
+        except (StorageError, ssl.SSLError) as error:
+            why = "it holds no certificate" if isinstance(error, ssl.SSLError) else str(error)
+            raise InvalidSettingsError(f"the CA file {str(ca_file)!r} cannot be used: {why}") from error
+        setattr(context, _CA_FILE, ca_file)
+    return context
+
+
+def _operating_system() -> ssl.SSLContext:
+    try:
+        import truststore  # noqa: PLC0415  # an extra
+    except ImportError:
+        raise InvalidSettingsError(
+            "system_trust is 'os', which needs the package truststore: pip install 'pioneer-tunnel[truststore]'"
+        ) from None
+    return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def blocks(context: ssl.SSLContext) -> bool:
+    """Whether a connection with `context` may block, so that a thread has to begin it.
+
+    truststore reads the system's certificates for each connection. On macOS and Windows a handshake also asks the
+    operating system about the other end's certificate, which may ask the network.
+    """
+    return type(context).__module__.partition(".")[0] == "truststore"
+
+
+def why_tls_failed(cause: BaseException | None, context: ssl.SSLContext | None = None) -> str:
+    """What `cause`, of a handshake that came to nothing, means, and what to do.
+
+    Args:
+        context: what the handshake was made with.
+    """
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        told = cause.verify_message
+        if cause.verify_code in _OTHER_NAME:
+            return f"its certificate is for another name ({told}); dial it by a name that stands in the certificate"
+        if cause.verify_code == _EXPIRED:
+            return (
+                f"its certificate is out of date ({told}); its operator has to renew it, or this host's clock is wrong"
+            )
+        if cause.verify_code == _NOT_YET_VALID:
+            return f"its certificate is not valid yet ({told}); is this host's clock right?"
+        if cause.verify_code not in _UNKNOWN_AUTHORITY:
+            return f"its certificate, or its CA's, is not acceptable ({told}); its operator has to issue it anew"
+        ca_file: Path | None = getattr(context, _CA_FILE, None)
+        if ca_file is None:
+            return f"its certificate is not trusted ({told}); a CA of your own is named by ca_file"
+        return (
+            f"its certificate is not trusted ({told}): neither the system nor the ca_file {str(ca_file)!r} has the"
+            " authority that issued it"
+        )
+    if isinstance(cause, ssl.SSLEOFError):
+        return "the connection was closed during the handshake"
+    if isinstance(cause, ssl.SSLError):
+        reason = (cause.reason or "handshake failed").replace("_", " ").lower()
+        if cause.reason in _TOO_OLD:
+            return f"{reason}; does it speak TLS 1.2 or newer? Anything older is refused"
+        return f"{reason}; does it speak TLS at all?"
+    return "the connection was closed during the handshake"

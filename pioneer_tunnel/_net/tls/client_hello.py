@@ -1,0 +1,265 @@
+"""The first words of a visitor who speaks TLS: whom it wants, read strictly, within bounds, and never written again.
+
+`ClientHelloReader` takes the bytes as they come and says which name the ClientHello asks for (RFC 6066, SNI). By that
+name the relay finds a tunnel whose TLS it does not end, and forwards the very bytes that it read; the gateway reads
+them a second time. What two readers could understand in two ways is therefore refused, with the alert that TLS has for
+it, as `head` does for HTTP. What is read, in the order of the bytes, so that the verdict is the same in however many
+pieces they come:
+
+    1. records of type handshake and version 3.x, none of them empty, none over 2^14 bytes (RFC 8446, 5.1); a record is
+       looked into when it is complete
+    2. in them one ClientHello, in as many records as its writer likes, and nothing behind it in the last of them
+    3. its fields to the end, which leave no byte over; of each extension at most one, and 128 in all
+    4. in the extension server_name exactly one name, of type host_name
+
+The versions of TLS, the cipher suites and everything that GREASE (RFC 8701) makes up are for whoever ends the TLS. With
+Encrypted Client Hello the name is that of the outer hello: the one that is meant for the road.
+
+Neighbours: `tls_door` feeds a reader, routes by `ClientHello.server_name`, and answers with an `Alert` where it
+cannot. Nothing here waits or reads. A reader looks at each byte a fixed number of times, at once or singly.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final, final
+
+import attrs
+
+from ..._model.addresses import is_ip_address, normal_host
+from ..._model.errors import LocalProtocolError, RemoteProtocolError
+
+__all__ = ["MAX_HELLO", "Alert", "BadClientHello", "ClientHello", "ClientHelloReader", "looks_like_tls"]
+
+MAX_HELLO: Final = 32 * 1024
+"""Bytes of a ClientHello, the headers of its records counted: ten times what post-quantum key shares make of it."""
+
+MAX_EXTENSIONS: Final = 128
+"""Extensions of a ClientHello: three times what clients send. Each costs microseconds, and 8000 fit `MAX_HELLO`."""
+
+_HANDSHAKE: Final = 0x16
+_ALERT: Final = 0x15
+_FATAL: Final = 2
+_MAJOR: Final = 3
+_RECORD_HEADER: Final = 5
+_MAX_RECORD: Final = 2**14
+_CLIENT_HELLO: Final = 1
+_MESSAGE_HEADER: Final = 4
+_RANDOM: Final = 32
+_MAX_SESSION_ID: Final = 32
+_SERVER_NAME: Final = 0
+_HOST_NAME: Final = 0
+
+
+@final
+class Alert(enum.IntEnum):
+    """What TLS has to say when it comes to nothing (RFC 8446, 6.2), as far as a relay says it."""
+
+    UNEXPECTED_MESSAGE = 10
+    RECORD_OVERFLOW = 22
+    ILLEGAL_PARAMETER = 47
+    DECODE_ERROR = 50
+    PROTOCOL_VERSION = 70
+    INTERNAL_ERROR = 80
+    MISSING_EXTENSION = 109
+    UNRECOGNIZED_NAME = 112
+
+    @property
+    def record(self) -> bytes:
+        """The whole record, in clear, as nothing has been agreed on; the connection is closed after it."""
+        return bytes([_ALERT, 3, 3, 0, 2, _FATAL, self])
+
+
+@final
+class BadClientHello(RemoteProtocolError):
+    """This is no ClientHello that can be routed.
+
+    Attributes:
+        alert: what to answer.
+    """
+
+    def __init__(self, alert: Alert, reason: str) -> None:
+        super().__init__(reason)
+        self.alert: Final = alert
+
+
+@final
+@attrs.frozen
+class ClientHello:
+    """What a relay has to know of a ClientHello; the bytes themselves are with the reader.
+
+    Attributes:
+        server_name: whom the visitor wants, as `address.normal_host` writes it; None when it names nobody. An IP
+            address, which SNI has no place for and some clients put there, names nobody.
+    """
+
+    server_name: str | None
+
+
+def looks_like_tls(first: bytes | bytearray) -> bool:
+    """Whether a connection that begins so may become TLS. No request of HTTP begins so."""
+    return first[:1] == bytes([_HANDSHAKE])
+
+
+@final
+class ClientHelloReader:
+    """Reads one ClientHello, from bytes in any pieces.
+
+    Give it whatever comes until it returns a hello or raises; `received` is all that it was given, to be forwarded. It
+    holds no more than `MAX_HELLO` and one piece. A hello that comes too slowly, or ends in the middle, is for the
+    caller to see: nothing here knows the time.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._message = bytearray()
+        # Where the record begins that is not complete yet.
+        self._start = 0
+        self._finished = False
+
+    @property
+    def received(self) -> bytes:
+        """Everything that was fed: what there is of the hello, and what came with it."""
+        return bytes(self._buffer)
+
+    def feed(self, data: bytes | bytearray | memoryview) -> ClientHello | None:
+        """Take the next bytes; return the hello once it is complete, None while it is not.
+
+        Raises:
+            BadClientHello: whatever comes next, it cannot be routed; send the alert and close.
+            LocalProtocolError: the reader has returned a hello, or raised, before.
+        """
+        if self._finished:
+            raise LocalProtocolError("a ClientHelloReader reads one hello; make another for the next connection")
+        self._buffer += data
+        self._finished = True  # also when this raises
+        hello = self._read_records()
+        self._finished = hello is not None
+        return hello
+
+    def _read_records(self) -> ClientHello | None:
+        buffer = self._buffer
+        while True:
+            start = self._start
+            if len(buffer) > start and buffer[start] != _HANDSHAKE:
+                raise BadClientHello(Alert.UNEXPECTED_MESSAGE, "a ClientHello comes in records of type handshake")
+            if len(buffer) > start + 1 and buffer[start + 1] != _MAJOR:
+                raise BadClientHello(Alert.PROTOCOL_VERSION, f"TLS has version 3.x, not {buffer[start + 1]}.x")
+            if len(buffer) < start + _RECORD_HEADER:
+                return None
+            size = int.from_bytes(buffer[start + 3 : start + _RECORD_HEADER])
+            if not size:
+                raise BadClientHello(Alert.UNEXPECTED_MESSAGE, "a record of the ClientHello is empty")
+            if size > _MAX_RECORD:
+                raise BadClientHello(
+                    Alert.RECORD_OVERFLOW, f"a record has {size} bytes; at most {_MAX_RECORD} are taken"
+                )
+            end = start + _RECORD_HEADER + size
+            if end > MAX_HELLO:
+                raise _too_large()
+            if len(buffer) < end:
+                return None
+            self._message += buffer[start + _RECORD_HEADER : end]
+            self._start = end
+            hello = self._read_message()
+            if hello is not None:
+                return hello
+
+    def _read_message(self) -> ClientHello | None:
+        message = self._message
+        if message[0] != _CLIENT_HELLO:
+            raise BadClientHello(
+                Alert.UNEXPECTED_MESSAGE, f"a handshake begins with a ClientHello, not type {message[0]}"
+            )
+        if len(message) < _MESSAGE_HEADER:
+            return None
+        end = _MESSAGE_HEADER + int.from_bytes(message[1:_MESSAGE_HEADER])
+        if end > MAX_HELLO:
+            raise _too_large()
+        if len(message) < end:
+            return None
+        if len(message) > end:
+            raise BadClientHello(Alert.UNEXPECTED_MESSAGE, "something follows the ClientHello in its record")
+        return ClientHello(_server_name(_Fields(message[_MESSAGE_HEADER:])))
+
+
+def _too_large() -> BadClientHello:
+    return BadClientHello(Alert.ILLEGAL_PARAMETER, f"the ClientHello takes more than {MAX_HELLO} bytes")
+
+
+@final
+class _Fields:
+    """The fields of a structure, one after the other."""
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self._data: Final = data
+        self._position = 0
+
+    @property
+    def left(self) -> int:
+        return len(self._data) - self._position
+
+    def take(self, size: int) -> bytes:
+        if size > self.left:
+            raise BadClientHello(Alert.DECODE_ERROR, "a field of the ClientHello overruns what it stands in")
+        self._position += size
+        return bytes(self._data[self._position - size : self._position])
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size))
+
+    def vector(self, size: int, *, least: int = 0) -> _Fields:
+        """What stands behind a length of `size` bytes."""
+        data = self.take(self.number(size))
+        if len(data) < least:
+            raise BadClientHello(Alert.DECODE_ERROR, "a field of the ClientHello is shorter than it can be")
+        return _Fields(data)
+
+    def end(self) -> None:
+        if self.left:
+            raise BadClientHello(Alert.DECODE_ERROR, "the ClientHello has bytes where it should have ended")
+
+
+def _server_name(hello: _Fields) -> str | None:
+    if hello.number(1) != _MAJOR:
+        raise BadClientHello(Alert.PROTOCOL_VERSION, "the ClientHello is of another version than 3.x")
+    hello.take(1 + _RANDOM)
+    if hello.vector(1).left > _MAX_SESSION_ID:
+        raise BadClientHello(Alert.DECODE_ERROR, f"the session id has more than {_MAX_SESSION_ID} bytes")
+    if hello.vector(2, least=2).left % 2:
+        raise BadClientHello(Alert.DECODE_ERROR, "the cipher suites take an odd number of bytes")
+    hello.vector(1, least=1)  # compression methods
+    if not hello.left:
+        return None  # older than extensions
+    extensions = hello.vector(2)
+    hello.end()
+    seen: set[int] = set()
+    name: str | None = None
+    while extensions.left:
+        kind = extensions.number(2)
+        content = extensions.vector(2)
+        if kind in seen:
+            raise BadClientHello(Alert.ILLEGAL_PARAMETER, f"the extension {kind} is given twice")
+        seen.add(kind)
+        if len(seen) > MAX_EXTENSIONS:
+            raise BadClientHello(Alert.ILLEGAL_PARAMETER, f"there are more than {MAX_EXTENSIONS} extensions")
+        if kind == _SERVER_NAME:
+            name = _only_name(content)
+    return name
+
+
+def _only_name(extension: _Fields) -> str | None:
+    names = extension.vector(2, least=1)
+    extension.end()
+    if names.number(1) != _HOST_NAME:
+        raise BadClientHello(Alert.ILLEGAL_PARAMETER, "the server name is of a type that nobody knows")
+    written = names.vector(2, least=1)
+    if names.left:
+        raise BadClientHello(Alert.ILLEGAL_PARAMETER, "there is more than one server name")
+    try:
+        name = written.take(written.left).decode("ascii")
+        host = name if is_ip_address(name) else normal_host(name, name)
+    except ValueError:
+        # Without the context, which quotes it.
+        raise BadClientHello(Alert.ILLEGAL_PARAMETER, "the server name is no host name") from None
+    return None if is_ip_address(host) else host

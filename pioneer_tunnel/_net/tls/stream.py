@@ -1,0 +1,357 @@
+"""TLS that can end one direction and go on with the other, for connections that are a visitor's from end to end.
+
+`trio.SSLStream` ends both directions at once, which HTTP does not mind; a visitor who sends a request, ends, and waits
+for the answer does. TLS itself has no trouble with it: a `close_notify` is about one direction (RFC 8446, 6.1), and the
+relays of this protocol pass it on. The end of the connection without one is a break, never an end.
+
+Visitors of the web are laxer: many just close. With `https` that is an end, as every web server takes it, while they
+are still told goodbye, or they could not tell a whole answer from one that was cut. (`trio.SSLStream` has both or
+neither.) `TlsServerStream` is the same without half-close, which a relay's visitors have little use for.
+
+Some records carry no data: TLS 1.3 key updates, session tickets, empty records, attempts to renegotiate. Each costs
+work, and OpenSSL queues a reply to some of them. So records are counted as they are given to OpenSSL, one by one:
+
+- a connection breaks when it has sent more than 32 records without data; each record with data makes up for one;
+- at most 64 records are processed before other tasks run;
+- replies are sent when the connection takes them. It breaks when more than 64 KiB of them wait.
+
+Neighbours: `transports.data_channels` has its connections in it, the scripted relay of `testing` the other end; the
+relay and `visitor_tls` end visitors' TLS with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, TypeVar, final
+
+import trio
+
+from .client import blocks
+
+__all__ = ["TlsServerStream", "TlsStream"]
+
+_RECEIVE_SIZE: Final = 128 * 1024
+_BATCH: Final = 128 * 1024
+_RECORD: Final = 16 * 1024
+_UNREAD_LIMIT: Final = 2**30
+_GOODBYE_TIMEOUT: Final = 30.0
+
+_HEADER: Final = 5
+_RECORD_TYPES: Final = frozenset(range(20, 25))
+_LARGEST_RECORD: Final = _HEADER + _RECORD + 2048
+_RECORDS_PER_TURN: Final = 64
+_MOST_EMPTY_RECORDS: Final = 32
+_MOST_REPLIES: Final = 64 * 1024
+_REPLY_TIMEOUT: Final = 1.0
+_MOST_THREADS: Final = 8
+
+_T = TypeVar("_T")
+_threads: Final = trio.lowlevel.RunVar[trio.CapacityLimiter]("pioneer_tunnel: threads for handshakes")
+
+
+@final
+class TlsStream(trio.abc.HalfCloseableStream):
+    """TLS over `stream`, which is closed with it. Nothing works before `do_handshake`.
+
+    Args:
+        stream: the connection.
+        context: what is trusted, or presented.
+        server_hostname: whom a client expects.
+        server_side: which end this is.
+        session: of an earlier connection to the same server, to save the better part of the handshake.
+        https: the end of the connection is an end, with goodbye or without; and ours, after a goodbye, is one of the
+            connection as well.
+    """
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        context: ssl.SSLContext,
+        *,
+        server_hostname: str | None = None,
+        server_side: bool = False,
+        session: ssl.SSLSession | None = None,
+        https: bool = False,
+    ) -> None:
+        self.transport_stream: Final = stream
+        self._incoming: Final = ssl.MemoryBIO()
+        self._outgoing: Final = ssl.MemoryBIO()
+        self._wrap: Final = functools.partial(
+            context.wrap_bio,
+            self._incoming,
+            self._outgoing,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            session=session,
+        )
+        self._blocking: Final = blocks(context)
+        self._tls: ssl.SSLObject
+        if not self._blocking:
+            self._tls = self._wrap()
+        self._https: Final = https
+        self._to_wire: Final = trio.StrictFIFOLock()
+        self._received: Final = bytearray()  # records that OpenSSL has not been given yet
+        self._record_is_new = False
+        self._empty_records = 0
+        self._replies = 0  # bytes
+        self._ahead = b""
+        self._end_sent = False
+        self.end_received = False
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """What the next connection may be given; some servers send it only with the first data.
+
+        To be asked for seldom: with Python 3.11 and OpenSSL 3.0, 6 KB stay behind each time.
+        """
+        return self._tls.session
+
+    @property
+    def session_reused(self) -> bool:
+        """Whether the other end took the one that was given."""
+        return bool(self._tls.session_reused)
+
+    async def do_handshake(self) -> None:
+        """Agree on keys, and see who the other end is. The caller sets the deadline; cancelled, it is good for nothing.
+
+        Raises:
+            trio.BrokenResourceError: that came to nothing; an `ssl.SSLError` is the cause.
+        """
+        if self._blocking:
+            self._tls = await _in_thread(self._wrap)
+        while True:
+            try:
+                if self._blocking:
+                    await _in_thread(self._tls.do_handshake)
+                else:
+                    self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                if self._feed():
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await self._fill()
+            except ssl.SSLError as error:
+                await self._flush()  # the alert that tells the other end
+                raise trio.BrokenResourceError(f"TLS failed: {error.reason or error}") from error
+            else:
+                self._empty_records = 0
+                await self._flush()
+                return
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        max_bytes = _RECEIVE_SIZE if max_bytes is None else max_bytes
+        if max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        waited = False
+        while True:
+            data = self._read_ahead(max_bytes) if self._ahead else self._decrypt(max_bytes)
+            if data or self.end_received:
+                if not waited:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                return data
+            await self._reply()
+            await self._fill()
+            waited = True
+
+    def _read_ahead(self, max_bytes: int) -> bytes:
+        data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:]
+        return data
+
+    def _decrypt(self, max_bytes: int, *, records: int = _RECORDS_PER_TURN) -> bytes:
+        """What has come, as far as it is whole records; nothing when there is none, and at the end.
+
+        Args:
+            records: how many may be given to OpenSSL, beside what it has.
+        """
+        pieces, left, waiting, more = [], max_bytes, self._outgoing.pending, True
+        try:
+            while left and more:
+                try:
+                    piece = self._tls.read(min(left, _RECORD))
+                except ssl.SSLWantReadError:
+                    self._note_record(empty=True)
+                else:
+                    if not piece:
+                        self.end_received = True
+                        break
+                    self._note_record(empty=False)
+                    pieces.append(piece)
+                    left -= len(piece)
+                    if self._tls.pending():
+                        continue
+                more = records > 0 and self._feed()
+                records -= 1
+        except ssl.SSLZeroReturnError:
+            self.end_received = True
+        except ssl.SSLError as error:
+            if self._https and isinstance(error, ssl.SSLEOFError):
+                self.end_received = True
+            elif not pieces:
+                raise trio.BrokenResourceError(f"TLS broke off: {error.reason or error}") from error
+        finally:
+            self._replies += self._outgoing.pending - waiting
+        if self._empty_records > _MOST_EMPTY_RECORDS and not pieces:
+            raise trio.BrokenResourceError(f"TLS: more than {_MOST_EMPTY_RECORDS} records came without data")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _note_record(self, *, empty: bool) -> None:
+        """Count what the record was that OpenSSL was given last, once."""
+        if self._record_is_new:
+            self._record_is_new = False
+            self._empty_records = self._empty_records + 1 if empty else max(self._empty_records - 1, 0)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._end_sent:
+            raise trio.ClosedResourceError("send_eof was called on this stream")
+        with memoryview(data) as view:
+            sent = 0
+            while sent < len(view):
+                limit = sent + _BATCH
+                try:
+                    while sent < min(len(view), limit):
+                        sent += self._tls.write(view[sent:limit])
+                except ssl.SSLError as error:
+                    raise trio.BrokenResourceError(f"TLS broke off: {error.reason or error}") from error
+                await self._flush()
+            if not view:
+                await self.transport_stream.send_all(b"")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        async with self._to_wire:  # replies may be on their way
+            await self.transport_stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        if self._end_sent:
+            await trio.lowlevel.checkpoint()
+            return
+        self._end_sent = True
+        self._say_goodbye()
+        await self._flush()
+        if self._https and isinstance(self.transport_stream, trio.abc.HalfCloseableStream):
+            await self.transport_stream.send_eof()
+
+    def _say_goodbye(self) -> None:
+        # OpenSSL looks for the other end's goodbye at once, and takes data that it finds there for an error. So what
+        # it has is read first.
+        with suppress(trio.BrokenResourceError):
+            self._ahead += self._decrypt(_UNREAD_LIMIT, records=0)
+        with suppress(ssl.SSLError):
+            # It would like to read on, as would we; or it is broken, and whoever reads finds out.
+            self._tls.unwrap()
+
+    async def aclose(self) -> None:
+        try:
+            if not self._end_sent and hasattr(self, "_tls"):
+                self._end_sent = True
+                with trio.move_on_after(_GOODBYE_TIMEOUT):
+                    self._say_goodbye()
+                    await self._flush()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            await self.transport_stream.aclose()
+
+    def _feed(self) -> bool:
+        """Give OpenSSL the next record; False while there is no whole one.
+
+        What does not look like a record is for OpenSSL to refuse.
+        """
+        received = self._received
+        if len(received) < _HEADER:
+            return False
+        length = _HEADER + int.from_bytes(received[3:_HEADER], "big")
+        if received[0] not in _RECORD_TYPES or received[1] != 3 or length > _LARGEST_RECORD:
+            length = len(received)
+        elif len(received) < length:
+            return False
+        with memoryview(received) as view:
+            self._incoming.write(view[:length])
+        del received[:length]
+        self._record_is_new = True
+        return True
+
+    async def _fill(self) -> None:
+        # No deadline: whoever reads may wait for as long as it likes.
+        if data := await self.transport_stream.receive_some(_RECEIVE_SIZE):
+            self._received.extend(data)
+        else:
+            self._incoming.write(self._received)
+            self._received.clear()
+            self._incoming.write_eof()
+
+    async def _flush(self) -> None:
+        async with self._to_wire:
+            await self._send_outgoing()
+
+    async def _send_outgoing(self) -> None:
+        while data := self._outgoing.read():
+            self._replies = 0
+            await self.transport_stream.send_all(data)
+
+    async def _reply(self) -> None:
+        """Send what OpenSSL answers to what was read, unless the connection takes nothing now. Then it goes later.
+
+        Raises:
+            trio.BrokenResourceError: more of it waits than may.
+        """
+        if self._replies > _MOST_REPLIES:
+            raise trio.BrokenResourceError("TLS: the other end asks for replies and does not take them")
+        if not self._replies or self._to_wire.locked():
+            return  # whoever holds the lock to send will send this, too
+        async with self._to_wire:
+            with trio.move_on_after(_REPLY_TIMEOUT) as waiting:
+                await self.transport_stream.wait_send_all_might_not_block()
+            if waiting.cancelled_caught:
+                return
+            # To stop in the middle of a record breaks the connection, and reading may be cancelled without harm.
+            with trio.move_on_after(_REPLY_TIMEOUT, shield=True) as sending:
+                await self._send_outgoing()
+        if sending.cancelled_caught:
+            raise trio.BrokenResourceError("TLS: the other end does not take a reply that it asked for")
+
+
+async def _in_thread(call: Callable[[], _T]) -> _T:
+    """Run what may block in a thread; of these there are 8 at most. Cancelled, the thread is left behind."""
+    try:
+        limiter = _threads.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(_MOST_THREADS)
+        _threads.set(limiter)
+    return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=limiter)
+
+
+@final
+class TlsServerStream(trio.abc.Stream):
+    """A server's TLS that ends both directions at once: when the answer is complete, so is the exchange.
+
+    Else a visitor that keeps a connection for later, and does not look at it meanwhile, would hold it for as long as
+    it likes.
+
+    Args:
+        stream: the connection, closed with this.
+        context: what is presented.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, context: ssl.SSLContext) -> None:
+        self.transport_stream: Final = TlsStream(stream, context, server_side=True, https=True)
+
+    async def do_handshake(self) -> None:
+        """See `TlsStream.do_handshake`."""
+        await self.transport_stream.do_handshake()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.transport_stream.receive_some(max_bytes)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.transport_stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.transport_stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self.transport_stream.aclose()

@@ -1,0 +1,1 @@
+"""Files and TOML: reading, editing, validating, and writing atomically."""

@@ -1,0 +1,1 @@
+"""Message formats that both ends share. No I/O."""

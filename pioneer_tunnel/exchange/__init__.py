@@ -1,0 +1,1 @@
+"""Two streams and the bytes between them."""

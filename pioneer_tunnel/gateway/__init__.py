@@ -1,0 +1,1 @@
+"""What a gateway embeds: configuration, settings, keystore, `RemoteAccess`, JSON-RPC."""

@@ -1,0 +1,293 @@
+"""`[gateway.remote_access]`: what the operator of a gateway decides, as one frozen `RemoteAccessConfig`.
+
+The table belongs to the gateway contract; so do the names and defaults here. Whatever is wrong with it is told at once,
+with file, key path, value and what is allowed (see `tables.py`).
+
+Neighbours: `RemoteAccess` takes the config and lays the user's settings over it (`attrs.evolve`, which validates
+again); transports read `effective_transport` and `effective_relay_addr`. The key is not here: it lives in a keystore.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal, final
+
+import attrs
+
+from .._model.addresses import Address, RelayAddress
+from .._model.errors import UnsupportedTransportError
+from .._model.keys import PublicKey
+from .._model.text import shown
+from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust
+from .._storage.toml_read import read_toml, subtable
+from .._storage.validation import (
+    NOT_A_KEY,
+    Rule,
+    a_flag,
+    a_path,
+    a_public_key,
+    a_text,
+    hold_back,
+    label,
+    nearest,
+    settle,
+    structure,
+    whole_number,
+)
+from ..transports.process.config import ProcessConfig, a_process
+from ..transports.rathole.key_mode import KeyMode
+from .tls_config import TlsConfig, a_tls
+
+__all__ = ["RemoteAccessConfig", "Transport"]
+
+SERVICE_NAME_LIMIT: Final = 128
+_TABLE: Final = "gateway.remote_access"
+_MINUTE_MS: Final = 60_000
+_HOUR_MS: Final = 60 * _MINUTE_MS
+_DAY_MS: Final = 24 * _HOUR_MS
+
+
+@final
+class Transport(enum.StrEnum):
+    """How the tunnel reaches the relay: the words that a configuration may name."""
+
+    WEBSOCKET = "websocket"
+    """Native: one WebSocket, yamux inside."""
+    TCP = "tcp"
+    """The Pioneer Relay / rathole protocol in clear: who can listen on the way reads visitors' tokens."""
+    TLS = "tls"
+    """The same inside TLS."""
+    NOISE = "noise"
+    """Known to gateways, not offered by this library: it fails with `unsupported_transport` when it is to run."""
+    PROCESS = "process"
+    """Another program makes the tunnel."""
+
+    @classmethod
+    def parse(cls, word: str) -> Transport:
+        """Read the word of a configuration or a setting.
+
+        Raises:
+            UnsupportedTransportError: nobody knows it.
+        """
+        try:
+            return cls(word)
+        except ValueError:
+            known = [str(member) for member in cls]
+        raise UnsupportedTransportError(
+            f"unknown transport {shown('transport', word) or '…'}; known are {', '.join(known)}; "
+            f"the nearest of them is {nearest(word, known)!r}"
+        )
+
+
+def _address(value: str | Address) -> Address:
+    return value if isinstance(value, Address) else Address.parse(a_text(value, "allowed is host:port, as a string"))
+
+
+def _relay_address(value: str | RelayAddress) -> RelayAddress:
+    if isinstance(value, RelayAddress):
+        return value
+    return RelayAddress.parse(a_text(value, "allowed is host:port or a ws:// or wss:// URL, as a string"))
+
+
+def _transport(value: str | None) -> Transport | None:
+    return None if value is None else Transport.parse(a_text(value, f"allowed are {', '.join(Transport)}, as a string"))
+
+
+def _key_mode(value: str) -> KeyMode:
+    known = [str(mode) for mode in KeyMode]
+    word = a_text(value, f"allowed are {', '.join(known)}, as a string")
+    if word not in known:
+        raise ValueError(f"allowed are {', '.join(known)}; the nearest of them is {nearest(word, known)!r}")
+    return KeyMode(word)
+
+
+def _proxy_protocol(_instance: Any, _field: Any, value: Any) -> None:
+    if value is not None and value != "v2":
+        raise ValueError("allowed is 'v2'; leave it out for none")
+
+
+def _system_trust(_instance: Any, _field: Any, value: Any) -> None:
+    if value not in SYSTEM_TRUSTS:
+        raise ValueError("allowed are 'openssl' and 'os'")
+
+
+def _effective(transport: Transport | None, relay_addr: RelayAddress) -> Transport:
+    """What a configuration that names no transport means: a URL is a WebSocket, a bare address today's relays."""
+    if transport is not None:
+        return transport
+    return Transport.TCP if relay_addr.scheme is None else Transport.WEBSOCKET
+
+
+def _transport_contradicts(transport: Transport | None, relay_addr: RelayAddress) -> str | None:
+    # `noise` with any address fails by its own kind when it is to run; what `process` can dial, its program knows.
+    if transport not in (Transport.TCP, Transport.TLS) or relay_addr.scheme is None:
+        return None
+    return (
+        f"relay_addr is a {relay_addr.scheme}:// URL, which means websocket; "
+        f"leave transport out, or write relay_addr as host:port"
+    )
+
+
+def _longest_under_first(longest: int, first: int) -> str | None:
+    return f"allowed is restart_initial_ms, which is {first}, or more" if longest < first else None
+
+
+def _key_mode_means_nothing(mode: KeyMode, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
+    effective = _effective(transport, relay_addr)
+    if mode is KeyMode.TOKEN_ROUTING or effective in (Transport.TCP, Transport.TLS, Transport.NOISE):
+        return None
+    return f"it says how a relay of transport tcp or tls knows the key, and this is {effective}; leave one of them out"
+
+
+def _pin_unchecked(pin: PublicKey | None, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
+    # A pin that nobody checks would be worse than none.
+    effective = _effective(transport, relay_addr)
+    if pin is None or effective in (Transport.WEBSOCKET, Transport.NOISE):
+        return None
+    return f"only a relay of transport websocket can prove its identity, and this is {effective}; leave one of them out"
+
+
+def _tls_out_of_reach(tls: TlsConfig | None, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
+    if tls is None or _effective(transport, relay_addr) is not Transport.PROCESS:
+        return None
+    return "a tunnel program brings visitors past this library, which cannot end their TLS then; leave one of them out"
+
+
+@final
+@attrs.frozen(kw_only=True, field_transformer=hold_back)
+class RemoteAccessConfig:
+    """The operator's part of remote access.
+
+    Made with `load`, `from_table` or keywords, which take what the file would hold (`relay_addr="wss://…"`) or the
+    value itself, and raise the same errors.
+
+    Attributes:
+        runtime_dir: folder for runtime files; `runtime_path` is where it is.
+        relay_addr: the relay.
+        local_addr: where the local gateway listens.
+        service_name: the service's label.
+        transport: as named; None when it follows from the address. `effective_transport` is what is used.
+        restart_initial_ms: first reconnect delay; delays double.
+        restart_max_ms: longest reconnect delay.
+        restart_jitter_percent: each delay is spread by ± this share, after the cap.
+        max_restarts: restarts before giving up; 0 is never.
+        restart_stable_ms: a session that lasted this long clears the count and the delay.
+        allow_server_override: whether the settings' `server` may replace `relay_addr`.
+        apply_grace_ms: how long open streams may go on after a change of the settings.
+        connect_timeout_ms: how long one attempt to connect may take.
+        ca_file: further certificate authorities for TLS to the relay; `ca_path` is where it is.
+        system_trust: what is trusted beside `ca_file`: `openssl`, the files that Python's OpenSSL knows, or `os`, what
+            the operating system trusts; that needs the extra `truststore`.
+        relay_identity: the relay's public key; a relay that does not prove it is refused.
+        key_mode: how a relay of transport `tcp` or `tls` knows the key.
+        proxy_protocol: `v2` sends a PROXY protocol header to the local gateway, so that it sees the visitor's address.
+        tls: what visitors' TLS is ended with, where the relay passes it through and the local gateway does not end it;
+            `tls_paths` is where that is.
+        process: the program of transport `process`; other transports do not look at it.
+        base_dir: what relative paths are relative to: the folder of the file. Not a key of the table.
+
+    Raises:
+        InvalidSettingsError: with everything that is wrong in its `problems`.
+        UnsupportedTransportError: the same, when one of them is a transport that nobody knows.
+    """
+
+    runtime_dir: Path = attrs.field(default=Path("remote-access"), converter=a_path)
+    relay_addr: RelayAddress = attrs.field(
+        default=RelayAddress(None, "relay-eu-west-1.getpioneer.dev", 2333), converter=_relay_address
+    )
+    local_addr: Address = attrs.field(default=Address("127.0.0.1", 17878), converter=_address)
+    service_name: str = attrs.field(default="pioneer_gateway", validator=label(SERVICE_NAME_LIMIT))
+    transport: Transport | None = attrs.field(default=None, converter=_transport)
+    restart_initial_ms: int = attrs.field(default=1000, validator=whole_number(1, _HOUR_MS))
+    restart_max_ms: int = attrs.field(default=30_000, validator=whole_number(1, _DAY_MS))
+    restart_jitter_percent: int = attrs.field(default=20, validator=whole_number(0, 100))
+    max_restarts: int = attrs.field(default=0, validator=whole_number(0))
+    restart_stable_ms: int = attrs.field(default=30_000, validator=whole_number(1, _DAY_MS))
+    allow_server_override: bool = attrs.field(default=False, validator=a_flag)
+    apply_grace_ms: int = attrs.field(default=1000, validator=whole_number(0, 10 * _MINUTE_MS))
+    connect_timeout_ms: int = attrs.field(default=10_000, validator=whole_number(1, 10 * _MINUTE_MS))
+    ca_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
+    system_trust: SystemTrust = attrs.field(default="openssl", validator=_system_trust)
+    relay_identity: PublicKey | None = attrs.field(default=None, converter=attrs.converters.optional(a_public_key))
+    key_mode: KeyMode = attrs.field(default=KeyMode.TOKEN_ROUTING, converter=_key_mode)
+    proxy_protocol: Literal["v2"] | None = attrs.field(default=None, validator=_proxy_protocol)
+    tls: TlsConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_tls))
+    process: ProcessConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_process))
+    base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
+
+    _RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(("transport", "relay_addr"), _transport_contradicts),
+        Rule(("restart_max_ms", "restart_initial_ms"), _longest_under_first),
+        Rule(("relay_identity", "transport", "relay_addr"), _pin_unchecked),
+        Rule(("key_mode", "transport", "relay_addr"), _key_mode_means_nothing),
+        Rule(("tls", "transport", "relay_addr"), _tls_out_of_reach),
+    )
+
+    def __attrs_post_init__(self) -> None:
+        settle(self)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> RemoteAccessConfig:
+        """Read the table `[gateway.remote_access]` of a TOML file; a file without it gives the defaults.
+
+        Raises:
+            StorageError: the file cannot be read.
+            InvalidSettingsError: it is not TOML, or the table is wrong; see the class.
+            UnsupportedTransportError: see the class.
+        """
+        file = Path(path)
+        table = subtable(read_toml(file), _TABLE, source=str(file))
+        return cls.from_table({} if table is None else table, source=str(file), base_dir=file.absolute().parent)
+
+    @classmethod
+    def from_table(
+        cls, table: Mapping[str, Any], *, source: str | None = None, base_dir: str | Path = Path()
+    ) -> RemoteAccessConfig:
+        """Make a config of the table's content.
+
+        Args:
+            table: what stands under `[gateway.remote_access]`.
+            source: the file that errors name.
+            base_dir: what relative paths are relative to.
+
+        Raises:
+            InvalidSettingsError: see the class.
+            UnsupportedTransportError: see the class.
+        """
+        return structure(cls, table, where=_TABLE, source=source, base_dir=base_dir)
+
+    @property
+    def effective_transport(self) -> Transport:
+        """The transport that is used: the one named, or the one that the address means."""
+        return _effective(self.transport, self.relay_addr)
+
+    @property
+    def effective_relay_addr(self) -> RelayAddress:
+        """The address that is dialled: a bare one becomes `wss://` when a WebSocket is named."""
+        if self.effective_transport is Transport.WEBSOCKET and self.relay_addr.scheme is None:
+            return self.relay_addr.with_scheme("wss")
+        return self.relay_addr
+
+    @property
+    def runtime_path(self) -> Path:
+        """Where the folder for runtime files is."""
+        return self.base_dir / self.runtime_dir
+
+    @property
+    def ca_path(self) -> Path | None:
+        """Where the file of further certificate authorities is."""
+        return None if self.ca_file is None else self.base_dir / self.ca_file
+
+    @property
+    def tls_paths(self) -> tuple[Path, Path]:
+        """Where the certificate of `tls` is, and where its private key is.
+
+        Raises:
+            ValueError: there is no `tls`.
+        """
+        if self.tls is None:
+            raise ValueError("no table tls is configured")
+        return self.base_dir / self.tls.certificate, self.base_dir / self.tls.private_key

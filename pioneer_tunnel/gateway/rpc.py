@@ -1,0 +1,149 @@
+"""Remote access over JSON-RPC 2.0, for a gateway to mount: two methods and a notification.
+
+    settings/get      {}                                    → {"settings": {"remote_access": SNAPSHOT, …}}
+    settings/update   {"update": {"remote_access": UPDATE}} → the same
+    gateway/remote_access/status_changed {"status": STATUS}   to every client, for each change that is news
+
+`RemoteAccessRpc.handle` takes a method and its params and returns the result; framing, ids and connections are the
+gateway's. docs/remote-access.schema.json describes it all in JSON Schema; `json_schema` makes it from the types.
+
+Neighbours: `RemoteAccess` does the work; the contract's names and shapes are fixed, and here is where they are spelt.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Final, final
+
+from .._model.errors import TunnelError
+from .._model.status import Status, clean_message
+from .._net.log_limiter import Complaints
+from .remote_access import RemoteAccess
+from .settings import SettingsUpdate
+from .snapshot import Snapshot
+
+__all__ = [
+    "INTERNAL_ERROR",
+    "INVALID_PARAMS",
+    "METHOD_NOT_FOUND",
+    "STATUS_CHANGED",
+    "RemoteAccessRpc",
+    "RpcError",
+]
+
+METHOD_NOT_FOUND: Final = -32601
+INVALID_PARAMS: Final = -32602
+INTERNAL_ERROR: Final = -32603
+
+STATUS_CHANGED: Final = "gateway/remote_access/status_changed"
+_SECTION: Final = "remote_access"
+
+_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.jsonrpc"))
+
+
+@final
+class RpcError(Exception):
+    """What a JSON-RPC response has in place of a result.
+
+    Attributes:
+        code: of JSON-RPC 2.0.
+        message: for a person; holds no secret.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code: Final = code
+        self.message: Final = message
+
+    def to_wire(self) -> dict[str, Any]:
+        """The `error` object of a response."""
+        return {"code": self.code, "message": self.message}
+
+
+@final
+class RemoteAccessRpc:
+    """The contract's methods on a `RemoteAccess`.
+
+    Args:
+        remote_access: what is told and asked.
+        other_sections: the sections that the host adds to `settings`; asked at each call.
+    """
+
+    def __init__(self, remote_access: RemoteAccess, *, other_sections: Callable[[], Mapping[str, Any]] = dict) -> None:
+        self._remote_access: Final = remote_access
+        self._other_sections: Final = other_sections
+
+    async def handle(self, method: str, params: Any = None) -> dict[str, Any]:
+        """Answer a request; returns the `result` of the response.
+
+        Raises:
+            RpcError: with the code of the response: -32601 for a method that is none of ours, -32602 for params that
+                are malformed or cannot work, -32603 when a file or the keystore cannot be read or written.
+        """
+        update, refusal = _read_request(method, params)
+        del params  # it may hold the key: a traceback that shows local variables must not show it
+        if refusal is not None:
+            raise refusal
+        try:
+            if update is None:
+                return self._answer(await self._remote_access.snapshot())
+            result = await self._remote_access.apply_and_show(update)
+            if isinstance(result, Snapshot):
+                return self._answer(result)
+        except TunnelError as error:
+            raise RpcError(INTERNAL_ERROR, str(error)) from error
+        except Exception as error:
+            line = f"an unforeseen failure in answering {method}"
+            _complaints.tell(method, line, level=logging.ERROR, error=error)
+            raise RpcError(INTERNAL_ERROR, f"an unforeseen failure, see the log: {type(error).__name__}") from error
+        del update  # a client that mixes its fields up may have put the key into another one
+        raise RpcError(INVALID_PARAMS, f"{_SECTION}: {result}")
+
+    def _answer(self, snapshot: Snapshot) -> dict[str, Any]:
+        return {"settings": {**self._other_sections(), _SECTION: snapshot.to_wire()}}
+
+    def notifications(self) -> AsyncIterator[dict[str, Any]]:
+        """Whole notifications for one client, from now on: one for each status that is news.
+
+        A plain iterator; ends after `stopped`. A client that is slower than the tunnel misses what lay between, never
+        the newest.
+        """
+        return _Notifications(self._remote_access)
+
+
+@final
+class _Notifications(AsyncIterator[dict[str, Any]]):
+    def __init__(self, remote_access: RemoteAccess) -> None:
+        self._told: Status = remote_access.status
+        self._statuses: Final = remote_access.watch()
+
+    def __aiter__(self) -> _Notifications:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        while True:
+            status = await anext(self._statuses)
+            if status.is_news_after(self._told):
+                self._told = status
+                return {"jsonrpc": "2.0", "method": STATUS_CHANGED, "params": {"status": status.to_wire()}}
+
+
+def _read_request(method: str, params: Any) -> tuple[SettingsUpdate | None, RpcError | None]:
+    """The update that is asked for, and why the request is refused. Never raises: no traceback has the key in it."""
+    if method not in ("settings/get", "settings/update"):  # a tuple, since a host may pass on what has no hash
+        return None, RpcError(METHOD_NOT_FOUND, f"there is no method {clean_message(str(method))!r} here")
+    if params is not None and not isinstance(params, Mapping):
+        return None, RpcError(INVALID_PARAMS, "params is not an object")
+    if method == "settings/get":
+        return None, None
+    update = None if params is None else params.get("update")
+    if not isinstance(update, Mapping):
+        return None, RpcError(INVALID_PARAMS, "params.update is not an object")
+    section = update.get(_SECTION)
+    if section is None:
+        return SettingsUpdate(), None
+    try:
+        return SettingsUpdate.from_wire(section), None
+    except ValueError as error:
+        return None, RpcError(INVALID_PARAMS, str(error))

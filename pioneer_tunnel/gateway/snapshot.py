@@ -1,0 +1,61 @@
+"""What clients are shown of remote access: the `SNAPSHOT` of the gateway contract.
+
+Neighbours: `RemoteAccess.snapshot` makes it, `jsonrpc` sends it, `json_schema` describes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal, TypeAlias, final
+
+import attrs
+
+from .._model.status import Status
+from .config import Transport
+
+__all__ = ["Snapshot", "WireTransport", "wire_transport"]
+
+WireTransport: TypeAlias = Literal["tcp", "tls", "noise", "websocket"]
+"""The transports that clients know. The list is closed: what is newer is told as `tcp`, with a detail."""
+
+_WIRE_TRANSPORTS: Final[Mapping[Transport, tuple[WireTransport, str | None]]] = {
+    Transport.TCP: ("tcp", None),
+    Transport.TLS: ("tls", None),
+    Transport.NOISE: ("noise", None),
+    Transport.WEBSOCKET: ("websocket", None),
+}
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Snapshot:
+    """What clients are shown: the `SNAPSHOT` of the gateway contract.
+
+    Attributes:
+        enabled: whether remote access is switched on.
+        server: the relay's address that is in use.
+        service_name: the service's label.
+        transport: one of those that clients know.
+        transport_detail: what `transport` is more exactly, when it is none of those.
+        has_key: whether a relay key is stored. The key itself is never told.
+        status: where remote access stands.
+    """
+
+    enabled: bool
+    server: str | None = None
+    service_name: str | None = None
+    transport: WireTransport
+    transport_detail: str | None = None
+    has_key: bool
+    status: Status
+
+    def to_wire(self) -> dict[str, Any]:
+        """The object that goes to clients; a field that is None is absent."""
+        wire = {field.name: getattr(self, field.name) for field in attrs.fields(Snapshot)}
+        wire["status"] = self.status.to_wire()
+        return {name: value for name, value in wire.items() if value is not None}
+
+
+def wire_transport(transport: Transport) -> tuple[WireTransport, str | None]:
+    """How clients are told of `transport`: a word that they know, and a detail when it says too little."""
+    return _WIRE_TRANSPORTS.get(transport, ("tcp", str(transport)))

@@ -1,0 +1,1 @@
+"""The relay towards gateways: sessions, takeover, registry."""

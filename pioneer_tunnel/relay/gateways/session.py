@@ -1,0 +1,229 @@
+"""One gateway's session at the relay: it carries visitors, and it ends as it was told to.
+
+Five things can happen to a session from outside, each an order that does not wait:
+
+    retire     a newer key has the tunnel: no new visitors; those that are here may finish, for a bounded time
+    replace    another session has the tunnel: it is told who, and ends
+    revoke     its key opens this tunnel no more: it ends
+    refuse     the tunnel stays with another session: it ends
+    abandon    it was asked and did not answer: it ends without a word, there is nobody to hear one
+
+However it ends, it is over within a second, also when the other end takes no byte any more: its streams are reset and
+its socket is closed. That is what the timeouts here add up to.
+
+Neighbours: `control` opens sessions and carries them; a `Directory` gives the orders of a takeover.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final, final
+
+import attrs
+import trio
+
+from ..._net.closing import abandon
+from ..._net.log_limiter import Complaints
+from ..._net.wrappers import Watched
+from ..._wire.handshake import Claim, replaced_text
+from ...websocket import WebSocket, WebSocketLink
+from ...yamux import Limits, Role, SendBudget, YamuxConnection, YamuxStream
+from .registry import LiveSession
+from .takeover import patience
+
+__all__ = ["GatewaySession"]
+
+FAREWELL_TIMEOUT: Final = 0.3
+"""Seconds that the other end has to take the text that says why it ends."""
+
+GOODBYE_TIMEOUT: Final = 0.5
+"""Seconds for what is under way, the go-away and the close after it."""
+
+MOST_REASON: Final = 123
+"""Bytes of the reason in a close frame (RFC 6455, 5.5.1)."""
+
+CLOSE_GOING_AWAY: Final = 1001
+CLOSE_REJECTED: Final = 1008
+CLOSE_REPLACED: Final = 4001
+
+_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.relay.session"))
+
+
+@final
+@attrs.frozen(kw_only=True)
+class _Ending:
+    """How a session ends: the close code and its reason, and before them a text if there is one to send."""
+
+    code: int
+    reason: str
+    text: str | None = None
+    silently: bool = False
+
+
+@final
+class GatewaySession(LiveSession):
+    """One authenticated gateway, connected.
+
+    Args:
+        tunnel_id: the tunnel that it is for.
+        claim: what the gateway has said of itself, and proved.
+        websocket: what is spoken over; the WebSocket's owner closes it when `carry` is over.
+        watched: the stream at the bottom of it.
+        heartbeat: seconds of silence after which the gateway is pinged.
+        limits: what the session may cost.
+        sending: what all sessions of the relay may hold for sending.
+        since: when the gateway came, in seconds since 1970.
+        rotation_grace: seconds that visitors may stay when the session is retired.
+        on_first_bytes: awaited when the gateway's first bytes have come; see `YamuxConnection`.
+
+    Attributes:
+        entered: whether it counts; set by its owner.
+    """
+
+    def __init__(
+        self,
+        tunnel_id: str,
+        claim: Claim,
+        websocket: WebSocket,
+        watched: Watched,
+        *,
+        heartbeat: float,
+        limits: Limits,
+        sending: SendBudget,
+        since: float,
+        rotation_grace: float,
+        on_first_bytes: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.id: Final = secrets.token_hex(8)
+        self.tunnel_id: Final = tunnel_id
+        self.entered = False
+        self._claim: Final = claim
+        self._since: Final = since
+        self._websocket: Final = websocket
+        self._watched: Final = watched
+        self._grace: Final = rotation_grace
+        self._link: Final = WebSocketLink(websocket, watched, _ignore_text)
+        self._link.close_code, self._link.close_reason = CLOSE_GOING_AWAY, "the relay is stopping"
+        self._connection: Final = YamuxConnection(
+            self._link,
+            Role.CLIENT,
+            heartbeat=heartbeat,
+            limits=limits,
+            on_first_bytes=on_first_bytes,
+            goodbye=GOODBYE_TIMEOUT,
+            process_sending=sending,
+        )
+        self._successor: str | None = None
+        self._retired: Final = trio.Event()
+        self._ending: _Ending | None = None
+        self._over: Final = trio.Event()
+
+    @property
+    def instance(self) -> str:
+        return self._claim.instance or ""
+
+    @property
+    def key_id(self) -> str:
+        return self._claim.key_id
+
+    @property
+    def since(self) -> float:
+        return self._since
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was ordered to end."""
+        return self._ending is not None
+
+    async def open_stream(self) -> YamuxStream:
+        return await self._connection.open_stream()
+
+    async def answers(self, within: float) -> bool:
+        return self._ending is None and await self._connection.answers(within)
+
+    # Orders. The first one that ends the session is carried out, and the others change nothing.
+
+    def retire(self, by: str) -> None:
+        if not self._retired.is_set():
+            self._successor = by
+            self._connection.refuse_streams()
+            self._retired.set()
+
+    def replace(self, by: str) -> None:
+        self._end_as_replaced(by, "a newer session has taken this tunnel over")
+
+    def revoke(self) -> None:
+        """Its key opens this tunnel no more: end. Does not wait."""
+        self._end(_Ending(code=CLOSE_REJECTED, reason="the key is not registered for this tunnel any more"))
+
+    def refuse(self, reason: str) -> None:
+        """The tunnel stays with another session: end. Does not wait."""
+        short = f"busy: {reason}".encode()[:MOST_REASON].decode(errors="ignore")
+        self._end(_Ending(code=CLOSE_REJECTED, reason=short))
+
+    def abandon(self) -> None:
+        self._end(_Ending(code=CLOSE_GOING_AWAY, reason="no answer came", silently=True))
+
+    def _end_as_replaced(self, by: str, message: str) -> None:
+        self._end(_Ending(code=CLOSE_REPLACED, reason="replaced", text=replaced_text(by, message)))
+
+    def _end(self, ending: _Ending) -> None:
+        if self._ending is None:
+            self._ending = ending
+            self._link.close_code, self._link.close_reason = ending.code, ending.reason
+            self._over.set()
+
+    # The life of a session
+
+    async def carry(self) -> None:
+        """Carry visitors until the session is over.
+
+        Returns when that was an order; raises what `YamuxConnection.run` raises when it ended by itself.
+        """
+        with trio.CancelScope() as carrying:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._see_visitors_out)
+                nursery.start_soon(self._take_leave, carrying)
+                await self._connection.run()
+        assert self._ending is not None
+        self._tell("was ended", f": {self._ending.reason}")
+
+    def _tell(self, what: str, why: str) -> None:
+        line = f"tunnel {self.tunnel_id}: session {self.id} {what}{why}"
+        _complaints.tell((what, self.tunnel_id), line, level=logging.INFO)
+
+    async def _see_visitors_out(self) -> None:
+        # No deadline: most sessions are never retired.
+        await self._retired.wait()
+        by = self._successor or ""
+        self._tell("is retired", ", a newer key has the tunnel")
+        if not await self.answers(patience(self.instance, by)):
+            self.abandon()
+            return
+        with trio.move_on_after(self._grace):
+            await self._connection.streams_gone()
+        self._end_as_replaced(by, "a session with a newer key of this tunnel has taken it over")
+
+    async def _take_leave(self, carrying: trio.CancelScope) -> None:
+        # No deadline: most sessions end by themselves.
+        await self._over.wait()
+        assert self._ending is not None
+        hears = not self._ending.silently
+        if hears and self._ending.text is not None:
+            with (
+                trio.move_on_after(FAREWELL_TIMEOUT) as farewell,
+                suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+            ):
+                await self._websocket.send([self._ending.text])
+            hears = not farewell.cancelled_caught
+        if not hears:
+            # What is stuck on the way to it would keep the ending waiting.
+            await abandon(self._watched)
+        carrying.cancel()
+
+
+def _ignore_text(text: str) -> None:
+    """Gateways have nothing to say in text after the opening that this version knows."""

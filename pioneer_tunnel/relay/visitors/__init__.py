@@ -1,0 +1,1 @@
+"""The relay towards visitors: HTTP, TLS and bound ports."""

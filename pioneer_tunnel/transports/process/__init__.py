@@ -1,0 +1,1 @@
+"""The transport `process`: an external tunnel program under supervision."""

@@ -1,0 +1,1 @@
+"""The transports `tcp` and `tls`: the Pioneer Relay (rathole) protocol."""

@@ -1,0 +1,352 @@
+"""The connections that a relay of the transports `tcp` and `tls` asks for, from their dialling until a visitor comes.
+
+A data channel is dialled, says what it is for, and waits for the relay's word that a visitor has it. From then on it is
+the visitor's connection, byte for byte.
+
+There are two ways for it. In clear, on Linux, the reactor watches those that wait, and where the connection comes about
+at once no task is made for it at all. Otherwise, as over TLS, each has a task until its visitor comes; so has one that
+takes its time to connect, or has to try again.
+
+Neighbours: `pioneer_relay` hears what the relay asks for; `channel_stream` is what a visitor's connection becomes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import copy_context
+from typing import Final, final
+
+import trio
+
+from ..._model.addresses import Address
+from ..._model.errors import RemoteProtocolError
+from ..._model.status import clean_message
+from ..._net.closing import abandon
+from ..._net.dialing import Attempt, begin_dial, dial_tcp
+from ..._net.fastpath.event_loop import CAN_WATCH, Reactor, Stay
+from ..._net.log_limiter import Complaints
+from ..._net.socket_options import Socket, descriptor_of, keep_alive, reset_on_close, socket_below
+from ..._net.tcp import TcpStream
+from ..._net.tls.stream import TlsStream
+from ..._net.wrappers import Watched, send_pieces, watch
+from ..interface import Deliver, Target
+from ..tunnel_stream import TunnelStream
+from .channel_stream import ChannelStream
+from .codec import COMMAND_SIZE, DataCommand, decode_data_command
+
+__all__ = ["DIAL_FOR", "MOST_IDLE", "MOST_OWED", "DataChannels", "staying"]
+
+DIAL_FOR: Final = 10.0
+"""Seconds that a data channel may take to connect, retries included. After that the relay gives up on it as well."""
+
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 1.0
+
+MOST_IDLE: Final = 256
+"""Data channels that may be connecting, waiting for their visitor, or with one that nobody has accepted yet, at once.
+
+More are owed, and follow. So a burst of visitors waits at the relay, and does not run over who accepts them here.
+"""
+
+MOST_OWED: Final = 64 * 1024
+
+_log: Final = logging.getLogger("pioneer_tunnel.transports.data_channels")
+_complaints: Final = Complaints(_log)
+
+
+@contextmanager
+def staying(tls: ssl.SSLContext | None) -> Iterator[Stay | None]:
+    """For `with`, around `DataChannels` and their nursery: what they wait with; None where each has a task."""
+    with ExitStack() as stack:
+        stay = None
+        if CAN_WATCH and tls is None:
+            with suppress(OSError):  # out of descriptors
+                stay = stack.enter_context(Reactor.current().stay())
+        yield stay
+
+
+@final
+class DataChannels:
+    """All of one session.
+
+    Args:
+        hello: what each begins with.
+        machine: where they go; None to dial the target's name.
+        tls: None for connections in clear.
+        nursery: where their tasks run, and end.
+        stay: see `staying`.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        hello: bytes,
+        *,
+        machine: Address | None,
+        tls: ssl.SSLContext | None,
+        deliver: Deliver,
+        nursery: trio.Nursery,
+        stay: Stay | None,
+    ) -> None:
+        self._target: Final = target
+        self._hello: Final = hello
+        self._machine: Final = machine
+        self._tls: Final = tls
+        self._deliver: Final = deliver
+        self._nursery: Final = nursery
+        self._reactor: Final = None if stay is None else stay.reactor
+        self.context: Final = copy_context()  # what the reactor calls back may come from a task of anybody's
+        self._tls_session: ssl.SSLSession | None = None
+        self._watched: Final[set[_Watched]] = set()
+        self._carried: Final[set[ChannelStream]] = set()
+        self._idle = 0
+        self._owed = 0
+        self._ended = False
+        if stay is not None:
+            nursery.start_soon(stay.wait)
+
+    def want(self) -> None:
+        """The relay wants one more."""
+        self._owed = min(self._owed + 1, MOST_OWED)
+        self._start()
+
+    def end(self) -> None:
+        """End with a RST what is carried or waits, and what has just come."""
+        self._ended = True
+        while self._watched:
+            self._watched.pop().abandon()
+        while self._carried:
+            self._carried.pop().abandon()
+
+    def _start(self) -> None:
+        while self._owed and self._idle < MOST_IDLE and not self._ended:
+            self._owed -= 1
+            self._idle += 1
+            if self._reactor is None or self._machine is None:
+                self._nursery.start_soon(self._run)
+            else:
+                self._start_at_once(self._reactor, self._machine)
+
+    def _start_at_once(self, reactor: Reactor, machine: Address) -> None:
+        try:
+            attempt = begin_dial(machine.host, machine.port)
+            connected = None if attempt is None else attempt.at_once()
+        except OSError:
+            self._nursery.start_soon(self._run)  # which has the patience to try again
+            return
+        if connected is None:
+            self._nursery.start_soon(self._run, attempt)
+            return
+        keep_alive(connected)
+        reset_on_close(connected)
+        try:
+            said = os.write(descriptor_of(connected), self._hello)
+        except OSError:
+            said = 0
+        if said < len(self._hello) or not self._watch(reactor, connected):
+            connected.close()
+            self._nursery.start_soon(self._run)
+
+    async def _run(self, attempt: Attempt | None = None) -> None:
+        """The patient way: until the relay has been told what the connection is for, or all the way."""
+        stream = await self._dial(attempt)
+        if stream is None:
+            self.note_lost()
+        elif self._reactor is not None and type(stream) is TcpStream and self._watch(self._reactor, stream.socket):
+            pass  # it goes on there
+        elif await self._wait_for_visitor(stream):
+            self.note_visited(stream)
+        else:
+            self.note_lost()
+
+    def _watch(self, reactor: Reactor, connected: Socket) -> bool:
+        """Let it wait without a task; False when the system has nothing left to watch it with."""
+        try:
+            watched = _Watched(connected, self, reactor)
+        except OSError:
+            return False
+        if self._ended:
+            watched.abandon()
+        else:
+            self._watched.add(watched)
+        return True
+
+    def note_lost(self, watched: _Watched | None = None) -> None:
+        """One came to nothing."""
+        if watched is not None:
+            self._watched.discard(watched)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        self._idle -= 1
+        self._start()
+
+    def _note_over(self, carried: ChannelStream) -> None:
+        self._carried.discard(carried)
+        if not carried.accepted:
+            self._make_room()
+
+    def note_visited(self, stream: trio.abc.Stream, watched: _Watched | None = None) -> None:
+        """One has its visitor."""
+        if watched is not None:
+            self._watched.discard(watched)
+        carried = ChannelStream(stream, self._nursery, on_accepted=self._make_room, on_over=self._note_over)
+        self._carried.add(carried)
+        if self._ended:
+            carried.reset()
+            return
+        try:
+            if len(self._carried) > self._target.limits.streams:
+                raise trio.WouldBlock
+            self._deliver(TunnelStream(carried))
+        except trio.WouldBlock:
+            carried.reset()
+            self._complain("no room", "a visitor was turned away: there are as many as there may be")
+
+    def understood(self, command: bytes) -> bool:
+        """Whether the relay's word means that a visitor is there."""
+        try:
+            if decode_data_command(command) is DataCommand.START_FORWARD_TCP:
+                return True
+            self._complain("UDP", f"{self._target.address} forwards UDP to us, which this gateway does not carry")
+        except RemoteProtocolError as error:
+            self.tell_why_lost(error)
+        return False
+
+    def tell_why_lost(self, reason: Exception | None) -> None:
+        """For the log: None when the relay has closed it."""
+        if reason is None:
+            _log.debug("%s closed a data channel that no visitor had come by", self._target.address)
+        else:
+            why = clean_message(str(reason))
+            self._complain("lost", f"a data channel to {self._target.address} came to nothing: {why}")
+
+    def _complain(self, kind: str, text: str) -> None:
+        _complaints.tell((kind, self._target.address), text)
+
+    async def _wait_for_visitor(self, stream: Watched | TlsStream) -> bool:
+        visited = False
+        try:
+            # No deadline: it stands in the relay's pool until somebody comes. The system's keepalive, and the end of
+            # the control channel, end it.
+            command = await _read_exactly(stream, COMMAND_SIZE)
+            if command is None:
+                self.tell_why_lost(None)
+            else:
+                visited = self.understood(command)
+            if isinstance(stream, TlsStream) and not stream.session_reused:
+                self._tls_session = stream.session
+        except trio.BrokenResourceError as error:
+            self.tell_why_lost(error)
+        finally:
+            if not visited:
+                await abandon(stream)
+        return visited
+
+    async def _dial(self, attempt: Attempt | None) -> Watched | TlsStream | None:
+        """A connection on which the relay has been told what it is for; None when there is none to be had."""
+        pause, failure = FIRST_PAUSE, "no answer"
+        with trio.move_on_after(DIAL_FOR):
+            while True:
+                connected: Watched | None = None
+                try:
+                    connected = await self._connect(attempt)
+                    return await self._introduce(connected)
+                except (OSError, trio.BrokenResourceError) as error:
+                    failure = str(error)
+                    if connected is not None:
+                        await abandon(connected)
+                except BaseException:
+                    if connected is not None:
+                        await abandon(connected)
+                    raise
+                attempt = None
+                await trio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+        why = f"after {DIAL_FOR:g} seconds: {clean_message(failure)}"
+        self._complain("not connected", f"gave up on a data channel to {self._target.address} {why}")
+        return None
+
+    async def _connect(self, attempt: Attempt | None) -> Watched:
+        if attempt is not None:
+            return TcpStream(await attempt.wait())
+        if self._machine is not None:
+            return watch(await dial_tcp(self._machine.host, self._machine.port))
+        return watch(await self._target.dial(self._target.address.host, self._target.address.port))
+
+    async def _introduce(self, watched: Watched) -> Watched | TlsStream:
+        connected = socket_below(watched)
+        if connected is not None:
+            keep_alive(connected)
+        if isinstance(watched, TcpStream):
+            watched.plain_socket.arm_reset()  # soon it is a visitor's
+        stream: Watched | TlsStream = watched
+        if self._tls is not None:
+            # The visitor may end one direction before the other, which `trio.SSLStream` has no word for.
+            stream = TlsStream(watched, self._tls, server_hostname=self._target.address.host, session=self._tls_session)
+            await stream.do_handshake()
+        await send_pieces(stream, [self._hello])
+        return stream
+
+
+@final
+class _Watched:
+    """One that waits for its visitor without a task. Closing its socket is a RST, see `LentSocket.resets`."""
+
+    __slots__ = ("_channels", "_command", "_connected", "_descriptor", "_reactor")
+
+    def __init__(self, connected: Socket, channels: DataChannels, reactor: Reactor) -> None:
+        self._connected: Final = connected
+        self._channels: Final = channels
+        self._reactor: Final = reactor
+        self._descriptor: Final = descriptor_of(connected)
+        self._command = b""
+        reactor.watch(self._descriptor, self._on_events)
+
+    def abandon(self) -> None:
+        """End it with a RST."""
+        self._reactor.unwatch(self._descriptor)
+        self._connected.close()
+
+    def _on_events(self, events: int) -> None:  # noqa: ARG002  # reading tells the same
+        self._channels.context.run(self._read)
+
+    def _read(self) -> None:
+        try:
+            while missing := COMMAND_SIZE - len(self._command):
+                data = os.read(self._descriptor, missing)
+                if not data:
+                    self._lose(None)
+                    return
+                self._command += data
+        except BlockingIOError:
+            return  # it will have more at the next edge
+        except OSError as error:
+            self._lose(error)
+            return
+        if self._channels.understood(self._command):
+            self._reactor.unwatch(self._descriptor)
+            self._channels.note_visited(TcpStream(self._connected, resets=True), self)
+        else:
+            self.abandon()
+            self._channels.note_lost(self)
+
+    def _lose(self, reason: OSError | None) -> None:
+        self._channels.tell_why_lost(reason)
+        self.abandon()
+        self._channels.note_lost(self)
+
+
+async def _read_exactly(stream: trio.abc.Stream, amount: int) -> bytes | None:
+    """`amount` bytes and not one more; None when the stream ends first."""
+    received = b""
+    while len(received) < amount:
+        data = await stream.receive_some(amount - len(received))
+        if not data:
+            return None
+        received += data
+    return received

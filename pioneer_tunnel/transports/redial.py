@@ -1,0 +1,119 @@
+"""What the attempts of one generation share, so that each profits from those before it.
+
+- Addresses. A relay's name may resolve to several, and one of them may accept TCP and then stay silent, or close during
+  TLS or the upgrade. An address counts as tried from the moment that it connects until the tunnel is up through it.
+  The next attempt starts with an address that is not tried, or else with the one that was tried the longest time ago.
+- The TLS context. It is made for each attempt, from files that may be in the middle of a change. Once the tunnel was
+  up, the last good context stands in for files that are missing, partial or empty.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, final
+
+import trio
+
+from .._model.addresses import RelayAddress
+from .._model.errors import InvalidSettingsError, RelayConnectError, StorageError
+from .._net.dialing import Dialer, dial_tcp, first_to_connect
+
+__all__ = ["Redial"]
+
+HEAD_START: Final = 0.25
+"""Seconds that an address has before the next one is tried beside it (RFC 8305 recommends 250 ms)."""
+
+_log: Final = logging.getLogger("pioneer_tunnel.redial")
+
+
+@final
+class Redial:
+    """The memory of one generation. A new generation begins with a new one."""
+
+    def __init__(self) -> None:
+        self._was_up = False
+        self._tried: Final[dict[str, None]] = {}  # the address that was tried the longest time ago comes first
+        self._connected_to: str | None = None
+        self._context: ssl.SSLContext | None = None
+        self._making = False
+
+    def note_up(self) -> None:
+        """The tunnel is up, through the address that was connected to last."""
+        self._was_up = True
+        if self._connected_to is not None:
+            self._tried.pop(self._connected_to, None)
+
+    def dialer(self, dial: Dialer, *, timeout: float) -> Dialer:
+        """`dial`, with what is known of the addresses. A dialer of the host's own chooses among them by itself.
+
+        Args:
+            timeout: seconds that a connection may take. A tried address has its turn after half of them.
+        """
+        if dial is not dial_tcp:
+            return dial
+
+        async def connect(host: str, port: int) -> trio.SocketStream:
+            connected = await self._connect(host, port, timeout)
+            with suppress(OSError):  # it is broken already, as its user finds out
+                self._connected_to = address = str(connected.socket.getpeername()[0])
+                self._tried.pop(address, None)
+                self._tried[address] = None
+            return connected
+
+        return connect
+
+    async def _connect(self, host: str, port: int, timeout: float) -> trio.SocketStream:
+        if not self._tried:
+            return await dial_tcp(host, port)
+        resolved = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = dict.fromkeys(str(entry[4][0]) for entry in resolved)
+        if self._tried.keys().isdisjoint(addresses):
+            return await dial_tcp(host, port)
+        untried = [address for address in addresses if address not in self._tried]
+        tried = [address for address in self._tried if address in addresses]
+        # With a short head start, a tried address that is near would win each race against a good one that is far away.
+        head_starts = [*[HEAD_START] * len(untried), *[timeout / 2] * len(tried)]
+        if untried:
+            head_starts[len(untried) - 1] = timeout / 2
+        return await first_to_connect([*untried, *tried], port, head_starts)
+
+    async def tls(self, make: Callable[[], ssl.SSLContext], address: RelayAddress, *, timeout: float) -> ssl.SSLContext:
+        """The TLS context for the next attempt: made in a thread, since that reads files and takes up to 0.4 seconds.
+
+        Args:
+            make: makes one.
+            address: who is dialled, for the message.
+            timeout: seconds that this may take.
+
+        Raises:
+            InvalidSettingsError: a file cannot be used, and the tunnel was never up.
+            StorageError: the same.
+            RelayConnectError: it took too long.
+        """
+
+        def make_and_note() -> ssl.SSLContext:
+            self._making = True
+            try:
+                return make()
+            finally:
+                self._making = False
+
+        problem: Exception = RelayConnectError(
+            f"the certificates for TLS with {address} could not be read within {timeout:g} seconds"
+        )
+        # A thread that hangs on a file cannot be ended. There is one at most.
+        if not self._making:
+            try:
+                with trio.move_on_after(timeout):
+                    self._context = await trio.to_thread.run_sync(make_and_note, abandon_on_cancel=True)
+                    return self._context
+            except (InvalidSettingsError, StorageError) as error:
+                problem = error
+        if self._context is None or not self._was_up:
+            raise problem
+        _log.warning("%s; the last good ones stay in use", problem)
+        return self._context

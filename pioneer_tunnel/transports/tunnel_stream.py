@@ -1,0 +1,153 @@
+"""The stream that a tunnel hands out: a visitor's connection.
+
+Neighbours: a transport makes it from a stream of its own and what the relay told of the visitor; `Tunnel.accept`
+and `forward` receive it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol, TypeAlias, final
+
+import trio
+
+from .._model.addresses import Address
+from .._net.closing import drain
+from .._net.socket_options import LentSocket
+from .._wire.proxy_v2 import ProxyHeader
+
+__all__ = ["CarriedStream", "Handler", "TunnelStream"]
+
+
+class CarriedStream(Protocol):
+    """What a transport's own streams can do beside being half-closeable streams."""
+
+    @property
+    def usable(self) -> bool:
+        """False once it was closed, reset or lost."""
+
+    def acknowledge(self) -> None:
+        """It was accepted."""
+
+    def reset(self) -> None:
+        """Abandon it; see `TunnelStream.reset`."""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray: ...
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None: ...
+    async def wait_send_all_might_not_block(self) -> None: ...
+    async def send_eof(self) -> None: ...
+    async def aclose(self) -> None: ...
+
+
+@final
+class TunnelStream(trio.abc.HalfCloseableStream):
+    """A visitor's connection, carried by the tunnel.
+
+    A stream like any of Trio's, with half-close both ways. `aclose` sends what is queued and then ends orderly, with
+    or without `send_eof` before it; cancelled, or after `reset`, the visitor's connection ends with a reset, so that
+    half an answer is never taken for a whole one. `trio.serve_listeners` closes forcefully what a handler leaves
+    open: a handler that is done closes its stream itself, best with `async with stream:`.
+
+    Attributes:
+        visitor: the visitor's address as the relay saw it; None where the transport does not tell.
+        tls: whether the visitor came over TLS; None where the transport does not tell.
+        tunnelled: True, to tell this stream from one that a listener of the host itself accepted.
+
+    Not promised: that what `send_all` took has reached the visitor, or even left this host, when it returns.
+    """
+
+    tunnelled: Final = True
+
+    def __init__(self, carried: CarriedStream, header: ProxyHeader | None = None, prefix: bytes = b"") -> None:
+        self.visitor: Final[Address | None] = None if header is None else header.visitor
+        self.tls: Final[bool | None] = None if header is None else header.tls
+        self.proxy_header: Final = header or ProxyHeader(visitor=None)
+        self._carried: Final = carried
+        self._prefix = prefix
+
+    @property
+    def usable(self) -> bool:
+        """False once the stream was closed, was reset by either end, or lost its link."""
+        return self._carried.usable
+
+    @property
+    def plain_socket(self) -> LentSocket | None:
+        """See `sockets.plain_socket`: None unless this visitor has a plain connection of its own."""
+        return None if self._prefix else getattr(self._carried, "plain_socket", None)
+
+    def acknowledge(self) -> None:
+        """Tell the relay that somebody takes care of this visitor. `Tunnel.accept` has done so."""
+        self._carried.acknowledge()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """Wait for data from the visitor; b"" after its end. See `trio.abc.ReceiveStream`.
+
+        Raises:
+            trio.BrokenResourceError: the visitor's connection was reset, or the link to the relay was lost.
+            trio.ClosedResourceError: this stream was closed at this end.
+        """
+        if not self._prefix:
+            return await self._carried.receive_some(max_bytes)
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        await trio.lowlevel.checkpoint()
+        amount = len(self._prefix) if max_bytes is None else max_bytes
+        data, self._prefix = self._prefix[:amount], self._prefix[amount:]
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send `data` to the visitor; returns once little of it waits. See `trio.abc.SendStream`.
+
+        Raises:
+            trio.BrokenResourceError: the visitor's connection was reset, or the link to the relay was lost.
+            trio.ClosedResourceError: this stream was closed, or `send_eof` was called.
+        """
+        await self._carried.send_all(data)
+
+    @property
+    def room(self) -> int | None:
+        """How many bytes to read for this stream and to send next, so that the tunnel holds few of them.
+
+        0 while `wait_send_all_might_not_block` would wait; None where the visitor has a connection of its own.
+        """
+        return getattr(self._carried, "room", None)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until `send_all` would take data at once. See `trio.abc.SendStream`."""
+        await self._carried.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        """Tell the visitor that nothing more comes, and go on receiving. See `trio.abc.HalfCloseableStream`."""
+        await self._carried.send_eof()
+
+    async def aclose(self) -> None:
+        """Send what is queued, then end; cancelled, reset. See `trio.abc.AsyncResource`."""
+        self._prefix = b""
+        await self._carried.aclose()
+
+    async def wait_broken(self) -> bool:
+        """Wait until the visitor resets its connection or the link is lost; False when the stream was closed here.
+
+        For a handler that has read to the end and works on an answer. Over `tcp` and `tls` a visitor's reset goes
+        unnoticed here. It waits for ever over a transport of your own whose streams have no `wait_broken`.
+        """
+        if not hasattr(self._carried, "wait_broken"):
+            await trio.sleep_forever()
+        broken: bool = await self._carried.wait_broken()
+        return broken
+
+    async def drain(self) -> None:
+        """Wait until what was sent is on its way to the relay, or never will be. The caller sets the deadline."""
+        await drain(self._carried)
+
+    def reset(self) -> None:
+        """Abandon the visitor: its connection ends with a reset at once, and what was queued is dropped."""
+        self._prefix = b""
+        self._carried.reset()
+
+    def __repr__(self) -> str:
+        return f"<TunnelStream from {self.visitor or 'an unknown visitor'}>"
+
+
+Handler: TypeAlias = Callable[[TunnelStream], Awaitable[None]]
+"""Takes a visitor's stream, and closes it when it is done."""

@@ -1,0 +1,1 @@
+"""A tunnel: accept visitors through reconnects. Start with `tunnel.tunnel`."""

@@ -1,0 +1,279 @@
+"""The restart loop: one generation of a tunnel, from `starting` to its final failure or to being cancelled.
+
+    while True:
+        run a transport in a nursery of its own, until it raises
+        final?       say so, and raise; a rejection is final only for a tunnel that was never up
+        otherwise    say so, wait as the policy has it, and go round
+
+It reads top to bottom. What a failure means is what the `TunnelError` says; how long to wait is what `restart_policy`
+says; here they meet a clock and become statuses. A generation is over, with all its tasks, when `run` has ended.
+
+Neighbours: transports below the seam; `Tunnel` and `RemoteAccess` above.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Final, NoReturn, final
+
+import attrs
+import trio
+
+from .._model.errors import LocalGatewayError, RestartLimitError, TunnelError, UnknownError
+from .._model.exception_groups import leaves
+from .._model.status import ErrorKind, State, Status, StatusFeed
+from ..transports.interface import Deliver, Event, LocalDialFailed, LocalDialOk, RoundTrip, Serve, Session, Target
+from .restart_policy import Ending, RestartPolicy, Restarts
+
+__all__ = ["Supervisor", "announce", "as_of_now"]
+
+LOCAL_FAILURES: Final = 3
+"""Local dials in a row that have to fail before the status says so."""
+
+PROBE_INTERVAL: Final = 5.0
+
+_log: Final = logging.getLogger("pioneer_tunnel.supervisor")
+
+
+def announce(feed: StatusFeed, wall_clock: Callable[[], float], status: Status) -> None:
+    """Publish `status` as of now."""
+    feed.publish(as_of_now(feed.current, wall_clock, status))
+
+
+def as_of_now(current: Status, wall_clock: Callable[[], float], status: Status) -> Status:
+    """`status` with its `updated_at_unix`, which moves when it says something else than `current`."""
+    same = status.says_the_same_as(current)
+    since = current.updated_at_unix if same and current.updated_at_unix is not None else int(wall_clock())
+    return attrs.evolve(status, updated_at_unix=since)
+
+
+@final
+class Supervisor:
+    """One generation.
+
+    Args:
+        serve: the transport.
+        target: what it connects to.
+        deliver: takes visitors' streams.
+        feed: where statuses go.
+        policy: when to try again.
+        random: where jitter comes from.
+        wall_clock: seconds since 1970, for the `*_unix` fields alone.
+        probe: dials the local gateway, and raises `LocalGatewayError` when it does not answer. Called as the tunnel
+            comes up, and every 5 seconds while the gateway does not answer. None where there is none to check.
+        bugs: what comes out of `run` when the transport raises it, instead of a retry.
+    """
+
+    def __init__(
+        self,
+        serve: Serve,
+        target: Target,
+        deliver: Deliver,
+        *,
+        feed: StatusFeed,
+        policy: RestartPolicy,
+        random: Random,
+        wall_clock: Callable[[], float],
+        probe: Callable[[], Awaitable[None]] | None = None,
+        bugs: tuple[type[Exception], ...] = (),
+    ) -> None:
+        self._serve: Final = serve
+        self._target: Final = target
+        self._deliver: Final = deliver
+        self._feed: Final = feed
+        self._restarts: Final = Restarts(policy, random)
+        self._wall_clock: Final = wall_clock
+        self._probe: Final = probe
+        self._bugs: Final = bugs
+        self._attempt = 1
+        self._session: Session | None = None
+        self._round_trip: float | None = None
+        self._connected_at: float | None = None
+        self._local_failures = 0
+        self._local_failing = trio.Event()
+        self._retry_now = trio.Event()
+        self._rejected = False
+        self._over = False
+
+    async def run(self) -> NoReturn:
+        """Keep the tunnel up.
+
+        Raises:
+            TunnelError: a final one, after its status was published.
+            trio.Cancelled: when cancelled, with nothing left behind. No status is published then.
+        """
+        self._publish(State.STARTING)
+        try:
+            while True:
+                failure = await self._attempt_once()
+                # Being cancelled can make a transport fail. Whoever stops the tunnel is not told of that.
+                await trio.lowlevel.checkpoint_if_cancelled()
+                connected_for = self._link_is_down()
+                self._rejected = failure.final and failure.rejection and self._session is not None
+                if failure.final and not self._rejected:
+                    self._publish(State.FAILED, failure)
+                    raise failure
+                delay = self._restarts.after(
+                    Ending(
+                        connected_for=connected_for,
+                        retry_after=failure.retry_after,
+                        retry_slowly=failure.retry_slowly,
+                        rejected=self._rejected,
+                    )
+                )
+                if delay is None:
+                    allowed = self._restarts.policy.max_restarts
+                    limit = RestartLimitError(
+                        f"gave up after {allowed} restart{'s' if allowed > 1 else ''}; the last cause: {failure}"
+                    )
+                    self._publish(State.FAILED, limit)
+                    raise limit from failure
+                await self._wait(delay, failure)
+                del failure  # its traceback has the session that failed, with all its buffers, which is over
+                self._attempt += 1
+                # The state and the cause stay as they are; what is no longer true is that a retry is planned.
+                self._feed.publish(attrs.evolve(self._feed.current, attempt=self._attempt, retry_at_unix=None))
+        finally:
+            self._over = True
+
+    def retry_now(self) -> None:
+        """Cut short the wait for the next attempt, if there is one."""
+        self._retry_now.set()
+
+    def retry_if_rejected(self) -> None:
+        """Cut short the wait for the next attempt, if it is a wait after a rejection."""
+        if self._rejected:
+            self._retry_now.set()
+
+    def report(self, event: Event) -> None:
+        """Take an event of the transport, or of the forwarding to the local gateway. Late ones change nothing."""
+        if isinstance(event, RoundTrip):
+            self._round_trip = event.seconds  # a transport may measure it before it reports that the tunnel is up
+        if self._over or self._connected_at is None:
+            return
+        match event:
+            case RoundTrip(seconds=seconds):
+                self._feed.publish(attrs.evolve(self._feed.current, relay_rtt_ms=round(seconds * 1000, 3)))
+            case LocalDialFailed(message=message):
+                self._local_failures += 1
+                if self._local_failures >= LOCAL_FAILURES:
+                    self._local_fails(LocalGatewayError(message))
+            case LocalDialOk():
+                self._local_answers()
+
+    async def _attempt_once(self) -> TunnelError:
+        """Bring the tunnel up and keep it until it fails; returns why."""
+        try:
+            async with trio.open_nursery() as nursery:
+                # No deadline: a transport has one for each step of coming up.
+                self._connected(await nursery.start(self._carry))
+                if self._probe is not None:
+                    nursery.start_soon(self._watch_local_gateway)
+        except BaseException as error:
+            failure = _failure_in(error, bugs=self._bugs)
+            if failure is None:
+                raise
+            return failure
+        raise AssertionError("a nursery has ended while its task goes on")
+
+    async def _carry(self, *, task_status: trio.TaskStatus[Session]) -> NoReturn:
+        await self._serve(self._target, self._deliver, self.report, task_status=task_status)
+        raise RuntimeError("the transport ended without a reason")  # it broke its promise not to return
+
+    def _connected(self, session: Session) -> None:
+        self._session = session
+        self._target.redial.note_up()
+        self._connected_at = trio.current_time()
+        self._local_failures = 0
+        self._local_failing = trio.Event()
+        self._publish(State.CONNECTED)
+
+    def _link_is_down(self) -> float | None:
+        """Forget what was true of the link alone; returns how long it was up, None when it never was.
+
+        From here on, what is still reported of it comes late: visitors that it brought may yet try the local gateway.
+        """
+        connected_at, self._connected_at = self._connected_at, None
+        self._round_trip = None
+        return None if connected_at is None else trio.current_time() - connected_at
+
+    async def _wait(self, delay: float, failure: TunnelError) -> None:
+        state = State.FAILED if self._session is None or self._rejected else State.RECONNECTING
+        self._retry_now = trio.Event()
+        # Rounded up: whoever waits for this moment by a clock of whole seconds does not come early.
+        self._publish(state, failure, retry_at_unix=math.ceil(self._wall_clock() + delay))
+        with trio.move_on_after(delay):
+            await self._retry_now.wait()
+
+    async def _watch_local_gateway(self) -> NoReturn:
+        """Probe the local gateway now, and every 5 seconds while it does not answer."""
+        assert self._probe is not None
+        while True:
+            try:
+                await self._probe()
+            except LocalGatewayError as error:
+                self._local_fails(error)
+            else:
+                self._local_answers()
+            while True:
+                # No deadline: the event is set when a local dial fails.
+                await self._local_failing.wait()
+                await trio.sleep(PROBE_INTERVAL)
+                if self._local_failing.is_set():  # otherwise a visitor has got through
+                    break
+
+    def _local_fails(self, error: LocalGatewayError) -> None:
+        self._publish(State.CONNECTED, error)
+        self._local_failing.set()
+
+    def _local_answers(self) -> None:
+        self._local_failures = 0
+        if self._local_failing.is_set():
+            self._local_failing = trio.Event()
+            self._publish(State.CONNECTED)
+
+    def _publish(self, state: State, error: TunnelError | None = None, *, retry_at_unix: int | None = None) -> None:
+        session = self._session
+        kind: ErrorKind | None = None if error is None else error.kind
+        announce(
+            self._feed,
+            self._wall_clock,
+            Status(
+                state=state,
+                error_kind=kind,
+                message=None if error is None else str(error),
+                public_url=None if session is None or (error is not None and error.final) else session.public_url,
+                attempt=self._attempt,
+                retry_at_unix=retry_at_unix,
+                relay_rtt_ms=None if self._round_trip is None else round(self._round_trip * 1000, 3),
+            ),
+        )
+
+
+def _failure_in(error: BaseException, *, bugs: tuple[type[Exception], ...]) -> TunnelError | None:
+    """What `error`, or the group that nurseries made of several, means for the tunnel.
+
+    None means that it is not for us to handle: cancellation, the end of the whole program, or a bug. A final failure
+    outweighs what else went wrong at the same moment. What nobody foresaw goes to the log, with its traceback.
+    """
+    errors = [leaf for leaf in leaves(error) if not isinstance(leaf, trio.Cancelled)]
+    if not errors or any(isinstance(leaf, bugs) or not isinstance(leaf, Exception) for leaf in errors):
+        return None
+    # The number of attempts and the local gateway are not the transport's business.
+    mistaken = (RestartLimitError, LocalGatewayError)
+    told = [leaf for leaf in errors if isinstance(leaf, TunnelError) and not isinstance(leaf, mistaken)]
+    whole = errors[0] if len(errors) == 1 else error
+    if len(told) < len(errors):
+        _log.error("an unforeseen failure of the tunnel", exc_info=whole)
+    final_ones = [failure for failure in told if failure.final]
+    if final_ones:
+        return final_ones[0]
+    if len(told) == len(errors):
+        return told[0]
+    unforeseen = next(leaf for leaf in errors if leaf not in told)
+    unknown = UnknownError(f"an unforeseen failure, see the log: {type(unforeseen).__name__}")
+    unknown.__cause__ = whole
+    return unknown

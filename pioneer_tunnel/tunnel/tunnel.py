@@ -1,0 +1,323 @@
+"""The tunnel: a Trio listener for visitors who come through a relay. START READING HERE.
+
+    async with open_tunnel("wss://relay.example.com", key=RelayKey("...")) as tunnel:
+        await trio.serve_listeners(handler, [tunnel])
+
+A visitor's bytes take one way through the house:
+
+    visitor ─ relay ═ WebSocket ═ link ─ yamux ─ Tunnel ─ handler, or `forward` to a local gateway
+
+`transports` has the left part of that way, `yamux` the middle; `supervisor` keeps it up and tells `status` where it
+stands. A `Tunnel` outlives its connections: while the supervisor redials, `accept` just waits.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Final, final
+
+import trio
+
+from .._model.addresses import Address, RelayAddress
+from .._model.errors import InvalidSettingsError, TunnelError, UnsupportedTransportError
+from .._model.exception_groups import leaves, open_tasks_beside_body, raise_bare
+from .._model.keys import PublicKey, RelayKey
+from .._model.status import State, Status, StatusFeed
+from .._net.dialing import Dialer, dial_tcp
+from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
+from ..transports import TRANSPORTS, Event, Serve, Target, refuse_unusable_key
+from ..transports.rathole.key_mode import KeyMode
+from ..transports.tunnel_stream import TunnelStream
+from ..websocket import EngineName
+from ..yamux import Limits
+from .forward import probe_local
+from .restart_policy import RestartPolicy
+from .supervisor import Supervisor, announce
+
+__all__ = ["Tunnel", "open_tunnel"]
+
+DEFAULT_SERVICE: Final = "pioneer_gateway"
+DEFAULT_BACKLOG: Final = 256
+_BARE: Final = ("tcp", "tls")
+
+
+@final
+class Tunnel(trio.abc.Listener[TunnelStream]):
+    """A listener whose streams are visitors of a relay. Made by `open_tunnel`.
+
+    Not promised: an order among visitors who come at the same moment.
+    """
+
+    def __init__(self, feed: StatusFeed, supervisor: Callable[[Tunnel], Supervisor], backlog: int) -> None:
+        self._feed: Final = feed
+        self._deliver, self._visitors = trio.open_memory_channel[TunnelStream](backlog)
+        self._failure: TunnelError | None = None
+        self._supervisor: Final = supervisor(self)
+
+    @property
+    def status(self) -> Status:
+        """Where the tunnel stands now."""
+        return self._feed.current
+
+    @property
+    def history(self) -> tuple[Status, ...]:
+        """The last 256 statuses, oldest first."""
+        return self._feed.history
+
+    @property
+    def history_dropped(self) -> int:
+        """How many statuses there were before those in `history`."""
+        return self._feed.dropped
+
+    @property
+    def public_url(self) -> str | None:
+        """Where visitors come in, as the relay told; None before the first connect."""
+        return self._feed.current.public_url
+
+    def watch(self) -> AsyncIterator[Status]:
+        """The status now, then the newest after each change; ends after `stopped`. Slow watchers skip, never block."""
+        return self._feed.watch()
+
+    async def wait_connected(self) -> Status:
+        """Wait until the tunnel is up. There is no deadline: the tunnel keeps trying; set one with `trio.fail_after`.
+
+        Raises:
+            TunnelError: the tunnel has failed for good.
+            trio.ClosedResourceError: it was closed.
+        """
+        async for status in self._feed.watch():
+            if self._failure is not None:
+                raise self._failure
+            if status.state is State.CONNECTED:
+                return status
+        raise trio.ClosedResourceError("the tunnel was closed")
+
+    async def accept(self) -> TunnelStream:
+        """Wait for the next visitor, through reconnects, for as long as it takes.
+
+        Raises:
+            TunnelError: the tunnel has failed for good; each call raises the same one.
+            trio.ClosedResourceError: it was closed.
+        """
+        while True:
+            try:
+                stream = await self._visitors.receive()
+            except trio.EndOfChannel:
+                assert self._failure is not None
+                raise self._failure from self._failure.__cause__
+            if stream.usable:
+                stream.acknowledge()
+                return stream
+            stream.reset()  # the visitor left while it waited; what it had said is let go of
+
+    def report(self, event: Event) -> None:
+        """Tell the status whether the local gateway answers: for `forward(..., report=tunnel.report)`.
+
+        After three failures in a row it is `connected` with `local_gateway_unavailable`, until a visitor gets through
+        or, with `open_tunnel(..., local=...)`, a probe does.
+        """
+        self._supervisor.report(event)
+
+    def retry_now(self) -> None:
+        """Try to connect at once, if the tunnel is waiting to. For a host that knows that the network is back."""
+        self._supervisor.retry_now()
+
+    async def aclose(self) -> None:
+        """Accept no more; visitors that wait are reset. The connection ends with the `async with` of `open_tunnel`."""
+        self._stop_accepting()
+        await trio.lowlevel.checkpoint()
+
+    def _stop_accepting(self) -> None:
+        with suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+            while True:
+                self._visitors.receive_nowait().reset()
+        self._visitors.close()
+
+    def deliver(self, stream: TunnelStream) -> None:
+        """Take a visitor's stream; the supervisor's transport calls this.
+
+        Raises:
+            trio.WouldBlock: the backlog is full, or nobody accepts any more.
+        """
+        try:
+            self._deliver.send_nowait(stream)
+        except trio.BrokenResourceError:
+            raise trio.WouldBlock from None
+
+    async def _run(self) -> None:
+        try:
+            await self._supervisor.run()
+        except TunnelError as error:
+            self._failure = error
+            self._deliver.close()
+
+    def __repr__(self) -> str:
+        return f"<Tunnel {self._feed.current.state}>"
+
+
+@asynccontextmanager
+async def open_tunnel(
+    relay: str | RelayAddress,
+    *,
+    key: RelayKey,
+    service: str = DEFAULT_SERVICE,
+    instance: str | None = None,
+    ca_file: Path | str | None = None,
+    system_trust: SystemTrust = "openssl",
+    relay_identity: PublicKey | str | None = None,
+    restart: RestartPolicy | None = None,
+    connect_timeout: float = 10.0,
+    backlog: int = DEFAULT_BACKLOG,
+    limits: Limits | None = None,
+    dial: Dialer = dial_tcp,
+    transport: Serve | str = "websocket",
+    key_mode: KeyMode | str = KeyMode.TOKEN_ROUTING,
+    websocket_engine: EngineName | None = None,
+    local: Address | None = None,
+    random: Random | None = None,
+    wall_clock: Callable[[], float] = time.time,
+) -> AsyncIterator[Tunnel]:
+    """Keep a tunnel to `relay` open for the length of an `async with`.
+
+    It is entered at once, without waiting for the relay (`Tunnel.wait_connected` does); on the way out the relay is
+    told goodbye, for a second at most, and no task or socket is left behind.
+
+    An exception of the body comes out as it is, not in a group; a group that the body raises stays that group. The
+    exception is a final `TunnelError`, which comes out bare when nothing else is in the group. A bug in the tunnel's
+    own task (for example, a `random` that raises) cancels the body and comes out; so does `KeyboardInterrupt`, and an
+    `AssertionError` of a transport of your own. Any other `Exception` of a transport that is no `TunnelError` is logged
+    and retried.
+
+    Args:
+        relay: a `ws://` or `wss://` URL; a bare `host:port` is dialled as `wss://`. For `tcp` and `tls` always bare.
+        key: proves this gateway to the relay. It is never sent.
+        service: the service label.
+        instance: tells this gateway from another one with the same key; by default a random one for this tunnel.
+        ca_file: PEM certificates to trust beside the system's.
+        system_trust: what the system's is: `"openssl"`, the files that Python's OpenSSL knows; or `"os"`, what the
+            operating system itself trusts, by its own rules, for which the extra `truststore` has to be installed.
+        relay_identity: the only relay to accept, as `ed25519:...`; by default any that TLS accepts. `websocket` only.
+        restart: when to try again (default `RestartPolicy()`).
+        connect_timeout: seconds for each step of connecting (default 10).
+        backlog: visitors that may wait for `accept`; more are reset (default 256). Over `tcp` and `tls` those beyond
+            256 wait at the relay.
+        limits: what the session may cost in memory (default `Limits()`).
+        dial: how TCP connections come about, for hosts with a network of their own, and for tests.
+        transport: what carries the tunnel: `"websocket"`, which is native; `"tcp"` or `"tls"`, for a Pioneer Relay or
+            rathole; or one of your own.
+        key_mode: how such a relay knows the key: `"token_routing"`, `"token_hash"` or `"rathole"`.
+        websocket_engine: `"websockets"` or `"trio-websocket"`; by default the fastest that is installed.
+        local: the local gateway that you `forward` visitors to. It is dialled once as the tunnel comes up, and every
+            5 seconds while it does not answer; meanwhile the status is `connected` with `local_gateway_unavailable`.
+            By default (None) no local gateway is dialled.
+        random: where jitter comes from; a seeded one makes delays repeat.
+        wall_clock: seconds since 1970, for the `*_unix` fields of statuses.
+
+    Raises:
+        InvalidSettingsError: an address, identity or file that cannot be used, or a key that is a public key or too
+            short for the transport. What a relay has to say of the key is not raised here, but by `Tunnel.accept` and
+            `Tunnel.wait_connected`.
+        UnsupportedTransportError: nobody here knows the transport by that name.
+    """
+    if not isinstance(key, RelayKey):
+        raise TypeError(f"key is a RelayKey, not {type(key).__name__}")
+    serve = _transport(transport)
+    refuse_unusable_key(key, native=transport == "websocket")
+    pinned = _identity(relay_identity)
+    if pinned is not None and transport in _BARE:
+        raise InvalidSettingsError("relay_identity: only a relay of transport websocket can prove what it is")
+    if system_trust not in SYSTEM_TRUSTS:
+        raise InvalidSettingsError(f"system_trust is {system_trust!r}; there are {', '.join(SYSTEM_TRUSTS)}")
+    target = Target(
+        address=_address(relay, transport),
+        key=key,
+        service=service,
+        instance=instance if instance is not None else secrets.token_hex(16),
+        key_mode=_key_mode(key_mode),
+        relay_identity=pinned,
+        make_tls=partial(client_tls, None if ca_file is None else Path(ca_file), system_trust=system_trust),
+        connect_timeout=connect_timeout,
+        dial=dial,
+        limits=limits or Limits(),
+        websocket_engine=websocket_engine,
+    )
+    feed = StatusFeed(Status(state=State.STARTING, updated_at_unix=int(wall_clock())))
+    tunnel = Tunnel(
+        feed,
+        lambda tunnel: Supervisor(
+            serve,
+            target,
+            tunnel.deliver,
+            feed=feed,
+            policy=restart or RestartPolicy(),
+            random=random or Random(),  # noqa: S311  # jitter, no secret
+            wall_clock=wall_clock,
+            probe=None if local is None else partial(probe_local, local, dial=dial),
+            # In a host's own transport, most often one of a test, a failed assertion must not pass for a bad network.
+            bugs=() if isinstance(transport, str) else (AssertionError,),
+        ),
+        backlog,
+    )
+    try:
+        async with open_tasks_beside_body() as nursery:
+            nursery.start_soon(tunnel._run)
+            try:
+                yield tunnel
+            except BaseExceptionGroup as group:
+                failure = tunnel._failure
+                if failure is None or any(leaf is not failure for leaf in leaves(group)):
+                    raise
+                raise_bare(failure)  # `trio.serve_listeners` has put it in a group
+    finally:
+        tunnel._stop_accepting()
+        try:
+            announce(feed, wall_clock, Status(state=State.STOPPED))
+        finally:
+            feed.end()
+
+
+def _transport(transport: Serve | str) -> Serve:
+    if not isinstance(transport, str):
+        return transport
+    serve = TRANSPORTS.get(transport)
+    if serve is None:
+        raise UnsupportedTransportError(f"no transport is called {transport!r}; there are {', '.join(TRANSPORTS)}")
+    return serve
+
+
+def _address(relay: str | RelayAddress, transport: Serve | str) -> RelayAddress:
+    if isinstance(relay, str):
+        try:
+            relay = RelayAddress.parse(relay)
+        except ValueError as error:
+            raise InvalidSettingsError(str(error)) from None
+    if transport in _BARE:
+        if relay.scheme is not None:
+            raise InvalidSettingsError(
+                f"the relay's address {str(relay)!r} is a {relay.scheme}:// URL, which means websocket; for {transport}"
+                " it is written as host:port"
+            )
+        return relay
+    return relay if relay.scheme is not None else relay.with_scheme("wss")
+
+
+def _key_mode(mode: KeyMode | str) -> KeyMode:
+    try:
+        return KeyMode(mode)
+    except ValueError:
+        raise InvalidSettingsError(f"key_mode is {mode!r}; there are {', '.join(KeyMode)}") from None
+
+
+def _identity(text: PublicKey | str | None) -> PublicKey | None:
+    if not isinstance(text, str):
+        return text
+    try:
+        return PublicKey.parse(text)
+    except ValueError as error:
+        raise InvalidSettingsError(f"relay_identity: {error}") from None

@@ -1,0 +1,237 @@
+"""`reactor`: who does the work, who is told of what, and when it looks again."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import trio
+import trio.testing
+from rig import eventually, no_hang, nothing_left_behind
+
+from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, REMINDED_AFTER, Reactor, Stay
+
+pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="this system has no epoll")
+
+
+@contextmanager
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        yield ours, theirs
+
+
+async def test_news_are_told_by_their_edge_for_as_long_as_one_stays() -> None:
+    told: list[int] = []
+    with nothing_left_behind(), pair() as (ours, theirs), Reactor.current().stay() as stay:
+        async with trio.open_nursery() as nursery:
+            stay.reactor.watch(ours.fileno(), told.append)
+            nursery.start_soon(stay.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            assert told == []
+            for count in (1, 2):
+                theirs.send(b"x")
+                await eventually(lambda count=count: len(told) == count)  # type: ignore[misc]
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(told) == count, "it is told again of what is there still"
+            assert told[0] == select.EPOLLIN
+            with pytest.raises(trio.BusyResourceError):
+                stay.reactor.watch(ours.fileno(), told.append)
+            stay.reactor.watch_anew(ours.fileno(), room=True)
+            await eventually(lambda: len(told) == 3)
+            assert told[2] == select.EPOLLIN | select.EPOLLOUT
+            stay.reactor.unwatch(ours.fileno())
+            theirs.send(b"x")
+            await trio.testing.wait_all_tasks_blocked()
+            stay.end()
+    assert len(told) == 3
+
+
+@pytest.mark.parametrize("leaves", ["ended", "cancelled"])
+@pytest.mark.parametrize("first", [True, False])
+async def test_whoever_leaves_the_others_are_told_of_their_news(leaves: str, first: bool) -> None:
+    told: list[str] = []
+    reactor = Reactor.current()
+    with pair() as (ours, theirs):
+
+        async def watch(name: str, *, task_status: trio.TaskStatus[tuple[Stay, trio.CancelScope]]) -> None:
+            with trio.CancelScope() as scope, reactor.stay() as stay:
+                if name == "watching":
+                    reactor.watch(ours.fileno(), lambda events: told.append(name))
+                task_status.started((stay, scope))
+                try:
+                    await stay.wait()
+                finally:
+                    if name == "watching":
+                        reactor.unwatch(ours.fileno())
+
+        async with trio.open_nursery() as nursery:
+            # The first to come leads.
+            names = ["leaving", "watching"] if first else ["watching", "leaving"]
+            stays = {}
+            for name in names:
+                stays[name] = await nursery.start(watch, name)
+                await trio.testing.wait_all_tasks_blocked()
+            stay, scope = stays["leaving"]
+            if leaves == "ended":
+                stay.end()
+            else:
+                scope.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            theirs.send(b"x")
+            await eventually(lambda: told == ["watching"])
+            stays["watching"][0].end()
+
+
+async def test_turns_are_taken_in_order_and_let_other_tasks_run() -> None:
+    order: list[str] = []
+    reactor = Reactor.current()
+
+    def turn(name: str, left: int) -> int:
+        order.append(name)
+        if left:
+            reactor.queue(lambda: turn(name, left - 1))
+        return 1024 * 1024  # as much as fits between two checkpoints
+
+    with reactor.stay() as stay:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stay.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            for name in "ab":
+                reactor.queue(lambda name=name: turn(name, 3))  # type: ignore[misc]
+            with pair() as (ours, theirs):
+                reactor.watch(ours.fileno(), lambda events: None)
+                theirs.send(b"x")  # the leader sleeps
+                while len(order) < 8:
+                    before = len(order)
+                    await trio.lowlevel.checkpoint()
+                    assert len(order) <= before + 2  # two rounds may meet in one step of ours
+                reactor.unwatch(ours.fileno())
+            stay.end()
+    assert order == list("abababab")
+
+
+async def test_a_reminder_comes_also_when_there_is_always_something_to_do() -> None:
+    """What was gathered could wait for as long as another connection was busy."""
+    reactor = Reactor.current()
+    reminded = trio.Event()
+
+    def turn() -> int:
+        reactor.queue(turn)
+        return 1024 * 1024
+
+    with reactor.stay() as stay:
+        async with trio.open_nursery() as nursery:
+            reactor.queue(turn)
+            reactor.remind(reminded.set)
+            nursery.start_soon(stay.wait)
+            with no_hang():
+                await reminded.wait()
+            stay.end()
+
+
+async def test_the_lead_is_handed_over_although_the_one_who_had_it_stays_on() -> None:
+    """Everything in the run stood still while a session that had ended waited for its other tasks."""
+    told: list[int] = []
+    reactor = Reactor.current()
+    with pair() as (ours, theirs), reactor.stay() as first, reactor.stay() as second:
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as leading:
+                    leading.start_soon(first.wait)
+                    await trio.testing.wait_all_tasks_blocked()
+                    reactor.watch(ours.fileno(), told.append)
+                    nursery.start_soon(second.wait)
+                    await trio.testing.wait_all_tasks_blocked()
+                    scope.cancel()
+            theirs.send(b"x")
+            await eventually(lambda: len(told) == 1)
+            reactor.unwatch(ours.fileno())
+            second.end()
+
+
+async def test_what_fails_is_logged_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[int] = []
+
+    def fail(*arguments: object) -> int:
+        raise ZeroDivisionError("a bug")
+
+    reactor = Reactor.current()
+    with pair() as (bad, bad_peer), pair() as (good, good_peer), reactor.stay() as stay:
+        async with trio.open_nursery() as nursery:
+            reactor.watch(bad.fileno(), fail)  # type: ignore[arg-type]  # it fails
+            reactor.watch(good.fileno(), told.append)
+            reactor.queue(fail)
+            nursery.start_soon(stay.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            for peer in (bad_peer, good_peer):
+                peer.send(b"x")
+            await eventually(lambda: len(told) == 1)
+            for watched in (good, bad):
+                reactor.unwatch(watched.fileno())
+            stay.end()
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError] * 2
+
+
+async def test_reminders_come_in_time_and_not_after_all() -> None:
+    reminded: list[str] = []
+    reactor = Reactor.current()
+    one, two, three = (lambda name=name: reminded.append(name) for name in ("one", "two", "three"))
+    with reactor.stay() as stay:
+        async with trio.open_nursery() as nursery:
+            for callback in (one, two, three):
+                reactor.remind(callback)
+            reactor.remind(one)  # asked again, it is the last
+            reactor.do_not_remind(two)
+            reactor.do_not_remind(two)
+            nursery.start_soon(stay.wait)
+            began = trio.current_time()
+            await eventually(lambda: len(reminded) == 2)
+            assert trio.current_time() - began >= REMINDED_AFTER
+            await trio.sleep(2 * REMINDED_AFTER)
+            stay.end()
+    assert reminded == ["three", "one"]
+
+
+async def test_it_stops_looking_for_an_answer_where_none_comes_and_tries_again_now_and_then() -> None:
+    """To look is to use the processor: 31 looks in vain at the most, then 16 for every 64 times that it is asked to."""
+    reactor = Reactor.current()
+    looks = 0
+
+    class Count(trio.abc.Instrument):
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            nonlocal looks
+            looks += task is looking
+
+    with pair() as (ours, theirs):
+
+        async def answer_nothing(times: int) -> int:
+            nonlocal looks
+            looks = 0
+            for _ in range(times):
+                theirs.send(b"x")
+                await trio.testing.wait_all_tasks_blocked(0.0005)
+            return looks - times  # one step is for the news itself
+
+        def on_news(events: int) -> None:
+            ours.recv(1)
+            reactor.expect_answer()
+
+        with reactor.stay() as stay:
+            async with trio.open_nursery() as nursery:
+                reactor.watch(ours.fileno(), on_news)
+                nursery.start_soon(stay.wait)
+                await trio.testing.wait_all_tasks_blocked()
+                (looking,) = (task for task in nursery.child_tasks if task.name.endswith("Stay.wait"))
+                trio.lowlevel.add_instrument(count := Count())
+                assert await answer_nothing(1) > 0
+                assert await answer_nothing(40) < 40
+                assert await answer_nothing(10) == 0
+                assert 0 < await answer_nothing(64) < 64
+                trio.lowlevel.remove_instrument(count)
+                reactor.unwatch(ours.fileno())
+                stay.end()

@@ -1,0 +1,717 @@
+"""Files are replaced whole or not at all, wherever a process is cut off; locks and modes do what they say.
+
+`crash_after` is also what the tests of settings and keystores cut their processes off with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from pioneer_tunnel._model.errors import StorageError
+from pioneer_tunnel._model.status import ErrorKind
+from pioneer_tunnel._storage import files
+
+STEPS: Final = ("mkdir", "open", "fchown", "fchmod", "write", "fsync", "replace", "unlink")
+LEFTOVER: Final = ".pioneer-tmp"
+
+
+class Crash(BaseException):
+    """The process is gone. Not an `Exception`: nothing in it gets to clean up."""
+
+
+@contextlib.contextmanager
+def crash_after(count: int, trace: list[str] | None = None) -> Iterator[list[str]]:
+    """Let `count` calls of the operating system through, then none: neither the next one nor any clean-up after it.
+
+    Gives the list of the calls that were let through.
+    """
+    real: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in STEPS}
+    done: list[str] = [] if trace is None else trace
+
+    def dying(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if name == "open" and args[1] & getattr(os, "O_PATH", 0):
+                return real[name](*args, **kwargs)  # it only looks for the way
+            if len(done) >= count:
+                raise Crash
+            done.append(name)
+            return real[name](*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in STEPS:
+            patch.setattr(os, name, dying(name))
+        yield done
+
+
+@contextlib.contextmanager
+def failing(name: str, error: int, *, after: int = 0) -> Iterator[None]:
+    """Let one kind of call fail with `error`, once `after` of it went well."""
+    real = getattr(os, name)
+    calls = 0
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise OSError(error, os.strerror(error))
+        return real(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, name, call)
+        yield
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def content_of(path: Path, *, private: bool = False) -> bytes:
+    content = files.read(path, limit=10, private=private)
+    assert content is not None
+    return bytes(content)
+
+
+# Reading
+
+
+def test_a_missing_file_reads_as_none(tmp_path: Path) -> None:
+    assert files.read(tmp_path / "f", limit=10) is None
+    assert files.read(tmp_path / "no" / "folder" / "f", limit=10) is None
+    assert not files.exists(tmp_path / "f")
+
+
+def test_content_is_read_whole_up_to_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 10)
+    assert content_of(path) == b"x" * 10
+    with pytest.raises(StorageError, match=r"f is larger than 9 bytes"):
+        files.read(path, limit=9)
+    path.write_bytes(b"")
+    assert content_of(path) == b""
+
+
+def test_what_was_read_has_no_printable_form(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"canary")
+    content = files.read(path, limit=10)
+    assert content is not None
+    assert "canary" not in repr(content)
+    assert "canary" not in f"{content}"
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), os.mkfifo], ids=["folder", "fifo"])
+def test_what_is_no_regular_file_is_neither_read_nor_replaced(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    path = tmp_path / "f"
+    make(path)
+    with pytest.raises(StorageError, match="f is not a regular file"):
+        files.read(path, limit=10)
+    with pytest.raises(StorageError, match="f is not a regular file; it is not replaced"):
+        files.replace(path, b"new")
+    assert names(tmp_path) == ["f"]
+
+
+def test_a_device_is_not_replaced() -> None:
+    with pytest.raises(StorageError, match="/dev/full is not a regular file"):
+        files.replace(Path("/dev/full"), b"new")
+
+
+def test_errors_name_the_file_and_the_cause_and_are_of_kind_io(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    below = tmp_path / "file" / "f"
+    attempts: list[Callable[[], object]] = [
+        lambda: files.read(below, limit=10),
+        lambda: files.exists(below),
+        lambda: files.replace(below, b"new"),
+        lambda: files.remove(below),
+        lambda: files.make_private_folder(below),
+        lambda: files.refuse_exposed_folder(below),
+        lambda: files.names_in(below),
+        lambda: files.locked(below).__enter__(),
+    ]
+    for attempt in attempts:
+        with pytest.raises(StorageError, match=r"file/f.* cannot be .*: Not a directory") as raised:
+            attempt()
+        assert raised.value.kind is ErrorKind.IO
+        assert isinstance(raised.value.__cause__, NotADirectoryError)
+
+
+@pytest.mark.parametrize("open_to", [0o640, 0o604, 0o620, 0o602, 0o610, 0o644, 0o777])
+def test_a_private_file_that_is_open_to_others_is_refused_with_the_way_to_mend_it(tmp_path: Path, open_to: int) -> None:
+    path = tmp_path / "it's a key"
+    path.write_bytes(b"secret")
+    path.chmod(open_to)
+    assert content_of(path) == b"secret"
+    with pytest.raises(StorageError, match=rf"\(mode {open_to:04o}\); run: chmod 600 ") as raised:
+        files.read(path, limit=10, private=True)
+    command = str(raised.value).partition("run: ")[2]
+    subprocess.run(["/bin/sh", "-c", command], check=True)
+    assert mode(path) == 0o600
+    assert content_of(path, private=True) == b"secret"
+
+
+def test_a_private_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    files.refuse_exposed_folder(folder)  # not there yet
+    files.make_private_folder(folder)
+    files.make_private_folder(folder)
+    assert mode(folder) == 0o700
+    files.refuse_exposed_folder(folder)
+    folder.chmod(0o710)
+    with pytest.raises(StorageError, match=r"folder holds secrets .*\(mode 0710\); run: chmod 700 "):
+        files.refuse_exposed_folder(folder)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="file is not a folder"):
+        files.refuse_exposed_folder(tmp_path / "file")
+
+
+# Replacing
+
+
+def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    old_mask = os.umask(0)
+    try:
+        assert files.replace(path, b"new")
+    finally:
+        os.umask(old_mask)
+    assert path.read_bytes() == b"new"
+    assert mode(path) == 0o600
+    assert names(tmp_path) == ["f"]
+
+
+def test_a_replaced_file_keeps_its_mode_unless_it_is_private(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    path.chmod(0o664)
+    files.replace(path, b"new")
+    assert (path.read_bytes(), mode(path)) == (b"new", 0o664)
+    files.replace(path, b"newer", private=True)
+    assert (path.read_bytes(), mode(path)) == (b"newer", 0o600)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_writes_stays_the_gateways(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.chown(folder, 12345, 23456)
+    path = folder / "f"
+    with files.locked(path):
+        files.replace(path, b"new")
+    files.make_private_folder(folder / "inner")
+    for made in (path, folder / "f.lock", folder / "inner"):
+        assert (made.stat().st_uid, made.stat().st_gid) == (12345, 23456)
+    os.chown(path, 111, 222)
+    files.replace(path, b"newer")
+    assert (path.stat().st_uid, path.stat().st_gid) == (111, 222)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_the_old_group_might_do_is_not_given_to_another(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    path.chmod(0o664)
+    os.chown(path, -1, 222)
+    with failing("fchown", errno.EPERM):
+        files.replace(path, b"new")
+    assert mode(path) == 0o604
+
+
+def test_a_symbolic_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real" / "f")
+    for content in (b"new", b"newer"):
+        with files.locked(link):
+            files.remove_temporaries(link)
+            files.replace(link, content)
+        assert link.is_symlink()
+        assert (tmp_path / "real" / "f").read_bytes() == content
+    assert names(tmp_path / "real") == ["f", "f.lock"]
+    assert names(tmp_path) == ["link", "real"]
+
+
+def test_nothing_is_replaced_when_asked_to_leave_it(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    assert not files.replace(path, b"new", still=lambda: False)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["f"]
+
+
+def test_the_content_is_durable_before_the_name_and_the_name_before_the_return(tmp_path: Path) -> None:
+    with crash_after(1000) as done:
+        files.replace(tmp_path / "f", b"new")
+    steps = [step for step in done if step not in {"open", "fchown"}]
+    assert steps == ["fchmod", "write", "fsync", "replace", "fsync"]
+
+
+@given(content=st.binary(max_size=300), step=st.integers(1, 50))
+@settings(max_examples=25, deadline=None)
+def test_short_writes_are_continued(tmp_path_factory: pytest.TempPathFactory, content: bytes, step: int) -> None:
+    path = tmp_path_factory.mktemp("short") / "f"
+    real = os.write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:step]))
+        files.replace(path, content)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_a_crash_at_any_step_leaves_the_old_content_or_the_new(tmp_path: Path, old: bytes | None) -> None:
+    path = tmp_path / "f"
+    seen = set()
+    for count in range(100):
+        path.unlink(missing_ok=True)
+        if old is not None:
+            path.write_bytes(old)
+        crashed = True
+        with contextlib.suppress(Crash), crash_after(count), files.locked(path):
+            files.replace(path, b"new")
+            crashed = False
+        content = path.read_bytes() if path.exists() else None
+        assert content in (old, b"new")
+        seen.add(content)
+        # The next writer is not hindered, and clears up.
+        with files.locked(path, seconds=0):
+            files.remove_temporaries(path)
+            assert not any(name.endswith(LEFTOVER) for name in names(tmp_path))
+            files.replace(path, b"next")
+        assert path.read_bytes() == b"next"
+        if not crashed:
+            break
+    else:
+        pytest.fail("never came to an end")
+    assert seen == {old, b"new"}
+
+
+@pytest.mark.parametrize("old", [None, b"old"])
+@pytest.mark.parametrize("step", ["open", "fchmod", "write", "fsync", "replace"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_a_failure_at_any_step_leaves_the_old_content_and_no_temporary(
+    tmp_path: Path, step: str, error: int, old: bytes | None
+) -> None:
+    path = tmp_path / "f"
+    if old is not None:
+        path.write_bytes(old)
+    with (
+        failing(step, error),
+        pytest.raises(StorageError, match=rf"/f cannot be written: {os.strerror(error)}"),
+    ):
+        files.replace(path, b"new")
+    assert (path.read_bytes() if path.exists() else None) == old
+    assert names(tmp_path) == ([] if old is None else ["f"])
+
+
+def test_a_folder_that_cannot_be_made_durable_is_told_though_the_content_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    with failing("fsync", errno.EIO, after=1), pytest.raises(StorageError, match="cannot be written"):
+        files.replace(path, b"new")
+    assert path.read_bytes() == b"new"
+    with failing("fsync", errno.EINVAL, after=1):  # a file system that has no such thing
+        files.replace(path, b"newer")
+    assert path.read_bytes() == b"newer"
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    full = os.open("/dev/full", os.O_WRONLY)
+    real = os.write
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "write", lambda _descriptor, data: real(full, data))
+            with pytest.raises(StorageError, match=r"/f cannot be written: No space left on device"):
+                files.replace(path, b"new")
+    finally:
+        os.close(full)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["f"]
+
+
+def test_secret_content_is_in_no_traceback(tmp_path: Path) -> None:
+    import traceback
+
+    path = tmp_path / "f"
+    secret = memoryview(b"canary")
+    for step in ("open", "write", "fsync", "replace"):
+        with failing(step, errno.EIO), pytest.raises(StorageError) as raised:
+            files.replace(path, secret)
+        shown = "".join(traceback.TracebackException.from_exception(raised.value, capture_locals=True).format())
+        assert "canary" not in shown.replace('b"canary"', "")  # the source line of this test itself
+
+
+KILLED_AT_EACH_STEP: Final = """
+    import os, signal, sys
+    from pathlib import Path
+    from pioneer_tunnel import files
+
+    path = Path(sys.argv[1])
+    for count in range(100):
+        path.write_bytes(b"old")
+        child = os.fork()
+        if child == 0:
+            done = 0
+            def dying(real):
+                def call(*args, **kwargs):
+                    global done
+                    if done == count:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    done += 1
+                    return real(*args, **kwargs)
+                return call
+            for name in ("open", "fchmod", "write", "fsync", "replace"):
+                setattr(os, name, dying(getattr(os, name)))
+            with files.locked(path):
+                files.remove_temporaries(path)
+                files.replace(path, b"new")
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(path.read_text(), flush=True)
+        if os.WIFEXITED(status):
+            sys.exit(os.WEXITSTATUS(status))
+"""
+
+
+def test_kill_9_at_each_step_leaves_the_old_content_or_the_new(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED_AT_EACH_STEP), str(path)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    contents = done.stdout.split()
+    changes = contents.index("new")
+    assert changes >= 5
+    assert set(contents[:changes]) == {"old"}
+    assert set(contents[changes:]) == {"new"}
+    assert len(contents) > changes + 1  # it was killed after the rename as well
+    assert names(tmp_path) == ["f", "f.lock"]  # the last one was not killed, and cleared up
+
+
+def test_readers_see_whole_contents_while_two_write(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    contents = [bytes([letter]) * 20_000 for letter in b"ab"]
+    path.write_bytes(contents[0])
+    stop = threading.Event()
+    failures: list[StorageError] = []
+
+    def write(content: bytes) -> None:
+        try:
+            while not stop.is_set():
+                with files.locked(path, seconds=20):
+                    files.remove_temporaries(path)
+                    files.replace(path, content)
+        except StorageError as error:
+            failures.append(error)
+
+    writers = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for writer in writers:
+        writer.start()
+    try:
+        for _ in range(300):
+            read = files.read(path, limit=100_000)
+            assert read is not None
+            assert bytes(read) in contents
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    assert not failures
+
+
+# Removing
+
+
+def test_removing(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    with crash_after(1000) as done:
+        files.remove(path)
+        files.remove(path)
+    assert not path.exists()
+    assert [step for step in done if step != "open"] == ["unlink", "fsync", "unlink"]
+
+
+def test_temporaries_of_other_files_are_left_alone(tmp_path: Path) -> None:
+    ours = [f".f.0123456789abcdef{LEFTOVER}", f".f.fedcba9876543210{LEFTOVER}"]
+    others = ["f", f".g.0123456789abcdef{LEFTOVER}", ".f.tmp", "f.bak"]
+    for name in ours + others:
+        (tmp_path / name).write_bytes(b"")
+    files.remove_temporaries(tmp_path / "f")
+    assert names(tmp_path) == sorted(others)
+    files.remove_temporaries(tmp_path)
+    assert names(tmp_path) == sorted(["f", ".f.tmp", "f.bak"])
+    files.remove_temporaries(tmp_path / "no" / "such" / "file")
+
+
+# Locking
+
+
+def test_a_lock_keeps_others_out_for_as_long_as_it_is_held(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    with files.locked(path):
+        started = time.monotonic()
+        with (
+            pytest.raises(StorageError, match=r"/f is being written by another program, .*/f\.lock for 0\.05 s"),
+            files.locked(path, seconds=0.05),
+        ):
+            pytest.fail("two have the lock")
+        assert time.monotonic() - started >= 0.05
+    with files.locked(path, seconds=0):
+        pass
+    assert mode(tmp_path / "f.lock") == 0o600
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    order = []
+    held = threading.Event()
+
+    def hold() -> None:
+        with files.locked(path):
+            held.set()
+            time.sleep(0.1)
+            order.append("first")
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    with files.locked(path):
+        order.append("second")
+    holder.join()
+    assert order == ["first", "second"]
+
+
+def test_a_lock_ends_with_its_block_also_by_an_exception(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    with pytest.raises(OSError, match="of the block"), files.locked(path):
+        raise OSError("of the block, which is not ours to explain")
+    with files.locked(path, seconds=0):
+        pass
+
+
+def test_a_lock_ends_with_the_process_that_held_it(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    program = (
+        "import sys, time, fcntl; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
+        "print(flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, f"{path}.lock"], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(StorageError, match="by another program"), files.locked(path, seconds=0):
+            pytest.fail("two have the lock")
+        holder.send_signal(signal.SIGKILL)
+        with files.locked(path):
+            pass
+
+
+def test_a_lock_file_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "f.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match=r"f\.lock cannot be locked"), files.locked(tmp_path / "f"):
+        pass
+    assert names(tmp_path) == ["f.lock"]
+
+
+def test_a_link_of_another_user_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by an attack: root, who writes in the folder of a gateway, overwrote the file that the gateway chose."""
+    precious, link = tmp_path / "precious", tmp_path / "instance"
+    precious.write_bytes(b"precious")
+    link.symlink_to(precious)
+    files.replace(link, b"through a link of ours")
+    assert precious.read_bytes() == b"through a link of ours"
+    give_away(link, monkeypatch)
+    with pytest.raises(StorageError, match=r"instance is a symbolic link of another user \(uid [0-9]+\)"):
+        files.replace(link, b"gone")
+    with pytest.raises(StorageError, match="symbolic link of another user"), files.locked(link):
+        pass
+    assert precious.read_bytes() == b"through a link of ours"
+    assert link.is_symlink()
+    assert not (tmp_path / "precious.lock").exists()
+
+
+def give_away(link: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `link` another user's."""
+    if os.geteuid() == 0:
+        os.chown(link, 65534, 65534, follow_symlinks=False)
+    else:
+        somebody = os.geteuid() + 1
+        monkeypatch.setattr(os, "geteuid", lambda: somebody)
+
+
+def test_a_folder_on_the_way_that_is_a_link_of_another_user_is_not_gone_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "precious" / "inner").mkdir(parents=True)
+    precious = tmp_path / "precious" / "inner" / "f"
+    precious.write_bytes(b"precious")
+    leftover = precious.with_name(f".f.0123456789abcdef{LEFTOVER}")
+    leftover.write_bytes(b"")
+    link = tmp_path / "link"
+    link.symlink_to("precious")
+    through = tmp_path / "link" / "inner" / ".." / "inner" / "f"
+    files.replace(through, b"through a link of ours")
+    assert precious.read_bytes() == b"through a link of ours"
+    give_away(link, monkeypatch)
+    attempts: list[Callable[[], object]] = [
+        lambda: files.replace(through, b"gone"),
+        lambda: files.remove(through),
+        lambda: files.locked(through).__enter__(),
+        lambda: files.make_private_folder(through.with_name("new")),
+    ]
+    for attempt in attempts:
+        with pytest.raises(StorageError, match=r"/link is a symbolic link of another user \(uid [0-9]+\)"):
+            attempt()
+    files.remove_temporaries(through)
+    files.remove_temporaries(through.parent)
+    assert names(precious.parent) == [leftover.name, "f"]
+    assert precious.read_bytes() == b"through a link of ours"
+    read = files.read(through, limit=100)
+    assert read is not None, "what is only read may be reached by any link"
+
+
+def test_a_link_of_root_on_the_way_is_gone_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As /var on macOS; /proc/self/root is one of root's here."""
+    path = Path("/proc/self/cwd") if os.geteuid() == 0 else Path("/bin")
+    assert path.is_symlink()
+    monkeypatch.chdir(tmp_path)
+    if os.geteuid() == 0:
+        files.replace(path / "f", b"new")
+        assert (tmp_path / "f").read_bytes() == b"new"
+    else:
+        with pytest.raises(StorageError, match="Permission denied"):
+            files.replace(path / "f", b"new")
+
+
+AS_ANOTHER_USER: Final = """
+    import os, sys
+    from pathlib import Path
+    from pioneer_tunnel import files
+    from pioneer_tunnel._model.errors import StorageError
+
+    os.setgid(12345)
+    os.setuid(12345)
+    for name in ("roots", "ours", "anothers"):
+        path = Path(sys.argv[1], name, name)
+        try:
+            with files.locked(path):
+                files.replace(path, b"new")
+        except StorageError as error:
+            print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_as_another_user_links_of_root_are_gone_through_and_those_of_a_third_are_not() -> None:
+    with tempfile.TemporaryDirectory() as made:
+        place = Path(made)
+        place.chmod(0o711)  # to go through, not to read
+        (place / "folder").mkdir()
+        os.chown(place / "folder", 12345, 12345)
+        for name, owner in (("roots", 0), ("ours", 12345), ("anothers", 23456)):
+            (place / name).symlink_to("folder")
+            os.chown(place / name, owner, owner, follow_symlinks=False)
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(AS_ANOTHER_USER), made],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        (told,) = done.stdout.splitlines()
+        assert "/anothers is a symbolic link of another user (uid 23456)" in told
+        assert names(place / "folder") == ["ours", "ours.lock", "roots", "roots.lock"]
+
+
+class Swapped:
+    """`os.mkdir`, and another user who puts something else in the place of the folder before it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, put: Callable[[Path], object], folder: Path) -> None:
+        self._real = os.mkdir
+        self._put = put
+        self._folder = folder
+        monkeypatch.setattr(os, "mkdir", self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self._real(*args, **kwargs)
+        self._folder.rmdir()
+        self._put(self._folder)
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")
+def test_a_folder_that_was_put_in_the_place_of_a_new_one_is_not_given_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Found by an attack: a folder of root's was given to the user who owns the folder above."""
+    theirs, precious = tmp_path / "theirs", tmp_path / "precious"
+    theirs.mkdir()
+    os.chown(theirs, 12345, 12345)
+    precious.mkdir(mode=0o700)
+    (precious / "secret").write_bytes(b"")
+    folder = theirs / "folder"
+    Swapped(monkeypatch, precious.rename if kind == "folder" else lambda path: path.symlink_to(precious), folder)
+    with contextlib.suppress(StorageError):
+        files.make_private_folder(folder)
+    assert (folder.stat().st_uid, folder.stat().st_gid) == (0, 0)
+    assert (folder / "secret").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_lock_file_that_was_there_is_not_given_away(tmp_path: Path) -> None:
+    theirs, precious = tmp_path / "theirs", tmp_path / "precious"
+    theirs.mkdir()
+    os.chown(theirs, 12345, 12345)
+    precious.write_bytes(b"precious")
+    (theirs / "f.lock").hardlink_to(precious)
+    with files.locked(theirs / "f"):
+        pass
+    assert (precious.stat().st_uid, precious.stat().st_gid) == (0, 0)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.mkdir()], ids=["fifo", "folder"])
+def test_a_lock_file_that_is_no_regular_file_is_refused(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "f.lock")
+    with pytest.raises(StorageError, match=r"f\.lock cannot be locked"), files.locked(tmp_path / "f"):
+        pass
+
+
+def test_a_pinned_file_is_the_one_that_was_checked(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"checked")
+    with files.pinned(path, limit=10) as pinned:
+        path.unlink()
+        os.mkfifo(path)
+        assert Path(pinned).read_bytes() == b"checked"
+    with pytest.raises(StorageError, match="not a regular file"), files.pinned(path, limit=10):
+        pass
+
+
+def test_links_that_lead_nowhere_but_to_each_other_are_told(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to("other")
+    (tmp_path / "other").symlink_to("one")
+    with pytest.raises(StorageError, match="one cannot be written: Too many levels of symbolic links"):
+        files.replace(tmp_path / "one", b"")
