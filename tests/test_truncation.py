@@ -20,8 +20,8 @@ import pytest
 import trio
 import trustme
 from gateway import Gateway, connected
+from programs import Program, key_file, running
 from rig import HOST, KEY, free_port, read_all, read_exactly, request, until_it_raises, upload as endless_upload
-from test_cli import Program, key_file, running
 
 from pioneer_tunnel.testing import open_pioneer_relay
 

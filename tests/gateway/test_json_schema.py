@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Final
 
 import attrs
 import pytest
 from hypothesis import given, settings, strategies as st
 from jsonschema import Draft202012Validator
+from schema import SCHEMA, problems_with
 
 from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._model.status import ErrorKind, State, Status
 from pioneer_tunnel.gateway.rpc import STATUS_CHANGED
 from pioneer_tunnel.gateway.settings import SettingsUpdate
 from pioneer_tunnel.gateway.snapshot import Snapshot
-
-SCHEMA: Final = json.loads((Path(__file__).parents[2] / "docs" / "remote-access.schema.json").read_text())
-
-
-def problems_with(name: str, value: object) -> list[str]:
-    """What jsonschema finds wrong with `value` as the definition `name`."""
-    checker = Draft202012Validator({"$ref": f"#/$defs/{name.replace('/', '~1')}", "$defs": SCHEMA["$defs"]})
-    return [error.message for error in checker.iter_errors(value)]
 
 
 def test_the_document_is_a_schema() -> None:

@@ -24,11 +24,11 @@ from typing import Any, Final
 
 import pytest
 import trio
+from crashing_files import LEFTOVER, Crash, crash_after, failing, mode, names
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from test_files import LEFTOVER, Crash, crash_after, failing, mode, names
-from test_settings import everything_shown
+from shown import everything_shown
 
 from pioneer_tunnel._model.errors import StorageError
 from pioneer_tunnel._model.keys import RelayKey, new_relay_key

@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn
 import pytest
 import trio
 import trio.testing
+from crashing_files import STEPS, Crash, crash_after
 from gateway import (
     EPOCH,
     KEY,
@@ -45,7 +46,6 @@ from rig import (
     request,
     tunnel_entry,
 )
-from test_files import STEPS, Crash, crash_after
 
 from pioneer_tunnel._model.errors import (
     InvalidSettingsError,

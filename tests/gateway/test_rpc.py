@@ -13,8 +13,8 @@ import pytest
 import trio
 import trio.testing
 from gateway import EPOCH, KEY, Gateway, failing_once, in_virtual_time, running
-from test_json_schema import problems_with
-from test_settings import everything_shown
+from schema import problems_with
+from shown import everything_shown
 
 from pioneer_tunnel._model.errors import RelayResolveError, TunnelAuthError
 from pioneer_tunnel._model.keys import RelayKey

@@ -14,16 +14,16 @@ import sys
 import tempfile
 import textwrap
 import tomllib
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 import pytest
+from crashing_files import LEFTOVER, Crash, crash_after, failing, names
 from hypothesis import example, given, settings as hypothesis_settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from test_files import LEFTOVER, Crash, crash_after, failing, names
+from shown import everything_shown
 
 from pioneer_tunnel._model.errors import InvalidSettingsError, StorageError
 from pioneer_tunnel._model.keys import RelayKey
@@ -761,27 +761,6 @@ def test_an_update_made_by_a_program_is_checked_as_well() -> None:
 
 
 # The key
-
-
-def everything_shown(error: BaseException) -> str:
-    """All that a report of `error` with local variables shows, less the source lines and the tests' own frames."""
-    shown = [str(error), repr(error), repr(error.args)]
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        each = pending.pop()
-        if each is None or id(each) in seen:
-            continue
-        seen.add(id(each))
-        pending += [each.__cause__, each.__context__]
-        if isinstance(each, BaseExceptionGroup):
-            pending += each.exceptions
-        report = traceback.TracebackException.from_exception(each, capture_locals=True)
-        shown += [str(report), *report.format_exception_only()]
-        for frame in report.stack:
-            if Path(frame.filename).parent != Path(__file__).parent:
-                shown.append(repr(frame.locals))
-    return "\n".join(shown)
 
 
 def test_the_search_for_the_key_finds_one(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import attrs
 import pytest
 from hypothesis import given, settings, strategies as st
-from test_settings import everything_shown
+from shown import everything_shown
 
 from pioneer_tunnel._model.addresses import RelayAddress
 from pioneer_tunnel._model.keys import PublicKey, RelayKey, SigningIdentity, Transcript, new_relay_key

@@ -15,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
+from raw_gateways import ADDRESS, Overwhelmed, raw_gateway, status_of
 from rig import (
     HOST,
     KEY,
@@ -36,27 +37,25 @@ from rig import (
     until_it_raises,
 )
 
-from pioneer_tunnel._model.addresses import Address, RelayAddress
+from pioneer_tunnel._model.addresses import Address
 from pioneer_tunnel._model.errors import InvalidSettingsError, ReplacedError, StorageError, TunnelAuthError
 from pioneer_tunnel._model.keys import RelayKey, SigningIdentity
 from pioneer_tunnel._model.status import State
 from pioneer_tunnel._net.closing import abandon
 from pioneer_tunnel._net.wrappers import watch
 from pioneer_tunnel._wire import handshake
-from pioneer_tunnel._wire.handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
+from pioneer_tunnel._wire.handshake import SUBPROTOCOL
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay import Relay
 from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.gateways.endpoint import ControlDoor
-from pioneer_tunnel.relay.gateways.registry import LiveSession, LocalDirectory, LocalRegistry
+from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.visitors import tls as tls_door
 from pioneer_tunnel.relay.visitors.ingress import IngressDoor, Visit
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.tunnel import Tunnel
-from pioneer_tunnel.websocket import EngineName, Opening, WebSocket, WebSocketClosed, load_engine
+from pioneer_tunnel.websocket import EngineName, Opening, WebSocketClosed, load_engine
 from pioneer_tunnel.yamux.frames import ACK, RST, SYN, FrameType, encode_header
-
-ADDRESS: Final = RelayAddress.parse(f"ws://{RELAY_NAME}")
 
 
 @asynccontextmanager
@@ -69,53 +68,10 @@ async def serving(engine: EngineName | None = None, **changes: Any) -> AsyncIter
             yield rig, tunnel
 
 
-@asynccontextmanager
-async def raw_gateway(
-    rig: RelayRig, key: RelayKey = KEY, *, accepting: bool = True, **changes: Any
-) -> AsyncIterator[tuple[WebSocket, Welcome]]:
-    """A gateway by hand: authenticated, and then whatever the test does.
-
-    Args:
-        accepting: accept the relay, and wait until the session has the tunnel.
-    """
-    fields: dict[str, Any] = {"audience": RELAY_NAME, "service": "pioneer_gateway", "instance": "by hand"}
-    opening = GatewayHandshake(key.identity(), **(fields | changes))
-    stream = await connect(rig.addresses.control)
-    wanted = Opening(subprotocol=SUBPROTOCOL, address=ADDRESS, agent=AGENT)
-    async with load_engine().connect(stream, wanted) as websocket:
-        while True:
-            for text in await websocket.receive():
-                assert isinstance(text, str)
-                answer = opening.receive(text)
-                if isinstance(answer, Welcome):
-                    if accepting:
-                        await accept(websocket)
-                    yield websocket, answer
-                    return
-                assert answer is not None
-                await websocket.send([answer])
-
-
-async def accept(websocket: WebSocket) -> None:
-    """Send a ping, and read until its pong."""
-    await websocket.send([encode_header(FrameType.PING, SYN, 0, 4711)])
-    received = b""
-    while encode_header(FrameType.PING, ACK, 0, 4711) not in received:
-        for message in await websocket.receive():
-            assert not isinstance(message, str)
-            received += message
-
-
 async def answer_to(rig: RelayRig, data: bytes) -> bytes:
     async with await rig.visit() as visitor:
         with no_hang():
             return await ask(visitor, data)
-
-
-def status_of(answer: bytes) -> int:
-    version, status, _ = answer.split(b" ", 2)
-    assert version == b"HTTP/1.1"
-    return int(status)
 
 
 # What a visitor is told
@@ -273,30 +229,6 @@ async def test_a_head_request_that_is_slow_is_a_408_without_body(autojump_clock:
         answer = await read_all(visitor)
     assert status_of(answer) == 408
     assert is_without_body(answer)
-
-
-class Overwhelmed(LiveSession):
-    """A gateway that takes no more streams."""
-
-    instance = "overwhelmed"
-    key_id = "its only key"
-    since = 0.0
-
-    async def open_stream(self) -> trio.abc.HalfCloseableStream:
-        await trio.sleep_forever()
-        raise AssertionError
-
-    async def answers(self, within: float) -> bool:
-        raise AssertionError
-
-    def replace(self, by: str) -> None:
-        raise AssertionError
-
-    def retire(self, by: str) -> None:
-        raise AssertionError
-
-    def abandon(self) -> None:
-        raise AssertionError
 
 
 async def test_a_gateway_that_takes_no_stream_is_504(autojump_clock: trio.testing.MockClock) -> None:

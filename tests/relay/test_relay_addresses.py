@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import trio
+from relay_problems import only_problem_of, problems_of, relay, tunnel
 from rig import ask, in_background, relay_config, relay_rig, request, tunnel_entry
-from test_relay_config import only_problem_of, problems_of, relay, tunnel
 
 from pioneer_tunnel._model.addresses import Address
 from pioneer_tunnel.relay import Relay

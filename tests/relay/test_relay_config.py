@@ -8,45 +8,13 @@ from typing import Any
 import attrs
 import pytest
 from hypothesis import given, settings, strategies as st
+from relay_problems import key, only_problem_of, problems_of, relay, tunnel
 
 from pioneer_tunnel._model.addresses import Address, PublicUrl
-from pioneer_tunnel._model.errors import InvalidSettingsError, Problem, StorageError, TunnelError
-from pioneer_tunnel._model.keys import PublicKey, SigningIdentity
+from pioneer_tunnel._model.errors import InvalidSettingsError, StorageError, TunnelError
+from pioneer_tunnel._model.keys import PublicKey
 from pioneer_tunnel.relay.config import RelayConfig, TunnelEntry
 from pioneer_tunnel.relay.gateways.takeover import Takeover
-
-
-def key(number: int) -> str:
-    return str(SigningIdentity.from_seed(bytes([number]) * 32).public_key)
-
-
-def tunnel(number: int, **other: Any) -> dict[str, Any]:
-    """The table of a tunnel that is like no other number's."""
-    return {"id": f"t{number}", "url": f"https://t{number}.example", "key": key(number), **other}
-
-
-def relay(*tunnels: dict[str, Any], **other: Any) -> dict[str, Any]:
-    """The table of a relay."""
-    table = {
-        "control_addr": "0.0.0.0:8443",
-        "ingress_addr": "[::]:443",
-        "id": "relay-1",
-        "public_names": ["relay.example"],
-        **other,
-    }
-    return {**table, "tunnels": list(tunnels)} if tunnels else table
-
-
-def problems_of(table: Any) -> tuple[Problem, ...]:
-    with pytest.raises(InvalidSettingsError) as error:
-        RelayConfig.from_table(table, source="relay.toml")
-    assert str(error.value).count("\n") == (len(error.value.problems) if len(error.value.problems) > 1 else 0)
-    return error.value.problems
-
-
-def only_problem_of(table: Any) -> Problem:
-    (problem,) = problems_of(table)
-    return problem
 
 
 def write(folder: Path, text: str) -> Path:

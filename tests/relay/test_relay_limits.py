@@ -19,6 +19,7 @@ import trio.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hostile import PING, TEXT, GatewayOfBytes, frame
 from hypothesis import given, settings, strategies as st
+from raw_gateways import accept
 from rig import (
     KEY,
     RELAY_NAME,
@@ -40,7 +41,6 @@ from rig import (
     tunnel_entry,
     upload,
 )
-from test_relay import accept
 
 from pioneer_tunnel._model import keys as identity
 from pioneer_tunnel._model.addresses import Address, RelayAddress

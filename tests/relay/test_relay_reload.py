@@ -14,6 +14,8 @@ import attrs
 import pytest
 import trio
 from gateway import in_virtual_time
+from programs import Program, running
+from raw_gateways import raw_gateway, status_of
 from rig import (
     AT_ONCE,
     KEY,
@@ -35,8 +37,6 @@ from rig import (
     until_it_raises,
     upload,
 )
-from test_cli import Program, running
-from test_relay import raw_gateway, status_of
 
 from pioneer_tunnel._model.addresses import Address
 from pioneer_tunnel._model.errors import InvalidSettingsError, ReplacedError, TunnelAuthError

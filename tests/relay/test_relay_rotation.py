@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 from memory_relay import MemoryRelay, until_cancelled
+from raw_gateways import Overwhelmed, raw_gateway
 from rig import (
     KEY,
     RelayRig,
@@ -21,7 +22,6 @@ from rig import (
     until_it_raises,
     upload,
 )
-from test_relay import Overwhelmed, raw_gateway
 
 from pioneer_tunnel._model.errors import ReplacedError, TunnelAuthError
 from pioneer_tunnel._model.keys import RelayKey

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 from hypothesis import assume, given, strategies as st
 from memory_relay import EPOCH, MemoryRelay, until_cancelled
+from raw_gateways import raw_gateway
 from rig import (
     KEY,
     RELAY_NAME,
@@ -29,7 +30,6 @@ from rig import (
     until_it_raises,
     upload,
 )
-from test_relay import raw_gateway
 
 from pioneer_tunnel._model.addresses import RelayAddress
 from pioneer_tunnel._model.errors import ReplacedError
