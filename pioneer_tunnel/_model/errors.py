@@ -33,7 +33,7 @@ What streams raise is Trio's: `trio.BrokenResourceError` when the other end or t
 
 from __future__ import annotations
 
-from typing import ClassVar, final
+from typing import ClassVar, TypeVar, final
 
 import attrs
 
@@ -59,7 +59,11 @@ __all__ = [
     "TunnelError",
     "UnknownError",
     "UnsupportedTransportError",
+    "fresh_copy",
+    "is_copy",
 ]
+
+ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 
 @final
@@ -228,3 +232,20 @@ class LocalProtocolError(ProtocolError):
 
 class RemoteProtocolError(ProtocolError):
     """The other end broke a rule. The session cannot go on."""
+
+
+def fresh_copy(error: ErrorT) -> ErrorT:
+    """A copy of `error` without its traceback, with the same cause.
+
+    An exception that is raised more than once is stored and raised as copies: each `raise` of one object makes its
+    traceback longer, and keeps the frames of all callers alive.
+    """
+    copied: ErrorT = type(error).__new__(type(error), *error.args)
+    copied.__dict__.update(error.__dict__)
+    copied.__cause__ = error.__cause__
+    return copied
+
+
+def is_copy(error: BaseException, of: BaseException) -> bool:
+    """Whether `error` is `of`, or a copy of the same exception as `of` is."""
+    return type(error) is type(of) and error.args == of.args and error.__cause__ is of.__cause__

@@ -22,6 +22,7 @@ from typing import Any, Final, NoReturn, Protocol, final
 import attrs
 import trio
 
+from .._model.errors import fresh_copy
 from .._model.exception_groups import open_tasks_beside_body
 from .._model.status import State, Status
 from .memory_relay import MemoryRelay
@@ -158,7 +159,7 @@ class StatusRecorder:
         for source in self._sources:
             source.take()
         if self._failure is not None:
-            raise self._failure
+            raise fresh_copy(self._failure)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Watch, until cancelled."""

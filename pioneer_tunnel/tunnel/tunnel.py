@@ -25,7 +25,7 @@ from typing import Final, final
 import trio
 
 from .._model.addresses import Address, RelayAddress
-from .._model.errors import InvalidSettingsError, TunnelError, UnsupportedTransportError
+from .._model.errors import InvalidSettingsError, TunnelError, UnsupportedTransportError, fresh_copy, is_copy
 from .._model.exception_groups import leaves, open_tasks_beside_body, raise_bare
 from .._model.keys import PublicKey, RelayKey
 from .._model.status import State, Status, StatusFeed
@@ -93,7 +93,7 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
         """
         async for status in self._feed.watch():
             if self._failure is not None:
-                raise self._failure
+                raise fresh_copy(self._failure)
             if status.state is State.CONNECTED:
                 return status
         raise trio.ClosedResourceError("the tunnel was closed")
@@ -102,7 +102,7 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
         """Wait for the next visitor, through reconnects, for as long as it takes.
 
         Raises:
-            TunnelError: the tunnel has failed for good; each call raises the same one.
+            TunnelError: the tunnel has failed for good; each call raises a copy of the same one.
             trio.ClosedResourceError: it was closed.
         """
         while True:
@@ -110,7 +110,7 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
                 stream = await self._visitors.receive()
             except trio.EndOfChannel:
                 assert self._failure is not None
-                raise self._failure from self._failure.__cause__
+                raise fresh_copy(self._failure) from self._failure.__cause__
             if stream.usable:
                 stream.acknowledge()
                 return stream
@@ -154,7 +154,7 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
         try:
             await self._supervisor.run()
         except TunnelError as error:
-            self._failure = error
+            self._failure = fresh_copy(error)
             self._deliver.close()
 
     def __repr__(self) -> str:
@@ -271,9 +271,9 @@ async def open_tunnel(
                 yield tunnel
             except BaseExceptionGroup as group:
                 failure = tunnel._failure
-                if failure is None or any(leaf is not failure for leaf in leaves(group)):
+                if failure is None or not all(is_copy(leaf, failure) for leaf in leaves(group)):
                     raise
-                raise_bare(failure)  # `trio.serve_listeners` has put it in a group
+                raise_bare(fresh_copy(failure))  # `trio.serve_listeners` has put it in a group
     finally:
         tunnel._stop_accepting()
         try:

@@ -21,6 +21,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
+from .._model.errors import fresh_copy
 from .._model.exception_groups import lone_error_bare
 from .._model.status import clean_message
 from .._net.wrappers import receive_into, send_pieces
@@ -128,7 +129,7 @@ class WebsocketsWebSocket(WebSocket):
     async def send(self, messages: Sequence[bytes | str]) -> None:
         protocol = self._protocol
         if protocol.state is not State.OPEN:
-            raise self._closed or trio.BrokenResourceError("the WebSocket is closed")
+            raise fresh_copy(self._closed or trio.BrokenResourceError("the WebSocket is closed"))
         for message in messages:
             if isinstance(message, str):
                 protocol.send_text(message.encode())
@@ -151,7 +152,7 @@ class WebsocketsWebSocket(WebSocket):
     async def receive(self) -> list[Message]:
         while not self._inbox:
             if self._closed is not None:
-                raise self._closed
+                raise fresh_copy(self._closed)
             await self.receive_bytes()
         messages, self._inbox = self._inbox, []
         return messages

@@ -22,7 +22,7 @@ from typing import Final, NoReturn, final
 import attrs
 import trio
 
-from .._model.errors import RemoteProtocolError
+from .._model.errors import RemoteProtocolError, fresh_copy
 from .._net.link import Link
 from .._net.log_limiter import Complaints
 from .events import Event, GoAwayReceived, OpenAllowed, PongReceived, StreamOpened, StreamReadable, StreamWritable
@@ -141,7 +141,7 @@ class YamuxConnection:
         finally:
             await self._say_goodbye()
         assert self.failure is not None
-        raise self.failure
+        raise fresh_copy(self.failure)
 
     async def open_stream(self) -> YamuxStream:
         """Open a stream, waiting while 256 of them are not acknowledged. The caller sets the deadline.
@@ -202,7 +202,7 @@ class YamuxConnection:
 
     def _fail(self, failure: Exception) -> Iterator[None]:
         """Break every stream. Yields where other tasks should run: each stream that is woken lets a handler end."""
-        self.failure = failure
+        self.failure = fresh_copy(failure)
         self.session.sending.close()
         for waiting in (self._openers, self._askers, self._leavers):
             waiting.unpark_all()

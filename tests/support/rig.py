@@ -10,6 +10,8 @@ import socket
 import struct
 import sys
 import time
+import traceback
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -334,3 +336,24 @@ def nothing_left_behind() -> Iterator[None]:
     yield
     assert living_tasks() == tasks, "tasks were left behind"
     assert open_sockets() <= sockets, "sockets were left behind"
+
+
+class Held:
+    """Something that a frame holds, and that a test can hold weakly."""
+
+
+async def raise_again_and_again(raises: Callable[[], Awaitable[object]], error: type[BaseException]) -> None:
+    """Check that 1,000 calls raise equal errors, with tracebacks of one length, and keep no caller's frame alive."""
+
+    async def call() -> tuple[int, tuple[Any, ...], weakref.ref[Held]]:
+        held = Held()
+        try:
+            await raises()
+        except error as caught:
+            return len(traceback.extract_tb(caught.__traceback__)), caught.args, weakref.ref(held)
+        raise AssertionError("it did not raise")
+
+    heard = [await call() for _ in range(1000)]
+    gc.collect()
+    assert len({(frames, arguments) for frames, arguments, _ in heard}) == 1
+    assert not any(held() for _, _, held in heard)

@@ -598,6 +598,48 @@ async def test_what_a_relay_spoils_again_and_again_is_few_lines_in_the_log(caplo
     assert told()[0].levelno == logging.WARNING
 
 
+async def test_data_channels_that_are_lost_at_once_are_dialled_ever_more_slowly(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Found by an attack: a relay that reset each one kept the gateway dialling, and everything else waiting."""
+    trouble = Trouble(Moment.DATA, Way.RESET)
+    relay = ScriptedPioneerRelay(key=KEY, then=trouble)
+    target = Target(key=KEY, dial=relay.dial, address=_ADDRESS, connect_timeout=10.0)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(relay.run)
+        await nursery.start(functools.partial(pioneer_relay.serve_tcp, target, lambda stream: None, lambda event: None))
+        relay.tell(CREATE * 1000)
+        await trio.sleep(1)
+        early = relay.data_channels
+        assert 32 <= early <= 300
+        await trio.sleep(60)
+        assert relay.data_channels >= 1000
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.skipif(not CAN_WATCH, reason="this system has no reactor")
+async def test_data_channels_are_dialled_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tasks run after 32 of them, however many the relay asks for in one breath."""
+    dials = [0]
+
+    def count(host: str, port: int) -> Attempt | None:
+        dials[-1] += 1
+        return dialer.begin_dial(host, port)
+
+    async def others() -> None:
+        while True:
+            await trio.lowlevel.checkpoint()
+            if dials[-1]:
+                dials.append(0)
+
+    monkeypatch.setattr(data_channels, "begin_dial", count)
+    async with connected() as (relay, _), in_background(others):
+        relay.tell(CREATE * 200)
+        await eventually(lambda: relay.data_channels == 208)
+    assert sum(dials) == 208
+    assert max(dials) < 100
+
+
 async def test_a_data_channel_is_dialled_again_for_ten_seconds(autojump_clock: trio.testing.MockClock) -> None:
     dialled: list[float] = []
 

@@ -24,6 +24,7 @@ from rig import (
     in_background,
     no_hang,
     nothing_left_behind,
+    raise_again_and_again,
     read_all,
     read_exactly,
     relay_rig,
@@ -437,7 +438,7 @@ async def test_a_rejected_key_is_raised_by_accept_each_time(engine: EngineName) 
                 await tunnel.accept()
             with pytest.raises(TunnelAuthError):
                 await tunnel.wait_connected()
-        assert first.value is second.value
+        assert first.value.args == second.value.args
         assert tunnel.status.state is State.FAILED
         assert tunnel.status.error_kind is ErrorKind.TUNNEL_AUTH_FAILED
         assert WRONG_KEY.reveal() not in str(tunnel.history)
@@ -451,6 +452,12 @@ async def test_a_final_failure_comes_out_of_serve_listeners_bare(engine: EngineN
             with no_hang(), pytest.raises(TunnelAuthError):
                 async with rig.tunnel(key=WRONG_KEY) as tunnel:
                     await trio.serve_listeners(echo, [tunnel])
+
+
+async def test_a_final_failure_can_be_raised_again_and_again() -> None:
+    async with open_tunnel("ws://relay.test", key=KEY, transport=failing(InvalidSettingsError("no"))) as tunnel:
+        await raise_again_and_again(tunnel.accept, InvalidSettingsError)
+        await raise_again_and_again(tunnel.wait_connected, InvalidSettingsError)
 
 
 async def test_restarts_that_are_used_up_tell_the_last_cause() -> None:

@@ -19,7 +19,16 @@ import trio.testing
 from fuzzing import fuzzed
 from hostile import BINARY, CLOSE, CONTINUATION, PING, PONG, RSV1, TEXT
 from hypothesis import example, given, strategies as st
-from rig import no_hang, nothing_left_behind, read_all, read_exactly, read_until, run_until_it_waits, until_it_raises
+from rig import (
+    no_hang,
+    nothing_left_behind,
+    raise_again_and_again,
+    read_all,
+    read_exactly,
+    read_until,
+    run_until_it_waits,
+    until_it_raises,
+)
 from yamux_rig import cut
 
 from pioneer_tunnel._model.addresses import RelayAddress
@@ -654,6 +663,15 @@ async def test_a_close_without_a_code_is_1005(engine: EngineName) -> None:
     async with raw_client(engine) as (client, server):
         await client.send_all(frame(CLOSE))
         assert (await receive_close(server)).code == 1005
+
+
+async def test_a_close_can_be_raised_again_and_again(engine: EngineName) -> None:
+    async with raw_client(engine) as (client, server):
+        await client.send_all(frame(CLOSE, (1000).to_bytes(2, "big")))
+        with pytest.raises(WebSocketClosed):
+            await server.receive()
+        await raise_again_and_again(server.receive, WebSocketClosed)
+        await raise_again_and_again(lambda: server.send([b"x"]), WebSocketClosed)
 
 
 async def test_a_close_reason_cannot_forge_a_log_line(engine: EngineName) -> None:

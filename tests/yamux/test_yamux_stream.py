@@ -10,7 +10,7 @@ from typing import Any, Final, final
 
 import pytest
 import trio
-from rig import run_until_it_waits
+from rig import raise_again_and_again, run_until_it_waits
 from trio.testing import MockClock, assert_checkpoints, check_half_closeable_stream, wait_all_tasks_blocked
 from yamux_rig import (
     KIB,
@@ -724,6 +724,17 @@ async def test_who_waits_for_a_break_hears_of_a_reset_for_memory_when_both_halve
             await wait_all_tasks_blocked()
             await peer.say(data(3, bytes(200), SYN))
         await running.accept()
+
+
+async def test_a_lost_connection_can_be_raised_again_and_again() -> None:
+    async with accepted() as (stream, peer):
+        await peer.stream.aclose()
+        await wait_all_tasks_blocked()
+        await raise_again_and_again(stream.receive_some, trio.BrokenResourceError)
+        with pytest.raises(trio.BrokenResourceError) as lost:
+            await stream.send_all(b"x")
+        assert lost.value.__cause__ is not None
+        assert lost.value.__cause__.__traceback__ is None
 
 
 async def test_draining_waits_for_what_is_queued() -> None:

@@ -37,7 +37,8 @@ CAN_WATCH: Final = sys.platform == "linux"
 _TURN: Final = 1024 * 1024
 """Bytes that are moved before other tasks get theirs."""
 
-_MOST_EVENTS: Final = 256
+_MOST_EVENTS: Final = 64
+"""Callbacks before other tasks run. Each may let a handler begin or end."""
 _complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.reactor"))
 
 REMINDED_AFTER: Final = 0.002

@@ -29,7 +29,7 @@ from typing import Final, final
 
 import trio
 
-from ..._model.errors import ProcessExitedError
+from ..._model.errors import ProcessExitedError, fresh_copy
 from . import guardian
 from .guardian import Orders
 from .output import Budget, Output
@@ -106,7 +106,7 @@ class Program:
                 await self._control.send_all(json.dumps(orders).encode() + b"\n")
             await self._answered.wait()
         if self._refusal is not None:
-            raise self._refusal
+            raise fresh_copy(self._refusal)
         if self._pid is None:
             said = await self.last_words() if self._answered.is_set() else ""
             raise ProcessExitedError(

@@ -110,7 +110,7 @@ async def _serve(
                 try:
                     await _obey(channel, early, stream, channels, address)
                 finally:
-                    channels.end()
+                    await channels.end()
         raise AssertionError("a control channel ends by raising")
     finally:
         # There is no goodbye in this protocol, and nothing is queued.

@@ -54,6 +54,14 @@ More are owed, and follow. So a burst of visitors waits at the relay, and does n
 
 MOST_OWED: Final = 64 * 1024
 
+STARTS_PER_TURN: Final = 32
+"""Data channels that are dialled before other tasks run.
+
+It is also how many in a row may be lost before a visitor came; after that there is a pause before each turn.
+"""
+ENDS_PER_TURN: Final = 32
+"""Visitors that are reset before other tasks run, when the session ends: each lets a handler end."""
+
 _log: Final = logging.getLogger("pioneer_tunnel.transports.data_channels")
 _complaints: Final = Complaints(_log)
 
@@ -105,6 +113,9 @@ class DataChannels:
         self._carried: Final[set[ChannelStream]] = set()
         self._idle = 0
         self._owed = 0
+        self._starts_left = STARTS_PER_TURN
+        self._resting = False
+        self._lost_in_a_row = 0
         self._ended = False
         if stay is not None:
             nursery.start_soon(stay.wait)
@@ -114,22 +125,41 @@ class DataChannels:
         self._owed = min(self._owed + 1, MOST_OWED)
         self._start()
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """End with a RST what is carried or waits, and what has just come."""
         self._ended = True
         while self._watched:
             self._watched.pop().abandon()
-        while self._carried:
-            self._carried.pop().abandon()
+        ended = 0
+        with trio.CancelScope(shield=True):
+            while self._carried:
+                self._carried.pop().abandon()
+                ended += 1
+                if not ended % ENDS_PER_TURN:
+                    await trio.lowlevel.checkpoint()
 
     def _start(self) -> None:
         while self._owed and self._idle < MOST_IDLE and not self._ended:
+            if not self._starts_left:
+                if not self._resting:
+                    self._resting = True
+                    self._nursery.start_soon(self._rest)
+                return
+            self._starts_left -= 1
             self._owed -= 1
             self._idle += 1
             if self._reactor is None or self._machine is None:
                 self._nursery.start_soon(self._run)
             else:
                 self._start_at_once(self._reactor, self._machine)
+
+    async def _rest(self) -> None:
+        """Let other tasks run before the next turn. A relay that resets what it asks for waits longer and longer."""
+        turns_lost = self._lost_in_a_row // STARTS_PER_TURN
+        await trio.sleep(min(FIRST_PAUSE * 2 ** min(turns_lost - 1, 10), LONGEST_PAUSE) if turns_lost else 0)
+        self._starts_left = STARTS_PER_TURN
+        self._resting = False
+        self._start()
 
     def _start_at_once(self, reactor: Reactor, machine: Address) -> None:
         try:
@@ -179,6 +209,11 @@ class DataChannels:
         """One came to nothing."""
         if watched is not None:
             self._watched.discard(watched)
+        self._lost_in_a_row += 1
+        self._make_room()
+
+    def _note_accepted(self) -> None:
+        self._lost_in_a_row = 0
         self._make_room()
 
     def _make_room(self) -> None:
@@ -194,7 +229,7 @@ class DataChannels:
         """One has its visitor."""
         if watched is not None:
             self._watched.discard(watched)
-        carried = ChannelStream(stream, self._nursery, on_accepted=self._make_room, on_over=self._note_over)
+        carried = ChannelStream(stream, self._nursery, on_accepted=self._note_accepted, on_over=self._note_over)
         self._carried.add(carried)
         if self._ended:
             carried.reset()
