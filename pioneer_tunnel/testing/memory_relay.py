@@ -27,7 +27,7 @@ from typing import Final, NoReturn, TypeAlias, final
 import trio
 
 from .._model.addresses import Address
-from .._model.exception_groups import open_tasks_beside_body
+from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
 from .._net.tls.certificate import Certificate
 from .._net.wrappers import watch
@@ -382,8 +382,13 @@ async def open_memory_relay(
     certificate: Certificate | None = None,
     engine: EngineName | None = None,
 ) -> AsyncIterator[MemoryRelay]:
-    """A `MemoryRelay` that runs for the length of an `async with`; what its body raises comes out as it is."""
+    """A `MemoryRelay` that runs for the length of an `async with`; a single error comes out bare.
+
+    That includes one that the body raises in a group, so that a test's own nursery does not hide its assertion.
+    """
     relay = MemoryRelay(plan, heartbeat=heartbeat, certificate=certificate, engine=engine)
-    async with open_tasks_beside_body() as nursery:
-        await nursery.start(relay.run)
-        yield relay
+    with lone_error_bare():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(relay.run)
+            yield relay
+            nursery.cancel_scope.cancel()

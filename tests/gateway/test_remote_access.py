@@ -1095,7 +1095,7 @@ async def test_what_could_not_be_put_back_is_told(
     remote_access = gateway.remote_access()
     await gateway.keystore.put(DEFAULT_SECRET_REF, KEY)
 
-    def fail(*_: object) -> NoReturn:
+    def fail(*_: object, **__: object) -> NoReturn:
         gateway.keystore.failing.add("put")
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -1303,7 +1303,7 @@ async def test_a_key_that_is_taken_back_while_run_reads_it_is_not_used(
     await gateway.keystore.put(DEFAULT_SECRET_REF, KEY)
     failing = gateway.keystore.hold_get = trio.Event()
 
-    def fail(*_: object) -> NoReturn:
+    def fail(*_: object, **__: object) -> NoReturn:
         failing.set()
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -485,7 +485,7 @@ def test_nothing_new_is_taken_while_there_is_more_to_look_at() -> None:
         follower.feed(FIRST)
 
 
-async def test_a_flood_of_one_tenant_does_not_hold_up_another() -> None:
+async def test_a_flood_of_one_tenant_does_not_hold_up_another(mock_clock: trio.testing.MockClock) -> None:
     """Each of 200 connections has 20,000 chunks to say at once; another tenant's visitor has one request."""
     turns, order = Turns(), list[str]()
 

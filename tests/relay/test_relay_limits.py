@@ -463,7 +463,7 @@ async def test_at_a_full_limit_a_gateway_comes_back(doors: str) -> None:
     )
     full = limits(connections=16, connects_per_second_per_address=0, streams_per_tunnel=0)
     async with relay_rig(tunnels=tunnels, limits=full, **one_door) as rig, rig.tunnel() as office:
-        with trio.fail_after(20):
+        with no_hang():
             await office.wait_connected()
             async with in_background(lambda: trio.serve_listeners(echo, [office])), trio.open_nursery() as nursery:
                 visitors = []
@@ -484,7 +484,8 @@ async def test_at_a_full_limit_a_gateway_comes_back(doors: str) -> None:
                     nursery.start_soon(visitor.aclose)
 
 
-async def test_who_connects_too_often_is_reset() -> None:
+async def test_who_connects_too_often_is_reset(mock_clock: trio.testing.MockClock) -> None:
+    """By a clock that stands still, or the machine might take the second that earns another connection."""
     async with limited(connects_per_second_per_address=1) as (rig, _):
         for _ in range(3):  # and the gateway
             await visitor_is_served(rig)

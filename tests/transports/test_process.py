@@ -24,7 +24,7 @@ import trio
 import trio.testing
 import trustme
 from hypothesis import given, strategies as st
-from rig import eventually, no_hang, nothing_left_behind, wait_until
+from rig import HANG, eventually, no_hang, nothing_left_behind, wait_until
 
 from pioneer_tunnel._model.addresses import Address, RelayAddress
 from pioneer_tunnel._model.errors import (
@@ -246,8 +246,8 @@ async def test_a_probe_inside_tls() -> None:
     url = ProbeUrl.parse("https://office.test")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, site, [trio.SSLListener(listener, server)])
-        assert await ask_for_status(url, dial=dial, make_tls=lambda: client, timeout=5) == 204
-        refused = await ask_for_status(url, dial=dial, make_tls=lambda: stranger, timeout=5)
+        assert await ask_for_status(url, dial=dial, make_tls=lambda: client, timeout=HANG) == 204
+        refused = await ask_for_status(url, dial=dial, make_tls=lambda: stranger, timeout=HANG)
         assert "not trusted" in str(refused)
         nursery.cancel_scope.cancel()
 
