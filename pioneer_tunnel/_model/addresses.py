@@ -30,6 +30,7 @@ _AUTHORITY_END: Final = re.compile(r"[/?#]")
 _USERINFO: Final = re.compile(r"\A((?:wss?|https?)://)?.*@", re.IGNORECASE | re.DOTALL)
 _QUERY: Final = re.compile(r"([?#]).+", re.DOTALL)
 _V4_MAPPED: Final = "::ffff:"
+_HOST: Final = re.compile(r"[^\s\[\]/@?#]+")
 _MAX_HOST: Final = 253
 _RELAY_PORTS: Final[Mapping[Literal["ws", "wss"], int]] = {"ws": 80, "wss": 443}
 _PUBLIC_PORTS: Final[Mapping[Literal["http", "https"], int]] = {"http": 80, "https": 443}
@@ -37,13 +38,27 @@ _PUBLIC_PORTS: Final[Mapping[Literal["http", "https"], int]] = {"http": 80, "htt
 _Scheme = TypeVar("_Scheme", bound=str)
 
 
+def _check_host(_instance: object, _field: object, value: object) -> None:
+    if not isinstance(value, str) or not _HOST.fullmatch(value):
+        raise ValueError(f"{value!r} is no host; write a name, or an IP address without brackets")
+
+
+def _check_port(_instance: object, _field: object, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 65535:
+        raise ValueError(f"{value!r} is no port; allowed is a whole number from 0 to 65535")
+
+
 @final
 @attrs.frozen
 class Address:
-    """A host, as a name or an IP address without brackets, and a port."""
+    """A host, as a name or an IP address without brackets, and a port from 0 to 65535.
 
-    host: str
-    port: int
+    Raises:
+        ValueError: the host holds something that no host has, or the port is out of range.
+    """
+
+    host: str = attrs.field(validator=_check_host)
+    port: int = attrs.field(validator=_check_port)
 
     @classmethod
     def parse(cls, text: str, *, listening: bool = False) -> Address:
@@ -95,8 +110,8 @@ class RelayAddress:
     """
 
     scheme: Literal["ws", "wss"] | None
-    host: str
-    port: int
+    host: str = attrs.field(validator=_check_host)
+    port: int = attrs.field(validator=_check_port)
     path: str = "/"
 
     @classmethod

@@ -1,27 +1,16 @@
-"""What a host application is told: where the tunnel stands, and why.
-
-`Status` is one moment, immutable, with its form on the wire (`to_wire`, `from_wire`). `StatusFeed` is the moments in
-order: any number of tasks watch it, none of them can slow the tunnel, and each of them always gets the newest.
-
-Neighbours: the supervisor publishes; `Tunnel.watch` and `RemoteAccess.watch` hand the feed on. Nothing here knows
-how a tunnel works.
-"""
+"""The state of a tunnel as host applications see it: a frozen value, with its form on the wire."""
 
 from __future__ import annotations
 
 import enum
-import unicodedata
-from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, final
 
 import attrs
-import trio
 
-__all__ = ["ErrorKind", "State", "Status", "StatusFeed", "clean_message"]
+from .text import clean_message
 
-MESSAGE_LIMIT: Final = 300
-HISTORY_LIMIT: Final = 256
+__all__ = ["ErrorKind", "State", "Status"]
 
 
 class State(enum.StrEnum):
@@ -50,19 +39,6 @@ class ErrorKind(enum.StrEnum):
     RESTART_LIMIT_REACHED = "restart_limit_reached"
     IO = "io"
     UNKNOWN = "unknown"
-
-
-def clean_message(text: str) -> str:
-    """Make `text` fit for a status, a log line and a screen: one line, printable, at most 300 characters.
-
-    Control, format and line-separating characters (Unicode categories C*, Zl, Zp) become spaces, so that nothing a
-    relay says can forge a log line or steer a terminal; runs of white space become one space.
-    """
-    printable = "".join(
-        " " if unicodedata.category(char)[0] == "C" or char in "\u2028\u2029" else char for char in text
-    )
-    folded = " ".join(printable.split())
-    return folded if len(folded) <= MESSAGE_LIMIT else folded[: MESSAGE_LIMIT - 1] + "…"
 
 
 def _message(text: str | None) -> str | None:
@@ -156,102 +132,3 @@ _WIRE_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "retry_at_unix": (int,),
     "relay_rtt_ms": (int, float),
 }
-
-
-@final
-class StatusFeed:
-    """The newest status, for any number of watchers.
-
-    A watcher that is slower than the tunnel skips what lay between and gets the newest (it conflates); it never
-    misses the last one. `publish` is synchronous and costs the same however slow the watchers are. Whoever wants
-    every single change reads `history`, which holds the last 256, and `dropped`, which counts those
-    before.
-    """
-
-    def __init__(self, initial: Status) -> None:
-        self._current = initial
-        self._sequence = 0
-        self._ended = False
-        self._changed = trio.Event()
-        self._history: deque[Status] = deque([initial], maxlen=HISTORY_LIMIT)
-        self._dropped = 0
-
-    @property
-    def current(self) -> Status:
-        """The newest status."""
-        return self._current
-
-    @property
-    def history(self) -> tuple[Status, ...]:
-        """The last 256 statuses, oldest first."""
-        return tuple(self._history)
-
-    @property
-    def dropped(self) -> int:
-        """How many statuses are older than `history` reaches back."""
-        return self._dropped
-
-    def publish(self, status: Status) -> None:
-        """Make `status` the newest. One equal to the current changes nothing and wakes nobody."""
-        if status == self._current:
-            return
-        if attrs.evolve(status, relay_rtt_ms=self._current.relay_rtt_ms) == self._current:
-            self._history.pop()  # another round trip is no change of its own
-        elif len(self._history) == HISTORY_LIMIT:
-            self._dropped += 1
-        self._history.append(status)
-        self._current = status
-        self._sequence += 1
-        self._wake()
-
-    def end(self) -> None:
-        """Let watchers finish once they have seen the newest status. Ending twice is ending once."""
-        self._ended = True
-        self._wake()
-
-    def resume(self) -> None:
-        """Let new watchers wait for changes again, after `end`. Those that had ended stay ended."""
-        self._ended = False
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
-
-    def watch(self) -> AsyncIterator[Status]:
-        """The current status at once, then the newest after each change; ends after `end`.
-
-        A plain iterator, not an async generator: it holds a number and nothing that has to be closed.
-        """
-        return _Watcher(self)
-
-
-@final
-class _Watcher(AsyncIterator[Status]):
-    def __init__(self, feed: StatusFeed) -> None:
-        self._feed = feed
-        self._seen = -1
-        self._ended = False
-
-    def __aiter__(self) -> _Watcher:
-        return self
-
-    async def __anext__(self) -> Status:
-        feed = self._feed
-        await trio.lowlevel.checkpoint()
-        while self._ended or self._seen == feed._sequence:
-            if self._ended or feed._ended:
-                self._ended = True  # for good, whatever `resume` does for others
-                raise StopAsyncIteration
-            # No deadline: a quiet tunnel is a healthy one.
-            await feed._changed.wait()
-        self._seen = feed._sequence
-        return feed._current
-
-
-def states_of(statuses: Iterable[Status]) -> list[State]:
-    """The states alone, each once while it lasts: what a timeline of a tunnel looks like to a person."""
-    states: list[State] = []
-    for status in statuses:
-        if not states or states[-1] is not status.state:
-            states.append(status.state)
-    return states

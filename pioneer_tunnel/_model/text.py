@@ -1,13 +1,14 @@
-"""What an error may quote of a value that somebody typed: enough to find it, and nothing that could be a secret.
+"""Text from outside, made safe to show: cleaned for one line, and redacted.
 
-People paste keys in wrong places: a relay key as the address, a password in a URL, a token under a misspelt name. None
-of that may reach an error, a status or a log. These rules would rather hide too much, since an error names the key
-that the value stands at in any case.
+People paste keys in wrong places: a relay key as the address, a password in a URL, a token under a misspelt name. No
+such secret may reach an error, a status or a log. When in doubt, these functions hide the value: an error names the
+key that holds it in any case.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Final
@@ -15,7 +16,10 @@ from typing import Final
 from .addresses import Address, PublicUrl, RelayAddress, quotable
 from .keys import KEY_PREFIX
 
-__all__ = ["cut", "hide_secrets", "redact_reason", "shown"]
+__all__ = ["MESSAGE_LIMIT", "clean_message", "cut", "hide_secrets", "redact_reason", "shown"]
+
+MESSAGE_LIMIT: Final = 300
+"""Characters of a status message."""
 
 _VALUE_LIMIT: Final = 120
 _REASON_LIMIT: Final = 400
@@ -26,6 +30,19 @@ _SECRET_NAME: Final = re.compile(r"key|token|pass|secret|credential|identity", r
 _RELAY_KEY: Final = re.compile(rf"{KEY_PREFIX}[A-Za-z0-9_-]*")
 _RUN: Final = re.compile(rf"[A-Za-z0-9_+/=~-]{{{_MIXED_LENGTH},}}")
 _QUOTED: Final = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
+
+
+def clean_message(text: str) -> str:
+    """Make `text` fit for a status, a log line and a screen: one line, printable, at most 300 characters.
+
+    Control, format and line-separating characters (Unicode categories C*, Zl, Zp) become spaces, so that nothing a
+    relay says can forge a log line or steer a terminal; runs of white space become one space.
+    """
+    printable = "".join(
+        " " if unicodedata.category(char)[0] == "C" or char in "\u2028\u2029" else char for char in text
+    )
+    folded = " ".join(printable.split())
+    return folded if len(folded) <= MESSAGE_LIMIT else folded[: MESSAGE_LIMIT - 1] + "…"
 
 
 def shown(key: str, value: object) -> str | None:

@@ -25,8 +25,7 @@ import attrs
 from .._model.addresses import normal_audience
 from .._model.errors import InvalidSettingsError, RelayConnectError, RemoteProtocolError, TunnelAuthError, TunnelError
 from .._model.keys import PublicKey, SigningIdentity, Transcript
-from .._model.status import clean_message
-from .._model.text import cut
+from .._model.text import clean_message, cut
 from .._version import __version__
 
 __all__ = [

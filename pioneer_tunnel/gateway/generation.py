@@ -21,7 +21,6 @@ import trio
 from .._model.addresses import RelayAddress
 from .._model.errors import InvalidSettingsError, MissingKeyError, Problem, TunnelError, UnsupportedTransportError
 from .._model.keys import RelayKey
-from .._model.status import StatusFeed
 from .._model.text import redact_reason
 from .._net.dialing import Dialer
 from .._net.log_limiter import Complaints
@@ -34,6 +33,7 @@ from ..transports.process.program import refuse_unguarded
 from ..transports.tunnel_stream import Handler, TunnelStream
 from ..tunnel.forward import forward, probe_local
 from ..tunnel.restart_policy import RestartPolicy
+from ..tunnel.status_feed import StatusFeed
 from ..tunnel.supervisor import Supervisor
 from ..tunnel.visitor_tls import terminate_tls
 from ..yamux import Limits

@@ -17,8 +17,7 @@ import trio
 from .._model.addresses import RelayAddress
 from .._model.errors import LinkLostError, RelayConnectError, RemoteProtocolError, ReplacedError
 from .._model.exception_groups import lone_error_bare
-from .._model.status import clean_message
-from .._model.text import cut
+from .._model.text import clean_message, cut
 from .._net.dialing import dial_relay
 from .._net.tls.client import client_tls
 from .._wire import handshake

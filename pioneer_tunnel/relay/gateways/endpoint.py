@@ -16,7 +16,7 @@ import trio
 from ..._model.errors import ProtocolError
 from ..._model.exception_groups import leaves
 from ..._model.keys import SigningIdentity
-from ..._model.status import clean_message
+from ..._model.text import clean_message
 from ..._net.log_limiter import Complaints
 from ..._net.wrappers import Watched
 from ..._wire.handshake import SUBPROTOCOL, Claim, Rejection, RelayHandshake
