@@ -100,16 +100,25 @@ async def failure_of(target: Target) -> TunnelError:
 async def failure_by_timeout(
     target: Target, clock: trio.testing.MockClock, condition: Callable[[], bool]
 ) -> TunnelError:
-    """What comes of a program when 60 seconds are over, which happens as soon as `condition` holds."""
+    """What comes of a program when 60 seconds of its startup are over, which they are as soon as `condition` holds."""
     clock.rate = 1
+    starting_up = trio.Event()
+    until_connected = process._until_connected
+
+    async def note(*arguments: Any) -> None:
+        starting_up.set()
+        await until_connected(*arguments)
 
     async def let_time_pass() -> None:
+        await starting_up.wait()
         await eventually(condition)
         clock.jump(60)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(let_time_pass)
-        return await failure_of(target)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process, "_until_connected", note)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(let_time_pass)
+            return await failure_of(target)
 
 
 @asynccontextmanager
