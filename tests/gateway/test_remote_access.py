@@ -1095,7 +1095,7 @@ async def test_what_could_not_be_put_back_is_told(
     remote_access = gateway.remote_access()
     await gateway.keystore.put(DEFAULT_SECRET_REF, KEY)
 
-    def fail(*_: object) -> NoReturn:
+    def fail(*_: object, **__: object) -> NoReturn:
         gateway.keystore.failing.add("put")
         raise OSError(errno.ENOSPC, "No space left on device")
 
