@@ -39,7 +39,7 @@ from ..._model.exception_groups import lone_error_bare
 from ..._model.keys import RelayKey
 from ..._net.tls.client import client_tls
 from ..._storage import files
-from ...gateway.runtime_folder import name_run_file
+from ..._storage.run_files import name_run_file
 from ..interface import Deliver, Report, Session, Target
 from .config import ProcessConfig, TunnelProgram
 from .guarded import Program, StartRefused, guarded
