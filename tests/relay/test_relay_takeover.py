@@ -38,7 +38,14 @@ from pioneer_tunnel._model.status import ErrorKind, State, Status
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL, GatewayHandshake, Welcome, instance_shown
 from pioneer_tunnel.relay.gateways.registry import MOST_CANDIDATES, LiveSession, LocalDirectory, TunnelTaken
 from pioneer_tunnel.relay.gateways.session import GatewaySession
-from pioneer_tunnel.relay.gateways.takeover import OWN_PATIENCE, PATIENCE, Takeover, TakeoverRules, Verdict, patience
+from pioneer_tunnel.relay.gateways.takeover import (
+    ANSWER_TIMEOUT,
+    GHOST_TIMEOUT,
+    Takeover,
+    TakeoverRules,
+    Verdict,
+    answer_timeout,
+)
 from pioneer_tunnel.testing import StatusContract
 from pioneer_tunnel.websocket import EngineName, Opening, load_engine
 from pioneer_tunnel.yamux import YamuxStream
@@ -105,8 +112,8 @@ def test_two_that_come_again_and_again_do_not_take_it_from_each_other_in_turn(
 
 
 def test_ones_own_ghost_has_less_time_to_answer() -> None:
-    assert patience("a", "a") == OWN_PATIENCE < 1
-    assert patience("a", "b") == patience("", "") == PATIENCE
+    assert answer_timeout("a", "a") == GHOST_TIMEOUT < 1
+    assert answer_timeout("a", "b") == answer_timeout("", "") == ANSWER_TIMEOUT
 
 
 def test_an_instance_is_shown_cleaned_and_short() -> None:
@@ -232,7 +239,7 @@ async def test_a_dead_holder_does_not_lock_the_tunnel(autojump_clock: trio.testi
         async with relay.tunnel("host-b") as second:
             started = trio.current_time()
             await second.wait_connected()
-            assert trio.current_time() - started == pytest.approx(PATIENCE)
+            assert trio.current_time() - started == pytest.approx(ANSWER_TIMEOUT)
             with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
                 await read_broken(visitor)
             assert relay.cables[0].let_go
@@ -244,7 +251,7 @@ async def read_broken(visitor: trio.abc.ReceiveStream) -> None:
     raise trio.BrokenResourceError
 
 
-async def test_two_that_knock_at_a_dead_holders_door_do_not_both_get_in(autojump_clock: trio.testing.MockClock) -> None:
+async def test_two_newcomers_to_a_dead_holder_do_not_both_get_in(autojump_clock: trio.testing.MockClock) -> None:
     async with memory_relay(takeover="first") as relay, relay.tunnel("host-a") as first:
         await first.wait_connected()
         relay.cables[0].pull()
