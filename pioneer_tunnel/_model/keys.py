@@ -22,14 +22,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-__all__ = ["PublicKey", "RelayKey", "SigningIdentity", "Transcript", "new_relay_key"]
+__all__ = ["PublicKey", "RelayKey", "SigningIdentity", "new_relay_key"]
 
 MIN_NATIVE_KEY_LENGTH: Final = 20
 MAX_KEY_LENGTH: Final = 4096
 KEY_PREFIX: Final = "ptk1_"
 _SEED_INFO: Final = b"pioneer-tunnel/v1 gateway identity"
-_GATEWAY_LABEL: Final = b"pioneer-tunnel/v1 gateway proof"
-_RELAY_LABEL: Final = b"pioneer-tunnel/v1 relay proof"
 _PUBLIC_PREFIX: Final = "ed25519:"
 
 
@@ -256,47 +254,3 @@ class SigningIdentity:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a SigningIdentity is not pickled")
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Transcript:
-    """What both ends have seen when they sign: bound to one relay, one dialled name, one pair of nonces.
-
-    Attributes:
-        relay: the relay's id, from its challenge.
-        audience: the host that the gateway dialled, in the normal form of `RelayAddress.audience`.
-        service: the service label.
-        relay_nonce, gateway_nonce: 32 random bytes of each side.
-        challenge: the challenge message, byte for byte as it was sent.
-    """
-
-    relay: str
-    audience: str
-    service: str
-    relay_nonce: bytes
-    gateway_nonce: bytes
-    challenge: bytes
-
-    def gateway_bytes(self) -> bytes:
-        """What the gateway signs to prove that it has the key."""
-        return _encode(_GATEWAY_LABEL, self._fields())
-
-    def relay_bytes(self, authenticate: bytes) -> bytes:
-        """What the relay signs in return; `authenticate` is that message, byte for byte as it was sent."""
-        return _encode(_RELAY_LABEL, [*self._fields(), hashlib.sha256(authenticate).digest()])
-
-    def _fields(self) -> list[bytes]:
-        return [
-            self.relay.encode(),
-            self.audience.encode(),
-            self.service.encode(),
-            self.relay_nonce,
-            self.gateway_nonce,
-            hashlib.sha256(self.challenge).digest(),
-        ]
-
-
-def _encode(label: bytes, fields: list[bytes]) -> bytes:
-    """Length-prefixed fields after a label: no two different lists have the same bytes."""
-    return label + b"\0" + b"".join(len(field).to_bytes(4, "big") + field for field in fields)
