@@ -5,8 +5,8 @@ the visitor came over TLS. Other well-formed TLVs are skipped. Malformed bytes a
 it. The CRC32c TLV is not checked (the specification leaves that to the receiver), as the link below has its own checks.
 
 The relay writes a header at the start of each stream, and the native transport reads it. `tunnel.forward` writes it
-again for a local gateway that asks for it. This is our own code because no maintained package parses a header
-incrementally, within a size limit, and with the TLS TLV.
+again for a local gateway that asks for it. This is our own code because the package `proxy-protocol` (0.11) has no size
+limit, refuses a wrong signature only after 16 bytes, and raises `struct.error` when the addresses are cut short.
 """
 
 from __future__ import annotations
