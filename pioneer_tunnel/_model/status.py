@@ -1,4 +1,4 @@
-"""The state of a tunnel as host applications see it: a frozen value, with its form on the wire."""
+"""The status of a tunnel, as host applications see it: a frozen value and its form on the wire."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ErrorKind", "State", "Status"]
 
 
 class State(enum.StrEnum):
-    """Where the tunnel stands. The values are those of the wire and get no new members, ever."""
+    """The state of a tunnel. The gateway contract fixes the values: members are never added."""
 
     DISABLED = "disabled"
     STARTING = "starting"
@@ -25,7 +25,7 @@ class State(enum.StrEnum):
 
 
 class ErrorKind(enum.StrEnum):
-    """Why it stands there. The values are those of the wire and get no new members, ever."""
+    """What is wrong with a tunnel. The gateway contract fixes the values: members are never added."""
 
     INVALID_SETTINGS = "invalid_settings"
     MISSING_KEY = "missing_key"
@@ -42,23 +42,23 @@ class ErrorKind(enum.StrEnum):
 
 
 def _message(text: str | None) -> str | None:
-    """`text` as a status holds it; what says nothing is no message."""
+    """`text` as a status holds it; None when nothing printable is left of it."""
     return None if text is None else clean_message(text) or None
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Status:
-    """One moment of a tunnel.
+    """The status of a tunnel at one moment.
 
     Attributes:
-        state: where the tunnel stands.
-        error_kind: why, when something is wrong; None otherwise.
+        state: the state.
+        error_kind: what is wrong; None when nothing is.
         message: for a person; at most 300 characters on one line, without secrets.
-        updated_at_unix: wall time, in seconds, of the last change of state, error_kind or message.
-        public_url: where visitors reach the gateway, as the relay told; kept while reconnecting.
-        attempt: which attempt of this generation this is about, from 1.
-        retry_at_unix: wall time, in seconds, of the next attempt; present only while one is planned.
+        updated_at_unix: wall time of the last change of state, error_kind or message, in seconds.
+        public_url: where visitors reach the gateway, as the relay sent it; kept while reconnecting.
+        attempt: the number of the attempt in this generation, from 1.
+        retry_at_unix: wall time of the next attempt, in seconds; None unless one is planned.
         relay_rtt_ms: the last round trip to the relay, in milliseconds.
     """
 
@@ -72,14 +72,14 @@ class Status:
     relay_rtt_ms: float | None = None
 
     def says_the_same_as(self, other: Status) -> bool:
-        """True when state, error kind and message are equal: what `updated_at_unix` is the time of."""
+        """True when state, error kind and message are equal. Then `updated_at_unix` stays."""
         return (self.state, self.error_kind, self.message) == (other.state, other.error_kind, other.message)
 
     def is_news_after(self, other: Status) -> bool:
-        """True when a client has to be notified of this after `other`.
+        """True when a client that has been notified of `other` must be notified of this.
 
-        It is for a change of what it says, for a new public URL and for a new time of retry; never for a round trip,
-        or because the time of retry has come.
+        That is so when state, error kind, message or public URL change, or when there is a new retry time. A new round
+        trip, and a retry time that is over, are no news.
         """
         return (
             not self.says_the_same_as(other)
@@ -97,7 +97,7 @@ class Status:
 
     @classmethod
     def from_wire(cls, wire: Mapping[str, Any]) -> Status:
-        """Read a `STATUS` object. Unknown keys are ignored, as a newer gateway may send them.
+        """Read a `STATUS` object of the gateway contract. Unknown keys are ignored: a newer gateway may send them.
 
         Raises:
             ValueError: naming the field, when one has a value that the contract does not allow.

@@ -43,7 +43,7 @@ from pioneer_tunnel._model.keys import RelayKey, SigningIdentity
 from pioneer_tunnel._model.status import State
 from pioneer_tunnel._net.closing import abandon
 from pioneer_tunnel._net.wrappers import watch
-from pioneer_tunnel._wire import handshake
+from pioneer_tunnel._wire import messages
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay import Relay
@@ -415,8 +415,8 @@ async def test_the_newest_session_wins(engine: EngineName) -> None:
             await until_it_raises(take)
         assert closed.value.code == 4001
         (text,) = texts
-        notice = handshake.parse_notice(text)
-        assert isinstance(notice, handshake.Replaced)
+        notice = messages.parse_notice(text)
+        assert isinstance(notice, messages.Replaced)
         assert notice.by == "the-new-one"
         assert data.endswith(encode_header(FrameType.GO_AWAY, 0, 0, 0))
         async with in_background(lambda: trio.serve_listeners(echo, [tunnel])):

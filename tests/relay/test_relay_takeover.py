@@ -35,7 +35,8 @@ from pioneer_tunnel._model.addresses import RelayAddress
 from pioneer_tunnel._model.errors import ReplacedError
 from pioneer_tunnel._model.keys import PublicKey, RelayKey, SigningIdentity
 from pioneer_tunnel._model.status import ErrorKind, State, Status
-from pioneer_tunnel._wire.handshake import SUBPROTOCOL, GatewayHandshake, Welcome, instance_shown
+from pioneer_tunnel._wire.handshake import SUBPROTOCOL, GatewayHandshake, Welcome
+from pioneer_tunnel._wire.messages import instance_shown
 from pioneer_tunnel.relay.gateways.registry import MOST_CANDIDATES, LiveSession, LocalDirectory, TunnelTaken
 from pioneer_tunnel.relay.gateways.session import GatewaySession
 from pioneer_tunnel.relay.gateways.takeover import (

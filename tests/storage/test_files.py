@@ -196,7 +196,7 @@ def test_a_symbolic_link_is_followed(tmp_path: Path) -> None:
 def test_nothing_is_replaced_when_asked_to_leave_it(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"old")
-    assert not files.replace(path, b"new", still=lambda: False)
+    assert not files.replace(path, b"new", only_if=lambda: False)
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["f"]
 

@@ -15,7 +15,7 @@ from typing import Final, Protocol, final
 
 import trio
 
-from ..._wire.handshake import instance_shown
+from ..._wire.messages import instance_shown
 from ..config import MOST_KEYS, TunnelEntry
 from .takeover import NEWEST_WINS, Party, TakeoverRules, Verdict, answer_timeout, same_gateway
 

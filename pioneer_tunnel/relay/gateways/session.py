@@ -28,7 +28,8 @@ import trio
 from ..._net.closing import abandon
 from ..._net.log_limiter import Complaints
 from ..._net.wrappers import Watched
-from ..._wire.handshake import Claim, replaced_text
+from ..._wire.handshake import Claim
+from ..._wire.messages import replaced_text
 from ...websocket import WebSocket, WebSocketLink
 from ...yamux import Limits, Role, SendBudget, YamuxConnection, YamuxStream
 from .registry import LiveSession
