@@ -9,6 +9,7 @@ Nothing here needs a test framework. What needs Hypothesis is in `pioneer_tunnel
 pytest come by themselves. The extra `testing` installs both.
 """
 
+from .._model.public_names import publish as _publish
 from .faults import (
     BadTls,
     BlackHole,
@@ -93,3 +94,5 @@ __all__ = [
     "virtual_time",
     "wall_clock",
 ]
+
+_publish(globals())
