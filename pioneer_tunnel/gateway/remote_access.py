@@ -30,7 +30,7 @@ from typing import Final, NoReturn, final
 import attrs
 import trio
 
-from .._model.errors import RestartLimitError, StorageError, TunnelError, UnknownError
+from .._model.errors import StorageError, TunnelError, UnknownError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
 from .._model.status import State, Status, StatusFeed
@@ -371,14 +371,11 @@ class RemoteAccess:
         restarts = Restarts(restart_policy(self._config), self._random)
         try:
             while isinstance(plan := await self._plan(), TunnelError):
-                failed = _failed(plan)
                 delay = None if plan.final else restarts.after(Ending())
                 if delay is not None:
-                    failed = attrs.evolve(failed, retry_at_unix=math.ceil(self._wall_clock() + delay))
-                elif not plan.final:
-                    allowed = restarts.policy.max_restarts
-                    message = f"gave up after {allowed} restart{'s' if allowed > 1 else ''}; the last cause: {plan}"
-                    failed = attrs.evolve(failed, error_kind=RestartLimitError.kind, message=message)
+                    failed = attrs.evolve(_failed(plan), retry_at_unix=math.ceil(self._wall_clock() + delay))
+                else:
+                    failed = _failed(plan if plan.final else restarts.limit_reached(plan))
                 self._take_up(wanted, failed)
                 if delay is None:
                     return
