@@ -29,7 +29,7 @@ from ._model.errors import (
     UnsupportedTransportError,
 )
 from ._model.keys import PublicKey, RelayKey, new_relay_key
-from ._model.status import ErrorKind, State, Status, StatusFeed
+from ._model.status import ErrorKind, State, Status
 from ._net.closing import abandon
 from ._net.dialing import Dialer, dial_tcp
 from ._net.tls.certificate import Certificate
@@ -46,6 +46,7 @@ from .transports.rathole.key_mode import KeyMode
 from .transports.tunnel_stream import TunnelStream
 from .tunnel.forward import forward
 from .tunnel.restart_policy import RestartPolicy
+from .tunnel.status_feed import StatusFeed
 from .tunnel.tunnel import Tunnel, open_tunnel
 from .tunnel.visitor_tls import terminate_tls
 from .yamux import Limits

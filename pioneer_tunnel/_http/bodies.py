@@ -98,7 +98,7 @@ class BodyReader:
         return self.part is Part.NOTHING
 
     @property
-    def appetite(self) -> int:
+    def read_size(self) -> int:
         """How many bytes to read at the most, so that few calls take long: they may be many chunks."""
         return max(self._left, _SMALL if self.part in {Part.COUNTED, Part.TRAILERS} else _LARGE)
 

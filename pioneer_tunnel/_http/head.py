@@ -39,7 +39,7 @@ import attrs
 
 from .._model.addresses import normal_host
 from .._model.errors import LocalProtocolError, RemoteProtocolError
-from .._model.status import clean_message
+from .._model.text import clean_message
 
 __all__ = [
     "FIELD",

@@ -140,13 +140,13 @@ class RequestFollower:
         return self._rest is not None
 
     @property
-    def appetite(self) -> int:
+    def read_size(self) -> int:
         """How many bytes to feed at the most, so that no call takes long: they may be many requests, or many chunks."""
         match self.phase:
             case Phase.OPAQUE:
                 return sys.maxsize
             case Phase.BODY:
-                return self._body.appetite
+                return self._body.read_size
         return _SMALL
 
     def feed(self, data: Data) -> list[Piece]:

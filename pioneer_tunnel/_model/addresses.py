@@ -1,11 +1,10 @@
-"""Addresses: what people write in a configuration, read strictly, and what a stream says of its visitor.
+"""Addresses: strict parsing of what people write in a configuration. No name is resolved here.
 
-`Address` is a host and a port. `RelayAddress` is where a relay listens, from `host:port` or a `ws://` / `wss://` URL,
-with the normal form of its name that proofs are bound to (`audience`). `PublicUrl` is where visitors find a tunnel.
-Reading is pure: no name is resolved here.
+`Address` is a host and a port. `RelayAddress` is where a relay listens: `host:port` or a `ws://` / `wss://` URL. Its
+`audience` is the normal form of the name, which proofs are bound to. `PublicUrl` is where visitors reach a tunnel.
 
-An error quotes the whole value once, without what stands before an `@` or in a query (`quotable`), and no piece of it:
-a piece of a mistyped `user:password@host` is a piece of somebody's password.
+An error quotes the whole value once, without user information and query (`quotable`). It never quotes a part of the
+value: a part of a mistyped `user:password@host` may be the password.
 """
 
 from __future__ import annotations
@@ -23,13 +22,14 @@ __all__ = ["Address", "PublicUrl", "RelayAddress"]
 
 _NAME: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
-# What inet_aton, and with it a resolver, takes for a number of an IPv4 address: 0x7f.1 would be this very machine.
+# What inet_aton, and so a resolver, accepts as a number of an IPv4 address: 0x7f.1 would be 127.0.0.1.
 _NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _PATH: Final = re.compile(r"/(?:[!$&'()*+,;=:@/A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})*")
 _AUTHORITY_END: Final = re.compile(r"[/?#]")
 _USERINFO: Final = re.compile(r"\A((?:wss?|https?)://)?.*@", re.IGNORECASE | re.DOTALL)
 _QUERY: Final = re.compile(r"([?#]).+", re.DOTALL)
 _V4_MAPPED: Final = "::ffff:"
+_HOST: Final = re.compile(r"[^\s\[\]/@?#]+")
 _MAX_HOST: Final = 253
 _RELAY_PORTS: Final[Mapping[Literal["ws", "wss"], int]] = {"ws": 80, "wss": 443}
 _PUBLIC_PORTS: Final[Mapping[Literal["http", "https"], int]] = {"http": 80, "https": 443}
@@ -37,23 +37,37 @@ _PUBLIC_PORTS: Final[Mapping[Literal["http", "https"], int]] = {"http": 80, "htt
 _Scheme = TypeVar("_Scheme", bound=str)
 
 
+def _check_host(_instance: object, _field: object, value: object) -> None:
+    if not isinstance(value, str) or not _HOST.fullmatch(value):
+        raise ValueError(f"{value!r} is no host; write a name, or an IP address without brackets")
+
+
+def _check_port(_instance: object, _field: object, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 65535:
+        raise ValueError(f"{value!r} is no port; allowed is a whole number from 0 to 65535")
+
+
 @final
 @attrs.frozen
 class Address:
-    """A host, as a name or an IP address without brackets, and a port."""
+    """A host, as a name or an IP address without brackets, and a port from 0 to 65535.
 
-    host: str
-    port: int
+    Raises:
+        ValueError: the host has characters that no host has, or the port is out of range.
+    """
+
+    host: str = attrs.field(validator=_check_host)
+    port: int = attrs.field(validator=_check_port)
 
     @classmethod
     def parse(cls, text: str, *, listening: bool = False) -> Address:
         """Read `host:port` or `[v6]:port`.
 
         Args:
-            listening: the address is one to listen at, so that port 0 is allowed: any free port.
+            listening: allow port 0, which means any free port.
 
         Raises:
-            ValueError: saying what is wrong with which value.
+            ValueError: with the value and what is wrong with it.
         """
         shown = quotable(text)
         if "@" in text:
@@ -65,17 +79,17 @@ class Address:
 
     @classmethod
     def of_socket(cls, name: tuple[Any, ...]) -> Address:
-        """What `getpeername` or `getsockname` of a TCP socket returned.
+        """The address that `getpeername` or `getsockname` of a TCP socket returned.
 
-        A socket that listens for both families names an IPv4 peer `::ffff:a.b.c.d`. That is given as IPv4, so that a
-        peer has one name whichever socket it came to.
+        A socket that listens for both families names an IPv4 peer `::ffff:a.b.c.d`. That becomes plain IPv4, so that a
+        peer's address does not depend on the socket that it came to.
         """
         host, port, *_ = name
         return cls(host.removeprefix(_V4_MAPPED) if "." in host else host, port)
 
     @property
     def is_ip(self) -> bool:
-        """True when the host is an IP address, so that nothing has to be resolved."""
+        """True when the host is an IP address, which needs no name resolution."""
         return is_ip_address(self.host)
 
     def __str__(self) -> str:
@@ -90,13 +104,13 @@ class RelayAddress:
     Attributes:
         scheme: `ws` or `wss` when a URL was given; None for a bare `host:port`.
         host: the name as lower-case A-label without a trailing dot, or a compressed IP address without brackets.
-        port: the port, 80 for `ws` and 443 for `wss` when the URL names none.
-        path: the URL's path, `/` when it names none.
+        port: the port; by default 80 for `ws` and 443 for `wss`.
+        path: the URL's path, by default `/`.
     """
 
     scheme: Literal["ws", "wss"] | None
-    host: str
-    port: int
+    host: str = attrs.field(validator=_check_host)
+    port: int = attrs.field(validator=_check_port)
     path: str = "/"
 
     @classmethod
@@ -104,7 +118,7 @@ class RelayAddress:
         """Read `host:port`, `[v6]:port`, `ws://host[:port][/path]` or `wss://…`.
 
         Raises:
-            ValueError: saying what is wrong with which value: another scheme, a path on `host:port`, user
+            ValueError: with the value and what is wrong with it: another scheme, a path on `host:port`, user
                 information, a query, a fragment, white space, a port of 0 or over 65535, a bare IPv6 address.
         """
         shown = quotable(text)
@@ -122,7 +136,7 @@ class RelayAddress:
         return cls(*_split_url(text, shown, _RELAY_PORTS))
 
     def with_scheme(self, scheme: Literal["ws", "wss"]) -> RelayAddress:
-        """The same place under `scheme`, for a bare `host:port` that a WebSocket is dialled to."""
+        """The same host and port with `scheme`: for a bare `host:port` that is dialled as a WebSocket."""
         return attrs.evolve(self, scheme=scheme)
 
     @property
@@ -132,7 +146,7 @@ class RelayAddress:
 
     @property
     def audience(self) -> str:
-        """The name that a proof is bound to: host, and `:port` unless it is the scheme's default."""
+        """The name that a proof is bound to: the host, and `:port` unless it is the scheme's default."""
         host = bracketed(self.host)
         if self.scheme is not None and self.port == _RELAY_PORTS[self.scheme]:
             return host
@@ -147,12 +161,12 @@ class RelayAddress:
 @final
 @attrs.frozen
 class PublicUrl:
-    """Where visitors find a tunnel: the root of a site, without a path.
+    """Where visitors reach a tunnel: the root of a site, without a path.
 
     Attributes:
         scheme: `http` or `https`.
         host: as in `RelayAddress`.
-        port: the port, 80 for `http` and 443 for `https` when the URL names none.
+        port: the port; by default 80 for `http` and 443 for `https`.
     """
 
     scheme: Literal["http", "https"]
@@ -164,7 +178,7 @@ class PublicUrl:
         """Read `http://host[:port]` or `https://host[:port]`, with or without a last `/`.
 
         Raises:
-            ValueError: saying what is wrong with which value: another scheme, a path, user information, a query, a
+            ValueError: with the value and what is wrong with it: another scheme, a path, user information, a query, a
                 fragment, white space, a port of 0 or over 65535, a bare IPv6 address.
         """
         shown = quotable(text)
@@ -185,7 +199,7 @@ def normal_audience(text: str) -> str:
     """The normal form of a public name, `host` or `host:port`, as it appears in a proof.
 
     Raises:
-        ValueError: saying what is wrong with which value.
+        ValueError: with the value and what is wrong with it.
     """
     shown = quotable(text)
     if "@" in text:
@@ -196,7 +210,7 @@ def normal_audience(text: str) -> str:
 
 
 def normal_host(host: str, shown: str) -> str:
-    """Lower-case A-label without trailing dot, or the compressed IP address; `shown` is what an error quotes.
+    """The host as lower-case A-label without trailing dot, or as compressed IP address. An error quotes `shown`.
 
     Raises:
         ValueError: the host is neither a host name nor an IP address.
@@ -238,17 +252,17 @@ def is_ip_address(host: str) -> bool:
 
 
 def bracketed(host: str) -> str:
-    """`host` as it stands before a port: an IPv6 address in brackets, anything else as it is."""
+    """`host` as it is written before `:port`: an IPv6 address in brackets, anything else unchanged."""
     return f"[{host}]" if ":" in host else host
 
 
 def quotable(text: str) -> str:
-    """`text` as an error may quote it: what stands before an `@` or in a query is somebody's secret."""
+    """`text` as an error may quote it: without user information and query, which may hold secrets."""
     return _QUERY.sub(r"\1…", _USERINFO.sub(r"\1…@", text))
 
 
 def _split_url(text: str, shown: str, ports: Mapping[_Scheme, int]) -> tuple[_Scheme, str, int, str]:
-    """Scheme, host, port and path of a URL that has one of the schemes in `ports` and nothing besides."""
+    """Scheme, host, port and path of a URL. Its scheme must be in `ports`, which has the default ports."""
     written, _, rest = text.partition("://")
     scheme = next((known for known in ports if known == written.lower()), None)
     if scheme is None:
@@ -293,5 +307,5 @@ def _refuse_white_space(text: str, shown: str) -> None:
 
 
 def _refuse(shown: str, why: str) -> NoReturn:
-    # Without the context, which quotes pieces.
+    # `from None`: the context may quote a part of the value.
     raise ValueError(f"the address {shown!r} {why}") from None

@@ -1,8 +1,8 @@
-"""Everything that this library raises on purpose.
+"""The exceptions of this library.
 
     TunnelError                      the tunnel cannot be up: `kind` says why on the wire, `final` whether to give up
     ├── InvalidSettingsError         invalid_settings           final
-    │   └── ReplacedError            invalid_settings           final: another gateway came with our key
+    │   └── ReplacedError            invalid_settings           final: another gateway uses our key
     ├── MissingKeyError              missing_key                final
     ├── MissingBinaryError           missing_binary             final
     ├── UnsupportedTransportError    unsupported_transport      final
@@ -12,23 +12,23 @@
     ├── LocalGatewayError            local_gateway_unavailable  retried
     ├── RelayResolveError            relay_resolve_failed       retried
     ├── RelayConnectError            relay_connect_failed       retried
-    │   └── LinkLostError            relay_connect_failed       retried: the link was up and is gone
+    │   └── LinkLostError            relay_connect_failed       retried: the link was up and was lost
     ├── ProcessExitedError           process_exited             retried
-    └── UnknownError                 unknown                    retried: an exception that no one foresaw
-    ProtocolError                    a rule of a protocol was broken
+    └── UnknownError                 unknown                    retried: an unexpected exception
+    ProtocolError                    a protocol was violated
     ├── LocalProtocolError           by us: a bug of this library or of its caller
-    └── RemoteProtocolError          by the other end
+    └── RemoteProtocolError          by the peer
 
-A registry can be wrong for a moment. So a tunnel that was up with the same key at the same relay retries what is a
-`rejection`, every 15 minutes: a `TunnelAuthError`, and an `InvalidSettingsError` by which the relay does not know the
-service, or the name that was dialled.
+A relay's registry can be wrong for a short time. So a tunnel that was up with the same key at the same relay retries a
+`rejection` every 15 minutes: a `TunnelAuthError`, and an `InvalidSettingsError` that says that the relay does not know
+the service or the dialled name.
 
-A transport raises a `TunnelError`, and nothing else decides what a failure means: the supervisor reads `kind` and
-`final` and asks no further. Messages name the thing (which address, key, file) and never hold a secret. A file or a
-configuration is read to its end before it is refused: one error then carries every `Problem` found.
+A transport raises a `TunnelError`. Only its attributes (`kind`, `final`, `retry_after` and the others) decide what the
+supervisor does. Messages name the thing (which address, key, file) and never hold a secret. A file or a configuration
+is checked completely before it is refused: one error then holds every `Problem`.
 
-What streams raise is Trio's: `trio.BrokenResourceError` when the other end or the link is gone,
-`trio.ClosedResourceError` when this end was closed, `trio.BusyResourceError` when two tasks want the same direction.
+Streams raise Trio's exceptions: `trio.BrokenResourceError` when the peer or the link is gone,
+`trio.ClosedResourceError` when this end was closed, `trio.BusyResourceError` when two tasks use the same direction.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ ErrorT = TypeVar("ErrorT", bound=BaseException)
 @final
 @attrs.frozen(kw_only=True)
 class Problem:
-    """One thing that is wrong in a file or a configuration. `str` tells it whole, on one line.
+    """One problem in a file or a configuration. `str` returns all of it on one line.
 
     Attributes:
         source: the file; None when the values came from a program.
-        key: the key's path, as `relay.tunnels[2].url`; empty when the file as a whole is meant.
-        value: what stands there, as an error may show it; None when nothing does, or when it may be a secret.
+        key: the key's path, such as `relay.tunnels[2].url`; empty when the whole file is meant.
+        value: the value, as an error may show it; None when there is none, or when it may be a secret.
         message: what is wrong with it, and what is allowed.
-        nearest: the known name nearest to one that is unknown.
+        nearest: for an unknown name, the most similar known one.
         kind: the error kind of the gateway contract.
     """
 
@@ -88,23 +88,23 @@ class Problem:
     kind: ErrorKind = ErrorKind.INVALID_SETTINGS
 
     def __str__(self) -> str:
-        # What is wrong with an address quotes the address.
-        tell_value = self.value is not None and not (self.value.startswith(("'", '"')) and self.value in self.message)
-        place = f"{self.key} = {self.value}" if tell_value else self.key
+        # The message about an address already quotes the address.
+        show_value = self.value is not None and not (self.value.startswith(("'", '"')) and self.value in self.message)
+        place = f"{self.key} = {self.value}" if show_value else self.key
         nearest = f"; the nearest known one is {self.nearest!r}" if self.nearest is not None else ""
         return ": ".join(part for part in (self.source, place, self.message + nearest) if part)
 
 
 class TunnelError(Exception):
-    """The tunnel cannot be up. Raised as one of the subclasses, which fix `kind` and `final`.
+    """The tunnel cannot be up. Base class: each subclass sets `kind` and `final`.
 
     Attributes:
         kind: the error kind of the gateway contract.
-        final: True when another attempt would end the same way, so that none is made.
+        final: True when another attempt would fail the same way, so that none is made.
         rejection: True when the relay rejects the gateway. For a tunnel that was up, such a failure is not final.
-        retry_after: seconds that the other side asked us to wait, if it did.
-        retry_slowly: True when only every `restart_max_ms` is worth a try (another protocol version, say).
-        problems: what is wrong, one by one, when a file or a configuration is; empty otherwise.
+        retry_after: seconds that the relay asked us to wait; None when it did not.
+        retry_slowly: True to retry only every `restart_max_ms` (for example, another protocol version).
+        problems: each problem of a file or a configuration; empty for other failures.
     """
 
     kind: ClassVar[ErrorKind]
@@ -130,14 +130,14 @@ class TunnelError(Exception):
 
 
 class InvalidSettingsError(TunnelError):
-    """Configuration, settings or an address that cannot be used, or that the relay does not know."""
+    """Configuration, settings or an address is invalid, or the relay does not know the service or the dialled name."""
 
     kind = ErrorKind.INVALID_SETTINGS
     final = True
 
 
 class ReplacedError(InvalidSettingsError):
-    """Another gateway with the same key has taken the tunnel over; the message names it."""
+    """Another gateway with the same key took the tunnel over; the message names it."""
 
 
 class MissingKeyError(TunnelError):
@@ -148,14 +148,14 @@ class MissingKeyError(TunnelError):
 
 
 class MissingBinaryError(TunnelError):
-    """The tunnel program of the `process` transport is not there, or may not be executed."""
+    """The tunnel program of the `process` transport does not exist, or is not executable."""
 
     kind = ErrorKind.MISSING_BINARY
     final = True
 
 
 class UnsupportedTransportError(TunnelError):
-    """A transport that is unknown, or that this installation lacks."""
+    """The transport is unknown, or this installation lacks it."""
 
     kind = ErrorKind.UNSUPPORTED_TRANSPORT
     final = True
@@ -170,7 +170,7 @@ class TunnelAuthError(TunnelError):
 
 
 class RestartLimitError(TunnelError):
-    """`max_restarts` are used up; the message tells the last cause."""
+    """`max_restarts` is reached; the message has the last cause."""
 
     kind = ErrorKind.RESTART_LIMIT_REACHED
     final = True
@@ -191,21 +191,21 @@ class LocalGatewayError(TunnelError):
 
 
 class RelayResolveError(TunnelError):
-    """The relay's name does not resolve."""
+    """The relay's host name does not resolve."""
 
     kind = ErrorKind.RELAY_RESOLVE_FAILED
     final = False
 
 
 class RelayConnectError(TunnelError):
-    """The relay refuses, times out, is not a relay, fails in TLS, is busy, or speaks another version."""
+    """The relay refuses, times out, is not a relay, fails TLS, is busy, or speaks another protocol version."""
 
     kind = ErrorKind.RELAY_CONNECT_FAILED
     final = False
 
 
 class LinkLostError(RelayConnectError):
-    """The tunnel was up, and its link to the relay is gone."""
+    """The tunnel was up, and lost its link to the relay."""
 
 
 class ProcessExitedError(TunnelError):
@@ -216,22 +216,22 @@ class ProcessExitedError(TunnelError):
 
 
 class UnknownError(TunnelError):
-    """An exception that no one foresaw; it is the `__cause__`, and its traceback is in the log."""
+    """An unexpected exception, which is the `__cause__`. Its traceback is in the log."""
 
     kind = ErrorKind.UNKNOWN
     final = False
 
 
 class ProtocolError(Exception):
-    """A rule of a protocol was broken."""
+    """A protocol was violated."""
 
 
 class LocalProtocolError(ProtocolError):
-    """We, or our caller, broke a rule: a bug on this side. Nothing was sent."""
+    """We, or our caller, violated a protocol: a bug on this side. Nothing was sent."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The other end broke a rule. The session cannot go on."""
+    """The peer violated a protocol. The session cannot continue."""
 
 
 def fresh_copy(error: ErrorT) -> ErrorT:

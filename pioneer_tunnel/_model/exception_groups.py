@@ -1,6 +1,6 @@
-"""Exception groups, unwrapped where exactly one thing went wrong.
+"""Unwrap exception groups that hold a single error.
 
-A nursery wraps what leaves it in a group. Where the nursery is an internal detail, callers get the exception itself.
+A nursery wraps exceptions in a group. Where the nursery is an internal detail, callers get the exception itself.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ __all__ = ["leaves", "lone_error_bare", "open_tasks_beside_body", "raise_bare"]
 
 
 def leaves(error: BaseException) -> list[BaseException]:
-    """The exceptions in a group of groups, in order; of an exception that is no group, itself."""
+    """The exceptions in a group and in its nested groups, in order; for any other exception, a list of itself."""
     if not isinstance(error, BaseExceptionGroup):
         return [error]
     return [leaf for child in error.exceptions for leaf in leaves(child)]
 
 
 def raise_bare(error: BaseException) -> NoReturn:
-    """Raise `error` out of the group that is being handled, without that group in its `__context__`."""
+    """Raise `error` while a group is handled, without that group as its `__context__`."""
     context = error.__context__
     try:
         raise error
@@ -33,7 +33,7 @@ def raise_bare(error: BaseException) -> NoReturn:
 
 @contextmanager
 def lone_error_bare() -> Iterator[None]:
-    """Let a group that holds a single error, beside cancellations that it caused, leave as that error."""
+    """Replace a group by its error, when it holds a single error and otherwise only `trio.Cancelled`."""
     try:
         yield
     except BaseExceptionGroup as group:
@@ -47,8 +47,8 @@ def lone_error_bare() -> Iterator[None]:
 async def open_tasks_beside_body() -> AsyncIterator[trio.Nursery]:
     """A nursery for our own tasks, which run beside the caller's body and are cancelled when the body ends.
 
-    What the body raises comes out as it is, also when it is a group. What one of our tasks raises cancels the body
-    and comes out unwrapped when it is a single error. When both raise, both come out in a group.
+    An exception of the body is raised unchanged, also when it is a group. An exception of one of our tasks cancels the
+    body, and is raised unwrapped when it is a single error. When both raise, both are raised in a group.
     """
     raised: BaseException | None = None
     try:
@@ -63,9 +63,9 @@ async def open_tasks_beside_body() -> AsyncIterator[trio.Nursery]:
     except BaseExceptionGroup as group:
         parts = [part for part in group.exceptions if _errors_in(part)]
         if raised is not None and not parts:
-            raise_bare(raised)  # cancelled from outside, and nothing else
-        # Trio has taken the cancellations that it caused out of what the body raised, which makes other groups of the
-        # same leaves.
+            raise_bare(raised)  # cancelled from outside, and there is no error
+        # Trio has removed the cancellations that it caused from what the body raised. So the groups are other objects,
+        # but their leaves are the same.
         of_body = [] if raised is None else leaves(raised)
         if len(parts) == 1 and any(leaves(parts[0])[0] is leaf for leaf in of_body):
             raise_bare(raised if raised is not None and leaves(parts[0]) == of_body else parts[0])

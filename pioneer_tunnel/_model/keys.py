@@ -1,10 +1,7 @@
-"""A relay key and what is made of it: the gateway's Ed25519 identity, the proofs of both ends, and random secrets.
+"""The relay key, and the Ed25519 identity that is derived from it.
 
-The key itself never leaves the gateway (transport `websocket`). An Ed25519 key pair is derived from it; the relay
-keeps the public half; each side signs a transcript of what both have seen, so that a proof made for one relay, one
-name or one moment is worth nothing anywhere else. The exact bytes are those of the protocol document, docs/protocol.md.
-
-Neighbours: the handshake signs and verifies here; keystores and settings hold a `RelayKey`.
+With transport `websocket` the key never leaves the gateway. The gateway signs with the derived private key, and the
+relay's registry holds the public key. docs/protocol.md specifies the derivation.
 """
 
 from __future__ import annotations
@@ -22,23 +19,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-__all__ = ["PublicKey", "RelayKey", "SigningIdentity", "Transcript", "new_relay_key"]
+__all__ = ["PublicKey", "RelayKey", "SigningIdentity", "new_relay_key"]
 
 MIN_NATIVE_KEY_LENGTH: Final = 20
 MAX_KEY_LENGTH: Final = 4096
 KEY_PREFIX: Final = "ptk1_"
 _SEED_INFO: Final = b"pioneer-tunnel/v1 gateway identity"
-_GATEWAY_LABEL: Final = b"pioneer-tunnel/v1 gateway proof"
-_RELAY_LABEL: Final = b"pioneer-tunnel/v1 relay proof"
 _PUBLIC_PREFIX: Final = "ed25519:"
 
 
 @final
 class RelayKey:
-    """A relay key: a secret that opens the whole gateway, so it has no printable form.
+    """A relay key: the secret that authenticates the gateway to the relay. It has no printable form.
 
-    `str`, `repr`, `format` and tracebacks show `RelayKey(***)`; pickling raises; comparison takes the same time
-    wherever two keys differ. Outer white space is trimmed once.
+    `str`, `repr`, `format` and tracebacks show `RelayKey(***)`. Pickling raises. Comparison takes constant time. Outer
+    white space is trimmed once.
 
     Raises:
         TypeError: the key is not a str.
@@ -56,11 +51,11 @@ class RelayKey:
             del key  # a traceback that shows local variables must not show it
             raise problem
         key = key.strip()
-        # A closure, not an attribute: a debugger or a log that walks attributes and slots shows a function.
+        # A closure and not an attribute: a debugger or log that prints attributes and slots shows a function.
         self._reveal = lambda: key
 
     def reveal(self) -> str:
-        """The key itself, for a keystore or for the wire of a transport that has to send it. Keep it nowhere."""
+        """The key as text, for a keystore, or for a transport that has to send it. Do not store it elsewhere."""
         return self._reveal()
 
     @property
@@ -69,10 +64,12 @@ class RelayKey:
         return len(self._reveal()) < MIN_NATIVE_KEY_LENGTH
 
     def why_unusable(self, *, native: bool) -> str | None:
-        """What is wrong with this key that shows without a relay; None when nothing is. It does not quote the key.
+        """What is wrong with this key, as far as that shows without asking a relay; None when nothing is.
+
+        The text does not quote the key.
 
         Args:
-            native: True for transport `websocket`, whose relay knows the public half of the key.
+            native: True for transport `websocket`, where a weak key could be guessed from its public half.
         """
         if self._reveal().lower().startswith(_PUBLIC_PREFIX):
             return (
@@ -126,13 +123,13 @@ def _problem_with(key: object) -> Exception | None:
     if any(ord(char) < 32 or 127 <= ord(char) < 160 for char in key):
         return ValueError("the relay key holds a control character")
     if any("\ud800" <= char <= "\udfff" for char in key):
-        # JSON can spell one. It has no UTF-8, and the UnicodeEncodeError that came of it would carry the key.
+        # JSON can contain one. It has no UTF-8 form, and the UnicodeEncodeError would hold the key.
         return ValueError("the relay key holds half of a surrogate pair, which is no character")
     return None
 
 
 def new_relay_key() -> RelayKey:
-    """A fresh key from the operating system's randomness: `ptk1_` and 256 bits in URL-safe base64."""
+    """A new random key: `ptk1_` and 256 bits in URL-safe base64."""
     return RelayKey(KEY_PREFIX + secrets.token_urlsafe(32))
 
 
@@ -149,8 +146,7 @@ class PublicKey:
 
         Raises:
             ValueError: it is not `ed25519:` and 64 hexadecimal digits, not a point of the curve, or a point of small
-                order. The message does not quote the text, since what stands there by mistake is most often the
-                secret key.
+                order. The message does not quote the text: the most likely mistake is to put the secret key there.
         """
         digits = text.removeprefix(_PUBLIC_PREFIX)
         try:
@@ -173,11 +169,11 @@ class PublicKey:
 
     @property
     def key_id(self) -> str:
-        """Hex of the first 16 bytes of SHA-256 of the public key: what a gateway names itself by."""
+        """Hex of the first 16 bytes of SHA-256 of the public key. A gateway names its key by it."""
         return hashlib.sha256(self.raw).digest()[:16].hex()
 
     def verify(self, signature: bytes, message: bytes) -> bool:
-        """Whether `signature` over `message` was made by this key's private half. Never raises for bad input."""
+        """Whether `signature` over `message` was made with the private half. False for malformed signatures, too."""
         try:
             Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, message)
         except (InvalidSignature, ValueError):
@@ -193,7 +189,7 @@ _CURVE_D: Final = -121665 * pow(121666, -1, _FIELD_PRIME) % _FIELD_PRIME
 
 
 def _is_on_curve(raw: bytes) -> bool:
-    """Whether 32 bytes encode a point (RFC 8032, 5.1.3), which the library finds out only when it verifies."""
+    """Whether 32 bytes encode a point (RFC 8032, 5.1.3). `cryptography` checks that only when it verifies."""
     encoded = int.from_bytes(raw, "little")
     y, sign = encoded & (2**255 - 1), encoded >> 255
     if y >= _FIELD_PRIME:
@@ -207,8 +203,8 @@ def _is_on_curve(raw: bytes) -> bool:
 def _has_small_order(raw: bytes) -> bool:
     """Whether a point of the curve is one of the eight whose order divides 8.
 
-    A signature by such a key can be made without a private half. The points are the neutral one (y = 1), that of order
-    2 (y = -1), two of order 4 (y = 0), and the four that give those when they are doubled.
+    A signature for such a key can be made without a private half. The points are the neutral one (y = 1), the one of
+    order 2 (y = -1), two of order 4 (y = 0), and four of order 8, whose doubles are those of order 4.
     """
     y = int.from_bytes(raw, "little") & (2**255 - 1)
     return y * (y * y - 1) * (_CURVE_D * y**4 + 2 * y * y - 1) % _FIELD_PRIME == 0
@@ -239,7 +235,7 @@ class SigningIdentity:
 
     @classmethod
     def generate(cls) -> SigningIdentity:
-        """A fresh identity from the operating system's randomness."""
+        """A new random identity."""
         return cls(Ed25519PrivateKey.generate())
 
     @property
@@ -256,47 +252,3 @@ class SigningIdentity:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a SigningIdentity is not pickled")
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Transcript:
-    """What both ends have seen when they sign: bound to one relay, one dialled name, one pair of nonces.
-
-    Attributes:
-        relay: the relay's id, from its challenge.
-        audience: the host that the gateway dialled, in the normal form of `RelayAddress.audience`.
-        service: the service label.
-        relay_nonce, gateway_nonce: 32 random bytes of each side.
-        challenge: the challenge message, byte for byte as it was sent.
-    """
-
-    relay: str
-    audience: str
-    service: str
-    relay_nonce: bytes
-    gateway_nonce: bytes
-    challenge: bytes
-
-    def gateway_bytes(self) -> bytes:
-        """What the gateway signs to prove that it has the key."""
-        return _encode(_GATEWAY_LABEL, self._fields())
-
-    def relay_bytes(self, authenticate: bytes) -> bytes:
-        """What the relay signs in return; `authenticate` is that message, byte for byte as it was sent."""
-        return _encode(_RELAY_LABEL, [*self._fields(), hashlib.sha256(authenticate).digest()])
-
-    def _fields(self) -> list[bytes]:
-        return [
-            self.relay.encode(),
-            self.audience.encode(),
-            self.service.encode(),
-            self.relay_nonce,
-            self.gateway_nonce,
-            hashlib.sha256(self.challenge).digest(),
-        ]
-
-
-def _encode(label: bytes, fields: list[bytes]) -> bytes:
-    """Length-prefixed fields after a label: no two different lists have the same bytes."""
-    return label + b"\0" + b"".join(len(field).to_bytes(4, "big") + field for field in fields)

@@ -1,13 +1,14 @@
-"""What an error may quote of a value that somebody typed: enough to find it, and nothing that could be a secret.
+"""Text from outside, made safe to show: cleaned for one line, and redacted.
 
-People paste keys in wrong places: a relay key as the address, a password in a URL, a token under a misspelt name. None
-of that may reach an error, a status or a log. These rules would rather hide too much, since an error names the key
-that the value stands at in any case.
+People paste keys in wrong places: a relay key as the address, a password in a URL, a token under a misspelt name. No
+such secret may reach an error, a status or a log. When in doubt, these functions hide the value. An error still names
+the configuration key that holds the value.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Final
@@ -15,11 +16,14 @@ from typing import Final
 from .addresses import Address, PublicUrl, RelayAddress, quotable
 from .keys import KEY_PREFIX
 
-__all__ = ["cut", "hide_secrets", "redact_reason", "shown"]
+__all__ = ["MESSAGE_LIMIT", "clean_message", "cut", "hide_secrets", "redact_reason", "shown"]
+
+MESSAGE_LIMIT: Final = 300
+"""Characters of a status message."""
 
 _VALUE_LIMIT: Final = 120
 _REASON_LIMIT: Final = 400
-# From here on, mixed characters are taken for a generated key; from the second length on, any.
+# Longer runs of mixed characters look like a generated key; beyond the second length, any run does.
 _MIXED_LENGTH: Final = 20
 _ANY_LENGTH: Final = 32
 _SECRET_NAME: Final = re.compile(r"key|token|pass|secret|credential|identity", re.IGNORECASE)
@@ -28,12 +32,25 @@ _RUN: Final = re.compile(rf"[A-Za-z0-9_+/=~-]{{{_MIXED_LENGTH},}}")
 _QUOTED: Final = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 
 
+def clean_message(text: str) -> str:
+    """`text` for a status, a log line or a terminal: one line, printable, at most 300 characters.
+
+    Control, format and line-separating characters (Unicode categories C*, Zl, Zp) become spaces, so that text from a
+    relay cannot forge a log line or send control sequences to a terminal. Runs of white space become one space.
+    """
+    printable = "".join(
+        " " if unicodedata.category(char)[0] == "C" or char in "\u2028\u2029" else char for char in text
+    )
+    folded = " ".join(printable.split())
+    return folded if len(folded) <= MESSAGE_LIMIT else folded[: MESSAGE_LIMIT - 1] + "…"
+
+
 def shown(key: str, value: object) -> str | None:
-    """`value` as an error may quote it, or None when it is nothing or may be a secret.
+    """`value` as an error may quote it; None when it is None or may be a secret.
 
     Args:
-        key: the key it stands at; of one that sounds like a secret's, the value is never quoted.
-        value: what stands there.
+        key: the name of the configuration key. When it sounds like a secret, the value is never quoted.
+        value: the value of the key.
     """
     if value is None or _SECRET_NAME.search(key):
         return None
@@ -56,9 +73,9 @@ def shown(key: str, value: object) -> str | None:
 
 
 def redact_reason(reason: str, value: object) -> str:
-    """`reason`, which says what is wrong with `value` and may quote it, without what could be a secret of it."""
+    """`reason`, which says what is wrong with `value` and may quote it, without what may be a secret."""
     if isinstance(value, str) and _may_be_secret(value):
-        # The value, whole or as an address hides a part of it; not the short quotes that say what is allowed.
+        # Hide quotes of the value, whole or with a part replaced by "…". Short quotes say what is allowed: keep them.
         reason = _QUOTED.sub(
             lambda match: "'…'" if len(match[0]) > _MIXED_LENGTH or "…" in match[0] else match[0], reason
         )
@@ -66,20 +83,20 @@ def redact_reason(reason: str, value: object) -> str:
 
 
 def hide_secrets(text: str) -> str:
-    """`text` with `…` for each part that could be a generated key: `ptk1_…`, or a long run without a gap."""
+    """`text` with `…` for each part that may be a generated key: `ptk1_…`, or a long run of key characters."""
     return _RELAY_KEY.sub("…", _RUN.sub(lambda match: _run_shown(match[0]), text))
 
 
 def cut(text: str, limit: int) -> str:
-    """`text`, with `…` for its end when it is longer than `limit`."""
+    """`text`, cut to `limit` characters, the last one `…`, when it is longer."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _run_shown(run: str) -> str:
-    """`run`, characters that hex, base64 and relay keys are made of, unless it looks generated."""
+    """`run` (characters of hex, base64 and relay keys), or `…` when it looks generated."""
     kinds = {"digit" if char.isdigit() else "upper" if char.isupper() else "lower" for char in run if char.isalnum()}
     if "/" in run:
-        # Base64 has slashes too; it is told from a path by its padding, or by a mix that paths seldom have.
+        # Base64 has slashes, too. Padding, or a mix of characters that paths rarely have, distinguishes it from a path.
         if run.endswith("=") or len(kinds) == 3:
             return "…"
         return "/".join(_run_shown(part) for part in run.split("/"))
@@ -87,5 +104,5 @@ def _run_shown(run: str) -> str:
 
 
 def _may_be_secret(text: str) -> bool:
-    """A long string that is no address, URL or file name, as it has neither '.' nor ':'."""
+    """True for a long string without '.' and ':', which is not an address, URL or file name."""
     return len(text) >= _MIXED_LENGTH and "." not in text and ":" not in text

@@ -1,28 +1,23 @@
 """A link: the reliable, ordered stream of bytes that yamux runs over.
 
-The mux never learns what carries its bytes. Today that is one WebSocket (`websocket.link`), or any Trio stream
-(`StreamLink`); a link that survives the loss of its connection goes in the same place.
+yamux never learns what carries its bytes. Today that is one WebSocket (`websocket.link`).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Final, TypeAlias, final
+from typing import TypeAlias
 
 import trio
 
-from .wrappers import watch
-
-__all__ = ["Bytes", "Link", "StreamLink"]
+__all__ = ["Bytes", "Link"]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
-READ_SIZE: Final = 256 * 1024
-
 
 class Link(trio.abc.AsyncResource):
-    """What yamux asks of whatever carries it. One task sends, one task receives."""
+    """What yamux needs of the thing that carries it. One task sends, one task receives."""
 
     @property
     @abstractmethod
@@ -56,30 +51,4 @@ class Link(trio.abc.AsyncResource):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Close: say goodbye if the link has a way to, then let go of the connection. Cancelled, let go at once."""
-
-
-@final
-class StreamLink(Link):
-    """A link over a Trio stream, with nothing in between."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream: Final = watch(stream)
-
-    @property
-    def last_received(self) -> float:
-        return self._stream.last_received
-
-    @property
-    def sending_since(self) -> float | None:
-        return self._stream.sending_since
-
-    async def send(self, chunks: Sequence[Bytes]) -> None:
-        await self._stream.send_all(b"".join(chunks))
-
-    async def receive(self) -> Sequence[Bytes]:
-        data = await self._stream.receive_some(READ_SIZE)
-        return [data] if data else []
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+        """Say goodbye if the protocol has a way to, then close. If cancelled, close at once."""

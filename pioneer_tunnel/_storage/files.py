@@ -1,18 +1,19 @@
-"""Files that must never be seen half written: read, replaced as a whole, locked, and kept from other people's eyes.
+"""Files that nobody sees half written: read, replace, lock, and protect from other users.
 
-A file is replaced by writing a temporary beside it, making that durable, and renaming it over the old one. Whoever
-reads sees the old content or the new, also after a power cut at any moment; a writer that is killed leaves at most a
-temporary behind, which the next writer removes (`remove_temporaries`). Two writers keep apart by a lock on a file that
-lies beside the one they write: the lock is the kernel's, so it ends with the process that held it.
+To replace a file, we write a temporary file beside it, fsync it, and rename it over the old one. Readers see the old
+content or the new one, also after a power cut. A writer that is killed leaves at most a temporary file, which the next
+writer removes (`remove_temporaries`). Writers exclude each other with `flock` on a lock file beside the file. The
+kernel releases that lock when the process ends.
 
-Everything here blocks and is called in a thread. What the operating system refuses becomes a `StorageError` that names
-the file. Contents are handed over as memoryviews, since the repr of one does not show what is in it: a traceback with
-local variables cannot print a key that was being read or written.
+All functions block: call them in a thread. An `OSError` becomes a `StorageError` that names the file. Contents are
+memoryviews, whose repr does not show the content: a traceback with local variables cannot print a key.
 
-What is written, removed, locked or made is reached folder by folder, by descriptors. A symbolic link on the way is
-followed when it is ours or root's, and refused when it is another user's, who could lead us to a file of his choice.
-What is only read may be reached by any link. It has to be a regular file of a bounded size: anything else is refused
-without waiting for it.
+To write, remove, lock or make a file, we open its path folder by folder, by descriptors. A symbolic link on the way is
+followed when we or root own it. A link of another user is refused, because it could lead us to any file. Reading
+follows any link, but only opens a regular file of a bounded size: it never blocks on a FIFO or a device.
+
+`filelock` (4.3, tried) cannot replace `locked`: it opens the lock file by path, so it follows any user's link on the way
+there; it locks a FIFO; and it does not give a new lock file the owner of the folder.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from .._model.errors import StorageError
 
 try:
     import fcntl
-except ModuleNotFoundError:  # Windows has none
-    _CAN_LOCK = False
+except ModuleNotFoundError:  # Windows
+    _IS_POSIX = False
 else:
-    _CAN_LOCK = True
+    _IS_POSIX = True
 
 LOCK_SECONDS: Final = 5.0
 _LOCK_POLL_SECONDS: Final = 0.01
-_MOST_LINKS: Final = 40
+_MAX_LINKS: Final = 40
 _TEMPORARY_SUFFIX: Final = ".pioneer-tmp"
 
 
@@ -49,19 +50,19 @@ def read(path: Path, *, limit: int, private: bool = False) -> memoryview | None:
 
     Args:
         path: the file.
-        limit: how many bytes it may have at most.
-        private: refuse a file that the group or others may read or write.
+        limit: the maximum size, in bytes.
+        private: refuse a file that the group or others may access.
 
     Raises:
-        StorageError: it cannot be read, is no regular file, has more than `limit` bytes, or is open to others.
+        StorageError: it cannot be read, is not a regular file, has more than `limit` bytes, or others may access it.
     """
-    with _naming(path, "read"):
+    with _errors_name(path, "read"):
         try:
             descriptor = _open_to_read(path, limit=limit, private=private)
         except FileNotFoundError:
             return None
         try:
-            # One byte more, to see that it has grown. Some file systems tell no size.
+            # One byte more, to notice that the file has grown. Some file systems report a size of 0.
             content = memoryview(bytearray((os.fstat(descriptor).st_size or limit) + 1))
             length = 0
             while got := os.readv(descriptor, [content[length:]]):
@@ -75,18 +76,18 @@ def read(path: Path, *, limit: int, private: bool = False) -> memoryview | None:
 
 @contextlib.contextmanager
 def pinned(path: Path, *, limit: int) -> Iterator[str]:
-    """A path that leads to what `path` is now, for a library that reads files by their names, such as OpenSSL.
+    """A path to the file that `path` is now, for a library that opens files by name, such as OpenSSL.
 
-    Where the system has `/dev/fd`, nothing that takes the place of `path` meanwhile is read.
+    Where the system has `/dev/fd`, the library reads this file even when another one replaces `path` meanwhile.
 
     Args:
         path: the file.
-        limit: how many bytes it may have at most.
+        limit: the maximum size, in bytes.
 
     Raises:
-        StorageError: it is not there, cannot be read, is no regular file, or has more than `limit` bytes.
+        StorageError: it does not exist, cannot be read, is not a regular file, or has more than `limit` bytes.
     """
-    with _naming(path, "read"):
+    with _errors_name(path, "read"):
         descriptor = _open_to_read(path, limit=limit, private=False)
     try:
         by_descriptor = f"/dev/fd/{descriptor}"
@@ -96,7 +97,7 @@ def pinned(path: Path, *, limit: int) -> Iterator[str]:
 
 
 def _open_to_read(path: Path, *, limit: int, private: bool) -> int:
-    # Not blocking: a FIFO in the place of the file is refused below, not waited for.
+    # O_NONBLOCK: opening a FIFO would block; it is refused below.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         status = os.fstat(descriptor)
@@ -113,12 +114,12 @@ def _open_to_read(path: Path, *, limit: int, private: bool) -> int:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a `path`.
+    """Whether `path` exists.
 
     Raises:
-        StorageError: that cannot be told.
+        StorageError: that cannot be determined.
     """
-    with _naming(path, "read"):
+    with _errors_name(path, "read"):
         try:
             path.stat()
         except FileNotFoundError:
@@ -127,38 +128,38 @@ def exists(path: Path) -> bool:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names of what is in `folder`.
+    """The names of the entries of `folder`.
 
     Raises:
         StorageError: it cannot be read.
     """
-    with _naming(folder, "read"):
+    with _errors_name(folder, "read"):
         return [entry.name for entry in folder.iterdir()]
 
 
 def replace(
-    path: Path, content: bytes | memoryview, *, private: bool = False, still: Callable[[], bool] | None = None
+    path: Path, content: bytes | memoryview, *, private: bool = False, only_if: Callable[[], bool] | None = None
 ) -> bool:
-    """Make `content` the whole content of `path`, in one step; it is durable when this returns.
+    """Replace the whole content of `path` atomically. The new content is durable when this returns.
 
-    The file keeps its mode and, where we may, its owner; a new one gets mode 0600 and the owner of its folder (so that
-    what root writes for a gateway stays the gateway's). A symbolic link is followed, not replaced.
+    The file keeps its mode and, where we may set it, its owner. A new file gets mode 0600 and the owner of its folder,
+    so that a file which root writes for a gateway belongs to the gateway. A symbolic link is followed, not replaced.
 
     Args:
-        path: the file; its folder must be there.
+        path: the file; its folder must exist.
         content: what to write; a memoryview when it is secret.
-        private: give it mode 0600 whatever it had.
-        still: asked when nothing but the rename is left to do; False means: leave all as it is.
+        private: set mode 0600, whatever mode the file had.
+        only_if: called right before the rename; when it returns False, the file stays as it is.
 
     Returns:
-        Whether the file was replaced: False only when `still` said so.
+        Whether the file was replaced: False only when `only_if` returned False.
 
     Raises:
-        StorageError: it cannot be written, or a link of another user leads to it. The old content is there, and no
-            temporary; only when the last step, the `fsync` of the folder, failed is the new content there, and a power
-            cut may undo it.
+        StorageError: it cannot be written, or a link of another user leads to it. Then the old content is still there,
+            and no temporary file. Exception: when the last step, the fsync of the folder, fails, the new content is
+            there, and a power cut may undo it.
     """
-    with _naming(path, "written"), _place(path) as (folder, name):
+    with _errors_name(path, "written"), _resolved(path) as (folder, name):
         temporary = f".{name}.{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}"
         old = _status(name, folder)
         if old is not None and not stat.S_ISREG(old.st_mode):
@@ -167,14 +168,14 @@ def replace(
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
         try:
             try:
-                _take_after(descriptor, old or os.fstat(folder), mode)
+                _copy_owner(descriptor, old or os.fstat(folder), mode)
                 left = memoryview(content)
                 while left:
                     left = left[os.write(descriptor, left) :]
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            if still is not None and not still():
+            if only_if is not None and not only_if():
                 os.unlink(temporary, dir_fd=folder)
                 return False
             os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -187,14 +188,14 @@ def replace(
 
 
 def remove(path: Path) -> None:
-    """Remove `path` durably. One that is not there is removed already. Of a symbolic link, the link is removed.
+    """Remove `path` durably. Does nothing when it does not exist. Of a symbolic link, the link is removed.
 
     Raises:
         StorageError: it cannot be removed, or a link of another user leads to its folder.
     """
-    with _naming(path, "removed"):
+    with _errors_name(path, "removed"):
         try:
-            with _place(path, follow=False) as (folder, name):
+            with _resolved(path, follow=False) as (folder, name):
                 os.unlink(name, dir_fd=folder)
                 _sync_folder(folder)
         except FileNotFoundError:
@@ -202,13 +203,13 @@ def remove(path: Path) -> None:
 
 
 def remove_temporaries(path: Path) -> None:
-    """Remove what killed writers of `path` (of all that is in it, when it is a folder) left behind.
+    """Remove the temporary files that killed writers of `path` left; for a folder, those of all files in it.
 
-    Only under the lock that those writers took, when none of them can be alive. What cannot be removed stays: it is
-    in nobody's way.
+    The caller must hold the writers' lock, so that no writer is still using them. A file that cannot be removed stays;
+    it does no harm.
     """
     with contextlib.suppress(OSError, StorageError), contextlib.ExitStack() as stack:
-        folder, name = stack.enter_context(_place(path))
+        folder, name = stack.enter_context(_resolved(path))
         start = f".{name}."
         status = _status(name, folder)
         if status is not None and stat.S_ISDIR(status.st_mode):
@@ -222,27 +223,27 @@ def remove_temporaries(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-    """Keep every other writer of `path` out, in this process and in others, while the block runs.
+    """Hold the lock for writing `path`, against other writers in this process and in others, while the block runs.
 
-    The lock is on a file `NAME.lock` beside it, which stays: were it removed, two writers could each lock another file
-    of that name. Readers need no lock.
+    The lock file is `NAME.lock` beside `path`. It is never removed: otherwise two writers could lock two different
+    files of that name. Readers need no lock.
 
     Args:
-        path: the file that is going to be written; it need not exist.
-        seconds: how long to wait for another writer.
+        path: the file that will be written; it need not exist.
+        seconds: the timeout.
 
     Raises:
-        StorageError: the lock cannot be had, or was not free in time.
+        StorageError: the lock cannot be taken, or another writer held it until the timeout.
     """
-    _refuse_without_locks(path)
-    # Closing the descriptor is what unlocks.
+    _require_posix(path)
+    # Closing the descriptor releases the lock.
     with contextlib.ExitStack() as stack:
         sidecar = path.with_name(path.name + ".lock")
-        with _naming(sidecar, "locked"):
-            with _place(path) as (folder, name):
+        with _errors_name(sidecar, "locked"):
+            with _resolved(path) as (folder, name):
                 descriptor = _open_lock(name + ".lock", folder)
             stack.callback(os.close, descriptor)
-            # The kernel's wait has no deadline, and a signal would be needed to end it: so we ask again and again.
+            # `flock` has no timeout (only a signal would end its wait), so poll.
             deadline = time.monotonic() + seconds
             while not _try_lock(descriptor):
                 if time.monotonic() >= deadline:
@@ -254,7 +255,7 @@ def locked(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
 
 
 def _open_lock(name: str, folder: int) -> int:
-    """Open a lock file, made if need be."""
+    """Open a lock file; create it when it does not exist."""
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     while True:
         try:
@@ -262,12 +263,12 @@ def _open_lock(name: str, folder: int) -> int:
         except FileExistsError:
             pass
         else:
-            _take_after(descriptor, os.fstat(folder), None)  # only of what was made here: it may be anybody's file
+            _copy_owner(descriptor, os.fstat(folder), None)  # only of a new file: an existing one may be a user's
             return descriptor
         try:
             descriptor = os.open(name, flags, dir_fd=folder)
         except FileNotFoundError:
-            continue  # somebody has removed it just now
+            continue  # it was removed meanwhile
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return descriptor
         os.close(descriptor)
@@ -275,33 +276,33 @@ def _open_lock(name: str, folder: int) -> int:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make `folder` with mode 0700, unless it is there. The folder above it must exist.
+    """Make `folder` with mode 0700, unless it exists. Its parent must exist.
 
     Raises:
         StorageError: it cannot be made, or a link of another user leads to its place.
     """
-    _refuse_without_locks(folder)
-    with _naming(folder, "made"), _place(folder, follow=False) as (above, name):
+    _require_posix(folder)
+    with _errors_name(folder, "made"), _resolved(folder, follow=False) as (above, name):
         try:
             os.mkdir(name, 0o700, dir_fd=above)
         except FileExistsError:
             return
         with _folder(name, above) as made:
-            # Another user who may write in the folder above can have put another folder of ours in its place.
+            # Another user with write access to the parent may have replaced it by another folder of ours.
             status = os.fstat(made)
             is_empty = not os.listdir(made)  # noqa: PTH208  # as above
             if is_empty and status.st_uid == os.geteuid() and not status.st_mode & 0o077:
-                _take_after(made, os.fstat(above), None)
+                _copy_owner(made, os.fstat(above), None)
         _sync_folder(above)
 
 
 def refuse_exposed_folder(folder: Path) -> None:
-    """Do nothing when `folder` is its owner's alone, or not there.
+    """Check that only the owner of `folder` may access it. A folder that does not exist is fine.
 
     Raises:
-        StorageError: the group or others may enter it, or it is not a folder; the message says how to mend that.
+        StorageError: the group or others may access it, or it is not a folder; the message says how to fix the mode.
     """
-    with _naming(folder, "read"):
+    with _errors_name(folder, "read"):
         try:
             status = folder.stat()
         except FileNotFoundError:
@@ -312,26 +313,26 @@ def refuse_exposed_folder(folder: Path) -> None:
 
 
 def _refuse_exposed(path: Path, status: os.stat_result) -> None:
-    # Writing counts as well as reading: whoever may write a key may put his own there.
+    # Write access counts, too: a user who may write the file could store his own key there.
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
-        mended = 0o700 if stat.S_ISDIR(status.st_mode) else 0o600
+        right_mode = 0o700 if stat.S_ISDIR(status.st_mode) else 0o600
         raise StorageError(
             f"{path} holds secrets and is open to others (mode {mode:04o}); "
-            f"run: chmod {mended:o} {shlex.quote(str(path))}"
+            f"run: chmod {right_mode:o} {shlex.quote(str(path))}"
         )
 
 
 @contextlib.contextmanager
-def _place(path: Path, *, follow: bool = True) -> Iterator[tuple[int, str]]:
-    """The folder of the file that `path` stands for, as a descriptor, and the file's name there, which is no link.
+def _resolved(path: Path, *, follow: bool = True) -> Iterator[tuple[int, str]]:
+    """The folder of the file that `path` leads to, as a descriptor, and the file's name in it, which is not a link.
 
     Args:
-        path: links of ours and of root on the way are followed.
-        follow: whether a link that `path` itself is, is followed, too.
+        path: links on the way that we or root own are followed.
+        follow: follow also a link at the end of `path`.
 
     Raises:
-        StorageError: a link on the way is neither ours nor root's.
+        StorageError: a link on the way belongs to another user.
     """
     walked = Path(path.absolute().anchor)
     left = deque(path.absolute().parts[1:])
@@ -340,12 +341,12 @@ def _place(path: Path, *, follow: bool = True) -> Iterator[tuple[int, str]]:
         while True:
             name = left.popleft() if left else "."
             if name != ".." and (left or follow):
-                status, target = _look(name, folder)
+                status, target = _read_link(name, folder)
             else:
                 status, target = None, ""
             if target:
                 links += 1
-                if links > _MOST_LINKS:
+                if links > _MAX_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
                 if status is not None and status.st_uid not in {0, os.geteuid()}:
                     raise StorageError(
@@ -355,9 +356,9 @@ def _place(path: Path, *, follow: bool = True) -> Iterator[tuple[int, str]]:
                 left.extendleft(reversed(Path(target).parts))
                 if Path(target).is_absolute():
                     walked = Path(left.popleft())
-                    folder = _exchange(folder, str(walked), None)
+                    folder = _switch_folder(folder, str(walked), None)
             elif left:
-                folder = _exchange(folder, name, folder)
+                folder = _switch_folder(folder, name, folder)
                 walked /= name
             else:
                 break
@@ -366,10 +367,10 @@ def _place(path: Path, *, follow: bool = True) -> Iterator[tuple[int, str]]:
         os.close(folder)
 
 
-def _look(name: str, folder: int) -> tuple[os.stat_result | None, str]:
-    """What `name` is, None when it is not there; and where it leads, if it is a link."""
+def _read_link(name: str, folder: int) -> tuple[os.stat_result | None, str]:
+    """The status of `name`, None when it does not exist; and the target, if it is a link, else an empty string."""
     try:
-        if not hasattr(os, "O_PATH"):  # between these two, another link may take the place of the first
+        if not hasattr(os, "O_PATH"):  # the link may be replaced between these two calls
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             return status, os.readlink(name, dir_fd=folder) if stat.S_ISLNK(status.st_mode) else ""
         entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
@@ -383,13 +384,13 @@ def _look(name: str, folder: int) -> tuple[os.stat_result | None, str]:
 
 
 def _open_folder(name: str, above: int | None = None, *, readable: bool = False) -> int:
-    """Open a folder that is no link: to go through it, or to read and change it, too."""
-    way = os.O_RDONLY if readable or not hasattr(os, "O_PATH") else os.O_PATH
-    return os.open(name, way | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    """Open a folder that is not a link: to look up names in it; with `readable`, also to list and sync it."""
+    access = os.O_RDONLY if readable or not hasattr(os, "O_PATH") else os.O_PATH
+    return os.open(name, access | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
 
 
-def _exchange(folder: int, name: str, above: int | None) -> int:
-    """Open another folder in the place of `folder`."""
+def _switch_folder(folder: int, name: str, above: int | None) -> int:
+    """Open another folder and close `folder`."""
     opened = _open_folder(name, above)
     os.close(folder)
     return opened
@@ -397,7 +398,7 @@ def _exchange(folder: int, name: str, above: int | None) -> int:
 
 @contextlib.contextmanager
 def _folder(name: str, above: int) -> Iterator[int]:
-    """The folder `name`, to read and change it."""
+    """The folder `name`, open to list and sync it."""
     descriptor = _open_folder(name, above, readable=True)
     try:
         yield descriptor
@@ -412,29 +413,29 @@ def _status(name: str, folder: int) -> os.stat_result | None:
         return None
 
 
-def _take_after(descriptor: int, model: os.stat_result, mode: int | None) -> None:
-    """Give an open file the owner and group of `model` where we may, and `mode`, unless that is None."""
-    made = os.fstat(descriptor)
-    # One by one: the owner of a file may give it to another group of his, but not to another owner.
-    if made.st_gid != model.st_gid:
+def _copy_owner(descriptor: int, model: os.stat_result, mode: int | None) -> None:
+    """Give an open file the owner and group of `model` where we may; and set `mode`, unless it is None."""
+    current = os.fstat(descriptor)
+    # One by one: a file's owner may change its group to another one of his, but not its owner.
+    if current.st_gid != model.st_gid:
         with contextlib.suppress(OSError):
             os.fchown(descriptor, -1, model.st_gid)
-    if made.st_uid != model.st_uid:
+    if current.st_uid != model.st_uid:
         with contextlib.suppress(OSError):
             os.fchown(descriptor, model.st_uid, -1)
     if mode is not None:
         if os.fstat(descriptor).st_gid != model.st_gid:
-            mode &= ~0o070  # what the old group might do is not for the new one
+            mode &= ~0o070  # the new group must not get the old group's rights
         os.fchmod(descriptor, mode)
 
 
-def _refuse_without_locks(path: Path) -> None:
-    """Do nothing where this system has the locks, owners and modes that files of ours need.
+def _require_posix(path: Path) -> None:
+    """Check that this system has the locks, owners and modes that our files need.
 
     Raises:
-        StorageError: it has not.
+        StorageError: it does not.
     """
-    if not _CAN_LOCK:
+    if not _IS_POSIX:
         raise StorageError(
             f"{path} cannot be written: settings and keys are kept in files on Linux, macOS and other POSIX systems"
             " alone, and this system has no fcntl; open_tunnel takes the key itself"
@@ -450,19 +451,19 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _sync_folder(folder: int) -> None:
-    """Make durable what was renamed, made or removed in `folder`."""
+    """Make renamed, new and removed entries of `folder` durable."""
     with _folder(".", folder) as descriptor:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            # Some network file systems cannot, and say so with EINVAL; they have nothing better to offer.
+            # Some network file systems cannot sync a folder and return EINVAL. They offer nothing better.
             if error.errno != errno.EINVAL:
                 raise
 
 
 @contextlib.contextmanager
-def _naming(path: Path, done: str) -> Iterator[None]:
-    """Turn what the operating system refuses into a `StorageError` that names `path`."""
+def _errors_name(path: Path, done: str) -> Iterator[None]:
+    """Turn an `OSError` into a `StorageError` that names `path`."""
     try:
         yield
     except OSError as error:

@@ -1,10 +1,7 @@
-"""Changing values in one table of a TOML text, and not one other byte of it.
+"""Change values in one table of a TOML text, and keep every other byte.
 
-tomlkit parses the text and is asked where a value stands; the text around it is then spliced as it is. The result is
-read again by the standard library's parser, and unless it says exactly what was asked for, and otherwise what the old
-text said, it is refused.
-
-Neighbours: `settings` keeps a file that is not ours alone.
+tomlkit finds the position of a value, and we replace the text there. Then the standard library's parser reads the
+result. The result is refused unless the changed values are as requested and all others are as before.
 """
 
 from __future__ import annotations
@@ -24,19 +21,19 @@ import tomlkit.items
 __all__ = ["TomlValue", "edit_table"]
 
 TomlValue: TypeAlias = bool | str | None
-"""What a field is to become; None removes it."""
+"""The new value of a field; None removes it."""
 
 
 def edit_table(text: str, table: str, changes: Mapping[str, TomlValue]) -> str:
-    """`text` with the fields of `table` changed as `changes` says, and every other byte as it was.
+    """Return `text` with the fields of `table` changed, and every other byte unchanged.
 
     Args:
         text: a valid TOML document.
-        table: the table's name, a bare key; it is made when it is not there.
+        table: the table's name, a bare key; it is added when it does not exist.
         changes: field → value.
 
     Raises:
-        ValueError: the document is written in a way that does not let this be done; the message does not quote it.
+        ValueError: the way the document is written does not allow this; the message does not quote the document.
     """
     edited = text
     try:
@@ -44,9 +41,9 @@ def edit_table(text: str, table: str, changes: Mapping[str, TomlValue]) -> str:
         for name, value in changes.items():
             document = document.with_value(name, value)
         edited = document.text
-        same = document.others(changes) == before.others(changes)
-    except Exception as error:  # noqa: BLE001  # whatever a document does to tomlkit
-        # No context: the frames would show the document, which may hold other people's secrets.
+        same = document.all_but(changes) == before.all_but(changes)
+    except Exception as error:  # noqa: BLE001  # tomlkit may raise anything for a strange document
+        # Raised below, without context: its frames would show the document, which may hold other programs' secrets.
         problem = type(error).__name__
     else:
         problem = "" if same else "something else would change"
@@ -59,7 +56,7 @@ def edit_table(text: str, table: str, changes: Mapping[str, TomlValue]) -> str:
 @final
 @attrs.define(repr=False)
 class _Document:
-    """A TOML text, what the standard library's parser makes of it, and the name of the table that is edited."""
+    """A TOML text, its content as the standard library's parser reads it, and the name of the edited table."""
 
     text: str
     table: str
@@ -70,17 +67,17 @@ class _Document:
     def read(cls, text: str, table: str) -> _Document:
         return cls(text, table, tomllib.loads(text))
 
-    def others(self, names: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
-        """All that must not change, in a form that can be compared: the other tables, and ours less `names`.
+    def all_but(self, names: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
+        """What must not change, in a form that can be compared: the other tables, and our table without `names`.
 
-        By repr, since two nan are never equal. The order of keys within a table may differ.
+        It compares by repr, since two NaN are never equal. The order of keys within a table may differ.
         """
         rest = {name: repr(value) for name, value in self.data.items() if name != self.table}
         ours = {name: repr(value) for name, value in self.data.get(self.table, {}).items() if name not in names}
         return rest, ours
 
     def with_value(self, name: str, value: TomlValue) -> _Document:
-        """The document with one field set, or removed when `value` is None."""
+        """The document with one field set; removed when `value` is None."""
         table = self._parsed()
         if value is not None and name not in table and not isinstance(table, tomlkit.items.InlineTable):
             return self._with_new_field(name, tomlkit.item(value).as_string(), value)
@@ -110,16 +107,16 @@ class _Document:
             functools.partial(self._after_last_field, dotted),
             functools.partial(self._on_line_after, -1, dotted),
         ]
-        # Which place is right depends on how the table is written. A wrong one makes it no TOML, or another document.
+        # The right place depends on how the table is written. A wrong one gives invalid TOML or another document.
         for place in places:
             with contextlib.suppress(Exception):
                 candidate = self.read(place(), self.table)
-                if candidate.data[self.table][name] == value and candidate.others({name}) == self.others({name}):
+                if candidate.data[self.table][name] == value and candidate.all_but({name}) == self.all_but({name}):
                     return candidate
         raise ValueError("no place for a new field")
 
     def _after_last_field(self, statement: str) -> str:
-        """Below the last field, indented like it, above comments and blank lines: those are about what comes next."""
+        """Below the last field and indented like it. Comments and blank lines below it belong to what follows."""
         spans = []
         for field in self._parsed():
             with contextlib.suppress(Exception):  # a table within this one has no span
@@ -130,13 +127,13 @@ class _Document:
         return self._on_line_after(end, indent + statement)
 
     def _at_end(self, statement: str) -> str:
-        """Under a new header: TOML refuses a second one, and one for a table that stands in dotted keys."""
+        """Under a new header. TOML refuses a second header, and one for a table that is written in dotted keys."""
         newline = self._newline
         ended = self.text if not self.text or self.text.endswith("\n") else self.text + newline
         return f"{ended}{newline if ended else ''}[{self.table}]{newline}{statement}{newline}"
 
     def _on_line_after(self, position: int, statement: str) -> str:
-        """With `statement` on a line of its own after the one of `position`; -1 makes it the first."""
+        """With `statement` on a new line after the line of `position`; for -1, on the first line."""
         text, newline = self.text, self._newline
         line_end = text.find("\n", position) + 1 if position >= 0 else 0
         if line_end == 0 and position >= 0:
@@ -144,7 +141,7 @@ class _Document:
         return f"{text[:line_end]}{statement}{newline}{text[line_end:]}"
 
     def _without(self, name: str) -> str:
-        """The text without one field; a comment behind the value stays, on a line of its own."""
+        """The text without one field. A comment after the value stays, on a line of its own."""
         text, table = self.text, self._parsed()
         if isinstance(table, tomlkit.items.InlineTable):
             start, end = self._span()
@@ -160,7 +157,7 @@ class _Document:
         return text[:line] + (indent + comment if comment.startswith("#") else "") + text[next_line:]
 
     def _span(self, name: str | None = None) -> tuple[int, int]:
-        """Where the value of one field, or the whole table written inline, stands in the text."""
+        """Start and end of one field's value in the text; without `name`, of a table that is written inline."""
         document = tomlkit.parse(self.text)
         mark = f"mark-{secrets.token_hex(16)}"
         if name is None:
@@ -175,7 +172,7 @@ class _Document:
         return start, end
 
     def _parsed(self) -> Any:
-        """Our table as tomlkit has it; not to be changed."""
+        """Our table as tomlkit parsed it. Do not change it."""
         if self._parsed_by_tomlkit is None:
             self._parsed_by_tomlkit = tomlkit.parse(self.text).get(self.table, {})
         return self._parsed_by_tomlkit

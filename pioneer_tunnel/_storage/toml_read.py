@@ -1,8 +1,6 @@
-"""A TOML file that is only read: the document, one table of it, and where it stops being TOML.
+"""Read a TOML file, take one table of it, and report where a file is not TOML.
 
-Nothing here quotes the file, which is a gateway's whole configuration: other tables of it hold other people's secrets.
-
-Neighbours: `config.py` and `relay/config.py` take their table from here and hand it to `tables.py`.
+No error quotes the file. It may be a gateway's whole configuration, whose other tables may hold secrets.
 """
 
 from __future__ import annotations
@@ -27,11 +25,11 @@ _TOML_ERROR: Final = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of d
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file, UTF-8 with or without a byte order mark.
+    """Read a TOML file: UTF-8 with or without a byte order mark, at most 64 MiB.
 
     Raises:
         StorageError: it cannot be read.
-        InvalidSettingsError: it is not TOML, with line and column.
+        InvalidSettingsError: it is not TOML; the message has line and column.
     """
     try:
         content = files.read(path, limit=_FILE_LIMIT)
@@ -46,7 +44,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _parse(data: bytes) -> dict[str, Any] | str:
-    """The document, or what is wrong with it: not as an exception, whose context would carry the file's content."""
+    """The document, or the error text. It does not raise: an exception's frames would hold the file's content."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -63,20 +61,20 @@ def _parse(data: bytes) -> dict[str, Any] | str:
     except RecursionError:
         return "not TOML that can be read: nested too deeply"
     except ValueError:
-        # Python's own bound on the digits of an int, which tomllib lets through as it is.
+        # Python's limit on the digits of an int; tomllib does not translate this error.
         return "not TOML that can be read: a number with too many digits"
 
 
 def _position(before: str) -> str:
-    """Where the text goes on after `before`."""
+    """The position in the text right after `before`."""
     return f"line {before.count(chr(10)) + 1}, column {len(before.rpartition(chr(10))[2]) + 1}"
 
 
 def subtable(document: Mapping[str, Any], where: str, *, source: str | None = None) -> Mapping[str, Any] | None:
-    """The table at the key path `where`, or None when there is none.
+    """The table at the key path `where`; None when there is none.
 
     Raises:
-        InvalidSettingsError: something else stands there, or on the way.
+        InvalidSettingsError: the value there, or on the way, is not a table.
     """
     table: object = document
     path: list[str] = []

@@ -1,18 +1,15 @@
-"""One TOML table, read into one attrs class, with everything that is wrong with it told at once.
+"""Read a TOML table into an attrs class, and report all problems in one error.
 
-A class that stands for a table says what each key may hold with an attrs converter or validator, and what keys may
-hold together with `Rule`s. Left to itself, attrs stops at the first that raises (and cattrs before it looks at unknown
-keys and contradictions together). So
+The class declares what each key may hold with attrs converters and validators, and which values do not go
+together with `Rule`s. By itself, attrs stops at the first converter or validator that raises, and cattrs does not report unknown
+keys together with broken rules. So:
 
-- `hold_back`, the class's `field_transformer`, makes a value that is refused a `_Wrong` for the moment;
-- `settle`, called from `__attrs_post_init__`, raises one error for all of them and for the rules that the good ones
-  break, so no instance with a `_Wrong` in it ever leaves its constructor;
-- `structure` does the same for a table from a file, where keys can be unknown or missing too.
+- `hold_back`, the class's `field_transformer`, catches the error of each field and puts a `_Rejected` into the field;
+- `settle`, called by `__attrs_post_init__`, applies the rules to the valid fields, and raises one error for all
+  problems. So a constructor never returns an instance with a `_Rejected` in it;
+- `structure` does the same for a table from a file, where keys may also be unknown or missing.
 
-There is one way of validation however an instance is made: a file, a mapping, keywords, `attrs.evolve`.
-
-Neighbours: `config.py` and `relay/config.py` declare such classes; `toml_file.py` reads files; `errors.py` has
-`Problem` and what is raised; `redaction.py` says what of a value may be quoted.
+Validation is the same for every way to make an instance: a file, a mapping, keywords, `attrs.evolve`.
 """
 
 from __future__ import annotations
@@ -53,7 +50,7 @@ __all__ = [
 ]
 
 NOT_A_KEY: Final = "pioneer_tunnel: not a key"
-"""In the metadata of a field: a program sets it, a file cannot."""
+"""In a field's metadata: only a program may set this field, a file may not."""
 
 _NAME_LIMIT: Final = 60
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
@@ -62,11 +59,11 @@ _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 @final
 @attrs.frozen
 class Rule:
-    """What several keys of a table may hold together.
+    """A rule about several keys of a table.
 
     Attributes:
-        about: the keys; the problem is told at the first.
-        why_not: called with their values, each of them good by itself; returns what is wrong, or None.
+        about: the keys; the problem names the first one.
+        why_not: called with their values, each valid by itself; returns what is wrong, or None.
     """
 
     about: tuple[str, ...]
@@ -74,7 +71,7 @@ class Rule:
 
 
 class Table(attrs.AttrsInstance, Protocol):
-    """An attrs class that stands for a table: made with `field_transformer=hold_back`, calls `settle` when made."""
+    """An attrs class for a table, with `field_transformer=hold_back`; its `__attrs_post_init__` calls `settle`."""
 
     _RULES: ClassVar[tuple[Rule, ...]]
 
@@ -84,7 +81,7 @@ _T = TypeVar("_T", bound=Table)
 
 @final
 class RefusedItemsError(ValueError):
-    """Raised by the converter of an array: what is wrong with its items, with keys as `[2].url`."""
+    """Raised by the converter of an array, with the problems of its items. Their keys are like `[2].url`."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         super().__init__("an item is refused")
@@ -93,16 +90,16 @@ class RefusedItemsError(ValueError):
 
 @final
 @attrs.frozen
-class _Wrong:
-    """Stands in a field, while its instance is made, for a value that was refused. It does not keep the value."""
+class _Rejected:
+    """Replaces an invalid value of a field while the instance is made. It does not hold the value."""
 
     problems: tuple[Problem, ...]
 
 
 @final
 @attrs.frozen
-class _Reader:
-    """The converter of a field of a `Table`: its declared converter and validator, which cannot raise any more."""
+class _Catcher:
+    """The converter of a field of a `Table`: calls the declared converter and validator, and returns their errors."""
 
     field: attrs.Attribute[Any]
     convert: Callable[[Any], Any] | None
@@ -114,16 +111,16 @@ class _Reader:
             if self.field.validator is not None:
                 self.field.validator(None, self.field, read)
         except RefusedItemsError as refused:
-            return _Wrong(tuple(_located(problem, name) for problem in refused.problems))
+            return _Rejected(tuple(_located(problem, name) for problem in refused.problems))
         except UnsupportedTransportError as error:
-            return _Wrong((_problem(name, value, str(error), kind=error.kind),))
+            return _Rejected((_problem(name, value, str(error), kind=error.kind),))
         except (TypeError, ValueError) as error:
-            return _Wrong((_problem(name, value, str(error)),))
+            return _Rejected((_problem(name, value, str(error)),))
         return read
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """What attrs reads, so that `help` shows what the declared converter takes."""
+        """The declared converter's signature. attrs reads it for the constructor's."""
         if self.convert is not None:
             return inspect.signature(self.convert)
         value = inspect.Parameter("value", inspect.Parameter.POSITIONAL_ONLY, annotation=self.field.type)
@@ -131,47 +128,47 @@ class _Reader:
 
 
 def hold_back(_cls: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
-    """The `field_transformer` of a `Table`: what a field refuses is held back until `settle`."""
-    return [field.evolve(converter=_Reader(field, cast("Any", field.converter)), validator=None) for field in fields]
+    """The `field_transformer` of a `Table`: errors of fields are not raised before `settle`."""
+    return [field.evolve(converter=_Catcher(field, cast("Any", field.converter)), validator=None) for field in fields]
 
 
 def settle(instance: Table) -> None:
-    """Raise everything that is wrong with `instance`. To be called from its `__attrs_post_init__`.
+    """Raise all problems of `instance` in one error. Called by its `__attrs_post_init__`.
 
     Raises:
         InvalidSettingsError: with `problems`.
-        UnsupportedTransportError: the same, when one of them is a transport that nobody knows.
+        UnsupportedTransportError: with `problems`, when one of them is an unknown transport.
     """
-    _, problems = _judge(type(instance), {f.name: getattr(instance, f.name) for f in attrs.fields(type(instance))})
+    _, problems = _check(type(instance), {f.name: getattr(instance, f.name) for f in attrs.fields(type(instance))})
     if problems:
         raise refusal(problems)
 
 
 def structure(cls: type[_T], table: object, *, where: str = "", source: str | None = None, **given: object) -> _T:
-    """Make a `cls` of a table.
+    """Make a `cls` from a table.
 
     Args:
-        cls: the class that stands for the table.
-        table: what the TOML reader made of it.
-        where: the table's own key path.
+        cls: the class of the table.
+        table: the table, as the TOML parser returned it.
+        where: the table's key path.
         source: the file it came from.
-        given: values of the fields that are no keys of the table.
+        given: values of fields that the table does not have; a key of the table wins.
 
     Raises:
         InvalidSettingsError: with `problems`.
-        UnsupportedTransportError: the same, when one of them is a transport that nobody knows.
+        UnsupportedTransportError: with `problems`, when one of them is an unknown transport.
     """
-    values, problems = _examine(cls, table, given)
+    values, problems = _read_table(cls, table, given)
     if problems:
         raise refusal(_located(problem, where, source) for problem in problems)
     return cls(**values)
 
 
 def examine_each(cls: type[Table], items: object) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """The good values of each item of an array, instances of `cls` or tables, and what is wrong with the others.
+    """Read each item of an array: an instance of `cls` or a table. Returns their valid values, and all problems.
 
     Raises:
-        TypeError: it is not an array.
+        TypeError: `items` is not an array.
     """
     if not isinstance(items, Sequence) or isinstance(items, str | bytes):
         raise TypeError("allowed is an array of tables")
@@ -181,17 +178,17 @@ def examine_each(cls: type[Table], items: object) -> tuple[list[dict[str, Any]],
         if isinstance(item, cls):
             all_values.append({field.name: getattr(item, field.name) for field in attrs.fields(cls)})
         else:
-            values, problems = _examine(cls, item, {})
+            values, problems = _read_table(cls, item, {})
             all_values.append(values)
             all_problems += [_located(problem, f"[{index}]") for problem in problems]
     return all_values, all_problems
 
 
 def refusal(problems: Iterable[Problem]) -> TunnelError:
-    """The one error for all `problems`: each on a line of its own, and all of them in its `problems`.
+    """One error for all `problems`: its text has a line for each, its attribute `problems` has them all.
 
-    A transport that nobody knows has an error kind of its own on the wire, and the gateway contract looks at the
-    transport before it looks at addresses: so it names the error, whatever else is wrong.
+    An unknown transport has an error kind of its own, and the gateway contract checks the transport before the
+    addresses. So it decides the kind of the error, whatever else is wrong.
     """
     problems = tuple(problems)
     lines = [str(problem) for problem in problems]
@@ -201,8 +198,8 @@ def refusal(problems: Iterable[Problem]) -> TunnelError:
     return InvalidSettingsError(text, problems=problems)
 
 
-def _examine(cls: type[Table], table: object, given: Mapping[str, object]) -> tuple[dict[str, Any], list[Problem]]:
-    """What `table` holds that is good, by field, and everything that is wrong with it."""
+def _read_table(cls: type[Table], table: object, given: Mapping[str, object]) -> tuple[dict[str, Any], list[Problem]]:
+    """The valid values of `table`, by field, and all its problems."""
     if not isinstance(table, Mapping):
         return {}, [Problem(value=shown("", table), message="allowed is a table")]
     keys = [field.name for field in attrs.fields(cls) if NOT_A_KEY not in field.metadata]
@@ -213,15 +210,15 @@ def _examine(cls: type[Table], table: object, given: Mapping[str, object]) -> tu
         elif field.name in given:
             value = given[field.name]
         elif field.default is attrs.NOTHING:
-            values[field.name] = _Wrong((Problem(key=field.name, message="is missing"),))
+            values[field.name] = _Rejected((Problem(key=field.name, message="is missing"),))
             continue
         else:
             value = _default(field, values)
-        values[field.name] = cast("_Reader", field.converter)(value)
-    good, problems = _judge(cls, values)
-    # Never the value of an unknown key: the name is what is wrong, and a misspelt `key` holds a key.
+        values[field.name] = cast("_Catcher", field.converter)(value)
+    good, problems = _check(cls, values)
+    # Never quote the value of an unknown key: it may be a misspelt `key`, whose value is a secret.
     problems += [
-        Problem(key=_unknown(str(name)), message="unknown key", nearest=nearest(str(name), keys))
+        Problem(key=_name_shown(str(name)), message="unknown key", nearest=nearest(str(name), keys))
         for name in table
         if name not in keys
     ]
@@ -229,17 +226,17 @@ def _examine(cls: type[Table], table: object, given: Mapping[str, object]) -> tu
 
 
 def _default(field: attrs.Attribute[Any], values: Mapping[str, Any]) -> Any:
-    """The default of `field`, which may be made from the fields before it."""
+    """The default of `field`. A factory may use the fields before it."""
     default: Any = field.default
     if not isinstance(default, attrs.Factory):  # type: ignore[arg-type]
         return default
     return default.factory(SimpleNamespace(**values)) if default.takes_self else default.factory()
 
 
-def _judge(cls: type[Table], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """Part the good values from the wrong ones, and try the rules on the good ones."""
-    good = {name: value for name, value in values.items() if not isinstance(value, _Wrong)}
-    problems = [problem for value in values.values() if isinstance(value, _Wrong) for problem in value.problems]
+def _check(cls: type[Table], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """The valid values; and the problems of the rejected ones and of the rules about valid ones."""
+    good = {name: value for name, value in values.items() if not isinstance(value, _Rejected)}
+    problems = [problem for value in values.values() if isinstance(value, _Rejected) for problem in value.problems]
     for rule in cls._RULES:
         if good.keys() >= set(rule.about):
             why_not = rule.why_not(*(good[name] for name in rule.about))
@@ -253,19 +250,19 @@ def _problem(key: str, value: object, reason: str, *, kind: ErrorKind = ErrorKin
 
 
 def _located(problem: Problem, where: str, source: str | None = None) -> Problem:
-    """`problem` as one of the table at `where`."""
-    joint = "." if where and problem.key and not problem.key.startswith("[") else ""
-    return attrs.evolve(problem, key=where + joint + problem.key, source=source)
+    """`problem` with its key path under the table at `where`."""
+    dot = "." if where and problem.key and not problem.key.startswith("[") else ""
+    return attrs.evolve(problem, key=where + dot + problem.key, source=source)
 
 
-def _unknown(name: str) -> str:
-    """An unknown key's name as it stands in a key path. It was typed by a person, so it may be anything."""
+def _name_shown(name: str) -> str:
+    """An unknown key's name, for a key path in an error. A person typed it, so it may be anything."""
     name = cut(hide_secrets(name), _NAME_LIMIT)
     return name if _BARE_KEY.fullmatch(name) else repr(name)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that is spelt most like `name`."""
+    """The name in `known` that is most similar to `name`."""
     return next(iter(difflib.get_close_matches(name[:_NAME_LIMIT], known, n=1, cutoff=0.0)), None)
 
 
@@ -273,7 +270,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[Any, Any, Any], None]:
-    """A validator: a whole number in a range; a bool is none."""
+    """A validator: a whole number in a range. A bool is not a number here."""
     allowed = f"allowed is a whole number {f'of at least {least}' if most is None else f'from {least} to {most}'}"
 
     def validate(_instance: Any, _field: Any, value: Any) -> None:
@@ -292,7 +289,7 @@ def a_flag(_instance: Any, _field: Any, value: Any) -> None:
 
 
 def label(most: int) -> Callable[[Any, Any, Any], None]:
-    """A validator: a name that is shown to people and sent over the wire, so without surprises in it."""
+    """A validator: a name that people see and that is sent to the relay: 1 to `most` printable characters."""
     allowed = f"allowed are 1 to {most} printable characters, without outer white space"
 
     def validate(_instance: Any, _field: Any, value: Any) -> None:
@@ -310,7 +307,7 @@ def a_text(value: object, allowed: str) -> str:
     """`value`, if it is a string.
 
     Raises:
-        TypeError: saying `allowed`, if it is not.
+        TypeError: with the text `allowed`, if it is not.
     """
     if not isinstance(value, str):
         raise TypeError(allowed)
@@ -327,7 +324,7 @@ def a_path(value: str | Path) -> Path:
 
 
 def a_public_key(value: str | PublicKey) -> PublicKey:
-    """A converter: a public key. What stands there by mistake may be the secret one, so it is not quoted."""
+    """A converter: a public key. An error does not quote the value: it may be the secret key, put there by mistake."""
     if isinstance(value, PublicKey):
         return value
     return PublicKey.parse(a_text(value, "allowed is a public key, 'ed25519:' and 64 hexadecimal digits"))

@@ -1,1 +1,1 @@
-"""Message formats that both ends share. No I/O."""
+"""Formats that gateway and relay share: the handshake and the PROXY header. No I/O."""

@@ -1,98 +1,57 @@
-"""The native opening: who are you, here is my proof, welcome. Text messages in, text messages out, no I/O.
+"""The handshake of the native protocol: both sides, without I/O. docs/protocol.md specifies it.
 
     relay    challenge     its id and a nonce
-    gateway  authenticate  its key id, a nonce, and a signature over all that both have seen
-    relay    welcome       the session and the public address, or `rejected` and why
+    gateway  authenticate  its key id, a nonce, and a signature over the transcript
+    relay    welcome       the session and the public URL, or `rejected` and the reason
 
-`GatewayHandshake` and `RelayHandshake` are the two sides. The message texts themselves are part of what is signed,
-so they are kept as they were sent. Unknown keys are ignored; texts of an unknown type are ignored too.
-
-Source: docs/protocol.md. Neighbours: `identity` signs; the websocket transport and the relay's control side carry
-the texts, each under a deadline.
+Texts come in and texts go out. The texts themselves are part of what is signed, so both sides keep them byte for byte.
+Messages of an unknown type are ignored. The caller sets the deadline.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import secrets
-from collections.abc import Collection, Mapping
-from typing import Any, Final, TypeAlias, final
+from collections.abc import Collection
+from typing import Any, Final, final
 
 import attrs
 
 from .._model.addresses import normal_audience
 from .._model.errors import InvalidSettingsError, RelayConnectError, RemoteProtocolError, TunnelAuthError, TunnelError
-from .._model.keys import PublicKey, SigningIdentity, Transcript
-from .._model.status import clean_message
-from .._model.text import cut
+from .._model.keys import PublicKey, SigningIdentity
+from .._model.text import clean_message
 from .._version import __version__
+from .messages import Message, encode, encode_binary
+from .transcript import Transcript
 
-__all__ = [
-    "AGENT",
-    "SUBPROTOCOL",
-    "Claim",
-    "Draining",
-    "GatewayHandshake",
-    "Rejection",
-    "RelayHandshake",
-    "Replaced",
-    "Welcome",
-    "instance_shown",
-    "parse_notice",
-    "replaced_text",
-]
+__all__ = ["AGENT", "SUBPROTOCOL", "Claim", "GatewayHandshake", "Rejection", "RelayHandshake", "Welcome"]
 
 SUBPROTOCOL: Final = "pioneer-tunnel.v1"
 VERSION: Final = 1
 AGENT: Final = f"pioneer-tunnel/{__version__}"
 NONCE_SIZE: Final = 32
+PROOF_SIZE: Final = 64
 DEFAULT_HEARTBEAT_MS: Final = 15_000
 MIN_HEARTBEAT_MS: Final = 1_000
 MAX_HEARTBEAT_MS: Final = 60_000
 MAX_TEXTS: Final = 4
-"""Texts that an end reads in an opening. One or two are the protocol's; extensions may add others."""
-_MAX_NAME: Final = 1024
-_MAX_INSTANCE_SHOWN: Final = 64
-_MAX_NUMBER: Final = 2**53
-"""Beyond that a number means one thing to one reader of JSON and another thing to another."""
+"""Texts that an end reads in a handshake. The protocol has one or two; an extension may add others."""
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Welcome:
-    """The relay's last word of the opening.
+    """The relay accepts the gateway.
 
     Attributes:
         session: the relay's name for this session.
-        public_url: where visitors reach the gateway; the relay's word, made printable.
+        public_url: where visitors reach the gateway, as the relay sent it, made printable.
         heartbeat: seconds of silence after which an end pings, clamped to 1 to 60.
     """
 
     session: str
     public_url: str
     heartbeat: float
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Draining:
-    """The relay is about to go away; `reconnect_within` is in seconds."""
-
-    reconnect_within: float
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Replaced:
-    """Another session of the same key has taken the tunnel over; `by` is its instance, if it told one."""
-
-    by: str
-    message: str
-
-
-Notice: TypeAlias = Draining | Replaced
 
 
 @final
@@ -103,9 +62,9 @@ class GatewayHandshake:
         identity: derived from the relay key.
         audience: the name that was dialled, as `RelayAddress.audience`.
         service: the service label.
-        instance: tells a gateway that comes back from another one with the same key.
-        pinned_relay: the only relay identity that is accepted; None accepts any, on TLS's word.
-        nonce: 32 random bytes; given in by tests that replay.
+        instance: distinguishes this gateway, when it reconnects, from another one with the same key.
+        pinned_relay: the only relay identity that is accepted; None accepts any (TLS alone identifies the relay).
+        nonce: 32 random bytes; only tests pass it, for a replay.
     """
 
     def __init__(
@@ -129,21 +88,24 @@ class GatewayHandshake:
         self._texts = 0
 
     def receive(self, text: str) -> str | Welcome | None:
-        """Take a message of the relay: a str is to be sent, `Welcome` ends the opening, None means go on.
+        """Process a text of the relay.
+
+        Returns:
+            A str to send; the `Welcome` that ends the handshake; or None when another text has to come.
 
         Raises:
-            TunnelError: as its kind says; the opening has failed.
+            TunnelError: the handshake failed; its kind says why.
         """
         kind = "first word" if self._transcript is None else "answer"
         try:
             self._texts = _count_text(self._texts)
-            message = _Message.parse(text)
+            message = Message.parse(text)
             kind = message.type
             return self._receive(message, text)
         except RemoteProtocolError as error:
             raise RelayConnectError(f"the relay's {clean_message(kind)!r} is not valid: {error}") from error
 
-    def _receive(self, message: _Message, text: str) -> str | Welcome | None:
+    def _receive(self, message: Message, text: str) -> str | Welcome | None:
         match message.type:
             case "challenge" if self._transcript is None:
                 return self._answer(message, text)
@@ -155,7 +117,7 @@ class GatewayHandshake:
                 raise RelayConnectError(f"the relay sent {message.type!r} out of turn")
         return None
 
-    def _answer(self, message: _Message, text: str) -> str:
+    def _answer(self, message: Message, text: str) -> str:
         version = message.whole_number("version")
         if version != VERSION:
             raise RelayConnectError(
@@ -175,20 +137,20 @@ class GatewayHandshake:
             "key_id": self._identity.key_id,
             "service": self._service,
             "audience": self._audience,
-            "nonce": _b64(self._nonce),
-            "proof": _b64(self._identity.sign(transcript.gateway_bytes())),
+            "nonce": encode_binary(self._nonce),
+            "proof": encode_binary(self._identity.sign(transcript.gateway_bytes())),
             "agent": AGENT,
         }
         if self._instance is not None:
             answer["instance"] = self._instance
-        encoded = _encode(answer)
+        encoded = encode(answer)
         self._authenticate = encoded.encode()
         return encoded
 
-    def _welcome(self, message: _Message) -> Welcome:
+    def _welcome(self, message: Message) -> Welcome:
         assert self._transcript is not None
         if self._pinned_relay is not None:
-            proof = message.binary("relay_proof", 64) if "relay_proof" in message.fields else b""
+            proof = message.binary("relay_proof", PROOF_SIZE) if "relay_proof" in message.fields else b""
             if not self._pinned_relay.verify(proof, self._transcript.relay_bytes(self._authenticate)):
                 raise RelayConnectError(
                     f"the relay {clean_message(self._transcript.relay)!r} did not prove the identity that is pinned"
@@ -201,7 +163,7 @@ class GatewayHandshake:
             heartbeat=min(max(heartbeat_ms, MIN_HEARTBEAT_MS), MAX_HEARTBEAT_MS) / 1000,
         )
 
-    def _rejected(self, message: _Message) -> TunnelError:
+    def _rejected(self, message: Message) -> TunnelError:
         reason = message.text("reason")
         said = clean_message(message.text("message", default=""))
         quoted = f": {said!r}" if said else ""
@@ -232,14 +194,17 @@ class GatewayHandshake:
 @final
 @attrs.frozen(kw_only=True)
 class Claim:
-    """What a gateway says of itself. Nothing of it is proved until `RelayHandshake.verify` has returned.
+    """What a gateway claims in its authenticate message. None of it is proved before `RelayHandshake.verify` returns.
 
     Attributes:
         key_id: names the key that it claims to have.
         service: the service label.
         audience: the name that it dialled.
-        instance: tells gateways with one key apart; None if it told none.
-        agent: its software, cleaned for a log.
+        instance: distinguishes gateways that have the same key; None if the gateway sent none.
+        agent: its software, made printable for a log.
+        proof: the signature.
+        nonce: the gateway's nonce.
+        text: the authenticate message, byte for byte as it was sent.
     """
 
     key_id: str
@@ -254,10 +219,11 @@ class Claim:
 
 @final
 class Rejection(Exception):
-    """The relay says no: send `text`, then close with code 1008.
+    """The relay rejects the gateway: send `text`, then close with code 1008.
 
     Attributes:
-        reason: one of the protocol's words.
+        reason: one of the protocol's words, such as `auth_failed`.
+        text: the message to send.
     """
 
     def __init__(self, reason: str, message: str, *, retry_after_ms: int | None = None) -> None:
@@ -266,7 +232,7 @@ class Rejection(Exception):
         answer: dict[str, Any] = {"type": "rejected", "reason": reason, "message": message}
         if retry_after_ms is not None:
             answer["retry_after_ms"] = retry_after_ms
-        self.text = _encode(answer)
+        self.text = encode(answer)
 
 
 @final
@@ -277,7 +243,7 @@ class RelayHandshake:
         relay: the relay's id.
         public_names: the normal forms of the names that gateways may dial.
         identity: signs the `relay_proof`, if the relay has one.
-        nonce: 32 random bytes; given in by tests that replay.
+        nonce: 32 random bytes; only tests pass it, for a replay.
     """
 
     def __init__(
@@ -293,19 +259,19 @@ class RelayHandshake:
         self._identity: Final = identity
         self._nonce: Final = secrets.token_bytes(NONCE_SIZE) if nonce is None else nonce
         self._texts = 0
-        self.challenge: Final = _encode(
-            {"type": "challenge", "version": VERSION, "relay": relay, "nonce": _b64(self._nonce)}
+        self.challenge: Final = encode(
+            {"type": "challenge", "version": VERSION, "relay": relay, "nonce": encode_binary(self._nonce)}
         )
         """The first text to send."""
 
     def receive(self, text: str) -> Claim | None:
-        """Read a message of the gateway; None means that it was none of ours, go on.
+        """Process a text of the gateway; None when its type is unknown, so that another text has to come.
 
         Raises:
-            RemoteProtocolError: the message is not what the protocol has, or the fifth one.
+            RemoteProtocolError: the text is malformed, or it is the fifth one.
         """
         self._texts = _count_text(self._texts)
-        message = _Message.parse(text)
+        message = Message.parse(text)
         if message.type != "authenticate":
             return None
         return Claim(
@@ -314,23 +280,23 @@ class RelayHandshake:
             audience=message.text("audience"),
             instance=message.text("instance", default="") or None,
             agent=clean_message(message.text("agent", default="")),
-            proof=message.binary("proof", 64),
+            proof=message.binary("proof", PROOF_SIZE),
             nonce=message.binary("nonce", NONCE_SIZE),
             text=text.encode(),
         )
 
     def verify(self, claim: Claim, key: PublicKey | None, *, service: str | None = None) -> None:
-        """Check the proof of `claim`, and only then whether the gateway is at the right door.
+        """Check the proof of `claim`, and only then the name that it dialled and its service.
 
         Args:
+            claim: what `receive` returned.
             key: what the registry has for `claim.key_id`; None when it has nothing.
-            service: the label that the registry's entry sets; None takes any.
+            service: the label that the registry's entry sets; None accepts any.
 
         Raises:
-            Rejection: the gateway does not come in. An unknown key and a wrong proof get the same answer, after the
-                same work.
+            Rejection: the claim is rejected. An unknown key and a wrong proof get the same answer, after the same work.
         """
-        proved = (key or _NOBODY).verify(claim.proof, self._transcript(claim).gateway_bytes())
+        proved = (key or _UNREGISTERED_KEY).verify(claim.proof, self._transcript(claim).gateway_bytes())
         if key is None or not proved:
             raise Rejection("auth_failed", "unknown key or wrong proof")
         try:
@@ -353,7 +319,7 @@ class RelayHandshake:
         )
 
     def welcome(self, claim: Claim, *, session: str, public_url: str, heartbeat_ms: int) -> str:
-        """The text that lets in the gateway whose `claim` was verified."""
+        """The text that accepts the gateway, once `verify` has accepted `claim`."""
         answer: dict[str, Any] = {
             "type": "welcome",
             "session": session,
@@ -361,122 +327,20 @@ class RelayHandshake:
             "heartbeat_ms": heartbeat_ms,
         }
         if self._identity is not None:
-            answer["relay_proof"] = _b64(self._identity.sign(self._transcript(claim).relay_bytes(claim.text)))
-        return _encode(answer)
+            answer["relay_proof"] = encode_binary(self._identity.sign(self._transcript(claim).relay_bytes(claim.text)))
+        return encode(answer)
 
 
-_NOBODY: Final = SigningIdentity.generate().public_key
-"""Stands in for a key that is not registered, so that refusing it takes as long as refusing a wrong proof."""
-
-
-def parse_notice(text: str) -> Notice | None:
-    """What a relay says after the welcome; None for what this version does not know.
-
-    Raises:
-        RemoteProtocolError: the text is not what the protocol has.
-    """
-    message = _Message.parse(text)
-    match message.type:
-        case "draining":
-            return Draining(reconnect_within=max(message.number("reconnect_within_ms", default=0), 0) / 1000)
-        case "replaced":
-            return Replaced(
-                by=message.text("by", default=""), message=clean_message(message.text("message", default=""))
-            )
-    return None
-
-
-def instance_shown(instance: str) -> str:
-    """How a message names the gateway of that instance, which is somebody else's text and may be long."""
-    return f"instance {cut(clean_message(instance), _MAX_INSTANCE_SHOWN)!r}" if instance else "an instance without name"
-
-
-def replaced_text(by: str, message: str) -> str:
-    """What a relay tells a session that another one takes the place of."""
-    return _encode({"type": "replaced", "by": by, "message": message})
-
-
-@final
-@attrs.frozen
-class _Message:
-    """One JSON object, read strictly: a field that has the wrong type is named."""
-
-    type: str
-    fields: Mapping[str, Any]
-
-    @classmethod
-    def parse(cls, text: str) -> _Message:
-        try:
-            fields = json.loads(text, object_pairs_hook=_object)
-        except (ValueError, RecursionError) as error:
-            raise RemoteProtocolError("a text message that is not JSON") from error
-        if not isinstance(fields, dict) or not isinstance(fields.get("type"), str):
-            raise RemoteProtocolError("a text message that is not an object with a 'type'")
-        return cls(fields["type"], fields)
-
-    def text(self, name: str, *, default: str | None = None) -> str:
-        value = self._get(name, default)
-        if not isinstance(value, str) or len(value) > _MAX_NAME:
-            raise RemoteProtocolError(f"{name!r} is not a text of at most {_MAX_NAME} characters")
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise RemoteProtocolError(f"{name!r} holds half a character") from None
-        return value
-
-    def number(self, name: str, *, default: float | None = None) -> float:
-        value = self._get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not -_MAX_NUMBER <= value <= _MAX_NUMBER:
-            raise RemoteProtocolError(f"{name!r} is not a number that makes sense")
-        return value
-
-    def whole_number(self, name: str) -> int:
-        value = self._get(name, None)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise RemoteProtocolError(f"{name!r} is not a whole number")
-        return value
-
-    def binary(self, name: str, size: int) -> bytes:
-        value = self.text(name)
-        try:
-            decoded = base64.b64decode(value, validate=True)
-        except (binascii.Error, ValueError):
-            decoded = b""
-        if len(decoded) != size:
-            raise RemoteProtocolError(f"{name!r} is not the base64 of {size} bytes")
-        return decoded
-
-    def _get(self, name: str, default: Any) -> Any:
-        value = self.fields.get(name)
-        if value is None:
-            if default is None:
-                raise RemoteProtocolError(f"{name!r} is missing")
-            return default
-        return value
+_UNREGISTERED_KEY: Final = SigningIdentity.generate().public_key
+"""Verified in place of a key that is not registered, so that an unknown key takes as long as a wrong proof."""
 
 
 def _count_text(before: int) -> int:
     """One more than `before`.
 
     Raises:
-        RemoteProtocolError: that is too many. Without a bound, parsing them would cost a stranger little and us much.
+        RemoteProtocolError: too many texts. Parsing costs us more than sending costs a peer that has proved nothing.
     """
     if before >= MAX_TEXTS:
         raise RemoteProtocolError(f"more than {MAX_TEXTS} texts in an opening")
     return before + 1
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. A key that is there twice means different things to different parsers, so it is refused."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError("a key is there twice")
-    return fields
-
-
-def _encode(message: Mapping[str, Any]) -> str:
-    return json.dumps(message, separators=(",", ":"), ensure_ascii=False)
-
-
-def _b64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")

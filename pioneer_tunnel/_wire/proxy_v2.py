@@ -1,12 +1,12 @@
-"""The PROXY protocol, version 2: a few bytes at the head of a stream that say who the visitor is.
+"""The PROXY protocol, version 2: a header at the start of a stream that names the visitor. Bytes in, bytes out.
 
-`ProxyHeader` is what they say; `encode` writes them, `parse` reads them from however many bytes have come so far. The
-specification is HAProxy's `proxy-protocol.txt`. Of what it offers, a tunnel needs the two addresses and whether the
-visitor came over TLS; all else is skipped when it is well-formed, and refused as early as the bytes allow when it is
-not. CRC32c is not among what we check (the specification leaves it to the receiver): the link below has its own.
+The specification is HAProxy's `proxy-protocol.txt`. A tunnel needs three facts of it: the two addresses, and whether
+the visitor came over TLS. Other well-formed TLVs are skipped. Malformed bytes are refused at the first byte that shows
+it. The CRC32c TLV is not checked (the specification leaves that to the receiver), as the link below has its own checks.
 
-Neighbours: the relay writes a header at the head of each stream; the native transport reads it there; `forward` writes
-it once more to a local gateway that asks for it. Nothing here waits or reads: bytes in, bytes out.
+The relay writes a header at the start of each stream, and the native transport reads it. `tunnel.forward` writes it
+again for a local gateway that asks for it. This is our own code because the package `proxy-protocol` (0.11) has no size
+limit, refuses a wrong signature only after 16 bytes, and raises `struct.error` when the addresses are cut short.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .._model.errors import LocalProtocolError, RemoteProtocolError
 __all__ = ["MAX_LENGTH", "ProxyHeader"]
 
 MAX_LENGTH: Final = 536
-"""No header is longer, all of it counted: what the smallest TCP segment holds."""
+"""The largest header that we accept, in bytes. It fits the smallest TCP segment that every host must accept."""
 
 _SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED_SIZE: Final = 16
@@ -39,7 +39,7 @@ _TCP6: Final = 0x21
 _UDP6: Final = 0x22
 _UNIX_STREAM: Final = 0x31
 _UNIX_DATAGRAM: Final = 0x32
-# Family and transport in one byte, and the size of the addresses that follow. Any other byte is to be refused.
+# The byte with family and transport, and the size of the addresses that follow. Any other byte must be refused.
 _ADDRESSES_SIZE: Final = {
     _UNSPEC: 0,
     _TCP4: 12,
@@ -66,8 +66,8 @@ _TLV_SIZE: Final = 3
 _TLV_SSL: Final = 0x20
 _SSL_SIZE: Final = 5
 _CLIENT_SSL: Final = 0x01
-# `verify` is 0 only where the visitor showed a certificate that was found good. None was asked for, so it is 1: a
-# gateway that looks at this field alone must not take a visitor for an authenticated one.
+# `verify` is 0 only where the visitor presented a valid certificate. The relay asks for none, so it is 1: a gateway
+# that looks at this field alone must not treat the visitor as authenticated.
 _TLS_TLV: Final = {
     None: b"",
     False: struct.pack("!BHBL", _TLV_SSL, _SSL_SIZE, 0, 1),
@@ -94,14 +94,14 @@ class ProxyHeader:
     def encode(self) -> bytes:
         """The bytes of this header.
 
-        When one address is IPv4 and the other is IPv6, the IPv4 one is written mapped into IPv6 (`::ffff:a.b.c.d`),
-        since a header has one family. The zone of a link-local address (`%eth0`) means nothing on another host and is
-        left out. A `local` that is None is written as the unspecified address with port 0. Without a visitor the header
-        is LOCAL, which every receiver takes; or UNSPEC when it has to carry `tls`, since all that follows a LOCAL is
-        discarded.
+        A header has one address family. When one address is IPv4 and the other is IPv6, the IPv4 one is mapped into
+        IPv6 (`::ffff:a.b.c.d`). The zone of a link-local address (`%eth0`) means nothing on another host and is left
+        out. A `local` that is None becomes the unspecified address with port 0. Without a visitor the header is LOCAL,
+        which every receiver accepts. With `tls` but without a visitor it is UNSPEC, because receivers discard all that
+        follows a LOCAL.
 
         Raises:
-            LocalProtocolError: an address is not an IP address, or a port is not in 0 to 65535.
+            LocalProtocolError: an address is not an IP address.
         """
         visitor = self.visitor
         tlv = _TLS_TLV[self.tls]
@@ -119,25 +119,25 @@ class ProxyHeader:
                 start = _TCP4_HEADER.pack(
                     _TCP4_START, _INET.size + len(tlv), source, destination, visitor.port, local.port
                 )
-        except (OSError, ValueError, struct.error):
-            raise LocalProtocolError(
-                f"a PROXY header takes IP addresses and ports of 0 to 65535, not {visitor} and {local}"
-            ) from None
+        except (OSError, ValueError):
+            raise LocalProtocolError(f"a PROXY header takes IP addresses, not {visitor} and {local}") from None
         return start + tlv
 
     @classmethod
     def parse(cls, data: bytes | bytearray | memoryview) -> tuple[ProxyHeader, int] | None:
-        """Read the header at the head of `data`, which is all that has come so far.
+        """Read the header at the start of `data`, which is all that has arrived so far.
 
-        Returns the header and how many bytes it takes, what follows being the visitor's; or None when `data` may yet
-        become a header, so that more is needed. It needs never more than `MAX_LENGTH` bytes. An IPv4 address that
-        comes mapped into IPv6 is given as IPv4, so that one visitor has one name whichever socket it came to; an
-        unspecified local address with port 0 is given as None.
+        An IPv4 address that is mapped into IPv6 is returned as IPv4, so that a visitor's address does not depend on the
+        socket that it came to. An unspecified local address with port 0 is returned as None.
+
+        Returns:
+            The header and its size in bytes (the visitor's bytes follow); or None when `data` is the beginning of a
+            header and more bytes are needed. `MAX_LENGTH` bytes are always enough.
 
         Raises:
-            RemoteProtocolError: whatever comes next, this is no header that we take: another signature, version,
-                command or family, more than `MAX_LENGTH` bytes, addresses or a TLV that overrun the header, or the
-                TLS one too short or given twice. Raised at the first byte that settles it.
+            RemoteProtocolError: no further bytes can make this a header that we accept: another signature, version,
+                command or family, more than `MAX_LENGTH` bytes, addresses or a TLV that overrun the header, or a TLS
+                TLV that is too short or occurs twice. Raised at the first byte that shows it.
         """
         start = bytes(data[:_FIXED_SIZE])
         _check_start(start)
@@ -169,10 +169,10 @@ class ProxyHeader:
 
 
 def _check_start(start: bytes) -> None:
-    """Refuse the first wrong byte of the fixed part, of which `start` is what has come so far.
+    """Check the fixed part, of which `start` has arrived so far.
 
     Raises:
-        RemoteProtocolError: no bytes after these make it right.
+        RemoteProtocolError: a byte of it is wrong.
     """
     if start[:12] != _SIGNATURE[: len(start)]:
         raise RemoteProtocolError("no PROXY protocol version 2 header: the signature is wrong")
@@ -187,12 +187,12 @@ def _check_start(start: bytes) -> None:
 
 
 def _tls_of(data: bytes | bytearray | memoryview, offset: int, end: int) -> bool | None:
-    """Walk the TLVs from `offset` to `end` as far as `data` goes, for the one that tells of TLS.
+    """What the TLS TLV says; None when there is none. Reads the TLVs from `offset` to `end`, as far as `data` goes.
 
-    What stands inside the TLS one (its version, names) is not read: nobody here acts on it.
+    Details in the TLS TLV (version, names) are not read.
 
     Raises:
-        RemoteProtocolError: they do not fill the place from `offset` to `end`, or the TLS one is short or a second.
+        RemoteProtocolError: the TLVs do not end at `end`, or the TLS TLV is too short or occurs twice.
     """
     tls: bool | None = None
     seen = False
@@ -209,7 +209,7 @@ def _tls_of(data: bytes | bytearray | memoryview, offset: int, end: int) -> bool
         if offset + 1 >= have:
             break
         complete = offset + 2 < have
-        # Without its low byte, a length is at least what its high byte says.
+        # While the low byte of the length is missing, the high byte gives its minimum.
         size = data[offset + 1] << 8 | (data[offset + 2] if complete else 0)
         if size > room:
             raise RemoteProtocolError(f"a TLV of the PROXY header overruns it: {size} bytes where {room} are left")
@@ -226,7 +226,7 @@ def _tls_of(data: bytes | bytearray | memoryview, offset: int, end: int) -> bool
 
 
 def _packed6(host: str) -> bytes:
-    """The 16 bytes of an IPv6 address, or those that an IPv4 address is mapped to."""
+    """The 16 bytes of an IPv6 address, or of an IPv4 address mapped into IPv6."""
     if ":" in host:
         return inet_pton(AF_INET6, host.partition("%")[0])
     return _V4_MAPPED + inet_pton(AF_INET, host)

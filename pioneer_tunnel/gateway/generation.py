@@ -15,11 +15,11 @@ from typing import Final, final
 import trio
 
 from .._model.errors import TunnelError
-from .._model.status import StatusFeed
 from .._net.dialing import Dialer
 from .._net.log_limiter import Complaints
 from ..transports.tunnel_stream import Handler, TunnelStream
 from ..tunnel.forward import forward, probe_local
+from ..tunnel.status_feed import StatusFeed
 from ..tunnel.supervisor import Supervisor
 from ..tunnel.visitor_tls import terminate_tls
 from .planning import Plan, restart_policy

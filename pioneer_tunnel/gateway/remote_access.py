@@ -33,12 +33,13 @@ import trio
 from .._model.errors import StorageError, TunnelError, UnknownError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
-from .._model.status import State, Status, StatusFeed
+from .._model.status import State, Status
 from .._net.dialing import Dialer, dial_tcp
 from .._net.tls.certificate import Certificate
 from ..transports import TRANSPORTS, Serve
 from ..transports.tunnel_stream import Handler
 from ..tunnel.restart_policy import Ending, Restarts
+from ..tunnel.status_feed import StatusFeed
 from ..tunnel.supervisor import announce, as_of_now
 from ..yamux import Limits
 from .config import RemoteAccessConfig

@@ -17,7 +17,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, final
 
 from .._model.errors import TunnelError
-from .._model.status import Status, clean_message
+from .._model.status import Status
+from .._model.text import clean_message
 from .._net.log_limiter import Complaints
 from .remote_access import RemoteAccess
 from .settings import SettingsUpdate

@@ -329,7 +329,7 @@ class SettingsFile:
                     return wanted
                 written = self._edited(here, wanted)
                 if files.replace(
-                    self._path, memoryview(written.content or b""), still=functools.partial(self._is_still, here)
+                    self._path, memoryview(written.content or b""), only_if=functools.partial(self._is_unchanged, here)
                 ):
                     self._last, self._signature = written, None
                     return wanted
@@ -360,7 +360,7 @@ class SettingsFile:
         content = self._content()
         return last if last is not None and last.content == content else _Document.parse(content)
 
-    def _is_still(self, read: _Document) -> bool:
+    def _is_unchanged(self, read: _Document) -> bool:
         return self._content() == read.content
 
     def _edited(self, here: _Document, wanted: Settings) -> _Document:

@@ -23,7 +23,7 @@ import attrs
 import trio
 
 from .._model.errors import fresh_copy
-from .._model.exception_groups import open_tasks_beside_body
+from .._model.exception_groups import lone_error_bare
 from .._model.status import State, Status
 from .memory_relay import MemoryRelay
 from .status_contract import ContractBroken, StatusContract
@@ -250,10 +250,12 @@ async def open_status_recorder(
 ) -> AsyncIterator[StatusRecorder]:
     """A `StatusRecorder` for the length of an `async with`, at the end of which it raises what was wrong.
 
-    When the body raises, that comes out, and nothing else.
+    When the body raises, that comes out, and nothing else. A single error comes out bare, also out of a group.
     """
     recorder = StatusRecorder(relay, tunnel=tunnel, grace=grace, conflated=conflated)
-    async with open_tasks_beside_body() as nursery:
-        await nursery.start(recorder.run)
-        yield recorder
+    with lone_error_bare():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(recorder.run)
+            yield recorder
+            nursery.cancel_scope.cancel()
     recorder.check()

@@ -18,11 +18,10 @@ from .._model.addresses import RelayAddress
 from .._model.errors import LinkLostError, RelayConnectError, RemoteProtocolError, ReplacedError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import PublicKey, RelayKey
-from .._model.status import clean_message
-from .._model.text import cut
+from .._model.text import clean_message, cut
 from .._net.dialing import dial_relay
 from .._net.tls.client import client_tls
-from .._wire import handshake
+from .._wire import messages as wire
 from .._wire.handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
 from .._wire.proxy_v2 import MAX_LENGTH, ProxyHeader
 from ..websocket import (
@@ -189,10 +188,10 @@ async def _run(connection: YamuxConnection, address: RelayAddress) -> NoReturn:
 
 
 def _take_notice(text: str, target: Target, report: Report) -> None:
-    match handshake.parse_notice(text):
-        case handshake.Draining(reconnect_within=seconds):
+    match wire.parse_notice(text):
+        case wire.Draining(reconnect_within=seconds):
             report(Draining(seconds))
-        case handshake.Replaced(by=by, message=message):
+        case wire.Replaced(by=by, message=message):
             report(Replaced(by))
             if target.instance and by == target.instance:
                 raise LinkLostError("a newer session of this gateway took the tunnel over")

@@ -24,9 +24,10 @@ import trio
 
 from .._model.errors import LocalGatewayError, RestartLimitError, TunnelError, UnknownError
 from .._model.exception_groups import leaves
-from .._model.status import ErrorKind, State, Status, StatusFeed
+from .._model.status import ErrorKind, State, Status
 from ..transports.interface import Deliver, Event, LocalDialFailed, LocalDialOk, RoundTrip, Serve, Session, Target
 from .restart_policy import Ending, RestartPolicy, Restarts
+from .status_feed import StatusFeed
 
 __all__ = ["Supervisor", "announce", "as_of_now"]
 

@@ -28,7 +28,7 @@ from .._model.addresses import Address, RelayAddress
 from .._model.errors import InvalidSettingsError, TunnelError, UnsupportedTransportError, fresh_copy, is_copy
 from .._model.exception_groups import leaves, open_tasks_beside_body, raise_bare
 from .._model.keys import PublicKey, RelayKey
-from .._model.status import State, Status, StatusFeed
+from .._model.status import State, Status
 from .._net.dialing import Dialer, dial_tcp
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
 from ..transports import TRANSPORTS, Event, Serve, Target, configured_transport, usable_key
@@ -38,6 +38,7 @@ from ..websocket import EngineName
 from ..yamux import Limits
 from .forward import probe_local
 from .restart_policy import RestartPolicy
+from .status_feed import StatusFeed
 from .supervisor import Supervisor, announce
 
 __all__ = ["Tunnel", "open_tunnel"]

@@ -23,7 +23,7 @@ from trio_websocket import (
 )
 
 from .._model.exception_groups import lone_error_bare
-from .._model.status import clean_message
+from .._model.text import clean_message
 from .connection import (
     FIRST_READ,
     MAX_ANSWER,

@@ -23,7 +23,7 @@ from websockets.uri import parse_uri
 
 from .._model.errors import fresh_copy
 from .._model.exception_groups import lone_error_bare
-from .._model.status import clean_message
+from .._model.text import clean_message
 from .._net.wrappers import receive_into, send_pieces
 from .connection import (
     FIRST_READ,

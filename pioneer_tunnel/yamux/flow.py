@@ -183,6 +183,10 @@ class ReceiveWindow:
         `round_trip`, in seconds, this is where the window grows.
         """
         self.unread -= amount
+        assert self.unread >= 0
+        if not self.size:  # closed
+            return 0
+        assert self.owed >= 0
         if self.owed < self.size // 2:
             return 0
         if round_trip is not None and now - self._since < 2 * max(round_trip, _SHORTEST_ROUND_TRIP):
@@ -190,6 +194,7 @@ class ReceiveWindow:
         self._since = now if self.unread < self.size // 4 else -math.inf
         grant = self.owed
         self.credit += grant
+        assert self.size == self.credit + self.unread
         return grant
 
     def close(self) -> None:

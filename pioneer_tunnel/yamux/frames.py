@@ -96,11 +96,6 @@ class FrameDecoder:
         self.body_left = 0
         """Bytes of the current DATA frame's body that are still to come; 0 between frames."""
 
-    @property
-    def mid_frame(self) -> bool:
-        """True when the bytes so far end inside a frame."""
-        return bool(self._partial) or self.body_left > 0
-
     def receive_data(self, data: Buffer) -> Iterator[Header | bytes]:
         """Yield each `Header`, and after that of a DATA frame its body in pieces of `bytes`.
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from typing import Final, final
+from typing import Any, Final, final
 
 import attrs
 
@@ -79,6 +79,14 @@ class Role(enum.Enum):
     SERVER = 2
 
 
+def _limit(default: int) -> Any:
+    def check(_instance: object, field: attrs.Attribute[int], value: object) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"{field.name} is {value!r}; allowed is a whole number of 0 or more")
+
+    return attrs.field(default=default, validator=check)
+
+
 @final
 @attrs.frozen(kw_only=True)
 class Limits:
@@ -94,14 +102,17 @@ class Limits:
         streams: streams that the peer may have open at a time, a number (default 4096).
         unaccepted: of these, how many the application may not have accepted yet, a number (default 256). As many may
             come between two calls of `Session.events`. With 0 every stream that the peer opens is reset.
+
+    Raises:
+        ValueError: a limit is not a whole number of 0 or more.
     """
 
-    stream_window: int = 16 * 1024 * 1024
-    window_growth: int = 32 * 1024 * 1024
-    unread: int = 64 * 1024 * 1024
-    unsent: int = 16 * 1024 * 1024
-    streams: int = 4096
-    unaccepted: int = 256
+    stream_window: int = _limit(16 * 1024 * 1024)
+    window_growth: int = _limit(32 * 1024 * 1024)
+    unread: int = _limit(64 * 1024 * 1024)
+    unsent: int = _limit(16 * 1024 * 1024)
+    streams: int = _limit(4096)
+    unaccepted: int = _limit(256)
 
 
 @final

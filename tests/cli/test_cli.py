@@ -19,11 +19,13 @@ import pytest
 from click.testing import CliRunner
 from programs import KEY, Gateway, Relay, key_file, run, running
 from rig import HANG, free_port
+from statuses import states_of
 
 from pioneer_tunnel._model.keys import PublicKey, RelayKey, SigningIdentity
-from pioneer_tunnel._model.status import State, Status, StatusFeed, states_of
+from pioneer_tunnel._model.status import State, Status
 from pioneer_tunnel.cli.commands import pioneer_tunnel
 from pioneer_tunnel.cli.status_lines import StatusLines
+from pioneer_tunnel.tunnel.status_feed import StatusFeed
 
 # relay new-key
 

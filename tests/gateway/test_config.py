@@ -21,8 +21,8 @@ from pioneer_tunnel._model.errors import (
     UnsupportedTransportError,
 )
 from pioneer_tunnel._model.keys import PublicKey
-from pioneer_tunnel._model.status import ErrorKind, clean_message
-from pioneer_tunnel._model.text import shown
+from pioneer_tunnel._model.status import ErrorKind
+from pioneer_tunnel._model.text import clean_message, shown
 from pioneer_tunnel.gateway.config import RemoteAccessConfig, Transport
 from pioneer_tunnel.transports.rathole.key_mode import KeyMode
 

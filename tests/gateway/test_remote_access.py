@@ -46,6 +46,7 @@ from rig import (
     request,
     tunnel_entry,
 )
+from statuses import states_of
 
 from pioneer_tunnel._model.errors import (
     InvalidSettingsError,
@@ -58,7 +59,7 @@ from pioneer_tunnel._model.errors import (
     UnsupportedTransportError,
 )
 from pioneer_tunnel._model.keys import RelayKey
-from pioneer_tunnel._model.status import ErrorKind, State, states_of
+from pioneer_tunnel._model.status import ErrorKind, State
 from pioneer_tunnel._net.dialing import dial_tcp
 from pioneer_tunnel.gateway.config import RemoteAccessConfig
 from pioneer_tunnel.gateway.keystore import DEFAULT_SECRET_REF, FileKeystore, MemoryKeystore
@@ -1303,7 +1304,7 @@ async def test_a_key_that_is_taken_back_while_run_reads_it_is_not_used(
     await gateway.keystore.put(DEFAULT_SECRET_REF, KEY)
     failing = gateway.keystore.hold_get = trio.Event()
 
-    def fail(*_: object) -> NoReturn:
+    def fail(*_: object, **__: object) -> NoReturn:
         failing.set()
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -340,7 +340,7 @@ def test_no_call_takes_long_whatever_comes(data: bytes) -> None:
     assert calls >= len(data) / 17 / MAX_WORK
 
 
-async def test_a_flood_of_one_gateway_does_not_hold_up_another() -> None:
+async def test_a_flood_of_one_gateway_does_not_hold_up_another(mock_clock: trio.testing.MockClock) -> None:
     """Each of its 200 streams sends 20,000 chunks at once; another tenant's gateway sends one response."""
     turns, order = Turns(), list[str]()
 

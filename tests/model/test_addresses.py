@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings, strategies as st
@@ -329,3 +331,25 @@ def test_a_normal_host_is_its_own_normal_form(text: str) -> None:
 def test_no_text_before_an_at_sign_is_shown(before: str, secret: str, after: str) -> None:
     for parse in parsers:
         assert secret not in complaint_of(parse, f"{before}{secret}@{after}")
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "wrong"),
+    [
+        ("", 80, "'' is no host"),
+        ("[::1]", 80, "is no host"),
+        ("relay.test/path", 80, "is no host"),
+        ("user@relay.test", 80, "is no host"),
+        ("relay test", 80, "is no host"),
+        (None, 80, "None is no host"),
+        ("relay.test", -1, "-1 is no port"),
+        ("relay.test", 65536, "65536 is no port"),
+        ("relay.test", "80", "'80' is no port"),
+        ("relay.test", True, "True is no port"),
+    ],
+)
+def test_an_address_made_of_what_is_none_is_refused(host: Any, port: Any, wrong: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(wrong)):
+        Address(host, port)
+    with pytest.raises(ValueError, match=re.escape(wrong)):
+        RelayAddress("wss", host, port)

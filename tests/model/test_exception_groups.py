@@ -62,12 +62,15 @@ def test_what_is_no_group_passes() -> None:
         raise BaseExceptionGroup("", [KeyboardInterrupt()])
 
 
+TESTS: dict[str, Callable[[], AbstractAsyncContextManager[object]]] = {
+    "open_memory_relay": open_memory_relay,
+    "open_status_recorder": open_status_recorder,
+}
+"""These unwrap what the body raises, so that the nursery of a test does not hide its assertion."""
 OPENERS: dict[str, Callable[[], AbstractAsyncContextManager[object]]] = {
     "tasks beside a body": open_tasks_beside_body,
     "open_tunnel": lambda: open_tunnel("ws://relay.test", key=KEY, transport=ScriptedTransport()),
-    "open_memory_relay": open_memory_relay,
     "open_pioneer_relay": lambda: open_pioneer_relay(key=KEY, listen=False),
-    "open_status_recorder": open_status_recorder,
 }
 
 
@@ -98,6 +101,24 @@ async def test_what_a_body_raises_comes_out_as_it_is(
     assert raised.value.__context__ is None
 
 
+@pytest.mark.parametrize("opener", TESTS.values(), ids=[*TESTS])
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt("mine")], ids=repr)
+async def test_for_a_test_a_single_error_comes_out_bare_and_several_do_not(
+    opener: Callable[[], AbstractAsyncContextManager[object]], error: BaseException
+) -> None:
+    for raised in (error, BaseExceptionGroup("a nursery's", [error])):
+        with pytest.raises(type(error)) as single:
+            async with opener():
+                raise raised
+        assert single.value is error
+    both = BaseExceptionGroup("mine", [error, KeyError()])
+    with pytest.raises(BaseExceptionGroup) as several:
+        async with opener():
+            raise both
+    assert leaves(several.value) == [*both.exceptions]
+
+
+@pytest.mark.parametrize("opener", [*OPENERS.values(), *TESTS.values()], ids=[*OPENERS, *TESTS])
 async def test_a_cancelled_body_is_cancelled(opener: Callable[[], AbstractAsyncContextManager[object]]) -> None:
     with trio.CancelScope() as scope, pytest.raises(trio.Cancelled):  # noqa: PT012
         async with opener():

@@ -12,8 +12,11 @@ import pytest
 import trio
 import trio.testing
 from hypothesis import given, settings, strategies as st
+from statuses import states_of
 
-from pioneer_tunnel._model.status import ErrorKind, State, Status, StatusFeed, clean_message, states_of
+from pioneer_tunnel._model.status import ErrorKind, State, Status
+from pioneer_tunnel._model.text import clean_message
+from pioneer_tunnel.tunnel.status_feed import StatusFeed
 
 COMMON = settings(deadline=None, derandomize=True, max_examples=200)
 

@@ -183,13 +183,13 @@ async def test_reminders_come_in_time_and_not_after_all() -> None:
     one, two, three = (lambda name=name: reminded.append(name) for name in ("one", "two", "three"))
     with reactor.stay() as stay:
         async with trio.open_nursery() as nursery:
+            began = trio.current_time()
             for callback in (one, two, three):
                 reactor.remind(callback)
             reactor.remind(one)  # asked again, it is the last
             reactor.do_not_remind(two)
             reactor.do_not_remind(two)
             nursery.start_soon(stay.wait)
-            began = trio.current_time()
             await eventually(lambda: len(reminded) == 2)
             assert trio.current_time() - began >= REMINDED_AFTER
             await trio.sleep(2 * REMINDED_AFTER)

@@ -28,8 +28,8 @@ from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._model.status import ErrorKind, State
 from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
-from pioneer_tunnel.relay.gateways.takeover import PATIENCE
-from pioneer_tunnel.relay.visitors.ingress import IngressDoor, Visit
+from pioneer_tunnel.relay.gateways.takeover import ANSWER_TIMEOUT
+from pioneer_tunnel.relay.visitors.ingress import Ingress, Visit
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.tunnel import Tunnel
 from pioneer_tunnel.websocket import EngineName, WebSocketClosed
@@ -134,7 +134,7 @@ async def test_the_older_key_does_not_take_it_back(autojump_clock: trio.testing.
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize(("instance", "within"), [("new", PATIENCE + 0.1), ("old", 1.0)])
+@pytest.mark.parametrize(("instance", "within"), [("new", ANSWER_TIMEOUT + 0.1), ("old", 1.0)])
 async def test_a_retired_session_that_is_dead_is_not_waited_for(
     autojump_clock: trio.testing.MockClock, instance: str, within: float
 ) -> None:
@@ -226,10 +226,10 @@ async def test_a_visitor_who_waits_for_the_old_one_gets_the_new_one() -> None:
     gateways: list[trio.abc.Stream] = []
     directory = LocalDirectory()
     await directory.enter("office", Moving())
-    door = IngressDoor(LocalRegistry([TunnelEntry(**tunnel_entry())]), directory)
+    ingress = Ingress(LocalRegistry([TunnelEntry(**tunnel_entry())]), directory)
     visitor, stream = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(door.serve, Visit(stream=stream, visitor=None, local=None, tls=False))
+        nursery.start_soon(ingress.serve, Visit(stream=stream, visitor=None, local=None, tls=False))
         await visitor.send_all(upload())
         await eventually(lambda: bool(gateways))
         assert await gateways[0].receive_some()
@@ -277,7 +277,7 @@ async def test_a_revoked_session_hears_a_close_with_1008(engine: EngineName) -> 
         assert "not registered" in closed.value.reason
 
 
-async def test_a_key_that_is_taken_out_while_its_gateway_waits_at_the_door_does_not_slip_in(
+async def test_a_key_that_is_removed_while_its_gateway_waits_does_not_get_in(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with trio.open_nursery() as nursery:
@@ -286,9 +286,9 @@ async def test_a_key_that_is_taken_out_while_its_gateway_waits_at_the_door_does_
             await dead.wait_connected()
             relay.cables[0].pull()
             async with relay.tunnel("waits") as waits:
-                await trio.sleep(PATIENCE / 2)
+                await trio.sleep(ANSWER_TIMEOUT / 2)
                 relay.registry.replace([])
-                await relay.control.hold_against_registry()
+                await relay.control.revoke_unregistered()
                 with trio.fail_after(10), pytest.raises(TunnelAuthError):
                     await waits.accept()
                 assert await relay.directory.find("office") is None

@@ -35,10 +35,18 @@ from pioneer_tunnel._model.addresses import RelayAddress
 from pioneer_tunnel._model.errors import ReplacedError
 from pioneer_tunnel._model.keys import PublicKey, RelayKey, SigningIdentity
 from pioneer_tunnel._model.status import ErrorKind, State, Status
-from pioneer_tunnel._wire.handshake import SUBPROTOCOL, GatewayHandshake, Welcome, instance_shown
+from pioneer_tunnel._wire.handshake import SUBPROTOCOL, GatewayHandshake, Welcome
+from pioneer_tunnel._wire.messages import instance_shown
 from pioneer_tunnel.relay.gateways.registry import MOST_CANDIDATES, LiveSession, LocalDirectory, TunnelTaken
 from pioneer_tunnel.relay.gateways.session import GatewaySession
-from pioneer_tunnel.relay.gateways.takeover import OWN_PATIENCE, PATIENCE, Takeover, TakeoverRules, Verdict, patience
+from pioneer_tunnel.relay.gateways.takeover import (
+    ANSWER_TIMEOUT,
+    GHOST_TIMEOUT,
+    Takeover,
+    TakeoverRules,
+    Verdict,
+    answer_timeout,
+)
 from pioneer_tunnel.testing import StatusContract
 from pioneer_tunnel.websocket import EngineName, Opening, load_engine
 from pioneer_tunnel.yamux import YamuxStream
@@ -105,8 +113,8 @@ def test_two_that_come_again_and_again_do_not_take_it_from_each_other_in_turn(
 
 
 def test_ones_own_ghost_has_less_time_to_answer() -> None:
-    assert patience("a", "a") == OWN_PATIENCE < 1
-    assert patience("a", "b") == patience("", "") == PATIENCE
+    assert answer_timeout("a", "a") == GHOST_TIMEOUT < 1
+    assert answer_timeout("a", "b") == answer_timeout("", "") == ANSWER_TIMEOUT
 
 
 def test_an_instance_is_shown_cleaned_and_short() -> None:
@@ -232,7 +240,7 @@ async def test_a_dead_holder_does_not_lock_the_tunnel(autojump_clock: trio.testi
         async with relay.tunnel("host-b") as second:
             started = trio.current_time()
             await second.wait_connected()
-            assert trio.current_time() - started == pytest.approx(PATIENCE)
+            assert trio.current_time() - started == pytest.approx(ANSWER_TIMEOUT)
             with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
                 await read_broken(visitor)
             assert relay.cables[0].let_go
@@ -244,7 +252,7 @@ async def read_broken(visitor: trio.abc.ReceiveStream) -> None:
     raise trio.BrokenResourceError
 
 
-async def test_two_that_knock_at_a_dead_holders_door_do_not_both_get_in(autojump_clock: trio.testing.MockClock) -> None:
+async def test_two_newcomers_to_a_dead_holder_do_not_both_get_in(autojump_clock: trio.testing.MockClock) -> None:
     async with memory_relay(takeover="first") as relay, relay.tunnel("host-a") as first:
         await first.wait_connected()
         relay.cables[0].pull()
@@ -422,9 +430,7 @@ async def test_the_silent_ones_are_few(engine: EngineName) -> None:
                 await silent.start(be_silent)
                 async with await rig.visit() as visitor:
                     assert await ask(visitor, request()) == request()
-            with trio.fail_after(60):
-                while dropped < more:
-                    await trio.sleep(0.01)
+            await eventually(lambda: dropped >= more)
             silent.cancel_scope.cancel()
         assert {status.state for status in tunnel.history} == {State.STARTING, State.CONNECTED}
 
@@ -455,7 +461,7 @@ async def test_a_gateway_that_only_answers_is_counted(engine: EngineName) -> Non
         await first.wait_connected()
         async with raw_gateway(rig, instance="host-b", accepting=False) as (websocket, _):
             received = b""
-            with trio.fail_after(5):
+            with no_hang():
                 while len(received) < 12:
                     for message in await websocket.receive():
                         assert not isinstance(message, str)
@@ -463,7 +469,7 @@ async def test_a_gateway_that_only_answers_is_counted(engine: EngineName) -> Non
             assert received[:4] == encode_header(FrameType.PING, SYN, 0, 0)[:4]
             assert first.status.state is State.CONNECTED
             await websocket.send([encode_header(FrameType.PING, ACK, 0, int.from_bytes(received[8:12], "big"))])
-            with trio.fail_after(5), pytest.raises(ReplacedError, match="'host-b'"):
+            with no_hang(), pytest.raises(ReplacedError, match="'host-b'"):
                 await first.accept()
 
 

@@ -35,7 +35,7 @@ from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LiveSession, LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.limits import RelayLimits
 from pioneer_tunnel.relay.visitors import followed_stream
-from pioneer_tunnel.relay.visitors.ingress import IngressDoor, Visit
+from pioneer_tunnel.relay.visitors.ingress import Ingress, Visit
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.websocket import EngineName
 
@@ -403,8 +403,8 @@ class FakeSession(LiveSession):
     key_id = "its only key"
     since = 0.0
 
-    def __init__(self, door: IngressDoor) -> None:
-        self.door: Final = door
+    def __init__(self, ingress: Ingress) -> None:
+        self.ingress: Final = ingress
         self.gone = False
         self.streams: list[MemoryStream] = []
 
@@ -436,12 +436,12 @@ def visit_of(stream: trio.abc.Stream) -> Visit:
 async def by_hand(**limits: Any) -> AsyncIterator[tuple[trio.abc.HalfCloseableStream, FakeSession]]:
     """A visitor who has connected, and a gateway for it, on streams in memory."""
     directory = LocalDirectory()
-    door = IngressDoor(LocalRegistry([TunnelEntry(**tunnel_entry())]), directory, limits=RelayLimits(**limits))
-    session = FakeSession(door)
+    ingress = Ingress(LocalRegistry([TunnelEntry(**tunnel_entry())]), directory, limits=RelayLimits(**limits))
+    session = FakeSession(ingress)
     await directory.enter("office", session)
     visitor, stream = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(door.serve, visit_of(stream))
+        nursery.start_soon(ingress.serve, visit_of(stream))
         yield visitor, session
 
 
@@ -728,11 +728,11 @@ async def test_after_a_101_anything_passes_both_ways() -> None:
 async def test_what_is_held_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
     """The reader stops, so a visitor that says more has to wait."""
     directory = LocalDirectory()
-    door = IngressDoor(LocalRegistry([TunnelEntry(**tunnel_entry())]), directory)
-    await directory.enter("office", FakeSession(door))
+    ingress = Ingress(LocalRegistry([TunnelEntry(**tunnel_entry())]), directory)
+    await directory.enter("office", FakeSession(ingress))
     visitor, stream = trio.testing.lockstep_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(door.serve, visit_of(stream))
+        nursery.start_soon(ingress.serve, visit_of(stream))
         await visitor.send_all(request(*UPGRADE))
         with trio.move_on_after(60) as patience:
             await visitor.send_all(bytes(64 * 1024))
@@ -918,6 +918,6 @@ async def test_a_kept_connection_that_is_closed_leaves_its_place_to_others(
         await session.streams[0].send_all(ANSWER)
         await trio.sleep(KEPT + 1)
         other, stream = trio.testing.memory_stream_pair()
-        async with in_background(lambda: session.door.serve(visit_of(stream))):
+        async with in_background(lambda: session.ingress.serve(visit_of(stream))):
             await other.send_all(HEAD)
             await eventually(lambda: len(session.streams) == 2)

@@ -196,7 +196,7 @@ def test_a_symbolic_link_is_followed(tmp_path: Path) -> None:
 def test_nothing_is_replaced_when_asked_to_leave_it(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"old")
-    assert not files.replace(path, b"new", still=lambda: False)
+    assert not files.replace(path, b"new", only_if=lambda: False)
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["f"]
 
@@ -306,7 +306,7 @@ def test_secret_content_is_in_no_traceback(tmp_path: Path) -> None:
 KILLED_AT_EACH_STEP: Final = """
     import os, signal, sys
     from pathlib import Path
-    from pioneer_tunnel import files
+    from pioneer_tunnel._storage import files
 
     path = Path(sys.argv[1])
     for count in range(100):
@@ -550,7 +550,7 @@ def test_a_link_of_root_on_the_way_is_gone_through(tmp_path: Path, monkeypatch: 
 AS_ANOTHER_USER: Final = """
     import os, sys
     from pathlib import Path
-    from pioneer_tunnel import files
+    from pioneer_tunnel._storage import files
     from pioneer_tunnel._model.errors import StorageError
 
     os.setgid(12345)

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar, final
 import attrs
 import pytest
 import trio
+from rig import only_looks
 
 from pioneer_tunnel._model.errors import StorageError
 from pioneer_tunnel._model.keys import RelayKey
@@ -100,6 +101,8 @@ def failing_once(name: str, *, after: int = 0) -> Iterator[list[int]]:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
+        if only_looks(name, args):
+            return real(*args, **kwargs)
         calls += 1
         if calls == after + 1:
             failed.append(calls)

@@ -239,7 +239,7 @@ class HostileRelay:
 
 @final
 class GatewayOfBytes:
-    """The gateway's end of a relay's control door, after an opening that was as it should be."""
+    """The gateway's end of a relay's gateway endpoint, after an opening that was as it should be."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream: Final = stream

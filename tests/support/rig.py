@@ -49,13 +49,14 @@ No test measures how fast the machine is: a busy machine may stop a process for 
 
 
 def relay_config(**changes: Any) -> RelayConfig:
-    """A relay with one tunnel, `HOST`, for gateways that dial `RELAY_NAME` with `KEY`."""
+    """A relay with one tunnel, `HOST`, for gateways that dial `RELAY_NAME` with `KEY`, as often as they like."""
     fields: dict[str, Any] = {
         "control_addr": "127.0.0.1:0",
         "ingress_addr": "localhost:0",
         "id": "relay-of-the-tests",
         "public_names": [RELAY_NAME],
         "tunnels": [tunnel_entry()],
+        "limits": {"connects_per_second_per_address": 0},
     }
     return RelayConfig(**(fields | changes))
 
@@ -113,7 +114,7 @@ class RelayRig:
         return open_tunnel(**(settings | changes))
 
     async def visit(self) -> trio.SocketStream:
-        """Come in at the visitors' door."""
+        """Connect as a visitor."""
         return await connect(self.addresses.ingress)
 
 
@@ -322,6 +323,11 @@ def open_sockets() -> set[str]:
         if target.startswith("socket:"):
             found.add(target)
     return found
+
+
+def only_looks(name: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether a call of `os` finds the way to a file, and opens nothing to read or write."""
+    return name == "open" and bool(arguments[1] & getattr(os, "O_PATH", 0))
 
 
 def living_tasks() -> int:

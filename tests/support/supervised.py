@@ -14,11 +14,12 @@ import trio
 from pioneer_tunnel._model.addresses import RelayAddress
 from pioneer_tunnel._model.errors import LocalGatewayError, TunnelError
 from pioneer_tunnel._model.keys import RelayKey
-from pioneer_tunnel._model.status import State, Status, StatusFeed
+from pioneer_tunnel._model.status import State, Status
 from pioneer_tunnel.testing import ContractBroken, StatusContract
 from pioneer_tunnel.transports.interface import Serve, Target
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.restart_policy import RestartPolicy
+from pioneer_tunnel.tunnel.status_feed import StatusFeed
 from pioneer_tunnel.tunnel.supervisor import Supervisor
 
 EPOCH: Final = 1_700_000_000.75

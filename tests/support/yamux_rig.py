@@ -11,9 +11,9 @@ from typing import Any, Final, NamedTuple, TypeAlias, final
 
 import trio
 from rig import eventually
+from stream_link import StreamLink
 
 from pioneer_tunnel._model.errors import RemoteProtocolError
-from pioneer_tunnel._net.link import StreamLink
 from pioneer_tunnel.yamux import Limits, Role, YamuxConnection, YamuxStream
 from pioneer_tunnel.yamux.frames import SYN, Buffer, FrameDecoder, FrameType, Header, encode_header
 
@@ -49,6 +49,11 @@ def go_away(code: int) -> bytes:
     return encode_header(GO_AWAY, 0, 0, code)
 
 
+def inside_a_frame(decoder: FrameDecoder) -> bool:
+    """Whether the bytes so far end inside a frame."""
+    return bool(decoder._partial) or decoder.body_left > 0
+
+
 def parse(chunks: Iterable[Buffer]) -> list[Frame]:
     """The frames in `chunks`, which end with a whole one."""
     decoder, frames = FrameDecoder(), list[Frame]()
@@ -57,7 +62,7 @@ def parse(chunks: Iterable[Buffer]) -> list[Frame]:
             frames.append(Frame(*item))
         else:
             frames[-1] = frames[-1]._replace(body=frames[-1].body + item)
-    assert not decoder.mid_frame
+    assert not inside_a_frame(decoder)
     return frames
 
 
@@ -330,7 +335,7 @@ class HandmadePeer:
         while not self._items:
             received = await self.stream.receive_some(64 * KIB)
             if not received:
-                assert not self._decoder.mid_frame, "the connection ended inside a frame"
+                assert not inside_a_frame(self._decoder), "the connection ended inside a frame"
                 return None
             self._items.extend(self._decoder.receive_data(received))
         return self._items.popleft()

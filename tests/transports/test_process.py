@@ -25,7 +25,7 @@ import trio
 import trio.testing
 import trustme
 from hypothesis import given, strategies as st
-from rig import eventually, no_hang, nothing_left_behind, wait_until
+from rig import HANG, eventually, no_hang, nothing_left_behind, wait_until
 
 from pioneer_tunnel._model.addresses import Address, RelayAddress
 from pioneer_tunnel._model.errors import (
@@ -103,16 +103,25 @@ async def failure_of(run: Run) -> TunnelError:
 
 
 async def failure_by_timeout(run: Run, clock: trio.testing.MockClock, condition: Callable[[], bool]) -> TunnelError:
-    """What comes of a program when 60 seconds are over, which happens as soon as `condition` holds."""
+    """What comes of a program when 60 seconds of its startup are over, which they are as soon as `condition` holds."""
     clock.rate = 1
+    starting_up = trio.Event()
+    until_connected = program_module._until_connected
+
+    async def note(*arguments: Any) -> None:
+        starting_up.set()
+        await until_connected(*arguments)
 
     async def let_time_pass() -> None:
+        await starting_up.wait()
         await eventually(condition)
         clock.jump(60)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(let_time_pass)
-        return await failure_of(run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program_module, "_until_connected", note)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(let_time_pass)
+            return await failure_of(run)
 
 
 @asynccontextmanager
@@ -249,8 +258,8 @@ async def test_a_probe_inside_tls() -> None:
     url = ProbeUrl.parse("https://office.test")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, site, [trio.SSLListener(listener, server)])
-        assert await ask_for_status(url, dial=dial, make_tls=lambda: client, timeout=5) == 204
-        refused = await ask_for_status(url, dial=dial, make_tls=lambda: stranger, timeout=5)
+        assert await ask_for_status(url, dial=dial, make_tls=lambda: client, timeout=HANG) == 204
+        refused = await ask_for_status(url, dial=dial, make_tls=lambda: stranger, timeout=HANG)
         assert "not trusted" in str(refused)
         nursery.cancel_scope.cancel()
 

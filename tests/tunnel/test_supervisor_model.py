@@ -34,7 +34,7 @@ from pioneer_tunnel._model.errors import (
     UnknownError,
     UnsupportedTransportError,
 )
-from pioneer_tunnel._model.status import State, Status, StatusFeed
+from pioneer_tunnel._model.status import State, Status
 from pioneer_tunnel.testing import Attempt, Connect, Crash, Fail, Return, ScriptedTransport, Stall, Step
 from pioneer_tunnel.transports.interface import (
     Deliver,
@@ -51,6 +51,7 @@ from pioneer_tunnel.transports.interface import (
     Target,
 )
 from pioneer_tunnel.tunnel.restart_policy import LONGEST_WAIT, RestartPolicy
+from pioneer_tunnel.tunnel.status_feed import StatusFeed
 
 # What can happen
 

@@ -24,15 +24,12 @@ from pioneer_tunnel._model.keys import RelayKey, SigningIdentity
 from pioneer_tunnel._wire.handshake import (
     AGENT,
     Claim,
-    Draining,
     GatewayHandshake,
     Rejection,
     RelayHandshake,
-    Replaced,
     Welcome,
-    parse_notice,
-    replaced_text,
 )
+from pioneer_tunnel._wire.messages import Draining, Replaced, parse_notice, replaced_text
 
 VECTORS: Final[list[dict[str, str]]] = json.loads(
     (Path(__file__).parents[1] / "vectors" / "native-auth.json").read_text(encoding="utf-8")

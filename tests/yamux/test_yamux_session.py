@@ -10,8 +10,9 @@ import random
 import sys
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
+import attrs
 import pytest
 from fuzzing import fuzzed, fuzzed_machine
 from hypothesis import example, given, strategies as st
@@ -1514,3 +1515,10 @@ class TwoSessions(RuleBasedStateMachine):
 
 
 TestTwoSessions = fuzzed_machine(TwoSessions.TestCase, 200, stateful_step_count=80)
+
+
+@pytest.mark.parametrize("name", [field.name for field in attrs.fields(Limits)])
+@pytest.mark.parametrize("value", [-1, 1.5, "4096", None, True])
+def test_a_limit_that_is_no_number_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} is .*; allowed is a whole number of 0 or more"):
+        Limits(**{name: value})

@@ -15,9 +15,9 @@ from typing import Final, Protocol, final
 
 import trio
 
-from ..._wire.handshake import instance_shown
+from ..._wire.messages import instance_shown
 from ..config import MOST_KEYS, TunnelEntry
-from .takeover import NEWEST_WINS, Party, TakeoverRules, Verdict, patience, same_gateway
+from .takeover import NEWEST_WINS, Party, TakeoverRules, Verdict, answer_timeout, same_gateway
 
 __all__ = ["Directory", "LiveSession", "LocalDirectory", "LocalRegistry", "Registry", "TunnelTaken"]
 
@@ -148,10 +148,10 @@ class LocalDirectory(Directory):
         if (
             holder is not None
             and rules.verdict(holder=holder, newcomer=session) is Verdict.ASK
-            and await holder.answers(patience(holder.instance, session.instance))
+            and await holder.answers(answer_timeout(holder.instance, session.instance))
         ):
             for ghost in self._ghosts(tunnel_id, session):
-                if not await ghost.answers(patience(ghost.instance, session.instance)):
+                if not await ghost.answers(answer_timeout(ghost.instance, session.instance)):
                     ghost.abandon()
             raise TunnelTaken(holder, session)
         candidates = self._candidates.setdefault(tunnel_id, [])
@@ -176,7 +176,7 @@ class LocalDirectory(Directory):
                     self._retire(tunnel_id, holder, by=session.instance)
                     break
                 case Verdict.ASK:
-                    answers = await holder.answers(patience(holder.instance, session.instance))
+                    answers = await holder.answers(answer_timeout(holder.instance, session.instance))
                     if answers or session not in self._candidates.get(tunnel_id, ()):  # replaced while it waited
                         raise TunnelTaken(holder, session)
                     holder.abandon()

@@ -28,11 +28,12 @@ import trio
 from ..._net.closing import abandon
 from ..._net.log_limiter import Complaints
 from ..._net.wrappers import Watched
-from ..._wire.handshake import Claim, replaced_text
+from ..._wire.handshake import Claim
+from ..._wire.messages import replaced_text
 from ...websocket import WebSocket, WebSocketLink
 from ...yamux import Limits, Role, SendBudget, YamuxConnection, YamuxStream
 from .registry import LiveSession
-from .takeover import patience
+from .takeover import answer_timeout
 
 __all__ = ["GatewaySession"]
 
@@ -119,7 +120,7 @@ class GatewaySession(LiveSession):
         self._successor: str | None = None
         self._retired: Final = trio.Event()
         self._ending: _Ending | None = None
-        self._over: Final = trio.Event()
+        self._end_ordered: Final = trio.Event()
 
     @property
     def instance(self) -> str:
@@ -174,7 +175,7 @@ class GatewaySession(LiveSession):
         if self._ending is None:
             self._ending = ending
             self._link.close_code, self._link.close_reason = ending.code, ending.reason
-            self._over.set()
+            self._end_ordered.set()
 
     # The life of a session
 
@@ -185,31 +186,31 @@ class GatewaySession(LiveSession):
         """
         with trio.CancelScope() as carrying:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._see_visitors_out)
-                nursery.start_soon(self._take_leave, carrying)
+                nursery.start_soon(self._drain_when_retired)
+                nursery.start_soon(self._close_when_ordered, carrying)
                 await self._connection.run()
         assert self._ending is not None
-        self._tell("was ended", f": {self._ending.reason}")
+        self._log_limited("was ended", f": {self._ending.reason}")
 
-    def _tell(self, what: str, why: str) -> None:
+    def _log_limited(self, what: str, why: str) -> None:
         line = f"tunnel {self.tunnel_id}: session {self.id} {what}{why}"
         _complaints.tell((what, self.tunnel_id), line, level=logging.INFO)
 
-    async def _see_visitors_out(self) -> None:
+    async def _drain_when_retired(self) -> None:
         # No deadline: most sessions are never retired.
         await self._retired.wait()
         by = self._successor or ""
-        self._tell("is retired", ", a newer key has the tunnel")
-        if not await self.answers(patience(self.instance, by)):
+        self._log_limited("is retired", ", a newer key has the tunnel")
+        if not await self.answers(answer_timeout(self.instance, by)):
             self.abandon()
             return
         with trio.move_on_after(self._grace):
             await self._connection.streams_gone()
         self._end_as_replaced(by, "a session with a newer key of this tunnel has taken it over")
 
-    async def _take_leave(self, carrying: trio.CancelScope) -> None:
+    async def _close_when_ordered(self, carrying: trio.CancelScope) -> None:
         # No deadline: most sessions end by themselves.
-        await self._over.wait()
+        await self._end_ordered.wait()
         assert self._ending is not None
         hears = not self._ending.silently
         if hears and self._ending.text is not None:

@@ -23,12 +23,12 @@ from typing import Final, Protocol, final
 
 import attrs
 
-__all__ = ["NEWEST_WINS", "Party", "Takeover", "TakeoverRules", "Verdict", "patience", "same_gateway"]
+__all__ = ["NEWEST_WINS", "Party", "Takeover", "TakeoverRules", "Verdict", "answer_timeout", "same_gateway"]
 
-PATIENCE: Final = 2.0
+ANSWER_TIMEOUT: Final = 2.0
 """Seconds that a holder has to answer. A round trip and a retransmission fit in even on a poor path."""
 
-OWN_PATIENCE: Final = 0.5
+GHOST_TIMEOUT: Final = 0.5
 """The same when it is its own gateway that comes back: then it is a ghost most likely, and soon gone."""
 
 
@@ -97,6 +97,6 @@ def same_gateway(instance: str, other: str) -> bool:
     return bool(instance) and instance == other
 
 
-def patience(instance: str, other: str) -> float:
+def answer_timeout(instance: str, other: str) -> float:
     """Seconds to wait for the answer of a session of `instance` when one of `other` wants its place."""
-    return OWN_PATIENCE if same_gateway(instance, other) else PATIENCE
+    return GHOST_TIMEOUT if same_gateway(instance, other) else ANSWER_TIMEOUT

@@ -143,7 +143,7 @@ class FollowedStream(trio.abc.HalfCloseableStream):
                 await trio.lowlevel.checkpoint()
                 await self._follow(b"")
             else:
-                data = await self._receive(min(size, follower.appetite))
+                data = await self._receive(min(size, follower.read_size))
                 await self._follow(data)
                 if not (data or self._ready or follower.is_over):
                     return b""

@@ -24,7 +24,7 @@ import trio
 
 from ..._model.addresses import Address
 from ..._model.errors import RemoteProtocolError
-from ..._model.status import clean_message
+from ..._model.text import clean_message
 from ..._net.closing import abandon
 from ..._net.dialing import Attempt, begin_dial, dial_tcp
 from ..._net.fastpath.event_loop import CAN_WATCH, Reactor, Stay

@@ -1,0 +1,47 @@
+"""A folder of the package imports only the folders below it. docs/ and CONTRIBUTING.md have the same list as a map."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+from source_imports import PACKAGE, imports, module_of
+
+_BOTTOM: Final = {"_version", "_model", "_storage"}
+_STREAMS: Final = {"_model", "_storage", "_net"}
+_MUX: Final = _STREAMS | {"_version", "_wire", "yamux", "websocket", "exchange"}
+
+ALLOWED: Final[dict[str, set[str]]] = {
+    "_version": set(),
+    "_model": set(),
+    "_storage": {"_model"},
+    "_wire": {"_version", "_model"},
+    "_http": {"_model"},
+    "_net": _BOTTOM,
+    "yamux": _STREAMS,
+    "websocket": _STREAMS,
+    "exchange": _STREAMS,
+    "transports": _MUX,
+    "tunnel": _MUX | {"transports"},
+    "gateway": _MUX | {"transports", "tunnel"},
+    "relay": _MUX | {"_http"},
+}
+"""For each folder, what it may import. What is not here (the package's `__init__`, `cli`, `testing`) may import all."""
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_it_imports_only_what_is_below_it(folder: str) -> None:
+    files = sorted(PACKAGE.glob(f"{folder}.py")) + sorted(PACKAGE.glob(f"{folder}/**/*.py"))
+    assert files
+    wrong = [
+        f"{module_of(file)} imports {module}"
+        for file in files
+        for module in imports(file)
+        if module.startswith("pioneer_tunnel") and module.split(".")[1] not in {folder, *ALLOWED[folder]}
+    ]
+    assert wrong == []
+
+
+def test_every_folder_has_its_place() -> None:
+    folders = {path.parent.name for path in PACKAGE.glob("*/*.py")}
+    assert folders - {"cli", "testing"} == ALLOWED.keys() - {"_version"}
