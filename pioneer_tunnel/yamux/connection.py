@@ -23,6 +23,7 @@ import attrs
 import trio
 
 from .._model.errors import RemoteProtocolError, fresh_copy
+from .._model.exception_groups import leaves
 from .._net.link import Link
 from .._net.log_limiter import Complaints
 from .events import Event, GoAwayReceived, OpenAllowed, PongReceived, StreamOpened, StreamReadable, StreamWritable
@@ -370,13 +371,6 @@ class YamuxConnection:
 
 def _reason(ending: BaseExceptionGroup[Exception] | None) -> Exception:
     """Why the session ended. A broken rule comes first: that the link then breaks is its consequence."""
-    reasons = [] if ending is None else _leaves(ending)
+    reasons = [] if ending is None else [leaf for leaf in leaves(ending) if isinstance(leaf, Exception)]
     reasons.sort(key=lambda reason: not isinstance(reason, RemoteProtocolError))
     return reasons[0] if reasons else trio.ClosedResourceError("it was closed at this end")
-
-
-def _leaves(group: BaseExceptionGroup[Exception]) -> list[Exception]:
-    found: list[Exception] = []
-    for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found

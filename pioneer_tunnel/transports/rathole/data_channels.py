@@ -85,6 +85,7 @@ class DataChannels:
         hello: what each begins with.
         machine: where they go; None to dial the target's name.
         tls: None for connections in clear.
+        max_streams: visitors' connections that may be open at once; more are reset.
         nursery: where their tasks run, and end.
         stay: see `staying`.
     """
@@ -96,6 +97,7 @@ class DataChannels:
         *,
         machine: Address | None,
         tls: ssl.SSLContext | None,
+        max_streams: int,
         deliver: Deliver,
         nursery: trio.Nursery,
         stay: Stay | None,
@@ -104,6 +106,7 @@ class DataChannels:
         self._hello: Final = hello
         self._machine: Final = machine
         self._tls: Final = tls
+        self._max_streams: Final = max_streams
         self._deliver: Final = deliver
         self._nursery: Final = nursery
         self._reactor: Final = None if stay is None else stay.reactor
@@ -235,7 +238,7 @@ class DataChannels:
             carried.reset()
             return
         try:
-            if len(self._carried) > self._target.limits.streams:
+            if len(self._carried) > self._max_streams:
                 raise trio.WouldBlock
             self._deliver(TunnelStream(carried))
         except trio.WouldBlock:
