@@ -1,8 +1,8 @@
 """Read a TOML table into an attrs class, and report all problems in one error.
 
-The class declares what each key may hold with attrs converters and validators, and which values exclude each other with
-`Rule`s. By itself, attrs stops at the first converter or validator that raises, and cattrs does not report unknown keys
-together with broken rules. So:
+The class declares what each key may hold with attrs converters and validators, and which values do not go together
+with `Rule`s. By itself, attrs stops at the first converter or validator that raises, and cattrs does not report unknown
+keys together with broken rules. So:
 
 - `hold_back`, the class's `field_transformer`, catches the error of each field and puts a `_Rejected` into the field;
 - `settle`, called by `__attrs_post_init__`, applies the rules to the valid fields, and raises one error for all
