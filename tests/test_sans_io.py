@@ -101,7 +101,7 @@ def test_the_protocol_of_yamux_is_among_them() -> None:
     assert {f"yamux/{room}.py" for room in ("frames", "flow", "outbox", "session")} <= set(SANS_IO)
 
 
-@pytest.mark.parametrize("room", sorted(TRIO_SIDE | {"_net/link.py", "_net/wrappers.py"}))
+@pytest.mark.parametrize("room", sorted(TRIO_SIDE | {"_net/link.py", "_net/streams.py"}))
 def test_where_trio_is_imported_it_is_found(room: str) -> None:
     """The test above would say so."""
     assert "trio" in reached(PACKAGE / room)

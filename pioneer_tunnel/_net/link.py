@@ -12,7 +12,7 @@ from typing import Final, TypeAlias, final
 
 import trio
 
-from .wrappers import watch
+from .adopted import watch
 
 __all__ = ["Bytes", "Link", "StreamLink"]
 

@@ -29,8 +29,8 @@ import trio
 from .._model.addresses import Address
 from .._model.exception_groups import open_tasks_beside_body
 from .._model.keys import RelayKey
+from .._net.adopted import watch
 from .._net.tls.certificate import Certificate
-from .._net.wrappers import watch
 from ..relay.config import RelayConfig, TunnelEntry
 from ..relay.gateways.endpoint import ControlDoor
 from ..relay.server import guarded, serve_gateway

@@ -18,7 +18,9 @@ import trio
 
 from ..._http.head import BadRequest, HeadReader, RequestHead, error_response
 from ..._model.addresses import Address
+from ..._net.adopted import adopt
 from ..._net.closing import abandon, close_after_answer
+from ..._net.streams import ByteStream
 from ..._net.tls.client_hello import Alert
 from ..._wire.proxy_v2 import ProxyHeader
 from ...exchange.pump import pump
@@ -61,7 +63,7 @@ class Visit:
         settle: called when it has shown which tunnel it wants; raises `TurnedAway` when there are too many visitors.
     """
 
-    stream: trio.abc.Stream
+    stream: ByteStream = attrs.field(converter=adopt)
     visitor: Address | None
     local: Address | None
     tls: bool
@@ -238,7 +240,7 @@ class IngressDoor:
         except TurnedAway as reason:
             raise Refusal(503, str(reason)) from None
 
-    async def _open(self, entry: TunnelEntry) -> trio.abc.HalfCloseableStream:
+    async def _open(self, entry: TunnelEntry) -> ByteStream:
         tried: LiveSession | None = None
         with trio.move_on_after(OPEN_TIMEOUT):
             while (session := await self._directory.find(entry.id)) is not tried and session is not None:

@@ -37,10 +37,10 @@ from ..._model.errors import (
     TunnelAuthError,
 )
 from ..._model.exception_groups import lone_error_bare
+from ..._net.adopted import Watched
 from ..._net.dialing import Dialer, dial_relay, dial_tcp
-from ..._net.socket_options import keep_alive, socket_below
+from ..._net.socket_options import keep_alive
 from ..._net.tls.client import client_tls
-from ..._net.wrappers import Watched
 from ..interface import Deliver, Report, Session, Target
 from .codec import Ack, Challenge, ChannelKind, ControlChannel, ControlCommand, ControlEvent, Hello, OtherVersionError
 from .data_channels import DataChannels, staying
@@ -85,9 +85,9 @@ async def _serve(
     dial = target.redial.dialer(target.dial, timeout=target.connect_timeout)
     stream, watched = await dial_relay(address, dial=dial, tls=tls, timeout=target.connect_timeout)
     try:
-        connected = socket_below(watched)
+        connected = watched.lowest_socket
         if connected is not None:
-            keep_alive(connected)
+            keep_alive(connected.socket)
         channel = ControlChannel(target.key_mode.id(target.key, target.service))
         proof, early = await _open(channel, stream, target)
         with lone_error_bare(), staying(tls) as stay:
@@ -221,9 +221,10 @@ def _machine_reached(watched: Watched, dial: Dialer) -> Address | None:
 
     None when it has to be asked for by name each time: what a dialer of the host's own connects to may be a proxy.
     """
-    connected = socket_below(watched)
-    if dial is not dial_tcp or connected is None:
+    lowest = watched.lowest_socket
+    if dial is not dial_tcp or lowest is None:
         return None
+    connected = lowest.socket
     try:
         peer: tuple[Any, ...] = connected.getpeername()
     except OSError:
