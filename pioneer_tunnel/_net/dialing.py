@@ -22,11 +22,11 @@ import trio
 
 from .._model.addresses import Address, RelayAddress
 from .._model.errors import LocalGatewayError, RelayConnectError, RelayResolveError
+from .adopted import Watched, watch
 from .socket_options import limit_unsent, reset_on_close
 from .tcp import CAN_USE_DESCRIPTORS, TcpStream
 from .tls.client import why_tls_failed
 from .tls.stream import TlsStream
-from .wrappers import Watched, watch
 
 __all__ = ["Attempt", "Dialer", "begin_dial", "dial_local", "dial_relay", "dial_tcp", "first_to_connect"]
 
@@ -210,7 +210,7 @@ async def dial_relay(
     return secured, watched
 
 
-async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> trio.abc.Stream:
+async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> Watched:
     """Connect to the local gateway. Only `aclose` ends the connection with a FIN, see `LentSocket`.
 
     Raises:

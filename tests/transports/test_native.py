@@ -29,8 +29,8 @@ from pioneer_tunnel._model.errors import (
     UnsupportedTransportError,
 )
 from pioneer_tunnel._model.keys import PublicKey, RelayKey, SigningIdentity
+from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.tls.client import client_tls
-from pioneer_tunnel._net.wrappers import watch
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL, GatewayHandshake, Rejection, RelayHandshake
 from pioneer_tunnel._wire.messages import replaced_text
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader

@@ -44,12 +44,12 @@ from pioneer_tunnel._model.errors import (
 )
 from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._model.status import ErrorKind, State
-from pioneer_tunnel._net import dialing as dialer, wrappers as streams
+from pioneer_tunnel._net import adopted as streams, dialing as dialer
+from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.closing import abandon
 from pioneer_tunnel._net.dialing import Attempt, dial_tcp
 from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH
 from pioneer_tunnel._net.log_limiter import LINES_IN_FULL
-from pioneer_tunnel._net.wrappers import watch
 from pioneer_tunnel.testing import Moment, ScriptedPioneerRelay, Trouble, Way, open_pioneer_relay
 from pioneer_tunnel.transports.interface import Target
 from pioneer_tunnel.transports.rathole import control_channel, data_channels

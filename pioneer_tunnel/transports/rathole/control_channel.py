@@ -35,10 +35,10 @@ from ..._model.errors import (
 )
 from ..._model.exception_groups import lone_error_bare
 from ..._model.keys import RelayKey
+from ..._net.adopted import Watched
 from ..._net.dialing import Dialer, dial_relay, dial_tcp
-from ..._net.socket_options import keep_alive, socket_below
+from ..._net.socket_options import keep_alive
 from ..._net.tls.client import client_tls
-from ..._net.wrappers import Watched
 from ..interface import Deliver, Report, Session, Target, usable_key
 from .codec import Ack, Challenge, ChannelKind, ControlChannel, ControlCommand, ControlEvent, Hello, OtherVersionError
 from .data_channels import DataChannels, staying
@@ -88,9 +88,9 @@ class RatholeTransport:
         dial = target.redial.dialer(target.dial, timeout=timeout)
         stream, watched = await dial_relay(address, dial=dial, tls=tls, timeout=timeout)
         try:
-            connected = socket_below(watched)
+            connected = watched.lowest_socket
             if connected is not None:
-                keep_alive(connected)
+                keep_alive(connected.socket)
             channel = ControlChannel(self.key_mode.id(target.key, target.service))
             proof, early = await _open(channel, stream, target, self.key_mode)
             with lone_error_bare(), staying(tls) as stay:
@@ -225,9 +225,10 @@ def _machine_reached(watched: Watched, dial: Dialer) -> Address | None:
 
     None with a dialer of the host's own: what it connects to may be a proxy, so data channels dial the name.
     """
-    connected = socket_below(watched)
-    if dial is not dial_tcp or connected is None:
+    lowest = watched.lowest_socket
+    if dial is not dial_tcp or lowest is None:
         return None
+    connected = lowest.socket
     try:
         peer: tuple[Any, ...] = connected.getpeername()
     except OSError:
