@@ -6,6 +6,7 @@ for a custom server (a tunnel is a `trio.abc.Listener`); `pioneer_tunnel.testing
 
 from __future__ import annotations
 
+from ._deprecation import PioneerTunnelDeprecationWarning
 from ._model.addresses import Address, RelayAddress
 from ._model.errors import (
     InvalidSettingsError,
@@ -69,6 +70,7 @@ __all__ = [
     "MemoryKeystore",
     "MissingBinaryError",
     "MissingKeyError",
+    "PioneerTunnelDeprecationWarning",
     "PrefixedStream",
     "Problem",
     "ProcessExitedError",

@@ -38,7 +38,7 @@ class AdoptedStream(ByteStream):
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.transport_stream: Final = stream
-        self.last_received = trio.current_time()
+        self.last_received: float = trio.current_time()
         self.sending_since: float | None = None
         bottom = bottom_of(stream)
         self._ours: Final = bottom if isinstance(bottom, ByteStream) else None

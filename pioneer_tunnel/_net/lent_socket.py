@@ -35,8 +35,8 @@ class LentSocket:
 
     def __init__(self, socket: Socket, *, resets: bool = False) -> None:
         self.socket: Final = socket
-        self.resets = resets
-        self.waited_for = False
+        self.resets: bool = resets
+        self.waited_for: bool = False
         self.on_close: Callable[[], None] | None = None
         self.taken_back: Callable[[], None] | None = None
 

@@ -51,7 +51,7 @@ class TcpStream(ByteStream):
 
     def __init__(self, socket: Socket, *, resets: bool = False) -> None:
         self.socket: Final = socket
-        self.last_received = trio.current_time()
+        self.last_received: float = trio.current_time()
         self.sending_since: float | None = None
         self._lent: Final = LentSocket(socket, resets=resets)
         self._was_reset = False

@@ -147,10 +147,10 @@ class ScriptedPioneerRelay:
         listen: bool = True,
         random: Random | None = None,
     ) -> None:
-        self.address = Address("127.0.0.1", 0) if listen else Address("relay.test", 2333)
-        self.visitors = Address("127.0.0.1", 0)
-        self.control_channels = 0
-        self.data_channels = 0
+        self.address: Address = Address("127.0.0.1", 0) if listen else Address("relay.test", 2333)
+        self.visitors: Address = Address("127.0.0.1", 0)
+        self.control_channels: int = 0
+        self.data_channels: int = 0
         self.asked_for = 0
         self._key: Final = key
         self._service: Final = service

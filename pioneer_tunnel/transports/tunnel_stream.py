@@ -11,6 +11,7 @@ from typing import Final, Protocol, TypeAlias, cast, final
 
 import trio
 
+from .._deprecation import warn_deprecated
 from .._model.addresses import Address
 from .._net.adopted import adopt
 from .._net.lent_socket import LentSocket
@@ -127,13 +128,14 @@ class TunnelStream(ByteStream):
         """
         return await self._stream.wait_broken()
 
-    async def drain(self) -> None:
-        """Wait until what was sent is on its way to the relay, or never will be. The caller sets the deadline."""
-        await self.wait_flushed()
-
     async def wait_flushed(self) -> None:
-        """The same as `drain`."""
+        """Wait until what was sent is on its way to the relay, or never will be. The caller sets the deadline."""
         await self._stream.wait_flushed()
+
+    async def drain(self) -> None:
+        """Deprecated since 0.1.0: the same as `wait_flushed`."""
+        warn_deprecated("TunnelStream.drain", since="0.1.0", instead="TunnelStream.wait_flushed")
+        await self.wait_flushed()
 
     async def abort(self) -> None:
         """`reset`, as an async method that every stream has. Completes also when cancelled."""

@@ -78,7 +78,7 @@ class Restarts:
     def __init__(self, policy: RestartPolicy, random: Random) -> None:
         self.policy: Final = policy
         self._random: Final = random
-        self.used = 0
+        self.used: int = 0
         """Restarts since the start, or since the last session that was stable."""
 
     def after(self, ending: Ending) -> float | None:

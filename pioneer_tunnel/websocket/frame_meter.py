@@ -53,7 +53,7 @@ class FrameMeter:
     """
 
     def __init__(self, allowance: Allowance | None = None) -> None:
-        self.trusted = allowance is None
+        self.trusted: bool = allowance is None
         self._size_left = 0 if allowance is None else allowance.size
         self._frames_left = 0 if allowance is None else allowance.frames
         self._head: bytes | None = b""  # its last bytes; None once it has ended

@@ -43,8 +43,8 @@ class WebSocketLink(Link):
         self._watched: Final = watched
         self._on_text: Final = on_text
         self._behind = behind
-        self.close_code = 1000
-        self.close_reason = ""
+        self.close_code: int = 1000
+        self.close_reason: str = ""
 
     @property
     def last_received(self) -> float:

@@ -80,7 +80,7 @@ class FollowedStream(DelegatingStream):
     ) -> None:
         super().__init__(stream)
         self.scope: Final = trio.CancelScope()
-        self.handed_over = False
+        self.handed_over: bool = False
         self._responses: Final = ResponseFollower()
         self._follower: Final = RequestFollower(head, self._responses)
         self._turn: Final = turn

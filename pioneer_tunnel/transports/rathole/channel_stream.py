@@ -54,7 +54,7 @@ class ChannelStream(GuardedStream):
         on_over: Callable[[ChannelStream], None],
     ) -> None:
         super().__init__(stream)
-        self.accepted = False
+        self.accepted: bool = False
         self._on_accepted: Final = on_accepted
         self._leave_taking: Final = leave_taking
         self._on_over: Final = on_over
