@@ -32,8 +32,8 @@ from ._model.keys import PublicKey, RelayKey, new_relay_key
 from ._model.status import ErrorKind, State, Status
 from ._net.closing import abandon
 from ._net.dialing import Dialer, dial_tcp
+from ._net.prefixed_stream import PrefixedStream
 from ._net.tls.certificate import Certificate
-from ._net.wrappers import PrefixedStream
 from ._version import __version__
 from ._wire.proxy_v2 import ProxyHeader
 from .gateway.config import RemoteAccessConfig, Transport

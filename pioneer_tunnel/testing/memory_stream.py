@@ -24,7 +24,7 @@ from typing import Final, final
 
 import trio
 
-from .._net.wrappers import OneAtATime
+from .._net.streams import OneAtATime
 
 __all__ = ["MemoryConnection", "MemoryStream"]
 

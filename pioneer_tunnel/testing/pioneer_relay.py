@@ -32,9 +32,9 @@ from .._model.addresses import Address
 from .._model.errors import RemoteProtocolError
 from .._model.exception_groups import open_tasks_beside_body
 from .._model.keys import RelayKey
+from .._net.adopted import adopt, watch
 from .._net.closing import abandon
 from .._net.tls.stream import TlsStream
-from .._net.wrappers import watch
 from ..exchange.pump import pump
 from ..transports.rathole.codec import (
     DIGEST_SIZE,
@@ -315,7 +315,7 @@ class ScriptedPioneerRelay:
                     await trio.aclose_forcefully(channel)
                     gateway.ask()
                 else:
-                    await pump(watch(visitor), channel)
+                    await pump(watch(visitor), adopt(channel))
                     return
                 finally:
                     used.set()

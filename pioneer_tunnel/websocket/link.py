@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, final
 
+from .._net.adopted import Watched
 from .._net.link import Bytes, Link
-from .._net.wrappers import Watched
 from .connection import Message, WebSocket
 
 __all__ = ["WebSocketLink"]

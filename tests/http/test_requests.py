@@ -18,6 +18,7 @@ from pioneer_tunnel._http.head import MAX_HEAD, HeadReader, RequestHead
 from pioneer_tunnel._http.requests import Phase, RequestFollower
 from pioneer_tunnel._http.responses import ResponseFollower
 from pioneer_tunnel._model.errors import LocalProtocolError
+from pioneer_tunnel._net.adopted import adopt
 from pioneer_tunnel.relay.visitors.followed_stream import FollowedStream
 from pioneer_tunnel.relay.visitors.turns import Turn, Turns
 
@@ -492,7 +493,7 @@ async def test_a_flood_of_one_tenant_does_not_hold_up_another(mock_clock: trio.t
     async def visit(tenant: str, first: bytes, said: bytes) -> None:
         ours, theirs = trio.testing.memory_stream_pair()
         async with ours, theirs:
-            followed = FollowedStream(ours, head_of(first), b"", Turn(turns, tenant, tenant), head_timeout=10)
+            followed = FollowedStream(adopt(ours), head_of(first), b"", Turn(turns, tenant, tenant), head_timeout=10)
             await theirs.send_all(said)
             left = len(said)
             while left:

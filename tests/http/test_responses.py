@@ -19,6 +19,7 @@ from pioneer_tunnel._http import bodies, responses as responses_module
 from pioneer_tunnel._http.bodies import MAX_WORK
 from pioneer_tunnel._http.head import MAX_HEAD, HeadReader, RequestHead
 from pioneer_tunnel._http.responses import ResponseFollower, ResponsePhase
+from pioneer_tunnel._net.adopted import adopt
 from pioneer_tunnel.relay.visitors.followed_stream import FollowedStream
 from pioneer_tunnel.relay.visitors.turns import Turn, Turns
 
@@ -347,7 +348,7 @@ async def test_a_flood_of_one_gateway_does_not_hold_up_another(mock_clock: trio.
     async def answer(tenant: str, said: bytes) -> None:
         ours, theirs = trio.testing.memory_stream_pair()
         async with ours, theirs:
-            followed = FollowedStream(ours, GET, b"", Turn(turns, tenant, tenant), head_timeout=10)
+            followed = FollowedStream(adopt(ours), GET, b"", Turn(turns, tenant, tenant), head_timeout=10)
             await followed.send_all(said)
             order.append(tenant)
 

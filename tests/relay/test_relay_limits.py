@@ -47,9 +47,9 @@ from pioneer_tunnel._model.addresses import Address, RelayAddress
 from pioneer_tunnel._model.errors import InvalidSettingsError
 from pioneer_tunnel._model.keys import PublicKey, RelayKey
 from pioneer_tunnel._model.status import State
+from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.descriptor_limit import descriptor_limit
 from pioneer_tunnel._net.log_limiter import LINES_IN_FULL
-from pioneer_tunnel._net.wrappers import watch
 from pioneer_tunnel._wire.handshake import AGENT, SUBPROTOCOL, Claim, GatewayHandshake, Rejection, RelayHandshake
 from pioneer_tunnel.relay import RelayConfig, RelayLimits, accept_loop as accepting, rates
 from pioneer_tunnel.relay.accept_loop import AcceptLoop

@@ -26,6 +26,8 @@ from rig import (
 from pioneer_tunnel._model.errors import ReplacedError, TunnelAuthError
 from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._model.status import ErrorKind, State
+from pioneer_tunnel._net.adopted import adopt
+from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.gateways.takeover import ANSWER_TIMEOUT
@@ -210,7 +212,7 @@ async def test_a_visitor_who_waits_for_the_old_one_gets_the_new_one() -> None:
     """It had found the old session, which was not ready, and in that moment the tunnel moved."""
 
     class Moving(Overwhelmed):
-        async def open_stream(self) -> trio.abc.HalfCloseableStream:
+        async def open_stream(self) -> ByteStream:
             await directory.enter("office", Ready())
             raise trio.BrokenResourceError("the session takes no more streams")
 
@@ -218,10 +220,10 @@ async def test_a_visitor_who_waits_for_the_old_one_gets_the_new_one() -> None:
             """Nothing is left to do."""
 
     class Ready(Overwhelmed):
-        async def open_stream(self) -> trio.abc.HalfCloseableStream:
+        async def open_stream(self) -> ByteStream:
             ours, theirs = trio.testing.memory_stream_pair()
             gateways.append(theirs)
-            return ours
+            return adopt(ours)
 
     gateways: list[trio.abc.Stream] = []
     directory = LocalDirectory()

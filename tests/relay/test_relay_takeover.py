@@ -35,6 +35,7 @@ from pioneer_tunnel._model.addresses import RelayAddress
 from pioneer_tunnel._model.errors import ReplacedError
 from pioneer_tunnel._model.keys import PublicKey, RelayKey, SigningIdentity
 from pioneer_tunnel._model.status import ErrorKind, State, Status
+from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL, GatewayHandshake, Welcome
 from pioneer_tunnel._wire.messages import instance_shown
 from pioneer_tunnel.relay.gateways.registry import MOST_CANDIDATES, LiveSession, LocalDirectory, TunnelTaken
@@ -538,7 +539,7 @@ class Passive(LiveSession):
     def since(self) -> float:
         return 0.0
 
-    async def open_stream(self) -> trio.abc.HalfCloseableStream:
+    async def open_stream(self) -> ByteStream:
         raise trio.BrokenResourceError
 
     async def answers(self, within: float) -> bool:

@@ -30,6 +30,8 @@ from rig import (
 )
 
 from pioneer_tunnel._model.keys import RelayKey
+from pioneer_tunnel._net.adopted import adopt
+from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LiveSession, LocalDirectory, LocalRegistry
@@ -408,12 +410,12 @@ class FakeSession(LiveSession):
         self.gone = False
         self.streams: list[MemoryStream] = []
 
-    async def open_stream(self) -> trio.abc.HalfCloseableStream:
+    async def open_stream(self) -> ByteStream:
         if self.gone:
             raise trio.BrokenResourceError
         ours, theirs = trio.testing.memory_stream_pair()
         self.streams.append(theirs)
-        return ours
+        return adopt(ours)
 
     async def answers(self, within: float) -> bool:
         raise AssertionError

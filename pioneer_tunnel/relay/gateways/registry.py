@@ -13,8 +13,7 @@ import time
 from collections.abc import Iterable
 from typing import Final, Protocol, final
 
-import trio
-
+from ..._net.streams import ByteStream
 from ..._wire.messages import instance_shown
 from ..config import MOST_KEYS, TunnelEntry
 from .takeover import NEWEST_WINS, Party, TakeoverRules, Verdict, answer_timeout, same_gateway
@@ -42,7 +41,7 @@ class LiveSession(Party, Protocol):
     def since(self) -> float:
         """When it came, in seconds since 1970."""
 
-    async def open_stream(self) -> trio.abc.HalfCloseableStream:
+    async def open_stream(self) -> ByteStream:
         """Open a stream to it. The caller sets the deadline.
 
         Raises:

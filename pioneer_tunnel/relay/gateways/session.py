@@ -25,9 +25,9 @@ from typing import Final, final
 import attrs
 import trio
 
+from ..._net.adopted import Watched
 from ..._net.closing import abandon
 from ..._net.log_limiter import Complaints
-from ..._net.wrappers import Watched
 from ..._wire.handshake import Claim
 from ..._wire.messages import replaced_text
 from ...websocket import WebSocket, WebSocketLink

@@ -32,8 +32,7 @@ import trio
 from ..._http.head import BadRequest, RequestHead
 from ..._http.requests import Phase, Piece, RequestFollower
 from ..._http.responses import ResponseFollower, ResponsePhase
-from ..._net.closing import send_eof
-from ..._net.wrappers import send_pieces
+from ..._net.streams import ByteStream, DelegatingStream
 from ...exchange.pump import HandedOver
 from .turns import Turn
 
@@ -53,7 +52,7 @@ _WITHOUT_END: Final = frozenset({ResponsePhase.UNKNOWN, ResponsePhase.SWITCHED})
 
 
 @final
-class FollowedStream(trio.abc.HalfCloseableStream):
+class FollowedStream(DelegatingStream):
     """The visitor's side of a pump.
 
     Args:
@@ -71,7 +70,7 @@ class FollowedStream(trio.abc.HalfCloseableStream):
 
     def __init__(
         self,
-        stream: trio.abc.Stream,
+        stream: ByteStream,
         head: RequestHead,
         received: bytes,
         turn: Turn,
@@ -79,7 +78,7 @@ class FollowedStream(trio.abc.HalfCloseableStream):
         head_timeout: float,
         keep_alive_timeout: float = math.inf,
     ) -> None:
-        self.transport_stream: Final = stream
+        super().__init__(stream)
         self.scope: Final = trio.CancelScope()
         self.handed_over = False
         self._responses: Final = ResponseFollower()
@@ -236,7 +235,7 @@ class FollowedStream(trio.abc.HalfCloseableStream):
             passed = self._responses.feed(data, passed)
             self._turn.spend(self._responses.work)
         if passed:
-            await send_pieces(self.transport_stream, [data if passed == len(data) else data[:passed]])
+            await self.transport_stream.send_pieces([data if passed == len(data) else data[:passed]])
         self._sending = False
         self._last_activity = trio.current_time()
         if self._reading is not None:
@@ -247,8 +246,9 @@ class FollowedStream(trio.abc.HalfCloseableStream):
         if passed < len(data):
             raise trio.ClosedResourceError("the gateway sends what answers no request")
 
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.transport_stream.wait_send_all_might_not_block()
+    @property
+    def can_half_close(self) -> bool:
+        return True  # `send_eof` decides what becomes of the connection
 
     async def send_eof(self) -> None:
         """The gateway says no more: end the visitor's connection, unless it goes on without this gateway.
@@ -264,7 +264,7 @@ class FollowedStream(trio.abc.HalfCloseableStream):
                 raise trio.ClosedResourceError("the gateway has ended before its response did")
             return
         self._end_sent = True
-        await send_eof(self.transport_stream)
+        await self.transport_stream.send_eof()
 
     async def aclose(self) -> None:
         self._ready.clear()
