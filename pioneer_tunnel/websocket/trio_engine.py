@@ -1,8 +1,8 @@
 """The engine over `trio-websocket`, which is always installed.
 
-What it does not do, we do around it: it is handed a stream that we made and close ourselves, it reads in large
-pieces, and an opening that it would wait for without end is watched from below (`_Watch`), since it tells
-neither of a connection that ends without an answer nor of an answer whose body never ends.
+We work around what it lacks. We give it a stream that we made and close ourselves, and a large read size. During the
+opening it waits forever when the connection ends without a response, or when the body of a response never ends. So the
+stream that we give it, `_EngineStream`, detects both.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ from .frame_meter import FrameMeter
 __all__ = ["accept", "connect"]
 
 _MAX_PIECES: Final = 16 * 1024
-"""Pieces of one message. Each read makes one, so a large message over a slow path honestly has a thousand."""
+"""Pieces of one message. Each read makes one, so a large message over a slow path may have a thousand."""
 
 _QUEUE: Final = 8
-"""Messages between the engine's reader and ours: what one read brings, and somewhat more."""
+"""Messages that trio-websocket queues for us: a little more than one read brings."""
 
 
 @asynccontextmanager
 async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[WebSocket]:
     """See `Engine.connect`."""
     assert opening.address is not None
-    watch = _Watch(stream, FrameMeter(opening.allowance), of_client=True)
-    async with _kept(watch) as nursery:
+    engine_stream = _EngineStream(stream, FrameMeter(opening.allowance), of_client=True)
+    async with _with_reader(engine_stream) as nursery:
         try:
             with lone_error_bare():
                 async with trio.open_nursery() as until_open:
-                    until_open.start_soon(watch.raise_when_refused)
+                    until_open.start_soon(engine_stream.raise_when_refused)
                     connection = await wrap_client_stream(
                         nursery,
-                        watch,  # type: ignore[arg-type]  # any stream will do, as its documentation says
+                        engine_stream,  # type: ignore[arg-type]  # it documents that it accepts any stream
                         opening.address.audience,
                         opening.address.path,
                         subprotocols=[opening.subprotocol],
@@ -69,24 +69,24 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
                         message_queue_size=_QUEUE,
                         receive_buffer_size=READ_SIZE,
                     )
-                    watch.open_for(connection)
+                    engine_stream.open_for(connection)
                     until_open.cancel_scope.cancel()
         except HandshakeError as error:
-            raise watch.refusal(error) from error
-        yield TrioWebSocket(watch, connection)
+            raise engine_stream.refusal(error) from error
+        yield TrioWebSocket(engine_stream, connection)
 
 
 @asynccontextmanager
 async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[WebSocket]:
     """See `Engine.accept`."""
-    watch = _Watch(stream, FrameMeter(opening.allowance), of_client=False)
-    async with _kept(watch) as nursery:
+    engine_stream = _EngineStream(stream, FrameMeter(opening.allowance), of_client=False)
+    async with _with_reader(engine_stream) as nursery:
         with lone_error_bare():
             async with trio.open_nursery() as until_open:
-                until_open.start_soon(watch.raise_when_refused)
+                until_open.start_soon(engine_stream.raise_when_refused)
                 request: WebSocketRequest = await wrap_server_stream(
                     nursery,
-                    watch,
+                    engine_stream,
                     max_message_size=MAX_BINARY,
                     message_queue_size=_QUEUE,
                     receive_buffer_size=READ_SIZE,
@@ -95,39 +95,39 @@ async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[Web
                 try:
                     connection = await request.accept(subprotocol=opening.subprotocol if offered else None)
                 except ConnectionClosed as error:
-                    raise _closed(error) from None  # the client went away when it had asked
-                watch.open_for(connection)
+                    raise _closed(error) from None  # the client closed after its request
+                engine_stream.open_for(connection)
                 until_open.cancel_scope.cancel()
-        yield TrioWebSocket(watch, connection)
+        yield TrioWebSocket(engine_stream, connection)
 
 
 @asynccontextmanager
-async def _kept(watch: _Watch) -> AsyncIterator[trio.Nursery]:
-    """A nursery for the engine's reader; let go of the stream at the end, whatever happened."""
+async def _with_reader(engine_stream: _EngineStream) -> AsyncIterator[trio.Nursery]:
+    """A nursery for trio-websocket's reader task. Close the stream at the end."""
     reading = trio.CancelScope(shield=True)
     try:
         with lone_error_bare():
             async with trio.open_nursery() as nursery:
                 try:
-                    yield cast("trio.Nursery", _ReaderNursery(nursery, reading, watch))
+                    yield cast("trio.Nursery", _ReaderNursery(nursery, reading, engine_stream))
                 finally:
                     reading.cancel()
     finally:
         with trio.CancelScope(shield=True):
-            await trio.aclose_forcefully(watch)
+            await trio.aclose_forcefully(engine_stream)
 
 
 @final
 class _ReaderNursery:
-    """What the engine starts its reader in.
+    """The nursery in which trio-websocket starts its reader task.
 
-    A cancellation from outside does not reach the reader, which has yet to see the other end's answer to our close.
+    It shields the reader from an outside cancellation, because the reader must still receive the peer's close frame.
     """
 
-    def __init__(self, nursery: trio.Nursery, reading: trio.CancelScope, watch: _Watch) -> None:
+    def __init__(self, nursery: trio.Nursery, reading: trio.CancelScope, engine_stream: _EngineStream) -> None:
         self._nursery: Final = nursery
         self._reading: Final = reading
-        self._watch: Final = watch
+        self._engine_stream: Final = engine_stream
 
     def start_soon(self, reader: Callable[[], Awaitable[object]]) -> None:
         self._nursery.start_soon(self._read, reader)
@@ -137,16 +137,16 @@ class _ReaderNursery:
             try:
                 await reader()
             except Exception:
-                # What it finds wrong with an opening it raises here, not where the opening is waited for. The watch
-                # has seen the same, and says it better.
-                if self._watch.open:
+                # trio-websocket raises errors of the opening here, and not in the task that waits for the opening. That
+                # task gets a better one, from `raise_when_refused`.
+                if self._engine_stream.open:
                     raise
-        self._watch.end_opening()
+        self._engine_stream.fail_opening()
 
 
 @final
 class TrioWebSocket(WebSocket):
-    def __init__(self, stream: _Watch, connection: WebSocketConnection) -> None:
+    def __init__(self, stream: _EngineStream, connection: WebSocketConnection) -> None:
         self.subprotocol = connection.subprotocol
         self.meter = stream.meter
         self._stream: Final = stream
@@ -187,12 +187,12 @@ def _closed(error: ConnectionClosed) -> trio.BrokenResourceError:
 
 
 @final
-class _Watch(trio.abc.Stream):
-    """The stream below the engine, with an eye on what the engine has not finished.
+class _EngineStream(trio.abc.Stream):
+    """The stream that trio-websocket uses.
 
-    In an opening the engine reads on for as long as it has hope. This keeps the first bytes of what comes and raises,
-    in a task of its own, when the stream has ended or when enough of an answer has come to see that it is a refusal.
-    The engine parses all that one read brings, so `meter` cuts reads into portions.
+    During the opening it keeps the first received bytes. `raise_when_refused` runs in a task of its own, and raises
+    when the stream has ended, or when the received part of a response shows a refusal. trio-websocket parses all bytes
+    of one read at once, so `meter` cuts reads into portions.
     """
 
     def __init__(self, stream: trio.abc.Stream, meter: FrameMeter, *, of_client: bool) -> None:
@@ -202,10 +202,10 @@ class _Watch(trio.abc.Stream):
         self._connection: WebSocketConnection | None = None
         self._of_client: Final = of_client
         self._answer = b""
-        self._over: Final = trio.Event()
+        self._opening_failed: Final = trio.Event()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        # The engine asks for more when it has taken in what it had. It counts a message's bytes, not its pieces.
+        # trio-websocket reads when it has processed all earlier bytes. It limits a message's bytes, but not its pieces.
         if len(getattr(self._connection, "_message_parts", ())) > _MAX_PIECES:
             raise trio.BrokenResourceError(f"a message in more than {_MAX_PIECES} pieces")
         if self._unparsed:
@@ -226,33 +226,33 @@ class _Watch(trio.abc.Stream):
         try:
             data = await self.transport_stream.receive_some(max_bytes)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._over.set()
+            self._opening_failed.set()
             raise
         self._answer = (self._answer + data)[:MAX_ANSWER]
         if not data or (self._of_client and refusal_in(self._answer)):
-            self._over.set()
+            self._opening_failed.set()
         return data
 
     @property
     def open(self) -> bool:
-        """Whether the opening has ended well."""
+        """Whether the opening has succeeded."""
         return self._connection is not None
 
     def open_for(self, connection: WebSocketConnection) -> None:
-        """The opening has ended well: from now on this carries `connection`."""
+        """The opening has succeeded."""
         self._connection = connection
 
-    def end_opening(self) -> None:
-        """The engine reads no further: if it is not open yet, it never will be."""
-        self._over.set()
+    def fail_opening(self) -> None:
+        """The reader has ended. If the opening has not succeeded, it never will."""
+        self._opening_failed.set()
 
     async def raise_when_refused(self) -> NoReturn:
         # The caller of the opening sets the deadline.
-        await self._over.wait()
+        await self._opening_failed.wait()
         raise self.refusal(None)
 
     def refusal(self, error: HandshakeError | None) -> Exception:
-        """What to raise for an opening that failed, from what the other end has said."""
+        """The exception for an opening that failed, from the received bytes."""
         refused = refusal_in(self._answer) if self._of_client and self._answer else None
         if refused is not None:
             return refused
@@ -269,5 +269,5 @@ class _Watch(trio.abc.Stream):
         await self.transport_stream.wait_send_all_might_not_block()
 
     async def aclose(self) -> None:
-        self._over.set()
+        self._opening_failed.set()
         await self.transport_stream.aclose()
