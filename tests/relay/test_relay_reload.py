@@ -349,7 +349,7 @@ async def test_what_cannot_be_applied_is_told_and_the_next_one_may_be(
 @in_virtual_time
 async def test_whoever_asks_has_it_read_at_once(file: ConfigFile) -> None:
     ask_for_it, asked = trio.open_memory_channel[None](1)
-    async with followed(file, asked=asked, interval=1000) as applied:
+    async with followed(file, reload_now=asked, interval=1000) as applied:
         for number in (1, 2):
             await ask_for_it.send(None)
             await eventually(partial(has, applied, number))
