@@ -4,7 +4,7 @@ Requests and responses have the same bodies, so `requests` and `responses` both 
 two readers could see the end in two places, it raises an error. For example, a chunk's size line must not contain white
 space, which RFC 9112, 7.1.1 calls bad and which readers understand differently.
 
-This is not h11, since h11 repairs what we have to refuse, and does not say which bytes belong to what.
+h11 is not used: it repairs what must be refused here, and yields contents instead of the bytes to forward.
 """
 
 from __future__ import annotations

@@ -229,7 +229,7 @@ class FollowedStream(trio.abc.HalfCloseableStream):
             raise trio.ClosedResourceError("the gateway has no more to say here")
         data = bytes(data)
         self._sending = True
-        passed = self._responses.feed(data, most=FREE_WORK)
+        passed = self._responses.feed(data, max_work=FREE_WORK)
         while passed < len(data) and not self._responses.idle:
             await trio.lowlevel.checkpoint()
             await self._turn.wait()
