@@ -9,7 +9,7 @@ on both keys, on both instances, and on the operator's `takeover`:
     a later one of `keys`      any                RETIRE: the key is being rotated
     an earlier one             any                ASK: a rotation does not go back while the newer key is in use
 
-ASK pings the holder. If it answers, it keeps the tunnel, and the newcomer is told who has it. So two hosts do not take
+ASK pings the holder. If it answers, it keeps the tunnel, and the newcomer learns who has it. So two hosts do not take
 the tunnel from each other in turn. If it does not answer, it is gone, and must not lock the tunnel.
 
 A gateway without an instance cannot be recognised, not even after a reconnect.
@@ -36,16 +36,16 @@ class Takeover(enum.StrEnum):
     """Which of two gateways with the same key has the tunnel."""
 
     NEWEST = "newest"
-    """The last to connect. The other one is told by whom it was replaced, and stops."""
+    """The last to connect. The other one learns which gateway replaced it, and stops."""
     FIRST = "first"
-    """The first to connect, while it is connected. The other one is told who has the tunnel, and retries."""
+    """The first to connect, while it is connected. The other one learns who has the tunnel, and retries."""
 
 
 @final
 class Verdict(enum.Enum):
     """What happens to the holder."""
 
-    REPLACE = "it ends, and its gateway is told by whom it was replaced"
+    REPLACE = "it ends, and its gateway learns which one replaced it"
     RETIRE = "it takes no new visitors, and ends when its last visitor has ended"
     ASK = "it keeps the tunnel if it answers a ping, else it ends"
 

@@ -164,7 +164,7 @@ class FollowedStream(trio.abc.HalfCloseableStream):
             self._last_activity = trio.current_time()
 
     async def _receive(self, size: int) -> bytes | bytearray:
-        """Receive from the visitor; b"" at its EOF, which the follower is told of."""
+        """Receive from the visitor; b"" at its EOF, of which the follower is notified."""
         try:
             data = await self._receive_in_time(size)
         except trio.ClosedResourceError:
