@@ -1,4 +1,4 @@
-"""`relay.responses`: where each response ends, in whatever pieces it comes, and what is not followed."""
+"""`_http.responses`: where each response ends, in any pieces, and what is not followed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WEBSOCKET: Final = asked(b"GET", upgrade=True)
 
 @attrs.frozen
 class Verdict:
-    """What became of the bytes of a gateway."""
+    """The result for a gateway's bytes."""
 
     passed: int
     phase: ResponsePhase
@@ -270,7 +270,7 @@ SIZES: Final = st.lists(st.integers(1, 300), min_size=1, max_size=8)
 
 
 def read_by_h11(request: RequestHead, data: bytes) -> int:
-    """How long the response to `request` at the start of `data` is, as h11 reads it."""
+    """The length of the response to `request` at the start of `data`, as h11 reads it."""
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
     connection.send(
         h11.Request(method=request.method, target="/", headers=[(b"Host", b"a.test"), *upgrade_of(request)])
@@ -330,7 +330,7 @@ def test_any_bytes_get_one_verdict(
     "data", [CONTINUE * 20_000, CHUNKED + b"1\r\nx\r\n" * 60_000, CHUNKED + b"1;a\r\nx\r\n" * 40_000]
 )
 def test_no_call_takes_long_whatever_comes(data: bytes) -> None:
-    """It finds so many things, and leaves the rest for the next call."""
+    """It processes a bounded number of items, and leaves the rest for the next call."""
     follower = ResponseFollower()
     follower.expect(GET)
     calls, passed = 0, 0

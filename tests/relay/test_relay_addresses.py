@@ -1,4 +1,4 @@
-"""Where a relay listens: both families at one entry, several entries at one key, and one name for each visitor."""
+"""Where a relay listens: both address families at one entry, several addresses, and one address for each visitor."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ class Ingress:
         with self._counted(entry):
             stream = await self._open(entry)
             with suppress(trio.BrokenResourceError):  # the pump gets the same error
-                await stream.send_all(b"".join([_proxy_header(visit), received[: head.length], *followed.take()]))
+                await stream.send_all(b"".join([_proxy_header(visit), received[: head.length], *followed.take_ready()]))
             with followed.scope:
                 apology = error_response(502, _BROKE_OFF, omit_body=head.omit_body)
                 await pump(stream, followed, apology=apology)
