@@ -82,7 +82,7 @@ class Redial:
         return await first_to_connect([*untried, *tried], port, head_starts)
 
     async def tls(self, make: Callable[[], ssl.SSLContext], address: RelayAddress, *, timeout: float) -> ssl.SSLContext:
-        """The TLS context for the next attempt. It is made in a thread, since that reads files and takes up to 0.4 seconds.
+        """The TLS context for the next attempt. A thread makes it: that reads files and takes up to 0.4 seconds.
 
         Args:
             make: makes the context.

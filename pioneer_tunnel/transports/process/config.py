@@ -243,7 +243,7 @@ class ProcessConfig:
         probe_url: the tunnel is up when this URL answers.
         probe_interval_ms: milliseconds between probes.
         probe_statuses: the HTTP statuses that count as an answer; empty for any.
-        settle_ms: without pattern and probe, the tunnel counts as up after the program has run for so many milliseconds.
+        settle_ms: without pattern and probe, the tunnel is up when the program has run for so many milliseconds.
         startup_timeout_ms: milliseconds until the tunnel has to be up.
         stop_grace_ms: milliseconds between SIGTERM and SIGKILL.
         public_url: where visitors reach the gateway, for the status.
