@@ -52,7 +52,7 @@ def effective_config(config: RemoteAccessConfig, settings: Settings) -> RemoteAc
 
     Raises:
         UnsupportedTransportError: the settings name an unknown transport.
-        InvalidSettingsError: the server in the settings is no address, or contradicts the transport.
+        InvalidSettingsError: the settings cannot be used, or contradict `config`.
     """
     changes: dict[str, Any] = {}
     if settings.transport is not None:
@@ -78,7 +78,7 @@ def settle_config(
 
     Raises:
         UnsupportedTransportError: the transport is unknown, or this installation lacks it.
-        InvalidSettingsError: the server in the settings is no address, or contradicts the transport.
+        InvalidSettingsError: the settings cannot be used, or contradict `config`.
     """
     named = config.transport if settings.transport is None else Transport.parse(settings.transport)
     if named is not None:
