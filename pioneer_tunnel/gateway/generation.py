@@ -1,7 +1,7 @@
-"""The life of one generation of remote access: a supervisor, and the visitors that its transport brings.
+"""One generation of remote access: runs a `Plan` with a supervisor, and takes care of its visitors.
 
-A generation begins with each change of the settings that asks for one, and runs one `Plan`. Its visitors go to the
-local gateway, or to a handler of the host.
+A generation begins with each change of the settings that asks for one. Its visitors go to the local gateway, or to a
+handler of the host.
 """
 
 from __future__ import annotations
@@ -35,10 +35,13 @@ class Generation:
 
     Args:
         plan: what it is made of.
-        feed: where statuses go.
-        handler: takes visitors in the host's stead; None forwards them to the local gateway.
-        host_tasks: where the host's handlers run. They may outlive the generation, whose streams are broken then;
-            forwarding does not.
+        feed: gets the statuses.
+        handler: takes visitors in this process; None forwards them to the local gateway.
+        host_tasks: a nursery for the host's handlers. They may outlive the generation, with broken streams. Forwarding
+            does not outlive it.
+        dial: makes connections to the local gateway.
+        random: the source of jitter.
+        wall_clock: seconds since 1970, for the `*_unix` fields of statuses.
     """
 
     def __init__(
@@ -73,9 +76,9 @@ class Generation:
         )
 
     async def run(self) -> None:
-        """Keep the tunnel up until a final failure, which the feed has then been told, or until cancelled.
+        """Keep the tunnel up until a final failure, which is published, or until cancelled.
 
-        The first status is out before this waits for anything. At the end no stream is left that works.
+        The first status is published before the first checkpoint. At the end all streams are reset.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -91,7 +94,7 @@ class Generation:
                 stream.reset()
 
     def refuse_visitors(self) -> None:
-        """Take no more visitors."""
+        """Reset visitors that come from now on."""
         self._refusing = True
 
     async def visitors_gone(self) -> None:
@@ -112,16 +115,16 @@ class Generation:
             raise trio.WouldBlock
         self._visitors.add(stream)
         stream.acknowledge()
-        self._tasks.start_soon(self._take_care_of, stream)
+        self._tasks.start_soon(self._handle, stream)
 
-    async def _take_care_of(self, stream: TunnelStream) -> None:
+    async def _handle(self, stream: TunnelStream) -> None:
         try:
             await self._handler(stream)
-        except Exception as error:  # noqa: BLE001  # a visitor's trouble is not the tunnel's
+        except Exception as error:  # noqa: BLE001  # one visitor must not end the tunnel
             line = "a handler failed; its visitor's connection is reset"
             _complaints.tell("handler", line, level=logging.ERROR, error=error)
         finally:
-            stream.reset()  # after an orderly end this changes nothing
+            stream.reset()  # does nothing after a graceful end
             self._visitors.remove(stream)
             self._visitor_left.set()
             self._visitor_left = trio.Event()

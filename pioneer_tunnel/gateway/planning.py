@@ -48,11 +48,11 @@ class Plan:
 
 
 def effective_config(config: RemoteAccessConfig, settings: Settings) -> RemoteAccessConfig:
-    """`config` with the user's settings laid over it, as far as the operator lets them.
+    """`config` with the user's settings applied, as far as the operator allows that.
 
     Raises:
-        UnsupportedTransportError: the settings name a transport that nobody knows.
-        InvalidSettingsError: what they name cannot be used.
+        UnsupportedTransportError: the settings name an unknown transport.
+        InvalidSettingsError: the settings cannot be used, or contradict `config`.
     """
     changes: dict[str, Any] = {}
     if settings.transport is not None:
@@ -77,12 +77,12 @@ def settle_config(
     """The effective configuration and its transport.
 
     Raises:
-        UnsupportedTransportError: nobody knows the transport, or this installation lacks it.
-        InvalidSettingsError: what the settings name cannot be used.
+        UnsupportedTransportError: the transport is unknown, or this installation lacks it.
+        InvalidSettingsError: the settings cannot be used, or contradict `config`.
     """
     named = config.transport if settings.transport is None else Transport.parse(settings.transport)
     if named is not None:
-        _choose_transport(named, transports)  # reported before anything that is wrong with the address
+        _choose_transport(named, transports)  # reported before problems of the address
     effective = effective_config(config, settings)
     return effective, _choose_transport(effective.effective_transport, transports)
 
@@ -94,16 +94,16 @@ def why_refused(
     config: RemoteAccessConfig,
     transports: Mapping[str, Serve],
 ) -> TunnelError | None:
-    """Why `update` would make the tunnel fail, as far as that is known without dialling; None when it is not.
+    """Why `update` would make the tunnel fail, as far as that shows without dialling; None when nothing shows.
 
-    What was wrong before the update and is not its subject is no reason: the status reports it.
+    A problem that existed before the update and is not its subject is no reason. The status reports it.
 
     Args:
-        update: what is asked for.
-        before: the settings that it is asked of.
+        update: the update.
+        before: the settings before it.
         stored: the stored key, when it is known.
-        config: what the operator decided.
-        transports: those of this installation.
+        config: the operator's configuration.
+        transports: the transports of this installation.
     """
     was = _try_to_settle(config, before, transports)
     after = _try_to_settle(config, update.apply_to(before), transports)

@@ -692,14 +692,14 @@ async def test_a_place_is_free_again_when_a_visitor_leaves_before_it_was_accepte
 
 async def test_a_place_is_made_free_once(monkeypatch: pytest.MonkeyPatch) -> None:
     freed = 0
-    make_room = data_channels.DataChannels._make_room
+    free_slot = data_channels.DataChannels._free_slot
 
     def count(self: Any) -> None:
         nonlocal freed
         freed += 1
-        make_room(self)
+        free_slot(self)
 
-    monkeypatch.setattr(data_channels.DataChannels, "_make_room", count)
+    monkeypatch.setattr(data_channels.DataChannels, "_free_slot", count)
     async with connected() as (relay, tunnel), await relay.visit() as visitor:
         await visitor.send_all(b"x")
         stream = await tunnel.accept()
@@ -845,7 +845,7 @@ async def test_the_stream_keeps_trios_contract() -> None:
         over: list[ChannelStream] = []
 
         def channel(end: trio.SocketStream) -> ChannelStream:
-            return ChannelStream(watch(end), nursery, on_accepted=lambda: None, on_over=over.append)
+            return ChannelStream(watch(end), nursery, on_accepted=lambda: None, on_closed=over.append)
 
         async def make_pair() -> tuple[ChannelStream, ChannelStream]:
             one, other = map(channel, await tcp_pair())
@@ -867,7 +867,7 @@ async def test_who_waits_for_a_break_of_a_stream_hears_of_the_end_of_its_session
     near, far = trio.testing.memory_stream_pair()
     heard: list[bool] = []
     async with trio.open_nursery() as nursery:
-        stream = ChannelStream(watch(near), nursery, on_accepted=lambda: None, on_over=lambda stream: None)
+        stream = ChannelStream(watch(near), nursery, on_accepted=lambda: None, on_closed=lambda stream: None)
 
         @nursery.start_soon
         async def wait() -> None:
