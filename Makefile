@@ -116,7 +116,7 @@ SOAK_HOURS ?= 6
 SOAK_FIRST_SEED ?= $(shell date +%s)
 
 soak: $(READY)
-	$(BIN)/python -m pioneer_tunnel.testing.simulate \
+	PYTHONPATH=tests $(BIN)/python -m simulation \
 		--seed $(SOAK_FIRST_SEED) --hours $(SOAK_HOURS) --soak $(SOAK_SECONDS)
 
 bench: $(READY)

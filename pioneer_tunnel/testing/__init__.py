@@ -3,15 +3,12 @@
 `MemoryRelay` is a whole relay in memory, on which goes wrong what a `FaultPlan` says; with `virtual_time` a day of it
 takes seconds. `StatusRecorder` holds what a gateway shows against `StatusContract`, and against what a visitor would
 find. `ScriptedTransport` makes a tunnel come up, fail and come back without a relay or a byte. `ScriptedPioneerRelay`
-is a relay for the transports `tcp` and `tls` that goes wrong as it is told. `run_day` lives through a whole day of all
-that, made up from a seed, with a gateway of this library.
+is a relay for the transports `tcp` and `tls` that goes wrong as it is told.
 
 Nothing here needs a test framework. What needs Hypothesis is in `pioneer_tunnel.testing.strategies`; the fixtures of
 pytest come by themselves. The extra `testing` installs both.
 """
 
-from .conversation import Speech, Talk
-from .day import Day, make_day
 from .faults import (
     BadTls,
     BlackHole,
@@ -36,7 +33,6 @@ from .memory_stream import MemoryConnection, MemoryStream
 from .pioneer_relay import Moment, ScriptedPioneerRelay, Trouble, Way, open_pioneer_relay
 from .scenario import run
 from .scripted import Attempt, Connect, Crash, Fail, Return, ScriptedTransport, Stall, Step
-from .simulation import Report, run_day
 from .status_contract import ContractBroken, StatusContract
 from .status_recorder import Seen, StatusRecorder, StatusUntrue, Watched, open_status_recorder
 from .task_leak import TasksLeaked, check_task_leak, count_tasks
@@ -52,7 +48,6 @@ __all__ = [
     "ContractBroken",
     "Crash",
     "CutAfter",
-    "Day",
     "Dial",
     "Fail",
     "Fault",
@@ -68,13 +63,11 @@ __all__ = [
     "NotResolved",
     "Refuse",
     "Reject",
-    "Report",
     "Return",
     "ScriptedPioneerRelay",
     "ScriptedTransport",
     "Seen",
     "Slow",
-    "Speech",
     "Stage",
     "Stall",
     "StallAt",
@@ -83,7 +76,6 @@ __all__ = [
     "StatusUntrue",
     "Step",
     "Takeover",
-    "Talk",
     "TasksLeaked",
     "Trouble",
     "Unavailable",
@@ -93,13 +85,11 @@ __all__ = [
     "Way",
     "check_task_leak",
     "count_tasks",
-    "make_day",
     "open_memory_relay",
     "open_pioneer_relay",
     "open_status_recorder",
     "play_visitor",
     "run",
-    "run_day",
     "virtual_time",
     "wall_clock",
 ]

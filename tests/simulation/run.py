@@ -15,8 +15,6 @@ yamux bytes over memory. What has to hold, whatever happens:
     memory      sessions stay within their limits, and when all is quiet nothing is left (`accounts`, `task_leak`)
 
 The same day gives the same trace. What is secret (nonces, masks, instances) differs from run to run, and is not in it.
-
-Neighbours: `day` says what happens; `world` has it happen; `crowd` has the visitors; `simulate` is the command line.
 """
 
 from __future__ import annotations
@@ -32,14 +30,15 @@ from typing import Final, final
 import attrs
 import trio
 
-from .._model.exception_groups import leaves
+from pioneer_tunnel._model.exception_groups import leaves
+from pioneer_tunnel.testing.memory_relay import open_memory_relay
+from pioneer_tunnel.testing.status_recorder import StatusRecorder, open_status_recorder
+from pioneer_tunnel.testing.task_leak import count_tasks
+from pioneer_tunnel.testing.virtual_time import run_virtually, without_threads
+
 from .accounts import count_objects, grown, only_new_objects, overdrafts, unfinished
 from .day import Day, Lull
-from .memory_relay import open_memory_relay
-from .status_recorder import StatusRecorder, open_status_recorder
-from .task_leak import count_tasks
 from .trace import Trace
-from .virtual_time import run_virtually, without_threads
 from .world import World
 
 __all__ = ["Report", "run_day"]
@@ -81,7 +80,7 @@ class Report:
     @property
     def replay(self) -> str:
         """The command that has it happen again."""
-        return f"python -m pioneer_tunnel.testing.simulate --seed {self.day.seed} --hours {self.day.hours:g}"
+        return f"PYTHONPATH=tests python -m simulation --seed {self.day.seed} --hours {self.day.hours:g}"
 
     def __str__(self) -> str:
         day = self.day

@@ -1,8 +1,6 @@
 """The world of a simulated day: its gateway and its people, who do as the `Day` says.
 
 It knows at any moment whether anything is wrong (`calm`), and counts every time that something was (`disturbances`).
-
-Neighbours: `simulation` runs it and looks at what it leaves; `crowd` has the visitors, and judges by what is so here.
 """
 
 from __future__ import annotations
@@ -15,17 +13,23 @@ from typing import Final, NoReturn, final
 
 import trio
 
-from .._model.addresses import Address
-from .._model.errors import TunnelError
-from .._model.exception_groups import lone_error_bare
-from .._model.keys import RelayKey
-from .._model.status import ErrorKind, State, Status
-from ..gateway.config import RemoteAccessConfig
-from ..gateway.keystore import MemoryKeystore
-from ..gateway.remote_access import RemoteAccess
-from ..gateway.settings import SettingsFile, SettingsUpdate
-from ..transports.tunnel_stream import TunnelStream
-from ..tunnel.tunnel import Tunnel, open_tunnel
+from pioneer_tunnel._model.addresses import Address
+from pioneer_tunnel._model.errors import TunnelError
+from pioneer_tunnel._model.exception_groups import lone_error_bare
+from pioneer_tunnel._model.keys import RelayKey
+from pioneer_tunnel._model.status import ErrorKind, State, Status
+from pioneer_tunnel.gateway.config import RemoteAccessConfig
+from pioneer_tunnel.gateway.keystore import MemoryKeystore
+from pioneer_tunnel.gateway.remote_access import RemoteAccess
+from pioneer_tunnel.gateway.settings import SettingsFile, SettingsUpdate
+from pioneer_tunnel.testing.faults import FaultPlan
+from pioneer_tunnel.testing.faulty_dialer import FaultyDialer
+from pioneer_tunnel.testing.memory_relay import MemoryRelay
+from pioneer_tunnel.testing.status_contract import attempt_began
+from pioneer_tunnel.testing.virtual_time import wall_clock
+from pioneer_tunnel.transports.tunnel_stream import TunnelStream
+from pioneer_tunnel.tunnel.tunnel import Tunnel, open_tunnel
+
 from .conversation import Speech, Spoken, Talk
 from .crowd import Crowd
 from .day import (
@@ -41,12 +45,7 @@ from .day import (
     Storm,
     SwitchedOff,
 )
-from .faults import FaultPlan
-from .faulty_dialer import FaultyDialer
-from .memory_relay import MemoryRelay
-from .status_contract import attempt_began
 from .trace import Trace
-from .virtual_time import wall_clock
 
 __all__ = ["World"]
 
@@ -103,7 +102,7 @@ class World:
             keystore=MemoryKeystore(),
             handler=None if day.forwards else self._answer,
             dial=self._dial,
-            random=Random(day.seed),  # noqa: S311  # jitter
+            random=Random(day.seed),  # jitter
             wall_clock=wall_clock,
         )
 
@@ -297,7 +296,7 @@ class World:
 
     async def _rival(self, seconds: float) -> None:
         relay = self.relay
-        random = Random(self._day.seed)  # noqa: S311  # jitter
+        random = Random(self._day.seed)  # jitter
         self._rival_until = float("inf")
         self._disturb()
         try:

@@ -2,8 +2,6 @@
 
 Who comes while nothing is wrong, and nothing goes wrong until it leaves, has to be heard out, promptly. When one is
 broken off, both ends have to be told. What they hear is judged by the `Conversation`.
-
-Neighbours: `world` has them come, and knows whether anything is wrong.
 """
 
 from __future__ import annotations
@@ -12,8 +10,9 @@ from typing import Final, Protocol, final
 
 import trio
 
+from pioneer_tunnel.testing.memory_relay import MemoryRelay
+
 from .conversation import Conversation, Spoken, Talk, number_in
-from .memory_relay import MemoryRelay
 from .trace import Trace
 
 __all__ = ["Crowd"]

@@ -1,11 +1,9 @@
-"""`python -m pioneer_tunnel.testing.simulate`: days of faults from seeds, until one goes wrong.
+"""`python -m simulation`: days of faults from seeds, until one goes wrong.
 
     --seed 7 --hours 24                 one day, with its report
     --seed 7 --hours 24 --soak 600      that day and those of the next seeds, for ten minutes
 
 The end is at the first day that goes wrong, with what it was, and the command that has it happen again.
-
-Neighbours: `day` makes a day of a seed; `simulation` runs it.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import time
 from collections.abc import Sequence
 
 from .day import make_day
-from .simulation import Report, run_day
+from .run import Report, run_day
 
 __all__ = ["main"]
 
@@ -29,7 +27,7 @@ STUCK = 600.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it, and return the exit status: 0 when all was as it has to be, 1 when not."""
     parser = argparse.ArgumentParser(
-        prog="python -m pioneer_tunnel.testing.simulate",
+        prog="python -m simulation",
         description="Simulate days of faults: gateway, relay and visitors in virtual time.",
     )
     parser.add_argument("--seed", type=int, default=0, help="which day it is (default 0)")

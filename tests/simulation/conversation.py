@@ -8,8 +8,6 @@ whatever stops earlier has to break. One that breaks has lost nothing but what c
     everything, then an end       honest
     a prefix, then an end         a lie: a part was passed off as the whole
     other bytes                   a lie
-
-Neighbours: `day` says what is said, as data; `simulation` has visitors and gateways of it. Neither end needs a relay.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ from typing import Final, Protocol, final
 import attrs
 import trio
 
-from .printable import Printable
-from .visitors import Leave
+from pioneer_tunnel.testing.printable import Printable
+from pioneer_tunnel.testing.visitors import Leave
 
 __all__ = ["HEADER_SIZE", "Conversation", "End", "Outcome", "Speech", "Talk", "number_in"]
 
@@ -33,7 +31,7 @@ HEADER_SIZE: Final = 8
 SLOW_READ: Final = 16 * 1024
 """Bytes that a slow reader takes at a time, once a second."""
 
-_BLOCK: Final = Random(0).randbytes(65_521)  # noqa: S311  # a pattern; its length is a prime, so that no two places fit
+_BLOCK: Final = Random(0).randbytes(65_521)  # a pattern; its length is a prime, so that no two places fit
 
 
 class Spoken(Protocol):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import attrs
@@ -15,8 +16,7 @@ import trio
 from pioneer_tunnel import TunnelAuthError, TunnelError
 from pioneer_tunnel._model.status import State
 from pioneer_tunnel.gateway.generation import Generation
-from pioneer_tunnel.testing import Day, FaultPlan, Leave, Report, Talk, Up, day as days, make_day, run_day, simulate
-from pioneer_tunnel.testing.conversation import HEADER_SIZE, Conversation, Outcome, Speech, number_in
+from pioneer_tunnel.testing import FaultPlan, Leave, Up
 from pioneer_tunnel.testing.memory_stream import MemoryConnection, MemoryStream
 from pioneer_tunnel.testing.virtual_time import virtual_time
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
@@ -24,6 +24,11 @@ from pioneer_tunnel.tunnel.restart_policy import Restarts
 from pioneer_tunnel.tunnel.supervisor import Supervisor
 from pioneer_tunnel.yamux import YamuxConnection
 
+from . import Day, Report, Speech, Talk, day as days, make_day, run_day
+from .__main__ import main
+from .conversation import HEADER_SIZE, Conversation, Outcome, number_in
+
+TESTS: Final = Path(__file__).parents[1]
 HOURS: Final = 1.0
 FIRST_FEW: Final = range(4)
 
@@ -47,15 +52,17 @@ def test_a_seed_always_makes_the_same_day_and_another_one_another() -> None:
 def test_a_day_prints_as_the_code_for_it() -> None:
     day = make_day(7)
     names = {name: getattr(days, name) for name in days.__all__}
-    assert eval(repr(day), {**vars(sys.modules["pioneer_tunnel.testing"]), "Speech": Speech, **names}) == day
+    assert (
+        eval(repr(day), {**vars(sys.modules["pioneer_tunnel.testing"]), "Speech": Speech, "Talk": Talk, **names}) == day
+    )
 
 
 def test_the_same_day_leaves_the_same_trace_also_in_another_process_with_other_hashes() -> None:
     here, again = run_day(make_day(3, hours=HOURS)), run_day(make_day(3, hours=HOURS))
     assert here.trace == again.trace
     assert here.digest == again.digest != run_day(make_day(4, hours=0.5)).digest
-    command = [sys.executable, "-m", "pioneer_tunnel.testing.simulate", "--seed", "3", "--hours", str(HOURS)]
-    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    command = [sys.executable, "-m", "simulation", "--seed", "3", "--hours", str(HOURS)]
+    environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(TESTS)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert here.digest in done.stdout
 
@@ -239,21 +246,21 @@ def test_other_bytes_are_complained_of() -> None:
 
 
 def test_it_reports_a_day_and_how_to_have_it_again(capsys: pytest.CaptureFixture[str]) -> None:
-    assert simulate.main(["--seed", "3", "--hours", "0.2"]) == 0
+    assert main(["--seed", "3", "--hours", "0.2"]) == 0
     assert "all was as it has to be" in capsys.readouterr().out
 
 
 def test_it_stops_at_the_first_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(TunnelAuthError, "final", False)
-    assert simulate.main(["--seed", "0", "--hours", "1", "--soak", "1000"]) == 1
+    assert main(["--seed", "0", "--hours", "1", "--soak", "1000"]) == 1
     told = capsys.readouterr()
     seed = told.err.split()[-1]
-    assert f"again: python -m pioneer_tunnel.testing.simulate --seed {seed} --hours 1" in told.out
+    assert f"again: PYTHONPATH=tests python -m simulation --seed {seed} --hours 1" in told.out
     assert "FAILED: " in told.out
 
 
 def test_it_prints_a_day_as_data(capsys: pytest.CaptureFixture[str]) -> None:
-    assert simulate.main(["--seed", "3", "--hours", "0.2", "--show"]) == 0
+    assert main(["--seed", "3", "--hours", "0.2", "--show"]) == 0
     assert capsys.readouterr().out == f"{make_day(3, hours=0.2)!r}\n"
 
 

@@ -1,7 +1,4 @@
-"""The trace of a simulated day: what happened, and when; how much of it; and the first thing that was wrong.
-
-Neighbours: everything in `simulation` and `world` writes to it.
-"""
+"""The trace of a simulated day: what happened, and when; how much of it; and the first thing that was wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Final, final
 
 import trio
 
-from .status_recorder import Seen
+from pioneer_tunnel.testing.status_recorder import Seen
 
 __all__ = ["Trace"]
 

@@ -3,8 +3,6 @@
     make_day(7, hours=24)
 
 A day prints as the code for it, so that one that failed can be cut down by hand.
-
-Neighbours: `faults` and `conversation` are what a day is made of; `simulation` runs one.
 """
 
 from __future__ import annotations
@@ -15,8 +13,7 @@ from typing import Final, TypeAlias, final
 
 import attrs
 
-from .conversation import Speech, Talk
-from .faults import (
+from pioneer_tunnel.testing.faults import (
     BadTls,
     BlackHole,
     CaptivePortal,
@@ -34,8 +31,10 @@ from .faults import (
     Unavailable,
     Up,
 )
-from .printable import Printable
-from .visitors import Leave
+from pioneer_tunnel.testing.printable import Printable
+from pioneer_tunnel.testing.visitors import Leave
+
+from .conversation import Speech, Talk
 
 __all__ = [
     "Act",
@@ -228,7 +227,7 @@ def make_day(seed: int, *, hours: float = 24.0) -> Day:
         seed: the same makes the same day.
         hours: how long it is.
     """
-    random = Random(seed)  # noqa: S311  # a game, no secret
+    random = Random(seed)  # a game, no secret
     heartbeat = random.choice([10.0, 15.0, 30.0, 60.0])
     makers = [_ACTS[name] for name in sorted(_ACTS)]
     weights = [weight for weight, _ in makers]
@@ -256,7 +255,7 @@ def _seconds(random: Random, most: float) -> float:
     return round(random.choice([0.01, 0.1, 1.0]) * random.uniform(0, most), 1)
 
 
-def _storm(random: Random, heartbeat: float) -> Storm:  # noqa: ARG001
+def _storm(random: Random, heartbeat: float) -> Storm:
     faults = [random.choice(_FAULTS)(random) for _ in range(random.randint(1, 5))]
     return Storm(FaultPlan(faults))
 

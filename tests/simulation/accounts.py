@@ -1,24 +1,24 @@
 """Whether memory stays in budget: what yamux sessions account for, and what of this library is alive.
 
 Nothing has to be told of sessions and streams for that: Python knows every object that is alive.
-
-Neighbours: `simulation` asks, in the middle of things and when all is quiet.
 """
 
 from __future__ import annotations
 
 import gc
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
-from ..yamux.flow import INITIAL_WINDOW, SEND_AHEAD, SEND_RESERVE
-from ..yamux.session import Session
+from pioneer_tunnel.yamux.flow import INITIAL_WINDOW, SEND_AHEAD, SEND_RESERVE
+from pioneer_tunnel.yamux.session import Session
 
 __all__ = ["count_objects", "grown", "only_new_objects", "overdrafts", "unfinished"]
 
-_KIT = f"{__package__}."
-_LIBRARY = f"{__package__.rpartition('.')[0]}." if __package__ else ""
+_LIBRARY: Final = re.compile(r"pioneer_tunnel(?!\.testing\b)\b")
+"""The modules of the library, without its test kit."""
 
 
 @contextmanager
@@ -55,9 +55,7 @@ def count_objects() -> Counter[str]:
     gc.collect()
     classes = (type(item) for item in gc.get_objects())
     return Counter(
-        f"{found.__module__}.{found.__qualname__}"
-        for found in classes
-        if str(found.__module__).startswith(_LIBRARY) and not str(found.__module__).startswith(_KIT)
+        f"{found.__module__}.{found.__qualname__}" for found in classes if _LIBRARY.match(str(found.__module__))
     )
 
 
