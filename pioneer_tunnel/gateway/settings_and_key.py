@@ -133,7 +133,8 @@ class Stores:
 
         Raises:
             StoresHangError: there is no answer yet.
-            StorageError: the key cannot be opened. Other exceptions of a host's keystore or provider come out as they are.
+            StorageError: the key cannot be opened. Other exceptions of a host's keystore or provider come out
+                unchanged.
         """
         if isinstance(desired.key, StorageError):
             raise desired.key

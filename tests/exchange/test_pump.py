@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
+from fast_path import fast_path  # noqa: F401  # runs each test twice
 from rig import carried, no_hang, nothing_left_behind, read_all, read_exactly, until_it_raises
 
 from pioneer_tunnel._net.adopted import adopt, watch

@@ -17,6 +17,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
+from fast_path import switch_fast_path_off
 from rig import (
     AT_ONCE,
     HANG,
@@ -85,7 +86,7 @@ def comes_about(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if way != "at once":
         monkeypatch.setattr(Attempt, "at_once", lambda self: None)
     if way in {"a task for each", "no descriptors"}:
-        monkeypatch.setattr(data_channels, "CAN_WATCH", False)
+        switch_fast_path_off(monkeypatch)
     if way == "no descriptors":
         for module in (dialer, streams):
             monkeypatch.setattr(module, "CAN_USE_DESCRIPTORS", False)

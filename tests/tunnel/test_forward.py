@@ -11,6 +11,7 @@ from typing import Any, Final, final
 import pytest
 import trio
 import trio.testing
+from fast_path import fast_path  # noqa: F401  # runs each test twice
 from rig import carried, no_hang, nothing_left_behind, read_all, read_exactly, run_until_it_waits
 
 from pioneer_tunnel._model.addresses import Address
