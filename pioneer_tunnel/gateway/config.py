@@ -179,8 +179,8 @@ class RemoteAccessConfig:
         apply_grace_ms: how long open streams may go on after a change of the settings.
         connect_timeout_ms: how long each step of connecting may take.
         ca_file: a PEM file of further certificate authorities for TLS to the relay; `ca_path` is its resolved path.
-        system_trust: what is trusted in addition to `ca_file`: `openssl`, the files that Python's OpenSSL knows, or `os`,
-            what the operating system trusts; that needs the extra `truststore`.
+        system_trust: what is trusted in addition to `ca_file`: `openssl`, the files that Python's OpenSSL knows, or
+            `os`, what the operating system trusts; that needs the extra `truststore`.
         relay_identity: the relay's public key; a relay that does not prove it is refused.
         key_mode: how a relay of transport `tcp` or `tls` knows the key.
         proxy_protocol: `v2` sends a PROXY protocol header to the local gateway, so that it sees the visitor's address.
