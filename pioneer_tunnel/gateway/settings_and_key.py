@@ -133,8 +133,7 @@ class Stores:
 
         Raises:
             StoresHangError: there is no answer yet.
-            StorageError: the key cannot be opened. Other exceptions of a host's keystore or provider come out
-                unchanged.
+            StorageError: the key cannot be opened. What a host's keystore or provider raises comes out as it is.
         """
         if isinstance(desired.key, StorageError):
             raise desired.key
