@@ -106,8 +106,8 @@ class Settings:
         enabled: whether the tunnel should be up (default False).
         server: the relay's address; None for the configuration's; trimmed, at most 512 characters.
         service_name: the service's label; None for the configuration's; trimmed, at most 255 printable characters.
-        transport: the transport's name; None for the configuration's. An unknown name is
-            allowed here; the tunnel then fails with `unsupported_transport`.
+        transport: the transport's name; None for the configuration's. An unknown name is allowed here; the tunnel then
+            fails with `unsupported_transport`.
         secret_ref: the reference of the relay key in the keystore.
 
     Raises:

@@ -49,7 +49,7 @@ _SEALED_HEAD: Final = re.compile(
 
 
 class EnvelopeError(Exception):
-    """The content is invalid or cannot be decrypted. The message continues a sentence that begins with the file name."""
+    """The content is invalid or cannot be decrypted. The message continues a sentence that starts with the file."""
 
 
 class UnknownMasterKeyError(EnvelopeError):
@@ -79,7 +79,7 @@ class ScryptCost:
 
     @property
     def is_sane(self) -> bool:
-        """Whether parameters from a file are acceptable: N at least 2**14, at most 256 MiB of memory and 1 GiB of work."""
+        """Whether parameters from a file are acceptable: N >= 2**14, at most 256 MiB of memory and 1 GiB of work."""
         memory = 128 * self.r << self.log2_n
         return self.log2_n >= 14 and self.r >= 1 and self.p >= 1 and memory <= 1 << 28 and memory * self.p <= 1 << 30
 
