@@ -20,6 +20,8 @@ ROOT = Path(__file__).parent.parent
 def test_a_target_installs_what_it_needs(tmp_path: Path, target: str, installed: list[str]) -> None:
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "tests" / "interop").mkdir(parents=True)
+    shutil.copy(ROOT / "tests" / "interop" / "package-lock.json", tmp_path / "tests" / "interop")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     planned = subprocess.run(
         ["make", "--dry-run", target],

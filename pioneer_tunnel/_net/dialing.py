@@ -22,11 +22,11 @@ import trio
 
 from .._model.addresses import Address, RelayAddress
 from .._model.errors import LocalGatewayError, RelayConnectError, RelayResolveError
+from .adopted import Watched, watch
 from .socket_options import limit_unsent, reset_on_close
 from .tcp import CAN_USE_DESCRIPTORS, TcpStream
 from .tls.client import why_tls_failed
 from .tls.stream import TlsStream
-from .wrappers import Watched, watch
 
 __all__ = ["Attempt", "Dialer", "begin_dial", "dial_local", "dial_relay", "dial_tcp", "first_to_connect"]
 
@@ -172,12 +172,13 @@ async def first_to_connect(hosts: Sequence[str], port: int, head_starts: Iterabl
 
 
 async def dial_relay(
-    address: RelayAddress, *, dial: Dialer, tls: ssl.SSLContext | None, timeout: float
+    address: RelayAddress, *, dial: Dialer, tls: ssl.SSLContext | None, timeout: float, what: str = "the relay"
 ) -> tuple[trio.abc.Stream, Watched]:
     """Connect to a relay, with TLS when a context is given; returns the stream, and the watched one at its bottom.
 
     Args:
         timeout: seconds for the connection, and again for the TLS handshake.
+        what: names what is dialled, for the errors.
 
     Raises:
         RelayResolveError: the name does not resolve.
@@ -187,11 +188,11 @@ async def dial_relay(
         with trio.fail_after(timeout):
             connected = await dial(address.host, address.port)
     except socket.gaierror as error:
-        raise RelayResolveError(f"the relay's name {address.host!r} does not resolve: {error.strerror}") from error
+        raise RelayResolveError(f"{what}'s name {address.host!r} does not resolve: {error.strerror}") from error
     except OSError as error:
-        raise RelayConnectError(f"cannot connect to the relay at {address}: {_why(error)}") from error
+        raise RelayConnectError(f"cannot connect to {what} at {address}: {_why(error)}") from error
     except trio.TooSlowError:
-        raise RelayConnectError(f"the relay at {address} did not answer within {timeout:g} seconds") from None
+        raise RelayConnectError(f"{what} at {address} did not answer within {timeout:g} seconds") from None
     watched = watch(connected)
     if tls is None:
         return watched, watched
@@ -209,7 +210,7 @@ async def dial_relay(
     return secured, watched
 
 
-async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> trio.abc.Stream:
+async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> Watched:
     """Connect to the local gateway. Only `aclose` ends the connection with a FIN, see `LentSocket`.
 
     Raises:

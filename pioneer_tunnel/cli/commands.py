@@ -85,7 +85,7 @@ async def _serve_and_follow(server: Relay, file: ConfigFile) -> None:
     with hangups() as asked:
         async with trio.open_nursery() as nursery:
             await nursery.start(server.serve)
-            await follow(file, server.apply, asked=asked)
+            await follow(file, server.apply, reload_now=asked)
 
 
 @relay.command("new-key")

@@ -9,16 +9,14 @@ where both are plain sockets.
 
 from __future__ import annotations
 
-import errno
 from contextlib import suppress
 from typing import Final, final
 
 import trio
 
-from .._net.closing import abandon, close_after_answer, drain
+from .._net.closing import abandon, close_after_answer
 from .._net.fastpath.splice import CAN_JOIN, Ending, join
-from .._net.socket_options import plain_socket
-from .._net.wrappers import send_pieces
+from .._net.streams import ByteStream
 
 __all__ = ["HandedOver", "pump"]
 
@@ -27,16 +25,12 @@ _LARGEST_READ: Final = 255 * 1024
 _APOLOGY_TIMEOUT: Final = 5.0
 _DRAIN_TIMEOUT: Final = 1.0
 
-_STEPS_TO_FAIL: Final = 2
-"""A send of Trio's own streams that has failed tells so a step later, in which the other direction may be told of an
-end that was none."""
-
 
 class HandedOver(Exception):
     """Raised by the second stream's `receive_some`: from now on it has no part in this pump, but stays open."""
 
 
-async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: bytes = b"") -> bool:
+async def pump(first: ByteStream, second: ByteStream, *, apology: bytes = b"") -> bool:
     """Copy both ways, half-close included, and close both streams.
 
     When `second` raises `HandedOver`, `first` is closed and `second` is left open. When a stream breaks, or is closed
@@ -47,7 +41,7 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
         apology: what `second` is told, before an orderly end, when `first` breaks before it has said anything.
     """
     closed = False
-    spoke: set[trio.abc.Stream] = set()
+    spoke: set[ByteStream] = set()
     try:
         ending = None if apology else await _short_way(first, second)  # which does not look at who has spoken
         if ending is None:
@@ -66,7 +60,7 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
             # A server that refuses a request without reading it to its end answers, and then resets. The answer goes
             # first, here and at the other end of the tunnel.
             with trio.move_on_after(_DRAIN_TIMEOUT):
-                await drain(second if ending is Ending.FIRST_BROKE else first)
+                await (second if ending is Ending.FIRST_BROKE else first).wait_flushed()
         closed = ending in {Ending.CLOSED, Ending.ENDED, Ending.HANDED_OVER}
     except trio.ClosedResourceError:
         pass  # whoever has closed a stream of ours knows why
@@ -79,9 +73,9 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
     return closed
 
 
-async def _short_way(first: trio.abc.Stream, second: trio.abc.Stream) -> Ending | None:
+async def _short_way(first: ByteStream, second: ByteStream) -> Ending | None:
     """Join them; None when that cannot be, and nothing has happened."""
-    one, other = plain_socket(first), plain_socket(second)
+    one, other = first.plain_socket, second.plain_socket
     if not CAN_JOIN or one is None or other is None:
         return None
     try:
@@ -90,9 +84,9 @@ async def _short_way(first: trio.abc.Stream, second: trio.abc.Stream) -> Ending 
         return None  # out of descriptors
 
 
-async def _room(sink: trio.abc.SendStream) -> int:
+async def _room(sink: ByteStream) -> int:
     """How much to read for `sink`, so that little waits in this process when it takes nothing."""
-    while (room := getattr(sink, "room", None)) == 0:
+    while (room := sink.room) == 0:
         # No deadline: the other end may read as slowly as it likes. A dead one is found by its connection's heartbeat.
         await sink.wait_send_all_might_not_block()
     return _LARGEST_READ if room is None else room
@@ -102,14 +96,12 @@ async def _room(sink: trio.abc.SendStream) -> int:
 class _Exchange:
     """The long way, and what its two directions know of each other; `spoke` is told who has said something."""
 
-    def __init__(self, first: trio.abc.Stream, second: trio.abc.Stream, spoke: set[trio.abc.Stream]) -> None:
+    def __init__(self, first: ByteStream, second: ByteStream, spoke: set[ByteStream]) -> None:
         self._spoke: Final = spoke
         self._first: Final = first
         self._second: Final = second
         self._scope = trio.CancelScope()
-        self._sent_to: Final[set[trio.abc.Stream]] = set()  # at this moment
-        self._was_reset: Final[set[trio.abc.Stream]] = set()
-        self._broken: trio.abc.Stream | None = None
+        self._broken: ByteStream | None = None
         self._handed_over = False
         self._done = 0
         self._ended_by_us = False
@@ -126,23 +118,15 @@ class _Exchange:
             return Ending.ENDED
         return Ending.FIRST_BROKE if self._broken is self._first else Ending.SECOND_BROKE
 
-    async def _copy(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
+    async def _copy(self, source: ByteStream, sink: ByteStream) -> None:
         try:
             await self._read_and_send(source, sink)
-            if source in self._sent_to:
-                for _ in range(_STEPS_TO_FAIL):
-                    await trio.lowlevel.checkpoint()
-            if source in self._was_reset:
-                self._break(source)
             if self._broken is None:
                 await self._end(source, sink)
-        except trio.BrokenResourceError as error:
-            # `sink` takes no more. What it still has to say is carried all the same: the answer to a request that
-            # it did not want to read to the end. How that goes, the other direction finds out, with one exception.
-            # The system tells of a reset once. When the one who sends hears of it, the one who receives is told of an
-            # end, and half an answer would pass for a whole one.
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ECONNRESET:
-                self._was_reset.add(sink)
+        except trio.BrokenResourceError:
+            # `sink` takes no more. What it still sends is copied all the same: it may be the answer to a request that
+            # it did not read to the end. If `sink` was reset, the other direction's receive raises.
+            pass
         except trio.ClosedResourceError:
             if not self._ended_by_us:
                 self._break(source)
@@ -151,7 +135,7 @@ class _Exchange:
             self._scope.cancel()
         await self._stay(source)
 
-    async def _stay(self, source: trio.abc.Stream) -> None:
+    async def _stay(self, source: ByteStream) -> None:
         """With nothing left to carry, see whether `source` breaks while the other direction goes on.
 
         A visitor that has said all and left, or a link that was lost, would else be noticed only when the gateway
@@ -160,37 +144,33 @@ class _Exchange:
         self._done += 1
         if self._done == 2:
             self._scope.cancel()
-        elif self._broken is None and hasattr(source, "wait_broken") and await source.wait_broken():
+        elif self._broken is None and await source.wait_broken():
             self._break(source)
 
-    async def _read_and_send(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
+    async def _read_and_send(self, source: ByteStream, sink: ByteStream) -> None:
         # A read buffer is made for each read: small for who says little, large for who says much.
         size = _SMALLEST_READ
         while data := await self._receive(source, min(size, await _room(sink))):
             self._spoke.add(source)
-            self._sent_to.add(sink)
-            try:
-                await send_pieces(sink, [bytes(data)])
-            finally:
-                self._sent_to.discard(sink)
+            await sink.send_pieces([bytes(data)])
             if len(data) == size:
                 size = min(size * 4, _LARGEST_READ)
             elif len(data) < size // 4 and size > _SMALLEST_READ:
                 size //= 4
 
-    async def _receive(self, source: trio.abc.Stream, size: int) -> bytes | bytearray:
+    async def _receive(self, source: ByteStream, size: int) -> bytes | bytearray:
         try:
             return await source.receive_some(size)
         except trio.BrokenResourceError:
             self._break(source)
             return b""
 
-    def _break(self, source: trio.abc.Stream) -> None:
+    def _break(self, source: ByteStream) -> None:
         self._broken = source
         self._scope.cancel()
 
-    async def _end(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
-        if isinstance(sink, trio.abc.HalfCloseableStream):
+    async def _end(self, source: ByteStream, sink: ByteStream) -> None:
+        if sink.can_half_close:
             await sink.send_eof()
             return
         # TLS knows no half-close that both ends would agree on: when the answer is complete, so is the exchange. Noted

@@ -34,7 +34,7 @@ class Detached(Generic[_T]):
     """
 
     def __init__(self, work: Callable[[], Awaitable[_T]]) -> None:
-        self.abandoned = False
+        self.abandoned: bool = False
         self._ended = trio.Event()
         self._results: list[_T] = []
         self._error: BaseException | None = None

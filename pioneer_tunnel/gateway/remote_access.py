@@ -30,11 +30,12 @@ from typing import Final, NoReturn, final
 import attrs
 import trio
 
-from .._model.errors import RestartLimitError, StorageError, TunnelError, UnknownError
+from .._model.errors import StorageError, TunnelError, UnknownError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
 from .._model.status import State, Status
 from .._net.dialing import Dialer, dial_tcp
+from .._net.tls.certificate import Certificate
 from ..transports import TRANSPORTS, Serve
 from ..transports.tunnel_stream import Handler
 from ..tunnel.restart_policy import Ending, Restarts
@@ -42,17 +43,9 @@ from ..tunnel.status_feed import StatusFeed
 from ..tunnel.supervisor import announce, as_of_now
 from ..yamux import Limits
 from .config import RemoteAccessConfig
-from .generation import (
-    Generation,
-    Plan,
-    effective_config,
-    load_certificate,
-    make_target,
-    restart_policy,
-    settle_config,
-    why_refused,
-)
+from .generation import Generation
 from .keystore import Keystore
+from .planning import Plan, effective_config, make_plan, restart_policy, settle_config, why_refused
 from .runtime_folder import load_instance
 from .settings import Settings, SettingsFile, SettingsUpdate
 from .settings_and_key import Desired, KeyProvider, NotRead, Stores, StoresHangError, Written
@@ -267,11 +260,11 @@ class RemoteAccess:
         else:
             problem: TunnelError | None = None
             try:
-                config, _ = settle_config(self._config, desired.settings, self._transports)
+                config, serve = settle_config(self._config, desired.settings, self._transports)
                 if isinstance(desired.key, StorageError):
                     problem = desired.key
                 else:
-                    make_target(config, desired.key, instance="", dial=self._dial, limits=self._limits)
+                    make_plan(config, serve, desired.key, instance="", dial=self._dial, limits=self._limits)
             except TunnelError as error:
                 problem = error
             expected = Status(state=State.STARTING, attempt=1) if problem is None else _failed(problem)
@@ -379,14 +372,11 @@ class RemoteAccess:
         restarts = Restarts(restart_policy(self._config), self._random)
         try:
             while isinstance(plan := await self._plan(), TunnelError):
-                failed = _failed(plan)
                 delay = None if plan.final else restarts.after(Ending())
                 if delay is not None:
-                    failed = attrs.evolve(failed, retry_at_unix=math.ceil(self._wall_clock() + delay))
-                elif not plan.final:
-                    allowed = restarts.policy.max_restarts
-                    message = f"gave up after {allowed} restart{'s' if allowed > 1 else ''}; the last cause: {plan}"
-                    failed = attrs.evolve(failed, error_kind=RestartLimitError.kind, message=message)
+                    failed = attrs.evolve(_failed(plan), retry_at_unix=math.ceil(self._wall_clock() + delay))
+                else:
+                    failed = _failed(plan if plan.final else restarts.limit_reached(plan))
                 self._take_up(wanted, failed)
                 if delay is None:
                     return
@@ -448,9 +438,11 @@ class RemoteAccess:
         folder = self._config.runtime_path
         if self._instance is None or self._instance[0] != folder:
             self._instance = folder, await trio.to_thread.run_sync(load_instance, folder)
-        target = make_target(config, key, instance=self._instance[1], dial=self._dial, limits=self._limits)
-        certificate = None if config.tls is None else await trio.to_thread.run_sync(load_certificate, config)
-        return Plan(config=config, serve=serve, target=target, certificate=certificate)
+        instance = self._instance[1]
+        plan = make_plan(config, serve, key, instance=instance, dial=self._dial, limits=self._limits)
+        if config.tls is None:
+            return plan
+        return attrs.evolve(plan, certificate=await trio.to_thread.run_sync(Certificate, *config.tls_paths))
 
     def _make_progress(self) -> None:
         self._progress.set()

@@ -114,7 +114,7 @@ class Stores:
         self._reads: Final = trio.Semaphore(_READS_AT_ONCE)
         self._key_read: Detached[RelayKey | None] | None = None
         self._hanging_writes = 0
-        self.writes = 0
+        self.writes: int = 0
 
     async def settings(self) -> Settings:
         """What the settings file says now.

@@ -1,16 +1,19 @@
-"""A relay to host oneself: gateways come in at one door, visitors at the other.
+"""A relay to host: gateways connect to it and stay connected; visitors connect to it and reach them.
 
-config     what the operator decides; limits: what it may cost
-registry   which tunnels there are, and where each is connected
-takeover   who has a tunnel when a second gateway knocks
-control    the gateways' door: prove your key
-session    a gateway that has come in: it carries visitors until it is told to end
-ingress    the visitors' door: which tunnel is this for? head and framing: where does each request end?
-admission  who may come in, and how many
-accepting  connections come in, or are turned away
-listeners  the sockets that listen
-server     everything around both doors
-reload     the file, when it changes while the relay runs
+config, limits         what the operator decides
+reload                 reread the file when it changes
+server                 the relay as a whole
+listeners              the sockets that listen
+accept_loop            accept connections, or reset them
+admission, rates       limits on connections, visitors and failed proofs
+request_head           read the first request of a connection
+gateways/endpoint      a gateway connects and proves its key
+gateways/session       a connected gateway
+gateways/takeover      the rules when two gateways want one tunnel
+gateways/registry      which tunnels exist, and which session each one has
+visitors/tls           route TLS by the name in the ClientHello
+visitors/ingress       route HTTP by the Host, and carry visitors
+visitors/followed_stream, turns      follow the requests of a visitor's connection, in fair turns
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
-"""Accepting connections, also when there are too many of them.
+"""Accept connections, also under overload.
 
-`trio.serve_listeners` is for a server that is never out of descriptors: it logs a traceback for each accept that fails.
-Here whoever is turned away gets a reset before a task is made for it, and what goes wrong many times a second is not
-logged each time.
-
-Neighbours: `server` and `listeners` say what happens to a connection; `admission` decides whether it is let in.
+`trio.serve_listeners` logs a traceback for each accept that fails, and starts a task for each connection. Here a
+connection over a limit is reset before a task is started for it, and log lines that others can cause are limited.
 """
 
 from __future__ import annotations
@@ -12,30 +9,34 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, NoReturn, TypeAlias, final
+from typing import Concatenate, Final, NoReturn, ParamSpec, TypeAlias, TypeVar, final
 
 import trio
 
 from .._model.addresses import Address
+from .._net.closing import abandon
 from .._net.log_limiter import Complaints
 from .._net.socket_options import reset_on_close
-from .admission import Admission, Arrival, TurnedAway
+from .admission import Admission, Arrival, OverLimit
 
-__all__ = ["Front", "Handler"]
+__all__ = ["AcceptLoop", "Handler", "contain_errors"]
 
 ACCEPT_RETRY: Final = 0.1
-"""Seconds until the next attempt, when the system has nothing left for one more connection."""
+"""Seconds until the next accept, when the system is out of descriptors or memory."""
 
 _OVERLOADED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.relay.server"))
+
+StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
+P = ParamSpec("P")
 
 Handler: TypeAlias = Callable[[trio.SocketStream, Arrival], Awaitable[None]]
 """Serves a connection, and closes it."""
 
 
 @final
-class Front:
-    """Accepts connections for all listeners of a relay."""
+class AcceptLoop:
+    """Accepts the connections of all listeners of a relay."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission: Final = admission
@@ -48,12 +49,13 @@ class Front:
         *,
         only_visitors: bool = False,
     ) -> NoReturn:
-        """Accept connections until cancelled, and close the listeners then.
+        """Accept connections until cancelled, then close the listeners.
 
         Args:
-            handler: runs in a task of its own. It is cancelled when its connection makes way for another.
-            connections: where these tasks are.
-            only_visitors: whether no gateway comes here.
+            handler: runs in a task of its own for each connection. The task is cancelled when its connection is
+                evicted. What the handler raises is logged, see `contain_errors`.
+            connections: the nursery of these tasks.
+            only_visitors: True where gateways cannot connect: at a limit of visitors, connections are reset.
 
         Raises:
             OSError: a listener is broken.
@@ -83,15 +85,15 @@ class Front:
     ) -> None:
         scope = trio.CancelScope()
 
-        def make_way() -> None:
+        def evict() -> None:
             reset_on_close(connected.socket)
             scope.cancel()
 
         try:
             arrival = self._admission.arrive(
-                _host_of(connected), trio.current_time(), make_way, only_visitors=only_visitors
+                _host_of(connected), trio.current_time(), evict, only_visitors=only_visitors
             )
-        except TurnedAway as reason:
+        except OverLimit as reason:
             _complaints.tell(str(reason), f"a connection was turned away: {reason}")
             reset_on_close(connected.socket)
             connected.socket.close()
@@ -102,14 +104,35 @@ class Front:
 async def _handle(connected: trio.SocketStream, arrival: Arrival, scope: trio.CancelScope, handler: Handler) -> None:
     try:
         with scope:
-            await handler(connected, arrival)
+            await contain_errors(handler)(connected, arrival)
     finally:
         arrival.leave()
         await trio.aclose_forcefully(connected)
+
+
+def contain_errors(
+    handler: Callable[Concatenate[StreamT, P], Awaitable[object]],
+) -> Callable[Concatenate[StreamT, P], Awaitable[None]]:
+    """Wrap a connection's handler so that its errors do not reach other connections.
+
+    A broken connection or a timeout is ignored. Any other error is logged, and the connection is reset.
+    """
+
+    async def serve(connected: StreamT, /, *arguments: P.args, **named: P.kwargs) -> None:
+        try:
+            await handler(connected, *arguments, **named)
+        except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            pass
+        except* Exception as error:  # noqa: BLE001  # whatever it is, it concerns this connection alone
+            _complaints.tell("unforeseen", "a connection failed in an unforeseen way", level=logging.ERROR, error=error)
+            with trio.CancelScope(shield=True):
+                await abandon(connected)
+
+    return serve
 
 
 def _host_of(connected: trio.SocketStream) -> str | None:
     try:
         return Address.of_socket(connected.socket.getpeername()).host
     except OSError:
-        return None  # it is gone already
+        return None  # the peer has already closed it

@@ -1,21 +1,17 @@
-"""Who may come in, and how many: pure bookkeeping for the doors of a relay; the time is given in.
+"""Limits on connections and visitors: counting, without I/O and without a clock.
 
-    a connection   arrives   it is counted, in all and for its address, or turned away (`TurnedAway`)
-                   pends     until it has shown what it wants: TLS, a request head, a gateway's proof
-                   settles   a visitor whose head was read, a gateway whose proof was verified
+    a connection   arrives   it is counted, in all and for its address, or refused (`OverLimit`)
+                   pends     until its TLS handshake, request head or proof is complete; it can be evicted
+                   settles   it is a visitor whose tunnel is known, or a gateway whose session has its tunnel
                    leaves
-    a visit        lasts     as long as a tunnel carries the visitor
+    a visit        lasts     while a tunnel carries the visitor
 
-Whoever floods the relay with connections that never come to the point fills the room for those that pend. So when that
-is full it is not the newcomer that is turned away, who may well have something to say, but the oldest that makes way:
-it has had the most time. A visitor that says what it wants gets through as long as it takes less time for it than the
-flood needs to come around.
+A flood of connections that send nothing fills the limit of pending ones. When that limit is reached, the oldest pending
+connection is evicted, not the new one refused: the oldest had the most time. So a legitimate visitor gets through if it
+settles faster than the flood replaces all pending connections.
 
-Visitors that have settled do not make way, and may be many. So they may not take all connections: a share of them is
-reserved for gateways, which have no more sessions than there are tunnels with keys.
-
-Neighbours: `limits` has the numbers, `rates` the clockwork; `server` lets connections arrive and leave, `ingress` and
-`control` settle them.
+Settled visitors are not evicted. A share of all connections is reserved for gateways, so that many visitors cannot keep
+them out. Gateways need few: one session for each tunnel.
 """
 
 from __future__ import annotations
@@ -27,68 +23,71 @@ from contextlib import contextmanager
 from typing import Final, final
 
 from .limits import RelayLimits
-from .rates import REMEMBERED, Failures, TokenBuckets
+from .rates import REMEMBERED, FailureBackoff, TokenBuckets
 
-__all__ = ["Admission", "Arrival", "TurnedAway"]
+__all__ = ["Admission", "Arrival", "OverLimit"]
 
 SPARE_DESCRIPTORS: Final = 64
-"""What a relay needs beside its connections: listeners, files, the event loop, and room for those on their way out."""
-
+"""Descriptors beside those of connections: listeners, files, the event loop, and connections that are being closed."""
 
 MOST_LEAVING: Final = 16
-"""Connections beyond the limit, while those that make way for them are being closed."""
+"""Connections that may exceed the limit while evicted ones are being closed."""
 
 
 @final
-class TurnedAway(Exception):
-    """There is no room for one more; the text says of what."""
+class OverLimit(Exception):
+    """A limit is reached; the text says which."""
 
 
 @final
 class Arrival:
-    """One connection, from its accept to its end.
+    """One accepted connection, from its accept to its end.
 
     Attributes:
-        source: the address that it counts for; None when no limit per address holds for it.
-        is_visitor: whether it has settled as one.
+        source: the address as limits count it; None when the connection is exempt from limits per address.
+        evict: resets the connection.
+        is_visitor: True once it has settled as a visitor.
     """
 
     __slots__ = ("_admission", "evict", "is_visitor", "source")
 
     def __init__(self, admission: Admission, source: str | None, evict: Callable[[], object]) -> None:
         self._admission = admission
-        self.source = source
-        self.evict = evict
-        self.is_visitor = False
+        self.source: str | None = source
+        self.evict: Callable[[], object] = evict
+        self.is_visitor: bool = False
 
     def settle(self) -> None:
-        """It is a gateway that has proved itself, and does not make way for others any more."""
+        """The connection is a gateway with a session: do not evict it from now on."""
         self._admission.settle(self)
 
     def settle_as_visitor(self) -> None:
-        """It has shown which tunnel it wants, and does not make way for others any more.
+        """The connection is a visitor whose tunnel is known: do not evict it from now on.
 
         Raises:
-            TurnedAway: there are as many visitors as there may be.
+            OverLimit: the relay has too many visitors.
         """
         self._admission.settle_as_visitor(self)
 
     def leave(self) -> None:
-        """It has ended. To be called once."""
+        """The connection has ended. Call once."""
         self._admission.leave(self)
 
     def failed(self, now: float) -> float:
-        """It has brought a proof that is none; returns the seconds that the answer waits."""
+        """The connection brought a wrong proof. Returns the seconds to delay the answer."""
         return self._admission.failed(self, now)
 
 
 @final
 class Admission:
-    """Counts for all doors of one relay.
+    """Counts for all listeners of one relay.
 
     Args:
-        limits: what the operator decides.
-        descriptors: how many the process may have; None where nobody knows.
+        limits: the operator's.
+        descriptors: how many the process may open; None if that is unknown.
+
+    Attributes:
+        most_connections: the effective limit: `limits.connections`, or less if descriptors are fewer.
     """
 
     def __init__(self, limits: RelayLimits, *, descriptors: int | None = None) -> None:
@@ -111,7 +110,9 @@ class Admission:
         self._pending: Final[OrderedDict[Arrival, None]] = OrderedDict()
         self._pending_by_source: Final[dict[str, OrderedDict[Arrival, None]]] = {}
         self._connects: Final = TokenBuckets(limits.connects_per_second_per_address)
-        self._failures: Final = Failures(limits.failed_auth_delay_ms / 1000, limits.failed_auth_delay_max_ms / 1000)
+        self._failures: Final = FailureBackoff(
+            limits.failed_auth_delay_ms / 1000, limits.failed_auth_delay_max_ms / 1000
+        )
         self._sources: Final[dict[str, str | None]] = {}
         self._visits: Final[Counter[str]] = Counter()
         self._opens: Final = TokenBuckets(limits.opens_per_second_per_tunnel)
@@ -119,31 +120,31 @@ class Admission:
     def arrive(
         self, host: str | None, now: float, evict: Callable[[], object], *, only_visitors: bool = False
     ) -> Arrival:
-        """Count a connection from `host`, an IP address, or None where it is not known.
-
-        When all connections are taken, the oldest that pends makes way.
+        """Count a new connection. If all connections are taken, evict the oldest pending one.
 
         Args:
-            only_visitors: whether it came where no gateway comes in.
-            evict: called when the connection, before it has settled, makes way for another. It must not wait, and the
-                connection leaves soon after.
+            host: the peer's IP address; None if it is unknown.
+            now: the time in seconds.
+            evict: resets the connection. It is called at most once, while the connection pends, and must not wait; the
+                connection has to leave soon after.
+            only_visitors: True at a listener where gateways cannot connect.
 
         Raises:
-            TurnedAway: there is no room for it.
+            OverLimit: the connection is over a limit.
         """
         limits, source = self._limits, self._source(host)
         if only_visitors:
             self._refuse_too_many_visitors()
         is_full = self._connections >= self.most_connections
         if is_full and (not self._pending or self._connections >= self.most_connections + MOST_LEAVING):
-            raise TurnedAway("there are as many connections as there may be")
+            raise OverLimit("there are as many connections as there may be")
         if source is not None:
             if limits.connections_per_address and self._by_source[source] >= limits.connections_per_address:
-                raise TurnedAway("one address has as many connections as it may have")
+                raise OverLimit("one address has as many connections as it may have")
             if not self._connects.take(source, now):
-                raise TurnedAway("one address connects too often")
+                raise OverLimit("one address connects too often")
         if is_full:
-            self._make_way(next(iter(self._pending)))
+            self._evict(next(iter(self._pending)))
         arrival = Arrival(self, source, evict)
         self._connections += 1
         self._pending[arrival] = None
@@ -152,9 +153,9 @@ class Admission:
             of_source = self._pending_by_source.setdefault(source, OrderedDict())
             of_source[arrival] = None
             if limits.pending_per_address and len(of_source) > limits.pending_per_address:
-                self._make_way(next(iter(of_source)))
+                self._evict(next(iter(of_source)))
         if len(self._pending) > self._most_pending:
-            self._make_way(next(iter(self._pending)))
+            self._evict(next(iter(self._pending)))
         return arrival
 
     def settle(self, arrival: Arrival) -> None:
@@ -175,7 +176,7 @@ class Admission:
 
     def _refuse_too_many_visitors(self) -> None:
         if self._visitors >= self._most_visitors:
-            raise TurnedAway("there are as many visitors as there may be")
+            raise OverLimit("there are as many visitors as there may be")
 
     def leave(self, arrival: Arrival) -> None:
         """See `Arrival.leave`."""
@@ -191,15 +192,15 @@ class Admission:
 
     @contextmanager
     def visit(self, tunnel_id: str, now: float) -> Iterator[None]:
-        """Count a visitor of a tunnel, for as long as the block lasts.
+        """Count a visitor of a tunnel while the block runs.
 
         Raises:
-            TurnedAway: the tunnel has enough of them, or they come too often.
+            OverLimit: the tunnel has too many visitors, or too many new ones per second.
         """
         if self._most_visits and self._visits[tunnel_id] >= self._most_visits:
-            raise TurnedAway("the gateway has as many visitors as it may have")
+            raise OverLimit("the gateway has as many visitors as it may have")
         if not self._opens.take(tunnel_id, now):
-            raise TurnedAway("the gateway has too many new visitors")
+            raise OverLimit("the gateway has too many new visitors")
         self._visits[tunnel_id] += 1
         try:
             yield
@@ -207,6 +208,7 @@ class Admission:
             _count_down(self._visits, tunnel_id)
 
     def _source(self, host: str | None) -> str | None:
+        """The address as limits count it, see `RelayLimits`; None when it is exempt. Cached for the last hosts."""
         if host is None:
             return None
         if host not in self._sources:
@@ -225,13 +227,13 @@ class Admission:
             return str(ipaddress.IPv6Network((address, 64), strict=False))
         return str(address)
 
-    def _make_way(self, arrival: Arrival) -> None:
+    def _evict(self, arrival: Arrival) -> None:
         self.settle(arrival)
         arrival.evict()
 
 
 def _count_down(counter: Counter[str], key: str) -> None:
-    """One less, and nothing is kept of whom there is none of."""
+    """Subtract one; a key with a count of 0 is removed."""
     counter[key] -= 1
     if not counter[key]:
         del counter[key]

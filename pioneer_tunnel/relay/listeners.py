@@ -1,7 +1,6 @@
-"""Listening: one address, and the addresses of their own that tunnels have, which come and go with the registry.
+"""The relay's listeners: those for gateways and visitors, and those of tunnels with a `bind_addr`.
 
-Neighbours: `server` listens for gateways and visitors through `open_listeners`, and keeps a `BoundListeners` for the
-tunnels with a `bind_addr`.
+A reload can add and remove listeners of tunnels; the others stay open until the relay stops.
 """
 
 from __future__ import annotations
@@ -10,34 +9,38 @@ import logging
 import socket
 import sys
 from collections.abc import Callable, Collection, Hashable, Iterable
-from typing import Final, final
+from typing import Final, TypeAlias, final
 
 import trio
 
 from .._model.addresses import Address
 from .._net.socket_options import reset_on_close
 from .._net.tcp import CAN_USE_DESCRIPTORS
-from .accept_loop import Front, Handler
+from .accept_loop import AcceptLoop, Handler
 from .admission import Arrival
 from .config import TunnelEntry, each_address
 
-__all__ = ["BoundListeners", "listened_at", "open_listeners"]
+__all__ = ["BoundListeners", "bound_address", "open_listeners"]
 
 BACKLOG: Final = 1024
 _ANY_IPV6: Final = "::"
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
 
+HandlerOf: TypeAlias = Callable[[TunnelEntry], Handler]
+"""Makes the handler of one connection of a tunnel."""
+
 
 async def open_listeners(address: Address, beside: Collection[Address] = ()) -> list[trio.SocketListener]:
-    """Listen at `address`. `[::]:port` takes IPv4 as well as IPv6.
+    """Listen at `address`. `[::]:port` accepts IPv4 as well as IPv6.
 
-    It takes IPv6 alone where an address in `beside` has an IPv4 host and the same port, or, with a warning, where
+    It accepts IPv6 alone when an address in `beside` has an IPv4 host and the same port, and, with a warning, when
     another process listens at that port over IPv4.
 
-    What is accepted `resets`, see `LentSocket`, where the system lets us use descriptors.
+    Accepted sockets send RST when they are closed, until that is disarmed (see `LentSocket`). So if the process dies, a
+    truncated stream does not look complete. Where descriptors cannot be used, they behave as usual.
 
     Raises:
-        OSError: it cannot be listened at; the message names it.
+        OSError: the system refused; the message names the address.
     """
     try:
         listeners = await _open(address, beside)
@@ -65,10 +68,10 @@ def _takes_ipv4(addresses: Iterable[Address], port: int) -> bool:
 
 
 async def _open_for_both(port: int) -> trio.SocketListener:
-    """One socket for IPv4 and IPv6, which Trio's `open_tcp_listeners` does not make."""
+    """Open one socket for IPv4 and IPv6. Trio's `open_tcp_listeners` cannot."""
     opened = trio.socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
     try:
-        if sys.platform != "win32":  # on Windows it lets two processes take one port
+        if sys.platform != "win32":  # on Windows, two processes could then listen at one port
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         await opened.bind((_ANY_IPV6, port))
@@ -79,98 +82,98 @@ async def _open_for_both(port: int) -> trio.SocketListener:
         raise
 
 
-def listened_at(address: Address, listeners: list[trio.SocketListener]) -> Address:
-    """`address` with the port that the system chose where it says 0."""
+def bound_address(address: Address, listeners: list[trio.SocketListener]) -> Address:
+    """`address`, with the port that the system chose if it is 0."""
     return Address(address.host, listeners[0].socket.getsockname()[1])
 
 
 @final
 class BoundListeners:
-    """The addresses of their own that tunnels have.
+    """The listeners of tunnels with a `bind_addr`.
 
     Args:
-        front: accepts connections.
-        connections: where connections are served. They outlive their listener: what ends them is their tunnel.
-        handler: makes the handler for one connection of a tunnel, given by the entry that it has then.
+        connections: the nursery of connections. They outlive their listener; they end with their tunnel's session.
+        handler_of: is called for each connection, with the entry that its tunnel has at that time.
     """
 
-    def __init__(self, front: Front, connections: trio.Nursery, handler: Callable[[TunnelEntry], Handler]) -> None:
-        self._front: Final = front
+    def __init__(self, accept_loop: AcceptLoop, connections: trio.Nursery, handler_of: HandlerOf) -> None:
+        self._accept_loop: Final = accept_loop
         self._connections: Final = connections
-        self._handler: Final = handler
+        self._handler_of: Final = handler_of
         self._bound: dict[Hashable, _Bound] = {}
 
     @property
     def addresses(self) -> dict[str, tuple[Address, ...]]:
-        """Where each tunnel is listened for, by its id."""
+        """The addresses of each tunnel, by its id."""
         found: dict[str, tuple[Address, ...]] = {}
         for bound in self._bound.values():
             found[bound.entry.id] = (*found.get(bound.entry.id, ()), bound.address)
         return found
 
-    async def arrange(self, tunnels: Iterable[TunnelEntry], beside: Collection[Address] = ()) -> None:
-        """Listen where `tunnels` say and nowhere else. What is listened at already goes on without a gap, also when
-        the address now is another tunnel's.
+    async def update(self, tunnels: Iterable[TunnelEntry], beside: Collection[Address] = ()) -> None:
+        """Listen at the addresses of `tunnels`, and close all other listeners.
+
+        A listener whose address stays is not closed in between, even if the address now belongs to another tunnel.
 
         Args:
             beside: every address of the relay, see `open_listeners`.
 
         Raises:
-            OSError: an address cannot be listened at. Then everything is as it was.
+            OSError: the relay cannot listen at an address. Nothing has changed then.
         """
         wanted = {
-            _place(entry, address): (entry, address) for entry in tunnels for address in each_address(entry.bind_addr)
+            _key(entry, address): (entry, address) for entry in tunnels for address in each_address(entry.bind_addr)
         }
         opened: dict[Hashable, _Bound] = {}
         try:
-            for place, (entry, address) in wanted.items():
-                if place not in self._bound:
-                    opened[place] = _Bound(entry, address, await open_listeners(address, beside))
+            for key, (entry, address) in wanted.items():
+                if key not in self._bound:
+                    opened[key] = _Bound(entry, address, await open_listeners(address, beside))
             for bound in opened.values():
-                self._connections.start_soon(bound.serve, self._front, self._connections, self._handler)
+                self._connections.start_soon(bound.serve, self._accept_loop, self._connections, self._handler_of)
         except BaseException:
             for bound in opened.values():
                 bound.close_sockets()
             raise
-        ending = [self._bound.pop(place) for place in self._bound.keys() - wanted.keys()]
+        removed = [self._bound.pop(key) for key in self._bound.keys() - wanted.keys()]
         all_bound = self._bound | opened
-        self._bound = {place: all_bound[place] for place in wanted}  # in the order of the configuration
-        for place, (entry, _) in wanted.items():
-            self._bound[place].entry = entry
-        with trio.CancelScope(shield=True):  # quick, and half of a rearrangement is none
-            for bound in ending:
+        self._bound = {key: all_bound[key] for key in wanted}  # in the order of the configuration
+        for key, (entry, _) in wanted.items():
+            self._bound[key].entry = entry
+        with trio.CancelScope(shield=True):  # quick; an update is carried out as a whole
+            for bound in removed:
                 await bound.close()
 
 
-def _place(entry: TunnelEntry, address: Address) -> Hashable:
-    """What makes two listeners the same. Port 0 is another port each time, so that it is its tunnel's own."""
+def _key(entry: TunnelEntry, address: Address) -> Hashable:
+    """What identifies a listener. Port 0 is a different port each time, so there the tunnel's id is a part of it."""
     return (address, entry.id if address.port == 0 else None)
 
 
 @final
 class _Bound:
-    """One address, and the tunnel that it is for now."""
+    """The listeners of one address, and the tunnel that they serve now."""
 
     def __init__(self, entry: TunnelEntry, address: Address, listeners: list[trio.SocketListener]) -> None:
         self.entry = entry
-        self.address: Final = listened_at(address, listeners)
+        self.address: Final = bound_address(address, listeners)
         self._listeners: Final = listeners
         self._serving: Final = trio.CancelScope()
         self._closed: Final = trio.Event()
 
-    async def serve(self, front: Front, connections: trio.Nursery, handler: Callable[[TunnelEntry], Handler]) -> None:
+    async def serve(self, accept_loop: AcceptLoop, connections: trio.Nursery, handler_of: HandlerOf) -> None:
         async def handle(connected: trio.SocketStream, arrival: Arrival) -> None:
-            await handler(self.entry)(connected, arrival)
+            await handler_of(self.entry)(connected, arrival)
 
         try:
             with self._serving:
-                await front.serve(self._listeners, handle, connections, only_visitors=True)
+                await accept_loop.serve(self._listeners, handle, connections, only_visitors=True)
         finally:
             self.close_sockets()
             self._closed.set()
 
     async def close(self) -> None:
-        """Listen no more. When this returns, the address is free again."""
+        """Stop listening, and wait until the sockets are closed."""
         self._serving.cancel()
         await self._closed.wait()
 

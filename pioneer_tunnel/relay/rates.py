@@ -1,9 +1,7 @@
-"""How often is too often: token buckets, and waits that grow with each failure. Pure; the time is given in.
+"""Rate limits: token buckets, and delays that double with each failure. No I/O; the caller passes the time.
 
-Both remember a bounded number of keys, and forget the one that was not heard of for the longest time. Whoever has so
-many addresses that this forgets some is held back by the limits on all of them together.
-
-Neighbours: `admission` and the gateways' door ask.
+Both keep a bounded number of keys, and drop the one that was used least recently. A client with enough addresses to
+make them drop keys is bounded by the limits on all addresses together.
 """
 
 from __future__ import annotations
@@ -12,23 +10,26 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Final, final
 
-__all__ = ["REMEMBERED", "Failures", "TokenBuckets"]
+__all__ = ["REMEMBERED", "FailureBackoff", "TokenBuckets"]
 
 REMEMBERED: Final = 4096
-"""Keys that each of these remembers."""
+"""Keys that each of these keeps."""
 
 BURST_SECONDS: Final = 4.0
+"""Size of a bucket: the tokens of so many seconds."""
+
 FORGET_AFTER: Final = 600.0
+"""Seconds without a failure after which the delay starts from the beginning."""
 
 _MOST_DOUBLINGS: Final = 32
 
 
 @final
 class TokenBuckets:
-    """For each key a bucket that holds four seconds' worth of tokens and fills as they come.
+    """A token bucket for each key. It holds the tokens of 4 seconds, but at least one, and starts full.
 
     Args:
-        rate: tokens a second; 0 for as many as anybody wants.
+        rate: tokens per second; 0 means no limit.
         remembered: how many buckets are kept.
     """
 
@@ -39,7 +40,7 @@ class TokenBuckets:
         self._buckets: Final[OrderedDict[Hashable, tuple[float, float]]] = OrderedDict()
 
     def take(self, key: Hashable, now: float) -> bool:
-        """Take a token of `key`; False when there is none."""
+        """Take a token of `key` at time `now`; False when there is none."""
         if not self._rate:
             return True
         tokens, filled_at = self._buckets.pop(key, (self._size, now))
@@ -52,12 +53,12 @@ class TokenBuckets:
 
 
 @final
-class Failures:
-    """How long the answer to a failure waits: twice as long as the one before, up to a bound.
+class FailureBackoff:
+    """The delay of the answer to a failure, for each key: each failure doubles it, up to a bound.
 
     Args:
-        first: seconds that the first one waits; 0 for no wait at all.
-        longest: seconds that any waits at most.
+        first: seconds for the first failure; 0 means no delay at all.
+        longest: the bound in seconds.
         remembered: how many keys are kept.
     """
 
@@ -68,7 +69,7 @@ class Failures:
         self._failures: Final[OrderedDict[Hashable, tuple[int, float]]] = OrderedDict()
 
     def failed(self, key: Hashable, now: float) -> float:
-        """Count a failure of `key`, and return the seconds that its answer waits."""
+        """Count a failure of `key` at time `now`. Returns the delay in seconds."""
         count, last = self._failures.pop(key, (0, now))
         if now - last >= FORGET_AFTER:
             count = 0

@@ -1,69 +1,64 @@
-"""The sockets of a relay: listeners, TLS, and which door a connection belongs to.
+"""A relay: it opens the listeners, ends TLS, and passes each connection to the gateways' or the visitors' side.
 
-`Relay` is a whole relay. In a process of its own the command line runs it; in the same process, a nursery does:
+The command line runs a `Relay` as a process. To run one inside your own program:
 
     relay = Relay(config)
     addresses = await nursery.start(relay.serve)
     ...
-    await relay.apply(another_config)        # other tunnels; those that stay are not touched
+    await relay.apply(another_config)        # other tunnels; unchanged tunnels are not interrupted
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar, final
+from typing import Any, Final, NoReturn, final
 
 import attrs
 import trio
 
-from .._http.head import RequestHead, wants_upgrade
+from .._http.head import RequestHead
 from .._model.addresses import Address, normal_audience
 from .._model.errors import InvalidSettingsError, StorageError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import SigningIdentity
-from .._net.closing import abandon
+from .._net.adopted import Watched, watch
 from .._net.descriptor_limit import descriptor_limit
-from .._net.log_limiter import Complaints
-from .._net.socket_options import keep_alive, plain_socket
+from .._net.prefixed_stream import PrefixedStream
+from .._net.socket_options import keep_alive
 from .._net.tls.certificate import Certificate
-from .._net.wrappers import PrefixedStream, Watched, watch
 from .._storage import files
-from .._wire.handshake import SUBPROTOCOL
 from ..websocket import EngineName
 from ..yamux import Limits
-from .accept_loop import Front, Handler
+from .accept_loop import AcceptLoop, Handler
 from .admission import Admission, Arrival
 from .config import RelayConfig, TunnelEntry, each_address
-from .gateways.endpoint import ControlDoor
+from .gateways.endpoint import GatewayEndpoint, wants_gateway
 from .gateways.registry import Directory, LocalDirectory, LocalRegistry, Registry
-from .listeners import BoundListeners, listened_at, open_listeners
+from .listeners import BoundListeners, bound_address, open_listeners
 from .reload import Changes
-from .visitors.ingress import IngressDoor, Refusal, Visit, read_head, refuse
-from .visitors.tls import TlsDoor, end_tls
+from .request_head import Refusal, read_head, refuse
+from .visitors.ingress import Ingress, Visit
+from .visitors.tls import SniRouter, accept_tls
 
-__all__ = ["Relay", "RelayAddresses", "guarded", "serve_gateway"]
+__all__ = ["Relay", "RelayAddresses"]
 
 _IDENTITY_LIMIT: Final = 64 * 1024
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
-_complaints: Final = Complaints(_log)
-
-StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
-P = ParamSpec("P")
 
 
 @final
 @attrs.frozen(kw_only=True)
 class RelayAddresses:
-    """Where a relay listens, with the ports that the system chose where the configuration says 0.
+    """Where a relay listens. A port that is 0 in the configuration is the port that the system chose.
 
     Attributes:
-        all_control: for gateways.
-        all_ingress: for visitors.
-        all_tunnels: for visitors of tunnels that have a `bind_addr`, by tunnel id.
+        all_control: the addresses for gateways.
+        all_ingress: the addresses for visitors.
+        all_tunnels: for each tunnel with a `bind_addr`, by tunnel id, the addresses for its visitors.
     """
 
     all_control: tuple[Address, ...]
@@ -72,17 +67,17 @@ class RelayAddresses:
 
     @property
     def control(self) -> Address:
-        """The first for gateways."""
+        """The first address for gateways."""
         return self.all_control[0]
 
     @property
     def ingress(self) -> Address:
-        """The first for visitors."""
+        """The first address for visitors."""
         return self.all_ingress[0]
 
     @property
     def tunnels(self) -> dict[str, Address]:
-        """The first of each tunnel that has a `bind_addr`, by tunnel id."""
+        """The first address of each tunnel with a `bind_addr`, by tunnel id."""
         return {tunnel_id: addresses[0] for tunnel_id, addresses in self.all_tunnels.items()}
 
 
@@ -91,15 +86,15 @@ class Relay:
     """A relay.
 
     Args:
-        config: what the operator decides.
-        registry: which tunnels there are; by default those of `config`.
-        directory: where they are connected; by default this process knows.
-        limits: what each gateway's session may cost; by default as the `limits` of `config` say.
-        engine: the WebSocket engine; None for the fastest that is installed.
+        config: the configuration.
+        registry: the tunnels; by default those of `config`.
+        directory: the connected sessions; by default they are kept in this process.
+        limits: of each gateway's yamux session; by default they follow from `config.limits`.
+        engine: the WebSocket engine; None chooses the fastest that is installed.
 
     Raises:
-        InvalidSettingsError: a certificate or key that cannot be used.
-        StorageError: the identity key file cannot be read, or others may read or write it.
+        InvalidSettingsError: a certificate or key cannot be used.
+        StorageError: the identity key file cannot be read, or the group or others may read or write it.
     """
 
     def __init__(
@@ -119,20 +114,20 @@ class Relay:
         self._own_registry: Final = own_registry
         self._bound: BoundListeners | None = None
         self._addresses: RelayAddresses | None = None
-        self._applying: Final = trio.Lock()
+        self._apply_lock: Final = trio.Lock()
         self._admission: Final = Admission(config.limits, descriptors=descriptor_limit())
         self._certificate: Final = _certificate(config)
-        self._control: Final = ControlDoor(
+        self._gateways: Final = GatewayEndpoint(
             config, registry, directory, identity=_identity(config), limits=limits, engine=engine
         )
-        self._ingress: Final = IngressDoor(registry, directory, self._admission, limits=config.limits)
-        self._tls_door: Final = TlsDoor(registry, self._ingress, self._certificate)
+        self._ingress: Final = Ingress(registry, directory, self._admission, limits=config.limits)
+        self._sni_router: Final = SniRouter(registry, self._ingress, self._certificate)
 
     async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Listen and serve until cancelled; then gateways are told that the relay goes away.
+        """Listen and serve until cancelled. Then send each gateway a go-away and close code 1001.
 
         Raises:
-            OSError: an address cannot be listened at.
+            OSError: the relay cannot listen at an address.
         """
         try:
             with lone_error_bare():
@@ -142,33 +137,36 @@ class Relay:
         raise AssertionError("listeners end only by being cancelled")
 
     async def apply(self, config: RelayConfig) -> RelayAddresses:
-        """Carry the tunnels of `config` from now on, without touching those that stay as they are.
+        """Serve the tunnels of `config` from now on. Unchanged tunnels are not interrupted.
 
-        New ones work at once. Those that are gone end: their listeners are closed, their sessions ended, their visitors
-        reset. So do sessions whose key is no longer one of their tunnel's. What else has changed of a tunnel counts for
-        what comes next: visitors and gateways that are here stay. Whatever of the relay itself has changed is logged
-        and takes a restart. Of a registry that was given to the relay, the entries are its owner's; sessions are held
-        against it anew.
+        - A new tunnel works at once.
+        - A removed tunnel ends: its listeners close, its session ends, its visitors are reset.
+        - A session whose key was removed from its tunnel ends, and its visitors are reset.
+        - Any other change of a tunnel applies to new visitors and new gateways. Connected ones stay.
+        - A change of the relay's own keys is logged; it takes a restart.
+
+        If `registry` was given to `Relay`, its owner maintains its entries. `apply` then only ends the sessions whose
+        key no longer opens their tunnel.
 
         Returns:
             Where the relay listens now.
 
         Raises:
-            InvalidSettingsError: the tunnels do not go together with the addresses that the relay listens at.
-            OSError: a tunnel's address cannot be listened at.
-            RuntimeError: the relay does not serve.
+            InvalidSettingsError: the tunnels conflict with the addresses that the relay listens at.
+            OSError: the relay cannot listen at a tunnel's address.
+            RuntimeError: `serve` does not run.
             In each case nothing has changed.
         """
-        async with self._applying:
+        async with self._apply_lock:
             if self._bound is None or self._addresses is None:
                 raise RuntimeError("a relay that does not serve cannot be reconfigured: make another one")
             changes = Changes.between(self._config, config)
             applied = attrs.evolve(self._config, tunnels=config.tunnels)
-            await self._bound.arrange(applied.tunnels, applied.all_addresses)
+            await self._bound.update(applied.tunnels, applied.all_addresses)
             self._config = applied
             if self._own_registry is not None:
                 self._own_registry.replace(applied.tunnels)
-            await self._control.hold_against_registry()
+            await self._gateways.revoke_unregistered()
             self._addresses = attrs.evolve(self._addresses, all_tunnels=self._bound.addresses)
             _log.info("the configuration was applied; changes of tunnels: %s", changes)
             if changes.for_a_restart:
@@ -178,14 +176,14 @@ class Relay:
     async def _listen(self, task_status: trio.TaskStatus[RelayAddresses]) -> None:
         config = self._config
         control, ingress = each_address(config.control_addr), each_address(config.ingress_addr)
-        front = Front(self._admission)
+        accept_loop = AcceptLoop(self._admission)
         async with trio.open_nursery() as nursery:
 
             async def listen(address: Address, handler: Handler, *, only_visitors: bool = False) -> Address:
                 listeners = await open_listeners(address, config.all_addresses)
-                serve = functools.partial(front.serve, only_visitors=only_visitors)
-                nursery.start_soon(serve, listeners, guarded(handler), nursery)
-                return listened_at(address, listeners)
+                serve = functools.partial(accept_loop.serve, only_visitors=only_visitors)
+                nursery.start_soon(serve, listeners, handler, nursery)
+                return bound_address(address, listeners)
 
             listening: dict[Address, Address] = {}
             for address in control:
@@ -195,8 +193,8 @@ class Relay:
             for address in ingress:
                 if address not in control:
                     listening[address] = await listen(address, self._serve_ingress, only_visitors=True)
-            bound = BoundListeners(front, nursery, lambda entry: guarded(functools.partial(self._serve_bound, entry)))
-            await bound.arrange(config.tunnels, config.all_addresses)
+            bound = BoundListeners(accept_loop, nursery, lambda entry: functools.partial(self._serve_bound, entry))
+            await bound.update(config.tunnels, config.all_addresses)
             self._bound = bound
             self._addresses = RelayAddresses(
                 all_control=tuple(listening[address] for address in control),
@@ -222,20 +220,23 @@ class Relay:
         _end_with_fin(watched)
         if self._config.control_tls:
             assert self._certificate is not None
-            stream = await end_tls(watched, self._certificate)
-        await serve_gateway(self._control, stream, watched, arrival)
+            stream = await accept_tls(watched, self._certificate)
+        await self._gateways.serve(stream, watched, arrival)
 
     async def _serve_ingress(self, connected: trio.SocketStream, arrival: Arrival) -> None:
-        visit = await self._tls_door.admit(
+        visit = await self._sni_router.route(
             _visit(connected, _watched(connected), arrival), tls=self._config.ingress_tls
         )
         if visit is not None:
             await self._ingress.serve(visit)
 
     async def _serve_either(self, connected: trio.SocketStream, arrival: Arrival) -> None:
-        """One address for both: the upgrade to our protocol on a public name is a gateway's, all else a visitor's."""
+        """Serve a connection at an address that gateways and visitors share.
+
+        It is a gateway's when its first request is an upgrade to our protocol on a public name of the relay.
+        """
         watched = _watched(connected)
-        visit = await self._tls_door.admit(_visit(connected, watched, arrival), tls=self._config.ingress_tls)
+        visit = await self._sni_router.route(_visit(connected, watched, arrival), tls=self._config.ingress_tls)
         if visit is None:
             return
         try:
@@ -245,9 +246,9 @@ class Relay:
             return
         if head is None:
             await visit.stream.aclose()
-        elif _wants_control(head) and self._is_public(head):
+        elif wants_gateway(head) and self._is_public(head):
             _end_with_fin(watched)
-            await self._control.serve(PrefixedStream(visit.stream, received), watched, arrival)
+            await self._gateways.serve_request(PrefixedStream(visit.stream, received), watched, arrival)
         else:
             await self._ingress.serve_request(visit, head, received)
 
@@ -256,55 +257,12 @@ class Relay:
 
     def _is_public(self, head: RequestHead) -> bool:
         try:
-            written = normal_audience(head.host_header.decode("ascii").removesuffix(":"))  # an empty port is none
+            written = normal_audience(head.host_header.decode("ascii").removesuffix(":"))  # an empty port is no port
         except ValueError:
             return False
         names = self._config.public_names
-        # A proxy in front may have taken the port off; the proof of the gateway is bound to all of its name anyhow.
+        # A proxy in front may have removed the port. That is safe: the gateway's proof is bound to the whole name.
         return written in names or any(name.rpartition(":")[0] == written for name in names)
-
-
-async def serve_gateway(
-    door: ControlDoor, stream: trio.abc.Stream, watched: Watched, arrival: Arrival | None = None
-) -> None:
-    """Serve a connection at the gateways' door, from its first byte on, until it ends; see `ControlDoor.serve`."""
-    try:
-        head, received = await read_head(stream)
-        if head is None:
-            return
-        if not _wants_control(head):
-            raise Refusal(
-                404,
-                f"this is the door for gateways; they ask for the WebSocket {SUBPROTOCOL}",
-                omit_body=head.omit_body,
-            )
-    except Refusal as refusal:
-        await refuse(stream, refusal)
-        return
-    await door.serve(PrefixedStream(stream, received), watched, arrival)
-
-
-def _wants_control(head: RequestHead) -> bool:
-    upgrade = wants_upgrade(head)
-    return upgrade is not None and upgrade.websocket and SUBPROTOCOL in upgrade.subprotocols
-
-
-def guarded(
-    handler: Callable[Concatenate[StreamT, P], Awaitable[object]],
-) -> Callable[Concatenate[StreamT, P], Awaitable[None]]:
-    """One connection's trouble is its own: it is logged, and the relay goes on."""
-
-    async def serve(connected: StreamT, /, *arguments: P.args, **named: P.kwargs) -> None:
-        try:
-            await handler(connected, *arguments, **named)
-        except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-            pass  # it went away, or never came to the point
-        except* Exception as error:  # noqa: BLE001  # whatever it is, other connections have nothing to do with it
-            _complaints.tell("unforeseen", "a connection failed in an unforeseen way", level=logging.ERROR, error=error)
-            with trio.CancelScope(shield=True):
-                await abandon(connected)
-
-    return serve
 
 
 def _watched(connected: trio.SocketStream) -> Watched:
@@ -313,8 +271,8 @@ def _watched(connected: trio.SocketStream) -> Watched:
 
 
 def _end_with_fin(link: Watched) -> None:
-    """Let a gateway's link end with a FIN: what it carries says by itself which streams are complete."""
-    lent = plain_socket(link)
+    """Close a gateway's link with a FIN, not a RST: yamux marks in the link which streams are complete."""
+    lent = link.plain_socket
     if lent is not None:
         lent.disarm_reset()
 
@@ -334,7 +292,7 @@ def _address_of(name: Callable[[], Any]) -> Address | None:
     try:
         return Address.of_socket(name())
     except OSError:
-        return None  # it is gone already
+        return None  # the peer has already closed it
 
 
 def _listed(addresses: tuple[Address, ...]) -> str:
@@ -354,7 +312,7 @@ def _identity(config: RelayConfig) -> SigningIdentity | None:
 
 
 def _read_seed(path: Path) -> bytes:
-    """The first line of a file; the second may be what `relay new-identity` printed there."""
+    """Read the seed from the first line. The second line may hold the public half, as `relay new-identity` prints."""
     content = files.read(path, limit=_IDENTITY_LIMIT, private=True)
     if content is None:
         raise StorageError(f"the identity key file {str(path)!r} cannot be read: there is none")

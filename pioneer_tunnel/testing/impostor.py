@@ -10,12 +10,13 @@ from typing import Final, TypeAlias
 
 import trio
 
+from .._net.adopted import Watched, watch
 from .._net.closing import close_after_answer
+from .._net.prefixed_stream import PrefixedStream
 from .._net.tls.certificate import Certificate
-from .._net.wrappers import PrefixedStream, Watched, watch
 from .._wire.handshake import SUBPROTOCOL, Rejection, RelayHandshake
-from ..relay.visitors.ingress import read_head
-from ..relay.visitors.tls import end_tls
+from ..relay.request_head import read_head
+from ..relay.visitors.tls import accept_tls
 from ..websocket import Opening, load_engine
 from .faults import BadTls, CaptivePortal, Reject, Stage, StallAt, Unavailable
 
@@ -40,7 +41,7 @@ async def secured(connected: trio.abc.Stream, certificate: Certificate | None) -
         trio.TooSlowError: it took too long.
     """
     watched = watch(connected)
-    return (watched if certificate is None else await end_tls(watched, certificate)), watched
+    return (watched if certificate is None else await accept_tls(watched, certificate)), watched
 
 
 async def impersonate(

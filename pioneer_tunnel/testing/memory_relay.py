@@ -29,12 +29,12 @@ import trio
 from .._model.addresses import Address
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
+from .._net.adopted import watch
 from .._net.tls.certificate import Certificate
-from .._net.wrappers import watch
+from ..relay.accept_loop import contain_errors
 from ..relay.config import RelayConfig, TunnelEntry
-from ..relay.gateways.endpoint import ControlDoor
-from ..relay.server import guarded, serve_gateway
-from ..relay.visitors.ingress import IngressDoor, Visit
+from ..relay.gateways.endpoint import GatewayEndpoint
+from ..relay.visitors.ingress import Ingress, Visit
 from ..websocket import EngineName
 from .faults import FaultPlan
 from .faulty_dialer import Dial, FaultyDialer
@@ -95,10 +95,10 @@ class MemoryRelay:
             ingress_tls=False,
             heartbeat_ms=round(heartbeat * 1000),
         )
-        self._control: Final = ControlDoor(
+        self._control: Final = GatewayEndpoint(
             self._config, self._tunnels, self._sessions, engine=engine, wall_clock=wall_clock
         )
-        self._ingress: Final = IngressDoor(self._tunnels, self._sessions)
+        self._ingress: Final = Ingress(self._tunnels, self._sessions)
         self._servers: Final[dict[Address, _Server]] = {}
         self._visitors = 0
         self._open: Final[list[Dial]] = []
@@ -359,7 +359,7 @@ class MemoryRelay:
         if impostor is not None:
             await impersonate(impostor, connected, relay_id=self._config.id, certificate=self._certificate)
         else:
-            await serve_gateway(self._control, *await secured(connected, self._certificate))
+            await self._control.serve(*await secured(connected, self._certificate))
 
     def _wake(self) -> None:
         self._changed.set()
@@ -369,7 +369,7 @@ class MemoryRelay:
 async def _serve(server: _Server, connected: MemoryStream) -> None:
     """As a listener does it."""
     try:
-        await guarded(server)(connected)
+        await contain_errors(server)(connected)
     finally:
         await trio.aclose_forcefully(connected)
 

@@ -12,6 +12,8 @@ from typing import Final, final
 
 import attrs
 
+from .._model.errors import RestartLimitError, TunnelError
+
 __all__ = ["LONGEST_WAIT", "Ending", "RestartPolicy", "Restarts"]
 
 LONGEST_WAIT: Final = 15 * 60.0
@@ -76,7 +78,7 @@ class Restarts:
     def __init__(self, policy: RestartPolicy, random: Random) -> None:
         self.policy: Final = policy
         self._random: Final = random
-        self.used = 0
+        self.used: int = 0
         """Restarts since the start, or since the last session that was stable."""
 
     def after(self, ending: Ending) -> float | None:
@@ -101,6 +103,13 @@ class Restarts:
         if ending.retry_after is not None:
             delay = max(delay, min(ending.retry_after, LONGEST_WAIT))
         return delay
+
+    def limit_reached(self, cause: TunnelError) -> RestartLimitError:
+        """The error for the status when `after` returns None; `cause` is how the last attempt ended."""
+        allowed = self.policy.max_restarts
+        return RestartLimitError(
+            f"gave up after {allowed} restart{'s' if allowed > 1 else ''}; the last cause: {cause}"
+        )
 
     def _spread(self, delay: float) -> float:
         jitter = self.policy.jitter

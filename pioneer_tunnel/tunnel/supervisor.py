@@ -126,10 +126,7 @@ class Supervisor:
                     )
                 )
                 if delay is None:
-                    allowed = self._restarts.policy.max_restarts
-                    limit = RestartLimitError(
-                        f"gave up after {allowed} restart{'s' if allowed > 1 else ''}; the last cause: {failure}"
-                    )
+                    limit = self._restarts.limit_reached(failure)
                     self._publish(State.FAILED, limit)
                     raise limit from failure
                 await self._wait(delay, failure)

@@ -31,7 +31,7 @@ from .._model.keys import PublicKey, RelayKey
 from .._model.status import State, Status
 from .._net.dialing import Dialer, dial_tcp
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
-from ..transports import TRANSPORTS, Event, Serve, Target, refuse_unusable_key
+from ..transports import TRANSPORTS, Event, Serve, Target, configured_transport, usable_key
 from ..transports.rathole.key_mode import KeyMode
 from ..transports.tunnel_stream import TunnelStream
 from ..websocket import EngineName
@@ -228,11 +228,14 @@ async def open_tunnel(
     """
     if not isinstance(key, RelayKey):
         raise TypeError(f"key is a RelayKey, not {type(key).__name__}")
-    serve = _transport(transport)
-    refuse_unusable_key(key, native=transport == "websocket")
-    pinned = _identity(relay_identity)
-    if pinned is not None and transport in _BARE:
-        raise InvalidSettingsError("relay_identity: only a relay of transport websocket can prove what it is")
+    serve = _configured(
+        transport,
+        key,
+        relay_identity=_identity(relay_identity),
+        key_mode=_key_mode(key_mode),
+        limits=limits or Limits(),
+        websocket_engine=websocket_engine,
+    )
     if system_trust not in SYSTEM_TRUSTS:
         raise InvalidSettingsError(f"system_trust is {system_trust!r}; there are {', '.join(SYSTEM_TRUSTS)}")
     target = Target(
@@ -240,13 +243,9 @@ async def open_tunnel(
         key=key,
         service=service,
         instance=instance if instance is not None else secrets.token_hex(16),
-        key_mode=_key_mode(key_mode),
-        relay_identity=pinned,
         make_tls=partial(client_tls, None if ca_file is None else Path(ca_file), system_trust=system_trust),
         connect_timeout=connect_timeout,
         dial=dial,
-        limits=limits or Limits(),
-        websocket_engine=websocket_engine,
     )
     feed = StatusFeed(Status(state=State.STARTING, updated_at_unix=int(wall_clock())))
     tunnel = Tunnel(
@@ -283,13 +282,32 @@ async def open_tunnel(
             feed.end()
 
 
-def _transport(transport: Serve | str) -> Serve:
+def _configured(
+    transport: Serve | str,
+    key: RelayKey,
+    *,
+    relay_identity: PublicKey | None,
+    key_mode: KeyMode,
+    limits: Limits,
+    websocket_engine: EngineName | None,
+) -> Serve:
+    """The transport, with its options, which are checked together with the key."""
     if not isinstance(transport, str):
+        usable_key(key, native=False)
         return transport
-    serve = TRANSPORTS.get(transport)
-    if serve is None:
+    built_in = configured_transport(
+        transport,
+        relay_identity=relay_identity,
+        key_mode=key_mode,
+        limits=limits,
+        websocket_engine=websocket_engine,
+    )
+    if built_in is None:
         raise UnsupportedTransportError(f"no transport is called {transport!r}; there are {', '.join(TRANSPORTS)}")
-    return serve
+    built_in.check(key)
+    if relay_identity is not None and transport in _BARE:
+        raise InvalidSettingsError("relay_identity: only a relay of transport websocket can prove what it is")
+    return built_in
 
 
 def _address(relay: str | RelayAddress, transport: Serve | str) -> RelayAddress:

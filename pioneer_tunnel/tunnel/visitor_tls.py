@@ -18,9 +18,9 @@ import trio
 
 from .._net.closing import close_after_answer
 from .._net.log_limiter import Complaints
+from .._net.streams import GuardedStream
 from .._net.tls.certificate import Certificate
 from .._net.tls.stream import TlsStream
-from .._net.wrappers import OneAtATime
 from ..transports.tunnel_stream import Handler, TunnelStream
 
 __all__ = ["terminate_tls"]
@@ -81,18 +81,12 @@ def _why(error: trio.BrokenResourceError) -> str:
 
 
 @final
-class _DecryptedStream(trio.abc.HalfCloseableStream):
-    """What a visitor says inside its TLS. It keeps the contract of `tunnel_stream.CarriedStream`.
-
-    One task may send and one may receive at a time; a second one gets `trio.BusyResourceError`.
-    """
+class _DecryptedStream(GuardedStream):
+    """What a visitor says inside its TLS. It keeps the contract of `tunnel_stream.CarriedStream`."""
 
     def __init__(self, tls: TlsStream, stream: TunnelStream) -> None:
-        self.transport_stream: Final = tls
+        super().__init__(tls)
         self._stream: Final = stream
-        self._receiving: Final = OneAtATime("another task is receiving from this stream")
-        self._sending: Final = OneAtATime("another task is sending on this stream")
-        self._closed = False
 
     @property
     def usable(self) -> bool:
@@ -105,28 +99,9 @@ class _DecryptedStream(trio.abc.HalfCloseableStream):
         self._closed = True
         self._stream.reset()
 
-    async def wait_broken(self) -> bool:
-        return await self._stream.wait_broken()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        with self._receiving:
-            self._raise_if_closed()
-            return await self.transport_stream.receive_some(max_bytes)
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with self._sending:
-            self._raise_if_closed()
-            await self.transport_stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        with self._sending:
-            self._raise_if_closed()
-            await self.transport_stream.wait_send_all_might_not_block()
-
-    async def send_eof(self) -> None:
-        with self._sending:
-            self._raise_if_closed()
-            await self.transport_stream.send_eof()
+    async def abort(self) -> None:
+        self.reset()
+        await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
         if self._closed:
@@ -139,7 +114,3 @@ class _DecryptedStream(trio.abc.HalfCloseableStream):
         except trio.BusyResourceError:
             self._stream.reset()  # somebody is in the middle of sending, which ends there
             await trio.lowlevel.checkpoint()
-
-    def _raise_if_closed(self) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError("this stream was closed")

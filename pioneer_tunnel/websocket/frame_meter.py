@@ -54,7 +54,7 @@ class FrameMeter:
     """
 
     def __init__(self, allowance: Allowance | None = None) -> None:
-        self.trusted = allowance is None
+        self.trusted: bool = allowance is None
         self._size_left = 0 if allowance is None else allowance.size
         self._frames_left = 0 if allowance is None else allowance.frames
         self._head_end: bytes | None = b""  # the last bytes of the HTTP head so far; None when it has ended

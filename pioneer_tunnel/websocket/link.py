@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, final
 
+from .._net.adopted import Watched
 from .._net.link import Bytes, Link
-from .._net.wrappers import Watched
 from .connection import Message, WebSocket
 
 __all__ = ["WebSocketLink"]
@@ -43,8 +43,8 @@ class WebSocketLink(Link):
         self._watched: Final = watched
         self._on_text: Final = on_text
         self._early = early
-        self.close_code = 1000
-        self.close_reason = ""
+        self.close_code: int = 1000
+        self.close_reason: str = ""
 
     @property
     def last_received(self) -> float:

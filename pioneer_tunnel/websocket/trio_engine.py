@@ -1,15 +1,15 @@
 """The engine over `trio-websocket`, which is always installed.
 
-We work around what it lacks. We give it a stream that we made and close ourselves, and a large read size. During the
-opening it waits forever when the connection ends without a response, or when the body of a response never ends. So the
-stream that we give it, `_EngineStream`, detects both.
+What it does not do, we do around it: it is handed a stream that we made and close ourselves, it reads in large
+pieces, and an opening that it would wait for without end is watched from below (`_Watch`), since it tells
+neither of a connection that ends without an answer nor of an answer whose body never ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, NoReturn, cast, final
+from typing import Final, NoReturn, final
 
 import trio
 from trio_websocket import (
@@ -42,25 +42,25 @@ from .frame_meter import FrameMeter
 __all__ = ["accept", "connect"]
 
 _MAX_PIECES: Final = 16 * 1024
-"""Pieces of one message. Each read makes one, so a large message over a slow path may have a thousand."""
+"""Pieces of one message. Each read makes one, so a large message over a slow path honestly has a thousand."""
 
 _QUEUE: Final = 8
-"""Messages that trio-websocket queues for us: a little more than one read brings."""
+"""Messages between the engine's reader and ours: what one read brings, and somewhat more."""
 
 
 @asynccontextmanager
 async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[WebSocket]:
     """See `Engine.connect`."""
     assert opening.address is not None
-    engine_stream = _EngineStream(stream, FrameMeter(opening.allowance), of_client=True)
-    async with _with_reader(engine_stream) as nursery:
+    watch = _Watch(stream, FrameMeter(opening.allowance), of_client=True)
+    async with _kept(watch) as nursery:
         try:
             with lone_error_bare():
                 async with trio.open_nursery() as until_open:
-                    until_open.start_soon(engine_stream.raise_when_refused)
+                    until_open.start_soon(watch.raise_when_refused)
                     connection = await wrap_client_stream(
                         nursery,
-                        engine_stream,  # type: ignore[arg-type]  # it documents that it accepts any stream
+                        watch,  # type: ignore[arg-type]  # any stream will do, as its documentation says
                         opening.address.audience,
                         opening.address.path,
                         subprotocols=[opening.subprotocol],
@@ -69,24 +69,24 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
                         message_queue_size=_QUEUE,
                         receive_buffer_size=READ_SIZE,
                     )
-                    engine_stream.open_for(connection)
+                    watch.open_for(connection)
                     until_open.cancel_scope.cancel()
         except HandshakeError as error:
-            raise engine_stream.refusal(error) from error
-        yield TrioWebSocket(engine_stream, connection)
+            raise watch.refusal(error) from error
+        yield TrioWebSocket(watch, connection)
 
 
 @asynccontextmanager
 async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[WebSocket]:
     """See `Engine.accept`."""
-    engine_stream = _EngineStream(stream, FrameMeter(opening.allowance), of_client=False)
-    async with _with_reader(engine_stream) as nursery:
+    watch = _Watch(stream, FrameMeter(opening.allowance), of_client=False)
+    async with _kept(watch) as nursery:
         with lone_error_bare():
             async with trio.open_nursery() as until_open:
-                until_open.start_soon(engine_stream.raise_when_refused)
+                until_open.start_soon(watch.raise_when_refused)
                 request: WebSocketRequest = await wrap_server_stream(
                     nursery,
-                    engine_stream,
+                    watch,
                     max_message_size=MAX_BINARY,
                     message_queue_size=_QUEUE,
                     receive_buffer_size=READ_SIZE,
@@ -95,58 +95,52 @@ async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[Web
                 try:
                     connection = await request.accept(subprotocol=opening.subprotocol if offered else None)
                 except ConnectionClosed as error:
-                    raise _closed(error) from None  # the client closed after its request
-                engine_stream.open_for(connection)
+                    raise _closed(error) from None  # the client went away when it had asked
+                watch.open_for(connection)
                 until_open.cancel_scope.cancel()
-        yield TrioWebSocket(engine_stream, connection)
+        yield TrioWebSocket(watch, connection)
 
 
 @asynccontextmanager
-async def _with_reader(engine_stream: _EngineStream) -> AsyncIterator[trio.Nursery]:
-    """A nursery for trio-websocket's reader task. Close the stream at the end."""
-    reading = trio.CancelScope(shield=True)
+async def _kept(watch: _Watch) -> AsyncIterator[trio.Nursery]:
+    """A nursery for the engine's reader. At the end the reader is cancelled and the stream is closed."""
     try:
         with lone_error_bare():
             async with trio.open_nursery() as nursery:
+                reading: trio.Nursery = await nursery.start(_hold_nursery, watch)
                 try:
-                    yield cast("trio.Nursery", _ReaderNursery(nursery, reading, engine_stream))
+                    yield reading
                 finally:
-                    reading.cancel()
+                    reading.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
-            await trio.aclose_forcefully(engine_stream)
+            await trio.aclose_forcefully(watch)
 
 
-@final
-class _ReaderNursery:
-    """The nursery in which trio-websocket starts its reader task.
+async def _hold_nursery(watch: _Watch, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    """Open a nursery for the reader, until it is cancelled.
 
-    It shields the reader from an outside cancellation, because the reader must still receive the peer's close frame.
+    A cancellation from outside must not reach the reader, which has to read the answer to our close frame. The shield
+    is in this task, since it must not cover the body of `_kept`.
     """
-
-    def __init__(self, nursery: trio.Nursery, reading: trio.CancelScope, engine_stream: _EngineStream) -> None:
-        self._nursery: Final = nursery
-        self._reading: Final = reading
-        self._engine_stream: Final = engine_stream
-
-    def start_soon(self, reader: Callable[[], Awaitable[object]]) -> None:
-        self._nursery.start_soon(self._read, reader)
-
-    async def _read(self, reader: Callable[[], Awaitable[object]]) -> None:
-        with self._reading:
-            try:
-                await reader()
-            except Exception:
-                # trio-websocket raises errors of the opening here, and not in the task that waits for the opening. That
-                # task gets a better one, from `raise_when_refused`.
-                if self._engine_stream.open:
-                    raise
-        self._engine_stream.fail_opening()
+    try:
+        async with trio.open_nursery() as nursery:
+            task_status.started(nursery)
+            await trio.lowlevel.checkpoint_if_cancelled()  # the last chance, if `start` was cancelled
+            nursery.cancel_scope.shield = True
+            # No deadline: `_kept` cancels the nursery.
+            await trio.sleep_forever()
+    except ExceptionGroup:
+        # What the reader finds wrong with an opening it raises here. `_Watch` has seen the same and reports it better.
+        if watch.open:
+            raise
+    finally:
+        watch.end_opening()
 
 
 @final
 class TrioWebSocket(WebSocket):
-    def __init__(self, stream: _EngineStream, connection: WebSocketConnection) -> None:
+    def __init__(self, stream: _Watch, connection: WebSocketConnection) -> None:
         self.subprotocol = connection.subprotocol
         self.meter = stream.meter
         self._stream: Final = stream
@@ -187,12 +181,12 @@ def _closed(error: ConnectionClosed) -> trio.BrokenResourceError:
 
 
 @final
-class _EngineStream(trio.abc.Stream):
-    """The stream that trio-websocket uses.
+class _Watch(trio.abc.Stream):
+    """The stream below the engine, with an eye on what the engine has not finished.
 
-    During the opening it keeps the first received bytes. `raise_when_refused` runs in a task of its own, and raises
-    when the stream has ended, or when the received part of a response shows a refusal. trio-websocket parses all bytes
-    of one read at once, so `meter` cuts reads into portions.
+    In an opening the engine reads on for as long as it has hope. This keeps the first bytes of what comes and raises,
+    in a task of its own, when the stream has ended or when enough of an answer has come to see that it is a refusal.
+    The engine parses all that one read brings, so `meter` cuts reads into portions.
     """
 
     def __init__(self, stream: trio.abc.Stream, meter: FrameMeter, *, of_client: bool) -> None:
@@ -202,17 +196,21 @@ class _EngineStream(trio.abc.Stream):
         self._connection: WebSocketConnection | None = None
         self._of_client: Final = of_client
         self._answer = b""
-        self._opening_failed: Final = trio.Event()
+        self._over: Final = trio.Event()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        # trio-websocket reads when it has processed all earlier bytes. It limits a message's bytes, but not its pieces.
+        # The engine asks for more when it has parsed what it had. It counts a message's bytes, not its pieces.
         if len(getattr(self._connection, "_message_parts", ())) > _MAX_PIECES:
             raise trio.BrokenResourceError(f"a message in more than {_MAX_PIECES} pieces")
-        if self._unparsed:
-            await trio.lowlevel.checkpoint()
-        else:
-            self._unparsed = await self._read(max_bytes if self.meter.trusted else FIRST_READ)
-        amount = self.meter.admit(self._unparsed)
+        try:
+            if self._unparsed:
+                await trio.lowlevel.checkpoint()
+            else:
+                self._unparsed = await self._read(max_bytes if self.meter.trusted else FIRST_READ)
+            amount = self.meter.admit(self._unparsed)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._over.set()
+            raise
         if amount == len(self._unparsed):
             data, self._unparsed = self._unparsed, b""
         else:
@@ -221,38 +219,33 @@ class _EngineStream(trio.abc.Stream):
         return bytes(data) if isinstance(data, memoryview) else data
 
     async def _read(self, max_bytes: int | None) -> bytes | bytearray:
-        if self._connection is not None:
-            return await self.transport_stream.receive_some(max_bytes)
-        try:
-            data = await self.transport_stream.receive_some(max_bytes)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._opening_failed.set()
-            raise
-        self._answer = (self._answer + data)[:MAX_ANSWER]
-        if not data or (self._of_client and refusal_in(self._answer)):
-            self._opening_failed.set()
+        data = await self.transport_stream.receive_some(max_bytes)
+        if self._connection is None:
+            self._answer = (self._answer + data)[:MAX_ANSWER]
+            if not data or (self._of_client and refusal_in(self._answer)):
+                self._over.set()
         return data
 
     @property
     def open(self) -> bool:
-        """Whether the opening has succeeded."""
+        """Whether the opening has ended well."""
         return self._connection is not None
 
     def open_for(self, connection: WebSocketConnection) -> None:
-        """The opening has succeeded."""
+        """The opening has ended well: from now on this carries `connection`."""
         self._connection = connection
 
-    def fail_opening(self) -> None:
-        """The reader has ended. If the opening has not succeeded, it never will."""
-        self._opening_failed.set()
+    def end_opening(self) -> None:
+        """The engine reads no further: if it is not open yet, it never will be."""
+        self._over.set()
 
     async def raise_when_refused(self) -> NoReturn:
         # The caller of the opening sets the deadline.
-        await self._opening_failed.wait()
+        await self._over.wait()
         raise self.refusal(None)
 
     def refusal(self, error: HandshakeError | None) -> Exception:
-        """The exception for an opening that failed, from the received bytes."""
+        """What to raise for an opening that failed, from what the other end has said."""
         refused = refusal_in(self._answer) if self._of_client and self._answer else None
         if refused is not None:
             return refused
@@ -263,11 +256,16 @@ class _EngineStream(trio.abc.Stream):
         return trio.BrokenResourceError("the connection ended without a word")
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self.transport_stream.send_all(data)
+        try:
+            await self.transport_stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            if self._of_client:  # the engine then reads no answer to its request; a server's own task gets the error
+                self._over.set()
+            raise
 
     async def wait_send_all_might_not_block(self) -> None:
         await self.transport_stream.wait_send_all_might_not_block()
 
     async def aclose(self) -> None:
-        self._opening_failed.set()
+        self._over.set()
         await self.transport_stream.aclose()

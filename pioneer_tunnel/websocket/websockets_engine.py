@@ -24,7 +24,7 @@ from websockets.uri import parse_uri
 from .._model.errors import fresh_copy
 from .._model.exception_groups import lone_error_bare
 from .._model.text import clean_message
-from .._net.wrappers import receive_into, send_pieces
+from .._net.adopted import adopt
 from .connection import (
     FIRST_READ,
     MAX_ANSWER,
@@ -109,7 +109,7 @@ class WebsocketsWebSocket(WebSocket):
     def __init__(self, stream: trio.abc.Stream, protocol: ClientProtocol | ServerProtocol, meter: FrameMeter) -> None:
         self.meter = meter
         self.request: Request | None = None
-        self._stream: Final = stream
+        self._stream: Final = adopt(stream)
         self._protocol: Final = protocol
         self._inbox: list[Message] = []
         self._text: list[bytes] | None = None
@@ -144,7 +144,7 @@ class WebsocketsWebSocket(WebSocket):
         self._flushing = True
         try:
             while writes := self._protocol.data_to_send():
-                await send_pieces(self._stream, writes)
+                await self._stream.send_pieces(writes)
         finally:
             self._flushing = False
             self._flushed.unpark_all()
@@ -181,7 +181,7 @@ class WebsocketsWebSocket(WebSocket):
 
     async def _read(self) -> memoryview:
         """Read into the buffer. It grows when a trusted peer fills it."""
-        amount = await receive_into(self._stream, self._buffer)
+        amount = await self._stream.receive_into(self._buffer)
         read = self._buffer[:amount]
         if amount == len(self._buffer) < READ_SIZE and self.meter.trusted:
             self._buffer = memoryview(bytearray(min(4 * amount, READ_SIZE)))

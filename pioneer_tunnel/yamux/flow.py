@@ -53,7 +53,7 @@ class SendWindow:
     __slots__ = ("credit",)
 
     def __init__(self) -> None:
-        self.credit = INITIAL_WINDOW
+        self.credit: int = INITIAL_WINDOW
 
     def grant(self, amount: int) -> None:
         """Add `amount` bytes that the peer grants.
@@ -93,7 +93,7 @@ class SendBudget:
     def __init__(self, limit: int, parent: SendBudget | None = None) -> None:
         self._limit = limit
         self._parent = parent
-        self.held = 0
+        self.held: int = 0
 
     @property
     def bound(self) -> int:
@@ -127,7 +127,7 @@ class WindowBudget:
     __slots__ = ("left",)
 
     def __init__(self, limit: int) -> None:
-        self.left = limit
+        self.left: int = limit
 
     def take(self, wanted: int) -> int:
         """Take `wanted` bytes, or all that are left if these are fewer; returns the number."""
@@ -156,9 +156,9 @@ class ReceiveWindow:
         self._budget = budget
         self._limit = min(max(limit, INITIAL_WINDOW), _MAX_CREDIT)
         self._since = now
-        self.size = INITIAL_WINDOW
-        self.credit = INITIAL_WINDOW
-        self.unread = 0
+        self.size: int = INITIAL_WINDOW
+        self.credit: int = INITIAL_WINDOW
+        self.unread: int = 0
 
     @property
     def owed(self) -> int:

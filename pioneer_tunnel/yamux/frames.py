@@ -94,7 +94,7 @@ class FrameDecoder:
 
     def __init__(self) -> None:
         self._partial = b""
-        self.body_left = 0
+        self.body_left: int = 0
         """Bytes of the current DATA frame's body that have not arrived yet; 0 between frames."""
 
     def receive_data(self, data: Buffer) -> Iterator[Header | bytes]:

@@ -98,10 +98,10 @@ class Session:
         self.sending: Final = SendBudget(self.limits.unsent, process_sending)
         self.round_trip: float | None = None
         """The shortest recent round trip of a ping, in seconds; None before the first pong."""
-        self.unread = 0
+        self.unread: int = 0
         """Received bytes of all streams that the application has not read."""
-        self.going_away = False
-        self.peer_going_away = False
+        self.going_away: bool = False
+        self.peer_going_away: bool = False
         self._decoder = FrameDecoder()
         self._outbox = Outbox()
         self._events: list[Event] = []

@@ -12,7 +12,7 @@ from typing import Final, Protocol, final
 
 import trio
 
-from .._net.wrappers import OneAtATime
+from .._net.streams import ByteStream, OneAtATime
 from .session import Session
 from .stream_state import Stream
 
@@ -37,7 +37,7 @@ class _Connection(Protocol):
 
 
 @final
-class YamuxStream(trio.abc.HalfCloseableStream):
+class YamuxStream(ByteStream):
     """One stream of a session.
 
     The peer gets a FIN after `send_eof` and `aclose`, and a reset after `reset` or a cancelled `aclose`.
@@ -203,7 +203,7 @@ class YamuxStream(trio.abc.HalfCloseableStream):
                 self._connection.watchers.discard(self)
         return not self._closed
 
-    async def drain(self) -> None:
+    async def wait_flushed(self) -> None:
         """Wait until all queued data was passed to the link, or the stream is broken. The caller sets the deadline."""
         while not self._stream.flushed and self.usable:
             await self._wait_writable()
@@ -217,6 +217,10 @@ class YamuxStream(trio.abc.HalfCloseableStream):
             self._closed = True
             self._abandon()
             self._wake()
+
+    async def abort(self) -> None:
+        self.reset()
+        await trio.lowlevel.checkpoint()
 
     def _abandon(self) -> None:
         self._session.reset(self._stream)

@@ -108,25 +108,26 @@ class Stream:
         self.id: Final = stream_id
         self.opened_here: Final = opened_here
         self.opened_at: Final = now
-        self.state = State.OPEN
-        self.was_reset = False
-        self.acknowledged = False
-        self.end_received = False
+        self.state: State = State.OPEN
+        self.was_reset: bool = False
+        self.acknowledged: bool = False
+        self.end_received: bool = False
         self.closing_since: float | None = None
-        self.refusing = False
-        self.syn_due = opened_here
-        self.ack_due = False
-        self.fin_due = False
-        self.grant_due = 0
+        self.refusing: bool = False
+        self.syn_due: bool = opened_here
+        self.ack_due: bool = False
+        self.fin_due: bool = False
+        self.grant_due: int = 0
         self.send_window: Final = SendWindow()
         self.send_budget: Final = send_budget
         self.receive_window: Final = receive_window
         self.send_queue: Final[deque[bytes | memoryview]] = deque()
         self.receive_queue: Final[deque[bytes | memoryview]] = deque()
-        self.queued = self.lent = 0
-        self.control_queued = False
-        self.ready_queued = False
-        self.writer_waits = False
+        self.queued: int = 0
+        self.lent: int = 0
+        self.control_queued: bool = False
+        self.ready_queued: bool = False
+        self.writer_waits: bool = False
         self.owner: Any = None
 
     @property

@@ -27,6 +27,7 @@ from pioneer_tunnel._net.fastpath import (
 )
 from pioneer_tunnel._net.fastpath.event_loop import Reactor
 from pioneer_tunnel._net.fastpath.splice import CAN_JOIN
+from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel._net.tcp import TcpStream
 from pioneer_tunnel.exchange import pump as pump_module
 from pioneer_tunnel.exchange.pump import pump
@@ -415,7 +416,7 @@ async def test_what_was_cancelled_while_it_waited_for_its_turn_is_not_touched_ag
 
 
 async def _pump_in_a_scope(
-    first: trio.abc.Stream, second: trio.abc.Stream, *, task_status: trio.TaskStatus[trio.CancelScope]
+    first: ByteStream, second: ByteStream, *, task_status: trio.TaskStatus[trio.CancelScope]
 ) -> None:
     with trio.CancelScope() as scope:
         task_status.started(scope)

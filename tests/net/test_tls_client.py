@@ -22,7 +22,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from rig import AT_ONCE, KEY, RELAY_NAME, connect, eventually, no_hang, read_all
+from rig import AT_ONCE, HANG, KEY, RELAY_NAME, connect, eventually, no_hang, read_all
 
 from pioneer_tunnel import (
     Address,
@@ -215,7 +215,7 @@ async def test_truststore_works_in_threads(ca_file: Path, monkeypatch: pytest.Mo
     async with impostor(presenting(CA.issue_cert(RELAY_NAME))) as (address, heard):
         for cancelled in (True, False):
             secured = TlsStream(await connect(address), context, server_hostname=RELAY_NAME)
-            with trio.move_on_after(0.2 if cancelled else 10) as handshake:
+            with trio.move_on_after(0.2 if cancelled else HANG) as handshake:
                 await secured.do_handshake()
             assert handshake.cancelled_caught is cancelled, "the event loop goes on while it is asked"
             asked.set()
@@ -233,7 +233,7 @@ async def test_truststore_works_in_threads(ca_file: Path, monkeypatch: pytest.Mo
 async def test_a_connection_without_a_handshake_can_be_closed(system_trust: SystemTrust) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     secured = TlsStream(ours, client_tls(system_trust=system_trust), server_hostname=RELAY_NAME)
-    with trio.fail_after(5):
+    with no_hang():
         await secured.aclose()
         await read_all(theirs)
 
@@ -312,7 +312,7 @@ async def test_an_old_private_authority_is_trusted_under_each_python(
     context = client_tls(tmp_path / "ca.pem", system_trust=system_trust)
     async with impostor(server) as (address, _):
         secured = TlsStream(await connect(address), context, server_hostname=RELAY_NAME)
-        with trio.fail_after(10):
+        with no_hang():
             await secured.do_handshake()
         await secured.aclose()
 

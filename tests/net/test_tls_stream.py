@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
-from rig import HOST, RELAY_NAME, in_background, read_exactly, relay_rig, until_it_raises, upload
+from rig import HOST, RELAY_NAME, in_background, no_hang, read_exactly, relay_rig, until_it_raises, upload
 from tls_records import (
     ALERT,
     CLIENT_HELLO,
@@ -234,7 +234,7 @@ async def test_at_the_relay_a_flood_in_a_body_is_a_reset_and_others_are_served(
 ) -> None:
     files: dict[str, Any] = {"tls_certificate": "tls.crt", "tls_private_key": "tls.key", "base_dir": tmp_path}
     async with relay_rig(control_tls=False, **files) as rig, rig.tunnel() as tunnel:
-        with trio.fail_after(30):
+        with no_hang():
             await tunnel.wait_connected()
             async with await rig.visit() as visitor:
                 _, records = await hostile_client(visitor, tmp_path, HOST)
@@ -250,7 +250,7 @@ async def test_at_the_relay_a_flood_in_a_body_is_a_reset_and_others_are_served(
 async def test_at_the_control_port_a_flood_ends_the_connection(tmp_path: Path, certificate: Certificate) -> None:
     files: dict[str, Any] = {"tls_certificate": "tls.crt", "tls_private_key": "tls.key", "base_dir": tmp_path}
     async with relay_rig(**files) as rig:
-        with trio.fail_after(30):
+        with no_hang():
             async with await rig.dial(RELAY_NAME, 443) as gateway:
                 _, records = await hostile_client(gateway, tmp_path, RELAY_NAME)
                 with pytest.raises(trio.BrokenResourceError):

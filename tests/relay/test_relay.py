@@ -1,4 +1,4 @@
-"""A whole relay on loopback: raw sockets at both doors, and what must never happen behind them."""
+"""A whole relay on loopback: raw sockets as visitors and as gateways."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ from pioneer_tunnel._model.addresses import Address
 from pioneer_tunnel._model.errors import InvalidSettingsError, ReplacedError, StorageError, TunnelAuthError
 from pioneer_tunnel._model.keys import RelayKey, SigningIdentity
 from pioneer_tunnel._model.status import State
+from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.closing import abandon
-from pioneer_tunnel._net.wrappers import watch
 from pioneer_tunnel._wire import messages
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay import Relay
 from pioneer_tunnel.relay.config import TunnelEntry
-from pioneer_tunnel.relay.gateways.endpoint import ControlDoor
+from pioneer_tunnel.relay.gateways.endpoint import GatewayEndpoint
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
-from pioneer_tunnel.relay.visitors import tls as tls_door
-from pioneer_tunnel.relay.visitors.ingress import IngressDoor, Visit
+from pioneer_tunnel.relay.visitors import tls as visitors_tls
+from pioneer_tunnel.relay.visitors.ingress import Ingress, Visit
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.tunnel import Tunnel
 from pioneer_tunnel.websocket import EngineName, Opening, WebSocketClosed, load_engine
@@ -103,7 +103,7 @@ async def test_a_request_that_leaves_a_doubt_is_400(head: bytes) -> None:
 
 
 async def test_a_head_that_is_too_large_is_431_and_the_visitor_reads_so() -> None:
-    """Also a visitor that sends on and on: its answer must not be lost to a reset of the connection."""
+    """Also when the visitor keeps sending: a reset must not destroy the answer."""
     async with serving() as (rig, _):
         many = b"GET / HTTP/1.1\r\nHost: office.test\r\n" + b"X: %s\r\n" % (b"x" * 1000) * 600 + b"\r\n"
         async with await rig.visit() as visitor, trio.open_nursery() as nursery:
@@ -148,7 +148,7 @@ async def test_a_gateway_that_is_lost_after_it_began_to_answer_is_a_reset() -> N
 
 
 async def test_a_relay_that_stops_in_the_middle_of_an_answer_resets_the_visitor() -> None:
-    """The visitor used to see an orderly end: cancelled, the pump abandoned one of its two streams only."""
+    """The visitor used to get a FIN: when cancelled, the pump reset only one of its two streams."""
     async with relay_rig() as rig, rig.tunnel() as tunnel:
         await tunnel.wait_connected()
         async with await rig.visit() as visitor:
@@ -163,11 +163,11 @@ async def test_a_relay_that_stops_in_the_middle_of_an_answer_resets_the_visitor(
 
 
 async def test_a_slow_head_is_408_after_ten_seconds(autojump_clock: trio.testing.MockClock) -> None:
-    door = IngressDoor(LocalRegistry([]), LocalDirectory())
+    ingress = Ingress(LocalRegistry([]), LocalDirectory())
     visitor, stream = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
         started = trio.current_time()
-        nursery.start_soon(door.serve, Visit(stream=stream, visitor=None, local=None, tls=False))
+        nursery.start_soon(ingress.serve, Visit(stream=stream, visitor=None, local=None, tls=False))
         for byte in b"GET / HTTP":
             await visitor.send_all(bytes([byte]))
             await trio.sleep(0.9)
@@ -213,7 +213,7 @@ async def test_a_gateway_that_resets_before_it_answers_a_head_request_is_a_502_w
     assert is_without_body(answer)
 
 
-async def test_the_gateways_door_tells_a_head_request_without_body() -> None:
+async def test_a_head_request_to_the_gateway_endpoint_is_answered_without_body() -> None:
     async with relay_rig() as rig, await connect(rig.addresses.control) as visitor:
         answer = await ask(visitor, HEAD)
     assert status_of(answer) == 404
@@ -221,10 +221,10 @@ async def test_the_gateways_door_tells_a_head_request_without_body() -> None:
 
 
 async def test_a_head_request_that_is_slow_is_a_408_without_body(autojump_clock: trio.testing.MockClock) -> None:
-    door = IngressDoor(LocalRegistry([]), LocalDirectory())
+    ingress = Ingress(LocalRegistry([]), LocalDirectory())
     visitor, stream = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(door.serve, Visit(stream=stream, visitor=None, local=None, tls=False))
+        nursery.start_soon(ingress.serve, Visit(stream=stream, visitor=None, local=None, tls=False))
         await visitor.send_all(HEAD[:-1])
         answer = await read_all(visitor)
     assert status_of(answer) == 408
@@ -234,19 +234,19 @@ async def test_a_head_request_that_is_slow_is_a_408_without_body(autojump_clock:
 async def test_a_gateway_that_takes_no_stream_is_504(autojump_clock: trio.testing.MockClock) -> None:
     directory = LocalDirectory()
     await directory.enter("office", Overwhelmed())
-    door = IngressDoor(LocalRegistry([TunnelEntry(**tunnel_entry())]), directory)
+    ingress = Ingress(LocalRegistry([TunnelEntry(**tunnel_entry())]), directory)
     visitor, stream = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(door.serve, Visit(stream=stream, visitor=None, local=None, tls=False))
+        nursery.start_soon(ingress.serve, Visit(stream=stream, visitor=None, local=None, tls=False))
         assert status_of(await ask(visitor, request())) == 504
         assert trio.current_time() == pytest.approx(10)
 
 
 async def test_a_refused_visitor_that_neither_reads_nor_ends_is_let_go(autojump_clock: trio.testing.MockClock) -> None:
-    door = IngressDoor(LocalRegistry([]), LocalDirectory())
+    ingress = Ingress(LocalRegistry([]), LocalDirectory())
     visitor, stream = trio.testing.lockstep_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(door.serve, Visit(stream=stream, visitor=None, local=None, tls=False))
+        nursery.start_soon(ingress.serve, Visit(stream=stream, visitor=None, local=None, tls=False))
         await visitor.send_all(request())
     assert trio.current_time() <= 12
 
@@ -254,12 +254,12 @@ async def test_a_refused_visitor_that_neither_reads_nor_ends_is_let_go(autojump_
 async def test_who_wants_what_there_is_not_still_makes_way_for_others(autojump_clock: trio.testing.MockClock) -> None:
     settled: list[str] = []
     for host in ("nobody.test", HOST):
-        door = IngressDoor(LocalRegistry([TunnelEntry(**tunnel_entry())]), LocalDirectory())
+        ingress = Ingress(LocalRegistry([TunnelEntry(**tunnel_entry())]), LocalDirectory())
         visitor, stream = trio.testing.memory_stream_pair()
         settle = functools.partial(settled.append, host)
         async with trio.open_nursery() as nursery:
             visit = Visit(stream=stream, visitor=None, local=None, tls=False, settle=settle)
-            nursery.start_soon(door.serve, visit)
+            nursery.start_soon(ingress.serve, visit)
             assert status_of(await ask(visitor, request(host=host))) == (404 if host == "nobody.test" else 503)
     assert settled == [HOST]
 
@@ -280,7 +280,7 @@ async def test_no_other_host_will_do(host: str) -> None:
 
 
 async def test_every_byte_passes_as_it_came() -> None:
-    """The head is not written anew: odd spacing, case and order stay, and so does what follows it."""
+    """The head is not rewritten: odd spacing, case and order stay, and so does what follows."""
     odd = (
         b"gEt /%7Ea?b=%zz HTTP/1.1\r\nX-B:   spaces \t \r\nhOsT: \t Office.TEST:80 \r\nx-b:\r\nA: \xe9\r\n"
         b"Content-Length: 3\r\n\r\nabcPUT /second HTTP/1.1\r\nhost:office.test\r\nContent-Length: 25600\r\n\r\n"
@@ -358,10 +358,10 @@ async def test_a_visitor_that_resets_resets_the_stream() -> None:
             await stream.receive_some()
 
 
-# The gateways' door
+# Where gateways connect
 
 
-async def test_the_gateways_door_has_nothing_for_visitors() -> None:
+async def test_the_gateway_endpoint_has_nothing_for_visitors() -> None:
     async with serving() as (rig, _), await connect(rig.addresses.control) as visitor:
         assert status_of(await ask(visitor, request())) == 404
 
@@ -385,7 +385,7 @@ async def test_a_crooked_websocket_opening_is_refused(engine: EngineName, versio
             assert 400 <= status_of(await read_all(visitor)) < 500
 
 
-async def test_one_address_is_both_doors(engine: EngineName) -> None:
+async def test_one_address_serves_gateways_and_visitors(engine: EngineName) -> None:
     one = "localhost:0"
     async with serving(engine, control_addr=one, ingress_addr=one) as (rig, _):
         assert rig.addresses.control == rig.addresses.ingress
@@ -399,7 +399,7 @@ async def test_one_address_is_both_doors(engine: EngineName) -> None:
 
 
 async def test_the_newest_session_wins(engine: EngineName) -> None:
-    """The old one hears who took its place, a go-away and close code 4001; the new one keeps the tunnel."""
+    """The old one gets the name of its successor, a go-away and close code 4001; the new one keeps the tunnel."""
     async with relay_rig(engine) as rig, raw_gateway(rig) as (old, _), rig.tunnel(instance="the-new-one") as tunnel:
         await tunnel.wait_connected()
         texts, data = [], bytearray()
@@ -540,11 +540,11 @@ async def test_a_relay_with_an_identity_proves_it(tmp_path: Path, whole: bool) -
 async def test_a_gateway_that_does_not_prove_itself_is_let_go(autojump_clock: trio.testing.MockClock) -> None:
     for engine in (None, "trio-websocket"):
         started = trio.current_time()
-        door = ControlDoor(relay_config(), LocalRegistry([]), LocalDirectory(), engine=engine)
+        endpoint = GatewayEndpoint(relay_config(), LocalRegistry([]), LocalDirectory(), engine=engine)
         ours, theirs = trio.testing.memory_stream_pair()
         watched = watch(theirs)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(door.serve, watched, watched)
+            nursery.start_soon(endpoint.serve_request, watched, watched)
             async with load_engine().connect(ours, Opening(subprotocol=SUBPROTOCOL, address=ADDRESS)) as websocket:
                 await websocket.receive()  # the challenge, and then silence
                 with pytest.raises(trio.BrokenResourceError):
@@ -645,7 +645,7 @@ async def visit_with_tls(rig: RelayRig, certificates: Path, **changes: Any) -> t
 
 @pytest.mark.parametrize("control_tls", [True, False])
 @pytest.mark.parametrize("ingress_tls", [True, False])
-async def test_tls_on_one_door_or_both(
+async def test_tls_for_gateways_or_visitors_or_both(
     engine: EngineName, certificates: Path, control_tls: bool, ingress_tls: bool
 ) -> None:
     files: dict[str, Any] = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
@@ -668,7 +668,7 @@ async def test_tls_on_one_door_or_both(
 
 @asynccontextmanager
 async def behind_tls(certificates: Path) -> AsyncIterator[tuple[trio.SSLStream[trio.SocketStream], TunnelStream]]:
-    """A visitor over TLS who has asked, and its stream at the gateway."""
+    """A visitor over TLS that has sent its request, and its stream at the gateway."""
     files: dict[str, Any] = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
     async with relay_rig(None, **files, control_tls=False) as rig, rig.tunnel() as tunnel:
         with no_hang():
@@ -682,7 +682,7 @@ async def behind_tls(certificates: Path) -> AsyncIterator[tuple[trio.SSLStream[t
 
 
 async def test_a_whole_answer_over_tls_ends_with_a_close_notify(certificates: Path) -> None:
-    """Only so can a visitor tell it from one that was cut: trio.SSLStream, curl and others insist on it."""
+    """Without it a visitor cannot tell the answer from a truncated one; trio.SSLStream, curl and others require it."""
     async with behind_tls(certificates) as (visitor, stream):
         await stream.send_all(bytes(300_000))
         await stream.aclose()
@@ -732,7 +732,7 @@ async def test_a_later_upgrade_over_tls_gets_a_stream_of_its_own(certificates: P
         await trio.aclose_forcefully(visitor)
 
 
-async def test_plain_text_at_a_tls_door_is_just_closed(certificates: Path) -> None:
+async def test_plain_text_where_tls_is_expected_is_just_closed(certificates: Path) -> None:
     files: dict[str, Any] = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
     async with relay_rig(None, **files) as rig, await rig.visit() as visitor:
         with no_hang():
@@ -744,14 +744,14 @@ async def test_plain_text_at_a_tls_door_is_just_closed(certificates: Path) -> No
 
 
 @pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x02"])
-@pytest.mark.parametrize("door", ["control", "ingress"])
+@pytest.mark.parametrize("listener", ["control", "ingress"])
 async def test_a_tls_handshake_that_does_not_come_to_its_end_is_let_go(
-    certificates: Path, monkeypatch: pytest.MonkeyPatch, door: str, said: bytes
+    certificates: Path, monkeypatch: pytest.MonkeyPatch, listener: str, said: bytes
 ) -> None:
-    monkeypatch.setattr(tls_door, "HANDSHAKE_TIMEOUT", 0.1)
-    monkeypatch.setattr(tls_door, "HELLO_TIMEOUT", 0.1)
+    monkeypatch.setattr(visitors_tls, "HANDSHAKE_TIMEOUT", 0.1)
+    monkeypatch.setattr(visitors_tls, "HELLO_TIMEOUT", 0.1)
     files: dict[str, Any] = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
-    async with relay_rig(None, **files) as rig, await connect(getattr(rig.addresses, door)) as visitor:
+    async with relay_rig(None, **files) as rig, await connect(getattr(rig.addresses, listener)) as visitor:
         if said:
             await visitor.send_all(said)
         with no_hang(), suppress(trio.BrokenResourceError):

@@ -1,4 +1,4 @@
-"""`[relay]` and `[[relay.tunnels]]`: what a relay's file may hold, all that is wrong with it, and no secret told."""
+"""`[relay]` and `[[relay.tunnels]]`: what is allowed, that all problems are reported, and that no secret is."""
 
 from __future__ import annotations
 
@@ -142,13 +142,13 @@ def test_tls_needs_a_certificate(name: str) -> None:
 
 
 def test_one_address_is_with_or_without_tls() -> None:
-    one_door = {"control_addr": "0.0.0.0:443", "ingress_addr": "0.0.0.0:443"}
+    one_address = {"control_addr": "0.0.0.0:443", "ingress_addr": "0.0.0.0:443"}
     certificate = {"tls_certificate": "a", "tls_private_key": "b"}
-    problem = only_problem_of(relay(**one_door, **certificate, control_tls=False))
+    problem = only_problem_of(relay(**one_address, **certificate, control_tls=False))
     assert (problem.key, problem.value) == ("relay.ingress_tls", "true")
     assert RelayConfig.from_table(relay(**certificate, control_tls=False)).ingress_tls
     assert not RelayConfig.from_table(
-        relay(**one_door, **certificate, control_tls=False, ingress_tls=False)
+        relay(**one_address, **certificate, control_tls=False, ingress_tls=False)
     ).ingress_tls
 
 

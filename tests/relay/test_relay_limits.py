@@ -1,4 +1,4 @@
-"""What a relay lets others cost it: the bookkeeping by itself, and at the doors of a real relay."""
+"""The limits of a relay: the counting by itself, and in a real relay."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ from pioneer_tunnel._model.addresses import Address, RelayAddress
 from pioneer_tunnel._model.errors import InvalidSettingsError
 from pioneer_tunnel._model.keys import PublicKey, RelayKey
 from pioneer_tunnel._model.status import State
+from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.descriptor_limit import descriptor_limit
 from pioneer_tunnel._net.log_limiter import LINES_IN_FULL
-from pioneer_tunnel._net.wrappers import watch
 from pioneer_tunnel._wire.handshake import AGENT, SUBPROTOCOL, Claim, GatewayHandshake, Rejection, RelayHandshake
 from pioneer_tunnel.relay import RelayConfig, RelayLimits, accept_loop as accepting, rates
-from pioneer_tunnel.relay.accept_loop import Front
-from pioneer_tunnel.relay.admission import MOST_LEAVING, Admission, Arrival, TurnedAway
+from pioneer_tunnel.relay.accept_loop import AcceptLoop
+from pioneer_tunnel.relay.admission import MOST_LEAVING, Admission, Arrival, OverLimit
 from pioneer_tunnel.relay.config import TunnelEntry
-from pioneer_tunnel.relay.gateways.endpoint import ControlDoor
+from pioneer_tunnel.relay.gateways.endpoint import GatewayEndpoint
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
-from pioneer_tunnel.relay.rates import Failures, TokenBuckets
+from pioneer_tunnel.relay.rates import FailureBackoff, TokenBuckets
 from pioneer_tunnel.tunnel.tunnel import Tunnel
 from pioneer_tunnel.websocket import EngineName, Opening, load_engine
 
@@ -68,7 +68,7 @@ WRONG_KEY: Final = RelayKey("ptk1_a-key-that-no-relay-knows-0123456789")
 
 
 def limits(**values: Any) -> RelayLimits:
-    """Limits that nothing is exempt from."""
+    """Limits without exemptions."""
     return RelayLimits(**({"exempt": ()} | values))
 
 
@@ -133,16 +133,16 @@ def test_a_bucket_fills_again_and_none_is_no_limit() -> None:
 
 
 def test_each_failure_waits_twice_as_long_up_to_a_bound_and_is_forgotten() -> None:
-    failures = Failures(0.25, 5)
+    failures = FailureBackoff(0.25, 5)
     assert [failures.failed("a", 0) for _ in range(7)] == [0.25, 0.5, 1, 2, 4, 5, 5]
     assert failures.failed("b", 0) == 0.25
     assert [failures.failed("a", 0) for _ in range(2000)][-1] == 5
     assert failures.failed("a", rates.FORGET_AFTER) == 0.25
-    assert Failures(0, 5).failed("a", 0) == 0
+    assert FailureBackoff(0, 5).failed("a", 0) == 0
 
 
 def test_only_so_many_keys_are_remembered() -> None:
-    failures, buckets = Failures(1, 8, remembered=3), TokenBuckets(0.25, remembered=3)
+    failures, buckets = FailureBackoff(1, 8, remembered=3), TokenBuckets(0.25, remembered=3)
     for key in range(100):
         failures.failed(key, 0)
         buckets.take(key, 0)
@@ -162,15 +162,15 @@ def test_connections_are_counted_in_all_and_for_each_address() -> None:
     first = [admission.arrive("192.0.2.1", 0, never) for _ in range(3)]
     for arrival in first:
         arrival.settle()
-    with pytest.raises(TurnedAway, match="one address"):
+    with pytest.raises(OverLimit, match="one address"):
         admission.arrive("192.0.2.1", 0, never)
-    with pytest.raises(TurnedAway, match="one address"):
+    with pytest.raises(OverLimit, match="one address"):
         admission.arrive("::ffff:192.0.2.1", 0, never)
     first.pop().leave()
     admission.arrive("192.0.2.1", 0, never).settle()
     for number in range(13):
         admission.arrive(f"198.51.100.{number}", 0, never).settle()
-    with pytest.raises(TurnedAway, match="as many connections"):
+    with pytest.raises(OverLimit, match="as many connections"):
         admission.arrive("203.0.113.1", 0, never)
 
 
@@ -178,7 +178,7 @@ def test_64_bits_of_an_ipv6_address_are_an_address() -> None:
     admission = Admission(limits(connections_per_address=2))
     admission.arrive("2001:db8::1", 0, never)
     admission.arrive("2001:db8::2:0:0:1", 0, never)
-    with pytest.raises(TurnedAway):
+    with pytest.raises(OverLimit):
         admission.arrive("2001:db8::3", 0, never)
     admission.arrive("2001:db8:0:1::1", 0, never)
     admission.arrive("fe80::1%eth0", 0, never)
@@ -192,7 +192,7 @@ def test_who_is_exempt_is_counted_in_all_only() -> None:
             arrival = admission.arrive(host, 0, never)
             assert arrival.failed(0) == 0
             arrival.settle()
-    with pytest.raises(TurnedAway):
+    with pytest.raises(OverLimit):
         admission.arrive("127.0.0.1", 0, never)
 
 
@@ -244,7 +244,7 @@ def test_the_books_balance(steps: list[tuple[str, int]]) -> None:
     for number, (step, choice) in enumerate(steps):
         if step == "arrive":
             host = f"192.0.2.{choice % 3}"
-            with suppress(TurnedAway):
+            with suppress(OverLimit):
                 present[number] = admission.arrive(host, number, partial(pending.pop, number))
                 pending[number] = host
         elif present:
@@ -252,7 +252,7 @@ def test_the_books_balance(steps: list[tuple[str, int]]) -> None:
             if step == "settle":
                 present[key].settle()
             elif step == "settle as a visitor":
-                with suppress(TurnedAway):
+                with suppress(OverLimit):
                     present[key].settle_as_visitor()
                 assert admission._visitors <= 14
                 if not present[key].is_visitor:
@@ -283,14 +283,14 @@ def test_visitors_leave_room_for_gateways() -> None:
         visitors.append(admission.arrive(None, 0, never, only_visitors=True))
         visitors[-1].settle_as_visitor()
         visitors[-1].settle_as_visitor()  # for a later request of the same connection
-    with pytest.raises(TurnedAway, match="as many visitors"):
+    with pytest.raises(OverLimit, match="as many visitors"):
         admission.arrive(None, 0, never, only_visitors=True)
     gateways = [admission.arrive(None, 0, never) for _ in range(4)]
-    with pytest.raises(TurnedAway, match="as many visitors"):
+    with pytest.raises(OverLimit, match="as many visitors"):
         gateways[0].settle_as_visitor()
     for gateway in gateways:
         gateway.settle()
-    with pytest.raises(TurnedAway, match="as many connections"):
+    with pytest.raises(OverLimit, match="as many connections"):
         admission.arrive(None, 0, never)
     visitors[0].leave()
     admission.arrive(None, 0, never, only_visitors=True).settle_as_visitor()
@@ -306,7 +306,7 @@ def test_when_all_is_full_the_oldest_that_pends_makes_way() -> None:
     assert evicted == ["first"]
     for _ in range(MOST_LEAVING - 1):
         admission.arrive(None, 0, partial(evicted.append, "more"))
-    with pytest.raises(TurnedAway, match="as many connections"):
+    with pytest.raises(OverLimit, match="as many connections"):
         admission.arrive(None, 0, never)
 
 
@@ -324,19 +324,19 @@ def test_shares_of_the_connections_are_bounded_and_have_defaults() -> None:
 def test_visitors_of_a_tunnel_are_counted() -> None:
     admission = Admission(limits(streams_per_tunnel=2, opens_per_second_per_tunnel=1))
     with admission.visit("office", 0), admission.visit("office", 0):
-        with pytest.raises(TurnedAway, match="as many visitors"), admission.visit("office", 0):
+        with pytest.raises(OverLimit, match="as many visitors"), admission.visit("office", 0):
             pass
         with admission.visit("home", 0):
             pass
     for _ in range(2):
         with admission.visit("office", 0):
             pass
-    with pytest.raises(TurnedAway, match="new visitors"), admission.visit("office", 0):
+    with pytest.raises(OverLimit, match="new visitors"), admission.visit("office", 0):
         pass
     assert not admission._visits
 
 
-# At the doors
+# In a real relay
 
 
 @asynccontextmanager
@@ -378,14 +378,14 @@ async def is_turned_away(address: Address) -> None:
 
 @pytest.mark.parametrize("begin", [b"", b"GET / HTTP/1.1\r\nHost: off"])
 async def test_visitors_get_through_while_others_never_come_to_the_point(begin: bytes) -> None:
-    """Slowloris at both doors: there are never more of them than may pend, and the oldest make way."""
+    """Slowloris at both listeners: there are never more than may pend, and the oldest are evicted."""
     with nothing_left_behind():
         async with limited(pending=20, pending_per_address=0, connects_per_second_per_address=0) as (rig, _):
             before = len(open_sockets())
             with ExitStack() as stack:
                 for number in range(300):
-                    door = rig.addresses.ingress if number % 2 else rig.addresses.control
-                    slow = await connect(door)
+                    address = rig.addresses.ingress if number % 2 else rig.addresses.control
+                    slow = await connect(address)
                     stack.callback(slow.socket.close)
                     if begin:
                         await slow.send_all(begin)
@@ -426,7 +426,7 @@ async def test_a_gateway_that_was_challenged_pends_until_it_has_proved_itself() 
 
 
 async def test_a_stranger_makes_the_relay_hold_little(engine: EngineName) -> None:
-    """A message may have a mebibyte, but only of a gateway that has proved itself."""
+    """A message may have 1 MiB, but only after the gateway's proof."""
     async with relay_rig(engine) as rig, await connect(rig.addresses.control) as stranger:
         await stranger.send_all(OPENING)
         await stranger.send_all(b"\x82\xff" + (1024 * 1024).to_bytes(8, "big") + bytes(4))  # its length and its mask
@@ -454,15 +454,15 @@ async def test_an_address_has_so_many_connections_and_no_more() -> None:
         assert tunnel.status.state is State.CONNECTED
 
 
-@pytest.mark.parametrize("doors", ["two doors", "one door"])
-async def test_at_a_full_limit_a_gateway_comes_back(doors: str) -> None:
+@pytest.mark.parametrize("listeners", ["two listeners", "one listener"])
+async def test_at_a_full_limit_a_gateway_comes_back(listeners: str) -> None:
     other = RelayKey("ptk1_the-key-of-another-tunnel-012345")
     tunnels = [tunnel_entry(), tunnel_entry(id="home", url="http://home.test", key=str(other.identity().public_key))]
-    one_door: dict[str, Any] = (
-        {} if doors == "two doors" else {"control_addr": "localhost:0", "ingress_addr": "localhost:0"}
+    one_address: dict[str, Any] = (
+        {} if listeners == "two listeners" else {"control_addr": "localhost:0", "ingress_addr": "localhost:0"}
     )
     full = limits(connections=16, connects_per_second_per_address=0, streams_per_tunnel=0)
-    async with relay_rig(tunnels=tunnels, limits=full, **one_door) as rig, rig.tunnel() as office:
+    async with relay_rig(tunnels=tunnels, limits=full, **one_address) as rig, rig.tunnel() as office:
         with no_hang():
             await office.wait_connected()
             async with in_background(lambda: trio.serve_listeners(echo, [office])), trio.open_nursery() as nursery:
@@ -471,7 +471,7 @@ async def test_at_a_full_limit_a_gateway_comes_back(doors: str) -> None:
                     visitors.append(await rig.visit())
                     await visitors[-1].send_all(upload())
                     await read_exactly(visitors[-1], len(upload()))
-                if doors == "two doors":
+                if listeners == "two listeners":
                     await is_turned_away(rig.addresses.ingress)
                 else:
                     async with await rig.visit() as visitor:
@@ -532,7 +532,7 @@ async def test_a_system_without_descriptors_is_asked_again_and_complained_of_sel
 
     async with trio.open_nursery() as nursery:
         with trio.move_on_after(150):
-            await Front(Admission(limits())).serve([Exhausted()], never_comes, nursery)  # type: ignore[list-item]
+            await AcceptLoop(Admission(limits())).serve([Exhausted()], never_comes, nursery)  # type: ignore[list-item]
     assert len(asked_at) == pytest.approx(150 / accepting.ACCEPT_RETRY, abs=10)
     assert len(caplog.records) == LINES_IN_FULL + 2
     assert "599 more" in caplog.text or "600 more" in caplog.text
@@ -543,12 +543,12 @@ async def test_a_listener_that_is_broken_is_an_error() -> None:
     listener.socket.close()
     with pytest.RaisesGroup(pytest.RaisesGroup(trio.ClosedResourceError)):
         async with trio.open_nursery() as nursery:
-            await Front(Admission(limits())).serve([listener], never_comes, nursery)
+            await AcceptLoop(Admission(limits())).serve([listener], never_comes, nursery)
 
 
 async def test_a_stranger_may_say_little_before_its_proof(engine: EngineName) -> None:
     async with relay_rig(engine) as rig:
-        with trio.fail_after(5):
+        with no_hang():
             async with await connect(rig.addresses.control) as stranger:
                 await stranger.send_all(OPENING + frame(PING, masked=True) * 17)
                 with suppress(trio.BrokenResourceError):
@@ -565,7 +565,7 @@ async def test_what_deployed_gateways_and_proxies_send_before_the_proof_is_taken
     async with relay_rig(engine) as rig, await connect(rig.addresses.control) as stream:
         gateway = GatewayOfBytes(stream)
         extra = frame(PING, b"proxy", masked=True) * 6 + frame(TEXT, b'{"type":"weather"}', masked=True) * 3
-        with trio.fail_after(5):
+        with no_hang():
             await gateway.open(b"X-Forwarded-For: " + b"203.0.113.7, " * 200 + b"203.0.113.8\r\n", before_proof=extra)
             for _ in range(100):  # proved: nothing is counted any more
                 await gateway.say(frame(PING, b"!", masked=True))
@@ -589,12 +589,12 @@ async def refused_after(arrival: Arrival | None, key: RelayKey, registered: str 
         said: fields of its answer that it changes after it was signed.
     """
     tunnels = [] if registered is None else [TunnelEntry(**tunnel_entry(key=registered))]
-    door = ControlDoor(relay_config(), LocalRegistry(tunnels), LocalDirectory())
+    endpoint = GatewayEndpoint(relay_config(), LocalRegistry(tunnels), LocalDirectory())
     ours, theirs = trio.testing.memory_stream_pair()
     watched = watch(theirs)
     opening = GatewayHandshake(key.identity(), audience=RELAY_NAME, service="any")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(door.serve, watched, watched, arrival)
+        nursery.start_soon(endpoint.serve_request, watched, watched, arrival)
         address = RelayAddress.parse(f"ws://{RELAY_NAME}")
         async with load_engine().connect(ours, Opening(subprotocol=SUBPROTOCOL, address=address)) as websocket:
             (challenge,) = await websocket.receive()
@@ -663,7 +663,7 @@ def test_an_unknown_key_and_a_wrong_proof_take_the_same_path() -> None:
 
 @final
 class CountedVerifications:
-    """Stands for `Ed25519PublicKey`, and counts the signatures that are verified with real points of the curve."""
+    """Replaces `Ed25519PublicKey`, and counts the signatures that are verified with real points of the curve."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -695,7 +695,7 @@ class CountedVerifications:
 async def test_an_unknown_key_costs_the_relay_the_same_work(
     said: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One verification, whatever the registry has: so no time tells which keys there are."""
+    """One verification in any case, so that timing does not reveal which keys exist."""
     counted = CountedVerifications()
     monkeypatch.setattr(identity, "Ed25519PublicKey", counted)
     for registered in (None, str(KEY.identity().public_key)):
@@ -727,7 +727,7 @@ async def test_nothing_that_others_say_forges_a_log_line(caplog: pytest.LogCaptu
 
 
 async def open_by_hand(rig: RelayRig, changes: dict[str, str]) -> None:
-    """An opening that proves KEY, and tells `changes` of itself."""
+    """An opening that proves KEY, with these changes of its claim."""
     fields: dict[str, Any] = {"audience": RELAY_NAME, "service": "any", "instance": "x"}
     fields |= {name: value for name, value in changes.items() if name in fields}
     opening = GatewayHandshake(KEY.identity(), **fields)

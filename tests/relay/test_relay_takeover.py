@@ -1,4 +1,4 @@
-"""Two gateways and one tunnel: who has it, who is told so, and that they do not fight. Ghosts, too."""
+"""Two gateways and one tunnel: who has it, what the other one learns, and dead sessions."""
 
 from __future__ import annotations
 
@@ -35,11 +35,19 @@ from pioneer_tunnel._model.addresses import RelayAddress
 from pioneer_tunnel._model.errors import ReplacedError
 from pioneer_tunnel._model.keys import PublicKey, RelayKey, SigningIdentity
 from pioneer_tunnel._model.status import ErrorKind, State, Status
+from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL, GatewayHandshake, Welcome
 from pioneer_tunnel._wire.messages import instance_shown
 from pioneer_tunnel.relay.gateways.registry import MOST_CANDIDATES, LiveSession, LocalDirectory, TunnelTaken
 from pioneer_tunnel.relay.gateways.session import GatewaySession
-from pioneer_tunnel.relay.gateways.takeover import OWN_PATIENCE, PATIENCE, Takeover, TakeoverRules, Verdict, patience
+from pioneer_tunnel.relay.gateways.takeover import (
+    ANSWER_TIMEOUT,
+    GHOST_TIMEOUT,
+    Takeover,
+    TakeoverRules,
+    Verdict,
+    answer_timeout,
+)
 from pioneer_tunnel.testing import StatusContract
 from pioneer_tunnel.websocket import EngineName, Opening, load_engine
 from pioneer_tunnel.yamux import YamuxStream
@@ -53,7 +61,7 @@ KEYS: Final = (OLD, NEW)
 
 @attrs.frozen
 class Somebody:
-    """A party to the decision."""
+    """A `Party`."""
 
     instance: str
     key_id: str = OLD
@@ -94,7 +102,7 @@ somebody = st.builds(Somebody, st.sampled_from(["", "a", "b"]), st.sampled_from(
 def test_two_that_come_again_and_again_do_not_take_it_from_each_other_in_turn(
     one: Somebody, other: Somebody, first: bool
 ) -> None:
-    """Where the newcomer gets it at once in both directions, the other has been told to stop, or is the same one."""
+    """If each of two gateways replaces the other at once, one was told to stop, or they are the same gateway."""
     rules = TakeoverRules(takeover=Takeover.FIRST if first else Takeover.NEWEST, keys=KEYS)
     there = rules.verdict(holder=one, newcomer=other)
     back = rules.verdict(holder=other, newcomer=one)
@@ -106,8 +114,8 @@ def test_two_that_come_again_and_again_do_not_take_it_from_each_other_in_turn(
 
 
 def test_ones_own_ghost_has_less_time_to_answer() -> None:
-    assert patience("a", "a") == OWN_PATIENCE < 1
-    assert patience("a", "b") == patience("", "") == PATIENCE
+    assert answer_timeout("a", "a") == GHOST_TIMEOUT < 1
+    assert answer_timeout("a", "b") == answer_timeout("", "") == ANSWER_TIMEOUT
 
 
 def test_an_instance_is_shown_cleaned_and_short() -> None:
@@ -233,19 +241,19 @@ async def test_a_dead_holder_does_not_lock_the_tunnel(autojump_clock: trio.testi
         async with relay.tunnel("host-b") as second:
             started = trio.current_time()
             await second.wait_connected()
-            assert trio.current_time() - started == pytest.approx(PATIENCE)
+            assert trio.current_time() - started == pytest.approx(ANSWER_TIMEOUT)
             with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
                 await read_broken(visitor)
             assert relay.cables[0].let_go
 
 
 async def read_broken(visitor: trio.abc.ReceiveStream) -> None:
-    """A reset has no form in memory: the pump closes what it abandons, and the sending side finds out."""
+    """Streams in memory cannot be reset: the pump closes them, and the sender gets an error."""
     assert await visitor.receive_some() == b""
     raise trio.BrokenResourceError
 
 
-async def test_two_that_knock_at_a_dead_holders_door_do_not_both_get_in(autojump_clock: trio.testing.MockClock) -> None:
+async def test_two_newcomers_to_a_dead_holder_do_not_both_get_in(autojump_clock: trio.testing.MockClock) -> None:
     async with memory_relay(takeover="first") as relay, relay.tunnel("host-a") as first:
         await first.wait_connected()
         relay.cables[0].pull()
@@ -283,7 +291,7 @@ async def test_a_gateway_without_an_instance_is_a_stranger_to_its_own_ghost(
 async def test_a_ghost_is_gone_within_a_second(
     autojump_clock: trio.testing.MockClock, takeover: Takeover, room: float
 ) -> None:
-    """Whether the system still takes what is sent to it, or nothing moves any more."""
+    """Whether the socket still takes data."""
     async with memory_relay(takeover=takeover) as relay, relay.tunnel("host-a") as ghost:
         await ghost.wait_connected()
         visitor = await relay.visit()
@@ -369,7 +377,7 @@ def of_another_relay() -> PublicKey:
 async def test_a_gateway_that_rejects_the_relay_replaces_nobody(
     autojump_clock: trio.testing.MockClock, takeover: Takeover, instance: str, engine: EngineName
 ) -> None:
-    """It pins another identity and closes after the welcome, again and again."""
+    """It pins another identity, closes after the welcome, and retries."""
     async with memory_relay(takeover=takeover, engine=engine) as relay, relay.tunnel("host-a") as holder:
         await holder.wait_connected()
         visitor = await relay.visit()
@@ -405,7 +413,7 @@ async def test_one_with_a_newer_key_does_not_retire_the_holder_either(
 
 
 async def test_the_silent_ones_are_few(engine: EngineName) -> None:
-    """Whoever has the key and says nothing after the welcome, many times over: the tunnel goes on."""
+    """Many gateways with the key that send nothing after the welcome do not disturb the tunnel."""
     more, dropped = 4, 0
     async with relay_rig(engine) as rig, rig.tunnel(instance="host-a") as tunnel:
         await tunnel.wait_connected()
@@ -423,9 +431,7 @@ async def test_the_silent_ones_are_few(engine: EngineName) -> None:
                 await silent.start(be_silent)
                 async with await rig.visit() as visitor:
                     assert await ask(visitor, request()) == request()
-            with trio.fail_after(60):
-                while dropped < more:
-                    await trio.sleep(0.01)
+            await eventually(lambda: dropped >= more)
             silent.cancel_scope.cancel()
         assert {status.state for status in tunnel.history} == {State.STARTING, State.CONNECTED}
 
@@ -456,7 +462,7 @@ async def test_a_gateway_that_only_answers_is_counted(engine: EngineName) -> Non
         await first.wait_connected()
         async with raw_gateway(rig, instance="host-b", accepting=False) as (websocket, _):
             received = b""
-            with trio.fail_after(5):
+            with no_hang():
                 while len(received) < 12:
                     for message in await websocket.receive():
                         assert not isinstance(message, str)
@@ -464,7 +470,7 @@ async def test_a_gateway_that_only_answers_is_counted(engine: EngineName) -> Non
             assert received[:4] == encode_header(FrameType.PING, SYN, 0, 0)[:4]
             assert first.status.state is State.CONNECTED
             await websocket.send([encode_header(FrameType.PING, ACK, 0, int.from_bytes(received[8:12], "big"))])
-            with trio.fail_after(5), pytest.raises(ReplacedError, match="'host-b'"):
+            with no_hang(), pytest.raises(ReplacedError, match="'host-b'"):
                 await first.accept()
 
 
@@ -480,7 +486,7 @@ async def test_a_session_that_counts_too_late_does_not_replace_a_newer_one() -> 
 
 
 async def test_one_that_is_replaced_while_it_waits_gets_nothing() -> None:
-    """It asks the holder, which does not answer; meanwhile its gateway has come back."""
+    """It pings the holder, which does not answer; meanwhile the holder's gateway has reconnected."""
     directory = LocalDirectory()
     first = TakeoverRules(takeover=Takeover.FIRST)
     early, late = Passive("host-b"), Passive("host-b")
@@ -515,7 +521,7 @@ async def test_there_are_only_so_many_candidates() -> None:
 
 
 class Passive(LiveSession):
-    """A session that remembers its orders."""
+    """A session that records its orders."""
 
     def __init__(self, instance: str) -> None:
         self._instance = instance
@@ -533,7 +539,7 @@ class Passive(LiveSession):
     def since(self) -> float:
         return 0.0
 
-    async def open_stream(self) -> trio.abc.HalfCloseableStream:
+    async def open_stream(self) -> ByteStream:
         raise trio.BrokenResourceError
 
     async def answers(self, within: float) -> bool:

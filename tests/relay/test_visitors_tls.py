@@ -1,4 +1,4 @@
-"""Passing TLS through a relay: whose it is to end, the ClientHello says, and nobody gets to another's tunnel by it."""
+"""TLS of visitors: the ClientHello decides whether it passes through, and it reaches no other tunnel."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay import Relay
 from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
-from pioneer_tunnel.relay.visitors.ingress import IngressDoor, Visit
-from pioneer_tunnel.relay.visitors.tls import TlsDoor
+from pioneer_tunnel.relay.visitors.ingress import Ingress, Visit
+from pioneer_tunnel.relay.visitors.tls import SniRouter
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.tunnel import Tunnel
 
@@ -76,17 +76,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": folder}
 
 
-DOORS: Final = ["a door of TLS", "a plain door", "one door for all", "one plain door for all"]
+LISTENERS: Final = ["TLS", "plain", "TLS, shared", "plain, shared"]
 
 
-def door(which: str, files: dict[str, Any]) -> dict[str, Any]:
+def listener(which: str, files: dict[str, Any]) -> dict[str, Any]:
     one = {"control_addr": "localhost:0", "ingress_addr": "localhost:0"}
     match which:
-        case "a door of TLS":
+        case "TLS":
             return files | {"control_tls": False}
-        case "a plain door":
+        case "plain":
             return {}
-        case "one door for all":
+        case "TLS, shared":
             return files | one
         case _:
             return one
@@ -101,8 +101,8 @@ async def echo_in_tls(stream: TunnelStream) -> None:
 
 @asynccontextmanager
 async def serving(which: str, files: dict[str, Any]) -> AsyncIterator[tuple[RelayRig, Tunnel, Tunnel]]:
-    """A relay with a door of this kind, and a gateway for each of its two tunnels."""
-    async with relay_rig(tunnels=TUNNELS, **door(which, files)) as rig:
+    """A relay with an ingress listener of this kind, and a gateway for each of its two tunnels."""
+    async with relay_rig(tunnels=TUNNELS, **listener(which, files)) as rig:
         (folder,) = (files["base_dir"],)
         CA.cert_pem.write_to_path(str(folder / "ca.pem"))
         scheme = "wss" if rig.config.control_tls else "ws"
@@ -121,7 +121,7 @@ async def visit(rig: RelayRig, name: str, **settings: Any) -> trio.SSLStream[tri
 
 
 async def alert_of(rig: RelayRig, name: str | None) -> str:
-    """What a visitor who asks for `name` is told instead of a handshake."""
+    """The alert that a visitor gets that asks for `name`."""
     context = client_context(check_hostname=name is not None)
     stream = trio.SSLStream(await rig.visit(), context, server_hostname=name)
     with no_hang(), pytest.raises(trio.BrokenResourceError) as refused:
@@ -134,7 +134,7 @@ async def alert_of(rig: RelayRig, name: str | None) -> str:
 # Through
 
 
-@pytest.mark.parametrize("which", DOORS)
+@pytest.mark.parametrize("which", LISTENERS)
 async def test_a_visitor_and_a_gateway_speak_tls_through_the_relay(which: str, files: dict[str, Any]) -> None:
     async with (
         serving(which, files) as (rig, _, blind),
@@ -148,7 +148,7 @@ async def test_a_visitor_and_a_gateway_speak_tls_through_the_relay(which: str, f
         await visitor.aclose()
 
 
-@pytest.mark.parametrize("which", DOORS)
+@pytest.mark.parametrize("which", LISTENERS)
 async def test_every_byte_passes_as_it_came_behind_a_header_that_says_tls(which: str, files: dict[str, Any]) -> None:
     outgoing = ssl.MemoryBIO()
     with pytest.raises(ssl.SSLWantReadError):
@@ -169,7 +169,7 @@ async def test_every_byte_passes_as_it_came_behind_a_header_that_says_tls(which:
             assert await read_all(stream) == b""
 
 
-@pytest.mark.parametrize("which", ["a door of TLS", "one door for all"])
+@pytest.mark.parametrize("which", ["TLS", "TLS, shared"])
 async def test_the_relay_ends_the_tls_of_everyone_else(which: str, files: dict[str, Any]) -> None:
     async with serving(which, files) as (rig, office, _), await visit(rig, HOST) as visitor:
         assert dict((visitor.getpeercert() or {})["subjectAltName"])["DNS"] in {HOST, RELAY_NAME}
@@ -179,8 +179,8 @@ async def test_the_relay_ends_the_tls_of_everyone_else(which: str, files: dict[s
             assert stream.tls is True
 
 
-@pytest.mark.parametrize("which", ["a plain door", "one plain door for all"])
-async def test_a_plain_door_still_speaks_http(which: str, files: dict[str, Any]) -> None:
+@pytest.mark.parametrize("which", ["plain", "plain, shared"])
+async def test_a_plain_listener_still_speaks_http(which: str, files: dict[str, Any]) -> None:
     async with serving(which, files) as (rig, office, _), await rig.visit() as visitor:
         for byte in request():
             await visitor.send_all(bytes([byte]))
@@ -192,7 +192,7 @@ async def test_a_plain_door_still_speaks_http(which: str, files: dict[str, Any])
 # Not through
 
 
-@pytest.mark.parametrize("which", ["a plain door", "one plain door for all"])
+@pytest.mark.parametrize("which", ["plain", "plain, shared"])
 async def test_plain_http_does_not_reach_a_tunnel_that_takes_tls(which: str, files: dict[str, Any]) -> None:
     async with serving(which, files) as (rig, _, blind), await rig.visit() as visitor:
         answer = await ask(visitor, request(host=BLIND))
@@ -201,9 +201,9 @@ async def test_plain_http_does_not_reach_a_tunnel_that_takes_tls(which: str, fil
         await nobody_comes(blind)
 
 
-@pytest.mark.parametrize("which", ["a door of TLS", "one door for all"])
+@pytest.mark.parametrize("which", ["TLS", "TLS, shared"])
 async def test_nor_does_what_the_relay_has_decrypted(which: str, files: dict[str, Any]) -> None:
-    """A visitor that is let in as one tenant's, and asks for another's."""
+    """A visitor with the ClientHello of one tenant and the Host of another."""
     async with serving(which, files) as (rig, _, blind), await visit(rig, HOST) as visitor:
         await visitor.send_all(request(host=BLIND))
         assert (await read_all(visitor)).startswith(b"HTTP/1.1 421 ")
@@ -216,28 +216,28 @@ async def nobody_comes(tunnel: Tunnel) -> None:
     assert waited.cancelled_caught
 
 
-@pytest.mark.parametrize("which", ["a plain door", "one plain door for all"])
+@pytest.mark.parametrize("which", ["plain", "plain, shared"])
 @pytest.mark.parametrize("name", ["nobody.test", HOST])
-async def test_at_a_plain_door_another_name_is_unrecognized(which: str, name: str, files: dict[str, Any]) -> None:
-    """Also that of a tunnel whose TLS would be the relay's to end: there is nothing to end it with."""
+async def test_at_a_plain_listener_another_name_is_unrecognized(which: str, name: str, files: dict[str, Any]) -> None:
+    """Also the name of a tunnel with `terminate`: the relay has no certificate here."""
     async with serving(which, files) as (rig, office, _):
         assert "UNRECOGNIZED_NAME" in await alert_of(rig, name)
         await nobody_comes(office)
 
 
-async def test_at_a_plain_door_no_name_is_told_so(files: dict[str, Any]) -> None:
-    async with serving("a plain door", files) as (rig, _, _):
+async def test_at_a_plain_listener_no_name_is_told_so(files: dict[str, Any]) -> None:
+    async with serving("plain", files) as (rig, _, _):
         assert "MISSING_EXTENSION" in await alert_of(rig, None)
 
 
-@pytest.mark.parametrize("which", DOORS)
+@pytest.mark.parametrize("which", LISTENERS)
 async def test_without_its_gateway_a_visitor_gets_an_alert(which: str, files: dict[str, Any]) -> None:
-    async with relay_rig(tunnels=TUNNELS, **door(which, files)) as rig:
+    async with relay_rig(tunnels=TUNNELS, **listener(which, files)) as rig:
         assert "INTERNAL_ERROR" in await alert_of(rig, BLIND)
 
 
 async def test_a_gateway_that_breaks_off_before_it_answers_is_an_alert_too(files: dict[str, Any]) -> None:
-    async with serving("a door of TLS", files) as (rig, _, blind), trio.open_nursery() as nursery:
+    async with serving("TLS", files) as (rig, _, blind), trio.open_nursery() as nursery:
 
         @nursery.start_soon
         async def break_off() -> None:
@@ -246,7 +246,7 @@ async def test_a_gateway_that_breaks_off_before_it_answers_is_an_alert_too(files
         assert "INTERNAL_ERROR" in await alert_of(rig, BLIND)
 
 
-@pytest.mark.parametrize("which", DOORS)
+@pytest.mark.parametrize("which", LISTENERS)
 @pytest.mark.parametrize(
     ("said", "alert"),
     [
@@ -256,24 +256,24 @@ async def test_a_gateway_that_breaks_off_before_it_answers_is_an_alert_too(files
     ],
 )
 async def test_a_crooked_hello_is_answered_in_tls(which: str, said: bytes, alert: Alert, files: dict[str, Any]) -> None:
-    async with relay_rig(tunnels=TUNNELS, **door(which, files)) as rig, await rig.visit() as visitor:
+    async with relay_rig(tunnels=TUNNELS, **listener(which, files)) as rig, await rig.visit() as visitor:
         with no_hang():
             assert await ask(visitor, said) == alert.record
 
 
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n", b"\x80\x2e\x01\x03\x01", b"SSH-2.0-x\r\n"])
-async def test_at_a_door_of_tls_everything_else_is_answered_in_tls(said: bytes, files: dict[str, Any]) -> None:
+async def test_at_a_tls_listener_everything_else_is_answered_in_tls(said: bytes, files: dict[str, Any]) -> None:
     async with relay_rig(tunnels=TUNNELS, **files) as rig, await rig.visit() as visitor:
         with no_hang():
             assert await ask(visitor, said) == Alert.UNEXPECTED_MESSAGE.record
 
 
-@pytest.mark.parametrize("which", DOORS)
+@pytest.mark.parametrize("which", LISTENERS)
 @pytest.mark.parametrize("said", [b"", b"\x16\x03", b"\x16\x03\x01\x00\x04\x01\x00"])
 async def test_a_visitor_that_leaves_in_the_middle_is_told_nothing(
     which: str, said: bytes, files: dict[str, Any]
 ) -> None:
-    async with relay_rig(tunnels=TUNNELS, **door(which, files)) as rig, await rig.visit() as visitor:
+    async with relay_rig(tunnels=TUNNELS, **listener(which, files)) as rig, await rig.visit() as visitor:
         with no_hang():
             assert await ask(visitor, said) == b""
 
@@ -283,12 +283,12 @@ async def test_a_handshake_that_fails_ends_with_an_alert_and_a_fin(files: dict[s
     with pytest.raises(ssl.SSLWantReadError):
         client_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=HOST).do_handshake()
     async with relay_rig(tunnels=TUNNELS, **files) as rig, await rig.visit() as visitor:
-        with trio.fail_after(5):
+        with no_hang():
             assert await ask(visitor, outgoing.read() + b"\x17\x03\x03\x00\x05hello")
 
 
 async def test_a_reload_switches_a_tunnel_to_passing_through() -> None:
-    """Seen by the alert: nobody has the name, and then its gateway is not there."""
+    """The alert shows it: first no tunnel has the name, then its gateway is not connected."""
     relay = Relay(relay_config(tunnels=TUNNELS[:1]))
 
     async def answer() -> bytes:
@@ -314,7 +314,7 @@ async def test_a_reload_switches_a_tunnel_to_passing_through() -> None:
 async def test_a_slow_hello_is_given_up_after_ten_seconds(
     tls: bool, files: dict[str, Any], autojump_clock: trio.testing.MockClock
 ) -> None:
-    admit, visitor = at_a_door(files)
+    route, visitor = sni_router(files)
     async with trio.open_nursery() as nursery:
 
         @nursery.start_soon
@@ -324,7 +324,7 @@ async def test_a_slow_hello_is_given_up_after_ten_seconds(
                 await trio.sleep(0.9)
 
         with pytest.raises(trio.TooSlowError):
-            await admit(tls)
+            await route(tls)
         assert trio.current_time() == pytest.approx(10)
         nursery.cancel_scope.cancel()
 
@@ -332,9 +332,9 @@ async def test_a_slow_hello_is_given_up_after_ten_seconds(
 async def test_a_visitor_that_says_nothing_may_be_one_of_http(
     files: dict[str, Any], autojump_clock: trio.testing.MockClock
 ) -> None:
-    admit, visitor = at_a_door(files)
+    route, visitor = sni_router(files)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(admit, False)
+        nursery.start_soon(route, False)
         assert (await read_all(visitor)).startswith(b"HTTP/1.1 408 ")
         assert trio.current_time() == pytest.approx(10)
         await visitor.send_eof()
@@ -343,38 +343,38 @@ async def test_a_visitor_that_says_nothing_may_be_one_of_http(
 async def test_a_handshake_that_stops_is_given_up_too(
     files: dict[str, Any], autojump_clock: trio.testing.MockClock
 ) -> None:
-    admit, visitor = at_a_door(files)
+    route, visitor = sni_router(files)
     outgoing = ssl.MemoryBIO()
     with pytest.raises(ssl.SSLWantReadError):
         client_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=HOST).do_handshake()
     await visitor.send_all(outgoing.read())
     with pytest.raises(trio.TooSlowError):
-        await admit(True)
+        await route(True)
     assert trio.current_time() == pytest.approx(10)
 
 
 async def test_a_visitor_that_does_not_take_its_alert_is_let_go(
     files: dict[str, Any], autojump_clock: trio.testing.MockClock
 ) -> None:
-    admit, visitor = at_a_door(files, trio.testing.lockstep_stream_pair)
+    route, visitor = sni_router(files, trio.testing.lockstep_stream_pair)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(admit, True)
+        nursery.start_soon(route, True)
         await visitor.send_all(b"GET")
     assert trio.current_time() <= 4
 
 
-def at_a_door(files: dict[str, Any], pair: Callable[..., Any] = trio.testing.memory_stream_pair) -> tuple[Any, Any]:
-    """What lets a visitor in, and the visitor."""
+def sni_router(files: dict[str, Any], pair: Callable[..., Any] = trio.testing.memory_stream_pair) -> tuple[Any, Any]:
+    """A function that routes a visitor, and the visitor's stream."""
     visitor, stream = pair()
     folder: Path = files["base_dir"]
     registry = LocalRegistry([TunnelEntry(**entry) for entry in TUNNELS])
     certificate = Certificate(folder / "relay.crt", folder / "relay.key")
-    tls_door = TlsDoor(registry, IngressDoor(registry, LocalDirectory()), certificate)
+    router = SniRouter(registry, Ingress(registry, LocalDirectory()), certificate)
 
-    async def admit(tls: bool) -> None:
-        await tls_door.admit(Visit(stream=stream, visitor=None, local=None, tls=False), tls=tls)
+    async def route(tls: bool) -> None:
+        await router.route(Visit(stream=stream, visitor=None, local=None, tls=False), tls=tls)
 
-    return admit, visitor
+    return route, visitor
 
 
 # The relay's own certificate
@@ -396,8 +396,8 @@ async def test_the_relay_presents_a_renewed_certificate(tmp_path: Path, monkeypa
         await trio.aclose_forcefully(await visit(rig, "new.test"))
 
 
-async def test_both_doors_on_one_loopback_address_need_no_certificate(files: dict[str, Any]) -> None:
-    """A relay whose tunnels all pass through has none of its own."""
+async def test_one_shared_loopback_address_needs_no_certificate(files: dict[str, Any]) -> None:
+    """A relay whose tunnels all pass through has no certificate."""
     async with relay_rig(tunnels=TUNNELS[1:]) as rig, rig.tunnel(key=BLIND_KEY) as blind:
         await blind.wait_connected()
         async with in_background(lambda: trio.serve_listeners(echo_in_tls, [blind])):

@@ -1,4 +1,4 @@
-"""A relay's two doors in memory, so that a clock that jumps has a say, and cables that can be pulled out."""
+"""A relay in memory, for virtual time, with connections that a test can break."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import trio
 from rig import KEY, RELAY_NAME, relay_config, tunnel_entry
 from yamux_rig import PipeEnd, pipe
 
-from pioneer_tunnel._net.wrappers import watch
-from pioneer_tunnel.relay.gateways.endpoint import ControlDoor
+from pioneer_tunnel._net.adopted import watch
+from pioneer_tunnel.relay.gateways.endpoint import GatewayEndpoint
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
-from pioneer_tunnel.relay.visitors.ingress import IngressDoor, Visit
+from pioneer_tunnel.relay.visitors.ingress import Ingress, Visit
 from pioneer_tunnel.tunnel.tunnel import Tunnel, open_tunnel
 from pioneer_tunnel.websocket import EngineName
 
@@ -68,7 +68,7 @@ class MemoryRelay:
     """A relay without sockets.
 
     Attributes:
-        control: the gateways' door.
+        control: where gateways connect.
         directory: who is connected.
         cables: each gateway's connection, in the order in which they were dialled.
     """
@@ -84,10 +84,10 @@ class MemoryRelay:
         made = relay_config(**({"tunnels": [tunnel_entry(**entry)]} | (config or {})))
         self.directory = LocalDirectory()
         self.registry = LocalRegistry(made.tunnels)
-        self.control = ControlDoor(
+        self.control = GatewayEndpoint(
             made, self.registry, self.directory, engine=engine, wall_clock=lambda: EPOCH + trio.current_time()
         )
-        self._ingress: Final = IngressDoor(self.registry, self.directory)
+        self._ingress: Final = Ingress(self.registry, self.directory)
         self._nursery: Final = nursery
         self.cables: list[Cable] = []
 
@@ -96,7 +96,7 @@ class MemoryRelay:
         cable = Cable()
         self.cables.append(cable)
         watched = watch(cable.far)
-        self._nursery.start_soon(self.control.serve, watched, watched)
+        self._nursery.start_soon(self.control.serve_request, watched, watched)
         await trio.lowlevel.checkpoint()
         return cable
 
@@ -111,7 +111,7 @@ class MemoryRelay:
         return open_tunnel(**(settings | changes))
 
     async def visit(self) -> PipeEnd:
-        """Come in at the visitors' door."""
+        """Connect as a visitor."""
         ours, theirs = pipe()
         self._nursery.start_soon(self._ingress.serve, Visit(stream=theirs, visitor=None, local=None, tls=False))
         await trio.lowlevel.checkpoint()

@@ -114,7 +114,7 @@ class RelayRig:
         return open_tunnel(**(settings | changes))
 
     async def visit(self) -> trio.SocketStream:
-        """Come in at the visitors' door."""
+        """Connect as a visitor."""
         return await connect(self.addresses.ingress)
 
 

@@ -7,8 +7,8 @@ from typing import Final, final
 
 import trio
 
+from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.link import Bytes, Link
-from pioneer_tunnel._net.wrappers import watch
 
 READ_SIZE: Final = 256 * 1024
 

@@ -439,7 +439,7 @@ async def test_nothing_that_a_relay_says_names_where_the_gateway_connects_to(
     assert set(hostile.dialled) == {LOCAL}
 
 
-# A hostile gateway at the relay's control door
+# A hostile gateway at the relay's gateway endpoint
 
 GATEWAY_FLOODS: Final[dict[str, bytes]] = {
     "openings": b"".join(update(2 * number + 2, SYN) for number in range(COUNT)),

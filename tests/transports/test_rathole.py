@@ -44,17 +44,18 @@ from pioneer_tunnel._model.errors import (
 )
 from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._model.status import ErrorKind, State
-from pioneer_tunnel._net import dialing as dialer, wrappers as streams
+from pioneer_tunnel._net import adopted as streams, dialing as dialer
+from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.closing import abandon
 from pioneer_tunnel._net.dialing import Attempt, dial_tcp
 from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH
 from pioneer_tunnel._net.log_limiter import LINES_IN_FULL
-from pioneer_tunnel._net.wrappers import watch
 from pioneer_tunnel.testing import Moment, ScriptedPioneerRelay, Trouble, Way, open_pioneer_relay
 from pioneer_tunnel.transports.interface import Target
-from pioneer_tunnel.transports.rathole import control_channel as pioneer_relay, data_channels
+from pioneer_tunnel.transports.rathole import control_channel, data_channels
 from pioneer_tunnel.transports.rathole.channel_stream import ChannelStream
 from pioneer_tunnel.transports.rathole.codec import ControlCommand, encode_command
+from pioneer_tunnel.transports.rathole.control_channel import RatholeTransport
 from pioneer_tunnel.transports.rathole.data_channels import MOST_IDLE
 from pioneer_tunnel.transports.rathole.key_mode import KeyMode
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
@@ -127,7 +128,7 @@ async def failure(relay: ScriptedPioneerRelay, **changes: Any) -> TunnelError:
 
     async with trio.open_nursery() as nursery:
         with pytest.raises(TunnelError) as raised:
-            await pioneer_relay.serve_tcp(target, deliver, lambda event: None, task_status=trio.TASK_STATUS_IGNORED)
+            await RatholeTransport()(target, deliver, lambda event: None, task_status=trio.TASK_STATUS_IGNORED)
         nursery.cancel_scope.cancel()
     return raised.value
 
@@ -531,7 +532,7 @@ async def test_a_handler_that_waits_hears_that_the_session_is_over() -> None:
 async def test_connections_are_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """On every system: a data channel waits without a deadline."""
     kept: list[object] = []
-    for module in (pioneer_relay, data_channels):
+    for module in (control_channel, data_channels):
         monkeypatch.setattr(module, "keep_alive", kept.append)
     async with connected() as (relay, _):
         await eventually(lambda: relay.data_channels == 8)
@@ -607,7 +608,7 @@ async def test_data_channels_that_are_lost_at_once_are_dialled_ever_more_slowly(
     target = Target(key=KEY, dial=relay.dial, address=_ADDRESS, connect_timeout=10.0)
     async with trio.open_nursery() as nursery:
         await nursery.start(relay.run)
-        await nursery.start(functools.partial(pioneer_relay.serve_tcp, target, lambda stream: None, lambda event: None))
+        await nursery.start(functools.partial(RatholeTransport(), target, lambda stream: None, lambda event: None))
         relay.tell(CREATE * 1000)
         await trio.sleep(1)
         early = relay.data_channels

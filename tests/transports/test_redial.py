@@ -348,6 +348,7 @@ async def test_a_file_that_hangs_is_waited_for_in_one_thread(caplog: pytest.LogC
         for _ in range(3):
             with pytest.raises(RelayConnectError, match=r"wss://relay\.test could not be read within 0\.1 seconds"):
                 await redial.tls(make, RELAY, timeout=0.1)
+        await eventually(lambda: threads)
         assert len(threads) == 1
         redial._context = good = ssl.create_default_context()
         redial.note_up()

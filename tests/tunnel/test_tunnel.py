@@ -605,7 +605,7 @@ def run_and_catch(body: Callable[[Tunnel], Awaitable[object]], **options: object
     tunnels = []
 
     async def main() -> None:
-        with trio.fail_after(5):
+        with no_hang():
             async with open_tunnel("ws://relay.test", key=KEY, **options) as tunnel:  # type: ignore[arg-type]
                 tunnels.append(tunnel)
                 await body(tunnel)

@@ -35,8 +35,8 @@ from yamux_rig import cut
 from pioneer_tunnel._model.addresses import RelayAddress
 from pioneer_tunnel._model.errors import UnsupportedTransportError
 from pioneer_tunnel._model.exception_groups import lone_error_bare
+from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.closing import abandon
-from pioneer_tunnel._net.wrappers import watch
 from pioneer_tunnel.websocket import (
     ENGINES,
     MAX_BINARY,
@@ -487,7 +487,7 @@ def stranger(**allowed: int) -> Opening:
 async def test_a_stranger_that_sends_more_than_its_allowance_is_cut_off(engine: EngineName, flood: bytes) -> None:
     async with raw_client(engine, opening=stranger()) as (client, server):
         await client.send_all(flood)
-        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError) as broken:
+        with no_hang(), pytest.raises(trio.BrokenResourceError) as broken:
             await until_it_raises(server.receive)
         assert not isinstance(broken.value, WebSocketClosed)
 
@@ -500,7 +500,7 @@ async def test_an_allowance_counts_frames_that_come_with_the_request(engine: Eng
         b"Sec-WebSocket-Protocol: test.v1\r\nSec-WebSocket-Key: " + key + b"\r\n\r\n" + frame(PONG) * 1000
     )
     # One engine reads on before its request is answered, so it may end in the opening.
-    with trio.fail_after(5), lone_error_bare(), pytest.raises((trio.BrokenResourceError, WebSocketRefused)):
+    with no_hang(), lone_error_bare(), pytest.raises((trio.BrokenResourceError, WebSocketRefused)):
         async with load_engine(engine).accept(theirs, stranger()) as server:
             await until_it_raises(server.receive)
 

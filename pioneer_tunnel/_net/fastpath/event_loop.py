@@ -70,7 +70,7 @@ class Stay:
 
     def __init__(self, reactor: Reactor) -> None:
         self.reactor: Final = reactor
-        self.over = False
+        self.over: bool = False
         self.task: trio.lowlevel.Task | None = None  # while it sleeps
 
     def __enter__(self) -> Stay:

@@ -28,7 +28,8 @@ from typing import Final, final
 
 import trio
 
-from ..socket_options import LentSocket, descriptor_of, limit_unsent
+from ..lent_socket import LentSocket
+from ..socket_options import descriptor_of, limit_unsent
 from .event_loop import CAN_WATCH, REMINDED_AFTER, Reactor, Stay
 from .pipe_pool import CAN_PIPE, Pipe, Pipes
 

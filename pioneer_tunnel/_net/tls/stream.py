@@ -29,6 +29,8 @@ from typing import Final, TypeVar, final
 
 import trio
 
+from ..adopted import adopt
+from ..streams import DelegatingStream
 from .client import blocks
 
 __all__ = ["TlsServerStream", "TlsStream"]
@@ -53,7 +55,7 @@ _threads: Final = trio.lowlevel.RunVar[trio.CapacityLimiter]("pioneer_tunnel: th
 
 
 @final
-class TlsStream(trio.abc.HalfCloseableStream):
+class TlsStream(DelegatingStream):
     """TLS over `stream`, which is closed with it. Nothing works before `do_handshake`.
 
     Args:
@@ -76,7 +78,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         session: ssl.SSLSession | None = None,
         https: bool = False,
     ) -> None:
-        self.transport_stream: Final = stream
+        super().__init__(adopt(stream))
         self._incoming: Final = ssl.MemoryBIO()
         self._outgoing: Final = ssl.MemoryBIO()
         self._wrap: Final = functools.partial(
@@ -141,6 +143,10 @@ class TlsStream(trio.abc.HalfCloseableStream):
                 self._empty_records = 0
                 await self._flush()
                 return
+
+    @property
+    def can_half_close(self) -> bool:
+        return True
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         max_bytes = _RECEIVE_SIZE if max_bytes is None else max_bytes
@@ -232,7 +238,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._end_sent = True
         self._say_goodbye()
         await self._flush()
-        if self._https and isinstance(self.transport_stream, trio.abc.HalfCloseableStream):
+        if self._https and self.transport_stream.can_half_close:
             await self.transport_stream.send_eof()
 
     def _say_goodbye(self) -> None:
@@ -326,7 +332,7 @@ async def _in_thread(call: Callable[[], _T]) -> _T:
 
 
 @final
-class TlsServerStream(trio.abc.Stream):
+class TlsServerStream(DelegatingStream):
     """A server's TLS that ends both directions at once: when the answer is complete, so is the exchange.
 
     Else a visitor that keeps a connection for later, and does not look at it meanwhile, would hold it for as long as
@@ -337,21 +343,18 @@ class TlsServerStream(trio.abc.Stream):
         context: what is presented.
     """
 
+    transport_stream: TlsStream
+
     def __init__(self, stream: trio.abc.Stream, context: ssl.SSLContext) -> None:
-        self.transport_stream: Final = TlsStream(stream, context, server_side=True, https=True)
+        super().__init__(TlsStream(stream, context, server_side=True, https=True))
 
     async def do_handshake(self) -> None:
         """See `TlsStream.do_handshake`."""
         await self.transport_stream.do_handshake()
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self.transport_stream.receive_some(max_bytes)
+    @property
+    def can_half_close(self) -> bool:
+        return False
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self.transport_stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.transport_stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        await self.transport_stream.aclose()
+    async def send_eof(self) -> None:
+        await self.aclose()

@@ -1,7 +1,9 @@
-"""The gateways' door: a WebSocket, a proof, and then yamux towards the gateway.
+"""Where gateways connect: accept the WebSocket, verify the proof, and run the session.
 
-Neighbours: `server` brings the connections; `handshake` decides who comes in; the directory learns who is here, and
-may say that the tunnel stays with another; `session` is what an opening becomes.
+first request   must upgrade to our WebSocket subprotocol
+opening         challenge, claim and proof as text messages; the registry has the public key
+admission       the directory decides whether the gateway may have the tunnel
+welcome         after it, yamux; the session gets the tunnel with the gateway's first byte
 """
 
 from __future__ import annotations
@@ -13,45 +15,50 @@ from typing import Final, final
 
 import trio
 
+from ..._http.head import RequestHead, wants_upgrade
 from ..._model.errors import ProtocolError
 from ..._model.exception_groups import leaves
 from ..._model.keys import SigningIdentity
 from ..._model.text import clean_message
+from ..._net.adopted import Watched
 from ..._net.log_limiter import Complaints
-from ..._net.wrappers import Watched
+from ..._net.prefixed_stream import PrefixedStream
 from ..._wire.handshake import SUBPROTOCOL, Claim, Rejection, RelayHandshake
 from ...websocket import Allowance, EngineName, Opening, WebSocket, WebSocketRefused, load_engine
 from ...yamux import Limits, SendBudget
 from ..admission import Arrival
 from ..config import RelayConfig, TunnelEntry
+from ..request_head import Refusal, read_head, refuse
 from .registry import Directory, Registry, TunnelTaken
 from .session import GatewaySession
 
-__all__ = ["ControlDoor"]
+__all__ = ["GatewayEndpoint", "wants_gateway"]
 
 OPENING_TIMEOUT: Final = 10.0
-"""Seconds that a gateway has to prove itself, and again, after the welcome, to send the first byte of its session."""
+"""Seconds for the opening until the welcome, and again from the welcome to the first byte of the session."""
 
 OPENING_ALLOWANCE: Final = Allowance(size=24 * 1024, frames=16)
-"""What it may send until then, its WebSocket request included. A proxy on the way may add pings."""
+"""What a gateway may send until then, including its WebSocket request. A proxy on the way may add pings."""
 
 BUSY_RETRY_MS: Final = 5_000
-"""How long a gateway is asked to wait whose tunnel another one has."""
+"""Milliseconds that a gateway is asked to wait when another one has its tunnel."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.control")
 _complaints: Final = Complaints(_log)
 
 
 @final
-class ControlDoor:
-    """Lets gateways in.
+class GatewayEndpoint:
+    """Accepts gateways and runs their sessions.
 
     Args:
-        config: the relay's id, names, heartbeat and grace.
+        config: its id, public names, heartbeat, grace and limits are used.
+        registry: the tunnels and their keys.
+        directory: the session of each tunnel.
         identity: proves the relay to gateways that pin it.
-        limits: what each session may cost.
-        engine: None for the fastest that is installed.
-        wall_clock: seconds since 1970, for what a gateway is told.
+        limits: of each yamux session; by default they follow from `config.limits`.
+        engine: the WebSocket engine; None chooses the fastest that is installed.
+        wall_clock: seconds since 1970, for the time in messages to a rejected gateway.
     """
 
     def __init__(
@@ -70,7 +77,7 @@ class ControlDoor:
         self._directory: Final = directory
         self._identity: Final = identity
         self._engine: Final = load_engine(engine)
-        # The relay opens streams and takes none: a gateway's SYN is reset.
+        # Only the relay opens streams: a SYN from a gateway is reset.
         self._limits: Final = limits or Limits(
             unaccepted=0,
             unread=config.limits.buffered_bytes_per_tunnel,
@@ -81,13 +88,30 @@ class ControlDoor:
         self._sessions: Final[set[GatewaySession]] = set()
 
     async def serve(self, stream: trio.abc.Stream, watched: Watched, arrival: Arrival | None = None) -> None:
-        """Serve one connection, from its WebSocket request on, until it ends; `stream` is closed then.
+        """Serve a connection from its first byte until it ends. Any request but ours gets a 404.
+
+        For the arguments see `serve_request`.
+        """
+        try:
+            head, received = await read_head(stream)
+            if head is None:
+                return
+            if not wants_gateway(head):
+                text = f"this address is for gateways, which upgrade to the WebSocket subprotocol {SUBPROTOCOL}"
+                raise Refusal(404, text, omit_body=head.omit_body)
+        except Refusal as refusal:
+            await refuse(stream, refusal)
+            return
+        await self.serve_request(PrefixedStream(stream, received), watched, arrival)
+
+    async def serve_request(self, stream: trio.abc.Stream, watched: Watched, arrival: Arrival | None = None) -> None:
+        """Serve a connection from its WebSocket request until it ends, then close `stream`.
 
         Args:
-            stream: what to speak over.
-            watched: the same, or what lies below its TLS.
-            arrival: settled when the gateway has proved itself and accepted the relay, and slowed down when it does not
-                prove itself; None when nobody counts.
+            stream: the connection, in clear. Its next bytes are the request.
+            watched: the same stream, or the one below its TLS.
+            arrival: the connection's entry in the limits; it is settled when the session has the tunnel, and it delays
+                the answer to a wrong proof. None applies no limits.
         """
         deadline = trio.CancelScope(deadline=trio.current_time() + OPENING_TIMEOUT)
         with deadline:
@@ -99,13 +123,13 @@ class ControlDoor:
                         websocket.trust()
                         await self._carry(websocket, watched, *opened, arrival=arrival, deadline=deadline)
             except (WebSocketRefused, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                _log.debug("a connection at the control door ended in its opening: %s", error)
+                _log.debug("a gateway connection ended in its opening: %s", error)
         if deadline.cancelled_caught:
-            line = f"a connection at the control door did not finish its opening within {OPENING_TIMEOUT:g} seconds"
+            line = f"a gateway connection did not finish its opening within {OPENING_TIMEOUT:g} seconds"
             _complaints.tell("no opening", line, level=logging.INFO)
 
-    async def hold_against_registry(self) -> None:
-        """Ask the registry about every session anew. One whose key does not open its tunnel any more ends at once."""
+    async def revoke_unregistered(self) -> None:
+        """End each session whose key no longer opens its tunnel, as the registry says now."""
         for session in [*self._sessions]:
             entry = await self._registry.by_key_id(session.key_id)
             if entry is None or entry.id != session.tunnel_id:
@@ -114,7 +138,7 @@ class ControlDoor:
     async def _open(
         self, websocket: WebSocket, arrival: Arrival | None
     ) -> tuple[TunnelEntry, Claim, RelayHandshake] | None:
-        """The opening; None when it failed, after the gateway was told."""
+        """Verify the gateway's proof. None when that failed; the gateway has got the reason."""
         handshake = RelayHandshake(self._config.id, public_names=self._config.public_names, identity=self._identity)
         await websocket.send([handshake.challenge])
         claim: Claim | None = None
@@ -133,7 +157,7 @@ class ControlDoor:
                             None if entry is None else entry.keys_by_id.get(claim.key_id),
                             service=None if entry is None else entry.service,
                         )
-                        assert entry is not None  # or its key would not have verified
+                        assert entry is not None  # without an entry, no key verifies
                         return entry, claim, handshake
         except Rejection as rejection:
             if rejection.reason == "auth_failed" and arrival is not None:
@@ -157,10 +181,10 @@ class ControlDoor:
         config = self._config
 
         async def enter() -> None:
-            """Give the tunnel to the session.
+            """Give the tunnel to the session, when its first bytes have come.
 
-            A gateway that does not accept the relay, because it pins another identity, closes the connection after the
-            welcome. Until the first byte of its session, it changes nothing for the session that has the tunnel.
+            A gateway that pins another identity closes the connection after the welcome. So a gateway without a first
+            byte must not change anything for the session that has the tunnel.
             """
             if not session.ended:
                 try:
@@ -168,7 +192,7 @@ class ControlDoor:
                 except TunnelTaken as taken:
                     session.refuse(str(taken))
             if session.ended:
-                await trio.sleep_forever()  # no deadline: the session is ending, and answers nothing
+                await trio.sleep_forever()  # no deadline: the session is ending and cancels this
             session.entered = True
             deadline.deadline = float("inf")
             if arrival is not None:
@@ -188,7 +212,7 @@ class ControlDoor:
             rotation_grace=config.rotation_grace_ms / 1000,
             on_first_bytes=enter,
         )
-        # Known from here on, so that a key that is withdrawn while it waits for its entry does not slip through.
+        # From here on `revoke_unregistered` sees the session, also while it waits for the tunnel.
         self._sessions.add(session)
         try:
             try:
@@ -202,7 +226,7 @@ class ControlDoor:
             except TunnelTaken as taken:
                 await _reject(websocket, claim, entry, Rejection("busy", str(taken), retry_after_ms=BUSY_RETRY_MS))
             finally:
-                # Also after an `enter` that was cancelled: it may have been carried out.
+                # Also after `enter` was cancelled: a directory may have carried it out.
                 with trio.CancelScope(shield=True):
                     await self._directory.leave(entry.id, session)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError) as group:
@@ -219,3 +243,9 @@ async def _reject(websocket: WebSocket, claim: Claim | None, entry: TunnelEntry 
     _complaints.tell(kind, f"a gateway with the key id {named} was rejected: {rejection}", level=logging.INFO)
     await websocket.send([rejection.text])
     await websocket.close(1008, rejection.reason)
+
+
+def wants_gateway(head: RequestHead) -> bool:
+    """Whether a request is an upgrade to our WebSocket subprotocol."""
+    upgrade = wants_upgrade(head)
+    return upgrade is not None and upgrade.websocket and SUBPROTOCOL in upgrade.subprotocols

@@ -1,13 +1,10 @@
-"""The visitors' door: read the first head, find the tunnel by its Host, and pass every byte on as it came.
+"""Serve visitors: find the tunnel by the Host of the first request, and pass every byte on unchanged.
 
-Neighbours: `server` brings the connections, and `tls_door` those whose TLS passes through; `head` reads; the registry
-and the directory are asked; `pump` moves the bytes, of which `framing` says what passes. A visitor that cannot be
-passed on gets a plain answer that says why.
+A visitor that cannot be served gets a plain answer with the reason, see docs/operating.md.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,35 +13,32 @@ from typing import Final, final
 import attrs
 import trio
 
-from ..._http.head import BadRequest, HeadReader, RequestHead, error_response
+from ..._http.head import RequestHead, error_response
 from ..._model.addresses import Address
+from ..._net.adopted import adopt
 from ..._net.closing import abandon, close_after_answer
+from ..._net.streams import ByteStream
 from ..._net.tls.client_hello import Alert
 from ..._wire.proxy_v2 import ProxyHeader
 from ...exchange.pump import pump
-from ..admission import Admission, TurnedAway
+from ..admission import Admission, OverLimit
 from ..config import TunnelEntry
 from ..gateways.registry import Directory, LiveSession, Registry
 from ..limits import RelayLimits
+from ..request_head import HEAD_TIMEOUT, Refusal, read_head, refuse
 from .followed_stream import FollowedStream
 from .turns import Turn, Turns
 
-__all__ = ["IngressDoor", "Visit", "read_head"]
-
-HEAD_TIMEOUT: Final = 10.0
-"""Seconds that a request head may take."""
+__all__ = ["Ingress", "Visit"]
 
 OPEN_TIMEOUT: Final = 10.0
-"""Seconds that a gateway has to take a stream."""
+"""Seconds for opening a stream to the gateway."""
 
-_READ_SIZE: Final = 16 * 1024
 _BROKE_OFF: Final = "the gateway broke off before it answered"
 
-_log: Final = logging.getLogger("pioneer_tunnel.relay.ingress")
 
-
-def _nobody_waits() -> None:
-    """For whoever does not care."""
+def _no_limit() -> None:
+    """The `settle` of a visit that no limit applies to."""
 
 
 @final
@@ -53,75 +47,31 @@ class Visit:
     """A visitor's connection.
 
     Attributes:
-        stream: what to speak over.
-        visitor: where it comes from; None where nobody can tell.
-        local: where it arrived.
-        tls: whether it came over TLS.
-        source: the address that it counts for; None when no limit per address holds for it.
-        settle: called when it has shown which tunnel it wants; raises `TurnedAway` when there are too many visitors.
+        stream: the connection, in clear.
+        visitor: the visitor's address; None where it is unknown.
+        local: the relay's address that the visitor connected to; None where it is unknown.
+        tls: True when the visitor came over TLS.
+        source: the visitor's address as limits count it; None when it is exempt from limits per address.
+        settle: called when the tunnel is known; raises `OverLimit` when there are too many visitors.
     """
 
-    stream: trio.abc.Stream
+    stream: ByteStream = attrs.field(converter=adopt)
     visitor: Address | None
     local: Address | None
     tls: bool
     source: str | None = None
-    settle: Callable[[], None] = _nobody_waits
-
-
-class Refusal(Exception):
-    """The visitor cannot be passed on: `status` and the exception's text are what it is told.
-
-    Attributes:
-        omit_body: True when the request is a HEAD, whose response has no body.
-    """
-
-    def __init__(self, status: int, text: str, *, omit_body: bool = False) -> None:
-        super().__init__(text)
-        self.status = status
-        self.omit_body = omit_body
-
-    @classmethod
-    def of(cls, request: BadRequest) -> Refusal:
-        return cls(request.status, request.reason, omit_body=request.omit_body)
-
-
-async def read_head(stream: trio.abc.Stream) -> tuple[RequestHead | None, bytes]:
-    """Read a request head, and what came with it; None instead when the visitor left without a word.
-
-    Raises:
-        Refusal: with the answer to give.
-        trio.BrokenResourceError: the connection broke.
-    """
-    reader = HeadReader()
-    with trio.move_on_after(HEAD_TIMEOUT):
-        try:
-            while data := await stream.receive_some(_READ_SIZE):
-                head = reader.feed(data)
-                if head is not None:
-                    return head, reader.received
-        except BadRequest as error:
-            raise Refusal.of(error) from error
-        if not reader.received:
-            return None, b""
-        raise Refusal(400, "the request ended before its head did", omit_body=reader.omit_body)
-    raise Refusal(408, f"no whole request head came within {HEAD_TIMEOUT:g} seconds", omit_body=reader.omit_body)
-
-
-async def refuse(stream: trio.abc.Stream, refusal: Refusal) -> None:
-    """Tell a visitor why not, and close."""
-    with trio.move_on_after(HEAD_TIMEOUT), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-        await stream.send_all(error_response(refusal.status, str(refusal), omit_body=refusal.omit_body))
-        await close_after_answer(stream)
+    settle: Callable[[], None] = _no_limit
 
 
 @final
-class IngressDoor:
-    """Passes visitors on to their tunnels.
+class Ingress:
+    """Carries visitors to their tunnels.
 
     Args:
-        admission: how many visitors a tunnel may have; by default as many as `limits` say.
-        limits: how long connections may be kept; by default the limits of a relay without a table of them.
+        registry: the tunnel of each host.
+        directory: the session of each tunnel.
+        admission: counts the visitors of each tunnel; by default a new one with `limits`.
+        limits: its keep-alive timeout is used; by default `RelayLimits()`.
     """
 
     def __init__(
@@ -140,7 +90,7 @@ class IngressDoor:
         self._keep_alive_timeout: Final = limits.keep_alive_timeout_ms / 1000 or math.inf
 
     async def serve(self, visit: Visit) -> None:
-        """Serve a connection whose tunnel is told by its first request."""
+        """Serve an HTTP connection from its first byte until it ends."""
         try:
             head, received = await read_head(visit.stream)
         except Refusal as refusal:
@@ -152,12 +102,12 @@ class IngressDoor:
                 await self.serve_request(visit, head, received)
 
     async def serve_request(self, visit: Visit, head: RequestHead, received: bytes) -> None:
-        """Serve a connection whose first head was read; `received` is all that was."""
+        """Serve an HTTP connection whose first head was read; `received` is the head and all that was read after it."""
         request: tuple[RequestHead, bytes] | None = (head, received)
         while request is not None:
             head, received = request
             try:
-                followed = await self._pass_on(visit, head, received)
+                followed = await self._carry(visit, head, received)
             except Refusal as refusal:
                 refusal.omit_body = head.omit_body
                 await refuse(visit.stream, refusal)
@@ -168,21 +118,21 @@ class IngressDoor:
                 await refuse(visit.stream, Refusal.of(followed.refusal))
                 return
             request = followed.next_request
-        await close_after_answer(visit.stream)  # it was kept between requests for too long
+        await close_after_answer(visit.stream)  # keep-alive timeout
 
-    async def _pass_on(self, visit: Visit, head: RequestHead, received: bytes) -> FollowedStream:
-        """Carry the request that `head` begins to its tunnel, and those after it that may use the same stream.
+    async def _carry(self, visit: Visit, head: RequestHead, received: bytes) -> FollowedStream:
+        """Carry the request of `head` to its tunnel, and the following requests that may use the same stream.
 
         Raises:
-            Refusal: with the answer to give.
+            Refusal: the tunnel is unknown or cannot be reached, or a limit is exceeded.
         """
         entry = await self._registry.by_host(head.host)
         if entry is None:
             raise Refusal(404, "there is no tunnel for this host")
         if entry.passes_tls:
-            # What the relay can read is not for a gateway that takes nothing the relay can read.
+            # The tunnel's owner chose that the relay can read nothing of what reaches the gateway.
             raise Refusal(421, "this host takes TLS alone, from end to end; use https:// and a connection of its own")
-        _settle(visit)  # only now: who wants what there is not makes way for others while it is told
+        _settle(visit)  # not earlier: a connection without a tunnel stays evictable while it is refused
         followed = FollowedStream(
             visit.stream,
             head,
@@ -191,74 +141,79 @@ class IngressDoor:
             head_timeout=HEAD_TIMEOUT,
             keep_alive_timeout=self._keep_alive_timeout,
         )
-        with self._room(entry):
-            carried = await self._open(entry)
-            with suppress(trio.BrokenResourceError):  # the pump finds the same
-                await carried.send_all(b"".join([_proxy_header(visit), received[: head.length], *followed.take()]))
+        with self._counted(entry):
+            stream = await self._open(entry)
+            with suppress(trio.BrokenResourceError):  # the pump gets the same error
+                await stream.send_all(b"".join([_proxy_header(visit), received[: head.length], *followed.take_ready()]))
             with followed.scope:
                 apology = error_response(502, _BROKE_OFF, omit_body=head.omit_body)
-                await pump(carried, followed, apology=apology)
+                await pump(stream, followed, apology=apology)
         return followed
 
     async def serve_hello(self, visit: Visit, entry: TunnelEntry, received: bytes) -> None:
-        """Serve a connection that belongs to `entry` by its ClientHello, which is in `received`.
+        """Serve a TLS connection for `entry`; `received` is its ClientHello and all that was read after it.
 
         Raises:
-            Refusal: the gateway cannot be reached, or there are too many visitors.
+            Refusal: the gateway cannot be reached, or a limit is exceeded.
         """
         _settle(visit)
-        with self._room(entry):
-            carried = await self._open(entry)
-            with suppress(trio.BrokenResourceError):  # the pump finds the same
-                await carried.send_all(_proxy_header(visit) + received)
-            await pump(carried, visit.stream, apology=Alert.INTERNAL_ERROR.record)
+        with self._counted(entry):
+            stream = await self._open(entry)
+            with suppress(trio.BrokenResourceError):  # the pump gets the same error
+                await stream.send_all(_proxy_header(visit) + received)
+            await pump(stream, visit.stream, apology=Alert.INTERNAL_ERROR.record)
 
     async def serve_bound(self, visit: Visit, entry: TunnelEntry) -> None:
-        """Serve a connection at the address of its own that a tunnel has, whatever it speaks."""
+        """Serve a connection at a tunnel's `bind_addr`, in any protocol. If that is not possible, reset it."""
         try:
             _settle(visit)
-            with self._room(entry):
-                carried = await self._open(entry)
-                with suppress(trio.BrokenResourceError):  # the pump finds the same
-                    await carried.send_all(_proxy_header(visit))
-                await pump(carried, visit.stream)
+            with self._counted(entry):
+                stream = await self._open(entry)
+                with suppress(trio.BrokenResourceError):  # the pump gets the same error
+                    await stream.send_all(_proxy_header(visit))
+                await pump(stream, visit.stream)
         except Refusal:
             await abandon(visit.stream)
 
     @contextmanager
-    def _room(self, entry: TunnelEntry) -> Iterator[None]:
-        """What it takes to carry one more visitor.
+    def _counted(self, entry: TunnelEntry) -> Iterator[None]:
+        """Count a visitor of the tunnel while the block runs.
 
         Raises:
-            Refusal: there is none.
+            Refusal: the tunnel is at a limit.
         """
         try:
             with self._admission.visit(entry.id, trio.current_time()):
                 yield
-        except TurnedAway as reason:
+        except OverLimit as reason:
             raise Refusal(503, str(reason)) from None
 
-    async def _open(self, entry: TunnelEntry) -> trio.abc.HalfCloseableStream:
+    async def _open(self, entry: TunnelEntry) -> ByteStream:
+        """Open a stream to the tunnel's gateway.
+
+        Raises:
+            Refusal: it is not connected, or takes no stream within `OPEN_TIMEOUT`.
+        """
         tried: LiveSession | None = None
         with trio.move_on_after(OPEN_TIMEOUT):
             while (session := await self._directory.find(entry.id)) is not tried and session is not None:
                 try:
                     return await session.open_stream()
                 except trio.BrokenResourceError:
-                    tried = session  # it ended just now, or hands the tunnel over: to whom, the directory knows
+                    tried = session  # it just ended or was retired: look for its successor
             raise Refusal(503, "the gateway is not connected")
         raise Refusal(504, "the gateway takes no visitors at the moment")
 
 
 def _settle(visit: Visit) -> None:
-    """Count it among the visitors.
+    """Count the connection as a visitor of the relay.
 
     Raises:
-        Refusal: there are too many.
+        Refusal: the relay has too many visitors.
     """
     try:
         visit.settle()
-    except TurnedAway as reason:
+    except OverLimit as reason:
         raise Refusal(503, str(reason)) from None
 
 

@@ -1,13 +1,14 @@
-"""Before a visitor's TLS is ended: whose is it to end? The ClientHello says, and the relay reads no further than that.
+"""TLS of visitors: read the ClientHello, then pass the connection through or end its TLS.
 
-A name that belongs to a tunnel with `tls = "passthrough"` goes through it, byte for byte as it came, and its TLS is
-ended by whoever stands at the other end. The relay has no key to it. For every other name the relay ends the TLS
-itself, where the door has TLS, with a certificate that is as new as its files. What a visitor gets who cannot be served
-is an alert of TLS, then the end: `unrecognized_name` when no tunnel has the name, `missing_extension` when there is no
-name, `internal_error` when the gateway is not there. It would not understand HTTP.
+    the name in the ClientHello             then
+    belongs to a tunnel with passthrough    the tunnel gets every byte unchanged; TLS ends behind the tunnel, and the
+                                            relay has no key to it
+    anything else, `ingress_tls` is on      the relay ends TLS with its own certificate
+    anything else, `ingress_tls` is off     a TLS alert, then the end
 
-Neighbours: `server` brings the connections and takes back those that are the relay's to read; `client_hello` reads;
-`ingress` has the way to the gateway.
+A visitor of a passthrough tunnel that cannot be served also gets an alert, since it does not understand HTTP yet:
+`internal_error` when its gateway cannot be reached. Without TLS at the listener, the alert is `unrecognized_name` when
+no passthrough tunnel has the name, and `missing_extension` when there is no name.
 """
 
 from __future__ import annotations
@@ -20,78 +21,83 @@ import attrs
 import trio
 
 from ..._net.closing import close_after_answer
+from ..._net.prefixed_stream import PrefixedStream
 from ..._net.tls.certificate import Certificate
 from ..._net.tls.client_hello import Alert, BadClientHello, ClientHello, ClientHelloReader, looks_like_tls
 from ..._net.tls.stream import TlsServerStream
-from ..._net.wrappers import PrefixedStream
 from ..gateways.registry import Registry
-from .ingress import IngressDoor, Refusal, Visit, refuse
+from ..request_head import Refusal, refuse
+from .ingress import Ingress, Visit
 
-__all__ = ["TlsDoor", "end_tls"]
+__all__ = ["SniRouter", "accept_tls"]
 
 HELLO_TIMEOUT: Final = 10.0
-"""Seconds that a ClientHello may take."""
+"""Seconds for a ClientHello."""
 
 HANDSHAKE_TIMEOUT: Final = 10.0
-"""Seconds for the rest of the handshake, when it is the relay's."""
+"""Seconds for the rest of a handshake that the relay does itself."""
 
 ALERT_TIMEOUT: Final = 2.0
-"""Seconds for an alert to leave."""
+"""Seconds for sending an alert and closing."""
 
 _READ_SIZE: Final = 2 * 1024
-"""Bytes that are parsed before other tasks run. They may be 340 records, of a byte each."""
+"""Bytes that are parsed before other tasks run. They may be 340 records of one byte each."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.tls_door")
 
 
-async def end_tls(stream: trio.abc.Stream, certificate: Certificate) -> TlsServerStream:
-    """Do the server's part of a handshake; what is read from the result is in clear.
+async def accept_tls(stream: trio.abc.Stream, certificate: Certificate) -> TlsServerStream:
+    """Do a TLS handshake as the server, and return the stream in clear.
 
     Raises:
-        trio.BrokenResourceError: it came to nothing, or the connection broke.
-        trio.TooSlowError: it took too long.
+        trio.BrokenResourceError: the handshake failed, or the connection broke.
+        trio.TooSlowError: it took longer than `HANDSHAKE_TIMEOUT`.
     """
     try:
         with trio.fail_after(HANDSHAKE_TIMEOUT):
             secured = TlsServerStream(stream, await certificate.context())
             await secured.do_handshake()
     except trio.BrokenResourceError:
-        await stream.aclose()  # in good order, so that the alert arrives
+        await stream.aclose()  # a FIN, not a RST, so that the alert arrives
         raise
     return secured
 
 
 @final
-class TlsDoor:
-    """Parts the visitors whose TLS is the relay's to end from those whose is not.
+class SniRouter:
+    """Routes connections of visitors by the server name (SNI) in their ClientHello.
 
     Args:
-        registry: which tunnels there are.
-        ingress: passes visitors on.
-        certificate: what TLS is ended with; None at a door without TLS of its own.
+        registry: the tunnel of each name.
+        ingress: carries the visitors of passthrough tunnels.
+        certificate: the relay's own; None when no listener needs it.
     """
 
-    def __init__(self, registry: Registry, ingress: IngressDoor, certificate: Certificate | None) -> None:
+    def __init__(self, registry: Registry, ingress: Ingress, certificate: Certificate | None) -> None:
         self._registry: Final = registry
         self._ingress: Final = ingress
         self._certificate: Final = certificate
 
-    async def admit(self, visit: Visit, *, tls: bool) -> Visit | None:
-        """Let a connection in: as one that the relay can read, or None when it was passed through or turned away.
+    async def route(self, visit: Visit, *, tls: bool) -> Visit | None:
+        """Serve a passthrough visitor to its end, or return a visit in clear that the relay itself has to serve.
 
         Args:
-            visit: of which nothing was read yet.
-            tls: whether this door speaks TLS, and nothing else. If not, only what passes through it is TLS.
+            visit: a new connection, from which nothing was read.
+            tls: True at a listener with TLS: anything but TLS is refused. At a listener without TLS, only visitors of
+                passthrough tunnels may use TLS.
+
+        Returns:
+            The visit in clear. None when the connection was served or refused here.
 
         Raises:
-            trio.BrokenResourceError: the connection broke, or TLS came to nothing.
-            trio.TooSlowError: the visitor took too long over it.
+            trio.BrokenResourceError: the connection broke, or the handshake failed.
+            trio.TooSlowError: the visitor was too slow.
         """
         try:
-            hello, received = await _read_hello(visit.stream, must=tls)
+            hello, received = await _read_hello(visit.stream, tls=tls)
         except BadClientHello as error:
             _log.debug("a visitor's ClientHello was refused: %s", error)
-            await _say(visit.stream, error.alert)
+            await _send_alert(visit.stream, error.alert)
             return None
         except Refusal as refusal:
             await refuse(visit.stream, refusal)
@@ -107,42 +113,48 @@ class TlsDoor:
             try:
                 await self._ingress.serve_hello(attrs.evolve(visit, tls=True), entry, received)
             except Refusal:
-                await _say(visit.stream, Alert.INTERNAL_ERROR)
+                await _send_alert(visit.stream, Alert.INTERNAL_ERROR)
         elif tls:
-            assert self._certificate is not None  # a door without one has no TLS of its own
-            return attrs.evolve(visit, stream=await end_tls(stream, self._certificate), tls=True)
+            assert self._certificate is not None  # the configuration was checked for it
+            return attrs.evolve(visit, stream=await accept_tls(stream, self._certificate), tls=True)
         else:
-            await _say(visit.stream, Alert.MISSING_EXTENSION if hello.server_name is None else Alert.UNRECOGNIZED_NAME)
+            alert = Alert.MISSING_EXTENSION if hello.server_name is None else Alert.UNRECOGNIZED_NAME
+            await _send_alert(visit.stream, alert)
         return None
 
 
-async def _read_hello(stream: trio.abc.Stream, *, must: bool) -> tuple[ClientHello | None, bytes]:
-    """Read a ClientHello, and what came with it.
+async def _read_hello(stream: trio.abc.Stream, *, tls: bool) -> tuple[ClientHello | None, bytes]:
+    """Read a ClientHello.
 
-    None in its place when the visitor left, or, unless it `must` be one, began with something else.
+    Args:
+        tls: True when nothing but a ClientHello is expected.
+
+    Returns:
+        The ClientHello, and all bytes that were read. None in its place when the visitor ended the connection, or when
+        `tls` is False and the first bytes are not TLS.
 
     Raises:
-        BadClientHello: with the alert to give.
-        Refusal: with the answer to give to a visitor who may as well be one of HTTP.
+        BadClientHello: with the alert to send.
+        Refusal: nothing came in time, and the visitor may expect HTTP.
         trio.BrokenResourceError: the connection broke.
-        trio.TooSlowError: it did not come in time.
+        trio.TooSlowError: the ClientHello did not come in time.
     """
     reader = ClientHelloReader()
     with trio.move_on_after(HELLO_TIMEOUT):
         while data := await stream.receive_some(_READ_SIZE):
-            if not must and not reader.received and not looks_like_tls(data):
+            if not tls and not reader.received and not looks_like_tls(data):
                 return None, bytes(data)
             hello = reader.feed(data)
             if hello is not None:
                 return hello, reader.received
         return None, b""
-    if must or reader.received:
+    if tls or reader.received:
         raise trio.TooSlowError
     raise Refusal(408, f"nothing came within {HELLO_TIMEOUT:g} seconds")
 
 
-async def _say(stream: trio.abc.Stream, alert: Alert) -> None:
-    """Tell a visitor why not, in the words of TLS, and close."""
+async def _send_alert(stream: trio.abc.Stream, alert: Alert) -> None:
+    """Send a TLS alert, and close. Takes at most `ALERT_TIMEOUT` seconds."""
     with trio.move_on_after(ALERT_TIMEOUT), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         await stream.send_all(alert.record)
         await close_after_answer(stream)

@@ -126,7 +126,7 @@ class Output:
         self._secrets: Final = secrets
         self._unfinished = b""
         self._last: Final[deque[bytes]] = deque(maxlen=_LAST_LINES)
-        self.matched = False
+        self.matched: bool = False
 
     def receive(self, data: bytes | bytearray, *, every_line: bool = False) -> list[bytes]:
         """Take what was read; returns the lines that it has ended, as `shown` takes them.

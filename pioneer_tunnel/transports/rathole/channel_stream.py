@@ -19,10 +19,10 @@ from typing import Final, final
 
 import trio
 
-from ..._net.closing import close_after_answer, send_eof
-from ..._net.socket_options import LentSocket, lent_below, plain_socket
+from ..._net.closing import close_after_answer
+from ..._net.lent_socket import LentSocket
+from ..._net.streams import ByteStream, GuardedStream
 from ..._net.tls.stream import TlsStream
-from ..._net.wrappers import OneAtATime
 
 __all__ = ["ChannelStream"]
 
@@ -31,10 +31,8 @@ _GOODBYE_TIMEOUT: Final = 30.0
 
 
 @final
-class ChannelStream(trio.abc.HalfCloseableStream):
+class ChannelStream(GuardedStream):
     """One connection that is one visitor's. It keeps the contract of `tunnel_stream.CarriedStream`.
-
-    One task may send and one may receive at a time; a second one gets `trio.BusyResourceError`.
 
     Args:
         stream: the connection; what `streams.watch` makes, or a `TlsStream` over that.
@@ -49,29 +47,25 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
     def __init__(
         self,
-        stream: trio.abc.Stream,
+        stream: ByteStream,
         leave_taking: trio.Nursery,
         *,
         on_accepted: Callable[[], None],
         on_over: Callable[[ChannelStream], None],
     ) -> None:
-        self.accepted = False
+        super().__init__(stream)
+        self.accepted: bool = False
         self._on_accepted: Final = on_accepted
-        self.transport_stream: Final = stream
         self._leave_taking: Final = leave_taking
         self._on_over: Final = on_over
-        self._plain: Final = plain_socket(stream)
+        self._plain: Final = stream.plain_socket
         if self._plain is not None:
             self._plain.on_close = self._closed_by_borrower
-        self._below: Final = lent_below(stream)
-        self._receiving: Final = OneAtATime("another task is receiving from this stream")
-        self._sending: Final = OneAtATime("another task is sending on this stream")
-        self._closed = False
+        self._below: Final = stream.lowest_socket
         self._abandoned = False
         self._breaking: Final = trio.lowlevel.ParkingLot()
         self._over = False
         self._lost = False
-        self._end_sent = False
 
     @property
     def usable(self) -> bool:
@@ -88,7 +82,6 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
     @property
     def plain_socket(self) -> LentSocket | None:
-        """See `sockets.plain_socket`."""
         return None if self._closed or self._end_sent else self._plain
 
     def acknowledge(self) -> None:
@@ -96,34 +89,6 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         if not self.accepted and not self._over:
             self.accepted = True
             self._on_accepted()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        with self._receiving:
-            self._raise_if_closed()
-            return await self.transport_stream.receive_some(max_bytes)
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with self._sending:
-            self._raise_if_closed()
-            if self._end_sent:
-                raise trio.ClosedResourceError("send_eof was called on this stream")
-            await self.transport_stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        with self._sending:
-            self._raise_if_closed()
-            if self._end_sent:
-                raise trio.ClosedResourceError("send_eof was called on this stream")
-            await self.transport_stream.wait_send_all_might_not_block()
-
-    async def send_eof(self) -> None:
-        with self._sending:
-            self._raise_if_closed()
-            if self._end_sent:
-                await trio.lowlevel.checkpoint()
-                return
-            self._end_sent = True
-            await send_eof(self.transport_stream)
 
     async def aclose(self) -> None:
         """End our half orderly; what the visitor still says is not heard. Cancelled, reset."""
@@ -143,7 +108,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
                 return
             with self._sending, suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 with trio.move_on_after(_GOODBYE_TIMEOUT):
-                    await send_eof(self.transport_stream)
+                    await self.transport_stream.send_eof()
         except trio.BusyResourceError:
             self.abandon()  # somebody was in the middle of something, which now ends there
             await trio.lowlevel.checkpoint()
@@ -173,6 +138,10 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             self._close()
             self.abandon()
 
+    async def abort(self) -> None:
+        self.reset()
+        await trio.lowlevel.checkpoint()
+
     def abandon(self) -> None:
         """End the stream with its session: like `reset`, also of one that was closed and has not been let go of yet."""
         if not self._closed:
@@ -183,7 +152,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         if self._below is not None:
             self._below.reset()
         else:
-            self._leave_taking.start_soon(trio.aclose_forcefully, self.transport_stream)
+            self._leave_taking.start_soon(self.transport_stream.abort)
         self._note_over()
 
     async def _take_leave(self) -> None:
@@ -225,10 +194,6 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             return False
         except OSError:
             return True
-
-    def _raise_if_closed(self) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError("this stream was closed")
 
     def __repr__(self) -> str:
         return f"<ChannelStream{' closed' if self._closed else ''}>"

@@ -25,14 +25,15 @@ import trio
 from ..._model.addresses import Address
 from ..._model.errors import RemoteProtocolError
 from ..._model.text import clean_message
+from ..._net.adopted import Watched, watch
 from ..._net.closing import abandon
 from ..._net.dialing import Attempt, begin_dial, dial_tcp
 from ..._net.fastpath.event_loop import CAN_WATCH, Reactor, Stay
 from ..._net.log_limiter import Complaints
-from ..._net.socket_options import Socket, descriptor_of, keep_alive, reset_on_close, socket_below
+from ..._net.socket_options import Socket, descriptor_of, keep_alive, reset_on_close
+from ..._net.streams import ByteStream
 from ..._net.tcp import TcpStream
 from ..._net.tls.stream import TlsStream
-from ..._net.wrappers import Watched, send_pieces, watch
 from ..interface import Deliver, Target
 from ..tunnel_stream import TunnelStream
 from .channel_stream import ChannelStream
@@ -85,6 +86,7 @@ class DataChannels:
         hello: what each begins with.
         machine: where they go; None to dial the target's name.
         tls: None for connections in clear.
+        max_streams: visitors' connections that may be open at once; more are reset.
         nursery: where their tasks run, and end.
         stay: see `staying`.
     """
@@ -96,6 +98,7 @@ class DataChannels:
         *,
         machine: Address | None,
         tls: ssl.SSLContext | None,
+        max_streams: int,
         deliver: Deliver,
         nursery: trio.Nursery,
         stay: Stay | None,
@@ -104,6 +107,7 @@ class DataChannels:
         self._hello: Final = hello
         self._machine: Final = machine
         self._tls: Final = tls
+        self._max_streams: Final = max_streams
         self._deliver: Final = deliver
         self._nursery: Final = nursery
         self._reactor: Final = None if stay is None else stay.reactor
@@ -225,7 +229,7 @@ class DataChannels:
         if not carried.accepted:
             self._make_room()
 
-    def note_visited(self, stream: trio.abc.Stream, watched: _Watched | None = None) -> None:
+    def note_visited(self, stream: ByteStream, watched: _Watched | None = None) -> None:
         """One has its visitor."""
         if watched is not None:
             self._watched.discard(watched)
@@ -235,7 +239,7 @@ class DataChannels:
             carried.reset()
             return
         try:
-            if len(self._carried) > self._target.limits.streams:
+            if len(self._carried) > self._max_streams:
                 raise trio.WouldBlock
             self._deliver(TunnelStream(carried))
         except trio.WouldBlock:
@@ -314,9 +318,9 @@ class DataChannels:
         return watch(await self._target.dial(self._target.address.host, self._target.address.port))
 
     async def _introduce(self, watched: Watched) -> Watched | TlsStream:
-        connected = socket_below(watched)
+        connected = watched.lowest_socket
         if connected is not None:
-            keep_alive(connected)
+            keep_alive(connected.socket)
         if isinstance(watched, TcpStream):
             watched.plain_socket.arm_reset()  # soon it is a visitor's
         stream: Watched | TlsStream = watched
@@ -324,7 +328,7 @@ class DataChannels:
             # The visitor may end one direction before the other, which `trio.SSLStream` has no word for.
             stream = TlsStream(watched, self._tls, server_hostname=self._target.address.host, session=self._tls_session)
             await stream.do_handshake()
-        await send_pieces(stream, [self._hello])
+        await stream.send_pieces([self._hello])
         return stream
 
 
