@@ -1,4 +1,4 @@
-"""Files that nobody sees half written: read, replace, lock, and protect from other users.
+"""Read, lock and atomically replace files, and protect them from other users.
 
 To replace a file, we write a temporary file beside it, fsync it, and rename it over the old one. Readers see the old
 content or the new one, also after a power cut. A writer that is killed leaves at most a temporary file, which the next
