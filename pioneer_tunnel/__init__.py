@@ -30,6 +30,7 @@ from ._model.errors import (
     UnsupportedTransportError,
 )
 from ._model.keys import PublicKey, RelayKey, new_relay_key
+from ._model.public_names import publish as _publish
 from ._model.status import ErrorKind, State, Status
 from ._net.closing import abandon
 from ._net.dialing import Dialer, dial_tcp
@@ -112,3 +113,5 @@ __all__ = [
     "open_tunnel",
     "terminate_tls",
 ]
+
+_publish(globals())

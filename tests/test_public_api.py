@@ -7,9 +7,14 @@ import enum
 import importlib
 import importlib.util
 import inspect
+import pickle
+import subprocess
+import sys
+import typing
 from types import ModuleType
 from typing import Any
 
+import attrs
 import pytest
 
 PUBLIC_MODULES = ["pioneer_tunnel", "pioneer_tunnel.testing"]
@@ -53,6 +58,16 @@ def _modules_of(module: ModuleType) -> list[str]:
         importlib.util.resolve_name("." * node.level + node.module, package)
         for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.ImportFrom) and node.level and node.module
+    ]
+
+
+def published() -> list[Any]:
+    """The public classes and functions, each with the module that publishes it."""
+    return [
+        pytest.param(module, value, id=f"{module}.{name}")
+        for module in [*PUBLIC_MODULES, "pioneer_tunnel.relay", "pioneer_tunnel.testing.strategies"]
+        for name, value in vars(importlib.import_module(module)).items()
+        if name in importlib.import_module(module).__all__ and (inspect.isclass(value) or inspect.isfunction(value))
     ]
 
 
@@ -112,3 +127,18 @@ def test_every_public_class_is_final_or_there_to_be_subclassed(module_name: str,
         or (issubclass(cls, enum.Enum) and len(cls))
         or issubclass(cls, Exception)
     )
+
+
+@pytest.mark.parametrize(("module_name", "value"), published())
+def test_a_class_or_function_names_the_module_that_publishes_it(module_name: str, value: Any) -> None:
+    assert value.__module__ == module_name
+    assert pickle.loads(pickle.dumps(value)) is value
+    if inspect.isclass(value):
+        typing.get_type_hints(value)
+        assert not attrs.has(value) or not [field for field in attrs.fields(value) if isinstance(field.type, str)]
+
+
+def test_a_traceback_shows_the_public_name_of_an_error() -> None:
+    code = "import pioneer_tunnel; raise pioneer_tunnel.RelayConnectError('refused')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "pioneer_tunnel.RelayConnectError: refused"

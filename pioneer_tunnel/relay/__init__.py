@@ -18,9 +18,12 @@ visitors/followed_stream, turns      follow the requests of a visitor's connecti
 
 from __future__ import annotations
 
+from .._model.public_names import publish as _publish
 from .config import RelayConfig, TunnelEntry
 from .gateways.takeover import Takeover
 from .limits import RelayLimits
 from .server import Relay, RelayAddresses
 
 __all__ = ["Relay", "RelayAddresses", "RelayConfig", "RelayLimits", "Takeover", "TunnelEntry"]
+
+_publish(globals())

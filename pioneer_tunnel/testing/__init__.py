@@ -1,14 +1,15 @@
-"""The test kit: what this library's own tests use, for the tests of those who build on it; docs/testing.md is a guide.
+"""A test kit for gateways and servers that use this library; docs/testing.md is the guide.
 
-`MemoryRelay` is a whole relay in memory, on which goes wrong what a `FaultPlan` says; with `virtual_time` a day of it
-takes seconds. `StatusRecorder` holds what a gateway shows against `StatusContract`, and against what a visitor would
-find. `ScriptedTransport` makes a tunnel come up, fail and come back without a relay or a byte. `ScriptedPioneerRelay`
-is a relay for the transports `tcp` and `tls` that goes wrong as it is told.
+`MemoryRelay` is a relay in memory that follows a `FaultPlan`; with `virtual_time` a simulated day takes seconds.
+`StatusRecorder` checks the statuses that a gateway shows: against the contract (`StatusContract`), and against whether
+a visitor would get through. `ScriptedTransport` makes a tunnel connect, fail and reconnect without a relay.
+`ScriptedPioneerRelay` is a relay for the transports `tcp` and `tls` that fails at chosen moments.
 
-Nothing here needs a test framework. What needs Hypothesis is in `pioneer_tunnel.testing.strategies`; the fixtures of
-pytest come by themselves. The extra `testing` installs both.
+This module needs no test framework. `pioneer_tunnel.testing.strategies` needs Hypothesis. pytest loads the fixtures by
+itself. The extra `testing` installs both.
 """
 
+from .._model.public_names import publish as _publish
 from .faults import (
     BadTls,
     BlackHole,
@@ -93,3 +94,5 @@ __all__ = [
     "virtual_time",
     "wall_clock",
 ]
+
+_publish(globals())

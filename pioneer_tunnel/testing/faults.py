@@ -1,15 +1,13 @@
-"""What goes wrong on the way to a relay, and when: data that can be compared, printed, shrunk and run again.
+"""Faults on the way to a relay, as data: one for each attempt to connect.
 
     plan = FaultPlan([NotResolved(), StallAt(Stage.WELCOME), Up(60.0)], then=Reject())
 
-The name does not resolve at the first attempt to connect, the second hangs half way, the third is up for a minute, and
-every one after it has its key rejected. A repr is the code that makes it: `eval` of it, with the names of this module,
-is an equal plan.
+At the first attempt the name does not resolve. The second attempt hangs in the handshake. The third is up for a minute.
+At every later attempt the relay rejects the key. The repr of a plan is code: `eval` of it, with the names of this
+module, gives an equal plan.
 
-Each fault knows what the gateway contract has a gateway say of it: `kind`, and whether it is `final`. So a test can
-ask of any plan what the truth is.
-
-Neighbours: `FaultyDialer` has it happen; `strategies.fault_plans` makes plans up.
+Each fault has the status that the gateway contract asks for: `kind` (the `error_kind`), and whether it is `final`. So a
+test can compute the expected status of any plan.
 """
 
 from __future__ import annotations
@@ -49,22 +47,21 @@ _REASONS: Final = {
     "service_unknown": ErrorKind.INVALID_SETTINGS,
     "wrong_audience": ErrorKind.INVALID_SETTINGS,
 }
-"""What a relay may say that makes another attempt useless, or worth a try only every 15 minutes if the tunnel was up
-before."""
+"""Rejections after which a gateway gives up. If the tunnel was up before, it retries every 15 minutes instead."""
 
 
 @attrs.frozen(repr=False)
 class _Retried(Printable):
-    """After most faults the gateway says `relay_connect_failed`, and tries again."""
+    """The default: the gateway shows `relay_connect_failed` and retries."""
 
     @property
     def kind(self) -> ErrorKind | None:
-        """The `error_kind` that the gateway has to show; None for a fault that it need not notice."""
+        """The `error_kind` that the gateway must show; None if it need not notice the fault."""
         return ErrorKind.RELAY_CONNECT_FAILED
 
     @property
     def final(self) -> bool:
-        """Whether the gateway has to give up: no further attempt until its settings change."""
+        """Whether the gateway must give up: it makes no attempt until its settings change."""
         return False
 
 
@@ -74,7 +71,7 @@ class _Retried(Printable):
 @final
 @attrs.frozen(repr=False)
 class Refuse(_Retried):
-    """Nobody listens there."""
+    """The connection is refused: nothing listens at the address."""
 
 
 @final
@@ -91,16 +88,16 @@ class NotResolved(_Retried):
 @final
 @attrs.frozen(repr=False)
 class BadTls(_Retried):
-    """What answers does not come to terms in TLS: it sends a fatal alert, whatever it was told."""
+    """The TLS handshake fails: the peer answers the ClientHello with a fatal alert."""
 
 
 @final
 @attrs.frozen(repr=False)
 class CaptivePortal(_Retried):
-    """The network has a sign-in page, and answers in the relay's place.
+    """A captive portal answers in place of the relay, with its sign-in page.
 
     Attributes:
-        status: the HTTP status: 302 redirects to the page, 200 is the page.
+        status: the HTTP status; 302 redirects to the page, 200 is the page (default 302).
     """
 
     status: int = 302
@@ -109,10 +106,10 @@ class CaptivePortal(_Retried):
 @final
 @attrs.frozen(repr=False)
 class Unavailable(_Retried):
-    """A proxy before the relay answers with HTTP status 503.
+    """A proxy in front of the relay answers with HTTP status 503.
 
     Attributes:
-        retry_after: whole seconds to wait, as the header `Retry-After` says them; None when there is none.
+        retry_after: whole seconds in the header `Retry-After`; None sends no such header (default).
     """
 
     retry_after: int | None = None
@@ -120,18 +117,18 @@ class Unavailable(_Retried):
 
 @final
 class Stage(enum.StrEnum):
-    """What the gateway waits for in the opening."""
+    """A step of the connection set-up: what the gateway waits for."""
 
     DIAL = "dial"
-    """A connection."""
+    """The TCP connection."""
     FIRST_BYTE = "first_byte"
-    """Any answer: of TLS where the relay has it, of HTTP where not."""
+    """The first byte of the answer: TLS for `wss://`, HTTP for `ws://`."""
     UPGRADE = "upgrade"
-    """The answer that makes a WebSocket of it."""
+    """The HTTP response that upgrades to WebSocket."""
     CHALLENGE = "challenge"
     """The relay's challenge."""
     WELCOME = "welcome"
-    """The relay's word on the proof."""
+    """The relay's answer to the proof."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}.{self.name}"
@@ -140,10 +137,10 @@ class Stage(enum.StrEnum):
 @final
 @attrs.frozen(repr=False)
 class StallAt(_Retried):
-    """The opening hangs: what the gateway waits for never comes, and nothing says so.
+    """The connection set-up hangs at one step. The connection stays open, without an error.
 
     Attributes:
-        stage: what that is.
+        stage: the step (default: the TCP connection).
     """
 
     stage: Stage = attrs.field(default=Stage.DIAL, converter=Stage)
@@ -152,13 +149,13 @@ class StallAt(_Retried):
 @final
 @attrs.frozen(repr=False)
 class Reject(_Retried):
-    """The relay hears the gateway out, and says no.
+    """The relay reads the proof and rejects the gateway.
 
     Attributes:
-        reason: a word of docs/protocol.md: `auth_failed` rejects the key; `service_unknown` and `wrong_audience` are
-            final too; `busy`, `version` and any other word are not. A gateway that was connected before tries again
-            after 15 minutes.
-        retry_after: seconds to wait; None when the relay does not say.
+        reason: a reason of docs/protocol.md. `auth_failed` rejects the key. It, `service_unknown` and
+            `wrong_audience` are final; `busy`, `version` and any other reason are not. A gateway that was connected
+            before retries after 15 minutes.
+        retry_after: seconds to wait before the next attempt; None if the relay does not say (default).
     """
 
     reason: str = "auth_failed"
@@ -181,10 +178,10 @@ class Reject(_Retried):
 @final
 @attrs.frozen(repr=False)
 class Up(_Retried):
-    """The tunnel comes up, and its connection is cut after a while. By default nothing goes wrong at all.
+    """The tunnel comes up, and its connection is cut later. With the default nothing goes wrong.
 
     Attributes:
-        seconds: since the connection was made (default: for ever).
+        seconds: from the connect to the cut (default: infinity).
     """
 
     seconds: float = math.inf
@@ -198,10 +195,10 @@ class Up(_Retried):
 @final
 @attrs.frozen(repr=False)
 class CutAfter(_Retried):
-    """The connection is cut when so many bytes have come through, both ways together: in the opening or later.
+    """The connection is cut after a number of bytes: during the set-up or later.
 
     Attributes:
-        amount: bytes. An opening takes somewhat more than a thousand.
+        amount: bytes, both directions together. The set-up takes somewhat more than a thousand.
     """
 
     amount: int
@@ -210,11 +207,11 @@ class CutAfter(_Retried):
 @final
 @attrs.frozen(repr=False)
 class BlackHole(_Retried):
-    """Nothing comes through any more, and nobody is told.
+    """The connection loses its path: no byte, FIN or RST arrives, and neither end gets an error.
 
     Attributes:
-        after: seconds since the connection was made.
-        seconds: how long that lasts; after it everything that was sent meanwhile arrives (default: for ever).
+        after: seconds since the connect.
+        seconds: how long it lasts (default: infinity). After that, everything that was sent meanwhile arrives.
     """
 
     after: float = 0.0
@@ -222,7 +219,7 @@ class BlackHole(_Retried):
 
     @property
     def kind(self) -> ErrorKind | None:
-        """See `Refuse.kind`. A short one need not be noticed; a heartbeat of the relay is short enough."""
+        """See `Refuse.kind`. None up to 120 seconds: the gateway may not notice a short one."""
         return ErrorKind.RELAY_CONNECT_FAILED if self.seconds > 120 else None
 
 
@@ -232,8 +229,8 @@ class Slow(_Retried):
     """The connection is slow.
 
     Attributes:
-        bytes_per_second: how slow, each way.
-        seconds: after how many it is cut, since it was made (default: never).
+        bytes_per_second: throughput of each direction.
+        seconds: from the connect to a cut (default: infinity).
     """
 
     bytes_per_second: float
@@ -248,12 +245,12 @@ class Slow(_Retried):
 @final
 @attrs.frozen(repr=False)
 class Takeover(_Retried):
-    """A newer session takes the tunnel over.
+    """A newer session takes over the tunnel.
 
     Attributes:
-        after: seconds since the connection was made; never before the relay has let the gateway in.
-        own: True when it is this gateway's own, after a connection that it lost and the relay did not; by default it
-            is another gateway with the same key.
+        after: seconds since the connect; if the relay has not admitted the gateway by then, as soon as it has.
+        own: True for a session of this gateway, as after a connection that only the gateway has lost. By default it is
+            another gateway with the same key.
     """
 
     after: float = 0.0
@@ -273,11 +270,11 @@ class Takeover(_Retried):
 @final
 @attrs.frozen(repr=False)
 class HostSleep(_Retried):
-    """The gateway's host goes to sleep and wakes up: the clock jumps, and the connection is no more. In virtual time.
+    """The gateway's host sleeps: the clock jumps, and the connection is dead. Needs virtual time.
 
     Attributes:
-        after: seconds since the connection was made.
-        seconds: for how long it sleeps (default: 8 hours).
+        after: seconds since the connect.
+        seconds: length of the sleep (default: 8 hours).
     """
 
     after: float = 0.0
@@ -299,11 +296,11 @@ Fault: TypeAlias = (
     | Takeover
     | HostSleep
 )
-"""What becomes of one attempt to connect."""
+"""A fault of one attempt to connect."""
 
 
 MAY_BE_UP: Final = (Up, CutAfter, BlackHole, Slow, Takeover, HostSleep)
-"""Faults with which the tunnel may have been up."""
+"""Faults that may let the tunnel come up."""
 
 
 def _faults(faults: Iterable[Fault]) -> tuple[Fault, ...]:
@@ -313,25 +310,26 @@ def _faults(faults: Iterable[Fault]) -> tuple[Fault, ...]:
 @final
 @attrs.frozen(repr=False)
 class FaultPlan:
-    """What becomes of each attempt to connect, one after the other.
+    """The fault of each attempt to connect.
 
     Attributes:
-        faults: of the first attempt, of the second, and so on.
-        then: of every attempt after those (default: nothing goes wrong).
+        faults: the fault of the first attempt, of the second, and so on.
+        then: the fault of every attempt after those (default: `Up()`, no fault).
     """
 
     faults: tuple[Fault, ...] = attrs.field(default=(), converter=_faults)
     then: Fault = attrs.field(default=Up(), kw_only=True)
 
     def fault(self, number: int) -> Fault:
-        """What becomes of an attempt; they count from 0."""
+        """The fault of attempt `number`, which counts from 0."""
         return self.faults[number] if number < len(self.faults) else self.then
 
     @property
     def final(self) -> Fault | None:
-        """The fault that has the gateway give up; None when there is none, or none that it is sure to come to.
+        """The fault at which the gateway must give up; None if there is none, or if it may not get that far.
 
-        For a gateway that was not connected before. After a fault with which it may have been, a rejection is retried.
+        This holds for a gateway that was not connected before the plan. After a fault that may let the tunnel come up,
+        a rejection is retried and so not final.
         """
         was_up = False
         for fault in (*self.faults, self.then):

@@ -1,11 +1,9 @@
-"""A gateway's way to a relay in memory, on which goes wrong what a plan says.
+"""A `Dialer` that connects a gateway to a relay in memory, and applies the faults of a plan.
 
     async with open_tunnel(relay.url, key=relay.key, dial=relay.dial) as tunnel: ...
 
-`MemoryRelay.dial` is one of these. It writes down each attempt to connect, so that a test can count them, and see
-which should not have been made.
-
-Neighbours: `faults` is the plan; `impostor` is at the other end when it is not the relay; `MemoryRelay` is when it is.
+`MemoryRelay.dial` is a `FaultyDialer`. It records each attempt to connect, so that a test can count the attempts and find
+those after a final fault.
 """
 
 from __future__ import annotations
@@ -49,12 +47,12 @@ class Dial:
     """One attempt of a gateway to connect to the relay. Times are those of `trio.current_time`.
 
     Attributes:
-        at: when it was made.
-        fault: what the plan had for it; None when the relay did not run, which is no fault of the plan.
-        connection: the connection that came of it; None when none did.
-        connected_at: when the relay had let the gateway in; None when it never did.
-        ended_at: when that session was over for the relay; None while it is not, or never was.
-        after_final: True when a fault before it was final, so that it should not have been made.
+        at: the time of the attempt.
+        fault: the plan's fault for this attempt; None if the relay was stopped, which uses up no fault of the plan.
+        connection: the connection; None if the attempt made none.
+        connected_at: when the relay admitted the gateway; None if it did not.
+        ended_at: when the relay ended that session; None if it has not, or if there was none.
+        after_final: True if an earlier fault was final, so that the gateway must not make this attempt.
     """
 
     at: float
@@ -66,42 +64,42 @@ class Dial:
 
 
 class RelayInMemory(Protocol):
-    """What a dialer needs of the relay at the other end."""
+    """The part of a relay that a dialer uses."""
 
     @property
     def address(self) -> Address:
-        """Where gateways find it."""
+        """The address that gateways connect to."""
 
     @property
     def running(self) -> bool:
-        """Whether it listens."""
+        """Whether the relay accepts connections."""
 
     def new_connection(self) -> MemoryConnection:
-        """A connection whose server's end is for the relay."""
+        """Make a connection; the relay has its `server` end."""
 
     def serve(self, dial: Dial, impostor: Impostor | None, meanwhile: Sequence[_Task]) -> None:
-        """Be at the other end of the connection of `dial`, or have an impostor there; run `meanwhile` until its end."""
+        """Serve the connection of `dial`, as the relay or as `impostor`; run the tasks `meanwhile` until it ends."""
 
     async def connect_local(self, address: Address) -> trio.abc.Stream:
-        """Connect to what listens at an address that is not the relay's."""
+        """Connect to a server at an address other than the relay's."""
 
     async def change(self) -> None:
-        """Wait until a gateway has come in or gone, or the connection of one is another than before."""
+        """Wait until a session begins or ends, or the connection of a gateway breaks or recovers."""
 
     async def take_over(self, dial: Dial, *, own: bool) -> bool:
-        """Have another session take the tunnel over that `dial` carries; False when it carries none."""
+        """Let another session take over the tunnel of `dial`; False if `dial` has no session."""
 
 
 @final
 class FaultyDialer:
-    """A `Dialer`: how TCP connections come about for one gateway.
+    """A `Dialer` for one gateway; see the module.
 
     Args:
         relay: the relay.
-        plan: what goes wrong (default: nothing).
+        plan: the faults (default: none).
 
     Attributes:
-        dials: every attempt to connect to the relay, in order.
+        dials: all attempts to connect to the relay, in order.
     """
 
     def __init__(self, relay: RelayInMemory, plan: FaultPlan | None = None) -> None:
@@ -115,21 +113,21 @@ class FaultyDialer:
 
     @property
     def plan(self) -> FaultPlan:
-        """What goes wrong."""
+        """The current plan."""
         return self._plan
 
     def follow(self, plan: FaultPlan) -> None:
-        """Go by another plan, from its beginning. For a second act: also what was final before is so no more."""
+        """Start another plan from its beginning. Final faults of the old plan no longer count for `after_final`."""
         self._plan, self._next, self._over = plan, 0, False
 
     def settings_applied(self) -> None:
-        """Have the plan go on: the gateway's settings were applied anew, so what was final before is so no more."""
+        """Continue the plan after a final fault: the gateway's settings were applied, so it may connect again."""
         self._over = self._was_up = False
 
     async def played(self) -> None:
-        """Wait until the plan is played out: the gateway has had to give up, or has come to `then`, which lasts.
+        """Wait until the plan is played out: at a final fault, or at the first attempt that gets `then`.
 
-        There is no deadline: the caller sets one. A gateway that gives up too early is waited for in vain.
+        There is no deadline: the caller sets one. If the gateway gives up too early, this never returns.
         """
         await trio.lowlevel.checkpoint()
         while not (self._over if self._gives_up else self._next > len(self._plan.faults)):
@@ -137,16 +135,16 @@ class FaultyDialer:
 
     @property
     def _gives_up(self) -> bool:
-        """Whether the gateway has to give up at the end of the plan: no rejection is final once the tunnel was up."""
+        """Whether the gateway must give up at the end of the plan. Once the tunnel was up, no rejection is final."""
         final = self._plan.final
         return final is not None and not (self._was_up and isinstance(final, Reject))
 
     async def __call__(self, host: str, port: int) -> trio.abc.Stream:
-        """Connect to the relay, or to what listens at another address of `MemoryRelay.listen`.
+        """Connect to the relay, or to a server that `MemoryRelay.listen` started.
 
         Raises:
-            socket.gaierror: as the plan has it, or nobody goes by that name.
-            ConnectionRefusedError: as the plan has it, or nobody listens there.
+            socket.gaierror: by the plan, or the name is unknown.
+            ConnectionRefusedError: by the plan, or nothing listens at the address.
         """
         await trio.lowlevel.checkpoint()
         if Address(host, port) != self._relay.address:
@@ -168,7 +166,7 @@ class FaultyDialer:
             self._over = True
             self._wake()
         connection = dial.connection = self._relay.new_connection()
-        self._relay.serve(dial, impostor, self._befall(fault, dial, connection))
+        self._relay.serve(dial, impostor, self._apply(fault, dial, connection))
         return connection.client
 
     def _take_fault(self) -> Fault | None:
@@ -178,8 +176,8 @@ class FaultyDialer:
         self._wake()
         return self._plan.fault(self._next - 1)
 
-    def _befall(self, fault: Fault, dial: Dial, connection: MemoryConnection) -> list[_Task]:
-        """Have `fault` happen to a connection on which no byte has moved yet; returns what of it has its time."""
+    def _apply(self, fault: Fault, dial: Dial, connection: MemoryConnection) -> list[_Task]:
+        """Apply `fault` to a new connection; returns the tasks for its later parts."""
         match fault:
             case CutAfter(amount=amount):
                 connection.cut_after(amount)
@@ -218,7 +216,7 @@ def _at(seconds: float, happen: Callable[[], None]) -> _Task:
 
 
 def _sleep_through(seconds: float, connection: MemoryConnection) -> None:
-    """The host is asleep: time goes by, and nobody answers at either end."""
+    """The host sleeps: the clock jumps, and no byte moves."""
     clock = trio.lowlevel.current_clock()
     if not isinstance(clock, trio.testing.MockClock):
         raise TypeError(f"HostSleep needs a clock that can jump, a trio.testing.MockClock; this is {clock!r}")

@@ -1,7 +1,6 @@
-"""Who answers in a relay's place, or is a relay that says no: the other end of the faults of an opening.
+"""The peer of a connection whose set-up fails: a captive portal, a proxy, a relay that stalls or rejects.
 
-Neighbours: `faults` says which; `FaultyDialer` puts it at the other end of a connection. What it says is made by the
-same rooms that a real relay is made of, so it is right byte for byte.
+It uses the relay's own code for TLS, HTTP and the handshake, so its bytes are those of a real relay up to the fault.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from .faults import BadTls, CaptivePortal, Reject, Stage, StallAt, Unavailable
 __all__ = ["IMPOSTORS", "Impostor", "impersonate", "secured"]
 
 Impostor: TypeAlias = BadTls | CaptivePortal | Unavailable | StallAt | Reject
-"""The faults that are somebody else at the other end."""
+"""The faults that are made by the peer, not by the network."""
 
 IMPOSTORS: Final = (BadTls, CaptivePortal, Unavailable, StallAt, Reject)
 
@@ -34,11 +33,11 @@ _SIGN_IN: Final = b"<html><title>Welcome to our network</title><p>Please sign in
 
 
 async def secured(connected: trio.abc.Stream, certificate: Certificate | None) -> tuple[trio.abc.Stream, Watched]:
-    """A relay's end of a connection, inside TLS when there is a certificate; and the watched stream at its bottom.
+    """Accept TLS if there is a certificate. Returns the stream, and the watched stream below it.
 
     Raises:
-        trio.BrokenResourceError: TLS came to nothing.
-        trio.TooSlowError: it took too long.
+        trio.BrokenResourceError: the TLS handshake failed.
+        trio.TooSlowError: the TLS handshake timed out.
     """
     watched = watch(connected)
     return (watched if certificate is None else await accept_tls(watched, certificate)), watched
@@ -47,14 +46,16 @@ async def secured(connected: trio.abc.Stream, certificate: Certificate | None) -
 async def impersonate(
     fault: Impostor, connected: trio.abc.Stream, *, relay_id: str, certificate: Certificate | None
 ) -> None:
-    """Be what `fault` says to a gateway that has connected, until it goes away or was told.
+    """Act out `fault` on a connection, until the gateway closes it or has its answer.
 
     Args:
+        fault: the fault.
+        connected: the connection from the gateway.
         relay_id: the relay's name in its challenge.
-        certificate: what the relay ends TLS with; None when it has none.
+        certificate: the relay's certificate for TLS; None for no TLS.
 
     Raises:
-        trio.BrokenResourceError: the gateway is gone.
+        trio.BrokenResourceError: the gateway closed the connection.
     """
     match fault:
         case BadTls():
@@ -90,7 +91,7 @@ async def _answer(stream: trio.abc.Stream, status: int, headers: dict[str, str])
 
 
 async def _open(fault: StallAt | Reject, stream: trio.abc.Stream, relay_id: str) -> None:
-    """The opening as a relay does it, up to where it does not."""
+    """The relay's part of the handshake, up to the fault."""
     handshake = RelayHandshake(relay_id, public_names=())
     async with load_engine().accept(stream, Opening(subprotocol=SUBPROTOCOL)) as websocket:
         if isinstance(fault, Reject) or fault.stage is Stage.WELCOME:
@@ -103,11 +104,11 @@ async def _open(fault: StallAt | Reject, stream: trio.abc.Stream, relay_id: str)
             await websocket.close(1008, rejection.reason)
             return
         while True:
-            # No deadline: the gateway has one, and goes away.
+            # No deadline: the gateway has one, and closes the connection.
             await websocket.receive()
 
 
 async def _listen(stream: trio.abc.Stream) -> None:
-    # No deadline: the gateway has one, and goes away.
+    # No deadline: the gateway has one, and closes the connection.
     while await stream.receive_some():
         pass

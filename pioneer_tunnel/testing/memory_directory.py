@@ -1,7 +1,4 @@
-"""Which tunnels a relay in memory has, which change, and by which dial of a gateway each session came about.
-
-Neighbours: the doors of the real relay ask; `MemoryRelay` tells its test what they were told.
-"""
+"""The registry and the directory of a relay in memory. They record which `Dial` each session belongs to."""
 
 from __future__ import annotations
 
@@ -19,12 +16,12 @@ from .faulty_dialer import Dial
 __all__ = ["Sessions", "Tunnels", "dial_of_this_task"]
 
 dial_of_this_task: Final[ContextVar[Dial]] = ContextVar("dial_of_this_task")
-"""The dial whose connection the door serves in this task."""
+"""The `Dial` whose connection this task serves."""
 
 
 @final
 class Tunnels(Registry):
-    """A registry that changes, by tunnel id."""
+    """A registry that tests change. `entries` maps a tunnel id to its entry."""
 
     def __init__(self) -> None:
         self.entries: Final[dict[str, TunnelEntry]] = {}
@@ -38,11 +35,11 @@ class Tunnels(Registry):
 
 @final
 class Sessions(Directory):
-    """A directory that knows by which dial of a gateway each session came about.
+    """A directory that records the `Dial` of each session.
 
     Attributes:
-        dials: of the sessions that there are, by tunnel id.
-        last_dials: the same, also of sessions that are over.
+        dials: the dial of each live session, by tunnel id.
+        last_dials: the dial of the last session of each tunnel, live or ended.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
@@ -74,10 +71,10 @@ class Sessions(Directory):
         return await self._sessions.find(tunnel_id)
 
     async def take_over(self, tunnel_id: str, *, own: bool) -> None:
-        """A session takes the place of the one that there is, and is gone again."""
+        """Replace the live session with a newer one, which ends at once."""
         session = await self._sessions.find(tunnel_id)
         assert session is not None
-        newer = _Passing(session, session.instance if own else "another-gateway")
+        newer = _BriefSession(session, session.instance if own else "another-gateway")
         await self._sessions.enter(tunnel_id, newer)
         await self._sessions.leave(tunnel_id, newer)
         del self.dials[tunnel_id]
@@ -85,8 +82,8 @@ class Sessions(Directory):
 
 
 @final
-class _Passing(LiveSession):
-    """A session that is gone before anybody could use it."""
+class _BriefSession(LiveSession):
+    """A session that ends as soon as it has taken over. It carries no stream."""
 
     def __init__(self, before: LiveSession, instance: str) -> None:
         self._before: Final = before
@@ -111,7 +108,7 @@ class _Passing(LiveSession):
         return False
 
     def replace(self, by: str) -> None:
-        """Nothing is left to end; the same goes for the other two."""
+        """Do nothing: this session has no connection."""
 
     def retire(self, by: str) -> None:
         """See `replace`."""

@@ -18,6 +18,7 @@ from typing import Final
 from hypothesis import strategies as st
 
 from .._model.keys import RelayKey
+from .._model.public_names import publish as _publish
 from ..gateway.settings import SettingsUpdate
 from .faults import (
     MAY_BE_UP,
@@ -161,3 +162,6 @@ def visitor_traffic(
         leave=st.sampled_from(Leave),
     )
     return st.lists(visitors, max_size=max_visitors).map(lambda found: sorted(found, key=lambda visitor: visitor.after))
+
+
+_publish(globals())

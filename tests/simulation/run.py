@@ -52,7 +52,7 @@ LOOK: Final = 1800.0
 _GROWTH: Final = 8
 """How many more of a class may be alive at the end of a day than at its beginning."""
 
-_KEPT: Final = frozenset({"pioneer_tunnel._model.status.Status", "pioneer_tunnel._net.streams.OneAtATime"})
+_KEPT: Final = frozenset({"pioneer_tunnel.Status", "pioneer_tunnel._net.streams.OneAtATime"})
 """What is kept on purpose: a history of statuses, which has a bound; and by the kit, the connection of every dial."""
 
 
