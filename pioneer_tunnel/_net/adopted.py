@@ -17,7 +17,7 @@ from .socket_options import wait_sent
 from .streams import ByteStream
 from .tcp import CAN_USE_DESCRIPTORS, TcpStream
 
-__all__ = ["AdoptedStream", "Watched", "adopt", "watch"]
+__all__ = ["AdoptedStream", "Watched", "WatchedStream", "adopt", "watch"]
 
 _PIECE: Final = 64 * 1024
 
@@ -25,24 +25,19 @@ _RESET_REPORT_TIMEOUT: Final = 0.05
 """Seconds that an EOF waits for a send under way, see `AdoptedStream.receive_some`. Mostly it is one step of Trio."""
 
 
-@final
 class AdoptedStream(ByteStream):
-    """Any Trio stream, behind our interface, with the measurements of `TcpStream`.
+    """Any Trio stream, behind our interface.
 
     Args:
         stream: closed with this.
-
-    Attributes:
-        last_received, sending_since: see `TcpStream`.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.transport_stream: Final = stream
-        self.last_received: float = trio.current_time()
-        self.sending_since: float | None = None
         bottom = bottom_of(stream)
         self._ours: Final = bottom if isinstance(bottom, ByteStream) else None
         self._socket: Final = LentSocket(bottom.socket) if isinstance(bottom, trio.SocketStream) else None
+        self._sending = False
         self._sent: Final = trio.lowlevel.ParkingLot()
         self._was_reset = False
 
@@ -51,34 +46,35 @@ class AdoptedStream(ByteStream):
         if not data:
             # The kernel reports a reset once. If a send gets the report, a receive gets EOF, and a truncated answer
             # would look complete. A send of Trio's own streams raises one step after it got the report.
-            if self.sending_since is not None:
+            if self._sending:
                 with trio.move_on_after(_RESET_REPORT_TIMEOUT):
                     await self._sent.park()
             if self._was_reset:
                 raise trio.BrokenResourceError("the connection was reset")
-        self.last_received = trio.current_time()
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        self._raise_if_sending()
-        self.sending_since = trio.current_time()
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._sending = True
         try:
-            with memoryview(data) as view:
-                for start in range(0, max(len(view), 1), _PIECE):
-                    await self.transport_stream.send_all(view[start : start + _PIECE])
-                    self.sending_since = trio.current_time()
+            await self._send(data)
         except trio.BrokenResourceError as error:
             self._was_reset |= isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ECONNRESET
             raise
         finally:
-            self.sending_since = None
+            self._sending = False
             self._sent.unpark_all()
+
+    async def _send(self, data: bytes | bytearray | memoryview) -> None:
+        await self.transport_stream.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
         await self.transport_stream.wait_send_all_might_not_block()
 
     async def send_eof(self) -> None:
-        self._raise_if_sending()
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
         await send_eof(self.transport_stream)
 
     async def aclose(self) -> None:
@@ -105,12 +101,37 @@ class AdoptedStream(ByteStream):
     def lowest_socket(self) -> LentSocket | None:
         return self._socket if self._ours is None else self._ours.lowest_socket
 
-    def _raise_if_sending(self) -> None:
-        if self.sending_since is not None:
-            raise trio.BusyResourceError("another task is sending on this stream")
+
+@final
+class WatchedStream(AdoptedStream):
+    """An adopted stream that measures silence and stalls, as `TcpStream` does.
+
+    Attributes:
+        last_received, sending_since: see `TcpStream`.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        super().__init__(stream)
+        self.last_received = trio.current_time()
+        self.sending_since: float | None = None
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await super().receive_some(max_bytes)
+        self.last_received = trio.current_time()
+        return data
+
+    async def _send(self, data: bytes | bytearray | memoryview) -> None:
+        self.sending_since = trio.current_time()
+        try:
+            with memoryview(data) as view:
+                for start in range(0, max(len(view), 1), _PIECE):
+                    await self.transport_stream.send_all(view[start : start + _PIECE])
+                    self.sending_since = trio.current_time()
+        finally:
+            self.sending_since = None
 
 
-Watched: TypeAlias = TcpStream | AdoptedStream
+Watched: TypeAlias = TcpStream | WatchedStream
 """The lowest stream of a connection. It sees every byte that moves, so it measures silence and stalls."""
 
 
@@ -122,9 +143,11 @@ def watch(stream: trio.abc.Stream, *, resets: bool = False) -> Watched:
     """
     if CAN_USE_DESCRIPTORS and isinstance(stream, trio.SocketStream):
         return TcpStream(stream.socket, resets=resets)
-    return stream if isinstance(stream, TcpStream | AdoptedStream) else AdoptedStream(stream)
+    return stream if isinstance(stream, TcpStream | WatchedStream) else WatchedStream(stream)
 
 
 def adopt(stream: trio.abc.Stream) -> ByteStream:
     """`stream` behind our interface; itself if it has that already. Use only the result from then on."""
-    return stream if isinstance(stream, ByteStream) else watch(stream)
+    if isinstance(stream, ByteStream):
+        return stream
+    return watch(stream) if isinstance(stream, trio.SocketStream) else AdoptedStream(stream)

@@ -2,8 +2,8 @@
 
     async with open_tunnel(relay.url, key=relay.key, dial=relay.dial) as tunnel: ...
 
-`MemoryRelay.dial` is a `FaultyDialer`. It records each attempt to connect, so that a test can count the attempts and find
-those after a final fault.
+`MemoryRelay.dial` is a `FaultyDialer`. It records each attempt to connect, so that a test can count the attempts and
+find those after a final fault.
 """
 
 from __future__ import annotations
