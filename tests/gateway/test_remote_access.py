@@ -1347,7 +1347,7 @@ class Dialling:
 
 def over_relay(gateway: Gateway, rig: RelayRig, config: dict[str, Any] | None = None, **changes: Any) -> RemoteAccess:
     fields = {"relay_addr": f"ws://{RELAY_NAME}", "restart_initial_ms": 10} | (config or {})
-    arguments: dict[str, Any] = {"dial": Dialling(rig)}
+    arguments: dict[str, Any] = {"transports": TRANSPORTS, "dial": Dialling(rig)}
     return gateway.remote_access(fields, **(arguments | changes))
 
 
