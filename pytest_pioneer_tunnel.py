@@ -1,7 +1,7 @@
-"""The fixtures of `pioneer_tunnel.testing` for pytest, by way of pytest-trio. docs/testing.md shows them at work.
+"""pytest fixtures for `pioneer_tunnel.testing`; they need pytest-trio. docs/testing.md has an example.
 
-pytest loads this module wherever pioneer-tunnel is installed, also for tests that have nothing to do with it. So it
-stands outside the package, whose import costs something, and imports nothing until a fixture is asked for.
+pytest loads this module wherever pioneer-tunnel is installed, also for unrelated tests. So it is not part of the
+package, whose import takes time, and it imports the package only when a fixture is used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["status_recorder", "tunnel_relay", "virtual_clock"]
 
 @pytest.fixture
 def virtual_clock() -> trio.testing.MockClock:
-    """Virtual time for a test that names it: the clock jumps to the next deadline when all tasks wait."""
+    """A clock for virtual time: it jumps to the next deadline when all tasks wait."""
     import trio.testing  # noqa: PLC0415
 
     return trio.testing.MockClock(autojump_threshold=0)
@@ -29,7 +29,7 @@ def virtual_clock() -> trio.testing.MockClock:
 
 @pytest.fixture
 async def tunnel_relay() -> AsyncIterator[MemoryRelay]:
-    """A `MemoryRelay` that runs; `tunnel_relay.follow(plan)` has it go wrong."""
+    """A running `MemoryRelay`; `tunnel_relay.follow(plan)` sets its faults."""
     from pioneer_tunnel.testing import open_memory_relay  # noqa: PLC0415
 
     async with open_memory_relay() as relay:
@@ -38,7 +38,7 @@ async def tunnel_relay() -> AsyncIterator[MemoryRelay]:
 
 @pytest.fixture
 async def status_recorder(tunnel_relay: MemoryRelay) -> AsyncIterator[StatusRecorder]:
-    """A `StatusRecorder` at `tunnel_relay`; the test fails when what it was shown broke the contract, or was untrue."""
+    """A `StatusRecorder` for `tunnel_relay`; the test fails if a status breaks the contract or is untrue."""
     from pioneer_tunnel.testing import open_status_recorder  # noqa: PLC0415
 
     async with open_status_recorder(tunnel_relay) as recorder:

@@ -1,4 +1,4 @@
-"""A custom server behind a tunnel: whoever connects to the public address talks to `handler`, wherever this runs.
+"""A custom server behind a tunnel: `handler` serves each connection to the public address.
 
 python examples/custom_server.py wss://relay.example.com relay-key.txt
 """
@@ -15,10 +15,10 @@ from pioneer_tunnel import RelayKey, TunnelError, TunnelStream, open_tunnel
 
 
 async def handler(stream: TunnelStream) -> None:
-    """Say back what the visitor says, until it has said all."""
+    """Echo what the visitor sends, until EOF."""
     print(f"a visitor from {stream.visitor}")
-    # A visitor may break off at any time, and `serve_listeners` ends with the first exception that a handler lets out.
-    # What a handler leaves open is reset: it closes its stream itself, so that the visitor sees an orderly end.
+    # A visitor may reset the connection at any time; an exception that leaves a handler would end `serve_listeners`.
+    # A stream that the handler leaves open is reset. So close it, and the visitor gets EOF.
     with suppress(trio.BrokenResourceError):
         async with stream:
             async for data in stream:
@@ -26,7 +26,7 @@ async def handler(stream: TunnelStream) -> None:
 
 
 async def main(relay: str, key: RelayKey) -> None:
-    """Serve until interrupted; the tunnel comes back by itself when the network does."""
+    """Serve until interrupted. The tunnel reconnects by itself."""
     async with open_tunnel(relay, key=key) as tunnel:
         status = await tunnel.wait_connected()
         print(f"visitors come in at {status.public_url}")
@@ -41,6 +41,6 @@ if __name__ == "__main__":
         trio.run(main, sys.argv[1], RelayKey(Path(sys.argv[2]).read_text().splitlines()[0]))
     except* KeyboardInterrupt:
         pass
-    except* TunnelError as failed:  # for good: everything that may pass was tried again
+    except* TunnelError as failed:  # a final failure: temporary ones are retried
         problem = str(failed.exceptions[0])
     sys.exit(problem)

@@ -1,8 +1,8 @@
-"""The main job, for real, in some seconds: a relay, a gateway, a tunnel, and visitors.
+"""A relay, a gateway, a tunnel and visitors on this machine, in some seconds.
 
-A relay runs in a process of its own. A gateway that asks for a bearer token listens on loopback. A tunnel makes the
-gateway reachable at the relay's public address; visitors come in there. Then the link is cut, and the tunnel comes
-back by itself. `make demo` runs this.
+A relay runs in a process of its own. A gateway that requires a bearer token listens on loopback. A tunnel makes the
+gateway reachable at the relay's public address, where visitors connect. Then the demo cuts the link, and the tunnel
+reconnects. `make demo` runs this.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def say(text: str) -> None:
 
 @attrs.define
 class Network:
-    """The network between gateway and relay, with a pair of scissors."""
+    """The TCP connection between gateway and relay, which `cut` breaks."""
 
     link: trio.SocketStream | None = None
 
@@ -63,7 +63,7 @@ class Network:
 
 
 def start_relay(folder: Path, key: RelayKey) -> tuple[Popen[str], Address, Address]:
-    """Run the relay program; returns the process and where gateways and visitors come in."""
+    """Run the relay program; returns the process, the address for gateways and the address for visitors."""
     control, ingress = (Address("127.0.0.1", free_port()) for _ in range(2))
     config = folder / "relay.toml"
     config.write_text(
@@ -96,7 +96,7 @@ async def wait_until_listening(address: Address) -> None:
 
 
 def free_port() -> int:
-    """A port that nothing uses, and that the system gives to nobody who asks for any port."""
+    """A free port outside the range from which the system picks a port for port 0."""
     while True:
         port = random.randrange(20_000, 32_000)  # noqa: S311  # no secret
         with socket.socket() as probe, suppress(OSError):
@@ -105,7 +105,7 @@ def free_port() -> int:
 
 
 async def get(ingress: Address, target: str, *, token: str | None) -> tuple[int, int, str]:
-    """A visitor's request through the public address; returns status, bytes and their SHA-256."""
+    """Send a visitor's request to the public address; returns status, size and SHA-256 of the body."""
     headers = [("Host", HOST)] + ([("Authorization", f"Bearer {token}")] if token else [])
     http = h11.Connection(h11.CLIENT)
     digest, size, status = hashlib.sha256(), 0, 0
@@ -126,7 +126,7 @@ async def get(ingress: Address, target: str, *, token: str | None) -> tuple[int,
 
 
 async def echo_over_websocket(ingress: Address) -> str | bytes:
-    """A visitor's WebSocket through the public address: says something, returns what comes back."""
+    """Open a visitor's WebSocket at the public address, send a message and return the answer."""
     stream = await dial_tcp(ingress.host, ingress.port)
     headers = [(b"Authorization", f"Bearer {TOKEN}".encode())]
     async with stream, trio.open_nursery() as nursery:
@@ -145,7 +145,7 @@ async def show_statuses(tunnel: Tunnel, seen: list[State]) -> None:
 
 
 async def visit(ingress: Address) -> None:
-    """Everything that visitors do in this demo; raises when an answer is not what it has to be."""
+    """Make all requests of this demo, and check the answers."""
     status, _, _ = await get(ingress, "/hello", token=TOKEN)
     say(f"a visitor with the token gets {status}")
     assert status == 200

@@ -1,18 +1,17 @@
-"""A gateway that embeds remote access: a WebSocket with JSON-RPC on loopback, and the same one through a tunnel.
+"""A gateway that embeds remote access: JSON-RPC over WebSocket, on loopback and through a tunnel.
 
     python examples/embedded_gateway.py FOLDER [PORT]
 
-FOLDER has `gateway.toml`, with the relay's address in its table `[gateway.remote_access]`; the settings, the keystore
-and a file with the bearer token come to lie beside it. examples/remote_access_client.py is a client.
+FOLDER contains `gateway.toml`, with the relay's address in the table `[gateway.remote_access]`. The gateway writes its
+settings, its keystore and a file with the bearer token there. examples/remote_access_client.py is a client.
 
-Whoever connects has to show the token, from wherever. Where a client comes from the gateway knows all the same:
+Every client needs the token. The gateway also knows where each client comes from:
 
-- a local one comes to the listener on loopback;
-- one through the tunnel comes as a `TunnelStream`, into this very process: no port is involved, and the stream has
-  the visitor's address;
-- with `proxy_protocol = "v2"` in the table, tunnelled connections are forwarded to `local_addr` instead, as for a
-  gateway that is another program. There they begin with a PROXY header, which is what tells them from local ones:
-  a connection that comes from loopback is not thereby trusted.
+- A local client connects to the listener on loopback.
+- A client through the tunnel arrives in this process as a `TunnelStream`, without a port. The stream has the visitor's
+  address.
+- With `proxy_protocol = "v2"` in the table, the tunnel forwards connections to `local_addr`, as for a gateway in another
+  program. They begin with a PROXY header with the visitor's address. A connection from loopback is not trusted.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ log: Final = logging.getLogger("gateway")
 
 
 class Gateway:
-    """What a gateway has to do for remote access; all else that it is for would stand beside it."""
+    """The part of a gateway that does remote access."""
 
     def __init__(self, folder: Path, token: str) -> None:
         self._token = token
@@ -67,7 +66,7 @@ class Gateway:
         self._rpc = RemoteAccessRpc(self._remote_access, other_sections=lambda: {"gateway": {"name": "example"}})
 
     async def run(self, port: int, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen on loopback and keep remote access as the settings have it, until cancelled."""
+        """Listen on loopback and run remote access by the settings, until cancelled."""
         async with trio.open_nursery() as nursery:
             serve = functools.partial(trio.serve_tcp, host="127.0.0.1")
             listeners: list[trio.SocketListener] = await nursery.start(serve, self._serve_local, port)
@@ -89,7 +88,7 @@ class Gateway:
             while (parsed := ProxyHeader.parse(received)) is None:
                 data = await stream.receive_some(4096)
                 if not data:
-                    return  # the tunnel only looked whether the gateway is there
+                    return  # the tunnel only checked that this port listens
                 received += data
         if parsed is not None:
             header, used = parsed
@@ -101,14 +100,14 @@ class Gateway:
                 websocket = await self._open(nursery, stream)
                 if websocket is not None:
                     print(f"a client from {whence}", flush=True)
-                    # Whoever does not read does not hold us up: notifications conflate, and messages are few.
+                    # A slow client delays only its own task: `notifications` skips outdated statuses.
                     nursery.start_soon(self._notify, websocket)
                     await self._answer(websocket)
                 nursery.cancel_scope.cancel()
         except* (ConnectionClosed, HandshakeError, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # it went away
+            pass  # the client closed the connection
         except* Exception:
-            log.exception("the connection of a client from %s failed", whence)  # the others go on
+            log.exception("the connection of a client from %s failed", whence)  # other connections continue
 
     async def _open(self, nursery: trio.Nursery, stream: trio.abc.Stream) -> WebSocketConnection | None:
         with trio.move_on_after(OPENING_TIMEOUT):
@@ -124,7 +123,7 @@ class Gateway:
             async for notification in notifications:
                 await websocket.send_message(json.dumps(notification))
         except ConnectionClosed:
-            pass  # `_answer` finds the same, and deals with it
+            pass  # `_answer` raises the same
 
     async def _answer(self, websocket: WebSocketConnection) -> None:
         while True:
@@ -133,7 +132,7 @@ class Gateway:
                 await websocket.send_message(json.dumps({"jsonrpc": "2.0", **answer}, allow_nan=False))
 
     async def _answer_to(self, message: str | bytes) -> dict[str, Any] | None:
-        """The answer to a request; None to a notification, which gets none."""
+        """The answer to a request; None for a notification."""
         try:
             request = read_json(message)
         except ValueError:
@@ -151,20 +150,20 @@ class Gateway:
 
 
 def has_token(headers: Iterable[tuple[bytes, bytes]], token: str) -> bool:
-    """Whether the one header Authorization has the token. With two of them, others might look at the other one."""
+    """Whether there is exactly one header Authorization, and it has the token. Two of them are ambiguous."""
     shown = [value for name, value in headers if name.lower() == b"authorization"]
     return len(shown) == 1 and hmac.compare_digest(shown[0], f"Bearer {token}".encode())
 
 
 def read_json(text: str | bytes) -> Any:
-    """Read JSON from a stranger, strictly.
+    """Parse untrusted JSON strictly.
 
     Raises:
-        ValueError: it is bytes, is nested too deeply, has a key twice in an object, or NaN or Infinity, which
-            `json.loads` takes by default; or it is otherwise no JSON.
+        ValueError: it is not JSON, is bytes or nested too deeply, repeats a key in an object, or has NaN or Infinity,
+            which `json.loads` accepts by default.
     """
     if not isinstance(text, str):
-        raise ValueError("JSON comes as text")  # noqa: TRY004  # for the caller all that is wrong is one thing
+        raise ValueError("JSON comes as text")  # noqa: TRY004  # one exception type for all bad input
     try:
         return json.loads(text, object_pairs_hook=unique_keys, parse_constant=refuse_constant)
     except RecursionError:
@@ -183,7 +182,7 @@ def refuse_constant(name: str) -> NoReturn:
 
 
 def is_request(request: Any) -> bool:
-    """Whether it is a request or notification of JSON-RPC 2.0. An id is text, a whole number or null."""
+    """Whether it is a request or notification of JSON-RPC 2.0. An id is a string, an integer or null."""
     return (
         isinstance(request, dict)
         and request.get("jsonrpc") == "2.0"
@@ -194,7 +193,7 @@ def is_request(request: Any) -> bool:
 
 
 def load_token(folder: Path) -> str:
-    """The bearer token of the clients, made the first time; its file is for this user alone."""
+    """Read the bearer token; the first call makes it, in a file that only this user can read."""
     path = folder / "token"
     if not path.exists():
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

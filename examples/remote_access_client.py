@@ -3,13 +3,13 @@
     python examples/remote_access_client.py --token-file FOLDER/token ws://127.0.0.1:PORT COMMAND
 
     on, off            switch remote access
-    key [FILE]         save the relay key that FILE holds; without FILE, what comes in on standard input
-    forget-key         clear it
-    status             what there is
-    watch [STATE]      each status that is news, until the STATE
+    key [FILE]         save the relay key from FILE, or from standard input
+    forget-key         delete the relay key
+    status             print settings and status
+    watch [STATE]      print each new status, until STATE
 
-The key is never an argument: arguments are seen by everybody on the machine. The gateway may as well be reached
-through its tunnel; then the URL is its public one.
+The key is never an argument: all users of the machine can see arguments. To connect through the tunnel, use the
+gateway's public URL.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Refused(Exception):
 
 @contextmanager
 def understood() -> Iterator[None]:
-    """What the gateway says is read here: say so when it is not what a gateway says."""
+    """Turn errors from reading a malformed answer into `Refused`."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -53,7 +53,7 @@ class Client:
         self._numbers = itertools.count(1)
 
     async def call(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
-        """Ask, and wait for the answer; what is notified meanwhile is printed."""
+        """Send a request and wait for its answer; print notifications that arrive before it."""
         number = next(self._numbers)
         request = json.dumps({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
         with trio.fail_after(TIMEOUT):
@@ -78,24 +78,27 @@ class Client:
             return message
 
     async def update(self, **changes: Any) -> dict[str, Any]:
-        """Change settings; returns what there is then."""
+        """Change settings; returns the new settings and status."""
         return await self.call("settings/update", {"update": {"remote_access": changes}})
 
     async def watch(self, until: str | None) -> None:
-        """Print each status, the present one first."""
+        """Print the current status and each new one."""
         status = (await self.call("settings/get", {}))["status"]
         while True:
             with understood():
                 show(status)
                 if status["state"] == until:
                     return
-                # No deadline: a quiet tunnel is a healthy one.
+                # No deadline: the status of a healthy tunnel does not change.
                 status = (await self._read())["params"]["status"]
 
 
 def show(status: dict[str, Any]) -> None:
-    told = [status["state"], *(str(status[name]) for name in ("error_kind", "message", "public_url") if name in status)]
-    print(": ".join(told), flush=True)
+    parts = [
+        status["state"],
+        *(str(status[name]) for name in ("error_kind", "message", "public_url") if name in status),
+    ]
+    print(": ".join(parts), flush=True)
 
 
 @asynccontextmanager
@@ -124,19 +127,19 @@ async def connected(url: str, token: str) -> AsyncIterator[Client]:
 
 
 def read_key(file: str | None) -> str:
-    """The first line: the second may be what the relay's operator needs."""
+    """Read the first line of a key file. The second line may be the public key for the relay's operator."""
     text = sys.stdin.read() if file is None else Path(file).read_text()
     return text.strip().partition("\n")[0]
 
 
 async def main(arguments: argparse.Namespace) -> int:
-    """Do what the command line asks for; returns the exit status."""
+    """Run the command; returns the exit status."""
     token = Path(arguments.token_file).read_text().strip()
     problem: str | None = None
     try:
         async with connected(arguments.url, token) as client:
             try:
-                await obey(client, arguments.command, arguments.argument)
+                await run_command(client, arguments.command, arguments.argument)
             except Refused as refusal:
                 problem = str(refusal)
             except ConnectionClosed:
@@ -150,7 +153,7 @@ async def main(arguments: argparse.Namespace) -> int:
     return 0 if problem is None else 1
 
 
-async def obey(client: Client, command: str, argument: str | None) -> None:
+async def run_command(client: Client, command: str, argument: str | None) -> None:
     match command:
         case "on" | "off":
             section = await client.update(enabled=command == "on")

@@ -1,16 +1,16 @@
-"""A small HTTP gateway on loopback, as a stand-in for the real thing. It has something to protect: a bearer token.
+"""A small HTTP gateway on loopback for the examples. Requests need a bearer token.
 
     GET /hello            200 and a greeting
     GET /download?n=N     N bytes, at most 1 GiB
-    GET /echo             a WebSocket that says what it hears
+    GET /echo             a WebSocket that echoes messages
 
-Where a visitor comes from it knows from the PROXY protocol v2 header that the tunnel puts before each connection, and
-from nothing else:
+The tunnel sends a PROXY protocol v2 header at the start of each connection. It is the only source of the visitor's
+address:
 
-- that a connection comes from loopback says nothing, since all of them do;
-- `X-Forwarded-For` says nothing, since it comes from the visitor; so does a second PROXY header, behind the first;
-- the first header is the tunnel's as long as nobody but the tunnel connects to this port. Other users of this host can,
-  and can write any header. So an address is good for a log; what opens the door is the token.
+- The peer address is always loopback.
+- The visitor controls `X-Forwarded-For`, and also a second PROXY header after the first.
+- Other users of this host can connect to this port and send any header. So use the address for logs only; the token
+  decides about access.
 
 Run it alone with `python examples/small_gateway.py [PORT]`; the demo embeds it.
 """
@@ -38,17 +38,17 @@ DOWNLOAD_LIMIT: Final = 1 << 30
 
 @attrs.frozen
 class Gateway:
-    """What every connection needs to know: the token, and whom to tell about visitors."""
+    """The bearer token, and a callback with the address and the request target of each visitor."""
 
     token: str
     on_visitor: Callable[[Address | None, str], None]
 
     async def serve(self, connection: trio.SocketStream) -> None:
-        """One connection, which begins with a PROXY header. Whatever goes wrong in it, the others go on."""
+        """Serve one connection, which begins with a PROXY header. Its errors do not affect other connections."""
         async with connection:
             try:
                 await self._serve(connection)
-            except* Exception as failed:  # noqa: BLE001  # a server does not end with its first bad visitor
+            except* Exception as failed:  # noqa: BLE001  # one bad visitor must not end the server
                 print(f"a connection came to nothing: {', '.join(type(error).__name__ for error in failed.exceptions)}")
 
     async def _serve(self, connection: trio.SocketStream) -> None:
@@ -67,7 +67,7 @@ class Gateway:
                 http.receive_data(bytes(data))
         target = event.target.decode("ascii")
         self.on_visitor(visitor, target)
-        # Two headers of a name would leave open which of them counts, so they are none.
+        # Two headers with one name are ambiguous, so treat them as none.
         authorization, upgrade = (_values(event, name) for name in (b"authorization", b"upgrade"))
         if len(authorization) != 1 or not hmac.compare_digest(authorization[0], f"Bearer {self.token}".encode()):
             await _answer(stream, http, 401, [b"who are you?\n"], length=13)
@@ -90,12 +90,12 @@ def _values(request: h11.Request, name: bytes) -> list[bytes]:
 
 
 async def _read_header(connection: trio.SocketStream) -> tuple[PrefixedStream, Address | None] | None:
-    """The stream after its PROXY header, and who it says is the visitor; None when nothing came of it."""
+    """Read the PROXY header; returns the stream after it and the visitor's address, or None after EOF."""
     received = b""
     while (parsed := ProxyHeader.parse(received)) is None:
         data = await connection.receive_some(4096)
         if not data:
-            return None  # the tunnel only looked whether we are there
+            return None  # the tunnel only checked that this port listens
         received += data
     header, used = parsed
     return PrefixedStream(connection, received[used:]), header.visitor
@@ -123,7 +123,7 @@ async def _echo(stream: PrefixedStream) -> None:
 
 
 async def main(port: int) -> None:
-    """Listen on loopback; 17878 is where a tunnel looks for a gateway by default."""
+    """Listen on loopback. 17878 is the default of `local_addr`."""
     token = secrets.token_urlsafe(24)
     gateway = Gateway(token, lambda visitor, target: print(f"{visitor or 'somebody'} asks for {target}"))
     print(f"expects PROXY v2 on 127.0.0.1:{port}; the token is {token}")

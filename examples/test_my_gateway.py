@@ -1,5 +1,5 @@
-"""How the author of a gateway tests it: whatever the network does, it tells the truth, gives up when it has to, and
-loses neither bytes nor tasks. Run it with `pytest examples/test_my_gateway.py`; docs/testing.md explains it.
+"""Tests of a gateway under generated network faults: its statuses are true, it gives up only after final failures, and
+it loses neither bytes nor tasks. Run it with `pytest examples/test_my_gateway.py`; docs/testing.md explains it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pioneer_tunnel.testing.strategies import fault_plans, visitor_traffic
 
 @asynccontextmanager
 async def my_gateway(relay: MemoryRelay) -> AsyncIterator[tuple[RemoteAccess, trio.Nursery]]:
-    """Put your own here: it runs for the length of an `async with`, and connects through `relay.dial`."""
+    """Put your gateway here. It runs during the `async with` and connects through `relay.dial`."""
     with tempfile.TemporaryDirectory() as home:
         remote_access = RemoteAccess(
             RemoteAccessConfig(relay_addr=relay.url, base_dir=home),

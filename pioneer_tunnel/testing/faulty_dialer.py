@@ -2,8 +2,8 @@
 
     async with open_tunnel(relay.url, key=relay.key, dial=relay.dial) as tunnel: ...
 
-`MemoryRelay.dial` is a `FaultyDialer`. It records each attempt to connect, so that a test can count the attempts and
-find those after a final fault.
+`MemoryRelay.dial` is a `FaultyDialer`. It records each attempt to connect, so that a test can count the attempts
+and find those after a final fault.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class FaultyDialer:
         self.dials.append(dial)
         match dial.fault:
             case None | Refuse():
-                raise ConnectionRefusedError(f"nobody listens at {self._relay.address}")
+                raise ConnectionRefusedError(f"nothing listens at {self._relay.address}")
             case NotResolved():
                 raise socket.gaierror(socket.EAI_NONAME, f"no address for {host!r}")
             case StallAt(stage=Stage.DIAL):

@@ -1,4 +1,4 @@
-"""A whole relay in memory: the doors of a real one, with real WebSocket and yamux bytes, over connections in memory.
+"""A relay in memory: the real relay's endpoints, WebSocket and yamux, over connections in memory.
 
     async with open_memory_relay(FaultPlan([Refuse(), Up(60.0)])) as relay:
         async with open_tunnel(relay.url, key=relay.key, dial=relay.dial) as tunnel:
@@ -6,14 +6,12 @@
             visitor = await relay.visit()
             await visitor.send_all(b"hello")
 
-There is no socket and no thread, so under `trio.testing.MockClock` a day of heartbeats costs seconds. A relay
-sees everything that happens, so it can be asked what nobody could know in the field: whether a visitor would get
-through to the gateway at this moment (`reachable`), and when the gateway tried to connect, and why in vain (`dials`).
+It uses no socket and no thread, so a day under `trio.testing.MockClock` takes seconds. It knows what a relay in the
+field does not: whether a visitor would get through to the gateway now (`reachable`), and each attempt of the gateway to
+connect, with its fault (`dials`).
 
-Repeatable are times, sizes and, in `virtual_time`, the order of tasks. Nonces, session ids and WebSocket masks are not:
-they are as secret here as anywhere, and as long.
-
-Neighbours: `relay.server` has the doors; `FaultyDialer` has the gateway come in; `memory_stream` is the wire.
+Times, sizes and, in `virtual_time`, the order of tasks are the same in each run. Nonces, session ids and WebSocket
+masks are random, of constant length.
 """
 
 from __future__ import annotations
@@ -60,17 +58,17 @@ class MemoryRelay:
     """See the module; `open_memory_relay` makes one that runs.
 
     Args:
-        plan: what goes wrong for the gateway that connects through `dial` (default: nothing).
-        heartbeat: seconds of silence after which an end of a link pings, 1 to 60 (default 15). A link is dead after
-            twice as many.
-        certificate: makes it a relay of `wss://`.
-        engine: the WebSocket engine at its end; None for the fastest that is installed.
+        plan: the faults for the gateway that connects through `dial` (default: none).
+        heartbeat: seconds of silence after which each end of a link sends a ping, 1 to 60 (default 15). After twice
+            that time without an answer the link is dead.
+        certificate: the certificate of a `wss://` relay (default: None, a `ws://` relay).
+        engine: the relay's WebSocket engine; None for the fastest that is installed.
 
     Attributes:
-        dial: the `Dialer` of a gateway: for `open_tunnel(dial=...)` and `RemoteAccess(dial=...)`. A second gateway
-            gets a `FaultyDialer` of its own.
-        key: the key of the tunnel that there is from the start, `"office"`.
-        heartbeat: what was given.
+        dial: the `Dialer` for `open_tunnel(dial=...)` and `RemoteAccess(dial=...)`. A second gateway needs a
+            `FaultyDialer` of its own.
+        key: the key of the tunnel `"office"`, which exists from the start.
+        heartbeat: the argument `heartbeat`.
     """
 
     def __init__(
@@ -111,26 +109,26 @@ class MemoryRelay:
 
     @property
     def running(self) -> bool:
-        """Whether it listens."""
+        """Whether the relay accepts connections."""
         return self._connections is not None
 
-    # Where it is
+    # Configure
 
     @property
     def address(self) -> Address:
-        """Where gateways find it: a name that `dial` knows, and nobody else."""
+        """The address that gateways connect to. Only `dial` can resolve its name."""
         return Address(NAME, 443 if self._certificate else 80)
 
     @property
     def url(self) -> str:
-        """What a gateway is configured with: `ws://relay.test`, or `wss://` with TLS."""
+        """The relay address for a gateway's settings: `ws://relay.test`, or `wss://relay.test` with a certificate."""
         return f"{'wss' if self._certificate else 'ws'}://{NAME}"
 
     def register(self, tunnel: str, key: RelayKey, *, service: str | None = None) -> None:
-        """Have a tunnel of that id, whose visitors find it as `http://<id>.test`; one that there is gets a new key.
+        """Add the tunnel `tunnel` with the public URL `http://<tunnel>.test`, or replace its key and service.
 
         Raises:
-            InvalidSettingsError: the id or the service is none that a relay's file could have.
+            InvalidSettingsError: the id or the service is not valid in a relay's file.
         """
         public_key = str(key.identity().public_key)
         self._tunnels.entries[tunnel] = TunnelEntry(
@@ -138,49 +136,49 @@ class MemoryRelay:
         )
 
     def revoke(self, tunnel: str = TUNNEL) -> None:
-        """Forget a tunnel. Its gateway stays connected, and will not be let in again."""
+        """Remove a tunnel. Its gateway stays connected, but cannot connect again."""
         del self._tunnels.entries[tunnel]
 
-    # What it sees
+    # Observe
 
     @property
     def dials(self) -> list[Dial]:
-        """Every attempt to connect through `dial`, in order."""
+        """All attempts to connect through `dial`, in order."""
         return self.dial.dials
 
     @property
     def dials_after_final(self) -> list[Dial]:
-        """Those that should not have been made: what became of one before them was final."""
+        """The attempts that the gateway must not make: those after a final fault."""
         return [dial for dial in self.dials if dial.after_final]
 
     @property
     def sessions(self) -> int:
-        """How often a gateway that connected through `dial` was let in."""
+        """How often the relay has admitted a gateway that connected through `dial`."""
         return sum(dial.connected_at is not None for dial in self.dials)
 
     @property
     def reachable(self) -> bool:
-        """See `is_reachable`, for the tunnel that there is from the start."""
+        """`is_reachable` of the tunnel `"office"`."""
         return self.is_reachable(TUNNEL)
 
     def is_reachable(self, tunnel: str) -> bool:
-        """Whether a visitor who came now would get through to the gateway: it is in, and its connection is whole."""
+        """Whether a visitor would get through now: the gateway has a session, and its connection is whole."""
         dial = self._sessions.dials.get(tunnel)
         return dial is not None and dial.connection is not None and dial.connection.whole
 
     def is_silent(self, tunnel: str) -> bool:
-        """Whether silence is all that the gateway can tell by that its last connection is dead."""
+        """Whether the gateway's last connection is a black hole, so that only a timeout can detect it."""
         dial = self._sessions.last_dials.get(tunnel)
         return dial is not None and dial.connection is not None and dial.connection.silent
 
     async def wait_reachable(self, tunnel: str = TUNNEL, *, reachable: bool = True) -> None:
-        """Wait until visitors get through to the gateway, or until they do not. The caller sets the deadline."""
+        """Wait until `is_reachable(tunnel)` equals `reachable`. The caller sets the deadline."""
         await trio.lowlevel.checkpoint()
         while self.is_reachable(tunnel) is not reachable:
             await self.change()
 
     def follow(self, plan: FaultPlan) -> None:
-        """Have `dial` go by another plan, from its beginning; see `FaultyDialer.follow`."""
+        """Start another plan of `dial`; see `FaultyDialer.follow`."""
         self.dial.follow(plan)
 
     async def played(self) -> None:
@@ -188,16 +186,16 @@ class MemoryRelay:
         await self.dial.played()
 
     async def change(self) -> None:
-        """Wait until a gateway has come in or gone, or its connection is another than before; so `reachable` may be.
+        """Wait until `reachable` may have changed: a session begins or ends, or a connection breaks or recovers.
 
         The caller sets the deadline.
         """
         await self._changed.wait()
 
-    # What happens to it
+    # Run and break
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Be a relay until cancelled, through `stop` and `start`."""
+        """Run until cancelled. `stop` and `start` do not end it."""
         stop_the_clock_for_threads()
         try:
             async with trio.open_nursery() as self._local_connections:
@@ -206,7 +204,7 @@ class MemoryRelay:
                         self._wake()
                         task_status.started()
                         task_status = trio.TASK_STATUS_IGNORED
-                        # No deadline here and below: that is for `stop` and `start` to say.
+                        # No deadline here and below: `stop` and `start` end these waits.
                         self._connections.start_soon(trio.sleep_forever)
                     self._connections = None
                     self._wake()
@@ -219,7 +217,7 @@ class MemoryRelay:
         """Stop listening, close all connections, and wait until that is done.
 
         Args:
-            abruptly: cut the connections; by default the relay takes its leave of gateways.
+            abruptly: cut the connections; by default the relay says goodbye to gateways.
         """
         self._start = trio.Event()
         if self._connections is not None:
@@ -227,7 +225,7 @@ class MemoryRelay:
                 self.cut()
             self._connections.cancel_scope.cancel()
         while self.running:
-            await self.change()  # no deadline: taking leave has one
+            await self.change()  # no deadline: the goodbye has one
 
     async def start(self) -> None:
         """Listen again, after `stop`."""
@@ -236,13 +234,13 @@ class MemoryRelay:
             await self.change()  # no deadline: it takes no time
 
     def cut(self) -> None:
-        """Cut the connections of all gateways."""
+        """Cut the connections of all gateways, as with a RST."""
         for dial in [*self._open]:
             assert dial.connection is not None
             dial.connection.cut()
 
     async def reconnect(self, tunnel: str = TUNNEL) -> None:
-        """Cut the gateway's connection, and wait until it has come back. The caller sets the deadline.
+        """Cut the gateway's connection, and wait for its next session. The caller sets the deadline.
 
         Raises:
             RuntimeError: the gateway is not connected.
@@ -255,25 +253,24 @@ class MemoryRelay:
             await self.change()
 
     def listen(self, server: _Server, address: Address = LOCAL) -> None:
-        """Have `server` take the connections that `dial` makes to another address: the local gateway, say.
+        """Start a server for the connections that `dial` makes to `address`, for example the local gateway.
 
         Args:
-            server: gets a stream for each connection, and closes it.
-            address: by default where a gateway listens unless told otherwise, `127.0.0.1:17878`.
+            server: an async function that takes a stream and closes it.
+            address: where it listens (default `127.0.0.1:17878`, the default of `local_addr`).
         """
         self._servers[address] = server
 
     def stop_listening(self, address: Address = LOCAL) -> None:
-        """Take no more connections at `address`; those that there are go on."""
+        """Refuse new connections to `address`; open ones continue."""
         self._servers.pop(address, None)
 
-    # Who comes
+    # Visit
 
     async def visit(self, tunnel: str = TUNNEL) -> MemoryStream:
-        """Come as a visitor, at an address of the tunnel's own: every byte goes to the gateway, and back.
+        """Connect as a visitor of one tunnel, as to its `bind_addr`: the relay passes all bytes on unread.
 
-        While the gateway is not connected the stream is reset. To end one direction there is `send_eof`; to leave,
-        `aclose` or `reset`.
+        While the gateway is not connected, the relay resets the stream.
 
         Raises:
             ConnectionRefusedError: the relay does not run.
@@ -283,7 +280,7 @@ class MemoryRelay:
         return await self._visit(lambda visit: self._ingress.serve_bound(visit, entry))
 
     async def visit_http(self) -> MemoryStream:
-        """Come as a visitor, at the door for all tunnels: the request's `Host` says which, and who is refused is told.
+        """Connect as a visitor of the HTTP ingress: `Host` names the tunnel, and errors are HTTP responses.
 
         Raises:
             ConnectionRefusedError: the relay does not run.
@@ -331,7 +328,7 @@ class MemoryRelay:
             return connection.client
         if not address.is_ip:
             raise socket.gaierror(socket.EAI_NONAME, f"the test kit knows no {address.host!r}")
-        raise ConnectionRefusedError(f"nobody listens at {address}; MemoryRelay.listen does")
+        raise ConnectionRefusedError(f"nothing listens at {address}; MemoryRelay.listen does")
 
     async def take_over(self, dial: Dial, *, own: bool) -> bool:
         """See `RelayInMemory`."""
@@ -367,7 +364,7 @@ class MemoryRelay:
 
 
 async def _serve(server: _Server, connected: MemoryStream) -> None:
-    """As a listener does it."""
+    """Run `server` as an accept loop does: log its exception, and close the stream."""
     try:
         await contain_errors(server)(connected)
     finally:
@@ -382,9 +379,10 @@ async def open_memory_relay(
     certificate: Certificate | None = None,
     engine: EngineName | None = None,
 ) -> AsyncIterator[MemoryRelay]:
-    """A `MemoryRelay` that runs for the length of an `async with`; a single error comes out bare.
+    """Run a `MemoryRelay` during an `async with`. The arguments are those of `MemoryRelay`.
 
-    That includes one that the body raises in a group, so that a test's own nursery does not hide its assertion.
+    A single exception is raised without its group, also if the body raises it in one: a nursery in a test does not hide
+    the test's assertion.
     """
     relay = MemoryRelay(plan, heartbeat=heartbeat, certificate=certificate, engine=engine)
     with lone_error_bare():

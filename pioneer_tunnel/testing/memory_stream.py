@@ -1,17 +1,15 @@
-"""A connection in memory that behaves like one of TCP, until it is told to go wrong.
+"""A connection in memory that behaves like TCP, and that a test can slow down, interrupt or cut.
 
     connection = MemoryConnection()
     connection.client, connection.server    # its two ends: Trio streams with half-close and `reset`
-    connection.slow_down(4096)              # bytes a second, each way
-    connection.black_hole()                 # nothing comes through any more, and nobody is told
+    connection.slow_down(4096)              # bytes a second in each direction
+    connection.black_hole()                 # no byte, FIN or RST arrives
     connection.cut()                        # both ends break, as with a RST from the middle
 
-What is like TCP: each direction has a buffer that fills up, so that backpressure is real; an end that is closed with
-bytes unread sends a reset and not an end; a reset drops what was not read yet. What is not: there is no delay, and
-a read gets all that is there. Nothing here has a task of its own, and all time is Trio's.
-
-Neighbours: `MemoryRelay` makes its connections of these. `trio.testing.memory_stream_pair` is the simpler thing, whose
-buffer has no bound and whose bytes never get lost.
+Like TCP: each direction has a bounded buffer, so there is backpressure; closing with unread bytes sends RST, not FIN;
+RST drops bytes that are not read yet. Unlike TCP: there is no delay, and a read returns all that is there. There are no
+background tasks, and all time is Trio's. `trio.testing.memory_stream_pair` is simpler: its buffer has no bound and it
+cannot fail.
 """
 
 from __future__ import annotations
@@ -37,26 +35,26 @@ _CLOSED: Final = "the other end has closed the connection"
 _CUT: Final = "the connection was cut"
 
 
-def _tell_nobody() -> None:
-    """For a connection that nobody watches."""
+def _ignore() -> None:
+    """The default of `on_change`."""
 
 
 @final
 class MemoryConnection:
-    """Two ends, and what becomes of the bytes between them.
+    """Two ends of a connection, and the state of the path between them.
 
     Args:
-        buffer: bytes that one direction holds before a sender has to wait (default 65536).
+        buffer: bytes that one direction holds before `send_all` waits (default 65536).
         on_change: called whenever `whole` changes.
 
     Attributes:
         client: one end.
         server: the other.
-        carried: bytes that came through, both directions together.
-        bytes_per_second: how many come through in a second, each way.
+        carried: bytes that have arrived, both directions together.
+        bytes_per_second: throughput of each direction; infinity by default.
     """
 
-    def __init__(self, *, buffer: int = DEFAULT_BUFFER, on_change: Callable[[], None] = _tell_nobody) -> None:
+    def __init__(self, *, buffer: int = DEFAULT_BUFFER, on_change: Callable[[], None] = _ignore) -> None:
         if buffer < 1:
             raise ValueError(f"a buffer of {buffer} bytes passes nothing on")
         self.carried: int = 0
@@ -73,16 +71,16 @@ class MemoryConnection:
 
     @property
     def whole(self) -> bool:
-        """False once it was cut, and while it is a black hole."""
+        """False after a cut, and during a black hole."""
         return not (self._is_cut or self._is_black_hole)
 
     @property
     def silent(self) -> bool:
-        """True while it is a black hole, and not cut: at neither end there is more to notice than silence."""
+        """True during a black hole of a connection that is not cut: neither end gets an error."""
         return self._is_black_hole and not self._is_cut
 
     def cut(self) -> None:
-        """Break both ends at once, also those of a black hole. Cutting twice is cutting once."""
+        """Break both ends at once, as with a RST to both; also during a black hole. A second call does nothing."""
         if not self._is_cut:
             self._is_cut = True
             for direction in self._directions:
@@ -91,17 +89,17 @@ class MemoryConnection:
             self._on_change()
 
     def cut_after(self, amount: int) -> None:
-        """Cut when `amount` more bytes have come through, both directions together; so many do, and no more."""
+        """Cut after exactly `amount` more bytes have arrived, both directions together."""
         self._cut_at = self.carried + amount
         self._cut_if_due()
 
     def black_hole(self) -> None:
-        """From now on nothing comes through: no byte, no end, no reset. What has arrived can still be read."""
+        """Let nothing arrive from now on: no byte, FIN or RST. Bytes that have arrived can still be read."""
         self._is_black_hole = True
         self._on_change()
 
     def heal(self) -> None:
-        """End a black hole: what was sent meanwhile comes through, in order, as TCP sends it again."""
+        """End a black hole. All that was sent meanwhile arrives in order, as after TCP retransmissions."""
         self._is_black_hole = False
         swallowed, self._swallowed = self._swallowed, []
         for arrive in swallowed:
@@ -109,10 +107,10 @@ class MemoryConnection:
         self._on_change()
 
     def slow_down(self, bytes_per_second: float) -> None:
-        """Let so many bytes through each second, each way; `math.inf` makes the connection fast again.
+        """Limit the throughput of each direction; `math.inf` removes the limit.
 
         Raises:
-            ValueError: it is not above 0. `black_hole` lets nothing through.
+            ValueError: `bytes_per_second` is not above 0.
         """
         if not bytes_per_second > 0:
             raise ValueError(f"{bytes_per_second} bytes a second is no speed; black_hole() lets nothing through")
@@ -138,7 +136,7 @@ class MemoryConnection:
 
 @final
 class _Direction:
-    """One direction: what is on its way or waits to be read, and what has happened to either end."""
+    """One direction: its bytes, and the state of its sender and its receiver."""
 
     def __init__(self, connection: MemoryConnection, capacity: int) -> None:
         self._connection: Final = connection
@@ -154,10 +152,10 @@ class _Direction:
 
     @property
     def unread(self) -> bool:
-        """Whether something has arrived that nobody has read."""
+        """Whether bytes have arrived that are not read."""
         return bool(self._arrived)
 
-    # What the two ends do
+    # Called by the two ends
 
     async def send(self, data: memoryview) -> None:
         position = 0
@@ -165,7 +163,7 @@ class _Direction:
             self._check_sender()
             if position == len(data):
                 return
-            most = min(len(data) - position, self._room())
+            most = min(len(data) - position, self._space())
             if not most:
                 # No deadline here or below: it is the caller's, as with a socket.
                 await self._changed.wait()
@@ -180,8 +178,8 @@ class _Direction:
             self._under_way += most
             self._connection._pass_on(partial(self._bytes_arrive, piece))
 
-    async def wait_for_room(self) -> None:
-        while not self._room():
+    async def wait_for_space(self) -> None:
+        while not self._space():
             self._check_sender()
             await self._changed.wait()
         self._check_sender()
@@ -202,7 +200,7 @@ class _Direction:
             await self._changed.wait()
 
     def end(self) -> None:
-        """The sender has no more to send."""
+        """Send FIN."""
         self._connection._pass_on(self._end_arrives)
 
     def close_sender(self, *, with_reset: bool) -> None:
@@ -219,7 +217,7 @@ class _Direction:
         self._wake()
         self._connection._pass_on(partial(self.sender_breaks, _CLOSED))
 
-    # What happens to them
+    # Events of the path
 
     def sender_breaks(self, message: str) -> None:
         self._sender_broken = self._sender_broken or message
@@ -242,7 +240,7 @@ class _Direction:
         self._ended = True
         self._wake()
 
-    def _room(self) -> int:
+    def _space(self) -> int:
         return max(self._capacity - len(self._arrived) - self._under_way, 0)
 
     def _check_sender(self) -> None:
@@ -278,7 +276,7 @@ class MemoryStream(trio.abc.HalfCloseableStream):
         with self._sending:
             await trio.lowlevel.checkpoint()
             self._check_not_ended()
-            await self._outgoing.wait_for_room()
+            await self._outgoing.wait_for_space()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if max_bytes is not None and index(max_bytes) < 1:
@@ -297,7 +295,7 @@ class MemoryStream(trio.abc.HalfCloseableStream):
                 self._outgoing.end()
 
     def reset(self) -> None:
-        """Close at once, so that the other end sees a reset and never an end. Does not wait."""
+        """Close with RST. Does not wait."""
         self._close(with_reset=True)
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""A Pioneer relay, or rathole, for tests: it does what those do, until a script has it do something else.
+"""A relay for the transports `tcp` and `tls` (a Pioneer relay or rathole) that fails at scripted moments.
 
     async with open_pioneer_relay(key=KEY, troubles=[Trouble(Moment.HELLO, Way.STALL)]) as relay:
         async with open_tunnel(str(relay.address), transport="tcp", key=KEY) as tunnel:
@@ -6,11 +6,9 @@
             async with await relay.visit() as visitor:
                 ...
 
-This one says nothing to the first gateway that connects, and serves the second. It listens on loopback, for gateways
-at `address` and for visitors at `visitors`. With `listen=False` there are no sockets: gateways come in through `dial`,
-which is a `Dialer`, visitors through `visit`, all over memory streams, so that `trio.testing.MockClock` has a say.
-
-Neighbours: `transports.rathole_codec` knows the bytes, `transports.pioneer_relay` is the other end.
+This relay sends nothing to the first gateway that connects, and serves the second. It listens on loopback: at `address`
+for gateways, at `visitors` for visitors. With `listen=False` there are no sockets: gateways connect through `dial`, a
+`Dialer`, and visitors through `visit`, over memory streams, so that the relay works under `trio.testing.MockClock`.
 """
 
 from __future__ import annotations
@@ -57,52 +55,52 @@ HEARTBEAT: Final = 30.0
 
 @final
 class Moment(enum.StrEnum):
-    """When it is the relay's turn."""
+    """A moment at which the relay has to act."""
 
     HELLO = "hello"
-    """A gateway has said hello, and waits for the relay's."""
+    """A gateway has sent its hello and waits for the relay's."""
     ACK = "ack"
-    """It has sent its proof, and waits for the relay's word on it."""
+    """It has sent its proof and waits for the relay's answer."""
     OPEN = "open"
-    """The tunnel is up; nothing was asked for yet."""
+    """The tunnel is up; the relay has not asked for data channels yet."""
     DATA = "data"
-    """A data channel has said hello, and waits for its visitor."""
+    """A data channel has sent its hello and waits for a visitor."""
     START = "start"
-    """A visitor has come, and the data channel that is its waits to be told."""
+    """A visitor has connected; its data channel waits for the command to start."""
 
 
 @final
 class Way(enum.StrEnum):
-    """What the relay does instead of its part."""
+    """What the relay does instead of the right thing."""
 
     STALL = "stall"
-    """Nothing, for ever."""
+    """Nothing, for ever: the connection stays open."""
     DROP = "drop"
     """Close the connection."""
     RESET = "reset"
-    """Close it with a RST."""
+    """Reset the connection."""
     HALF = "half"
-    """Send half of what is due, then close."""
+    """Send half of the message, then close."""
     JUNK = "junk"
-    """Say something that is not of this protocol."""
+    """Send bytes that are not of this protocol."""
     OTHER_VERSION = "other_version"
-    """At `HELLO`, say it in version 2."""
+    """At `HELLO`: send a hello of protocol version 2."""
     UNKNOWN_SERVICE = "unknown_service"
-    """At `ACK`, say so whatever the proof; at `HELLO`, say so before it has come, and close."""
+    """At `ACK`: reject any proof with this reason. At `HELLO`: reject before the proof arrives, and close."""
     AUTH_FAILED = "auth_failed"
-    """At `ACK`, say so whatever the proof."""
+    """At `ACK`: reject any proof with this reason."""
     UDP = "udp"
-    """At `START`, forward UDP."""
+    """At `START`: send the command to forward UDP."""
 
 
 @final
 @attrs.frozen
 class Trouble:
-    """One thing that goes wrong.
+    """One fault of the relay.
 
     Attributes:
-        at: when.
-        way: how.
+        at: the moment.
+        way: what the relay does then.
     """
 
     at: Moment
@@ -115,22 +113,22 @@ class ScriptedPioneerRelay:
 
     Args:
         key: the key of its only tunnel.
-        service: that tunnel's service.
-        key_mode: which kind of relay it is.
-        troubles: what goes wrong for the first gateway that connects, for the second, and so on; None is nothing.
-        then: what goes wrong for every gateway after those.
-        pool: data channels that it asks for in advance.
-        heartbeat: seconds between heartbeats; None sends none.
-        tls: makes it a relay of transport `tls`.
-        listen: whether it has sockets.
-        random: where nonces come from.
+        service: that tunnel's service (default `"pioneer_gateway"`).
+        key_mode: how the relay uses the key (default: token routing).
+        troubles: the fault for the first gateway that connects, for the second, and so on; None is no fault.
+        then: the fault for every gateway after those (default: none).
+        pool: number of data channels to ask for in advance (default 8).
+        heartbeat: seconds between heartbeats (default 30); None sends none.
+        tls: the TLS context of a relay for transport `tls` (default: None, transport `tcp`).
+        listen: whether to listen on sockets (default True).
+        random: source of the nonces (default: a new `Random`).
 
     Attributes:
-        address: where gateways connect; without sockets, a name for `dial` to be asked for.
+        address: where gateways connect; without sockets, a name that `dial` accepts.
         visitors: where visitors connect.
-        control_channels: how many gateways have come, counting each time.
-        data_channels: how many data channels have.
-        asked_for: how many data channels it has asked for.
+        control_channels: number of control channels so far, one for each connect of a gateway.
+        data_channels: number of data channels so far.
+        asked_for: number of data channels that the relay has asked for.
     """
 
     def __init__(
@@ -167,11 +165,11 @@ class ScriptedPioneerRelay:
 
     @property
     def connected(self) -> bool:
-        """Whether a gateway is here now."""
+        """Whether a gateway is connected."""
         return self._gateway is not None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Be a relay until cancelled. Run again, it listens where it did, and has forgotten every gateway."""
+        """Run until cancelled. A second run listens at the same addresses, and starts without gateways."""
         try:
             async with trio.open_nursery() as nursery:
                 self._connections = nursery
@@ -182,7 +180,7 @@ class ScriptedPioneerRelay:
                 await trio.sleep_forever()
         finally:
             self._connections = self._gateway = None
-        raise AssertionError("nobody sleeps longer than for ever")
+        raise AssertionError("sleep_forever returned")
 
     async def _listen_at(self, address: Address, handler: object, nursery: trio.Nursery) -> Address:
         serve = partial(trio.serve_tcp, host=address.host)
@@ -190,7 +188,7 @@ class ScriptedPioneerRelay:
         return Address(address.host, listeners[0].socket.getsockname()[1])
 
     async def dial(self, host: str, port: int) -> trio.abc.Stream:  # noqa: ARG002
-        """Connect as a gateway does, over memory: a `Dialer`.
+        """Connect as a gateway, over a memory stream; this method is a `Dialer`.
 
         Raises:
             ConnectionRefusedError: the relay does not run.
@@ -201,7 +199,11 @@ class ScriptedPioneerRelay:
         return ours
 
     async def visit(self) -> trio.abc.HalfCloseableStream:
-        """Connect as a visitor does."""
+        """Connect as a visitor.
+
+        Raises:
+            OSError: the relay does not run.
+        """
         if self._listen:
             return await trio.open_tcp_stream(self.visitors.host, self.visitors.port)
         await trio.lowlevel.checkpoint()
@@ -210,18 +212,18 @@ class ScriptedPioneerRelay:
         return ours
 
     def ask_for_data_channel(self) -> None:
-        """Ask the gateway that is here for one more, though there is no visitor for it."""
-        assert self._gateway is not None, "no gateway is here"
+        """Ask the connected gateway for one more data channel, without a visitor for it."""
+        assert self._gateway is not None, "no gateway is connected"
         self._gateway.ask()
 
     def tell(self, data: bytes) -> None:
-        """Say `data` on the control channel of the gateway that is here."""
-        assert self._gateway is not None, "no gateway is here"
+        """Send `data` on the control channel of the connected gateway."""
+        assert self._gateway is not None, "no gateway is connected"
         self._gateway.to_send.send_nowait(data)
 
     def drop_gateway(self) -> None:
-        """Close the control channel of the gateway that is here."""
-        assert self._gateway is not None, "no gateway is here"
+        """Close the control channel of the connected gateway."""
+        assert self._gateway is not None, "no gateway is connected"
         self._gateway.scope.cancel()
 
     def _running(self) -> trio.Nursery:
@@ -262,7 +264,7 @@ class ScriptedPioneerRelay:
             return
         await stream.send_all(greeting)
         if not known:
-            # Like the originals: without waiting for the proof, which then meets a connection that is closed.
+            # Like the originals: do not wait for the proof. It arrives at a closed connection.
             await stream.send_all(encode_ack(Ack.SERVICE_NOT_EXIST))
             return
         expected = self._key_mode.proof(self._key, nonce)
@@ -295,7 +297,7 @@ class ScriptedPioneerRelay:
         ):
             used = trio.Event()
             gateway.waiting.send_nowait((stream, used))
-            await used.wait()  # no deadline: it stands in the pool. A listener closes what its handler returns from
+            await used.wait()  # no deadline: it waits in the pool. Returning would let the listener close the stream
 
     async def _take_visitor(self, visitor: trio.SocketStream | trio.StapledStream) -> None:  # type: ignore[type-arg]
         gateway = self._gateway
@@ -324,14 +326,14 @@ class ScriptedPioneerRelay:
 
 @final
 class _Gateway:
-    """A gateway that is here."""
+    """A connected gateway."""
 
     def __init__(self, session: bytes, trouble: Trouble | None, relay: ScriptedPioneerRelay) -> None:
         self.session: Final = session
         self.trouble: Final = trouble
         self.scope: Final = trio.CancelScope()
         self.waiting, self.channels = trio.open_memory_channel[tuple[trio.abc.Stream, trio.Event]](float("inf"))
-        self.to_send, self._sending = trio.open_memory_channel[bytes](float("inf"))
+        self.to_send, self._queued = trio.open_memory_channel[bytes](float("inf"))
         self._relay: Final = relay
 
     def ask(self) -> None:
@@ -340,11 +342,11 @@ class _Gateway:
         self.to_send.send_nowait(encode_command(ControlCommand.CREATE_DATA_CHANNEL))
 
     async def run(self, stream: trio.abc.Stream, *, pool: int, heartbeat: float | None) -> None:
-        """Say what there is to say until the gateway is gone."""
+        """Send commands and heartbeats until the gateway closes the connection."""
         for _ in range(pool):
             self.ask()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._say, stream)
+            nursery.start_soon(self._send, stream)
             if heartbeat is not None:
                 nursery.start_soon(self._beat, heartbeat)
             with suppress(trio.BrokenResourceError):
@@ -352,9 +354,9 @@ class _Gateway:
                     pass
             nursery.cancel_scope.cancel()
 
-    async def _say(self, stream: trio.abc.Stream) -> None:
+    async def _send(self, stream: trio.abc.Stream) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            async for data in self._sending:
+            async for data in self._queued:
                 await stream.send_all(data)
 
     async def _beat(self, heartbeat: float) -> None:
@@ -377,7 +379,10 @@ async def open_pioneer_relay(
     listen: bool = True,
     random: Random | None = None,
 ) -> AsyncIterator[ScriptedPioneerRelay]:
-    """A `ScriptedPioneerRelay` that runs for the length of an `async with`; what its body raises comes out as it is."""
+    """Run a `ScriptedPioneerRelay` during an `async with`. The arguments are those of `ScriptedPioneerRelay`.
+
+    An exception of the body is raised without a group.
+    """
     relay = ScriptedPioneerRelay(
         key=key,
         service=service,
@@ -398,10 +403,10 @@ async def open_pioneer_relay(
 async def _goes_wrong(
     stream: trio.abc.Stream, trouble: Trouble | None, now: Moment, due: bytes, *, closing: bool = False
 ) -> bool:
-    """Make trouble if it is time for it; False when it is not, so that `due` is to be sent.
+    """Act out `trouble` if its moment is `now`. If not, return False: the caller then sends `due`.
 
     Args:
-        closing: whether to close the connection as well, for who does not do so anyway.
+        closing: whether to close the connection too; False if the caller closes it.
     """
     if trouble is None or trouble.at is not now:
         return False

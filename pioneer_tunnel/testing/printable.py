@@ -1,7 +1,4 @@
-"""Data whose repr is the code that makes it: what a failing test prints can be pasted into the next test.
-
-Neighbours: the steps of `scripted`, the faults and the visitors of this kit.
-"""
+"""Data whose repr is the code that makes it, so that the output of a failing test can be pasted into a test."""
 
 from __future__ import annotations
 
@@ -15,18 +12,18 @@ __all__ = ["Printable"]
 
 @attrs.frozen(repr=False)
 class Printable:
-    """A repr of what differs from the defaults, that is the code for it."""
+    """Base of attrs classes whose repr is a constructor call, without arguments that have their default."""
 
     def __repr__(self) -> str:
-        told = []
+        arguments = []
         by_name = False
         for field in attrs.fields(type(self)):
             value = getattr(self, field.name)
             if value == field.default:
-                by_name = True  # what stands after something left out is no longer told by its place
+                by_name = True  # an argument after an omitted one cannot be positional
             else:
-                told.append(f"{field.name}={_code(value)}" if by_name or field.kw_only else _code(value))
-        return f"{type(self).__name__}({', '.join(told)})"
+                arguments.append(f"{field.name}={_code(value)}" if by_name or field.kw_only else _code(value))
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
 
 def _code(value: object) -> str:

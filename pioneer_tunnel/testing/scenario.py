@@ -1,4 +1,4 @@
-"""A scenario: a plan, a relay that follows it, and what a test does with them, in one run in virtual time.
+"""Run a test function with a `MemoryRelay` in virtual time.
 
     def test_my_gateway():
         run(FaultPlan([Refuse(), Up(60.0)]), my_scenario)
@@ -6,8 +6,7 @@
     async def my_scenario(relay):
         async with my_gateway(relay.url, relay.key, dial=relay.dial): ...
 
-Neighbours: `virtual_time` has the clock, `memory_relay` the relay. `run` is for whoever has no test framework, or more
-than one run in a test; `@virtual_time` and `open_memory_relay` are the same in two parts.
+`run` combines `@virtual_time` and `open_memory_relay`. It needs no test framework, and a test can call it repeatedly.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ _T = TypeVar("_T")
 def run(
     plan: FaultPlan, scenario: Callable[[MemoryRelay], Awaitable[_T]], *, seed: int = 0, limit: float = LIMIT
 ) -> _T:
-    """Run `scenario` with a relay on which goes wrong what `plan` says, and return what it returns.
+    """Run `scenario` with a relay that follows `plan`, in virtual time, and return its result.
 
     Args:
-        plan: what goes wrong.
-        scenario: an async function that takes the `MemoryRelay`; what it raises comes out as it is.
-        seed: decides which of several tasks runs first, wherever that is open.
-        limit: virtual seconds that it may take (default: two days).
+        plan: the faults.
+        scenario: an async function that takes the `MemoryRelay`. A single exception is raised without its group.
+        seed: decides the order of tasks that Trio could run in any order (default 0).
+        limit: virtual seconds that the run may take (default: two days).
 
     Raises:
-        trio.TooSlowError: it took longer than `limit`.
+        trio.TooSlowError: the run took longer than `limit`.
     """
 
     async def with_relay() -> _T:

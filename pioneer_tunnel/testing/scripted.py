@@ -1,16 +1,14 @@
-"""A transport that does as it is told: for tests of whatever reacts to a tunnel, without a relay or a byte.
+"""A transport that follows a script: for tests of code that reacts to a tunnel's statuses. It needs no relay.
 
-A script is a sequence of steps, one for each attempt to connect. Steps are data: they compare equal, they shrink well
-under Hypothesis, and their repr is the code that makes them.
+A script is a sequence of steps, one for each attempt to connect. Steps are data: they can be compared, Hypothesis
+shrinks them well, and their repr is the code that makes them.
 
     transport = ScriptedTransport([Fail(RelayResolveError), Connect(60), Stall(10)])
     async with open_tunnel("wss://relay.test", key=key, transport=transport) as tunnel:
         ...
 
-This first fails to resolve a name, then is up for a minute and loses its link, then hangs for ten seconds, and after
-that is up for ever. Times are Trio's, so under `trio.testing.MockClock` a script of years runs at once.
-
-Neighbours: `transports.seam` says what a transport is; `StatusContract` judges what comes out on the other side.
+The first attempt cannot resolve the name. The second is up for a minute and loses its link. The third hangs for ten
+seconds. The fourth stays up. Times are Trio's, so under `trio.testing.MockClock` a script of years runs at once.
 """
 
 from __future__ import annotations
@@ -33,15 +31,15 @@ __all__ = ["Attempt", "Connect", "Crash", "Fail", "Return", "ScriptedTransport",
 @final
 @attrs.frozen(repr=False)
 class Fail(Printable):
-    """Raise a `TunnelError`, as a transport has to.
+    """Raise a `TunnelError`: the attempt fails.
 
     Attributes:
-        error: which one; made anew each time.
-        after: seconds until it is raised.
-        message: what it says.
-        retry_after: seconds that the relay asks us to wait.
-        retry_slowly: whether only every `RestartPolicy.maximum` is worth a try.
-        rejection: whether the relay rejects the gateway; a `TunnelAuthError` says so anyway.
+        error: its class (default `RelayConnectError`).
+        after: seconds until it is raised (default 0).
+        message: its text.
+        retry_after: seconds that the relay asks to wait (default: None).
+        retry_slowly: whether to retry only every `RestartPolicy.maximum` seconds (default False).
+        rejection: whether the relay rejects the gateway (default False); always so for a `TunnelAuthError`.
     """
 
     error: type[TunnelError] = RelayConnectError
@@ -55,12 +53,12 @@ class Fail(Printable):
 @final
 @attrs.frozen(repr=False)
 class Crash(Printable):
-    """Raise what no transport should: an exception that no one foresaw.
+    """Raise an exception other than `TunnelError`, as a bug in a transport does.
 
     Attributes:
-        error: which one; made anew each time, with `message` as its argument.
-        after: seconds until it is raised.
-        message: what it says.
+        error: its class (default `RuntimeError`); called with `message`.
+        after: seconds until it is raised (default 0).
+        message: its text.
     """
 
     error: type[Exception] = RuntimeError
@@ -71,10 +69,10 @@ class Crash(Printable):
 @final
 @attrs.frozen(repr=False)
 class Return(Printable):
-    """Return, which a transport promises never to do.
+    """Return, which a transport must not do.
 
     Attributes:
-        after: seconds until it returns.
+        after: seconds until it returns (default 0).
     """
 
     after: float = attrs.field(default=0.0, kw_only=True)
@@ -83,10 +81,10 @@ class Return(Printable):
 @final
 @attrs.frozen(repr=False)
 class Stall(Printable):
-    """Hang before the tunnel is up, then time out as a transport's own deadline would have it.
+    """Hang before the tunnel is up, then time out.
 
     Attributes:
-        seconds: for how long (default: for ever).
+        seconds: time until the timeout (default: infinity).
     """
 
     seconds: float = math.inf
@@ -95,14 +93,14 @@ class Stall(Printable):
 @final
 @attrs.frozen(repr=False)
 class Connect(Printable):
-    """Come up, stay up, go down.
+    """Connect, stay up, and end.
 
     Attributes:
-        seconds: how long the tunnel is up (default: for ever).
-        after: seconds that it takes to come up.
-        then: how it goes down (default: the link is lost).
-        reports: events to report, each after so many seconds of being up; those after the end are left out.
-        public_url: what the relay tells.
+        seconds: how long the tunnel is up (default: infinity).
+        after: seconds until it is up (default 0).
+        then: how it ends (default: `LinkLostError`).
+        reports: pairs of seconds since the tunnel is up, and the event to report then; later than `seconds` is ignored.
+        public_url: the public URL from the relay (default: None).
     """
 
     seconds: float = math.inf
@@ -115,20 +113,20 @@ class Connect(Printable):
 
 
 Step: TypeAlias = Fail | Crash | Return | Stall | Connect
-"""What a `ScriptedTransport` does in one attempt."""
+"""A step of a `ScriptedTransport`: what one attempt does."""
 
 
 @final
 @attrs.define(kw_only=True)
 class Attempt:
-    """One time that a transport was run. Times are those of `trio.current_time`.
+    """One call of a `ScriptedTransport`. Times are those of `trio.current_time`.
 
     Attributes:
-        step: the step it followed.
-        target: what it was to connect to.
+        step: the step that it follows.
+        target: what it was asked to connect to.
         began: when it was called.
-        connected: when the tunnel came up; None when it did not.
-        ended: when it had ended, goodbye included; None while it runs.
+        connected: when the tunnel came up; None if it did not.
+        ended: when it ended, including `goodbye`; None while it runs.
     """
 
     step: Step
@@ -140,16 +138,16 @@ class Attempt:
 
 @final
 class ScriptedTransport:
-    """A transport (`transports.seam.Serve`) that follows a script.
+    """A transport that follows a script. For `open_tunnel(transport=...)`.
 
     Args:
-        steps: what the first attempt does, what the second does, and so on.
-        then: what every attempt after those does (default: come up for ever).
-        goodbye: seconds that it takes to end when it is cancelled, as a real one that takes its leave of the relay.
+        steps: the step of the first attempt, of the second, and so on.
+        then: the step of every attempt after those (default: `Connect()`, which stays up).
+        goodbye: seconds that it takes to end when cancelled, like the goodbye of a real transport (default 0).
 
     Attributes:
-        attempts: what happened, attempt by attempt.
-        overlapped: True when two attempts ever ran at once.
+        attempts: all attempts, in order.
+        overlapped: True if two attempts ran at once at any time.
     """
 
     def __init__(self, steps: Sequence[Step] = (), *, then: Step = Connect(), goodbye: float = 0.0) -> None:
@@ -163,19 +161,19 @@ class ScriptedTransport:
 
     @property
     def running(self) -> int:
-        """How many attempts run now: 0 or 1, unless something is wrong."""
+        """Number of attempts that run now: 0 or 1, unless the caller has a bug."""
         return sum(attempt.ended is None for attempt in self.attempts)
 
     def report(self, event: Event) -> None:
-        """Report `event` now, as the newest attempt would, though it may have ended long ago."""
+        """Report `event` as the newest attempt does, even if it has ended. Before the first attempt, do nothing."""
         if self._report is not None:
             self._report(event)
 
     def visit(self, stream: TunnelStream) -> None:
-        """Hand over a visitor's stream, as the newest attempt would.
+        """Deliver a visitor's stream as the newest attempt does.
 
         Raises:
-            trio.WouldBlock: too many visitors wait, or there was no attempt yet.
+            trio.WouldBlock: the backlog of the tunnel is full, or there was no attempt yet.
         """
         if self._deliver is None:
             raise trio.WouldBlock
@@ -184,7 +182,7 @@ class ScriptedTransport:
     async def __call__(
         self, target: Target, deliver: Deliver, report: Report, *, task_status: trio.TaskStatus[Session]
     ) -> NoReturn:
-        """Follow the next step. See `Serve`."""
+        """Follow the next step; the signature is that of a transport."""
         number = len(self.attempts)
         step = self.steps[number] if number < len(self.steps) else self.then
         attempt = Attempt(step=step, target=target, began=trio.current_time())
@@ -210,7 +208,7 @@ class ScriptedTransport:
             raise
         finally:
             attempt.ended = trio.current_time()
-        return  # type: ignore[misc]  # the promise that `Return` is there to break
+        return  # type: ignore[misc]  # `Return` breaks the promise on purpose
 
     async def _stay_up(self, step: Connect, report: Report) -> None:
         began = trio.current_time()

@@ -1,15 +1,13 @@
-"""A judge of statuses: does a sequence of them keep the gateway contract?
+"""Checks a sequence of statuses against the gateway contract.
 
-It knows the contract and nothing of how this library works, so it judges a gateway's own code as well: statuses as
-`Status`, or as the objects that went over the wire.
+It depends on the contract only, so it also checks statuses that a gateway builds itself. A status is a `Status`, or a
+mapping in wire form.
 
     contract = StatusContract()
     for status in recorded:
         contract.see(status)       # raises ContractBroken, with the history, at the first that breaks a rule
 
-What can be told from statuses alone is told. Whether `connected` is true, only a visitor knows.
-
-Neighbours: `status.Status` is what is judged; `ScriptedTransport` makes a tunnel say things.
+It cannot check whether `connected` is true; `StatusRecorder` does.
 """
 
 from __future__ import annotations
@@ -34,8 +32,8 @@ class ContractBroken(AssertionError):
     """A status broke the gateway contract.
 
     Attributes:
-        rule: what is wrong with it, in words.
-        history: all statuses that were seen, in the form of the wire; the last is the one.
+        rule: the broken rule, as text.
+        history: all statuses so far in wire form; the last one broke the rule.
     """
 
     def __init__(self, rule: str, history: tuple[Mapping[str, Any], ...]) -> None:
@@ -46,7 +44,7 @@ class ContractBroken(AssertionError):
 
 
 class _Phase(enum.Enum):
-    """A state, with what has happened in its generation told apart."""
+    """A state, and what came before it in its generation."""
 
     DISABLED = "disabled"
     STARTING = "starting"
@@ -94,7 +92,7 @@ _ALLOWED_KINDS: Final[Mapping[_Phase, frozenset[ErrorKind | None]]] = {
 }
 
 _NEW_GENERATION: Final = frozenset({_Phase.STARTING, _Phase.OVER, _Phase.DISABLED, _Phase.STOPPED})
-"""What can follow anything: the settings change, or the host stops the tunnel."""
+"""Phases that may follow any phase: the settings change, or the host stops the tunnel."""
 
 _FOLLOWERS: Final[Mapping[_Phase, frozenset[_Phase]]] = {
     _Phase.DISABLED: _NEW_GENERATION,
@@ -116,7 +114,7 @@ _FOUND_WITHOUT_TRYING: Final = frozenset(
         ErrorKind.IO,
     }
 )
-"""Final failures that a generation can begin with. The others take at least one attempt, so a `starting` before."""
+"""Final failures that a generation may begin with. The others need an attempt, and so a `starting` before."""
 
 _AT_REST: Final = frozenset({_Phase.DISABLED, _Phase.OVER, _Phase.STOPPED})
 _WAITS_TO_RETRY: Final = frozenset({_Phase.RETRYING, _Phase.RECONNECTING, _Phase.REJECTED})
@@ -124,15 +122,16 @@ _WAITS_TO_RETRY: Final = frozenset({_Phase.RETRYING, _Phase.RECONNECTING, _Phase
 
 @final
 class StatusContract:
-    """Sees statuses in their order, and raises at the first that breaks the contract.
+    """Checks statuses in order, and raises at the first that breaks the contract.
 
     Args:
-        wall_clock: seconds since 1970, when statuses are seen at the moment they are published: `updated_at_unix` is
-            then held to it. Without, it is only held to stay when nothing is said, and not to go back.
-        conflated: True when statuses may be missing between those seen, as a slow watcher of `StatusFeed` finds it.
-            Each status is then judged for itself, and what follows what is not.
+        wall_clock: seconds since 1970. With it, `updated_at_unix` must equal this clock in whole seconds whenever
+            state, error_kind or message change; so call `see` at the moment of publication. Without it (default),
+            `updated_at_unix` must only not decrease, and not change while those three stay.
+        conflated: True if statuses may be missing in between, as for a slow reader of `StatusFeed`. Then transitions
+            are not checked (default False).
 
-    Not promised: anything about a wall clock that is set back while it watches.
+    A wall clock that is set back while statuses are checked breaks the contract.
     """
 
     def __init__(self, *, wall_clock: Callable[[], float] | None = None, conflated: bool = False) -> None:
@@ -144,24 +143,24 @@ class StatusContract:
 
     @property
     def history(self) -> tuple[Mapping[str, Any], ...]:
-        """The statuses seen so far, in the form of the wire."""
+        """The statuses so far, in wire form."""
         return tuple(self._history)
 
     def see(self, status: Status | Mapping[str, Any]) -> None:
-        """Judge the next status.
+        """Check the next status.
 
         Raises:
-            ContractBroken: it may not be, or may not follow those before.
+            ContractBroken: the status is not allowed, or not allowed after those before.
         """
         wire = status.to_wire() if isinstance(status, Status) else dict(status)
         self._history.append(wire)
         seen = self._read(wire)
         phase = self._phase(seen)
-        self._judge_alone(seen, phase)
+        self._check_alone(seen, phase)
         if self._last is not None and self._last_phase is not None:
-            self._judge_time(self._last, seen)
+            self._check_time(self._last, seen)
             if not self._conflated:
-                self._judge_after(self._last, self._last_phase, seen, phase)
+                self._check_transition(self._last, self._last_phase, seen, phase)
         self._last, self._last_phase = seen, phase
 
     def _phase(self, seen: Status) -> _Phase:
@@ -174,7 +173,7 @@ class StatusContract:
         return _Phase.REJECTED if retried or under_way else _Phase.OVER
 
     def _read(self, wire: Mapping[str, Any]) -> Status:
-        """From the wire, judging what `Status` would mend or leave out."""
+        """Parse the wire form, and check what `Status` would clean or drop."""
         for name in sorted(_FIELDS & wire.keys()):
             self._rule(wire[name] is not None and wire[name] != "", f"{name} is empty; it has to be absent then")
         try:
@@ -190,7 +189,7 @@ class StatusContract:
         self._rule(control is None, f"the message has a control character, {control!r}")
         return seen
 
-    def _judge_alone(self, seen: Status, phase: _Phase) -> None:
+    def _check_alone(self, seen: Status, phase: _Phase) -> None:
         self._rule(
             seen.error_kind in _ALLOWED_KINDS[phase],
             f"{seen.state} with {_named(seen.error_kind)} is in no row of the contract",
@@ -212,7 +211,7 @@ class StatusContract:
                 f"relay_rtt_ms is {seen.relay_rtt_ms}, which is no time",
             )
 
-    def _judge_time(self, last: Status, seen: Status) -> None:
+    def _check_time(self, last: Status, seen: Status) -> None:
         before, now = last.updated_at_unix, seen.updated_at_unix
         if before is None:
             return
@@ -226,7 +225,7 @@ class StatusContract:
         if not self._conflated and seen.says_the_same_as(last):
             self._rule(now == before, "updated_at_unix moves, though state, error_kind and message stay")
 
-    def _judge_after(self, last: Status, before: _Phase, seen: Status, phase: _Phase) -> None:
+    def _check_transition(self, last: Status, before: _Phase, seen: Status, phase: _Phase) -> None:
         if seen.says_the_same_as(last) and before in _AT_REST:
             self._rule(seen.attempt == last.attempt, f"another attempt, though the tunnel is {before.value}")
             return
@@ -246,7 +245,7 @@ class StatusContract:
 
     @staticmethod
     def _same_generation(before: _Phase, phase: _Phase, seen: Status) -> bool:
-        """Whether `seen` has to be of the generation of the one before it."""
+        """Whether `seen` must belong to the generation of the status before it."""
         if before in _AT_REST or phase in {_Phase.STARTING, _Phase.DISABLED, _Phase.STOPPED}:
             return False
         return phase is not _Phase.OVER or seen.error_kind not in _FOUND_WITHOUT_TRYING
@@ -260,7 +259,7 @@ _FIELDS: Final = frozenset(field.name for field in attrs.fields(Status))
 
 
 def attempt_began(last: Status | None, seen: Status) -> bool:
-    """Whether all that `seen` tells after `last` is that the retry that was planned is under way."""
+    """Whether `seen` only says that the retry that `last` planned has begun."""
     return (
         last is not None
         and last.retry_at_unix is not None
@@ -274,7 +273,7 @@ def _named(kind: ErrorKind | None) -> str:
 
 
 def _line(wire: Mapping[str, Any]) -> str:
-    """One status on one line, for a person."""
+    """One status as one line of text."""
     details = {name: value for name, value in wire.items() if name not in {"state", "error_kind"}}
     kind = f" / {wire['error_kind']}" if "error_kind" in wire else ""
     return f"{wire.get('state')}{kind}  " + " ".join(f"{name}={value!r}" for name, value in details.items())

@@ -1,15 +1,13 @@
-"""A recorder of what a gateway shows, that holds it against the contract and against the truth.
+"""Records the statuses that a gateway shows, and checks them against the contract and against the relay.
 
     async with open_status_recorder(relay) as recorder:
         async with open_tunnel(relay.url, key=relay.key, dial=relay.dial) as tunnel:
-            recorder.watch(tunnel)            # or a RemoteAccess; a gateway with statuses of its own calls `see`
+            recorder.watch(tunnel)            # or a RemoteAccess; for other sources of statuses there is `see`
             ...
 
-`StatusContract` judges statuses by themselves. Whether `connected` is true only a visitor knows, and the relay in
-memory: it knows at any moment what a visitor would find. A gateway has to find out first, so it may be wrong for a
-while, and no longer. What is wrong is kept, and raised at the end with everything that was shown, and when.
-
-Neighbours: `StatusContract` is the judge; `MemoryRelay` is the witness.
+`StatusContract` checks the statuses themselves. `MemoryRelay` knows at any moment whether a visitor would get through,
+so the recorder can also check whether `connected` is true. A gateway needs time to notice a change, so it may be wrong
+for a bounded time (`grace`). The first error is raised at the end, with all statuses and their times.
 """
 
 from __future__ import annotations
@@ -31,11 +29,11 @@ from .status_contract import ContractBroken, StatusContract
 __all__ = ["Seen", "StatusRecorder", "StatusUntrue", "Watched", "open_status_recorder"]
 
 SLACK: Final = 5.0
-"""Seconds that a gateway has to show what it cannot but notice."""
+"""Seconds that a gateway has to show a change that it notices at once."""
 
 
 class Watched(Protocol):
-    """What has statuses and remembers them: a `Tunnel`, or a `RemoteAccess`."""
+    """A source of statuses with a history: a `Tunnel` or a `RemoteAccess`."""
 
     @property
     def history(self) -> tuple[Status, ...]:
@@ -43,20 +41,20 @@ class Watched(Protocol):
 
     @property
     def history_dropped(self) -> int:
-        """How many there were before those."""
+        """Number of older statuses that are no longer in `history`."""
 
     def watch(self) -> AsyncIterator[Status]:
-        """The status now, then the newest after each change."""
+        """The current status, then the newest after each change."""
 
 
 @final
 @attrs.frozen
 class Seen:
-    """A status, and when it was seen.
+    """A status and its time.
 
     Attributes:
-        at: `trio.current_time()`.
-        status: in the form of the wire.
+        at: `trio.current_time()` when the recorder took it.
+        status: the status in wire form.
     """
 
     at: float
@@ -69,10 +67,10 @@ class Seen:
 
 @final
 class StatusUntrue(AssertionError):
-    """A gateway showed for too long what was not so.
+    """A gateway showed an untrue status for too long.
 
     Attributes:
-        seen: everything that it had shown.
+        seen: all statuses that it had shown.
     """
 
     def __init__(self, lie: str, seen: tuple[Seen, ...]) -> None:
@@ -85,12 +83,12 @@ class StatusRecorder:
     """See the module; `open_status_recorder` makes one that runs.
 
     Args:
-        relay: the relay that the gateway connects to; None to leave the truth out of it.
-        tunnel: the gateway's tunnel there.
-        grace: seconds that a gateway may be wrong (default: 5 when its connection was closed or cut, which it notices
-            at once; two heartbeats of the relay more when all there is to notice is silence).
-        conflated: True for a gateway that passes on what `watch()` yields, which skips what is no longer so: statuses
-            are then held against the contract each for itself.
+        relay: the relay that the gateway connects to; None checks the contract only.
+        tunnel: the gateway's tunnel at the relay (default `"office"`).
+        grace: seconds that a status may be untrue. Default: 5 after the connection was closed or cut, which a gateway
+            notices at once; two heartbeats of the relay more if only a timeout can detect the change.
+        conflated: True for a gateway that shows what `watch()` yields, which skips outdated statuses. Then transitions
+            are not checked (default False).
     """
 
     def __init__(
@@ -113,14 +111,14 @@ class StatusRecorder:
 
     @property
     def seen(self) -> tuple[Seen, ...]:
-        """Everything that was shown."""
+        """All statuses so far, oldest first."""
         for source in self._sources:
             source.take()
         return tuple(self._seen)
 
     @property
     def states(self) -> list[str]:
-        """What was shown, in short: `"connected"`, `"failed/tunnel_auth_failed"`; each once while it lasts."""
+        """The statuses as `"state"` or `"state/error_kind"`, without consecutive repeats."""
         states: list[str] = []
         for seen in self.seen:
             kind = seen.status.get("error_kind")
@@ -130,7 +128,7 @@ class StatusRecorder:
         return states
 
     def see(self, status: Status | Mapping[str, Any]) -> None:
-        """Take the next status of the gateway, at the moment that it shows it. Never raises: `check` does."""
+        """Record a status at the moment the gateway shows it. Raises nothing: `check` raises the error."""
         wire = status.to_wire() if isinstance(status, Status) else dict(status)
         self._seen.append(Seen(trio.current_time(), wire))
         if self._failure is None:
@@ -142,19 +140,19 @@ class StatusRecorder:
         self._changed = trio.Event()
 
     def watch(self, source: Watched) -> None:
-        """See every status of `source`, those that it remembers and those to come, until the end of the recorder."""
+        """Record all statuses of `source`: its history, and new ones until the recorder ends."""
         assert self._nursery is not None, "this recorder does not run: open_status_recorder makes one that does"
         taken = _Source(source, self.see)
         self._sources.append(taken)
         self._nursery.start_soon(taken.follow)
 
     def check(self) -> None:
-        """Raise what was wrong so far, if anything was.
+        """Raise the first error so far, if there is one.
 
         Raises:
-            ContractBroken: a status may not be, or may not follow those before; the first that was so.
-            StatusUntrue: the gateway showed for longer than `grace` that it was connected when no visitor got
-                through, or that it was not when they did.
+            ContractBroken: a status is not allowed, or not allowed after those before.
+            StatusUntrue: for longer than `grace` the gateway showed `connected` while no visitor got through, or
+                another state while visitors got through.
         """
         for source in self._sources:
             source.take()
@@ -162,33 +160,33 @@ class StatusRecorder:
             raise fresh_copy(self._failure)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Watch, until cancelled."""
+        """Check until cancelled."""
         async with trio.open_nursery() as self._nursery:
             if self._relay is not None:
-                self._nursery.start_soon(self._watch_truth, self._relay)
+                self._nursery.start_soon(self._check_truth, self._relay)
             task_status.started()
-            await trio.sleep_forever()  # no deadline: whoever runs it ends it
+            await trio.sleep_forever()  # no deadline: the caller cancels it
 
-    async def _watch_truth(self, relay: MemoryRelay) -> NoReturn:
-        """Wait until what is shown has not been so for too long."""
+    async def _check_truth(self, relay: MemoryRelay) -> NoReturn:
+        """Wait until the shown status is untrue for longer than allowed."""
         wrong_since = too_long_at = math.inf
         showed_connected = None
         while True:
             if not self._is_wrong(relay) or self._shows_connected() is not showed_connected:
-                # Also when one untruth has turned into the other at one moment.
+                # The second condition: one untrue state may turn into the other at one moment.
                 wrong_since = too_long_at = math.inf
             if self._is_wrong(relay):
                 showed_connected = self._shows_connected()
                 now = trio.current_time()
                 wrong_since = min(wrong_since, now)
-                # What is noticed at once is so from when it happens: a dead link that is cut was only silent before.
+                # A black hole that is then cut becomes noticeable at once, so the shorter time counts from the cut.
                 too_long_at = min(too_long_at, now + self._allowed(relay))
             with trio.move_on_at(too_long_at) as too_long:
                 await self._wait_change(relay)
             if too_long.cancelled_caught and self._is_wrong(relay):
                 lie = self._lie(wrong_since, too_long_at - wrong_since)
                 self._failure = self._failure or StatusUntrue(lie, self.seen)
-                # One is enough: there is nothing more to find out.
+                # Only the first error is reported.
                 await trio.sleep_forever()
 
     def _allowed(self, relay: MemoryRelay) -> float:
@@ -222,7 +220,7 @@ class StatusRecorder:
 
 @final
 class _Source:
-    """Reads a history that moves, so that nothing is seen twice and nothing is left out."""
+    """Reads a bounded history while it grows: each status once, and none left out unless the history drops it."""
 
     def __init__(self, watched: Watched, see: Any) -> None:
         self._watched: Final = watched
@@ -248,9 +246,10 @@ async def open_status_recorder(
     grace: float | None = None,
     conflated: bool = False,
 ) -> AsyncIterator[StatusRecorder]:
-    """A `StatusRecorder` for the length of an `async with`, at the end of which it raises what was wrong.
+    """Run a `StatusRecorder` during an `async with`, and call its `check` at the end. The arguments are the same.
 
-    When the body raises, that comes out, and nothing else. A single error comes out bare, also out of a group.
+    If the body raises, that exception is raised and `check` is not called. A single exception is raised without its
+    group.
     """
     recorder = StatusRecorder(relay, tunnel=tunnel, grace=grace, conflated=conflated)
     with lone_error_bare():

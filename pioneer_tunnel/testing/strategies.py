@@ -1,13 +1,11 @@
-"""Hypothesis strategies: what may happen to a gateway, made up, and shrunk to what a person can read.
+"""Hypothesis strategies for fault plans, visitors, settings updates and chunks.
 
     @given(plan=fault_plans())
     @virtual_time
     async def test_my_gateway(plan): ...
 
-Only this module of the kit imports Hypothesis. Whatever it makes is data whose repr is the code for it. Times are
-whole seconds, ten minutes at the most, and whatever stands first in a choice here is what a failure shrinks to.
-
-Neighbours: `faults`, `visitors` and `settings` have the data.
+Only this module of the kit imports Hypothesis. The repr of every example is the code that makes it. Times are whole
+seconds, mostly up to ten minutes. In each choice below, the first alternative is what a failure shrinks to.
 """
 
 from __future__ import annotations
@@ -71,30 +69,31 @@ _PASSING: Final[st.SearchStrategy[Fault]] = st.one_of(
     st.builds(CaptivePortal, st.sampled_from([302, 200])),
     st.just(BadTls()),
 )
-"""What comes to an end, so that another attempt follows."""
+"""Faults that end, so that another attempt follows."""
 
 _LASTING: Final[st.SearchStrategy[Fault]] = st.one_of(
     st.just(Up()),
     st.builds(BlackHole, _seconds(60, 600), _seconds(1, 10)),
     st.builds(Slow, _SPEEDS),
 )
-"""What leaves the tunnel up."""
+"""Faults that leave the tunnel up."""
 
 _FINAL: Final[st.SearchStrategy[Fault]] = st.one_of(
     st.builds(Reject, st.sampled_from(["auth_failed", "service_unknown", "wrong_audience"])),
     st.builds(Takeover, _seconds(0, 600)),
 )
-"""What has the gateway give up."""
+"""Faults at which the gateway gives up."""
 
 
 def fault_plans(*, max_faults: int = 4, final: bool | None = None) -> st.SearchStrategy[FaultPlan]:
-    """Plans of some faults that pass, and of an end: the tunnel is up, or the gateway has to give up.
+    """Plans of faults that pass, and a last one: the tunnel stays up, or the gateway must give up.
 
-    They shrink to `FaultPlan()`, in which nothing goes wrong.
+    They shrink to `FaultPlan()`, which has no fault.
 
     Args:
-        max_faults: how many may pass at the most (default 4).
-        final: True for plans at whose end the gateway has to give up, False for the others, None for both.
+        max_faults: most faults before the last one (default 4).
+        final: True for plans at whose end the gateway must give up, False for plans at whose end the tunnel is up,
+            None for both (default).
     """
     end = {True: _FINAL, False: _LASTING, None: _LASTING | _FINAL}[final]
     return st.builds(_plan, st.lists(_PASSING, max_size=max_faults), end)
@@ -111,11 +110,11 @@ def settings_updates(
     keys: st.SearchStrategy[RelayKey] | None = None,
     servers: st.SearchStrategy[str] | None = None,
 ) -> st.SearchStrategy[SettingsUpdate]:
-    """What clients may want changed. They shrink to an update that changes nothing.
+    """Settings updates that clients may send, valid and invalid. They shrink to an update that changes nothing.
 
     Args:
-        keys: the relay keys that may be in it (default: three that no relay knows).
-        servers: the addresses that may be (default: good ones, bad ones, and none, which clears it).
+        keys: relay keys to choose from (default: three that no relay knows).
+        servers: relay addresses to choose from (default: valid ones, invalid ones, and `""`, which clears it).
     """
     if keys is None:
         keys = st.sampled_from(_KEYS)
@@ -131,10 +130,10 @@ def settings_updates(
 
 
 def chunkings(data: bytes | st.SearchStrategy[bytes]) -> st.SearchStrategy[list[bytes]]:
-    """Ways in which `data` may come in pieces; none is empty. They shrink to a single piece.
+    """Ways to split `data` into at most 33 chunks, none of them empty. They shrink to a single chunk.
 
     Args:
-        data: what comes, or where that is from.
+        data: the bytes, or a strategy for them.
     """
     if not isinstance(data, bytes):
         return data.flatmap(chunkings)
@@ -147,12 +146,12 @@ def chunkings(data: bytes | st.SearchStrategy[bytes]) -> st.SearchStrategy[list[
 def visitor_traffic(
     *, max_visitors: int = 4, max_bytes: int = 100_000, within: int = 3600
 ) -> st.SearchStrategy[list[Visitor]]:
-    """Visitors who come in the order of the list. They shrink to none, and each to one who comes and leaves.
+    """Lists of visitors, sorted by `after`. They shrink to `[]`, and a visitor to one who only connects and leaves.
 
     Args:
-        max_visitors: how many there may be (default 4).
-        max_bytes: how many each may send at a time (default 100000).
-        within: seconds within which they come (default 3600).
+        max_visitors: most visitors in a list (default 4).
+        max_bytes: most bytes in one chunk (default 100000).
+        within: most seconds until a visitor connects (default 3600).
     """
     visitors = st.builds(
         Visitor,

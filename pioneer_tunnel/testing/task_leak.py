@@ -1,11 +1,11 @@
-"""Does something that happens again and again leave tasks behind?
+"""Check that a repeated action, such as a reconnect, leaves no tasks behind.
 
     async with trio.open_nursery() as nursery:
         await nursery.start(my_gateway.run)
         await check_task_leak(nursery, relay.reconnect)
 
-Trio has no lost tasks: each is in a nursery. But a nursery that lives as long as the gateway may collect one more with
-each reconnect, which no test of a single one shows.
+In Trio each task is in a nursery. But a nursery that lives as long as the gateway may gain a task with each reconnect,
+which a test of one reconnect does not show.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["TasksLeaked", "check_task_leak", "count_tasks"]
 
 @final
 class TasksLeaked(AssertionError):
-    """Tasks are left behind.
+    """The repeated action left tasks behind.
 
     Attributes:
-        leaked: how many, by name.
+        leaked: the number of additional tasks by task name.
     """
 
     def __init__(self, leaked: Counter[str], times: int) -> None:
@@ -35,7 +35,7 @@ class TasksLeaked(AssertionError):
 
 
 def count_tasks(nursery: trio.Nursery) -> Counter[str]:
-    """The living tasks of `nursery` and of all nurseries below it, by name."""
+    """Count the tasks of `nursery` and of all nurseries below it, by task name."""
     found: Counter[str] = Counter()
     for task in nursery.child_tasks:
         found[task.name] += 1
@@ -45,15 +45,15 @@ def count_tasks(nursery: trio.Nursery) -> Counter[str]:
 
 
 async def check_task_leak(nursery: trio.Nursery, again: Callable[[], Awaitable[object]], *, times: int = 3) -> None:
-    """Do something twice, which may start what then stays, and `times` more, after which there must not be more tasks.
+    """Run `again` twice, count tasks, run it `times` more, and compare. The first two runs may start tasks that stay.
 
     Args:
-        nursery: what is looked at: one that holds the gateway, and not what the test itself starts meanwhile.
-        again: what to do; it returns when all is as it was before, as `MemoryRelay.reconnect` does.
-        times: how often, after the first two (default 3).
+        nursery: the nursery to count in. It holds the gateway, but no tasks that the test starts meanwhile.
+        again: the action. It returns when the state is as before, as `MemoryRelay.reconnect` does.
+        times: number of runs after the first two (default 3).
 
     Raises:
-        TasksLeaked: there are more tasks than before, and which.
+        TasksLeaked: there are more tasks than after the first two runs.
     """
     await _repeat(again, 2)
     before = count_tasks(nursery)

@@ -1,14 +1,12 @@
-"""Virtual time for a test: a clock that jumps to the next deadline when all tasks wait, so that a day takes seconds.
+"""Virtual time for tests: a clock that jumps to the next deadline when all tasks wait, so that a day takes seconds.
 
     @given(plan=fault_plans())
     @virtual_time                     # a fresh clock for each example
     async def test_my_gateway(plan): ...
 
-Trio has the clock (`trio.testing.MockClock`). What is added: the clock stands still while a thread works, where Trio's
-would jump to the deadline of whoever waits for the thread; Trio's choice among tasks that could run is made by a seed,
-so that a test that fails fails again; and a test that waits for what never comes is ended, instead of hanging.
-
-Neighbours: `scenario.run` puts a relay into it; `wall_clock` is for whoever publishes statuses.
+The clock is `trio.testing.MockClock`, with three additions. It does not jump while a thread works; Trio's would jump to
+the deadline of the task that waits for the thread. A seed decides the order of tasks that Trio could run in any order,
+so that a failure repeats. A test that waits for ever ends with `trio.TooSlowError`.
 """
 
 from __future__ import annotations
@@ -34,17 +32,17 @@ __all__ = [
 ]
 
 LIMIT: Final = 48 * 3600.0
-"""Virtual seconds that a test may take: enough for a host to sleep through a few nights of 8 hours."""
+"""Virtual seconds that a test may take: enough for several `HostSleep`s of 8 hours."""
 
 EPOCH: Final = 1_700_000_000.0
-"""What `wall_clock` shows when virtual time begins."""
+"""What `wall_clock` returns at virtual time 0."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
 def wall_clock() -> float:
-    """Seconds since 1970 in virtual time, which begins in November 2023. For the `wall_clock` of what is tested."""
+    """Seconds since 1970 in virtual time, which begins in November 2023. For arguments `wall_clock=...`."""
     return EPOCH + trio.current_time()
 
 
@@ -55,17 +53,17 @@ def virtual_time(
     *, seed: int = 0, limit: float = LIMIT
 ) -> Callable[[Callable[_P, Awaitable[_T]]], Callable[_P, _T]]: ...
 def virtual_time(test: Callable[..., Awaitable[Any]] | None = None, /, *, seed: int = 0, limit: float = LIMIT) -> Any:
-    """Make an async test one that a test runner calls, and run it in virtual time, from 0 on, each time anew.
+    """Turn an async test into a plain function that runs it in virtual time. Each call starts a new clock at 0.
 
-    It stands below `@given`. It needs neither pytest-trio nor a fixture.
+    With Hypothesis, put it below `@given`. It needs neither pytest-trio nor a fixture.
 
     Args:
-        test: the test, when it is used without arguments: `@virtual_time`.
-        seed: decides which of several tasks runs first, wherever that is open.
+        test: the test, for `@virtual_time` without arguments.
+        seed: decides the order of tasks that Trio could run in any order (default 0).
         limit: virtual seconds that the test may take (default: two days).
 
     Raises:
-        trio.TooSlowError: from the test, when it takes longer than `limit`.
+        trio.TooSlowError: from the test, if it takes longer than `limit`.
     """
     if test is None:
         return functools.partial(virtual_time, seed=seed, limit=limit)
@@ -91,9 +89,9 @@ def run_virtually(work: Callable[[], Awaitable[_T]], *, seed: int = 0, limit: fl
 
 @contextmanager
 def without_threads() -> Iterator[None]:
-    """Let what would work in a thread be done where it is asked for, so that also that happens again as it did.
+    """Replace `trio.to_thread.run_sync`: run the function in the event loop, after a checkpoint.
 
-    Whoever awaits a thread gets one checkpoint, the work, and its result. For whole runs: it holds for the process.
+    So no thread makes the order of events random. It applies to the whole process: use it around a run.
     """
 
     async def run_sync(call: Callable[..., _T], *args: Any, **_: Any) -> _T:
@@ -110,9 +108,9 @@ def without_threads() -> Iterator[None]:
 
 
 def stop_the_clock_for_threads() -> None:
-    """From now on, let an autojump clock jump only while no thread works for this `trio.run`. Twice is once.
+    """From now on, let an autojump clock jump only while no thread works for this `trio.run`.
 
-    With any other clock this does nothing.
+    A second call does nothing; nor does a call with another clock.
     """
     clock = trio.lowlevel.current_clock()
     if not isinstance(clock, trio.testing.MockClock) or clock.autojump_threshold == math.inf:
@@ -142,10 +140,10 @@ class _ThreadsStopTheClock(trio.abc.Instrument):
 
 @contextmanager
 def _order_of_tasks_from(seed: int) -> Iterator[None]:
-    """Let Trio's scheduler draw from `seed`.
+    """Seed the random choices of Trio's scheduler.
 
-    Trio has no public way to this. These are the two names that its own integration with Hypothesis uses; should they
-    go, all that is lost is that a failure repeats.
+    Trio has no public API for this. These two private names are those that its Hypothesis integration uses. Without
+    them, failures may not repeat, but tests still run.
     """
     scheduler: Any = sys.modules["trio._core._run"]
     random, switch = getattr(scheduler, "_r", None), "_ALLOW_DETERMINISTIC_SCHEDULING"

@@ -1,9 +1,7 @@
-"""Visitors as data: when they come, what they send, how they leave; and one who does so.
+"""Visitors as data: when they connect, what they send, how they leave.
 
-    heard = await play_visitor(relay, Visitor(2.0, sends=(1, 4096)))
-    assert heard.data == visitor.data     # of a gateway that echoes
-
-Neighbours: `MemoryRelay.visit` is their door; `strategies.visitor_traffic` makes them up.
+heard = await play_visitor(relay, Visitor(2.0, sends=(1, 4096)))
+assert heard.data == visitor.data     # of a gateway that echoes
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from .printable import Printable
 __all__ = ["Heard", "Leave", "Visitor", "play_visitor"]
 
 _PATTERN: Final = bytes(range(251))
-"""A prime number of bytes, so that what is lost, or comes twice, shows."""
+"""Its length is prime, so that lost or repeated blocks show."""
 
 
 @final
@@ -31,11 +29,11 @@ class Leave(enum.StrEnum):
     """How a visitor leaves."""
 
     END = "end"
-    """Ends what it sends, and hears the gateway out."""
+    """Send EOF, and read until the gateway's EOF."""
     CLOSE = "close"
-    """Closes the connection, whatever is still to come."""
+    """Close the connection without reading the rest."""
     RESET = "reset"
-    """Breaks it off."""
+    """Reset the connection."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}.{self.name}"
@@ -51,10 +49,10 @@ class Visitor(Printable):
     """One visitor.
 
     Attributes:
-        after: seconds until it comes.
-        sends: how many bytes it sends at a time.
-        pause: seconds between them.
-        leave: how it leaves, when it has sent all.
+        after: seconds until it connects (default 0).
+        sends: the size of each chunk that it sends, in bytes (default: none).
+        pause: seconds between chunks (default 0).
+        leave: how it leaves after the last chunk (default `Leave.END`).
     """
 
     after: float = 0.0
@@ -64,13 +62,13 @@ class Visitor(Printable):
 
     @property
     def data(self) -> bytes:
-        """All that it sends."""
+        """All bytes that it sends."""
         total = sum(self.sends)
         return (_PATTERN * (total // len(_PATTERN) + 1))[:total]
 
     @property
     def chunks(self) -> list[bytes]:
-        """The same, as it sends it."""
+        """`data` in the chunks of `sends`."""
         data, chunks, position = self.data, [], 0
         for amount in self.sends:
             chunks.append(data[position : position + amount])
@@ -81,11 +79,11 @@ class Visitor(Printable):
 @final
 @attrs.frozen
 class Heard:
-    """What a visitor got of its visit.
+    """What a visitor received.
 
     Attributes:
-        data: what the gateway sent.
-        broken: True when the connection broke, or there was none; False when it ended, or the visitor left first.
+        data: the bytes that the gateway sent.
+        broken: True if the connection broke or was refused; False after EOF, or if the visitor left first.
     """
 
     data: bytes
@@ -93,7 +91,16 @@ class Heard:
 
 
 async def play_visitor(relay: MemoryRelay, visitor: Visitor, *, tunnel: str = "office") -> Heard:
-    """Wait until the visitor comes, and be it until it has left. There is no deadline: the caller sets one."""
+    """Act as `visitor`, and return what it received. There is no deadline: the caller sets one.
+
+    Args:
+        relay: the relay to connect to.
+        visitor: what it does.
+        tunnel: the tunnel that it visits (default `"office"`).
+
+    Raises:
+        KeyError: the relay has no such tunnel.
+    """
     await trio.sleep(visitor.after)
     try:
         stream = await relay.visit(tunnel)
@@ -102,7 +109,7 @@ async def play_visitor(relay: MemoryRelay, visitor: Visitor, *, tunnel: str = "o
     received = bytearray()
     broken = False
     async with stream, trio.open_nursery() as nursery:
-        nursery.start_soon(_say, stream, visitor, nursery.cancel_scope)
+        nursery.start_soon(_send, stream, visitor, nursery.cancel_scope)
         try:
             async for data in stream:
                 received += data
@@ -110,12 +117,12 @@ async def play_visitor(relay: MemoryRelay, visitor: Visitor, *, tunnel: str = "o
             broken = True
             nursery.cancel_scope.cancel()
         except trio.ClosedResourceError:
-            pass  # it has left
+            pass  # the visitor has reset the stream
     return Heard(bytes(received), broken)
 
 
-async def _say(stream: MemoryStream, visitor: Visitor, hearing: trio.CancelScope) -> None:
-    # The ear hears that the connection is broken, after all that came before.
+async def _send(stream: MemoryStream, visitor: Visitor, reading: trio.CancelScope) -> None:
+    # The reading task reports the break, after all bytes that came before it.
     with suppress(trio.BrokenResourceError):
         for number, chunk in enumerate(visitor.chunks):
             if number:
@@ -125,6 +132,6 @@ async def _say(stream: MemoryStream, visitor: Visitor, hearing: trio.CancelScope
             case Leave.END:
                 await stream.send_eof()
             case Leave.CLOSE:
-                hearing.cancel()
+                reading.cancel()
             case Leave.RESET:
                 stream.reset()
