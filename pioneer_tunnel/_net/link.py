@@ -1,20 +1,18 @@
 """A link: the reliable, ordered stream of bytes that yamux runs over.
 
-The mux never learns what carries its bytes. Today that is one WebSocket (`websocket.link`), or any Trio stream
-(`StreamLink`); a link that survives the loss of its connection goes in the same place.
+yamux never learns what carries its bytes. Today that is one WebSocket; a link that survives the loss of its connection
+implements the same interface.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Final, TypeAlias, final
+from typing import Final, TypeAlias
 
 import trio
 
-from .adopted import watch
-
-__all__ = ["Bytes", "Link", "StreamLink"]
+__all__ = ["READ_SIZE", "Bytes", "Link"]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
@@ -22,64 +20,39 @@ READ_SIZE: Final = 256 * 1024
 
 
 class Link(trio.abc.AsyncResource):
-    """What yamux asks of whatever carries it. One task sends, one task receives."""
+    """What yamux needs of its carrier. One task sends, one task receives."""
 
     @property
     @abstractmethod
     def last_received(self) -> float:
-        """`trio.current_time()` of the last byte that came from the other end, whatever it belonged to."""
+        """`trio.current_time()` when the last byte arrived from the peer, also one of a control frame."""
 
     @property
     @abstractmethod
     def sending_since(self) -> float | None:
-        """When the `send` that is under way last made progress; None while there is none."""
+        """`trio.current_time()` when the current `send` last made progress; None while there is none."""
 
     @abstractmethod
     async def send(self, chunks: Sequence[Bytes]) -> None:
         """Send all of `chunks`, in order.
 
         Raises:
-            trio.BrokenResourceError: the link is gone. Cancelled half way, it may have sent a part and is good for
-                nothing but `aclose`.
+            trio.BrokenResourceError: the link is gone.
+
+        If cancelled, it may have sent a part. Only `aclose` may be called after that.
         """
 
     @abstractmethod
     async def receive(self) -> Sequence[Bytes]:
-        """Wait for bytes and return what has come, in order; empty at the end.
+        """Wait for bytes and return what has arrived, in order; empty at EOF.
 
         Raises:
-            trio.BrokenResourceError: the link is gone without having ended; the message tells how.
+            trio.BrokenResourceError: the link broke before EOF; the message says how.
         """
 
     def blame(self) -> None:
-        """The other end broke a rule: let `aclose` say so, where it has a way to."""
+        """The peer broke a rule: let `aclose` send that as the reason, if the link can."""
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Close: say goodbye if the link has a way to, then let go of the connection. Cancelled, let go at once."""
-
-
-@final
-class StreamLink(Link):
-    """A link over a Trio stream, with nothing in between."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream: Final = watch(stream)
-
-    @property
-    def last_received(self) -> float:
-        return self._stream.last_received
-
-    @property
-    def sending_since(self) -> float | None:
-        return self._stream.sending_since
-
-    async def send(self, chunks: Sequence[Bytes]) -> None:
-        await self._stream.send_all(b"".join(chunks))
-
-    async def receive(self) -> Sequence[Bytes]:
-        data = await self._stream.receive_some(READ_SIZE)
-        return [data] if data else []
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+        """Send a close message if the link has one, then close the connection. If cancelled, close it at once."""

@@ -11,9 +11,9 @@ from typing import Any, Final, NamedTuple, TypeAlias, final
 
 import trio
 from rig import eventually
+from stream_link import StreamLink
 
 from pioneer_tunnel._model.errors import RemoteProtocolError
-from pioneer_tunnel._net.link import StreamLink
 from pioneer_tunnel.yamux import Limits, Role, YamuxConnection, YamuxStream
 from pioneer_tunnel.yamux.frames import SYN, Buffer, FrameDecoder, FrameType, Header, encode_header
 

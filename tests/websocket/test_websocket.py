@@ -29,6 +29,7 @@ from rig import (
     run_until_it_waits,
     until_it_raises,
 )
+from stream_link import StreamLink
 from yamux_rig import cut
 
 from pioneer_tunnel._model.addresses import RelayAddress
@@ -36,7 +37,6 @@ from pioneer_tunnel._model.errors import UnsupportedTransportError
 from pioneer_tunnel._model.exception_groups import lone_error_bare
 from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.closing import abandon
-from pioneer_tunnel._net.link import StreamLink
 from pioneer_tunnel.websocket import (
     ENGINES,
     MAX_BINARY,

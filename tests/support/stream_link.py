@@ -1,0 +1,39 @@
+"""A yamux link over any Trio stream, for tests of yamux without a WebSocket."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, final
+
+import trio
+
+from pioneer_tunnel._net.adopted import watch
+from pioneer_tunnel._net.link import READ_SIZE, Bytes, Link
+
+__all__ = ["StreamLink"]
+
+
+@final
+class StreamLink(Link):
+    """A link over a Trio stream, with nothing in between."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream: Final = watch(stream)
+
+    @property
+    def last_received(self) -> float:
+        return self._stream.last_received
+
+    @property
+    def sending_since(self) -> float | None:
+        return self._stream.sending_since
+
+    async def send(self, chunks: Sequence[Bytes]) -> None:
+        await self._stream.send_all(b"".join(chunks))
+
+    async def receive(self) -> Sequence[Bytes]:
+        data = await self._stream.receive_some(READ_SIZE)
+        return [data] if data else []
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
