@@ -10,8 +10,8 @@ Every client needs the token. The gateway also knows where each client comes fro
 - A local client connects to the listener on loopback.
 - A client through the tunnel arrives in this process as a `TunnelStream`, without a port. The stream has the visitor's
   address.
-- With `proxy_protocol = "v2"` in the table, the tunnel forwards connections to `local_addr`, as for a gateway in another
-  program. They begin with a PROXY header with the visitor's address. A connection from loopback is not trusted.
+- With `proxy_protocol = "v2"` in the table, the tunnel forwards connections to `local_addr`, as for a gateway in
+  another program. They begin with a PROXY header with the visitor's address. A connection from loopback is not trusted.
 """
 
 from __future__ import annotations

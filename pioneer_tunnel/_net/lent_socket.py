@@ -1,4 +1,4 @@
-"""A stream's socket while the fast path moves its bytes."""
+"""The socket of a stream, which the fast path may borrow to move bytes past the stream."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ __all__ = ["LentSocket"]
 
 @final
 class LentSocket:
-    """The socket of a stream, lent to whoever moves bytes past the stream. Every close of it goes through here.
+    """A stream's socket. The stream owns it; a borrower may move bytes past the stream. All closes go through here.
 
-    While it `resets`, only `close` ends the connection with a FIN. All else that closes the socket is a RST, the kernel
-    after the death of this process and the garbage collector included. So a truncated stream never looks complete.
+    While `resets` is True, only `close` sends a FIN. Any other close sends a RST, also by the garbage collector, or by
+    the kernel after this process died. So a truncated stream never looks complete.
 
     Args:
-        socket: what is lent.
-        resets: whether it does so already: what is accepted inherits it from its listener.
+        socket: the connected socket.
+        resets: whether SO_LINGER is set on it already. An accepted socket inherits that from its listener.
 
     Attributes:
         socket, resets: as above.
-        waited_for: whether Trio was ever asked to wait for it. Only then closing has to wake who waits.
-        on_close: the owner's; called when it was closed, by the borrower or through here.
-        taken_back: the borrower's; called when the stream is closed meanwhile, just before its socket is.
+        waited_for: whether a Trio task has ever waited for it. Only then a close has to wake waiting tasks.
+        on_close: set by the owner; called after a close, by the owner or the borrower.
+        taken_back: set by the borrower; called just before the owner closes the socket.
     """
 
     __slots__ = ("on_close", "resets", "socket", "taken_back", "waited_for")
@@ -41,36 +41,36 @@ class LentSocket:
         self.taken_back: Callable[[], None] | None = None
 
     def take_back(self) -> None:
-        """The stream is about to close the socket."""
+        """Tell the borrower that the owner closes the socket next."""
         if self.taken_back is not None:
             self.taken_back()
 
     def arm_reset(self) -> None:
-        """Let every end but `close` be a RST."""
+        """Make every close but `close` a RST."""
         if not self.resets:
             self.resets = True
             reset_on_close(self.socket)
 
     def disarm_reset(self) -> None:
-        """Let every end but `reset` be a FIN."""
+        """Make every close but `reset` a FIN."""
         if self.resets:
             self.resets = False
             fin_on_close(self.socket)
 
     def close(self) -> None:
-        """Close it in good order: what was sent still arrives. The borrower does so once both directions have ended."""
+        """Close it with a FIN: what was sent still arrives. The borrower calls this after EOF in both directions."""
         self.disarm_reset()
         self.drop()
 
     def reset(self) -> None:
-        """Close it with a RST, which drops what has not been sent."""
+        """Close it with a RST, which drops unsent data."""
         self.arm_reset()
         self.drop()
 
     def drop(self) -> None:
         """Close it, with a RST if `resets` is True."""
         if self.waited_for and isinstance(self.socket, socket.socket) and self.socket.fileno() != -1:
-            trio.lowlevel.notify_closing(self.socket)  # Trio's own do so themselves
+            trio.lowlevel.notify_closing(self.socket)  # Trio's own sockets do this themselves
         self.socket.close()
         if self.on_close is not None:
             self.on_close()

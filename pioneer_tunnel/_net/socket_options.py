@@ -1,11 +1,4 @@
-"""What lies at the bottom of a connection, told and asked directly: a socket.
-
-`LentSocket` is one whose bytes move past its stream; the functions are what neither Trio nor the standard library has a
-word for.
-
-Neighbours: `dialer` makes sockets; `tcp_stream`, `channel_stream`, `data_channels` stand on them; `splice` joins two;
-`endings` ends one.
-"""
+"""Options and state of sockets that neither Trio nor the standard library has a function for."""
 
 from __future__ import annotations
 
@@ -46,7 +39,11 @@ Socket: TypeAlias = trio.socket.SocketType | socket.socket
 
 
 def descriptor_of(sock: Socket) -> int:
-    """The socket's descriptor, asked for anew each time: when it is closed, its number soon is somebody else's."""
+    """The socket's descriptor. Do not keep it: after a close the kernel may give the number to another socket.
+
+    Raises:
+        trio.ClosedResourceError: it is closed.
+    """
     descriptor = sock.fileno()
     if descriptor == -1:
         raise trio.ClosedResourceError("this stream was closed")
@@ -54,11 +51,11 @@ def descriptor_of(sock: Socket) -> int:
 
 
 def keep_alive(sock: Socket, *, idle: int = 20, interval: int = 8) -> None:
-    """Have the system find out when the other end of a silent connection is gone, and NATs not forget it.
+    """Turn on TCP keepalive, so that a dead peer is noticed and NATs keep the connection.
 
     Args:
-        idle: seconds of silence after which it asks.
-        interval: seconds after which it asks again; after some such questions without an answer the connection breaks.
+        idle: seconds of silence before the first probe.
+        interval: seconds between probes. After some probes without an answer the connection breaks.
     """
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -68,10 +65,10 @@ def keep_alive(sock: Socket, *, idle: int = 20, interval: int = 8) -> None:
 
 
 def limit_unsent(sock: Socket) -> None:
-    """Let the system take 256 KiB beyond what is on its way, and no more.
+    """Let the kernel buffer at most 256 KiB that it has not sent yet (TCP_NOTSENT_LOWAT).
 
-    By itself it takes megabytes, which then lie before whoever wants to say a last word. The 16 KiB of Trio's streams
-    make a large send many small ones.
+    The default is megabytes, and a last answer would wait behind them. The 16 KiB that Trio's streams set cut a large
+    send into many small ones.
     """
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         with suppress(OSError):
@@ -79,7 +76,7 @@ def limit_unsent(sock: Socket) -> None:
 
 
 def _unsent(descriptor: int) -> int:
-    """Bytes that the other end has not acknowledged."""
+    """Bytes that the peer has not acknowledged."""
     try:
         return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     except OSError:
@@ -87,7 +84,7 @@ def _unsent(descriptor: int) -> int:
 
 
 async def wait_sent(sock: Socket) -> None:
-    """Wait until the other end has acknowledged all that was sent, where the system tells."""
+    """Wait until the peer has acknowledged all that was sent (Linux; elsewhere return at once)."""
     pause = _FIRST_PAUSE
     while _CAN_ASK_UNSENT and sock.fileno() != -1 and _unsent(sock.fileno()):
         await trio.sleep(pause)
@@ -101,6 +98,6 @@ def fin_on_close(sock: Socket) -> None:
 
 
 def reset_on_close(sock: Socket) -> None:
-    """Let closing `sock` be a RST, which drops what it has not sent. What a listener accepts then is like that, too."""
+    """Closing `sock` sends a RST and drops unsent data. Sockets that a listener accepts inherit this."""
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

@@ -1,10 +1,8 @@
-"""A TCP connection, read and written by its descriptor: what a `trio.SocketStream` is, without the layers above it.
+"""A TCP connection that is read and written by its descriptor. POSIX only.
 
-Those layers are there for every kind of socket and system. To read and write by the descriptor costs a third of the way
-through them, and a new connection is cheaper by a sixth. The contract is the same, and it is as fair: calls let other
-tasks run.
-
-POSIX only. Neighbours: `dialer` and `streams.watch` make them; `splice` moves bytes past them, through `plain_socket`.
+It does what a `trio.SocketStream` does, without the layers of `trio.socket`, which support every kind of socket and
+system. A read or write takes a third of the time, and a new connection five sixths. The contract is the same, and as
+fair: calls let other tasks run.
 """
 
 from __future__ import annotations
@@ -34,19 +32,19 @@ _MOST_PIECES: Final = 64
 
 @final
 class TcpStream(ByteStream):
-    """A connection over a socket of its own, and a watch over silence and stalls.
+    """A TCP connection that measures silence and stalls.
 
     One task may send and one may receive at a time; a second one gets `trio.BusyResourceError`.
 
     Args:
-        socket: connected, and not blocking; Trio's or the standard library's. Closed with this.
+        socket: connected and non-blocking, Trio's or the standard library's. Closed with this.
         resets: see `LentSocket`.
 
     Attributes:
-        last_received: `trio.current_time()` of the last byte that arrived, of the start before that.
-        sending_since: when the send that is under way, or waits for room, last got rid of a byte; None while there is
-            none. It measures the lack of progress, not the time to finish: a slow path is slow, a dead one is dead.
-        plain_socket: see the function of that name. What moves past this stream, it does not see.
+        last_received: `trio.current_time()` when the last byte arrived; before that, when this was made.
+        sending_since: when the current send last made progress; None while there is none. It measures the lack of
+            progress, not the time to finish: a slow path is not a dead one.
+        plain_socket: see `ByteStream`. Bytes that the fast path moves do not count for the attributes above.
     """
 
     def __init__(self, socket: Socket, *, resets: bool = False) -> None:
@@ -117,7 +115,7 @@ class TcpStream(ByteStream):
             self.sending_since = None
 
     async def send_pieces(self, pieces: Sequence[bytes]) -> None:
-        """Like `send_all` of all `pieces`, without putting them together first.
+        """Like `send_all` of all `pieces`, without joining them first.
 
         Lets other tasks run only when it has to wait, and at least every eighth time.
         """
@@ -169,7 +167,7 @@ class TcpStream(ByteStream):
         await trio.lowlevel.checkpoint()
 
     def reset(self) -> None:
-        """Close with a RST, which drops what has not been sent. After `aclose` this changes nothing."""
+        """Close with a RST, which drops unsent data. After `aclose` this changes nothing."""
         self._lent.take_back()
         self._lent.reset()
 
@@ -209,7 +207,7 @@ class TcpStream(ByteStream):
     async def _wait_writable(self) -> None:
         if not self._had_to_wait:
             self._had_to_wait = True
-            limit_unsent(self.socket)  # which is less with Trio's sockets
+            limit_unsent(self.socket)  # Trio's sockets have a lower limit
         self._lent.waited_for = True
         await trio.lowlevel.wait_writable(self.socket)
 

@@ -1,8 +1,4 @@
-"""The stream that a tunnel hands out: a visitor's connection.
-
-Neighbours: a transport makes it from a stream of its own and what the relay told of the visitor; `Tunnel.accept`
-and `forward` receive it.
-"""
+"""The stream that a tunnel hands out: a visitor's connection."""
 
 from __future__ import annotations
 
@@ -23,14 +19,17 @@ __all__ = ["CarriedStream", "Handler", "TunnelStream"]
 
 
 class CarriedStream(Protocol):
-    """What a transport's own streams can do beside being half-closeable streams."""
+    """What a transport's stream implements in addition to `trio.abc.HalfCloseableStream`.
+
+    A stream that is also a `ByteStream` reports more: resets, room, its socket.
+    """
 
     @property
     def usable(self) -> bool:
-        """False once it was closed, reset or lost."""
+        """False once it was closed, was reset, or lost its connection."""
 
     def acknowledge(self) -> None:
-        """It was accepted."""
+        """Tell the relay that it was accepted, if the protocol can."""
 
     def reset(self) -> None:
         """Abandon it; see `TunnelStream.reset`."""
@@ -46,17 +45,17 @@ class CarriedStream(Protocol):
 class TunnelStream(ByteStream):
     """A visitor's connection, carried by the tunnel.
 
-    A stream like any of Trio's, with half-close both ways. `aclose` sends what is queued and then ends orderly, with
-    or without `send_eof` before it; cancelled, or after `reset`, the visitor's connection ends with a reset, so that
-    half an answer is never taken for a whole one. `trio.serve_listeners` closes forcefully what a handler leaves
-    open: a handler that is done closes its stream itself, best with `async with stream:`.
+    It implements `trio.abc.HalfCloseableStream`. `aclose` sends what is queued and then FIN, with or without `send_eof`
+    before it. If `aclose` is cancelled, or after `reset`, the visitor's connection is reset, so a truncated answer
+    never looks complete. `trio.serve_listeners` closes forcefully what a handler leaves open. So a handler closes its
+    stream itself, best with `async with stream:`.
 
     Attributes:
-        visitor: the visitor's address as the relay saw it; None where the transport does not tell.
-        tls: whether the visitor came over TLS; None where the transport does not tell.
-        tunnelled: True, to tell this stream from one that a listener of the host itself accepted.
+        visitor: the visitor's address as the relay saw it; None if the transport does not report it.
+        tls: whether the visitor used TLS; None if the transport does not report it.
+        tunnelled: True, to tell this stream from one that the host's own listener accepted.
 
-    Not promised: that what `send_all` took has reached the visitor, or even left this host, when it returns.
+    Not promised: that the data has reached the visitor, or has left this host, when `send_all` returns.
     """
 
     tunnelled: Final = True
@@ -79,11 +78,11 @@ class TunnelStream(ByteStream):
         return self._stream.plain_socket
 
     def acknowledge(self) -> None:
-        """Tell the relay that somebody takes care of this visitor. `Tunnel.accept` has done so."""
+        """Tell the relay that this visitor was accepted. `Tunnel.accept` has done so."""
         self._carried.acknowledge()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Wait for data from the visitor; b"" after its end. See `trio.abc.ReceiveStream`.
+        """Wait for data from the visitor; b"" after EOF. See `trio.abc.ReceiveStream`.
 
         Raises:
             trio.BrokenResourceError: the visitor's connection was reset, or the link to the relay was lost.
@@ -104,7 +103,7 @@ class TunnelStream(ByteStream):
     def room(self) -> int | None:
         """How many bytes to read for this stream and to send next, so that the tunnel holds few of them.
 
-        0 while `wait_send_all_might_not_block` would wait; None where the visitor has a connection of its own.
+        0 while `wait_send_all_might_not_block` would wait; None if the visitor has a connection of its own.
         """
         return self._adopted.room
 
@@ -113,18 +112,18 @@ class TunnelStream(ByteStream):
         await self._stream.wait_send_all_might_not_block()
 
     async def send_eof(self) -> None:
-        """Tell the visitor that nothing more comes, and go on receiving. See `trio.abc.HalfCloseableStream`."""
+        """Send EOF to the visitor. Receiving goes on. See `trio.abc.HalfCloseableStream`."""
         await self._stream.send_eof()
 
     async def aclose(self) -> None:
-        """Send what is queued, then end; cancelled, reset. See `trio.abc.AsyncResource`."""
+        """Send what is queued, then FIN; if cancelled, reset. See `trio.abc.AsyncResource`."""
         await self._stream.aclose()
 
     async def wait_broken(self) -> bool:
         """Wait until the visitor resets its connection or the link is lost; False when the stream was closed here.
 
-        For a handler that has read to the end and works on an answer. Over `tcp` and `tls` a visitor's reset goes
-        unnoticed here. It waits for ever over a transport of your own whose streams have no `wait_broken`.
+        For a handler that has read to EOF and works on an answer. Over `tcp` and `tls` a visitor's reset is not noticed
+        here. It waits forever if the transport's stream is not a `ByteStream`.
         """
         return await self._stream.wait_broken()
 
@@ -147,7 +146,7 @@ class TunnelStream(ByteStream):
         return self._stream.lowest_socket
 
     def reset(self) -> None:
-        """Abandon the visitor: its connection ends with a reset at once, and what was queued is dropped."""
+        """Reset the visitor's connection at once. What was queued is dropped."""
         self._stream = self._adopted
         self._carried.reset()
 
@@ -156,4 +155,4 @@ class TunnelStream(ByteStream):
 
 
 Handler: TypeAlias = Callable[[TunnelStream], Awaitable[None]]
-"""Takes a visitor's stream, and closes it when it is done."""
+"""Serves a visitor's stream and closes it."""

@@ -381,7 +381,7 @@ def sni_router(files: dict[str, Any], pair: Callable[..., Any] = trio.testing.me
 
 
 async def test_the_relay_presents_a_renewed_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certificate_room, "LOOK_INTERVAL", 0)
+    monkeypatch.setattr(certificate_room, "CHECK_INTERVAL", 0)
 
     def issue(*names: str) -> None:
         issued = CA.issue_cert(*names)

@@ -1,4 +1,4 @@
-"""A yamux link straight over a Trio stream."""
+"""A yamux link over any Trio stream, for tests of yamux without a WebSocket."""
 
 from __future__ import annotations
 

@@ -350,7 +350,7 @@ async def test_cancelled_in_the_handshake_it_resets(certificate: Certificate) ->
 async def test_a_renewed_certificate_is_presented_to_the_next_visitor(
     folder: Path, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(certificate_room, "LOOK_INTERVAL", 0)
+    monkeypatch.setattr(certificate_room, "CHECK_INTERVAL", 0)
     async with serving(terminate_tls(echo, certificate)) as (rig, _):
         async with await visit(rig) as visitor:
             put(folder, BLIND, "new.test")
