@@ -22,7 +22,7 @@ define install
 }
 endef
 
-.PHONY: demo test lint types unit fuzz audit interop bench mutation soak clean
+.PHONY: demo test lint types unit wheel lowest coverage fuzz audit interop bench mutation soak clean
 
 demo: $(RUNS)
 	$(BIN)/python examples/demo.py
@@ -40,6 +40,32 @@ types: $(READY)
 # Most tests wait, for the clock of a real socket or a process: one worker a core makes half the time of it.
 unit: $(READY) $(NPM_READY)
 	$(BIN)/pytest -n auto --dist worksteal
+
+# The wheel as a user installs it, in an environment of its own, tried with a quick selection of the tests.
+WHEEL := build/wheel
+WHEEL_TESTS := tests/test_public_api.py tests/tunnel/test_tunnel.py tests/gateway/test_rpc.py tests/cli/test_cli.py
+
+wheel: $(READY)
+	rm -rf $(WHEEL)
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEEL) .
+	$(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/python -m pip install --quiet --disable-pip-version-check \
+		"$$(echo $(WHEEL)/*.whl)[cli,speed,testing]" jsonschema pytest-timeout trustme
+	$(WHEEL)/venv/bin/python -P -c "import pioneer_tunnel as p; assert 'site-packages' in p.__file__, p.__file__"
+	$(WHEEL)/venv/bin/python -P -m pytest -q -p no:cacheprovider $(WHEEL_TESTS)
+
+# All tests with the lowest versions of the dependencies that pyproject.toml allows.
+LOWEST := build/lowest
+
+lowest: tests/lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/lowest.txt \
+		-e '.[cli,speed,keyring,testing,truststore]' jsonschema pytest-timeout pytest-xdist trustme
+	$(LOWEST)/bin/pytest -q -p no:cacheprovider -n auto --dist worksteal
+
+# Branch coverage of the package; [tool.coverage] in pyproject.toml has the floor, and the reasons for what is left out.
+coverage: $(READY) $(NPM_READY)
+	$(BIN)/pytest -n auto --dist worksteal --cov
 
 # The fuzz targets, for so many seconds and the end of the round that has begun then. A round takes other examples than
 # the last; one that fails is printed so that it can be repeated, and is kept in .hypothesis, where it comes up again

@@ -6,6 +6,7 @@ for a custom server (a tunnel is a `trio.abc.Listener`); `pioneer_tunnel.testing
 
 from __future__ import annotations
 
+from ._deprecation import PioneerTunnelDeprecationWarning
 from ._model.addresses import Address, RelayAddress
 from ._model.errors import (
     InvalidSettingsError,
@@ -33,8 +34,8 @@ from ._model.public_names import publish as _publish
 from ._model.status import ErrorKind, State, Status
 from ._net.closing import abandon
 from ._net.dialing import Dialer, dial_tcp
+from ._net.prefixed_stream import PrefixedStream
 from ._net.tls.certificate import Certificate
-from ._net.wrappers import PrefixedStream
 from ._version import __version__
 from ._wire.proxy_v2 import ProxyHeader
 from .gateway.config import RemoteAccessConfig, Transport
@@ -70,6 +71,7 @@ __all__ = [
     "MemoryKeystore",
     "MissingBinaryError",
     "MissingKeyError",
+    "PioneerTunnelDeprecationWarning",
     "PrefixedStream",
     "Problem",
     "ProcessExitedError",

@@ -11,7 +11,7 @@ NAMED: Final = re.compile(r"\btest_[a-z0-9_]+\b(?!\.py)")
 
 
 def test_every_test_that_the_threat_model_names_is_there() -> None:
-    sources = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     there = set(re.findall(r"^(?:async )?def (test_\w+)", sources, re.MULTILINE))
     named = set(NAMED.findall((ROOT / "docs" / "security.md").read_text()))
     assert len(named) > 30

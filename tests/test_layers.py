@@ -9,10 +9,11 @@ from source_imports import PACKAGE, imports, module_of
 
 _BOTTOM: Final = {"_version", "_model", "_storage"}
 _STREAMS: Final = {"_model", "_storage", "_net"}
-_MUX: Final = _STREAMS | {"_version", "_wire", "yamux", "websocket", "exchange"}
+_MUX: Final = _STREAMS | {"_version", "_deprecation", "_wire", "yamux", "websocket", "exchange"}
 
 ALLOWED: Final[dict[str, set[str]]] = {
     "_version": set(),
+    "_deprecation": set(),
     "_model": set(),
     "_storage": {"_model"},
     "_wire": {"_version", "_model"},
@@ -44,4 +45,4 @@ def test_it_imports_only_what_is_below_it(folder: str) -> None:
 
 def test_every_folder_has_its_place() -> None:
     folders = {path.parent.name for path in PACKAGE.glob("*/*.py")}
-    assert folders - {"cli", "testing"} == ALLOWED.keys() - {"_version"}
+    assert folders - {"cli", "testing"} == ALLOWED.keys() - {"_version", "_deprecation"}

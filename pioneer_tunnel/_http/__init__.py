@@ -1,1 +1,1 @@
-"""HTTP/1 without I/O: heads, framing, following a connection."""
+"""HTTP/1 without I/O: heads and bodies, and where the messages of a connection end."""

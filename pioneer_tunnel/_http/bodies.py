@@ -1,8 +1,10 @@
 """Where the body of an HTTP/1 message ends: after its length, or after its last chunk and the trailers. No I/O.
 
-Requests and responses have the same bodies, so `framing` and `responses` both use `BodyReader`. It is strict: where two
-readers could see the end in two places, it raises an error. The line of a chunk holds no white space, which RFC 9112,
-7.1.1 calls bad, and which readers understand in different ways.
+Requests and responses have the same bodies, so `requests` and `responses` both use `BodyReader`. It is strict: where
+two readers could see the end in two places, it raises an error. For example, a chunk's size line must not contain white
+space, which RFC 9112, 7.1.1 calls bad and which readers understand differently.
+
+h11 is not used: it repairs what must be refused here, and yields contents instead of the bytes to forward.
 """
 
 from __future__ import annotations
@@ -19,19 +21,19 @@ __all__ = ["MAX_CHUNK_LINE", "MAX_TRAILERS", "MAX_WORK", "BodyReader", "Data", "
 Data: TypeAlias = bytes | bytearray
 
 MAX_CHUNK_LINE: Final = 1024
-"""Bytes of the line that begins a chunk, with its extensions and its end."""
+"""Bytes of a chunk's size line, including extensions and line end."""
 MAX_TRAILERS: Final = 16 * 1024
-"""Bytes of all trailers of a message together."""
+"""Bytes of all trailers of a message."""
 
 MAX_WORK: Final = 512
-"""What one call of a follower's `feed` may cost in units of `Turn.spend`, give or take one item: 500 chunks, say."""
+"""Work of one call of a follower's `feed`, in units of `Turn.spend`, up to one item more. 500 chunks, for example."""
 
 _SMALL: Final = 16 * 1024
 _LARGE: Final = 256 * 1024
 
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _QUOTED: Final = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
-# 15 digits: every such size fits a signed 64-bit integer, so that no reader behind us wraps around.
+# 15 hexadecimal digits fit a signed 64-bit integer, so no reader behind us overflows.
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:;%s(?:=(?:%s|%s))?+)*+\r\n" % (_TOKEN, _TOKEN, _QUOTED))
 _NOT_IN_TRAILERS: Final = frozenset({b"host", b"content-length", b"transfer-encoding"})
 
@@ -73,17 +75,17 @@ class BodyReader:
 
     Attributes:
         part: what the next byte belongs to.
-        work: what the calls of `read` have cost since this was set to 0, in units of `Turn.spend`.
+        work: the cost of `read` since the caller set this to 0, in units of `Turn.spend`.
     """
 
     def __init__(self) -> None:
         self.part = Part.NOTHING
         self.work = 0
         self._left = 0  # bytes of the body or the chunk that are still to come
-        self._line: Final = bytearray()  # the part of a line that earlier pieces held
-        self._kept = b""  # the same, of a line that is whole
+        self._line: Final = bytearray()  # the part of an incomplete line that earlier pieces had
+        self._kept = b""  # the same of the last complete line
         self._trailers = self._trailer_bytes = 0
-        self._most = MAX_WORK
+        self._max_work = MAX_WORK
         self._readers: Final[Mapping[Part, Callable[[Data, int], int | None]]] = {
             Part.COUNTED: self._read_counted,
             Part.CHUNK_LINE: self._read_chunk_line,
@@ -94,35 +96,36 @@ class BodyReader:
 
     @property
     def complete(self) -> bool:
-        """True when the body has ended, and before the first one."""
+        """True after a body, and before the first one."""
         return self.part is Part.NOTHING
 
     @property
     def read_size(self) -> int:
-        """How many bytes to read at the most, so that few calls take long: they may be many chunks."""
+        """The most bytes to read at once. The bound keeps calls short, since the bytes may be many chunks."""
         return max(self._left, _SMALL if self.part in {Part.COUNTED, Part.TRAILERS} else _LARGE)
 
     def begin(self, content_length: int | None, *, chunked: bool) -> None:
-        """A head was read, which says this of the body."""
+        """Start the body of a message, as its head describes it."""
         if chunked:
             self._go(_Found.CHUNKED)
         elif content_length:
             self._left = content_length
             self._go(_Found.LENGTH)
 
-    def read(self, data: Data, start: int, most: int = MAX_WORK) -> int | None:
-        """Read one item of a body that is not complete: some bytes, a line, or whole chunks until `work` is `most`.
+    def read(self, data: Data, start: int, max_work: int = MAX_WORK) -> int | None:
+        """Read one item of an incomplete body: some bytes, a line, or whole chunks until `work` reaches `max_work`.
 
-        Returns the position after it. None: `data` ends in the middle of a line, which is kept.
+        Returns:
+            The position after it; None when `data` ends within a line. The part of the line is kept.
 
         Raises:
             BadRequest: the body is malformed.
         """
-        self._most = most
+        self._max_work = max_work
         return self._readers[self.part](data, start)
 
     def take_kept(self) -> bytes:
-        """What earlier pieces held of the line that was read last; b"" when it was taken already."""
+        """Take the part of the last line that earlier pieces had; b"" if there is none, or if it was taken."""
         kept, self._kept = self._kept, b""
         return kept
 
@@ -151,11 +154,11 @@ class BodyReader:
         return end
 
     def _skip_whole_chunks(self, data: Data, start: int) -> int:
-        """The position after the chunks, from `start` on, that are there with their line and their end.
+        """The position after the complete chunks that begin at `start`.
 
-        Reading part by part finds the same, but a body may consist of many small chunks.
+        A fast path for many small chunks; reading part by part has the same result.
         """
-        while self.work < self._most and (match := _CHUNK_LINE.match(data, start, start + MAX_CHUNK_LINE)):
+        while self.work < self._max_work and (match := _CHUNK_LINE.match(data, start, start + MAX_CHUNK_LINE)):
             self.work += 1
             size = int(match[1], 16)
             end = match.end() + size
@@ -192,17 +195,17 @@ class BodyReader:
         return end
 
     def _read_line(self, data: Data, start: int, limit: int, what: str) -> tuple[int, bytes] | None:
-        """The position after the line in `data`, and the line with its end; None when its end has not come.
+        """Read a line: the position after it, and the line with its end. None when `data` does not have its end.
 
         Args:
-            limit: the bytes that the line may have, its end counted.
-            what: names it in errors.
+            limit: bytes that the line may have, including its end.
+            what: the line's name in errors.
         """
         self.work += 1
-        room = limit - len(self._line)
-        end = data.find(b"\n", start, start + room) + 1
+        left = limit - len(self._line)
+        end = data.find(b"\n", start, start + left) + 1
         if not end:
-            if len(data) - start >= room:
+            if len(data) - start >= left:
                 raise BadRequest(400, f"{what} has more than {limit} bytes.")
             self._line.extend(memoryview(data)[start:])
             return None

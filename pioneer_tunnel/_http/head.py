@@ -1,30 +1,31 @@
-"""The head of a visitor's request: read strictly, within bounds, once, and never written again.
+"""The head of a visitor's request: read strictly, within bounds, once, and never written again. No I/O.
 
-`HeadReader` takes the bytes as they come and says whom they are for. The relay then forwards the very bytes that it
-read, so the gateway behind it reads them a second time; a request that two readers could understand in two ways is
-how one tenant's visitor reaches another tenant's gateway. Hence a rule for all that follows: where RFC 9110 and 9112
-let a recipient choose between repairing and refusing, this one refuses, since repairing would mean to write. There is
-one parse, and one host: whatever is decided about a request, later too, is decided by its `RequestHead`.
+`HeadReader` takes bytes in any pieces and finds out which host the request is for. The relay then forwards the very
+bytes that it has read, and the gateway behind it reads them a second time. If two readers could understand a request in
+two ways, one tenant's visitor could reach another tenant's gateway. So where RFC 9110 and 9112 let a recipient choose
+between repairing and refusing, this reader refuses: a repair would have to be written. There is one parse and one host:
+every later decision about a request uses its `RequestHead`.
 
-What is read, in the order of the bytes, so that the verdict is the same in however many pieces they come:
+h11 is not used: it repairs what must be refused here (bare LF, folded headers, equal Content-Lengths), and it does not
+keep the bytes to forward.
 
-    1. at most one empty line (below)
-    2. method SP target SP HTTP/1.0 or HTTP/1.1; the target is a path, an absolute http or https URL, or `*` of
-       OPTIONS. Bytes from 0x80 on may stand in it, as browsers and curl send them: nothing here depends on them
+It reads in the order of the bytes, so that the verdict does not depend on the pieces in which they come:
+
+    1. at most one empty line (see below)
+    2. method SP target SP HTTP/1.0 or HTTP/1.1. The target is a path, an absolute http or https URL, or `*` of
+       OPTIONS. It may contain bytes from 0x80 on, as browsers and curl send them: nothing here depends on them
     3. `name: value` lines, each on one line; every line ends in CR LF
-    4. the empty line; then, of all headers together: exactly one Host, which is well-formed, and framing that leaves
-       no doubt (a single Content-Length, or a single Transfer-Encoding that ends in `chunked`, or neither)
+    4. the empty line. Then it checks all headers together: exactly one well-formed Host, and unambiguous framing (a
+       single Content-Length, or a single Transfer-Encoding that ends in `chunked`, or neither)
 
-An absolute URL as the target has to name the host and the port of the Host header. RFC 9112, 3.2.2 has a server go by
-the target and ignore the Host, but some servers go by the Host. Where both are the same, it does not matter.
+An absolute URL as the target must name the host and port of the Host header. RFC 9112, 3.2.2 says that a server uses
+the target and ignores the Host, but some servers use the Host. When both are the same, it does not matter.
 
-The empty line before a request: RFC 9112, 2.2 asks every server to ignore at least one, so one is forwarded with the
-rest, unchanged, and means nothing at either end, or gets a 400 from the gateway itself. No more is promised of a second
-one, so two are refused here.
+The empty line before a request: RFC 9112, 2.2 says that a server should ignore at least one. So one is forwarded
+unchanged: a gateway ignores it as well, or answers 400 itself. The RFC promises nothing of a second one, so two are
+refused.
 
-Neighbours: the ingress feeds a reader, routes by `RequestHead.host`, and answers with `error_response` where it cannot;
-`framing` reads the later heads of a connection with readers of their own; `bodies` reads trailers with `read_field`.
-Nothing here waits or reads. A reader looks at each byte a fixed number of times, whether they come at once or singly.
+A reader looks at each byte a fixed number of times, whether they come at once or singly.
 """
 
 from __future__ import annotations
@@ -58,31 +59,31 @@ __all__ = [
 ]
 
 MAX_HEAD: Final = 64 * 1024
-"""Bytes of a head, all of it counted."""
+"""Bytes of a whole head."""
 MAX_LINE: Final = 16 * 1024
-"""Bytes of one line, its end counted: twice what servers commonly take."""
+"""Bytes of one line, including its end: twice what servers commonly accept."""
 MAX_HEADERS: Final = 128
 """Header lines of a head."""
 
 _TOKEN_CHARS: Final = rb"!#$%&'*+.^_`|~0-9A-Za-z-"
-# Possessive throughout (`++`, `*+`): what was matched is not tried again, so no input takes more than linear time.
+# All quantifiers are possessive (`++`, `*+`): there is no backtracking, so matching takes linear time.
 _TOKEN: Final = re.compile(rb"[%s]++" % _TOKEN_CHARS)
 _REQUEST_LINE: Final = re.compile(rb"([%s]++) ([!-~\x80-\xff]++) HTTP/([0-9]\.[0-9])" % _TOKEN_CHARS)
 _ABSOLUTE: Final = re.compile(rb"(?i:http(s)?)://([^/?]++)(?:[/?].*+|)")
-# The white space around a value is cut off later: to match it here would invite to try it in many ways.
+# White space around a value is stripped later: a pattern for it could match in many ways.
 VALUE: Final = rb"[^\x00-\x08\x0a-\x1f\x7f]*+"
-"""Matches what stands after the colon of a header, and any other text of a head."""
+"""Matches a header's text after the colon, and any other text of a head."""
 FIELD: Final = rb"[%s]++:%s" % (_TOKEN_CHARS, VALUE)
 """Matches the line of a header without its end."""
 _FIELD: Final = re.compile(rb"([%s]++):(%s)" % (_TOKEN_CHARS, VALUE))
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]++\]|[0-9A-Za-z_.-]++)(?::([0-9]{0,5}))?")
-# 18 digits: every such length fits a signed 64-bit integer, so that no reader behind us wraps around.
+# 18 digits fit a signed 64-bit integer, so no reader behind us overflows.
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 _CODING: Final = re.compile(rb"[%s]++(?:[ \t]*+,[ \t]*+[%s]++)*+" % (_TOKEN_CHARS, _TOKEN_CHARS))
 
 _HEAD: Final = b"HEAD"
-# An `Upgrade` or `Connection` header may have 16 KiB of members. To take each of them into a list costs much time.
+# An `Upgrade` or `Connection` header may have 16 KiB of members; a list of all of them would cost much time.
 _NAMES_UPGRADE: Final = re.compile(rb"(?:\A|,)[ \t]*+upgrade[ \t]*+(?:,|\Z)", re.IGNORECASE)
 _NOT_EMPTY: Final = re.compile(rb"[^ \t,]")
 _MEMBER: Final = re.compile(rb"[^,]++")
@@ -98,10 +99,10 @@ class BadRequest(RemoteProtocolError):
     """The visitor's request is refused.
 
     Attributes:
-        status: what to answer: 400, or 431 when it is too large; of a later request on a connection (`framing`) also
-            408 when it comes too slowly.
-        reason: a sentence for a person, which quotes nothing of the request.
-        omit_body: True when the request is a HEAD, as far as it was read: the response has no body.
+        status: of the answer: 400, 431 when the request is too large, or 408 when a later request of a connection
+            comes too slowly.
+        reason: a sentence for people, which quotes nothing of the request.
+        omit_body: True when the request is a HEAD, as far as it was read: the answer has no body.
     """
 
     def __init__(self, status: int, reason: str, *, omit_body: bool = False) -> None:
@@ -114,21 +115,21 @@ class BadRequest(RemoteProtocolError):
 @final
 @attrs.frozen(kw_only=True)
 class RequestHead:
-    """One request's head, as it was read; the bytes themselves are with the reader.
+    """The parsed head of a request. Its bytes are in `HeadReader.received`.
 
-    Target and headers may hold what lets a visitor in (a token, a cookie), so `repr` leaves them out.
+    Target and headers may contain secrets (a token, a cookie), so `repr` leaves them out.
 
     Attributes:
-        method: the method, in the case that it was written in, which counts.
+        method: as written; methods are case-sensitive.
         target: the path with its query, an absolute URL, or `*`.
         version: `b"1.0"` or `b"1.1"`.
-        host: whom the request is for: the Host without its port, as `address.normal_host` writes it (lower-case,
-            without a trailing dot; an IPv6 address compressed and without brackets).
-        host_header: the Host as it was written.
-        headers: the headers in their order, names in lower case, values without the white space around them.
-        length: how many bytes the head takes, the empty lines at both ends included.
-        content_length: how many bytes follow it, when it says; None otherwise.
-        chunked: True when a chunked body follows it.
+        host: the Host without port, normalised by `addresses.normal_host`: lower-case, without a trailing dot; an IPv6
+            address is compressed and has no brackets.
+        host_header: the Host as written.
+        headers: in their order; names are lower-case, values have no white space around them.
+        length: bytes of the head, including the empty lines at both ends.
+        content_length: bytes of the body, if the head says so; None otherwise.
+        chunked: True when the body is chunked.
     """
 
     method: bytes
@@ -143,15 +144,15 @@ class RequestHead:
 
     @property
     def omit_body(self) -> bool:
-        """True for a HEAD, whose response has headers only, whatever they say of a body."""
+        """True for a HEAD: its response has headers only, even if they describe a body."""
         return self.method == _HEAD
 
     def values(self, name: bytes) -> list[bytes]:
-        """The values of the headers called `name` (given in lower case), in their order."""
+        """The values of all headers `name` (lower-case), in their order."""
         return [value for header, value in self.headers if header == name]
 
     def members(self, name: bytes) -> Iterator[bytes]:
-        """The members of the comma-separated lists in the headers called `name`, of each list the first 64."""
+        """The members of the comma-separated lists in all headers `name`; of each header the first 64."""
         for value in self.values(name):
             for match in islice(_MEMBER.finditer(value), _MOST_MEMBERS):
                 if member := match[0].strip(b" \t"):
@@ -160,13 +161,12 @@ class RequestHead:
 
 @final
 class HeadReader:
-    """Reads one request head, from bytes in any pieces.
+    """Reads one request head from bytes in any pieces. For the next head of a connection, make a new reader.
 
-    Give it whatever comes until it returns a head or raises; what it was given beyond the head is kept too, and
-    `received` is all of it, to be forwarded. It holds no more than the bounds and one piece. For the next head on the
-    same connection, make a new one.
+    Feed it until it returns a head or raises. It keeps all bytes, also those after the head; `received` has them. It
+    holds at most the bounds and one piece.
 
-    A head that comes too slowly, or ends in the middle, is for the caller to see: nothing here knows the time.
+    Timeouts and the end of the connection are for the caller.
     """
 
     def __init__(self, *, max_head: int = MAX_HEAD, max_line: int = MAX_LINE, max_headers: int = MAX_HEADERS) -> None:
@@ -174,7 +174,7 @@ class HeadReader:
         self._max_line = max_line
         self._max_headers = max_headers
         self._buffer = bytearray()
-        # Where the line begins that is not complete yet, and up to where no end of it was found: not looked at again.
+        # Start of the incomplete line, and the position up to which it was searched for its end.
         self._line_start = 0
         self._scanned = 0
         self._request_line: tuple[bytes, bytes, bytes] | None = None
@@ -183,23 +183,22 @@ class HeadReader:
 
     @property
     def received(self) -> bytes:
-        """Everything that was fed: what there is of the head, and what came with it."""
+        """All bytes that were fed: the head, as far as it came, and what came after it."""
         return bytes(self._buffer)
 
     @property
     def omit_body(self) -> bool:
-        """True when what there is of the head begins with the method HEAD."""
+        """True when the head, as far as it came, begins with the method HEAD."""
         return bytes(self._buffer[:8]).removeprefix(b"\r\n").startswith(_HEAD + b" ")
 
     def feed(self, data: bytes | bytearray | memoryview) -> RequestHead | None:
-        """Take the next bytes; return the head once it is complete, None while it is not.
+        """Take the next bytes. Returns the head once it is complete, until then None.
 
-        The error, or the head, comes with the line that settles it, and depends on the bytes alone, not on the pieces
-        that they come in.
+        An error is raised as soon as the bytes show it. The result does not depend on the pieces.
 
         Raises:
-            BadRequest: this is no request that can be routed; answer and close.
-            LocalProtocolError: the reader has returned a head, or raised, before.
+            BadRequest: the request cannot be routed; answer it and close.
+            LocalProtocolError: the reader has already returned a head or raised.
         """
         if self._finished:
             raise LocalProtocolError("a HeadReader reads one head; make another for the next")
@@ -239,7 +238,7 @@ class HeadReader:
                 return self._head(*self._request_line)
 
     def _check_first_byte(self, start: int) -> None:
-        """Refuse at once what will never be a request: such a visitor may well wait for us to speak."""
+        """Refuse at once what cannot become a request: such a visitor may wait for us to send first."""
         first = self._buffer[start : start + 1]
         if _TOKEN.match(first) or (first == b"\r" and start == 0):
             return
@@ -280,10 +279,10 @@ class HeadReader:
         return read_field(self._buffer, start, end)
 
     def _head(self, method: bytes, target: bytes, version: bytes) -> RequestHead:
-        """What the lines say together.
+        """Make the head from all lines.
 
         Raises:
-            BadRequest: they do not say for whom the request is, or not where it ends.
+            BadRequest: the host or the end of the body is not certain.
         """
         hosts: list[bytes] = []
         lengths: list[bytes] = []
@@ -322,10 +321,10 @@ class HeadReader:
 
 
 def read_field(buffer: bytes | bytearray, start: int, end: int) -> tuple[bytes, bytes]:
-    """The name, in lower case, and the value of the header or trailer whose line, without its end, is in `buffer`.
+    """Parse the line of a header or trailer, `buffer[start:end]` without its end, into lower-case name and value.
 
     Raises:
-        BadRequest: it is not one name, a colon and a value, all on one line.
+        BadRequest: the line is not a name, a colon and a value.
     """
     match = _FIELD.fullmatch(buffer, start, end)
     if match is not None:
@@ -345,13 +344,13 @@ def read_field(buffer: bytes | bytearray, start: int, end: int) -> tuple[bytes, 
 
 
 def _read_authority(value: bytes, what: str) -> tuple[str, int | None]:
-    """The host that `value` names, in its normal form, and the port, None when it names none. An empty port is none.
+    """Parse a host with an optional port. Returns the normalised host, and the port or None. An empty port is None.
 
     Args:
-        what: where the value stands, for errors.
+        what: names the value in errors.
 
     Raises:
-        BadRequest: it names no host, or more than a host and a port.
+        BadRequest: `value` is not a host, or a host and a port.
     """
     if not value:
         raise BadRequest(400, f"{what} is empty.")
@@ -366,15 +365,15 @@ def _read_authority(value: bytes, what: str) -> tuple[str, int | None]:
 
 
 def read_framing(lengths: list[bytes], codings: list[bytes], version: bytes) -> tuple[int | None, bool]:
-    """The length of a body, None when its head gives none, and whether it is chunked.
+    """The Content-Length of a message, or None, and whether its body is chunked.
 
     Args:
         lengths: the values of all Content-Length headers.
-        codings: those of all Transfer-Encoding headers.
+        codings: the values of all Transfer-Encoding headers.
         version: `b"1.0"` or `b"1.1"`.
 
     Raises:
-        BadRequest: the body has no certain end.
+        BadRequest: the end of the body is not certain.
     """
     if not codings:
         return _content_length(lengths) if lengths else None, False
@@ -385,7 +384,7 @@ def read_framing(lengths: list[bytes], codings: list[bytes], version: bytes) -> 
 
 
 def _content_length(lengths: list[bytes]) -> int:
-    """The one Content-Length. Twice the same one would have to be repaired into one, so it is refused as well.
+    """The only Content-Length. Two equal ones are refused too, since one of them would have to be removed.
 
     Raises:
         BadRequest: there are several, or it is not a number of at most 18 digits.
@@ -398,10 +397,10 @@ def _content_length(lengths: list[bytes]) -> int:
 
 
 def _check_codings(codings: list[bytes], version: bytes) -> None:
-    """Let pass one Transfer-Encoding that is plainly chunked last and only there: RFC 9112, 6.1.
+    """Accept one Transfer-Encoding that has `chunked` once, as its last coding (RFC 9112, 6.1).
 
     Raises:
-        BadRequest: what comes after the head would have no certain end.
+        BadRequest: the end of the body is not certain.
     """
     if version == b"1.0":
         raise BadRequest(400, "The request is HTTP/1.0 with a Transfer-Encoding, which came with HTTP/1.1.")
@@ -417,14 +416,13 @@ def _check_codings(codings: list[bytes], version: bytes) -> None:
 @final
 @attrs.frozen(kw_only=True)
 class Upgrade:
-    """What a request asks to go over to on its connection.
+    """The upgrade that a request asks for.
 
     Attributes:
-        protocols: what its Upgrade headers name, lower-case, the one liked best first; of each header the first 64.
-        subprotocols: what its Sec-WebSocket-Protocol headers offer, as written (their case counts), liked best first;
-            of each header the first 64.
-        websocket: True when it is a WebSocket opening: a GET that names `websocket`. Whether its key and version are
-            right is for the WebSocket engine, which has an answer to either.
+        protocols: of its Upgrade headers, lower-case, in order of preference; of each header the first 64.
+        subprotocols: of its Sec-WebSocket-Protocol headers, as written (they are case-sensitive), in order of
+            preference; of each header the first 64.
+        websocket: True for a GET that names `websocket`. The WebSocket engine checks key and version, and answers.
     """
 
     protocols: tuple[str, ...]
@@ -433,15 +431,15 @@ class Upgrade:
 
 
 def wants_upgrade(head: RequestHead) -> Upgrade | None:
-    """What `head` asks to go over to, or None: it has no Upgrade header, no `Connection: upgrade`, or is HTTP/1.0.
+    """The upgrade that `head` asks for. None without an Upgrade header or `Connection: upgrade`, and for HTTP/1.0.
 
-    None means that no server may answer 101. It does not mean that none ever would.
+    None means that a server must not answer 101. A server that breaks the rules may still do so.
     """
     if head.version == b"1.0" or not any(map(_NAMES_UPGRADE.search, head.values(b"connection"))):
         return None
     if not any(map(_NOT_EMPTY.search, head.values(b"upgrade"))):
         return None
-    # A protocol may have a version, as in `TLS/1.2`: no token, and no matter here but for its name.
+    # A protocol may have a version, as in `TLS/1.2`, so it need not be a token.
     protocols = tuple(member.decode("latin-1").lower() for member in head.members(b"upgrade"))
     return Upgrade(
         protocols=protocols,
@@ -453,14 +451,16 @@ def wants_upgrade(head: RequestHead) -> Upgrade | None:
 
 
 def error_response(status: int, text: str, *, omit_body: bool = False) -> bytes:
-    """The whole answer to a visitor whose request goes nowhere, after which the connection is closed.
+    """The bytes of an error response, after which the connection is closed.
 
-    `text` is a sentence for a person. It goes into the body only, cleaned by `clean_message`, as plain text that no
-    browser takes for anything else. Nothing keeps the answer: the next moment's may differ. `omit_body` is for HEAD,
-    whose answer has the same headers and nothing after them.
+    Args:
+        status: one of those in docs/operating.md.
+        text: a sentence for people. It becomes the body, cleaned by `clean_message`, as plain text that browsers do not
+            sniff. Caches must not store it.
+        omit_body: for HEAD: the same headers without the body.
 
     Raises:
-        LocalProtocolError: `status` is none of those that a relay answers with.
+        LocalProtocolError: a relay does not answer `status`.
     """
     if status not in _STATUSES:
         raise LocalProtocolError(f"a relay does not answer {status}; it answers {sorted(_STATUSES)}")

@@ -1,31 +1,33 @@
-"""Where each of a visitor's requests ends, so that no later one goes to a tunnel that it does not name. No I/O.
+"""Where each of a visitor's requests ends, so that none reaches a tunnel that it does not name. No I/O.
 
-A visitor's connection may carry requests for several tenants: a proxy in front of the relay keeps connections and
-sends any request on them. `RequestFollower` follows the requests of one stream to a gateway through everything that the
-visitor says, and decides which bytes may be forwarded: slices of what came, in the order in which it came, never
-changed. Its maker has read the first head, has found a gateway for it, and forwards it. Then:
+A visitor's connection may carry requests for several tenants: a proxy in front of the relay keeps connections and sends
+any request on them. `RequestFollower` follows the requests of one stream to a gateway, and decides which bytes may be
+forwarded: slices of what came, in order and unchanged. The caller has read the first head, has found its gateway, and
+forwards it. Then:
 
-    feed      what the visitor says; returns what may be forwarded now. Of many small items only a part is looked at:
-              while `has_more`, `feed(b"")` goes on, and takes nothing new
-    end       the visitor has ended
+    feed      takes bytes from the visitor; returns what may be forwarded now. It limits the work of one call: while
+              `has_more`, call `feed(b"")` to go on, and feed nothing new
+    end       the visitor sent EOF
 
-It keeps to these rules:
+Rules:
 
-    1. A head is forwarded when it is complete and valid and names the host of the first; the same parsed host that
-       chose the gateway (`RequestHead.host`). What `head` refuses, it refuses here as well.
-    2. The end of a body is found by `bodies`. The line of a chunk, its end and each trailer are forwarded when they are
-       complete and valid; anything else is a 400.
-    3. What is refused is forwarded to its last good byte, and from then on nothing is.
-    4. A request with Upgrade may be the last that is HTTP. What comes after it is held until its response is there:
-       after a 101 the rest, both ways, is another protocol; after any other response requests go on being followed.
+    1. A head is forwarded when it is complete, valid, and names the host of the first head. It is the same parsed host
+       that chose the gateway (`RequestHead.host`). What `head` refuses is refused here as well.
+    2. `bodies` finds the end of a body. A chunk's size line, a chunk's line end and each trailer are forwarded when
+       they are complete and valid; anything else is a 400.
+    3. Of what is refused, the bytes before the error are forwarded, and nothing after it.
+    4. After a request with Upgrade the connection may no longer be HTTP. So the bytes after it are held until its
+       response is known: after a 101 all bytes pass, in both directions; after any other response requests are
+       followed as before.
     5. A valid head for another host, or with Upgrade, needs a stream of its own (`next_request`), which may start when
-       everything before it is answered. So does any head after a response that only the gateway's end ends. The answer
-       to an Upgrade is the first on its stream: nothing in an earlier response can pass for a 101.
-    6. `Connection: close` and HTTP/1.0 change nothing. Whether a gateway reads on after such a request is its own
-       business; if it does, it reads no request that was not followed.
+       every request before it has its response. So does any head after a response that ends with the gateway's stream.
+       The response to an Upgrade is therefore the first on its stream: no part of an earlier response can look like a
+       101.
+    6. `Connection: close` and HTTP/1.0 change nothing. If a gateway reads on after such a request, it reads only
+       requests that were followed.
 
-The verdict depends on the bytes alone, not on the pieces in which they come. What is kept is one head, one line, what
-is held for a response, and the next request: one piece each at the most, beyond their bounds.
+The result does not depend on the pieces in which the bytes come. Memory is bounded: one head, one line, the held bytes
+and the next request, each with at most one piece beyond its bound.
 """
 
 from __future__ import annotations
@@ -50,28 +52,28 @@ _HEAD_END: Final = b"\r\n\r\n"
 
 
 class Phase(enum.Enum):
-    """What the next byte of the visitor belongs to."""
+    """What the next byte from the visitor belongs to."""
 
     HEAD = "a head, or nothing yet"
     BODY = "a body"
-    HELD = "what the response to an Upgrade decides"
+    HELD = "unknown until the response to an Upgrade"
     OPAQUE = "another protocol than HTTP"
     NEXT = "a request that needs a stream of its own"
     REFUSED = "nothing that is forwarded"
 
 
 class _Found(enum.Enum):
-    """What can be found, or decided."""
+    """Events of the state machine."""
 
     BODY = "a head with a body"
     NEXT = "a later head that needs a stream of its own"
     END = "the end of a request"
-    END_PENDING = "the end of one whose Upgrade has no response"
-    END_SWITCHED = "the end of one whose response is a 101"
+    END_PENDING = "the end of a request with Upgrade that has no response yet"
+    END_SWITCHED = "the end of a request whose response is a 101"
 
 
 _ENDS: Final = {_Found.END: Phase.HEAD, _Found.END_PENDING: Phase.HELD, _Found.END_SWITCHED: Phase.OPAQUE}
-# A refusal may follow on any phase, and nothing follows on it.
+# A refusal can happen in any phase, and is final.
 _TRANSITIONS: Final[Mapping[Phase, Mapping[_Found, Phase]]] = {
     Phase.HEAD: {_Found.BODY: Phase.BODY, _Found.NEXT: Phase.NEXT, **_ENDS},
     Phase.BODY: _ENDS,
@@ -84,19 +86,18 @@ _TRANSITIONS: Final[Mapping[Phase, Mapping[_Found, Phase]]] = {
 
 @final
 class RequestFollower:
-    """Follows the requests of one visitor's connection. See the module.
+    """Follows the requests of one stream to a gateway. See the module.
 
     Args:
-        head: the first; its maker forwards it.
-        responses: follows what the gateway sends; it is told of each head that may be forwarded, and knows what
-            became of an Upgrade.
+        head: of the first request. The caller forwards it.
+        responses: follows the gateway's responses. This follower calls its `expect` for each head that may be
+            forwarded, and asks it about Upgrades.
 
     Attributes:
         phase: what the next byte belongs to.
-        refusal: what to answer when everything before it is answered, once the phase is `REFUSED`.
-        next_request: what to start a stream of its own with, once the phase is `NEXT`: the head, and all bytes from
-            there.
-        work: what the last call of `feed` has cost, in units of `Turn.spend`.
+        refusal: in phase `REFUSED`, the error to answer when every request before it has its response.
+        next_request: in phase `NEXT`, the head of the request that needs another stream, and all bytes from there.
+        work: the cost of the last `feed`, in units of `Turn.spend`.
     """
 
     def __init__(self, head: RequestHead, responses: ResponseFollower) -> None:
@@ -106,12 +107,12 @@ class RequestFollower:
         self._host: Final = head.host
         self._responses: Final = responses
         self._heads = HeadReader()
-        self._of_head = 0  # bytes of the next head that are with its reader
+        self._of_head = 0  # bytes of the next head that its reader has
         self._body: Final = BodyReader()
-        self._omit_body = False  # in the response to the request whose body is read
-        self._kept = b""  # what came in earlier pieces of the head or line that is whole now
+        self._omit_body = False  # of the request whose body is read
+        self._kept = b""  # the part of the now complete head or line that came in earlier pieces
         self._held = b""
-        self._rest: tuple[Data, int] | None = None  # what was not looked at yet begins there
+        self._rest: tuple[Data, int] | None = None  # data that was not processed yet, and where that begins
         self.work = 0
         self._readers: Final[Mapping[Phase, Callable[[Data, int], int | None]]] = {
             Phase.HEAD: self._read_head,
@@ -121,27 +122,27 @@ class RequestFollower:
 
     @property
     def is_over(self) -> bool:
-        """True when nothing more will be forwarded, whatever comes."""
+        """True when nothing more will be forwarded."""
         return self.phase is Phase.REFUSED or self.phase is Phase.NEXT
 
     @property
     def head_begun(self) -> bool:
-        """True while a part of a head is there. The empty line that may stand before one is none."""
+        """True while a part of a head has come. The empty line before a head does not count."""
         return self._of_head > 2 or (self._of_head > 0 and self._heads.received not in {b"\r", b"\r\n"})
 
     @property
     def holds(self) -> bool:
-        """True while it holds bytes for the response to an Upgrade. When that is there, `feed(b"")` returns them."""
+        """True while bytes wait for the response to an Upgrade. After that response, `feed(b"")` returns them."""
         return self.phase is Phase.HELD and bool(self._held)
 
     @property
     def has_more(self) -> bool:
-        """True while there is something left of what it was fed that it has not looked at."""
+        """True while there are bytes that were fed and not processed."""
         return self._rest is not None
 
     @property
     def read_size(self) -> int:
-        """How many bytes to feed at the most, so that no call takes long: they may be many requests, or many chunks."""
+        """The most bytes to feed at once. The bound keeps calls short, since they may be many requests or chunks."""
         match self.phase:
             case Phase.OPAQUE:
                 return sys.maxsize
@@ -150,13 +151,13 @@ class RequestFollower:
         return _SMALL
 
     def feed(self, data: Data) -> list[Piece]:
-        """Take what the visitor said next; returns what may be forwarded now.
+        """Take the visitor's next bytes. Returns what may be forwarded now, as views of `data` where possible.
 
-        That is no copy of `data`, but views of it. A refusal is not raised: see `refusal`.
+        A refusal is not raised, see `refusal`.
 
         Raises:
-            LocalProtocolError: it holds bytes until a response comes, has found the next request, or, unless `data` is
-                empty, has more to look at.
+            LocalProtocolError: bytes are held for a response, the next request was found, or `data` is not empty while
+                `has_more`.
         """
         waits = self.holds and self._responses.awaits_upgrade
         if waits or self.next_request is not None or (data and self.has_more):
@@ -194,26 +195,26 @@ class RequestFollower:
         return [self._kept, settled_part] if self._kept else [settled_part]
 
     def end(self) -> None:
-        """The visitor says no more. In the middle of a head it is refused; the rest is the gateway's to judge."""
+        """The visitor sent EOF. Within a head that is refused; elsewhere the gateway decides."""
         if self.head_begun and not self.is_over:
             refusal = BadRequest(400, "The request ended before its head did.", omit_body=self._heads.omit_body)
             self._refuse(refusal)
 
     def give_up(self, seconds: float) -> None:
-        """A head that has begun is not whole after `seconds`."""
+        """Refuse a head that is not complete after `seconds`."""
         reason = f"No whole request head came within {seconds:g} seconds."
         self._refuse(BadRequest(408, reason, omit_body=self._heads.omit_body))
 
-    # What each phase reads: from `start`, up to the position that is returned, which may then be forwarded. None: what
-    # there is was kept, and the rest of it has to come first.
+    # The readers of the phases. Each returns the position up to which `data` may be forwarded, or None if the item is
+    # incomplete and was kept.
 
     def _read_head(self, data: Data, start: int) -> int | None:
-        # The reader keeps what it is given, and there may be many heads in `data`: so not much more than this one.
+        # Feed one head only: the reader keeps what it gets, and `data` may have many heads.
         end = data.find(_HEAD_END, start)
         before, piece = self._of_head, memoryview(data)[start : len(data) if end < 0 else end + len(_HEAD_END)]
         head = self._heads.feed(piece)
         self.work += 1
-        if head is None:  # so `piece` was all there is
+        if head is None:  # then `piece` was the rest of `data`
             self._of_head += len(piece)
             return None
         self.work += _HEAD_COST + len(head.headers) // 2

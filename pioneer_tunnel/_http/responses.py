@@ -1,18 +1,18 @@
 """Where each of a gateway's responses ends, so that the relay knows when a visitor's connection is free. No I/O.
 
-`ResponseFollower` stands beside the `RequestFollower` of the same connection. It is told of each request head that is
-forwarded (`expect`) and is fed what the gateway sends (`feed`). No byte is changed. It keeps to these rules:
+`ResponseFollower` is the counterpart of a `RequestFollower`: `expect` tells it of each request head that is forwarded,
+and `feed` takes what the gateway sends. No byte is changed. Rules:
 
-    1. Responses answer requests in their order. When no request is outstanding (`idle`), the gateway has nothing to
-       send, and nothing that it sends passes. A response may begin before its request is complete.
-    2. The end of a response follows from its head and from its request, by RFC 9112, 6.3: at once for HEAD, 204 and
-       304, after an interim response (1xx) comes another one, after a 101 to a request with Upgrade comes another
+    1. Responses answer requests in order. When no request is outstanding (`idle`), nothing from the gateway passes. A
+       response may begin before its request is complete.
+    2. The end of a response follows from its head and its request (RFC 9112, 6.3): HEAD, 204 and 304 have no body; an
+       interim response (1xx) is followed by another response; a 101 to a request with Upgrade is followed by another
        protocol. Otherwise the body has a length or chunks, or ends with the gateway's stream.
-    3. What a proxy in front of the relay could understand in another way is not followed: the rest of the stream
-       passes, and `idle` never becomes true again. Examples are a malformed head, both Content-Length and
-       Transfer-Encoding, an interim response or a 204 with a length, a 101 that was not asked for, a malformed chunk.
-       If such a response were followed, a gateway could have the relay wait for an end that the proxy sees earlier,
-       and then answer the proxy's next request, which is for another host.
+    3. A response that a proxy in front of the relay could understand differently is not followed: the rest of the
+       stream passes, and `idle` stays False. Examples are a malformed head, both Content-Length and Transfer-Encoding,
+       an interim response or a 204 with a length, a 101 without an Upgrade, a malformed chunk. If such a response were
+       followed, the proxy could see its end earlier than the relay, and a gateway could use the rest to answer the
+       proxy's next request, which is for another host.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _NOT_MODIFIED: Final = 304
 
 
 class ResponsePhase(enum.Enum):
-    """What the next byte of the gateway belongs to."""
+    """What the next byte from the gateway belongs to."""
 
     HEAD = "a head, if a request is outstanding"
     BODY = "a body whose end can be found"
     LAST_BODY = "a body that ends with the gateway's stream"
     SWITCHED = "another protocol than HTTP"
-    UNKNOWN = "what cannot be followed"
+    UNKNOWN = "a response that cannot be followed"
 
 
 class _Found(enum.Enum):
@@ -78,7 +78,7 @@ _TRANSITIONS: Final[Mapping[ResponsePhase, Mapping[_Found, ResponsePhase]]] = {
 
 
 class _Expected(NamedTuple):
-    """What the end of a response depends on, of its request."""
+    """What the end of a response depends on in its request."""
 
     omit_body: bool
     upgrade: bool
@@ -90,15 +90,15 @@ class ResponseFollower:
 
     Attributes:
         phase: what the next byte belongs to.
-        work: what the last call of `feed` has cost, in units of `Turn.spend`.
+        work: the cost of the last `feed`, in units of `Turn.spend`.
     """
 
     def __init__(self) -> None:
         self.phase = ResponsePhase.HEAD
         self.work = 0
-        self._most = MAX_WORK
-        self._expected: Final[deque[_Expected]] = deque()  # of each request that has no final response yet
-        self._head: Final = bytearray()  # the part of a head that earlier pieces held
+        self._max_work = MAX_WORK
+        self._expected: Final[deque[_Expected]] = deque()  # of each request without a final response
+        self._head: Final = bytearray()  # the part of an incomplete head that earlier pieces had
         self._body: Final = BodyReader()
         self._readers: Final[Mapping[ResponsePhase, Callable[[Data, int], int]]] = {
             ResponsePhase.HEAD: self._read_head,
@@ -107,36 +107,36 @@ class ResponseFollower:
 
     @property
     def outstanding(self) -> int:
-        """How many requests have no final response yet."""
+        """Requests without a final response."""
         return len(self._expected)
 
     @property
     def idle(self) -> bool:
-        """True when each request has its whole response, and no byte of another one has come."""
+        """True when each request has its whole response."""
         return self.phase is ResponsePhase.HEAD and not self._expected
 
     @property
     def awaits_upgrade(self) -> bool:
-        """True while the last request is one with Upgrade that has no final response."""
+        """True while the last request has Upgrade and no final response."""
         return bool(self._expected) and self._expected[-1].upgrade
 
     @property
     def is_last(self) -> bool:
-        """True when only the gateway's stream ends the response, so that no other one can come after it."""
+        """True when the response ends with the gateway's stream, so that no other can follow."""
         return self.phase is ResponsePhase.LAST_BODY or self.phase is ResponsePhase.UNKNOWN
 
     def expect(self, head: RequestHead) -> None:
-        """A request is forwarded, of which this is the head."""
+        """Expect the response to a request with this head."""
         self._expected.append(_Expected(head.omit_body, wants_upgrade(head) is not None))
 
-    def feed(self, data: Data, start: int = 0, most: int = MAX_WORK) -> int:
-        """Take what the gateway sends next, from `start` on; returns the position up to which it may pass.
+    def feed(self, data: Data, start: int = 0, max_work: int = MAX_WORK) -> int:
+        """Take the gateway's bytes from `data[start:]`. Returns the position up to which they may pass.
 
-        That is less than all when the follower is `idle`: the rest answers nothing. Otherwise `work` is `most`, give or
-        take one item, and the rest is for the next call.
+        If that is not all, either the follower is `idle` and the rest answers no request, or `work` has reached
+        `max_work` and the rest is for the next call.
         """
-        self.work, self._most = 0, most
-        while start < len(data) and self.work < most and not self.idle:
+        self.work, self._max_work = 0, max_work
+        while start < len(data) and self.work < max_work and not self.idle:
             read = self._readers.get(self.phase)
             if read is None:
                 return len(data)
@@ -160,7 +160,7 @@ class ResponseFollower:
             kept.clear()
             self._read_whole_head(head)
             return end
-        # Not all that is malformed is found before the end of a head, but what may never have such an end is.
+        # Before the end of a head, find only what could keep that end from ever coming.
         if not _START.startswith(bytes(kept[: len(_START)])) or _BARE_LF.search(kept, begun):
             raise RemoteProtocolError("the head of a response is malformed")
         return len(data)
@@ -198,7 +198,7 @@ class ResponseFollower:
 
     def _read_body(self, data: Data, start: int) -> int:
         self._body.work = self.work
-        end = self._body.read(data, start, self._most)
+        end = self._body.read(data, start, self._max_work)
         self.work = self._body.work
         if self._body.complete:
             self._go(_Found.END)
@@ -209,7 +209,7 @@ class ResponseFollower:
 
 
 def _end_of_head(kept: bytearray, data: Data, start: int) -> int | None:
-    """The position after the head of which `kept` is the first part; None when its end has not come."""
+    """The position after the head that begins with `kept`; None when `data` does not have its end."""
     length = len(_HEAD_END)
     overlap = bytes(kept[1 - length :])
     found = (overlap + data[start : start + length - 1]).find(_HEAD_END)

@@ -37,12 +37,12 @@ _PUBLIC_PORTS: Final[Mapping[Literal["http", "https"], int]] = {"http": 80, "htt
 _Scheme = TypeVar("_Scheme", bound=str)
 
 
-def _check_host(_instance: object, _field: object, value: object) -> None:
+def _check_host(_instance: object, _field: object, value: Any) -> None:
     if not isinstance(value, str) or not _HOST.fullmatch(value):
         raise ValueError(f"{value!r} is no host; write a name, or an IP address without brackets")
 
 
-def _check_port(_instance: object, _field: object, value: object) -> None:
+def _check_port(_instance: object, _field: object, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 65535:
         raise ValueError(f"{value!r} is no port; allowed is a whole number from 0 to 65535")
 

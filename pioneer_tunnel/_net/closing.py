@@ -1,9 +1,4 @@
-"""How a connection ends: with an end, with a last word that arrives, or with a reset. Whatever stream it is.
-
-Each function looks through TLS and wrappers, by their `transport_stream`, for who can do what is wanted.
-
-Neighbours: everybody who closes a connection that is not just over.
-"""
+"""How a connection ends: with EOF, with a last answer that still arrives, or with a reset. For any Trio stream."""
 
 from __future__ import annotations
 
@@ -12,9 +7,10 @@ from typing import Any, Final
 
 import trio
 
-from .socket_options import reset_on_close, wait_sent
+from .socket_options import reset_on_close
+from .streams import ByteStream
 
-__all__ = ["abandon", "close_after_answer", "drain", "send_eof"]
+__all__ = ["abandon", "bottom_of", "close_after_answer", "send_eof"]
 
 _PIECE: Final = 64 * 1024
 _IGNORED_LIMIT: Final = 4 * 1024 * 1024
@@ -22,7 +18,7 @@ _GOODBYE_TIMEOUT: Final = 2.0
 
 
 async def send_eof(stream: trio.abc.Stream) -> None:
-    """End one direction where the stream has such a thing, and the whole stream where it has not."""
+    """Send EOF if the stream supports half-close; otherwise close it."""
     if isinstance(stream, trio.abc.HalfCloseableStream):
         await stream.send_eof()
     else:
@@ -30,10 +26,10 @@ async def send_eof(stream: trio.abc.Stream) -> None:
 
 
 async def close_after_answer(stream: trio.abc.Stream) -> None:
-    """Close after a last word to someone who may still be talking, so that the word arrives; 2 seconds at most.
+    """Close after a last answer to a peer that may still be sending, so that the answer arrives. Takes up to 2 seconds.
 
-    To close a socket while there is something unread is a reset, and that takes the last word back. So what still
-    comes is read, and ignored.
+    Closing a socket with unread data sends a RST, and the peer may lose data that we had already sent. So what still
+    comes is read and dropped, up to 4 MiB of it.
     """
     with trio.move_on_after(_GOODBYE_TIMEOUT), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         await send_eof(stream)
@@ -43,33 +39,30 @@ async def close_after_answer(stream: trio.abc.Stream) -> None:
     await stream.aclose()
 
 
-async def drain(stream: object) -> None:
-    """Wait until what `stream` has taken is out of its hands, as far as anybody can tell. The caller sets the deadline.
-
-    For a last word before a RST, which would overtake it.
-    """
-    innermost: Any = stream
-    while not hasattr(innermost, "drain") and hasattr(innermost, "transport_stream"):
-        innermost = innermost.transport_stream
-    if hasattr(innermost, "drain"):
-        await innermost.drain()
-    elif isinstance(innermost, trio.SocketStream):
-        await wait_sent(innermost.socket)
-
-
 async def abandon(stream: trio.abc.AsyncResource) -> None:
-    """End a connection so that the other end sees a reset, not an orderly end. Quick, also when cancelled.
+    """Close a connection at once so that the peer sees a reset, not an orderly end. Never blocks, also when cancelled.
 
-    A tunnel stream is reset; a socket, however deep below TLS and wrappers, is closed with a RST; anything else is
-    closed forcefully.
+    A tunnel stream is reset. A socket is closed with a RST, also below TLS and other streams that have a
+    `transport_stream`. Anything else is closed forcefully.
     """
-    innermost: Any = stream
-    while not hasattr(innermost, "reset") and hasattr(innermost, "transport_stream"):
-        innermost = innermost.transport_stream
-    if hasattr(innermost, "reset"):
-        innermost.reset()
-    elif isinstance(innermost, trio.SocketStream) and innermost.socket.fileno() != -1:
-        reset_on_close(innermost.socket)
-    # Shielded, or a cancellation would come out of here, and whoever has two streams to abandon abandons one.
+    # Shielded: a caller that abandons two streams must abandon the second one also when it is cancelled.
     with trio.CancelScope(shield=True):
+        if isinstance(stream, ByteStream):
+            await stream.abort()
+            return
+        bottom = bottom_of(stream)
+        if isinstance(bottom, ByteStream):
+            await bottom.abort()
+        elif hasattr(bottom, "reset"):
+            bottom.reset()
+        elif isinstance(bottom, trio.SocketStream) and bottom.socket.fileno() != -1:
+            reset_on_close(bottom.socket)
         await trio.aclose_forcefully(stream)
+
+
+def bottom_of(stream: object) -> object:
+    """Follow Trio's `transport_stream` from a stream that is not ours to one of ours, or else to the lowest one."""
+    bottom: Any = stream
+    while not isinstance(bottom, ByteStream) and not hasattr(bottom, "reset") and hasattr(bottom, "transport_stream"):
+        bottom = bottom.transport_stream
+    return bottom

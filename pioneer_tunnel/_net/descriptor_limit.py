@@ -1,7 +1,4 @@
-"""How many descriptors this process may have: what bounds the connections of a relay, whatever it is told.
-
-Neighbours: `server` asks; the command line raises the limit before it serves.
-"""
+"""The limit of open descriptors of this process, which bounds the connections of a relay."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ __all__ = ["descriptor_limit", "raise_descriptor_limit"]
 
 
 def descriptor_limit() -> int | None:
-    """The limit that is in force; None where there is none, or nobody knows."""
+    """The current soft limit; None if there is none or the system does not report it."""
     if not _HAS_LIMIT:
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -26,7 +23,7 @@ def descriptor_limit() -> int | None:
 
 
 def raise_descriptor_limit() -> None:
-    """Raise the limit of this process as far as its user may. Processes that it starts inherit that."""
+    """Raise the soft limit to the hard limit. Child processes inherit it."""
     if not _HAS_LIMIT:
         return
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,10 +1,7 @@
-"""An address in, a Trio stream out: names, TCP, TLS.
+"""Connects to an address and returns a Trio stream: name resolution, TCP, TLS.
 
-Names are resolved afresh at each call, IPv6 and IPv4 are tried together (`trio.open_tcp_stream` does both). A test,
-or a host with a network of its own, puts its own `Dialer` in.
-
-Neighbours: transports and the local side dial through here; everything that can go wrong leaves as a `TunnelError`.
-Whom TLS trusts is decided in `trust`.
+Each call resolves the name again. IPv6 and IPv4 are tried in parallel by `trio.open_tcp_stream`. A test, or a host with
+a network of its own, passes its own `Dialer`. Failures are raised as `TunnelError`s.
 """
 
 from __future__ import annotations
@@ -22,11 +19,11 @@ import trio
 
 from .._model.addresses import Address, RelayAddress
 from .._model.errors import LocalGatewayError, RelayConnectError, RelayResolveError
+from .adopted import Watched, watch
 from .socket_options import limit_unsent, reset_on_close
 from .tcp import CAN_USE_DESCRIPTORS, TcpStream
 from .tls.client import why_tls_failed
 from .tls.stream import TlsStream
-from .wrappers import Watched, watch
 
 __all__ = ["Attempt", "Dialer", "begin_dial", "dial_local", "dial_relay", "dial_tcp", "first_to_connect"]
 
@@ -35,19 +32,19 @@ _UNDER_WAY: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK}
 
 
 class Dialer(Protocol):
-    """How a TCP connection comes about."""
+    """How to make a TCP connection."""
 
     async def __call__(self, host: str, port: int) -> trio.abc.Stream:
         """Connect to `host`, a name or an IP address, at `port`. The caller sets the deadline.
 
         Raises:
             socket.gaierror: the name does not resolve.
-            OSError: no address of it could be connected to.
+            OSError: no address of the host could be connected to.
         """
 
 
 async def dial_tcp(host: str, port: int) -> trio.SocketStream:
-    """The dialer that is used unless another one is given in."""
+    """The default dialer."""
     await trio.lowlevel.checkpoint_if_cancelled()
     attempt = begin_dial(host, port)
     if attempt is None:
@@ -57,7 +54,7 @@ async def dial_tcp(host: str, port: int) -> trio.SocketStream:
 
 @final
 class Attempt:
-    """A connection to an IP address that is being made. Whoever has it asks `at_once`, and then may `wait`.
+    """A connection attempt to an IP address. Call `at_once` first; if that returns None, await `wait`.
 
     Args:
         resets: see `begin_dial`.
@@ -78,7 +75,7 @@ class Attempt:
             raise
 
     def at_once(self) -> socket.socket | None:
-        """The connected socket, if there is nothing to wait for, as between two programs of one host."""
+        """The connected socket if it is connected already, as between two programs of one host; else None."""
         try:
             self._socket.getpeername()
         except OSError:
@@ -102,17 +99,17 @@ class Attempt:
             raise
 
     def _connected(self) -> socket.socket:
-        with suppress(OSError):  # it is broken already, as whoever uses it finds out
+        with suppress(OSError):  # it is broken already; the first use raises
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         limit_unsent(self._socket)
         return self._socket
 
 
 def begin_dial(host: str, port: int, *, resets: bool = False) -> Attempt | None:
-    """Begin to connect to `host`; None when it is a name. An address needs no resolver, which in Trio is a thread.
+    """Start connecting to `host`; None if it is a name. An address needs no resolver, which in Trio is a thread.
 
     Args:
-        resets: whether the socket is to be one that `resets`, see `LentSocket`, from before it is connected.
+        resets: set `reset_on_close` before the socket connects, see `LentSocket`.
 
     Raises:
         OSError: refused at once.
@@ -123,7 +120,7 @@ def begin_dial(host: str, port: int, *, resets: bool = False) -> Attempt | None:
 
 @functools.lru_cache(maxsize=256)
 def _family_of(host: str) -> socket.AddressFamily | None:
-    """That of a literal address, None of a name."""
+    """The family of an IP address; None for a name."""
     if not Address(host, 1).is_ip:
         return None
     return socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -135,8 +132,8 @@ async def first_to_connect(hosts: Sequence[str], port: int, head_starts: Iterabl
     Args:
         hosts: the addresses, in the order in which they are tried.
         port: the port of all.
-        head_starts: for each address, the seconds until the next one is tried beside it. One that fails is not waited
-            for.
+        head_starts: for each address, the seconds until the next one is tried in parallel. After a failure the next one
+            is tried at once.
 
     Raises:
         OSError: none could be connected to.
@@ -172,26 +169,27 @@ async def first_to_connect(hosts: Sequence[str], port: int, head_starts: Iterabl
 
 
 async def dial_relay(
-    address: RelayAddress, *, dial: Dialer, tls: ssl.SSLContext | None, timeout: float
+    address: RelayAddress, *, dial: Dialer, tls: ssl.SSLContext | None, timeout: float, what: str = "the relay"
 ) -> tuple[trio.abc.Stream, Watched]:
-    """Connect to a relay, with TLS when a context is given; returns the stream, and the watched one at its bottom.
+    """Connect to a relay, with TLS when a context is given; returns the stream, and the lowest stream below it.
 
     Args:
         timeout: seconds for the connection, and again for the TLS handshake.
+        what: names what is dialled, for the errors.
 
     Raises:
         RelayResolveError: the name does not resolve.
-        RelayConnectError: nothing that can be talked to answers there.
+        RelayConnectError: the connection or the TLS handshake failed.
     """
     try:
         with trio.fail_after(timeout):
             connected = await dial(address.host, address.port)
     except socket.gaierror as error:
-        raise RelayResolveError(f"the relay's name {address.host!r} does not resolve: {error.strerror}") from error
+        raise RelayResolveError(f"{what}'s name {address.host!r} does not resolve: {error.strerror}") from error
     except OSError as error:
-        raise RelayConnectError(f"cannot connect to the relay at {address}: {_why(error)}") from error
+        raise RelayConnectError(f"cannot connect to {what} at {address}: {_why(error)}") from error
     except trio.TooSlowError:
-        raise RelayConnectError(f"the relay at {address} did not answer within {timeout:g} seconds") from None
+        raise RelayConnectError(f"{what} at {address} did not answer within {timeout:g} seconds") from None
     watched = watch(connected)
     if tls is None:
         return watched, watched
@@ -209,15 +207,15 @@ async def dial_relay(
     return secured, watched
 
 
-async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> trio.abc.Stream:
-    """Connect to the local gateway. Only `aclose` ends the connection with a FIN, see `LentSocket`.
+async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> Watched:
+    """Connect to the local gateway. Only `aclose` sends a FIN; any other close is a RST, see `LentSocket`.
 
     Raises:
         LocalGatewayError: nothing answers there within `timeout` seconds.
     """
     await trio.lowlevel.checkpoint_if_cancelled()
     try:
-        # A deadline has its price for each visitor, and here there is mostly nothing to wait for.
+        # A deadline costs time for each visitor, and a local connection is mostly connected at once.
         own = CAN_USE_DESCRIPTORS and dial is dial_tcp
         attempt = begin_dial(address.host, address.port, resets=True) if own else None
         connected = None if attempt is None else attempt.at_once()
@@ -236,7 +234,7 @@ async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> trio.
 
 
 def _why(error: OSError) -> str:
-    """The system's words for an error; of several attempts, those of the last."""
+    """The system's text for an error; of several attempts, that of the last."""
     if isinstance(error.__cause__, BaseExceptionGroup):
         attempts = [attempt for attempt in error.__cause__.exceptions if isinstance(attempt, OSError)]
         if attempts:

@@ -1,6 +1,7 @@
 """A link: the reliable, ordered stream of bytes that yamux runs over.
 
-yamux never learns what carries its bytes. Today that is one WebSocket (`websocket.link`).
+yamux never learns what carries its bytes. Today that is one WebSocket; a link that survives the loss of its connection
+implements the same interface.
 """
 
 from __future__ import annotations
@@ -17,38 +18,39 @@ Bytes: TypeAlias = bytes | bytearray | memoryview
 
 
 class Link(trio.abc.AsyncResource):
-    """What yamux needs of the thing that carries it. One task sends, one task receives."""
+    """What yamux needs of its carrier. One task sends, one task receives."""
 
     @property
     @abstractmethod
     def last_received(self) -> float:
-        """`trio.current_time()` of the last byte that came from the other end, whatever it belonged to."""
+        """`trio.current_time()` when the last byte arrived from the peer, also one of a control frame."""
 
     @property
     @abstractmethod
     def sending_since(self) -> float | None:
-        """When the `send` that is under way last made progress; None while there is none."""
+        """`trio.current_time()` when the current `send` last made progress; None while there is none."""
 
     @abstractmethod
     async def send(self, chunks: Sequence[Bytes]) -> None:
         """Send all of `chunks`, in order.
 
         Raises:
-            trio.BrokenResourceError: the link is gone. Cancelled half way, it may have sent a part and is good for
-                nothing but `aclose`.
+            trio.BrokenResourceError: the link is gone.
+
+        If cancelled, it may have sent a part. Only `aclose` may be called after that.
         """
 
     @abstractmethod
     async def receive(self) -> Sequence[Bytes]:
-        """Wait for bytes and return what has come, in order; empty at the end.
+        """Wait for bytes and return what has arrived, in order; empty at EOF.
 
         Raises:
-            trio.BrokenResourceError: the link is gone without having ended; the message tells how.
+            trio.BrokenResourceError: the link broke before EOF; the message says how.
         """
 
     def blame(self) -> None:
-        """The other end broke a rule: let `aclose` say so, where it has a way to."""
+        """The peer broke a rule: let `aclose` send that as the reason, if the link can."""
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Say goodbye if the protocol has a way to, then close. If cancelled, close at once."""
+        """Send a close message if the link has one, then close the connection. If cancelled, close it at once."""

@@ -1,9 +1,9 @@
-"""Log lines whose number others decide: visitors, gateways, relays.
+"""Limits log lines whose number visitors, gateways or relays decide.
 
-The first lines of each kind are written in full. After that one line a minute is written, with the number of those that
-were left out. A kind that was quiet for some minutes may write several lines again.
+The first five lines of each kind are written. After that one line a minute is written, with the number of those that
+were dropped. A kind that was quiet for some minutes may write several lines again.
 
-How often what was logged is kept for each Trio run, for the kinds that were logged last.
+The counts are kept per Trio run, for the kinds that were logged last.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ LINES_IN_FULL: Final = 5
 """Lines of a kind that may be written at once."""
 
 MOST_KINDS: Final = 4096
-"""Kinds that are remembered; beyond, the one that was logged least recently is forgotten."""
+"""Kinds that are counted; beyond that, the one that was logged least recently is evicted."""
 
 _Kinds: TypeAlias = OrderedDict[tuple[str, Hashable], tuple[float, float, int]]
-"""For each kind: how many lines it may write, since when, and how many were left out."""
+"""For each kind: the lines it may write, as of when, and how many were dropped."""
 
 _of_this_run: Final[trio.lowlevel.RunVar[_Kinds]] = trio.lowlevel.RunVar("pioneer_tunnel.complaints")
 
 
 @final
 class Complaints:
-    """Writes to a log, each kind of line five times and then once a minute. To be used in a Trio run.
+    """Writes to a log: each kind of line five times, then once a minute. Needs a Trio run.
 
     Args:
         log: shares its kinds with other instances for the same log.
@@ -49,23 +49,23 @@ class Complaints:
         """Write `text`, unless there were too many lines of its kind.
 
         Args:
-            kind: what is limited. It must not be the other end's to choose.
+            kind: what the limit counts. A peer must not be able to choose it.
             text: the line.
             level: of the line.
-            error: what to add the traceback of.
+            error: adds its traceback.
         """
         if not self._log.isEnabledFor(level):
             return
         kinds = _kinds()
         now = trio.current_time()
-        left, since, untold = kinds.pop((self._log.name, kind), (LINES_IN_FULL, now, 0))
+        left, since, dropped = kinds.pop((self._log.name, kind), (LINES_IN_FULL, now, 0))
         left = min(left + (now - since) / COMPLAINT_INTERVAL, LINES_IN_FULL)
         may_write = left >= 1
-        kinds[self._log.name, kind] = (left - 1, now, 0) if may_write else (left, now, untold + 1)
+        kinds[self._log.name, kind] = (left - 1, now, 0) if may_write else (left, now, dropped + 1)
         if len(kinds) > MOST_KINDS:
             kinds.popitem(last=False)
         if may_write:
-            more = f" ({untold} more since the last such line)" if untold else ""
+            more = f" ({dropped} more since the last such line)" if dropped else ""
             self._log.log(level, "%s%s", text, more, exc_info=error)
 
 

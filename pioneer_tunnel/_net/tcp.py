@@ -1,14 +1,13 @@
-"""A TCP connection, read and written by its descriptor: what a `trio.SocketStream` is, without the layers above it.
+"""A TCP connection that is read and written by its descriptor. POSIX only.
 
-Those layers are there for every kind of socket and system. To read and write by the descriptor costs a third of the way
-through them, and a new connection is cheaper by a sixth. The contract is the same, and it is as fair: calls let other
-tasks run.
-
-POSIX only. Neighbours: `dialer` and `streams.watch` make them; `splice` moves bytes past them, through `plain_socket`.
+It does what a `trio.SocketStream` does, without the layers of `trio.socket`, which support every kind of socket and
+system. A read or write takes a third of the time, and a new connection five sixths. The contract is the same, and as
+fair: calls let other tasks run.
 """
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import socket
@@ -18,7 +17,9 @@ from typing import Any, Final, final
 
 import trio
 
-from .socket_options import LentSocket, Socket, descriptor_of, limit_unsent, wait_sent
+from .lent_socket import LentSocket
+from .socket_options import Socket, descriptor_of, limit_unsent, wait_sent
+from .streams import ByteStream
 
 __all__ = ["CAN_USE_DESCRIPTORS", "TcpStream"]
 
@@ -30,27 +31,28 @@ _MOST_PIECES: Final = 64
 
 
 @final
-class TcpStream(trio.abc.HalfCloseableStream):
-    """A connection over a socket of its own, and a watch over silence and stalls.
+class TcpStream(ByteStream):
+    """A TCP connection that measures silence and stalls.
 
     One task may send and one may receive at a time; a second one gets `trio.BusyResourceError`.
 
     Args:
-        socket: connected, and not blocking; Trio's or the standard library's. Closed with this.
+        socket: connected and non-blocking, Trio's or the standard library's. Closed with this.
         resets: see `LentSocket`.
 
     Attributes:
-        last_received: `trio.current_time()` of the last byte that arrived, of the start before that.
-        sending_since: when the send that is under way, or waits for room, last got rid of a byte; None while there is
-            none. It measures the lack of progress, not the time to finish: a slow path is slow, a dead one is dead.
-        plain_socket: see the function of that name. What moves past this stream, it does not see.
+        last_received: `trio.current_time()` when the last byte arrived; before that, when this was made.
+        sending_since: when the current send last made progress; None while there is none. It measures the lack of
+            progress, not the time to finish: a slow path is not a dead one.
+        plain_socket: see `ByteStream`. Bytes that the fast path moves do not count for the attributes above.
     """
 
     def __init__(self, socket: Socket, *, resets: bool = False) -> None:
         self.socket: Final = socket
-        self.last_received = trio.current_time()
+        self.last_received: float = trio.current_time()
         self.sending_since: float | None = None
-        self.plain_socket: Final = LentSocket(socket, resets=resets)
+        self._lent: Final = LentSocket(socket, resets=resets)
+        self._was_reset = False
         self._calls = 0
         self._had_to_wait = False
         self._end_sent = False
@@ -67,11 +69,13 @@ class TcpStream(trio.abc.HalfCloseableStream):
                 await self._wait_readable()
                 waited = True
             except OSError as error:
-                raise _broken(error) from error
+                raise self._broken(error) from error
             else:
                 break
         if not waited:
             await trio.lowlevel.cancel_shielded_checkpoint()
+        if not data:
+            self._raise_if_reset()
         self.last_received = trio.current_time()
         return data
 
@@ -82,6 +86,8 @@ class TcpStream(trio.abc.HalfCloseableStream):
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         amount = await self._briskly(os.readv, [buffer], self._wait_readable)
+        if not amount:
+            self._raise_if_reset()
         self.last_received = trio.current_time()
         return amount
 
@@ -102,14 +108,14 @@ class TcpStream(trio.abc.HalfCloseableStream):
                         await self._wait_writable()
                         waited = True
                     except OSError as error:
-                        raise _broken(error) from error
+                        raise self._broken(error) from error
             if not waited:
                 await trio.lowlevel.cancel_shielded_checkpoint()
         finally:
             self.sending_since = None
 
     async def send_pieces(self, pieces: Sequence[bytes]) -> None:
-        """Like `send_all` of all `pieces`, without putting them together first.
+        """Like `send_all` of all `pieces`, without joining them first.
 
         Lets other tasks run only when it has to wait, and at least every eighth time.
         """
@@ -147,27 +153,39 @@ class TcpStream(trio.abc.HalfCloseableStream):
             try:
                 self._shut_down()
             except OSError as error:
-                raise _broken(error) from error
+                raise self._broken(error) from error
         finally:
             self.sending_since = None
 
     async def aclose(self) -> None:
         """Close with a FIN, and with a RST if cancelled and the socket `resets`."""
-        self.plain_socket.take_back()
+        self._lent.take_back()
         if trio.current_effective_deadline() == -math.inf:
-            self.plain_socket.drop()
+            self._lent.drop()
         else:
-            self.plain_socket.close()
+            self._lent.close()
         await trio.lowlevel.checkpoint()
 
     def reset(self) -> None:
-        """Close with a RST, which drops what has not been sent. After `aclose` this changes nothing."""
-        self.plain_socket.take_back()
-        self.plain_socket.reset()
+        """Close with a RST, which drops unsent data. After `aclose` this changes nothing."""
+        self._lent.take_back()
+        self._lent.reset()
 
-    async def drain(self) -> None:
-        """Wait until the other end has acknowledged all that was sent, where the system tells. See `endings.drain`."""
+    async def abort(self) -> None:
+        self.reset()
+        await trio.lowlevel.checkpoint()
+
+    async def wait_flushed(self) -> None:
+        """Wait until the peer has acknowledged all that was sent (Linux; elsewhere it returns at once)."""
         await wait_sent(self.socket)
+
+    @property
+    def lowest_socket(self) -> LentSocket:
+        return self._lent
+
+    @property
+    def plain_socket(self) -> LentSocket:
+        return self._lent
 
     def _shut_down(self) -> None:
         found: Any = self.socket  # both kinds have this, and both are synchronous
@@ -183,14 +201,14 @@ class TcpStream(trio.abc.HalfCloseableStream):
             raise trio.ClosedResourceError("this stream has sent its end")
 
     async def _wait_readable(self) -> None:
-        self.plain_socket.waited_for = True
+        self._lent.waited_for = True
         await trio.lowlevel.wait_readable(self.socket)
 
     async def _wait_writable(self) -> None:
         if not self._had_to_wait:
             self._had_to_wait = True
-            limit_unsent(self.socket)  # which is less with Trio's sockets
-        self.plain_socket.waited_for = True
+            limit_unsent(self.socket)  # Trio's sockets have a lower limit
+        self._lent.waited_for = True
         await trio.lowlevel.wait_writable(self.socket)
 
     async def _briskly(
@@ -204,12 +222,18 @@ class TcpStream(trio.abc.HalfCloseableStream):
                 self._calls = 0
                 continue
             except OSError as error:
-                raise _broken(error) from error
+                raise self._broken(error) from error
             self._calls += 1
             if not self._calls % 8:
                 await trio.lowlevel.cancel_shielded_checkpoint()
             return amount
 
+    def _raise_if_reset(self) -> None:
+        # The kernel reports a reset once. If a send gets the report, a receive gets EOF, and a truncated answer would
+        # look complete.
+        if self._was_reset:
+            raise trio.BrokenResourceError("the connection is broken: it was reset")
 
-def _broken(error: OSError) -> trio.BrokenResourceError:
-    return trio.BrokenResourceError(f"the connection is broken: {error.strerror}")
+    def _broken(self, error: OSError) -> trio.BrokenResourceError:
+        self._was_reset |= error.errno == errno.ECONNRESET
+        return trio.BrokenResourceError(f"the connection is broken: {error.strerror}")

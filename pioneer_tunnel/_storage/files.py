@@ -1,4 +1,4 @@
-"""Files that nobody sees half written: read, replace, lock, and protect from other users.
+"""Read, lock and atomically replace files, and protect them from other users.
 
 To replace a file, we write a temporary file beside it, fsync it, and rename it over the old one. Readers see the old
 content or the new one, also after a power cut. A writer that is killed leaves at most a temporary file, which the next
@@ -12,8 +12,8 @@ To write, remove, lock or make a file, we open its path folder by folder, by des
 followed when we or root own it. A link of another user is refused, because it could lead us to any file. Reading
 follows any link, but only opens a regular file of a bounded size: it never blocks on a FIFO or a device.
 
-`filelock` (4.3, tried) cannot replace `locked`: it opens the lock file by path, so it follows any user's link on the way
-there; it locks a FIFO; and it does not give a new lock file the owner of the folder.
+`filelock` (4.3, tried) cannot replace `locked`: it opens the lock file by path and so follows any user's link on the
+way there, it locks a FIFO, and it does not give a new lock file the owner of the folder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Read a TOML table into an attrs class, and report all problems in one error.
 
-The class declares what each key may hold with attrs converters and validators, and which values do not go
-together with `Rule`s. By itself, attrs stops at the first converter or validator that raises, and cattrs does not report unknown
+The class declares what each key may hold with attrs converters and validators, and which values do not go together
+with `Rule`s. By itself, attrs stops at the first converter or validator that raises, and cattrs does not report unknown
 keys together with broken rules. So:
 
 - `hold_back`, the class's `field_transformer`, catches the error of each field and puts a `_Rejected` into the field;

@@ -1,7 +1,4 @@
-"""The command line, thin: it reads arguments, and everything else is the library's.
-
-Needs the extra `cli`.
-"""
+"""The command line. It parses arguments and calls the library. It needs the extra `cli`."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ def main() -> None:
     """The `pioneer-tunnel` command."""
     queue_standard_error()
     try:
-        from .commands import pioneer_tunnel  # noqa: PLC0415  # only here may click be missing
+        from .commands import pioneer_tunnel  # noqa: PLC0415  # click is optional
     except ModuleNotFoundError as error:
         if error.name != "click":
             raise

@@ -85,7 +85,7 @@ async def _serve_and_follow(server: Relay, file: ConfigFile) -> None:
     with hangups() as asked:
         async with trio.open_nursery() as nursery:
             await nursery.start(server.serve)
-            await follow(file, server.apply, asked=asked)
+            await follow(file, server.apply, reload_now=asked)
 
 
 @relay.command("new-key")
@@ -204,10 +204,10 @@ def expose(  # noqa: PLR0917  # click passes them by name
                 )
                 if certificate is not None:
                     handler = terminate_tls(handler, certificate)
-                while True:  # the handler closes its stream, so there is nothing left for `trio.serve_listeners` to do
+                while True:  # not `trio.serve_listeners`: the handlers close their streams themselves
                     nursery.start_soon(handler, await tunnel.accept())
         except BaseException as error:
-            # What was interrupted has stopped; what has failed for good, the line that says so is the last about.
+            # After an interruption, print the last statuses. A final failure is printed by `show_failure` instead.
             if tunnel is not None and not isinstance(error, TunnelError):
                 lines.catch_up(tunnel.history, tunnel.history_dropped)
             raise
@@ -225,7 +225,7 @@ async def _show(tunnel: Tunnel, lines: StatusLines) -> None:
 
 
 def _run(serve: Callable[[], Awaitable[object]]) -> None:
-    """Run until SIGINT or SIGTERM, then end in good order."""
+    """Run `serve` until it returns, or until SIGINT or SIGTERM, which cancel it."""
 
     async def until_interrupted() -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -244,7 +244,7 @@ async def _cancel_on(signals: AsyncIterator[int], scope: trio.CancelScope) -> No
 
 
 def _read_key(path: Path, *, native: bool) -> RelayKey:
-    """The first line of a file; the second may be what `relay new-key` printed there."""
+    """The key on the first line of a file. The second line may be the public key, as `relay new-key` prints it."""
     try:
         content = files.read(path, limit=_KEY_FILE_LIMIT)
         if content is None:

@@ -1,11 +1,11 @@
-"""Standard error of our commands: written by a thread, so that it never stops or delays traffic.
+"""Standard error of our commands: a thread writes it, so that it never stops or delays traffic.
 
-Standard error may be a full disk, a pipe that is not read, or gone. A write to it then fails or blocks for as long as
-its reader likes. So everything that a command prints there (status lines, the log, tracebacks) goes to a queue of
-bounded size. A daemon thread empties it. When the queue is full, or a write fails, lines are dropped and counted; the
-count is written as soon as a write succeeds.
+Standard error may be a full disk, a pipe that is not read, or closed. Then a write fails, or blocks for any time. So
+all output of a command (status lines, the log, tracebacks) goes to a queue of bounded size, which a daemon thread
+writes. When the queue is full, or a write fails, lines are dropped and counted. The count is written as soon as a write
+succeeds.
 
-The descriptor itself stays as it is: `O_NONBLOCK` would apply to other processes that share it.
+The descriptor does not become non-blocking: `O_NONBLOCK` would apply to other processes that share it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing import Final, TextIO, final
 __all__ = ["JsonFormatter", "QueuedStream", "queue_standard_error", "write_json_lines"]
 
 MAX_QUEUED: Final = 256 * 1024
-"""Characters that may wait; what comes on top is dropped."""
+"""Characters that the queue may hold; further output is dropped."""
 
 EXIT_TIMEOUT: Final = 2.0
-"""Seconds that the end of the process waits for the queue to empty."""
+"""Seconds that the process waits at exit for the queue to empty."""
 
 
 @final
@@ -37,7 +37,7 @@ class QueuedStream(io.TextIOBase):
     """A text stream whose `write` never blocks and never fails.
 
     Args:
-        stream: where a thread writes to, through its descriptor.
+        stream: the thread writes to its descriptor.
 
     Attributes:
         describe_drop: makes the line that reports a number of dropped lines.
@@ -61,7 +61,7 @@ class QueuedStream(io.TextIOBase):
 
     @property
     def errors(self) -> str:  # type: ignore[override]  # as above
-        """What cannot be encoded is written as an escape."""
+        """How characters are written that the encoding lacks: as escapes."""
         return "backslashreplace"
 
     def writable(self) -> bool:
@@ -80,7 +80,7 @@ class QueuedStream(io.TextIOBase):
         """Queue `text`, or drop it when the queue is full.
 
         Raises:
-            TypeError: it is not text. click tries bytes to find out what kind of stream this is.
+            TypeError: it is not text. click writes bytes to test for a binary stream.
         """
         if not isinstance(text, str):
             raise TypeError(f"text is a str, not {type(text).__name__}")
@@ -135,7 +135,7 @@ class QueuedStream(io.TextIOBase):
 
 @final
 class JsonFormatter(logging.Formatter):
-    """Log lines for machines: a JSON object with the keys `log` (the text), `level`, `logger` and `time_unix`."""
+    """Log lines as JSON objects with the keys `log` (the text), `level`, `logger` and `time_unix`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -150,7 +150,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def queue_standard_error() -> None:
-    """Make `sys.stderr` a `QueuedStream`, for the rest of the process. For commands of ours, not for a host."""
+    """Replace `sys.stderr` by a `QueuedStream`. Only for our commands: a host must not call this."""
     _occupy_standard_descriptors()
     if sys.stderr is None:  # it was closed when Python started
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # it stays open
@@ -160,14 +160,14 @@ def queue_standard_error() -> None:
 
 
 def write_json_lines(handler: logging.Handler) -> None:
-    """From now on, log lines of `handler` and reports of dropped lines are JSON objects, one a line."""
+    """Write log lines of `handler`, and reports of dropped lines, as JSON objects, one on each line."""
     handler.setFormatter(JsonFormatter())
     if isinstance(sys.stderr, QueuedStream):
         sys.stderr.describe_drop = _describe_drop_in_json
 
 
 def _occupy_standard_descriptors() -> None:
-    """Open what is closed of the descriptors 0 to 2, so that no socket gets a number that text is written to."""
+    """Open those of the descriptors 0 to 2 that are closed, so that no socket gets one and receives our output."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

@@ -24,7 +24,7 @@ _COLOURS: Final = {
 
 @final
 class StatusLines:
-    """Prints each status of a tunnel that says something new, once."""
+    """Prints each status that is news (`Status.is_news_after`), once."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json: Final = as_json
@@ -32,7 +32,7 @@ class StatusLines:
         self._last: Status | None = None
 
     def catch_up(self, history: Sequence[Status], dropped: int) -> None:
-        """Print what has happened since the last call; `dropped` is how many statuses there were before `history`."""
+        """Print what is new since the last call. `dropped` is the number of statuses before `history`."""
         for status in history[max(self._shown - dropped, 0) :]:
             if self._last is None or status.is_news_after(self._last):
                 click.echo(self._line(status), err=True)
@@ -40,7 +40,7 @@ class StatusLines:
         self._shown = dropped + len(history)
 
     def show_failure(self, error: TunnelError) -> None:
-        """Print a failure that is final, unless it was shown as a status."""
+        """Print a final failure, unless it was printed as a status."""
         shown = self._last is not None and self._last.state is State.FAILED and self._last.retry_at_unix is None
         if not shown:
             click.echo(self._line(Status(state=State.FAILED, error_kind=error.kind, message=str(error))), err=True)

@@ -1,24 +1,19 @@
-"""Bytes both ways between two streams, until both have ended: the last metre on either side of a tunnel.
+"""Copies bytes both ways between two streams until both have ended: the last hop at either end of a tunnel.
 
-An end on one side becomes an end on the other, after everything before it; a break on either side becomes a reset on
-both. Nothing is looked at, nothing is cut.
-
-Neighbours: `forward` and the relay's ingress have two streams to be carried into each other; `splice` is the short way
-where both are plain sockets.
+EOF on one side becomes EOF on the other, after all data before it. A break on either side becomes a reset on both.
+Bytes are neither inspected nor changed.
 """
 
 from __future__ import annotations
 
-import errno
 from contextlib import suppress
 from typing import Final, final
 
 import trio
 
-from .._net.closing import abandon, close_after_answer, drain
+from .._net.closing import abandon, close_after_answer
 from .._net.fastpath.splice import CAN_JOIN, Ending, join
-from .._net.socket_options import plain_socket
-from .._net.wrappers import send_pieces
+from .._net.streams import ByteStream
 
 __all__ = ["HandedOver", "pump"]
 
@@ -27,29 +22,27 @@ _LARGEST_READ: Final = 255 * 1024
 _APOLOGY_TIMEOUT: Final = 5.0
 _DRAIN_TIMEOUT: Final = 1.0
 
-_STEPS_TO_FAIL: Final = 2
-"""A send of Trio's own streams that has failed tells so a step later, in which the other direction may be told of an
-end that was none."""
-
 
 class HandedOver(Exception):
-    """Raised by the second stream's `receive_some`: from now on it has no part in this pump, but stays open."""
+    """Raised by the second stream's `receive_some` to leave the pump without being closed."""
 
 
-async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: bytes = b"") -> bool:
+async def pump(first: ByteStream, second: ByteStream, *, apology: bytes = b"") -> bool:
     """Copy both ways, half-close included, and close both streams.
 
-    When `second` raises `HandedOver`, `first` is closed and `second` is left open. When a stream breaks, or is closed
-    by somebody else, or on cancellation, both are abandoned, so that neither end takes a part for the whole. Returns
-    quietly in any case, True unless they were abandoned; what comes out is `trio.Cancelled` and bugs.
+    If `second` raises `HandedOver`, `first` is closed and `second` stays open. If a stream breaks, or another task
+    closes one, or on cancellation, both are reset, so that no truncated stream looks complete.
 
     Args:
-        apology: what `second` is told, before an orderly end, when `first` breaks before it has said anything.
+        apology: sent to `second`, which is then closed in order, if `first` breaks before it has sent anything.
+
+    Returns:
+        True unless both were reset. Raises only `trio.Cancelled` and what a bug raises.
     """
     closed = False
-    spoke: set[trio.abc.Stream] = set()
+    spoke: set[ByteStream] = set()
     try:
-        ending = None if apology else await _short_way(first, second)  # which does not look at who has spoken
+        ending = None if apology else await _join_sockets(first, second)  # which does not note who has sent
         if ending is None:
             ending = await _Exchange(first, second, spoke).run()
         if ending is Ending.ENDED:
@@ -63,25 +56,25 @@ async def pump(first: trio.abc.Stream, second: trio.abc.Stream, *, apology: byte
                 await second.send_all(apology)
                 await close_after_answer(second)
         elif ending is not Ending.CLOSED:
-            # A server that refuses a request without reading it to its end answers, and then resets. The answer goes
-            # first, here and at the other end of the tunnel.
+            # A server that refuses a request without reading all of it sends an answer and then resets. Flush the
+            # answer before the reset, which would overtake it.
             with trio.move_on_after(_DRAIN_TIMEOUT):
-                await drain(second if ending is Ending.FIRST_BROKE else first)
+                await (second if ending is Ending.FIRST_BROKE else first).wait_flushed()
         closed = ending in {Ending.CLOSED, Ending.ENDED, Ending.HANDED_OVER}
     except trio.ClosedResourceError:
-        pass  # whoever has closed a stream of ours knows why
+        pass  # another task closed one of the streams
     finally:
         if not closed:
             try:
                 await abandon(first)
             finally:
-                await abandon(second)  # also when the first, under cancellation, ended in `trio.Cancelled`
+                await abandon(second)  # also if the first call raised
     return closed
 
 
-async def _short_way(first: trio.abc.Stream, second: trio.abc.Stream) -> Ending | None:
-    """Join them; None when that cannot be, and nothing has happened."""
-    one, other = plain_socket(first), plain_socket(second)
+async def _join_sockets(first: ByteStream, second: ByteStream) -> Ending | None:
+    """Take the fast path; None if it is not available, and nothing was moved."""
+    one, other = first.plain_socket, second.plain_socket
     if not CAN_JOIN or one is None or other is None:
         return None
     try:
@@ -90,32 +83,30 @@ async def _short_way(first: trio.abc.Stream, second: trio.abc.Stream) -> Ending 
         return None  # out of descriptors
 
 
-async def _room(sink: trio.abc.SendStream) -> int:
-    """How much to read for `sink`, so that little waits in this process when it takes nothing."""
-    while (room := getattr(sink, "room", None)) == 0:
-        # No deadline: the other end may read as slowly as it likes. A dead one is found by its connection's heartbeat.
+async def _room(sink: ByteStream) -> int:
+    """How many bytes to read for `sink`, so that few wait in this process while it takes nothing."""
+    while (room := sink.room) == 0:
+        # No deadline: the peer may read as slowly as it likes. The heartbeat of its connection detects a dead one.
         await sink.wait_send_all_might_not_block()
     return _LARGEST_READ if room is None else room
 
 
 @final
 class _Exchange:
-    """The long way, and what its two directions know of each other; `spoke` is told who has said something."""
+    """Two copying tasks and the state that they share. Streams that have sent data are added to `spoke`."""
 
-    def __init__(self, first: trio.abc.Stream, second: trio.abc.Stream, spoke: set[trio.abc.Stream]) -> None:
+    def __init__(self, first: ByteStream, second: ByteStream, spoke: set[ByteStream]) -> None:
         self._spoke: Final = spoke
         self._first: Final = first
         self._second: Final = second
         self._scope = trio.CancelScope()
-        self._sent_to: Final[set[trio.abc.Stream]] = set()  # at this moment
-        self._was_reset: Final[set[trio.abc.Stream]] = set()
-        self._broken: trio.abc.Stream | None = None
+        self._broken: ByteStream | None = None
         self._handed_over = False
         self._done = 0
         self._ended_by_us = False
 
     async def run(self) -> Ending:
-        """Carry bytes until both have ended, or one has broken."""
+        """Copy until both have sent EOF, or one has broken."""
         async with trio.open_nursery() as nursery:
             self._scope = nursery.cancel_scope
             nursery.start_soon(self._copy, self._second, self._first)
@@ -126,75 +117,62 @@ class _Exchange:
             return Ending.ENDED
         return Ending.FIRST_BROKE if self._broken is self._first else Ending.SECOND_BROKE
 
-    async def _copy(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
+    async def _copy(self, source: ByteStream, sink: ByteStream) -> None:
         try:
             await self._read_and_send(source, sink)
-            if source in self._sent_to:
-                for _ in range(_STEPS_TO_FAIL):
-                    await trio.lowlevel.checkpoint()
-            if source in self._was_reset:
-                self._break(source)
             if self._broken is None:
                 await self._end(source, sink)
-        except trio.BrokenResourceError as error:
-            # `sink` takes no more. What it still has to say is carried all the same: the answer to a request that
-            # it did not want to read to the end. How that goes, the other direction finds out, with one exception.
-            # The system tells of a reset once. When the one who sends hears of it, the one who receives is told of an
-            # end, and half an answer would pass for a whole one.
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ECONNRESET:
-                self._was_reset.add(sink)
+        except trio.BrokenResourceError:
+            # `sink` takes no more. What it still sends is copied all the same: it may be the answer to a request that
+            # it did not read to the end. If `sink` was reset, the other direction's receive raises.
+            pass
         except trio.ClosedResourceError:
             if not self._ended_by_us:
                 self._break(source)
         except HandedOver:
             self._handed_over = True
             self._scope.cancel()
-        await self._stay(source)
+        await self._wait_broken(source)
 
-    async def _stay(self, source: trio.abc.Stream) -> None:
-        """With nothing left to carry, see whether `source` breaks while the other direction goes on.
+    async def _wait_broken(self, source: ByteStream) -> None:
+        """After EOF of `source`, notice if it breaks while the other direction goes on.
 
-        A visitor that has said all and left, or a link that was lost, would else be noticed only when the gateway
-        has something to say.
+        Otherwise a visitor that sent EOF and then left, or a lost link, would be noticed only when the gateway sends.
         """
         self._done += 1
         if self._done == 2:
             self._scope.cancel()
-        elif self._broken is None and hasattr(source, "wait_broken") and await source.wait_broken():
+        elif self._broken is None and await source.wait_broken():
             self._break(source)
 
-    async def _read_and_send(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
-        # A read buffer is made for each read: small for who says little, large for who says much.
+    async def _read_and_send(self, source: ByteStream, sink: ByteStream) -> None:
+        # Each read allocates its buffer: small for a stream that sends little, large for one that sends much.
         size = _SMALLEST_READ
         while data := await self._receive(source, min(size, await _room(sink))):
             self._spoke.add(source)
-            self._sent_to.add(sink)
-            try:
-                await send_pieces(sink, [bytes(data)])
-            finally:
-                self._sent_to.discard(sink)
+            await sink.send_pieces([bytes(data)])
             if len(data) == size:
                 size = min(size * 4, _LARGEST_READ)
             elif len(data) < size // 4 and size > _SMALLEST_READ:
                 size //= 4
 
-    async def _receive(self, source: trio.abc.Stream, size: int) -> bytes | bytearray:
+    async def _receive(self, source: ByteStream, size: int) -> bytes | bytearray:
         try:
             return await source.receive_some(size)
         except trio.BrokenResourceError:
             self._break(source)
             return b""
 
-    def _break(self, source: trio.abc.Stream) -> None:
+    def _break(self, source: ByteStream) -> None:
         self._broken = source
         self._scope.cancel()
 
-    async def _end(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
-        if isinstance(sink, trio.abc.HalfCloseableStream):
+    async def _end(self, source: ByteStream, sink: ByteStream) -> None:
+        if sink.can_half_close:
             await sink.send_eof()
             return
-        # TLS knows no half-close that both ends would agree on: when the answer is complete, so is the exchange. Noted
-        # first, since the other direction hears of it in the middle of the closing.
+        # Without half-close the exchange is over when the answer is complete. The flag is set first, since the other
+        # direction gets `ClosedResourceError` during the close.
         self._ended_by_us = True
         await sink.aclose()
         await source.aclose()

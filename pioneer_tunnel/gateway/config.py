@@ -1,10 +1,10 @@
-"""`[gateway.remote_access]`: what the operator of a gateway decides, as one frozen `RemoteAccessConfig`.
+"""`[gateway.remote_access]`: the operator's part of remote access, as one frozen `RemoteAccessConfig`.
 
-The table belongs to the gateway contract; so do the names and defaults here. Whatever is wrong with it is told at once,
-with file, key path, value and what is allowed (see `tables.py`).
+The gateway contract fixes the table, its names and its defaults. All problems are reported at once, with file, key
+path, value and what is allowed (see `_storage.validation`).
 
-Neighbours: `RemoteAccess` takes the config and lays the user's settings over it (`attrs.evolve`, which validates
-again); transports read `effective_transport` and `effective_relay_addr`. The key is not here: it lives in a keystore.
+The user's settings are applied to it with `attrs.evolve`, which validates again. The relay key is not here: it is in a
+keystore.
 """
 
 from __future__ import annotations
@@ -52,25 +52,25 @@ _DAY_MS: Final = 24 * _HOUR_MS
 
 @final
 class Transport(enum.StrEnum):
-    """How the tunnel reaches the relay: the words that a configuration may name."""
+    """How the tunnel reaches the relay. The values are the words of the configuration."""
 
     WEBSOCKET = "websocket"
     """Native: one WebSocket, yamux inside."""
     TCP = "tcp"
-    """The Pioneer Relay / rathole protocol in clear: who can listen on the way reads visitors' tokens."""
+    """The Pioneer Relay / rathole protocol in clear: an eavesdropper can read visitors' tokens."""
     TLS = "tls"
     """The same inside TLS."""
     NOISE = "noise"
-    """Known to gateways, not offered by this library: it fails with `unsupported_transport` when it is to run."""
+    """Known to gateways, not offered by this library: a generation with it fails with `unsupported_transport`."""
     PROCESS = "process"
-    """Another program makes the tunnel."""
+    """Another program, such as frpc, makes the tunnel."""
 
     @classmethod
     def parse(cls, word: str) -> Transport:
         """Read the word of a configuration or a setting.
 
         Raises:
-            UnsupportedTransportError: nobody knows it.
+            UnsupportedTransportError: the word is unknown.
         """
         try:
             return cls(word)
@@ -115,14 +115,14 @@ def _system_trust(_instance: Any, _field: Any, value: Any) -> None:
 
 
 def _effective(transport: Transport | None, relay_addr: RelayAddress) -> Transport:
-    """What a configuration that names no transport means: a URL is a WebSocket, a bare address today's relays."""
+    """The transport; where none is named, a URL means `websocket`, and a bare address `tcp`."""
     if transport is not None:
         return transport
     return Transport.TCP if relay_addr.scheme is None else Transport.WEBSOCKET
 
 
 def _transport_contradicts(transport: Transport | None, relay_addr: RelayAddress) -> str | None:
-    # `noise` with any address fails by its own kind when it is to run; what `process` can dial, its program knows.
+    # `noise` is refused later, by its own error kind. What addresses `process` can dial depends on its program.
     if transport not in (Transport.TCP, Transport.TLS) or relay_addr.scheme is None:
         return None
     return (
@@ -143,7 +143,7 @@ def _key_mode_means_nothing(mode: KeyMode, transport: Transport | None, relay_ad
 
 
 def _pin_unchecked(pin: PublicKey | None, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
-    # A pin that nobody checks would be worse than none.
+    # A pin that is not checked would be worse than none.
     effective = _effective(transport, relay_addr)
     if pin is None or effective in (Transport.WEBSOCKET, Transport.NOISE):
         return None
@@ -161,37 +161,37 @@ def _tls_out_of_reach(tls: TlsConfig | None, transport: Transport | None, relay_
 class RemoteAccessConfig:
     """The operator's part of remote access.
 
-    Made with `load`, `from_table` or keywords, which take what the file would hold (`relay_addr="wss://…"`) or the
-    value itself, and raise the same errors.
+    Made with `load`, `from_table` or keywords. Keywords take the text of the file (`relay_addr="wss://…"`) or the value
+    itself, and raise the same errors.
 
     Attributes:
-        runtime_dir: folder for runtime files; `runtime_path` is where it is.
+        runtime_dir: the folder for runtime files; `runtime_path` is its resolved path.
         relay_addr: the relay.
         local_addr: where the local gateway listens.
         service_name: the service's label.
-        transport: as named; None when it follows from the address. `effective_transport` is what is used.
-        restart_initial_ms: first reconnect delay; delays double.
-        restart_max_ms: longest reconnect delay.
-        restart_jitter_percent: each delay is spread by ± this share, after the cap.
-        max_restarts: restarts before giving up; 0 is never.
+        transport: the transport; None when it follows from the address. `effective_transport` is what is used.
+        restart_initial_ms: the first reconnect delay; delays double.
+        restart_max_ms: the longest reconnect delay, before jitter.
+        restart_jitter_percent: each delay is spread by ± this share.
+        max_restarts: restarts before giving up; 0 never gives up.
         restart_stable_ms: a session that lasted this long clears the count and the delay.
         allow_server_override: whether the settings' `server` may replace `relay_addr`.
         apply_grace_ms: how long open streams may go on after a change of the settings.
-        connect_timeout_ms: how long one attempt to connect may take.
-        ca_file: further certificate authorities for TLS to the relay; `ca_path` is where it is.
-        system_trust: what is trusted beside `ca_file`: `openssl`, the files that Python's OpenSSL knows, or `os`, what
-            the operating system trusts; that needs the extra `truststore`.
+        connect_timeout_ms: how long each step of connecting may take.
+        ca_file: a PEM file of further certificate authorities for TLS to the relay; `ca_path` is its resolved path.
+        system_trust: what is trusted in addition to `ca_file`: `openssl`, the files that Python's OpenSSL knows, or
+            `os`, what the operating system trusts; that needs the extra `truststore`.
         relay_identity: the relay's public key; a relay that does not prove it is refused.
         key_mode: how a relay of transport `tcp` or `tls` knows the key.
         proxy_protocol: `v2` sends a PROXY protocol header to the local gateway, so that it sees the visitor's address.
-        tls: what visitors' TLS is ended with, where the relay passes it through and the local gateway does not end it;
-            `tls_paths` is where that is.
-        process: the program of transport `process`; other transports do not look at it.
-        base_dir: what relative paths are relative to: the folder of the file. Not a key of the table.
+        tls: the certificate that ends visitors' TLS here, where the relay passes TLS through and the local gateway does
+            not end it; `tls_paths` are its resolved paths.
+        process: the program of transport `process`; other transports ignore it.
+        base_dir: the folder of the file, to which relative paths are relative. Not a key of the table.
 
     Raises:
-        InvalidSettingsError: with everything that is wrong in its `problems`.
-        UnsupportedTransportError: the same, when one of them is a transport that nobody knows.
+        InvalidSettingsError: with all problems in `problems`.
+        UnsupportedTransportError: the same, when one of the problems is an unknown transport.
     """
 
     runtime_dir: Path = attrs.field(default=Path("remote-access"), converter=a_path)
@@ -246,12 +246,12 @@ class RemoteAccessConfig:
     def from_table(
         cls, table: Mapping[str, Any], *, source: str | None = None, base_dir: str | Path = Path()
     ) -> RemoteAccessConfig:
-        """Make a config of the table's content.
+        """Make a config from the content of the table.
 
         Args:
-            table: what stands under `[gateway.remote_access]`.
+            table: the content of `[gateway.remote_access]`.
             source: the file that errors name.
-            base_dir: what relative paths are relative to.
+            base_dir: the folder to which relative paths are relative.
 
         Raises:
             InvalidSettingsError: see the class.
@@ -261,7 +261,7 @@ class RemoteAccessConfig:
 
     @property
     def effective_transport(self) -> Transport:
-        """The transport that is used: the one named, or the one that the address means."""
+        """The transport that is used: the named one, or the one that follows from the address."""
         return _effective(self.transport, self.relay_addr)
 
     @property
@@ -273,17 +273,17 @@ class RemoteAccessConfig:
 
     @property
     def runtime_path(self) -> Path:
-        """Where the folder for runtime files is."""
+        """The path of the folder for runtime files."""
         return self.base_dir / self.runtime_dir
 
     @property
     def ca_path(self) -> Path | None:
-        """Where the file of further certificate authorities is."""
+        """The path of the file of further certificate authorities; None when there is none."""
         return None if self.ca_file is None else self.base_dir / self.ca_file
 
     @property
     def tls_paths(self) -> tuple[Path, Path]:
-        """Where the certificate of `tls` is, and where its private key is.
+        """The paths of the certificate of `tls` and of its private key.
 
         Raises:
             ValueError: there is no `tls`.

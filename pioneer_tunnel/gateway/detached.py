@@ -1,8 +1,8 @@
 """Work that may hang, in a task of its own: its caller can stop waiting while the work goes on.
 
 A thread that hangs cannot be stopped, and a host's keystore may ignore cancellation. A caller that waited inside such
-work could not be cancelled either. So the work runs in a system task of Trio. When `trio.run` ends, the work gets a
-few seconds more and is then cancelled.
+work could not be cancelled either. So the work runs in a system task of Trio. When `trio.run` ends, the work gets 5 s
+more and is then cancelled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import trio
 __all__ = ["Detached", "finish_in_thread", "read_in_thread"]
 
 LAST_SECONDS: Final = 5.0
-"""How long work that was begun may go on when its caller is cancelled, or when `trio.run` ends."""
+"""Seconds that begun work may go on when its caller is cancelled, or when `trio.run` ends."""
 
 _T = TypeVar("_T")
 
@@ -27,14 +27,14 @@ class Detached(Generic[_T]):
     """Work that has begun.
 
     Args:
-        work: what to do.
+        work: the work.
 
     Attributes:
         abandoned: True once the caller has stopped waiting before the work ended.
     """
 
     def __init__(self, work: Callable[[], Awaitable[_T]]) -> None:
-        self.abandoned = False
+        self.abandoned: bool = False
         self._ended = trio.Event()
         self._results: list[_T] = []
         self._error: BaseException | None = None
@@ -51,11 +51,11 @@ class Detached(Generic[_T]):
         self._scope.cancel()
 
     async def result(self, *, seconds: float = math.inf, last_seconds: float = 0.0) -> _T:
-        """Wait for the work; returns or raises what it did. Once only.
+        """Wait for the work; returns or raises what it did. Call it once.
 
         Args:
             seconds: how long to wait.
-            last_seconds: how long to wait on when the caller is cancelled.
+            last_seconds: how much longer to wait when the caller is cancelled.
 
         Raises:
             trio.TooSlowError: the work has not ended in time. It goes on.
@@ -80,7 +80,7 @@ class Detached(Generic[_T]):
         try:
             raise error
         finally:
-            del error  # it would keep this frame alive, and this frame it
+            del error  # breaks the reference cycle of frame and error
 
     async def _run(self, work: Callable[[], Awaitable[_T]]) -> None:
         async with trio.open_nursery() as nursery:

@@ -9,11 +9,9 @@
         async for status in remote_access.watch():
             print(status.state, status.error_kind, status.message, status.public_url)
 
-Two halves that never wait for each other. `apply` makes the desired state durable and says that there is a new one.
-`run` brings about what is desired, one generation after another: the next begins when the last is gone with all its
-tasks and sockets. So an `apply` may come through the very tunnel that it ends.
-
-Neighbours: `generation` is what runs; `jsonrpc` puts this on the wire.
+It has two halves that never wait for each other. `apply` makes the desired state durable and signals that there is a
+new one. `run` makes the desired state the actual one, generation by generation: the next one begins when all tasks and
+sockets of the last one are gone. So an `apply` may come through the tunnel that it ends.
 """
 
 from __future__ import annotations
@@ -30,11 +28,12 @@ from typing import Final, NoReturn, final
 import attrs
 import trio
 
-from .._model.errors import RestartLimitError, StorageError, TunnelError, UnknownError
+from .._model.errors import StorageError, TunnelError, UnknownError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
 from .._model.status import State, Status
 from .._net.dialing import Dialer, dial_tcp
+from .._net.tls.certificate import Certificate
 from ..transports import TRANSPORTS, Serve
 from ..transports.tunnel_stream import Handler
 from ..tunnel.restart_policy import Ending, Restarts
@@ -42,17 +41,9 @@ from ..tunnel.status_feed import StatusFeed
 from ..tunnel.supervisor import announce, as_of_now
 from ..yamux import Limits
 from .config import RemoteAccessConfig
-from .generation import (
-    Generation,
-    Plan,
-    effective_config,
-    load_certificate,
-    make_target,
-    restart_policy,
-    settle_config,
-    why_refused,
-)
+from .generation import Generation
 from .keystore import Keystore
+from .planning import Plan, effective_config, make_plan, restart_policy, settle_config, why_refused
 from .runtime_folder import load_instance
 from .settings import Settings, SettingsFile, SettingsUpdate
 from .settings_and_key import Desired, KeyProvider, NotRead, Stores, StoresHangError, Written
@@ -68,16 +59,16 @@ class RemoteAccess:
     """A gateway's remote access.
 
     Args:
-        config: what the operator decided.
-        settings: the settings file, which others may write too.
-        keystore: where the relay key lives.
-        key_provider: for hosts that keep the key elsewhere: asked for it at each generation, in place of `keystore`.
-            Saving and clearing a key is refused then.
+        config: the operator's configuration.
+        settings: the settings file, which other programs may write too.
+        keystore: where the relay key is stored.
+        key_provider: for hosts that keep the key elsewhere: called for it at each generation, in place of `keystore`.
+            Then saving and clearing a key is refused.
         handler: takes visitors' streams in this process; by default they are forwarded to `config.local_addr`.
-        dial: how TCP connections come about.
-        transports: the transports by name.
+        dial: makes TCP connections.
+        transports: the transports by name. One of your own may stand in for a built-in one.
         limits: what a session may cost in memory.
-        random: where jitter comes from.
+        random: the source of jitter.
         wall_clock: seconds since 1970, for the `*_unix` fields of statuses.
 
     Raises:
@@ -124,7 +115,7 @@ class RemoteAccess:
 
     @property
     def config(self) -> RemoteAccessConfig:
-        """What the operator decided."""
+        """The operator's configuration."""
         return self._config
 
     @property
@@ -151,7 +142,7 @@ class RemoteAccess:
 
         Raises:
             StorageError: it cannot be read.
-            InvalidSettingsError: what stands in it is not allowed.
+            InvalidSettingsError: its content is not allowed.
         """
         return await self._stores.settings()
 
@@ -160,16 +151,16 @@ class RemoteAccess:
 
         Raises:
             StorageError: the keystore cannot tell, or does not answer within 20 s.
-            UnknownError: the host's keystore or key provider failed in a way that no one foresaw.
+            UnknownError: the host's keystore or key provider raised an unexpected exception.
         """
         return await self._has_key(Desired(settings=await self.settings(), key=NotRead.YET))
 
     async def snapshot(self) -> Snapshot:
-        """What clients are shown. Settings that cannot be used are shown as what stands in for them.
+        """What clients see. Where settings cannot be used, the snapshot shows the configuration without them.
 
         Raises:
             StorageError: a file or the keystore cannot be read, or does not answer within 20 s.
-            InvalidSettingsError: what stands in the settings file is not allowed.
+            InvalidSettingsError: the content of the settings file is not allowed.
             UnknownError: as in `has_key`.
         """
         settings = await self.settings()
@@ -184,7 +175,7 @@ class RemoteAccess:
         try:
             config = effective_config(self._config, settings)
         except TunnelError:
-            config = self._config  # the status tells what is wrong
+            config = self._config  # the status reports what is wrong
         transport = config.effective_transport
         wire, detail = wire_transport(transport)
         return Snapshot(
@@ -197,40 +188,40 @@ class RemoteAccess:
             status=status,
         )
 
-    # Saying what is desired
+    # Setting the desired state
 
     async def apply(self, update: SettingsUpdate) -> None:
-        """Make `update` durable, whole or not at all, and hand it to `run`.
+        """Save `update`, whole or not at all, and hand it to `run`.
 
         It does not wait for the tunnel (`settled` does), so it may come through the tunnel that it changes. While
-        `run` is not running, it saves only. What changes nothing leaves a live generation alone, except that it
-        ends the wait after a rejection by the relay; when the generation has failed for good, an update that names a
-        field starts a new one, changed or not.
+        `run` is not running, it only saves. An update that changes nothing leaves a live generation alone, except that
+        it ends the wait after a rejection by the relay. When the generation has failed for good, an update that names a
+        field starts a new one, even if it changes nothing.
 
-        Cancelled while it waits for another `apply`, it does nothing; later, it is finished first, if that takes no
-        longer than 5 s.
+        If cancelled while it waits for another `apply`, it does nothing. If cancelled later, it finishes first, for up
+        to 5 s.
 
         Raises:
             InvalidSettingsError: `update` has a key or a server that cannot work, as far as that shows without a
-                relay; or the settings file holds something that is not allowed; or this host keeps its key where it
-                cannot be changed. All is as it was.
-            UnsupportedTransportError: the server that `update` names takes a transport that this installation lacks.
-                All is as it was.
-            StorageError: a file or the keystore cannot be read or written; all is as it was. Or it has not answered
-                within 20 s: then nothing can be rolled back now. What it still writes is undone when it has written
-                it, and the log reports that. Until then, no other update about the key is accepted.
+                relay; or the content of the settings file is not allowed; or this host keeps its key where it cannot
+                be changed. Nothing was changed.
+            UnsupportedTransportError: the server in `update` needs a transport that this installation lacks. Nothing
+                was changed.
+            StorageError: a file or the keystore cannot be read or written; nothing was changed. Or it has not answered
+                within 20 s. Then nothing can be rolled back now: a write that still happens is undone afterwards, and
+                logged. Until then, no other update of the key is accepted.
         """
         written = await self._apply(update)
         if isinstance(written, TunnelError):
             raise written
 
     async def apply_and_show(self, update: SettingsUpdate) -> Snapshot | TunnelError:
-        """`apply` for JSON-RPC: returns what clients are shown of it, or why `update` is refused.
+        """`apply` for JSON-RPC: returns the snapshot after it, or why `update` is refused.
 
-        The status is the one that the update leads to, where that is known at once.
+        The status of the snapshot is the one that the update leads to, where that is known at once.
 
         Raises:
-            TunnelError: as `apply` and `snapshot` do, unless it is `update` that is wrong.
+            TunnelError: as for `apply` and `snapshot`, but not when `update` is wrong.
         """
         written = await self._apply(update)
         if isinstance(written, TunnelError):
@@ -257,7 +248,7 @@ class RemoteAccess:
             return written
 
     def _expected(self, desired: Desired) -> Status:
-        """The status that `desired` leads to; the current one where that takes an attempt or a file to tell."""
+        """The status that `desired` leads to; the current one where only an attempt or a file can show it."""
         if not self._running or self._taken_up >= self._wanted:
             return self.status
         if not desired.settings.enabled:
@@ -267,18 +258,18 @@ class RemoteAccess:
         else:
             problem: TunnelError | None = None
             try:
-                config, _ = settle_config(self._config, desired.settings, self._transports)
+                config, serve = settle_config(self._config, desired.settings, self._transports)
                 if isinstance(desired.key, StorageError):
                     problem = desired.key
                 else:
-                    make_target(config, desired.key, instance="", dial=self._dial, limits=self._limits)
+                    make_plan(config, serve, desired.key, instance="", dial=self._dial, limits=self._limits)
             except TunnelError as error:
                 problem = error
             expected = Status(state=State.STARTING, attempt=1) if problem is None else _failed(problem)
         return as_of_now(self.status, self._wall_clock, expected)
 
     async def configure(self, config: RemoteAccessConfig) -> None:
-        """Go on with another configuration; a new generation begins when it differs from the one before."""
+        """Replace the configuration. If it differs from the one before, a new generation begins."""
         async with self._applying:
             if config != self._config:
                 self._configured += 1
@@ -286,10 +277,10 @@ class RemoteAccess:
                 self._want_new_generation(key_withdrawn=False, desired=None)
 
     async def settled(self) -> None:
-        """Wait until `run` has taken up all that was applied, and it has come to something: no longer `starting`.
+        """Wait until `run` has acted on everything that was applied, and the state is no longer `starting`.
 
-        There is no deadline: bringing a generation to an end is bounded, and an attempt to connect is. Returns at
-        once while `run` is not running.
+        There is no deadline: the end of a generation and an attempt to connect have their own. Returns at once while
+        `run` is not running.
         """
         wanted = self._wanted
         while self._running and self._taken_up < wanted:
@@ -299,7 +290,7 @@ class RemoteAccess:
                 return
 
     def retry_now(self) -> None:
-        """Try to connect at once, if the tunnel is waiting to. For a host that knows that the network is back.
+        """Retry now, if the tunnel waits before a retry. For a host that knows that the network is back.
 
         Does nothing while `run` is not running.
         """
@@ -316,12 +307,12 @@ class RemoteAccess:
         self._changed.set()
         self._changed = trio.Event()
 
-    # Bringing it about
+    # Running it
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Bring about what the settings ask for, until cancelled. For `nursery.start`.
+        """Run what the settings ask for, until cancelled. For `nursery.start`.
 
-        Reports `started` after its first status, not after connecting. May be run again after it has ended. A bug in
+        Reports `started` after its first status, not after connecting. It may run again after it has ended. A bug in
         its tasks (for example, a `random` that raises) comes out, unwrapped when it is a single error.
 
         Raises:
@@ -336,7 +327,7 @@ class RemoteAccess:
                 async with trio.open_nursery() as host_tasks:
                     host_tasks.start_soon(self._generations, host_tasks)
                     while self._taken_up < 0:
-                        # No deadline: where one is due, what the first status depends on has it.
+                        # No deadline: reading the stores, which the first status depends on, has one.
                         await self._progress.wait()
                     task_status.started()
         finally:
@@ -351,22 +342,22 @@ class RemoteAccess:
         raise AssertionError("generations end only by being cancelled")
 
     async def _generations(self, host_tasks: trio.Nursery) -> NoReturn:
-        """One desired state after another: the next is brought about when nothing is left of the one before."""
+        """Run one desired state after another. The next one begins when nothing is left of the one before."""
         while True:
             wanted = self._wanted
-            # What is being prepared counts as live: an apply that changes nothing leaves it alone.
+            # A generation that is being prepared counts as live: an apply that changes nothing leaves it alone.
             self._key_withdrawn = self._generation_ended = False
             self._stores.forget_key()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._bring_about, wanted, host_tasks)
+                nursery.start_soon(self._run_desired, wanted, host_tasks)
                 while self._wanted == wanted:
-                    # No deadline: a desired state holds until there is another one.
+                    # No deadline: a desired state lasts until there is another one.
                     await self._changed.wait()
-                await self._take_leave()
+                await self._drain_visitors()
                 nursery.cancel_scope.cancel()
 
-    async def _take_leave(self) -> None:
-        """Let the visitors of a generation finish, for as long as they have."""
+    async def _drain_visitors(self) -> None:
+        """Refuse new visitors, and wait up to `apply_grace_ms` for those that are there."""
         if self._generation is None or self._generation_ended:
             return
         self._generation.refuse_visitors()
@@ -374,20 +365,17 @@ class RemoteAccess:
             with trio.move_on_after(self._config.apply_grace_ms / 1000) as self._grace:
                 await self._generation.visitors_gone()
 
-    async def _bring_about(self, wanted: int, host_tasks: trio.Nursery) -> None:
-        """What is desired: a generation, or the status that says why there is none."""
+    async def _run_desired(self, wanted: int, host_tasks: trio.Nursery) -> None:
+        """Run the generation that is desired, or publish why there is none."""
         restarts = Restarts(restart_policy(self._config), self._random)
         try:
             while isinstance(plan := await self._plan(), TunnelError):
-                failed = _failed(plan)
                 delay = None if plan.final else restarts.after(Ending())
                 if delay is not None:
-                    failed = attrs.evolve(failed, retry_at_unix=math.ceil(self._wall_clock() + delay))
-                elif not plan.final:
-                    allowed = restarts.policy.max_restarts
-                    message = f"gave up after {allowed} restart{'s' if allowed > 1 else ''}; the last cause: {plan}"
-                    failed = attrs.evolve(failed, error_kind=RestartLimitError.kind, message=message)
-                self._take_up(wanted, failed)
+                    failed = attrs.evolve(_failed(plan), retry_at_unix=math.ceil(self._wall_clock() + delay))
+                else:
+                    failed = _failed(plan if plan.final else restarts.limit_reached(plan))
+                self._note_taken_up(wanted, failed)
                 if delay is None:
                     return
                 self._retry_now = trio.Event()
@@ -395,7 +383,7 @@ class RemoteAccess:
                     await self._retry_now.wait()
                 self._feed.publish(attrs.evolve(self._feed.current, retry_at_unix=None))
             if plan is None:
-                self._take_up(wanted, Status(state=State.DISABLED))
+                self._note_taken_up(wanted, Status(state=State.DISABLED))
                 return
             self._generation = Generation(
                 plan,
@@ -406,22 +394,22 @@ class RemoteAccess:
                 random=self._random,
                 wall_clock=self._wall_clock,
             )
-            # Whom this wakes finds `starting`: a generation says so before it waits for anything.
-            self._take_up(wanted)
+            # Tasks that this wakes see `starting`: a generation publishes it before its first checkpoint.
+            self._note_taken_up(wanted)
             await self._generation.run()
         finally:
             self._generation, self._generation_ended = None, True
 
-    def _take_up(self, wanted: int, status: Status | None = None) -> None:
+    def _note_taken_up(self, wanted: int, status: Status | None = None) -> None:
         if status is not None:
             announce(self._feed, self._wall_clock, status)
         self._taken_up = wanted
         self._make_progress()
 
     async def _plan(self) -> Plan | TunnelError | None:
-        """What the next generation is; None when none is asked for, and the error when there can be none.
+        """The plan of the next generation; None when remote access is switched off; the error when there can be none.
 
-        Settings and key are read as of one moment: what an `apply` that fails takes back is not acted upon.
+        Settings and key are read as of one moment, so a change that a failing `apply` rolls back is never used.
         """
         while True:
             async with self._applying:
@@ -448,9 +436,11 @@ class RemoteAccess:
         folder = self._config.runtime_path
         if self._instance is None or self._instance[0] != folder:
             self._instance = folder, await trio.to_thread.run_sync(load_instance, folder)
-        target = make_target(config, key, instance=self._instance[1], dial=self._dial, limits=self._limits)
-        certificate = None if config.tls is None else await trio.to_thread.run_sync(load_certificate, config)
-        return Plan(config=config, serve=serve, target=target, certificate=certificate)
+        instance = self._instance[1]
+        plan = make_plan(config, serve, key, instance=instance, dial=self._dial, limits=self._limits)
+        if config.tls is None:
+            return plan
+        return attrs.evolve(plan, certificate=await trio.to_thread.run_sync(Certificate, *config.tls_paths))
 
     def _make_progress(self) -> None:
         self._progress.set()
@@ -463,7 +453,7 @@ def _failed(error: TunnelError) -> Status:
 
 @contextmanager
 def _unforeseen_named(doing: str) -> Iterator[None]:
-    """Let a `TunnelError` through; whatever else a host's keystore or key provider raises is unforeseen."""
+    """Turn unexpected exceptions of a host's keystore or key provider into `UnknownError`."""
     try:
         yield
     except TunnelError:

@@ -4,10 +4,8 @@
     settings/update   {"update": {"remote_access": UPDATE}} → the same
     gateway/remote_access/status_changed {"status": STATUS}   to every client, for each change that is news
 
-`RemoteAccessRpc.handle` takes a method and its params and returns the result; framing, ids and connections are the
-gateway's. docs/remote-access.schema.json describes it all in JSON Schema; `json_schema` makes it from the types.
-
-Neighbours: `RemoteAccess` does the work; the contract's names and shapes are fixed, and here is where they are spelt.
+`RemoteAccessRpc.handle` takes a method and its params and returns the result. Framing, ids and connections are up to
+the gateway. docs/remote-access.schema.json has the JSON Schema. The gateway contract fixes the names and shapes.
 """
 
 from __future__ import annotations
@@ -45,10 +43,10 @@ _complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.jsonrpc"))
 
 @final
 class RpcError(Exception):
-    """What a JSON-RPC response has in place of a result.
+    """The error of a JSON-RPC response.
 
     Attributes:
-        code: of JSON-RPC 2.0.
+        code: the code of JSON-RPC 2.0.
         message: for a person; holds no secret.
     """
 
@@ -67,8 +65,8 @@ class RemoteAccessRpc:
     """The contract's methods on a `RemoteAccess`.
 
     Args:
-        remote_access: what is told and asked.
-        other_sections: the sections that the host adds to `settings`; asked at each call.
+        remote_access: the remote access to show and change.
+        other_sections: returns the sections that the host adds to `settings`; called for each response.
     """
 
     def __init__(self, remote_access: RemoteAccess, *, other_sections: Callable[[], Mapping[str, Any]] = dict) -> None:
@@ -79,8 +77,8 @@ class RemoteAccessRpc:
         """Answer a request; returns the `result` of the response.
 
         Raises:
-            RpcError: with the code of the response: -32601 for a method that is none of ours, -32602 for params that
-                are malformed or cannot work, -32603 when a file or the keystore cannot be read or written.
+            RpcError: with the code of the response: -32601 for an unknown method, -32602 for params that are malformed
+                or cannot work, -32603 when a file or the keystore cannot be read or written.
         """
         update, refusal = _read_request(method, params)
         del params  # it may hold the key: a traceback that shows local variables must not show it
@@ -98,17 +96,16 @@ class RemoteAccessRpc:
             line = f"an unforeseen failure in answering {method}"
             _complaints.tell(method, line, level=logging.ERROR, error=error)
             raise RpcError(INTERNAL_ERROR, f"an unforeseen failure, see the log: {type(error).__name__}") from error
-        del update  # a client that mixes its fields up may have put the key into another one
+        del update  # it may hold the key, also in a wrong field
         raise RpcError(INVALID_PARAMS, f"{_SECTION}: {result}")
 
     def _answer(self, snapshot: Snapshot) -> dict[str, Any]:
         return {"settings": {**self._other_sections(), _SECTION: snapshot.to_wire()}}
 
     def notifications(self) -> AsyncIterator[dict[str, Any]]:
-        """Whole notifications for one client, from now on: one for each status that is news.
+        """The notifications for one client, from now on: one for each status that is news.
 
-        A plain iterator; ends after `stopped`. A client that is slower than the tunnel misses what lay between, never
-        the newest.
+        A plain iterator; it ends after `stopped`. A slow client skips statuses, but never the newest.
         """
         return _Notifications(self._remote_access)
 
@@ -116,7 +113,7 @@ class RemoteAccessRpc:
 @final
 class _Notifications(AsyncIterator[dict[str, Any]]):
     def __init__(self, remote_access: RemoteAccess) -> None:
-        self._told: Status = remote_access.status
+        self._sent: Status = remote_access.status
         self._statuses: Final = remote_access.watch()
 
     def __aiter__(self) -> _Notifications:
@@ -125,14 +122,14 @@ class _Notifications(AsyncIterator[dict[str, Any]]):
     async def __anext__(self) -> dict[str, Any]:
         while True:
             status = await anext(self._statuses)
-            if status.is_news_after(self._told):
-                self._told = status
+            if status.is_news_after(self._sent):
+                self._sent = status
                 return {"jsonrpc": "2.0", "method": STATUS_CHANGED, "params": {"status": status.to_wire()}}
 
 
 def _read_request(method: str, params: Any) -> tuple[SettingsUpdate | None, RpcError | None]:
-    """The update that is asked for, and why the request is refused. Never raises: no traceback has the key in it."""
-    if method not in ("settings/get", "settings/update"):  # a tuple, since a host may pass on what has no hash
+    """The update in the request, and why the request is refused. Never raises, so no traceback holds the key."""
+    if method not in ("settings/get", "settings/update"):  # a tuple: a host may pass what is not hashable
         return None, RpcError(METHOD_NOT_FOUND, f"there is no method {clean_message(str(method))!r} here")
     if params is not None and not isinstance(params, Mapping):
         return None, RpcError(INVALID_PARAMS, "params is not an object")

@@ -1,16 +1,12 @@
-"""The gateway's settings: the table `[remote_access]` of `gateway-settings.toml`, a file that is not ours alone.
+"""The gateway's settings: the table `[remote_access]` of `gateway-settings.toml`, a file that others write, too.
 
-The gateway keeps other tables in it, people edit it and comment it, other programs write it. So an update changes the
-values that it is about and not one other byte, and it never writes over what it has not read: it takes the lock, reads
-what is there *now*, applies its change to that, and makes sure, right before the new file takes the old one's place,
-that the old one is still what was read. A program that knows nothing of our lock can therefore be overwritten only if
-it writes within the microseconds between that look and the rename.
+The gateway keeps other tables in it, people edit and comment it, and other programs write it. So an update changes only
+the bytes of its values, and never overwrites content that it has not read. It takes the lock, reads the file, applies
+its change, and checks right before the rename that the file is still the one that it read. So a write of a program that
+does not use our lock is lost only if it falls into the microseconds between that check and the rename.
 
-`Settings` is what the file says, `SettingsUpdate` what a client asks for, `SettingsFile` the file. The relay key is
-none of the settings: an update carries one only on its way to the keystore.
-
-Neighbours: `RemoteAccess` reads and updates; JSON-RPC makes a `SettingsUpdate` from the wire; `toml_edit.py`
-changes the text, `files.py` replaces the file.
+`Settings` is the content of the table. `SettingsUpdate` is what a client asks for. `SettingsFile` is the file. The
+relay key is not a setting: an update only carries it to the keystore.
 """
 
 from __future__ import annotations
@@ -55,7 +51,7 @@ def _is_flag(value: object) -> bool:
 
 
 def _is_server(value: object) -> bool:
-    # Half of a surrogate pair, which JSON can spell, no file can hold.
+    # JSON can contain half of a surrogate pair; a UTF-8 file cannot.
     return value is None or (
         isinstance(value, str)
         and len(value.strip()) <= MAX_SERVER_LENGTH
@@ -71,7 +67,7 @@ def _is_reference(value: object) -> bool:
     return isinstance(value, str) and is_secret_ref(value)
 
 
-# What a field may be, and how that is told to a person.
+# For each field: a check of its value, and a description of what is allowed.
 _RULES: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "enabled": (_is_flag, "true or false"),
     "server": (_is_server, f"text of at most {MAX_SERVER_LENGTH} characters"),
@@ -86,7 +82,7 @@ def _problem_with(name: str, value: object) -> Problem | None:
     is_allowed, allowed = _RULES[name]
     if is_allowed(value):
         return None
-    # By its name `shown` would take a secret's reference for a secret; it is quoted unless it looks like one.
+    # `shown` hides values of names that sound like secrets. A reference is not a secret, so pass no name.
     quoted = shown("" if name == "secret_ref" else name, value)
     return Problem(key=name, value=quoted, message=f"allowed is {allowed}")
 
@@ -104,18 +100,18 @@ def _none_when_empty(value: str | None) -> str | None:
 @final
 @attrs.frozen(kw_only=True)
 class Settings:
-    """What `[remote_access]` says.
+    """The content of `[remote_access]`.
 
     Attributes:
-        enabled: whether the tunnel is to be up.
-        server: the relay's address, when it is not the configuration's; trimmed, at most 512 characters.
-        service_name: the service's label, when it is not the configuration's.
-        transport: the transport's name, when it is not the configuration's. Any name: one that nobody knows is for
-            the supervisor to refuse (`unsupported_transport`), not for this file.
-        secret_ref: under which reference the keystore has the relay key.
+        enabled: whether the tunnel should be up (default False).
+        server: the relay's address; None for the configuration's; trimmed, at most 512 characters.
+        service_name: the service's label; None for the configuration's; trimmed, at most 255 printable characters.
+        transport: the transport's name; None for the configuration's. An unknown name is allowed here; the tunnel then
+            fails with `unsupported_transport`.
+        secret_ref: the reference of the relay key in the keystore.
 
     Raises:
-        ValueError: naming the field, its value and what is allowed.
+        ValueError: a value is not allowed; it names the field, the value and what is allowed.
     """
 
     enabled: bool = attrs.field(default=False, validator=_validate)
@@ -142,8 +138,8 @@ def _checked(name: str) -> Any:
     return override(struct_hook=structure)
 
 
-# Checked before the class checks again, so that all problems of a file are told at once. Keys that are none of ours
-# are let through: a newer gateway may have written them.
+# These hooks check each field before the class does, so that all problems of a file are reported together. Unknown keys
+# are ignored: a newer gateway may have written them.
 _CONVERTER: Final = cattrs.Converter(detailed_validation=True)
 _CONVERTER.register_structure_hook(
     Settings,
@@ -171,13 +167,13 @@ def _validate_key(_instance: object, _attribute: attrs.Attribute[Any], value: ob
 @final
 @attrs.frozen(kw_only=True)
 class SettingsUpdate:
-    """What a client wants changed.
+    """A change that a client asks for.
 
     Attributes:
-        enabled: switch the tunnel on or off; None leaves it.
-        server: the relay's address, trimmed, at most 512 characters; empty clears it, None leaves it.
-        key: a new relay key; None leaves what is stored.
-        clear_key: forget the stored key, unless there is a new one.
+        enabled: switch the tunnel on or off; None for no change.
+        server: the relay's address, trimmed, at most 512 characters; empty clears it; None for no change.
+        key: a new relay key; None for no change.
+        clear_key: delete the stored key, unless `key` is given.
     """
 
     enabled: bool | None = attrs.field(default=None, validator=attrs.validators.optional(_validate))
@@ -187,10 +183,10 @@ class SettingsUpdate:
 
     @classmethod
     def from_wire(cls, wire: Mapping[str, Any]) -> SettingsUpdate:
-        """Read the `UPDATE` object of the gateway contract. Unknown keys are ignored; absent and null mean unchanged.
+        """Read the `UPDATE` object of the gateway contract. Unknown keys are ignored. Absent and null mean no change.
 
         Raises:
-            ValueError: naming each field that is malformed. It never quotes the key.
+            ValueError: a field is malformed; it names each one, and quotes no value.
         """
         fields, problems = _read_wire(wire)
         del wire  # it may hold the key: a traceback that shows local variables must not show it
@@ -200,11 +196,11 @@ class SettingsUpdate:
 
     @property
     def deletes_key(self) -> bool:
-        """Whether the stored key is to be forgotten: a new key wins over `clear_key`."""
+        """Whether to delete the stored key: `clear_key` is set, and there is no new key."""
         return self.clear_key and self.key is None
 
     def apply_to(self, settings: Settings) -> Settings:
-        """`settings` with this change made. The key is no part of them."""
+        """`settings` with this change. The key is not part of them."""
         return attrs.evolve(
             settings,
             enabled=settings.enabled if self.enabled is None else self.enabled,
@@ -213,7 +209,7 @@ class SettingsUpdate:
 
 
 def _read_wire(wire: object) -> tuple[dict[str, Any], list[str]]:
-    """The fields of an update and what is wrong with them. Never raises, so that no traceback has the key in it."""
+    """The fields of an update, and their problems. It never raises, because a traceback would hold the key."""
     if not isinstance(wire, Mapping):
         return {}, [f"{_TABLE} is not an object"]
     fields: dict[str, Any] = {}
@@ -224,7 +220,7 @@ def _read_wire(wire: object) -> tuple[dict[str, Any], list[str]]:
             fields[name] = value
             is_allowed, allowed = _RULES[name]
             if not is_allowed(value):
-                # Not quoted: a client that mixes its fields up may have put the key here.
+                # Not quoted: a client that confuses fields may have put the key here.
                 problems.append(f"{_TABLE}.{name} is not {allowed}")
     if wire.get("key") is not None:
         try:
@@ -237,9 +233,9 @@ def _read_wire(wire: object) -> tuple[dict[str, Any], list[str]]:
 @final
 @attrs.frozen(repr=False)
 class _Document:
-    """What was in the file: its bytes, its text without a byte order mark, what TOML makes of it, and our table.
+    """The content of the file: its bytes, its text without a byte order mark, the parsed TOML, and our table.
 
-    It has no repr, as other tables hold other people's secrets; nor is it ever a local variable of a frame that raises.
+    Other tables may hold secrets. So this has no repr, and is never a local variable of a frame that raises.
     """
 
     content: bytes | None
@@ -249,14 +245,14 @@ class _Document:
 
     @classmethod
     def parse(cls, content: bytes | None) -> _Document | tuple[Problem, ...]:
-        """Read strictly, since what is not understood must not be written over. Never raises: see above."""
+        """Parse strictly, since we must not overwrite what we do not understand. It never raises: see the class."""
         try:
             text = (content or b"").decode().removeprefix(_BOM)
             data = tomllib.loads(text)
         except UnicodeDecodeError as error:
             return (Problem(message=f"is not UTF-8 text, from byte {error.start}; mend or remove it"),)
         except (ValueError, RecursionError) as error:
-            # What is no TOMLDecodeError is a bound of Python's own: on the digits of a number, or the depth of arrays.
+            # Other exceptions are limits of Python: the digits of a number, or the depth of arrays.
             what = hide_secrets(str(error)) if isinstance(error, tomllib.TOMLDecodeError) else type(error).__name__
             return (Problem(message=f"is not TOML: {what}; mend or remove it"),)
         table = data.get(_TABLE, {})
@@ -274,7 +270,7 @@ class SettingsFile:
     """`gateway-settings.toml`. Its methods block: call them in a thread.
 
     Args:
-        path: the file. It need not exist; its folder must, when it is written.
+        path: the file. It need not exist. To write it, its folder must exist.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -284,38 +280,39 @@ class SettingsFile:
 
     @property
     def path(self) -> Path:
-        """Where the file is."""
+        """The path of the file."""
         return self._path
 
     def read(self) -> Settings:
-        """What the file says now. A file that is not there says the defaults.
+        """The settings in the file; the defaults when it does not exist.
 
-        The file is read again when its inode, size or times have changed, or are so recent that they may not tell.
+        The file is read again when its inode, size or times have changed, or when it was changed less than 2 seconds
+        ago.
 
         Raises:
             StorageError: the file cannot be read.
-            InvalidSettingsError: it is not TOML, or values in it are not allowed: each of the `problems` names file,
-                key path, value and what is allowed.
+            InvalidSettingsError: it is not TOML, or a value is not allowed. Each of its `problems` names the file, the
+                key path, the value and what is allowed.
         """
         return self._load().settings
 
     def update(self, change: Callable[[Settings], Settings]) -> Settings:
-        """Write what `change` makes of the settings, and nothing else.
+        """Write the settings that `change` returns.
 
-        Only the fields that `change` changes are written; one that becomes None is removed. If it changes none, the
-        file is not touched. What another program writes meanwhile is kept, and `change` is asked again on top of it:
-        so it may be called more than once.
+        Only the fields that `change` changes are written. A field that becomes None is removed. If nothing changes, the
+        file is not written. When another program writes the file meanwhile, its content is kept, and `change` is called
+        again with it. So `change` may be called several times.
 
         Args:
-            change: what is there → what is to be there, `SettingsUpdate.apply_to` say.
+            change: from the current settings to the new ones, such as `SettingsUpdate.apply_to`.
 
         Returns:
-            The settings as they are in the file now.
+            The settings in the file now.
 
         Raises:
-            StorageError: the file cannot be read, locked or written. It is left as it was; only when the very last
-                step, making the rename durable, failed is the new content there.
-            InvalidSettingsError: it is not TOML, or values in it are not allowed. It is left as it was.
+            StorageError: the file cannot be read, locked or written. The old content is kept, unless only the last
+                step, to make the rename durable, failed.
+            InvalidSettingsError: it is not TOML, or a value is not allowed. The file is not written.
         """
         here = self._load()
         if change(here.settings) == here.settings:
@@ -351,12 +348,12 @@ class SettingsFile:
             raise refusal(attrs.evolve(problem, source=str(self._path)) for problem in document)
         if last is not None and last is not document:
             _LOGGER.info("%s was changed by another program since we last read it; its change is kept", self._path)
-        # The signature is older than the content: a change in between is seen by the next read.
+        # The signature was taken before the content was read. So the next read notices a change in between.
         self._last, self._signature = document, signature
         return document
 
     def _read_after(self, last: _Document | None) -> _Document | tuple[Problem, ...]:
-        """What the file holds, parsed unless it is what it was."""
+        """The content of the file. It is not parsed again when it is the same as `last`."""
         content = self._content()
         return last if last is not None and last.content == content else _Document.parse(content)
 
@@ -364,7 +361,7 @@ class SettingsFile:
         return self._content() == read.content
 
     def _edited(self, here: _Document, wanted: Settings) -> _Document:
-        """What the file is going to hold: `wanted`, and all else as it is `here`."""
+        """The new content: the settings `wanted`, and all else as it is `here`."""
         before, after = attrs.asdict(here.settings), attrs.asdict(wanted)
         changes: dict[str, TomlValue] = {name: value for name, value in after.items() if value != before[name]}
         written = _edit(here, changes)
@@ -379,9 +376,9 @@ class SettingsFile:
 
 
 def _signature(path: Path) -> _Signature | None:
-    """What changes when the file does; None when that cannot be told.
+    """A value that changes when the file does; None when there is no reliable one.
 
-    A file system's clock is coarse: of two changes within one tick, the second may leave the same times.
+    The clock of a file system is coarse: two changes within one tick may have the same times.
     """
     try:
         status = path.stat()
@@ -393,7 +390,7 @@ def _signature(path: Path) -> _Signature | None:
 
 
 def _edit(here: _Document, changes: Mapping[str, TomlValue]) -> _Document | str:
-    """`here` with `changes` made, or why that could not be done. Never raises: the frames would show the file."""
+    """`here` with `changes`, or the reason why that is not possible. It never raises: frames would show the file."""
     try:
         text = edit_table(here.text, _TABLE, changes)
     except ValueError as error:

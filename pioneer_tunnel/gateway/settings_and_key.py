@@ -1,7 +1,7 @@
 """The settings file and the relay key, read and written as one.
 
-An update may be about both. It is applied whole or not at all, though they are two stores: what was written is put
-back when the rest cannot be. A store that hangs is waited for a bounded time: see `detached`.
+An update may change both. It is applied whole or not at all, though they are two stores: when one write fails, the
+other is undone. A wait for a store that hangs is bounded, see `detached`.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from .settings import Settings, SettingsFile, SettingsUpdate
 __all__ = ["Desired", "KeyProvider", "NotRead", "Stores", "StoresHangError", "Written"]
 
 KeyProvider: TypeAlias = Callable[[], Awaitable[RelayKey | None]]
-"""Asked for the key by hosts that keep it elsewhere; None when there is none."""
+"""Returns the relay key of a host that keeps it elsewhere; None when there is none."""
 
 Judge: TypeAlias = Callable[[Settings, RelayKey | None], TunnelError | None]
-"""Why an update is refused, given the settings before it and the stored key, when that is known."""
+"""Given the settings before an update, and the stored key where it is known, returns why the update is refused."""
 
 
 @final
 class NotRead(enum.Enum):
-    """Stands for a key that has not been read."""
+    """In place of a key: it has not been read."""
 
     YET = enum.auto()
 
 
 StoredKey: TypeAlias = RelayKey | StorageError | NotRead | None
-"""A stored key, None when there is none, or why it is not known."""
+"""A stored key; None when there is none; or why it is not known."""
 
 PATIENCE: Final = 20.0
-"""Seconds that a store may take."""
+"""Seconds to wait for a store."""
 
-_GLANCE: Final = 2.0
-"""Seconds that a store may take to tell what an update can do without."""
+_SHORT_PATIENCE: Final = 2.0
+"""Seconds to wait for a key that an update can do without."""
 
 _READS_AT_ONCE: Final = 4
-"""Reads that may hang before the next one waits: each may hold a thread."""
+"""Reads at once; more wait. A read that hangs may hold a thread."""
 
 _T = TypeVar("_T")
 
@@ -60,7 +60,7 @@ _log: Final = logging.getLogger("pioneer_tunnel.stores")
 
 @final
 class StoresHangError(StorageError):
-    """The settings file, the keystore or the key provider has not answered in time."""
+    """The settings file, the keystore or the key provider did not answer in time."""
 
 
 @final
@@ -80,7 +80,7 @@ class Desired:
 @final
 @attrs.frozen(kw_only=True)
 class Written:
-    """What an update has come to: what is stored now, and whether the update changed it."""
+    """The result of an update: what is stored now, and whether the update changed it."""
 
     desired: Desired
     changed: bool
@@ -91,13 +91,13 @@ class Stores:
     """Both stores.
 
     Args:
-        settings: the settings file, which others may write too.
-        keystore: where the relay key lives.
-        key_provider: asked for the key in place of `keystore`; then it cannot be saved or cleared.
+        settings: the settings file, which other programs may write too.
+        keystore: where the relay key is stored.
+        key_provider: called for the key in place of `keystore`. Then the key cannot be saved or cleared.
 
     Attributes:
-        writes: how many updates have been begun or undone; who reads twice and finds the same number has read one
-            state.
+        writes: the number of updates that have begun or been undone. When it is the same before and after a read, the
+            read saw one state.
 
     Raises:
         TypeError: neither or both of `keystore` and `key_provider` are given.
@@ -114,14 +114,14 @@ class Stores:
         self._reads: Final = trio.Semaphore(_READS_AT_ONCE)
         self._key_read: Detached[RelayKey | None] | None = None
         self._hanging_writes = 0
-        self.writes = 0
+        self.writes: int = 0
 
     async def settings(self) -> Settings:
         """What the settings file says now.
 
         Raises:
             StorageError: it cannot be read.
-            InvalidSettingsError: what stands in it is not allowed.
+            InvalidSettingsError: its content is not allowed.
         """
         try:
             return await self._read(lambda: read_in_thread(self._settings_file.read))
@@ -129,11 +129,11 @@ class Stores:
             raise StoresHangError(f"{self._settings_file.path} has not been read within {PATIENCE:g} s") from None
 
     async def key(self, desired: Desired) -> RelayKey | None:
-        """The key of `desired`, read where it has not been. After a `StoresHangError`, the next call goes on waiting.
+        """The key of `desired`; reads it if needed. After a `StoresHangError`, the next call waits for the same read.
 
         Raises:
             StoresHangError: there is no answer yet.
-            StorageError: it cannot be opened. What a host's own keystore or provider raises comes out as it is.
+            StorageError: the key cannot be opened. What a host's keystore or provider raises comes out as it is.
         """
         if isinstance(desired.key, StorageError):
             raise desired.key
@@ -171,19 +171,19 @@ class Stores:
         return desired.key is not None
 
     async def write(self, update: SettingsUpdate, judge: Judge) -> Written | TunnelError:
-        """Write what `update` changes, to both stores or to neither; returns what `judge` has against it, if anything.
+        """Write what `update` changes, to both stores or to neither; returns why `judge` refuses it, if it does.
 
-        A new key is stored before the settings that want it, and a key is forgotten after them, so that a crash in
-        between leaves each store whole, and nothing enabled without its key that was not so before.
+        A new key is stored before the settings, and a key is deleted after them. So a crash in between leaves each
+        store whole, and never enables remote access without its key.
 
-        Cancelled after it has begun, it is finished first, if that takes no longer than 5 s.
+        If cancelled after it has begun, it finishes first, for up to 5 s.
 
         Raises:
-            StoresHangError: a store does not answer. What it still does is undone when it has done it.
-            StorageError: a file or the keystore cannot be read or written; all is as it was, or the message says what
-                is not.
-            InvalidSettingsError: the settings file holds something that is not allowed, or the key is kept where it
-                cannot be changed; all is as it was.
+            StoresHangError: a store does not answer. A write that still happens is undone afterwards.
+            StorageError: a file or the keystore cannot be read or written. Nothing was changed, or the message says
+                what was.
+            InvalidSettingsError: the content of the settings file is not allowed, or the key is kept where it cannot
+                be changed. Nothing was changed.
         """
         about_key = update.key is not None or update.deletes_key
         if about_key and self._keystore is None:
@@ -220,7 +220,7 @@ class Stores:
         self.writes += 1
 
     async def _read(self, ask: Callable[[], Awaitable[_T]], seconds: float = PATIENCE) -> _T:
-        """Ask a store, which may hang.
+        """Call a store, which may hang.
 
         Raises:
             trio.TooSlowError: there is no answer yet.
@@ -263,10 +263,10 @@ class _GivenUpError(StorageError):
 
 @final
 class _Transaction:
-    """One update of both stores. What it has written is undone when it fails, and when its caller has given it up.
+    """One update of both stores. When it fails, or its caller gives it up, what it has written is undone.
 
     Attributes:
-        doing: the step that it is at, as a subject of a sentence.
+        doing: the current step, as the subject of a sentence.
         given_up: set by a caller that has stopped waiting.
     """
 
@@ -300,7 +300,7 @@ class _Transaction:
         refusal = self._judge(before, stored if isinstance(stored, RelayKey) else None)
         if refusal is not None:
             return refusal
-        # `stored` is no RelayKey when it cannot be opened: it differs from every key, and from none.
+        # A stored key that cannot be opened is no RelayKey here: it differs from every key, and from None.
         key_changes = self._about_key and update.key != stored
         key = update.key if self._about_key else stored
         desired = Desired(settings=after, key=key)
@@ -316,7 +316,7 @@ class _Transaction:
                 await self._delete(before.secret_ref)
             self._step("the update")
         except BaseException as error:
-            # What failed may have happened all the same: it can be the very last step, making it durable, that fails.
+            # A write that fails may still have happened: it may be the fsync at its end that fails.
             left = await self._put_back(before, after, stored)
             if isinstance(error, _GivenUpError) and not left:
                 _log.warning("an update that was given up has been undone: %s", self.doing)
@@ -326,13 +326,13 @@ class _Transaction:
         return Written(desired=desired, changed=True)
 
     def _step(self, doing: str) -> None:
-        """Begin the next step, unless nobody waits for the update any more."""
+        """Begin the next step, unless the caller has given up the update."""
         if self.given_up:
             raise _GivenUpError(f"{self.doing} has ended when the update had been given up")
         self.doing = doing
 
     async def _stored_key(self, before: Settings) -> StoredKey:
-        """What is stored. When it cannot be told and the update is not about it, that is no reason to fail."""
+        """The stored key. When it cannot be read and the update does not change it, the update goes on."""
         keystore, reference = self._keystore, before.secret_ref
         if keystore is None or not (self._about_key or self._update.enabled or self._update.server is not None):
             return NotRead.YET
@@ -340,8 +340,8 @@ class _Transaction:
         if self._about_key:
             return await _key_or_loss(keystore, reference)
         try:
-            return await self._read(lambda: _key_or_loss(keystore, reference), _GLANCE)
-        except Exception:  # noqa: BLE001  # `run` reads it again, and reports this
+            return await self._read(lambda: _key_or_loss(keystore, reference), _SHORT_PATIENCE)
+        except Exception:  # noqa: BLE001  # `run` reads it again, and reports the error
             _log.debug("the stored relay key cannot be read now")
             return NotRead.YET
 
@@ -360,7 +360,7 @@ class _Transaction:
         return await read_in_thread(self._settings_file.update, change)
 
     async def _put_back(self, before: Settings, after: Settings, stored: StoredKey) -> list[str]:
-        """Make all as it was before an update that failed; returns what could not be."""
+        """Undo an update that failed; returns what could not be undone."""
 
         def undone(now: Settings) -> Settings:
             written = (now.enabled, now.server) == (after.enabled, after.server)
@@ -370,8 +370,8 @@ class _Transaction:
         try:
             if self._about_key and self._keystore is not None:
                 await _put_key_back(self._keystore, before.secret_ref, stored)
-        except Exception as error:  # noqa: BLE001  # a host's keystore may raise anything, and the settings come next
-            left.append(f"nor could the relay key be put back as it was: {_told(error)}")
+        except Exception as error:  # noqa: BLE001  # a host's keystore may raise anything; the settings have to be put back too
+            left.append(f"nor could the relay key be put back as it was: {_safe_text(error)}")
         try:
             await read_in_thread(self._settings_file.update, undone)
         except TunnelError as error:
@@ -385,7 +385,7 @@ async def _key_or_loss(keystore: Keystore, reference: str) -> StoredKey:
     try:
         return await keystore.get(reference)
     except StorageError as error:
-        # What cannot be opened cannot be put back either. Saving or clearing a key is how a person mends that.
+        # A key that cannot be opened cannot be put back. Saving or clearing a key is how a person repairs that.
         _log.warning("the stored relay key cannot be opened: %s", error)
         return error
 
@@ -394,11 +394,11 @@ async def _put_key_back(keystore: Keystore, reference: str, old: StoredKey) -> N
     now = await _key_or_loss(keystore, reference)
     if isinstance(old, StorageError | NotRead):
         if isinstance(now, RelayKey):
-            await keystore.delete(reference)  # the new one, which is not asked for any more
+            await keystore.delete(reference)  # the new key, whose update failed
     elif now != old:
         await (keystore.delete(reference) if old is None else keystore.put(reference, old))
 
 
-def _told(error: Exception) -> str:
-    """What may be said of an error: who raises one that is not ours may put anything into it."""
+def _safe_text(error: Exception) -> str:
+    """The text of an error, for a message. Errors that are not ours may hold a secret, so only their type is named."""
     return str(error) if isinstance(error, TunnelError) else type(error).__name__

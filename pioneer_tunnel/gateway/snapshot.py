@@ -1,7 +1,4 @@
-"""What clients are shown of remote access: the `SNAPSHOT` of the gateway contract.
-
-Neighbours: `RemoteAccess.snapshot` makes it, `jsonrpc` sends it, `json_schema` describes it.
-"""
+"""What clients see of remote access: the `SNAPSHOT` of the gateway contract."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from .config import Transport
 __all__ = ["Snapshot", "WireTransport", "wire_transport"]
 
 WireTransport: TypeAlias = Literal["tcp", "tls", "noise", "websocket"]
-"""The transports that clients know. The list is closed: what is newer is told as `tcp`, with a detail."""
+"""The transports that clients know. The list is closed: other transports are shown as `tcp`, with a detail."""
 
 _WIRE_TRANSPORTS: Final[Mapping[Transport, tuple[WireTransport, str | None]]] = {
     Transport.TCP: ("tcp", None),
@@ -29,16 +26,16 @@ _WIRE_TRANSPORTS: Final[Mapping[Transport, tuple[WireTransport, str | None]]] = 
 @final
 @attrs.frozen(kw_only=True)
 class Snapshot:
-    """What clients are shown: the `SNAPSHOT` of the gateway contract.
+    """What clients see: the `SNAPSHOT` of the gateway contract.
 
     Attributes:
         enabled: whether remote access is switched on.
-        server: the relay's address that is in use.
-        service_name: the service's label.
-        transport: one of those that clients know.
-        transport_detail: what `transport` is more exactly, when it is none of those.
-        has_key: whether a relay key is stored. The key itself is never told.
-        status: where remote access stands.
+        server: the relay's address in use.
+        service_name: the service label.
+        transport: one of the transports that clients know.
+        transport_detail: the name of the transport, when clients do not know it.
+        has_key: whether a relay key is stored. The key itself is never sent.
+        status: the status of remote access.
     """
 
     enabled: bool
@@ -50,12 +47,12 @@ class Snapshot:
     status: Status
 
     def to_wire(self) -> dict[str, Any]:
-        """The object that goes to clients; a field that is None is absent."""
+        """The JSON object for clients; a field that is None is absent."""
         wire = {field.name: getattr(self, field.name) for field in attrs.fields(Snapshot)}
         wire["status"] = self.status.to_wire()
         return {name: value for name, value in wire.items() if value is not None}
 
 
 def wire_transport(transport: Transport) -> tuple[WireTransport, str | None]:
-    """How clients are told of `transport`: a word that they know, and a detail when it says too little."""
+    """`transport` as clients see it: a word that they know, and a detail where that is another transport."""
     return _WIRE_TRANSPORTS.get(transport, ("tcp", str(transport)))

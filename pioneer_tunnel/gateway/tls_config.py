@@ -1,10 +1,8 @@
-"""`[gateway.remote_access.tls]`: the certificate with which visitors' TLS ends in the library, as one `TlsConfig`.
+"""`[gateway.remote_access.tls]`: the certificate that ends visitors' TLS in this library, as one `TlsConfig`.
 
-    [gateway.remote_access.tls]
-    certificate = "office.crt"                 # the chain, PEM
-    private_key = "office.key"                 # PEM, without a passphrase
-
-Neighbours: `config.py` has this table as its key `tls`; `generation` makes a `Certificate` of it.
+[gateway.remote_access.tls]
+certificate = "office.crt"                 # the chain, PEM
+private_key = "office.key"                 # PEM, without a passphrase
 """
 
 from __future__ import annotations
@@ -24,16 +22,16 @@ __all__ = ["TlsConfig", "a_tls"]
 @final
 @attrs.frozen(kw_only=True, field_transformer=hold_back)
 class TlsConfig:
-    """What visitors' TLS is ended with.
+    """The files of the certificate that ends visitors' TLS.
 
-    Made as a part of `RemoteAccessConfig`, or with keywords. Paths are relative to that one's `base_dir`.
+    Made as a part of `RemoteAccessConfig`, or with keywords. Paths are relative to `RemoteAccessConfig.base_dir`.
 
     Attributes:
-        certificate: the certificate and the chain up to its authority, PEM.
+        certificate: the certificate chain, PEM.
         private_key: its private key, PEM, without a passphrase.
 
     Raises:
-        InvalidSettingsError: with everything that is wrong in its `problems`.
+        InvalidSettingsError: with all problems in `problems`.
     """
 
     certificate: Path = attrs.field(converter=a_path)
@@ -46,7 +44,7 @@ class TlsConfig:
 
 
 def a_tls(value: TlsConfig | Mapping[str, Any]) -> TlsConfig:
-    """A converter: the table, with everything that is wrong in it as problems of its own keys."""
+    """A converter for the table. Its problems are reported under their own keys."""
     if isinstance(value, TlsConfig):
         return value
     try:

@@ -53,9 +53,9 @@ class Arrival:
 
     def __init__(self, admission: Admission, source: str | None, evict: Callable[[], object]) -> None:
         self._admission = admission
-        self.source = source
-        self.evict = evict
-        self.is_visitor = False
+        self.source: str | None = source
+        self.evict: Callable[[], object] = evict
+        self.is_visitor: bool = False
 
     def settle(self) -> None:
         """The connection is a gateway with a session: do not evict it from now on."""

@@ -1,21 +1,19 @@
-"""The file of a relay that one hosts oneself: `[relay]` and its `[[relay.tunnels]]`, as one frozen `RelayConfig`.
+"""The relay's configuration file: `[relay]` and its `[[relay.tunnels]]`, as one frozen `RelayConfig`.
 
     [relay]
-    control_addr = "0.0.0.0:8443"              # gateways come here
-    ingress_addr = "0.0.0.0:443"               # visitors come here; may be the same
+    control_addr = "0.0.0.0:8443"              # gateways connect here
+    ingress_addr = "0.0.0.0:443"               # visitors connect here; may be the same address
     id = "relay-1"
-    public_names = ["relay.example.com:8443"]  # how gateways dial this relay
+    public_names = ["relay.example.com:8443"]  # the names by which gateways dial this relay
     tls_certificate = "relay.crt"
     tls_private_key = "relay.key"
 
     [[relay.tunnels]]
     id = "office"
     url = "https://office.example.com"
-    key = "ed25519:…"                          # the public half: whoever steals this file opens nothing with it
+    key = "ed25519:…"                          # the public half: a thief of this file cannot open the tunnel
 
-Whatever is wrong is told at once, with file, key path, value and what is allowed (see `tables.py`).
-
-Neighbours: the server listens where this says; the registry is made of `tunnels`.
+One error reports all problems, each with file, key path, value and what is allowed (see `_storage/validation`).
 """
 
 from __future__ import annotations
@@ -92,7 +90,7 @@ def _listening_addresses(value: str | Address | Sequence[str | Address]) -> _Add
 
 
 def each_address(value: _Addresses | None) -> tuple[Address, ...]:
-    """The addresses to listen at, of a key that holds one address, several or none."""
+    """The value of a key that holds one address, several or none, as a tuple."""
     return value if isinstance(value, tuple) else () if value is None else (value,)
 
 
@@ -124,7 +122,7 @@ def _tls(_instance: Any, _field: Any, value: Any) -> None:
         raise ValueError("allowed are 'terminate' and 'passthrough'")
 
 
-def _no_name_to_pass_by(tls: str, url: PublicUrl) -> str | None:
+def _no_name_to_route_by(tls: str, url: PublicUrl) -> str | None:
     if tls == "terminate":
         return None
     if url.scheme != "https":
@@ -136,7 +134,7 @@ def _no_name_to_pass_by(tls: str, url: PublicUrl) -> str | None:
     )
 
 
-def _passed_through_anyhow(tls: str, bind_addr: _Addresses | None) -> str | None:
+def _passes_through_already(tls: str, bind_addr: _Addresses | None) -> str | None:
     if tls == "terminate" or bind_addr is None:
         return None
     return "a tunnel with a bind_addr passes everything through, TLS among it; leave one of them out"
@@ -155,7 +153,7 @@ def _public_keys(value: Sequence[str | PublicKey]) -> tuple[PublicKey, ...]:
             if key in keys:
                 raise ValueError(f"stands in [{keys.index(key)}] too; each key is named once")
             keys.append(key)
-        except (TypeError, ValueError) as error:  # of a key, nothing is quoted
+        except (TypeError, ValueError) as error:  # no part of a key is quoted
             problems.append(Problem(key=f"[{index}]", message=redact_reason(str(error), item)))
     if problems:
         raise RefusedItemsError(problems)
@@ -181,22 +179,22 @@ def _key_or_keys(key: PublicKey | None, keys: tuple[PublicKey, ...] | None) -> s
 @final
 @attrs.frozen(kw_only=True, field_transformer=hold_back)
 class TunnelEntry:
-    """One tunnel that the relay carries, as a `[[relay.tunnels]]`.
+    """One tunnel, an entry of `[[relay.tunnels]]`.
 
     Attributes:
-        id: its name in logs and commands.
-        url: where visitors find it. Without a `bind_addr` they are told apart by its host.
-        key: the public half of the gateway's identity; None where there are `keys`.
-        keys: while one key takes the place of another: the old one and then the new one, 8 at the most. All of them
-            are valid. A session with a later key moves the tunnel to it, without dropping a visitor of the old one.
-        bind_addr: an address of its own to listen at for this tunnel's visitors, whatever they speak; or several.
-        service: the label that the gateway has to name; None takes any.
-        tls: who ends the TLS of visitors: `terminate` is the relay, `passthrough` whoever stands behind the tunnel.
-            Then visitors are told apart by the name in their ClientHello, and the relay cannot read what they say.
-        takeover: which of two gateways with one key has the tunnel, the newest or the first to come.
+        id: its name in logs and commands, up to 128 characters.
+        url: the URL for visitors. Without a `bind_addr`, its host is what routes visitors to this tunnel.
+        key: the gateway's public key; None if `keys` is given.
+        keys: for a key rotation, 1 to 8 public keys, the oldest first. All of them are valid. A session with a later
+            key takes the tunnel over, and visitors of the old session may finish.
+        bind_addr: one address or several for visitors of this tunnel alone, in any protocol.
+        service: the label that the gateway has to name; None accepts any.
+        tls: where visitors' TLS ends: `terminate` is at the relay, `passthrough` is behind the tunnel. With
+            `passthrough`, the name in the ClientHello routes visitors, and the relay cannot read their data.
+        takeover: which of two gateways with the same key has the tunnel, the newest or the first.
 
     Raises:
-        InvalidSettingsError: with everything that is wrong in its `problems`.
+        InvalidSettingsError: its `problems` name all that is wrong.
     """
 
     id: str = attrs.field(validator=label(LABEL_LIMIT))
@@ -210,8 +208,8 @@ class TunnelEntry:
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(("key", "keys"), _key_or_keys),
-        Rule(("tls", "url"), _no_name_to_pass_by),
-        Rule(("tls", "bind_addr"), _passed_through_anyhow),
+        Rule(("tls", "url"), _no_name_to_route_by),
+        Rule(("tls", "bind_addr"), _passes_through_already),
     )
 
     def __attrs_post_init__(self) -> None:
@@ -219,7 +217,7 @@ class TunnelEntry:
 
     @property
     def passes_tls(self) -> bool:
-        """Whether the TLS of its visitors is not the relay's to end."""
+        """Whether visitors' TLS passes through the relay."""
         return self.tls == "passthrough"
 
     @property
@@ -229,30 +227,30 @@ class TunnelEntry:
 
     @functools.cached_property
     def keys_by_id(self) -> Mapping[str, PublicKey]:
-        """The same by their ids, made once: looking a known key up shall not take longer than an unknown one."""
+        """The valid keys by key id. Cached, so that finding a known key takes no longer than an unknown one."""
         return MappingProxyType({key.key_id: key for key in self.valid_keys})
 
     @property
     def takeover_rules(self) -> TakeoverRules:
-        """What happens when a second gateway comes."""
+        """The rules for a second gateway that wants this tunnel."""
         return TakeoverRules(takeover=self.takeover, keys=tuple(self.keys_by_id))
 
 
 def _tunnels(value: Sequence[TunnelEntry | Mapping[str, Any]]) -> tuple[TunnelEntry, ...]:
     entries, problems = examine_each(TunnelEntry, value)
-    problems += _taken_twice(entries)
+    problems += _conflicts(entries)
     if problems:
         raise RefusedItemsError(problems)
     return tuple(TunnelEntry(**entry) for entry in entries)
 
 
-def _taken_twice(entries: Sequence[Mapping[str, Any]]) -> list[Problem]:
-    """What two entries claim; `entries` are what is good of each."""
+def _conflicts(entries: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """Values that two entries claim. `entries` holds the valid values of each."""
     first: dict[tuple[str, Hashable], tuple[int, str]] = {}
     problems = []
     for index, entry in enumerate(entries):
         for name, claim, why in _claims(entry):
-            kind = name.partition("[")[0].removesuffix("s")  # a key is one wherever it stands
+            kind = name.partition("[")[0].removesuffix("s")  # `key` and `keys` claim the same kind of value
             taken_by, there = first.setdefault((kind, claim), (index, name))
             if taken_by != index:
                 key = f"[{index}].{name}"
@@ -263,7 +261,7 @@ def _taken_twice(entries: Sequence[Mapping[str, Any]]) -> list[Problem]:
 
 
 def _claims(entry: Mapping[str, Any]) -> list[tuple[str, Hashable, str]]:
-    """What no other entry may have, as key, value and the reason."""
+    """What no other entry may have: key path, value and reason."""
     claims: list[tuple[str, Hashable, str]] = []
     if "id" in entry:
         claims.append(("id", entry["id"], "each tunnel has its own"))
@@ -304,7 +302,7 @@ def _no_certificate(tls: bool, certificate: Path | None) -> str | None:
     return "TLS needs tls_certificate and tls_private_key; what passes through, with tls = 'passthrough', needs neither"
 
 
-def _gateways_passed_through(
+def _public_name_passes_through(
     tunnels: Sequence[TunnelEntry], names: Sequence[str], control_addr: _Addresses, ingress_addr: _Addresses
 ) -> str | None:
     if not _shared(control_addr, ingress_addr):
@@ -319,7 +317,7 @@ def _gateways_passed_through(
     return None
 
 
-def _one_door_two_ways(
+def _shared_address_needs_one_tls_setting(
     ingress_tls: bool, control_tls: bool, ingress_addr: _Addresses, control_addr: _Addresses
 ) -> str | None:
     if ingress_tls == control_tls or not _shared(control_addr, ingress_addr):
@@ -329,7 +327,9 @@ def _one_door_two_ways(
     )
 
 
-def _bound_elsewhere(tunnels: Sequence[TunnelEntry], control_addr: _Addresses, ingress_addr: _Addresses) -> str | None:
+def _tunnel_address_is_taken(
+    tunnels: Sequence[TunnelEntry], control_addr: _Addresses, ingress_addr: _Addresses
+) -> str | None:
     for index, tunnel in enumerate(tunnels):
         for name, own in (("control_addr", control_addr), ("ingress_addr", ingress_addr)):
             for address in _shared(tunnel.bind_addr, own):
@@ -345,32 +345,33 @@ def _shared(one: _Addresses | None, other: _Addresses | None) -> list[Address]:
 @final
 @attrs.frozen(kw_only=True, field_transformer=hold_back)
 class RelayConfig:
-    """What the operator of a relay decides.
+    """The configuration of a relay.
 
-    Made with `load`, `from_table` or keywords, which take what the file would hold or the value itself, and raise the
-    same errors.
+    `load`, `from_table` and the keywords of the class accept the same values and raise the same errors. Keywords also
+    accept parsed values, for example an `Address` or a `TunnelEntry`.
 
     Attributes:
-        control_addr: where to listen for gateways: an address or several. Port 0 takes any free one. `[::]:port`
-            takes IPv4 as well as IPv6, unless another entry has an IPv4 address with that port.
-        ingress_addr: where to listen for visitors. An address that `control_addr` has too is for both.
-        id: the relay's name, which proofs are bound to.
-        public_names: every name that gateways dial this relay by, `host` or `host:port`, in normal form; a proof for
-            another name is refused. With `:port` only where the URL that gateways have names it.
-        tls_certificate: the certificate chain, PEM; `tls_certificate_path` is where it is.
-        tls_private_key: its private key, PEM; `tls_private_key_path` is where it is.
-        control_tls: whether gateways speak TLS; when there is a certificate they do, unless this says otherwise.
-        ingress_tls: the same for visitors. Also without it, those of tunnels with `passthrough` come with TLS.
-        identity_key_file: holds the relay's Ed25519 private seed, 32 bytes in hexadecimal digits; with it the relay
-            proves itself to gateways. `identity_key_path` is where it is.
-        heartbeat_ms: how long a link may be silent before it is pinged.
-        rotation_grace_ms: how long the visitors of a session may stay after a newer key has taken the tunnel over.
-        limits: what visitors, addresses and tunnels may cost, `[relay.limits]`.
-        tunnels: the tunnels that this relay carries.
-        base_dir: what relative paths are relative to: the folder of the file. Not a key of the table.
+        control_addr: one address or several for gateways. Port 0 means any free port. `[::]:port` accepts IPv4 as well
+            as IPv6, unless another entry has an IPv4 address with that port.
+        ingress_addr: one address or several for visitors. An address that is also in `control_addr` serves both.
+        id: the relay's name, up to 128 characters. Gateways' proofs are bound to it.
+        public_names: every name by which gateways dial this relay, `host` or `host:port`, normalised. A proof for
+            another name is refused. Give the port only if the gateways' URL names it.
+        tls_certificate: the file of the certificate chain, PEM; see `tls_certificate_path`.
+        tls_private_key: the file of its private key, PEM; see `tls_private_key_path`.
+        control_tls: whether gateways connect with TLS (default: whether there is a certificate).
+        ingress_tls: the same for visitors. Visitors of tunnels with `passthrough` use TLS in any case.
+        identity_key_file: the file of the relay's Ed25519 private seed, 64 hexadecimal digits, with which the relay
+            proves itself to gateways; see `identity_key_path`.
+        heartbeat_ms: silence after which a link is pinged (default 15 000, 1000 to 60 000).
+        rotation_grace_ms: how long visitors of a session may stay after a newer key has taken the tunnel over (default
+            600 000, up to 86 400 000).
+        limits: `[relay.limits]`.
+        tunnels: the tunnels.
+        base_dir: the folder that relative paths start from: that of the file. Not a key of the table.
 
     Raises:
-        InvalidSettingsError: with everything that is wrong in its `problems`.
+        InvalidSettingsError: its `problems` name all that is wrong.
     """
 
     control_addr: _Addresses = attrs.field(converter=_listening_addresses)
@@ -392,9 +393,9 @@ class RelayConfig:
         Rule(("tls_certificate", "tls_private_key"), _half_a_pair),
         Rule(("control_tls", "tls_certificate"), _no_certificate),
         Rule(("ingress_tls", "tls_certificate"), _no_certificate),
-        Rule(("ingress_tls", "control_tls", "ingress_addr", "control_addr"), _one_door_two_ways),
-        Rule(("tunnels", "control_addr", "ingress_addr"), _bound_elsewhere),
-        Rule(("tunnels", "public_names", "control_addr", "ingress_addr"), _gateways_passed_through),
+        Rule(("ingress_tls", "control_tls", "ingress_addr", "control_addr"), _shared_address_needs_one_tls_setting),
+        Rule(("tunnels", "control_addr", "ingress_addr"), _tunnel_address_is_taken),
+        Rule(("tunnels", "public_names", "control_addr", "ingress_addr"), _public_name_passes_through),
     )
 
     @control_tls.default
@@ -411,7 +412,7 @@ class RelayConfig:
 
         Raises:
             StorageError: the file cannot be read.
-            InvalidSettingsError: it is not TOML, has no table `[relay]`, or the table is wrong; see the class.
+            InvalidSettingsError: the file is not TOML, has no table `[relay]`, or the table is wrong; see the class.
         """
         file = Path(path)
         document = read_toml(file)
@@ -427,12 +428,12 @@ class RelayConfig:
     def from_table(
         cls, table: Mapping[str, Any], *, source: str | None = None, base_dir: str | Path = Path()
     ) -> RelayConfig:
-        """Make a config of the table's content.
+        """Make a configuration from a table.
 
         Args:
-            table: what stands under `[relay]`.
+            table: the content of `[relay]`.
             source: the file that errors name.
-            base_dir: what relative paths are relative to.
+            base_dir: the folder that relative paths start from.
 
         Raises:
             InvalidSettingsError: see the class.
@@ -447,17 +448,17 @@ class RelayConfig:
 
     @property
     def tls_certificate_path(self) -> Path | None:
-        """Where the certificate chain is."""
+        """The path of `tls_certificate`, from `base_dir`."""
         return self._below(self.tls_certificate)
 
     @property
     def tls_private_key_path(self) -> Path | None:
-        """Where the certificate's private key is."""
+        """The path of `tls_private_key`, from `base_dir`."""
         return self._below(self.tls_private_key)
 
     @property
     def identity_key_path(self) -> Path | None:
-        """Where the relay's Ed25519 private seed is."""
+        """The path of `identity_key_file`, from `base_dir`."""
         return self._below(self.identity_key_file)
 
     def _below(self, path: Path | None) -> Path | None:

@@ -4,7 +4,7 @@
     connections_per_address = 64
     exempt = ["127.0.0.0/8", "::1/128", "10.0.0.5/32"]          # the proxy in front
 
-Neighbours: `config` has it as `limits`; `admission` counts and keeps to it.
+A key that is missing has its default.
 """
 
 from __future__ import annotations
@@ -56,40 +56,42 @@ def _below_the_first(longest: int, first: int) -> str | None:
 @final
 @attrs.frozen(kw_only=True, field_transformer=hold_back)
 class RelayLimits:
-    """What the relay lets others cost it. Where a limit may be 0, that is: no limit.
+    """What others may cost the relay. 0 means no limit, where 0 is allowed and nothing else is said.
 
-    An address is an IPv4 address, or 64 bits of an IPv6 address, which is what one customer gets at least.
+    An address here is an IPv4 address or an IPv6 /64, the smallest network that one customer gets.
 
     Attributes:
-        connections: open connections at all doors together. Never more than the process may have descriptors for,
-            whatever this says.
-        reserved_for_gateways: of these, how many visitors may not take, at most half; an eighth unless given. So a
-            gateway gets in however many visitors there are. A relay with more gateways than that needs a larger value.
-        connections_per_address: of these, from one address (0: no limit).
-        pending: of these, how many may not have shown yet what they want: TLS, a request head, a gateway's proof. One
-            more, and the oldest of them makes way. At most half of `connections`, whatever this says.
-        pending_per_address: the same for one address (0: no limit).
-        connects_per_second_per_address: new connections from one address, in the long run; four seconds' worth of
-            them may come at once (0: no limit).
-        streams_per_tunnel: visitors that one tunnel may have at a time (0: no limit); 3/16 of all connections unless
-            given, which are 1536 of 8192. So four tunnels do not use up the connections of all.
-        opens_per_second_per_tunnel: new visitors of one tunnel, in the long run; four seconds' worth of them may come
-            at once (0: no limit).
-        buffered_bytes_per_tunnel: of what a gateway sends, what the relay holds while visitors do not take it. Beyond,
-            the greediest of its streams is reset.
-        unsent_bytes_per_tunnel: what the relay has read and holds while a gateway or its visitors do not take it.
-            Beyond, each visitor has 4 KiB in each direction, and the other end has to wait.
-        unsent_bytes: the same for all tunnels together.
-        failed_auth_delay_ms: how long the first rejected proof of an address waits for its answer; with each further
-            one the time doubles (0: not at all). Ten minutes without one and it is forgotten.
-        failed_auth_delay_max_ms: the longest such wait.
-        keep_alive_timeout_ms: how long a visitor's connection may be kept between requests: from the end of the last
-            response to the first byte of the next request (0: no limit).
-        exempt: addresses and networks that no limit per address holds for: a proxy in front, whose address is that of
-            all its visitors.
+        connections: open connections at all listeners together (default 8192, at least 16). Never more than the process
+            may open descriptors for, less 64.
+        reserved_for_gateways: how many of `connections` visitors may not take (default: an eighth; at most half is
+            used). So gateways can connect however many visitors there are. A relay with more gateways than this needs
+            a larger value.
+        connections_per_address: open connections from one address (default 256; 0: no limit).
+        pending: connections whose TLS handshake, request head or gateway's proof is not complete (default 512, at least
+            1; at most half of `connections` is used). One more evicts the oldest of them.
+        pending_per_address: the same for one address (default 64; 0: no limit).
+        connects_per_second_per_address: average rate of new connections from one address (default 50; 0: no limit). A
+            burst may have the connections of 4 seconds.
+        streams_per_tunnel: visitors of one tunnel at a time (0: no limit). The default is 3/16 of all connections,
+            which is 1536 of 8192, so that four tunnels cannot use up the connections of all.
+        opens_per_second_per_tunnel: average rate of new visitors of one tunnel (default 2000; 0: no limit). A burst may
+            have the visitors of 4 seconds.
+        buffered_bytes_per_tunnel: bytes from a gateway that its visitors have not taken (default 64 MiB, at least
+            1 MiB). Beyond, the stream of the gateway that holds most is reset.
+        unsent_bytes_per_tunnel: bytes that the relay has read and holds because a gateway or its visitors do not take
+            them (default 16 MiB, at least 1 MiB). Beyond, each visitor gets 4 KiB in each direction, and the sender has
+            to wait.
+        unsent_bytes: the same for all tunnels together (default 128 MiB, at least 1 MiB).
+        failed_auth_delay_ms: the delay of the answer to an address's first wrong proof (default 250, at most 5000; 0:
+            no delay). Each further one doubles it. After 10 minutes without a wrong proof it starts from the beginning.
+        failed_auth_delay_max_ms: the bound of that delay (default 5000, at most 8000).
+        keep_alive_timeout_ms: how long a visitor's connection may be idle between requests: from the end of the last
+            response to the first byte of the next request (default 300 000; 0: no limit).
+        exempt: addresses and networks without limits per address (default: loopback). Name a proxy in front here: all
+            its visitors have its address.
 
     Raises:
-        InvalidSettingsError: with everything that is wrong in its `problems`.
+        InvalidSettingsError: its `problems` name all that is wrong.
     """
 
     connections: int = attrs.field(default=8192, validator=whole_number(16))

@@ -1,15 +1,12 @@
-"""A relay's file while the relay runs: read again when it changes, or when asked to, and applied whole or not at all.
+"""Reload a relay's file when it changes or on SIGHUP. A file is applied as a whole or not at all.
 
     file = ConfigFile("relay.toml")
     relay = Relay(file.load())
     ...
     await follow(file, relay.apply)
 
-The file is looked at every two seconds: its time of change, size and inode. A change is taken up when the file has been
-left alone for half a second, so that one that is just being written is not read half. SIGHUP, where the system has it,
-has it read at once.
-
-Neighbours: the command line runs `follow` beside a relay; `server` applies, and asks `Changes` what is different.
+`follow` checks the file's modification time, size and inode every 2 seconds. After a change it waits until the file has
+been unchanged for half a second, so that it does not read a file that is half written.
 """
 
 from __future__ import annotations
@@ -32,10 +29,10 @@ from .config import RelayConfig
 __all__ = ["POLL_INTERVAL", "Changes", "ConfigFile", "follow", "hangups"]
 
 POLL_INTERVAL: Final = 2.0
-"""Seconds between two looks at the file."""
+"""Seconds between two checks of the file."""
 
 SETTLE_INTERVAL: Final = 0.5
-"""Seconds for which a file that has changed has to stay as it is before it is read."""
+"""Seconds that a changed file must stay unchanged before it is read."""
 
 _Stamp: TypeAlias = tuple[int, int, int, int] | None
 
@@ -45,11 +42,11 @@ _log: Final = logging.getLogger("pioneer_tunnel.relay.reload")
 @final
 @attrs.frozen(kw_only=True)
 class Changes:
-    """What is different between two configurations.
+    """The differences between two configurations.
 
     Attributes:
-        added, removed, changed: tunnels, by id.
-        for_a_restart: keys of `[relay]` that a running relay cannot take up.
+        added, removed, changed: ids of tunnels.
+        for_a_restart: changed keys of `[relay]` that a running relay cannot apply.
     """
 
     added: tuple[str, ...]
@@ -59,7 +56,7 @@ class Changes:
 
     @classmethod
     def between(cls, before: RelayConfig, after: RelayConfig) -> Changes:
-        """What `after` has that `before` has not, and the other way round."""
+        """Compare two configurations."""
         old, new = ({entry.id: entry for entry in config.tunnels} for config in (before, after))
         return cls(
             added=tuple(name for name in new if name not in old),
@@ -80,40 +77,40 @@ class Changes:
 
 @final
 class ConfigFile:
-    """A relay's file, and what it looked like when it was last read.
+    """A relay's file, and its state when it was last read.
 
     Args:
-        path: where it is. What a symbolic link points to now is what counts.
+        path: of the file. A symbolic link is followed each time.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path: Final = Path(path)
-        self._read: _Stamp = None
+        self._loaded: _Stamp = None
 
     def load(self) -> RelayConfig:
-        """Read it.
+        """Read the file.
 
         Raises:
-            As `RelayConfig.load`.
+            StorageError, InvalidSettingsError: see `RelayConfig.load`.
         """
-        self._read = self._look()  # before, so that a change meanwhile is one
+        self._loaded = self._stamp()  # before reading, so that a change during it is noticed
         return RelayConfig.load(self.path)
 
-    async def differs(self) -> bool:
-        """Whether it is another one than that which was read."""
-        return await trio.to_thread.run_sync(self._look) != self._read
+    async def has_changed(self) -> bool:
+        """Whether the file has changed since it was last read."""
+        return await trio.to_thread.run_sync(self._stamp) != self._loaded
 
-    async def settle(self) -> None:
-        """Wait until it is left alone."""
-        seen = await trio.to_thread.run_sync(self._look)
+    async def wait_unchanged(self) -> None:
+        """Wait until the file has been unchanged for `SETTLE_INTERVAL`."""
+        seen = await trio.to_thread.run_sync(self._stamp)
         while True:
-            # No deadline: a file that is written without end is one that never is.
+            # No deadline: a file that keeps changing is never read.
             await trio.sleep(SETTLE_INTERVAL)
-            before, seen = seen, await trio.to_thread.run_sync(self._look)
+            before, seen = seen, await trio.to_thread.run_sync(self._stamp)
             if seen == before:
                 return
 
-    def _look(self) -> _Stamp:
+    def _stamp(self) -> _Stamp:
         try:
             found = self.path.stat()
         except OSError:
@@ -125,29 +122,29 @@ async def follow(
     file: ConfigFile,
     apply: Callable[[RelayConfig], Awaitable[object]],
     *,
-    asked: AsyncIterator[object] | None = None,
+    reload_now: AsyncIterator[object] | None = None,
     interval: float = POLL_INTERVAL,
 ) -> NoReturn:
-    """Apply `file` again whenever it has changed, until cancelled.
+    """Apply `file` each time it has changed, until cancelled.
 
-    A file that cannot be read or applied changes nothing. That is logged with all that is wrong, once for each change.
+    A file that cannot be read or applied changes nothing. The error is logged once for each change, with all problems.
 
     Args:
-        file: it was loaded already.
-        apply: takes what it holds.
-        asked: gives something each time when it is to be read at once, changed or not.
-        interval: seconds between two looks.
+        file: has been loaded once.
+        apply: applies a configuration.
+        reload_now: each item makes `follow` read the file at once, changed or not. It must not end.
+        interval: seconds between two checks.
     """
     while True:
         with trio.move_on_after(interval) as waiting:
-            await (trio.sleep_forever() if asked is None else anext(asked))
+            await (trio.sleep_forever() if reload_now is None else anext(reload_now))
         if waiting.cancelled_caught:
-            if not await file.differs():
+            if not await file.has_changed():
                 continue
-            await file.settle()
+            await file.wait_unchanged()
         try:
             config = await trio.to_thread.run_sync(file.load)
-            if not await file.differs():  # or else it was written at meanwhile, and comes up again
+            if not await file.has_changed():  # else it was written while it was read; the next check finds the change
                 await apply(config)
         except (TunnelError, OSError) as error:
             _log.error("%s is not applied, the relay goes on as before: %s", file.path, error)
@@ -155,7 +152,7 @@ async def follow(
 
 @contextmanager
 def hangups() -> Iterator[AsyncIterator[object] | None]:
-    """The SIGHUPs that come meanwhile, which else would end the process; None where the system has none."""
+    """Receive SIGHUPs, which would otherwise end the process. None where the system has no SIGHUP."""
     if sys.platform == "win32":
         yield None
     else:

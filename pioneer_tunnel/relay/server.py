@@ -24,10 +24,11 @@ from .._model.addresses import Address, normal_audience
 from .._model.errors import InvalidSettingsError, StorageError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import SigningIdentity
+from .._net.adopted import Watched, watch
 from .._net.descriptor_limit import descriptor_limit
-from .._net.socket_options import keep_alive, plain_socket
+from .._net.prefixed_stream import PrefixedStream
+from .._net.socket_options import keep_alive
 from .._net.tls.certificate import Certificate
-from .._net.wrappers import PrefixedStream, Watched, watch
 from .._storage import files
 from ..websocket import EngineName
 from ..yamux import Limits
@@ -271,7 +272,7 @@ def _watched(connected: trio.SocketStream) -> Watched:
 
 def _end_with_fin(link: Watched) -> None:
     """Close a gateway's link with a FIN, not a RST: yamux marks in the link which streams are complete."""
-    lent = plain_socket(link)
+    lent = link.plain_socket
     if lent is not None:
         lent.disarm_reset()
 

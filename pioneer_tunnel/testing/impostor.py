@@ -9,9 +9,10 @@ from typing import Final, TypeAlias
 
 import trio
 
+from .._net.adopted import Watched, watch
 from .._net.closing import close_after_answer
+from .._net.prefixed_stream import PrefixedStream
 from .._net.tls.certificate import Certificate
-from .._net.wrappers import PrefixedStream, Watched, watch
 from .._wire.handshake import SUBPROTOCOL, Rejection, RelayHandshake
 from ..relay.request_head import read_head
 from ..relay.visitors.tls import accept_tls

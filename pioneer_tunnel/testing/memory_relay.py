@@ -27,8 +27,8 @@ import trio
 from .._model.addresses import Address
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
+from .._net.adopted import watch
 from .._net.tls.certificate import Certificate
-from .._net.wrappers import watch
 from ..relay.accept_loop import contain_errors
 from ..relay.config import RelayConfig, TunnelEntry
 from ..relay.gateways.endpoint import GatewayEndpoint

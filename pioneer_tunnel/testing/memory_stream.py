@@ -22,7 +22,7 @@ from typing import Final, final
 
 import trio
 
-from .._net.wrappers import OneAtATime
+from .._net.streams import OneAtATime
 
 __all__ = ["MemoryConnection", "MemoryStream"]
 
@@ -57,8 +57,8 @@ class MemoryConnection:
     def __init__(self, *, buffer: int = DEFAULT_BUFFER, on_change: Callable[[], None] = _ignore) -> None:
         if buffer < 1:
             raise ValueError(f"a buffer of {buffer} bytes passes nothing on")
-        self.carried = 0
-        self.bytes_per_second = math.inf
+        self.carried: int = 0
+        self.bytes_per_second: float = math.inf
         self._on_change: Final = on_change
         self._is_cut = False
         self._cut_at = math.inf

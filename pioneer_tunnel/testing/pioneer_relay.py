@@ -30,9 +30,9 @@ from .._model.addresses import Address
 from .._model.errors import RemoteProtocolError
 from .._model.exception_groups import open_tasks_beside_body
 from .._model.keys import RelayKey
+from .._net.adopted import adopt, watch
 from .._net.closing import abandon
 from .._net.tls.stream import TlsStream
-from .._net.wrappers import watch
 from ..exchange.pump import pump
 from ..transports.rathole.codec import (
     DIGEST_SIZE,
@@ -145,10 +145,10 @@ class ScriptedPioneerRelay:
         listen: bool = True,
         random: Random | None = None,
     ) -> None:
-        self.address = Address("127.0.0.1", 0) if listen else Address("relay.test", 2333)
-        self.visitors = Address("127.0.0.1", 0)
-        self.control_channels = 0
-        self.data_channels = 0
+        self.address: Address = Address("127.0.0.1", 0) if listen else Address("relay.test", 2333)
+        self.visitors: Address = Address("127.0.0.1", 0)
+        self.control_channels: int = 0
+        self.data_channels: int = 0
         self.asked_for = 0
         self._key: Final = key
         self._service: Final = service
@@ -317,7 +317,7 @@ class ScriptedPioneerRelay:
                     await trio.aclose_forcefully(channel)
                     gateway.ask()
                 else:
-                    await pump(watch(visitor), channel)
+                    await pump(watch(visitor), adopt(channel))
                     return
                 finally:
                     used.set()

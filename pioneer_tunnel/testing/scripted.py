@@ -155,7 +155,7 @@ class ScriptedTransport:
         self.then: Final = then
         self.goodbye: Final = goodbye
         self.attempts: Final[list[Attempt]] = []
-        self.overlapped = False
+        self.overlapped: bool = False
         self._report: Report | None = None
         self._deliver: Deliver | None = None
 

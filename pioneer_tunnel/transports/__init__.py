@@ -1,21 +1,60 @@
-"""Transports: ways to be a tunnel, by the names that a configuration uses."""
+"""The transports of this library, by the names that a configuration uses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
 
-from . import native
-from .interface import Deliver, Event, Report, Serve, Session, Target, refuse_unusable_key
-from .process import program
-from .rathole import control_channel
+import attrs
 
-__all__ = ["TRANSPORTS", "Deliver", "Event", "Report", "Serve", "Session", "Target", "refuse_unusable_key"]
+from .._model.keys import PublicKey
+from ..websocket import EngineName
+from ..yamux import Limits
+from .interface import BuiltInTransport, Deliver, Event, Report, Serve, Session, Target, usable_key
+from .native import NativeTransport
+from .process.config import TunnelProgram
+from .process.program import ProcessTransport
+from .rathole.control_channel import RatholeTransport
+from .rathole.key_mode import KeyMode
 
-TRANSPORTS: Final[Mapping[str, Serve]] = {
-    "websocket": native.serve,
-    "tcp": control_channel.serve_tcp,
-    "tls": control_channel.serve_tls,
-    "process": program.serve,
+__all__ = [
+    "TRANSPORTS",
+    "BuiltInTransport",
+    "Deliver",
+    "Event",
+    "Report",
+    "Serve",
+    "Session",
+    "Target",
+    "configured_transport",
+    "usable_key",
+]
+
+TRANSPORTS: Final[Mapping[str, BuiltInTransport]] = {
+    "websocket": NativeTransport(),
+    "tcp": RatholeTransport(),
+    "tls": RatholeTransport(tls=True),
+    "process": ProcessTransport(),
 }
-"""The transports that this installation has."""
+"""The transports that this installation has, with the default options."""
+
+
+def configured_transport(
+    name: str,
+    *,
+    relay_identity: PublicKey | None,
+    key_mode: KeyMode,
+    limits: Limits,
+    websocket_engine: EngineName | None = None,
+    program: TunnelProgram | None = None,
+) -> BuiltInTransport | None:
+    """The transport called `name`, with those of the options that it has; None when there is none of that name."""
+    match TRANSPORTS.get(name):
+        case NativeTransport() as native:
+            return attrs.evolve(native, relay_identity=relay_identity, limits=limits, engine=websocket_engine)
+        case RatholeTransport() as rathole:
+            return attrs.evolve(rathole, key_mode=key_mode, max_streams=limits.streams)
+        case ProcessTransport() as process:
+            return attrs.evolve(process, program=program)
+        case _:
+            return None

@@ -1,8 +1,11 @@
-"""The seam between the supervisor and whatever carries a tunnel.
+"""The interface between the supervisor and a transport, which carries a tunnel.
 
 A transport is one async function, `Serve`. It connects, calls `task_status.started(session)`, hands each visitor's
-stream to `deliver`, and ends by raising: a `TunnelError` says what went wrong and whether to try again. Nothing else
-decides what a failure means. So a transport for a test is five lines.
+stream to `deliver`, and ends by raising a `TunnelError`. The error says what went wrong and whether to retry; nothing
+else decides what a failure means. A transport for a test is five lines.
+
+The transports of this library are attrs classes (`BuiltInTransport`): a class has the options of its transport, checks
+them, and its instances are the async functions.
 """
 
 from __future__ import annotations
@@ -15,17 +18,14 @@ import attrs
 import trio
 
 from .._model.addresses import RelayAddress
-from .._model.errors import InvalidSettingsError
-from .._model.keys import PublicKey, RelayKey
+from .._model.errors import InvalidSettingsError, MissingKeyError
+from .._model.keys import RelayKey
 from .._net.dialing import Dialer, dial_tcp
-from ..websocket import EngineName
-from ..yamux import Limits
-from .process.config import TunnelProgram
-from .rathole.key_mode import KeyMode
 from .redial import Redial
 from .tunnel_stream import TunnelStream
 
 __all__ = [
+    "BuiltInTransport",
     "Deliver",
     "Draining",
     "Event",
@@ -39,55 +39,34 @@ __all__ = [
     "Serve",
     "Session",
     "Target",
-    "refuse_unusable_key",
+    "usable_key",
 ]
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Target:
-    """What a transport has to know to come up. Its repr shows no key.
+    """What every transport needs to connect. The options of one transport are its own. The repr shows no key.
 
     Attributes:
         address: where the relay listens.
         key: the relay key.
         service: the service label.
-        key_mode: how the relay knows the key; for `tcp` and `tls`.
         instance: tells this gateway from another one with the same key; kept over restarts.
-        relay_identity: the only relay that is accepted, by its public key; None accepts any, on TLS's word.
         make_tls: makes the TLS context; called for each attempt, in a thread, so that a changed CA file is seen.
-        redial: what the attempts of this generation share.
         connect_timeout: seconds for each step of the opening.
-        dial: how a TCP connection comes about.
-        limits: what a session may cost. Where visitors have connections of their own, only the number of them counts.
-        websocket_engine: None for the fastest that is installed.
-        program: the tunnel program; for `process`, which needs one.
+        dial: makes TCP connections.
+        redial: what the attempts of one generation share.
     """
 
     address: RelayAddress
     key: RelayKey
     service: str = "pioneer_gateway"
-    key_mode: KeyMode = KeyMode.TOKEN_ROUTING
     instance: str | None = None
-    relay_identity: PublicKey | None = None
     make_tls: Callable[[], ssl.SSLContext] | None = None
     connect_timeout: float = 10.0
     dial: Dialer = dial_tcp
-    limits: Limits = attrs.field(factory=Limits)
-    websocket_engine: EngineName | None = None
-    program: TunnelProgram | None = None
     redial: Redial = attrs.field(factory=Redial, eq=False, repr=False)
-
-
-def refuse_unusable_key(key: RelayKey, *, native: bool) -> None:
-    """Check what shows without a relay; `native` is True for transport `websocket`.
-
-    Raises:
-        InvalidSettingsError: `key` is a public key, or too short for the transport.
-    """
-    problem = key.why_unusable(native=native)
-    if problem is not None:
-        raise InvalidSettingsError(problem)
 
 
 @final
@@ -97,7 +76,7 @@ class Session:
 
     Attributes:
         id: the relay's name for the session; None where the protocol has none.
-        public_url: where visitors reach the gateway; None where the relay does not tell.
+        public_url: where visitors reach the gateway; None where the transport does not know.
     """
 
     id: str | None = None
@@ -107,7 +86,7 @@ class Session:
 @final
 @attrs.frozen
 class LinkLost:
-    """The connection below the session is gone, and the transport tries to restore it; nothing is lost yet."""
+    """The connection below the session is lost, and the transport tries to restore it. No stream is lost yet."""
 
     message: str
 
@@ -121,7 +100,7 @@ class LinkRestored:
 @final
 @attrs.frozen
 class Draining:
-    """The relay goes away within so many seconds."""
+    """The relay shuts down; reconnect within so many seconds."""
 
     reconnect_within: float
 
@@ -129,7 +108,7 @@ class Draining:
 @final
 @attrs.frozen
 class Replaced:
-    """Another session of the same key took the tunnel over."""
+    """Another session with the same key took over the tunnel; `by` is its instance."""
 
     by: str
 
@@ -159,10 +138,10 @@ class LocalDialOk:
 Event: TypeAlias = LinkLost | LinkRestored | Draining | Replaced | RoundTrip | LocalDialFailed | LocalDialOk
 
 Report: TypeAlias = Callable[[Event], None]
-"""Takes an event; synchronous, never blocks, never raises."""
+"""Takes an event. Synchronous, never blocks, never raises."""
 
 Deliver: TypeAlias = Callable[[TunnelStream], None]
-"""Takes a visitor's stream; synchronous. Raises `trio.WouldBlock` when too many wait: the transport resets it."""
+"""Takes a visitor's stream. Synchronous. Raises `trio.WouldBlock` when too many wait; then the transport resets it."""
 
 
 class Serve(Protocol):
@@ -171,9 +150,47 @@ class Serve(Protocol):
     async def __call__(
         self, target: Target, deliver: Deliver, report: Report, *, task_status: trio.TaskStatus[Session]
     ) -> NoReturn:
-        """Be the tunnel until it fails.
+        """Connect, and carry the tunnel until it fails.
 
         Raises:
             TunnelError: the tunnel could not come up, or is down.
             trio.Cancelled: when cancelled, after a bounded goodbye.
         """
+
+
+class BuiltInTransport(Serve, Protocol):
+    """A transport of this library: a value with the options of the transport."""
+
+    def check(self, key: RelayKey | None) -> RelayKey:
+        """Check the options, then the key, without I/O. Calling the transport checks the same before it dials.
+
+        Args:
+            key: the relay key; None where none is stored.
+
+        Returns:
+            The key.
+
+        Raises:
+            InvalidSettingsError: an option is missing, or the key cannot work with this transport.
+            MissingKeyError: there is no key.
+            UnsupportedTransportError: this installation lacks what the options ask for.
+        """
+
+
+def usable_key(key: RelayKey | None, *, native: bool) -> RelayKey:
+    """Check what shows without a relay; returns the key.
+
+    Args:
+        key: the relay key; None where none is stored.
+        native: True for transport `websocket`, which takes no short key.
+
+    Raises:
+        MissingKeyError: there is no key.
+        InvalidSettingsError: `key` is a public key, or too short for the transport.
+    """
+    if key is None:
+        raise MissingKeyError("no relay key is stored; save the key that the relay's operator gave you")
+    problem = key.why_unusable(native=native)
+    if problem is not None:
+        raise InvalidSettingsError(problem)
+    return key

@@ -1,8 +1,7 @@
-"""The native transport: one WebSocket to the relay, yamux inside, a proof instead of a key.
+"""The native transport: one WebSocket to the relay, with yamux inside. The key is proved, and never sent.
 
-The way up is dial, TLS, WebSocket, handshake, first round trip, each step under a deadline; from then on the yamux
-connection carries visitors until it ends, and what it ended of is translated into a `TunnelError` here and nowhere
-else.
+It dials, opens TLS and the WebSocket, does the handshake and waits for the first round trip. Each step has a deadline.
+Then yamux carries visitors until the connection ends. All errors become a `TunnelError` here.
 """
 
 from __future__ import annotations
@@ -10,25 +9,36 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, NoReturn
+from typing import Final, NoReturn, final
 
+import attrs
 import trio
 
 from .._model.addresses import RelayAddress
 from .._model.errors import LinkLostError, RelayConnectError, RemoteProtocolError, ReplacedError
 from .._model.exception_groups import lone_error_bare
+from .._model.keys import PublicKey, RelayKey
 from .._model.text import clean_message, cut
 from .._net.dialing import dial_relay
 from .._net.tls.client import client_tls
 from .._wire import messages as wire
 from .._wire.handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
 from .._wire.proxy_v2 import MAX_LENGTH, ProxyHeader
-from ..websocket import Message, Opening, WebSocket, WebSocketClosed, WebSocketLink, WebSocketRefused, load_engine
-from ..yamux import Role, YamuxConnection, YamuxStream
-from .interface import Deliver, Draining, Replaced, Report, RoundTrip, Session, Target, refuse_unusable_key
+from ..websocket import (
+    EngineName,
+    Message,
+    Opening,
+    WebSocket,
+    WebSocketClosed,
+    WebSocketLink,
+    WebSocketRefused,
+    load_engine,
+)
+from ..yamux import Limits, Role, YamuxConnection, YamuxStream
+from .interface import Deliver, Draining, Replaced, Report, RoundTrip, Session, Target, usable_key
 from .tunnel_stream import TunnelStream
 
-__all__ = ["serve"]
+__all__ = ["NativeTransport"]
 
 COUNTED_TIMEOUT: Final = 2.0
 """Seconds to wait, after the welcome, for the pong or the visitor that shows that the relay counts the session.
@@ -41,65 +51,74 @@ HEADER_TIMEOUT: Final = 5.0
 """Seconds that a stream's PROXY header may take."""
 
 
-async def serve(target: Target, deliver: Deliver, report: Report, *, task_status: trio.TaskStatus[Session]) -> NoReturn:
-    """See `Serve`."""
-    refuse_unusable_key(target.key, native=True)
-    engine = load_engine(target.websocket_engine)
-    address = target.address
-    timeout = target.connect_timeout
-    tls = await target.redial.tls(target.make_tls or client_tls, address, timeout=timeout) if address.secure else None
-    dial = target.redial.dialer(target.dial, timeout=timeout)
-    stream, watched = await dial_relay(address, dial=dial, tls=tls, timeout=timeout)
-    opening = Opening(subprotocol=SUBPROTOCOL, address=address, agent=AGENT)
-    with _failures_named(address), lone_error_bare():
-        deadline = trio.CancelScope(deadline=trio.current_time() + target.connect_timeout)
-        with deadline:
-            async with engine.connect(stream, opening) as websocket:
-                if websocket.subprotocol != SUBPROTOCOL:
-                    raise RelayConnectError(
-                        f"{address} answers as a WebSocket, but not as a relay: it did not take {SUBPROTOCOL}"
-                    )
-                deadline.deadline = trio.current_time() + target.connect_timeout
-                welcome, behind = await _authenticate(websocket, target)
-                deadline.deadline = float("inf")
-                link = WebSocketLink(websocket, watched, lambda text: _take_notice(text, target, report), behind)
-                counted = trio.Event()
+@final
+@attrs.frozen(kw_only=True)
+class NativeTransport:
+    """The transport `websocket`.
 
-                def on_stream(stream: YamuxStream) -> None:
-                    counted.set()
-                    _receive_visitor(stream, deliver, nursery)
+    Attributes:
+        relay_identity: the public key of the only relay to accept. None accepts any relay that TLS accepts.
+        limits: what a session may cost in memory.
+        engine: the WebSocket engine; None for the fastest that is installed.
+    """
 
-                def on_round_trip(seconds: float) -> None:
-                    report(RoundTrip(seconds))
-                    counted.set()
+    relay_identity: PublicKey | None = None
+    limits: Limits = attrs.field(factory=Limits)
+    engine: EngineName | None = None
 
-                async def start() -> None:
-                    with trio.move_on_after(COUNTED_TIMEOUT):
-                        await counted.wait()
-                    task_status.started(Session(id=welcome.session, public_url=welcome.public_url))
+    def check(self, key: RelayKey | None) -> RelayKey:
+        """See `BuiltInTransport`. Here the key is 20 characters or longer, and the engine is installed."""
+        usable = usable_key(key, native=True)
+        load_engine(self.engine)
+        return usable
 
-                async with trio.open_nursery() as nursery:
-                    connection = YamuxConnection(
+    async def __call__(
+        self, target: Target, deliver: Deliver, report: Report, *, task_status: trio.TaskStatus[Session]
+    ) -> NoReturn:
+        """See `Serve`."""
+        self.check(target.key)
+        engine = load_engine(self.engine)
+        address, timeout = target.address, target.connect_timeout
+        tls = None
+        if address.secure:
+            tls = await target.redial.tls(target.make_tls or client_tls, address, timeout=timeout)
+        dial = target.redial.dialer(target.dial, timeout=timeout)
+        stream, watched = await dial_relay(address, dial=dial, tls=tls, timeout=timeout)
+        opening = Opening(subprotocol=SUBPROTOCOL, address=address, agent=AGENT)
+        with _failures_named(address), lone_error_bare():
+            deadline = trio.CancelScope(deadline=trio.current_time() + timeout)
+            with deadline:
+                async with engine.connect(stream, opening) as websocket:
+                    if websocket.subprotocol != SUBPROTOCOL:
+                        raise RelayConnectError(
+                            f"{address} answers as a WebSocket, but not as a relay: it did not take {SUBPROTOCOL}"
+                        )
+                    deadline.deadline = trio.current_time() + timeout
+                    welcome, early = await _authenticate(websocket, target, self.relay_identity)
+                    deadline.deadline = float("inf")
+                    link = WebSocketLink(websocket, watched, lambda text: _take_notice(text, target, report), early)
+                    await _carry(
                         link,
-                        Role.SERVER,
-                        heartbeat=welcome.heartbeat,
-                        limits=target.limits,
-                        on_stream=on_stream,
-                        on_round_trip=on_round_trip,
+                        welcome,
+                        target.address,
+                        limits=self.limits,
+                        deliver=deliver,
+                        report=report,
+                        task_status=task_status,
                     )
-                    nursery.start_soon(start)
-                    await _carry(connection, address)
-        raise RelayConnectError(f"{address} did not finish the opening within {target.connect_timeout:g} seconds")
+            raise RelayConnectError(f"{address} did not finish the opening within {timeout:g} seconds")
 
 
-async def _authenticate(websocket: WebSocket, target: Target) -> tuple[Welcome, list[Message]]:
-    """The opening; returns the welcome, and what came right behind it: visitors may be waiting already."""
+async def _authenticate(
+    websocket: WebSocket, target: Target, relay_identity: PublicKey | None
+) -> tuple[Welcome, list[Message]]:
+    """The handshake; returns the welcome, and the messages that came with it: visitors may be waiting already."""
     opening = GatewayHandshake(
         target.key.identity(),
         audience=target.address.audience,
         service=target.service,
         instance=target.instance,
-        pinned_relay=target.relay_identity,
+        pinned_relay=relay_identity,
     )
     while True:
         messages = await websocket.receive()
@@ -114,7 +133,48 @@ async def _authenticate(websocket: WebSocket, target: Target) -> tuple[Welcome, 
                 await websocket.send([reply])
 
 
-async def _carry(connection: YamuxConnection, address: RelayAddress) -> NoReturn:
+async def _carry(
+    link: WebSocketLink,
+    welcome: Welcome,
+    address: RelayAddress,
+    *,
+    limits: Limits,
+    deliver: Deliver,
+    report: Report,
+    task_status: trio.TaskStatus[Session],
+) -> NoReturn:
+    """Report that the tunnel is up, and carry visitors until the link ends."""
+    counted = trio.Event()
+
+    def on_stream(stream: YamuxStream) -> None:
+        counted.set()
+        _receive_visitor(stream, deliver, nursery)
+
+    def on_round_trip(seconds: float) -> None:
+        report(RoundTrip(seconds))
+        counted.set()
+
+    async def start() -> None:
+        with trio.move_on_after(COUNTED_TIMEOUT):
+            await counted.wait()
+        task_status.started(Session(id=welcome.session, public_url=welcome.public_url))
+
+    async with trio.open_nursery() as nursery:
+        connection = YamuxConnection(
+            link,
+            Role.SERVER,
+            heartbeat=welcome.heartbeat,
+            limits=limits,
+            on_stream=on_stream,
+            on_round_trip=on_round_trip,
+        )
+        nursery.start_soon(start)
+        await _run(connection, address)
+    raise AssertionError("a connection ends by raising")
+
+
+async def _run(connection: YamuxConnection, address: RelayAddress) -> NoReturn:
+    """Run yamux; what ends it becomes a `LinkLostError`."""
     try:
         await connection.run()
     except WebSocketClosed as error:
@@ -142,19 +202,19 @@ def _take_notice(text: str, target: Target, report: Report) -> None:
 
 
 def _receive_visitor(stream: YamuxStream, deliver: Deliver, header_readers: trio.Nursery) -> None:
-    """Hand a visitor on, at once when its PROXY header came together with the stream."""
+    """Deliver a visitor: now if its whole PROXY header has come, else when the rest of the header comes."""
     try:
         received = stream.receive_nowait(MAX_LENGTH) or b""
     except trio.BrokenResourceError:
-        return  # it came and went in one breath
+        return  # the visitor has already left
     if not _deliver_if_complete(stream, received, deliver):
         header_readers.start_soon(_read_header, stream, received, deliver)
 
 
 async def _read_header(stream: YamuxStream, received: bytes, deliver: Deliver) -> None:
-    """Wait for the rest of a header. How many do so is bounded: their streams are not accepted yet."""
+    """Wait for the rest of a header. `Limits.unaccepted` bounds how many wait: their streams are not accepted yet."""
     with trio.move_on_after(HEADER_TIMEOUT), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-        # A header that is complete is never longer than the limit, so there is always something left to ask for.
+        # A complete header is never longer than MAX_LENGTH, so this never asks for 0 bytes.
         while more := await stream.receive_some(MAX_LENGTH - len(received)):
             received += more
             if _deliver_if_complete(stream, received, deliver):
@@ -163,7 +223,7 @@ async def _read_header(stream: YamuxStream, received: bytes, deliver: Deliver) -
 
 
 def _deliver_if_complete(stream: YamuxStream, received: bytes, deliver: Deliver) -> bool:
-    """True when `stream` is taken care of: delivered, or reset because it cannot be."""
+    """Deliver `stream`, or reset it when that fails; False when its header is not complete."""
     try:
         parsed = ProxyHeader.parse(received)
         if parsed is None:
@@ -177,7 +237,7 @@ def _deliver_if_complete(stream: YamuxStream, received: bytes, deliver: Deliver)
 
 @contextmanager
 def _failures_named(address: RelayAddress) -> Iterator[None]:
-    """Tell what an opening failed of, in terms of what a person can do about it."""
+    """Turn the failure of an opening into a `TunnelError` that says what a person can do."""
     try:
         yield
     except WebSocketRefused as refusal:
@@ -212,7 +272,7 @@ def _refused(refusal: WebSocketRefused, address: RelayAddress) -> RelayConnectEr
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """`Retry-After` in seconds; its other form, a date, is not worth trusting a foreign clock for."""
+    """`Retry-After` in seconds; None when it is absent or a date, which would depend on the relay's clock."""
     if retry_after is None or not retry_after.isascii() or not retry_after.isdigit() or len(retry_after) > 9:
         return None
     return float(retry_after)

@@ -1,10 +1,10 @@
-"""What the attempts of one generation share, so that each profits from those before it.
+"""What the attempts of one generation share, so that each attempt uses the experience of earlier ones.
 
-- Addresses. A relay's name may resolve to several, and one of them may accept TCP and then stay silent, or close during
-  TLS or the upgrade. An address counts as tried from the moment that it connects until the tunnel is up through it.
-  The next attempt starts with an address that is not tried, or else with the one that was tried the longest time ago.
-- The TLS context. It is made for each attempt, from files that may be in the middle of a change. Once the tunnel was
-  up, the last good context stands in for files that are missing, partial or empty.
+- Addresses. A relay's name may resolve to several. One of them may accept TCP and then stay silent, or close during TLS
+  or the upgrade. An address counts as tried from the moment that it connects until the tunnel is up through it. The
+  next attempt starts with an address that is not tried, or else with the one that was tried the longest time ago.
+- The TLS context. It is made for each attempt, from files that another program may be replacing. Once the tunnel was
+  up, the last good context is used when the files are missing, partial or empty.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .._net.dialing import Dialer, dial_tcp, first_to_connect
 __all__ = ["Redial"]
 
 HEAD_START: Final = 0.25
-"""Seconds that an address has before the next one is tried beside it (RFC 8305 recommends 250 ms)."""
+"""Seconds until the next address is tried in parallel (RFC 8305 recommends 250 ms)."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.redial")
 
 
 @final
 class Redial:
-    """The memory of one generation. A new generation begins with a new one."""
+    """The memory of one generation. A new generation has a new one."""
 
     def __init__(self) -> None:
         self._was_up = False
@@ -42,23 +42,23 @@ class Redial:
         self._making = False
 
     def note_up(self) -> None:
-        """The tunnel is up, through the address that was connected to last."""
+        """Note that the tunnel is up, through the address that was connected last."""
         self._was_up = True
         if self._connected_to is not None:
             self._tried.pop(self._connected_to, None)
 
     def dialer(self, dial: Dialer, *, timeout: float) -> Dialer:
-        """`dial`, with what is known of the addresses. A dialer of the host's own chooses among them by itself.
+        """`dial`, with the addresses in the order of this memory. A dialer of the host's own is returned as it is.
 
         Args:
-            timeout: seconds that a connection may take. A tried address has its turn after half of them.
+            timeout: seconds that a connection may take. A tried address is dialled after half of them.
         """
         if dial is not dial_tcp:
             return dial
 
         async def connect(host: str, port: int) -> trio.SocketStream:
             connected = await self._connect(host, port, timeout)
-            with suppress(OSError):  # it is broken already, as its user finds out
+            with suppress(OSError):  # the connection is broken; its user gets the error
                 self._connected_to = address = str(connected.socket.getpeername()[0])
                 self._tried.pop(address, None)
                 self._tried[address] = None
@@ -75,18 +75,18 @@ class Redial:
             return await dial_tcp(host, port)
         untried = [address for address in addresses if address not in self._tried]
         tried = [address for address in self._tried if address in addresses]
-        # With a short head start, a tried address that is near would win each race against a good one that is far away.
+        # With a short head start, a near address that was tried would always win against a good one that is far away.
         head_starts = [*[HEAD_START] * len(untried), *[timeout / 2] * len(tried)]
         if untried:
             head_starts[len(untried) - 1] = timeout / 2
         return await first_to_connect([*untried, *tried], port, head_starts)
 
     async def tls(self, make: Callable[[], ssl.SSLContext], address: RelayAddress, *, timeout: float) -> ssl.SSLContext:
-        """The TLS context for the next attempt: made in a thread, since that reads files and takes up to 0.4 seconds.
+        """The TLS context for the next attempt. A thread makes it: that reads files and takes up to 0.4 seconds.
 
         Args:
-            make: makes one.
-            address: who is dialled, for the message.
+            make: makes the context.
+            address: the relay, for the error.
             timeout: seconds that this may take.
 
         Raises:
@@ -105,7 +105,7 @@ class Redial:
         problem: Exception = RelayConnectError(
             f"the certificates for TLS with {address} could not be read within {timeout:g} seconds"
         )
-        # A thread that hangs on a file cannot be ended. There is one at most.
+        # A thread that hangs on a file cannot be stopped, so start at most one.
         if not self._making:
             try:
                 with trio.move_on_after(timeout):

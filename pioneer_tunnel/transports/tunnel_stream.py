@@ -1,33 +1,35 @@
-"""The stream that a tunnel hands out: a visitor's connection.
-
-Neighbours: a transport makes it from a stream of its own and what the relay told of the visitor; `Tunnel.accept`
-and `forward` receive it.
-"""
+"""The stream that a tunnel hands out: a visitor's connection."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol, TypeAlias, final
+from typing import Final, Protocol, TypeAlias, cast, final
 
 import trio
 
+from .._deprecation import warn_deprecated
 from .._model.addresses import Address
-from .._net.closing import drain
-from .._net.socket_options import LentSocket
+from .._net.adopted import adopt
+from .._net.lent_socket import LentSocket
+from .._net.prefixed_stream import PrefixedStream
+from .._net.streams import ByteStream
 from .._wire.proxy_v2 import ProxyHeader
 
 __all__ = ["CarriedStream", "Handler", "TunnelStream"]
 
 
 class CarriedStream(Protocol):
-    """What a transport's own streams can do beside being half-closeable streams."""
+    """What a transport's stream implements in addition to `trio.abc.HalfCloseableStream`.
+
+    A stream that is also a `ByteStream` reports more: resets, room, its socket.
+    """
 
     @property
     def usable(self) -> bool:
-        """False once it was closed, reset or lost."""
+        """False once it was closed, was reset, or lost its connection."""
 
     def acknowledge(self) -> None:
-        """It was accepted."""
+        """Tell the relay that it was accepted, if the protocol can."""
 
     def reset(self) -> None:
         """Abandon it; see `TunnelStream.reset`."""
@@ -40,20 +42,20 @@ class CarriedStream(Protocol):
 
 
 @final
-class TunnelStream(trio.abc.HalfCloseableStream):
+class TunnelStream(ByteStream):
     """A visitor's connection, carried by the tunnel.
 
-    A stream like any of Trio's, with half-close both ways. `aclose` sends what is queued and then ends orderly, with
-    or without `send_eof` before it; cancelled, or after `reset`, the visitor's connection ends with a reset, so that
-    half an answer is never taken for a whole one. `trio.serve_listeners` closes forcefully what a handler leaves
-    open: a handler that is done closes its stream itself, best with `async with stream:`.
+    It implements `trio.abc.HalfCloseableStream`. `aclose` sends what is queued and then FIN, with or without `send_eof`
+    before it. If `aclose` is cancelled, or after `reset`, the visitor's connection is reset, so a truncated answer
+    never looks complete. `trio.serve_listeners` closes forcefully what a handler leaves open. So a handler closes its
+    stream itself, best with `async with stream:`.
 
     Attributes:
-        visitor: the visitor's address as the relay saw it; None where the transport does not tell.
-        tls: whether the visitor came over TLS; None where the transport does not tell.
-        tunnelled: True, to tell this stream from one that a listener of the host itself accepted.
+        visitor: the visitor's address as the relay saw it; None if the transport does not report it.
+        tls: whether the visitor used TLS; None if the transport does not report it.
+        tunnelled: True, to tell this stream from one that the host's own listener accepted.
 
-    Not promised: that what `send_all` took has reached the visitor, or even left this host, when it returns.
+    Not promised: that the data has reached the visitor, or has left this host, when `send_all` returns.
     """
 
     tunnelled: Final = True
@@ -63,7 +65,8 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         self.tls: Final[bool | None] = None if header is None else header.tls
         self.proxy_header: Final = header or ProxyHeader(visitor=None)
         self._carried: Final = carried
-        self._prefix = prefix
+        self._adopted: Final = adopt(cast("trio.abc.Stream", carried))
+        self._stream = PrefixedStream(self._adopted, prefix) if prefix else self._adopted
 
     @property
     def usable(self) -> bool:
@@ -72,28 +75,20 @@ class TunnelStream(trio.abc.HalfCloseableStream):
 
     @property
     def plain_socket(self) -> LentSocket | None:
-        """See `sockets.plain_socket`: None unless this visitor has a plain connection of its own."""
-        return None if self._prefix else getattr(self._carried, "plain_socket", None)
+        return self._stream.plain_socket
 
     def acknowledge(self) -> None:
-        """Tell the relay that somebody takes care of this visitor. `Tunnel.accept` has done so."""
+        """Tell the relay that this visitor was accepted. `Tunnel.accept` has done so."""
         self._carried.acknowledge()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Wait for data from the visitor; b"" after its end. See `trio.abc.ReceiveStream`.
+        """Wait for data from the visitor; b"" after EOF. See `trio.abc.ReceiveStream`.
 
         Raises:
             trio.BrokenResourceError: the visitor's connection was reset, or the link to the relay was lost.
             trio.ClosedResourceError: this stream was closed at this end.
         """
-        if not self._prefix:
-            return await self._carried.receive_some(max_bytes)
-        if max_bytes is not None and max_bytes < 1:
-            raise ValueError("max_bytes must be at least 1")
-        await trio.lowlevel.checkpoint()
-        amount = len(self._prefix) if max_bytes is None else max_bytes
-        data, self._prefix = self._prefix[:amount], self._prefix[amount:]
-        return data
+        return await self._stream.receive_some(max_bytes)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data` to the visitor; returns once little of it waits. See `trio.abc.SendStream`.
@@ -102,47 +97,57 @@ class TunnelStream(trio.abc.HalfCloseableStream):
             trio.BrokenResourceError: the visitor's connection was reset, or the link to the relay was lost.
             trio.ClosedResourceError: this stream was closed, or `send_eof` was called.
         """
-        await self._carried.send_all(data)
+        await self._stream.send_all(data)
 
     @property
     def room(self) -> int | None:
         """How many bytes to read for this stream and to send next, so that the tunnel holds few of them.
 
-        0 while `wait_send_all_might_not_block` would wait; None where the visitor has a connection of its own.
+        0 while `wait_send_all_might_not_block` would wait; None if the visitor has a connection of its own.
         """
-        return getattr(self._carried, "room", None)
+        return self._adopted.room
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until `send_all` would take data at once. See `trio.abc.SendStream`."""
-        await self._carried.wait_send_all_might_not_block()
+        await self._stream.wait_send_all_might_not_block()
 
     async def send_eof(self) -> None:
-        """Tell the visitor that nothing more comes, and go on receiving. See `trio.abc.HalfCloseableStream`."""
-        await self._carried.send_eof()
+        """Send EOF to the visitor. Receiving goes on. See `trio.abc.HalfCloseableStream`."""
+        await self._stream.send_eof()
 
     async def aclose(self) -> None:
-        """Send what is queued, then end; cancelled, reset. See `trio.abc.AsyncResource`."""
-        self._prefix = b""
-        await self._carried.aclose()
+        """Send what is queued, then FIN; if cancelled, reset. See `trio.abc.AsyncResource`."""
+        await self._stream.aclose()
 
     async def wait_broken(self) -> bool:
         """Wait until the visitor resets its connection or the link is lost; False when the stream was closed here.
 
-        For a handler that has read to the end and works on an answer. Over `tcp` and `tls` a visitor's reset goes
-        unnoticed here. It waits for ever over a transport of your own whose streams have no `wait_broken`.
+        For a handler that has read to EOF and works on an answer. Over `tcp` and `tls` a visitor's reset is not noticed
+        here. It waits forever if the transport's stream is not a `ByteStream`.
         """
-        if not hasattr(self._carried, "wait_broken"):
-            await trio.sleep_forever()
-        broken: bool = await self._carried.wait_broken()
-        return broken
+        return await self._stream.wait_broken()
+
+    async def wait_flushed(self) -> None:
+        """Wait until what was sent is on its way to the relay, or never will be. The caller sets the deadline."""
+        await self._stream.wait_flushed()
 
     async def drain(self) -> None:
-        """Wait until what was sent is on its way to the relay, or never will be. The caller sets the deadline."""
-        await drain(self._carried)
+        """Deprecated since 0.1.0: the same as `wait_flushed`."""
+        warn_deprecated("TunnelStream.drain", since="0.1.0", instead="TunnelStream.wait_flushed")
+        await self.wait_flushed()
+
+    async def abort(self) -> None:
+        """`reset`, as an async method that every stream has. Completes also when cancelled."""
+        self.reset()
+        await trio.aclose_forcefully(self._stream)
+
+    @property
+    def lowest_socket(self) -> LentSocket | None:
+        return self._stream.lowest_socket
 
     def reset(self) -> None:
-        """Abandon the visitor: its connection ends with a reset at once, and what was queued is dropped."""
-        self._prefix = b""
+        """Reset the visitor's connection at once. What was queued is dropped."""
+        self._stream = self._adopted
         self._carried.reset()
 
     def __repr__(self) -> str:
@@ -150,4 +155,4 @@ class TunnelStream(trio.abc.HalfCloseableStream):
 
 
 Handler: TypeAlias = Callable[[TunnelStream], Awaitable[None]]
-"""Takes a visitor's stream, and closes it when it is done."""
+"""Serves a visitor's stream and closes it."""

@@ -1,8 +1,4 @@
-"""A visitor's stream to the local gateway: dial, say who comes if asked to, pump.
-
-Neighbours: `Tunnel` hands out the streams; `pump` moves the bytes; the supervisor hears whether the local gateway
-answers.
-"""
+"""Connects a visitor's stream to the local gateway: dials it, sends a PROXY header if asked to, and pumps the bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +26,7 @@ _complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.forward"))
 
 
 def _ignore(event: object) -> None:
-    """For whoever does not care."""
+    """The default of `report`."""
 
 
 async def probe_local(local: Address, *, dial: Dialer = dial_tcp) -> None:
@@ -38,7 +34,7 @@ async def probe_local(local: Address, *, dial: Dialer = dial_tcp) -> None:
 
     Args:
         local: where the gateway listens.
-        dial: how the connection comes about.
+        dial: makes the connection.
 
     Raises:
         LocalGatewayError: it does not answer within 10 seconds, or `dial` fails in any other way.
@@ -64,14 +60,17 @@ async def forward(
     """Connect `stream` to the gateway at `local` and carry bytes both ways until both have ended.
 
     To the gateway the connection looks local: it comes from this host. With `proxy_protocol="v2"` it begins with a
-    PROXY protocol v2 header that names the visitor, which the gateway has to expect.
+    PROXY protocol v2 header that names the visitor. The gateway has to expect that header.
+
+    When the gateway does not answer within 10 seconds, the visitor is reset. Returns when the visitor's connection is
+    over, whether it went well or not. Raises only `trio.Cancelled`, and then resets both ends.
 
     Args:
-        report: told whether the gateway answered.
-        dial: how the connection comes about.
-
-    A gateway that does not answer within 10 seconds resets the visitor. Returns when the visitor is taken care of,
-    well or badly; raises only `trio.Cancelled`, with both ends reset.
+        stream: the visitor's stream.
+        local: where the gateway listens.
+        proxy_protocol: `"v2"` for a PROXY header; None for none (default).
+        report: gets an event that says whether the gateway answered.
+        dial: makes the connection.
     """
     try:
         try:
@@ -85,12 +84,12 @@ async def forward(
             try:
                 await connection.send_all(stream.proxy_header.encode())
             except trio.BrokenResourceError:
-                pass  # the pump finds the same, and deals with it
+                pass  # the pump gets the same error, and handles it
             except BaseException:
                 await abandon(connection)
                 raise
         await pump(stream, connection)
-    except Exception as error:  # noqa: BLE001  # whatever it is, other visitors have nothing to do with it
+    except Exception as error:  # noqa: BLE001  # it must not affect other visitors
         _complaints.tell("unforeseen", "a visitor could not be forwarded", level=logging.ERROR, error=error)
     finally:
-        stream.reset()  # after an orderly end this changes nothing
+        stream.reset()  # does nothing after a graceful end

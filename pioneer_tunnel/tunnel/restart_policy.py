@@ -1,7 +1,7 @@
-"""When to try again: arithmetic, without a clock.
+"""When to retry: arithmetic, without a clock.
 
-`RestartPolicy` is what the operator configures. `Restarts` counts on its behalf: told how each attempt ended, it
-answers how long to wait, or that enough is enough.
+`RestartPolicy` is what the operator configures. `Restarts` counts: it is given how each attempt ended, and returns how
+long to wait, or that no restarts are left.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from typing import Final, final
 
 import attrs
 
+from .._model.errors import RestartLimitError, TunnelError
+
 __all__ = ["LONGEST_WAIT", "Ending", "RestartPolicy", "Restarts"]
 
 LONGEST_WAIT: Final = 15 * 60.0
-"""Seconds that a relay may ask us to wait, at the most; and the wait, before jitter, after a rejection."""
+"""Seconds: the longest wait that a relay may ask for, and the wait, before jitter, after a rejection."""
 
 
 def _finite(_policy: object, attribute: attrs.Attribute[float], value: float) -> None:
@@ -32,7 +34,7 @@ class RestartPolicy:
         initial: the first delay, in seconds; delays double (default 1).
         maximum: the longest delay, in seconds, before jitter (default 30).
         jitter: each delay is spread by plus or minus this share of it (default 0.2).
-        max_restarts: restarts before giving up, so one attempt more; 0 for never (default 0).
+        max_restarts: restarts before giving up (the first attempt is not counted); 0 never gives up (default 0).
         stable: a session that lasted this many seconds clears the count and the delay (default 30).
 
     Raises:
@@ -54,8 +56,8 @@ class Ending:
     Attributes:
         connected_for: seconds that the tunnel was up; None when it never was.
         retry_after: seconds that the relay asked us to wait.
-        retry_slowly: only every `maximum` is worth a try.
-        rejected: the relay rejected a gateway that was up before; only every `LONGEST_WAIT` is worth a try.
+        retry_slowly: retry only every `maximum` seconds.
+        rejected: the relay rejected a gateway that was up before; retry only every `LONGEST_WAIT` seconds.
     """
 
     connected_for: float | None = None
@@ -69,14 +71,14 @@ class Restarts:
     """Counts restarts for one generation.
 
     Args:
-        policy: what to go by.
-        random: where the jitter comes from.
+        policy: the policy.
+        random: the source of jitter.
     """
 
     def __init__(self, policy: RestartPolicy, random: Random) -> None:
         self.policy: Final = policy
         self._random: Final = random
-        self.used = 0
+        self.used: int = 0
         """Restarts since the start, or since the last session that was stable."""
 
     def after(self, ending: Ending) -> float | None:
@@ -93,14 +95,21 @@ class Restarts:
         elif ending.retry_slowly:
             delay = self._spread(policy.maximum)
         elif lost and self.used == 1:
-            # When a relay goes down, all its gateways lose their link at one instant. They come back one by one.
+            # When a relay goes down, all its gateways lose their link at once. Spread their reconnects.
             delay = self._random.uniform(0, 2 * policy.initial)
         else:
-            doublings = min(self.used - 1, 64)  # beyond that a float has long passed any maximum
+            doublings = min(self.used - 1, 64)  # a larger power has long passed every maximum
             delay = self._spread(min(policy.initial * 2**doublings, policy.maximum))
         if ending.retry_after is not None:
             delay = max(delay, min(ending.retry_after, LONGEST_WAIT))
         return delay
+
+    def limit_reached(self, cause: TunnelError) -> RestartLimitError:
+        """The error for the status when `after` returns None; `cause` is how the last attempt ended."""
+        allowed = self.policy.max_restarts
+        return RestartLimitError(
+            f"gave up after {allowed} restart{'s' if allowed > 1 else ''}; the last cause: {cause}"
+        )
 
     def _spread(self, delay: float) -> float:
         jitter = self.policy.jitter

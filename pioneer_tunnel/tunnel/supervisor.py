@@ -1,14 +1,12 @@
-"""The restart loop: one generation of a tunnel, from `starting` to its final failure or to being cancelled.
+"""The restart loop: one generation of a tunnel, from `starting` to its final failure or its cancellation.
 
     while True:
         run a transport in a nursery of its own, until it raises
-        final?       say so, and raise; a rejection is final only for a tunnel that was never up
-        otherwise    say so, wait as the policy has it, and go round
+        final?       publish that, and raise; a rejection is final only for a tunnel that was never up
+        otherwise    publish that, wait as the policy says, and repeat
 
-It reads top to bottom. What a failure means is what the `TunnelError` says; how long to wait is what `restart_policy`
-says; here they meet a clock and become statuses. A generation is over, with all its tasks, when `run` has ended.
-
-Neighbours: transports below the seam; `Tunnel` and `RemoteAccess` above.
+The `TunnelError` says what a failure means, and `restart_policy` how long to wait. Here they meet a clock and become
+statuses. When `run` has ended, no task of the generation is left.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from .status_feed import StatusFeed
 __all__ = ["Supervisor", "announce", "as_of_now"]
 
 LOCAL_FAILURES: Final = 3
-"""Local dials in a row that have to fail before the status says so."""
+"""Local dials that fail in a row before the status says so."""
 
 PROBE_INTERVAL: Final = 5.0
 
@@ -45,7 +43,7 @@ def announce(feed: StatusFeed, wall_clock: Callable[[], float], status: Status) 
 
 
 def as_of_now(current: Status, wall_clock: Callable[[], float], status: Status) -> Status:
-    """`status` with its `updated_at_unix`, which moves when it says something else than `current`."""
+    """`status` with `updated_at_unix`: the time of `current` when both say the same, else now."""
     same = status.says_the_same_as(current)
     since = current.updated_at_unix if same and current.updated_at_unix is not None else int(wall_clock())
     return attrs.evolve(status, updated_at_unix=since)
@@ -59,13 +57,13 @@ class Supervisor:
         serve: the transport.
         target: what it connects to.
         deliver: takes visitors' streams.
-        feed: where statuses go.
-        policy: when to try again.
-        random: where jitter comes from.
-        wall_clock: seconds since 1970, for the `*_unix` fields alone.
-        probe: dials the local gateway, and raises `LocalGatewayError` when it does not answer. Called as the tunnel
-            comes up, and every 5 seconds while the gateway does not answer. None where there is none to check.
-        bugs: what comes out of `run` when the transport raises it, instead of a retry.
+        feed: gets the statuses.
+        policy: when to retry.
+        random: the source of jitter.
+        wall_clock: seconds since 1970, only for the `*_unix` fields.
+        probe: dials the local gateway, and raises `LocalGatewayError` when it does not answer. Called when the tunnel
+            comes up, and every 5 seconds while the gateway does not answer. None to check no gateway.
+        bugs: exceptions of the transport that `run` raises instead of a retry.
     """
 
     def __init__(
@@ -104,13 +102,13 @@ class Supervisor:
 
         Raises:
             TunnelError: a final one, after its status was published.
-            trio.Cancelled: when cancelled, with nothing left behind. No status is published then.
+            trio.Cancelled: when cancelled. No status is published then.
         """
         self._publish(State.STARTING)
         try:
             while True:
                 failure = await self._attempt_once()
-                # Being cancelled can make a transport fail. Whoever stops the tunnel is not told of that.
+                # A cancelled transport may fail. That is no failure of the tunnel.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 connected_for = self._link_is_down()
                 self._rejected = failure.final and failure.rejection and self._session is not None
@@ -126,33 +124,30 @@ class Supervisor:
                     )
                 )
                 if delay is None:
-                    allowed = self._restarts.policy.max_restarts
-                    limit = RestartLimitError(
-                        f"gave up after {allowed} restart{'s' if allowed > 1 else ''}; the last cause: {failure}"
-                    )
+                    limit = self._restarts.limit_reached(failure)
                     self._publish(State.FAILED, limit)
                     raise limit from failure
                 await self._wait(delay, failure)
-                del failure  # its traceback has the session that failed, with all its buffers, which is over
+                del failure  # its traceback holds the failed session with all its buffers
                 self._attempt += 1
-                # The state and the cause stay as they are; what is no longer true is that a retry is planned.
+                # State and cause stay; only the planned retry is over.
                 self._feed.publish(attrs.evolve(self._feed.current, attempt=self._attempt, retry_at_unix=None))
         finally:
             self._over = True
 
     def retry_now(self) -> None:
-        """Cut short the wait for the next attempt, if there is one."""
+        """End the wait before the next attempt, if there is one."""
         self._retry_now.set()
 
     def retry_if_rejected(self) -> None:
-        """Cut short the wait for the next attempt, if it is a wait after a rejection."""
+        """End the wait before the next attempt, if it is a wait after a rejection."""
         if self._rejected:
             self._retry_now.set()
 
     def report(self, event: Event) -> None:
-        """Take an event of the transport, or of the forwarding to the local gateway. Late ones change nothing."""
+        """Take an event of the transport, or of the forwarding to the local gateway. Late events are ignored."""
         if isinstance(event, RoundTrip):
-            self._round_trip = event.seconds  # a transport may measure it before it reports that the tunnel is up
+            self._round_trip = event.seconds  # a transport may measure it before the tunnel is up
         if self._over or self._connected_at is None:
             return
         match event:
@@ -166,7 +161,7 @@ class Supervisor:
                 self._local_answers()
 
     async def _attempt_once(self) -> TunnelError:
-        """Bring the tunnel up and keep it until it fails; returns why."""
+        """Run the transport until it fails; returns why it failed."""
         try:
             async with trio.open_nursery() as nursery:
                 # No deadline: a transport has one for each step of coming up.
@@ -182,7 +177,7 @@ class Supervisor:
 
     async def _carry(self, *, task_status: trio.TaskStatus[Session]) -> NoReturn:
         await self._serve(self._target, self._deliver, self.report, task_status=task_status)
-        raise RuntimeError("the transport ended without a reason")  # it broke its promise not to return
+        raise RuntimeError("the transport ended without a reason")  # `Serve` must not return
 
     def _connected(self, session: Session) -> None:
         self._session = session
@@ -193,9 +188,9 @@ class Supervisor:
         self._publish(State.CONNECTED)
 
     def _link_is_down(self) -> float | None:
-        """Forget what was true of the link alone; returns how long it was up, None when it never was.
+        """Forget the state of the link; returns how many seconds it was up, None when it never was.
 
-        From here on, what is still reported of it comes late: visitors that it brought may yet try the local gateway.
+        Reports that still come are late: visitors of the link may still dial the local gateway.
         """
         connected_at, self._connected_at = self._connected_at, None
         self._round_trip = None
@@ -204,7 +199,7 @@ class Supervisor:
     async def _wait(self, delay: float, failure: TunnelError) -> None:
         state = State.FAILED if self._session is None or self._rejected else State.RECONNECTING
         self._retry_now = trio.Event()
-        # Rounded up: whoever waits for this moment by a clock of whole seconds does not come early.
+        # Rounded up, so that a client with a clock of whole seconds does not come early.
         self._publish(state, failure, retry_at_unix=math.ceil(self._wall_clock() + delay))
         with trio.move_on_after(delay):
             await self._retry_now.wait()
@@ -223,7 +218,7 @@ class Supervisor:
                 # No deadline: the event is set when a local dial fails.
                 await self._local_failing.wait()
                 await trio.sleep(PROBE_INTERVAL)
-                if self._local_failing.is_set():  # otherwise a visitor has got through
+                if self._local_failing.is_set():  # otherwise a visitor has reached the gateway
                     break
 
     def _local_fails(self, error: LocalGatewayError) -> None:
@@ -257,24 +252,24 @@ class Supervisor:
 def _failure_in(error: BaseException, *, bugs: tuple[type[Exception], ...]) -> TunnelError | None:
     """What `error`, or the group that nurseries made of several, means for the tunnel.
 
-    None means that it is not for us to handle: cancellation, the end of the whole program, or a bug. A final failure
-    outweighs what else went wrong at the same moment. What nobody foresaw goes to the log, with its traceback.
+    None means that the supervisor does not handle it: a cancellation, the end of the program, or one of `bugs`. Of
+    several failures a final one counts. Unexpected exceptions are logged with their traceback.
     """
     errors = [leaf for leaf in leaves(error) if not isinstance(leaf, trio.Cancelled)]
     if not errors or any(isinstance(leaf, bugs) or not isinstance(leaf, Exception) for leaf in errors):
         return None
-    # The number of attempts and the local gateway are not the transport's business.
-    mistaken = (RestartLimitError, LocalGatewayError)
-    told = [leaf for leaf in errors if isinstance(leaf, TunnelError) and not isinstance(leaf, mistaken)]
+    # A transport must not raise these: it counts no restarts and dials no local gateway.
+    not_of_a_transport = (RestartLimitError, LocalGatewayError)
+    expected = [leaf for leaf in errors if isinstance(leaf, TunnelError) and not isinstance(leaf, not_of_a_transport)]
     whole = errors[0] if len(errors) == 1 else error
-    if len(told) < len(errors):
+    if len(expected) < len(errors):
         _log.error("an unforeseen failure of the tunnel", exc_info=whole)
-    final_ones = [failure for failure in told if failure.final]
+    final_ones = [failure for failure in expected if failure.final]
     if final_ones:
         return final_ones[0]
-    if len(told) == len(errors):
-        return told[0]
-    unforeseen = next(leaf for leaf in errors if leaf not in told)
+    if len(expected) == len(errors):
+        return expected[0]
+    unforeseen = next(leaf for leaf in errors if leaf not in expected)
     unknown = UnknownError(f"an unforeseen failure, see the log: {type(unforeseen).__name__}")
     unknown.__cause__ = whole
     return unknown

@@ -3,12 +3,12 @@
     async with open_tunnel("wss://relay.example.com", key=RelayKey("...")) as tunnel:
         await trio.serve_listeners(handler, [tunnel])
 
-A visitor's bytes take one way through the house:
+A visitor's bytes take this path:
 
     visitor ─ relay ═ WebSocket ═ link ─ yamux ─ Tunnel ─ handler, or `forward` to a local gateway
 
-`transports` has the left part of that way, `yamux` the middle; `supervisor` keeps it up and tells `status` where it
-stands. A `Tunnel` outlives its connections: while the supervisor redials, `accept` just waits.
+`transports` has the left part of the path, and `yamux` the middle. `supervisor` keeps the tunnel up and publishes its
+status. A `Tunnel` outlives its connections: while the supervisor reconnects, `accept` waits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .._model.keys import PublicKey, RelayKey
 from .._model.status import State, Status
 from .._net.dialing import Dialer, dial_tcp
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
-from ..transports import TRANSPORTS, Event, Serve, Target, refuse_unusable_key
+from ..transports import TRANSPORTS, Event, Serve, Target, configured_transport, usable_key
 from ..transports.rathole.key_mode import KeyMode
 from ..transports.tunnel_stream import TunnelStream
 from ..websocket import EngineName
@@ -52,7 +52,7 @@ _BARE: Final = ("tcp", "tls")
 class Tunnel(trio.abc.Listener[TunnelStream]):
     """A listener whose streams are visitors of a relay. Made by `open_tunnel`.
 
-    Not promised: an order among visitors who come at the same moment.
+    Not promised: an order among visitors that come at the same moment.
     """
 
     def __init__(self, feed: StatusFeed, supervisor: Callable[[Tunnel], Supervisor], backlog: int) -> None:
@@ -78,7 +78,7 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
 
     @property
     def public_url(self) -> str | None:
-        """Where visitors come in, as the relay told; None before the first connect."""
+        """The URL for visitors, as the relay reports it; None before the first connect."""
         return self._feed.current.public_url
 
     def watch(self) -> AsyncIterator[Status]:
@@ -86,7 +86,7 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
         return self._feed.watch()
 
     async def wait_connected(self) -> Status:
-        """Wait until the tunnel is up. There is no deadline: the tunnel keeps trying; set one with `trio.fail_after`.
+        """Wait until the tunnel is up. The tunnel retries without a deadline; set one with `trio.fail_after`.
 
         Raises:
             TunnelError: the tunnel has failed for good.
@@ -115,22 +115,22 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
             if stream.usable:
                 stream.acknowledge()
                 return stream
-            stream.reset()  # the visitor left while it waited; what it had said is let go of
+            stream.reset()  # the visitor left while it waited; what it sent is dropped
 
     def report(self, event: Event) -> None:
-        """Tell the status whether the local gateway answers: for `forward(..., report=tunnel.report)`.
+        """Report whether the local gateway answers: for `forward(..., report=tunnel.report)`.
 
-        After three failures in a row it is `connected` with `local_gateway_unavailable`, until a visitor gets through
-        or, with `open_tunnel(..., local=...)`, a probe does.
+        After three failures in a row the status is `connected` with `local_gateway_unavailable`, until a visitor
+        reaches the gateway or, with `open_tunnel(..., local=...)`, a probe does.
         """
         self._supervisor.report(event)
 
     def retry_now(self) -> None:
-        """Try to connect at once, if the tunnel is waiting to. For a host that knows that the network is back."""
+        """Retry now, if the tunnel waits before a retry. For a host that knows that the network is back."""
         self._supervisor.retry_now()
 
     async def aclose(self) -> None:
-        """Accept no more; visitors that wait are reset. The connection ends with the `async with` of `open_tunnel`."""
+        """Accept no more visitors, and reset those that wait. The connection ends with the block of `open_tunnel`."""
         self._stop_accepting()
         await trio.lowlevel.checkpoint()
 
@@ -144,7 +144,7 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
         """Take a visitor's stream; the supervisor's transport calls this.
 
         Raises:
-            trio.WouldBlock: the backlog is full, or nobody accepts any more.
+            trio.WouldBlock: the backlog is full, or the tunnel is closed.
         """
         try:
             self._deliver.send_nowait(stream)
@@ -186,8 +186,8 @@ async def open_tunnel(
 ) -> AsyncIterator[Tunnel]:
     """Keep a tunnel to `relay` open for the length of an `async with`.
 
-    It is entered at once, without waiting for the relay (`Tunnel.wait_connected` does); on the way out the relay is
-    told goodbye, for a second at most, and no task or socket is left behind.
+    The block is entered without waiting for the relay (`Tunnel.wait_connected` waits). On exit the tunnel says goodbye
+    to the relay, for a second at most, and leaves no task or socket behind.
 
     An exception of the body comes out as it is, not in a group; a group that the body raises stays that group. The
     exception is a final `TunnelError`, which comes out bare when nothing else is in the group. A bug in the tunnel's
@@ -200,16 +200,16 @@ async def open_tunnel(
         key: proves this gateway to the relay. It is never sent.
         service: the service label.
         instance: tells this gateway from another one with the same key; by default a random one for this tunnel.
-        ca_file: PEM certificates to trust beside the system's.
-        system_trust: what the system's is: `"openssl"`, the files that Python's OpenSSL knows; or `"os"`, what the
-            operating system itself trusts, by its own rules, for which the extra `truststore` has to be installed.
+        ca_file: PEM certificates to trust in addition to the system's.
+        system_trust: which certificates of the system: `"openssl"`, the files that Python's OpenSSL knows (default);
+            or `"os"`, what the operating system trusts, by its own rules. That needs the extra `truststore`.
         relay_identity: the only relay to accept, as `ed25519:...`; by default any that TLS accepts. `websocket` only.
-        restart: when to try again (default `RestartPolicy()`).
+        restart: when to retry (default `RestartPolicy()`).
         connect_timeout: seconds for each step of connecting (default 10).
         backlog: visitors that may wait for `accept`; more are reset (default 256). Over `tcp` and `tls` those beyond
             256 wait at the relay.
         limits: what the session may cost in memory (default `Limits()`).
-        dial: how TCP connections come about, for hosts with a network of their own, and for tests.
+        dial: makes TCP connections; for hosts with a network of their own, and for tests.
         transport: what carries the tunnel: `"websocket"`, which is native; `"tcp"` or `"tls"`, for a Pioneer Relay or
             rathole; or one of your own.
         key_mode: how such a relay knows the key: `"token_routing"`, `"token_hash"` or `"rathole"`.
@@ -217,22 +217,24 @@ async def open_tunnel(
         local: the local gateway that you `forward` visitors to. It is dialled once as the tunnel comes up, and every
             5 seconds while it does not answer; meanwhile the status is `connected` with `local_gateway_unavailable`.
             By default (None) no local gateway is dialled.
-        random: where jitter comes from; a seeded one makes delays repeat.
+        random: the source of jitter; a seeded one makes the delays reproducible.
         wall_clock: seconds since 1970, for the `*_unix` fields of statuses.
 
     Raises:
         InvalidSettingsError: an address, identity or file that cannot be used, or a key that is a public key or too
-            short for the transport. What a relay has to say of the key is not raised here, but by `Tunnel.accept` and
-            `Tunnel.wait_connected`.
-        UnsupportedTransportError: nobody here knows the transport by that name.
+            short for the transport. When the relay rejects the key, `Tunnel.accept` and `Tunnel.wait_connected` raise.
+        UnsupportedTransportError: there is no transport of that name, or the WebSocket engine is not installed.
     """
     if not isinstance(key, RelayKey):
         raise TypeError(f"key is a RelayKey, not {type(key).__name__}")
-    serve = _transport(transport)
-    refuse_unusable_key(key, native=transport == "websocket")
-    pinned = _identity(relay_identity)
-    if pinned is not None and transport in _BARE:
-        raise InvalidSettingsError("relay_identity: only a relay of transport websocket can prove what it is")
+    serve = _configured(
+        transport,
+        key,
+        relay_identity=_identity(relay_identity),
+        key_mode=_key_mode(key_mode),
+        limits=limits or Limits(),
+        websocket_engine=websocket_engine,
+    )
     if system_trust not in SYSTEM_TRUSTS:
         raise InvalidSettingsError(f"system_trust is {system_trust!r}; there are {', '.join(SYSTEM_TRUSTS)}")
     target = Target(
@@ -240,13 +242,9 @@ async def open_tunnel(
         key=key,
         service=service,
         instance=instance if instance is not None else secrets.token_hex(16),
-        key_mode=_key_mode(key_mode),
-        relay_identity=pinned,
         make_tls=partial(client_tls, None if ca_file is None else Path(ca_file), system_trust=system_trust),
         connect_timeout=connect_timeout,
         dial=dial,
-        limits=limits or Limits(),
-        websocket_engine=websocket_engine,
     )
     feed = StatusFeed(Status(state=State.STARTING, updated_at_unix=int(wall_clock())))
     tunnel = Tunnel(
@@ -283,13 +281,32 @@ async def open_tunnel(
             feed.end()
 
 
-def _transport(transport: Serve | str) -> Serve:
+def _configured(
+    transport: Serve | str,
+    key: RelayKey,
+    *,
+    relay_identity: PublicKey | None,
+    key_mode: KeyMode,
+    limits: Limits,
+    websocket_engine: EngineName | None,
+) -> Serve:
+    """The transport, with its options, which are checked together with the key."""
     if not isinstance(transport, str):
+        usable_key(key, native=False)
         return transport
-    serve = TRANSPORTS.get(transport)
-    if serve is None:
+    built_in = configured_transport(
+        transport,
+        relay_identity=relay_identity,
+        key_mode=key_mode,
+        limits=limits,
+        websocket_engine=websocket_engine,
+    )
+    if built_in is None:
         raise UnsupportedTransportError(f"no transport is called {transport!r}; there are {', '.join(TRANSPORTS)}")
-    return serve
+    built_in.check(key)
+    if relay_identity is not None and transport in _BARE:
+        raise InvalidSettingsError("relay_identity: only a relay of transport websocket can prove what it is")
+    return built_in
 
 
 def _address(relay: str | RelayAddress, transport: Serve | str) -> RelayAddress:

@@ -1,10 +1,7 @@
-"""A visitor's TLS, ended in this process: for tunnels whose relay passes it through and cannot read it.
+"""Terminates a visitor's TLS in this process, for tunnels whose relay passes TLS through and cannot read it.
 
-The handshake is made for each visitor in the task that takes care of it, under a deadline, so that whoever does not get
-through it, or drags it out, is one visitor's trouble. What the handler is given is a stream like any other, in clear.
-
-Neighbours: `generation` and the command line put it before their handlers, as may any user of `open_tunnel`;
-`tls_stream` has the TLS, `certificate` what is presented.
+The visitor's own task makes the handshake, under a deadline, so a slow or failing handshake affects no other visitor.
+The handler gets a decrypted stream.
 """
 
 from __future__ import annotations
@@ -18,26 +15,26 @@ import trio
 
 from .._net.closing import close_after_answer
 from .._net.log_limiter import Complaints
+from .._net.streams import GuardedStream
 from .._net.tls.certificate import Certificate
 from .._net.tls.stream import TlsStream
-from .._net.wrappers import OneAtATime
 from ..transports.tunnel_stream import Handler, TunnelStream
 
 __all__ = ["terminate_tls"]
 
 HANDSHAKE_TIMEOUT: Final = 10.0
-"""Seconds that a visitor has to agree on TLS."""
+"""Seconds that a handshake may take."""
 
 _complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.visitor_tls"))
 
 
 def terminate_tls(handler: Handler, certificate: Certificate) -> Handler:
-    """A handler that ends visitors' TLS with `certificate` and gives what they say, in clear, to `handler`.
+    """A handler that terminates visitors' TLS with `certificate` and passes the decrypted stream to `handler`.
 
-    The stream that `handler` gets has the visitor's address and says that it came over TLS, also where the relay does
-    not tell. A visitor that closes without the goodbye of TLS has ended, as for every web server.
+    That stream has the visitor's address and `tls=True`, also if the relay does not report TLS. EOF without
+    `close_notify` counts as EOF, as for every web server.
 
-    A visitor that does not agree on TLS within 10 seconds never gets to `handler`; the log tells (INFO).
+    A visitor whose handshake fails or takes longer than 10 seconds never reaches `handler`; the log says so (INFO).
     """
 
     async def decrypt(stream: TunnelStream) -> None:
@@ -52,10 +49,10 @@ def terminate_tls(handler: Handler, certificate: Certificate) -> Handler:
 
 
 async def _decrypted(stream: TunnelStream, certificate: Certificate) -> TunnelStream:
-    """Make the handshake; `stream` belongs to what is returned, and was closed when this raises.
+    """Make the handshake. The result owns `stream`; if this raises, `stream` is closed.
 
     Raises:
-        trio.BrokenResourceError: it came to nothing.
+        trio.BrokenResourceError: the handshake failed or timed out.
     """
     try:
         with trio.move_on_after(HANDSHAKE_TIMEOUT):
@@ -63,7 +60,7 @@ async def _decrypted(stream: TunnelStream, certificate: Certificate) -> TunnelSt
             await tls.do_handshake()
             return TunnelStream(_DecryptedStream(tls, stream), attrs.evolve(stream.proxy_header, tls=True))
     except trio.BrokenResourceError as error:
-        await close_after_answer(stream)  # the alert that tells the visitor why
+        await close_after_answer(stream)  # so that the alert arrives
         raise trio.BrokenResourceError(f"a visitor from {stream.visitor} and TLS: {_why(error)}") from error
     except BaseException:
         stream.reset()
@@ -81,18 +78,12 @@ def _why(error: trio.BrokenResourceError) -> str:
 
 
 @final
-class _DecryptedStream(trio.abc.HalfCloseableStream):
-    """What a visitor says inside its TLS. It keeps the contract of `tunnel_stream.CarriedStream`.
-
-    One task may send and one may receive at a time; a second one gets `trio.BusyResourceError`.
-    """
+class _DecryptedStream(GuardedStream):
+    """The decrypted stream of a visitor. It implements `tunnel_stream.CarriedStream`."""
 
     def __init__(self, tls: TlsStream, stream: TunnelStream) -> None:
-        self.transport_stream: Final = tls
+        super().__init__(tls)
         self._stream: Final = stream
-        self._receiving: Final = OneAtATime("another task is receiving from this stream")
-        self._sending: Final = OneAtATime("another task is sending on this stream")
-        self._closed = False
 
     @property
     def usable(self) -> bool:
@@ -105,28 +96,9 @@ class _DecryptedStream(trio.abc.HalfCloseableStream):
         self._closed = True
         self._stream.reset()
 
-    async def wait_broken(self) -> bool:
-        return await self._stream.wait_broken()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        with self._receiving:
-            self._raise_if_closed()
-            return await self.transport_stream.receive_some(max_bytes)
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with self._sending:
-            self._raise_if_closed()
-            await self.transport_stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        with self._sending:
-            self._raise_if_closed()
-            await self.transport_stream.wait_send_all_might_not_block()
-
-    async def send_eof(self) -> None:
-        with self._sending:
-            self._raise_if_closed()
-            await self.transport_stream.send_eof()
+    async def abort(self) -> None:
+        self.reset()
+        await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
         if self._closed:
@@ -137,9 +109,5 @@ class _DecryptedStream(trio.abc.HalfCloseableStream):
             with self._sending:
                 await self.transport_stream.aclose()
         except trio.BusyResourceError:
-            self._stream.reset()  # somebody is in the middle of sending, which ends there
+            self._stream.reset()  # another task is sending; the reset ends that
             await trio.lowlevel.checkpoint()
-
-    def _raise_if_closed(self) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError("this stream was closed")

@@ -1,7 +1,4 @@
-"""What a WebSocket is to the rest of the house: whole messages, sent by one task and received by one.
-
-Neighbours: the engines implement `WebSocket`; `link` carries yamux over it; the handshake speaks text over it.
-"""
+"""The interface of a WebSocket, which both engines implement, and what they share."""
 
 from __future__ import annotations
 
@@ -33,12 +30,12 @@ MAX_BINARY: Final = 1024 * 1024
 MAX_TEXT: Final = 16 * 1024
 READ_SIZE: Final = 256 * 1024
 FIRST_READ: Final = 4 * 1024
-"""Bytes of the first reads, and of all reads from an end that is not trusted yet."""
+"""Bytes of the first reads, and of all reads from a peer that is not trusted yet."""
 MAX_ANSWER: Final = 16 * 1024
-"""Bytes of the answer to an opening that are looked at, to tell what it was if not a WebSocket."""
+"""Bytes of the server's response that are kept to say what is wrong with it."""
 MAX_QUEUED_PONGS: Final = 256
 MAX_FRAGMENTS: Final = 256
-"""Pieces of one text. Empty ones cost their sender next to nothing."""
+"""Fragments of one text message. Empty fragments are bounded by nothing else."""
 
 _HTTP: Final = b"HTTP/1."
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]")
@@ -47,13 +44,13 @@ _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]")
 @final
 @attrs.frozen(kw_only=True)
 class Opening:
-    """What both sides of a WebSocket have to agree on.
+    """The parameters of a WebSocket's opening.
 
     Attributes:
-        subprotocol: the only one that is offered, and the only one that is taken.
-        address: where the client dials; for the `Host` header and the path.
+        subprotocol: the only one that a client offers, and the only one that a server accepts.
+        address: the address that the client dials, for the `Host` header and the path; None on the server.
         agent: the client's `User-Agent`.
-        allowance: what the other end may send until `WebSocket.trust`; None for no limit.
+        allowance: what the peer may send before `WebSocket.trust` is called; None for no limit.
     """
 
     subprotocol: str
@@ -63,11 +60,11 @@ class Opening:
 
 
 class WebSocketClosed(trio.BrokenResourceError):
-    """The other end closed the WebSocket with a close frame, or this end did because a rule was broken.
+    """The peer closed the WebSocket with a close frame, or we did because the peer violated the protocol.
 
     Attributes:
         code: the close code; 1005 when the frame had none.
-        reason: what the close frame said, as it was sent: somebody else's text.
+        reason: the close frame's text, made printable. It comes from the peer.
     """
 
     def __init__(self, code: int, reason: str) -> None:
@@ -77,12 +74,12 @@ class WebSocketClosed(trio.BrokenResourceError):
 
 
 class WebSocketRefused(Exception):
-    """The opening did not end in a WebSocket.
+    """The opening failed: the peer's HTTP message does not open a WebSocket.
 
     Attributes:
-        status: the HTTP status; None when what came was not HTTP.
-        location: where a redirect wanted to go.
-        retry_after: the `Retry-After` header.
+        status: the HTTP status; None when it is not known, or what came was not HTTP.
+        location: the `Location` header, as it was sent.
+        retry_after: the `Retry-After` header, as it was sent.
     """
 
     def __init__(
@@ -95,9 +92,9 @@ class WebSocketRefused(Exception):
 
 
 def refusal_in(answer: bytes) -> WebSocketRefused | None:
-    """What is wrong with the `answer` to an opening, as far as it has come; None while it may still be right.
+    """What is wrong with a server's response, of which `answer` has arrived; None while it may still be right.
 
-    The engines want to see the end of an answer first, and a web page may have none.
+    Needed because the engines wait for the end of a response, and the body of a web page may never end.
     """
     if not answer.startswith(_HTTP[: len(answer)]):
         return WebSocketRefused("did not receive a valid HTTP response")
@@ -118,18 +115,18 @@ def _header(answer: bytes, name: bytes) -> str | None:
 
 
 class WebSocket(trio.abc.AsyncResource):
-    """An open WebSocket. One task sends and one receives; pings are answered without either.
+    """An open WebSocket. One task may send and one may receive. Pings are answered without either.
 
     Attributes:
-        subprotocol: the one that was agreed on.
-        meter: counts what the other end sends.
+        subprotocol: the one that both ends agreed on; None when there is none.
+        meter: counts what the peer sends.
     """
 
     subprotocol: str | None
     meter: FrameMeter
 
     def trust(self) -> None:
-        """Lift the opening's allowance: the other end has proved itself."""
+        """Remove the limit of `Opening.allowance`: the peer has authenticated."""
         self.meter.trusted = True
 
     @abstractmethod
@@ -137,29 +134,31 @@ class WebSocket(trio.abc.AsyncResource):
         """Send each message, in order, in as few writes as the engine can.
 
         Raises:
-            trio.BrokenResourceError: the WebSocket is closed or broken. Cancelled half way, it is good for nothing
-                but `aclose`.
+            trio.BrokenResourceError: the WebSocket is closed or broken.
+
+        If cancelled, it may have sent a part of a frame. After that, only `aclose` is allowed.
         """
 
     @abstractmethod
     async def receive(self) -> list[Message]:
-        """Wait for messages and return those that have come, at least one. A binary message may come in pieces.
+        """Wait for messages and return those that have arrived, at least one. A binary message may come in pieces.
 
         Raises:
-            WebSocketClosed: the WebSocket was closed. Also when the other end broke a rule of RFC 6455 or sent more
-                than 1 MiB of binary or 16 KiB of text; it has been told by the code. (Of a frame that is malformed,
-                the engine over trio-websocket does not tell it: it sees the connection end.)
-            trio.BrokenResourceError: the connection ended without a close frame, or the other end, not trusted yet,
-                sent more than its allowance.
+            WebSocketClosed: the WebSocket was closed. We close it when the peer violates RFC 6455, or sends more than
+                1 MiB of binary or 16 KiB of text in one message. The close code says which. (When a frame is
+                malformed, the engine over trio-websocket sends no close frame and only ends the connection.)
+            trio.BrokenResourceError: the connection ended without a close frame; or the peer, not trusted yet, sent
+                more than its allowance.
         """
 
     @abstractmethod
     async def close(self, code: int, reason: str = "") -> None:
-        """Send a close frame, if none was sent, and wait for the answer and the end of the connection.
+        """Send a close frame, if none was sent, wait for the peer's, and close the stream.
 
-        The caller sets the deadline. Never raises for a connection that is gone already.
+        The caller sets the deadline. A connection that is already gone is no error. If cancelled, the stream is closed
+        at once.
         """
 
     async def aclose(self) -> None:
-        """Close with code 1000 and let go of the stream; cancelled, let go of it at once."""
+        """Close with code 1000. See `close`."""
         await self.close(1000)

@@ -1,7 +1,8 @@
-"""Counts the frames of one WebSocket before an engine parses them. No I/O.
+"""Count the frames of a WebSocket before an engine parses them. No I/O.
 
-An engine parses all that it is given in one go, and one read may bring 100,000 frames. So an engine asks a meter how
-much of what came it may parse now. The meter reads frame headers alone: it skips payloads and checks nothing.
+An engine parses all bytes that it gets at once, and one read may hold 100,000 frames. So we ask a meter how many bytes
+the engine may parse before other tasks run. The meter reads only frame headers. It skips payloads and validates
+nothing.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import trio
 __all__ = ["Allowance", "FrameMeter"]
 
 FRAMES_PER_TURN: Final = 64
-"""Frames that an engine parses before other tasks run. One costs up to 60 µs, with its answer."""
+"""Frames that an engine parses before other tasks run. One costs up to 60 µs, including a reply."""
 
-# What ends an HTTP head for the most lenient of the engines. The others refuse what only this one takes.
+# The end of an HTTP head as the most lenient engine accepts it. A stricter engine refuses such a head itself.
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
 _LONGEST_END: Final = 3
 
@@ -30,11 +31,11 @@ _LONGEST_HEADER: Final = 14
 @final
 @attrs.frozen(kw_only=True)
 class Allowance:
-    """What the other end may send until it is trusted.
+    """What the peer may send before it is trusted.
 
     Attributes:
-        size: bytes, the HTTP head included.
-        frames: frames of any kind, a number.
+        size: bytes, including the HTTP head.
+        frames: the number of frames of any kind.
     """
 
     size: int
@@ -43,72 +44,72 @@ class Allowance:
 
 @final
 class FrameMeter:
-    """Counts what one end of a WebSocket receives, from the first byte of its HTTP head on.
+    """Counts what one end of a WebSocket receives, beginning with the peer's HTTP head.
 
     Args:
-        allowance: what the other end may send until `trusted` is set; None for no limit.
+        allowance: what the peer may send until `trusted` is set; None for no limit.
 
     Attributes:
-        trusted: whether the allowance no longer counts.
+        trusted: when True, the allowance does not apply.
     """
 
     def __init__(self, allowance: Allowance | None = None) -> None:
-        self.trusted = allowance is None
+        self.trusted: bool = allowance is None
         self._size_left = 0 if allowance is None else allowance.size
         self._frames_left = 0 if allowance is None else allowance.frames
-        self._head: bytes | None = b""  # its last bytes; None once it has ended
-        self._begun = b""  # a frame's header, as far as it came
-        self._skip = 0  # bytes of a frame that are still to come
+        self._head_end: bytes | None = b""  # the last bytes of the HTTP head so far; None when it has ended
+        self._partial_header = b""  # the incomplete header of the current frame
+        self._payload_left = 0  # bytes of the current frame that have not come yet
 
     def admit(self, data: bytes | bytearray | memoryview) -> int:
-        """The length of the part of `data` that may be parsed now. The next call begins behind that part.
+        """How many bytes of `data` may be parsed now. The next call must begin after them.
 
-        The part holds at most `FRAMES_PER_TURN` beginnings of frames. It is empty only when `data` is.
+        At most `FRAMES_PER_TURN` frames begin in them. It is 0 only when `data` is empty.
 
         Raises:
-            trio.BrokenResourceError: the other end has used up its allowance, and goes on.
+            trio.BrokenResourceError: the peer sends more than its allowance.
         """
         end = len(data) if self.trusted else min(len(data), self._size_left)
         frames = FRAMES_PER_TURN if self.trusted else min(FRAMES_PER_TURN, self._frames_left)
-        position = 0 if self._head is None else self._skip_head(data, end)
+        position = 0 if self._head_end is None else self._skip_head(data, end)
         while position < end:
-            if self._skip:
-                step = min(self._skip, end - position)
-                self._skip -= step
+            if self._payload_left:
+                step = min(self._payload_left, end - position)
+                self._payload_left -= step
                 position += step
                 continue
-            if not self._begun:
+            if not self._partial_header:
                 if not frames:
                     break
                 frames -= 1
                 self._frames_left -= 1
-            before = len(self._begun)
-            header = self._begun + bytes(data[position : min(position + _LONGEST_HEADER - before, end)])
+            before = len(self._partial_header)
+            header = self._partial_header + bytes(data[position : min(position + _LONGEST_HEADER - before, end)])
             size = _header_size(header)
             position += min(size, len(header)) - before
             if size <= len(header):
-                self._begun, self._skip = b"", _payload_size(header)
+                self._partial_header, self._payload_left = b"", _payload_size(header)
             else:
-                self._begun = header
+                self._partial_header = header
         if data and not position:
             raise trio.BrokenResourceError("the other end has sent more than it may before it is trusted")
         self._size_left -= position
         return position
 
     def _skip_head(self, data: bytes | bytearray | memoryview, end: int) -> int:
-        assert self._head is not None
-        seen = self._head + bytes(data[:end])
+        assert self._head_end is not None
+        seen = self._head_end + bytes(data[:end])
         found = _HEAD_END.search(seen)
         if found is None:
-            self._head = seen[-(_LONGEST_END - 1) :]
+            self._head_end = seen[-(_LONGEST_END - 1) :]
             return end
-        position = found.end() - len(self._head)
-        self._head = None
+        position = found.end() - len(self._head_end)
+        self._head_end = None
         return position
 
 
 def _header_size(begun: bytes) -> int:
-    """The size of the header that `begun` begins, its mask included, as far as that is known yet."""
+    """The size of the header that starts with `begun`, including the mask; a lower bound while that is not known."""
     if len(begun) < 2:
         return 2
     short = begun[1] & ~_MASKED

@@ -1,7 +1,7 @@
-"""A link of bytes over one WebSocket: binary messages carry the bytes, text goes aside.
+"""A link over one WebSocket: binary messages carry the link's bytes; text messages go to a callback.
 
-Message borders mean nothing to what the bytes are. Sent messages stay within 64 KiB, so that a receiver with small
-buffers, and any proxy in between, is served as well.
+Message boundaries have no meaning. Messages that we send have at most 64 KiB, for receivers and proxies with small
+buffers.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, final
 
+from .._net.adopted import Watched
 from .._net.link import Bytes, Link
-from .._net.wrappers import Watched
 from .connection import Message, WebSocket
 
 __all__ = ["WebSocketLink"]
@@ -20,16 +20,16 @@ MESSAGE_SIZE: Final = 64 * 1024
 
 @final
 class WebSocketLink(Link):
-    """yamux's bytes as binary messages of `websocket`.
+    """A `Link` whose bytes are binary messages of a WebSocket.
 
     Args:
-        websocket: closed with this.
-        watched: the stream below it, which sees every byte.
-        on_text: called with each text message; what it raises comes out of `receive`.
-        behind: messages that came together with the last one of the opening, and belong to the link.
+        websocket: closed when the link is closed.
+        watched: the stream below the WebSocket, which records when bytes move.
+        on_text: called with each text message. `receive` raises what it raises.
+        early: messages that arrived together with the last one of the handshake, and belong to the link.
 
     Attributes:
-        close_code, close_reason: what `aclose` says.
+        close_code, close_reason: what `aclose` sends.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class WebSocketLink(Link):
         websocket: WebSocket,
         watched: Watched,
         on_text: Callable[[str], None],
-        behind: Sequence[Message] = (),
+        early: Sequence[Message] = (),
     ) -> None:
         self._websocket: Final = websocket
         self._watched: Final = watched
         self._on_text: Final = on_text
-        self._behind = behind
-        self.close_code = 1000
-        self.close_reason = ""
+        self._early = early
+        self.close_code: int = 1000
+        self.close_reason: str = ""
 
     @property
     def last_received(self) -> float:
@@ -60,7 +60,7 @@ class WebSocketLink(Link):
     async def receive(self) -> Sequence[Bytes]:
         received: list[Bytes] = []
         while not received:
-            messages, self._behind = self._behind or await self._websocket.receive(), ()
+            messages, self._early = self._early or await self._websocket.receive(), ()
             for message in messages:
                 if isinstance(message, str):
                     self._on_text(message)
@@ -76,7 +76,7 @@ class WebSocketLink(Link):
 
 
 def pack(chunks: Sequence[Bytes]) -> list[bytes]:
-    """Join `chunks` to messages of at most 64 KiB, cutting a chunk only when it is larger than a message."""
+    """Join `chunks` into messages of at most 64 KiB. Only a chunk that is larger than a message is cut."""
     messages: list[bytes] = []
     parts: list[Bytes] = []
     size = 0

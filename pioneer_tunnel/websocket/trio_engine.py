@@ -7,9 +7,9 @@ neither of a connection that ends without an answer nor of an answer whose body 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, NoReturn, cast, final
+from typing import Final, NoReturn, final
 
 import trio
 from trio_websocket import (
@@ -103,45 +103,39 @@ async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[Web
 
 @asynccontextmanager
 async def _kept(watch: _Watch) -> AsyncIterator[trio.Nursery]:
-    """A nursery for the engine's reader; let go of the stream at the end, whatever happened."""
-    reading = trio.CancelScope(shield=True)
+    """A nursery for the engine's reader. At the end the reader is cancelled and the stream is closed."""
     try:
         with lone_error_bare():
             async with trio.open_nursery() as nursery:
+                reading: trio.Nursery = await nursery.start(_hold_nursery, watch)
                 try:
-                    yield cast("trio.Nursery", _ReaderNursery(nursery, reading, watch))
+                    yield reading
                 finally:
-                    reading.cancel()
+                    reading.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(watch)
 
 
-@final
-class _ReaderNursery:
-    """What the engine starts its reader in.
+async def _hold_nursery(watch: _Watch, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    """Open a nursery for the reader, until it is cancelled.
 
-    A cancellation from outside does not reach the reader, which has yet to see the other end's answer to our close.
+    A cancellation from outside must not reach the reader, which has to read the answer to our close frame. The shield
+    is in this task, since it must not cover the body of `_kept`.
     """
-
-    def __init__(self, nursery: trio.Nursery, reading: trio.CancelScope, watch: _Watch) -> None:
-        self._nursery: Final = nursery
-        self._reading: Final = reading
-        self._watch: Final = watch
-
-    def start_soon(self, reader: Callable[[], Awaitable[object]]) -> None:
-        self._nursery.start_soon(self._read, reader)
-
-    async def _read(self, reader: Callable[[], Awaitable[object]]) -> None:
-        with self._reading:
-            try:
-                await reader()
-            except Exception:
-                # What it finds wrong with an opening it raises here, not where the opening is waited for. The watch
-                # has seen the same, and says it better.
-                if self._watch.open:
-                    raise
-        self._watch.end_opening()
+    try:
+        async with trio.open_nursery() as nursery:
+            task_status.started(nursery)
+            await trio.lowlevel.checkpoint_if_cancelled()  # the last chance, if `start` was cancelled
+            nursery.cancel_scope.shield = True
+            # No deadline: `_kept` cancels the nursery.
+            await trio.sleep_forever()
+    except ExceptionGroup:
+        # What the reader finds wrong with an opening it raises here. `_Watch` has seen the same and reports it better.
+        if watch.open:
+            raise
+    finally:
+        watch.end_opening()
 
 
 @final
@@ -205,14 +199,18 @@ class _Watch(trio.abc.Stream):
         self._over: Final = trio.Event()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        # The engine asks for more when it has taken in what it had. It counts a message's bytes, not its pieces.
+        # The engine asks for more when it has parsed what it had. It counts a message's bytes, not its pieces.
         if len(getattr(self._connection, "_message_parts", ())) > _MAX_PIECES:
             raise trio.BrokenResourceError(f"a message in more than {_MAX_PIECES} pieces")
-        if self._unparsed:
-            await trio.lowlevel.checkpoint()
-        else:
-            self._unparsed = await self._read(max_bytes if self.meter.trusted else FIRST_READ)
-        amount = self.meter.admit(self._unparsed)
+        try:
+            if self._unparsed:
+                await trio.lowlevel.checkpoint()
+            else:
+                self._unparsed = await self._read(max_bytes if self.meter.trusted else FIRST_READ)
+            amount = self.meter.admit(self._unparsed)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._over.set()
+            raise
         if amount == len(self._unparsed):
             data, self._unparsed = self._unparsed, b""
         else:
@@ -221,16 +219,11 @@ class _Watch(trio.abc.Stream):
         return bytes(data) if isinstance(data, memoryview) else data
 
     async def _read(self, max_bytes: int | None) -> bytes | bytearray:
-        if self._connection is not None:
-            return await self.transport_stream.receive_some(max_bytes)
-        try:
-            data = await self.transport_stream.receive_some(max_bytes)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._over.set()
-            raise
-        self._answer = (self._answer + data)[:MAX_ANSWER]
-        if not data or (self._of_client and refusal_in(self._answer)):
-            self._over.set()
+        data = await self.transport_stream.receive_some(max_bytes)
+        if self._connection is None:
+            self._answer = (self._answer + data)[:MAX_ANSWER]
+            if not data or (self._of_client and refusal_in(self._answer)):
+                self._over.set()
         return data
 
     @property
@@ -263,7 +256,12 @@ class _Watch(trio.abc.Stream):
         return trio.BrokenResourceError("the connection ended without a word")
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self.transport_stream.send_all(data)
+        try:
+            await self.transport_stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            if self._of_client:  # the engine then reads no answer to its request; a server's own task gets the error
+                self._over.set()
+            raise
 
     async def wait_send_all_might_not_block(self) -> None:
         await self.transport_stream.wait_send_all_might_not_block()

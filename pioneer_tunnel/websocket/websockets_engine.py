@@ -1,7 +1,7 @@
-"""The engine over the `websockets` package: its sans-I/O protocol, with masking in C, on a Trio stream.
+"""The engine over the `websockets` package: its public sans-I/O classes on a Trio stream, with masking in C.
 
-Only the public sans-I/O classes are used. Whoever sends takes a lock; the answers to pings and closes, which come
-about while receiving, are sent by a task of their own, so that the receiver never waits for the sender.
+Received pings and closes need a reply. A separate task sends the replies, so that the receiver never waits for the
+sender.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from websockets.uri import parse_uri
 from .._model.errors import fresh_copy
 from .._model.exception_groups import lone_error_bare
 from .._model.text import clean_message
-from .._net.wrappers import receive_into, send_pieces
+from .._net.adopted import adopt
 from .connection import (
     FIRST_READ,
     MAX_ANSWER,
@@ -44,7 +44,7 @@ from .frame_meter import FrameMeter
 
 __all__ = ["accept", "connect"]
 
-# At DEBUG the package logs what it carries, and that may be a proof or somebody's token.
+# At DEBUG level the package logs the data, which may be a proof or a visitor's token.
 _SILENT: Final = logging.getLogger("pioneer_tunnel.websocket.silent")
 _SILENT.setLevel(logging.CRITICAL + 1)
 
@@ -63,7 +63,7 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
     request.headers["User-Agent"] = opening.agent
     protocol.send_request(request)
     websocket = WebsocketsWebSocket(stream, protocol, FrameMeter(opening.allowance))
-    async with _kept(websocket, stream):
+    async with _with_replies(websocket, stream):
         await websocket.flush()
         answer = b""
         while protocol.state is State.CONNECTING and protocol.handshake_exc is None:
@@ -80,7 +80,7 @@ async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[Web
     """See `Engine.accept`."""
     protocol = ServerProtocol(subprotocols=[Subprotocol(opening.subprotocol)], max_size=MAX_BINARY, logger=_SILENT)
     websocket = WebsocketsWebSocket(stream, protocol, FrameMeter(opening.allowance))
-    async with _kept(websocket, stream):
+    async with _with_replies(websocket, stream):
         while websocket.request is None and protocol.handshake_exc is None:
             await websocket.receive_bytes()
         if websocket.request is not None:
@@ -92,8 +92,8 @@ async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[Web
 
 
 @asynccontextmanager
-async def _kept(websocket: WebsocketsWebSocket, stream: trio.abc.Stream) -> AsyncIterator[None]:
-    """Answer pings meanwhile; let go of the stream at the end, whatever happened."""
+async def _with_replies(websocket: WebsocketsWebSocket, stream: trio.abc.Stream) -> AsyncIterator[None]:
+    """Run the task that sends replies. Close the stream at the end."""
     try:
         with lone_error_bare():
             async with trio.open_nursery() as nursery:
@@ -109,7 +109,7 @@ class WebsocketsWebSocket(WebSocket):
     def __init__(self, stream: trio.abc.Stream, protocol: ClientProtocol | ServerProtocol, meter: FrameMeter) -> None:
         self.meter = meter
         self.request: Request | None = None
-        self._stream: Final = stream
+        self._stream: Final = adopt(stream)
         self._protocol: Final = protocol
         self._inbox: list[Message] = []
         self._text: list[bytes] | None = None
@@ -138,13 +138,13 @@ class WebsocketsWebSocket(WebSocket):
         await self.flush()
 
     async def flush(self) -> None:
-        """Put on the wire what the protocol wants there, or see that who is just doing so takes it along."""
+        """Send what the protocol has queued. One task at a time; the others wait for it."""
         while self._flushing:
             await self._flushed.park()
         self._flushing = True
         try:
             while writes := self._protocol.data_to_send():
-                await send_pieces(self._stream, writes)
+                await self._stream.send_pieces(writes)
         finally:
             self._flushing = False
             self._flushed.unpark_all()
@@ -158,9 +158,9 @@ class WebsocketsWebSocket(WebSocket):
         return messages
 
     async def receive_bytes(self) -> memoryview:
-        """Wait for bytes, let the protocol parse them, and return them.
+        """Wait for bytes, let the protocol parse them, and return them; empty at the end of the connection.
 
-        Of many small frames the next call parses the rest, after other tasks have run.
+        When there are many small frames, the next call parses the rest, after other tasks have run.
         """
         if self._eof:
             raise trio.BrokenResourceError("the connection ended without a close frame")
@@ -171,8 +171,8 @@ class WebsocketsWebSocket(WebSocket):
         amount = self.meter.admit(self._unparsed)
         data, self._unparsed = self._unparsed[:amount], self._unparsed[amount:]
         if data:
-            # The protocol adds it to a buffer of its own, so this one is free again.
-            self._protocol.receive_data(data)  # type: ignore[arg-type]  # any buffer will do
+            # The protocol copies it, so this buffer can be reused.
+            self._protocol.receive_data(data)  # type: ignore[arg-type]  # it accepts any buffer
         else:
             self._eof = True
             self._protocol.receive_eof()
@@ -180,15 +180,15 @@ class WebsocketsWebSocket(WebSocket):
         return data
 
     async def _read(self) -> memoryview:
-        """Read into the buffer, which grows when a trusted end fills it."""
-        amount = await receive_into(self._stream, self._buffer)
+        """Read into the buffer. It grows when a trusted peer fills it."""
+        amount = await self._stream.receive_into(self._buffer)
         read = self._buffer[:amount]
         if amount == len(self._buffer) < READ_SIZE and self.meter.trusted:
             self._buffer = memoryview(bytearray(min(4 * amount, READ_SIZE)))
         return read
 
     def _take_events(self) -> None:
-        """Take what the protocol has found."""
+        """Process the protocol's events and errors."""
         protocol = self._protocol
         for event in protocol.events_received():
             if isinstance(event, Frame):
@@ -229,20 +229,20 @@ class WebsocketsWebSocket(WebSocket):
                 self._closed = WebSocketClosed(close.code, clean_message(close.reason))
 
     def _fail(self, code: int, reason: str) -> None:
-        """The other end broke a rule that the protocol does not know: tell it and receive no more."""
+        """Close because the peer violated a limit that is ours and not the protocol's."""
         if self._closed is None:
             self._closed = WebSocketClosed(code, reason)
             self._protocol.fail(code, reason)
 
     async def send_replies(self) -> NoReturn:
-        """Send what receiving brought about: pongs and the answer to a close."""
+        """Send pongs and the reply to a close frame."""
         while True:
             if not self._protocol.writes:
                 await self._reply_due.park()
             try:
                 await self.flush()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                await trio.sleep_forever()  # whoever receives or sends finds out
+                await trio.sleep_forever()  # the task that receives or sends gets the error, too
 
     async def close(self, code: int, reason: str = "") -> None:
         try:
@@ -250,7 +250,7 @@ class WebsocketsWebSocket(WebSocket):
                 self._protocol.send_close(code, reason)
             await self.flush()
             while not self._eof and self._closed is None:
-                self._inbox.clear()  # nobody will ask for it, and the other end may say as much as it likes
+                self._inbox.clear()  # these messages are never read, and the peer may send any number of them
                 await self.receive_bytes()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass

@@ -1,14 +1,15 @@
 """yamux: many streams over one link of bytes.
 
-`connection` and `stream` are the Trio side; all else is the protocol, without I/O and without Trio. Nothing here knows
-of WebSockets, relays or visitors.
+`connection` and `stream` use Trio. All other modules are the protocol, without I/O and without Trio. Nothing here knows
+about WebSockets, relays or visitors.
 """
 
 from __future__ import annotations
 
 from .connection import YamuxConnection
 from .flow import SendBudget
-from .session import Limits, Role
+from .limits import Limits
+from .session import Role
 from .stream import YamuxStream
 
 __all__ = ["Limits", "Role", "SendBudget", "YamuxConnection", "YamuxStream"]

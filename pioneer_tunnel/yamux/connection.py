@@ -1,13 +1,14 @@
-"""The Trio side of a yamux session: one task that receives, one that sends, one that watches the clock.
+"""The Trio side of a yamux session: a reader task, a writer task, and a clock task.
 
-Theory of operation. `YamuxConnection.run` owns the link. The reader takes what comes, feeds the session, and wakes
-the streams concerned; it never sends, so it never waits for the writer. The writer takes what the session wants to
-send and hands it to the link, the only task that does; everybody else just queues and wakes it. The clock task
-sends pings, notices a dead peer, and resets what nobody accepted or took leave of in time.
+Theory of operation. `YamuxConnection.run` owns the link.
 
-`run` never returns: it raises why the session ended. Then every stream that had not ended is broken.
+- The reader receives from the link, feeds the session, and wakes the streams that have events. It never sends, so it
+  never waits for the writer.
+- The writer takes frames from the session and sends them. No other task sends on the link: all others only queue in the
+  session and wake the writer.
+- The clock task sends pings, detects a dead peer, and resets streams that were not accepted, or did not end, in time.
 
-Neighbours: a `Link` below, `YamuxStream`s above; a transport decides what an ending means for the tunnel.
+`run` never returns. It raises the reason why the session ended. Then every stream that has not ended is broken.
 """
 
 from __future__ import annotations
@@ -23,43 +24,46 @@ import attrs
 import trio
 
 from .._model.errors import RemoteProtocolError, fresh_copy
+from .._model.exception_groups import leaves
 from .._net.link import Link
 from .._net.log_limiter import Complaints
 from .events import Event, GoAwayReceived, OpenAllowed, PongReceived, StreamOpened, StreamReadable, StreamWritable
 from .flow import SendBudget
 from .frames import GoAwayCode
-from .session import Limits, Role, Session
+from .limits import Limits
+from .session import Role, Session
 from .stream import YamuxStream
 
 __all__ = ["YamuxConnection"]
 
 GOODBYE_TIMEOUT: Final = 1.0
-"""Seconds that an ending may take: what is under way has to leave, and the goodbye after it."""
+"""Seconds that the end of a session may take: to finish the current write, and to send the go-away."""
 
 STALL_TIMEOUT: Final = 30.0
-"""Seconds that a write may make no progress. It has to be longer than the clock task ever sleeps."""
+"""Seconds that a write may make no progress. Must exceed `MEASURE_INTERVAL`, the clock task's longest sleep."""
 
 MEASURE_INTERVAL: Final = 10.0
-"""Seconds between pings that measure the round trip; windows grow by it."""
+"""Seconds between pings that measure the round trip, which windows need to grow."""
 
 _complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.yamux.connection"))
 
-# A batch is what the writer hands to the link at once. What is in a batch cannot be overtaken, so on a slow path
-# batches are small, and on a fast one large, so that a batch takes about this long.
+# A batch is what the writer sends at once. Urgent frames have to wait for the current batch. So a batch is small on a
+# slow path and large on a fast one: it should take about this long.
 _BATCH_SECONDS: Final = 0.01
 _MIN_BATCH: Final = 16 * 1024
 _MAX_BATCH: Final = 255 * 1024
 
-# What is taken in at once, as much as a message of a well-behaved peer, and for how long until others have their turn.
-_MOST_AT_ONCE: Final = 64 * 1024
+# The reader processes received data in portions of this size, as large as a message of a well-behaved peer. After so
+# many seconds it lets other tasks run.
+_PORTION: Final = 64 * 1024
 _TURN_SECONDS: Final = 0.005
 
 WAKES_PER_TURN: Final = 32
-"""Streams that are handed on or woken before other tasks run. Each starts a handler, or lets one end."""
+"""Streams that are delivered or woken before other tasks run. Each one starts or resumes a handler."""
 
 
-def _ignore_round_trip(seconds: float) -> None:
-    """For whoever does not care."""
+def _ignore(seconds: float) -> None:
+    """The default for `on_round_trip`."""
 
 
 @final
@@ -67,17 +71,23 @@ class YamuxConnection:
     """One yamux session over `link`.
 
     Args:
-        link: what carries it; closed when `run` ends.
-        role: the client opens odd streams, the server even ones.
-        heartbeat: seconds of silence after which the peer is pinged; after twice as many it is dead.
-        limits: what the session may cost.
-        on_stream: called for each stream that the peer opens, with everything that arrived together with it. It
-            must not wait; when it raises `trio.WouldBlock`, the stream is reset. Without it, every stream is.
+        link: the bytes below; closed when `run` ends.
+        role: the client opens streams with odd ids, the server with even ids.
+        heartbeat: seconds of silence after which the peer is pinged; after twice as many seconds it is dead.
+        limits: the limits of the session; the default is `Limits()`.
+        on_stream: called for each stream that the peer opens, after the data that arrived together with it was
+            processed. When it raises, `trio.WouldBlock` for example, the stream is reset. Without it, all streams of
+            the peer are reset.
         on_round_trip: called with each measured round trip, in seconds.
-        on_first_bytes: awaited once, when the peer's first bytes have come, before they are processed and answered.
-            What it raises ends the session.
-        goodbye: seconds that the ending may take at the most, once `run` is cancelled or the session over.
-        process_sending: what all sessions of the process may hold for sending; None for no limit beside the session's.
+        on_first_bytes: awaited once, when the peer's first bytes have arrived and before they are processed. An
+            exception of it ends the session.
+        goodbye: seconds that the end may take, once `run` is cancelled or the session is over.
+        process_sending: the send budget that all sessions of the process share; None when only the session's counts.
+
+    Attributes:
+        session: the protocol.
+        failure: why the connection ended; None while it has not.
+        watchers: the streams on which a task waits in `wait_broken`.
     """
 
     def __init__(
@@ -88,7 +98,7 @@ class YamuxConnection:
         heartbeat: float,
         limits: Limits | None = None,
         on_stream: Callable[[YamuxStream], None] | None = None,
-        on_round_trip: Callable[[float], None] = _ignore_round_trip,
+        on_round_trip: Callable[[float], None] = _ignore,
         on_first_bytes: Callable[[], Awaitable[None]] | None = None,
         goodbye: float = GOODBYE_TIMEOUT,
         process_sending: SendBudget | None = None,
@@ -99,7 +109,6 @@ class YamuxConnection:
         self.session: Final = Session(role, limits, process_sending=process_sending)
         self.failure: Exception | None = None
         self.watchers: Final[set[YamuxStream]] = set()
-        """Streams on which a task waits in `wait_broken`."""
         self._link: Final = link
         self._heartbeat: Final = heartbeat
         self._on_stream: Final = on_stream
@@ -107,23 +116,23 @@ class YamuxConnection:
         self._on_first_bytes = on_first_bytes
         self._goodbye: Final = goodbye
         self._events: Final[deque[Event]] = deque()
-        self._writer_idle = trio.lowlevel.ParkingLot()
-        self._openers = trio.lowlevel.ParkingLot()
-        self._askers = trio.lowlevel.ParkingLot()
-        self._asked_at: float | None = None  # when the question was put that has no answer yet
-        self._leavers = trio.lowlevel.ParkingLot()
+        self._idle_writer = trio.lowlevel.ParkingLot()
+        self._open_waiters = trio.lowlevel.ParkingLot()
+        self._answer_waiters = trio.lowlevel.ParkingLot()
+        self._asked_at: float | None = None  # when `answers` sent a ping that has no answer yet
+        self._end_waiters = trio.lowlevel.ParkingLot()
         self._sending: Final = trio.CancelScope(shield=True)
         self._mid_send = False
         self._ending = False
         self._batch = 64 * 1024
 
     async def run(self) -> NoReturn:
-        """Carry the session until it ends.
+        """Run the session until it ends.
 
         Raises:
-            RemoteProtocolError: the peer broke a rule, or went away with an error.
-            trio.BrokenResourceError: the link ended, stalled, or the peer fell silent. The message tells.
-            trio.Cancelled: when cancelled; the peer is told goodbye, for at most `goodbye` seconds.
+            RemoteProtocolError: the peer violated the protocol, or sent a go-away with an error code.
+            trio.BrokenResourceError: the link ended or stalled, or the peer is silent. The message says which.
+            trio.Cancelled: it was cancelled. Before that, it sends a go-away, for at most `goodbye` seconds.
         """
         try:
             async with trio.open_nursery(strict_exception_groups=True) as nursery:
@@ -134,7 +143,7 @@ class YamuxConnection:
             ending, others = group.split((RemoteProtocolError, trio.BrokenResourceError, trio.ClosedResourceError))
             await self._fail_in_turns(_reason(ending))
             if others is not None:
-                raise others from None  # a cancellation, an interrupt, a bug: not ours to translate
+                raise others from None  # a cancellation, an interrupt or a bug
         except trio.Cancelled:
             await self._fail_in_turns(_reason(None))
             raise
@@ -144,10 +153,10 @@ class YamuxConnection:
         raise fresh_copy(self.failure)
 
     async def open_stream(self) -> YamuxStream:
-        """Open a stream, waiting while 256 of them are not acknowledged. The caller sets the deadline.
+        """Open a stream. Waits while 256 of them are unacknowledged. The caller sets the deadline.
 
         Raises:
-            trio.BrokenResourceError: the connection is gone, or the peer takes no more streams.
+            trio.BrokenResourceError: the connection is gone, or the session opens no more streams.
         """
         await trio.lowlevel.checkpoint()
         while True:
@@ -159,39 +168,40 @@ class YamuxConnection:
                 stream = YamuxStream(self, self.session.open_stream(trio.current_time()))
                 self.wake_writer()
                 return stream
-            await self._openers.park()
+            await self._open_waiters.park()
 
     def refuse_streams(self) -> None:
-        """Send a go-away: the streams that are open go on, and no more are opened, by either end."""
+        """Send a go-away: open streams continue, and neither end opens more."""
         self.session.go_away(GoAwayCode.NORMAL)
-        self._openers.unpark_all()
+        self._open_waiters.unpark_all()
         self.wake_writer()
 
     async def streams_gone(self) -> None:
         """Wait until no stream is left. The caller sets the deadline."""
         while self.failure is None and self.session.live_streams:
-            await self._leavers.park()
+            await self._end_waiters.park()
 
     async def answers(self, within: float) -> bool:
-        """Ask the other end for a sign of life: False when not a byte has come after `within` seconds.
+        """Ping the peer and wait for any byte of it. False when none has arrived after `within` seconds.
 
-        One question serves all who ask before its answer comes: then `within` counts from that question.
+        Calls share a ping that is not answered yet. Then `within` counts from when that ping was sent.
         """
         if self.failure is not None:
             return False
         asked_at = self._asked_at
-        if asked_at is None or (not self._askers and self._link.last_received > asked_at):
+        if asked_at is None or (not self._answer_waiters and self._link.last_received > asked_at):
             self._asked_at = asked_at = trio.current_time()
             self.session.ping(asked_at)
             self.wake_writer()
         with trio.move_on_at(asked_at + within):
-            await self._askers.park()
+            await self._answer_waiters.park()
             return self.failure is None
-        # What came was not for us yet: a part of a large message, or of the WebSocket's own.
+        # The link may have received bytes that did not reach us: a part of a large message, or a WebSocket control
+        # frame.
         return self._link.last_received > asked_at
 
     def fail(self, failure: Exception) -> None:
-        """Break every stream, now and for good, when `run` will not be called."""
+        """Break every stream, when `run` will not be called."""
         for _ in self._fail(failure):
             pass
 
@@ -201,10 +211,10 @@ class YamuxConnection:
                 await trio.lowlevel.checkpoint()
 
     def _fail(self, failure: Exception) -> Iterator[None]:
-        """Break every stream. Yields where other tasks should run: each stream that is woken lets a handler end."""
+        """Break every stream. Yields where other tasks should run, because each woken stream resumes a handler."""
         self.failure = fresh_copy(failure)
         self.session.sending.close()
-        for waiting in (self._openers, self._askers, self._leavers):
+        for waiting in (self._open_waiters, self._answer_waiters, self._end_waiters):
             waiting.unpark_all()
         owners = {stream.owner for stream in self.session.live_streams} | self.watchers
         for number, owner in enumerate(owners, start=1):
@@ -217,11 +227,11 @@ class YamuxConnection:
     # For streams
 
     def wake_writer(self) -> None:
-        """The session may have something to send."""
-        if self._writer_idle and self.session.has_work:
-            self._writer_idle.unpark()
+        """Wake the writer if the session has something to send."""
+        if self._idle_writer and self.session.has_work:
+            self._idle_writer.unpark()
 
-    # The three tasks
+    # The tasks
 
     async def _receive(self) -> NoReturn:
         session = self.session
@@ -234,44 +244,42 @@ class YamuxConnection:
                 await on_first_bytes()
             now = trio.current_time()
             for chunk in chunks:
-                for start in range(0, len(chunk), _MOST_AT_ONCE):
-                    # Whatever the peer says, others have their turn in between: thousands of frames fit a message.
+                for start in range(0, len(chunk), _PORTION):
+                    # Let other tasks run in between: a message may hold thousands of frames.
                     if trio.current_time() - now > _TURN_SECONDS:
                         await trio.lowlevel.checkpoint()
                         now = trio.current_time()
-                    session.receive_data(memoryview(chunk)[start : start + _MOST_AT_ONCE], now)
+                    session.receive_data(memoryview(chunk)[start : start + _PORTION], now)
                     while self._dispatch():
                         self.wake_writer()
                         await trio.lowlevel.checkpoint()
                         now = trio.current_time()
             self._asked_at = None
-            self._askers.unpark_all()
+            self._answer_waiters.unpark_all()
             self.wake_writer()
             if trio.current_time() - now > _TURN_SECONDS:
                 await trio.lowlevel.checkpoint()
 
     async def _send(self) -> None:
         session = self.session
-        # Shielded, so that ending the session does not cut a frame in two; `_keep_time` ends it, by a deadline if
-        # it has to.
+        # Shielded, so that a cancellation does not cut a frame. `_keep_time` ends this task, and sets a deadline.
         with self._sending:
             while not self._ending:
                 batch = session.data_to_send(self._batch)
-                self._mid_send = bool(batch)  # what was taken has to leave, also when this is cut off here
+                self._mid_send = bool(batch)  # frames were taken and not sent: after this, a go-away must not be sent
                 while self._dispatch():
                     await trio.lowlevel.checkpoint()
                 if not batch:
                     if not session.has_work:
-                        # No deadline: with nothing to say there is nothing to wait for; the clock task keeps the
-                        # session.
-                        await self._writer_idle.park()
+                        # No deadline: it waits until there is something to send. The clock task watches the peer.
+                        await self._idle_writer.park()
                     continue
                 started = trio.current_time()
                 await self._link.send(batch)
                 self._mid_send = False
                 if trio.current_time() - started > _BATCH_SECONDS:
                     self._batch = max(self._batch // 2, _MIN_BATCH)
-                elif sum(map(len, batch)) >= self._batch:  # of one that was not full, the time says nothing
+                elif sum(map(len, batch)) >= self._batch:  # the time of a smaller batch says nothing
                     self._batch = min(self._batch * 2, _MAX_BATCH)
 
     async def _keep_time(self) -> NoReturn:
@@ -300,15 +308,12 @@ class YamuxConnection:
         finally:
             self._ending = True
             self._sending.deadline = trio.current_time() + self._goodbye
-            self._writer_idle.unpark_all()
+            self._idle_writer.unpark_all()
 
-    # What they share
+    # Shared by the tasks
 
     def _dispatch(self) -> bool:
-        """Do what the session's events ask for, as far as a turn reaches; True when it left some of it.
-
-        Nothing here waits.
-        """
+        """Process the session's events, at most `WAKES_PER_TURN` wake-ups; True when some are left."""
         self._events.extend(self.session.events())
         opened: list[YamuxStream] = []
         wakes = 0
@@ -322,38 +327,38 @@ class YamuxConnection:
                     wakes += event.stream.owner.wake_writers()
             elif isinstance(event, StreamOpened):
                 if event.stream.was_reset:
-                    self.session.reset(event.stream)  # it came and went in one breath: what it said is dropped
+                    self.session.reset(event.stream)  # it was opened and reset at once: drop its data
                 else:
                     opened.append(YamuxStream(self, event.stream))
                     wakes += 1
             elif isinstance(event, OpenAllowed):
-                self._openers.unpark()
+                self._open_waiters.unpark()
             elif isinstance(event, PongReceived):
                 self._on_round_trip(event.round_trip)
             else:
                 self._receive_go_away(event)
         for stream in opened:
-            # Last, so that a stream is handed on together with the data that came with it.
+            # Last, so that a stream is delivered with the data that arrived together with it.
             try:
                 assert self._on_stream is not None
                 self._on_stream(stream)
             except trio.WouldBlock:
                 stream.reset()
-            except Exception as error:  # noqa: BLE001  # one visitor's trouble is never the trouble of all
+            except Exception as error:  # noqa: BLE001  # an error about one stream must not end the others
                 line = "a stream could not be handed on; it is reset"
                 _complaints.tell("unforeseen", line, level=logging.ERROR, error=error)
                 stream.reset()
-        if self._leavers and not self.session.live_streams:
-            self._leavers.unpark_all()
+        if self._end_waiters and not self.session.live_streams:
+            self._end_waiters.unpark_all()
         return bool(self._events)
 
     def _receive_go_away(self, event: GoAwayReceived) -> None:
-        self._openers.unpark_all()
+        self._open_waiters.unpark_all()
         if event.code != GoAwayCode.NORMAL:
             raise RemoteProtocolError(f"the other end went away with code {event.code}")
 
     async def _say_goodbye(self) -> None:
-        """Tell the peer, unless it is gone or half a batch is on the wire, and let go of the link."""
+        """Send a go-away, unless the link is gone or a batch was cut; then close the link."""
         if isinstance(self.failure, RemoteProtocolError):
             self._link.blame()
         if not (self._mid_send or isinstance(self.failure, trio.BrokenResourceError)):
@@ -369,14 +374,7 @@ class YamuxConnection:
 
 
 def _reason(ending: BaseExceptionGroup[Exception] | None) -> Exception:
-    """Why the session ended. A broken rule comes first: that the link then breaks is its consequence."""
-    reasons = [] if ending is None else _leaves(ending)
+    """Why the session ended. A protocol error comes first: when the link breaks as well, that is its consequence."""
+    reasons = [] if ending is None else [error for error in leaves(ending) if isinstance(error, Exception)]
     reasons.sort(key=lambda reason: not isinstance(reason, RemoteProtocolError))
     return reasons[0] if reasons else trio.ClosedResourceError("it was closed at this end")
-
-
-def _leaves(group: BaseExceptionGroup[Exception]) -> list[Exception]:
-    found: list[Exception] = []
-    for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found

@@ -1,7 +1,4 @@
-"""What a session has to tell its driver, each thing once and in order.
-
-Neighbours: `session` appends them; `connection` wakes who is concerned.
-"""
+"""The events that a session reports to its driver, each once and in order."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ class StreamOpened:
 @final
 @attrs.frozen
 class StreamReadable:
-    """`Session.read` has something new to say of `stream`: data, the end, or a reset."""
+    """`Session.read` of `stream` has something new: data, the end, or a reset."""
 
     stream: Stream
 
@@ -41,7 +38,7 @@ class StreamReadable:
 @final
 @attrs.frozen
 class StreamWritable:
-    """`stream` has room for more, or has been flushed, or will never have room again."""
+    """`stream` may send more, or everything queued was sent, or it was reset."""
 
     stream: Stream
 
@@ -49,7 +46,7 @@ class StreamWritable:
 @final
 @attrs.frozen
 class OpenAllowed:
-    """A stream of ours was accepted by the peer, or is gone, so there may be room for another one."""
+    """The peer acknowledged a stream that we opened, or that stream is closed. So another one may be opened."""
 
 
 @final
@@ -63,7 +60,7 @@ class PongReceived:
 @final
 @attrs.frozen
 class GoAwayReceived:
-    """The peer takes no further streams (code 0), or ends the session for the reason `code`."""
+    """The peer accepts no more streams (code 0), or ends the session because of the error `code`."""
 
     code: int
 

@@ -1,18 +1,18 @@
-"""Flow control: how much each end may send, and how much it may hold until then, as pure arithmetic.
+"""Flow control as pure arithmetic: how much each end may send, and how much may wait to be sent.
 
-Both directions of a stream start with 256 KiB of credit. `SendWindow` is what the peer lets us send. `ReceiveWindow`
-is what we let the peer send, and keeps one equation at all times:
+Both directions of a stream start with 256 KiB of credit. `SendWindow` is the credit that the peer gives us.
+`ReceiveWindow` is the credit that we give the peer. For it, one equation always holds:
 
     size  =  credit (the peer may still send it)  +  unread (arrived, not yet read)  +  owed (read, not yet granted)
 
-so a peer can make us hold at most `size` bytes, and credit comes back only when the application has read. `size`
-starts at 256 KiB and doubles while the window is what holds the sender up: when half of it was sent and read within
-two round trips, the path could carry more (bandwidth x round trip). A half that had arrived before, because the
-application had fallen behind, does not count. Growth is paid from a `WindowBudget` that all streams of a session
-share, and goes back to it when the stream ends.
+So a peer can make us hold at most `size` bytes, and it gets credit back only when the application has read. `size`
+starts at 256 KiB. It doubles while the window is the bottleneck: if half of it was sent and read within two round
+trips, the path could carry more (bandwidth x round trip). Data that had piled up unread before, because the application
+was slow, does not count. The growth of all streams of a session comes from one `WindowBudget`, and is given back when
+the stream ends.
 
-`SendBudget` bounds what waits to be sent on: to the peer, which may grant no credit or read nothing, and to where the
-application takes what it has read.
+`SendBudget` bounds the data that waits to be sent: to a peer that grants no credit or does not read, and, for data that
+the application has read, to wherever it sends it.
 """
 
 from __future__ import annotations
@@ -37,39 +37,39 @@ INITIAL_WINDOW: Final = 256 * 1024
 SEND_BOUND: Final = 64 * 1024
 """Bytes that one stream may hold for sending when the peer grants it no credit."""
 SEND_AHEAD: Final = 256 * 1024
-"""Bytes that it may hold where they are likely to leave at once, while its session and process hold little."""
+"""Bytes that one stream may hold when there is credit for them, while its session and process hold little."""
 SEND_RESERVE: Final = 4 * 1024
-"""Bytes that it may hold also when its session or process has used up its budget, so that no stream stands still."""
+"""Bytes that one stream may always hold, so that it makes progress when its session or process is at its limit."""
 _MAX_CREDIT: Final = 2**32 - 1
 
-# A round trip is taken for at least this many seconds: below it the clock measures the scheduler, not the path.
+# A shorter round trip counts as this many seconds: below it, the clock measures the scheduler and not the path.
 _SHORTEST_ROUND_TRIP: Final = 0.0005
 
 
 @final
 class SendWindow:
-    """What the peer lets us send on one stream, in bytes."""
+    """The credit that the peer gives us on one stream, in bytes."""
 
     __slots__ = ("credit",)
 
     def __init__(self) -> None:
-        self.credit = INITIAL_WINDOW
+        self.credit: int = INITIAL_WINDOW
 
     def grant(self, amount: int) -> None:
-        """The peer grants `amount` bytes more.
+        """Add `amount` bytes that the peer grants.
 
         Raises:
-            RemoteProtocolError: the sum does not fit the protocol's 32 bits.
+            RemoteProtocolError: the sum does not fit into 32 bits.
         """
         if self.credit + amount > _MAX_CREDIT:
             raise RemoteProtocolError(f"credit of {amount} on top of {self.credit} overflows 32 bits")
         self.credit += amount
 
     def spend(self, amount: int) -> None:
-        """We send `amount` bytes.
+        """Subtract `amount` bytes that we send.
 
         Raises:
-            LocalProtocolError: the peer has not granted that much.
+            LocalProtocolError: that is more than the credit.
         """
         if amount > self.credit:
             raise LocalProtocolError(f"{amount} bytes to send, but a credit of {self.credit}")
@@ -78,14 +78,14 @@ class SendWindow:
 
 @final
 class SendBudget:
-    """What all streams that share it may hold for sending, in bytes.
+    """The bytes that all streams which share this budget may hold for sending.
 
-    The less is left, the less one stream may hold. So streams that get nothing sent cannot take all of it, and others
-    go on. Beyond `limit`, each stream may hold `SEND_RESERVE`.
+    The less is left, the less one stream may hold. So blocked streams cannot use all of it, and other streams continue.
+    When the limit is reached, each stream may still hold `SEND_RESERVE`.
 
     Args:
         limit: bytes.
-        parent: the budget of the process, for that of a session.
+        parent: for the budget of a session, the budget of the process.
     """
 
     __slots__ = ("_limit", "_parent", "held")
@@ -93,28 +93,28 @@ class SendBudget:
     def __init__(self, limit: int, parent: SendBudget | None = None) -> None:
         self._limit = limit
         self._parent = parent
-        self.held = 0
+        self.held: int = 0
 
     @property
     def bound(self) -> int:
-        """What one stream may hold now."""
+        """Bytes that one stream may hold now."""
         bound = max((self._limit - self.held) // 8, SEND_RESERVE)
         return min(bound, SEND_BOUND if self._parent is None else self._parent.bound)
 
     @property
     def ahead(self) -> int:
-        """The same where it is likely to leave at once, and large pieces cost less time."""
+        """The same for data that is likely to leave at once. Large pieces cost less time."""
         bound = self.bound
         return SEND_AHEAD if bound == SEND_BOUND else bound
 
     def take(self, amount: int) -> None:
-        """A stream holds `amount` bytes more; less when negative."""
+        """Add `amount` bytes to what streams hold; a negative amount gives bytes back."""
         self.held += amount
         if self._parent is not None:
             self._parent.take(amount)
 
     def close(self) -> None:
-        """Nothing of this session will be sent any more: give all of it back to the process."""
+        """Give all bytes back to the process: this session sends nothing more."""
         if self._parent is not None:
             self._parent.take(-self.held)
             self._parent = None
@@ -122,32 +122,32 @@ class SendBudget:
 
 @final
 class WindowBudget:
-    """What all receive windows of a session may grow by together, in bytes, beyond their initial size."""
+    """How many bytes all receive windows of a session together may grow beyond their initial size."""
 
     __slots__ = ("left",)
 
     def __init__(self, limit: int) -> None:
-        self.left = limit
+        self.left: int = limit
 
     def take(self, wanted: int) -> int:
-        """As much of `wanted` as is left."""
+        """Take `wanted` bytes, or all that are left if these are fewer; returns the number."""
         taken = min(wanted, self.left)
         self.left -= taken
         return taken
 
     def give_back(self, amount: int) -> None:
-        """What a stream took and needs no more."""
+        """Return bytes that a stream took."""
         self.left += amount
 
 
 @final
 class ReceiveWindow:
-    """What we let the peer send on one stream. See the module's equation.
+    """The credit that we give the peer on one stream. See the module's equation.
 
     Args:
-        budget: pays for growth.
-        limit: the largest size, in bytes. Every stream starts with 256 KiB, so less than that means: no growth.
-        now: when the stream was opened, in seconds of any steady clock.
+        budget: where growth comes from.
+        limit: the largest size, in bytes. Every stream starts with 256 KiB; a smaller limit means no growth.
+        now: when the stream was opened, in seconds of any monotonic clock.
     """
 
     __slots__ = ("_budget", "_limit", "_since", "credit", "size", "unread")
@@ -156,20 +156,20 @@ class ReceiveWindow:
         self._budget = budget
         self._limit = min(max(limit, INITIAL_WINDOW), _MAX_CREDIT)
         self._since = now
-        self.size = INITIAL_WINDOW
-        self.credit = INITIAL_WINDOW
-        self.unread = 0
+        self.size: int = INITIAL_WINDOW
+        self.credit: int = INITIAL_WINDOW
+        self.unread: int = 0
 
     @property
     def owed(self) -> int:
-        """Bytes that were read and not yet granted again."""
+        """Bytes that were read, and for which no new credit was granted yet."""
         return self.size - self.credit - self.unread
 
     def receive(self, amount: int) -> None:
-        """The peer announces `amount` bytes.
+        """Count `amount` bytes that the peer announces in a header.
 
         Raises:
-            RemoteProtocolError: it has no credit for them. It is not clamped: the peer's arithmetic is broken.
+            RemoteProtocolError: the peer has not enough credit.
         """
         if amount > self.credit:
             raise RemoteProtocolError(f"{amount} bytes of DATA, but a credit of {self.credit}")
@@ -177,10 +177,10 @@ class ReceiveWindow:
         self.unread += amount
 
     def read(self, amount: int, now: float, round_trip: float | None) -> int:
-        """The application has read `amount` bytes; returns the credit to send to the peer now, often 0.
+        """Count `amount` bytes that the application read; returns the credit to send to the peer now, often 0.
 
-        Credit is given in portions of half a window or more, so that not every read costs a frame. With a known
-        `round_trip`, in seconds, this is where the window grows.
+        Credit is granted in portions of at least half a window, so that not every read costs a frame. The window may
+        grow here, if `round_trip`, in seconds, is known.
         """
         self.unread -= amount
         assert self.unread >= 0
@@ -198,7 +198,7 @@ class ReceiveWindow:
         return grant
 
     def close(self) -> None:
-        """The peer sends no more: growth goes back to the budget, and what is read from now on grants nothing."""
+        """End the window: the peer sends nothing more. Growth goes back to the budget, and reads grant no credit."""
         if self.size:
             self._budget.give_back(self.size - INITIAL_WINDOW)
         self.size = 0

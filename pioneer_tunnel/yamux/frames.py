@@ -1,12 +1,13 @@
-"""yamux frames: twelve header bytes, and for DATA a body. Bytes in, headers and pieces of bodies out.
+"""yamux frames: encode headers, and cut received bytes into headers and pieces of DATA bodies.
 
-The specification is hashicorp/yamux `spec.md`. A header is
+The specification is hashicorp/yamux `spec.md`. A header has twelve bytes, big-endian:
 
-    version u8 = 0 │ type u8 │ flags u16 │ stream id u32 │ length u32        (big-endian)
+    version u8 = 0 │ type u8 │ flags u16 │ stream id u32 │ length u32
 
-where the length is the size of the body (DATA), a credit (WINDOW_UPDATE), an opaque value (PING) or a code (GO_AWAY).
+The length is the size of the body (DATA), a credit (WINDOW_UPDATE), an opaque value (PING) or a code (GO_AWAY). Only
+DATA frames have a body.
 
-This room knows what one frame may look like by itself. What it means in a session is `session`'s.
+This module checks each frame by itself. `session` checks what it means in the session.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ __all__ = [
 ]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-"""What is taken as bytes (`collections.abc.Buffer` needs Python 3.12)."""
+"""Bytes in any form (`collections.abc.Buffer` needs Python 3.12)."""
 
 HEADER_SIZE: Final = 12
 _HEADER: Final = struct.Struct(">BBHII")
 
-# Flags are plain integers: one is looked at for every frame.
+# Plain integers, because every frame is tested for them, and an enum is slower.
 SYN: Final = 1
 ACK: Final = 2
 FIN: Final = 4
@@ -55,7 +56,7 @@ class FrameType(enum.IntEnum):
 
 
 class GoAwayCode(enum.IntEnum):
-    """Why an end goes away. A peer may send codes that are not listed here."""
+    """The reason of a go-away. A peer may send other codes."""
 
     NORMAL = 0
     PROTOCOL_ERROR = 1
@@ -68,7 +69,7 @@ _GO_AWAY: Final = FrameType.GO_AWAY
 
 
 class Header(NamedTuple):
-    """One header. `length` means what the frame type makes of it."""
+    """One header. The meaning of `length` depends on the frame type."""
 
     type: int
     flags: int
@@ -83,27 +84,27 @@ def encode_header(frame_type: int, flags: int, stream_id: int, length: int) -> b
 
 @final
 class FrameDecoder:
-    """Cuts a byte stream into headers and pieces of DATA bodies, wherever the chunks that arrive begin and end.
+    """Cuts a byte stream into headers and pieces of DATA bodies. Chunks may begin and end anywhere.
 
-    Nothing is buffered but an unfinished header: a body is handed on in the pieces in which it comes, so a peer that
-    sends a whole window as one frame costs no more memory than one that sends many.
+    It buffers only an incomplete header. A body is returned in the pieces in which it arrives, so one large frame costs
+    no more memory than many small ones.
     """
 
     __slots__ = ("_partial", "body_left")
 
     def __init__(self) -> None:
         self._partial = b""
-        self.body_left = 0
-        """Bytes of the current DATA frame's body that are still to come; 0 between frames."""
+        self.body_left: int = 0
+        """Bytes of the current DATA frame's body that have not arrived yet; 0 between frames."""
 
     def receive_data(self, data: Buffer) -> Iterator[Header | bytes]:
-        """Yield each `Header`, and after that of a DATA frame its body in pieces of `bytes`.
+        """Yield each `Header`, and after the header of a DATA frame its body in pieces of `bytes`.
 
-        A generator: what follows a header is looked at only when the caller asks for more, so a frame can be refused
-        on the strength of its header alone. It has to be exhausted before the next call.
+        It is a generator, so that the caller can refuse a frame by its header before the body is processed. The caller
+        must exhaust it before the next call.
 
         Raises:
-            RemoteProtocolError: a header that no session could accept.
+            RemoteProtocolError: a header is invalid.
         """
         view = memoryview(data)
         position, end = 0, len(view)

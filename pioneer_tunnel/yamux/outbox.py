@@ -1,17 +1,15 @@
-"""What leaves next: the order in which a session's frames go out.
+"""The queue of frames to send, and their order.
 
-    1. replies and pings  pongs, go-aways, resets: they never wait behind data, and there is a bound on them
-    2. stream control     openings, acceptances, credit: at most one frame for each stream waits
-    3. data               streams take turns; a turn is 16 KiB while others wait, one message or batch while none does
+    1. urgent frames      pings, pongs, go-aways, resets: they never wait behind data, and their number is bounded
+    2. stream control     SYN, ACK, credit: at most one frame for each stream waits
+    3. data               streams take turns; a turn is 16 KiB while others wait, otherwise one message or batch
 
-Frames are made only when the writer asks for them, so what leaves is decided as late as it can be, and data that was
-queued before a pong still leaves after it.
+Frames are made only when the writer asks for them, so their order is decided as late as possible: a pong leaves before
+data that was queued earlier.
 
-A FIN leaves in a frame of its own. The specification lets it ride on DATA, but a receiver that looks at the flags
-before it has the body then ends the stream too early: the reference loses such a body now and then, js-libp2p-yamux
-whenever its own half is closed.
-
-Neighbours: `session` decides what has to be said; the writer of `connection` takes it away.
+A FIN is a frame of its own. The specification allows it on a DATA frame, but some receivers process the flags before
+the body and end the stream too early: hashicorp/yamux then loses the body sometimes, js-libp2p-yamux whenever its own
+half is closed.
 """
 
 from __future__ import annotations
@@ -27,10 +25,10 @@ __all__ = ["Outbox"]
 
 SHARED_TURN: Final = 16 * 1024
 LONE_TURN: Final = 64 * 1024 - 256
-"""What fits one message of 64 KiB, with room for its header and for small frames that go along."""
+"""Fits into one message of 64 KiB, together with its header and a few small frames."""
 
 MAX_REPLIES: Final = 16 * 1024
-"""More than all streams that a peer may have open, so that resetting them all at once is no offence of the peer's."""
+"""More than the streams that a peer may have open, so that we may reset all of them at once."""
 
 
 @final
@@ -48,32 +46,32 @@ class Outbox:
         return bool(self._replies or self._control or self._ready)
 
     def put_first(self, frame_type: FrameType, flags: int, stream_id: int, length: int) -> None:
-        """Queue a frame that goes before everything else."""
+        """Queue a frame that is sent before stream control and data."""
         self._replies.append(encode_header(frame_type, flags, stream_id, length))
 
     def require_room(self) -> None:
-        """Asked before a frame is taken in that calls for an answer, at once or later.
+        """Check that there is room for an answer. Called before a frame is processed that needs one, now or later.
 
         Raises:
-            RemoteProtocolError: the peer makes us answer faster than it takes our answers.
+            RemoteProtocolError: too many answers are queued: the peer causes them faster than it reads them.
         """
         if len(self._replies) >= MAX_REPLIES:
             raise RemoteProtocolError(f"{MAX_REPLIES} replies wait for a peer that does not read them")
 
     def put_control(self, stream: Stream) -> None:
-        """See to it that a WINDOW_UPDATE with what `stream` has to say (SYN, ACK, credit) leaves soon."""
+        """Queue a WINDOW_UPDATE for the SYN, ACK or credit that `stream` has to send."""
         if not stream.control_queued:
             stream.control_queued = True
             self._control.append(stream)
 
     def put_ready(self, stream: Stream) -> None:
-        """See to it that `stream` gets its turn to send data or its FIN. Needless calls do no harm."""
+        """Queue `stream` for a turn, if it can send data or its FIN."""
         if not stream.ready_queued and stream.has_something_to_send:
             stream.ready_queued = True
             self._ready.append(stream)
 
     def take(self, max_bytes: int) -> tuple[list[Buffer], list[Stream]]:
-        """Up to about `max_bytes` (one frame over, at the most) of whole frames, and the streams that sent data."""
+        """Take frames: about `max_bytes`, at most one frame more. Returns also the streams that had a turn."""
         out: list[Buffer] = []
         senders: list[Stream] = []
         size = 0
@@ -83,7 +81,7 @@ class Outbox:
         while self._control and size < max_bytes:
             stream = self._control.popleft()
             stream.control_queued = False
-            # An opening or an acceptance rides on data when data is about to leave.
+            # A SYN or an ACK is sent with data, when the stream is queued for a turn.
             if stream.grant_due or (stream.owes_control_frame and not stream.ready_queued):
                 credit, stream.grant_due = stream.grant_due, 0
                 flags = _take_opening_flags(stream)
@@ -94,7 +92,7 @@ class Outbox:
             stream = ready.popleft()
             stream.ready_queued = False
             if not stream.has_something_to_send:
-                continue  # it was reset since
+                continue  # it was reset meanwhile
             turn = SHARED_TURN if ready else lone_turn
             size += _take_turn(stream, turn, out)
             senders.append(stream)
@@ -114,7 +112,7 @@ def _take_opening_flags(stream: Stream) -> int:
 
 
 def _take_turn(stream: Stream, turn: int, out: list[Buffer]) -> int:
-    """Data of `stream` as far as `turn` and its credit reach, and the FIN when that was the last; returns the size."""
+    """Append a DATA frame, limited by `turn` and the credit, and the FIN if nothing is left. Returns the size."""
     flags = _take_opening_flags(stream)
     size = 0
     amount = min(turn, stream.queued, stream.send_window.credit)

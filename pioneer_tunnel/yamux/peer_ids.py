@@ -1,8 +1,8 @@
-"""Which stream ids the peer has used, so that one is never taken for new twice.
+"""The stream ids that the peer has used, so that none is opened twice.
 
-Ids go up, but not in order: openers that run in parallel may put their SYNs on the wire in any order (the reference
-does), so an id that was left out may still come. What was left out is remembered as ranges, the last 1024 of them, so
-that a SYN costs the same however far it jumps.
+Ids grow, but SYNs may arrive out of order: tasks that open streams in parallel may send their SYNs in any order
+(hashicorp/yamux does). So a skipped id may still be used. Skipped ids are stored as ranges, so a SYN costs the same
+however many ids it skips. At most 1024 ranges are kept; the ids of a lower range then count as used.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ MAX_REMEMBERED_GAPS = 1024
 
 @final
 class PeerIds:
-    """The ids of one parity: 1 for a peer that is the client, 0 for one that is the server."""
+    """The ids of one parity: 1 when the peer is the client, 0 when it is the server."""
 
     __slots__ = ("_firsts", "_highest", "_lasts", "_parity")
 
     def __init__(self, parity: int) -> None:
         self._parity = parity
         self._highest = parity - 2
-        # Gap number i goes from _firsts[i] to _lasts[i], both included; gaps are in order and do not touch.
+        # Gap i is the skipped ids from _firsts[i] to _lasts[i], both included. Gaps are sorted and do not touch.
         self._firsts: list[int] = []
         self._lasts: list[int] = []
 
     def __contains__(self, stream_id: int) -> bool:
-        """Whether this id is the peer's to open, opened or not."""
+        """Whether this id has the peer's parity."""
         return stream_id % 2 == self._parity
 
     def were_opened(self, stream_id: int) -> bool:
-        """Whether the peer has ever opened a stream with this id of its own."""
+        """Whether the peer has opened a stream with this id, which has its parity."""
         return stream_id <= self._highest and self._gap_with(stream_id) is None
 
     def open(self, stream_id: int) -> None:
-        """The peer opens a stream.
+        """Record that the peer opens a stream.
 
         Raises:
             RemoteProtocolError: the id is not the peer's, or it was used before.

@@ -1,33 +1,35 @@
-"""A yamux session without I/O: bytes in, events out; orders in, bytes out.
+"""A yamux session without I/O.
 
-Theory of operation. Like other sans-I/O protocols, a session is driven by whoever owns the connection:
+Theory of operation. The driver (`connection`) calls three methods:
 
-    session.receive_data(data, now)       what came from the peer
-    session.events()                      what that means for streams, each thing once
-    session.data_to_send(max_bytes)       frames to put on the wire, in the order that `outbox` decides
+    session.receive_data(data, now)       process bytes from the peer
+    session.events()                      the events for streams that have happened since the last call
+    session.data_to_send(max_bytes)       frames to send, in the order that `outbox` decides
 
-Streams are objects, so that the hot path looks nothing up: `send`, `send_fin`, `read`, `reset`, `close` take one.
-Which halves of a stream are open, and what waits in it, is `stream_state`'s; which ids are new is `peer_ids`'. Time
-comes in as an argument. Nothing here waits, so nothing here can be waited for: a writer that is stuck keeps nobody
-from receiving.
+`send`, `send_fin`, `read`, `reset` and `close` take the stream object, so the hot path needs no lookup by id.
+`stream_state` knows which halves of a stream are open and what its queues hold. `peer_ids` knows which ids are new.
+Time is an argument. No method blocks, so a blocked writer never delays the receiver.
 
-What bounds memory: a peer sends no more than the credit it has (`flow`); all streams together hold no more than
-`Limits.unread` bytes that the application has not read, or the greediest is reset; data that waits to be sent is
-bounded per stream, session and process (`Stream.room`), and control frames never wait for it; openings that nobody
-accepted are counted, and so are those that nobody has heard of yet, also when they are gone again; replies are counted
-(`outbox`); of streams that are gone only those are remembered that were reset while the peer had credit, and at most
-1024 of them.
+What bounds memory:
 
-Source: https://github.com/hashicorp/yamux/blob/master/spec.md. Where it is silent, we do as docs/protocol.md says.
+- A peer cannot send more than its credit (`flow`).
+- All streams together hold at most `Limits.unread` unread bytes. Beyond that, the stream that holds most is reset.
+- Data that waits to be sent is bounded per stream, session and process (`Stream.room`). Control frames never wait for
+  it.
+- Streams that the application has not accepted are counted. So are streams of which no event has been fetched yet, even
+  when they are already closed.
+- Queued replies are counted (`outbox`).
+- A closed stream is forgotten. Only for streams that we reset while the peer had credit, the rest of the credit is
+  remembered, for at most 1024 streams.
+
+Specification: https://github.com/hashicorp/yamux/blob/master/spec.md. Where it is silent, docs/protocol.md decides.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from typing import Any, Final, final
-
-import attrs
+from typing import Final, final
 
 from .._model.errors import LocalProtocolError, RemoteProtocolError
 from .events import (
@@ -41,6 +43,7 @@ from .events import (
 )
 from .flow import ReceiveWindow, SendBudget, WindowBudget
 from .frames import ACK, FIN, RST, SYN, Buffer, FrameDecoder, FrameType, GoAwayCode, Header
+from .limits import Limits
 from .outbox import Outbox
 from .peer_ids import PeerIds
 from .stream_state import State, Step, Stream
@@ -50,20 +53,19 @@ __all__ = [
     "CLOSE_TIMEOUT",
     "MAX_REMEMBERED_RESETS",
     "MAX_UNACKNOWLEDGED",
-    "Limits",
     "Role",
     "Session",
 ]
 
 MAX_UNACKNOWLEDGED: Final = 256
-"""The reference resets what is opened beyond 256 streams that it has not accepted yet."""
+"""Unacknowledged streams that we may have open. hashicorp/yamux resets a stream when 256 others wait to be accepted."""
 
 MAX_REMEMBERED_RESETS: Final = 1024
 ACCEPT_TIMEOUT: Final = 30.0
-"""Seconds that a stream may wait to be accepted. The reference gives up the whole session after 75."""
+"""Seconds that a stream may wait to be accepted. hashicorp/yamux ends the whole session after 75."""
 
 CLOSE_TIMEOUT: Final = 30.0
-"""Seconds that the peer has to take what is queued, and to end its half, once the application closed a stream."""
+"""Seconds that the peer has, after the application closed a stream, to receive what is queued and to end its half."""
 
 _LAST_ID: Final = 2**32 - 1
 
@@ -73,46 +75,10 @@ _PING: Final = FrameType.PING
 
 
 class Role(enum.Enum):
-    """Which end of the session this is: the client opens streams with odd ids, the server with even ones."""
+    """The end of the session: the client opens streams with odd ids, the server with even ids."""
 
     CLIENT = 1
     SERVER = 2
-
-
-def _limit(default: int) -> Any:
-    def check(_instance: object, field: attrs.Attribute[int], value: object) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ValueError(f"{field.name} is {value!r}; allowed is a whole number of 0 or more")
-
-    return attrs.field(default=default, validator=check)
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Limits:
-    """What one session may cost, in bytes unless said otherwise.
-
-    Attributes:
-        stream_window: the largest receive window of one stream (default 16 MiB).
-        window_growth: what all receive windows may grow by together beyond 256 KiB each (default 32 MiB).
-        unread: what all streams together may hold that the application has not read (default 64 MiB).
-        unsent: what all streams together may hold that waits to be sent, or was read last and may wait to be sent on
-            (default 16 MiB). A stream holds at most 64 KiB to send without credit and 256 KiB with credit, and 256 KiB
-            of what was read; 4 KiB of each also when others have used all of it up.
-        streams: streams that the peer may have open at a time, a number (default 4096).
-        unaccepted: of these, how many the application may not have accepted yet, a number (default 256). As many may
-            come between two calls of `Session.events`. With 0 every stream that the peer opens is reset.
-
-    Raises:
-        ValueError: a limit is not a whole number of 0 or more.
-    """
-
-    stream_window: int = _limit(16 * 1024 * 1024)
-    window_growth: int = _limit(32 * 1024 * 1024)
-    unread: int = _limit(64 * 1024 * 1024)
-    unsent: int = _limit(16 * 1024 * 1024)
-    streams: int = _limit(4096)
-    unaccepted: int = _limit(256)
 
 
 @final
@@ -121,34 +87,34 @@ class Session:
 
     Args:
         role: which end this is.
-        limits: what the session may cost.
-        process_sending: what all sessions of the process may hold for sending; None for no limit beside the session's.
+        limits: the limits of the session; the default is `Limits()`.
+        process_sending: the send budget that all sessions of the process share; None when only the session's counts.
 
-    Every method may raise `LocalProtocolError` when it is called where it makes no sense.
+    A method raises `LocalProtocolError` when the state of the session or stream does not allow the call.
     """
 
     def __init__(self, role: Role, limits: Limits | None = None, *, process_sending: SendBudget | None = None) -> None:
         self.limits: Final = limits or Limits()
         self.sending: Final = SendBudget(self.limits.unsent, process_sending)
         self.round_trip: float | None = None
-        """The shortest round trip that a ping has measured lately, in seconds."""
-        self.unread = 0
-        """Bytes that all streams together hold and the application has not read."""
-        self.going_away = False
-        self.peer_going_away = False
+        """The shortest recent round trip of a ping, in seconds; None before the first pong."""
+        self.unread: int = 0
+        """Received bytes of all streams that the application has not read."""
+        self.going_away: bool = False
+        self.peer_going_away: bool = False
         self._decoder = FrameDecoder()
         self._outbox = Outbox()
         self._events: list[Event] = []
         self._budget = WindowBudget(self.limits.window_growth)
         self._streams: dict[int, Stream] = {}
-        self._holding: set[Stream] = set()
+        self._with_unread: set[Stream] = set()
         self._receiving: Stream | None = None
         self._receiving_fin = False
         self._next_id = 1 if role is Role.CLIENT else 2
         self._peer_ids = PeerIds(0 if role is Role.CLIENT else 1)
         self._peer_streams = 0
         self._unaccepted: OrderedDict[int, Stream] = OrderedDict()
-        self._untold = 0
+        self._unreported = 0
         self._unacknowledged = 0
         self._late_credit: OrderedDict[int, int] = OrderedDict()
         self._pings: OrderedDict[int, float] = OrderedDict()
@@ -157,10 +123,11 @@ class Session:
     # What comes from the peer
 
     def receive_data(self, data: Buffer, now: float) -> None:
-        """Take in what arrived at the time `now`, in seconds; `events` then tells what it means.
+        """Process `data`, which arrived at the time `now`, in seconds. `events` returns what happened.
 
         Raises:
-            RemoteProtocolError: the peer broke a rule. The session is over; a go-away with code 1 is ready to be sent.
+            RemoteProtocolError: the peer violated the protocol. The session is over. The next `data_to_send` returns a
+                go-away with code 1.
         """
         try:
             for item in self._decoder.receive_data(data):
@@ -176,9 +143,9 @@ class Session:
             raise
 
     def events(self) -> list[Event]:
-        """What has happened since the last call, in order."""
+        """The events since the last call, in order."""
         events, self._events = self._events, []
-        self._untold = 0
+        self._unreported = 0
         return events
 
     def _receive_header(self, header: Header, now: float) -> None:
@@ -218,19 +185,19 @@ class Session:
             self._receive_fin(stream)
 
     def _receive_body(self, piece: bytes) -> None:
-        """A piece of the body of the DATA frame whose header came last."""
+        """Process a piece of the body of the current DATA frame."""
         stream = self._receiving
         complete = not self._decoder.body_left
         if complete:
             self._receiving = None
         if stream is None or stream.was_reset:
-            return  # late: its stream is gone, the bytes were counted against the credit that it had
+            return  # the stream is closed; its header was already checked against the credit
         if stream.closing_since is not None:
             self._refuse_input(stream)
         else:
             if not stream.receive_queue:
                 self._events.append(StreamReadable(stream))
-                self._holding.add(stream)
+                self._with_unread.add(stream)
             stream.store(piece)
             self.unread += len(piece)
             while self.unread > self.limits.unread:
@@ -248,7 +215,7 @@ class Session:
         if (
             self.going_away
             or len(self._unaccepted) >= self.limits.unaccepted
-            or self._untold >= self.limits.unaccepted
+            or self._unreported >= self.limits.unaccepted
             or self._peer_streams >= self.limits.streams
         ):
             self._outbox.put_first(_WINDOW_UPDATE, RST, stream_id, 0)
@@ -258,11 +225,11 @@ class Session:
         self._streams[stream_id] = stream
         self._peer_streams += 1
         self._unaccepted[stream_id] = stream
-        self._untold += 1
+        self._unreported += 1
         self._events.append(StreamOpened(stream))
 
     def _receive_late(self, header: Header) -> None:
-        """A frame for a stream that is not there: dropped when the stream is gone, refused when it never was."""
+        """Process a frame for a stream that is not open: drop it if the stream is closed, refuse it if it never was."""
         stream_id = header.stream_id
         ours = stream_id not in self._peer_ids
         if not (stream_id < self._next_id if ours else self._peer_ids.were_opened(stream_id)):
@@ -289,7 +256,8 @@ class Session:
         self._forget_if_done(stream)
 
     def _receive_reset(self, stream: Stream) -> None:
-        # What had come before can still be read: the answer to a request that was not read to its end, most often.
+        # Data that arrived before can still be read. Most often it answers a request that the peer did not read to the
+        # end.
         self._drop(stream, keep_unread=True)
 
     def _receive_ping(self, flags: int, opaque: int, now: float) -> None:
@@ -300,8 +268,8 @@ class Session:
         sent = self._pings.pop(opaque, None)
         if sent is not None:
             measured = max(now - sent, 0.0)
-            # The shortest of late, rising slowly so that a path that grew longer is believed after a while. A round
-            # trip that is long because our own bytes queue on the path would make windows grow for nothing.
+            # Keep the shortest round trip, and raise it slowly, so that it adapts to a path that became longer. A long
+            # round trip may only mean that our own bytes queue on the path; windows must not grow because of that.
             known = self.round_trip
             self.round_trip = measured if known is None or measured < known else known + (measured - known) / 8
             self._events.append(PongReceived(measured))
@@ -309,9 +277,9 @@ class Session:
     # What goes to the peer
 
     def data_to_send(self, max_bytes: int) -> list[Buffer]:
-        """Frames for the wire, about `max_bytes` of them (at most one frame more); empty when there is nothing.
+        """Take frames to send: about `max_bytes` (at most one frame more); empty when there are none.
 
-        What was taken has to be sent, all of it and in this order.
+        The caller must send all of them, in this order.
         """
         out, senders = self._outbox.take(max_bytes)
         for stream in senders:
@@ -324,11 +292,11 @@ class Session:
 
     @property
     def has_work(self) -> bool:
-        """True when `data_to_send` or `events` is worth a call."""
+        """True when `data_to_send` or `events` may return something."""
         return bool(self._outbox or self._events)
 
     def open_stream(self, now: float) -> Stream:
-        """Open a stream. Its SYN rides on its first data when that is sent before the writer comes by.
+        """Open a stream. Its SYN is sent with its first data, if there is some before the next `data_to_send`.
 
         Raises:
             LocalProtocolError: `may_open` is False.
@@ -345,24 +313,24 @@ class Session:
 
     @property
     def may_open(self) -> bool:
-        """False while 256 streams wait for the peer's acknowledgement, and once openings are over."""
+        """False while 256 streams wait for the peer's acknowledgement, and when `openings_over`."""
         return self._unacknowledged < MAX_UNACKNOWLEDGED and not self.openings_over
 
     @property
     def openings_over(self) -> bool:
-        """True once no stream will ever be opened here again: either end goes away, or the ids are used up."""
+        """True when this end can never open a stream again: an end has sent a go-away, or the ids are used up."""
         return self.going_away or self.peer_going_away or self._next_id > _LAST_ID
 
     def acknowledge(self, stream: Stream) -> None:
-        """The application has accepted a stream that the peer opened. Once is enough; later calls change nothing."""
+        """Accept a stream that the peer opened. A second call changes nothing."""
         if self._unaccepted.pop(stream.id, None) is not None:
             stream.acknowledged = stream.ack_due = True
             self._outbox.put_control(stream)
 
     def send(self, stream: Stream, data: bytes) -> None:
-        """Queue `data`. It is not copied, and leaves as the peer's credit and the other streams allow.
+        """Queue `data`, without copying it. The peer's credit and the other streams decide when it is sent.
 
-        `stream.room` and `stream.may_return` tell how much should wait. To keep to them is the caller's part.
+        This does not limit the queue: the caller must respect `stream.room` or `stream.may_return`.
 
         Raises:
             LocalProtocolError: `stream.may_send` is False.
@@ -375,18 +343,18 @@ class Session:
             self._outbox.put_ready(stream)
 
     def send_fin(self, stream: Stream) -> None:
-        """Order the FIN, after all data that is queued. Ordering it again changes nothing."""
+        """Queue the FIN, after all queued data. A second call changes nothing."""
         if stream.may_send:
             stream.advance(Step.SEND_FIN)
             stream.fin_due = True
             self._outbox.put_ready(stream)
 
     def read(self, stream: Stream, max_bytes: int, now: float) -> bytes:
-        """Take at most `max_bytes` of what has arrived, fewer when memory is short, and give the peer credit for them.
+        """Take at most `max_bytes` of the received data, fewer when memory is short, and grant the peer credit for it.
 
-        They count as waiting to be sent on until the next call, or until the stream is closed or reset.
+        The returned data counts in `Limits.unsent` until the next call, or until the stream is closed or reset.
 
-        Returns b"" when nothing is there: `stream.ended` tells whether anything may still come.
+        Returns b"" when there is none. `stream.ended` says whether more may come.
         """
         stream.lend(0)
         data = stream.take(min(max_bytes, self.sending.ahead))
@@ -394,13 +362,13 @@ class Session:
             return b""
         stream.lend(len(data))
         if not stream.receive_queue:
-            self._holding.discard(stream)
+            self._with_unread.discard(stream)
         self.unread -= len(data)
         self._grant(stream, len(data), now)
         return data
 
     def reset(self, stream: Stream) -> None:
-        """Abandon both directions at once: what is queued and what is unread is dropped. Again changes nothing."""
+        """Reset the stream: drop what is queued and what is unread. A second call changes nothing."""
         if stream.state is State.CLOSED and stream.flushed:
             self._drop_unread(stream)
             return
@@ -413,11 +381,11 @@ class Session:
                 self._remember_reset(stream.id, late_credit)
 
     def close(self, stream: Stream, now: float) -> None:
-        """The application is done with `stream`: order the FIN, and take nothing more from the peer.
+        """Close the stream for the application: queue the FIN, and accept no more data from the peer.
 
-        As in TCP, a peer whose data nobody will read is told so by a reset; it follows our data and FIN, and to a
-        peer that has seen the FIN it takes nothing away. A peer that says nothing may keep its half open for 30
-        seconds (`reset_overdue`).
+        As in TCP, unread data, and data that arrives later, is answered by a reset. The reset is sent after our data
+        and FIN, so a peer that has received the FIN loses nothing. A silent peer may keep its half open for 30 seconds
+        (`reset_overdue`).
         """
         self.send_fin(stream)
         stream.closing_since = now
@@ -425,12 +393,13 @@ class Session:
             self._refuse_input(stream)
 
     def _refuse_input(self, stream: Stream) -> None:
+        """Reset a closed stream whose peer still sends, as soon as our data and FIN are sent."""
         stream.refusing = True
         if stream.flushed:
             self.reset(stream)
 
     def ping(self, now: float) -> None:
-        """Ask for a pong; `PongReceived` brings the round trip. At most 16 questions are kept in mind."""
+        """Queue a ping. `PongReceived` reports its round trip. Only the last 16 pings are remembered."""
         self._next_ping = (self._next_ping + 1) & 0xFFFFFFFF
         self._pings[self._next_ping] = now
         if len(self._pings) > 16:
@@ -438,20 +407,20 @@ class Session:
         self._outbox.put_first(FrameType.PING, SYN, 0, self._next_ping)
 
     def go_away(self, code: GoAwayCode = GoAwayCode.NORMAL) -> None:
-        """Tell the peer that this end takes no further streams, and why."""
+        """Queue a go-away: this end accepts no more streams. A second call changes nothing."""
         if not self.going_away:
             self.going_away = True
             self._outbox.put_first(FrameType.GO_AWAY, 0, 0, code)
 
     @property
     def live_streams(self) -> list[Stream]:
-        """The streams that frames may still come or go for."""
+        """The streams that are not closed, or have something to send."""
         return [*self._streams.values()]
 
     def reset_overdue(self, now: float) -> float | None:
-        """Reset what nobody has accepted, and what was closed but has not ended, for 30 seconds.
+        """Reset streams that were not accepted for 30 seconds, or were closed 30 seconds ago and have not ended.
 
-        Returns when the next stream will be overdue, if any is on its way there.
+        Returns the time at which the next stream will be overdue; None when none can be.
         """
         deadlines: list[float] = []
         for stream in self.live_streams:
@@ -467,7 +436,7 @@ class Session:
                 deadlines.append(deadline)
         return min(deadlines, default=None)
 
-    # What both directions share
+    # Both directions
 
     def _grant(self, stream: Stream, amount: int, now: float) -> None:
         credit = stream.receive_window.read(amount, now, self.round_trip)
@@ -476,7 +445,7 @@ class Session:
             self._outbox.put_control(stream)
 
     def _drop(self, stream: Stream, *, keep_unread: bool) -> None:
-        """A reset, by whichever end: nothing of `stream` is sent any more."""
+        """Close `stream` after a reset by either end. Nothing more of it is sent."""
         if stream.state is not State.CLOSED:
             stream.advance(Step.RESET)
         stream.was_reset = True
@@ -491,25 +460,26 @@ class Session:
         self._events += (StreamReadable(stream), StreamWritable(stream))
 
     def _drop_unread(self, stream: Stream) -> int:
-        """Let go of what the application will not read; returns how many bytes that was."""
+        """Drop unread data; returns the number of bytes."""
         stream.lend(0)
         dropped = sum(map(len, stream.receive_queue))
         stream.receive_queue.clear()
-        self._holding.discard(stream)
+        self._with_unread.discard(stream)
         self.unread -= dropped
         return dropped
 
     def _reset_greediest(self) -> None:
+        """Reset the stream that holds most unread data."""
         receiving, to_come = self._receiving, self._decoder.body_left
 
         def held(stream: Stream) -> int:
-            announced = stream.receive_window.unread
+            announced = stream.receive_window.unread  # it counts the whole frame, of which `to_come` is still missing
             return announced - to_come if stream is receiving else announced
 
-        greediest = max(self._holding, key=held)
+        greediest = max(self._with_unread, key=held)
         greediest.end_received = False
         self.reset(greediest)
-        if not greediest.was_reset:  # it had ended both ways
+        if not greediest.was_reset:  # both halves had ended, so `reset` only dropped its data
             greediest.was_reset = True
             self._events.append(StreamReadable(greediest))
 

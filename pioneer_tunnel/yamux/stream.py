@@ -1,9 +1,7 @@
 """A yamux stream as a Trio stream.
 
-`YamuxStream` keeps Trio's contract for half-closeable streams and adds `reset`. Sending only queues, so a send that
-is cancelled leaves no half of a frame on the wire; what it had queued is still sent.
-
-Neighbours: `session` knows what may be sent and what has come; `connection` moves it and wakes who waits.
+`YamuxStream` has Trio's contract for half-closeable streams, and `reset`. Sending only queues data, so a cancelled send
+never cuts a frame. The data that it has queued is still sent.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from typing import Final, Protocol, final
 
 import trio
 
-from .._net.wrappers import OneAtATime
+from .._net.streams import ByteStream, OneAtATime
 from .session import Session
 from .stream_state import Stream
 
@@ -24,7 +22,7 @@ READ_SIZE: Final = 256 * 1024
 
 
 class _Connection(Protocol):
-    """What a stream needs of the connection that carries it."""
+    """What a stream needs of its connection."""
 
     @property
     def session(self) -> Session: ...
@@ -39,12 +37,12 @@ class _Connection(Protocol):
 
 
 @final
-class YamuxStream(trio.abc.HalfCloseableStream):
+class YamuxStream(ByteStream):
     """One stream of a session.
 
-    The other end sees a FIN after `send_eof` and `aclose`, and a reset after `reset` or a cancelled `aclose`.
+    The peer gets a FIN after `send_eof` and `aclose`, and a reset after `reset` or a cancelled `aclose`.
 
-    One task may send and one may receive at a time; a second one gets `trio.BusyResourceError`.
+    One task may send and one may receive at a time. A second one gets `trio.BusyResourceError`.
     """
 
     def __init__(self, connection: _Connection, stream: Stream) -> None:
@@ -54,9 +52,9 @@ class YamuxStream(trio.abc.HalfCloseableStream):
         self._closed = False
         self._sending = OneAtATime("another task is sending on this stream")
         self._receiving = OneAtATime("another task is receiving on this stream")
-        self._readable = trio.lowlevel.ParkingLot()
-        self._writable = trio.lowlevel.ParkingLot()
-        self._breaking = trio.lowlevel.ParkingLot()
+        self._read_waiters = trio.lowlevel.ParkingLot()
+        self._write_waiters = trio.lowlevel.ParkingLot()
+        self._break_waiters = trio.lowlevel.ParkingLot()
         stream.owner = self
 
     @property
@@ -65,17 +63,18 @@ class YamuxStream(trio.abc.HalfCloseableStream):
         return not (self._closed or self._stream.was_reset or self._connection.failure)
 
     def acknowledge(self) -> None:
-        """Tell the other end that the stream it opened was accepted. It waits 30 seconds for that, then it is reset."""
+        """Accept a stream that the peer opened. One that is not accepted within 30 seconds is reset."""
         self._session.acknowledge(self._stream)
         self._connection.wake_writer()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return what has arrived, at most `max_bytes` (default 256 KiB), or wait for it; b"" after the peer's FIN.
+        """Wait for data and return at most `max_bytes` of it (default 256 KiB); b"" after the peer's FIN.
 
         Raises:
-            trio.BrokenResourceError: the stream was reset, or its connection is gone, before the peer's FIN came.
-                What arrived before that is read first.
+            trio.BrokenResourceError: the stream was reset, or its connection is gone, before the peer's FIN arrived.
+                Data that arrived before is returned first.
             trio.ClosedResourceError: it was closed at this end.
+            ValueError: `max_bytes` is less than 1.
         """
         max_bytes = READ_SIZE if max_bytes is None else operator.index(max_bytes)
         if max_bytes < 1:
@@ -87,13 +86,13 @@ class YamuxStream(trio.abc.HalfCloseableStream):
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return data
             while data is None:
-                # No deadline: a visitor may be silent for as long as its connection lives, which has a heartbeat.
-                await self._readable.park()
+                # No deadline: a visitor may be silent for any time. The connection's heartbeat detects a dead peer.
+                await self._read_waiters.park()
                 data = self._receive_nowait(max_bytes)
             return data
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
-        """Like `receive_some`, but without waiting: None when nothing has come."""
+        """Like `receive_some`, but it never waits: None when nothing has arrived."""
         with self._receiving:
             return self._receive_nowait(max_bytes)
 
@@ -111,12 +110,12 @@ class YamuxStream(trio.abc.HalfCloseableStream):
         return None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Queue `data` and wait until at most 64 KiB of this stream wait for the wire, less when memory is short.
+        """Queue `data`, and wait until at most 64 KiB of this stream are queued, or fewer when memory is short.
 
-        Cancelled, it has queued nothing or everything, and what is queued is still sent.
+        If cancelled, it has queued all of `data` or nothing. Queued data is still sent.
 
         Raises:
-            trio.BrokenResourceError: the other end reset the stream, or the connection is gone.
+            trio.BrokenResourceError: the peer reset the stream, or the connection is gone.
             trio.ClosedResourceError: it was closed at this end, or `send_eof` was called.
         """
         with self._sending:
@@ -129,11 +128,11 @@ class YamuxStream(trio.abc.HalfCloseableStream):
 
     @property
     def room(self) -> int:
-        """Bytes that a sender who has them to read first should send next; 0 while it should wait."""
+        """Bytes that a sender should read from its source and send next; 0 while it should wait."""
         return self._stream.room
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until half of what may wait of this stream can be queued, 32 KiB or more as a rule.
+        """Wait until at least half of this stream's queue is free: 32 KiB or more, unless memory is short.
 
         Raises:
             As `send_all`.
@@ -148,16 +147,15 @@ class YamuxStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
         while not ready():
-            # No deadline: the peer's application may read as slowly as it likes. If the peer is dead, the
-            # connection's heartbeat finds out.
+            # No deadline: the peer's application may read slowly. The connection's heartbeat detects a dead peer.
             await self._wait_writable()
             self._raise_if_not_sendable()
 
     async def send_eof(self) -> None:
-        """Send a FIN after all that is queued. The stream can still be received from.
+        """Queue a FIN after all queued data. Receiving is still possible.
 
         Raises:
-            trio.BrokenResourceError: the other end reset the stream, or the connection is gone.
+            trio.BrokenResourceError: the peer reset the stream, or the connection is gone.
             trio.ClosedResourceError: the stream was closed at this end.
         """
         with self._sending:
@@ -171,10 +169,10 @@ class YamuxStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def aclose(self) -> None:
-        """Send what is queued and a FIN, and receive no more. Returns when both were handed to the link.
+        """Send what is queued and a FIN, and receive no more. Returns when both were passed to the link.
 
-        A peer that takes nothing for 30 seconds, or does not end its own half in that time, is sent a reset.
-        Cancelled, the stream is reset. Never raises anything but `trio.Cancelled`.
+        When the peer accepts nothing for 30 seconds, or does not end its half in that time, the stream is reset. If
+        cancelled, it is reset at once. Raises nothing but `trio.Cancelled`.
         """
         if self._closed:
             await trio.lowlevel.checkpoint()
@@ -193,32 +191,36 @@ class YamuxStream(trio.abc.HalfCloseableStream):
             raise
 
     async def wait_broken(self) -> bool:
-        """Wait until the other end resets the stream, or its connection is gone; False when it was closed here."""
-        # The session forgets a stream that has ended both ways, so that the connection has to know who waits.
+        """Wait until the peer resets the stream, or the connection is gone; False when it was closed here."""
+        # The session forgets a stream whose both halves have ended, so register with the connection.
         self._connection.watchers.add(self)
         try:
             while self.usable:
                 # No deadline: most streams never break.
-                await self._breaking.park()
+                await self._break_waiters.park()
         finally:
-            if not self._breaking:
+            if not self._break_waiters:
                 self._connection.watchers.discard(self)
         return not self._closed
 
-    async def drain(self) -> None:
-        """Wait until all that is queued has been handed to the link, or never will be. The caller sets the deadline."""
+    async def wait_flushed(self) -> None:
+        """Wait until all queued data was passed to the link, or the stream is broken. The caller sets the deadline."""
         while not self._stream.flushed and self.usable:
             await self._wait_writable()
 
     def reset(self) -> None:
-        """Abandon the stream: the other end sees a reset at once, and what was queued or unread is dropped.
+        """Reset the stream at once. Queued and unread data is dropped.
 
-        On a stream that was closed or reset already, or that has ended both ways, this changes nothing.
+        It does nothing on a stream that was closed or reset before.
         """
         if not self._closed:
             self._closed = True
             self._abandon()
             self._wake()
+
+    async def abort(self) -> None:
+        self.reset()
+        await trio.lowlevel.checkpoint()
 
     def _abandon(self) -> None:
         self._session.reset(self._stream)
@@ -227,9 +229,9 @@ class YamuxStream(trio.abc.HalfCloseableStream):
     async def _wait_writable(self) -> None:
         self._stream.writer_waits = True
         try:
-            await self._writable.park()
+            await self._write_waiters.park()
         finally:
-            self._stream.writer_waits = bool(self._writable)  # `aclose` may wait while a send gives up
+            self._stream.writer_waits = bool(self._write_waiters)  # another task may still wait in `aclose`
 
     def _raise_if_not_sendable(self) -> None:
         if self._closed:
@@ -248,15 +250,15 @@ class YamuxStream(trio.abc.HalfCloseableStream):
     # For the connection
 
     def wake_readers(self) -> bool:
-        """There is something to receive, or there never will be; False when nobody waited for that."""
-        woken = self._readable.unpark_all()
-        if self._breaking and not self.usable:
-            woken += self._breaking.unpark_all()
+        """Wake tasks that wait to receive, or for a break; False when there were none."""
+        woken = self._read_waiters.unpark_all()
+        if self._break_waiters and not self.usable:
+            woken += self._break_waiters.unpark_all()
         return bool(woken)
 
     def wake_writers(self) -> bool:
-        """There is room to send, or there never will be; False when nobody waited for that."""
-        return bool(self._writable.unpark_all())
+        """Wake tasks that wait to send; False when there were none."""
+        return bool(self._write_waiters.unpark_all())
 
     def _wake(self) -> None:
         self.wake_readers()

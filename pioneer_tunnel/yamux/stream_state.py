@@ -1,8 +1,6 @@
-"""One stream as the protocol sees it: which halves are open, what waits in either direction, what is still to be said.
+"""The state of one stream in the protocol: which halves are open, its queues, and which frames it still has to send.
 
-Each stream goes through one table, `_TRANSITIONS`; what the table does not have is an error, ours or the peer's.
-
-Neighbours: `session` decides what happens to a stream; `outbox` takes what it has to send.
+`_TRANSITIONS` is the state machine. A step that it does not allow is a protocol error, ours or the peer's.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ _SMALL: Final = 1024
 
 
 class State(enum.Enum):
-    """Which halves of a stream are still open."""
+    """Which halves of a stream are open."""
 
     OPEN = enum.auto()
     LOCAL_ENDED = enum.auto()
@@ -29,7 +27,7 @@ class State(enum.Enum):
 
 
 class Step(enum.Enum):
-    """What can happen to a stream."""
+    """What can happen to a stream. The value names it in an error."""
 
     SEND_FIN = "FIN"
     RECEIVE_DATA = "DATA"
@@ -59,21 +57,22 @@ _TRANSITIONS: Final[dict[State, dict[Step, State]]] = {
 
 @final
 class Stream:
-    """One stream as the protocol sees it. Its methods are `Session`'s; read it, do not write to it.
+    """One stream. Only `Session` and `Outbox` may change it; others may read it.
 
     Attributes:
         id: odd if the client opened it.
         opened_here: whether this end opened it.
-        state: which halves are open. `LOCAL_ENDED` means that a FIN was ordered; it may still wait behind data.
-        was_reset: by either end.
-        end_received: the peer's FIN has arrived, so what it sent is complete, whatever comes later.
-        closing_since: when the application was done with it and wanted to read no more; None before.
-        acknowledged: the end that did not open it has accepted it.
-        refusing: data came after that; a reset follows as soon as our FIN has left.
+        state: which halves are open. `LOCAL_ENDED` means that a FIN was queued; it may still wait behind data.
+        was_reset: whether either end reset it.
+        end_received: the peer's FIN has arrived. So what the peer sent is complete, even if a reset follows.
+        closing_since: when the application closed it, or when the peer last granted credit after that; None before.
+        acknowledged: whether the end that did not open it has accepted it.
+        refusing: the peer sent data that the application, which closed the stream, will not read. A reset follows when
+            our FIN has been sent.
         queued: bytes that wait for the writer.
-        lent: bytes of the last read, which the application may still hold until it reads again or closes.
-        writer_waits: set by the driver that wants a `StreamWritable`.
-        owner: the driver's own object for this stream; the session does not look at it.
+        lent: bytes of the last read. The application may hold them until it reads again or closes.
+        writer_waits: the driver sets it when it wants a `StreamWritable`.
+        owner: the driver's object for this stream; the session does not use it.
     """
 
     __slots__ = (
@@ -109,30 +108,31 @@ class Stream:
         self.id: Final = stream_id
         self.opened_here: Final = opened_here
         self.opened_at: Final = now
-        self.state = State.OPEN
-        self.was_reset = False
-        self.acknowledged = False
-        self.end_received = False
+        self.state: State = State.OPEN
+        self.was_reset: bool = False
+        self.acknowledged: bool = False
+        self.end_received: bool = False
         self.closing_since: float | None = None
-        self.refusing = False
-        self.syn_due = opened_here
-        self.ack_due = False
-        self.fin_due = False
-        self.grant_due = 0
+        self.refusing: bool = False
+        self.syn_due: bool = opened_here
+        self.ack_due: bool = False
+        self.fin_due: bool = False
+        self.grant_due: int = 0
         self.send_window: Final = SendWindow()
         self.send_budget: Final = send_budget
         self.receive_window: Final = receive_window
         self.send_queue: Final[deque[bytes | memoryview]] = deque()
         self.receive_queue: Final[deque[bytes | memoryview]] = deque()
-        self.queued = self.lent = 0
-        self.control_queued = False
-        self.ready_queued = False
-        self.writer_waits = False
+        self.queued: int = 0
+        self.lent: int = 0
+        self.control_queued: bool = False
+        self.ready_queued: bool = False
+        self.writer_waits: bool = False
         self.owner: Any = None
 
     @property
     def may_send(self) -> bool:
-        """True until a FIN was ordered or the stream was reset."""
+        """True until a FIN is queued or the stream is reset."""
         return self.state is State.OPEN or self.state is State.REMOTE_ENDED
 
     @property
@@ -142,7 +142,7 @@ class Stream:
 
     @property
     def ended(self) -> bool:
-        """True when everything that will ever arrive has been read."""
+        """True when the peer sends nothing more and everything has been read."""
         return not self.may_receive and not self.receive_queue
 
     @property
@@ -152,35 +152,36 @@ class Stream:
 
     @property
     def room(self) -> int:
-        """Bytes that fit the send budget now.
+        """Bytes that a sender may queue now.
 
-        It is 0 until what waits is at most half of what may wait, so that room comes in portions that are worth a read.
+        It is 0 until the queue is at most half full, so that a sender gets room in portions that are worth a read.
         """
-        # What there is credit for leaves as fast as the link takes it, and large batches cost less time.
+        # Data for which there is credit leaves as fast as the link takes it, and large batches cost less time.
         bound = max(self.send_budget.bound, min(self.send_window.credit, self.send_budget.ahead))
         return bound - self.queued if self.queued <= bound // 2 else 0
 
     def may_return(self) -> bool:
-        """True when so little waits that a send need not wait any longer."""
+        """True when so little is queued that a send may return."""
         return self.queued <= self.send_budget.bound
 
     @property
     def has_something_to_send(self) -> bool:
-        """True when a turn would put a frame on the wire."""
+        """True when this stream can send a DATA frame or its FIN now."""
         if self.queued:
             return self.send_window.credit > 0
         return self.fin_due
 
     @property
     def owes_control_frame(self) -> bool:
-        """True when SYN, ACK or credit have not left with data meanwhile."""
+        """True when a SYN, an ACK or credit was not yet sent."""
         return self.syn_due or self.ack_due or self.grant_due > 0
 
     def advance(self, step: Step) -> None:
-        """Go on by the table.
+        """Change the state as the table says.
 
         Raises:
-            LocalProtocolError, RemoteProtocolError: the table does not have that; whose step it was decides which.
+            LocalProtocolError: the state does not allow `SEND_FIN`.
+            RemoteProtocolError: the state does not allow another step.
         """
         state = _TRANSITIONS[self.state].get(step)
         if state is None:
@@ -189,42 +190,43 @@ class Stream:
         self.state = state
 
     def enqueue(self, data: bytes) -> None:
-        """Put `data` behind what waits for the writer. Large data is not copied, now or later."""
+        """Append `data` to the send queue. Data of 1 KiB or more is not copied, now or later."""
         _append(self.send_queue, data if len(data) < _SMALL else memoryview(data))
         self._set_queued(self.queued + len(data))
 
     def dequeued(self, amount: int) -> None:
-        """So much of what waited has left, or never will."""
+        """Count `amount` bytes less in the send queue: they were sent or dropped."""
         self._set_queued(self.queued - amount)
 
     def _set_queued(self, queued: int) -> None:
-        # What a single send brings beyond the bound is the application's own memory, until it returns.
+        # A single send may be larger than SEND_AHEAD. What is beyond is the application's memory until the send
+        # returns.
         self.send_budget.take(min(queued, SEND_AHEAD) - min(self.queued, SEND_AHEAD))
         self.queued = queued
 
     def compact(self) -> None:
-        """Keep no more of a large send than what waits of it."""
+        """Copy what is left of a large send, so that the rest of its memory is freed."""
         first = self.send_queue[0] if self.send_queue else b""
         if isinstance(first, memoryview) and isinstance(first.obj, bytes) and len(first.obj) > SEND_AHEAD:
             self.send_queue[0] = bytes(first)
 
     def store(self, piece: bytes) -> None:
-        """Put `piece` behind what waits to be read."""
+        """Append `piece` to the receive queue."""
         _append(self.receive_queue, piece)
 
     def lend(self, amount: int) -> None:
-        """The application holds `amount` bytes of what it has read, and no more of what it had read before."""
+        """Count the `amount` bytes of the latest read as held by the application, in place of the read before."""
         self.send_budget.take(amount - self.lent)
         self.lent = amount
 
     def take(self, max_bytes: int) -> bytes:
-        """Take out at most `max_bytes` of what waits to be read; b"" when nothing does."""
+        """Take at most `max_bytes` from the receive queue; b"" when it is empty."""
         queue = self.receive_queue
         if not queue:
             return b""
         first = queue.popleft()
         if len(first) > max_bytes:
-            # The rest stays a view, so that many small reads of a large piece do not copy it again each time.
+            # The rest stays as a view, so that small reads of a large piece do not copy the rest each time.
             queue.appendleft(memoryview(first)[max_bytes:])
             return bytes(first[:max_bytes])
         pieces, size = [first], len(first)
@@ -238,7 +240,7 @@ class Stream:
 
 
 def _append(queue: deque[bytes | memoryview], data: bytes | memoryview) -> None:
-    """Put `data` at the end of `queue`. Small pieces are joined: each of its own would cost many times its bytes."""
+    """Append `data` to `queue`. Small pieces are joined: as objects, they would cost many times their size."""
     if queue and len(data) < _SMALL and len(queue[-1]) < _SMALL:
         queue[-1] = b"".join((queue[-1], data))
     else:

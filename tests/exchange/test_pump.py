@@ -14,11 +14,12 @@ import pytest
 import trio
 import trio.testing
 import trustme
+from fast_path import fast_path  # noqa: F401  # runs each test twice
 from rig import carried, no_hang, nothing_left_behind, read_all, read_exactly, until_it_raises
 
+from pioneer_tunnel._net.adopted import adopt, watch
 from pioneer_tunnel._net.closing import abandon
 from pioneer_tunnel._net.tls.stream import TlsServerStream
-from pioneer_tunnel._net.wrappers import watch
 from pioneer_tunnel.exchange.pump import HandedOver, pump
 from pioneer_tunnel.testing.memory_stream import MemoryConnection
 
@@ -145,7 +146,7 @@ async def test_a_stream_that_is_handed_over_stays_open_and_the_other_one_ends(sa
     second, right = await sockets()
     with no_hang():
         async with left, right, second, trio.open_nursery() as nursery:
-            nursery.start_soon(lambda: pump(watch(first), Leaving(second), apology=APOLOGY))
+            nursery.start_soon(lambda: pump(watch(first), adopt(Leaving(second)), apology=APOLOGY))
             await left.send_all(b"answer" + said)
             assert await read_all(left) == b"", "an end and no reset"
             await second.send_all(b", and more")
@@ -191,7 +192,7 @@ async def test_a_reset_that_the_sender_hears_of_first_is_no_end_for_the_receiver
         uploader = Uploader()
         with no_hang():
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(pump, watch(first), uploader)
+                nursery.start_soon(pump, watch(first), adopt(uploader))
                 await left.send_all(b"half an answer")
                 await read_exactly(left, 300_000)
                 await abandon(left)
@@ -273,7 +274,7 @@ async def test_a_bug_in_a_stream_comes_out_with_both_abandoned() -> None:
     left, first = await sockets()
     async with left:
         with pytest.raises(ExceptionGroup) as raised:
-            await pump(watch(first), Buggy())
+            await pump(watch(first), adopt(Buggy()))
         assert isinstance(raised.value.exceptions[0], ZeroDivisionError)
         assert len(closed) == 1
         await is_reset(left)
@@ -316,7 +317,7 @@ async def test_an_end_that_is_told_of_while_a_send_finds_the_reset_is_none() -> 
         async with left:
             await left.send_all(b"x")
             with no_hang():
-                assert not await pump(watch(first), Reset())
+                assert not await pump(watch(first), adopt(Reset()))
             await is_reset(left)
 
 
@@ -367,6 +368,7 @@ async def test_a_goodbye_of_tls_waits_for_a_slow_reader(autojump_clock: trio.tes
     async with trio.open_nursery() as nursery:
         nursery.start_soon(secured.do_handshake)
         await visitor.do_handshake()
+    async with trio.open_nursery() as nursery:
         await visitor.send_all(b"question")
         assert await secured.receive_some() == b"question"
 

@@ -7,7 +7,6 @@ import gc
 import hashlib
 import os
 import random
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,19 +15,19 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from fast_path import switch_fast_path_off
 from rig import in_background, no_hang, nothing_left_behind, read_all, read_exactly
 
 from pioneer_tunnel._net.closing import abandon
 from pioneer_tunnel._net.dialing import dial_tcp
 from pioneer_tunnel._net.fastpath import (
-    event_loop as reactor_module,
     pipe_pool as pipes_module,
     splice as splice_module,
 )
 from pioneer_tunnel._net.fastpath.event_loop import Reactor
 from pioneer_tunnel._net.fastpath.splice import CAN_JOIN
+from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel._net.tcp import TcpStream
-from pioneer_tunnel.exchange import pump as pump_module
 from pioneer_tunnel.exchange.pump import pump
 
 
@@ -41,7 +40,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if name == "no pipe to be had":
         monkeypatch.setattr(pipes_module, "_MOST_PIPES", 0)
     if name == "the long way":
-        monkeypatch.setattr(pump_module, "CAN_JOIN", False)
+        switch_fast_path_off(monkeypatch)
     if name == "sockets not made for it":
 
         def refuse(*args: Any, **kwargs: Any) -> int:
@@ -136,92 +135,6 @@ async def test_a_bulk_of_bytes_is_spliced_and_a_few_are_not(monkeypatch: pytest.
         assert spliced > 10_000_000
 
 
-async def _in_pieces(stream: trio.SocketStream, amount: int) -> None:
-    for _ in range(amount // 8192):
-        await stream.send_all(bytes(8192))
-
-
-@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
-async def test_a_fast_bulk_in_small_pieces_is_gathered_and_its_rest_is_not_kept(
-    way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the system was told not to tell of comes all the same, though neither more nor an end follows."""
-    monkeypatch.setattr(splice_module, "_FAST", 0.0)  # this machine may be slow
-    least: list[int] = []
-    original = socket.socket.setsockopt
-
-    def note(self: socket.socket, level: int, name: int, value: Any) -> None:
-        original(self, level, name, value)
-        if name == socket.SO_RCVLOWAT:
-            least.append(value)
-
-    monkeypatch.setattr(socket.socket, "setsockopt", note)
-    async with pumped() as (left, right, over):
-        with no_hang():
-            for source, sink in ((left, right), (right, left)):
-                for _ in range(2):
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(_in_pieces, source, 8_192_000)
-                        await read_exactly(sink, 8_192_000)
-                    await source.send_all(b"and a few")
-                    assert await read_exactly(sink, 9) == b"and a few"
-            await left.aclose()
-            await right.aclose()
-            await over.wait()
-    if way == "the long way":
-        assert least == []
-    else:
-        assert max(least) == 256 * 1024
-        assert least[-1] == 1
-
-
-async def _exchanges(left: trio.SocketStream, right: trio.SocketStream, count: int, size: int) -> None:
-    for _ in range(count):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_in_pieces, left, size)
-            await read_exactly(right, size)
-        await right.send_all(b"x")
-        assert await read_exactly(left, 1) == b"x"
-
-
-@pytest.fixture
-def gatherings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """An entry each time that something begins to be gathered."""
-    begun: list[int] = []
-    original = splice_module._End._gather
-
-    def gather(self: Any) -> None:
-        begun.append(self.descriptor)
-        original(self)
-
-    monkeypatch.setattr(splice_module._End, "_gather", gather)
-    return begun
-
-
-@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
-async def test_requests_that_wait_for_their_answers_are_soon_not_gathered_any_more(
-    monkeypatch: pytest.MonkeyPatch, gatherings: list[int]
-) -> None:
-    """Each of them waited for the reminder in vain."""
-    monkeypatch.setattr(splice_module, "_FAST", 0.0)
-    monkeypatch.setattr(splice_module, "_LONG", 64 * 1024)
-    async with pumped() as (left, right, _):
-        with no_hang():
-            await _exchanges(left, right, 60, 131_072)
-    assert 1 <= len(gatherings) <= 7
-
-
-@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
-async def test_nothing_is_gathered_by_a_clock_that_stands_still(
-    mock_clock: trio.testing.MockClock, gatherings: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The rest would never come, in a test that lets its clock go on only when the rest has come."""
-    monkeypatch.setattr(splice_module, "_LONG", 64 * 1024)
-    async with pumped() as (left, right, _):
-        await _exchanges(left, right, 20, 131_072)
-    assert gatherings == []
-
-
 @pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
 async def test_without_a_descriptor_for_the_epoll_bytes_take_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any) -> None:
@@ -236,24 +149,6 @@ async def test_without_a_descriptor_for_the_epoll_bytes_take_the_long_way(monkey
             await right.send_all(b"answer")
             await right.send_eof()
             assert await read_all(left) == b"answer"
-            await over.wait()
-
-
-@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
-async def test_an_end_behind_what_is_being_gathered_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splice_module, "_FAST", 0.0)
-    monkeypatch.setattr(reactor_module, "REMINDED_AFTER", 60.0)
-    async with pumped() as (left, right, over):
-        with no_hang():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_in_pieces, left, 8_192_000)
-                left_over = 8_192_000
-                while left_over > 256 * 1024:  # less may be waited for
-                    left_over -= len(await right.receive_some(65536))
-            await left.send_eof()
-            await read_exactly(right, left_over)
-            assert await read_all(right) == b""
-            await right.aclose()
             await over.wait()
 
 
@@ -415,7 +310,7 @@ async def test_what_was_cancelled_while_it_waited_for_its_turn_is_not_touched_ag
 
 
 async def _pump_in_a_scope(
-    first: trio.abc.Stream, second: trio.abc.Stream, *, task_status: trio.TaskStatus[trio.CancelScope]
+    first: ByteStream, second: ByteStream, *, task_status: trio.TaskStatus[trio.CancelScope]
 ) -> None:
     with trio.CancelScope() as scope:
         task_status.started(scope)

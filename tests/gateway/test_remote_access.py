@@ -66,7 +66,7 @@ from pioneer_tunnel.gateway.keystore import DEFAULT_SECRET_REF, FileKeystore, Me
 from pioneer_tunnel.gateway.remote_access import RemoteAccess
 from pioneer_tunnel.gateway.settings import Settings, SettingsFile, SettingsUpdate
 from pioneer_tunnel.testing import Connect, Fail, ScriptedTransport, Stall, StatusContract
-from pioneer_tunnel.transports import native as websocket
+from pioneer_tunnel.transports import TRANSPORTS
 from pioneer_tunnel.transports.interface import Deliver, Report, RoundTrip, Session, Target
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 
@@ -1347,7 +1347,7 @@ class Dialling:
 
 def over_relay(gateway: Gateway, rig: RelayRig, config: dict[str, Any] | None = None, **changes: Any) -> RemoteAccess:
     fields = {"relay_addr": f"ws://{RELAY_NAME}", "restart_initial_ms": 10} | (config or {})
-    arguments: dict[str, Any] = {"transports": {"websocket": websocket.serve}, "dial": Dialling(rig)}
+    arguments: dict[str, Any] = {"transports": TRANSPORTS, "dial": Dialling(rig)}
     return gateway.remote_access(fields, **(arguments | changes))
 
 
@@ -1414,7 +1414,7 @@ async def test_a_generation_begins_when_the_sockets_of_the_old_one_are_closed(re
         serving += 1
         assert serving == 1
         try:
-            await websocket.serve(target, deliver, report, task_status=task_status)
+            await TRANSPORTS["websocket"](target, deliver, report, task_status=task_status)
         finally:
             serving -= 1
         raise AssertionError

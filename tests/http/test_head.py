@@ -1,4 +1,4 @@
-"""`relay.head`: one verdict for one head, whatever its pieces, and never a doubt whom it is for."""
+"""`_http.head`: one result for one head, whatever its pieces, and one host."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def read(data: bytes) -> RequestHead:
 
 
 def request(*lines: bytes, first: bytes = b"GET / HTTP/1.1", host: bytes | None = b"a.example") -> bytes:
-    """A request that is right but for what the test gives."""
+    """A valid request, with the changes of the test."""
     hosts = [] if host is None else [b"Host: " + host]
     return b"\r\n".join([first, *hosts, *lines, b"", b""])
 
@@ -419,7 +419,7 @@ def test_what_is_no_request_is_refused_before_its_line_ends(first: bytes) -> Non
 
 
 def test_an_error_comes_with_its_line() -> None:
-    """The visitor is not waited for when nothing that he may yet say helps."""
+    """The error comes at once when no further bytes can make the head valid."""
     assert isinstance(verdict([b"GET a.example/ HTTP/1.1\r\n"]), tuple)
     assert isinstance(verdict([b"GET / HTTP/1.1\r\nX : y\r\n"]), tuple)
     assert verdict([b"GET / HTTP/1.1\r\nX : y"]) is None

@@ -1,4 +1,4 @@
-"""`relay.framing`: where each request ends, one verdict for one sequence of bytes, and nothing forwarded beyond it."""
+"""`_http.requests`: where each request ends, one result for the same bytes, and nothing forwarded beyond it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import trio.testing
 from fuzzing import fuzzed
 from hypothesis import example, given, strategies as st
 
-from pioneer_tunnel._http import bodies, requests as framing
+from pioneer_tunnel._http import bodies, requests as requests_module
 from pioneer_tunnel._http.head import MAX_HEAD, HeadReader, RequestHead
 from pioneer_tunnel._http.requests import Phase, RequestFollower
 from pioneer_tunnel._http.responses import ResponseFollower
 from pioneer_tunnel._model.errors import LocalProtocolError
+from pioneer_tunnel._net.adopted import adopt
 from pioneer_tunnel.relay.visitors.followed_stream import FollowedStream
 from pioneer_tunnel.relay.visitors.turns import Turn, Turns
 
@@ -42,7 +43,7 @@ def following(first: bytes, responses: ResponseFollower | None = None) -> Reques
 
 @attrs.frozen
 class Verdict:
-    """What became of a visitor's bytes after the first head."""
+    """The result for a visitor's bytes after the first head."""
 
     forwarded: bytes
     phase: Phase
@@ -418,7 +419,7 @@ def test_after_a_101_any_bytes_pass(said: bytes, sizes: list[int], early: bool) 
 
 
 def test_many_small_requests_take_time_in_proportion_to_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that was given all that there is, for each of them, would copy it for each of them."""
+    """A reader that gets all bytes for each request would copy all of them for each request."""
     given_to_readers = 0
 
     class Counting:
@@ -434,7 +435,7 @@ def test_many_small_requests_take_time_in_proportion_to_their_number(monkeypatch
             given_to_readers += len(data)
             return self._reader.feed(data)
 
-    monkeypatch.setattr(framing, "HeadReader", Counting)
+    monkeypatch.setattr(requests_module, "HeadReader", Counting)
     data = FIRST * 1000
     follower = following(FIRST)
     assert feed_all(follower, data) == data
@@ -457,7 +458,7 @@ HEADERS: Final = b"X: y\r\n" * 100 + b"\r\n"
     ids=["requests", "requests with many headers", "chunks", "extended chunks", "empty bodies", "trailers"],
 )
 def test_a_turn_is_bounded_by_the_items_that_it_finds(first: bytes, item: bytes, most: int) -> None:
-    """A read may bring 40,000 chunks. To follow them in one go keeps all others waiting."""
+    """One read may have 40,000 chunks. Processing them in one call would delay all others."""
     follower = following(first)
     fed, data, forwarded = 0, item * 2000, b""
     turn = b"".join(follower.feed(data))
@@ -486,13 +487,13 @@ def test_nothing_new_is_taken_while_there_is_more_to_look_at() -> None:
 
 
 async def test_a_flood_of_one_tenant_does_not_hold_up_another(mock_clock: trio.testing.MockClock) -> None:
-    """Each of 200 connections has 20,000 chunks to say at once; another tenant's visitor has one request."""
+    """Each of 200 connections sends 20,000 chunks at once; another tenant's visitor sends one request."""
     turns, order = Turns(), list[str]()
 
     async def visit(tenant: str, first: bytes, said: bytes) -> None:
         ours, theirs = trio.testing.memory_stream_pair()
         async with ours, theirs:
-            followed = FollowedStream(ours, head_of(first), b"", Turn(turns, tenant, tenant), head_timeout=10)
+            followed = FollowedStream(adopt(ours), head_of(first), b"", Turn(turns, tenant, tenant), head_timeout=10)
             await theirs.send_all(said)
             left = len(said)
             while left:

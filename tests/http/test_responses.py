@@ -1,4 +1,4 @@
-"""`relay.responses`: where each response ends, in whatever pieces it comes, and what is not followed."""
+"""`_http.responses`: where each response ends, in any pieces, and what is not followed."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pioneer_tunnel._http import bodies, responses as responses_module
 from pioneer_tunnel._http.bodies import MAX_WORK
 from pioneer_tunnel._http.head import MAX_HEAD, HeadReader, RequestHead
 from pioneer_tunnel._http.responses import ResponseFollower, ResponsePhase
+from pioneer_tunnel._net.adopted import adopt
 from pioneer_tunnel.relay.visitors.followed_stream import FollowedStream
 from pioneer_tunnel.relay.visitors.turns import Turn, Turns
 
@@ -43,7 +44,7 @@ WEBSOCKET: Final = asked(b"GET", upgrade=True)
 
 @attrs.frozen
 class Verdict:
-    """What became of the bytes of a gateway."""
+    """The result for a gateway's bytes."""
 
     passed: int
     phase: ResponsePhase
@@ -269,7 +270,7 @@ SIZES: Final = st.lists(st.integers(1, 300), min_size=1, max_size=8)
 
 
 def read_by_h11(request: RequestHead, data: bytes) -> int:
-    """How long the response to `request` at the start of `data` is, as h11 reads it."""
+    """The length of the response to `request` at the start of `data`, as h11 reads it."""
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
     connection.send(
         h11.Request(method=request.method, target="/", headers=[(b"Host", b"a.test"), *upgrade_of(request)])
@@ -329,7 +330,7 @@ def test_any_bytes_get_one_verdict(
     "data", [CONTINUE * 20_000, CHUNKED + b"1\r\nx\r\n" * 60_000, CHUNKED + b"1;a\r\nx\r\n" * 40_000]
 )
 def test_no_call_takes_long_whatever_comes(data: bytes) -> None:
-    """It finds so many things, and leaves the rest for the next call."""
+    """It processes a bounded number of items, and leaves the rest for the next call."""
     follower = ResponseFollower()
     follower.expect(GET)
     calls, passed = 0, 0
@@ -347,7 +348,7 @@ async def test_a_flood_of_one_gateway_does_not_hold_up_another(mock_clock: trio.
     async def answer(tenant: str, said: bytes) -> None:
         ours, theirs = trio.testing.memory_stream_pair()
         async with ours, theirs:
-            followed = FollowedStream(ours, GET, b"", Turn(turns, tenant, tenant), head_timeout=10)
+            followed = FollowedStream(adopt(ours), GET, b"", Turn(turns, tenant, tenant), head_timeout=10)
             await followed.send_all(said)
             order.append(tenant)
 

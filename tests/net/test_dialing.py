@@ -17,11 +17,11 @@ from rig import HANG, free_port, nothing_left_behind, run_until_it_waits
 
 from pioneer_tunnel._model.addresses import Address, RelayAddress
 from pioneer_tunnel._model.errors import LocalGatewayError, RelayConnectError, RelayResolveError
+from pioneer_tunnel._net.adopted import Watched
 from pioneer_tunnel._net.dialing import dial_local, dial_relay, dial_tcp
 from pioneer_tunnel._net.tcp import TcpStream
 from pioneer_tunnel._net.tls.client import client_tls
 from pioneer_tunnel._net.tls.stream import TlsStream
-from pioneer_tunnel._net.wrappers import Watched
 
 RELAY = RelayAddress.parse("wss://relay.test:8443")
 

@@ -1,4 +1,4 @@
-"""`reactor`: who does the work, who is told of what, and when it looks again."""
+"""`event_loop`: which task leads, and which callbacks run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import pytest
 import trio
 import trio.testing
-from rig import eventually, no_hang, nothing_left_behind
+from rig import eventually, nothing_left_behind
 
-from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, REMINDED_AFTER, Reactor, Stay
+from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, Reactor, Stay
 
 pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="this system has no epoll")
 
@@ -41,7 +41,7 @@ async def test_news_are_told_by_their_edge_for_as_long_as_one_stays() -> None:
             assert told[0] == select.EPOLLIN
             with pytest.raises(trio.BusyResourceError):
                 stay.reactor.watch(ours.fileno(), told.append)
-            stay.reactor.watch_anew(ours.fileno(), room=True)
+            stay.reactor.watch_writable(ours.fileno())
             await eventually(lambda: len(told) == 3)
             assert told[2] == select.EPOLLIN | select.EPOLLOUT
             stay.reactor.unwatch(ours.fileno())
@@ -115,25 +115,6 @@ async def test_turns_are_taken_in_order_and_let_other_tasks_run() -> None:
     assert order == list("abababab")
 
 
-async def test_a_reminder_comes_also_when_there_is_always_something_to_do() -> None:
-    """What was gathered could wait for as long as another connection was busy."""
-    reactor = Reactor.current()
-    reminded = trio.Event()
-
-    def turn() -> int:
-        reactor.queue(turn)
-        return 1024 * 1024
-
-    with reactor.stay() as stay:
-        async with trio.open_nursery() as nursery:
-            reactor.queue(turn)
-            reactor.remind(reminded.set)
-            nursery.start_soon(stay.wait)
-            with no_hang():
-                await reminded.wait()
-            stay.end()
-
-
 async def test_the_lead_is_handed_over_although_the_one_who_had_it_stays_on() -> None:
     """Everything in the run stood still while a session that had ended waited for its other tasks."""
     told: list[int] = []
@@ -175,63 +156,3 @@ async def test_what_fails_is_logged_and_the_others_go_on(caplog: pytest.LogCaptu
                 reactor.unwatch(watched.fileno())
             stay.end()
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError] * 2
-
-
-async def test_reminders_come_in_time_and_not_after_all() -> None:
-    reminded: list[str] = []
-    reactor = Reactor.current()
-    one, two, three = (lambda name=name: reminded.append(name) for name in ("one", "two", "three"))
-    with reactor.stay() as stay:
-        async with trio.open_nursery() as nursery:
-            began = trio.current_time()
-            for callback in (one, two, three):
-                reactor.remind(callback)
-            reactor.remind(one)  # asked again, it is the last
-            reactor.do_not_remind(two)
-            reactor.do_not_remind(two)
-            nursery.start_soon(stay.wait)
-            await eventually(lambda: len(reminded) == 2)
-            assert trio.current_time() - began >= REMINDED_AFTER
-            await trio.sleep(2 * REMINDED_AFTER)
-            stay.end()
-    assert reminded == ["three", "one"]
-
-
-async def test_it_stops_looking_for_an_answer_where_none_comes_and_tries_again_now_and_then() -> None:
-    """To look is to use the processor: 31 looks in vain at the most, then 16 for every 64 times that it is asked to."""
-    reactor = Reactor.current()
-    looks = 0
-
-    class Count(trio.abc.Instrument):
-        def before_task_step(self, task: trio.lowlevel.Task) -> None:
-            nonlocal looks
-            looks += task is looking
-
-    with pair() as (ours, theirs):
-
-        async def answer_nothing(times: int) -> int:
-            nonlocal looks
-            looks = 0
-            for _ in range(times):
-                theirs.send(b"x")
-                await trio.testing.wait_all_tasks_blocked(0.0005)
-            return looks - times  # one step is for the news itself
-
-        def on_news(events: int) -> None:
-            ours.recv(1)
-            reactor.expect_answer()
-
-        with reactor.stay() as stay:
-            async with trio.open_nursery() as nursery:
-                reactor.watch(ours.fileno(), on_news)
-                nursery.start_soon(stay.wait)
-                await trio.testing.wait_all_tasks_blocked()
-                (looking,) = (task for task in nursery.child_tasks if task.name.endswith("Stay.wait"))
-                trio.lowlevel.add_instrument(count := Count())
-                assert await answer_nothing(1) > 0
-                assert await answer_nothing(40) < 40
-                assert await answer_nothing(10) == 0
-                assert 0 < await answer_nothing(64) < 64
-                trio.lowlevel.remove_instrument(count)
-                reactor.unwatch(ours.fileno())
-                stay.end()

@@ -105,7 +105,7 @@ async def test_a_gateway_that_comes_and_goes(text: str, caplog: pytest.LogCaptur
         async def come_and_go() -> None:
             async with rig.tunnel() as tunnel:
                 await tunnel.wait_connected()
-            while text == "has ended" and rig.relay._control._sessions:
+            while text == "has ended" and rig.relay._gateways._sessions:
                 await trio.sleep(0.001)
 
         await lines_of(caplog, text, come_and_go)

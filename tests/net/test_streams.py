@@ -11,11 +11,12 @@ import trio
 import trio.testing
 from rig import eventually, fill, no_hang, read_all, tcp_pair
 
-from pioneer_tunnel._net import wrappers as streams_module
+from pioneer_tunnel._net import adopted as streams_module
+from pioneer_tunnel._net.adopted import Watched, watch
 from pioneer_tunnel._net.closing import abandon, close_after_answer, send_eof
+from pioneer_tunnel._net.prefixed_stream import PrefixedStream
 from pioneer_tunnel._net.socket_options import reset_on_close
 from pioneer_tunnel._net.tcp import TcpStream
-from pioneer_tunnel._net.wrappers import PrefixedStream, Watched, watch
 
 
 async def watched_sockets() -> tuple[Watched, Watched]:

@@ -41,8 +41,8 @@ from pioneer_tunnel._model.addresses import Address
 from pioneer_tunnel._model.errors import InvalidSettingsError, ReplacedError, StorageError, TunnelAuthError
 from pioneer_tunnel._model.keys import RelayKey, SigningIdentity
 from pioneer_tunnel._model.status import State
+from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.closing import abandon
-from pioneer_tunnel._net.wrappers import watch
 from pioneer_tunnel._wire import messages
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
@@ -103,7 +103,7 @@ async def test_a_request_that_leaves_a_doubt_is_400(head: bytes) -> None:
 
 
 async def test_a_head_that_is_too_large_is_431_and_the_visitor_reads_so() -> None:
-    """Also a visitor that sends on and on: its answer must not be lost to a reset of the connection."""
+    """Also when the visitor keeps sending: a reset must not destroy the answer."""
     async with serving() as (rig, _):
         many = b"GET / HTTP/1.1\r\nHost: office.test\r\n" + b"X: %s\r\n" % (b"x" * 1000) * 600 + b"\r\n"
         async with await rig.visit() as visitor, trio.open_nursery() as nursery:
@@ -148,7 +148,7 @@ async def test_a_gateway_that_is_lost_after_it_began_to_answer_is_a_reset() -> N
 
 
 async def test_a_relay_that_stops_in_the_middle_of_an_answer_resets_the_visitor() -> None:
-    """The visitor used to see an orderly end: cancelled, the pump abandoned one of its two streams only."""
+    """The visitor used to get a FIN: when cancelled, the pump reset only one of its two streams."""
     async with relay_rig() as rig, rig.tunnel() as tunnel:
         await tunnel.wait_connected()
         async with await rig.visit() as visitor:
@@ -280,7 +280,7 @@ async def test_no_other_host_will_do(host: str) -> None:
 
 
 async def test_every_byte_passes_as_it_came() -> None:
-    """The head is not written anew: odd spacing, case and order stay, and so does what follows it."""
+    """The head is not rewritten: odd spacing, case and order stay, and so does what follows."""
     odd = (
         b"gEt /%7Ea?b=%zz HTTP/1.1\r\nX-B:   spaces \t \r\nhOsT: \t Office.TEST:80 \r\nx-b:\r\nA: \xe9\r\n"
         b"Content-Length: 3\r\n\r\nabcPUT /second HTTP/1.1\r\nhost:office.test\r\nContent-Length: 25600\r\n\r\n"
@@ -399,7 +399,7 @@ async def test_one_address_serves_gateways_and_visitors(engine: EngineName) -> N
 
 
 async def test_the_newest_session_wins(engine: EngineName) -> None:
-    """The old one hears who took its place, a go-away and close code 4001; the new one keeps the tunnel."""
+    """The old one gets the name of its successor, a go-away and close code 4001; the new one keeps the tunnel."""
     async with relay_rig(engine) as rig, raw_gateway(rig) as (old, _), rig.tunnel(instance="the-new-one") as tunnel:
         await tunnel.wait_connected()
         texts, data = [], bytearray()
@@ -668,7 +668,7 @@ async def test_tls_for_gateways_or_visitors_or_both(
 
 @asynccontextmanager
 async def behind_tls(certificates: Path) -> AsyncIterator[tuple[trio.SSLStream[trio.SocketStream], TunnelStream]]:
-    """A visitor over TLS who has asked, and its stream at the gateway."""
+    """A visitor over TLS that has sent its request, and its stream at the gateway."""
     files: dict[str, Any] = {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": certificates}
     async with relay_rig(None, **files, control_tls=False) as rig, rig.tunnel() as tunnel:
         with no_hang():
@@ -682,7 +682,7 @@ async def behind_tls(certificates: Path) -> AsyncIterator[tuple[trio.SSLStream[t
 
 
 async def test_a_whole_answer_over_tls_ends_with_a_close_notify(certificates: Path) -> None:
-    """Only so can a visitor tell it from one that was cut: trio.SSLStream, curl and others insist on it."""
+    """Without it a visitor cannot tell the answer from a truncated one; trio.SSLStream, curl and others require it."""
     async with behind_tls(certificates) as (visitor, stream):
         await stream.send_all(bytes(300_000))
         await stream.aclose()

@@ -1,4 +1,4 @@
-"""Where a relay listens: both families at one entry, several entries at one key, and one name for each visitor."""
+"""Where a relay listens: both address families at one entry, several addresses, and one address for each visitor."""
 
 from __future__ import annotations
 
@@ -122,9 +122,9 @@ async def test_limits_know_an_ipv4_visitor_of_such_an_entry_by_its_own_address(
     hosts = []
     arrive = Admission.arrive
 
-    def note(self: Admission, host: str | None, *arguments: Any) -> Any:
+    def note(self: Admission, host: str | None, *arguments: Any, **named: Any) -> Any:
         hosts.append(host)
-        return arrive(self, host, *arguments)
+        return arrive(self, host, *arguments, **named)
 
     monkeypatch.setattr(Admission, "arrive", note)
     async with relay_rig(control_addr="[::]:0", ingress_addr="[::]:0") as rig:

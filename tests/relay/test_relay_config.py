@@ -1,4 +1,4 @@
-"""`[relay]` and `[[relay.tunnels]]`: what a relay's file may hold, all that is wrong with it, and no secret told."""
+"""`[relay]` and `[[relay.tunnels]]`: what is allowed, that all problems are reported, and that no secret is."""
 
 from __future__ import annotations
 

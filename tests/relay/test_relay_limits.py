@@ -1,4 +1,4 @@
-"""What a relay lets others cost it: the counting by itself, and in a real relay."""
+"""The limits of a relay: the counting by itself, and in a real relay."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ from pioneer_tunnel._model.addresses import Address, RelayAddress
 from pioneer_tunnel._model.errors import InvalidSettingsError
 from pioneer_tunnel._model.keys import PublicKey, RelayKey
 from pioneer_tunnel._model.status import State
+from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.descriptor_limit import descriptor_limit
 from pioneer_tunnel._net.log_limiter import LINES_IN_FULL
-from pioneer_tunnel._net.wrappers import watch
 from pioneer_tunnel._wire.handshake import AGENT, SUBPROTOCOL, Claim, GatewayHandshake, Rejection, RelayHandshake
 from pioneer_tunnel.relay import RelayConfig, RelayLimits, accept_loop as accepting, rates
 from pioneer_tunnel.relay.accept_loop import AcceptLoop
@@ -68,7 +68,7 @@ WRONG_KEY: Final = RelayKey("ptk1_a-key-that-no-relay-knows-0123456789")
 
 
 def limits(**values: Any) -> RelayLimits:
-    """Limits that nothing is exempt from."""
+    """Limits without exemptions."""
     return RelayLimits(**({"exempt": ()} | values))
 
 
@@ -378,7 +378,7 @@ async def is_turned_away(address: Address) -> None:
 
 @pytest.mark.parametrize("begin", [b"", b"GET / HTTP/1.1\r\nHost: off"])
 async def test_visitors_get_through_while_others_never_come_to_the_point(begin: bytes) -> None:
-    """Slowloris at both listeners: there are never more of them than may pend, and the oldest make way."""
+    """Slowloris at both listeners: there are never more than may pend, and the oldest are evicted."""
     with nothing_left_behind():
         async with limited(pending=20, pending_per_address=0, connects_per_second_per_address=0) as (rig, _):
             before = len(open_sockets())
@@ -426,7 +426,7 @@ async def test_a_gateway_that_was_challenged_pends_until_it_has_proved_itself() 
 
 
 async def test_a_stranger_makes_the_relay_hold_little(engine: EngineName) -> None:
-    """A message may have a mebibyte, but only of a gateway that has proved itself."""
+    """A message may have 1 MiB, but only after the gateway's proof."""
     async with relay_rig(engine) as rig, await connect(rig.addresses.control) as stranger:
         await stranger.send_all(OPENING)
         await stranger.send_all(b"\x82\xff" + (1024 * 1024).to_bytes(8, "big") + bytes(4))  # its length and its mask
@@ -663,7 +663,7 @@ def test_an_unknown_key_and_a_wrong_proof_take_the_same_path() -> None:
 
 @final
 class CountedVerifications:
-    """Stands for `Ed25519PublicKey`, and counts the signatures that are verified with real points of the curve."""
+    """Replaces `Ed25519PublicKey`, and counts the signatures that are verified with real points of the curve."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -695,7 +695,7 @@ class CountedVerifications:
 async def test_an_unknown_key_costs_the_relay_the_same_work(
     said: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One verification, whatever the registry has: so no time tells which keys there are."""
+    """One verification in any case, so that timing does not reveal which keys exist."""
     counted = CountedVerifications()
     monkeypatch.setattr(identity, "Ed25519PublicKey", counted)
     for registered in (None, str(KEY.identity().public_key)):
@@ -727,7 +727,7 @@ async def test_nothing_that_others_say_forges_a_log_line(caplog: pytest.LogCaptu
 
 
 async def open_by_hand(rig: RelayRig, changes: dict[str, str]) -> None:
-    """An opening that proves KEY, and tells `changes` of itself."""
+    """An opening that proves KEY, with these changes of its claim."""
     fields: dict[str, Any] = {"audience": RELAY_NAME, "service": "any", "instance": "x"}
     fields |= {name: value for name, value in changes.items() if name in fields}
     opening = GatewayHandshake(KEY.identity(), **fields)

@@ -1,4 +1,4 @@
-"""A relay takes up a changed file while it runs: what stays is not touched, and a broken file changes nothing."""
+"""A running relay reloads its file: what stays is not interrupted, and a broken file changes nothing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def home(**changes: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def carrying(rig: RelayRig, **changes: Any) -> AsyncIterator[trio.SocketStream]:
-    """A gateway that echoes, and a visitor in the middle of a conversation with it. Both are there to the end."""
+    """A gateway that echoes, and a visitor in the middle of a conversation. Both must stay to the end."""
     async with rig.tunnel(**changes) as tunnel:
         await tunnel.wait_connected()
         async with in_background(lambda: trio.serve_listeners(echo, [tunnel])), await rig.visit() as visitor:
@@ -222,7 +222,7 @@ def test_changes_are_told_by_tunnel() -> None:
 
 
 def write(path: Path, *tunnels: dict[str, Any], **relay: Any) -> None:
-    """Write a relay's file beside `path`, and put it in its place."""
+    """Write a relay's file beside `path`, and rename it to `path`."""
     fields = {
         "control_addr": "127.0.0.1:0",
         "ingress_addr": "127.0.0.1:0",
@@ -239,7 +239,7 @@ def write(path: Path, *tunnels: dict[str, Any], **relay: Any) -> None:
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ConfigFile:
-    """A file that was loaded, and is read again as soon as it changes."""
+    """A loaded file, with a short settling time."""
     monkeypatch.setattr("pioneer_tunnel.relay.reload.SETTLE_INTERVAL", 0.03)
     write(tmp_path / "relay.toml", tunnel_entry())
     file = ConfigFile(tmp_path / "relay.toml")
@@ -287,7 +287,7 @@ async def test_a_change_of_the_same_size_in_place_is_seen(file: ConfigFile) -> N
 
 @in_virtual_time
 async def test_a_file_that_is_being_written_is_not_read_half(file: ConfigFile) -> None:
-    """The half would be a good file, with fewer tunnels."""
+    """The first half would be a valid file with fewer tunnels."""
     write(file.path, tunnel_entry(), home())
     file.load()
     text = file.path.read_text()
@@ -349,7 +349,7 @@ async def test_what_cannot_be_applied_is_told_and_the_next_one_may_be(
 @in_virtual_time
 async def test_whoever_asks_has_it_read_at_once(file: ConfigFile) -> None:
     ask_for_it, asked = trio.open_memory_channel[None](1)
-    async with followed(file, asked=asked, interval=1000) as applied:
+    async with followed(file, reload_now=asked, interval=1000) as applied:
         for number in (1, 2):
             await ask_for_it.send(None)
             await eventually(partial(has, applied, number))

@@ -1,4 +1,4 @@
-"""A tunnel changes its key: sessions move, no visitor is dropped, and the old key opens nothing any more."""
+"""A tunnel changes its key: sessions move, no visitor is dropped, and the old key no longer works."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from rig import (
 from pioneer_tunnel._model.errors import ReplacedError, TunnelAuthError
 from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._model.status import ErrorKind, State
+from pioneer_tunnel._net.adopted import adopt
+from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.gateways.takeover import ANSWER_TIMEOUT
@@ -106,7 +108,7 @@ async def test_visitors_of_the_old_one_may_stay_for_so_long() -> None:
 
 
 async def test_a_gateway_that_changes_its_key_is_the_same_gateway() -> None:
-    """Its old session is over by then, or a ghost; in neither case is it told to stop."""
+    """Its old session has ended by then or is dead; in neither case is the gateway told to stop."""
     async with relay_rig(tunnels=[both_keys()]) as rig:
         for key in (KEY, NEW_KEY, KEY):
             async with rig.tunnel(key=key, instance="me") as tunnel:
@@ -138,7 +140,7 @@ async def test_the_older_key_does_not_take_it_back(autojump_clock: trio.testing.
 async def test_a_retired_session_that_is_dead_is_not_waited_for(
     autojump_clock: trio.testing.MockClock, instance: str, within: float
 ) -> None:
-    """A ghost of the same gateway is gone within a second, whatever key it comes back with."""
+    """The dead session of a gateway is gone within a second, whichever key the gateway reconnects with."""
     async with trio.open_nursery() as nursery:
         relay = MemoryRelay(nursery, key=None, keys=public(KEY, NEW_KEY))
         async with relay.tunnel("old") as old:
@@ -160,7 +162,7 @@ async def test_a_retired_session_that_is_dead_is_not_waited_for(
 async def test_a_ghost_that_is_retired_is_gone_when_its_gateway_comes_back(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """It does not get the tunnel, but its ghost has had its time."""
+    """It does not get the tunnel, but its dead session ends."""
     async with trio.open_nursery() as nursery:
         relay = MemoryRelay(nursery, key=None, keys=public(KEY, NEW_KEY))
         async with relay.tunnel("old") as old:
@@ -207,10 +209,10 @@ async def test_retired_sessions_do_not_pile_up() -> None:
 
 
 async def test_a_visitor_who_waits_for_the_old_one_gets_the_new_one() -> None:
-    """It had found the old session, which was not ready, and in that moment the tunnel moved."""
+    """It had found the old session, and the tunnel moved before a stream was open."""
 
     class Moving(Overwhelmed):
-        async def open_stream(self) -> trio.abc.HalfCloseableStream:
+        async def open_stream(self) -> ByteStream:
             await directory.enter("office", Ready())
             raise trio.BrokenResourceError("the session takes no more streams")
 
@@ -218,10 +220,10 @@ async def test_a_visitor_who_waits_for_the_old_one_gets_the_new_one() -> None:
             """Nothing is left to do."""
 
     class Ready(Overwhelmed):
-        async def open_stream(self) -> trio.abc.HalfCloseableStream:
+        async def open_stream(self) -> ByteStream:
             ours, theirs = trio.testing.memory_stream_pair()
             gateways.append(theirs)
-            return ours
+            return adopt(ours)
 
     gateways: list[trio.abc.Stream] = []
     directory = LocalDirectory()

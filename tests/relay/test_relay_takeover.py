@@ -1,4 +1,4 @@
-"""Two gateways and one tunnel: who has it, who is told so, and that they do not fight. Ghosts, too."""
+"""Two gateways and one tunnel: who has it, what the other one learns, and dead sessions."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from pioneer_tunnel._model.addresses import RelayAddress
 from pioneer_tunnel._model.errors import ReplacedError
 from pioneer_tunnel._model.keys import PublicKey, RelayKey, SigningIdentity
 from pioneer_tunnel._model.status import ErrorKind, State, Status
+from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL, GatewayHandshake, Welcome
 from pioneer_tunnel._wire.messages import instance_shown
 from pioneer_tunnel.relay.gateways.registry import MOST_CANDIDATES, LiveSession, LocalDirectory, TunnelTaken
@@ -60,7 +61,7 @@ KEYS: Final = (OLD, NEW)
 
 @attrs.frozen
 class Somebody:
-    """A party to the decision."""
+    """A `Party`."""
 
     instance: str
     key_id: str = OLD
@@ -101,7 +102,7 @@ somebody = st.builds(Somebody, st.sampled_from(["", "a", "b"]), st.sampled_from(
 def test_two_that_come_again_and_again_do_not_take_it_from_each_other_in_turn(
     one: Somebody, other: Somebody, first: bool
 ) -> None:
-    """Where the newcomer gets it at once in both directions, the other has been told to stop, or is the same one."""
+    """If each of two gateways replaces the other at once, one was told to stop, or they are the same gateway."""
     rules = TakeoverRules(takeover=Takeover.FIRST if first else Takeover.NEWEST, keys=KEYS)
     there = rules.verdict(holder=one, newcomer=other)
     back = rules.verdict(holder=other, newcomer=one)
@@ -247,7 +248,7 @@ async def test_a_dead_holder_does_not_lock_the_tunnel(autojump_clock: trio.testi
 
 
 async def read_broken(visitor: trio.abc.ReceiveStream) -> None:
-    """A reset has no form in memory: the pump closes what it abandons, and the sending side finds out."""
+    """Streams in memory cannot be reset: the pump closes them, and the sender gets an error."""
     assert await visitor.receive_some() == b""
     raise trio.BrokenResourceError
 
@@ -290,7 +291,7 @@ async def test_a_gateway_without_an_instance_is_a_stranger_to_its_own_ghost(
 async def test_a_ghost_is_gone_within_a_second(
     autojump_clock: trio.testing.MockClock, takeover: Takeover, room: float
 ) -> None:
-    """Whether the system still takes what is sent to it, or nothing moves any more."""
+    """Whether the socket still takes data."""
     async with memory_relay(takeover=takeover) as relay, relay.tunnel("host-a") as ghost:
         await ghost.wait_connected()
         visitor = await relay.visit()
@@ -376,7 +377,7 @@ def of_another_relay() -> PublicKey:
 async def test_a_gateway_that_rejects_the_relay_replaces_nobody(
     autojump_clock: trio.testing.MockClock, takeover: Takeover, instance: str, engine: EngineName
 ) -> None:
-    """It pins another identity and closes after the welcome, again and again."""
+    """It pins another identity, closes after the welcome, and retries."""
     async with memory_relay(takeover=takeover, engine=engine) as relay, relay.tunnel("host-a") as holder:
         await holder.wait_connected()
         visitor = await relay.visit()
@@ -412,7 +413,7 @@ async def test_one_with_a_newer_key_does_not_retire_the_holder_either(
 
 
 async def test_the_silent_ones_are_few(engine: EngineName) -> None:
-    """Whoever has the key and says nothing after the welcome, many times over: the tunnel goes on."""
+    """Many gateways with the key that send nothing after the welcome do not disturb the tunnel."""
     more, dropped = 4, 0
     async with relay_rig(engine) as rig, rig.tunnel(instance="host-a") as tunnel:
         await tunnel.wait_connected()
@@ -485,7 +486,7 @@ async def test_a_session_that_counts_too_late_does_not_replace_a_newer_one() -> 
 
 
 async def test_one_that_is_replaced_while_it_waits_gets_nothing() -> None:
-    """It asks the holder, which does not answer; meanwhile its gateway has come back."""
+    """It pings the holder, which does not answer; meanwhile the holder's gateway has reconnected."""
     directory = LocalDirectory()
     first = TakeoverRules(takeover=Takeover.FIRST)
     early, late = Passive("host-b"), Passive("host-b")
@@ -520,7 +521,7 @@ async def test_there_are_only_so_many_candidates() -> None:
 
 
 class Passive(LiveSession):
-    """A session that remembers its orders."""
+    """A session that records its orders."""
 
     def __init__(self, instance: str) -> None:
         self._instance = instance
@@ -538,7 +539,7 @@ class Passive(LiveSession):
     def since(self) -> float:
         return 0.0
 
-    async def open_stream(self) -> trio.abc.HalfCloseableStream:
+    async def open_stream(self) -> ByteStream:
         raise trio.BrokenResourceError
 
     async def answers(self, within: float) -> bool:

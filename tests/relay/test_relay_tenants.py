@@ -1,4 +1,4 @@
-"""Two tenants behind one relay: what a visitor of one says never reaches the other's gateway, whatever it says."""
+"""Two tenants behind one relay: no bytes of one tenant's visitor reach the other's gateway."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ from rig import (
 )
 
 from pioneer_tunnel._model.keys import RelayKey
+from pioneer_tunnel._net.adopted import adopt
+from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LiveSession, LocalDirectory, LocalRegistry
@@ -61,7 +63,7 @@ MemoryStream: TypeAlias = trio.StapledStream[trio.testing.MemorySendStream, trio
 
 @final
 class Gateway:
-    """Keeps what each stream said, and answers each request at its head, as h11 reads it."""
+    """Records the bytes of each stream, and answers each request after its head, as h11 reads it."""
 
     def __init__(self, answer: bytes = ANSWER) -> None:
         self.said: list[bytearray] = []
@@ -104,7 +106,7 @@ async def two_tenants() -> AsyncIterator[tuple[RelayRig, Gateway, Gateway]]:
 
 
 async def said_to(rig: RelayRig, data: bytes, way: str) -> bytes:
-    """Everything that a visitor is told who says `data`."""
+    """Everything that a visitor gets that sends `data`."""
     pieces = [data[at : at + 1] for at in range(len(data))] if way == "byte by byte" else [data]
     async with await rig.visit() as visitor, trio.open_nursery() as nursery:
         visitor.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -253,7 +255,7 @@ def requests_for(host: str) -> list[bytes]:
 
 
 async def test_each_request_on_a_connection_gets_to_its_own_tenant() -> None:
-    """As a proxy in front that keeps its connections sends them: one after the other, whoever they are for."""
+    """As a proxy with kept connections sends them: one after the other, for any host."""
     asked = [*itertools.chain(*zip(requests_for("office.test"), requests_for(OTHER_HOST), strict=True))] * 8
     async with two_tenants() as (rig, office, home), await rig.visit() as visitor:
         with no_hang():
@@ -275,7 +277,7 @@ async def test_requests_that_were_sent_ahead_are_answered_in_their_order() -> No
 
 
 async def test_a_tenants_stream_ends_when_the_connection_goes_on_to_another() -> None:
-    """With an end, not a reset: the handler sees a visitor that has left."""
+    """With EOF, not a reset: the handler sees a visitor that has left."""
     async with (
         relay_rig(tunnels=[tunnel_entry(), HOME]) as rig,
         rig.tunnel() as office,
@@ -305,7 +307,7 @@ async def test_a_tenants_stream_ends_when_the_connection_goes_on_to_another() ->
 
 @pytest.mark.parametrize("together", [True, False])
 async def test_what_a_gateway_says_unasked_answers_nobody(together: bool) -> None:
-    """Behind a proxy that keeps connections, it would pass for the response to another host's request."""
+    """Behind a proxy that keeps connections, it would look like the response to another host's request."""
     phish = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nphish"
     async with relay_rig(tunnels=[tunnel_entry(), HOME]) as rig, rig.tunnel() as office, await rig.visit() as visitor:
         await office.wait_connected()
@@ -370,7 +372,7 @@ AMBIGUOUS: Final = {
 async def test_after_a_response_of_uncertain_end_no_other_request_is_served(
     response: bytes, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """It passes as it came, up to the gateway's end, which is the end of the connection."""
+    """It passes unchanged up to the gateway's EOF, which ends the connection."""
     rest = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
     for asked in (HEAD, request(host=OTHER_HOST), request(*UPGRADE), b"nonsense\r\n"):
         async with by_hand() as (visitor, session):
@@ -397,7 +399,7 @@ REFUSED: Final = b"GET /no-host HTTP/1.1\r\n\r\n"
 
 @final
 class FakeSession(LiveSession):
-    """A gateway whose streams the test holds the other ends of."""
+    """A session whose streams end in the test."""
 
     instance = "by hand"
     key_id = "its only key"
@@ -408,12 +410,12 @@ class FakeSession(LiveSession):
         self.gone = False
         self.streams: list[MemoryStream] = []
 
-    async def open_stream(self) -> trio.abc.HalfCloseableStream:
+    async def open_stream(self) -> ByteStream:
         if self.gone:
             raise trio.BrokenResourceError
         ours, theirs = trio.testing.memory_stream_pair()
         self.streams.append(theirs)
-        return ours
+        return adopt(ours)
 
     async def answers(self, within: float) -> bool:
         raise AssertionError
@@ -446,14 +448,14 @@ async def by_hand(**limits: Any) -> AsyncIterator[tuple[trio.abc.HalfCloseableSt
 
 
 async def until_end(stream: trio.abc.ReceiveStream) -> bytes:
-    """What comes up to the end, without the PROXY header."""
+    """All bytes up to EOF, without the PROXY header."""
     said = await read_all(stream)
     assert said.startswith(NOBODY)
     return said[len(NOBODY) :]
 
 
 async def test_a_refusal_waits_for_the_answers_before_it(autojump_clock: trio.testing.MockClock) -> None:
-    """The gateway is not told an end meanwhile, or a server might break off."""
+    """The gateway gets no EOF meanwhile, or a server might stop."""
     async with by_hand() as (visitor, session):
         await visitor.send_all(HEAD + REFUSED)
         await eventually(lambda: bool(session.streams))
@@ -497,7 +499,7 @@ async def test_nothing_is_written_into_a_body_that_ends_with_the_connection(
 async def test_a_gateway_that_falls_silent_in_such_a_body_resets_the_visitor(
     head: bytes, said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The visitor does not take the part for the whole."""
+    """The visitor cannot take the truncated response for a complete one."""
     monkeypatch.setattr(followed_stream, "LAST_ANSWERS_TIMEOUT", 0.05)
     async with relay_rig() as rig, rig.tunnel() as tunnel, await rig.visit() as visitor:
         await tunnel.wait_connected()
@@ -577,7 +579,7 @@ async def test_requests_that_are_never_answered_are_bounded(autojump_clock: trio
 async def test_a_gateway_does_not_answer_in_the_name_of_another_tenant(
     first: bytes, rest: bytes, refused: bytes, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """Found by an attack: behind a proxy that keeps connections, the end of requests told the gateway when."""
+    """Found by an attack: behind a proxy that keeps connections, the EOF told the gateway when to send."""
     async with by_hand() as (visitor, session):
         await visitor.send_all(first)
         await eventually(lambda: bool(session.streams))
@@ -603,7 +605,7 @@ async def test_a_gateway_does_not_answer_in_the_name_of_another_tenant(
 
 
 async def test_a_gateway_that_does_not_end_is_not_waited_for(autojump_clock: trio.testing.MockClock) -> None:
-    """And the visitor is told nothing that could be taken for the rest of an answer."""
+    """And the visitor gets nothing that could look like the rest of a response."""
     async with by_hand() as (visitor, session):
         await visitor.send_all(HEAD + REFUSED)
         await eventually(lambda: bool(session.streams))

@@ -1,4 +1,4 @@
-"""Turns: no tenant and no address holds up the others, whatever the number of its connections."""
+"""Turns: no tenant and no address delays the others, whatever the number of its connections."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Passes(trio.abc.Instrument):
 
 
 class Crowd:
-    """Connections that take turns: in which order they got them, and in which pass of the event loop."""
+    """Connections that take turns, and the order and event loop pass of each turn."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.turns = Turns()

@@ -1,4 +1,4 @@
-"""Passing TLS through a relay: whose it is to end, the ClientHello says, and nobody gets to another's tunnel by it."""
+"""TLS of visitors: the ClientHello decides whether it passes through, and it reaches no other tunnel."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ async def visit(rig: RelayRig, name: str, **settings: Any) -> trio.SSLStream[tri
 
 
 async def alert_of(rig: RelayRig, name: str | None) -> str:
-    """What a visitor who asks for `name` is told instead of a handshake."""
+    """The alert that a visitor gets that asks for `name`."""
     context = client_context(check_hostname=name is not None)
     stream = trio.SSLStream(await rig.visit(), context, server_hostname=name)
     with no_hang(), pytest.raises(trio.BrokenResourceError) as refused:
@@ -203,7 +203,7 @@ async def test_plain_http_does_not_reach_a_tunnel_that_takes_tls(which: str, fil
 
 @pytest.mark.parametrize("which", ["TLS", "TLS, shared"])
 async def test_nor_does_what_the_relay_has_decrypted(which: str, files: dict[str, Any]) -> None:
-    """A visitor that is let in as one tenant's, and asks for another's."""
+    """A visitor with the ClientHello of one tenant and the Host of another."""
     async with serving(which, files) as (rig, _, blind), await visit(rig, HOST) as visitor:
         await visitor.send_all(request(host=BLIND))
         assert (await read_all(visitor)).startswith(b"HTTP/1.1 421 ")
@@ -219,7 +219,7 @@ async def nobody_comes(tunnel: Tunnel) -> None:
 @pytest.mark.parametrize("which", ["plain", "plain, shared"])
 @pytest.mark.parametrize("name", ["nobody.test", HOST])
 async def test_at_a_plain_listener_another_name_is_unrecognized(which: str, name: str, files: dict[str, Any]) -> None:
-    """Also that of a tunnel whose TLS would be the relay's to end: there is nothing to end it with."""
+    """Also the name of a tunnel with `terminate`: the relay has no certificate here."""
     async with serving(which, files) as (rig, office, _):
         assert "UNRECOGNIZED_NAME" in await alert_of(rig, name)
         await nobody_comes(office)
@@ -288,7 +288,7 @@ async def test_a_handshake_that_fails_ends_with_an_alert_and_a_fin(files: dict[s
 
 
 async def test_a_reload_switches_a_tunnel_to_passing_through() -> None:
-    """Seen by the alert: nobody has the name, and then its gateway is not there."""
+    """The alert shows it: first no tunnel has the name, then its gateway is not connected."""
     relay = Relay(relay_config(tunnels=TUNNELS[:1]))
 
     async def answer() -> bytes:
@@ -364,7 +364,7 @@ async def test_a_visitor_that_does_not_take_its_alert_is_let_go(
 
 
 def sni_router(files: dict[str, Any], pair: Callable[..., Any] = trio.testing.memory_stream_pair) -> tuple[Any, Any]:
-    """What lets a visitor in, and the visitor."""
+    """A function that routes a visitor, and the visitor's stream."""
     visitor, stream = pair()
     folder: Path = files["base_dir"]
     registry = LocalRegistry([TunnelEntry(**entry) for entry in TUNNELS])
@@ -381,7 +381,7 @@ def sni_router(files: dict[str, Any], pair: Callable[..., Any] = trio.testing.me
 
 
 async def test_the_relay_presents_a_renewed_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certificate_room, "LOOK_INTERVAL", 0)
+    monkeypatch.setattr(certificate_room, "CHECK_INTERVAL", 0)
 
     def issue(*names: str) -> None:
         issued = CA.issue_cert(*names)
@@ -397,7 +397,7 @@ async def test_the_relay_presents_a_renewed_certificate(tmp_path: Path, monkeypa
 
 
 async def test_one_shared_loopback_address_needs_no_certificate(files: dict[str, Any]) -> None:
-    """A relay whose tunnels all pass through has none of its own."""
+    """A relay whose tunnels all pass through has no certificate."""
     async with relay_rig(tunnels=TUNNELS[1:]) as rig, rig.tunnel(key=BLIND_KEY) as blind:
         await blind.wait_connected()
         async with in_background(lambda: trio.serve_listeners(echo_in_tls, [blind])):

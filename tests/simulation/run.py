@@ -52,7 +52,7 @@ LOOK: Final = 1800.0
 _GROWTH: Final = 8
 """How many more objects of a class may be alive at the end of a day than at its start."""
 
-_KEPT: Final = frozenset({"pioneer_tunnel.Status", "pioneer_tunnel._net.wrappers.OneAtATime"})
+_KEPT: Final = frozenset({"pioneer_tunnel.Status", "pioneer_tunnel._net.streams.OneAtATime"})
 """Classes whose objects are kept on purpose: the bounded status history; and in the kit, each dial's connection."""
 
 

@@ -20,10 +20,11 @@ from pioneer_tunnel._model.exception_groups import lone_error_bare
 from pioneer_tunnel._wire.handshake import GatewayHandshake, Welcome
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.transports import Target
-from pioneer_tunnel.transports.native import serve
+from pioneer_tunnel.transports.native import NativeTransport
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.forward import forward
 from pioneer_tunnel.websocket import EngineName
+from pioneer_tunnel.yamux import Limits
 from pioneer_tunnel.yamux.frames import SYN, FrameDecoder, Header
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -175,7 +176,7 @@ class HostileRelay:
         self._attack: Final = attack
         self._engine: Final = engine
 
-    async def run(self, **changes: Any) -> TunnelError:
+    async def run(self, *, limits: Limits | None = None) -> TunnelError:
         """Run it; returns what the transport has raised."""
         before = trio.lowlevel.current_statistics().tasks_living
 
@@ -219,14 +220,13 @@ class HostileRelay:
 
         settings: dict[str, Any] = {
             "dial": dial,
-            "websocket_engine": self._engine,
             "address": RelayAddress.parse(f"ws://{RELAY_NAME}"),
             "key": KEY,
         }
         async with trio.open_nursery() as nursery:
             try:
-                await serve(
-                    Target(**(settings | changes)),
+                await NativeTransport(engine=self._engine, limits=limits or Limits())(
+                    Target(**settings),
                     deliver,
                     lambda event: count(),
                     task_status=trio.TASK_STATUS_IGNORED,

@@ -9,7 +9,7 @@ import trio
 from rig import KEY, RELAY_NAME, relay_config, tunnel_entry
 from yamux_rig import PipeEnd, pipe
 
-from pioneer_tunnel._net.wrappers import watch
+from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel.relay.gateways.endpoint import GatewayEndpoint
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.visitors.ingress import Ingress, Visit

@@ -25,8 +25,7 @@ from pioneer_tunnel import __main__ as entry_point
 from pioneer_tunnel._model.keys import RelayKey
 
 PROGRAM: Final = [sys.executable, "-m", "pioneer_tunnel"]
-
-
+SOURCE: Final = Path(entry_point.__file__).parents[1]
 KEY: Final = RelayKey("ptk1_the-key-of-the-tests-0123456789abcdef")
 
 
@@ -36,14 +35,19 @@ class Program:
 
     Args:
         stderr: its standard error; by default a pipe, which `wait_for` reads. None is a descriptor that is closed.
+        source: the folder that holds the package; by default the one that is tested.
     """
 
     def __init__(
-        self, *arguments: str | Path, cwd: Path | None = None, stderr: int | IO[bytes] | None = subprocess.PIPE
+        self,
+        *arguments: str | Path,
+        cwd: Path | None = None,
+        stderr: int | IO[bytes] | None = subprocess.PIPE,
+        source: Path = SOURCE,
     ) -> None:
         self.arguments = [*map(str, arguments)]
         environment = os.environ | {"COLUMNS": "400", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "error"}
-        environment["PYTHONPATH"] = str(Path(entry_point.__file__).parent.parent)
+        environment["PYTHONPATH"] = str(source)
         closed = ["sh", "-c", 'exec "$@" 2>&-', "sh"] if stderr is None else []
         self.process = subprocess.Popen(
             [*closed, *PROGRAM, *self.arguments], stdout=subprocess.PIPE, stderr=stderr, env=environment, cwd=cwd
@@ -83,9 +87,12 @@ class Program:
 
 @contextmanager
 def running(
-    *arguments: str | Path, cwd: Path | None = None, stderr: int | IO[bytes] | None = subprocess.PIPE
+    *arguments: str | Path,
+    cwd: Path | None = None,
+    stderr: int | IO[bytes] | None = subprocess.PIPE,
+    source: Path = SOURCE,
 ) -> Iterator[Program]:
-    program = Program(*arguments, cwd=cwd, stderr=stderr)
+    program = Program(*arguments, cwd=cwd, stderr=stderr, source=source)
     try:
         yield program
     finally:
@@ -150,8 +157,15 @@ class Relay:
 @pytest.fixture
 def relay(tmp_path: Path) -> Iterator[Relay]:
     """A relay in a process of its own, and the key file of its one tunnel beside its configuration."""
+    with relay_in(tmp_path) as started:
+        yield started
+
+
+@contextmanager
+def relay_in(folder: Path, *, source: Path = SOURCE) -> Iterator[Relay]:
+    """See `relay`."""
     control, ingress = free_port(), free_port()
-    (tmp_path / "relay.toml").write_text(
+    (folder / "relay.toml").write_text(
         f"""
         [relay]
         control_addr = "127.0.0.1:{control}"
@@ -165,10 +179,10 @@ def relay(tmp_path: Path) -> Iterator[Relay]:
         key = "{KEY.identity().public_key}"
         """
     )
-    key_file(tmp_path, KEY.reveal() + "\n")
-    with running("relay", "--config", tmp_path / "relay.toml") as program:
+    key_file(folder, KEY.reveal() + "\n")
+    with running("relay", "--config", folder / "relay.toml", source=source) as program:
         program.wait_for("gateways at")
-        yield Relay(tmp_path, program, f"ws://127.0.0.1:{control}", ingress)
+        yield Relay(folder, program, f"ws://127.0.0.1:{control}", ingress)
         if program.process.poll() is None:
             assert program.interrupt(signal.SIGTERM) == 0
         assert KEY.reveal().encode() not in program.out + program.err

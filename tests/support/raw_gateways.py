@@ -17,6 +17,7 @@ from rig import (
 
 from pioneer_tunnel._model.addresses import RelayAddress
 from pioneer_tunnel._model.keys import RelayKey
+from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel._wire.handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
 from pioneer_tunnel.relay.gateways.registry import LiveSession
 from pioneer_tunnel.websocket import Opening, WebSocket, load_engine
@@ -75,7 +76,7 @@ class Overwhelmed(LiveSession):
     key_id = "its only key"
     since = 0.0
 
-    async def open_stream(self) -> trio.abc.HalfCloseableStream:
+    async def open_stream(self) -> ByteStream:
         await trio.sleep_forever()
         raise AssertionError
 

@@ -1,4 +1,4 @@
-"""A yamux link straight over a Trio stream."""
+"""A yamux link over any Trio stream, for tests of yamux without a WebSocket."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Final, final
 
 import trio
 
+from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.link import Bytes, Link
-from pioneer_tunnel._net.wrappers import watch
 
 READ_SIZE: Final = 256 * 1024
 

@@ -8,8 +8,9 @@ import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -27,16 +28,16 @@ from pioneer_tunnel._model.errors import (
     TunnelError,
     UnsupportedTransportError,
 )
-from pioneer_tunnel._model.keys import RelayKey, SigningIdentity
+from pioneer_tunnel._model.keys import PublicKey, RelayKey, SigningIdentity
+from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.tls.client import client_tls
-from pioneer_tunnel._net.wrappers import watch
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL, GatewayHandshake, Rejection, RelayHandshake
 from pioneer_tunnel._wire.messages import replaced_text
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.testing.virtual_time import stop_the_clock_for_threads
 from pioneer_tunnel.transports import Target
 from pioneer_tunnel.transports.interface import Deliver, Draining, Event, Replaced, RoundTrip, Session
-from pioneer_tunnel.transports.native import serve
+from pioneer_tunnel.transports.native import NativeTransport
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.websocket import EngineName, Opening, WebSocket, WebSocketClosed, WebSocketLink, load_engine
 from pioneer_tunnel.yamux import Role, YamuxConnection
@@ -89,10 +90,12 @@ class Attempt:
         self.took = 0.0
         self._peer = peer
         self._deliver = deliver or self.visitors.append
-        self._fields: dict[str, Any] = {"websocket_engine": engine, "address": RelayAddress.parse(address), "key": KEY}
+        self._transport = NativeTransport(engine=engine)
+        self._fields: dict[str, Any] = {"address": RelayAddress.parse(address), "key": KEY}
 
-    async def run(self, **changes: Any) -> TunnelError:
+    async def run(self, *, relay_identity: PublicKey | None = None, **changes: Any) -> TunnelError:
         """Run it to its end; returns what it raised."""
+        serve = attrs.evolve(self._transport, relay_identity=relay_identity)
         stop_the_clock_for_threads()
         started = trio.current_time()
         async with trio.open_nursery() as nursery:
@@ -534,7 +537,7 @@ async def test_a_key_that_could_be_guessed_is_refused_before_anything_is_dialled
 
 
 async def test_an_engine_that_is_not_installed_is_named() -> None:
-    error = await Attempt(silent).run(websocket_engine="other")
+    error = await Attempt(silent, cast("Any", "other")).run()
     assert isinstance(error, UnsupportedTransportError)
 
 

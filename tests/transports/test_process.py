@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -17,7 +18,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import pytest
 import trio
@@ -45,10 +46,11 @@ from pioneer_tunnel.gateway.remote_access import RemoteAccess
 from pioneer_tunnel.gateway.runtime_folder import load_instance
 from pioneer_tunnel.gateway.settings import SettingsFile, SettingsUpdate
 from pioneer_tunnel.transports.interface import Session, Target
-from pioneer_tunnel.transports.process import program as process
+from pioneer_tunnel.transports.process import program as program_module
 from pioneer_tunnel.transports.process.config import ProbeUrl, ProcessConfig, TunnelProgram
 from pioneer_tunnel.transports.process.http_probe import ask_for_status
 from pioneer_tunnel.transports.process.output import LINE_LIMIT, Budget, Output, Secrets
+from pioneer_tunnel.transports.process.program import ProcessTransport
 
 SECRET: Final = "ptk1_the-key_of/the tests\"with'quotes-0123456789"
 KEY: Final = RelayKey(SECRET)
@@ -59,6 +61,10 @@ LINUX: Final = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs process groups")
 
 
+Run: TypeAlias = functools.partial[Any]
+"""A transport with its target."""
+
+
 def write_program(folder: Path, source: str) -> list[str]:
     """A program that does as `source` says, as a command whose processes `programs_in` finds."""
     path = folder / "program.py"
@@ -66,44 +72,41 @@ def write_program(folder: Path, source: str) -> list[str]:
     return [sys.executable, "-I", "-S", str(path)]
 
 
-def target_for(folder: Path, source: str, *arguments: str, dial: Any = trio.open_tcp_stream, **changes: Any) -> Target:
+def run_for(folder: Path, source: str, *arguments: str, dial: Any = trio.open_tcp_stream, **changes: Any) -> Run:
     options: dict[str, Any] = {
         "command": [*write_program(folder, source), *arguments],
         "connected_pattern": "^ready$",
         "stop_grace_ms": 1500,
     }
-    return target_of(ProcessConfig(**(options | changes)), folder, dial=dial)
+    return run_of(ProcessConfig(**(options | changes)), folder, dial=dial)
 
 
-def target_of(config: ProcessConfig, folder: Path, *, key: RelayKey = KEY, dial: Any = trio.open_tcp_stream) -> Target:
+def run_of(config: ProcessConfig, folder: Path, *, key: RelayKey = KEY, dial: Any = trio.open_tcp_stream) -> Run:
     program = TunnelProgram(config, local=Address("::1", 8080), runtime_folder=folder / "run", folder=folder)
-    return Target(
-        address=RelayAddress(None, "relay.test", 2333), key=key, service="a service", dial=dial, program=program
-    )
+    target = Target(address=RelayAddress(None, "relay.test", 2333), key=key, service="a service", dial=dial)
+    return functools.partial(ProcessTransport(program=program), target)
 
 
 def no_visitors(_: object) -> None:
     raise AssertionError("this transport has neither visitors nor events")
 
 
-async def serve(target: Target, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-    await process.serve(target, no_visitors, no_visitors, task_status=task_status)
+async def serve(run: Run, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+    await run(no_visitors, no_visitors, task_status=task_status)
 
 
-async def failure_of(target: Target) -> TunnelError:
+async def failure_of(run: Run) -> TunnelError:
     """What comes of a program that does not go on."""
     with no_hang(), pytest.raises(TunnelError) as error:
-        await serve(target)
+        await serve(run)
     return error.value
 
 
-async def failure_by_timeout(
-    target: Target, clock: trio.testing.MockClock, condition: Callable[[], bool]
-) -> TunnelError:
+async def failure_by_timeout(run: Run, clock: trio.testing.MockClock, condition: Callable[[], bool]) -> TunnelError:
     """What comes of a program when 60 seconds of its startup are over, which they are as soon as `condition` holds."""
     clock.rate = 1
     starting_up = trio.Event()
-    until_connected = process._until_connected
+    until_connected = program_module._until_connected
 
     async def note(*arguments: Any) -> None:
         starting_up.set()
@@ -115,17 +118,17 @@ async def failure_by_timeout(
         clock.jump(60)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process, "_until_connected", note)
+        patch.setattr(program_module, "_until_connected", note)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(let_time_pass)
-            return await failure_of(target)
+            return await failure_of(run)
 
 
 @asynccontextmanager
-async def connected(target: Target) -> AsyncIterator[Session]:
+async def connected(run: Run) -> AsyncIterator[Session]:
     async with trio.open_nursery() as nursery:
         with no_hang():
-            session: Session = await nursery.start(lambda task_status: serve(target, task_status=task_status))
+            session: Session = await nursery.start(lambda task_status: serve(run, task_status=task_status))
         yield session
         nursery.cancel_scope.cancel()
 
@@ -181,8 +184,8 @@ def runtime_folder(tmp_path: Path) -> None:
 async def test_connected_when_the_pattern_matches_a_line(tmp_path: Path) -> None:
     source = "sys.stderr.write('not ready\\n\\x1b[32mready\\x1b[0m\\r\\n'); sys.stderr.flush(); time.sleep(600)"
     with no_process_left(tmp_path):
-        target = target_for(tmp_path, source, public_url="https://office.example.com")
-        async with connected(target) as session:
+        run = run_for(tmp_path, source, public_url="https://office.example.com")
+        async with connected(run) as session:
             assert session == Session(public_url="https://office.example.com")
             assert len(programs_in(tmp_path)) == 1
 
@@ -191,7 +194,7 @@ async def test_connected_when_the_pattern_matches_a_line(tmp_path: Path) -> None
 async def test_connected_when_it_has_run_for_a_while(tmp_path: Path) -> None:
     with no_process_left(tmp_path):
         started = trio.current_time()
-        async with connected(target_for(tmp_path, FOR_EVER, connected_pattern=None, settle_ms=150)):
+        async with connected(run_for(tmp_path, FOR_EVER, connected_pattern=None, settle_ms=150)):
             assert trio.current_time() - started >= 0.15
 
 
@@ -214,7 +217,7 @@ async def test_connected_when_the_probe_is_answered(
         return await trio.testing.open_stream_to_socket_listener(listener)
 
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    target = target_for(
+    run = run_for(
         tmp_path,
         FOR_EVER,
         connected_pattern=None,
@@ -227,11 +230,11 @@ async def test_connected_when_the_probe_is_answered(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, site, [listener])
         if accepted == (200,):
-            error = await failure_by_timeout(target, mock_clock, lambda: len(asked) > 3)
+            error = await failure_by_timeout(run, mock_clock, lambda: len(asked) > 3)
             assert isinstance(error, RelayConnectError)
             assert "answers with HTTP status 502" in str(error)
         else:
-            async with connected(target):
+            async with connected(run):
                 assert asked[0].startswith(b"GET /health HTTP/1.1\r\nHost: office.test:8000\r\n")
                 assert len(asked) == 3
         nursery.cancel_scope.cancel()
@@ -265,9 +268,9 @@ async def test_the_startup_is_bounded(
     tmp_path: Path, mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    target = target_for(tmp_path, "print('login failed', flush=True); time.sleep(600)", startup_timeout_ms=60_000)
+    run = run_for(tmp_path, "print('login failed', flush=True); time.sleep(600)", startup_timeout_ms=60_000)
     with no_process_left(tmp_path):
-        error = await failure_by_timeout(target, mock_clock, lambda: "says: login failed" in caplog.text)
+        error = await failure_by_timeout(run, mock_clock, lambda: "says: login failed" in caplog.text)
     assert isinstance(error, RelayConnectError)
     assert not error.final
     assert "after 60 seconds: no line of its output matches connected_pattern; it says: login failed" in str(error)
@@ -298,7 +301,7 @@ TELL: Final = """
 
 async def told_by(folder: Path, *arguments: str, **changes: Any) -> dict[str, Any]:
     source = textwrap.dedent(TELL) + FOR_EVER
-    async with connected(target_for(folder, source, str(folder / "told"), *arguments, **changes)):
+    async with connected(run_for(folder, source, str(folder / "told"), *arguments, **changes)):
         told: dict[str, Any] = json.loads((folder / "told").read_text())
         for pid, command in programs_in(folder).items():
             assert SECRET not in " ".join(command)
@@ -373,13 +376,13 @@ async def test_the_key_in_a_variable_that_the_operator_names(tmp_path: Path) -> 
 
 async def test_a_program_that_does_not_read_its_standard_input(tmp_path: Path) -> None:
     with no_process_left(tmp_path):
-        async with connected(target_for(tmp_path, "sys.stdin.close(); os.close(0)\n" + FOR_EVER, key_on_stdin=True)):
+        async with connected(run_for(tmp_path, "sys.stdin.close(); os.close(0)\n" + FOR_EVER, key_on_stdin=True)):
             pass
 
 
 async def test_the_key_itself_among_the_arguments_is_refused(tmp_path: Path) -> None:
     for word in (SECRET, f"--token={SECRET}", b64encode(SECRET.encode()).decode()):
-        error = await failure_of(target_for(tmp_path, FOR_EVER, word))
+        error = await failure_of(run_for(tmp_path, FOR_EVER, word))
         assert isinstance(error, InvalidSettingsError)
         assert "among the arguments" in str(error)
         assert SECRET not in str(error)
@@ -404,7 +407,7 @@ async def test_a_missing_program(tmp_path: Path, make: int | None, command: str,
         (tmp_path / "program").chmod(make)
     config = ProcessConfig(command=[command, "{config}"], config_template="{key}")
     with no_process_left(tmp_path):
-        error = await failure_of(target_of(config, tmp_path))
+        error = await failure_of(run_of(config, tmp_path))
     assert isinstance(error, MissingBinaryError)
     assert says in str(error)
     if command == "no-such-program":
@@ -415,11 +418,11 @@ async def test_a_script_without_its_interpreter(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "program").write_text("#!/no/such/interpreter\n")
     (tmp_path / "program").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    error = await failure_of(target_of(ProcessConfig(command=["program"]), tmp_path))
+    error = await failure_of(run_of(ProcessConfig(command=["program"]), tmp_path))
     assert isinstance(error, MissingBinaryError)
     assert "interpreter" in str(error)
     (tmp_path / "program").chmod(0o644)
-    error = await failure_of(target_of(ProcessConfig(command=["program"]), tmp_path))
+    error = await failure_of(run_of(ProcessConfig(command=["program"]), tmp_path))
     assert isinstance(error, MissingBinaryError)
     assert f"{tmp_path}/program is not executable" in str(error)
 
@@ -427,17 +430,21 @@ async def test_a_script_without_its_interpreter(tmp_path: Path, monkeypatch: pyt
 async def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     config = ProcessConfig(command=[sys.executable])
     program = TunnelProgram(config, local=Address("::1", 1), runtime_folder=tmp_path, folder=tmp_path / "none")
-    error = await failure_of(Target(address=RelayAddress(None, "relay.test", 1), key=KEY, program=program))
+    error = await failure_of(
+        functools.partial(
+            ProcessTransport(program=program), Target(address=RelayAddress(None, "relay.test", 1), key=KEY)
+        )
+    )
     assert isinstance(error, InvalidSettingsError)
     assert str(tmp_path / "none") in str(error)
 
 
 async def test_where_a_program_cannot_be_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = target_for(tmp_path, FOR_EVER)
+    run = run_for(tmp_path, FOR_EVER)
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    assert isinstance(await failure_of(target), UnsupportedTransportError)
-    monkeypatch.setattr(process, "_IS_POSIX", False)
-    error = await failure_of(target)
+    assert isinstance(await failure_of(run), UnsupportedTransportError)
+    monkeypatch.setattr(program_module, "_IS_POSIX", False)
+    error = await failure_of(run)
     assert isinstance(error, UnsupportedTransportError)
     assert "POSIX" in str(error)
 
@@ -457,7 +464,7 @@ async def test_where_a_program_cannot_be_guarded(tmp_path: Path, monkeypatch: py
 )
 async def test_an_end_is_told_with_its_last_words(tmp_path: Path, source: str, says: str) -> None:
     with no_process_left(tmp_path):
-        error = await failure_of(target_for(tmp_path, source))
+        error = await failure_of(run_for(tmp_path, source))
     assert isinstance(error, ProcessExitedError)
     assert not error.final
     assert says in str(error).replace("python3.11", "python").replace("python3", "python")
@@ -481,7 +488,7 @@ LEAKS: Final = """
 
 async def test_the_key_that_a_program_prints_is_shown_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    error = await failure_of(target_for(tmp_path, LEAKS, key_on_stdin=True))
+    error = await failure_of(run_for(tmp_path, LEAKS, key_on_stdin=True))
     assert isinstance(error, ProcessExitedError)
     assert "the tunnel program says: ready" in caplog.text
     assert "token=…!" in caplog.text
@@ -506,7 +513,7 @@ async def test_a_program_that_prints_without_end_is_read_without_end(tmp_path: P
     """
     done = tmp_path / "done"
     with no_process_left(tmp_path):
-        async with connected(target_for(tmp_path, source, str(done))):
+        async with connected(run_for(tmp_path, source, str(done))):
             await eventually(done.exists)
             resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
             await trio.sleep(0.3)
@@ -517,7 +524,7 @@ async def test_a_program_that_prints_without_end_is_read_without_end(tmp_path: P
 @LINUX
 async def test_a_program_that_closes_its_output_goes_on(tmp_path: Path) -> None:
     with no_process_left(tmp_path):
-        async with connected(target_for(tmp_path, READY + "os.close(1); os.close(2); time.sleep(600)")):
+        async with connected(run_for(tmp_path, READY + "os.close(1); os.close(2); time.sleep(600)")):
             await trio.sleep(0.1)
             assert len(programs_in(tmp_path)) == 1
 
@@ -551,7 +558,7 @@ async def test_it_is_asked_first(tmp_path: Path) -> None:
         time.sleep(600)
     """
     with no_process_left(tmp_path):
-        async with connected(target_for(tmp_path, source, str(tmp_path / "polite"), stop_grace_ms=60_000)):
+        async with connected(run_for(tmp_path, source, str(tmp_path / "polite"), stop_grace_ms=60_000)):
             pass
     assert (tmp_path / "polite").exists()
 
@@ -559,8 +566,8 @@ async def test_it_is_asked_first(tmp_path: Path) -> None:
 @LINUX
 async def test_one_that_does_not_listen_is_killed_with_all_that_it_has_started(tmp_path: Path) -> None:
     with no_process_left(tmp_path):
-        target = target_for(tmp_path, textwrap.dedent(STUBBORN) + FOR_EVER, stop_grace_ms=300)
-        async with connected(target):
+        run = run_for(tmp_path, textwrap.dedent(STUBBORN) + FOR_EVER, stop_grace_ms=300)
+        async with connected(run):
             await eventually(lambda: len(programs_in(tmp_path)) == 5)
             started = trio.current_time()
         assert trio.current_time() - started >= 0.3
@@ -570,17 +577,17 @@ async def test_one_that_does_not_listen_is_killed_with_all_that_it_has_started(t
 async def test_what_a_program_leaves_behind_ends_with_it(tmp_path: Path) -> None:
     source = textwrap.dedent(STUBBORN) + "print('gone', flush=True); os._exit(3)"
     with no_process_left(tmp_path):
-        error = await failure_of(target_for(tmp_path, source, stop_grace_ms=200))
+        error = await failure_of(run_for(tmp_path, source, stop_grace_ms=200))
     assert "exit status 3, saying: gone" in str(error)
 
 
 @LINUX
 async def test_its_guardian_is_killed(tmp_path: Path) -> None:
     with no_process_left(tmp_path):
-        target = target_for(tmp_path, textwrap.dedent(STUBBORN.replace("(1, True)", "(1, False)")) + FOR_EVER)
+        run = run_for(tmp_path, textwrap.dedent(STUBBORN.replace("(1, True)", "(1, False)")) + FOR_EVER)
 
         async def kill_the_guardian() -> None:
-            async with connected(target):
+            async with connected(run):
                 os.kill(parent_of(min(programs_in(tmp_path))), signal.SIGKILL)
                 await trio.sleep_forever()
 
@@ -594,7 +601,7 @@ async def test_its_guardian_is_asked_to_end(tmp_path: Path) -> None:
     """As a service manager does that ends all processes of a service at once."""
 
     async def ask_the_guardian() -> None:
-        async with connected(target_for(tmp_path, FOR_EVER)):
+        async with connected(run_for(tmp_path, FOR_EVER)):
             os.kill(parent_of(min(programs_in(tmp_path))), signal.SIGTERM)
             await trio.sleep_forever()
 
@@ -605,7 +612,7 @@ async def test_its_guardian_is_asked_to_end(tmp_path: Path) -> None:
 @LINUX
 async def test_cancelled_anywhere_nothing_is_left(tmp_path: Path) -> None:
     """Each checkpoint of the start, one after the other, until it is up."""
-    target = target_for(tmp_path, FOR_EVER, "{config}", config_template="{key}", key_on_stdin=True)
+    run = run_for(tmp_path, FOR_EVER, "{config}", config_template="{key}", key_on_stdin=True)
     checkpoints = 0
     with no_process_left(tmp_path):
         while True:
@@ -614,7 +621,7 @@ async def test_cancelled_anywhere_nothing_is_left(tmp_path: Path) -> None:
                 instrument = _CancelAt(checkpoints, scope)
                 trio.lowlevel.add_instrument(instrument)
                 try:
-                    async with connected(target):
+                    async with connected(run):
                         up.set()
                 finally:
                     if not instrument.spent:
@@ -648,12 +655,12 @@ GATEWAY: Final = """
     trio._core._thread_cache.IDLE_TIMEOUT = 0.2
     sys.path[:0] = [sys.argv[1], sys.argv[1] + "/../support"]
     from pathlib import Path
-    from test_process import FOR_EVER, STUBBORN, connected, target_for
+    from test_process import FOR_EVER, STUBBORN, connected, run_for
     import textwrap
 
     async def main():
-        target = target_for(Path(sys.argv[2]), textwrap.dedent(STUBBORN) + FOR_EVER, "{key_file}")
-        async with connected(target):
+        run = run_for(Path(sys.argv[2]), textwrap.dedent(STUBBORN) + FOR_EVER, "{key_file}")
+        async with connected(run):
             print("up", flush=True)
             while threading.active_count() > 1:
                 await trio.sleep(0.01)

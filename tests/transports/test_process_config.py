@@ -14,10 +14,11 @@ from pioneer_tunnel._model.errors import InvalidSettingsError, Problem, TunnelEr
 from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._net.dialing import dial_tcp
 from pioneer_tunnel.gateway.config import RemoteAccessConfig, Transport
-from pioneer_tunnel.gateway.generation import make_target
-from pioneer_tunnel.transports import TRANSPORTS, Target
+from pioneer_tunnel.gateway.planning import Plan, make_plan
+from pioneer_tunnel.transports import TRANSPORTS
 from pioneer_tunnel.transports.process.config import PLACEHOLDERS, ProbeUrl, ProcessConfig
 from pioneer_tunnel.transports.process.placeholders import Template
+from pioneer_tunnel.transports.process.program import ProcessTransport
 from pioneer_tunnel.yamux import Limits
 
 KEY = RelayKey("x" * 20)
@@ -46,8 +47,8 @@ stop_grace_ms = 500
 """
 
 
-def target_of(config: RemoteAccessConfig, key: RelayKey | None = KEY) -> Target:
-    return make_target(config, key, instance="0", dial=dial_tcp, limits=Limits())
+def plan_of(config: RemoteAccessConfig, key: RelayKey | None = KEY) -> Plan:
+    return make_plan(config, TRANSPORTS["process"], key, instance="0", dial=dial_tcp, limits=Limits())
 
 
 def problem(**given: Any) -> Problem:
@@ -75,7 +76,9 @@ def test_a_table_from_a_file(tmp_path: Path) -> None:
     assert dict(process.environment)["WHERE"].fill({"runtime_dir": "/run"}) == "/run"
     assert process.public_url == PublicUrl("https", "office.example.com", 443)
     assert not process.uses_key_file
-    program = target_of(config).program
+    serve = plan_of(config).serve
+    assert isinstance(serve, ProcessTransport)
+    program = serve.program
     assert program is not None
     assert program.config == process
     assert program.folder == tmp_path
@@ -95,7 +98,7 @@ def test_the_defaults() -> None:
 
 def test_transport_process_without_a_program_is_invalid() -> None:
     with pytest.raises(InvalidSettingsError, match=r"\[gateway\.remote_access\.process\]"):
-        target_of(RemoteAccessConfig(transport="process"), key=None)  # told before the missing key
+        plan_of(RemoteAccessConfig(transport="process"), key=None)  # told before the missing key
     assert Transport.PROCESS in TRANSPORTS
 
 

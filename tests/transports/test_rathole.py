@@ -17,6 +17,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
+from fast_path import switch_fast_path_off
 from rig import (
     AT_ONCE,
     HANG,
@@ -44,17 +45,18 @@ from pioneer_tunnel._model.errors import (
 )
 from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._model.status import ErrorKind, State
-from pioneer_tunnel._net import dialing as dialer, wrappers as streams
+from pioneer_tunnel._net import adopted as streams, dialing as dialer
+from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.closing import abandon
 from pioneer_tunnel._net.dialing import Attempt, dial_tcp
 from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH
 from pioneer_tunnel._net.log_limiter import LINES_IN_FULL
-from pioneer_tunnel._net.wrappers import watch
 from pioneer_tunnel.testing import Moment, ScriptedPioneerRelay, Trouble, Way, open_pioneer_relay
 from pioneer_tunnel.transports.interface import Target
-from pioneer_tunnel.transports.rathole import control_channel as pioneer_relay, data_channels
+from pioneer_tunnel.transports.rathole import control_channel, data_channels
 from pioneer_tunnel.transports.rathole.channel_stream import ChannelStream
 from pioneer_tunnel.transports.rathole.codec import ControlCommand, encode_command
+from pioneer_tunnel.transports.rathole.control_channel import RatholeTransport
 from pioneer_tunnel.transports.rathole.data_channels import MOST_IDLE
 from pioneer_tunnel.transports.rathole.key_mode import KeyMode
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
@@ -84,7 +86,7 @@ def comes_about(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if way != "at once":
         monkeypatch.setattr(Attempt, "at_once", lambda self: None)
     if way in {"a task for each", "no descriptors"}:
-        monkeypatch.setattr(data_channels, "CAN_WATCH", False)
+        switch_fast_path_off(monkeypatch)
     if way == "no descriptors":
         for module in (dialer, streams):
             monkeypatch.setattr(module, "CAN_USE_DESCRIPTORS", False)
@@ -127,7 +129,7 @@ async def failure(relay: ScriptedPioneerRelay, **changes: Any) -> TunnelError:
 
     async with trio.open_nursery() as nursery:
         with pytest.raises(TunnelError) as raised:
-            await pioneer_relay.serve_tcp(target, deliver, lambda event: None, task_status=trio.TASK_STATUS_IGNORED)
+            await RatholeTransport()(target, deliver, lambda event: None, task_status=trio.TASK_STATUS_IGNORED)
         nursery.cancel_scope.cancel()
     return raised.value
 
@@ -531,7 +533,7 @@ async def test_a_handler_that_waits_hears_that_the_session_is_over() -> None:
 async def test_connections_are_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """On every system: a data channel waits without a deadline."""
     kept: list[object] = []
-    for module in (pioneer_relay, data_channels):
+    for module in (control_channel, data_channels):
         monkeypatch.setattr(module, "keep_alive", kept.append)
     async with connected() as (relay, _):
         await eventually(lambda: relay.data_channels == 8)
@@ -607,7 +609,7 @@ async def test_data_channels_that_are_lost_at_once_are_dialled_ever_more_slowly(
     target = Target(key=KEY, dial=relay.dial, address=_ADDRESS, connect_timeout=10.0)
     async with trio.open_nursery() as nursery:
         await nursery.start(relay.run)
-        await nursery.start(functools.partial(pioneer_relay.serve_tcp, target, lambda stream: None, lambda event: None))
+        await nursery.start(functools.partial(RatholeTransport(), target, lambda stream: None, lambda event: None))
         relay.tell(CREATE * 1000)
         await trio.sleep(1)
         early = relay.data_channels
@@ -691,14 +693,14 @@ async def test_a_place_is_free_again_when_a_visitor_leaves_before_it_was_accepte
 
 async def test_a_place_is_made_free_once(monkeypatch: pytest.MonkeyPatch) -> None:
     freed = 0
-    make_room = data_channels.DataChannels._make_room
+    free_slot = data_channels.DataChannels._free_slot
 
     def count(self: Any) -> None:
         nonlocal freed
         freed += 1
-        make_room(self)
+        free_slot(self)
 
-    monkeypatch.setattr(data_channels.DataChannels, "_make_room", count)
+    monkeypatch.setattr(data_channels.DataChannels, "_free_slot", count)
     async with connected() as (relay, tunnel), await relay.visit() as visitor:
         await visitor.send_all(b"x")
         stream = await tunnel.accept()
@@ -844,7 +846,7 @@ async def test_the_stream_keeps_trios_contract() -> None:
         over: list[ChannelStream] = []
 
         def channel(end: trio.SocketStream) -> ChannelStream:
-            return ChannelStream(watch(end), nursery, on_accepted=lambda: None, on_over=over.append)
+            return ChannelStream(watch(end), nursery, on_accepted=lambda: None, on_closed=over.append)
 
         async def make_pair() -> tuple[ChannelStream, ChannelStream]:
             one, other = map(channel, await tcp_pair())
@@ -866,7 +868,7 @@ async def test_who_waits_for_a_break_of_a_stream_hears_of_the_end_of_its_session
     near, far = trio.testing.memory_stream_pair()
     heard: list[bool] = []
     async with trio.open_nursery() as nursery:
-        stream = ChannelStream(watch(near), nursery, on_accepted=lambda: None, on_over=lambda stream: None)
+        stream = ChannelStream(watch(near), nursery, on_accepted=lambda: None, on_closed=lambda stream: None)
 
         @nursery.start_soon
         async def wait() -> None:

@@ -11,11 +11,12 @@ from typing import Any, Final, final
 import pytest
 import trio
 import trio.testing
+from fast_path import fast_path  # noqa: F401  # runs each test twice
 from rig import carried, no_hang, nothing_left_behind, read_all, read_exactly, run_until_it_waits
 
 from pioneer_tunnel._model.addresses import Address
+from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.closing import abandon
-from pioneer_tunnel._net.wrappers import watch
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.transports.interface import Event, LocalDialFailed, LocalDialOk
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream

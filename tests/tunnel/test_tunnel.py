@@ -39,6 +39,7 @@ from pioneer_tunnel._model.errors import (
     RestartLimitError,
     TunnelAuthError,
     TunnelError,
+    UnsupportedTransportError,
 )
 from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._model.status import ErrorKind, State, Status
@@ -674,11 +675,13 @@ async def test_cancellation_passes_through_the_body() -> None:
         ("ws://relay.test", {"key": RelayKey("short")}, "shorter than 20 characters"),
         ("ws://relay.test", {"key": RelayKey("ed25519:" + "ab" * 32)}, "public half"),
         ("relay.test:2333", {"key": RelayKey("ed25519:" + "ab" * 32), "transport": "tcp"}, "public half"),
+        ("relay.test:2333", {"transport": "process"}, "none is configured"),
+        ("ws://relay.test", {"websocket_engine": "other"}, "is not installed"),
     ],
 )
 async def test_what_cannot_be_used_is_refused_at_once(relay: str, changes: dict[str, Any], problem: str) -> None:
     arguments: dict[str, Any] = {"key": KEY} | changes
-    with pytest.raises(InvalidSettingsError, match=problem):
+    with pytest.raises((InvalidSettingsError, UnsupportedTransportError), match=problem):
         async with open_tunnel(relay, **arguments):
             pytest.fail("it was entered")
 

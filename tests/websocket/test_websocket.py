@@ -35,8 +35,8 @@ from yamux_rig import cut
 from pioneer_tunnel._model.addresses import RelayAddress
 from pioneer_tunnel._model.errors import UnsupportedTransportError
 from pioneer_tunnel._model.exception_groups import lone_error_bare
+from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.closing import abandon
-from pioneer_tunnel._net.wrappers import watch
 from pioneer_tunnel.websocket import (
     ENGINES,
     MAX_BINARY,

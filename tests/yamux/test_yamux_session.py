@@ -41,6 +41,7 @@ from pioneer_tunnel.yamux.frames import (
     GoAwayCode,
     encode_header,
 )
+from pioneer_tunnel.yamux.limits import Limits
 from pioneer_tunnel.yamux.outbox import LONE_TURN, MAX_REPLIES, SHARED_TURN
 from pioneer_tunnel.yamux.peer_ids import MAX_REMEMBERED_GAPS, PeerIds
 from pioneer_tunnel.yamux.session import (
@@ -48,7 +49,6 @@ from pioneer_tunnel.yamux.session import (
     CLOSE_TIMEOUT,
     MAX_REMEMBERED_RESETS,
     MAX_UNACKNOWLEDGED,
-    Limits,
     Role,
     Session,
 )
@@ -608,7 +608,7 @@ def test_what_a_reset_left_unread_is_let_go_of_by_a_reset_of_ours(server: Sessio
     assert server.unread == len(b"a part")
     server.reset(stream)
     assert server.unread == 0
-    assert not server._holding
+    assert not server._with_unread
     assert sent(server) == []
 
 
@@ -1437,7 +1437,7 @@ class TwoSessions(RuleBasedStateMachine):
             session, growth = there.session, 0
             held = {half.stream: sum(map(len, half.stream.receive_queue)) for half in there.halves.values()}
             assert session.unread == sum(held.values()) <= LIMITS.unread
-            assert session._holding == {stream for stream, amount in held.items() if amount}
+            assert session._with_unread == {stream for stream, amount in held.items() if amount}
             for stream in session.live_streams:
                 window = stream.receive_window
                 assert held.get(stream, 0) <= LIMITS.stream_window
@@ -1486,7 +1486,7 @@ class TwoSessions(RuleBasedStateMachine):
             assert session.live_streams == []
             assert session.unread == session._peer_streams == session._unacknowledged == 0
             assert not session._unaccepted
-            assert not session._holding
+            assert not session._with_unread
             assert session._budget.left == LIMITS.window_growth
             assert not session.has_work
 

@@ -31,6 +31,7 @@ from yamux_rig import (
     update,
 )
 
+from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel.exchange.pump import pump
 from pioneer_tunnel.yamux import Limits, Role, SendBudget, YamuxStream
 from pioneer_tunnel.yamux.flow import INITIAL_WINDOW, SEND_BOUND, SEND_RESERVE
@@ -146,7 +147,7 @@ async def test_a_cancelled_send_has_queued_all_or_nothing() -> None:
         assert await read_all(far) == body(2 * FULL)
 
 
-class Visitor(trio.abc.Stream):
+class Visitor(ByteStream):
     """Sends without end, and counts what was read."""
 
     def __init__(self) -> None:
@@ -164,7 +165,13 @@ class Visitor(trio.abc.Stream):
     async def wait_send_all_might_not_block(self) -> None:
         await trio.lowlevel.checkpoint()
 
+    async def send_eof(self) -> None:
+        raise AssertionError
+
     async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def abort(self) -> None:
         await trio.lowlevel.checkpoint()
 
 
@@ -739,12 +746,12 @@ async def test_a_lost_connection_can_be_raised_again_and_again() -> None:
 
 async def test_draining_waits_for_what_is_queued() -> None:
     async with accepted() as (stream, peer), trio.open_nursery() as nursery:
-        await stream.drain()
+        await stream.wait_flushed()
         await stream.send_all(bytes(FULL))
         drained = trio.Event()
 
         async def drain() -> None:
-            await stream.drain()
+            await stream.wait_flushed()
             drained.set()
 
         nursery.start_soon(drain)
@@ -760,7 +767,7 @@ async def test_draining_waits_for_what_is_queued() -> None:
 async def test_draining_ends_when_nothing_will_leave_any_more(how: str) -> None:
     async with accepted() as (stream, peer), trio.open_nursery() as nursery:
         await stream.send_all(bytes(FULL))
-        nursery.start_soon(stream.drain)
+        nursery.start_soon(stream.wait_flushed)
         await wait_all_tasks_blocked()
         if how == "reset":
             await peer.say(update(1, RST))

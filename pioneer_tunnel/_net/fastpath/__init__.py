@@ -1,1 +1,4 @@
-"""Bytes between two plain sockets without a task for each: epoll and splice (Linux)."""
+"""An optimisation: bytes between two plain sockets without a task for each, by epoll and splice (Linux).
+
+Everything works without it, see `event_loop.CAN_WATCH` and `splice.CAN_JOIN`.
+"""

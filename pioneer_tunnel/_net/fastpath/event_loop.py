@@ -1,18 +1,11 @@
-"""One task watches many descriptors: the reactor of a Trio run.
+"""A small event loop inside a Trio run: one epoll, served by one task, for many descriptors. Linux only.
 
-Theory of operation. To wait for a socket Trio wants a task, and a task for each costs more than the bytes of a short
-connection. So there is one epoll of our own, edge-triggered, for all descriptors that are watched here, and Trio
-watches that epoll in its turn. Whoever has something watched stays for as long as it is, and those who stay share the
-work, as leader and followers: the leader waits for the epoll and calls back for everybody, the others sleep until their
-stay is over. A leader whose own stay ends, or who is cancelled, appoints another. So no task runs that nobody can see,
-and the last one to leave closes what was shared.
+Trio needs a task for each socket that is waited for, and for a short connection that task costs more than its bytes. So
+one edge-triggered epoll holds all descriptors that are watched here, and Trio waits for the epoll's own descriptor.
 
-After a few bytes of a conversation the leader looks a few times more before it sleeps. Between two programs of one
-host the answer comes within some ten microseconds, and to fall asleep and be woken takes longer than that. Where
-nothing comes, it soon stops looking.
-
-Linux only. Neighbours: `splice` moves the bytes of joined sockets here; `transports.data_channels` has those watched
-that wait for their visitor.
+A task holds a `Stay` while its descriptors are registered. One of these tasks, the leader, waits on the epoll and runs
+all callbacks; the others sleep until their stay ends. A leader whose stay ends, or who is cancelled, hands the lead to
+another. So there is no background task, and the last one to leave closes the epoll.
 """
 
 from __future__ import annotations
@@ -29,29 +22,18 @@ import trio
 
 from ..log_limiter import Complaints
 
-__all__ = ["CAN_WATCH", "REMINDED_AFTER", "Reactor", "Stay"]
+__all__ = ["CAN_WATCH", "Reactor", "Stay"]
 
 CAN_WATCH: Final = sys.platform == "linux"
-"""Whether this system has what it takes."""
+"""Whether this system has epoll."""
 
 _TURN: Final = 1024 * 1024
-"""Bytes that are moved before other tasks get theirs."""
+"""Bytes that are moved before other tasks run."""
 
 _MOST_EVENTS: Final = 64
-"""Callbacks before other tasks run. Each may let a handler begin or end."""
+"""Callbacks before other tasks run. Each may start or end a handler."""
+
 _complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.reactor"))
-
-REMINDED_AFTER: Final = 0.002
-"""Seconds."""
-
-_MOST_LOOKS: Final = 16
-"""Each lets the other tasks run, so these are some 100 microseconds."""
-
-_FEW: Final = 8
-"""With more stays than that there is enough to do, and more of it at once when it is left for a moment."""
-
-_ANOTHER_TRY: Final = 64
-"""So often an answer has to be expected before looking is tried again where it was in vain."""
 
 if sys.platform == "linux":
     _WATCHED: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
@@ -59,10 +41,10 @@ if sys.platform == "linux":
 
 @final
 class Stay:
-    """A task's time with a reactor, as a context manager: what it has watched, is watched within.
+    """A context manager that a task holds while descriptors of its own are watched.
 
     Attributes:
-        reactor: whose it is.
+        reactor: the event loop.
         over: whether `end` was called.
     """
 
@@ -70,7 +52,7 @@ class Stay:
 
     def __init__(self, reactor: Reactor) -> None:
         self.reactor: Final = reactor
-        self.over = False
+        self.over: bool = False
         self.task: trio.lowlevel.Task | None = None  # while it sleeps
 
     def __enter__(self) -> Stay:
@@ -89,11 +71,11 @@ class Stay:
             self.reactor._wake(self)
 
     async def wait(self) -> None:
-        """Until `end`: share the work, or sleep. No deadline: a visitor may stay for as long as it likes."""
+        """Lead or sleep until `end` is called. No deadline: a visitor may stay for as long as it likes."""
         await self.reactor._wait(self)
 
     async def sleep(self) -> None:
-        """Until woken."""
+        """Sleep until `wake` is called."""
 
         def on_cancellation(_: object) -> trio.lowlevel.Abort:
             self.task = None
@@ -103,7 +85,7 @@ class Stay:
         await trio.lowlevel.wait_task_rescheduled(on_cancellation)
 
     def wake(self) -> None:
-        """Let the task run if it sleeps: it is over, or the lead is its."""
+        """Wake the task if it sleeps: its stay is over, or it becomes the leader."""
         if self.task is not None:
             trio.lowlevel.reschedule(self.task)
             self.task = None
@@ -111,7 +93,7 @@ class Stay:
 
 @final
 class Reactor:
-    """Everything that is watched in one Trio run. What it calls back must not raise: it is no more than logged."""
+    """The event loop of one Trio run. A callback must not raise; if one does, the exception is only logged."""
 
     def __init__(self) -> None:
         self._stays: Final[dict[Stay, None]] = {}
@@ -119,16 +101,12 @@ class Reactor:
         self._waiting = False
         self._watched: Final[dict[int, Callable[[int], None]]] = {}
         self._ready: Final[deque[Callable[[], int]]] = deque()
-        self._reminders: Final[dict[Callable[[], None], float]] = {}  # in the order in which they are due
-        self._looks = 0
-        self._looks_worth_while = _MOST_LOOKS
-        self._looks_wanted = 0
-        self._epoll: select.epoll  # while somebody stays
-        self._news: int  # its descriptor
+        self._epoll: select.epoll  # exists while there are stays
+        self._epoll_descriptor: int
 
     @staticmethod
     def current() -> Reactor:
-        """That of this Trio run."""
+        """The event loop of this Trio run."""
         try:
             return _reactor.get()
         except LookupError:
@@ -137,71 +115,51 @@ class Reactor:
             return reactor
 
     def stay(self) -> Stay:
-        """For `with`: until it is left, what this task has watched is."""
+        """A new stay, to be used in a `with` statement."""
         return Stay(self)
 
     def watch(self, descriptor: int, on_events: Callable[[int], None]) -> None:
-        """Call `on_events` with the flags of `select.EPOLLIN` and so on whenever there is news, by its edge.
+        """Call `on_events` with epoll's flags at each edge of `EPOLLIN`, `EPOLLRDHUP`, `EPOLLHUP` and `EPOLLERR`.
 
         Raises:
             trio.BusyResourceError: it is watched already.
+            OSError: the kernel has no memory for it.
         """
         if descriptor in self._watched:
             raise trio.BusyResourceError("this connection is watched already")
         self._epoll.register(descriptor, _WATCHED)
         self._watched[descriptor] = on_events
 
-    def watch_for_room(self, descriptor: int) -> None:
-        """Also when it takes more; from now on."""
+    def watch_writable(self, descriptor: int) -> None:
+        """Call back at each edge of `EPOLLOUT` as well, from now on."""
         self._epoll.modify(descriptor, _WATCHED | select.EPOLLOUT)
 
-    def watch_anew(self, descriptor: int, *, room: bool) -> None:
-        """Call back again if there is news now, as if nothing had been told of it yet."""
-        self._epoll.modify(descriptor, _WATCHED | select.EPOLLOUT if room else _WATCHED)
-
     def unwatch(self, descriptor: int) -> None:
-        """No more. To be told before it is closed."""
+        """Stop. To be called before the descriptor is closed."""
         del self._watched[descriptor]
         self._epoll.unregister(descriptor)
 
     def unwatch_closing(self, descriptor: int) -> None:
-        """Like `unwatch`, of one that is closed next: the epoll forgets it by itself."""
+        """Like `unwatch`, for one that is closed next: the kernel then removes it from the epoll."""
         del self._watched[descriptor]
 
     def queue(self, turn: Callable[[], int]) -> None:
-        """Have `turn` called soon, after those that wait already. It returns how many bytes it has moved.
+        """Call `turn` soon, after those in the queue. It returns how many bytes it moved.
 
-        Turns are to be short: after a MiB of them all other tasks get theirs.
+        Turns must be short. After 1 MiB of them other tasks run.
         """
         self._ready.append(turn)
-
-    def remind(self, callback: Callable[[], None]) -> None:
-        """Call `callback` in `REMINDED_AFTER` seconds, and not before; asked again, from then on."""
-        self._reminders.pop(callback, None)
-        self._reminders[callback] = trio.current_time() + REMINDED_AFTER
-
-    def do_not_remind(self, callback: Callable[[], None]) -> None:
-        """After all. Without a `remind` before it this does nothing."""
-        self._reminders.pop(callback, None)
-
-    def expect_answer(self) -> None:
-        """A few bytes have gone out in a conversation: the answer may come within microseconds."""
-        if len(self._stays) <= _FEW:
-            self._looks_wanted += 1
-            if not self._looks_wanted % _ANOTHER_TRY:
-                self._looks_worth_while = _MOST_LOOKS
-            self._looks = self._looks_worth_while
 
     def _enter(self, stay: Stay) -> None:
         if not self._stays:
             self._epoll = select.epoll()
-            self._news = self._epoll.fileno()
+            self._epoll_descriptor = self._epoll.fileno()
         self._stays[stay] = None
 
     def _leave(self, stay: Stay) -> None:
         del self._stays[stay]
         if not self._stays:
-            trio.lowlevel.notify_closing(self._news)
+            trio.lowlevel.notify_closing(self._epoll_descriptor)
             self._epoll.close()
             self._ready.clear()
 
@@ -209,7 +167,7 @@ class Reactor:
         if self._leader is not stay:
             stay.wake()
         elif self._waiting:
-            trio.lowlevel.notify_closing(self._news)
+            trio.lowlevel.notify_closing(self._epoll_descriptor)
 
     async def _wait(self, stay: Stay) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -222,61 +180,40 @@ class Reactor:
                 else:
                     await stay.sleep()
         finally:
-            # At once, and not when the stay is left: what else its owner has to do first may take its time.
+            # Now, and not in `_leave`: the owner may have other work to finish before it leaves its stay.
             if self._leader is stay:
                 self._appoint_another()
 
     def _appoint_another(self) -> None:
-        # One that sleeps. Where there is none, whoever comes next takes the lead.
+        # One that sleeps. If there is none, the next task that waits becomes the leader.
         self._leader = next((other for other in self._stays if other.task is not None), None)
         if self._leader is not None:
             self._leader.wake()
 
     async def _lead(self, stay: Stay) -> None:
-        """Call back for all, until `stay` is over."""
+        """Run all callbacks until `stay` is over."""
         while not stay.over:
-            if self._ready or self._looks:
+            if self._ready:
                 await trio.lowlevel.checkpoint()
             else:
                 self._waiting = True
                 try:
-                    await self._wait_for_news()
+                    # No deadline: without events there is nothing to do.
+                    await trio.lowlevel.wait_readable(self._epoll_descriptor)
                 except trio.ClosedResourceError:
-                    pass  # woken
+                    pass  # woken by `_wake`
                 finally:
                     self._waiting = False
-            if self._reminders:
-                self._remind_whoever_is_due()
             self._take_turns()
 
-    async def _wait_for_news(self) -> None:
-        if not self._reminders:
-            # No deadline: when nobody has anything to say, there is nothing to do.
-            await trio.lowlevel.wait_readable(self._news)
-            return
-        with trio.move_on_at(next(iter(self._reminders.values()))):
-            await trio.lowlevel.wait_readable(self._news)
-
-    def _remind_whoever_is_due(self) -> None:
-        now = trio.current_time()
-        while self._reminders:
-            callback, due = next(iter(self._reminders.items()))
-            if due > now:
-                break
-            del self._reminders[callback]
-            callback()
-
     def _take_turns(self) -> None:
-        events = self._epoll.poll(0, _MOST_EVENTS)
-        if self._looks:
-            self._note_look(fruitful=bool(events))
-        for descriptor, flags in events:
+        for descriptor, flags in self._epoll.poll(0, _MOST_EVENTS):
             on_events = self._watched.get(descriptor)
             if on_events is None:
-                continue  # it was let go of in this very turn
+                continue  # an earlier callback of this turn unwatched it
             try:
                 on_events(flags)
-            except Exception as error:  # noqa: BLE001  # whatever it is, the others have nothing to do with it
+            except Exception as error:  # noqa: BLE001  # it must not affect the others
                 line = "what is watched failed in an unforeseen way"
                 _complaints.tell("watched", line, level=logging.ERROR, error=error)
         left = _TURN
@@ -286,15 +223,6 @@ class Reactor:
                 left -= turn()
             except Exception as error:  # noqa: BLE001  # as above
                 _complaints.tell("turn", "a turn failed in an unforeseen way", level=logging.ERROR, error=error)
-
-    def _note_look(self, *, fruitful: bool) -> None:
-        if fruitful:
-            self._looks = 0
-            self._looks_worth_while = _MOST_LOOKS
-        else:
-            self._looks -= 1
-            if not self._looks:
-                self._looks_worth_while //= 2
 
 
 _reactor: Final[trio.lowlevel.RunVar[Reactor]] = trio.lowlevel.RunVar("pioneer_tunnel.reactor")

@@ -1,7 +1,4 @@
-"""Pipes that bytes are spliced through: a few, borrowed for as long as something is in them, so they serve any number.
-
-Neighbour: `splice`, which closes them all when its last connection has ended.
-"""
+"""The pipes that bytes are spliced through. A pipe is borrowed while it holds bytes, so a few serve any number."""
 
 from __future__ import annotations
 
@@ -21,12 +18,12 @@ __all__ = ["CAN_PIPE", "Pipe", "Pipes"]
 
 _PIPE_SIZE: Final = 1024 * 1024
 _MOST_PIPES: Final = 32
-"""An ordinary user's pipes may hold 64 MiB together before Linux makes new ones tiny: half of that."""
+"""Linux makes new pipes tiny once an ordinary user's pipes have 64 MiB together. These take half of that."""
 
 
 @final
 class Pipe:
-    """A pipe, empty unless somebody has borrowed it."""
+    """A pipe, empty unless it is borrowed."""
 
     __slots__ = ("readable", "size", "writable")
 
@@ -37,7 +34,7 @@ class Pipe:
         self.size: int = fcntl.fcntl(self.writable, fcntl.F_GETPIPE_SZ)
 
     def close(self) -> None:
-        """Let go of it, and of what is in it."""
+        """Close both ends; what is in it is lost."""
         os.close(self.readable)
         os.close(self.writable)
 
@@ -51,18 +48,18 @@ class Pipes:
         self._lent = 0
 
     def borrow(self) -> Pipe | None:
-        """An empty pipe; None when there is none to be had."""
+        """An empty pipe; None if 32 are lent, or there are no descriptors left."""
         if self._lent == _MOST_PIPES:
             return None
         try:
             pipe = self._free.pop() if self._free else Pipe()
         except OSError:
-            return None  # out of descriptors, and somebody else needs them more
+            return None  # out of descriptors
         self._lent += 1
         return pipe
 
     def give_back(self, pipe: Pipe, *, empty: bool) -> None:
-        """A pipe that is not empty is of no use to anybody."""
+        """Return a pipe. One that is not empty is closed."""
         self._lent -= 1
         if empty:
             self._free.append(pipe)
@@ -70,6 +67,6 @@ class Pipes:
             pipe.close()
 
     def close(self) -> None:
-        """Let go of all that are not lent."""
+        """Close all pipes that are not lent."""
         while self._free:
             self._free.pop().close()

@@ -1,12 +1,9 @@
 """A TLS certificate with its private key, as two PEM files that may be replaced while they are in use.
 
-Whoever renews a certificate writes two files, one after the other, and tells nobody. So at a handshake, once a second
-at the most, the files are looked at, and when one is another than before both are read anew. What cannot be used, half
-of a new pair among it, leaves the certificate that is in use in its place, is told in the log once, and is tried again
-when a file changes again. A pair is used whole or not at all: OpenSSL takes no key that is not the certificate's.
-
-Neighbours: the relay ends its visitors' and gateways' TLS with one, a gateway (`visitor_tls`) that of visitors whom the
-relay has passed through.
+Tools that renew certificates write two files, one after the other, and do not notify us. So before a handshake, at most
+once a second, the files' status is checked, and if one has changed both are read. If the new files cannot be loaded
+(for example, only one was replaced), the current certificate stays in use, the log says so once, and the next change is
+tried again. OpenSSL refuses a key that does not match its certificate, so a pair is used whole or not at all.
 """
 
 from __future__ import annotations
@@ -23,13 +20,13 @@ from ..._storage import files
 
 __all__ = ["Certificate"]
 
-LOOK_INTERVAL: Final = 1.0
-"""Seconds between two looks at the files."""
+CHECK_INTERVAL: Final = 1.0
+"""Seconds between two checks of the files."""
 
 _FILE_LIMIT: Final = 1024 * 1024
 
-LOOK_TIMEOUT: Final = 2.0
-"""Seconds that a handshake waits for a look. A file system may hang; there is one thread that looks at most."""
+CHECK_TIMEOUT: Final = 2.0
+"""Seconds that a handshake waits for a check. A file system may hang. At most one thread checks at a time."""
 
 _Stamp: TypeAlias = tuple[tuple[int, ...] | None, ...]
 
@@ -38,7 +35,7 @@ _log: Final = logging.getLogger("pioneer_tunnel.certificate")
 
 @final
 class Certificate:
-    """A server's certificate, as new as its files.
+    """A server's certificate that follows its files.
 
     A server that ends TLS with it speaks TLS 1.2 or newer, and offers `http/1.1` to clients that ask by ALPN.
 
@@ -47,15 +44,15 @@ class Certificate:
         private_key: its private key, PEM, without a passphrase.
 
     Raises:
-        InvalidSettingsError: they cannot be used; the message names the files.
+        InvalidSettingsError: they cannot be loaded; the message names the files.
     """
 
     def __init__(self, certificate: Path | str, private_key: Path | str) -> None:
         self._files: Final = (Path(certificate), Path(private_key))
-        self._stamp = self._look()
+        self._stamp = self._stamps()
         self._context = self._load()
-        self._looked_at: float | None = None
-        self._looking = False
+        self._checked_at: float | None = None
+        self._checking = False
 
     @property
     def files(self) -> tuple[Path, Path]:
@@ -63,28 +60,27 @@ class Certificate:
         return self._files
 
     async def context(self) -> ssl.SSLContext:
-        """What the next handshake is made with, from files that were looked at within the last second.
+        """The context for the next handshake. Checks the files if the last check is at least a second ago.
 
-        The look is in a thread. While it is under way, and when it takes longer than 2 seconds, the certificate in use
-        stays.
+        A thread checks. While it runs, and if it takes longer than 2 seconds, the current certificate is returned.
         """
         now = trio.current_time()
-        if not self._looking and (self._looked_at is None or now - self._looked_at >= LOOK_INTERVAL):
-            self._looked_at = now
-            with trio.move_on_after(LOOK_TIMEOUT):
+        if not self._checking and (self._checked_at is None or now - self._checked_at >= CHECK_INTERVAL):
+            self._checked_at = now
+            with trio.move_on_after(CHECK_TIMEOUT):
                 await trio.to_thread.run_sync(self._reload_if_changed, abandon_on_cancel=True)
         return self._context
 
     def _reload_if_changed(self) -> None:
-        self._looking = True
+        self._checking = True
         try:
-            self._take_up_changes()
+            self._reload()
         finally:
-            self._looking = False
+            self._checking = False
 
-    def _take_up_changes(self) -> None:
-        # The look comes before the reading: what changes in between is seen at the next look.
-        stamp = self._look()
+    def _reload(self) -> None:
+        # The status is taken before the files are read, so a change in between is seen by the next check.
+        stamp = self._stamps()
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -94,8 +90,8 @@ class Certificate:
         except InvalidSettingsError as error:
             _log.warning("%s; the one in use stays, until the files change again", error)
 
-    def _look(self) -> _Stamp:
-        """What tells the files' content from an earlier one, without reading it."""
+    def _stamps(self) -> _Stamp:
+        """The files' status, which differs when their content may."""
         return tuple(_stamp_of(file) for file in self._files)
 
     def _load(self) -> ssl.SSLContext:
@@ -107,7 +103,7 @@ class Certificate:
         encrypted = False
 
         def no_passphrase() -> str:
-            # Without this OpenSSL would ask at the terminal, and wait.
+            # Without this OpenSSL would prompt at the terminal and block.
             nonlocal encrypted
             encrypted = True
             return ""
@@ -139,7 +135,7 @@ def _stamp_of(file: Path) -> tuple[int, ...] | None:
 
 
 def _why(error: StorageError | OSError) -> str:
-    """What is wrong, for a person; OpenSSL does not say with which file."""
+    """What is wrong, as a text. OpenSSL does not say in which file."""
     if not isinstance(error, ssl.SSLError):
         return str(error)
     if error.reason == "KEY_VALUES_MISMATCH":

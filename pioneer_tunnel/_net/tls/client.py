@@ -1,16 +1,14 @@
-"""Whom TLS to a relay trusts, and what to tell a person when it does not.
+"""Which certificates TLS to a relay trusts, and what to report when a handshake fails.
 
-The name and the chain are checked on every way there is; nothing here, and nothing that leads here, switches that off.
+The name and the chain are always checked. No setting switches that off.
 
-    ca_file             authorities of one's own, trusted beside the system's
-    system_trust        openssl: the files that Python's OpenSSL was built to know, which `SSL_CERT_FILE` and
+    ca_file             authorities that are trusted in addition to the system's
+    system_trust        openssl: the files that Python's OpenSSL was built to read, which `SSL_CERT_FILE` and
                         `SSL_CERT_DIR` replace; on Windows the system's stores as far as Python reads them.
-                        os: what the operating system trusts, by its own rules, with what an administrator put there
-                        or took away. It needs truststore, the extra of that name
+                        os: what the operating system trusts, by its own rules, including what an administrator added
+                        or removed. It needs truststore, the extra of that name
 
-It is said, never guessed: a package that happens to be installed does not change who is trusted.
-
-Neighbours: what `config` and `open_tunnel` are told comes here when a transport dials; `dialer` asks why TLS failed.
+`system_trust` is explicit: an installed truststore package alone changes nothing.
 """
 
 from __future__ import annotations
@@ -35,19 +33,19 @@ _EXPIRED: Final = 10
 _OTHER_NAME: Final = frozenset({62, 64})
 _UNKNOWN_AUTHORITY: Final = frozenset({2, 18, 19, 20, 21})
 _CA_FILE: Final = "_pioneer_tunnel_ca_file"
-"""The attribute of a context that has the CA file that was named."""
+"""The attribute of a context that holds the path of its CA file."""
 
 _TOO_OLD: Final = frozenset({"UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"})
 
 
 def client_tls(ca_file: Path | None = None, *, system_trust: SystemTrust = "openssl") -> ssl.SSLContext:
-    """TLS 1.2 or newer that trusts what the module says. Blocks: it reads files.
+    """A context for TLS 1.2 or newer with the trust that the module describes. Blocks: it reads files.
 
     The checks are the same under each version of Python. From 3.13 on, Python's own default refuses certificates that
     break a formal rule of RFC 5280, as those of many private CAs do (one without an Authority Key Identifier, say). An
-    operator who names such a CA trusts it, and an upgrade of Python must not cut the gateway off; so these rules are
-    not enforced. Signatures, dates, names and the CA flag are. And an authority that is named is trusted as it is, also
-    when another one has issued it: that is Python's default from 3.13 on.
+    operator who names such a CA trusts it, and an upgrade of Python must not cut the gateway off. So these rules are
+    not enforced; signatures, dates, names and the CA flag are. An authority in `ca_file` is trusted also if another one
+    issued it, which is Python's default from 3.13 on.
 
     Raises:
         InvalidSettingsError: `ca_file` cannot be read or holds no certificate, or truststore is not installed.
@@ -79,37 +77,37 @@ def _operating_system() -> ssl.SSLContext:
 
 
 def blocks(context: ssl.SSLContext) -> bool:
-    """Whether a connection with `context` may block, so that a thread has to begin it.
+    """Whether a handshake with `context` may block, so that it has to run in a thread.
 
     truststore reads the system's certificates for each connection. On macOS and Windows a handshake also asks the
-    operating system about the other end's certificate, which may ask the network.
+    operating system about the peer's certificate, which may use the network.
     """
     return type(context).__module__.partition(".")[0] == "truststore"
 
 
 def why_tls_failed(cause: BaseException | None, context: ssl.SSLContext | None = None) -> str:
-    """What `cause`, of a handshake that came to nothing, means, and what to do.
+    """What the exception `cause` of a failed handshake means, and what to do about it, as a text.
 
     Args:
-        context: what the handshake was made with.
+        context: of the handshake.
     """
     if isinstance(cause, ssl.SSLCertVerificationError):
-        told = cause.verify_message
+        text = cause.verify_message
         if cause.verify_code in _OTHER_NAME:
-            return f"its certificate is for another name ({told}); dial it by a name that stands in the certificate"
+            return f"its certificate is for another name ({text}); dial it by a name that stands in the certificate"
         if cause.verify_code == _EXPIRED:
             return (
-                f"its certificate is out of date ({told}); its operator has to renew it, or this host's clock is wrong"
+                f"its certificate is out of date ({text}); its operator has to renew it, or this host's clock is wrong"
             )
         if cause.verify_code == _NOT_YET_VALID:
-            return f"its certificate is not valid yet ({told}); is this host's clock right?"
+            return f"its certificate is not valid yet ({text}); is this host's clock right?"
         if cause.verify_code not in _UNKNOWN_AUTHORITY:
-            return f"its certificate, or its CA's, is not acceptable ({told}); its operator has to issue it anew"
+            return f"its certificate, or its CA's, is not acceptable ({text}); its operator has to issue it anew"
         ca_file: Path | None = getattr(context, _CA_FILE, None)
         if ca_file is None:
-            return f"its certificate is not trusted ({told}); a CA of your own is named by ca_file"
+            return f"its certificate is not trusted ({text}); a CA of your own is named by ca_file"
         return (
-            f"its certificate is not trusted ({told}): neither the system nor the ca_file {str(ca_file)!r} has the"
+            f"its certificate is not trusted ({text}): neither the system nor the ca_file {str(ca_file)!r} has the"
             " authority that issued it"
         )
     if isinstance(cause, ssl.SSLEOFError):

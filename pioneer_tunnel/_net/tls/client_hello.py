@@ -1,22 +1,19 @@
-"""The first words of a visitor who speaks TLS: whom it wants, read strictly, within bounds, and never written again.
+"""Reads the ClientHello of a visitor, strictly and within bounds, and never rewrites it. Sans-I/O.
 
-`ClientHelloReader` takes the bytes as they come and says which name the ClientHello asks for (RFC 6066, SNI). By that
-name the relay finds a tunnel whose TLS it does not end, and forwards the very bytes that it read; the gateway reads
-them a second time. What two readers could understand in two ways is therefore refused, with the alert that TLS has for
-it, as `head` does for HTTP. What is read, in the order of the bytes, so that the verdict is the same in however many
-pieces they come:
+`ClientHelloReader` takes bytes in any pieces and reports the requested server name (RFC 6066, SNI). By that name the
+relay finds a tunnel whose TLS it does not terminate, and forwards the same bytes; the gateway parses them again. So
+anything that two parsers could understand differently is refused with the TLS alert for it. Rules, checked in the order
+of the bytes, so that the result does not depend on the pieces:
 
-    1. records of type handshake and version 3.x, none of them empty, none over 2^14 bytes (RFC 8446, 5.1); a record is
-       looked into when it is complete
-    2. in them one ClientHello, in as many records as its writer likes, and nothing behind it in the last of them
-    3. its fields to the end, which leave no byte over; of each extension at most one, and 128 in all
+    1. records of type handshake and version 3.x, none empty, none over 2^14 bytes (RFC 8446, 5.1); a record is parsed
+       when it is complete
+    2. one ClientHello in them, in any number of records, and nothing after it in the last record
+    3. its fields, complete and with no byte left over; each extension at most once, and at most 128 of them
     4. in the extension server_name exactly one name, of type host_name
 
-The versions of TLS, the cipher suites and everything that GREASE (RFC 8701) makes up are for whoever ends the TLS. With
-Encrypted Client Hello the name is that of the outer hello: the one that is meant for the road.
-
-Neighbours: `tls_door` feeds a reader, routes by `ClientHello.server_name`, and answers with an `Alert` where it
-cannot. Nothing here waits or reads. A reader looks at each byte a fixed number of times, at once or singly.
+Versions, cipher suites and GREASE values (RFC 8701) are left to the server that terminates TLS. With Encrypted Client
+Hello the name is that of the outer hello, which is meant for routing. Each byte is read a fixed number of times,
+whether the bytes come at once or one by one.
 """
 
 from __future__ import annotations
@@ -32,10 +29,10 @@ from ..._model.errors import LocalProtocolError, RemoteProtocolError
 __all__ = ["MAX_HELLO", "Alert", "BadClientHello", "ClientHello", "ClientHelloReader", "looks_like_tls"]
 
 MAX_HELLO: Final = 32 * 1024
-"""Bytes of a ClientHello, the headers of its records counted: ten times what post-quantum key shares make of it."""
+"""Bytes of a ClientHello with its record headers: ten times the size with post-quantum key shares."""
 
 MAX_EXTENSIONS: Final = 128
-"""Extensions of a ClientHello: three times what clients send. Each costs microseconds, and 8000 fit `MAX_HELLO`."""
+"""Extensions of a ClientHello: three times what clients send. Each costs microseconds, and 8000 would fit."""
 
 _HANDSHAKE: Final = 0x16
 _ALERT: Final = 0x15
@@ -53,7 +50,7 @@ _HOST_NAME: Final = 0
 
 @final
 class Alert(enum.IntEnum):
-    """What TLS has to say when it comes to nothing (RFC 8446, 6.2), as far as a relay says it."""
+    """The fatal TLS alerts (RFC 8446, 6.2) that a relay sends."""
 
     UNEXPECTED_MESSAGE = 10
     RECORD_OVERFLOW = 22
@@ -66,16 +63,16 @@ class Alert(enum.IntEnum):
 
     @property
     def record(self) -> bytes:
-        """The whole record, in clear, as nothing has been agreed on; the connection is closed after it."""
+        """The whole record, unencrypted since there are no keys yet. The connection is closed after it."""
         return bytes([_ALERT, 3, 3, 0, 2, _FATAL, self])
 
 
 @final
 class BadClientHello(RemoteProtocolError):
-    """This is no ClientHello that can be routed.
+    """The bytes are not a ClientHello that can be routed.
 
     Attributes:
-        alert: what to answer.
+        alert: to be sent.
     """
 
     def __init__(self, alert: Alert, reason: str) -> None:
@@ -86,18 +83,18 @@ class BadClientHello(RemoteProtocolError):
 @final
 @attrs.frozen
 class ClientHello:
-    """What a relay has to know of a ClientHello; the bytes themselves are with the reader.
+    """What a relay needs to know of a ClientHello. The reader holds the bytes.
 
     Attributes:
-        server_name: whom the visitor wants, as `address.normal_host` writes it; None when it names nobody. An IP
-            address, which SNI has no place for and some clients put there, names nobody.
+        server_name: the requested host, as `addresses.normal_host` writes it. None if there is none, or if it is an IP
+            address, which SNI does not allow but some clients send.
     """
 
     server_name: str | None
 
 
 def looks_like_tls(first: bytes | bytearray) -> bool:
-    """Whether a connection that begins so may become TLS. No request of HTTP begins so."""
+    """Whether a connection that begins with `first` may be TLS. No HTTP request begins like that."""
     return first[:1] == bytes([_HANDSHAKE])
 
 
@@ -105,28 +102,27 @@ def looks_like_tls(first: bytes | bytearray) -> bool:
 class ClientHelloReader:
     """Reads one ClientHello, from bytes in any pieces.
 
-    Give it whatever comes until it returns a hello or raises; `received` is all that it was given, to be forwarded. It
-    holds no more than `MAX_HELLO` and one piece. A hello that comes too slowly, or ends in the middle, is for the
-    caller to see: nothing here knows the time.
+    Call `feed` until it returns a hello or raises; `received` is all that was fed, to be forwarded. It holds at most
+    `MAX_HELLO` bytes and one piece. The caller sets the deadline and notices EOF.
     """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._message = bytearray()
-        # Where the record begins that is not complete yet.
+        # Offset of the first incomplete record.
         self._start = 0
         self._finished = False
 
     @property
     def received(self) -> bytes:
-        """Everything that was fed: what there is of the hello, and what came with it."""
+        """All bytes that were fed: the hello, and what came after it."""
         return bytes(self._buffer)
 
     def feed(self, data: bytes | bytearray | memoryview) -> ClientHello | None:
         """Take the next bytes; return the hello once it is complete, None while it is not.
 
         Raises:
-            BadClientHello: whatever comes next, it cannot be routed; send the alert and close.
+            BadClientHello: it cannot be routed, whatever follows; send the alert and close.
             LocalProtocolError: the reader has returned a hello, or raised, before.
         """
         if self._finished:
@@ -189,7 +185,7 @@ def _too_large() -> BadClientHello:
 
 @final
 class _Fields:
-    """The fields of a structure, one after the other."""
+    """Reads the fields of a structure in order."""
 
     def __init__(self, data: bytes | bytearray) -> None:
         self._data: Final = data
@@ -209,7 +205,7 @@ class _Fields:
         return int.from_bytes(self.take(size))
 
     def vector(self, size: int, *, least: int = 0) -> _Fields:
-        """What stands behind a length of `size` bytes."""
+        """The vector after a length field of `size` bytes."""
         data = self.take(self.number(size))
         if len(data) < least:
             raise BadClientHello(Alert.DECODE_ERROR, "a field of the ClientHello is shorter than it can be")
@@ -230,7 +226,7 @@ def _server_name(hello: _Fields) -> str | None:
         raise BadClientHello(Alert.DECODE_ERROR, "the cipher suites take an odd number of bytes")
     hello.vector(1, least=1)  # compression methods
     if not hello.left:
-        return None  # older than extensions
+        return None  # no extensions, as old versions of TLS allow
     extensions = hello.vector(2)
     hello.end()
     seen: set[int] = set()
@@ -260,6 +256,6 @@ def _only_name(extension: _Fields) -> str | None:
         name = written.take(written.left).decode("ascii")
         host = name if is_ip_address(name) else normal_host(name, name)
     except ValueError:
-        # Without the context, which quotes it.
+        # The exception's context would quote the name, so it is dropped.
         raise BadClientHello(Alert.ILLEGAL_PARAMETER, "the server name is no host name") from None
     return None if is_ip_address(host) else host

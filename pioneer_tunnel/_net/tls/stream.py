@@ -1,22 +1,19 @@
-"""TLS that can end one direction and go on with the other, for connections that are a visitor's from end to end.
+"""TLS with half-close, for connections that are a visitor's from end to end.
 
-`trio.SSLStream` ends both directions at once, which HTTP does not mind; a visitor who sends a request, ends, and waits
-for the answer does. TLS itself has no trouble with it: a `close_notify` is about one direction (RFC 8446, 6.1), and the
-relays of this protocol pass it on. The end of the connection without one is a break, never an end.
+`trio.SSLStream` ends both directions at once. HTTP does not mind, but a visitor that sends a request, sends EOF and
+waits for the answer does. In TLS a `close_notify` is about one direction (RFC 8446, 6.1), and the relays of this
+protocol pass it on. EOF of the connection without a `close_notify` is a break.
 
-Visitors of the web are laxer: many just close. With `https` that is an end, as every web server takes it, while they
-are still told goodbye, or they could not tell a whole answer from one that was cut. (`trio.SSLStream` has both or
-neither.) `TlsServerStream` is the same without half-close, which a relay's visitors have little use for.
+Visitors of the web are laxer: many just close. With `https` that counts as EOF, as for every web server. A
+`close_notify` is still sent to them, so that they can tell a whole answer from a truncated one; `trio.SSLStream` has
+both or neither. `TlsServerStream` is the same without half-close, which a relay's visitors have little use for.
 
 Some records carry no data: TLS 1.3 key updates, session tickets, empty records, attempts to renegotiate. Each costs
-work, and OpenSSL queues a reply to some of them. So records are counted as they are given to OpenSSL, one by one:
+work, and OpenSSL queues a reply to some of them. So records are given to OpenSSL one by one and counted:
 
 - a connection breaks when it has sent more than 32 records without data; each record with data makes up for one;
 - at most 64 records are processed before other tasks run;
 - replies are sent when the connection takes them. It breaks when more than 64 KiB of them wait.
-
-Neighbours: `transports.data_channels` has its connections in it, the scripted relay of `testing` the other end; the
-relay and `visitor_tls` end visitors' TLS with it.
 """
 
 from __future__ import annotations
@@ -29,6 +26,8 @@ from typing import Final, TypeVar, final
 
 import trio
 
+from ..adopted import adopt
+from ..streams import DelegatingStream
 from .client import blocks
 
 __all__ = ["TlsServerStream", "TlsStream"]
@@ -53,17 +52,17 @@ _threads: Final = trio.lowlevel.RunVar[trio.CapacityLimiter]("pioneer_tunnel: th
 
 
 @final
-class TlsStream(trio.abc.HalfCloseableStream):
+class TlsStream(DelegatingStream):
     """TLS over `stream`, which is closed with it. Nothing works before `do_handshake`.
 
     Args:
         stream: the connection.
-        context: what is trusted, or presented.
-        server_hostname: whom a client expects.
-        server_side: which end this is.
-        session: of an earlier connection to the same server, to save the better part of the handshake.
-        https: the end of the connection is an end, with goodbye or without; and ours, after a goodbye, is one of the
-            connection as well.
+        context: the trusted authorities, or the certificate.
+        server_hostname: the name that a client checks.
+        server_side: whether this is the server.
+        session: of an earlier connection to the same server, to resume it.
+        https: EOF of the connection counts as EOF also without `close_notify`, and `send_eof` also ends the
+            connection's sending half.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         session: ssl.SSLSession | None = None,
         https: bool = False,
     ) -> None:
-        self.transport_stream: Final = stream
+        super().__init__(adopt(stream))
         self._incoming: Final = ssl.MemoryBIO()
         self._outgoing: Final = ssl.MemoryBIO()
         self._wrap: Final = functools.partial(
@@ -103,22 +102,22 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     @property
     def session(self) -> ssl.SSLSession | None:
-        """What the next connection may be given; some servers send it only with the first data.
+        """To be passed to the next connection; some servers send it only with the first data.
 
-        To be asked for seldom: with Python 3.11 and OpenSSL 3.0, 6 KB stay behind each time.
+        Read it seldom: with Python 3.11 and OpenSSL 3.0 each read leaks 6 KB.
         """
         return self._tls.session
 
     @property
     def session_reused(self) -> bool:
-        """Whether the other end took the one that was given."""
+        """Whether the peer resumed the given session."""
         return bool(self._tls.session_reused)
 
     async def do_handshake(self) -> None:
-        """Agree on keys, and see who the other end is. The caller sets the deadline; cancelled, it is good for nothing.
+        """Agree on keys and check the peer's certificate. The caller sets the deadline. If cancelled, only close it.
 
         Raises:
-            trio.BrokenResourceError: that came to nothing; an `ssl.SSLError` is the cause.
+            trio.BrokenResourceError: the handshake failed; the cause is an `ssl.SSLError` if TLS was the reason.
         """
         if self._blocking:
             self._tls = await _in_thread(self._wrap)
@@ -135,12 +134,16 @@ class TlsStream(trio.abc.HalfCloseableStream):
                 else:
                     await self._fill()
             except ssl.SSLError as error:
-                await self._flush()  # the alert that tells the other end
+                await self._flush()  # the alert for the peer
                 raise trio.BrokenResourceError(f"TLS failed: {error.reason or error}") from error
             else:
                 self._empty_records = 0
                 await self._flush()
                 return
+
+    @property
+    def can_half_close(self) -> bool:
+        return True
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         max_bytes = _RECEIVE_SIZE if max_bytes is None else max_bytes
@@ -163,10 +166,10 @@ class TlsStream(trio.abc.HalfCloseableStream):
         return data
 
     def _decrypt(self, max_bytes: int, *, records: int = _RECORDS_PER_TURN) -> bytes:
-        """What has come, as far as it is whole records; nothing when there is none, and at the end.
+        """Decrypt the complete records that have arrived; b"" if there are none, and at EOF.
 
         Args:
-            records: how many may be given to OpenSSL, beside what it has.
+            records: how many may be given to OpenSSL, in addition to what it has.
         """
         pieces, left, waiting, more = [], max_bytes, self._outgoing.pending, True
         try:
@@ -200,7 +203,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _note_record(self, *, empty: bool) -> None:
-        """Count what the record was that OpenSSL was given last, once."""
+        """Count the record that OpenSSL was given last, once."""
         if self._record_is_new:
             self._record_is_new = False
             self._empty_records = self._empty_records + 1 if empty else max(self._empty_records - 1, 0)
@@ -222,7 +225,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
                 await self.transport_stream.send_all(b"")
 
     async def wait_send_all_might_not_block(self) -> None:
-        async with self._to_wire:  # replies may be on their way
+        async with self._to_wire:  # `_reply` may be sending
             await self.transport_stream.wait_send_all_might_not_block()
 
     async def send_eof(self) -> None:
@@ -230,18 +233,17 @@ class TlsStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             return
         self._end_sent = True
-        self._say_goodbye()
+        self._send_close_notify()
         await self._flush()
-        if self._https and isinstance(self.transport_stream, trio.abc.HalfCloseableStream):
+        if self._https and self.transport_stream.can_half_close:
             await self.transport_stream.send_eof()
 
-    def _say_goodbye(self) -> None:
-        # OpenSSL looks for the other end's goodbye at once, and takes data that it finds there for an error. So what
-        # it has is read first.
+    def _send_close_notify(self) -> None:
+        # `unwrap` looks for the peer's close_notify at once, and fails if it finds data. So that data is read first.
         with suppress(trio.BrokenResourceError):
             self._ahead += self._decrypt(_UNREAD_LIMIT, records=0)
         with suppress(ssl.SSLError):
-            # It would like to read on, as would we; or it is broken, and whoever reads finds out.
+            # It wants to read the peer's close_notify, which comes later; or TLS is broken, and the next read raises.
             self._tls.unwrap()
 
     async def aclose(self) -> None:
@@ -249,7 +251,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
             if not self._end_sent and hasattr(self, "_tls"):
                 self._end_sent = True
                 with trio.move_on_after(_GOODBYE_TIMEOUT):
-                    self._say_goodbye()
+                    self._send_close_notify()
                     await self._flush()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
@@ -257,9 +259,9 @@ class TlsStream(trio.abc.HalfCloseableStream):
             await self.transport_stream.aclose()
 
     def _feed(self) -> bool:
-        """Give OpenSSL the next record; False while there is no whole one.
+        """Give OpenSSL the next record; False if there is no complete one.
 
-        What does not look like a record is for OpenSSL to refuse.
+        Bytes that do not look like a record are passed on for OpenSSL to refuse.
         """
         received = self._received
         if len(received) < _HEADER:
@@ -276,7 +278,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         return True
 
     async def _fill(self) -> None:
-        # No deadline: whoever reads may wait for as long as it likes.
+        # No deadline: the caller decides how long to wait.
         if data := await self.transport_stream.receive_some(_RECEIVE_SIZE):
             self._received.extend(data)
         else:
@@ -294,21 +296,21 @@ class TlsStream(trio.abc.HalfCloseableStream):
             await self.transport_stream.send_all(data)
 
     async def _reply(self) -> None:
-        """Send what OpenSSL answers to what was read, unless the connection takes nothing now. Then it goes later.
+        """Send OpenSSL's replies to what was read. If the connection takes nothing now, they are sent later.
 
         Raises:
-            trio.BrokenResourceError: more of it waits than may.
+            trio.BrokenResourceError: more than 64 KiB of them wait.
         """
         if self._replies > _MOST_REPLIES:
             raise trio.BrokenResourceError("TLS: the other end asks for replies and does not take them")
         if not self._replies or self._to_wire.locked():
-            return  # whoever holds the lock to send will send this, too
+            return  # the task that holds the lock sends these, too
         async with self._to_wire:
             with trio.move_on_after(_REPLY_TIMEOUT) as waiting:
                 await self.transport_stream.wait_send_all_might_not_block()
             if waiting.cancelled_caught:
                 return
-            # To stop in the middle of a record breaks the connection, and reading may be cancelled without harm.
+            # Shielded: half a record would break the connection, and a read must be cancellable without harm.
             with trio.move_on_after(_REPLY_TIMEOUT, shield=True) as sending:
                 await self._send_outgoing()
         if sending.cancelled_caught:
@@ -316,7 +318,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
 
 async def _in_thread(call: Callable[[], _T]) -> _T:
-    """Run what may block in a thread; of these there are 8 at most. Cancelled, the thread is left behind."""
+    """Run a blocking call in one of at most 8 threads. If cancelled, the thread is abandoned."""
     try:
         limiter = _threads.get()
     except LookupError:
@@ -326,32 +328,28 @@ async def _in_thread(call: Callable[[], _T]) -> _T:
 
 
 @final
-class TlsServerStream(trio.abc.Stream):
-    """A server's TLS that ends both directions at once: when the answer is complete, so is the exchange.
+class TlsServerStream(DelegatingStream):
+    """A server's TLS that closes both directions at once: the exchange is over when the answer is complete.
 
-    Else a visitor that keeps a connection for later, and does not look at it meanwhile, would hold it for as long as
-    it likes.
+    Otherwise a visitor that keeps a connection for later, without reading from it, could hold it forever.
 
     Args:
         stream: the connection, closed with this.
-        context: what is presented.
+        context: the certificate.
     """
 
+    transport_stream: TlsStream
+
     def __init__(self, stream: trio.abc.Stream, context: ssl.SSLContext) -> None:
-        self.transport_stream: Final = TlsStream(stream, context, server_side=True, https=True)
+        super().__init__(TlsStream(stream, context, server_side=True, https=True))
 
     async def do_handshake(self) -> None:
         """See `TlsStream.do_handshake`."""
         await self.transport_stream.do_handshake()
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self.transport_stream.receive_some(max_bytes)
+    @property
+    def can_half_close(self) -> bool:
+        return False
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self.transport_stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.transport_stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        await self.transport_stream.aclose()
+    async def send_eof(self) -> None:
+        await self.aclose()

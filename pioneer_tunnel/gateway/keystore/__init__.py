@@ -1,10 +1,8 @@
-"""Where the relay key lives, outside every settings file: `Keystore`, and the kinds of it that we bring along.
+"""Where the relay key is stored, outside the settings file: the interface `Keystore`, and four implementations.
 
-A secret is found by its reference, which the settings name (`secret_ref`). `FileKeystore` is the one for most gateways;
-`KeyringKeystore` is for desktops, `EnvironmentKeystore` for containers, `MemoryKeystore` for tests. A host that keeps
-its keys elsewhere writes the four methods of `Keystore` itself.
-
-Neighbours: `RemoteAccess` puts the key that a client sends here, and takes it out for each generation.
+A key is stored under a reference, which the settings name (`secret_ref`). `FileKeystore` is for most gateways,
+`KeyringKeystore` for desktops, `EnvironmentKeystore` for containers, `MemoryKeystore` for tests. A host that stores
+keys elsewhere implements the four methods of `Keystore`.
 """
 
 from __future__ import annotations

@@ -1,22 +1,21 @@
-"""The keystore for most gateways: one encrypted file for each secret, in a folder that is the gateway's alone.
+"""The keystore for most gateways: one encrypted file for each secret, in a folder that only the gateway may access.
 
     FOLDER/                     mode 0700
-        master.key              the master keys, themselves sealed when there is a passphrase
-        REFERENCE.secret        one relay key, sealed by a master key
-        master.key.lock         keeps writers apart
+        master.key              the master keys, encrypted when there is a passphrase
+        REFERENCE.secret        one relay key, encrypted with a master key
+        master.key.lock         the writers' lock
 
-Every file is replaced as a whole. The rules that keep each stored secret open whatever is cut off in the middle:
+Every file is replaced atomically. These rules make sure that each stored secret can be opened after a crash at any
+moment:
 
-1. A master key is on disk before anything is sealed with it.
-2. A rotation adds the new master key to the old ones, seals every secret anew, and only then drops the old ones. One
-   that was cut off leaves both keys and a mixture of secrets; the next rotation ends it.
-3. A passphrase changes with the last write of a rotation, in one step.
-4. A missing master key is never made anew while there are secrets, since it might come back from a backup.
+1. A master key is on disk before any secret is encrypted with it.
+2. A rotation adds the new master key to the old ones, encrypts every secret again, and only then drops the old keys. An
+   interrupted rotation leaves both keys, and secrets under either. The next rotation completes it.
+3. The passphrase changes with the last write of a rotation, atomically.
+4. A missing master key is never created while there are secrets, since it may be restored from a backup.
 
-Readers take no lock. They read the secret first, then the master keys: if a rotation ran to its end between the two,
-the secret's key is unknown, and they read again.
-
-Neighbours: `envelope.py` knows the bytes, `files.py` the ways of the disk.
+Readers take no lock. They read the secret first and then the master keys. If a rotation ended between the two, the
+secret's master key is unknown, and they read again. `envelope` has the format of the files.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from .envelope import (
     UnknownMasterKeyError,
     key_id_of,
 )
-from .interface import check_secret_ref, is_secret_ref, misuse_of_put
+from .interface import check_secret_ref, is_secret_ref, put_argument_error
 
 __all__ = ["FileKeystore"]
 
@@ -50,14 +49,14 @@ _READ_ATTEMPTS: Final = 5
 
 @final
 class FileKeystore:
-    """Relay keys in encrypted files (AES-256-GCM), under a master key that lies beside them or opens to a passphrase.
+    """Relay keys in encrypted files (AES-256-GCM), under a master key in the same folder.
 
-    Without a passphrase the master key is in the same folder: file modes are what protects it then, and a backup of the
-    whole folder is as secret as the keys. With one (scrypt), the folder alone opens nothing.
+    Without a passphrase, only the file modes protect the master key, and a backup of the folder is as secret as the
+    keys. With a passphrase (scrypt), the master key is encrypted, and the folder alone does not reveal the keys.
 
     Args:
-        folder: where the files are; made with mode 0700 by the first write. The folder above it must exist.
-        passphrase: what seals the master key.
+        folder: where the files are. The first write makes it, with mode 0700; its parent must exist.
+        passphrase: encrypts the master key; None for none.
 
     Raises:
         ValueError: the passphrase is empty.
@@ -75,7 +74,7 @@ class FileKeystore:
 
     @property
     def folder(self) -> Path:
-        """Where the files are."""
+        """The folder of the files."""
         return self._folder
 
     async def get(self, reference: str) -> RelayKey | None:
@@ -84,7 +83,7 @@ class FileKeystore:
 
     async def put(self, reference: str, key: RelayKey) -> None:
         """See `Keystore.put`."""
-        problem = misuse_of_put(reference, key)
+        problem = put_argument_error(reference, key)
         if problem is not None:
             del key  # a traceback that shows local variables must not show it
             raise problem
@@ -99,15 +98,17 @@ class FileKeystore:
         return await read_in_thread(files.exists, self._path(check_secret_ref(reference)))
 
     async def rotate(self, passphrase: str | None = None) -> None:
-        """Seal every secret anew, under a fresh master key.
+        """Encrypt every secret again, under a new master key.
 
         Args:
-            passphrase: a new one, also for a keystore that had none; None keeps what there is. Other objects and
-                programs that hold the keystore open need it from then on.
+            passphrase: the new passphrase, also for a keystore that had none; None keeps the current one, or none.
+            Other
+                objects and programs that use this keystore then need the new one.
 
         Raises:
             ValueError: the passphrase is empty.
-            StorageError: a file cannot be read or written, or a secret cannot be opened. What was stored still opens.
+            StorageError: a file cannot be read or written, or a secret cannot be opened. The secrets that could be
+                opened before still can.
         """
         try:
             new = self._passphrase if passphrase is None else Passphrase(passphrase)
@@ -164,7 +165,7 @@ class FileKeystore:
             masters = self._masters()
             if masters is None:
                 masters = self._first_master()
-            # All are opened before anything is written, so that one that is broken stops nothing half way.
+            # Open all secrets before writing anything, so that a broken one does not stop the rotation half way.
             keys = {}
             in_use = set()
             for reference in self._references():
@@ -177,11 +178,11 @@ class FileKeystore:
                     in_use.add(key_id_of(content))
                 except EnvelopeError as error:
                     raise StorageError(f"{path} {error}; the master key was not rotated") from None
-            masters = masters.renewed(in_use)
+            masters = masters.with_new_key(in_use)
             files.replace(self._master, masters.to_bytes(self._passphrase), private=True)
             for reference, key in keys.items():
                 files.replace(self._path(reference), memoryview(masters.seal(reference, key)), private=True)
-            files.replace(self._master, masters.newest_alone().to_bytes(passphrase), private=True)
+            files.replace(self._master, masters.newest_only().to_bytes(passphrase), private=True)
             self._passphrase = passphrase
         _LOGGER.info("%s: rotated the master key of %d secrets", self._folder, len(keys))
 

@@ -1,19 +1,17 @@
-"""The bytes of an encrypted keystore, without its files: what a sealed secret and a master key look like.
+"""The file formats of `FileKeystore`: an encrypted secret, and the master keys. No I/O.
 
-Both are one line of ASCII text that says what follows, and then binary. The line is authenticated together with what it
-describes, so neither can be changed, moved to another reference, or put with another version:
+Both are a head, one line of ASCII text, and binary data. The head is authenticated together with the data. So neither
+can be changed, moved to another reference, or combined with another version:
 
     pioneer-tunnel-secret 1 REFERENCE KEY-ID LENGTH          nonce (12), AES-256-GCM of the relay key
     pioneer-tunnel-master 1 plain COUNT CHECKSUM             COUNT master keys of 32 bytes, newest first
     pioneer-tunnel-master 1 scrypt LOG2N R P SALT COUNT      nonce (12), AES-256-GCM of the same, under a passphrase
 
-There is more than one master key only while a rotation is under way: the newest seals, each opens what it has sealed,
-and a secret names its master key by an id that is a hash of it.
+There are several master keys only during a rotation. The newest encrypts; each decrypts the secrets that it encrypted.
+A secret names its master key by an id, which is a hash of the key.
 
-No I/O here, no file names: an `EnvelopeError` says what is wrong, and the keystore says with which file. Key material
-is held in memoryviews and closures, whose repr shows nothing.
-
-Neighbours: `encrypted.py` keeps these bytes in files.
+An `EnvelopeError` says what is wrong; the keystore adds the name of the file. Key material is held in memoryviews and
+closures, whose repr does not show it.
 """
 
 from __future__ import annotations
@@ -51,17 +49,17 @@ _SEALED_HEAD: Final = re.compile(
 
 
 class EnvelopeError(Exception):
-    """These bytes cannot be opened; the message reads on after the name of the file."""
+    """The content is invalid or cannot be decrypted. The message continues a sentence that starts with the file."""
 
 
 class UnknownMasterKeyError(EnvelopeError):
-    """The secret was sealed with a master key that is not among ours."""
+    """The secret was encrypted with a master key that we do not have."""
 
 
 @final
 @attrs.frozen
 class ScryptCost:
-    """How dear it is to try a passphrase, and the salt that makes each keystore a target of its own.
+    """The parameters of scrypt: the cost of trying a passphrase, and the salt.
 
     Attributes:
         log2_n: the binary logarithm of scrypt's N.
@@ -76,22 +74,22 @@ class ScryptCost:
 
     @classmethod
     def fresh(cls) -> ScryptCost:
-        """What new keystores use, with a salt of its own: 64 MiB, and about a third of a second."""
+        """The cost for a new master file, with a new salt: 64 MiB and about a third of a second."""
         return cls(_LOG2_N, 8, 2, secrets.token_bytes(16))
 
     @property
     def is_sane(self) -> bool:
-        """Whether what a file asks for may be done: worth something, within 256 MiB of memory and 1 GiB of work."""
+        """Whether parameters from a file are acceptable: N >= 2**14, at most 256 MiB of memory and 1 GiB of work."""
         memory = 128 * self.r << self.log2_n
         return self.log2_n >= 14 and self.r >= 1 and self.p >= 1 and memory <= 1 << 28 and memory * self.p <= 1 << 30
 
 
 @final
 class Passphrase:
-    """A passphrase, with no printable form, and the cipher that was last derived from it.
+    """A passphrase, without a printable form, and the cipher that was last derived from it.
 
     Raises:
-        ValueError: it is empty, or no text that has a UTF-8 form. The message does not quote it.
+        ValueError: it is empty, or has no UTF-8 form. The message does not quote it.
     """
 
     __slots__ = ("_last", "_reveal")
@@ -107,7 +105,7 @@ class Passphrase:
         self._last: tuple[ScryptCost, AESGCM] | None = None
 
     def cipher(self, cost: ScryptCost) -> AESGCM:
-        """The cipher that this passphrase and `cost` make; the newest is kept, since making it is slow on purpose."""
+        """The cipher derived from this passphrase and `cost`. The last one is cached, because scrypt is slow."""
         last = self._last
         if last is None or last[0] != cost:
             scrypt = Scrypt(salt=cost.salt, length=_KEY_SIZE, n=1 << cost.log2_n, r=cost.r, p=cost.p)
@@ -123,7 +121,7 @@ class Passphrase:
 
 @final
 class _MasterKey:
-    """One master key: 32 bytes that seal and open, an id that may be seen, and no printable form."""
+    """One master key: 32 bytes without a printable form, and an id that is not secret."""
 
     __slots__ = ("_reveal", "cipher", "key_id")
 
@@ -152,19 +150,19 @@ class MasterKeys:
 
     @classmethod
     def generate(cls) -> MasterKeys:
-        """One fresh master key."""
+        """A new random master key."""
         return cls((_MasterKey(memoryview(secrets.token_bytes(_KEY_SIZE))),))
 
-    def renewed(self, in_use: Collection[str]) -> MasterKeys:
-        """These with a fresh one in front, less those that no secret names: `in_use` are the key ids that one does."""
+    def with_new_key(self, in_use: Collection[str]) -> MasterKeys:
+        """A new key, followed by those of these keys whose ids are `in_use`."""
         return MasterKeys((*MasterKeys.generate()._keys, *(key for key in self._keys if key.key_id in in_use)))
 
-    def newest_alone(self) -> MasterKeys:
-        """Without the older ones."""
+    def newest_only(self) -> MasterKeys:
+        """Only the newest key."""
         return MasterKeys(self._keys[:1])
 
     def seal(self, reference: str, key: RelayKey) -> bytes:
-        """`key` as the content of a secret's file."""
+        """The content of a secret's file for `key`, encrypted with the newest master key."""
         newest = self._keys[0]
         length = _NONCE_SIZE + len(key.reveal().encode()) + _TAG_SIZE
         head = f"pioneer-tunnel-secret 1 {reference} {newest.key_id} {length}\n".encode()
@@ -172,11 +170,11 @@ class MasterKeys:
         return head + nonce + newest.cipher.encrypt(nonce, key.reveal().encode(), head)
 
     def open(self, reference: str, content: memoryview) -> RelayKey:
-        """The key that was sealed for `reference`.
+        """Decrypt the content of a secret's file.
 
         Raises:
-            UnknownMasterKeyError: none of these master keys has sealed it.
-            EnvelopeError: it was cut short, changed, or sealed for another reference.
+            UnknownMasterKeyError: none of these master keys encrypted it.
+            EnvelopeError: it was truncated or changed, or belongs to another reference.
         """
         head = _match(_SECRET_HEAD, content, "secret")
         sealed_for, length = head[1].decode(), int(head[3])
@@ -190,7 +188,7 @@ class MasterKeys:
         if master is None:
             raise UnknownMasterKeyError("was sealed with a master key that this keystore does not hold")
         key = None
-        # What fails is told below, where no exception in the context remembers what was decrypted.
+        # Raise below, without a context: the frames of these exceptions may hold the decrypted bytes.
         with contextlib.suppress(InvalidTag, ValueError):
             key = RelayKey(
                 str(master.cipher.decrypt(body[:_NONCE_SIZE], body[_NONCE_SIZE:], content[: head.end()]), "utf-8")
@@ -215,7 +213,7 @@ class MasterKeys:
         """Read the content of the master key's file.
 
         Raises:
-            EnvelopeError: it was cut short or changed, the passphrase is wrong, missing, or one too many.
+            EnvelopeError: it was truncated or changed, or the passphrase is wrong, missing, or not needed.
         """
         plain = _PLAIN_HEAD.match(content)
         if plain is not None:
@@ -262,10 +260,10 @@ class MasterKeys:
 
 
 def key_id_of(content: memoryview) -> str:
-    """Which master key has sealed the secret in `content`.
+    """The id of the master key that encrypted a secret's file.
 
     Raises:
-        EnvelopeError: this is not a secret of ours.
+        EnvelopeError: this is not the content of a secret's file.
     """
     return _match(_SECRET_HEAD, content, "secret")[2].decode()
 

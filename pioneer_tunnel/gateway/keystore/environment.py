@@ -1,4 +1,4 @@
-"""The keystore for containers: the key comes in an environment variable or a mounted file, and is only read."""
+"""The keystore for containers: a read-only key from an environment variable or a mounted file."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from ..._model.errors import StorageError
 from ..._model.keys import RelayKey
 from ..._storage import files
 from ..detached import read_in_thread
-from .interface import DEFAULT_SECRET_REF, check_secret_ref, misuse_of_put
+from .interface import DEFAULT_SECRET_REF, check_secret_ref, put_argument_error
 
 __all__ = ["EnvironmentKeystore"]
 
 _LOGGER: Final = logging.getLogger("pioneer_tunnel.keystore.environment")
 _FILE_LIMIT: Final = 64 * 1024
 
-# What was taken out of the environment, by variable: a gateway that makes its keystore twice in one process would find
-# nothing there the second time. None stands for a value that cannot be a key.
+# Keys that were removed from the environment, by variable, for a second keystore object in the same process. None
+# stands for a value that is not a key.
 _taken: dict[str, RelayKey | None] = {}
 
 
 @final
 class EnvironmentKeystore:
-    """One relay key, from an environment variable or a file that the container's runtime mounts. It cannot be changed.
+    """One relay key, from an environment variable or a file that the container runtime mounts. It cannot be changed.
 
-    A variable is taken out of the environment here, so that no child process inherits the key; a later object for the
-    same variable still has it. A file is read at each `get`, since runtimes renew mounted secrets in place.
+    The constructor removes the variable from the environment, so that child processes do not inherit the key. A later
+    object for the same variable still has the key. A file is read at each `get`, because runtimes update mounted
+    secrets in place.
 
     Args:
         variable: the name of the environment variable.
-        file: the path of the mounted file. One of the two is given.
-        reference: the reference that the key answers to; there is nothing under any other.
-        readable_by_others: take a file that the group or others can read. Some runtimes mount secrets so by default
-            (0444 in Docker, 0644 in Kubernetes), where nobody else is in the container; the better way is to have it
-            mounted with mode 0400.
+        file: the path of the mounted file. Exactly one of the two must be given.
+        reference: the reference of the key; any other reference has no key.
+        readable_by_others: accept a file that the group or others can read. Some runtimes mount secrets like that by
+            default (0444 in Docker, 0644 in Kubernetes), in containers without other users. Better mount the file with
+            mode 0400.
 
     Raises:
-        ValueError: not exactly one of `variable` and `file` is given, or the reference is none.
+        ValueError: not exactly one of `variable` and `file` is given, or the reference is invalid.
     """
 
     def __init__(
@@ -69,12 +70,12 @@ class EnvironmentKeystore:
         return await read_in_thread(self._get)
 
     async def put(self, reference: str, key: RelayKey) -> None:
-        """Always refused.
+        """Not supported.
 
         Raises:
-            StorageError: naming the variable or file where the key has to be changed.
+            StorageError: always; it names the variable or file in which to change the key.
         """
-        problem = misuse_of_put(reference, key)
+        problem = put_argument_error(reference, key)
         del key
         await trio.lowlevel.checkpoint()
         if problem is not None:
@@ -82,10 +83,10 @@ class EnvironmentKeystore:
         self._refuse()
 
     async def delete(self, reference: str) -> None:
-        """Always refused, unless there is nothing under `reference`.
+        """Not supported, except for a reference without a key, where it does nothing.
 
         Raises:
-            StorageError: naming the variable or file where the key has to be changed.
+            StorageError: there is a key; it names the variable or file in which to change it.
         """
         if await self.exists(reference):
             self._refuse()
@@ -101,10 +102,10 @@ class EnvironmentKeystore:
         return self._variable in _taken
 
     def __repr__(self) -> str:
-        return f"EnvironmentKeystore({self._place})"
+        return f"EnvironmentKeystore({self._source})"
 
     @property
-    def _place(self) -> str:
+    def _source(self) -> str:
         return f"the environment variable {self._variable}" if self._file is None else str(self._file)
 
     def _get(self) -> RelayKey | None:
@@ -119,17 +120,17 @@ class EnvironmentKeystore:
             key = _key_or_none(content)
         if key is None:
             raise StorageError(
-                f"{self._place} does not hold a relay key: it is empty, longer than 4096 characters, "
+                f"{self._source} does not hold a relay key: it is empty, longer than 4096 characters, "
                 "not UTF-8, or holds control characters"
             )
         return key
 
     def _refuse(self) -> NoReturn:
-        raise StorageError(f"the relay key comes from {self._place}, which is only read; change it there")
+        raise StorageError(f"the relay key comes from {self._source}, which is only read; change it there")
 
 
 def _key_or_none(text: str | memoryview) -> RelayKey | None:
-    """The key that `text` is, or None; without an exception whose traceback could show it."""
+    """The key in `text`, or None. It does not raise, because a traceback might show the key."""
     try:
         return RelayKey(text if isinstance(text, str) else str(text, "utf-8"))
     except ValueError:

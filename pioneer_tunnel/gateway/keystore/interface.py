@@ -1,4 +1,4 @@
-"""What every keystore promises, what a reference looks like, and the keystore that forgets: `MemoryKeystore`."""
+"""The interface of a keystore, the form of a reference, and `MemoryKeystore`."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ _REFERENCE: Final = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,64}")
 class Keystore(Protocol):
     """Relay keys by reference.
 
-    All four methods raise `ValueError` for a reference that `check_secret_ref` refuses, and `StorageError`, naming the
-    file or the place, when the keystore cannot do what it is asked. No message and no traceback shows a key.
+    All four methods raise `ValueError` for a reference that `check_secret_ref` refuses. They raise `StorageError`,
+    which names the file or place, when the keystore cannot be read or written. No message and no traceback shows a key.
 
-    Cancellation: a method that is cancelled before it has begun does nothing. Once `put` or `delete` has begun, it is
-    finished first, if that takes no longer than 5 s; after that its thread goes on alone. A key is stored whole or not
-    at all. A keystore of your own that blocks must call `trio.to_thread.run_sync` with `abandon_on_cancel=True`: Trio
-    waits for a thread that cannot be abandoned, so one that hangs would keep the process from ending.
+    Cancellation: a method that is cancelled before it has begun does nothing. A `put` or `delete` that has begun is
+    completed first, for at most 5 seconds; after that its thread continues alone. A key is stored completely or not at
+    all. A keystore of your own that blocks must call `trio.to_thread.run_sync` with `abandon_on_cancel=True`: Trio
+    waits for other threads, so one that hangs would keep the process from ending.
     """
 
     async def get(self, reference: str) -> RelayKey | None:
-        """The key stored under `reference`, or None when there is none. Never another key than was put there."""
+        """The key that was last stored under `reference`; None when there is none."""
 
     async def put(self, reference: str, key: RelayKey) -> None:
-        """Store `key` under `reference`, in place of what was there. It is durable when this returns."""
+        """Store `key` under `reference`, replacing the key there. It is durable when this returns."""
 
     async def delete(self, reference: str) -> None:
-        """Forget what is stored under `reference`. Deleting what is not there does nothing."""
+        """Delete the key stored under `reference`. It does nothing when there is none."""
 
     async def exists(self, reference: str) -> bool:
-        """Whether something is stored under `reference`. It is not opened for that, so `get` may still fail."""
+        """Whether something is stored under `reference`. It is not read, so `get` may still fail."""
 
 
 def is_secret_ref(text: str) -> bool:
-    """Whether `text` is a reference: 1 to 64 of A-Z a-z 0-9 `_` `.` `-`, with no dot first."""
+    """Whether `text` is a valid reference: 1 to 64 of A-Z a-z 0-9 `_` `.` `-`, with no dot first."""
     return _REFERENCE.fullmatch(text) is not None
 
 
 def check_secret_ref(reference: str) -> str:
-    """Give `reference` back when it is one.
+    """Return `reference` if it is valid.
 
     Raises:
-        ValueError: it is none. A long one is not quoted: what stands there by mistake may be the key itself.
+        ValueError: it is invalid. A long one is not quoted, because it may be the key itself, put there by mistake.
     """
     if is_secret_ref(reference):
         return reference
@@ -58,8 +58,8 @@ def check_secret_ref(reference: str) -> str:
     raise ValueError(f"the secret reference {shown} is not 1 to 64 of A-Z a-z 0-9 _ . - with no dot first")
 
 
-def misuse_of_put(reference: str, key: object) -> Exception | None:
-    """What is wrong with the arguments of a `put`, to be raised when the caller has let go of `key`."""
+def put_argument_error(reference: str, key: object) -> Exception | None:
+    """The exception for invalid arguments of `put`, or None. The caller deletes its `key` before it raises it."""
     if not isinstance(key, RelayKey):
         return TypeError(f"a keystore stores a RelayKey, not {type(key).__name__}")
     try:
@@ -71,7 +71,7 @@ def misuse_of_put(reference: str, key: object) -> Exception | None:
 
 @final
 class MemoryKeystore:
-    """A keystore that lasts as long as its object: for tests, and for hosts that put the key in at each start."""
+    """A keystore in memory: for tests, and for hosts that store the key again at each start."""
 
     def __init__(self) -> None:
         self._keys: dict[str, RelayKey] = {}
@@ -83,7 +83,7 @@ class MemoryKeystore:
 
     async def put(self, reference: str, key: RelayKey) -> None:
         """See `Keystore.put`."""
-        problem = misuse_of_put(reference, key)
+        problem = put_argument_error(reference, key)
         if problem is not None:
             del key  # a traceback that shows local variables must not show it
             raise problem

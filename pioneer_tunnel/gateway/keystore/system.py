@@ -1,4 +1,4 @@
-"""The keystore of the desktop: the operating system's own keyring, through the package `keyring` (extra `keyring`)."""
+"""The keystore for desktops: the operating system's keyring, through the package `keyring` (extra `keyring`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final, Protocol, TypeVar, final
 from ..._model.errors import StorageError
 from ..._model.keys import RelayKey
 from ..detached import finish_in_thread, read_in_thread
-from .interface import check_secret_ref, misuse_of_put
+from .interface import check_secret_ref, put_argument_error
 
 __all__ = ["KeyringKeystore"]
 
@@ -39,11 +39,11 @@ class _Backend(Protocol):
 class KeyringKeystore:
     """Relay keys in the operating system's keyring (Secret Service, KWallet, Keychain, Credential Locker).
 
-    The package `keyring` is imported by the first use, in a thread, as is every call of it.
+    The first use imports the package `keyring`. The import and all calls run in a thread.
 
     Args:
-        service: under which name the keyring lists the keys; the user name there is the reference.
-        backend: which keyring to use; None lets the package choose.
+        service: the service name of the keys in the keyring; the reference is the user name.
+        backend: the keyring to use; None lets the package choose.
     """
 
     def __init__(self, service: str = _SERVICE, *, backend: _Backend | None = None) -> None:
@@ -56,7 +56,7 @@ class KeyringKeystore:
 
     async def put(self, reference: str, key: RelayKey) -> None:
         """See `Keystore.put`."""
-        problem = misuse_of_put(reference, key)
+        problem = put_argument_error(reference, key)
         if problem is not None:
             del key  # a traceback that shows local variables must not show it
             raise problem
@@ -74,15 +74,15 @@ class KeyringKeystore:
         return f"KeyringKeystore({self._service!r})"
 
     def _get(self, reference: str) -> RelayKey | None:
-        return self._ask(reference, "read", lambda backend: self._read(backend, reference))
+        return self._call(reference, "read", lambda backend: self._read(backend, reference))
 
     def _put(self, reference: str, key: RelayKey) -> None:
         def put(backend: _Backend) -> bool:
             backend.set_password(self._service, reference, key.reveal())
-            # A keyring that is switched off (keyring's null backend) takes everything and keeps nothing.
+            # A disabled keyring (keyring's null backend) accepts every key and stores none.
             return self._read(backend, reference) == key
 
-        if not self._ask(reference, "written", put):
+        if not self._call(reference, "written", put):
             raise StorageError(f"{self._name(reference)} cannot be written: it was stored, and then was not there")
 
     def _delete(self, reference: str) -> None:
@@ -90,10 +90,10 @@ class KeyringKeystore:
             if backend.get_password(self._service, reference) is not None:
                 backend.delete_password(self._service, reference)
 
-        self._ask(reference, "deleted", delete)
+        self._call(reference, "deleted", delete)
 
     def _exists(self, reference: str) -> bool:
-        return self._ask(reference, "read", lambda backend: backend.get_password(self._service, reference) is not None)
+        return self._call(reference, "read", lambda backend: backend.get_password(self._service, reference) is not None)
 
     def _read(self, backend: _Backend, reference: str) -> RelayKey | None:
         password = backend.get_password(self._service, reference)
@@ -102,16 +102,17 @@ class KeyringKeystore:
         except ValueError:
             raise _NotARelayKeyError from None
 
-    def _ask(self, reference: str, done: str, question: Callable[[_Backend], _ResultT]) -> _ResultT:
-        """Put a question to the keyring.
+    def _call(self, reference: str, done: str, operation: Callable[[_Backend], _ResultT]) -> _ResultT:
+        """Run `operation` with the keyring.
 
         Raises:
-            StorageError: with the name of what went wrong alone. The exception itself is dropped: a backend may quote
-                what it was given, and its frames hold the key.
+            StorageError: it failed. It has only the class name of the backend's exception, which is dropped: its
+            message
+                may quote the key, and its frames hold it.
         """
         backend = self._open()
         try:
-            return question(backend)
+            return operation(backend)
         except Exception as error:  # noqa: BLE001 (backends raise what they like)
             problem = _PROBLEMS.get(type(error).__name__, type(error).__name__)
         raise StorageError(f"{self._name(reference)} cannot be {done}: {problem}")

@@ -1,1 +1,1 @@
-"""The relay towards gateways: sessions, takeover, registry."""
+"""The gateways' side of the relay."""

@@ -20,8 +20,9 @@ from ..._model.errors import ProtocolError
 from ..._model.exception_groups import leaves
 from ..._model.keys import SigningIdentity
 from ..._model.text import clean_message
+from ..._net.adopted import Watched
 from ..._net.log_limiter import Complaints
-from ..._net.wrappers import PrefixedStream, Watched
+from ..._net.prefixed_stream import PrefixedStream
 from ..._wire.handshake import SUBPROTOCOL, Claim, Rejection, RelayHandshake
 from ...websocket import Allowance, EngineName, Opening, WebSocket, WebSocketRefused, load_engine
 from ...yamux import Limits, SendBudget

@@ -1,10 +1,12 @@
-"""Which tunnels there are (`Registry`), and where each is connected right now (`Directory`).
+"""Which tunnels exist (`Registry`), and which session each of them has (`Directory`).
 
-Both are asked, never reached into, and both may take time to answer: in a fleet of relays they are services. What
-stands here is what a single relay needs, in memory.
+Both are interfaces whose methods may take time, since in a fleet of relays they are services. `LocalRegistry` and
+`LocalDirectory` serve a single relay from memory.
 
-Neighbours: `takeover` decides between two sessions of one tunnel, the directory carries that out; `control` enters
-sessions, `ingress` finds them.
+    session   candidate   from `admit` until `enter`: proved its key, but may still reject the relay
+              holder      from `enter`: visitors of the tunnel go to it; a tunnel has one at most
+              retired     replaced by one with a newer key; takes no new visitors, keeps the ones it has
+              gone        after `leave`
 """
 
 from __future__ import annotations
@@ -13,8 +15,7 @@ import time
 from collections.abc import Iterable
 from typing import Final, Protocol, final
 
-import trio
-
+from ..._net.streams import ByteStream
 from ..._wire.messages import instance_shown
 from ..config import MOST_KEYS, TunnelEntry
 from .takeover import NEWEST_WINS, Party, TakeoverRules, Verdict, answer_timeout, same_gateway
@@ -22,49 +23,51 @@ from .takeover import NEWEST_WINS, Party, TakeoverRules, Verdict, answer_timeout
 __all__ = ["Directory", "LiveSession", "LocalDirectory", "LocalRegistry", "Registry", "TunnelTaken"]
 
 MOST_CANDIDATES: Final = 16
-"""Sessions of one tunnel that were welcomed and whose gateways have sent nothing since."""
+"""Candidates that a tunnel may have."""
 
 
 class Registry(Protocol):
-    """The tunnels that a relay serves."""
+    """The tunnels of a relay."""
 
     async def by_key_id(self, key_id: str) -> TunnelEntry | None:
-        """The tunnel that the key `key_id` belongs to."""
+        """The tunnel that the key `key_id` opens; None if there is none."""
 
     async def by_host(self, host: str) -> TunnelEntry | None:
-        """The tunnel that visitors of `host` want: lower-case, without port or trailing dot."""
+        """The tunnel for visitors of `host` (lower-case, without port and trailing dot); None if there is none."""
 
 
 class LiveSession(Party, Protocol):
-    """A gateway that is connected."""
+    """The session of a connected gateway."""
 
     @property
     def since(self) -> float:
-        """When it came, in seconds since 1970."""
+        """When the gateway connected, in seconds since 1970."""
 
-    async def open_stream(self) -> trio.abc.HalfCloseableStream:
-        """Open a stream to it. The caller sets the deadline.
+    async def open_stream(self) -> ByteStream:
+        """Open a stream to the gateway. The caller sets the deadline.
 
         Raises:
-            trio.BrokenResourceError: the session is gone, or takes no more streams.
+            trio.BrokenResourceError: the session has ended, or is retired.
         """
 
     async def answers(self, within: float) -> bool:
-        """Ask it for a sign of life; False when not a byte has come from it after `within` seconds."""
+        """Ping the gateway. False if no byte comes from it for `within` seconds, or if the session is ending."""
 
     def replace(self, by: str) -> None:
-        """The instance `by` takes over: say so and end. Does not wait."""
+        """End the session and tell the gateway that the instance `by` has its tunnel. Does not wait."""
 
     def retire(self, by: str) -> None:
-        """The instance `by` takes over with a newer key: open no stream any more, and end when the last one that is
-        open has ended, or when it does not answer. Does not wait."""
+        """Open no more streams, since the instance `by` has the tunnel with a newer key. Does not wait.
+
+        The session ends when its last stream has ended, after the rotation grace, or if the gateway does not answer.
+        """
 
     def abandon(self) -> None:
-        """It did not answer: end without a word. Does not wait."""
+        """End the session without a message, since the gateway does not answer. Does not wait."""
 
 
 class TunnelTaken(Exception):
-    """The tunnel stays with the session that has it; the exception's text names that one."""
+    """Another session keeps the tunnel; the text names its instance and the time since when it is connected."""
 
     def __init__(self, holder: LiveSession, newcomer: LiveSession) -> None:
         came = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.since))
@@ -75,42 +78,39 @@ class TunnelTaken(Exception):
 
 
 class Directory(Protocol):
-    """Where each tunnel is connected. At any moment a tunnel has one session at the most, besides retired ones.
+    """The session of each tunnel. A tunnel has one at most, beside candidates and retired ones; see the module.
 
-    A session is a candidate from `admit` until `enter`: its gateway has proved itself to the relay, but may not accept
-    the relay. A candidate never changes the session that has the tunnel.
+    A candidate never affects the holder: its gateway may still reject the relay.
     """
 
     async def admit(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
         """Make `session` a candidate for this tunnel. Call before the welcome is sent.
 
-        May take some seconds, while the session that has the tunnel is asked whether it is still there. The caller
-        sets the deadline.
+        May take some seconds while the holder is pinged. The caller sets the deadline.
 
         Raises:
-            TunnelTaken: that one answers, and `rules` let it keep the tunnel.
+            TunnelTaken: the holder answers, and `rules` let it keep the tunnel.
         """
 
     async def enter(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
-        """Make `session` the one of this tunnel. Call when its gateway has accepted the relay.
+        """Make `session` the holder of this tunnel. Call when its gateway has accepted the relay.
 
-        `rules` decide what becomes of the session that has the tunnel, and of older candidates. May take some seconds,
-        as `admit` does.
+        `rules` decide what happens to the old holder and to older candidates. May take some seconds, as `admit` does.
 
         Raises:
             TunnelTaken: another session keeps the tunnel.
         """
 
     async def leave(self, tunnel_id: str, session: LiveSession) -> None:
-        """Forget `session`, also as a candidate; nothing happens when another has taken its place."""
+        """Remove `session`, whether it is the holder, a candidate or retired. Does nothing if it is none of them."""
 
     async def find(self, tunnel_id: str) -> LiveSession | None:
-        """The session of a tunnel, None while its gateway is not connected."""
+        """The holder of a tunnel; None while its gateway is not connected."""
 
 
 @final
 class LocalRegistry(Registry):
-    """The tunnels of one configuration, until another one takes its place."""
+    """The tunnels of one configuration, in memory."""
 
     def __init__(self, tunnels: Iterable[TunnelEntry]) -> None:
         self._by_key_id: dict[str, TunnelEntry] = {}
@@ -118,7 +118,7 @@ class LocalRegistry(Registry):
         self.replace(tunnels)
 
     def replace(self, tunnels: Iterable[TunnelEntry]) -> None:
-        """From now on, these."""
+        """Replace all tunnels."""
         entries = tuple(tunnels)
         self._by_key_id = {key_id: entry for entry in entries for key_id in entry.keys_by_id}
         self._by_host = {entry.url.host: entry for entry in entries if entry.bind_addr is None}
@@ -132,10 +132,10 @@ class LocalRegistry(Registry):
 
 @final
 class LocalDirectory(Directory):
-    """The sessions of one process.
+    """The sessions of one process, in memory.
 
-    Retired ones are kept in mind until they leave: at most 8 of a tunnel, as it has keys at most. When there is one
-    more, the longest retired ends. A tunnel has at most 16 candidates. When there is one more, the oldest ends.
+    A tunnel has at most 8 retired sessions, since it has at most 8 keys, and at most 16 candidates. One more ends the
+    oldest of them.
     """
 
     def __init__(self) -> None:
@@ -165,8 +165,8 @@ class LocalDirectory(Directory):
             candidates.append(session)
         for ghost in self._ghosts(tunnel_id, session):
             ghost.replace(session.instance)
-        # No other task runs between a look at the holder and the entry, except while the holder is asked. Then look
-        # again.
+        # Between reading the holder and replacing it there is no checkpoint, except while the holder is pinged. After
+        # that the loop reads the holder again.
         while (holder := self._sessions.get(tunnel_id)) is not None:
             match rules.verdict(holder=holder, newcomer=session):
                 case Verdict.REPLACE:
@@ -177,7 +177,7 @@ class LocalDirectory(Directory):
                     break
                 case Verdict.ASK:
                     answers = await holder.answers(answer_timeout(holder.instance, session.instance))
-                    if answers or session not in self._candidates.get(tunnel_id, ()):  # replaced while it waited
+                    if answers or session not in self._candidates.get(tunnel_id, ()):  # replaced meanwhile
                         raise TunnelTaken(holder, session)
                     holder.abandon()
                     await self.leave(tunnel_id, holder)
@@ -185,7 +185,7 @@ class LocalDirectory(Directory):
         self._sessions[tunnel_id] = session
 
     def _replace_older_candidates(self, tunnel_id: str, session: LiveSession, rules: TakeoverRules) -> None:
-        """End the candidates that came before `session` and that it would replace, so that none replaces it later."""
+        """End the older candidates that `session` would replace, so that none of them replaces it later."""
         candidates = self._candidates.pop(tunnel_id)
         place = candidates.index(session)
         staying = candidates[place + 1 :]
@@ -198,7 +198,7 @@ class LocalDirectory(Directory):
             self._candidates[tunnel_id] = staying
 
     def _ghosts(self, tunnel_id: str, session: LiveSession) -> list[LiveSession]:
-        """The retired sessions of the gateway that `session` is of."""
+        """Retired sessions of the same gateway and key as `session`."""
         return [
             retired
             for retired in self._retired.get(tunnel_id, ())

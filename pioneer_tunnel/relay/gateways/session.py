@@ -1,17 +1,15 @@
-"""One gateway's session at the relay: it carries visitors, and it ends as it was told to.
+"""A connected gateway: its session carries visitors until it is ordered to end, or its link breaks.
 
-Five things can happen to a session from outside, each an order that does not wait:
+Orders from outside do not wait:
 
-    retire     a newer key has the tunnel: no new visitors; those that are here may finish, for a bounded time
-    replace    another session has the tunnel: it is told who, and ends
-    revoke     its key opens this tunnel no more: it ends
-    refuse     the tunnel stays with another session: it ends
-    abandon    it was asked and did not answer: it ends without a word, there is nobody to hear one
+    retire     a newer key has the tunnel: no new visitors; existing ones may finish within the rotation grace
+    replace    another session has the tunnel: send who has it, and end
+    revoke     the key no longer opens the tunnel: end
+    refuse     another session keeps the tunnel: end
+    abandon    the gateway did not answer a ping: end without a message
 
-However it ends, it is over within a second, also when the other end takes no byte any more: its streams are reset and
-its socket is closed. That is what the timeouts here add up to.
-
-Neighbours: `control` opens sessions and carries them; a `Directory` gives the orders of a takeover.
+An ordered end takes at most a second, also if the peer reads nothing: the timeouts below bound it. Then all streams are
+reset and the socket is closed.
 """
 
 from __future__ import annotations
@@ -25,9 +23,9 @@ from typing import Final, final
 import attrs
 import trio
 
+from ..._net.adopted import Watched
 from ..._net.closing import abandon
 from ..._net.log_limiter import Complaints
-from ..._net.wrappers import Watched
 from ..._wire.handshake import Claim
 from ..._wire.messages import replaced_text
 from ...websocket import WebSocket, WebSocketLink
@@ -38,13 +36,13 @@ from .takeover import answer_timeout
 __all__ = ["GatewaySession"]
 
 FAREWELL_TIMEOUT: Final = 0.3
-"""Seconds that the other end has to take the text that says why it ends."""
+"""Seconds for sending the text with the reason."""
 
 GOODBYE_TIMEOUT: Final = 0.5
-"""Seconds for what is under way, the go-away and the close after it."""
+"""Seconds for sending what is queued, the go-away and the close."""
 
 MOST_REASON: Final = 123
-"""Bytes of the reason in a close frame (RFC 6455, 5.5.1)."""
+"""Bytes of the reason in a WebSocket close frame (RFC 6455, 5.5.1)."""
 
 CLOSE_GOING_AWAY: Final = 1001
 CLOSE_REJECTED: Final = 1008
@@ -56,7 +54,13 @@ _complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.relay.session"
 @final
 @attrs.frozen(kw_only=True)
 class _Ending:
-    """How a session ends: the close code and its reason, and before them a text if there is one to send."""
+    """How a session ends.
+
+    Attributes:
+        code, reason: of the WebSocket close.
+        text: a text message to send before it; None for none.
+        silently: send nothing, since the peer is gone.
+    """
 
     code: int
     reason: str
@@ -66,22 +70,23 @@ class _Ending:
 
 @final
 class GatewaySession(LiveSession):
-    """One authenticated gateway, connected.
+    """The session of one authenticated gateway.
 
     Args:
-        tunnel_id: the tunnel that it is for.
-        claim: what the gateway has said of itself, and proved.
-        websocket: what is spoken over; the WebSocket's owner closes it when `carry` is over.
-        watched: the stream at the bottom of it.
+        tunnel_id: its tunnel.
+        claim: the gateway's verified claim.
+        websocket: the link. The caller closes it after `carry`.
+        watched: the stream below the WebSocket and its TLS.
         heartbeat: seconds of silence after which the gateway is pinged.
-        limits: what the session may cost.
-        sending: what all sessions of the relay may hold for sending.
-        since: when the gateway came, in seconds since 1970.
+        limits: of the yamux session.
+        sending: the budget of unsent bytes that all sessions of the relay share.
+        since: when the gateway connected, in seconds since 1970.
         rotation_grace: seconds that visitors may stay when the session is retired.
         on_first_bytes: awaited when the gateway's first bytes have come; see `YamuxConnection`.
 
     Attributes:
-        entered: whether it counts; set by its owner.
+        id: random, 16 hexadecimal digits.
+        entered: True once the session has its tunnel. The caller sets it.
     """
 
     def __init__(
@@ -136,7 +141,7 @@ class GatewaySession(LiveSession):
 
     @property
     def ended(self) -> bool:
-        """Whether it was ordered to end."""
+        """Whether the session was ordered to end."""
         return self._ending is not None
 
     async def open_stream(self) -> YamuxStream:
@@ -145,7 +150,7 @@ class GatewaySession(LiveSession):
     async def answers(self, within: float) -> bool:
         return self._ending is None and await self._connection.answers(within)
 
-    # Orders. The first one that ends the session is carried out, and the others change nothing.
+    # Orders. The first one that ends the session counts; later ones change nothing.
 
     def retire(self, by: str) -> None:
         if not self._retired.is_set():
@@ -157,11 +162,11 @@ class GatewaySession(LiveSession):
         self._end_as_replaced(by, "a newer session has taken this tunnel over")
 
     def revoke(self) -> None:
-        """Its key opens this tunnel no more: end. Does not wait."""
+        """End the session, since its key no longer opens the tunnel. Does not wait."""
         self._end(_Ending(code=CLOSE_REJECTED, reason="the key is not registered for this tunnel any more"))
 
     def refuse(self, reason: str) -> None:
-        """The tunnel stays with another session: end. Does not wait."""
+        """End the session, since another one keeps the tunnel. Does not wait."""
         short = f"busy: {reason}".encode()[:MOST_REASON].decode(errors="ignore")
         self._end(_Ending(code=CLOSE_REJECTED, reason=short))
 
@@ -177,12 +182,11 @@ class GatewaySession(LiveSession):
             self._link.close_code, self._link.close_reason = ending.code, ending.reason
             self._end_ordered.set()
 
-    # The life of a session
-
     async def carry(self) -> None:
-        """Carry visitors until the session is over.
+        """Carry visitors until the session has ended. Returns after an order to end.
 
-        Returns when that was an order; raises what `YamuxConnection.run` raises when it ended by itself.
+        Raises:
+            As `YamuxConnection.run`, when the session ends for another reason.
         """
         with trio.CancelScope() as carrying:
             async with trio.open_nursery() as nursery:
@@ -209,22 +213,22 @@ class GatewaySession(LiveSession):
         self._end_as_replaced(by, "a session with a newer key of this tunnel has taken it over")
 
     async def _close_when_ordered(self, carrying: trio.CancelScope) -> None:
-        # No deadline: most sessions end by themselves.
+        # No deadline: most sessions are never ordered to end.
         await self._end_ordered.wait()
         assert self._ending is not None
-        hears = not self._ending.silently
-        if hears and self._ending.text is not None:
+        reachable = not self._ending.silently
+        if reachable and self._ending.text is not None:
             with (
                 trio.move_on_after(FAREWELL_TIMEOUT) as farewell,
                 suppress(trio.BrokenResourceError, trio.ClosedResourceError),
             ):
                 await self._websocket.send([self._ending.text])
-            hears = not farewell.cancelled_caught
-        if not hears:
-            # What is stuck on the way to it would keep the ending waiting.
+            reachable = not farewell.cancelled_caught
+        if not reachable:
+            # Queued data that the peer does not take would delay the close.
             await abandon(self._watched)
         carrying.cancel()
 
 
 def _ignore_text(text: str) -> None:
-    """Gateways have nothing to say in text after the opening that this version knows."""
+    """This version knows no text message of a gateway after the opening."""

@@ -1,19 +1,18 @@
-"""Who has a tunnel when a second gateway knocks: a decision, without I/O and without a clock.
+"""The rules when a second gateway wants a tunnel. A decision, without I/O and without a clock.
 
-A tunnel has one session at a time. What happens to it when another gateway has proved a key of the same tunnel is
-told by three things: the keys that both came with, their instances, and what the operator chose (`takeover`).
+A tunnel has one session at a time, the holder. When a newcomer has proved a key of the same tunnel, the verdict depends
+on both keys, on both instances, and on the operator's `takeover`:
 
-    the newcomer's key       its instance     then
-    the same                 the same         REPLACE: it comes back, and what is here is its ghost
-    the same                 another, none    REPLACE with `newest`, ASK with `first`
-    a later one of `keys`    any              RETIRE: the key is being rotated
-    an earlier one           any              ASK: a rotation does not go backwards while the newer key is in use
+    the newcomer's key         its instance       verdict
+    the same                   the same           REPLACE: the gateway has reconnected; the holder is its dead session
+    the same                   another, or none   REPLACE with `newest`, ASK with `first`
+    a later one of `keys`      any                RETIRE: the key is being rotated
+    an earlier one             any                ASK: a rotation does not go back while the newer key is in use
 
-ASK is what keeps two hosts from fighting. The holder keeps the tunnel if it answers, and the newcomer is told who has
-it; a holder that says nothing is gone, and must not lock the tunnel. A gateway that told no instance cannot be known
-again: to every other one, and to its own ghost, it is a stranger.
+ASK pings the holder. If it answers, it keeps the tunnel, and the newcomer learns who has it. So two hosts do not take
+the tunnel from each other in turn. If it does not answer, it is gone, and must not lock the tunnel.
 
-Neighbours: a `Directory` asks for the verdict and carries it out; `config` has the operator's choice.
+A gateway without an instance cannot be recognised, not even after a reconnect.
 """
 
 from __future__ import annotations
@@ -26,58 +25,58 @@ import attrs
 __all__ = ["NEWEST_WINS", "Party", "Takeover", "TakeoverRules", "Verdict", "answer_timeout", "same_gateway"]
 
 ANSWER_TIMEOUT: Final = 2.0
-"""Seconds that a holder has to answer. A round trip and a retransmission fit in even on a poor path."""
+"""Seconds that a holder has to answer: enough for a round trip and a retransmission on a poor path."""
 
 GHOST_TIMEOUT: Final = 0.5
-"""The same when it is its own gateway that comes back: then it is a ghost most likely, and soon gone."""
+"""The same if the newcomer is the same gateway: then the old session is most likely dead."""
 
 
 @final
 class Takeover(enum.StrEnum):
-    """Which of two gateways with one key has the tunnel."""
+    """Which of two gateways with the same key has the tunnel."""
 
     NEWEST = "newest"
-    """The one that came last; the other is told who took it over, and stops."""
+    """The last to connect. The other one learns which gateway replaced it, and stops."""
     FIRST = "first"
-    """The one that came first, for as long as it is there; the other is told who has it, and tries again."""
+    """The first to connect, while it is connected. The other one learns who has the tunnel, and retries."""
 
 
 @final
 class Verdict(enum.Enum):
-    """What becomes of the session that is here."""
+    """What happens to the holder."""
 
-    REPLACE = "it is told, and ends"
-    RETIRE = "it takes no new visitors, and ends when those it has are gone"
-    ASK = "it stays if it answers, or else it is gone"
+    REPLACE = "it ends, and its gateway learns which one replaced it"
+    RETIRE = "it takes no new visitors, and ends when its last visitor has ended"
+    ASK = "it keeps the tunnel if it answers a ping, else it ends"
 
 
 class Party(Protocol):
-    """What is known of a session for the decision."""
+    """What the rules need to know of a session."""
 
     @property
     def instance(self) -> str:
-        """What tells its gateway from another one with the same key; empty if it told nothing."""
+        """The name that tells its gateway from others with the same key; empty if the gateway sent none."""
 
     @property
     def key_id(self) -> str:
-        """The key that it has proved."""
+        """The id of the key that its gateway has proved."""
 
 
 @final
 @attrs.frozen(kw_only=True)
 class TakeoverRules:
-    """What a tunnel's registry entry says about it.
+    """The rules of one tunnel, from its registry entry.
 
     Attributes:
         takeover: the operator's choice for gateways with the same key.
-        keys: the ids of the tunnel's keys, the oldest first. One that is not among them is older than all.
+        keys: the ids of the tunnel's keys, the oldest first. A key that is not in the list counts as older than all.
     """
 
     takeover: Takeover = Takeover.NEWEST
     keys: tuple[str, ...] = ()
 
     def verdict(self, *, holder: Party, newcomer: Party) -> Verdict:
-        """What becomes of `holder` now that `newcomer` has proved itself."""
+        """What happens to `holder` when `newcomer` has proved its key."""
         if holder.key_id != newcomer.key_id:
             return Verdict.ASK if self._age(newcomer) < self._age(holder) else Verdict.RETIRE
         if self.takeover is Takeover.NEWEST or same_gateway(holder.instance, newcomer.instance):
@@ -89,14 +88,14 @@ class TakeoverRules:
 
 
 NEWEST_WINS: Final = TakeoverRules()
-"""The rules of a tunnel with one key that says nothing about takeover."""
+"""The rules of a tunnel with one key and the default `takeover`."""
 
 
 def same_gateway(instance: str, other: str) -> bool:
-    """Whether two sessions are of one gateway; of two that told no instance, nobody knows."""
+    """Whether two instances are the same gateway. False if one of them is empty."""
     return bool(instance) and instance == other
 
 
 def answer_timeout(instance: str, other: str) -> float:
-    """Seconds to wait for the answer of a session of `instance` when one of `other` wants its place."""
+    """Seconds that a session of `instance` has to answer, when a gateway of instance `other` wants its tunnel."""
     return GHOST_TIMEOUT if same_gateway(instance, other) else ANSWER_TIMEOUT

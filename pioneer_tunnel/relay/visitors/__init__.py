@@ -1,1 +1,1 @@
-"""The relay towards visitors: HTTP, TLS and bound ports."""
+"""The visitors' side of the relay."""

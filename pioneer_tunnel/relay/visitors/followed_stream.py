@@ -1,24 +1,24 @@
-"""A visitor's connection as a stream that gives only what may be forwarded: the followers with a socket and a clock.
+"""A visitor's connection as a stream that yields only what may be forwarded: the HTTP followers, with I/O and timeouts.
 
-`pump` copies bytes between this stream and the gateway's. What `pump` reads here is what the `RequestFollower` lets
-pass. What `pump` writes here goes to the visitor, as far as the `ResponseFollower` knows a request that it answers.
-What the gateway sends beyond that answers nothing: both connections are reset.
+`pump` copies bytes between this stream and the gateway's stream. Reading yields what the `RequestFollower` lets pass.
+Writing sends the visitor what the `ResponseFollower` knows to answer a request. Anything else from the gateway resets
+both connections.
 
-The visitor's part ends when it sends what may not be forwarded: a request for a stream of its own, or one that is
-refused. From then on nothing is read from the visitor, and the gateway goes on:
+The request side ends when the visitor sends a request that needs a stream of its own, or one that is refused. From then
+on the visitor is not read, and the gateway goes on:
 
-    each request has its whole response     `HandedOver`: `pump` closes the gateway's stream and leaves the visitor's
-                                            connection open, for the next stream or for the relay's error
-    a response lasts until the gateway's    the gateway's end is the visitor's end; no error follows, since the visitor
-    end                                     would take it for a part of that response
+    each request has its whole response     `HandedOver`: `pump` closes the gateway's stream, and the visitor's
+                                            connection stays open for the next stream or the relay's error
+    a response has no length                it ends with the gateway's stream, and so does the visitor's connection; an
+                                            error after it would look like a part of it
     the gateway ends before that            both connections are reset
-    it sends nothing for 30 seconds         the same
+    it sends nothing for 30 seconds         both connections are reset
 
-The gateway is not told meanwhile that no more requests come: many servers take a half-closed connection for a visitor
-that has left, and break off. The exception is a response that cannot be followed, which may be complete. Then the
-server has to be told, or it would keep the connection.
+Meanwhile the gateway gets no EOF: many servers take a half-closed connection for a visitor that has left, and stop. The
+exception is a response that cannot be followed, which may be complete: without an EOF its server would keep the
+connection.
 
-A connection that is kept between requests for longer than the keep-alive timeout is handed over as well, to be closed.
+After the keep-alive timeout an idle connection is handed over as well, to be closed.
 """
 
 from __future__ import annotations
@@ -32,46 +32,45 @@ import trio
 from ..._http.head import BadRequest, RequestHead
 from ..._http.requests import Phase, Piece, RequestFollower
 from ..._http.responses import ResponseFollower, ResponsePhase
-from ..._net.closing import send_eof
-from ..._net.wrappers import send_pieces
+from ..._net.streams import ByteStream, DelegatingStream
 from ...exchange.pump import HandedOver
 from .turns import Turn
 
 __all__ = ["FollowedStream"]
 
 LAST_ANSWERS_TIMEOUT: Final = 30.0
-"""Seconds that a gateway may send nothing while the visitor waits for it and is not read."""
+"""Seconds that a gateway may send nothing while the visitor waits for responses and is not read."""
 
 MAX_OUTSTANDING: Final = 1024
-"""Requests without a response from which on nothing is read from the visitor."""
+"""Requests without a response. At this number the visitor is not read."""
 
 FREE_WORK: Final = 32
-"""What may be found in the piece of a response without a turn. Most responses have no more than that."""
+"""Work on a piece of a response that needs no turn. Most responses need no more."""
 
 _READ_SIZE: Final = 64 * 1024
 _WITHOUT_END: Final = frozenset({ResponsePhase.UNKNOWN, ResponsePhase.SWITCHED})
 
 
 @final
-class FollowedStream(trio.abc.HalfCloseableStream):
+class FollowedStream(DelegatingStream):
     """The visitor's side of a pump.
 
     Args:
         stream: the visitor's connection.
-        head: the first head of the stream to the gateway. Its maker forwards it, and then what `take` returns.
-        received: what was read after it.
-        turn: asked for before much is followed.
-        head_timeout: the seconds that a later head may take, from its first byte on.
-        keep_alive_timeout: the seconds that the connection may be kept between requests.
+        head: of the first request. The caller forwards it, and then what `take_ready` returns.
+        received: the bytes that were read after the head.
+        turn: awaited before work on much data.
+        head_timeout: seconds for a later head, from its first byte.
+        keep_alive_timeout: seconds that the connection may be idle between requests.
 
     Attributes:
-        scope: to pump in; it is cancelled when the gateway is silent for too long.
-        handed_over: True once `pump` has left the connection open.
+        scope: pump inside it. It is cancelled when the gateway is silent for too long.
+        handed_over: True when `pump` has left the connection open.
     """
 
     def __init__(
         self,
-        stream: trio.abc.Stream,
+        stream: ByteStream,
         head: RequestHead,
         received: bytes,
         turn: Turn,
@@ -79,9 +78,9 @@ class FollowedStream(trio.abc.HalfCloseableStream):
         head_timeout: float,
         keep_alive_timeout: float = math.inf,
     ) -> None:
-        self.transport_stream: Final = stream
+        super().__init__(stream)
         self.scope: Final = trio.CancelScope()
-        self.handed_over = False
+        self.handed_over: bool = False
         self._responses: Final = ResponseFollower()
         self._follower: Final = RequestFollower(head, self._responses)
         self._turn: Final = turn
@@ -91,7 +90,7 @@ class FollowedStream(trio.abc.HalfCloseableStream):
         self._last_activity = math.inf  # when a byte last passed, either way
         self._ready: Final[deque[Piece]] = deque(self._follower.feed(received))
         self._reading: trio.CancelScope | None = None
-        self._gateway_heard: Final = trio.lowlevel.ParkingLot()
+        self._gateway_activity: Final = trio.lowlevel.ParkingLot()
         self._gateway_ended = False
         self._end_sent = False
         self._sending = False
@@ -99,12 +98,12 @@ class FollowedStream(trio.abc.HalfCloseableStream):
 
     @property
     def next_request(self) -> tuple[RequestHead, bytes] | None:
-        """Once it is handed over: the request that needs another stream, and all bytes from there."""
+        """After the handover: the request that needs another stream, and all bytes from there."""
         return self._follower.next_request
 
     @property
     def refusal(self) -> BadRequest | None:
-        """Once it is handed over: what to tell the visitor."""
+        """After the handover: the error to answer."""
         return self._follower.refusal
 
     @property
@@ -112,17 +111,17 @@ class FollowedStream(trio.abc.HalfCloseableStream):
         """True when the visitor has the whole response to each request."""
         return self._responses.idle and not self._sending
 
-    def take(self) -> list[Piece]:
-        """What may be forwarded of what was received."""
+    def take_ready(self) -> list[Piece]:
+        """Take what may be forwarded of the bytes that were received so far."""
         pieces = [*self._ready]
         self._ready.clear()
         return pieces
 
     async def receive_some(self, max_bytes: int | None = None) -> Piece:  # type: ignore[override]  # a view is no copy
-        """What may be forwarded next; b"" after the visitor's end.
+        """Receive what may be forwarded next; b"" at the visitor's EOF.
 
         Raises:
-            HandedOver: nothing more will be, and each request has its response.
+            HandedOver: nothing more may be forwarded, and each request has its whole response.
         """
         follower, responses = self._follower, self._responses
         size = _READ_SIZE if max_bytes is None else max_bytes
@@ -134,10 +133,10 @@ class FollowedStream(trio.abc.HalfCloseableStream):
             if (follower.holds and responses.awaits_upgrade) or responses.outstanding >= MAX_OUTSTANDING:
                 if self._gateway_ended:
                     return b""
-                # An Upgrade has no deadline: the gateway has as much time for this response as for any.
+                # The response to an Upgrade has no deadline, like any response.
                 if not follower.holds:
                     self._limit_silence()
-                await self._gateway_heard.park()
+                await self._gateway_activity.park()
                 self.scope.deadline = math.inf
             elif follower.holds or follower.has_more:
                 await trio.lowlevel.checkpoint()
@@ -164,12 +163,12 @@ class FollowedStream(trio.abc.HalfCloseableStream):
             self._last_activity = trio.current_time()
 
     async def _receive(self, size: int) -> bytes | bytearray:
-        """What comes next; b"" when nothing more does, which the follower knows then."""
+        """Receive from the visitor; b"" at its EOF, of which the follower is notified."""
         try:
             data = await self._receive_in_time(size)
         except trio.ClosedResourceError:
             if self._end_sent:
-                return b""  # over TLS both directions end at once, and `send_eof` has ended one
+                return b""  # `send_eof` has ended TLS, which ends both directions
             raise
         if not data:
             self._follower.end()
@@ -189,21 +188,21 @@ class FollowedStream(trio.abc.HalfCloseableStream):
         return b""
 
     def _deadline(self) -> float:
-        """When the visitor has to have said something more."""
+        """When the next byte from the visitor is due."""
         if self._follower.head_begun:
             return self._head_deadline
         if self._idle and self._follower.phase is Phase.HEAD:
             return self._last_activity + self._keep_alive_timeout
-        # None: a visitor may be silent for as long as its gateway bears it.
+        # No deadline in a body or during a response: that is for the gateway to decide.
         return math.inf
 
     async def _finish(self) -> bytes:
-        """Let the gateway answer what it was asked. Returns b"" when the visitor cannot be told anything after that."""
+        """Wait for the outstanding responses, then hand over. Returns b"" if nothing can be sent after them."""
         self._finishing = True
         try:
             while not (self._idle or self._gateway_ended or self._responses.phase in _WITHOUT_END):
                 self._limit_silence()
-                await self._gateway_heard.park()
+                await self._gateway_activity.park()
         finally:
             self._finishing = False
         if self._idle and not self._end_sent:
@@ -220,51 +219,52 @@ class FollowedStream(trio.abc.HalfCloseableStream):
         raise HandedOver
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send the visitor what answers its requests.
+        """Send the visitor the part of `data` that answers its requests.
 
         Raises:
-            trio.ClosedResourceError: some of `data` answers none, or the visitor was told an end.
+            trio.ClosedResourceError: some of `data` answers no request, or `send_eof` was called.
         """
         if self._end_sent:
             raise trio.ClosedResourceError("the gateway has no more to say here")
         data = bytes(data)
         self._sending = True
-        passed = self._responses.feed(data, most=FREE_WORK)
+        passed = self._responses.feed(data, max_work=FREE_WORK)
         while passed < len(data) and not self._responses.idle:
             await trio.lowlevel.checkpoint()
             await self._turn.wait()
             passed = self._responses.feed(data, passed)
             self._turn.spend(self._responses.work)
         if passed:
-            await send_pieces(self.transport_stream, [data if passed == len(data) else data[:passed]])
+            await self.transport_stream.send_pieces([data if passed == len(data) else data[:passed]])
         self._sending = False
         self._last_activity = trio.current_time()
         if self._reading is not None:
             self._reading.deadline = self._deadline()
         if self.scope.deadline < math.inf:
             self._limit_silence()
-        self._gateway_heard.unpark_all()
+        self._gateway_activity.unpark_all()
         if passed < len(data):
             raise trio.ClosedResourceError("the gateway sends what answers no request")
 
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.transport_stream.wait_send_all_might_not_block()
+    @property
+    def can_half_close(self) -> bool:
+        return True  # `send_eof` decides what becomes of the connection
 
     async def send_eof(self) -> None:
-        """The gateway says no more: end the visitor's connection, unless it goes on without this gateway.
+        """The gateway sent EOF: end the visitor's connection, unless it is about to be handed over.
 
         Raises:
-            trio.ClosedResourceError: the visitor's part has ended, and a response is not complete.
+            trio.ClosedResourceError: the request side has ended, and a response is not complete.
         """
         self._gateway_ended = True
-        self._gateway_heard.unpark_all()
+        self._gateway_activity.unpark_all()
         if self._finishing and not self._responses.is_last:
             await trio.lowlevel.checkpoint()
             if not self._responses.idle:
                 raise trio.ClosedResourceError("the gateway has ended before its response did")
             return
         self._end_sent = True
-        await send_eof(self.transport_stream)
+        await self.transport_stream.send_eof()
 
     async def aclose(self) -> None:
         self._ready.clear()

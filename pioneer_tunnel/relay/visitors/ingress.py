@@ -15,7 +15,9 @@ import trio
 
 from ..._http.head import RequestHead, error_response
 from ..._model.addresses import Address
+from ..._net.adopted import adopt
 from ..._net.closing import abandon, close_after_answer
+from ..._net.streams import ByteStream
 from ..._net.tls.client_hello import Alert
 from ..._wire.proxy_v2 import ProxyHeader
 from ...exchange.pump import pump
@@ -53,7 +55,7 @@ class Visit:
         settle: called when the tunnel is known; raises `OverLimit` when there are too many visitors.
     """
 
-    stream: trio.abc.Stream
+    stream: ByteStream = attrs.field(converter=adopt)
     visitor: Address | None
     local: Address | None
     tls: bool
@@ -142,7 +144,7 @@ class Ingress:
         with self._counted(entry):
             stream = await self._open(entry)
             with suppress(trio.BrokenResourceError):  # the pump gets the same error
-                await stream.send_all(b"".join([_proxy_header(visit), received[: head.length], *followed.take()]))
+                await stream.send_all(b"".join([_proxy_header(visit), received[: head.length], *followed.take_ready()]))
             with followed.scope:
                 apology = error_response(502, _BROKE_OFF, omit_body=head.omit_body)
                 await pump(stream, followed, apology=apology)
@@ -186,7 +188,7 @@ class Ingress:
         except OverLimit as reason:
             raise Refusal(503, str(reason)) from None
 
-    async def _open(self, entry: TunnelEntry) -> trio.abc.HalfCloseableStream:
+    async def _open(self, entry: TunnelEntry) -> ByteStream:
         """Open a stream to the tunnel's gateway.
 
         Raises:

@@ -21,10 +21,10 @@ import attrs
 import trio
 
 from ..._net.closing import close_after_answer
+from ..._net.prefixed_stream import PrefixedStream
 from ..._net.tls.certificate import Certificate
 from ..._net.tls.client_hello import Alert, BadClientHello, ClientHello, ClientHelloReader, looks_like_tls
 from ..._net.tls.stream import TlsServerStream
-from ..._net.wrappers import PrefixedStream
 from ..gateways.registry import Registry
 from ..request_head import Refusal, refuse
 from .ingress import Ingress, Visit

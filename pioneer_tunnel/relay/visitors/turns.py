@@ -1,9 +1,9 @@
-"""Shares the event loop among visitors, so that no tenant and no address holds up the others.
+"""Fair sharing of the event loop among visitors, so that one tenant or address does not delay the others.
 
-Following what a visitor sends costs CPU time, and one address may have hundreds of connections with work at once. Each
-connection asks for a turn before it works, and tells afterwards what the turn cost. While little was spent lately,
-every turn is granted at once. Otherwise connections queue, and in each pass of the event loop at most one connection of
-a tenant, and one of an address, gets a turn.
+Following HTTP costs CPU time, and one address may have hundreds of connections with work. Each connection waits for a
+turn before it works, and reports the cost afterwards. While little work was done recently, a turn is granted at once.
+Otherwise connections queue. In each pass of the event loop at most one connection of a tenant, and one of an address,
+gets a turn.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ WINDOW: Final = 0.01
 """Seconds in which `BUDGET` may be spent without a queue."""
 
 BUDGET: Final = 4096
-"""Units, of about 2 µs each on a machine of 2020."""
+"""Units of work. One takes about 2 µs on a machine of 2020."""
 
 TURN_COST: Final = 64
-"""Units that a turn costs beside the items it found: a read, and passing on what came."""
+"""Units that each turn costs in addition to the items in it: for reading and forwarding."""
 
 TURNS_PER_PASS: Final = 8
-"""Turns that are granted from the queue in one pass of the event loop."""
+"""Turns that the queue grants in one pass of the event loop."""
 
 _Lots: TypeAlias = OrderedDict[str | None, trio.lowlevel.ParkingLot]
 
@@ -69,7 +69,7 @@ class Turns:
             trio.lowlevel.current_trio_token().run_sync_soon(self._grant)
 
     def _grant(self) -> None:
-        """Wake those whose turn it is in this pass of the event loop."""
+        """Grant the turns of this pass of the event loop."""
         self._granting = False
         granted = 0
         served: set[str] = set()
@@ -82,7 +82,7 @@ class Turns:
                     lots.move_to_end(address)
                 else:
                     del lots[address]
-                if woken:  # or all who waited here were cancelled
+                if woken:  # else all that waited here were cancelled
                     granted += 1
                     if address is not None:
                         served.add(address)
@@ -99,11 +99,11 @@ class Turns:
 @final
 @attrs.frozen
 class Turn:
-    """What one connection asks for its turns with.
+    """Requests turns for one connection.
 
     Attributes:
         tenant: the tunnel's id.
-        address: the visitor's, as limits count it; None for one that no limit per address holds for.
+        address: the visitor's, as limits count it; None when it is exempt from limits per address.
     """
 
     turns: Turns
@@ -111,9 +111,9 @@ class Turn:
     address: str | None
 
     async def wait(self) -> None:
-        """Wait for a turn. This is a checkpoint only when others wait, or much was spent lately."""
+        """Wait for a turn. A checkpoint only if others wait, or if the budget is spent."""
         await self.turns.wait(self.tenant, self.address)
 
     def spend(self, items: int) -> None:
-        """Tell what the turn cost beside its fixed cost, in units."""
+        """Report the cost of the turn in units, without its fixed cost."""
         self.turns.spend(items)

@@ -8,11 +8,9 @@
     config_template = 'serverAddr = "{relay_host}" …'
     connected_pattern = "start proxy success"
 
-Whoever can list processes can read their arguments, so the relay key is not to be had there: a command that asks for it
-is refused, here, with the ways that there are. Everything else that is wrong is told here too (see `tables.py`), before
-anything runs.
-
-Neighbours: `config.py` has this table as its key `process`; the `process` transport runs what it says.
+Everyone who can list processes can read their arguments. So a command that asks for the relay key is refused here, and
+the error names the other ways. All other problems are reported here too (see `_storage.validation`), before anything
+runs.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ PLACEHOLDERS: Final = (
     "config",
     "key_file",
 )
-"""What a command may hold. The text of `config_template` may not hold `config`, which is itself, but may hold `key`."""
+"""Placeholders of a command. `config_template` has no `config`, which is the path of itself, and has `key`."""
 
 _CONFIG_PLACEHOLDERS: Final = (*(name for name in PLACEHOLDERS if name != "config"), "key")
 _REFUSED_IN_COMMAND: Final = {
@@ -99,7 +97,7 @@ def _environment(value: _Variables | Mapping[str, str | Template]) -> _Variables
             variables.append((_variable(name), _template(text, PLACEHOLDERS, _REFUSED_IN_ENVIRONMENT)))
         except (TypeError, ValueError) as error:
             known = isinstance(name, str) and _VARIABLE.fullmatch(name) is not None
-            # Nor is the value of a variable quoted: it is nobody's business but the program's.
+            # The value of a variable may be a secret of the program, so it is not quoted.
             problems.append(Problem(key=hide_secrets(name if known else repr(name)), message=str(error)))
     if problems:
         raise RefusedItemsError(problems)
@@ -151,7 +149,7 @@ def _public_url(value: str | PublicUrl) -> PublicUrl:
 @final
 @attrs.frozen
 class ProbeUrl:
-    """What is asked to see whether the tunnel is up: a site, and a path of it."""
+    """The URL that is asked to see whether the tunnel is up: a site and a path."""
 
     site: PublicUrl
     path: str = "/"
@@ -161,7 +159,7 @@ class ProbeUrl:
         """Read `http://host[:port][/path]` or `https://…`.
 
         Raises:
-            ValueError: saying what is wrong with which value; among the rest a query, which may be somebody's secret.
+            ValueError: names the value and what is wrong with it. A query is not allowed, since it may be a secret.
         """
         match = _PROBE_URL.fullmatch(text)
         if match is None:
@@ -170,7 +168,7 @@ class ProbeUrl:
 
     @property
     def authority(self) -> str:
-        """Host, and port unless it is the scheme's own: what the header `Host` says."""
+        """The value of the header `Host`: the host, and the port unless it is the default of the scheme."""
         return str(self.site).partition("//")[2]
 
     def __str__(self) -> str:
@@ -228,31 +226,30 @@ def _said_twice(variable: str | None, environment: _Variables) -> str | None:
 @final
 @attrs.frozen(kw_only=True, field_transformer=hold_back)
 class ProcessConfig:
-    """What the operator says about the tunnel program.
+    """The operator's configuration of the tunnel program.
 
-    Made as a part of `RemoteAccessConfig`, or with keywords, which take what the file would hold or the value itself.
+    Made as a part of `RemoteAccessConfig`, or with keywords, which take the text of the file or the value itself.
 
     Attributes:
         command: the program and its arguments; each may hold `PLACEHOLDERS`. A program without a slash is looked for
             in PATH, one with a slash relative to the folder of the gateway's configuration file.
-        config_template: the text of a file that is made for each run, readable by this user alone; `{config}` is its
+        config_template: the text of a file that is written for each run, readable by this user alone; `{config}` is its
             path. It may hold `{key}`.
-        key_on_stdin: whether the key is written to the program's standard input, as one line, which then ends.
-        key_variable: the environment variable that the program gets the key in. Others of this user, and root, can
-            read it there.
-        environment: variables that the program gets beside the few that it inherits.
+        key_on_stdin: whether the key is written to the program's standard input, as one line, followed by EOF.
+        key_variable: the environment variable for the key. Other processes of this user, and root, can read it there.
+        environment: variables that the program gets in addition to the few that it inherits.
         inherit: names of further variables that it inherits.
-        connected_pattern: a regular expression; the tunnel is up when it is found in a line of the program's output.
-        probe_url: the tunnel is up when this answers.
-        probe_interval_ms: how often it is asked.
+        connected_pattern: a regular expression; the tunnel is up when a line of the program's output matches.
+        probe_url: the tunnel is up when this URL answers.
+        probe_interval_ms: milliseconds between probes.
         probe_statuses: the HTTP statuses that count as an answer; empty for any.
-        settle_ms: with neither of the two, the tunnel is taken to be up when the program has run for so long.
-        startup_timeout_ms: how long coming up may take.
-        stop_grace_ms: how long the program has between being asked to end (SIGTERM) and being killed (SIGKILL).
-        public_url: where visitors reach the gateway; told in the status.
+        settle_ms: without pattern and probe, the tunnel is up when the program has run for so many milliseconds.
+        startup_timeout_ms: milliseconds until the tunnel has to be up.
+        stop_grace_ms: milliseconds between SIGTERM and SIGKILL.
+        public_url: where visitors reach the gateway, for the status.
 
     Raises:
-        InvalidSettingsError: with everything that is wrong in its `problems`.
+        InvalidSettingsError: with all problems in `problems`.
     """
 
     command: tuple[Template, ...] = attrs.field(converter=_command)
@@ -284,7 +281,7 @@ class ProcessConfig:
 
     @property
     def uses_key_file(self) -> bool:
-        """Whether a file with the key has to be made."""
+        """Whether a text holds `{key_file}`, so that a file with the key is needed."""
         texts = [*self.command, *(text for _, text in self.environment)]
         if self.config_template is not None:
             texts.append(self.config_template)
@@ -292,7 +289,7 @@ class ProcessConfig:
 
 
 def a_process(value: ProcessConfig | Mapping[str, Any]) -> ProcessConfig:
-    """A converter: the table, with everything that is wrong in it as problems of its own keys."""
+    """A converter for the table. Its problems are reported under their own keys."""
     if isinstance(value, ProcessConfig):
         return value
     try:
@@ -308,13 +305,13 @@ def _absolute(path: Path) -> Path:
 @final
 @attrs.frozen
 class TunnelProgram:
-    """The operator's program as a transport needs it: what to run, where, and for which gateway.
+    """What the transport needs to run the operator's program.
 
     Attributes:
-        config: the program, and how to tell that its tunnel is up.
-        local: the local gateway, which the program is to connect to.
+        config: the program, and what shows that its tunnel is up.
+        local: the local gateway, to which the program connects.
         runtime_folder: where files for the program go while it runs.
-        folder: where the program is started, and what a path in `command` is relative to.
+        folder: the working folder of the program. A path in `command` is relative to it.
     """
 
     config: ProcessConfig

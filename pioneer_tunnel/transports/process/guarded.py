@@ -1,16 +1,14 @@
-"""A program whose life is bounded by a block: started with a guardian, read to its end, and ended with all it left.
+"""A program that lives no longer than an `async with` block.
 
     async with guarded(orders, typed=None, output=output, log=log) as program:
         await program.ended.wait()
 
-However the block is left, also cancelled at any checkpoint of its start, nothing of the program is there afterwards: it
-is asked to end, killed when it does not, and reaped, all of that by the guardian, which is waited for, shielded and
-bounded. What happens when there is nobody left to leave the block, the guardian sees to (see there).
+When the block is left, also when it is cancelled at any checkpoint of the start, nothing of the program is left. The
+guardian sends SIGTERM, then SIGKILL, and reaps; the block waits for the guardian, shielded and with a deadline. If this
+process dies, the guardian does the same by itself.
 
-The output is read without a pause, by one task, from the start until the end: a program never waits for us. What it
-says is bounded in `process_output`.
-
-Neighbours: `guardian` is the process in between; the `process` transport decides what to run and what its end means.
+One task reads the output without a pause from start to end, so the program never blocks on a full pipe. `output` bounds
+what is kept of it.
 """
 
 from __future__ import annotations
@@ -38,23 +36,23 @@ __all__ = ["Program", "StartRefused", "guarded"]
 
 _GUARDIAN: Final = Path(guardian.__file__)
 _START_TIMEOUT: Final = 15.0
-"""Seconds for the guardian to be there. It takes 20 ms; more means that the machine is short of something."""
+"""Seconds for the guardian to start. It takes 20 ms; much more means that the machine is overloaded."""
 _STOP_MARGIN: Final = 8.0
-"""Seconds that the guardian has beyond the grace: more than it takes to kill, and to see that all are gone."""
+"""Seconds that the guardian has after the grace: more than it needs to kill and reap everything."""
 _LAST_WORDS_SECONDS: Final = 1.0
 _READ_SIZE: Final = 16 * 1024
 _LINES_LOGGED_A_SECOND: Final = 200
 _GUARDIANS_VARIABLES: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
-"""What a Python interpreter may need to start; the guardian's environment has nothing else."""
+"""Variables that a Python interpreter may need to start. The guardian gets no others."""
 
 
 @final
 class StartRefused(Exception):
-    """The system does not execute the program.
+    """The system refused to execute the program.
 
     Attributes:
-        errno: its reason.
-        about_folder: it is the folder to start it in that cannot be had, not the program.
+        errno: the reason.
+        about_folder: the reason concerns the working folder, not the program.
     """
 
     def __init__(self, errno: int, *, about_folder: bool) -> None:
@@ -69,8 +67,8 @@ class Program:
 
     Attributes:
         ended: set when it has ended.
-        status: its exit status then, or minus the number of the signal that ended it; None when nobody can tell.
-        matched: set when a line of its output has matched the pattern.
+        status: then its exit status, or minus the number of the signal that ended it; None when it is not known.
+        matched: set when a line of its output matches the pattern.
     """
 
     def __init__(self, process: trio.Process, control: trio.SocketStream, output: Output, log: logging.Logger) -> None:
@@ -90,19 +88,19 @@ class Program:
 
     @property
     def newest_words(self) -> str:
-        """What it has said last until now, without secrets; empty when it has said nothing."""
+        """The newest lines of its output, without secrets; empty when there are none."""
         return self._output.last_words
 
     async def last_words(self) -> str:
-        """The same once it has ended, when all that it said has arrived."""
-        # A descendant may hold the output open for longer; whatever that one says is not waited for.
+        """The newest lines once it has ended, after up to 1 s for the rest of the output."""
+        # A descendant may hold the output open for longer; its output is not waited for.
         with trio.move_on_after(_LAST_WORDS_SECONDS):
             await self._output_ended.wait()
         return self._output.last_words
 
     async def _start(self, orders: Orders) -> None:
         with trio.move_on_after(_START_TIMEOUT):
-            with suppress(trio.BrokenResourceError):  # what the guardian died of stands in the output
+            with suppress(trio.BrokenResourceError):  # the output tells why the guardian died
                 await self._control.send_all(json.dumps(orders).encode() + b"\n")
             await self._answered.wait()
         if self._refusal is not None:
@@ -115,10 +113,10 @@ class Program:
             )
 
     async def _listen(self) -> None:
-        """Take what the guardian tells, until it ends."""
+        """Read the guardian's messages until it ends."""
         received = b""
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            # No deadline: a program may run for ever.
+            # No deadline: a program may run forever.
             while data := await self._control.receive_some(1024):
                 *lines, received = (received + data).split(b"\n")
                 for line in lines:
@@ -139,12 +137,12 @@ class Program:
                 self.ended.set()
 
     async def _read(self) -> None:
-        """Read the output until it ends, also while the program is being stopped: it may have much to say of that."""
+        """Read the output until EOF, also while the program is being stopped: it may print a lot then."""
         stream = self._process.stdout
         assert stream is not None
         with self._reading:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                # No deadline: a program may be silent for ever.
+                # No deadline: a program may print nothing.
                 while data := await stream.receive_some(_READ_SIZE):
                     self._tell(self._output.receive(data, every_line=self._log.isEnabledFor(logging.DEBUG)))
             self._tell(self._output.end())
@@ -161,21 +159,21 @@ class Program:
                     self._log.debug("the tunnel program says more than %d lines a second", _LINES_LOGGED_A_SECOND)
 
     async def _type(self, typed: memoryview) -> None:
-        """Write to the program's standard input, and end it."""
+        """Write to the program's standard input, and close it."""
         stream = self._process.stdin
         assert stream is not None
-        # No deadline: a program reads when it likes, and may like not to.
+        # No deadline: a program may never read.
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             async with stream:
                 await stream.send_all(typed)
 
     async def _stop(self, grace: float) -> None:
-        """End it, and wait until all of it is gone."""
+        """Stop the program, and wait until nothing of it is left."""
         with trio.CancelScope(shield=True):
             with trio.move_on_after(grace + _STOP_MARGIN):
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     if self._pid is None:
-                        await self._control.aclose()  # it may wait for the rest of its orders
+                        await self._control.aclose()  # the guardian may wait for the rest of its orders
                     else:
                         await self._control.send_all(b"stop\n")
                 await self._process.wait()
@@ -184,7 +182,7 @@ class Program:
         self._reading.cancel()
 
     async def _stop_by_force(self) -> None:
-        """The guardian was killed, or hangs."""
+        """Kill the guardian, which hangs or was killed, and the process group of the program."""
         with suppress(ProcessLookupError):
             self._process.kill()
         if self._pid is not None:
@@ -198,17 +196,17 @@ class Program:
 async def guarded(
     orders: Orders, *, typed: memoryview | None, output: Output, log: logging.Logger
 ) -> AsyncIterator[Program]:
-    """Run a program while the block runs. Errors come out in groups, since there is a nursery in here.
+    """Run a program while the block runs. Errors come out in groups, since the block runs in a nursery.
 
     Args:
         orders: what to run, and how.
-        typed: what is written to its standard input, which then ends; None for an input that is empty.
-        output: takes what it says.
-        log: its lines go there, at DEBUG, without secrets.
+        typed: the bytes for its standard input, followed by EOF; None for an empty input.
+        output: takes its output.
+        log: gets the lines of its output at DEBUG, without secrets.
 
     Raises:
-        StartRefused: the system does not execute it.
-        ProcessExitedError: there is no guardian to be had.
+        StartRefused: the system refused to execute it.
+        ProcessExitedError: the guardian cannot be started.
     """
     process, control = await _open(with_input=typed is not None)
     try:
@@ -232,10 +230,10 @@ async def guarded(
 
 
 async def _open(*, with_input: bool) -> tuple[trio.Process, trio.SocketStream]:
-    """A guardian that waits for orders."""
+    """Start a guardian, which waits for orders."""
     ours, theirs = socket.socketpair()
     try:
-        # Shielded, so that there is no moment when it runs and nobody knows; forking is all it takes.
+        # Shielded: otherwise a cancellation could lose the process that was just started. This takes only a fork.
         with theirs, trio.CancelScope(shield=True):
             process = await trio.lowlevel.open_process(
                 [sys.executable, "-I", "-S", "-X", "utf8", str(_GUARDIAN), str(theirs.fileno())],

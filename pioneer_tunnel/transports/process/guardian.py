@@ -1,20 +1,18 @@
-"""The guardian: a small process between us and a tunnel program, so that nothing of the program outlives us.
+"""The guardian: a small process between this one and a tunnel program, so that nothing of the program outlives us.
 
-    us ═ a socket pair ═ guardian ─ parent of ─ the program, in a session of its own ─ whatever it starts
+    us ═ a socket pair ═ guardian ─ parent of ─ the program, in a session of its own ─ its descendants
 
-We may be killed so that nothing in us gets to clean up. The kernel then closes our end of the socket pair, and the
-guardian, who sees that, kills the program with all its descendants. (The kernel could kill a child at its parent's
-death by itself, PDEATHSIG; but it follows the *thread* that forked, and the threads that Trio forks in end when they
-are idle. The guardian has one thread, so it can have its program follow it that way, should it be killed first.)
+This process may be killed without any cleanup. The kernel then closes our end of the socket pair. The guardian sees
+that, and kills the program with all its descendants. (The kernel can kill a child when its parent dies, by PDEATHSIG.
+But that follows the *thread* that forked, and Trio's worker threads end when they are idle. The guardian has one
+thread, so it sets PDEATHSIG for the program, in case the guardian itself is killed.)
 
-This file is run by its path, in a process of its own, and imports nothing but the standard library's smallest parts:
-it starts in 20 ms. What it is told comes over the socket pair, not in its arguments, which everybody can read:
+This file is run by its path, in a process of its own, and imports only small parts of the standard library, so it
+starts in 20 ms. It gets its orders over the socket pair, not in its arguments, which everyone can read:
 
-    to it       one line of JSON, `Orders`; then "stop", or the end, which says the same with less patience
-    from it     "started PID", or "refused ERRNO program" ("… folder", when that is what cannot be had); then "ended
-                STATUS", minus a number for a signal's; then it ends, and all is gone
-
-Neighbour: `process` starts it, and is the only one who talks to it.
+    to it       one line of JSON, `Orders`; then "stop", or EOF, which means the same with a shorter grace
+    from it     "started PID", or "refused ERRNO program" ("… folder" when the working folder is the reason); then
+                "ended STATUS", for a signal minus its number; then EOF, when nothing is left
 """
 
 from __future__ import annotations
@@ -34,21 +32,21 @@ __all__ = ["Orders"]
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _ORPHANED_GRACE: Final = 0.5
-"""Seconds that the program has to end politely when we are gone: nobody waits for it to say goodbye well."""
+"""Seconds between SIGTERM and SIGKILL when this process is gone."""
 _KILL_SECONDS: Final = 5.0
-"""How long the killed may take to be gone. What hangs in the kernel is left to it then."""
+"""Seconds to wait for killed processes. A process that hangs in the kernel is then left to it."""
 
 
 class Orders(TypedDict):
-    """What is to be run.
+    """What to run.
 
     Keys:
         program: the path of the executable.
-        arguments: its arguments, the name it goes by first.
+        arguments: its arguments, beginning with argv[0].
         environment: all its variables.
-        folder: where it is started.
-        grace: seconds between asking it to end and killing it.
-        leftovers: files to remove when we are not there to do it.
+        folder: its working folder.
+        grace: seconds between SIGTERM and SIGKILL.
+        leftovers: files that the guardian removes when this process is gone.
     """
 
     program: str
@@ -60,7 +58,7 @@ class Orders(TypedDict):
 
 
 def main(descriptor: int) -> None:
-    """Guard one program: start it, wait for its end or for ours, leave nothing behind."""
+    """Guard one program: start it, wait until it or the parent ends, kill and reap what is left."""
     os.set_inheritable(descriptor, False)
     us = os.getppid()
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
@@ -72,7 +70,7 @@ def main(descriptor: int) -> None:
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     prctl = _find_prctl()
     if prctl is not None:
-        prctl(_PR_SET_CHILD_SUBREAPER, 1)  # descendants that lose their parent become ours, not init's
+        prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphaned descendants become children of the guardian, not of init
 
     orders = _read_orders(descriptor)
     if orders is None:
@@ -90,9 +88,9 @@ def main(descriptor: int) -> None:
 
 @final
 class _Program:
-    """The program, whose end can be seen without reaping it, where the system has that.
+    """The program. Where the system has `waitid`, its end is seen without reaping it.
 
-    Until it is reaped, its number, which is its process group's too, cannot become somebody else's.
+    Until it is reaped, its PID, which is also the ID of its process group, cannot be reused.
     """
 
     def __init__(self, process: int) -> None:
@@ -112,7 +110,7 @@ class _Program:
         return self.status is not None
 
     def send_to_group(self, number: int) -> None:
-        with contextlib.suppress(OSError):  # all gone, or not ours to end
+        with contextlib.suppress(OSError):  # all are gone, or belong to another user
             os.killpg(self.process, number)
 
 
@@ -134,7 +132,7 @@ def _find_prctl() -> Any:
 
 
 def _read_orders(descriptor: int) -> Orders | None:
-    """The first line from us; None when we have thought better of it."""
+    """Read the orders; None at EOF."""
     received = b""
     while not received.endswith(b"\n"):
         data = os.read(descriptor, 64 * 1024)
@@ -146,14 +144,14 @@ def _read_orders(descriptor: int) -> Orders | None:
 
 
 def _start(orders: Orders, descriptor: int, prctl: Any) -> _Program | None:
-    """Start the program with our standard streams, and let go of them; None when the system refuses to."""
+    """Start the program with our standard streams, and close ours; None when the system refuses to execute it."""
     told, tell = os.pipe()
     guardian = os.getpid()
     program = os.fork()
     if program == 0:
         _become(orders, guardian, tell, prctl)
     os.close(tell)
-    # The program's output ends with the program, and not with us.
+    # The program's output must end with the program, not with the guardian.
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
         os.dup2(nothing, stream)
@@ -169,7 +167,7 @@ def _start(orders: Orders, descriptor: int, prctl: Any) -> _Program | None:
 
 
 def _become(orders: Orders, guardian: int, tell: int, prctl: Any) -> NoReturn:
-    """In the child: become the program. Everything of ours is closed when it is executed."""
+    """In the child: become the program. Our descriptors close on exec."""
     refused = "program"
     try:
         os.setsid()
@@ -180,7 +178,7 @@ def _become(orders: Orders, guardian: int, tell: int, prctl: Any) -> NoReturn:
         if prctl is not None:
             prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
             if os.getppid() != guardian:
-                os._exit(127)  # it died before we asked to be told
+                os._exit(127)  # the guardian died before prctl
         refused = "folder"
         os.chdir(orders["folder"])
         refused = "program"
@@ -192,9 +190,9 @@ def _become(orders: Orders, guardian: int, tell: int, prctl: Any) -> NoReturn:
 
 
 def _ignored() -> tuple[signal.Signals, ...]:
-    """A terminal sends these to whole groups; how to end is our affair, and comes over the socket pair.
+    """Signals that a terminal sends to whole groups. The guardian is stopped over the socket pair instead.
 
-    A function, since Windows, which imports this module as well, lacks some of them.
+    A function, since Windows imports this module and lacks some of them.
     """
     return (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
@@ -204,11 +202,11 @@ def _also_ignored_by_python() -> list[int]:
 
 
 def _wait_for_an_end(program: _Program, descriptor: int, woken: int, us: int, asked_to_end: list[int]) -> bool:
-    """Wait until the program ends, or is to end; returns whether that is because we are gone."""
+    """Wait until the program ends or has to end; returns whether the parent is gone."""
     poll = select.poll()
     poll.register(woken, select.POLLIN)
     poll.register(descriptor, select.POLLIN)
-    # Whoever forked off us without executing anything holds our end of the socket pair too; so we are watched besides.
+    # A fork of the parent without exec also holds its end of the socket pair, so watch the parent itself too.
     life = _open_life(us)
     if life is not None:
         poll.register(life, select.POLLIN)
@@ -240,14 +238,14 @@ def _open_life(process: int) -> int | None:
 
 
 def _end_all(program: _Program, woken: int, grace: float, descriptor: int) -> None:
-    """Ask the program and all its descendants to end, kill them when they do not, and reap them."""
+    """Send SIGTERM to the program and all its descendants, then SIGKILL, and reap them."""
     told = False
     for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_SECONDS)):
         deadline = time.monotonic() + seconds
         asked: set[int] = set()
         while True:
             if not told and program.has_ended():
-                # Told as soon as it is known; whatever the program has left behind may take longer.
+                # Report it now: descendants may take longer to end.
                 _tell(descriptor, f"ended {program.status}")
                 told = True
             descendants = _descendants(program.process)
@@ -256,7 +254,7 @@ def _end_all(program: _Program, woken: int, grace: float, descriptor: int) -> No
             by_group = number == signal.SIGKILL or not asked
             if by_group:
                 program.send_to_group(number)
-            # And those that have left the group, or have come since it was asked; each is asked once, killed at sight.
+            # Also signal those that left the group or are new: SIGTERM once each, SIGKILL each time.
             for process in descendants if number == signal.SIGKILL else descendants - asked:
                 with contextlib.suppress(OSError):
                     if not by_group or os.getpgid(process) != program.process:
@@ -265,7 +263,7 @@ def _end_all(program: _Program, woken: int, grace: float, descriptor: int) -> No
             left = deadline - time.monotonic()
             if left <= 0:
                 break
-            # The end of what is not our own child is told to nobody, so look again soon.
+            # There is no SIGCHLD for processes that are not our children, so look again soon.
             _sleep(woken, min(left, 0.02))
     program.send_to_group(signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
@@ -274,9 +272,9 @@ def _end_all(program: _Program, woken: int, grace: float, descriptor: int) -> No
 
 
 def _descendants(program: int) -> set[int]:
-    """Who lives on below us, beside `program` itself; where there is no /proc nobody is known of.
+    """The living descendants of the guardian, without `program`; empty where there is no /proc.
 
-    Our own children that have ended, and are not `program`, are reaped on the way.
+    Reaps children of the guardian that have ended, except `program`.
     """
     parents: dict[int, tuple[int, str]] = {}
     with contextlib.suppress(OSError):
@@ -289,7 +287,7 @@ def _descendants(program: int) -> set[int]:
                     stat = os.read(descriptor, 4096)
                 finally:
                     os.close(descriptor)
-                # The name may hold anything, and ends with the last parenthesis.
+                # The name may hold any characters; it ends at the last parenthesis.
                 state, its_parent = stat.rpartition(b")")[2].split()[:2]
                 parents[int(name)] = (int(its_parent), state.decode())
     guardian = os.getpid()
@@ -310,7 +308,7 @@ def _descendants(program: int) -> set[int]:
 
 
 def _tell(descriptor: int, line: str) -> None:
-    with contextlib.suppress(OSError):  # there may be nobody left to tell
+    with contextlib.suppress(OSError):  # the parent may be gone
         os.write(descriptor, f"{line}\n".encode())
 
 

@@ -1,4 +1,4 @@
-"""Ask a site for its HTTP status: how the `process` transport sees whether its program's tunnel is up."""
+"""Asks a site for its HTTP status. By this the transport `process` sees whether the tunnel of its program is up."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ async def ask_for_status(
     timeout: float,
     redial: Redial | None = None,
 ) -> int | str:
-    """The HTTP status that `url` answers with, or in words why there is none.
+    """The HTTP status of the answer of `url`, or a sentence that says why there is none.
 
     Args:
         timeout: seconds for each of connecting, TLS, and the answer.
-        redial: what earlier probes and attempts have learnt.
+        redial: the memory of earlier probes and attempts; by default this probe has none.
 
     Raises:
         InvalidSettingsError: a file for TLS cannot be used.
@@ -42,9 +42,10 @@ async def ask_for_status(
     address = RelayAddress(None, url.site.host, url.site.port)
     try:
         tls = await redial.tls(make_tls, address, timeout=timeout) if url.site.scheme == "https" else None
-        stream, _ = await dial_relay(address, dial=redial.dialer(dial, timeout=timeout), tls=tls, timeout=timeout)
+        dial = redial.dialer(dial, timeout=timeout)
+        stream, _ = await dial_relay(address, dial=dial, tls=tls, timeout=timeout, what="the site")
     except (RelayConnectError, RelayResolveError) as error:
-        return str(error).replace("the relay's name", "the name").replace("the relay at ", "")
+        return str(error)
     exchange = h11.Connection(h11.CLIENT)
     headers = [
         ("Host", url.authority),

@@ -1,10 +1,8 @@
-"""What a tunnel program says: its lines, without what it must not have said, in bounded memory however much it is.
+"""The output of a tunnel program: its lines, without secrets, in bounded memory. No I/O and no clock.
 
-Pure; no I/O and no clock here. A program's output is a stranger's text: it may have no end, no line ends, colours and
-control characters, and it may hold the key, whole, in pieces, or in another form. `Output` parts it into lines, looks
-for the one that says that the tunnel is up, and keeps the last few; `Secrets` hides; `Budget` says how much is logged.
-
-Neighbour: `process` reads the program's output into here.
+The output is untrusted text. It may have no end, no line ends, colours and control characters. It may hold the key,
+whole, in pieces or encoded. `Output` splits it into lines, looks for the line that says that the tunnel is up, and
+keeps the last few. `Secrets` hides the key. `Budget` limits what is logged.
 """
 
 from __future__ import annotations
@@ -24,21 +22,21 @@ from ..._model.text import hide_secrets
 __all__ = ["Budget", "Output", "Secrets"]
 
 LINE_LIMIT: Final = 4096
-"""How many bytes of a line are looked at; the rest of it is dropped."""
+"""Bytes of a line that are used; the rest of the line is dropped."""
 _LOGGED_LIMIT: Final = 1000
 _LAST_LINES: Final = 10
 _LAST_WORDS_LIMIT: Final = 160
 _PIECE: Final = 8
-"""So many characters in a row that stand in the key too are taken for a piece of it."""
+"""Characters in a row that also stand in the key count as a piece of it."""
 _ESCAPE_SEQUENCE: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 _HIDDEN: Final = "…"
 
 
 @final
 class Secrets:
-    """Hides one relay key, in the forms that a program may print it in, and all that looks like a generated key.
+    """Hides one relay key, in all forms in which a program may print it, and what looks like a generated key.
 
-    Pieces of the key are hidden too, from 8 characters on: a program may wrap its lines, and long ones are cut.
+    Pieces of the key of 8 characters or more are hidden too: a program may wrap its lines, and long lines are cut.
     """
 
     def __init__(self, key: RelayKey) -> None:
@@ -47,7 +45,7 @@ class Secrets:
         self._pieces: Final = {form[i : i + _PIECE] for form in forms for i in range(len(form) - _PIECE + 1)}
 
     def hide(self, text: str) -> str:
-        """`text`, which is printable, with `…` for what could be secret."""
+        """`text`, which is printable, with `…` in place of what could be secret."""
         folded = _folded(text)
         hidden = bytearray(len(text))
         for form in self._forms:
@@ -64,7 +62,7 @@ class Secrets:
         return hide_secrets("".join(shown))
 
     def are_in(self, text: str) -> bool:
-        """Whether `text` holds the whole key, in any of its forms."""
+        """Whether `text` holds the whole key, in any form."""
         folded = _folded(text)
         return any(form in folded for form in self._forms)
 
@@ -73,7 +71,7 @@ class Secrets:
 
 
 def _forms_of(key: str) -> list[str]:
-    """The key as programs and protocols write it: as it is, escaped, encoded, and hashed (rathole, for one)."""
+    """The key as programs and protocols write it: plain, escaped, encoded, and hashed (as rathole does)."""
     raw = key.encode()
     digests = [hashlib.new(name, raw, usedforsecurity=False).digest() for name in ("sha256", "sha1", "md5", "sha512")]
     forms = [
@@ -83,7 +81,7 @@ def _forms_of(key: str) -> list[str]:
         urllib.parse.quote(key, safe=""),
         urllib.parse.quote_plus(key),
     ]
-    # Base64 looks different by where in its text the key begins ("user:key").
+    # The Base64 of the key depends on its offset in the encoded text ("user:key").
     for data in (raw, raw[1:], raw[2:], *digests):
         forms += [data.hex(), base64.b64encode(data).decode().rstrip("="), base64.b32encode(data).decode().rstrip("=")]
         forms.append(base64.urlsafe_b64encode(data).decode().rstrip("="))
@@ -91,14 +89,14 @@ def _forms_of(key: str) -> list[str]:
 
 
 def _folded(text: str) -> str:
-    """`text` without the difference between cases, character by character, so that places stay what they are."""
+    """`text` in lower case, character by character, so that indices stay the same."""
     return "".join(low if len(low := char.lower()) == 1 else char for char in text)
 
 
 def _printable(text: str) -> str:
-    """`text` without colours, control and format characters: what somebody sees of it on a terminal.
+    """`text` without colours, control and format characters, as a terminal shows it.
 
-    They are left out, not replaced: what they part is one word to a reader, and may be a key.
+    They are removed, not replaced: what they separate is one word to a reader, and may be a key.
     """
     if text.isprintable():
         return text
@@ -111,14 +109,14 @@ def _printable(text: str) -> str:
 
 @final
 class Output:
-    """The output of one program, from its first byte to its last.
+    """The output of one program.
 
     Args:
-        pattern: what a line holds when the tunnel is up; None when no line says so.
-        secrets: what has to be hidden.
+        pattern: matches a line when the tunnel is up; None when no line says so.
+        secrets: hides the key.
 
     Attributes:
-        matched: whether there was such a line.
+        matched: whether a line has matched.
     """
 
     def __init__(self, pattern: re.Pattern[str] | None, secrets: Secrets) -> None:
@@ -126,14 +124,14 @@ class Output:
         self._secrets: Final = secrets
         self._unfinished = b""
         self._last: Final[deque[bytes]] = deque(maxlen=_LAST_LINES)
-        self.matched = False
+        self.matched: bool = False
 
     def receive(self, data: bytes | bytearray, *, every_line: bool = False) -> list[bytes]:
-        """Take what was read; returns the lines that it has ended, as `shown` takes them.
+        """Take bytes of the output; returns the lines that they complete, for `shown`.
 
         Args:
-            data: any amount of it.
-            every_line: None may be left out. Otherwise, of many that nobody waits for, these are the last ones only.
+            data: the bytes, any number of them.
+            every_line: return every line. Otherwise, when no line has to match, old ones of many may be left out.
         """
         text = bytes(data).replace(b"\r", b"\n")
         if every_line or (self._pattern is not None and not self.matched):
@@ -141,7 +139,7 @@ class Output:
         else:
             *ended, rest = text.rsplit(b"\n", _LAST_LINES + 1)
             if len(ended) > _LAST_LINES:
-                ended[0] = b""  # many lines in one, and too old for anybody
+                ended[0] = b""  # many old lines, which are not needed
                 self._unfinished = b""
         lines = []
         for piece in ended:
@@ -153,23 +151,23 @@ class Output:
         return lines
 
     def end(self) -> list[bytes]:
-        """No more will come; returns the line that nobody has ended, if there is one."""
+        """Take EOF; returns the unfinished line, if there is one."""
         line, self._unfinished = self._unfinished, b""
         lines = [line] if line.strip() else []
         self._take(lines)
         return lines
 
     def shown(self, line: bytes) -> str:
-        """`line` as a log may have it."""
+        """`line` as printable text without secrets, at most 1000 characters, for a log."""
         text = " ".join(_text(line).split())
         if len(text) <= _LOGGED_LIMIT and len(line) < LINE_LIMIT:
             return self._secrets.hide(text)
-        # What is left of a key that the cut goes through may be too little to be seen as a piece of it.
+        # The cut may leave fewer characters of a key than count as a piece, so remove so many more.
         return self._secrets.hide(text[:_LOGGED_LIMIT])[: 1 - _PIECE] + _HIDDEN
 
     @property
     def last_words(self) -> str:
-        """The newest lines in one, as an error may quote them; empty when there are none."""
+        """The newest lines in one text, for an error; empty when there are none."""
         words = " | ".join(filter(None, (self.shown(line) for line in self._last)))
         return words if len(words) <= _LAST_WORDS_LIMIT else _HIDDEN + words[1 - _LAST_WORDS_LIMIT :]
 
@@ -191,10 +189,10 @@ def _text(line: bytes) -> str:
 
 @final
 class Budget:
-    """So many a second, and a count of those that were too many.
+    """A limit per second.
 
     Args:
-        allowed: how many.
+        allowed: how many per second.
         now: when the first second begins.
     """
 
@@ -204,7 +202,7 @@ class Budget:
         self._spent = 0
 
     def spend(self, now: float) -> bool:
-        """Whether one more is within the budget."""
+        """Spend one; returns whether it is within the limit."""
         if now - self._since >= 1:
             self._since, self._spent = now, 0
         self._spent += 1
@@ -212,5 +210,5 @@ class Budget:
 
     @property
     def is_over(self) -> bool:
-        """Whether the last one was the first that was too many."""
+        """Whether the last one was the first over the limit."""
         return self._spent == self._allowed + 1

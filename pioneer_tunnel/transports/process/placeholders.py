@@ -1,11 +1,9 @@
-"""Texts with `{placeholders}`, as an operator writes them for a tunnel program: read strictly, then filled in.
+"""Texts with `{placeholders}`, as an operator writes them for a tunnel program.
 
     Template.parse("{local_host}:{local_port}", known=("local_host", "local_port"))
 
-A brace that is meant as one is doubled, `{{`. Nothing else is special: no formats, no attributes, no conversions, so
-nothing that is filled in can reach further than its place. What is wrong is told when the text is read, never later.
-
-Neighbours: `process_config` reads commands with it; the `process` transport fills them in.
+A literal brace is doubled, `{{`. Nothing else is special: there are no formats, attributes or conversions, so a value
+cannot do more than fill its place. Mistakes are reported when the text is read, never when it is filled in.
 """
 
 from __future__ import annotations
@@ -31,8 +29,8 @@ class Template:
     """A text with placeholders.
 
     Attributes:
-        text: as it was written.
-        parts: what it is made of, in order: literal texts at even places, placeholders' names at odd ones.
+        text: the text as written.
+        parts: its parts, in order: literal texts at even indices, names of placeholders at odd ones.
     """
 
     text: str
@@ -43,12 +41,12 @@ class Template:
         """Read a text.
 
         Args:
-            text: what was written.
+            text: the text.
             known: the placeholders that it may hold.
-            refused: placeholders that are understood and not granted, and why.
+            refused: placeholders that exist but are not allowed here, and the reason.
 
         Raises:
-            ValueError: it holds another one, or a brace that is neither part of one nor doubled.
+            ValueError: it holds another placeholder, or a single brace.
         """
         names = tuple(known)
         parts = [""]
@@ -74,17 +72,17 @@ class Template:
 
     @property
     def placeholders(self) -> frozenset[str]:
-        """The names of those that it holds."""
+        """The names of its placeholders."""
         return frozenset(self.parts[1::2])
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """The text with the values in their places. What stands in a value is not looked at again."""
+        """The text with the values in place. Placeholders in a value are not filled in."""
         return "".join(values[part] if index % 2 else part for index, part in enumerate(self.parts))
 
 
 def _unknown(name: str, known: tuple[str, ...]) -> str:
     if not _NAME.fullmatch(name):
-        # A text in braces, as JSON has it, may be anything, a password too.
+        # Text in braces, as in JSON, may be anything, such as a password, so it is not quoted.
         return "holds braces around what is no placeholder; a brace that is meant as one is doubled, '{{' and '}}'"
     return (
         f"holds the unknown placeholder '{{{hide_secrets(name)}}}'; the nearest known one is"

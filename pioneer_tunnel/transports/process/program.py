@@ -1,16 +1,14 @@
-"""The `process` transport: an operator's own tunnel program (frpc, autossh, cloudflared …), run and watched over.
+"""The transport `process`: runs an operator's own tunnel program (frpc, autossh, cloudflared …) and watches it.
 
-    find the program → write its files → start it, guarded → wait until it is connected → wait until it ends
+It finds the program, writes the files for it, starts it with a guardian, waits until it is connected, and waits until
+it ends.
 
-There are no visitors in here: the program connects to the local gateway itself, so `deliver` is never called, nothing
-that this library does for a stream is done (no PROXY header, no handler, no count of local failures), and no more is
-known of the tunnel than what the program says, what a probe tells once, and that it runs.
+The program connects to the local gateway itself. So `deliver` is never called, and what this library does for a
+visitor's stream (PROXY header, handler, count of local failures) is not done. What is known of the tunnel is what the
+program prints, whether a probe was answered at the start, and whether the program runs.
 
-The relay key reaches the program in a file for this user alone, on standard input, or in the one variable that the
-operator has named; never in its arguments. Its output is shown without the key.
-
-Neighbours: `guarded` has the program's life, `process_output` its words, `http_probe` the probe; `process_config`
-is `[gateway.remote_access.process]`.
+The program gets the relay key in a file that only this user can read, on standard input, or in the environment variable
+that the operator names; never in its arguments. The key is removed from the output before it is logged or quoted.
 """
 
 from __future__ import annotations
@@ -40,24 +38,24 @@ from ..._model.keys import RelayKey
 from ..._net.tls.client import client_tls
 from ..._storage import files
 from ..._storage.run_files import name_run_file
-from ..interface import Deliver, Report, Session, Target
+from ..interface import Deliver, Report, Session, Target, usable_key
 from .config import ProcessConfig, TunnelProgram
 from .guarded import Program, StartRefused, guarded
 from .guardian import Orders
 from .http_probe import ask_for_status
 from .output import Output, Secrets
 
-__all__ = ["refuse_unguarded", "serve"]
+__all__ = ["ProcessTransport"]
 
 _IS_POSIX: Final = os.name == "posix"
 _KEY_WORTH_LOOKING_FOR: Final = 8
-"""A shorter key is found in words that have nothing to do with it."""
+"""Characters. A shorter key may occur by chance in arguments and variables, so it is not looked for there."""
 _INHERITED: Final = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TZ", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE"),
     *("SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"),
     *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
 )
-"""What every program may need of the gateway's environment. The rest of it may hold other people's secrets."""
+"""Variables of the gateway's environment that every program gets. The others may hold secrets."""
 _NOT_EXECUTABLE: Final = {
     errno.ENOENT: "its interpreter, or a library that it starts with, is not there",
     errno.EACCES: "this user may not execute it",
@@ -71,39 +69,61 @@ _NOT_EXECUTABLE: Final = {
 _log: Final = logging.getLogger("pioneer_tunnel.transports.process")
 
 
-async def serve(
-    target: Target,
-    deliver: Deliver,  # noqa: ARG001  # visitors do not come this way
-    report: Report,  # noqa: ARG001  # nor does news of them
-    *,
-    task_status: trio.TaskStatus[Session],
-) -> NoReturn:
-    """See `Serve`. Neither `deliver` nor `report` is called."""
-    refuse_unguarded()
-    if target.program is None:
-        raise InvalidSettingsError("transport 'process' needs a tunnel program to run, and none is named")
-    config, secrets = target.program.config, Secrets(target.key)
-    output = Output(config.connected_pattern, secrets)
-    run = _Run.plan(target.program, target)
-    try:
-        await trio.to_thread.run_sync(run.write_files, target.key)
-        orders = await trio.to_thread.run_sync(run.orders, target.key, secrets)
-        name = secrets.hide(Path(orders["program"]).name)
-        typed = memoryview(target.key.reveal().encode() + b"\n") if config.key_on_stdin else None
+@final
+@attrs.frozen(kw_only=True)
+class ProcessTransport:
+    """The transport `process`.
+
+    Attributes:
+        program: the tunnel program. The transport cannot work without one.
+    """
+
+    program: TunnelProgram | None = None
+
+    def check(self, key: RelayKey | None) -> RelayKey:
+        """See `BuiltInTransport`. The system and the program are checked before the key."""
+        _refuse_unguarded()
+        if self.program is None:
+            raise InvalidSettingsError(
+                "transport 'process' runs a tunnel program, and none is configured; name it as command in the table"
+                " [gateway.remote_access.process]"
+            )
+        return usable_key(key, native=False)
+
+    async def __call__(
+        self,
+        target: Target,
+        deliver: Deliver,  # noqa: ARG002  # visitors do not come this way
+        report: Report,  # noqa: ARG002  # nor events about them
+        *,
+        task_status: trio.TaskStatus[Session],
+    ) -> NoReturn:
+        """See `Serve`. Neither `deliver` nor `report` is called."""
+        self.check(target.key)
+        program = self.program
+        assert program is not None
+        config, secrets = program.config, Secrets(target.key)
+        output = Output(config.connected_pattern, secrets)
+        run = _Run.plan(program, target)
         try:
-            with lone_error_bare():
-                async with guarded(orders, typed=typed, output=output, log=_log) as program:
-                    await _watch(program, name, config, target, task_status)
-        except StartRefused as refusal:
-            raise _refused(refusal, orders) from refusal
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(run.remove_files)
-    raise AssertionError("a program was left without a reason")
+            await trio.to_thread.run_sync(run.write_files, target.key)
+            orders = await trio.to_thread.run_sync(run.orders, target.key, secrets)
+            name = secrets.hide(Path(orders["program"]).name)
+            typed = memoryview(target.key.reveal().encode() + b"\n") if config.key_on_stdin else None
+            try:
+                with lone_error_bare():
+                    async with guarded(orders, typed=typed, output=output, log=_log) as running:
+                        await _watch(running, name, config, target, task_status)
+            except StartRefused as refusal:
+                raise _refused(refusal, orders) from refusal
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(run.remove_files)
+        raise AssertionError("a program was left without a reason")
 
 
-def refuse_unguarded() -> None:
-    """Do nothing where a program can be run so that it never outlives us.
+def _refuse_unguarded() -> None:
+    """Do nothing where a guardian can keep a program from outliving us.
 
     Raises:
         UnsupportedTransportError: this system, or this Python, cannot do that.
@@ -123,7 +143,7 @@ def refuse_unguarded() -> None:
 async def _watch(
     program: Program, name: str, config: ProcessConfig, target: Target, task_status: trio.TaskStatus[Session]
 ) -> NoReturn:
-    """From the start of the program to its end."""
+    """Wait until the program is connected, report that, and wait until it ends."""
     timeout = config.startup_timeout_ms / 1000
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_fail_when_ended, program, name)
@@ -137,7 +157,7 @@ async def _watch(
                 f"{f'; it says: {said}' if said else ''}"
             )
         task_status.started(Session(public_url=None if config.public_url is None else str(config.public_url)))
-        # No deadline: the end of the program ends this.
+        # No deadline: `_fail_when_ended` ends this.
         await trio.sleep_forever()
     raise AssertionError("a nursery has ended while its task goes on")
 
@@ -164,7 +184,7 @@ def _missed(config: ProcessConfig, probe: _Probe) -> str:
 
 
 async def _fail_when_ended(program: Program, name: str) -> NoReturn:
-    # No deadline: a program may run for ever.
+    # No deadline: a program may run forever.
     await program.ended.wait()
     said = await program.last_words()
     raise ProcessExitedError(f"the tunnel program {name!r} {_how(program.status)}{f', saying: {said}' if said else ''}")
@@ -196,7 +216,7 @@ class _Probe:
     """Asks `probe_url` until it answers.
 
     Attributes:
-        last: what came of it last, in words.
+        last: the newest result, in words.
     """
 
     def __init__(self, config: ProcessConfig, target: Target) -> None:
@@ -205,7 +225,7 @@ class _Probe:
         self._target: Final = target
 
     async def until_answered(self, waiting: trio.CancelScope) -> None:
-        """End the wait with the first answer that counts."""
+        """Cancel `waiting` at the first answer that counts."""
         config, target = self._config, self._target
         assert config.probe_url is not None
         while True:
@@ -226,7 +246,7 @@ class _Probe:
 @final
 @attrs.frozen
 class _Run:
-    """One run of the program: its files, and what fills its placeholders. What blocks is called in a thread."""
+    """One run of the program: its files, and the values of its placeholders. Methods block: call them in a thread."""
 
     program: TunnelProgram
     values: Mapping[str, str]
@@ -253,7 +273,7 @@ class _Run:
         return cls(program, values, key_file, config_file)
 
     def write_files(self, key: RelayKey) -> None:
-        """Write what the program is going to read.
+        """Write the files for the program.
 
         Raises:
             StorageError: a file cannot be written.
@@ -269,7 +289,7 @@ class _Run:
             files.replace(self.config_file, text, private=True)
 
     def remove_files(self) -> None:
-        """Remove them. What cannot be removed now is removed before the next run."""
+        """Remove the files. What cannot be removed now is removed before the next run of the gateway."""
         for path in self._files():
             try:
                 files.remove(path)
@@ -277,7 +297,7 @@ class _Run:
                 _log.warning("a file of the tunnel program is left behind: %s", error)
 
     def orders(self, key: RelayKey, secrets: Secrets) -> Orders:
-        """What the guardian is told to run.
+        """The orders for the guardian.
 
         Raises:
             MissingBinaryError: there is no such program.
@@ -294,7 +314,7 @@ class _Run:
         environment = {
             name: os.environ[name]
             for name in (*_INHERITED, *config.inherit)
-            # Somebody may have put the key there for us. It was not meant for others.
+            # The key may be in a variable for the gateway. The program gets it only as the operator says.
             if name in os.environ and not (searched and secrets.are_in(os.environ[name]))
         }
         environment |= {name: text.fill(self.values) for name, text in config.environment}

@@ -1,12 +1,8 @@
-"""A visitor's stream that has a connection to the relay of its own.
+"""A visitor's stream over a connection of its own to the relay.
 
-What a yamux stream does in frames, this does with the connection: an orderly end is a FIN, abandonment is a RST. The
-one thing a bare socket gets wrong is a close while the visitor is still talking: that is a RST too, and takes back
-what the visitor was told last. So `aclose` ends our half, and a task of the transport's reads what still comes, for two
-seconds at most, before it lets go.
-
-Neighbours: `transports.data_channels` makes them, and wraps them in a `TunnelStream`; `pump` takes the short way
-through `plain_socket`.
+It behaves as a yamux stream does: a graceful close is FIN, abandonment is RST. A plain socket does one thing
+differently: closing it with unread data sends RST, and the peer may lose data that we had already sent. So `aclose`
+sends FIN, and a task of the transport drains what still comes, for up to 2 s, and then closes the socket.
 """
 
 from __future__ import annotations
@@ -19,10 +15,10 @@ from typing import Final, final
 
 import trio
 
-from ..._net.closing import close_after_answer, send_eof
-from ..._net.socket_options import LentSocket, lent_below, plain_socket
+from ..._net.closing import close_after_answer
+from ..._net.lent_socket import LentSocket
+from ..._net.streams import ByteStream, GuardedStream
 from ..._net.tls.stream import TlsStream
-from ..._net.wrappers import OneAtATime
 
 __all__ = ["ChannelStream"]
 
@@ -31,55 +27,48 @@ _GOODBYE_TIMEOUT: Final = 30.0
 
 
 @final
-class ChannelStream(trio.abc.HalfCloseableStream):
-    """One connection that is one visitor's. It keeps the contract of `tunnel_stream.CarriedStream`.
-
-    One task may send and one may receive at a time; a second one gets `trio.BusyResourceError`.
+class ChannelStream(GuardedStream):
+    """The connection of one visitor. It implements `tunnel_stream.CarriedStream`.
 
     Args:
-        stream: the connection; what `streams.watch` makes, or a `TlsStream` over that.
-        leave_taking: where connections are let go of that were closed while the visitor still talks. Whoever has it
-            calls `abandon` before it ends.
-        on_accepted: called once, when somebody takes care of the visitor.
-        on_over: called once, when the connection is let go of.
+        stream: the connection: what `watch` returns, or a `TlsStream` over that.
+        draining: a nursery for the tasks that drain closed connections. Its owner calls `abandon` before it ends.
+        on_accepted: called once, when the visitor is accepted.
+        on_closed: called once, when the connection is closed.
 
     Attributes:
-        accepted: whether somebody has.
+        accepted: whether the visitor is accepted.
     """
 
     def __init__(
         self,
-        stream: trio.abc.Stream,
-        leave_taking: trio.Nursery,
+        stream: ByteStream,
+        draining: trio.Nursery,
         *,
         on_accepted: Callable[[], None],
-        on_over: Callable[[ChannelStream], None],
+        on_closed: Callable[[ChannelStream], None],
     ) -> None:
-        self.accepted = False
+        super().__init__(stream)
+        self.accepted: bool = False
         self._on_accepted: Final = on_accepted
-        self.transport_stream: Final = stream
-        self._leave_taking: Final = leave_taking
-        self._on_over: Final = on_over
-        self._plain: Final = plain_socket(stream)
+        self._draining: Final = draining
+        self._on_closed: Final = on_closed
+        self._plain: Final = stream.plain_socket
         if self._plain is not None:
             self._plain.on_close = self._closed_by_borrower
-        self._below: Final = lent_below(stream)
-        self._receiving: Final = OneAtATime("another task is receiving from this stream")
-        self._sending: Final = OneAtATime("another task is sending on this stream")
-        self._closed = False
+        self._below: Final = stream.lowest_socket
         self._abandoned = False
         self._breaking: Final = trio.lowlevel.ParkingLot()
         self._over = False
         self._lost = False
-        self._end_sent = False
 
     @property
     def usable(self) -> bool:
-        """False once it was closed or reset at either end."""
+        """False once it is closed or reset on either side."""
         return not self._closed and not self._is_lost()
 
     def _is_lost(self) -> bool:
-        """Ask the system, since nobody reads from a stream that waits to be accepted."""
+        """Ask the system: no task reads from a stream that waits to be accepted."""
         if not self._lost and self._below is not None and hasattr(select, "poll"):
             poll = select.poll()
             poll.register(self._below.socket.fileno(), 0)
@@ -88,45 +77,16 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
     @property
     def plain_socket(self) -> LentSocket | None:
-        """See `sockets.plain_socket`."""
         return None if self._closed or self._end_sent else self._plain
 
     def acknowledge(self) -> None:
-        """Note it at this end: this protocol has no word for it."""
+        """Count the visitor as accepted. The protocol has no message for it."""
         if not self.accepted and not self._over:
             self.accepted = True
             self._on_accepted()
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        with self._receiving:
-            self._raise_if_closed()
-            return await self.transport_stream.receive_some(max_bytes)
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with self._sending:
-            self._raise_if_closed()
-            if self._end_sent:
-                raise trio.ClosedResourceError("send_eof was called on this stream")
-            await self.transport_stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        with self._sending:
-            self._raise_if_closed()
-            if self._end_sent:
-                raise trio.ClosedResourceError("send_eof was called on this stream")
-            await self.transport_stream.wait_send_all_might_not_block()
-
-    async def send_eof(self) -> None:
-        with self._sending:
-            self._raise_if_closed()
-            if self._end_sent:
-                await trio.lowlevel.checkpoint()
-                return
-            self._end_sent = True
-            await send_eof(self.transport_stream)
-
     async def aclose(self) -> None:
-        """End our half orderly; what the visitor still says is not heard. Cancelled, reset."""
+        """Send FIN; what the visitor still sends is discarded. If cancelled, reset."""
         if self._closed:
             await trio.lowlevel.checkpoint()
             return
@@ -136,16 +96,16 @@ class ChannelStream(trio.abc.HalfCloseableStream):
                 await self.transport_stream.aclose()
                 self._note_over()
                 return
-            trio.lowlevel.notify_closing(self._below.socket)  # wakes whoever still waits for it
+            trio.lowlevel.notify_closing(self._below.socket)  # wakes tasks that still wait for it
             if self._plain is not None and self._has_ended():
-                self._let_go()  # which says that we have ended, too
+                self._close_socket()  # closing sends our FIN, too
                 await trio.lowlevel.checkpoint()
                 return
             with self._sending, suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 with trio.move_on_after(_GOODBYE_TIMEOUT):
-                    await send_eof(self.transport_stream)
+                    await self.transport_stream.send_eof()
         except trio.BusyResourceError:
-            self.abandon()  # somebody was in the middle of something, which now ends there
+            self.abandon()  # another task was sending; what it sends is cut off
             await trio.lowlevel.checkpoint()
         except trio.Cancelled:
             self.abandon()
@@ -153,14 +113,14 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         if self._over:
             return
         if self._has_ended():
-            self._let_go()
+            self._close_socket()
         else:
-            self._leave_taking.start_soon(self._take_leave)
+            self._draining.start_soon(self._drain)
 
     async def wait_broken(self) -> bool:
-        """Wait until the session ends; False when the stream was closed here.
+        """Wait until the session ends; returns False when the stream was closed here.
 
-        A reset by the visitor is not noticed here: the system tells of it only a task that receives or sends.
+        It does not notice a reset by the visitor: only a receive or a send does.
         """
         while not self._closed:
             # No deadline: most streams never break.
@@ -168,13 +128,17 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         return self._abandoned
 
     def reset(self) -> None:
-        """Abandon the connection: the relay sees a RST at once. On a stream that was closed this changes nothing."""
+        """Abandon the connection: send RST at once. Does nothing on a closed stream."""
         if not self._closed:
             self._close()
             self.abandon()
 
+    async def abort(self) -> None:
+        self.reset()
+        await trio.lowlevel.checkpoint()
+
     def abandon(self) -> None:
-        """End the stream with its session: like `reset`, also of one that was closed and has not been let go of yet."""
+        """Reset the connection, also when it is closed and still being drained. For the end of the session."""
         if not self._closed:
             self._abandoned = True
             self._close()
@@ -183,10 +147,10 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         if self._below is not None:
             self._below.reset()
         else:
-            self._leave_taking.start_soon(trio.aclose_forcefully, self.transport_stream)
+            self._draining.start_soon(self.transport_stream.abort)
         self._note_over()
 
-    async def _take_leave(self) -> None:
+    async def _drain(self) -> None:
         try:
             await close_after_answer(self.transport_stream)
         finally:
@@ -198,9 +162,9 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         if self._plain is not None:
             self._plain.take_back()
 
-    def _let_go(self) -> None:
+    def _close_socket(self) -> None:
         assert self._below is not None
-        self._below.close()  # which wakes who waits for it
+        self._below.close()  # wakes tasks that wait for it
         self._note_over()
 
     def _closed_by_borrower(self) -> None:
@@ -212,11 +176,11 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         if not self._over:
             self._over = True
             if self._plain is not None:
-                self._plain.on_close = None  # or the two would wait for the garbage collector
-            self._on_over(self)
+                self._plain.on_close = None  # breaks a reference cycle
+            self._on_closed(self)
 
     def _has_ended(self) -> bool:
-        """Whether the visitor, too, has said all: then there is nothing to wait for."""
+        """Whether the visitor has sent EOF, so that nothing is left to drain."""
         if self._plain is None:
             return isinstance(self.transport_stream, TlsStream) and self.transport_stream.end_received
         try:
@@ -225,10 +189,6 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             return False
         except OSError:
             return True
-
-    def _raise_if_closed(self) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError("this stream was closed")
 
     def __repr__(self) -> str:
         return f"<ChannelStream{' closed' if self._closed else ''}>"

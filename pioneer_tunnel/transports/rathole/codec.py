@@ -1,4 +1,4 @@
-"""The Pioneer Relay / rathole protocol, version 1, without I/O: bytes in, events out, the whole protocol as a table.
+"""The Pioneer Relay / rathole protocol, version 1, without I/O.
 
 Every message has a fixed size and no length, all integers are little-endian, an enumeration is a u32:
 
@@ -8,7 +8,7 @@ Every message has a fixed size and no length, all integers are little-endian, an
     command    4   on a control channel: 0 open a data channel, 1 heartbeat
                    on a data channel:    0 start forwarding TCP, 1 start forwarding UDP
 
-A gateway's control channel goes through these states (`_ControlState`), a data channel through the last alone:
+A gateway's control channel has these states (`_ControlState`). A data channel has no state: it gets one command.
 
     state        the relay may send               and then
     GREETING     hello(control, nonce)            CHALLENGED
@@ -17,11 +17,10 @@ A gateway's control channel goes through these states (`_ControlState`), a data 
     PROVED       ack 1, ack 2                     CLOSED
     OPEN         commands                         OPEN
 
-CHALLENGED becomes PROVED when our side takes the proof (`prove`). Anything else is a `RemoteProtocolError`, as early
-as the bytes show it, and the channel takes no more.
+CHALLENGED becomes PROVED when this side makes the proof (`prove`). Everything else is a `RemoteProtocolError`, raised
+as soon as the bytes show it. After it the channel accepts nothing.
 
-Neighbours: `key_mode` makes the digests; `pioneer_relay` does the I/O; the scripted relay of `testing` speaks the other
-end with the same messages.
+The scripted relay of `testing` speaks the other side with the same messages.
 """
 
 from __future__ import annotations
@@ -67,10 +66,10 @@ _Word = TypeVar("_Word", bound=enum.IntEnum)
 
 @final
 class OtherVersionError(RemoteProtocolError):
-    """The other end speaks another version of this protocol.
+    """The peer speaks another version of this protocol.
 
     Attributes:
-        version: which.
+        version: its version.
     """
 
     def __init__(self, version: int) -> None:
@@ -88,7 +87,7 @@ class ChannelKind(enum.IntEnum):
 
 @final
 class Ack(enum.IntEnum):
-    """What the relay makes of a gateway."""
+    """The relay's answer to the opening of a gateway."""
 
     OK = 0
     SERVICE_NOT_EXIST = 1
@@ -97,7 +96,7 @@ class Ack(enum.IntEnum):
 
 @final
 class ControlCommand(enum.IntEnum):
-    """What the relay asks for on a control channel."""
+    """A command of the relay on a control channel."""
 
     CREATE_DATA_CHANNEL = 0
     HEARTBEAT = 1
@@ -105,7 +104,7 @@ class ControlCommand(enum.IntEnum):
 
 @final
 class DataCommand(enum.IntEnum):
-    """What a data channel turns into."""
+    """A command of the relay on a data channel: what to forward."""
 
     START_FORWARD_TCP = 0
     START_FORWARD_UDP = 1
@@ -114,7 +113,7 @@ class DataCommand(enum.IntEnum):
 @final
 @attrs.frozen
 class Hello:
-    """The first message of either end.
+    """The first message of both sides.
 
     Attributes:
         kind: what the connection is for.
@@ -125,7 +124,7 @@ class Hello:
     digest: bytes = attrs.field(repr=False)
 
     def encode(self) -> bytes:
-        """The message."""
+        """The bytes of the message."""
         if len(self.digest) != DIGEST_SIZE:
             raise LocalProtocolError(f"a digest has {DIGEST_SIZE} bytes, not {len(self.digest)}")
         return _HELLO_HEAD.pack(self.kind, VERSION) + self.digest
@@ -136,10 +135,10 @@ class Hello:
 
         Raises:
             OtherVersionError: it is a hello of another version.
-            RemoteProtocolError: it is no hello, which shows at its fourth byte at the latest.
+            RemoteProtocolError: it is no hello. That shows at the fourth byte at the latest.
         """
-        # Both kinds have three zeros behind their first byte. Junk shows before it has come whole: a TLS alert has
-        # seven bytes, and nothing follows it.
+        # Three zeros follow the first byte of both kinds. Check them before the message is complete: another protocol
+        # may send less than a hello and then wait (a TLS alert has seven bytes).
         if data[:1] > b"\x01" or data[1:4].strip(b"\0"):
             raise RemoteProtocolError(f"it does not begin with a hello of this protocol, but with {_shown(data)}")
         if len(data) < _HELLO_HEAD.size:
@@ -153,20 +152,20 @@ class Hello:
 
 
 def encode_ack(ack: Ack) -> bytes:
-    """The message."""
+    """The bytes of an ack."""
     return _U32.pack(ack)
 
 
 def encode_command(command: ControlCommand | DataCommand) -> bytes:
-    """The message."""
+    """The bytes of a command."""
     return _U32.pack(command)
 
 
 def decode_data_command(data: bytes) -> DataCommand:
-    """Read the 4 bytes that come on a data channel before it turns into the visitor's connection.
+    """Read the 4 bytes that come on a data channel before it becomes the visitor's connection.
 
     Raises:
-        RemoteProtocolError: nobody knows the command.
+        RemoteProtocolError: the command is unknown.
     """
     return _decode(DataCommand, data, "a data channel's command")
 
@@ -182,13 +181,13 @@ def _decode(words: type[_Word], data: bytes | bytearray, what: str) -> _Word:
 @final
 @attrs.frozen
 class Challenge:
-    """The relay wants a proof made with this nonce."""
+    """The relay asks for a proof with this nonce."""
 
     nonce: bytes
 
 
 ControlEvent: TypeAlias = Challenge | Ack | ControlCommand
-"""What a relay says on a control channel."""
+"""What a relay sends on a control channel."""
 
 
 @final
@@ -210,12 +209,12 @@ _AFTER_ACK: Final[dict[tuple[_ControlState, Ack], _ControlState]] = {
 
 @final
 class ControlChannel:
-    """A gateway's end of a control channel.
+    """A gateway's side of a control channel.
 
-    Send `hello` first; feed what comes to `receive`; when it yields a `Challenge`, send what `prove` returns.
+    Send `hello` first. Pass what comes to `receive`. When that returns a `Challenge`, send what `prove` returns.
 
     Args:
-        id: what the gateway names itself by.
+        id: the ID of the gateway, see `KeyMode.id`.
     """
 
     def __init__(self, id: bytes) -> None:  # noqa: A002  # the protocol's word
@@ -225,7 +224,7 @@ class ControlChannel:
 
     @property
     def waits_for(self) -> str:
-        """What the relay is to say next, for an error that tells that it did not."""
+        """What the relay has to send next, for an error when it does not."""
         return {
             _ControlState.GREETING: "its hello",
             _ControlState.CHALLENGED: "our proof",
@@ -242,11 +241,11 @@ class ControlChannel:
         return proof
 
     def receive(self, data: bytes | bytearray) -> list[ControlEvent]:
-        """Take bytes from the relay, cut anyhow, and return what they say.
+        """Take bytes from the relay, in pieces of any size, and return the events that they complete.
 
         Raises:
             OtherVersionError: the relay speaks another version.
-            RemoteProtocolError: it broke a rule. The channel takes no more.
+            RemoteProtocolError: it broke a rule. The channel accepts nothing after that.
         """
         self._received += data
         events: list[ControlEvent] = []
@@ -282,7 +281,7 @@ class ControlChannel:
             case _ControlState.OPEN:
                 message = self._take(COMMAND_SIZE)
                 return None if message is None else _decode(ControlCommand, message, "a control channel's command")
-        self._received.clear()  # CLOSED: what still comes has no meaning
+        self._received.clear()  # CLOSED: ignore what still comes
         return None
 
     def _take(self, size: int) -> bytearray | None:
@@ -294,7 +293,7 @@ class ControlChannel:
 
 
 def _shown(data: bytes | bytearray) -> str:
-    """What came instead, for who has dialled something else: short, and harmless in a log."""
+    """The unexpected bytes, for an error: short, printable, with a hint when they look like another protocol."""
     if data[:5] == b"HTTP/" or data[:1] == b"<":
         return "what looks like HTTP; an address of that kind is written as a ws:// or wss:// URL"
     if data[:1] == b"\x15" or data[:1] == b"\x16":

@@ -1,20 +1,16 @@
-"""The transports `tcp` and `tls`: relays that exist, Pioneer Relay and rathole, with a connection for each visitor.
+"""The transports `tcp` and `tls`, for Pioneer Relay and rathole: a control channel, and a connection for each visitor.
 
-One control channel per tunnel: dial, hello, nonce, proof, ack, each step under a deadline. From then on the relay asks
-for data channels on it, a few in advance and one for each visitor. A data channel is a connection of its own, which
-turns into the visitor's connection when the relay says so, byte for byte. There is no visitor's address, and no word
-for what this end wants: it can only be there, or not.
+A tunnel has one control channel. Its opening is dial, hello, nonce, proof, ack; each step has a deadline. Then the
+relay asks on it for data channels: a few in advance and one for each visitor. A data channel is a connection of its
+own. When the relay says so, it becomes the visitor's connection, byte for byte. The protocol does not tell the
+visitor's address, and the gateway sends nothing on the control channel.
 
-Data channels go to the very machine that answered the control channel (`_machine_reached`): behind the relay's name
-there may be several, and the others do not know this session.
+Data channels go to the IP address that the control channel reached. The relay's name may stand for several machines,
+and only this one knows the session.
 
-What ends with the control channel: everything. The streams that are being carried have connections of their own and
-could outlive it, but nothing of a transport outlives `serve` (that is the seam's promise to the supervisor), and a
-gateway that was told `reconnecting` should not be serving. So they end with a RST, which no visitor takes for a whole
-answer.
-
-Neighbours: `rathole_codec` knows the bytes, `key_mode` what is told of the key; `data_channels` makes the connections
-that are asked for.
+When the control channel ends, all visitors' connections are reset. They could outlive it, but nothing of a transport
+outlives the call of it, and a gateway whose status is `reconnecting` must not go on serving. A RST, unlike a FIN, never
+looks like a complete answer.
 """
 
 from __future__ import annotations
@@ -24,8 +20,9 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, final
 
+import attrs
 import trio
 
 from ..._model.addresses import Address, RelayAddress
@@ -37,15 +34,17 @@ from ..._model.errors import (
     TunnelAuthError,
 )
 from ..._model.exception_groups import lone_error_bare
+from ..._model.keys import RelayKey
+from ..._net.adopted import Watched
 from ..._net.dialing import Dialer, dial_relay, dial_tcp
-from ..._net.socket_options import keep_alive, socket_below
+from ..._net.socket_options import keep_alive
 from ..._net.tls.client import client_tls
-from ..._net.wrappers import Watched
-from ..interface import Deliver, Report, Session, Target
+from ..interface import Deliver, Report, Session, Target, usable_key
 from .codec import Ack, Challenge, ChannelKind, ControlChannel, ControlCommand, ControlEvent, Hello, OtherVersionError
 from .data_channels import DataChannels, staying
+from .key_mode import KeyMode
 
-__all__ = ["serve_tcp", "serve_tls"]
+__all__ = ["RatholeTransport"]
 
 HEARTBEAT_TIMEOUT: Final = 40.0
 """Seconds of silence on the control channel after which the relay is dead. A relay beats every 30 seconds or more."""
@@ -55,94 +54,99 @@ _READ_SIZE: Final = 4 * 1024
 _log: Final = logging.getLogger("pioneer_tunnel.transports.pioneer_relay")
 
 
-async def serve_tcp(
-    target: Target,
-    deliver: Deliver,
-    report: Report,  # noqa: ARG001  # this protocol has nothing to report
-    *,
-    task_status: trio.TaskStatus[Session],
-) -> NoReturn:
-    """In clear: whoever can listen on the way reads what visitors send, their tokens included. See `Serve`."""
-    await _serve(target, deliver, None, task_status)
+@final
+@attrs.frozen(kw_only=True)
+class RatholeTransport:
+    """The transports `tcp` and `tls`.
 
+    Attributes:
+        tls: whether each connection is inside TLS. In clear, everyone on the way can read what visitors send.
+        key_mode: how the relay knows the key.
+        max_streams: visitors' connections that may be open at once.
+    """
 
-async def serve_tls(
-    target: Target,
-    deliver: Deliver,
-    report: Report,  # noqa: ARG001  # this protocol has nothing to report
-    *,
-    task_status: trio.TaskStatus[Session],
-) -> NoReturn:
-    """Each connection inside TLS. See `Serve`."""
-    tls = await target.redial.tls(target.make_tls or client_tls, target.address, timeout=target.connect_timeout)
-    await _serve(target, deliver, tls, task_status)
+    tls: bool = False
+    key_mode: KeyMode = KeyMode.TOKEN_ROUTING
+    max_streams: int = 4096
 
+    def check(self, key: RelayKey | None) -> RelayKey:
+        """See `BuiltInTransport`."""
+        return usable_key(key, native=False)
 
-async def _serve(
-    target: Target, deliver: Deliver, tls: ssl.SSLContext | None, task_status: trio.TaskStatus[Session]
-) -> NoReturn:
-    address = target.address
-    dial = target.redial.dialer(target.dial, timeout=target.connect_timeout)
-    stream, watched = await dial_relay(address, dial=dial, tls=tls, timeout=target.connect_timeout)
-    try:
-        connected = socket_below(watched)
-        if connected is not None:
-            keep_alive(connected)
-        channel = ControlChannel(target.key_mode.id(target.key, target.service))
-        proof, early = await _open(channel, stream, target)
-        with lone_error_bare(), staying(tls) as stay:
-            async with trio.open_nursery() as nursery:
-                hello = Hello(ChannelKind.DATA, proof).encode()
-                channels = DataChannels(
-                    target,
-                    hello,
-                    machine=_machine_reached(watched, target.dial),
-                    tls=tls,
-                    deliver=deliver,
-                    nursery=nursery,
-                    stay=stay,
-                )
-                task_status.started(Session())
-                if tls is None:
-                    _log.warning(
-                        "%s is reached in clear: on the way, visitors' traffic and tokens can be read", address
+    async def __call__(
+        self,
+        target: Target,
+        deliver: Deliver,
+        report: Report,  # noqa: ARG002  # this protocol has no events
+        *,
+        task_status: trio.TaskStatus[Session],
+    ) -> NoReturn:
+        """See `Serve`."""
+        self.check(target.key)
+        address, timeout = target.address, target.connect_timeout
+        tls = await target.redial.tls(target.make_tls or client_tls, address, timeout=timeout) if self.tls else None
+        dial = target.redial.dialer(target.dial, timeout=timeout)
+        stream, watched = await dial_relay(address, dial=dial, tls=tls, timeout=timeout)
+        try:
+            connected = watched.lowest_socket
+            if connected is not None:
+                keep_alive(connected.socket)
+            channel = ControlChannel(self.key_mode.id(target.key, target.service))
+            proof, early = await _open(channel, stream, target, self.key_mode)
+            with lone_error_bare(), staying(tls) as stay:
+                async with trio.open_nursery() as nursery:
+                    channels = DataChannels(
+                        target,
+                        Hello(ChannelKind.DATA, proof).encode(),
+                        machine=_machine_reached(watched, target.dial),
+                        tls=tls,
+                        max_streams=self.max_streams,
+                        deliver=deliver,
+                        nursery=nursery,
+                        stay=stay,
                     )
-                try:
-                    await _obey(channel, early, stream, channels, address)
-                finally:
-                    await channels.end()
-        raise AssertionError("a control channel ends by raising")
-    finally:
-        # There is no goodbye in this protocol, and nothing is queued.
-        await trio.aclose_forcefully(stream)
+                    task_status.started(Session())
+                    if tls is None:
+                        _log.warning(
+                            "%s is reached in clear: on the way, visitors' traffic and tokens can be read", address
+                        )
+                    try:
+                        await _obey(channel, early, stream, channels, address)
+                    finally:
+                        await channels.end()
+            raise AssertionError("a control channel ends by raising")
+        finally:
+            # The protocol has no goodbye, and nothing is queued.
+            await trio.aclose_forcefully(stream)
 
 
-async def _open(channel: ControlChannel, stream: trio.abc.Stream, target: Target) -> tuple[bytes, list[ControlEvent]]:
-    """Come to terms with the relay; returns the proof, and what the relay has said beyond that."""
+async def _open(
+    channel: ControlChannel, stream: trio.abc.Stream, target: Target, key_mode: KeyMode
+) -> tuple[bytes, list[ControlEvent]]:
+    """The opening; returns the proof, and the events that came with the ack."""
     with _failures_named(channel, target):
         with trio.fail_after(target.connect_timeout):
             await stream.send_all(channel.hello)
         challenge, *events = await _hear(channel, stream, target.connect_timeout)
         assert isinstance(challenge, Challenge)
-        proof = target.key_mode.proof(target.key, challenge.nonce)
+        proof = key_mode.proof(target.key, challenge.nonce)
         if not events:
-            # A relay that does not know the service has said so, and is gone before it reads this.
+            # A relay that does not know the service has said so and closed, so the send may fail.
             with trio.fail_after(target.connect_timeout), suppress(trio.BrokenResourceError):
                 await stream.send_all(channel.prove(proof))
             events = await _hear(channel, stream, target.connect_timeout)
     ack, *early = events
     if ack is Ack.SERVICE_NOT_EXIST:
-        raise _unknown_service(target)
+        raise _unknown_service(target, key_mode)
     if ack is Ack.AUTH_FAILED:
         raise TunnelAuthError(
-            f"the relay at {target.address} rejected the key for the service {target.service!r}"
-            f" (key mode {target.key_mode})"
+            f"the relay at {target.address} rejected the key for the service {target.service!r} (key mode {key_mode})"
         )
     return proof, early
 
 
 async def _hear(channel: ControlChannel, stream: trio.abc.Stream, timeout: float) -> list[ControlEvent]:
-    """What the relay says next, one thing at least."""
+    """Wait for the next events, at least one."""
     with trio.fail_after(timeout):
         while True:
             data = await stream.receive_some(_READ_SIZE)
@@ -152,8 +156,8 @@ async def _hear(channel: ControlChannel, stream: trio.abc.Stream, timeout: float
                 return events
 
 
-def _unknown_service(target: Target) -> InvalidSettingsError:
-    address, service, mode = target.address, target.service, target.key_mode
+def _unknown_service(target: Target, mode: KeyMode) -> InvalidSettingsError:
+    address, service = target.address, target.service
     if mode.by_name:
         return InvalidSettingsError(
             f"the relay at {address} does not know the service {service!r} (key mode {mode}): service_name has to be"
@@ -170,7 +174,7 @@ def _unknown_service(target: Target) -> InvalidSettingsError:
 
 @contextmanager
 def _failures_named(channel: ControlChannel, target: Target) -> Iterator[None]:
-    """Tell what an opening failed of, in terms of what a person can do about it."""
+    """Turn the failure of an opening into a `TunnelError` that says what a person can do."""
     address = target.address
     try:
         yield
@@ -195,7 +199,7 @@ async def _obey(
     channels: DataChannels,
     address: RelayAddress,
 ) -> NoReturn:
-    """Do what the relay asks for until it is gone."""
+    """Open the data channels that the relay asks for, until the control channel ends."""
     try:
         while True:
             for event in events:
@@ -217,17 +221,18 @@ async def _obey(
 
 
 def _machine_reached(watched: Watched, dial: Dialer) -> Address | None:
-    """The machine that `watched` reaches, whatever the relay's name resolves to by now.
+    """The IP address and port that `watched` is connected to.
 
-    None when it has to be asked for by name each time: what a dialer of the host's own connects to may be a proxy.
+    None with a dialer of the host's own: what it connects to may be a proxy, so data channels dial the name.
     """
-    connected = socket_below(watched)
-    if dial is not dial_tcp or connected is None:
+    lowest = watched.lowest_socket
+    if dial is not dial_tcp or lowest is None:
         return None
+    connected = lowest.socket
     try:
         peer: tuple[Any, ...] = connected.getpeername()
     except OSError:
-        return None  # it is broken already, as whoever listens to it finds out
+        return None  # the connection is broken; the next read reports that
     if connected.family == socket.AF_INET6 and peer[3]:
         return None  # an address of one network interface only
     return Address.of_socket(peer)

@@ -1,13 +1,11 @@
-"""The connections that a relay of the transports `tcp` and `tls` asks for, from their dialling until a visitor comes.
+"""The data channels of one session, from the relay's request until a visitor comes.
 
-A data channel is dialled, says what it is for, and waits for the relay's word that a visitor has it. From then on it is
-the visitor's connection, byte for byte.
+A data channel is dialled, sends its hello, and waits for the relay's command that a visitor has come. From then on it
+is the visitor's connection, byte for byte.
 
-There are two ways for it. In clear, on Linux, the reactor watches those that wait, and where the connection comes about
-at once no task is made for it at all. Otherwise, as over TLS, each has a task until its visitor comes; so has one that
-takes its time to connect, or has to try again.
-
-Neighbours: `pioneer_relay` hears what the relay asks for; `channel_stream` is what a visitor's connection becomes.
+There are two ways to wait. In clear, on Linux, the reactor watches the descriptors; when the connection is established
+at once, a data channel needs no task at all. Otherwise, as over TLS, each data channel has a task until its visitor
+comes. A data channel that takes time to connect, or has to retry, also has a task until it is connected.
 """
 
 from __future__ import annotations
@@ -25,14 +23,15 @@ import trio
 from ..._model.addresses import Address
 from ..._model.errors import RemoteProtocolError
 from ..._model.text import clean_message
+from ..._net.adopted import Watched, watch
 from ..._net.closing import abandon
 from ..._net.dialing import Attempt, begin_dial, dial_tcp
 from ..._net.fastpath.event_loop import CAN_WATCH, Reactor, Stay
 from ..._net.log_limiter import Complaints
-from ..._net.socket_options import Socket, descriptor_of, keep_alive, reset_on_close, socket_below
+from ..._net.socket_options import Socket, descriptor_of, keep_alive, reset_on_close
+from ..._net.streams import ByteStream
 from ..._net.tcp import TcpStream
 from ..._net.tls.stream import TlsStream
-from ..._net.wrappers import Watched, send_pieces, watch
 from ..interface import Deliver, Target
 from ..tunnel_stream import TunnelStream
 from .channel_stream import ChannelStream
@@ -41,15 +40,16 @@ from .codec import COMMAND_SIZE, DataCommand, decode_data_command
 __all__ = ["DIAL_FOR", "MOST_IDLE", "MOST_OWED", "DataChannels", "staying"]
 
 DIAL_FOR: Final = 10.0
-"""Seconds that a data channel may take to connect, retries included. After that the relay gives up on it as well."""
+"""Seconds that a data channel may take to connect, retries included. The relay waits no longer than that either."""
 
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 1.0
 
 MOST_IDLE: Final = 256
-"""Data channels that may be connecting, waiting for their visitor, or with one that nobody has accepted yet, at once.
+"""Data channels that may at once be connecting, be waiting for a visitor, or have a visitor that is not accepted yet.
 
-More are owed, and follow. So a burst of visitors waits at the relay, and does not run over who accepts them here.
+Further requests of the relay are counted (`_owed`) and served later. So a burst of visitors waits at the relay and does
+not overrun the application.
 """
 
 MOST_OWED: Final = 64 * 1024
@@ -57,10 +57,10 @@ MOST_OWED: Final = 64 * 1024
 STARTS_PER_TURN: Final = 32
 """Data channels that are dialled before other tasks run.
 
-It is also how many in a row may be lost before a visitor came; after that there is a pause before each turn.
+When as many in a row are lost before a visitor came, there is a pause before each turn.
 """
 ENDS_PER_TURN: Final = 32
-"""Visitors that are reset before other tasks run, when the session ends: each lets a handler end."""
+"""Visitors that are reset before other tasks run, when the session ends: each reset makes a handler end."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.transports.data_channels")
 _complaints: Final = Complaints(_log)
@@ -68,7 +68,7 @@ _complaints: Final = Complaints(_log)
 
 @contextmanager
 def staying(tls: ssl.SSLContext | None) -> Iterator[Stay | None]:
-    """For `with`, around `DataChannels` and their nursery: what they wait with; None where each has a task."""
+    """The stay in the reactor, around `DataChannels` and its nursery; None where each data channel has a task."""
     with ExitStack() as stack:
         stay = None
         if CAN_WATCH and tls is None:
@@ -79,13 +79,16 @@ def staying(tls: ssl.SSLContext | None) -> Iterator[Stay | None]:
 
 @final
 class DataChannels:
-    """All of one session.
+    """All data channels of one session.
 
     Args:
-        hello: what each begins with.
-        machine: where they go; None to dial the target's name.
-        tls: None for connections in clear.
-        nursery: where their tasks run, and end.
+        target: the relay, and how it is dialled.
+        hello: the first bytes of each data channel.
+        machine: the IP address and port to dial; None to dial the relay's name.
+        tls: the TLS context; None for connections in clear.
+        max_streams: visitors' connections that may be open at once; more are reset.
+        deliver: takes visitors' streams.
+        nursery: for their tasks.
         stay: see `staying`.
     """
 
@@ -96,6 +99,7 @@ class DataChannels:
         *,
         machine: Address | None,
         tls: ssl.SSLContext | None,
+        max_streams: int,
         deliver: Deliver,
         nursery: trio.Nursery,
         stay: Stay | None,
@@ -104,29 +108,30 @@ class DataChannels:
         self._hello: Final = hello
         self._machine: Final = machine
         self._tls: Final = tls
+        self._max_streams: Final = max_streams
         self._deliver: Final = deliver
         self._nursery: Final = nursery
         self._reactor: Final = None if stay is None else stay.reactor
-        self.context: Final = copy_context()  # what the reactor calls back may come from a task of anybody's
+        self.context: Final = copy_context()  # the reactor may call back in a task of another session
         self._tls_session: ssl.SSLSession | None = None
         self._watched: Final[set[_Watched]] = set()
         self._carried: Final[set[ChannelStream]] = set()
         self._idle = 0
         self._owed = 0
         self._starts_left = STARTS_PER_TURN
-        self._resting = False
+        self._pausing = False
         self._lost_in_a_row = 0
         self._ended = False
         if stay is not None:
             nursery.start_soon(stay.wait)
 
     def want(self) -> None:
-        """The relay wants one more."""
+        """The relay asks for one more data channel."""
         self._owed = min(self._owed + 1, MOST_OWED)
         self._start()
 
     async def end(self) -> None:
-        """End with a RST what is carried or waits, and what has just come."""
+        """Reset all connections: with a visitor, waiting for one, and those that are established later."""
         self._ended = True
         while self._watched:
             self._watched.pop().abandon()
@@ -141,9 +146,9 @@ class DataChannels:
     def _start(self) -> None:
         while self._owed and self._idle < MOST_IDLE and not self._ended:
             if not self._starts_left:
-                if not self._resting:
-                    self._resting = True
-                    self._nursery.start_soon(self._rest)
+                if not self._pausing:
+                    self._pausing = True
+                    self._nursery.start_soon(self._pause)
                 return
             self._starts_left -= 1
             self._owed -= 1
@@ -153,12 +158,12 @@ class DataChannels:
             else:
                 self._start_at_once(self._reactor, self._machine)
 
-    async def _rest(self) -> None:
-        """Let other tasks run before the next turn. A relay that resets what it asks for waits longer and longer."""
+    async def _pause(self) -> None:
+        """Let other tasks run before the next turn. As long as data channels are lost, the pause doubles, up to 1 s."""
         turns_lost = self._lost_in_a_row // STARTS_PER_TURN
         await trio.sleep(min(FIRST_PAUSE * 2 ** min(turns_lost - 1, 10), LONGEST_PAUSE) if turns_lost else 0)
         self._starts_left = STARTS_PER_TURN
-        self._resting = False
+        self._pausing = False
         self._start()
 
     def _start_at_once(self, reactor: Reactor, machine: Address) -> None:
@@ -166,7 +171,7 @@ class DataChannels:
             attempt = begin_dial(machine.host, machine.port)
             connected = None if attempt is None else attempt.at_once()
         except OSError:
-            self._nursery.start_soon(self._run)  # which has the patience to try again
+            self._nursery.start_soon(self._run)  # which retries
             return
         if connected is None:
             self._nursery.start_soon(self._run, attempt)
@@ -182,19 +187,19 @@ class DataChannels:
             self._nursery.start_soon(self._run)
 
     async def _run(self, attempt: Attempt | None = None) -> None:
-        """The patient way: until the relay has been told what the connection is for, or all the way."""
+        """One data channel in a task: until the reactor can watch it, or until its visitor comes."""
         stream = await self._dial(attempt)
         if stream is None:
             self.note_lost()
         elif self._reactor is not None and type(stream) is TcpStream and self._watch(self._reactor, stream.socket):
-            pass  # it goes on there
+            pass  # the reactor waits for its visitor
         elif await self._wait_for_visitor(stream):
-            self.note_visited(stream)
+            self.take_visitor(stream)
         else:
             self.note_lost()
 
     def _watch(self, reactor: Reactor, connected: Socket) -> bool:
-        """Let it wait without a task; False when the system has nothing left to watch it with."""
+        """Let it wait without a task; False when the system has no more watches."""
         try:
             watched = _Watched(connected, self, reactor)
         except OSError:
@@ -206,54 +211,54 @@ class DataChannels:
         return True
 
     def note_lost(self, watched: _Watched | None = None) -> None:
-        """One came to nothing."""
+        """A data channel ended before a visitor came."""
         if watched is not None:
             self._watched.discard(watched)
         self._lost_in_a_row += 1
-        self._make_room()
+        self._free_slot()
 
     def _note_accepted(self) -> None:
         self._lost_in_a_row = 0
-        self._make_room()
+        self._free_slot()
 
-    def _make_room(self) -> None:
+    def _free_slot(self) -> None:
         self._idle -= 1
         self._start()
 
     def _note_over(self, carried: ChannelStream) -> None:
         self._carried.discard(carried)
         if not carried.accepted:
-            self._make_room()
+            self._free_slot()
 
-    def note_visited(self, stream: trio.abc.Stream, watched: _Watched | None = None) -> None:
-        """One has its visitor."""
+    def take_visitor(self, stream: ByteStream, watched: _Watched | None = None) -> None:
+        """A data channel has its visitor."""
         if watched is not None:
             self._watched.discard(watched)
-        carried = ChannelStream(stream, self._nursery, on_accepted=self._note_accepted, on_over=self._note_over)
+        carried = ChannelStream(stream, self._nursery, on_accepted=self._note_accepted, on_closed=self._note_over)
         self._carried.add(carried)
         if self._ended:
             carried.reset()
             return
         try:
-            if len(self._carried) > self._target.limits.streams:
+            if len(self._carried) > self._max_streams:
                 raise trio.WouldBlock
             self._deliver(TunnelStream(carried))
         except trio.WouldBlock:
             carried.reset()
             self._complain("no room", "a visitor was turned away: there are as many as there may be")
 
-    def understood(self, command: bytes) -> bool:
-        """Whether the relay's word means that a visitor is there."""
+    def says_visitor(self, command: bytes) -> bool:
+        """Whether `command` says that a TCP visitor has come; logs why not."""
         try:
             if decode_data_command(command) is DataCommand.START_FORWARD_TCP:
                 return True
             self._complain("UDP", f"{self._target.address} forwards UDP to us, which this gateway does not carry")
         except RemoteProtocolError as error:
-            self.tell_why_lost(error)
+            self.log_lost(error)
         return False
 
-    def tell_why_lost(self, reason: Exception | None) -> None:
-        """For the log: None when the relay has closed it."""
+    def log_lost(self, reason: Exception | None) -> None:
+        """Log why a data channel ended before a visitor came; None when the relay closed it."""
         if reason is None:
             _log.debug("%s closed a data channel that no visitor had come by", self._target.address)
         else:
@@ -266,24 +271,24 @@ class DataChannels:
     async def _wait_for_visitor(self, stream: Watched | TlsStream) -> bool:
         visited = False
         try:
-            # No deadline: it stands in the relay's pool until somebody comes. The system's keepalive, and the end of
-            # the control channel, end it.
+            # No deadline: it waits in the relay's pool until a visitor comes. TCP keepalive and the end of the control
+            # channel end the wait.
             command = await _read_exactly(stream, COMMAND_SIZE)
             if command is None:
-                self.tell_why_lost(None)
+                self.log_lost(None)
             else:
-                visited = self.understood(command)
+                visited = self.says_visitor(command)
             if isinstance(stream, TlsStream) and not stream.session_reused:
                 self._tls_session = stream.session
         except trio.BrokenResourceError as error:
-            self.tell_why_lost(error)
+            self.log_lost(error)
         finally:
             if not visited:
                 await abandon(stream)
         return visited
 
     async def _dial(self, attempt: Attempt | None) -> Watched | TlsStream | None:
-        """A connection on which the relay has been told what it is for; None when there is none to be had."""
+        """Connect and send the hello, with retries; None when that fails for `DIAL_FOR` seconds."""
         pause, failure = FIRST_PAUSE, "no answer"
         with trio.move_on_after(DIAL_FOR):
             while True:
@@ -314,23 +319,23 @@ class DataChannels:
         return watch(await self._target.dial(self._target.address.host, self._target.address.port))
 
     async def _introduce(self, watched: Watched) -> Watched | TlsStream:
-        connected = socket_below(watched)
+        connected = watched.lowest_socket
         if connected is not None:
-            keep_alive(connected)
+            keep_alive(connected.socket)
         if isinstance(watched, TcpStream):
-            watched.plain_socket.arm_reset()  # soon it is a visitor's
+            watched.plain_socket.arm_reset()  # a visitor's connection ends with RST unless it sent FIN
         stream: Watched | TlsStream = watched
         if self._tls is not None:
-            # The visitor may end one direction before the other, which `trio.SSLStream` has no word for.
+            # A visitor may end one direction before the other. `trio.SSLStream` cannot do that, `TlsStream` can.
             stream = TlsStream(watched, self._tls, server_hostname=self._target.address.host, session=self._tls_session)
             await stream.do_handshake()
-        await send_pieces(stream, [self._hello])
+        await stream.send_pieces([self._hello])
         return stream
 
 
 @final
 class _Watched:
-    """One that waits for its visitor without a task. Closing its socket is a RST, see `LentSocket.resets`."""
+    """A data channel that waits for its visitor without a task. Closing its socket sends RST (`LentSocket.resets`)."""
 
     __slots__ = ("_channels", "_command", "_connected", "_descriptor", "_reactor")
 
@@ -343,11 +348,11 @@ class _Watched:
         reactor.watch(self._descriptor, self._on_events)
 
     def abandon(self) -> None:
-        """End it with a RST."""
+        """Close it with RST."""
         self._reactor.unwatch(self._descriptor)
         self._connected.close()
 
-    def _on_events(self, events: int) -> None:  # noqa: ARG002  # reading tells the same
+    def _on_events(self, events: int) -> None:  # noqa: ARG002  # the read shows what happened
         self._channels.context.run(self._read)
 
     def _read(self) -> None:
@@ -359,25 +364,25 @@ class _Watched:
                     return
                 self._command += data
         except BlockingIOError:
-            return  # it will have more at the next edge
+            return  # the next edge brings more
         except OSError as error:
             self._lose(error)
             return
-        if self._channels.understood(self._command):
+        if self._channels.says_visitor(self._command):
             self._reactor.unwatch(self._descriptor)
-            self._channels.note_visited(TcpStream(self._connected, resets=True), self)
+            self._channels.take_visitor(TcpStream(self._connected, resets=True), self)
         else:
             self.abandon()
             self._channels.note_lost(self)
 
     def _lose(self, reason: OSError | None) -> None:
-        self._channels.tell_why_lost(reason)
+        self._channels.log_lost(reason)
         self.abandon()
         self._channels.note_lost(self)
 
 
 async def _read_exactly(stream: trio.abc.Stream, amount: int) -> bytes | None:
-    """`amount` bytes and not one more; None when the stream ends first."""
+    """Exactly `amount` bytes; None when the stream ends first."""
     received = b""
     while len(received) < amount:
         data = await stream.receive_some(amount - len(received))

@@ -1,0 +1,153 @@
+"""The border between Trio's streams and ours: a stream of another class gets the interface of `ByteStream` here.
+
+A connected socket becomes a `TcpStream`. Anything else, such as the stream of a host's own dialer, is wrapped.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final, TypeAlias, final
+
+import trio
+from trio.abc import HalfCloseableStream
+
+from .closing import abandon, bottom_of, send_eof
+from .lent_socket import LentSocket
+from .socket_options import wait_sent
+from .streams import ByteStream
+from .tcp import CAN_USE_DESCRIPTORS, TcpStream
+
+__all__ = ["AdoptedStream", "Watched", "WatchedStream", "adopt", "watch"]
+
+_PIECE: Final = 64 * 1024
+
+_RESET_REPORT_TIMEOUT: Final = 0.05
+"""Seconds that an EOF waits for a send under way, see `AdoptedStream.receive_some`. Mostly it is one step of Trio."""
+
+
+class AdoptedStream(ByteStream):
+    """Any Trio stream, behind our interface.
+
+    Args:
+        stream: closed with this.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.transport_stream: Final = stream
+        bottom = bottom_of(stream)
+        self._ours: Final = bottom if isinstance(bottom, ByteStream) else None
+        self._socket: Final = LentSocket(bottom.socket) if isinstance(bottom, trio.SocketStream) else None
+        self._sending = False
+        self._sent: Final = trio.lowlevel.ParkingLot()
+        self._was_reset = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self.transport_stream.receive_some(max_bytes)
+        if not data:
+            # The kernel reports a reset once. If a send gets the report, a receive gets EOF, and a truncated answer
+            # would look complete. A send of Trio's own streams raises one step after it got the report.
+            if self._sending:
+                with trio.move_on_after(_RESET_REPORT_TIMEOUT):
+                    await self._sent.park()
+            if self._was_reset:
+                raise trio.BrokenResourceError("the connection was reset")
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._sending = True
+        try:
+            await self._send(data)
+        except trio.BrokenResourceError as error:
+            self._was_reset |= isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ECONNRESET
+            raise
+        finally:
+            self._sending = False
+            self._sent.unpark_all()
+
+    async def _send(self, data: bytes | bytearray | memoryview) -> None:
+        await self.transport_stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.transport_stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        await send_eof(self.transport_stream)
+
+    async def aclose(self) -> None:
+        await self.transport_stream.aclose()
+
+    async def abort(self) -> None:
+        await abandon(self.transport_stream)
+
+    async def wait_flushed(self) -> None:
+        if self._ours is not None:
+            await self._ours.wait_flushed()
+        elif self._socket is not None:
+            await wait_sent(self._socket.socket)
+
+    async def wait_broken(self) -> bool:
+        return await (super().wait_broken() if self._ours is None else self._ours.wait_broken())
+
+    @property
+    def can_half_close(self) -> bool:
+        stream = self.transport_stream
+        return stream.can_half_close if isinstance(stream, ByteStream) else isinstance(stream, HalfCloseableStream)
+
+    @property
+    def lowest_socket(self) -> LentSocket | None:
+        return self._socket if self._ours is None else self._ours.lowest_socket
+
+
+@final
+class WatchedStream(AdoptedStream):
+    """An adopted stream that measures silence and stalls, as `TcpStream` does.
+
+    Attributes:
+        last_received, sending_since: see `TcpStream`.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        super().__init__(stream)
+        self.last_received = trio.current_time()
+        self.sending_since: float | None = None
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await super().receive_some(max_bytes)
+        self.last_received = trio.current_time()
+        return data
+
+    async def _send(self, data: bytes | bytearray | memoryview) -> None:
+        self.sending_since = trio.current_time()
+        try:
+            with memoryview(data) as view:
+                for start in range(0, max(len(view), 1), _PIECE):
+                    await self.transport_stream.send_all(view[start : start + _PIECE])
+                    self.sending_since = trio.current_time()
+        finally:
+            self.sending_since = None
+
+
+Watched: TypeAlias = TcpStream | WatchedStream
+"""The lowest stream of a connection. It sees every byte that moves, so it measures silence and stalls."""
+
+
+def watch(stream: trio.abc.Stream, *, resets: bool = False) -> Watched:
+    """Measure silence and stalls of `stream`. Use only the result from then on.
+
+    Args:
+        resets: whether a socket's SO_LINGER is set already, see `LentSocket`.
+    """
+    if CAN_USE_DESCRIPTORS and isinstance(stream, trio.SocketStream):
+        return TcpStream(stream.socket, resets=resets)
+    return stream if isinstance(stream, TcpStream | WatchedStream) else WatchedStream(stream)
+
+
+def adopt(stream: trio.abc.Stream) -> ByteStream:
+    """`stream` behind our interface; itself if it has that already. Use only the result from then on."""
+    if isinstance(stream, ByteStream):
+        return stream
+    return watch(stream) if isinstance(stream, trio.SocketStream) else AdoptedStream(stream)
