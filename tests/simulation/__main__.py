@@ -1,9 +1,9 @@
-"""`python -m simulation`: days of faults from seeds, until one goes wrong.
+"""`PYTHONPATH=tests python -m simulation`: run simulated days of faults until one fails.
 
     --seed 7 --hours 24                 one day, with its report
     --seed 7 --hours 24 --soak 600      that day and those of the next seeds, for ten minutes
 
-The end is at the first day that goes wrong, with what it was, and the command that has it happen again.
+It stops at the first day that fails, and prints the report and the command that repeats the day.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from .run import Report, run_day
 __all__ = ["main"]
 
 STUCK = 600.0
-"""Real seconds after which a day that has not ended is taken for one that hangs: where it is, is printed."""
+"""Real seconds after which a day counts as hung: the process prints all stacks and exits."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it, and return the exit status: 0 when all was as it has to be, 1 when not."""
+    """Run days; returns the exit status: 0 without a fault, 1 with one."""
     parser = argparse.ArgumentParser(
         prog="python -m simulation",
         description="Simulate days of faults: gateway, relay and visitors in virtual time.",
     )
-    parser.add_argument("--seed", type=int, default=0, help="which day it is (default 0)")
-    parser.add_argument("--hours", type=float, default=24.0, help="how long the day is (default 24)")
-    parser.add_argument("--soak", type=float, metavar="SECONDS", help="go on with the next seeds for so long")
-    parser.add_argument("--trace", action="store_true", help="print all that happened")
-    parser.add_argument("--show", action="store_true", help="print the day as data, and do not live through it")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first day (default 0)")
+    parser.add_argument("--hours", type=float, default=24.0, help="length of a day (default 24)")
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="go on with the next seeds for this long")
+    parser.add_argument("--trace", action="store_true", help="print all events")
+    parser.add_argument("--show", action="store_true", help="print the day as Python code and do not run it")
     chosen = parser.parse_args(arguments)
     if chosen.show:
         print(make_day(chosen.seed, hours=chosen.hours))
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _soak(seed: int, hours: float, seconds: float) -> Report:
-    """One seed after the other; returns the report of the last, or of the first that failed."""
+    """Run one seed after the other; returns the report of the last day, or of the first that failed."""
     began = time.monotonic()
     days = 0
     while True:
@@ -64,7 +64,7 @@ def _soak(seed: int, hours: float, seconds: float) -> Report:
 
 
 def _live(seed: int, hours: float) -> Report:
-    # To the terminal itself: by then nothing in this process can be relied on.
+    # To descriptor 2: `sys.stderr` may be unusable by then.
     faulthandler.dump_traceback_later(STUCK, exit=True, file=2)
     try:
         return run_day(make_day(seed, hours=hours))

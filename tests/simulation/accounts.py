@@ -1,6 +1,6 @@
-"""Whether memory stays in budget: what yamux sessions account for, and what of this library is alive.
+"""Checks of memory: the accounts of yamux sessions against their limits, and counts of live objects of the library.
 
-Nothing has to be told of sessions and streams for that: Python knows every object that is alive.
+It finds sessions and objects through the garbage collector, so nothing has to register them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LIBRARY: Final = re.compile(r"pioneer_tunnel(?!\.testing\b)\b")
 
 @contextmanager
 def only_new_objects() -> Iterator[None]:
-    """Look away from all that is alive already: a day has nothing to do with it, and is looked through faster."""
+    """Hide all objects that exist now from `gc.get_objects`: they are not of this day, and searching is faster."""
     gc.freeze()
     try:
         yield
@@ -32,13 +32,13 @@ def only_new_objects() -> Iterator[None]:
 
 
 def overdrafts() -> list[str]:
-    """What any yamux session that is alive has too much of, in words."""
+    """The limits that live yamux sessions exceed, as text."""
     return [f"a session: {problem}" for session in _sessions() for problem in _overdrafts_of(session)]
 
 
 def unfinished() -> list[str]:
-    """Streams that sessions still have open, and bytes that they hold; there is nothing when all is quiet."""
-    gc.collect()  # sessions that are over hold what they had until they are gone
+    """Sessions with open streams or buffered bytes. Without visitors there must be none."""
+    gc.collect()  # ended sessions keep their buffers until they are collected
     found = []
     for session in _sessions():
         streams, budget = session.live_streams, session._budget.left
@@ -51,7 +51,7 @@ def unfinished() -> list[str]:
 
 
 def count_objects() -> Counter[str]:
-    """What is alive of the classes of this library, those of the kit apart."""
+    """Count the live objects of each class of the library, without the test kit."""
     gc.collect()
     classes = (type(item) for item in gc.get_objects())
     return Counter(
@@ -60,7 +60,7 @@ def count_objects() -> Counter[str]:
 
 
 def grown(before: Counter[str], now: Counter[str], *, by: int) -> list[str]:
-    """Of what there is more than before, and by more than `by`."""
+    """The classes with more than `by` objects more than before."""
     return [f"{number - before[name]} more of {name}" for name, number in now.items() if number - before[name] > by]
 
 

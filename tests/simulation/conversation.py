@@ -1,13 +1,12 @@
-"""A conversation between a visitor and a gateway, in which each end can tell whether the other was told the truth.
+"""A conversation between a visitor and a gateway, in which both ends check what they receive.
 
-Both ends say bytes that follow from the conversation's number, the direction and the place, so whoever hears them knows
-which they have to be. An end is honest when all that was said has been heard before it, and the other has indeed ended;
-whatever stops earlier has to break. One that breaks has lost nothing but what comes after.
+The bytes follow from the conversation's number, the direction and the position, so the receiver knows what to expect.
+EOF is correct only after all bytes, and only if the sender has ended. A conversation that stops earlier must break.
 
-    a prefix, then a break        honest: something went wrong, and whoever listened was told
-    everything, then an end       honest
-    a prefix, then an end         a lie: a part was passed off as the whole
-    other bytes                   a lie
+    a prefix, then an error       correct: the receiver knows that something is missing
+    all bytes, then EOF           correct
+    a prefix, then EOF            a fault: a part looks complete
+    other bytes                   a fault
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from pioneer_tunnel.testing.visitors import Leave
 __all__ = ["HEADER_SIZE", "Conversation", "End", "Outcome", "Speech", "Talk", "number_in"]
 
 HEADER_SIZE: Final = 8
-"""A conversation begins with its number, so that the gateway knows which it is."""
+"""Bytes at the start of a conversation, with its number, so that the gateway knows which one it is."""
 
 SLOW_READ: Final = 16 * 1024
 """Bytes that a slow reader takes at a time, once a second."""
@@ -35,7 +34,7 @@ _BLOCK: Final = Random(0).randbytes(65_521)  # a pattern; its length is a prime,
 
 
 class Spoken(Protocol):
-    """What both ends speak over: a visitor's stream, a tunnel's, or one of the local gateway."""
+    """The stream of either end: a visitor's, a tunnel's, or one of the local gateway."""
 
     async def send_all(self, data: bytes) -> None: ...
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray: ...
@@ -50,12 +49,12 @@ class Speech(Printable):
     """What one end does.
 
     Attributes:
-        pieces: how often it says something.
-        size: bytes that it says at a time.
-        pause: seconds between.
-        leave: how it leaves when all is said.
-        slow: it reads slowly: 16 KiB a second.
-        last: it speaks when it has heard the other out.
+        pieces: number of chunks to send.
+        size: bytes of a chunk.
+        pause: seconds between chunks.
+        leave: how it leaves after the last chunk.
+        slow: whether it reads only 16 KiB a second.
+        last: whether it starts to send only after the other's EOF.
     """
 
     pieces: int = 1
@@ -67,7 +66,7 @@ class Speech(Printable):
 
     @property
     def seconds(self) -> float:
-        """How long it takes when nothing hinders it."""
+        """How long it takes without faults."""
         return self.pause * max(self.pieces - 1, 0)
 
 
@@ -77,7 +76,7 @@ class Talk(Printable):
     """A conversation as data.
 
     Attributes:
-        at: when the visitor comes.
+        at: when the visitor connects.
         visitor: what the visitor does.
         gateway: what the gateway does.
     """
@@ -88,41 +87,41 @@ class Talk(Printable):
 
     @property
     def completes(self) -> bool:
-        """Whether it comes to its end when nothing hinders it: nobody breaks it off, or reads so slowly that it may."""
+        """Whether it completes without faults: neither end leaves early, or reads so slowly that it may break."""
         ends = (self.visitor, self.gateway)
         return all(end.leave is Leave.END and not end.slow for end in ends)
 
     @property
     def seconds(self) -> float:
-        """How long it takes when nothing hinders it."""
+        """How long it takes without faults."""
         return self.visitor.seconds + self.gateway.seconds
 
 
 @final
 class Outcome(enum.StrEnum):
-    """How an end of a conversation has come out of it."""
+    """How a conversation ended for one end."""
 
     WHOLE = "whole"
-    """It has heard everything, and that it was everything."""
+    """It has received all bytes and EOF."""
     BROKEN = "broken"
-    """It was told that the rest does not come."""
+    """It got an error."""
     LEFT = "left"
-    """It did not stay to hear it."""
+    """It left before the end."""
 
 
 @final
 class End:
-    """One end, and what became of it.
+    """One end of a conversation, and its state.
 
     Attributes:
-        name: who it is.
+        name: for messages.
         speech: what it does.
-        offered: bytes that it has begun to say.
-        said: bytes that it has said.
-        ended: it has said that this is all, or is about to.
-        heard: bytes that it has heard.
-        outcome: None while it goes on.
-        over: set when it has let go of its stream.
+        offered: bytes of which `send_all` has begun.
+        said: bytes of which `send_all` has ended.
+        ended: whether it has sent EOF, or is about to.
+        heard: bytes that it has received.
+        outcome: None while the conversation goes on.
+        over: set when it no longer uses its stream.
     """
 
     def __init__(self, name: str, speech: Speech, salt: int) -> None:
@@ -137,7 +136,7 @@ class End:
         self._salt: Final = salt
 
     def words(self, start: int, amount: int) -> bytes:
-        """What it says, from a place on."""
+        """The bytes that it sends from position `start` on."""
         place = (start + self._salt) % len(_BLOCK)
         return (_BLOCK[place:] + _BLOCK * (amount // len(_BLOCK) + 1))[:amount]
 
@@ -147,14 +146,14 @@ class Conversation:
     """See the module.
 
     Args:
-        number: tells it from every other one.
-        talk: what it is.
-        complain: told what was not honest.
-        hurry: once set, nobody pauses any more.
+        number: its number; no other conversation has it.
+        talk: the conversation as data.
+        complain: called with the text of each fault.
+        hurry: once set, neither end pauses any more.
 
     Attributes:
         visitor: the visitor's end.
-        gateway: the gateway's end, which is None until a gateway has heard of it.
+        gateway: the gateway's end; None until a gateway has read the number.
     """
 
     def __init__(self, number: int, talk: Talk, *, complain: Callable[[str], None], hurry: trio.Event) -> None:
@@ -167,16 +166,16 @@ class Conversation:
 
     @property
     def whole(self) -> bool:
-        """Whether both ends have heard everything."""
+        """Whether both ends have received everything."""
         return self.gateway is not None and self.visitor.outcome is self.gateway.outcome is Outcome.WHOLE
 
     async def visit(self, stream: Spoken) -> None:
-        """Be the visitor, until it has left. There is no deadline: who breaks off has to tell."""
+        """Be the visitor until it has left. There is no deadline: a break must be reported to both ends."""
         header = self.number.to_bytes(HEADER_SIZE, "big")
         await self._take_part(stream, self.visitor, header)
 
     async def answer(self, stream: Spoken) -> None:
-        """Be the gateway, which has read the header; see `number_in`."""
+        """Be the gateway, after `number_in` has read the number."""
         if self.gateway is not None:
             self._complain(f"{self}: it came to a gateway twice")
             return
@@ -206,7 +205,7 @@ class Conversation:
             if header:
                 await stream.send_all(header)
             if speech.last:
-                await heard_out.wait()  # no deadline: what breaks ends this
+                await heard_out.wait()  # no deadline: a break cancels this
             for piece in range(speech.pieces):
                 if piece:
                     with trio.move_on_after(speech.pause):
@@ -224,7 +223,7 @@ class Conversation:
                 case Leave.RESET:
                     stream.reset()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the ear hears of it, after all that came before
+            pass  # `_listen` gets the error, after all bytes before it
 
     async def _listen(self, stream: Spoken, end: End) -> Outcome:
         limit = SLOW_READ if end.speech.slow else None
@@ -255,9 +254,9 @@ class Conversation:
 
 
 async def number_in(stream: Spoken) -> int | None:
-    """Read what a conversation begins with; None when it broke off, or ended, before that.
+    """Read the number of a conversation; None if the stream breaks or ends before it.
 
-    No deadline: the visitor, who is the one to say it, has one.
+    No deadline: the visitor, who sends it, has one.
     """
     header = bytearray()
     while len(header) < HEADER_SIZE:

@@ -1,7 +1,7 @@
-"""The visitors of a simulated day, and what has to become of them.
+"""The visitors of a simulated day, and the checks of their conversations.
 
-Who comes while nothing is wrong, and nothing goes wrong until it leaves, has to be heard out, promptly. When one is
-broken off, both ends have to be told. What they hear is judged by the `Conversation`.
+A visitor must get through, promptly, if nothing is wrong from connect to leave. When a conversation breaks, both ends
+must get an error. `Conversation` checks the bytes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .trace import Trace
 __all__ = ["Crowd"]
 
 PROMPT: Final = 30.0
-"""Seconds more than its pauses that a conversation may take when nothing is wrong."""
+"""Seconds that a conversation may take beyond its pauses when nothing is wrong."""
 
 
 class Weather(Protocol):
-    """What a crowd needs to know of its world."""
+    """What a `Crowd` needs from its `World`."""
 
     @property
     def calm(self) -> bool:
@@ -30,7 +30,7 @@ class Weather(Protocol):
 
     @property
     def disturbances(self) -> int:
-        """How often anything has gone wrong so far."""
+        """Number of disturbances so far."""
 
 
 @final
@@ -38,9 +38,9 @@ class Crowd:
     """See the module.
 
     Args:
-        relay: where they come.
-        weather: tells whether anything is wrong.
-        trace: what is told of them.
+        relay: the relay that visitors connect to.
+        weather: whether anything is wrong.
+        trace: where events and faults are recorded.
     """
 
     def __init__(self, relay: MemoryRelay, weather: Weather, trace: Trace) -> None:
@@ -49,15 +49,15 @@ class Crowd:
         self._trace: Final = trace
         self._hurried: Final = trio.Event()
         self._number = 0
-        # None is forgotten: what a visitor has said may reach the gateway when it has long left.
+        # None is removed: the bytes of a visitor may reach the gateway long after the visitor has left.
         self._conversations: Final[dict[int, Conversation]] = {}
 
     def hurry(self) -> None:
-        """From now on nobody pauses."""
+        """Skip all pauses from now on."""
         self._hurried.set()
 
     async def answer(self, stream: Spoken) -> None:
-        """Be the gateway of whoever it is."""
+        """Be the gateway of the conversation that arrives on `stream`."""
         try:
             number = await number_in(stream)
             if number is not None:
@@ -66,13 +66,13 @@ class Crowd:
             stream.reset()  # after an orderly end this changes nothing
 
     async def gone(self) -> None:
-        """Wait until nobody speaks any more, and what they leave behind is gone."""
+        """Wait until all conversations have ended, and their connections are closed."""
         for conversation in [*self._conversations.values()]:
-            await self._all_told(conversation)
+            await self._wait_both_ended(conversation)
         await trio.sleep(PROMPT)
 
     async def come(self, talk: Talk) -> None:
-        """Be a visitor, and judge what became of the visit."""
+        """Be a visitor, and check the result."""
         await trio.sleep_until(talk.at)
         self._number += 1
         conversation = Conversation(self._number, talk, complain=self._trace.complain, hurry=self._hurried)
@@ -85,9 +85,9 @@ class Crowd:
             return
         self._conversations[conversation.number] = conversation
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._not_for_ever, conversation, calm, disturbances, nursery.cancel_scope)
+            nursery.start_soon(self._complain_if_late, conversation, calm, disturbances, nursery.cancel_scope)
             await conversation.visit(stream)
-        await self._all_told(conversation)
+        await self._wait_both_ended(conversation)
         outcome = conversation.visitor.outcome
         self._note(conversation, str(outcome))
         self._trace.counts[f"visitors: {outcome}"] += 1
@@ -100,10 +100,10 @@ class Crowd:
                 f" was wrong; the visitor: {outcome}, the gateway: {gateway and gateway.outcome}"
             )
 
-    async def _not_for_ever(
+    async def _complain_if_late(
         self, conversation: Conversation, calm: bool, disturbances: int, scope: trio.CancelScope
     ) -> None:
-        """Complain of a conversation that comes to nothing while nothing is wrong."""
+        """Report a conversation that takes too long while nothing is wrong."""
         talk = conversation.talk
         with trio.move_on_after(talk.seconds + PROMPT):
             await conversation.visitor.over.wait()
@@ -112,13 +112,13 @@ class Crowd:
             self._trace.complain(f"{conversation} is not over {PROMPT:g} s after it should be, while nothing was wrong")
             scope.cancel()
 
-    async def _all_told(self, conversation: Conversation) -> None:
-        """Wait until both ends know that it is over, and complain when one is not told."""
+    async def _wait_both_ended(self, conversation: Conversation) -> None:
+        """Wait until the conversation has ended for both ends; report an end for which it has not."""
         ends = [end for end in (conversation.visitor, conversation.gateway) if end is not None]
-        # Until a dead link is noticed; and who does not listen only finds out when it speaks.
+        # Time to detect a dead link; an end that does not read detects it only when it sends.
         patience = 2 * self._relay.heartbeat + 120.0 + conversation.talk.seconds
         for end in ends:
-            # In steps, of which a host that sleeps takes one.
+            # In steps: a jump of the clock by `HostSleep` uses up only one.
             for _ in range(10):
                 with trio.move_on_after(patience / 10):
                     await end.over.wait()

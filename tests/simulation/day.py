@@ -1,8 +1,8 @@
-"""A day in the life of a gateway, as data that a seed makes up: what goes wrong, what people do, and who comes.
+"""A simulated day as data, made from a seed: faults, actions of users and operators, and visitors.
 
     make_day(7, hours=24)
 
-A day prints as the code for it, so that one that failed can be cut down by hand.
+The repr of a day is code, so that a day that failed can be reduced by hand.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ __all__ = [
 @final
 @attrs.frozen(repr=False)
 class Storm(Printable):
-    """The network goes wrong: the connection is cut, and the next ones go by a plan.
+    """Cut the connection; the next ones follow a plan.
 
     Attributes:
-        plan: what becomes of them.
+        plan: the plan.
     """
 
     plan: FaultPlan
@@ -68,11 +68,11 @@ class Storm(Printable):
 @final
 @attrs.frozen(repr=False)
 class RelayRestart(Printable):
-    """The relay goes away and comes back.
+    """Stop the relay and start it again.
 
     Attributes:
-        seconds: how long it is away.
-        abruptly: it takes no leave.
+        seconds: time between stop and start.
+        abruptly: whether it stops without a goodbye.
     """
 
     seconds: float
@@ -82,11 +82,11 @@ class RelayRestart(Printable):
 @final
 @attrs.frozen(repr=False)
 class KeyRevoked(Printable):
-    """The relay's operator takes the key out of the registry, and later thinks better of it.
+    """Remove the tunnel from the registry, and add it again later.
 
     Attributes:
-        seconds: after how many.
-        cut: the connection is cut meanwhile, so that the gateway finds out.
+        seconds: time between the two.
+        cut: whether to cut the connection meanwhile, so that the gateway notices.
     """
 
     seconds: float
@@ -96,11 +96,11 @@ class KeyRevoked(Printable):
 @final
 @attrs.frozen(repr=False)
 class KeyChange(Printable):
-    """The tunnel gets another key, and one of the two sides is told later.
+    """Change the tunnel's key at one side, and later at the other.
 
     Attributes:
-        seconds: how much later.
-        gateway_first: it is the gateway that has the new key first.
+        seconds: time between the two.
+        gateway_first: whether the gateway gets the new key first.
     """
 
     seconds: float
@@ -110,10 +110,10 @@ class KeyChange(Printable):
 @final
 @attrs.frozen(repr=False)
 class SwitchedOff(Printable):
-    """Somebody switches remote access off, and on again.
+    """Switch remote access off, and on again.
 
     Attributes:
-        seconds: after how many.
+        seconds: time between the two.
     """
 
     seconds: float
@@ -122,16 +122,16 @@ class SwitchedOff(Printable):
 @final
 @attrs.frozen(repr=False)
 class SameAgain(Printable):
-    """Somebody saves the settings as they are, which must leave a live tunnel alone."""
+    """Save the settings unchanged, which must not disturb a live tunnel."""
 
 
 @final
 @attrs.frozen(repr=False)
 class LocalGatewayDown(Printable):
-    """Nobody listens where visitors are forwarded to. Of a gateway that takes visitors itself nothing happens.
+    """Stop the server that visitors are forwarded to. Without effect if the day does not forward.
 
     Attributes:
-        seconds: for so long.
+        seconds: how long it is down.
     """
 
     seconds: float
@@ -140,10 +140,10 @@ class LocalGatewayDown(Printable):
 @final
 @attrs.frozen(repr=False)
 class Rival(Printable):
-    """Another gateway comes with the same key, and goes away again; it does not come while a link is a black hole.
+    """Run another gateway with the same key for a while; not during a black hole.
 
     Attributes:
-        seconds: after how many.
+        seconds: how long it runs.
     """
 
     seconds: float
@@ -152,11 +152,11 @@ class Rival(Printable):
 @final
 @attrs.frozen(repr=False)
 class Lull(Printable):
-    """Nothing goes wrong any more, and whatever did has to be mended: visitors come, and all have to get through.
+    """Stop all faults and repair the gateway's settings; then visitors connect, and all must get through.
 
     Attributes:
-        visitors: how many come, all at once.
-        size: bytes that each says, and hears.
+        visitors: number of visitors, all at once.
+        size: bytes that each sends and receives.
     """
 
     visitors: int = 1
@@ -166,17 +166,17 @@ class Lull(Printable):
 Act: TypeAlias = (
     Storm | RelayRestart | KeyRevoked | KeyChange | SwitchedOff | SameAgain | LocalGatewayDown | Rival | Lull
 )
-"""What happens at some moment of a day."""
+"""An event of a day."""
 
 
 @final
 @attrs.frozen(repr=False)
 class At(Printable):
-    """When something happens, or later: what takes its time keeps the next waiting.
+    """An event and its earliest time: it waits for the end of the one before.
 
     Attributes:
         seconds: since the day began.
-        act: what.
+        act: the event.
     """
 
     seconds: float
@@ -197,13 +197,13 @@ class Day(Printable):
     """A day.
 
     Attributes:
-        seed: what it was made from; decides the jitter, and which of several tasks runs first.
-        hours: how long it is.
-        heartbeat: the relay's, in seconds.
-        forwards: visitors are forwarded to a local gateway; by default the gateway takes them itself.
-        patience: seconds until somebody notices that the gateway has given up, and sees to it.
-        acts: what happens, in order.
-        talks: who comes.
+        seed: the seed of `make_day`; also decides the jitter and the order of tasks.
+        hours: its length.
+        heartbeat: the relay's heartbeat in seconds.
+        forwards: whether visitors are forwarded to a local gateway (default: the gateway serves them itself).
+        patience: seconds until a user applies the settings again after the gateway has given up.
+        acts: the events, in order.
+        talks: the conversations of the visitors.
     """
 
     seed: int
@@ -221,11 +221,11 @@ class Day(Printable):
 
 
 def make_day(seed: int, *, hours: float = 24.0) -> Day:
-    """Make a day up.
+    """Make a day from a seed.
 
     Args:
-        seed: the same makes the same day.
-        hours: how long it is.
+        seed: the same seed makes the same day.
+        hours: its length (default 24).
     """
     random = Random(seed)  # a game, no secret
     heartbeat = random.choice([10.0, 15.0, 30.0, 60.0])
@@ -247,11 +247,11 @@ def make_day(seed: int, *, hours: float = 24.0) -> Day:
     )
 
 
-# What happens
+# Events
 
 
 def _seconds(random: Random, most: float) -> float:
-    """Short more often than long."""
+    """Up to `most` seconds; short times are more frequent."""
     return round(random.choice([0.01, 0.1, 1.0]) * random.uniform(0, most), 1)
 
 
@@ -261,7 +261,7 @@ def _storm(random: Random, heartbeat: float) -> Storm:
 
 
 def _rival(random: Random, heartbeat: float) -> Rival:
-    # It is gone before the gateway whose tunnel it has taken would have to show that visitors do not reach it.
+    # It ends before the first gateway must show that visitors do not get through.
     return Rival(round(random.uniform(1, 2 * heartbeat), 1))
 
 
@@ -276,11 +276,11 @@ _ACTS: Final[dict[str, tuple[float, Callable[[Random, float], Act]]]] = {
     "rival": (1, _rival),
     "lull": (4, lambda random, _: Lull(random.choice([1, 3, 30]), random.choice([1, 5000, 100_000]))),
 }
-"""By name, how often, and what."""
+"""The weight of each event, and a function that makes it."""
 
 
 def _slow(random: Random) -> Fault:
-    # Slower than this a message takes so long that the tunnel takes the link for dead.
+    # At a lower speed a message takes so long that the tunnel takes the link for dead.
     return Slow(float(random.choice([8192, 65536, 1_000_000])), _seconds(random, 600) + 1)
 
 
@@ -305,7 +305,7 @@ _FAULTS: Final[tuple[Callable[[Random], Fault], ...]] = (
 )
 
 
-# Who comes
+# Visitors
 
 
 def _talks(random: Random, end: float) -> list[Talk]:

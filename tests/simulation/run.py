@@ -1,20 +1,20 @@
-"""A deterministic simulation: gateway, relay and visitors in one run in virtual time, through all that a `Day` has.
+"""Run a simulated day: gateway, relay and visitors in virtual time, deterministically.
 
     report = run_day(make_day(7, hours=24))
-    print(report)                       # what it was, what was found, and how to have it again
+    print(report)                       # the day, the first fault, and the command that repeats it
     assert report.failure is None
 
-The gateway is a real `RemoteAccess`, the relay has the doors of a real one, and between them are real WebSocket and
-yamux bytes over memory. What has to hold, whatever happens:
+The gateway is a real `RemoteAccess`. The relay is a `MemoryRelay`, with the real code for gateways and visitors.
+WebSocket and yamux bytes between them are real. Checked throughout:
 
-    bytes       each end of each conversation hears all there was, or is told that it broke (`conversation`)
-    visitors    who comes while nothing goes wrong gets through; who is broken off learns of it in time
-    statuses    they keep the contract, and are true (`StatusRecorder`); a failure is final only with a reason
-    restraint   after a final failure nobody dials until the settings are applied again
-    recovery    when things stop going wrong, all is well again within a bound
-    memory      sessions stay within their limits, and when all is quiet nothing is left (`accounts`, `task_leak`)
+    bytes       each end of each conversation receives everything, or an error (`conversation`)
+    visitors    a visitor gets through while nothing is wrong; after a break both ends get an error in time
+    statuses    they keep the contract and are true (`StatusRecorder`); a failure is final only with a reason
+    restraint   after a final failure the gateway does not dial until its settings are applied again
+    recovery    when faults stop, the gateway is connected again within a bound
+    memory      sessions stay within their limits; without visitors nothing is left (`accounts`, `task_leak`)
 
-The same day gives the same trace. What is secret (nonces, masks, instances) differs from run to run, and is not in it.
+The same day gives the same trace. Random values (nonces, masks, instances) differ between runs and are not in it.
 """
 
 from __future__ import annotations
@@ -44,30 +44,30 @@ from .world import World
 __all__ = ["Report", "run_day"]
 
 GLANCE: Final = 60.0
-"""Seconds between looks at statuses and dials. What they see was kept for them."""
+"""Seconds between checks of statuses and dials, which are recorded in between."""
 
 LOOK: Final = 1800.0
-"""Seconds between looks at memory: going through all that is alive takes its time."""
+"""Seconds between checks of memory, which are slow: they go through all live objects."""
 
 _GROWTH: Final = 8
-"""How many more of a class may be alive at the end of a day than at its beginning."""
+"""How many more objects of a class may be alive at the end of a day than at its start."""
 
 _KEPT: Final = frozenset({"pioneer_tunnel.Status", "pioneer_tunnel._net.streams.OneAtATime"})
-"""What is kept on purpose: a history of statuses, which has a bound; and by the kit, the connection of every dial."""
+"""Classes whose objects are kept on purpose: the bounded status history; and in the kit, each dial's connection."""
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Report:
-    """What came of a day.
+    """The result of a day.
 
     Attributes:
         day: the day.
-        failure: the first thing that was wrong, in words; None when nothing was.
-        digest: of the trace; two runs of one day have the same.
-        seconds: how long the day was in the end.
-        counts: of what there was how much.
-        trace: what happened, and when.
+        failure: the first fault, as text; None if there was none.
+        digest: hash of the trace; the same for each run of a day.
+        seconds: length of the run in virtual time.
+        counts: the number of events by kind.
+        trace: the events with their times.
     """
 
     day: Day
@@ -79,7 +79,7 @@ class Report:
 
     @property
     def replay(self) -> str:
-        """The command that has it happen again."""
+        """The command that repeats the day."""
         return f"PYTHONPATH=tests python -m simulation --seed {self.day.seed} --hours {self.day.hours:g}"
 
     def __str__(self) -> str:
@@ -97,13 +97,13 @@ class Report:
 
 
 def run_day(day: Day) -> Report:
-    """Live through a day. It takes over the process: threads stand still, and log messages are looked at.
+    """Run a day. It affects the whole process: `trio.to_thread` runs functions in the event loop, and logs are checked.
 
     Args:
-        day: what happens.
+        day: the day.
 
     Returns:
-        What came of it. Whatever goes wrong is in the report, and is not raised.
+        The report. Faults are in the report and not raised.
     """
     trace = Trace()
     seconds = 0.0
@@ -115,12 +115,12 @@ def run_day(day: Day) -> Report:
         finally:
             seconds = trio.current_time()
 
-    # A day may be longer than it says: what happens takes its time, and hosts sleep.
+    # A run may be longer than the day: acts take time, and hosts sleep.
     limit = day.end + 3600.0 * (24 + 9 * len(day.acts))
     with tempfile.TemporaryDirectory() as folder, without_threads(), only_new_objects(), _errors_told(trace):
         try:
             run_virtually(lambda: live(Path(folder)), seed=day.seed, limit=limit)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is what the day has found
+        except Exception as error:  # noqa: BLE001  # any exception is a fault that the day has found
             trace.complain(_in_words(error))
     return Report(
         day=day,
@@ -133,16 +133,16 @@ def run_day(day: Day) -> Report:
 
 
 async def _live(day: Day, trace: Trace, folder: Path) -> None:
-    """Until the day is over, or the first thing is wrong."""
+    """Run until the day is over, or until the first fault."""
     async with open_memory_relay(heartbeat=day.heartbeat) as relay:
         async with open_status_recorder(relay) as recorder, trio.open_nursery() as nursery:
             world = World(day, relay, trace, folder)
             gateway = await world.start(nursery)
             recorder.watch(world.remote_access)
             nursery.start_soon(_stop_at_complaint, trace, nursery.cancel_scope)
-            nursery.start_soon(_glance, world, recorder, trace)
-            nursery.start_soon(_look, trace)
-            await world.do(Lull(3, 100_000))  # the first of everything is made, and stays
+            nursery.start_soon(_check_often, world, recorder, trace)
+            nursery.start_soon(_check_memory, trace)
+            await world.do(Lull(3, 100_000))  # objects that are made once and kept exist after this
             before, tasks = count_objects(), count_tasks(gateway)
             await world.live()
             _check_quiet(trace)
@@ -157,11 +157,11 @@ async def _live(day: Day, trace: Trace, folder: Path) -> None:
 
 
 async def _stop_at_complaint(trace: Trace, everything: trio.CancelScope) -> None:
-    await trace.complained.wait()  # no deadline: most days there is nothing to complain of
+    await trace.complained.wait()  # no deadline: most days have no fault
     everything.cancel()
 
 
-async def _glance(world: World, recorder: StatusRecorder, trace: Trace) -> None:
+async def _check_often(world: World, recorder: StatusRecorder, trace: Trace) -> None:
     while True:
         await trio.sleep(GLANCE)
         try:
@@ -172,7 +172,7 @@ async def _glance(world: World, recorder: StatusRecorder, trace: Trace) -> None:
             trace.complain(f"it dialled when what had become of a dial before was final: {dial}")
 
 
-async def _look(trace: Trace) -> None:
+async def _check_memory(trace: Trace) -> None:
     while True:
         for problem in overdrafts():
             trace.complain(f"a session is over its budget: {problem}")
@@ -186,7 +186,7 @@ def _check_quiet(trace: Trace) -> None:
 
 @contextmanager
 def _errors_told(trace: Trace) -> Iterator[None]:
-    """Complain of what the library logs as an error: whatever the network does, that is for bugs."""
+    """Report what the library logs as an error: network faults never are, bugs are."""
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -208,6 +208,6 @@ def _in_words(error: BaseException) -> str:
     for leaf in leaves(error):
         place = traceback.extract_tb(leaf.__traceback__)[-1:]
         where = f" ({Path(place[0].filename).name}, line {place[0].lineno})" if place else ""
-        first = str(leaf).partition("\n")[0]  # the trace tells the rest
+        first = str(leaf).partition("\n")[0]  # the trace has the rest
         told.append(f"{type(leaf).__name__}: {first}{where}")
     return "; ".join(told)

@@ -1,4 +1,4 @@
-"""Simulated days: some of them here, thousands in `make soak`. And that they find what they are for."""
+"""Some simulated days (`make soak` runs thousands), and planted bugs that a day must find."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def first_failure() -> Report:
 
 
 def plant(patch: pytest.MonkeyPatch, owner: type, name: str, bug: Callable[..., Any]) -> None:
-    """Put `bug` in the place of a method; it gets the real one first."""
+    """Replace a method by `bug`, which gets the real method as its first argument."""
     real = getattr(owner, name)
 
     def planted(*args: Any, **kwargs: Any) -> Any:
@@ -180,7 +180,7 @@ def test_a_gateway_that_does_not_come_back_is_found(monkeypatch: pytest.MonkeyPa
 
 
 def talked(talk: Talk, befall: Callable[[MemoryConnection], None] = lambda connection: None) -> tuple[Any, list[str]]:
-    """Have a conversation over a connection to which something happens after 5 seconds."""
+    """Run a conversation over a connection, and call `befall` with it after 5 seconds."""
     complaints: list[str] = []
 
     @virtual_time

@@ -1,4 +1,4 @@
-"""The trace of a simulated day: what happened, and when; how much of it; and the first thing that was wrong."""
+"""The trace of a simulated day: its events and their times, counts, and the first fault."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Trace:
     """See the module.
 
     Attributes:
-        lines: what happened. Nothing in it is secret or drawn from the system's randomness.
-        counts: of what there was how much.
-        complaint: the first thing that was wrong; None while nothing was.
-        complained: set with it.
+        lines: the events. None contains a secret or a value from the system's randomness.
+        counts: the number of events by kind.
+        complaint: the first fault; None if there is none.
+        complained: set with `complaint`.
     """
 
     def __init__(self) -> None:
@@ -32,23 +32,23 @@ class Trace:
 
     @property
     def digest(self) -> str:
-        """A short name for all that happened: two runs with the same have had the same day."""
+        """A hash of all events: two runs with the same digest had the same events."""
         return hashlib.sha256("\n".join(self.lines).encode()).hexdigest()[:16]
 
     def note(self, event: str, *, count: str | None = None) -> None:
-        """Something has happened."""
+        """Record an event."""
         self.lines.append(f"{trio.current_time():>11.3f}  {event}")
         if count is not None:
             self.counts[count] += 1
 
     def status(self, seen: Seen) -> None:
-        """A status was shown."""
+        """Record a status."""
         told = {name: seen.status.get(name) for name in ("state", "error_kind", "attempt", "retry_at_unix")}
         self.lines.append(f"{seen.at:>11.3f}  status {told}")
         self.counts["statuses"] += 1
 
     def complain(self, complaint: str) -> None:
-        """Something was wrong. The first of it counts: what comes after may follow from it."""
+        """Record a fault. Only the first counts: later ones may be its consequences."""
         if self.complaint is None:
             self.complaint = complaint
             self.complained.set()

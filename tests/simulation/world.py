@@ -1,6 +1,6 @@
-"""The world of a simulated day: its gateway and its people, who do as the `Day` says.
+"""The gateway of a simulated day, and the events of the `Day` that happen to it.
 
-It knows at any moment whether anything is wrong (`calm`), and counts every time that something was (`disturbances`).
+It knows at any moment whether anything is wrong (`calm`), and counts disturbances.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ __all__ = ["World"]
 TUNNEL: Final = "office"
 
 RECOVERY: Final = 1000.0
-"""Seconds within which all is well again: a relay may have asked for 15 minutes of patience."""
+"""Seconds until the gateway must be connected again: a relay may have asked it to wait 15 minutes."""
 
 _FINAL: Final = frozenset(
     {
@@ -64,7 +64,7 @@ _FINAL: Final = frozenset(
         ErrorKind.IO,
     }
 )
-"""After these another attempt is useless or harmful, says the gateway contract."""
+"""The final failures of the gateway contract: another attempt is useless or harmful."""
 
 
 @final
@@ -72,14 +72,14 @@ class World:
     """See the module.
 
     Args:
-        day: what happens.
-        relay: where.
-        trace: what is told of it.
-        folder: where the gateway has its files.
+        day: the day.
+        relay: the relay.
+        trace: where events and faults are recorded.
+        folder: the folder for the gateway's files.
 
     Attributes:
-        relay: what was given.
-        remote_access: the gateway's.
+        relay: the argument `relay`.
+        remote_access: the gateway.
     """
 
     def __init__(self, day: Day, relay: MemoryRelay, trace: Trace, folder: Path) -> None:
@@ -95,7 +95,7 @@ class World:
         self._key_doubtful_until = -1.0
         self._rival_until = -1.0
         self._local_is_up = day.forwards
-        self._everybody: trio.Nursery
+        self._nursery: trio.Nursery
         self.remote_access: Final = RemoteAccess(
             RemoteAccessConfig(relay_addr=relay.url, base_dir=folder),
             settings=SettingsFile(folder / "gateway-settings.toml"),
@@ -106,11 +106,11 @@ class World:
             wall_clock=wall_clock,
         )
 
-    # What is so
+    # State
 
     @property
     def calm(self) -> bool:
-        """Whether nothing is wrong: a visitor who comes now has to get through."""
+        """Whether nothing is wrong: a visitor who connects now must get through."""
         dials = self.relay.dials
         connection = dials[-1].connection if dials else None
         return (
@@ -126,14 +126,14 @@ class World:
 
     @property
     def disturbances(self) -> int:
-        """How often anything has gone wrong so far."""
+        """Number of disturbances so far."""
         return self._disturbances
 
     def _disturb(self) -> None:
         self._disturbances += 1
 
     async def _watch_disturbances(self) -> NoReturn:
-        """Whatever becomes of a link disturbs those who speak over it."""
+        """Count each change of a link as a disturbance."""
         while True:
             await self.relay.change()
             self._disturb()
@@ -141,7 +141,7 @@ class World:
     # The gateway
 
     async def start(self, nursery: trio.Nursery) -> trio.Nursery:
-        """Start the gateway and all that goes on beside it; returns the nursery that has the gateway alone."""
+        """Start the gateway and the tasks beside it; returns the nursery that has only the gateway."""
         started: list[trio.Nursery] = []
 
         async def run(task_status: trio.TaskStatus[None]) -> None:
@@ -152,7 +152,7 @@ class World:
 
         if self._day.forwards:
             self.relay.listen(self._answer)
-        self._everybody = nursery
+        self._nursery = nursery
         nursery.start_soon(self._watch_disturbances)
         nursery.start_soon(self._watch_statuses)
         await nursery.start(run)
@@ -161,7 +161,7 @@ class World:
         return started[0]
 
     async def _dial(self, host: str, port: int) -> trio.abc.Stream:
-        """How the gateway connects: what must not be after a final failure is told."""
+        """The gateway's `Dialer`: report a dial after a final failure."""
         if Address(host, port) != self.relay.address:
             return await self.relay.dial(host, port)
         if self._has_given_up:
@@ -176,7 +176,7 @@ class World:
                 self._trace.note(f"dial {self.relay.dials[-1].fault}", count="dials")
 
     def _begins_generation(self) -> bool:
-        """Whether a generation has begun since this was asked last: an apply may be taken up long after it was made."""
+        """Whether a generation has begun since the last call: it may begin long after `apply`."""
         before, dropped = self._generation, self.remote_access.history_dropped
         for number, status in enumerate(self.remote_access.history):
             if status.state is State.STARTING:
@@ -189,7 +189,7 @@ class World:
         return _rejected(status) and status.retry_at_unix is None and not (before and attempt_began(before[0], status))
 
     async def _answer(self, stream: Spoken) -> None:
-        """Take a visitor: the gateway's own, or that of what it forwards to, or a rival's."""
+        """Serve a visitor, as the gateway, as the local gateway behind it, or as a rival."""
         await self._crowd.answer(stream)
 
     async def _watch_statuses(self) -> NoReturn:
@@ -198,7 +198,7 @@ class World:
         raise AssertionError("the gateway has stopped")
 
     def _check_reason(self, status: Status) -> None:
-        """Whether there is a reason for a failure that is final, or that is retried only every 15 minutes."""
+        """Report a failure that is final, or retried only every 15 minutes, without a reason."""
         if not _rejected(status) or not (self._has_given_up or status.retry_at_unix is not None):
             return
         dial = self.relay.dials[-1]
@@ -213,12 +213,12 @@ class World:
             known = ", ".join(sorted(map(str, reasons))) or "there is none"
             self._trace.complain(f"it gave up without a reason: {status}; reasons: {known}")
 
-    # People
+    # Events
 
     async def live(self) -> None:
-        """All that happens, and who comes; at its end all is quiet."""
+        """Run all events and visitors of the day; at the end no visitor is left."""
         for talk in self._day.talks:
-            self._everybody.start_soon(self._crowd.come, talk)
+            self._nursery.start_soon(self._crowd.come, talk)
         for at in self._day.acts:
             await trio.sleep_until(at.seconds)
             await self.do(at.act)
@@ -228,7 +228,7 @@ class World:
         await self._crowd.gone()
 
     async def do(self, act: Act) -> None:
-        """Have something happen, and wait until it has."""
+        """Run one event to its end."""
         self._trace.note(f"{act}", count="things that happened")
         match act:
             case Storm(plan=plan):
@@ -255,13 +255,13 @@ class World:
                 await self._apply(SettingsUpdate(enabled=True))
             case SameAgain():
                 if not self._has_given_up:
-                    # Nothing is disturbed by it: that is what has to be so.
+                    # No disturbance is counted: it must not cause one.
                     await self.remote_access.apply(SettingsUpdate(enabled=True))
             case LocalGatewayDown(seconds=seconds):
                 if self._day.forwards:
                     await self._stop_local_gateway(seconds)
             case Rival(seconds=seconds):
-                # The kit knows of one link for each tunnel whether it is silent: that of who came last.
+                # `is_silent` knows only the last link of each tunnel.
                 if not self.relay.is_silent(TUNNEL):
                     await self._rival(seconds)
             case Lull():
@@ -307,7 +307,7 @@ class World:
                     await _serve_visitors(tunnel, self._answer)
         except TunnelError as error:
             self._trace.note(f"the rival had to go: {error.kind}")
-        # What it has caused may be noticed later.
+        # The gateway may notice its effects later.
         self._rival_until = trio.current_time() + 2 * self._day.heartbeat
         self._disturb()
 
@@ -320,7 +320,7 @@ class World:
             self._key_doubtful_since, self._key_doubtful_until = None, trio.current_time()
 
     async def _mend(self) -> NoReturn:
-        """Somebody who looks after a gateway that has given up."""
+        """Be the user who applies the settings again after the gateway has given up."""
         async for _ in self.remote_access.watch():
             if self._has_given_up:
                 await trio.sleep(self._day.patience)
@@ -332,10 +332,10 @@ class World:
             self._trace.note("mended", count="times that it had given up")
             await self._apply(SettingsUpdate(enabled=True))
 
-    # Quiet
+    # Lulls
 
     async def _lull(self, lull: Lull) -> None:
-        """See to it that nothing goes wrong any more, and that all is well then."""
+        """Stop all faults, and check that the gateway connects and serves visitors."""
         began = trio.current_time()
         self.relay.follow(FaultPlan())
         self.relay.cut()
@@ -355,19 +355,19 @@ class World:
                 visitors.start_soon(self._crowd.come, Talk(0.0, speech, speech))
 
     async def _change(self) -> None:
-        """Wait until what `calm` depends on may be other than before."""
+        """Wait until `calm` may have changed, at most a second."""
         with trio.move_on_after(1.0):
             await self.relay.change()
 
 
 def _rejected(status: Status) -> bool:
-    """Whether somebody has to look after the gateway: it has given up, or tries again only every 15 minutes."""
+    """Whether a user has to act: the gateway has given up, or retries only every 15 minutes."""
     return status.state is State.FAILED and status.error_kind in _FINAL
 
 
 async def _serve_visitors(tunnel: Tunnel, handler: Callable[[TunnelStream], Awaitable[None]]) -> NoReturn:
-    """Serve visitors until the tunnel fails for good, which is raised as it is."""
+    """Serve visitors until a final failure of the tunnel, which is raised without a group."""
     with lone_error_bare():
         async with trio.open_nursery() as visitors:
             while True:
-                visitors.start_soon(handler, await tunnel.accept())  # no deadline: nobody has to come
+                visitors.start_soon(handler, await tunnel.accept())  # no deadline: there may be no visitor
