@@ -22,12 +22,15 @@ define install
 }
 endef
 
-.PHONY: demo test lint types unit wheel lowest coverage fuzz audit interop bench mutation soak clean
+.PHONY: demo test test-all lint types unit unit-all wheel lowest coverage fuzz audit interop bench mutation soak clean
 
 demo: $(RUNS)
 	$(BIN)/python examples/demo.py
 
 test: lint types unit
+
+# What `make test` does, the tests that are marked `slow`, and more examples of Hypothesis. CI runs this.
+test-all: lint types unit-all
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -40,6 +43,9 @@ types: $(READY)
 # Most tests wait, for the clock of a real socket or a process: one worker a core makes half the time of it.
 unit: $(READY) $(NPM_READY)
 	$(BIN)/pytest -n auto --dist worksteal
+
+unit-all: $(READY) $(NPM_READY)
+	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -n auto --dist worksteal -m ''
 
 # The wheel as a user installs it, in an environment of its own, tried with a quick selection of the tests.
 WHEEL := build/wheel
@@ -61,11 +67,11 @@ lowest: tests/lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/lowest.txt \
 		-e '.[cli,speed,keyring,testing,truststore]' jsonschema pytest-timeout pytest-xdist trustme
-	$(LOWEST)/bin/pytest -q -p no:cacheprovider -n auto --dist worksteal
+	$(LOWEST)/bin/pytest -q -p no:cacheprovider -n auto --dist worksteal -m ''
 
 # Branch coverage of the package; [tool.coverage] in pyproject.toml has the floor, and the reasons for what is left out.
 coverage: $(READY) $(NPM_READY)
-	$(BIN)/pytest -n auto --dist worksteal --cov
+	$(BIN)/pytest -n auto --dist worksteal -m '' --cov
 
 # The fuzz targets, for so many seconds and the end of the round that has begun then. A round takes other examples than
 # the last; one that fails is printed so that it can be repeated, and is kept in .hypothesis, where it comes up again

@@ -1,4 +1,4 @@
-"""What tests of several rooms are given, and how they are run when their own worth is measured."""
+"""Fixtures that all tests share, profiles of Hypothesis, and what mutation testing needs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ pytest_plugins = ["reaper", "programs"]
 
 # The same examples each time, however slow the machine is.
 settings.register_profile(
-    "unit", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    "unit",
+    max_examples=50,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
 )
+settings.register_profile("thorough", settings.get_profile("unit"), max_examples=100)  # `make test-all`
 if not SEARCHING:
-    settings.load_profile("unit")
+    settings.load_profile("thorough" if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else "unit")
 
 # `make mutation`: a mutant is dead at the first example that fails, so nobody waits for the smallest one.
 settings.register_profile(
@@ -33,11 +39,11 @@ JUDGES: Final = {
     "pioneer_tunnel.yamux.flow": {"test_yamux_flow.py"},
     "pioneer_tunnel.yamux.session": {"test_yamux_session.py"},
 }
-"""Mutated rooms, and the tests that have to notice."""
+"""Mutated modules, and the tests that have to fail."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """While mutmut runs a mutant, keep to the tests of the room that it is in, the quick ones first.
+    """While mutmut runs a mutant, run only the tests of its module, the quick ones first.
 
     mutmut gives the tests in no order; in this one, a mutant that makes a state machine hang is mostly dead before.
     """

@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 from rig import wait_until
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")]
 
 LEAVES = """
 import subprocess, sys, time

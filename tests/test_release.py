@@ -20,6 +20,8 @@ from programs import KEY, SOURCE, relay_in, running
 
 from pioneer_tunnel import FileKeystore, RemoteAccess, RemoteAccessConfig, SettingsFile
 
+pytestmark = pytest.mark.slow
+
 ROOT: Final = Path(__file__).parents[1]
 
 RELEASES: Final = {"before 0.1.0": "5b05f5e64dcc0c56d58d444005c66dfc9808c2fb"}

@@ -11,6 +11,8 @@ from typing import Final
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PYRIGHT: Final = Path(__file__).parent / "interop" / "node_modules" / ".bin" / "pyright"
 PUBLIC: Final = (
     "pioneer_tunnel",
