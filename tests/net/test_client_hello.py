@@ -1,4 +1,4 @@
-"""`relay.client_hello`: OpenSSL's own hellos in any pieces, and everything that is no hello refused by rule."""
+"""`_net.tls.client_hello`: OpenSSL's own hellos in any pieces, and everything that is no hello refused by rule."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def openssl_hello(name: str | None, **settings: Any) -> bytes:
 
 
 HELLOS: Final = {
-    "TLS 1.3": (openssl_hello(NAME), NAME),
-    "TLS 1.2": (openssl_hello(NAME, maximum_version=ssl.TLSVersion.TLSv1_2), NAME),
-    "with ALPN": (openssl_hello(NAME, alpn=["h2", "http/1.1"]), NAME),
-    "upper case": (openssl_hello("OFFICE.Test"), NAME),
-    "nobody": (openssl_hello(None), None),
-    "long": (openssl_hello("a." * 100 + "test"), "a." * 100 + "test"),
-    "internationalised": (openssl_hello("büro.example"), "xn--bro-hoa.example"),
+    "TLS 1.3": (openssl_hello(NAME), ClientHello(NAME)),
+    "TLS 1.2": (openssl_hello(NAME, maximum_version=ssl.TLSVersion.TLSv1_2), ClientHello(NAME)),
+    "with ALPN": (openssl_hello(NAME, alpn=["h2", "http/1.1"]), ClientHello(NAME, (b"h2", b"http/1.1"))),
+    "upper case": (openssl_hello("OFFICE.Test"), ClientHello(NAME)),
+    "nobody": (openssl_hello(None), ClientHello(None)),
+    "long": (openssl_hello("a." * 100 + "test"), ClientHello("a." * 100 + "test")),
+    "internationalised": (openssl_hello("büro.example"), ClientHello("xn--bro-hoa.example")),
 }
 AN_OPENSSL_HELLO: Final = st.sampled_from(sorted(HELLOS.values(), key=repr))
 
@@ -110,26 +110,26 @@ def alert_of(data: bytes) -> Alert:
 
 @pytest.mark.parametrize("which", HELLOS)
 def test_openssls_hello_tells_its_name(which: str) -> None:
-    data, name = HELLOS[which]
+    data, expected = HELLOS[which]
     assert looks_like_tls(data)
-    assert read(data) == ClientHello(name)
-    assert read(data, list(range(len(data)))) == ClientHello(name)
+    assert read(data) == expected
+    assert read(data, list(range(len(data)))) == expected
     assert read(data[:-1]) is None
 
 
 @fuzzed()
 @given(AN_OPENSSL_HELLO, st.integers(1, 600), st.lists(st.integers(0, 3000)), st.binary(max_size=40))
 def test_it_is_the_same_in_any_records_any_pieces_and_with_anything_behind(
-    hello: tuple[bytes, str | None], size: int, cuts: list[int], behind: bytes
+    hello: tuple[bytes, ClientHello], size: int, cuts: list[int], behind: bytes
 ) -> None:
-    data, name = hello
+    data, expected = hello
     fragmented = records(data[5:], size)
-    assert read(fragmented + behind, [min(cut, len(fragmented)) for cut in cuts]) == ClientHello(name)
+    assert read(fragmented + behind, [min(cut, len(fragmented)) for cut in cuts]) == expected
 
 
 def test_one_byte_in_each_record_is_a_hello_too() -> None:
-    data, name = HELLOS["TLS 1.3"]
-    assert read(records(data[5:], 1)) == ClientHello(name)
+    data, expected = HELLOS["TLS 1.3"]
+    assert read(records(data[5:], 1)) == expected
 
 
 def test_what_came_behind_it_is_kept() -> None:
@@ -181,7 +181,7 @@ def test_what_is_taken(data: bytes, name: str | None) -> None:
         (b"\x16\x03\x01\x40\x01", Alert.RECORD_OVERFLOW),
         (records(message(kind=2)), Alert.UNEXPECTED_MESSAGE),
         (records(message() + b"\0"), Alert.UNEXPECTED_MESSAGE),
-        (records(message(*(extension(number, b"") for number in range(1, 130)))), Alert.ILLEGAL_PARAMETER),
+        (records(message(*(extension(number, b"") for number in range(17, 146)))), Alert.ILLEGAL_PARAMETER),
         (records(message()[:8]) + b"\x15\x03\x01\x00\x02\x01\x00", Alert.UNEXPECTED_MESSAGE),
         (records(message(version=b"\2\0")), Alert.PROTOCOL_VERSION),
         (records(message(session=bytes(33))), Alert.DECODE_ERROR),
@@ -196,6 +196,12 @@ def test_what_is_taken(data: bytes, name: str | None) -> None:
         (records(message(server_names(b"a.test"), server_names(b"b.test"))), Alert.ILLEGAL_PARAMETER),
         (records(message(extension(0x0A0A, b""), extension(0x0A0A, b""))), Alert.ILLEGAL_PARAMETER),
         (records(message(server_names(b"a.test", kind=1))), Alert.ILLEGAL_PARAMETER),
+        (records(message(extension(16, b""))), Alert.DECODE_ERROR),
+        (records(message(extension(16, vector(2, b"")))), Alert.DECODE_ERROR),
+        (records(message(extension(16, vector(2, b"\0")))), Alert.DECODE_ERROR),
+        (records(message(extension(16, vector(2, b"\2h2\0")))), Alert.DECODE_ERROR),
+        (records(message(extension(16, vector(2, b"\3h2")))), Alert.DECODE_ERROR),
+        (records(message(extension(16, vector(2, b"\2h2") + b"x"))), Alert.DECODE_ERROR),
         (records(message(server_names(b""))), Alert.DECODE_ERROR),
         (records(message(server_names())), Alert.DECODE_ERROR),
         (records(message(extension(0, b""))), Alert.DECODE_ERROR),
@@ -235,7 +241,7 @@ def test_junk_is_refused_or_incomplete_and_the_same_in_any_pieces(data: bytes, c
 @fuzzed()
 @given(AN_OPENSSL_HELLO, st.data())
 def test_a_hello_with_any_byte_changed_is_a_hello_or_refused(
-    hello: tuple[bytes, str | None], data: st.DataObject
+    hello: tuple[bytes, ClientHello], data: st.DataObject
 ) -> None:
     changed = bytearray(hello[0])
     changed[data.draw(st.integers(0, len(changed) - 1))] ^= data.draw(st.integers(1, 255))

@@ -1,15 +1,16 @@
 """Reads the ClientHello of a visitor, strictly and within bounds, and never rewrites it. Sans-I/O.
 
-`ClientHelloReader` takes bytes in any pieces and reports the requested server name (RFC 6066, SNI). By that name the
-relay finds a tunnel whose TLS it does not terminate, and forwards the same bytes; the gateway parses them again. So
-anything that two parsers could understand differently is refused with the TLS alert for it. Rules, checked in the order
-of the bytes, so that the result does not depend on the pieces:
+`ClientHelloReader` takes bytes in any pieces and reports the requested server name (RFC 6066, SNI) and the offered
+protocols (RFC 7301, ALPN). By the name the relay finds a tunnel whose TLS it does not terminate, and forwards the same
+bytes; the gateway parses them again. So anything that two parsers could understand differently is refused with the TLS
+alert for it. Rules, checked in the order of the bytes, so that the result does not depend on the pieces:
 
     1. records of type handshake and version 3.x, none empty, none over 2^14 bytes (RFC 8446, 5.1); a record is parsed
        when it is complete
     2. one ClientHello in them, in any number of records, and nothing after it in the last record
     3. its fields, complete and with no byte left over; each extension at most once, and at most 128 of them
     4. in the extension server_name exactly one name, of type host_name
+    5. in the extension ALPN at least one protocol, none empty
 
 Versions, cipher suites and GREASE values (RFC 8701) are left to the server that terminates TLS. With Encrypted Client
 Hello the name is that of the outer hello, which is meant for routing. Each byte is read a fixed number of times,
@@ -19,6 +20,7 @@ whether the bytes come at once or one by one.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from typing import Final, final
 
 import attrs
@@ -46,6 +48,7 @@ _RANDOM: Final = 32
 _MAX_SESSION_ID: Final = 32
 _SERVER_NAME: Final = 0
 _HOST_NAME: Final = 0
+_ALPN: Final = 16
 
 
 @final
@@ -88,9 +91,12 @@ class ClientHello:
     Attributes:
         server_name: the requested host, as `addresses.normal_host` writes it. None if there is none, or if it is an IP
             address, which SNI does not allow but some clients send.
+        alpn: the protocols that the client offers (RFC 7301), in its order; empty if it offers none. An ACME server
+            that validates by TLS-ALPN-01 offers `acme-tls/1` alone.
     """
 
     server_name: str | None
+    alpn: tuple[bytes, ...] = ()
 
 
 def looks_like_tls(first: bytes | bytearray) -> bool:
@@ -176,7 +182,7 @@ class ClientHelloReader:
             return None
         if len(message) > end:
             raise BadClientHello(Alert.UNEXPECTED_MESSAGE, "something follows the ClientHello in its record")
-        return ClientHello(_server_name(_Fields(message[_MESSAGE_HEADER:])))
+        return _client_hello(_Fields(message[_MESSAGE_HEADER:]))
 
 
 def _too_large() -> BadClientHello:
@@ -216,7 +222,7 @@ class _Fields:
             raise BadClientHello(Alert.DECODE_ERROR, "the ClientHello has bytes where it should have ended")
 
 
-def _server_name(hello: _Fields) -> str | None:
+def _client_hello(hello: _Fields) -> ClientHello:
     if hello.number(1) != _MAJOR:
         raise BadClientHello(Alert.PROTOCOL_VERSION, "the ClientHello is of another version than 3.x")
     hello.take(1 + _RANDOM)
@@ -226,11 +232,12 @@ def _server_name(hello: _Fields) -> str | None:
         raise BadClientHello(Alert.DECODE_ERROR, "the cipher suites take an odd number of bytes")
     hello.vector(1, least=1)  # compression methods
     if not hello.left:
-        return None  # no extensions, as old versions of TLS allow
+        return ClientHello(None)  # no extensions, as old versions of TLS allow
     extensions = hello.vector(2)
     hello.end()
     seen: set[int] = set()
     name: str | None = None
+    alpn: tuple[bytes, ...] = ()
     while extensions.left:
         kind = extensions.number(2)
         content = extensions.vector(2)
@@ -241,14 +248,24 @@ def _server_name(hello: _Fields) -> str | None:
             raise BadClientHello(Alert.ILLEGAL_PARAMETER, f"there are more than {MAX_EXTENSIONS} extensions")
         if kind == _SERVER_NAME:
             name = _only_name(content)
-    return name
+        elif kind == _ALPN:
+            alpn = tuple(_protocols(content))
+    return ClientHello(name, alpn)
+
+
+def _protocols(extension: _Fields) -> Iterator[bytes]:
+    names = extension.vector(2, least=2)
+    extension.end()
+    while names.left:
+        name = names.vector(1, least=1)
+        yield name.take(name.left)
 
 
 def _only_name(extension: _Fields) -> str | None:
     names = extension.vector(2, least=1)
     extension.end()
     if names.number(1) != _HOST_NAME:
-        raise BadClientHello(Alert.ILLEGAL_PARAMETER, "the server name is of a type that nobody knows")
+        raise BadClientHello(Alert.ILLEGAL_PARAMETER, "the server name is of an unknown type")
     written = names.vector(2, least=1)
     if names.left:
         raise BadClientHello(Alert.ILLEGAL_PARAMETER, "there is more than one server name")
