@@ -24,7 +24,10 @@ pytestmark = pytest.mark.slow
 
 ROOT: Final = Path(__file__).parents[1]
 
-RELEASES: Final = {"before 0.1.0": "5b05f5e64dcc0c56d58d444005c66dfc9808c2fb"}
+RELEASES: Final = {
+    "before 0.1.0": "5b05f5e64dcc0c56d58d444005c66dfc9808c2fb",
+    "0.1.0": "e96fed6048447a2c3a855b0cfbc9845bb0417ce7",
+}
 """Their commits."""
 
 STORE: Final = """
