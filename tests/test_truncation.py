@@ -246,7 +246,6 @@ async def test_after_a_kill_every_stream_ends_with_a_reset(start: Start, killed:
         assert heard == dict.fromkeys(heard, "reset")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("start", ORDERLY)
 async def test_what_has_ended_in_good_order_arrives_complete_at_a_slow_reader(start: Start, tmp_path: Path) -> None:
     answer, body = ANSWER + bytes(4 * MIB), bytes(4 * MIB)
