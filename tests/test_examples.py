@@ -29,6 +29,8 @@ from pioneer_tunnel.relay import RelayAddresses
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.forward import forward
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES: Final = Path(__file__).parent.parent / "examples"
 ENVIRONMENT: Final = os.environ | {"PYTHONUNBUFFERED": "1"}
 

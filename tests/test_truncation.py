@@ -34,7 +34,7 @@ ANSWER: Final = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
 ENDPOINTS: Final = ("ingress", "shared address", "bind_addr", "TLS at the relay", "TLS at the gateway")
 TRANSPORTS: Final = ("tcp", "tls")
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")]
 
 
 @final

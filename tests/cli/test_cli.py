@@ -101,6 +101,7 @@ def test_a_round_trip_does_not_print_every_status_again(capsys: pytest.CaptureFi
     assert printed == ["starting", "connected", "stopped"]
 
 
+@pytest.mark.slow
 def test_a_relay_that_goes_away_is_waited_for(relay: Relay, gateway: str) -> None:
     arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
     with running(*arguments) as program:
@@ -147,6 +148,7 @@ def test_proxy_protocol_is_passed_on(relay: Relay) -> None:
             program.interrupt(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_expose_connects_before_the_local_gateway_is_there(relay: Relay) -> None:
     port = free_port()
     arguments: list[str | Path] = ["expose", f"127.0.0.1:{port}", "--relay", relay.url]
@@ -285,6 +287,7 @@ def without_reader(reader: int, writer: int) -> int:
     return writer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("open_stderr", NO_STANDARD_ERROR.values(), ids=[*NO_STANDARD_ERROR])
 def test_standard_error_that_takes_nothing_stops_no_traffic(
     relay: Relay, gateway: str, open_stderr: Callable[[], int | None]
@@ -329,6 +332,7 @@ def test_a_pipe_that_is_not_read_stops_no_traffic(relay: Relay, gateway: str) ->
     assert lines[-1].startswith("stopped")
 
 
+@pytest.mark.slow
 def test_a_pipe_that_is_never_read_does_not_keep_it_from_ending(relay: Relay, gateway: str) -> None:
     reader, writer = small_pipe()
     os.set_blocking(writer, False)
