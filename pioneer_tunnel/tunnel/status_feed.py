@@ -49,7 +49,7 @@ class StatusFeed:
         return self._dropped
 
     def publish(self, status: Status) -> None:
-        """Make `status` the newest. One equal to the current changes nothing and wakes nobody."""
+        """Make `status` the newest. If it equals the current one, nothing changes and no watcher wakes."""
         if status == self._current:
             return
         if attrs.evolve(status, relay_rtt_ms=self._current.relay_rtt_ms) == self._current:
