@@ -600,7 +600,7 @@ async def test_what_a_relay_spoils_again_and_again_is_few_lines_in_the_log(caplo
     assert told()[0].levelno == logging.WARNING
 
 
-async def test_data_channels_that_are_lost_at_once_are_dialled_ever_more_slowly(
+async def test_data_channels_that_are_lost_at_once_are_dialled_again_after_pauses(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Found by an attack: a relay that reset each one kept the gateway dialling, and everything else waiting."""
@@ -611,10 +611,9 @@ async def test_data_channels_that_are_lost_at_once_are_dialled_ever_more_slowly(
         await nursery.start(relay.run)
         await nursery.start(functools.partial(RatholeTransport(), target, lambda stream: None, lambda event: None))
         relay.tell(CREATE * 1000)
-        await trio.sleep(1)
-        early = relay.data_channels
-        assert 32 <= early <= 300
-        await trio.sleep(60)
+        await trio.sleep(0.5)
+        assert 32 <= relay.data_channels <= 700
+        await trio.sleep(5)
         assert relay.data_channels >= 1000
         nursery.cancel_scope.cancel()
 

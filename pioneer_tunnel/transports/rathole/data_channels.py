@@ -159,9 +159,11 @@ class DataChannels:
                 self._start_at_once(self._reactor, self._machine)
 
     async def _pause(self) -> None:
-        """Let other tasks run before the next turn. As long as data channels are lost, the pause doubles, up to 1 s."""
-        turns_lost = self._lost_in_a_row // STARTS_PER_TURN
-        await trio.sleep(min(FIRST_PAUSE * 2 ** min(turns_lost - 1, 10), LONGEST_PAUSE) if turns_lost else 0)
+        """Let other tasks run before the next turn. While data channels are lost, pause for 50 ms.
+
+        The pause does not grow: visitors who leave at once cause the same losses, and other visitors would wait for it.
+        """
+        await trio.sleep(FIRST_PAUSE if self._lost_in_a_row >= STARTS_PER_TURN else 0)
         self._starts_left = STARTS_PER_TURN
         self._pausing = False
         self._start()
