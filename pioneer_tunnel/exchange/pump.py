@@ -148,12 +148,12 @@ class _Exchange:
     async def _read_and_send(self, source: ByteStream, sink: ByteStream) -> None:
         # Each read allocates its buffer: small for a stream that sends little, large for one that sends much.
         size = _SMALLEST_READ
-        while data := await self._receive(source, min(size, await _room(sink))):
+        while data := await self._receive(source, wanted := min(size, await _room(sink))):
             self._spoke.add(source)
             await sink.send_pieces([bytes(data)])
-            if len(data) == size:
+            if len(data) == wanted:
                 size = min(size * 4, _LARGEST_READ)
-            elif len(data) < size // 4 and size > _SMALLEST_READ:
+            elif len(data) < wanted // 4 and size > _SMALLEST_READ:
                 size //= 4
 
     async def _receive(self, source: ByteStream, size: int) -> bytes | bytearray:

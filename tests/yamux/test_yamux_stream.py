@@ -219,6 +219,45 @@ async def test_visitors_wait_while_a_peer_grants_no_credit(role: Role) -> None:
     assert process.held == 0
 
 
+class Narrow(Visitor):
+    """Takes much at a time, then little, then much again."""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.sleep_forever()
+
+    @property
+    def room(self) -> int:
+        return 5 * KIB if MIB <= self.read < MIB + 100 * KIB else MIB
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+        self.read += len(data)
+
+
+class Asked(Visitor):
+    """Always fills what it is asked for, and notes how much that was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        self.sizes.append(max_bytes or 0)
+        return await super().receive_some(max_bytes)
+
+
+async def test_reads_are_as_large_after_there_was_little_room() -> None:
+    """Small reads cost more for each byte. A read that the room cut short says nothing of what its source has."""
+    source, sink = Asked(), Narrow()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pump, source, sink)
+        while sink.read < 2 * MIB:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    last_narrow = max(index for index, size in enumerate(source.sizes) if size == 5 * KIB)
+    assert set(source.sizes[last_narrow + 1 :]) == {255 * KIB}
+
+
 async def test_what_was_read_for_visitors_that_take_nothing_is_bounded() -> None:
     """The other direction: each of them had a piece of 255 KiB that its connection did not take."""
 
