@@ -15,9 +15,9 @@ from typing import Final, TypeAlias, final
 
 import trio
 
-__all__ = ["Complaints"]
+__all__ = ["LogLimiter"]
 
-COMPLAINT_INTERVAL: Final = 60.0
+LOG_INTERVAL: Final = 60.0
 """Seconds after which one more line of a kind may be written."""
 
 LINES_IN_FULL: Final = 5
@@ -29,11 +29,11 @@ MOST_KINDS: Final = 4096
 _Kinds: TypeAlias = OrderedDict[tuple[str, Hashable], tuple[float, float, int]]
 """For each kind: the lines it may write, as of when, and how many were dropped."""
 
-_of_this_run: Final[trio.lowlevel.RunVar[_Kinds]] = trio.lowlevel.RunVar("pioneer_tunnel.complaints")
+_of_this_run: Final[trio.lowlevel.RunVar[_Kinds]] = trio.lowlevel.RunVar("pioneer_tunnel.log_limiter")
 
 
 @final
-class Complaints:
+class LogLimiter:
     """Writes to a log: each kind of line five times, then once a minute. Needs a Trio run.
 
     Args:
@@ -43,7 +43,7 @@ class Complaints:
     def __init__(self, log: logging.Logger) -> None:
         self._log: Final = log
 
-    def tell(
+    def log(
         self, kind: Hashable, text: str, *, level: int = logging.WARNING, error: BaseException | None = None
     ) -> None:
         """Write `text`, unless there were too many lines of its kind.
@@ -59,7 +59,7 @@ class Complaints:
         kinds = _kinds()
         now = trio.current_time()
         left, since, dropped = kinds.pop((self._log.name, kind), (LINES_IN_FULL, now, 0))
-        left = min(left + (now - since) / COMPLAINT_INTERVAL, LINES_IN_FULL)
+        left = min(left + (now - since) / LOG_INTERVAL, LINES_IN_FULL)
         may_write = left >= 1
         kinds[self._log.name, kind] = (left - 1, now, 0) if may_write else (left, now, dropped + 1)
         if len(kinds) > MOST_KINDS:

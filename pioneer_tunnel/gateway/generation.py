@@ -16,7 +16,7 @@ import trio
 
 from .._model.errors import TunnelError
 from .._net.dialing import Dialer
-from .._net.log_limiter import Complaints
+from .._net.log_limiter import LogLimiter
 from ..transports.tunnel_stream import Handler, TunnelStream
 from ..tunnel.forward import forward, probe_local
 from ..tunnel.status_feed import StatusFeed
@@ -26,7 +26,7 @@ from .planning import Plan, restart_policy
 
 __all__ = ["Generation"]
 
-_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.generation"))
+_log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.generation"))
 
 
 @final
@@ -122,7 +122,7 @@ class Generation:
             await self._handler(stream)
         except Exception as error:  # noqa: BLE001  # one visitor must not end the tunnel
             line = "a handler failed; its visitor's connection is reset"
-            _complaints.tell("handler", line, level=logging.ERROR, error=error)
+            _log_limiter.log("handler", line, level=logging.ERROR, error=error)
         finally:
             stream.reset()  # does nothing after a graceful end
             self._visitors.remove(stream)

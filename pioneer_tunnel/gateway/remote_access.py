@@ -36,7 +36,7 @@ from .._net.dialing import Dialer, dial_tcp
 from .._net.tls.certificate import Certificate
 from ..transports import TRANSPORTS, Serve
 from ..transports.tunnel_stream import Handler
-from ..tunnel.restart_policy import Ending, Restarts
+from ..tunnel.restart_policy import Restarts, RunEnd
 from ..tunnel.status_feed import StatusFeed
 from ..tunnel.supervisor import announce, as_of_now
 from ..yamux import Limits
@@ -370,7 +370,7 @@ class RemoteAccess:
         restarts = Restarts(restart_policy(self._config), self._random)
         try:
             while isinstance(plan := await self._plan(), TunnelError):
-                delay = None if plan.final else restarts.after(Ending())
+                delay = None if plan.final else restarts.after(RunEnd())
                 if delay is not None:
                     failed = attrs.evolve(_failed(plan), retry_at_unix=math.ceil(self._wall_clock() + delay))
                 else:

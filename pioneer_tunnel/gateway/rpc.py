@@ -17,7 +17,7 @@ from typing import Any, Final, final
 from .._model.errors import TunnelError
 from .._model.status import Status
 from .._model.text import clean_message
-from .._net.log_limiter import Complaints
+from .._net.log_limiter import LogLimiter
 from .remote_access import RemoteAccess
 from .settings import SettingsUpdate
 from .snapshot import Snapshot
@@ -38,7 +38,7 @@ INTERNAL_ERROR: Final = -32603
 STATUS_CHANGED: Final = "gateway/remote_access/status_changed"
 _SECTION: Final = "remote_access"
 
-_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.jsonrpc"))
+_log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.jsonrpc"))
 
 
 @final
@@ -94,7 +94,7 @@ class RemoteAccessRpc:
             raise RpcError(INTERNAL_ERROR, str(error)) from error
         except Exception as error:
             line = f"an unforeseen failure in answering {method}"
-            _complaints.tell(method, line, level=logging.ERROR, error=error)
+            _log_limiter.log(method, line, level=logging.ERROR, error=error)
             raise RpcError(INTERNAL_ERROR, f"an unforeseen failure, see the log: {type(error).__name__}") from error
         del update  # it may hold the key, also in a wrong field
         raise RpcError(INVALID_PARAMS, f"{_SECTION}: {result}")

@@ -15,7 +15,7 @@ import trio
 
 from .._model.addresses import Address
 from .._net.closing import abandon
-from .._net.log_limiter import Complaints
+from .._net.log_limiter import LogLimiter
 from .._net.socket_options import reset_on_close
 from .admission import Admission, Arrival, OverLimit
 
@@ -25,7 +25,7 @@ ACCEPT_RETRY: Final = 0.1
 """Seconds until the next accept, when the system is out of descriptors or memory."""
 
 _OVERLOADED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.relay.server"))
+_log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.server"))
 
 StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 P = ParamSpec("P")
@@ -75,7 +75,7 @@ class AcceptLoop:
                 except OSError as error:
                     if error.errno not in _OVERLOADED:
                         raise
-                    _complaints.tell(error.errno, f"no connection can be accepted: {error.strerror}")
+                    _log_limiter.log(error.errno, f"no connection can be accepted: {error.strerror}")
                     await trio.sleep(ACCEPT_RETRY)
                 else:
                     self._admit(connected, handler, connections, only_visitors)
@@ -94,7 +94,7 @@ class AcceptLoop:
                 _host_of(connected), trio.current_time(), evict, only_visitors=only_visitors
             )
         except OverLimit as reason:
-            _complaints.tell(str(reason), f"a connection was turned away: {reason}")
+            _log_limiter.log(str(reason), f"a connection was turned away: {reason}")
             reset_on_close(connected.socket)
             connected.socket.close()
         else:
@@ -124,7 +124,7 @@ def contain_errors(
         except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             pass
         except* Exception as error:  # noqa: BLE001  # whatever it is, it concerns this connection alone
-            _complaints.tell("unforeseen", "a connection failed in an unforeseen way", level=logging.ERROR, error=error)
+            _log_limiter.log("unforeseen", "a connection failed in an unforeseen way", level=logging.ERROR, error=error)
             with trio.CancelScope(shield=True):
                 await abandon(connected)
 

@@ -66,7 +66,8 @@ class TunnelStream(ByteStream):
         self.proxy_header: Final = header or ProxyHeader(visitor=None)
         self._carried: Final = carried
         self._adopted: Final = adopt(cast("trio.abc.Stream", carried))
-        self._stream = PrefixedStream(self._adopted, prefix) if prefix else self._adopted
+        # Only until the prefix is read, so that the bytes after it pass no extra layer.
+        self._prefixed = PrefixedStream(self._adopted, prefix) if prefix else None
 
     @property
     def usable(self) -> bool:
@@ -75,7 +76,7 @@ class TunnelStream(ByteStream):
 
     @property
     def plain_socket(self) -> LentSocket | None:
-        return self._stream.plain_socket
+        return None if self._prefixed is not None else self._adopted.plain_socket
 
     def acknowledge(self) -> None:
         """Tell the relay that this visitor was accepted. `Tunnel.accept` has done so."""
@@ -88,7 +89,13 @@ class TunnelStream(ByteStream):
             trio.BrokenResourceError: the visitor's connection was reset, or the link to the relay was lost.
             trio.ClosedResourceError: this stream was closed at this end.
         """
-        return await self._stream.receive_some(max_bytes)
+        prefixed = self._prefixed
+        if prefixed is None:
+            return await self._adopted.receive_some(max_bytes)
+        data = await prefixed.receive_some(max_bytes)
+        if not prefixed.prefixed:
+            self._prefixed = None
+        return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data` to the visitor; returns once little of it waits. See `trio.abc.SendStream`.
@@ -97,7 +104,7 @@ class TunnelStream(ByteStream):
             trio.BrokenResourceError: the visitor's connection was reset, or the link to the relay was lost.
             trio.ClosedResourceError: this stream was closed, or `send_eof` was called.
         """
-        await self._stream.send_all(data)
+        await self._adopted.send_all(data)
 
     @property
     def room(self) -> int | None:
@@ -109,15 +116,16 @@ class TunnelStream(ByteStream):
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until `send_all` would take data at once. See `trio.abc.SendStream`."""
-        await self._stream.wait_send_all_might_not_block()
+        await self._adopted.wait_send_all_might_not_block()
 
     async def send_eof(self) -> None:
         """Send EOF to the visitor. Receiving goes on. See `trio.abc.HalfCloseableStream`."""
-        await self._stream.send_eof()
+        await self._adopted.send_eof()
 
     async def aclose(self) -> None:
         """Send what is queued, then FIN; if cancelled, reset. See `trio.abc.AsyncResource`."""
-        await self._stream.aclose()
+        self._prefixed = None
+        await self._adopted.aclose()
 
     async def wait_broken(self) -> bool:
         """Wait until the visitor resets its connection or the link is lost; False when the stream was closed here.
@@ -125,11 +133,11 @@ class TunnelStream(ByteStream):
         For a handler that has read to EOF and works on an answer. Over `tcp` and `tls` a visitor's reset is not noticed
         here. It waits forever if the transport's stream is not a `ByteStream`.
         """
-        return await self._stream.wait_broken()
+        return await self._adopted.wait_broken()
 
     async def wait_flushed(self) -> None:
         """Wait until what was sent is on its way to the relay, or never will be. The caller sets the deadline."""
-        await self._stream.wait_flushed()
+        await self._adopted.wait_flushed()
 
     async def drain(self) -> None:
         """Deprecated since 0.1.0: the same as `wait_flushed`."""
@@ -139,15 +147,15 @@ class TunnelStream(ByteStream):
     async def abort(self) -> None:
         """`reset`, as an async method that every stream has. Completes also when cancelled."""
         self.reset()
-        await trio.aclose_forcefully(self._stream)
+        await trio.aclose_forcefully(self._adopted)
 
     @property
     def lowest_socket(self) -> LentSocket | None:
-        return self._stream.lowest_socket
+        return self._adopted.lowest_socket
 
     def reset(self) -> None:
         """Reset the visitor's connection at once. What was queued is dropped."""
-        self._stream = self._adopted
+        self._prefixed = None
         self._carried.reset()
 
     def __repr__(self) -> str:

@@ -11,7 +11,7 @@ from .._model.addresses import Address
 from .._model.errors import LocalGatewayError
 from .._net.closing import abandon
 from .._net.dialing import Dialer, dial_local, dial_tcp
-from .._net.log_limiter import Complaints
+from .._net.log_limiter import LogLimiter
 from ..exchange.pump import pump
 from ..transports.interface import LocalDialFailed, LocalDialOk, Report
 from ..transports.tunnel_stream import TunnelStream
@@ -22,7 +22,7 @@ ProxyProtocol: TypeAlias = Literal["v2"]
 
 LOCAL_TIMEOUT: Final = 10.0
 
-_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.forward"))
+_log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.forward"))
 
 
 def _ignore(event: object) -> None:
@@ -76,7 +76,7 @@ async def forward(
         try:
             connection = await dial_local(local, dial=dial, timeout=LOCAL_TIMEOUT)
         except LocalGatewayError as error:
-            _complaints.tell(local, f"{error}; a visitor was turned away")
+            _log_limiter.log(local, f"{error}; a visitor was turned away")
             report(LocalDialFailed(str(error)))
             return
         report(LocalDialOk())
@@ -90,6 +90,6 @@ async def forward(
                 raise
         await pump(stream, connection)
     except Exception as error:  # noqa: BLE001  # it must not affect other visitors
-        _complaints.tell("unforeseen", "a visitor could not be forwarded", level=logging.ERROR, error=error)
+        _log_limiter.log("unforeseen", "a visitor could not be forwarded", level=logging.ERROR, error=error)
     finally:
         stream.reset()  # does nothing after a graceful end

@@ -14,7 +14,7 @@ import attrs
 
 from .._model.errors import RestartLimitError, TunnelError
 
-__all__ = ["LONGEST_WAIT", "Ending", "RestartPolicy", "Restarts"]
+__all__ = ["LONGEST_WAIT", "RunEnd", "RestartPolicy", "Restarts"]
 
 LONGEST_WAIT: Final = 15 * 60.0
 """Seconds: the longest wait that a relay may ask for, and the wait, before jitter, after a rejection."""
@@ -50,7 +50,7 @@ class RestartPolicy:
 
 @final
 @attrs.frozen(kw_only=True)
-class Ending:
+class RunEnd:
     """How an attempt ended.
 
     Attributes:
@@ -81,7 +81,7 @@ class Restarts:
         self.used: int = 0
         """Restarts since the start, or since the last session that was stable."""
 
-    def after(self, ending: Ending) -> float | None:
+    def after(self, ending: RunEnd) -> float | None:
         """Seconds to wait before the next attempt; None when `max_restarts` are used up."""
         policy = self.policy
         lost = ending.connected_for is not None

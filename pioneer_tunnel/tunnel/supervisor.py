@@ -24,7 +24,7 @@ from .._model.errors import LocalGatewayError, RestartLimitError, TunnelError, U
 from .._model.exception_groups import leaves
 from .._model.status import ErrorKind, State, Status
 from ..transports.interface import Deliver, Event, LocalDialFailed, LocalDialOk, RoundTrip, Serve, Session, Target
-from .restart_policy import Ending, RestartPolicy, Restarts
+from .restart_policy import RestartPolicy, Restarts, RunEnd
 from .status_feed import StatusFeed
 
 __all__ = ["Supervisor", "announce", "as_of_now"]
@@ -116,7 +116,7 @@ class Supervisor:
                     self._publish(State.FAILED, failure)
                     raise failure
                 delay = self._restarts.after(
-                    Ending(
+                    RunEnd(
                         connected_for=connected_for,
                         retry_after=failure.retry_after,
                         retry_slowly=failure.retry_slowly,

@@ -14,7 +14,7 @@ import attrs
 import trio
 
 from .._net.closing import close_after_answer
-from .._net.log_limiter import Complaints
+from .._net.log_limiter import LogLimiter
 from .._net.streams import GuardedStream
 from .._net.tls.certificate import Certificate
 from .._net.tls.stream import TlsStream
@@ -25,7 +25,7 @@ __all__ = ["terminate_tls"]
 HANDSHAKE_TIMEOUT: Final = 10.0
 """Seconds that a handshake may take."""
 
-_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.visitor_tls"))
+_log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.visitor_tls"))
 
 
 def terminate_tls(handler: Handler, certificate: Certificate) -> Handler:
@@ -41,7 +41,7 @@ def terminate_tls(handler: Handler, certificate: Certificate) -> Handler:
         try:
             visitor = await _decrypted(stream, certificate)
         except trio.BrokenResourceError as error:
-            _complaints.tell("turned away", f"{error}; it was turned away", level=logging.INFO)
+            _log_limiter.log("turned away", f"{error}; it was turned away", level=logging.INFO)
         else:
             await handler(visitor)
 

@@ -26,7 +26,7 @@ import trio
 from .._model.errors import RemoteProtocolError, fresh_copy
 from .._model.exception_groups import leaves
 from .._net.link import Link
-from .._net.log_limiter import Complaints
+from .._net.log_limiter import LogLimiter
 from .events import Event, GoAwayReceived, OpenAllowed, PongReceived, StreamOpened, StreamReadable, StreamWritable
 from .flow import SendBudget
 from .frames import GoAwayCode
@@ -45,7 +45,7 @@ STALL_TIMEOUT: Final = 30.0
 MEASURE_INTERVAL: Final = 10.0
 """Seconds between pings that measure the round trip, which windows need to grow."""
 
-_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.yamux.connection"))
+_log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.yamux.connection"))
 
 # A batch is what the writer sends at once. Urgent frames have to wait for the current batch. So a batch is small on a
 # slow path and large on a fast one: it should take about this long.
@@ -346,7 +346,7 @@ class YamuxConnection:
                 stream.reset()
             except Exception as error:  # noqa: BLE001  # an error about one stream must not end the others
                 line = "a stream could not be handed on; it is reset"
-                _complaints.tell("unforeseen", line, level=logging.ERROR, error=error)
+                _log_limiter.log("unforeseen", line, level=logging.ERROR, error=error)
                 stream.reset()
         if self._end_waiters and not self.session.live_streams:
             self._end_waiters.unpark_all()

@@ -98,8 +98,13 @@ class SendBudget:
     @property
     def bound(self) -> int:
         """Bytes that one stream may hold now."""
-        bound = max((self._limit - self.held) // 8, SEND_RESERVE)
-        return min(bound, SEND_BOUND if self._parent is None else self._parent.bound)
+        # Comparisons, not `min` and `max`: this runs several times for each small message.
+        bound = (self._limit - self.held) // 8
+        if bound >= SEND_BOUND:
+            bound = SEND_BOUND
+        elif bound < SEND_RESERVE:
+            bound = SEND_RESERVE
+        return bound if self._parent is None else min(bound, self._parent.bound)
 
     @property
     def ahead(self) -> int:

@@ -10,7 +10,7 @@ from collections import deque
 from typing import Any, Final, final
 
 from .._model.errors import LocalProtocolError, RemoteProtocolError
-from .flow import SEND_AHEAD, ReceiveWindow, SendBudget, SendWindow
+from .flow import SEND_AHEAD, SEND_BOUND, ReceiveWindow, SendBudget, SendWindow
 
 __all__ = ["State", "Step", "Stream"]
 
@@ -157,7 +157,9 @@ class Stream:
         It is 0 until the queue is at most half full, so that a sender gets room in portions that are worth a read.
         """
         # Data for which there is credit leaves as fast as the link takes it, and large batches cost less time.
-        bound = max(self.send_budget.bound, min(self.send_window.credit, self.send_budget.ahead))
+        bound = self.send_budget.bound
+        if bound == SEND_BOUND:
+            bound = max(bound, min(self.send_window.credit, SEND_AHEAD))
         return bound - self.queued if self.queued <= bound // 2 else 0
 
     def may_return(self) -> bool:

@@ -1,4 +1,4 @@
-"""Stores that hang: whoever waits for them is served in bounded time, and what they do later is undone."""
+"""Stores that hang: callers that wait for them are answered in bounded time, and what they do later is undone."""
 
 from __future__ import annotations
 

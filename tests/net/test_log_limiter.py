@@ -16,20 +16,20 @@ from rig import no_hang, relay_rig, request
 
 from pioneer_tunnel._model.errors import TunnelAuthError
 from pioneer_tunnel._model.keys import RelayKey
-from pioneer_tunnel._net.log_limiter import COMPLAINT_INTERVAL, LINES_IN_FULL, MOST_KINDS, Complaints
+from pioneer_tunnel._net.log_limiter import LINES_IN_FULL, LOG_INTERVAL, MOST_KINDS, LogLimiter
 from pioneer_tunnel._net.tls.certificate import Certificate
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.visitor_tls import terminate_tls
 
-LOG: Final = logging.getLogger("pioneer_tunnel.tests.complaints")
+LOG: Final = logging.getLogger("pioneer_tunnel.tests.limiter")
 
 
 async def test_the_first_lines_are_written_in_full_and_then_one_a_minute_with_a_count(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    complaints = Complaints(LOG)
+    limiter = LogLimiter(LOG)
     for second in range(600):
-        complaints.tell("kind", f"line {second}")
+        limiter.log("kind", f"line {second}")
         await trio.sleep(1)
     lines = [record.getMessage() for record in caplog.records]
     assert lines[:LINES_IN_FULL] == [f"line {number}" for number in range(LINES_IN_FULL)]
@@ -37,25 +37,25 @@ async def test_the_first_lines_are_written_in_full_and_then_one_a_minute_with_a_
     assert lines[LINES_IN_FULL + 1] == "line 120 (59 more since the last such line)"
     assert len(lines) == LINES_IN_FULL + 9
     caplog.clear()
-    await trio.sleep(LINES_IN_FULL * COMPLAINT_INTERVAL)
+    await trio.sleep(LINES_IN_FULL * LOG_INTERVAL)
     for _ in range(20):
-        complaints.tell("kind", "again")
+        limiter.log("kind", "again")
     assert len(caplog.records) == LINES_IN_FULL
 
 
 async def test_kinds_and_logs_are_limited_apart_and_instances_together(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(100):
-        Complaints(LOG).tell("kind", "line")
-        Complaints(LOG).tell(("another", 1), "line")
-        Complaints(logging.getLogger("pioneer_tunnel.tests.another")).tell("kind", "line")
+        LogLimiter(LOG).log("kind", "line")
+        LogLimiter(LOG).log(("another", 1), "line")
+        LogLimiter(logging.getLogger("pioneer_tunnel.tests.another")).log("kind", "line")
     assert len(caplog.records) == 3 * LINES_IN_FULL
 
 
 async def test_what_is_not_logged_is_not_counted(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     for _ in range(100):
-        Complaints(LOG).tell("kind", "not logged", level=logging.INFO)
-    Complaints(LOG).tell("kind", "logged")
+        LogLimiter(LOG).log("kind", "not logged", level=logging.INFO)
+    LogLimiter(LOG).log("kind", "logged")
     assert [record.getMessage() for record in caplog.records] == ["logged"]
 
 
@@ -64,20 +64,20 @@ async def test_a_traceback_is_limited_too(caplog: pytest.LogCaptureFixture) -> N
         try:
             raise ValueError("what went wrong")
         except ValueError as error:
-            Complaints(LOG).tell("kind", "it failed", level=logging.ERROR, error=error)
+            LogLimiter(LOG).log("kind", "it failed", level=logging.ERROR, error=error)
     assert caplog.text.count("Traceback") == caplog.text.count("what went wrong\n") == LINES_IN_FULL
 
 
 async def test_so_many_kinds_are_remembered_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
-    complaints = Complaints(LOG)
+    limiter = LogLimiter(LOG)
 
     def lines_after(kinds: int) -> int:
         for _ in range(LINES_IN_FULL):
-            complaints.tell("kind", "line")
+            limiter.log("kind", "line")
         for number in range(kinds):
-            complaints.tell(number, "line")
+            limiter.log(number, "line")
         caplog.clear()
-        complaints.tell("kind", "line")
+        limiter.log("kind", "line")
         return len(caplog.records)
 
     assert lines_after(MOST_KINDS - 1) == 0, "remembered"
@@ -95,7 +95,7 @@ async def lines_of(caplog: pytest.LogCaptureFixture, text: str, act: Callable[[]
         for _ in range(20):
             await act()
     lines = sum(text in record.getMessage() for record in caplog.records)
-    assert LINES_IN_FULL <= lines <= LINES_IN_FULL + (trio.current_time() - start) // COMPLAINT_INTERVAL
+    assert LINES_IN_FULL <= lines <= LINES_IN_FULL + (trio.current_time() - start) // LOG_INTERVAL
 
 
 @pytest.mark.parametrize("text", ["is connected", "has ended"])

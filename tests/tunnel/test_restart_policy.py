@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from pioneer_tunnel.tunnel.restart_policy import LONGEST_WAIT, Ending, RestartPolicy, Restarts
+from pioneer_tunnel.tunnel.restart_policy import LONGEST_WAIT, RestartPolicy, Restarts, RunEnd
 
 seconds = st.floats(0.001, 10_000)
 policies = st.builds(
@@ -21,7 +21,7 @@ policies = st.builds(
     stable=st.floats(0, 1000),
 )
 endings = st.builds(
-    Ending,
+    RunEnd,
     connected_for=st.none() | st.floats(0, 10_000),
     retry_after=st.none() | st.floats(allow_nan=True, allow_infinity=True),
     retry_slowly=st.booleans(),
@@ -32,7 +32,7 @@ seeds = st.integers(0, 2**32)
 COMMON = settings(deadline=None, derandomize=True, max_examples=200)
 
 
-def own_delay(policy: RestartPolicy, ending: Ending, used: int) -> tuple[float, float]:
+def own_delay(policy: RestartPolicy, ending: RunEnd, used: int) -> tuple[float, float]:
     """Between what and what the policy's own delay lies; `used` counts this restart."""
     if ending.rejected:
         middle = LONGEST_WAIT
@@ -48,7 +48,7 @@ def own_delay(policy: RestartPolicy, ending: Ending, used: int) -> tuple[float, 
 @COMMON
 @given(policy=policies, history=st.lists(endings, max_size=12), seed=seeds)
 def test_every_delay_lies_within_the_policy_and_restarts_are_counted(
-    policy: RestartPolicy, history: list[Ending], seed: int
+    policy: RestartPolicy, history: list[RunEnd], seed: int
 ) -> None:
     restarts, used = Restarts(policy, Random(seed)), 0
     for ending in history:
@@ -68,7 +68,7 @@ def test_every_delay_lies_within_the_policy_and_restarts_are_counted(
 
 @COMMON
 @given(policy=policies, history=st.lists(endings, max_size=12), seed=seeds)
-def test_the_same_seed_gives_the_same_delays(policy: RestartPolicy, history: list[Ending], seed: int) -> None:
+def test_the_same_seed_gives_the_same_delays(policy: RestartPolicy, history: list[RunEnd], seed: int) -> None:
     one, other = Restarts(policy, Random(seed)), Restarts(policy, Random(seed))
     assert [one.after(ending) for ending in history] == [other.after(ending) for ending in history]
 
@@ -77,14 +77,14 @@ def test_the_same_seed_gives_the_same_delays(policy: RestartPolicy, history: lis
 @given(max_restarts=st.integers(1, 20), seed=seeds)
 def test_so_many_restarts_and_no_more(max_restarts: int, seed: int) -> None:
     restarts = Restarts(RestartPolicy(max_restarts=max_restarts), Random(seed))
-    delays = [restarts.after(Ending()) for _ in range(max_restarts + 3)]
+    delays = [restarts.after(RunEnd()) for _ in range(max_restarts + 3)]
     assert None not in delays[:max_restarts]
     assert delays[max_restarts:] == [None] * 3
 
 
 def test_zero_restarts_are_any_number() -> None:
     restarts = Restarts(RestartPolicy(max_restarts=0), Random(0))
-    assert all(restarts.after(Ending()) is not None for _ in range(5000))
+    assert all(restarts.after(RunEnd()) is not None for _ in range(5000))
 
 
 @pytest.mark.parametrize(
@@ -98,19 +98,19 @@ def test_zero_restarts_are_any_number() -> None:
 )
 def test_delays_double_up_to_the_maximum(policy: RestartPolicy, delays: list[float]) -> None:
     restarts = Restarts(policy, Random(0))
-    assert [restarts.after(Ending()) for _ in delays] == delays
+    assert [restarts.after(RunEnd()) for _ in delays] == delays
 
 
 def test_however_many_restarts_it_does_not_overflow() -> None:
     restarts = Restarts(RestartPolicy(initial=1e300, maximum=1e308, jitter=0), Random(0))
-    assert [restarts.after(Ending()) for _ in range(3000)][-1] == 1e308
+    assert [restarts.after(RunEnd()) for _ in range(3000)][-1] == 1e308
 
 
 def test_jitter_comes_after_the_cap_and_to_both_sides() -> None:
     delays = []
     for seed in range(200):
         restarts = Restarts(RestartPolicy(), Random(seed))
-        delays += [restarts.after(Ending()) for _ in range(8)][-1:]
+        delays += [restarts.after(RunEnd()) for _ in range(8)][-1:]
     longest = [delay for delay in delays if delay is not None]
     assert len(longest) == 200
     assert all(24 <= delay <= 36 for delay in longest)
@@ -119,7 +119,7 @@ def test_jitter_comes_after_the_cap_and_to_both_sides() -> None:
 
 
 def test_without_jitter_there_is_no_chance_but_after_a_lost_link() -> None:
-    lost = Ending(connected_for=60)
+    lost = RunEnd(connected_for=60)
     first = {Restarts(RestartPolicy(jitter=0), Random(seed)).after(lost) for seed in range(100)}
     assert len(first) == 100
     assert all(delay is not None and 0 <= delay <= 2 for delay in first)
@@ -127,7 +127,7 @@ def test_without_jitter_there_is_no_chance_but_after_a_lost_link() -> None:
 
 def test_links_lost_soon_after_each_other_are_retried_at_longer_and_longer_delays() -> None:
     restarts = Restarts(RestartPolicy(jitter=0), Random(0))
-    delays = [restarts.after(Ending(connected_for=1)) for _ in range(7)]
+    delays = [restarts.after(RunEnd(connected_for=1)) for _ in range(7)]
     assert delays[1:] == [2, 4, 8, 16, 30, 30]
 
 
@@ -135,40 +135,40 @@ def test_links_lost_soon_after_each_other_are_retried_at_longer_and_longer_delay
 def test_a_stable_session_clears_the_count_and_the_delay(lasted: float | None, used: int) -> None:
     restarts = Restarts(RestartPolicy(jitter=0), Random(0))
     for _ in range(3):
-        restarts.after(Ending())
-    restarts.after(Ending(connected_for=lasted))
+        restarts.after(RunEnd())
+    restarts.after(RunEnd(connected_for=lasted))
     assert restarts.used == used
-    assert restarts.after(Ending()) == 2**used
+    assert restarts.after(RunEnd()) == 2**used
 
 
 @pytest.mark.parametrize(
     ("asked", "waited"), [(0, 1), (-5, 1), (math.nan, 1), (7, 7), (900, 900), (901, 900), (math.inf, 900)]
 )
 def test_retry_after_counts_between_the_own_delay_and_a_quarter_of_an_hour(asked: float, waited: float) -> None:
-    assert Restarts(RestartPolicy(jitter=0), Random(0)).after(Ending(retry_after=asked)) == waited
+    assert Restarts(RestartPolicy(jitter=0), Random(0)).after(RunEnd(retry_after=asked)) == waited
 
 
 def test_retry_after_does_not_shorten_a_delay_that_is_longer_than_a_quarter_of_an_hour() -> None:
     policy = RestartPolicy(initial=3600, maximum=3600, jitter=0)
-    assert Restarts(policy, Random(0)).after(Ending(retry_after=math.inf)) == 3600
+    assert Restarts(policy, Random(0)).after(RunEnd(retry_after=math.inf)) == 3600
 
 
 def test_what_is_worth_few_tries_waits_the_longest_delay_from_the_first() -> None:
     restarts = Restarts(RestartPolicy(jitter=0), Random(0))
-    assert restarts.after(Ending(retry_slowly=True)) == 30
-    assert restarts.after(Ending(retry_slowly=True, connected_for=60)) == 30
-    assert restarts.after(Ending()) == 2
+    assert restarts.after(RunEnd(retry_slowly=True)) == 30
+    assert restarts.after(RunEnd(retry_slowly=True, connected_for=60)) == 30
+    assert restarts.after(RunEnd()) == 2
 
 
 def test_a_rejection_is_tried_again_after_15_minutes_more_or_less() -> None:
-    assert Restarts(RestartPolicy(jitter=0), Random(0)).after(Ending(rejected=True)) == 900
-    delays = [Restarts(RestartPolicy(), Random(seed)).after(Ending(rejected=True)) for seed in range(100)]
+    assert Restarts(RestartPolicy(jitter=0), Random(0)).after(RunEnd(rejected=True)) == 900
+    delays = [Restarts(RestartPolicy(), Random(seed)).after(RunEnd(rejected=True)) for seed in range(100)]
     assert len(set(delays)) == 100
     assert all(delay is not None and 720 <= delay <= 1080 for delay in delays)
 
 
 def test_the_longest_delay_is_spread_too() -> None:
-    delays = [Restarts(RestartPolicy(), Random(seed)).after(Ending(retry_slowly=True)) for seed in range(100)]
+    delays = [Restarts(RestartPolicy(), Random(seed)).after(RunEnd(retry_slowly=True)) for seed in range(100)]
     assert len(set(delays)) == 100
     assert all(delay is not None and 24 <= delay <= 36 for delay in delays)
 

@@ -20,7 +20,7 @@ from typing import Final, final
 
 import trio
 
-from ..log_limiter import Complaints
+from ..log_limiter import LogLimiter
 
 __all__ = ["CAN_WATCH", "Reactor", "Stay"]
 
@@ -33,7 +33,7 @@ _TURN: Final = 1024 * 1024
 _MOST_EVENTS: Final = 64
 """Callbacks before other tasks run. Each may start or end a handler."""
 
-_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.reactor"))
+_log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.reactor"))
 
 if sys.platform == "linux":
     _WATCHED: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
@@ -215,14 +215,14 @@ class Reactor:
                 on_events(flags)
             except Exception as error:  # noqa: BLE001  # it must not affect the others
                 line = "what is watched failed in an unforeseen way"
-                _complaints.tell("watched", line, level=logging.ERROR, error=error)
+                _log_limiter.log("watched", line, level=logging.ERROR, error=error)
         left = _TURN
         while left > 0 and self._ready:
             turn = self._ready.popleft()
             try:
                 left -= turn()
             except Exception as error:  # noqa: BLE001  # as above
-                _complaints.tell("turn", "a turn failed in an unforeseen way", level=logging.ERROR, error=error)
+                _log_limiter.log("turn", "a turn failed in an unforeseen way", level=logging.ERROR, error=error)
 
 
 _reactor: Final[trio.lowlevel.RunVar[Reactor]] = trio.lowlevel.RunVar("pioneer_tunnel.reactor")

@@ -21,7 +21,7 @@ from ..._model.exception_groups import leaves
 from ..._model.keys import SigningIdentity
 from ..._model.text import clean_message
 from ..._net.adopted import Watched
-from ..._net.log_limiter import Complaints
+from ..._net.log_limiter import LogLimiter
 from ..._net.prefixed_stream import PrefixedStream
 from ..._wire.handshake import SUBPROTOCOL, Claim, Rejection, RelayHandshake
 from ...websocket import Allowance, EngineName, Opening, WebSocket, WebSocketRefused, load_engine
@@ -44,7 +44,7 @@ BUSY_RETRY_MS: Final = 5_000
 """Milliseconds that a gateway is asked to wait when another one has its tunnel."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.control")
-_complaints: Final = Complaints(_log)
+_log_limiter: Final = LogLimiter(_log)
 
 
 @final
@@ -126,7 +126,7 @@ class GatewayEndpoint:
                 _log.debug("a gateway connection ended in its opening: %s", error)
         if deadline.cancelled_caught:
             line = f"a gateway connection did not finish its opening within {OPENING_TIMEOUT:g} seconds"
-            _complaints.tell("no opening", line, level=logging.INFO)
+            _log_limiter.log("no opening", line, level=logging.INFO)
 
     async def revoke_unregistered(self) -> None:
         """End each session whose key no longer opens its tunnel, as the registry says now."""
@@ -198,7 +198,7 @@ class GatewayEndpoint:
             if arrival is not None:
                 arrival.settle()
             line = f"tunnel {entry.id}: session {session.id} is connected ({claim.agent})"
-            _complaints.tell(("connected", entry.id), line, level=logging.INFO)
+            _log_limiter.log(("connected", entry.id), line, level=logging.INFO)
 
         session = GatewaySession(
             entry.id,
@@ -232,7 +232,7 @@ class GatewayEndpoint:
         except* (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError) as group:
             when = "" if session.entered else " before its gateway accepted the relay"
             line = f"tunnel {entry.id}: session {session.id} has ended{when}: {leaves(group)[0]}"
-            _complaints.tell(("ended", entry.id), line, level=logging.INFO)
+            _log_limiter.log(("ended", entry.id), line, level=logging.INFO)
         finally:
             self._sessions.discard(session)
 
@@ -240,7 +240,7 @@ class GatewayEndpoint:
 async def _reject(websocket: WebSocket, claim: Claim | None, entry: TunnelEntry | None, rejection: Rejection) -> None:
     named = clean_message(claim.key_id) if claim is not None else "?"
     kind = (rejection.reason, None if entry is None else entry.id)
-    _complaints.tell(kind, f"a gateway with the key id {named} was rejected: {rejection}", level=logging.INFO)
+    _log_limiter.log(kind, f"a gateway with the key id {named} was rejected: {rejection}", level=logging.INFO)
     await websocket.send([rejection.text])
     await websocket.close(1008, rejection.reason)
 

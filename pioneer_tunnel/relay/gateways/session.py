@@ -25,7 +25,7 @@ import trio
 
 from ..._net.adopted import Watched
 from ..._net.closing import abandon
-from ..._net.log_limiter import Complaints
+from ..._net.log_limiter import LogLimiter
 from ..._wire.handshake import Claim
 from ..._wire.messages import replaced_text
 from ...websocket import WebSocket, WebSocketLink
@@ -48,7 +48,7 @@ CLOSE_GOING_AWAY: Final = 1001
 CLOSE_REJECTED: Final = 1008
 CLOSE_REPLACED: Final = 4001
 
-_complaints: Final = Complaints(logging.getLogger("pioneer_tunnel.relay.session"))
+_log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.session"))
 
 
 @final
@@ -198,7 +198,7 @@ class GatewaySession(LiveSession):
 
     def _log_limited(self, what: str, why: str) -> None:
         line = f"tunnel {self.tunnel_id}: session {self.id} {what}{why}"
-        _complaints.tell((what, self.tunnel_id), line, level=logging.INFO)
+        _log_limiter.log((what, self.tunnel_id), line, level=logging.INFO)
 
     async def _drain_when_retired(self) -> None:
         # No deadline: most sessions are never retired.

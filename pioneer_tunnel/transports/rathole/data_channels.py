@@ -27,7 +27,7 @@ from ..._net.adopted import Watched, watch
 from ..._net.closing import abandon
 from ..._net.dialing import Attempt, begin_dial, dial_tcp
 from ..._net.fastpath.event_loop import CAN_WATCH, Reactor, Stay
-from ..._net.log_limiter import Complaints
+from ..._net.log_limiter import LogLimiter
 from ..._net.socket_options import Socket, descriptor_of, keep_alive, reset_on_close
 from ..._net.streams import ByteStream
 from ..._net.tcp import TcpStream
@@ -63,7 +63,7 @@ ENDS_PER_TURN: Final = 32
 """Visitors that are reset before other tasks run, when the session ends: each reset makes a handler end."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.transports.data_channels")
-_complaints: Final = Complaints(_log)
+_log_limiter: Final = LogLimiter(_log)
 
 
 @contextmanager
@@ -268,7 +268,7 @@ class DataChannels:
             self._complain("lost", f"a data channel to {self._target.address} came to nothing: {why}")
 
     def _complain(self, kind: str, text: str) -> None:
-        _complaints.tell((kind, self._target.address), text)
+        _log_limiter.log((kind, self._target.address), text)
 
     async def _wait_for_visitor(self, stream: Watched | TlsStream) -> bool:
         visited = False
