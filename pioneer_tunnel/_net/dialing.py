@@ -202,7 +202,8 @@ async def dial_relay(
         if isinstance(error, trio.TooSlowError):
             raise RelayConnectError(f"TLS with {address} was not agreed on within {timeout:g} seconds") from None
         if isinstance(error, trio.BrokenResourceError):
-            raise RelayConnectError(f"TLS with {address} failed: {why_tls_failed(error.__cause__, tls)}") from error
+            why = why_tls_failed(error.__cause__, tls, host=address.host, beginning=secured.beginning)
+            raise RelayConnectError(f"TLS with {address} failed: {why}") from error
         raise
     return secured, watched
 

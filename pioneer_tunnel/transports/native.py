@@ -20,7 +20,7 @@ from .._model.exception_groups import lone_error_bare
 from .._model.keys import PublicKey, RelayKey
 from .._model.text import clean_message, cut
 from .._net.dialing import dial_relay
-from .._net.tls.client import client_tls
+from .._net.tls.client import client_tls, why_alerted
 from .._wire import messages as wire
 from .._wire.handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
 from .._wire.proxy_v2 import MAX_LENGTH, ProxyHeader
@@ -247,13 +247,16 @@ def _failures_named(address: RelayAddress) -> Iterator[None]:
             f"{address} closed the opening with code {error.code}{_quoted(error.reason)}"
         ) from error
     except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
-        raise RelayConnectError(f"{address} broke off the opening: {error}") from error
+        why = why_alerted(error, address.host) or f"{error}{_hint_of_tls(address)}"
+        raise RelayConnectError(f"{address} broke off the opening: {why}") from error
 
 
 def _refused(refusal: WebSocketRefused, address: RelayAddress) -> RelayConnectError:
     status = refusal.status
     if status is None:
-        return RelayConnectError(f"{address} does not answer as a WebSocket: {refusal}; nothing secret was sent")
+        return RelayConnectError(
+            f"{address} does not answer as a WebSocket: {refusal}{_hint_of_tls(address)}; nothing secret was sent"
+        )
     if 300 <= status < 400:
         where = clean_message(refusal.location or "nowhere")
         return RelayConnectError(
@@ -265,10 +268,18 @@ def _refused(refusal: WebSocketRefused, address: RelayAddress) -> RelayConnectEr
             f"{address} answered with a web page (HTTP status {status}) instead of a WebSocket; is this network behind"
             " a sign-in page (a captive portal), or the address not a relay's? Nothing secret was sent"
         )
-    hint = "; is this where the relay takes gateways (its control_addr), and not visitors?" if status == 404 else ""
+    hint = ""
+    if status == 404:
+        hint = "; is this where the relay takes gateways (its control_addr), and not visitors?"
+    elif status == 400:
+        hint = _hint_of_tls(address)
     return RelayConnectError(
         f"{address} refused the WebSocket with HTTP status {status}{hint}", retry_after=_seconds(refusal.retry_after)
     )
+
+
+def _hint_of_tls(address: RelayAddress) -> str:
+    return "" if address.secure else "; if it speaks TLS, its address begins with wss://"
 
 
 def _seconds(retry_after: str | None) -> float | None:
