@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +20,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports below shows no traceback
 
 import attrs
 import h11
@@ -203,5 +208,9 @@ async def demo(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        trio.run(demo, Path(folder))
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on the demo removes what it made
+        with tempfile.TemporaryDirectory() as folder:
+            trio.run(demo, Path(folder))
+    except* KeyboardInterrupt:
+        sys.exit(130)

@@ -35,6 +35,7 @@ from ..websocket import (
     load_engine,
 )
 from ..yamux import Limits, Role, YamuxConnection, YamuxStream
+from .clear_link import warn_of_clear_link
 from .interface import Deliver, Draining, Replaced, Report, RoundTrip, Session, Target, usable_key
 from .tunnel_stream import TunnelStream
 
@@ -158,6 +159,8 @@ async def _carry(
         with trio.move_on_after(COUNTED_TIMEOUT):
             await counted.wait()
         task_status.started(Session(id=welcome.session, public_url=welcome.public_url))
+        if not address.secure:
+            warn_of_clear_link(address, instead="a wss:// address")
 
     async with trio.open_nursery() as nursery:
         connection = YamuxConnection(

@@ -15,7 +15,6 @@ looks like a complete answer.
 
 from __future__ import annotations
 
-import logging
 import socket
 import ssl
 from collections.abc import Iterator
@@ -39,6 +38,7 @@ from ..._net.adopted import Watched
 from ..._net.dialing import Dialer, dial_relay, dial_tcp
 from ..._net.socket_options import keep_alive
 from ..._net.tls.client import client_tls, why_alerted
+from ..clear_link import warn_of_clear_link
 from ..interface import Deliver, Report, Session, Target, usable_key
 from .codec import Ack, Challenge, ChannelKind, ControlChannel, ControlCommand, ControlEvent, Hello, OtherVersionError
 from .data_channels import DataChannels, staying
@@ -50,8 +50,6 @@ HEARTBEAT_TIMEOUT: Final = 40.0
 """Seconds of silence on the control channel after which the relay is dead. A relay beats every 30 seconds or more."""
 
 _READ_SIZE: Final = 4 * 1024
-
-_log: Final = logging.getLogger("pioneer_tunnel.transports.pioneer_relay")
 
 
 @final
@@ -107,9 +105,7 @@ class RatholeTransport:
                     )
                     task_status.started(Session())
                     if tls is None:
-                        _log.warning(
-                            "%s is reached in clear: on the way, visitors' traffic and tokens can be read", address
-                        )
+                        warn_of_clear_link(address, instead="the transport tls")
                     try:
                         await _obey(channel, early, stream, channels, address)
                     finally:
