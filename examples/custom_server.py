@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-from contextlib import suppress
-from pathlib import Path
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports below shows no traceback
+
+import sys
+from contextlib import suppress
+from pathlib import Path
 
 import trio
 

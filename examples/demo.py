@@ -7,11 +7,15 @@ reconnects. `make demo` runs this.
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports below shows no traceback
+
 import functools
 import hashlib
-import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -20,9 +24,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports below shows no traceback
 
 import attrs
 import h11

@@ -16,21 +16,22 @@ Every client needs the token. The gateway also knows where each client comes fro
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports below shows no traceback
+
 import functools
 import hmac
 import json
 import logging
-import os
 import secrets
-import signal
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports below shows no traceback
 
 import trio
 from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_server_stream

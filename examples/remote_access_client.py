@@ -14,11 +14,15 @@ gateway's public URL.
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C ends it at once, without a traceback
+
 import argparse
 import itertools
 import json
-import os
-import signal
 import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -26,9 +30,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C ends it at once, without a traceback
 
 import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError, WebSocketConnection, wrap_client_stream

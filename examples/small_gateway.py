@@ -17,17 +17,18 @@ Run it alone with `python examples/small_gateway.py [PORT]`; the demo embeds it.
 
 from __future__ import annotations
 
-import hmac
-import itertools
 import os
-import secrets
 import signal
-import sys
-from collections.abc import Callable, Iterable
-from typing import Final
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C ends it at once, without a traceback
+
+import hmac
+import itertools
+import secrets
+import sys
+from collections.abc import Callable, Iterable
+from typing import Final
 
 import attrs
 import h11

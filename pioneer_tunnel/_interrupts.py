@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import itertools
 import os
-import signal
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
     from types import FrameType
     from typing import Final
+else:
+    import _signal  # `signal` imports `enum`, which takes longer than all of this
 
 __all__ = ["INTERRUPTED", "end_quietly", "end_quietly_in_our_program"]
 
@@ -24,8 +26,8 @@ INTERRUPTED: Final = 130
 
 def end_quietly() -> None:
     """End this process at once on SIGINT. Where SIGINT is ignored, or has another handler, nothing changes."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _end)
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _end)
 
 
 def end_quietly_in_our_program() -> None:
