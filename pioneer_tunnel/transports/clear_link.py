@@ -21,6 +21,6 @@ def warn_of_clear_link(address: RelayAddress, *, instead: str) -> None:
     """
     if not is_loopback(address.host):
         _log.warning(
-            "%s is reached without TLS: on the way, visitors' traffic and tokens can be read and changed; use %s",
+            "%s is reached in clear, without TLS: on the way, visitors' traffic and tokens can be read and changed; use %s",
             address, instead,
         )  # fmt: skip

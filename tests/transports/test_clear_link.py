@@ -13,7 +13,7 @@ from pioneer_tunnel.testing import open_pioneer_relay
 from pioneer_tunnel.transports.clear_link import warn_of_clear_link
 from pioneer_tunnel.tunnel.tunnel import open_tunnel
 
-WARNING = "is reached without TLS"
+WARNING = "is reached in clear"
 
 
 @pytest.mark.parametrize(
