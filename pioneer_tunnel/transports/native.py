@@ -6,6 +6,7 @@ Then yamux carries visitors until the connection ends. All errors become a `Tunn
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from typing import Final, NoReturn, final
 import attrs
 import trio
 
-from .._model.addresses import RelayAddress
+from .._model.addresses import RelayAddress, is_loopback
 from .._model.errors import LinkLostError, RelayConnectError, RemoteProtocolError, ReplacedError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import PublicKey, RelayKey
@@ -35,8 +36,7 @@ from ..websocket import (
     load_engine,
 )
 from ..yamux import Limits, Role, YamuxConnection, YamuxStream
-from .clear_link import warn_of_clear_link
-from .interface import Deliver, Draining, Replaced, Report, RoundTrip, Session, Target, usable_key
+from .interface import IN_CLEAR, Deliver, Draining, Replaced, Report, RoundTrip, Session, Target, usable_key
 from .tunnel_stream import TunnelStream
 
 __all__ = ["NativeTransport"]
@@ -50,6 +50,8 @@ up without that sign, and the heartbeat decides whether the link is dead.
 
 HEADER_TIMEOUT: Final = 5.0
 """Seconds that a stream's PROXY header may take."""
+
+_log: Final = logging.getLogger("pioneer_tunnel.transports.native")
 
 
 @final
@@ -159,8 +161,8 @@ async def _carry(
         with trio.move_on_after(COUNTED_TIMEOUT):
             await counted.wait()
         task_status.started(Session(id=welcome.session, public_url=welcome.public_url))
-        if not address.secure:
-            warn_of_clear_link(address, instead="a wss:// address")
+        if not address.secure and not is_loopback(address.host):
+            _log.warning(IN_CLEAR, address, "a wss:// address")
 
     async with trio.open_nursery() as nursery:
         connection = YamuxConnection(

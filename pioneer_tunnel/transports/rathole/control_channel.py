@@ -15,6 +15,7 @@ looks like a complete answer.
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 from collections.abc import Iterator
@@ -38,8 +39,7 @@ from ..._net.adopted import Watched
 from ..._net.dialing import Dialer, dial_relay, dial_tcp
 from ..._net.socket_options import keep_alive
 from ..._net.tls.client import client_tls, why_alerted
-from ..clear_link import warn_of_clear_link
-from ..interface import Deliver, Report, Session, Target, usable_key
+from ..interface import IN_CLEAR, Deliver, Report, Session, Target, usable_key
 from .codec import Ack, Challenge, ChannelKind, ControlChannel, ControlCommand, ControlEvent, Hello, OtherVersionError
 from .data_channels import DataChannels, staying
 from .key_mode import KeyMode
@@ -50,6 +50,8 @@ HEARTBEAT_TIMEOUT: Final = 40.0
 """Seconds of silence on the control channel after which the relay is dead. A relay beats every 30 seconds or more."""
 
 _READ_SIZE: Final = 4 * 1024
+
+_log: Final = logging.getLogger("pioneer_tunnel.transports.pioneer_relay")
 
 
 @final
@@ -105,7 +107,7 @@ class RatholeTransport:
                     )
                     task_status.started(Session())
                     if tls is None:
-                        warn_of_clear_link(address, instead="the transport tls")
+                        _log.warning(IN_CLEAR, address, "the transport tls")
                     try:
                         await _obey(channel, early, stream, channels, address)
                     finally:

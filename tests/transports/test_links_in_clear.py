@@ -1,4 +1,4 @@
-"""`clear_link`: a link that others can read on the way is warned of."""
+"""A relay, or a link to one, that others can read on the way is warned of."""
 
 from __future__ import annotations
 
@@ -6,26 +6,9 @@ import logging
 from typing import Any
 
 import pytest
-from rig import AT_ONCE, KEY, connect, no_hang, relay_rig, tunnel_entry
-
-from pioneer_tunnel._model.addresses import RelayAddress
-from pioneer_tunnel.testing import open_pioneer_relay
-from pioneer_tunnel.transports.clear_link import warn_of_clear_link
-from pioneer_tunnel.tunnel.tunnel import open_tunnel
+from rig import no_hang, relay_rig, tunnel_entry
 
 WARNING = "is reached in clear"
-
-
-@pytest.mark.parametrize(
-    ("host", "warned"),
-    [
-        ("127.0.0.1", False), ("127.9.9.9", False), ("[::1]", False), ("localhost", False), ("relay.localhost", False),
-        ("relay.test", True), ("localhost.test", True), ("192.168.1.1", True), ("0.0.0.0", True), ("[::2]", True),
-    ],
-)  # fmt: skip
-def test_only_a_relay_on_this_host_needs_no_tls(host: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
-    warn_of_clear_link(RelayAddress.parse(f"ws://{host}:8080"), instead="a wss:// address")
-    assert (WARNING in caplog.text) is warned
 
 
 @pytest.mark.parametrize("relay", ["ws://relay.test", "ws://localhost"])
@@ -36,19 +19,6 @@ async def test_the_native_transport_warns(relay: str, caplog: pytest.LogCaptureF
     assert [record.levelno for record in caplog.records if WARNING in record.getMessage()] == [logging.WARNING] * (
         "relay.test" in relay
     )
-
-
-@pytest.mark.parametrize("relay", ["relay.test:1", "localhost:1"])
-async def test_the_transport_tcp_warns(relay: str, caplog: pytest.LogCaptureFixture) -> None:
-    async with (
-        open_pioneer_relay(key=KEY) as pioneer,
-        open_tunnel(
-            relay, key=KEY, transport="tcp", dial=lambda *_: connect(pioneer.address), restart=AT_ONCE
-        ) as tunnel,
-    ):
-        with no_hang():
-            await tunnel.wait_connected()
-    assert (WARNING in caplog.text) is ("relay.test" in relay)
 
 
 @pytest.mark.parametrize(
