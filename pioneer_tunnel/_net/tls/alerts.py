@@ -36,9 +36,7 @@ def is_tls(beginning: bytes) -> bool:
 def describe(error: ssl.SSLError) -> str:
     """`error` as a text, from either end's view."""
     alert = alert_in(error)
-    if alert is not None:
-        return f"the other end sent the alert {alert}"
-    return (error.reason or "handshake failed").replace("_", " ").lower()
+    return f"the other end sent the alert {alert}" if alert is not None else error.reason or str(error)
 
 
 def advice_on(alert: str, host: str) -> str:

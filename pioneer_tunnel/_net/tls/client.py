@@ -19,7 +19,7 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from ..._model.errors import InvalidSettingsError, StorageError
 from ..._storage import files
-from .alerts import advice_on, alert_in, describe, is_tls
+from .alerts import advice_on, alert_in, is_tls
 
 __all__ = ["SYSTEM_TRUSTS", "SystemTrust", "blocks", "client_tls", "why_alerted", "why_tls_failed"]
 
@@ -104,11 +104,12 @@ def why_tls_failed(
         return _demand(alert, host)
     if beginning.startswith(_HTTP):
         return "it answers in plain HTTP; does it speak TLS at all? A relay without TLS is dialled by a ws:// address"
+    reason = (cause.reason or "handshake failed").replace("_", " ").lower()
     if beginning and not is_tls(beginning):
-        return f"{describe(cause)}; does it speak TLS at all?"
+        return f"{reason}; does it speak TLS at all?"
     if cause.reason == "UNSUPPORTED_PROTOCOL":
-        return f"{describe(cause)}; does it speak TLS 1.2 or newer? Anything older is refused"
-    return describe(cause)
+        return f"{reason}; does it speak TLS 1.2 or newer? Anything older is refused"
+    return reason
 
 
 def why_alerted(error: BaseException, host: str) -> str | None:

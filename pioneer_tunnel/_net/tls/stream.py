@@ -142,7 +142,7 @@ class TlsStream(DelegatingStream):
                     await self._fill()
             except ssl.SSLError as error:
                 await self._flush()  # the alert for the peer
-                raise trio.BrokenResourceError(f"TLS failed: {describe(error)}") from error
+                raise trio.BrokenResourceError(f"TLS failed: {error.reason or error}") from error
             else:
                 self._empty_records = 0
                 await self._flush()
