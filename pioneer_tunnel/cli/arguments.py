@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -19,6 +19,11 @@ from .._model.keys import KEY_PREFIX
 from .._model.text import shown
 
 __all__ = ["Choice", "Command", "Commands", "ExistingFile"]
+
+if TYPE_CHECKING:
+    _AnyChoice = click.Choice[str]
+else:
+    _AnyChoice = click.Choice  # generic from click 8.2 on
 
 _WORDS: Final = "pioneer_tunnel: words of the command line"
 
@@ -70,7 +75,7 @@ class Command(click.Command):
         return ctx.args
 
 
-class Choice(click.Choice[str]):
+class Choice(_AnyChoice):
     """A choice whose error names what is allowed, and not what was given."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
