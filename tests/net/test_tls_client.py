@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import inspect
 import re
+import socket
 import ssl
+import struct
 import sys
 import threading
 import warnings
@@ -378,6 +380,28 @@ async def test_an_alert_is_named_and_what_it_demands(number: int) -> None:
     message = await why_a_handshake_fails(bytes([21, 3, 3, 0, 2, 2, number]))
     assert re.search(ALERTS.get(number, "TLS"), message), message
     assert "does it speak TLS" not in message
+
+
+async def test_a_demand_is_heard_also_after_the_connection_was_reset(ca_file: Path) -> None:
+    """A TLS 1.3 server refuses when the client believes that the handshake is over, and may close with a reset."""
+    context = wanting_a_certificate(ssl.TLSVersion.TLSv1_3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse() -> None:
+            connection, _ = listener.accept()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.settimeout(HANG)
+            with suppress(ssl.SSLError), connection:
+                connection = context.wrap_socket(connection, server_side=True)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, refuse)
+            stream = await connect(Address(*listener.getsockname()))
+            secured = TlsStream(stream, client_tls(ca_file), server_hostname=RELAY_NAME)
+            await secured.do_handshake()
+        with pytest.raises(trio.BrokenResourceError, match="certificate_required"):
+            await secured.send_all(b"hello")
+        await trio.aclose_forcefully(secured)
 
 
 @pytest.mark.parametrize(
