@@ -201,7 +201,7 @@ def parse_arguments() -> argparse.Namespace:
     # Errors of argparse itself show what was given, which may be a key.
     arguments, surplus = parser.parse_known_args()
     if surplus:
-        parser.error(f"there are {len(surplus)} arguments too many")
+        parser.error("there are too many arguments")
     if arguments.command not in COMMANDS:
         parser.error(f"COMMAND is one of {', '.join(COMMANDS)}")
     return arguments

@@ -71,7 +71,7 @@ class Command(click.Command):
         super().parse_args(ctx, args)
         if ctx.args:
             usage = " ".join(self.collect_usage_pieces(ctx))
-            raise click.UsageError(f"there are {len(ctx.args)} arguments too many; write {usage}", ctx)
+            raise click.UsageError(f"there are too many arguments; write {usage}", ctx)
         return ctx.args
 
 

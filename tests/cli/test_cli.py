@@ -207,7 +207,7 @@ EXPOSE: Final = ["expose", "127.0.0.1:1", "--key-file", "key"]
         ),
         ([*EXPOSE, "--relay", "h", "--key-mode", "rathole"], "--key-mode is for"),
         ([*EXPOSE, "--relay", "h:1", "--transport", "tls", "--websocket-engine", "websockets"], "engine is for"),
-        ([*EXPOSE, "surplus", "--relay", "h"], "1 arguments too many; write .*LOCAL"),
+        ([*EXPOSE, "surplus", "--relay", "h"], "too many arguments; write .*LOCAL"),
         ([*EXPOSE, "--relay", "ws://h", "--relay-identity", "x"], "--relay-identity: .*ed25519:"),
         (["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", "key", "--proxy-protocol", "v1"], "v2"),
         (["relay"], "--config FILE"),
