@@ -86,7 +86,7 @@ class Choice(_AnyChoice):
 
 
 class ExistingFile(click.Path):
-    """The path of a file that exists."""
+    """The path of a file that exists. A file that does not is no mistake in the usage: the exit status is 1."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path, dir_okay=False)
@@ -95,7 +95,10 @@ class ExistingFile(click.Path):
         path = super().convert(value, param, ctx)
         if not os.path.exists(path):  # noqa: PTH110  # `Path.exists` raises for a name that is too long
             name = shown("" if param is None or param.name is None else param.name, value)
-            if name is None:
-                self.fail("there is no such file; name the file that holds the key, never the key itself", param, ctx)
-            self.fail(f"there is no file {name}", param, ctx)
+            why = (
+                "there is no such file; name the file that holds the key, never the key itself"
+                if name is None
+                else f"there is no file {name}"
+            )
+            raise click.ClickException(why if param is None else f"{param.opts[0]}: {why}")
         return path

@@ -196,7 +196,7 @@ EXPOSE: Final = ["expose", "127.0.0.1:1", "--key-file", "key"]
         (["expose", "127.0.0.1:1", "--key-file", "key"], "--relay"),
         (["expose", "127.0.0.1:1", "--relay", "ws://h"], "--key-file"),
         (["expose", "127.0.0.1:1", "--relay", "ftp://h", "--key-file", "key"], "ftp"),
-        (["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", "nowhere"], "'--key-file': there is no"),
+        (["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", "nowhere"], "--key-file: there is no"),
         ([*EXPOSE, "--relay", "wss://h", "--ca-file", "nowhere"], "--ca-file.*'nowhere'"),
         ([*EXPOSE, "--relay", "wss://h", "--ca-file", "key"], "'key'.*no certificate"),
         ([*EXPOSE, "--relay", "ws://h", "--ca-file", "key"], "--ca-file is for TLS.*wss://"),
