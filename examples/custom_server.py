@@ -5,6 +5,12 @@ python examples/custom_server.py wss://relay.example.com relay-key.txt
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports below shows no traceback
+
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -33,14 +39,27 @@ async def main(relay: str, key: RelayKey) -> None:
         await trio.serve_listeners(handler, [tunnel])
 
 
+def read_key(file: str) -> RelayKey:
+    """Read the key from the first line of a file. No error shows `file`: it may be the key, by mistake."""
+    try:
+        return RelayKey(Path(file).read_text().partition("\n")[0])
+    except UnicodeDecodeError:
+        sys.exit("KEY-FILE is not a text file")
+    except OSError as error:
+        sys.exit(f"KEY-FILE cannot be read: {error.strerror}")
+    except ValueError as error:
+        sys.exit(f"KEY-FILE: {error}")
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(f"usage: {sys.argv[0]} RELAY KEY-FILE")
-    problem: str | None = None
+    problem: str | int | None = None
     try:
-        trio.run(main, sys.argv[1], RelayKey(Path(sys.argv[2]).read_text().splitlines()[0]))
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on the tunnel ends gracefully
+        trio.run(main, sys.argv[1], read_key(sys.argv[2]))
     except* KeyboardInterrupt:
-        pass
+        problem = 130
     except* TunnelError as failed:  # a final failure: temporary ones are retried
         problem = str(failed.exceptions[0])
     sys.exit(problem)

@@ -7,6 +7,12 @@ reconnects. `make demo` runs this.
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports below shows no traceback
+
 import functools
 import hashlib
 import random
@@ -203,5 +209,9 @@ async def demo(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        trio.run(demo, Path(folder))
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on the demo removes what it made
+        with tempfile.TemporaryDirectory() as folder:
+            trio.run(demo, Path(folder))
+    except* KeyboardInterrupt:
+        sys.exit(130)

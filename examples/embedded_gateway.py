@@ -16,11 +16,16 @@ Every client needs the token. The gateway also knows where each client comes fro
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports below shows no traceback
+
 import functools
 import hmac
 import json
 import logging
-import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Iterable
@@ -41,6 +46,7 @@ from pioneer_tunnel import (
     RemoteProtocolError,
     RpcError,
     SettingsFile,
+    TunnelError,
     TunnelStream,
 )
 
@@ -213,9 +219,20 @@ async def main(folder: Path, port: int) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    if len(sys.argv) < 2:
+    folder, port = Path(*sys.argv[1:2]), (sys.argv[2:] or ["0"])[0]
+    if not 2 <= len(sys.argv) <= 3 or not port.isdecimal() or int(port) > 65535:
         sys.exit(f"usage: {sys.argv[0]} FOLDER [PORT]")
+    if not folder.is_dir():
+        sys.exit("FOLDER has to be a folder that exists, with gateway.toml in it")
+    problem: str | int | None = None
     try:
-        trio.run(main, Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on the gateway ends gracefully
+        trio.run(main, folder, int(port))
     except* KeyboardInterrupt:
-        pass
+        problem = 130
+    except* (TunnelError, OSError) as failed:  # files that cannot be used, or a port that is taken
+        error: BaseException = failed
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        problem = str(error)
+    sys.exit(problem)

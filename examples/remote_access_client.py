@@ -14,21 +14,28 @@ gateway's public URL.
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C ends it at once, without a traceback
+
 import argparse
 import itertools
 import json
 import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError, WebSocketConnection, wrap_client_stream
 
 TIMEOUT: Final = 20
+COMMANDS: Final = ("on", "off", "key", "forget-key", "status", "watch")
 STATUS_CHANGED: Final = "gateway/remote_access/status_changed"
 
 
@@ -102,8 +109,7 @@ def show(status: dict[str, Any]) -> None:
 
 
 @asynccontextmanager
-async def connected(url: str, token: str) -> AsyncIterator[Client]:
-    parts = urlsplit(url)
+async def connected(parts: SplitResult, token: str) -> AsyncIterator[Client]:
     host, secure = parts.hostname or "", parts.scheme == "wss"
     port = parts.port or (443 if secure else 80)
     stream: trio.abc.Stream
@@ -126,18 +132,34 @@ async def connected(url: str, token: str) -> AsyncIterator[Client]:
         nursery.cancel_scope.cancel()
 
 
-def read_key(file: str | None) -> str:
-    """Read the first line of a key file. The second line may be the public key for the relay's operator."""
-    text = sys.stdin.read() if file is None else Path(file).read_text()
+def read_first_line(what: str, file: str | None) -> str:
+    """Read the first line of a file, by default standard input. No error shows `file`: it may be a key, by mistake."""
+    try:
+        text = sys.stdin.read() if file is None else Path(file).read_text()
+    except OSError as error:
+        sys.exit(f"{what} cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        sys.exit(f"{what} is not a text file")
     return text.strip().partition("\n")[0]
+
+
+def read_url(text: str) -> SplitResult:
+    """Parse the gateway's URL. An error does not show it, nor does `no gateway answers` below show its userinfo."""
+    parts = urlsplit(text)
+    with suppress(ValueError):  # from `port`
+        if parts.scheme in {"ws", "wss"} and parts.hostname and parts.port != 0 and "@" not in parts.netloc:
+            return parts
+    sys.exit("URL is not the gateway's: write ws://HOST:PORT, or wss://HOST")
 
 
 async def main(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    token = Path(arguments.token_file).read_text().strip()
+    url, token = read_url(arguments.url), read_first_line("--token-file", arguments.token_file)
+    if arguments.command == "key":
+        arguments.argument = read_first_line("FILE", arguments.argument)
     problem: str | None = None
     try:
-        async with connected(arguments.url, token) as client:
+        async with connected(url, token) as client:
             try:
                 await run_command(client, arguments.command, arguments.argument)
             except Refused as refusal:
@@ -147,7 +169,7 @@ async def main(arguments: argparse.Namespace) -> int:
     except* ConnectionRejected:
         problem = "the gateway does not let us in: is the token right?"
     except* (OSError, trio.TooSlowError, HandshakeError):
-        problem = f"no gateway answers at {arguments.url}"
+        problem = f"no gateway answers at {url.scheme}://{url.netloc}"
     if problem is not None:
         print(problem, file=sys.stderr)
     return 0 if problem is None else 1
@@ -158,7 +180,7 @@ async def run_command(client: Client, command: str, argument: str | None) -> Non
         case "on" | "off":
             section = await client.update(enabled=command == "on")
         case "key":
-            section = await client.update(key=read_key(argument))
+            section = await client.update(key=argument)
         case "forget-key":
             section = await client.update(clear_key=True)
         case "status":
@@ -174,9 +196,15 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--token-file", required=True, help="where the gateway keeps its bearer token")
     parser.add_argument("url", help="the gateway's WebSocket")
-    parser.add_argument("command", choices=["on", "off", "key", "forget-key", "status", "watch"])
+    parser.add_argument("command", help=" ".join(COMMANDS), metavar="COMMAND")
     parser.add_argument("argument", nargs="?", help="FILE of `key`, STATE of `watch`")
-    return parser.parse_args()
+    # Errors of argparse itself show what was given, which may be a key.
+    arguments, surplus = parser.parse_known_args()
+    if surplus:
+        parser.error("there are too many arguments")
+    if arguments.command not in COMMANDS:
+        parser.error(f"COMMAND is one of {', '.join(COMMANDS)}")
+    return arguments
 
 
 if __name__ == "__main__":

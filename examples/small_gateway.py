@@ -17,6 +17,12 @@ Run it alone with `python examples/small_gateway.py [PORT]`; the demo embeds it.
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C ends it at once, without a traceback
+
 import hmac
 import itertools
 import secrets
@@ -131,4 +137,10 @@ async def main(port: int) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, int(sys.argv[1]) if len(sys.argv) > 1 else 17878)
+    port = (sys.argv[1:] or ["17878"])[0]
+    if len(sys.argv) > 2 or not port.isdecimal() or int(port) > 65535:
+        sys.exit(f"usage: {sys.argv[0]} [PORT]")
+    try:
+        trio.run(main, int(port))
+    except* OSError as failed:
+        sys.exit(f"cannot listen: {failed.exceptions[0]}")

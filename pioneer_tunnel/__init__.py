@@ -6,6 +6,10 @@ for a custom server (a tunnel is a `trio.abc.Listener`); `pioneer_tunnel.testing
 
 from __future__ import annotations
 
+from ._interrupts import end_quietly_in_our_program as _end_quietly_in_our_program
+
+_end_quietly_in_our_program()  # before the imports below, which take a while
+
 from ._deprecation import PioneerTunnelDeprecationWarning
 from ._model.addresses import Address, RelayAddress
 from ._model.errors import (

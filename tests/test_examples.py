@@ -133,6 +133,53 @@ async def test_the_custom_server_says_in_a_line_why_it_cannot_serve(tmp_path: Pa
     assert b"key" in done.stderr
 
 
+SECRET: Final = KEY.reveal()
+WRONG_ARGUMENTS: Final = [
+    ["custom_server.py", "relay", "nofile"],
+    ["custom_server.py", "ws://127.0.0.1:9", SECRET],
+    ["custom_server.py", "ws://127.0.0.1:9", "empty"],
+    ["custom_server.py", "ws://127.0.0.1:9", "binary"],
+    ["custom_server.py", "ws://127.0.0.1:9", "."],
+    ["custom_server.py", SECRET, "token"],
+    ["custom_server.py"],
+    ["embedded_gateway.py", "/nonexistent"],
+    ["embedded_gateway.py", "."],
+    ["embedded_gateway.py", ".", "x"],
+    ["embedded_gateway.py", ".", "65536"],
+    ["embedded_gateway.py", SECRET],
+    ["embedded_gateway.py", ".", SECRET],
+    ["embedded_gateway.py"],
+    ["small_gateway.py", SECRET],
+    ["small_gateway.py", "65536"],
+    ["remote_access_client.py", "--token-file", "nofile", "ws://127.0.0.1:9", "status"],
+    ["remote_access_client.py", "--token-file", SECRET, "ws://127.0.0.1:9", "status"],
+    ["remote_access_client.py", "--token-file", "binary", "ws://127.0.0.1:9", "status"],
+    ["remote_access_client.py", "--token-file", "token", SECRET, "status"],
+    ["remote_access_client.py", "--token-file", "token", "ws://127.0.0.1:9x", "status"],
+    ["remote_access_client.py", "--token-file", "token", f"ws://{SECRET}@127.0.0.1:9", "status"],
+    ["remote_access_client.py", "--token-file", "token", "ws://127.0.0.1:9", "status"],
+    ["remote_access_client.py", "--token-file", "token", "ws://127.0.0.1:9", "key", SECRET],
+    ["remote_access_client.py", "--token-file", "token", "ws://127.0.0.1:9", SECRET],
+    ["remote_access_client.py", "--token-file", "token", "ws://127.0.0.1:9", "status", "x", SECRET],
+]
+
+
+@pytest.mark.parametrize("arguments", WRONG_ARGUMENTS, ids=" ".join)
+async def test_wrong_arguments_are_explained_in_a_line_without_a_key(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a token")
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    with no_hang():
+        done = await trio.run_process(
+            command(*arguments), capture_stdout=True, capture_stderr=True, check=False, cwd=tmp_path
+        )
+    said = done.stderr.decode()
+    assert done.returncode in {1, 2}
+    assert said.startswith("usage: ") or said.count("\n") == 1, said
+    assert "Traceback" not in said
+    assert SECRET not in said + done.stdout.decode()
+
+
 async def test_the_small_gateway_asks_for_its_token() -> None:
     header = ProxyHeader(visitor=Address("192.0.2.1", 4711), local=Address("192.0.2.2", 443)).encode()
     port = free_port()

@@ -251,6 +251,13 @@ def is_ip_address(host: str) -> bool:
     return True
 
 
+def is_loopback(host: str) -> bool:
+    """True for what this host alone can reach: a loopback address, or `localhost` and names below it (RFC 6761)."""
+    if is_ip_address(host):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost" or host.endswith(".localhost")
+
+
 def bracketed(host: str) -> str:
     """`host` as it is written before `:port`: an IPv6 address in brackets, anything else unchanged."""
     return f"[{host}]" if ":" in host else host

@@ -191,7 +191,7 @@ class LocalGatewayError(TunnelError):
 
 
 class RelayResolveError(TunnelError):
-    """The relay's host name does not resolve."""
+    """The relay's host name does not resolve, or no name server answers in time."""
 
     kind = ErrorKind.RELAY_RESOLVE_FAILED
     final = False

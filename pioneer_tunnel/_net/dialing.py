@@ -1,19 +1,22 @@
 """Connects to an address and returns a Trio stream: name resolution, TCP, TLS.
 
-Each call resolves the name again. IPv6 and IPv4 are tried in parallel by `trio.open_tcp_stream`. A test, or a host with
-a network of its own, passes its own `Dialer`. Failures are raised as `TunnelError`s.
+Each call resolves the name again. Its addresses, IPv6 and IPv4, are tried in parallel. A test, or a host with a network
+of its own, passes its own `Dialer`. Failures are raised as `TunnelError`s.
 """
 
 from __future__ import annotations
 
 import errno
 import functools
+import itertools
+import math
 import os
 import socket
 import ssl
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Final, Protocol, final
+from typing import Any, Final, Protocol, final
 
 import trio
 
@@ -25,7 +28,22 @@ from .tcp import CAN_USE_DESCRIPTORS, TcpStream
 from .tls.client import why_tls_failed
 from .tls.stream import TlsStream
 
-__all__ = ["Attempt", "Dialer", "begin_dial", "dial_local", "dial_relay", "dial_tcp", "first_to_connect"]
+__all__ = [
+    "HEAD_START",
+    "Attempt",
+    "Dialer",
+    "ResolvingDialer",
+    "begin_dial",
+    "dial_local",
+    "dial_relay",
+    "dial_tcp",
+    "first_to_connect",
+    "ip_address_of",
+    "resolve",
+]
+
+HEAD_START: Final = 0.25
+"""Seconds until the next address is tried in parallel (RFC 8305 recommends 250 ms)."""
 
 _NOT_BLOCKING: Final = getattr(socket, "SOCK_NONBLOCK", 0)
 _UNDER_WAY: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK}
@@ -48,8 +66,54 @@ async def dial_tcp(host: str, port: int) -> trio.SocketStream:
     await trio.lowlevel.checkpoint_if_cancelled()
     attempt = begin_dial(host, port)
     if attempt is None:
-        return await trio.open_tcp_stream(host, port)
+        return await first_to_connect(await resolve(host), port)
     return trio.SocketStream(trio.socket.from_stdlib_socket(attempt.at_once() or await attempt.wait()))
+
+
+class ResolvingDialer(ABC):
+    """A dialer in two steps, so that each step has a deadline of its own."""
+
+    async def __call__(self, host: str, port: int) -> trio.abc.Stream:
+        return await self.connect(await resolve(host), port)
+
+    @abstractmethod
+    async def connect(self, addresses: Sequence[str], port: int) -> trio.abc.Stream:
+        """Connect to one of the IP addresses of a host. The caller sets the deadline.
+
+        Raises:
+            OSError: none of them could be connected to.
+        """
+
+
+async def resolve(host: str, *, timeout: float = math.inf) -> list[str]:
+    """The IP addresses of `host`, in the order in which to try them. An IP address is its own.
+
+    Args:
+        host: a name or an IP address.
+        timeout: seconds; by default the caller has the deadline. A system's resolver takes half a minute, or longer, to
+            give up.
+
+    Raises:
+        socket.gaierror: the name does not resolve, or no name server answered in time.
+    """
+    if _family_of(host) is not None:
+        return [host]
+    try:
+        with trio.fail_after(timeout):
+            found = await trio.socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    except trio.TooSlowError:
+        raise socket.gaierror(socket.EAI_AGAIN, f"no name server answered within {timeout:g} seconds") from None
+    addresses = list(dict.fromkeys(ip_address_of(sockaddr) for *_, sockaddr in found))
+    # The second attempt uses the other family (RFC 8305), for hosts where one of them leads nowhere.
+    other = next((index for index, text in enumerate(addresses) if (":" in text) != (":" in addresses[0])), 1)
+    addresses[1 : other + 1] = addresses[other : other + 1] + addresses[1:other]
+    return addresses
+
+
+def ip_address_of(sockaddr: tuple[Any, ...]) -> str:
+    """The IP address of a socket's name as text, with the interface that an IPv6 address may be limited to."""
+    host, _, *scope = sockaddr
+    return f"{host}%{scope[1]}" if scope and scope[1] else str(host)
 
 
 @final
@@ -126,14 +190,16 @@ def _family_of(host: str) -> socket.AddressFamily | None:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-async def first_to_connect(hosts: Sequence[str], port: int, head_starts: Iterable[float]) -> trio.SocketStream:
+async def first_to_connect(
+    hosts: Sequence[str], port: int, head_starts: Iterable[float] = itertools.repeat(HEAD_START)
+) -> trio.SocketStream:
     """Connect to one of several IP addresses. The caller sets the deadline.
 
     Args:
         hosts: the addresses, in the order in which they are tried.
         port: the port of all.
         head_starts: for each address, the seconds until the next one is tried in parallel. After a failure the next one
-            is tried at once.
+            is tried at once (default `HEAD_START`).
 
     Raises:
         OSError: none could be connected to.
@@ -152,7 +218,7 @@ async def first_to_connect(hosts: Sequence[str], port: int, head_starts: Iterabl
 
     try:
         async with trio.open_nursery() as nursery:
-            for host, head_start in zip(hosts, head_starts, strict=True):
+            for host, head_start in zip(hosts, head_starts, strict=False):
                 failed = trio.Event()
                 nursery.start_soon(connect, host, failed)
                 with trio.move_on_after(head_start):
@@ -162,7 +228,9 @@ async def first_to_connect(hosts: Sequence[str], port: int, head_starts: Iterabl
             stream.socket.close()
         raise
     if not connected:
-        raise OSError(f"no address could be connected to at port {port}") from ExceptionGroup("attempts", failures)
+        raise OSError(f"all attempts failed: no address could be connected to at port {port}") from ExceptionGroup(
+            "attempts", failures
+        )
     for stream in connected[1:]:
         stream.socket.close()
     return connected[0]
@@ -174,16 +242,17 @@ async def dial_relay(
     """Connect to a relay, with TLS when a context is given; returns the stream, and the lowest stream below it.
 
     Args:
-        timeout: seconds for the connection, and again for the TLS handshake.
+        timeout: seconds for each of name resolution (with a `ResolvingDialer`), the connection and the TLS handshake.
         what: names what is dialled, for the errors.
 
     Raises:
-        RelayResolveError: the name does not resolve.
+        RelayResolveError: the name does not resolve, or not in time.
         RelayConnectError: the connection or the TLS handshake failed.
     """
     try:
+        connect = await _resolved(dial, address.host, address.port, timeout=timeout)
         with trio.fail_after(timeout):
-            connected = await dial(address.host, address.port)
+            connected = await connect()
     except socket.gaierror as error:
         raise RelayResolveError(f"{what}'s name {address.host!r} does not resolve: {error.strerror}") from error
     except OSError as error:
@@ -202,7 +271,8 @@ async def dial_relay(
         if isinstance(error, trio.TooSlowError):
             raise RelayConnectError(f"TLS with {address} was not agreed on within {timeout:g} seconds") from None
         if isinstance(error, trio.BrokenResourceError):
-            raise RelayConnectError(f"TLS with {address} failed: {why_tls_failed(error.__cause__, tls)}") from error
+            why = why_tls_failed(error.__cause__, tls, host=address.host, beginning=secured.beginning)
+            raise RelayConnectError(f"TLS with {address} failed: {why}") from error
         raise
     return secured, watched
 
@@ -221,16 +291,30 @@ async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> Watch
         connected = None if attempt is None else attempt.at_once()
         if connected is not None:
             return TcpStream(connected, resets=True)
+        connect = None if attempt else await _resolved(dial, address.host, address.port, timeout=timeout)
         with trio.move_on_after(timeout):
             if attempt is not None:
                 return TcpStream(await attempt.wait(), resets=True)
-            stream = watch(await dial(address.host, address.port))
+            assert connect is not None
+            stream = watch(await connect())
             if isinstance(stream, TcpStream):
                 stream.plain_socket.arm_reset()
             return stream
+    except socket.gaierror as error:
+        why = f"its name does not resolve: {error.strerror}"
+        raise LocalGatewayError(f"the local gateway at {address} does not answer: {why}") from error
     except OSError as error:
         raise LocalGatewayError(f"the local gateway at {address} does not answer: {_why(error)}") from error
     raise LocalGatewayError(f"the local gateway at {address} did not answer within {timeout:g} seconds")
+
+
+async def _resolved(dial: Dialer, host: str, port: int, *, timeout: float) -> Callable[[], Awaitable[trio.abc.Stream]]:
+    """What connects to `host`, whose name is resolved now. A dialer that is one step does both when it is called."""
+    if dial is dial_tcp:
+        return functools.partial(first_to_connect, await resolve(host, timeout=timeout), port)
+    if isinstance(dial, ResolvingDialer):
+        return functools.partial(dial.connect, await resolve(host, timeout=timeout), port)
+    return functools.partial(dial, host, port)
 
 
 def _why(error: OSError) -> str:

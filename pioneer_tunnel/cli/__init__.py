@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from .._interrupts import end_quietly
 from .standard_error import queue_standard_error
 
 __all__ = ["main"]
@@ -11,6 +12,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """The `pioneer-tunnel` command."""
+    end_quietly()
     queue_standard_error()
     try:
         from .commands import pioneer_tunnel  # noqa: PLC0415  # click is optional

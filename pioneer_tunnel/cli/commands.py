@@ -18,9 +18,10 @@ from .._model.addresses import Address
 from .._model.errors import StorageError, TunnelError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey, SigningIdentity, new_relay_key
+from .._model.text import redact_reason
 from .._net.descriptor_limit import raise_descriptor_limit
 from .._net.tls.certificate import Certificate
-from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust
+from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
 from .._storage import files
 from .._version import __version__
 from ..relay import Relay
@@ -31,6 +32,7 @@ from ..tunnel.forward import forward
 from ..tunnel.tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
 from ..tunnel.visitor_tls import terminate_tls
 from ..websocket import EngineName
+from .arguments import Choice, Command, Commands, ExistingFile
 from .standard_error import write_json_lines
 from .status_lines import StatusLines
 
@@ -38,20 +40,21 @@ __all__ = ["pioneer_tunnel"]
 
 _log: Final = logging.getLogger("pioneer_tunnel.cli")
 _KEY_FILE_LIMIT: Final = 64 * 1024
-_FILE: Final = click.Path(path_type=Path, dir_okay=False)
+_FILE: Final = ExistingFile()
 _websocket_engine: Final = click.option(
     "--websocket-engine",
-    type=click.Choice(get_args(EngineName)),
+    type=Choice(get_args(EngineName)),
     help="What speaks WebSocket; by default the fastest that is installed.",
 )
 
 
-@click.group()
+@click.group(cls=Commands)
 @click.version_option(__version__, prog_name="pioneer-tunnel")
 @click.option("-v", "--verbose", is_flag=True, help="Log more. Never logs a key.")
 @click.pass_context
 def pioneer_tunnel(context: click.Context, verbose: bool) -> None:
     """Reach a gateway behind NAT through a relay."""
+    raise_descriptor_limit()
     level = logging.DEBUG if verbose else logging.INFO
     context.obj = handler = logging.StreamHandler(sys.stderr)
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", handlers=[handler])
@@ -71,7 +74,6 @@ def relay(context: click.Context, config: Path | None, websocket_engine: EngineN
     if config is None:
         raise click.UsageError("name the relay's file with --config FILE")
     try:
-        raise_descriptor_limit()
         file = ConfigFile(config)
         server = Relay(file.load(), engine=websocket_engine)
         _run(functools.partial(_serve_and_follow, server, file))
@@ -88,7 +90,7 @@ async def _serve_and_follow(server: Relay, file: ConfigFile) -> None:
             await follow(file, server.apply, reload_now=asked)
 
 
-@relay.command("new-key")
+@relay.command("new-key", cls=Command)
 def new_key() -> None:
     """Print a fresh key on the first line, and on the second what the relay's registry needs to know of it.
 
@@ -99,7 +101,7 @@ def new_key() -> None:
     click.echo(key.identity().public_key)
 
 
-@relay.command("new-identity")
+@relay.command("new-identity", cls=Command)
 def new_identity() -> None:
     """Print a fresh identity for a relay: the private seed on the first line, what gateways pin on the second.
 
@@ -110,19 +112,19 @@ def new_identity() -> None:
     click.echo(SigningIdentity.from_seed(seed).public_key)
 
 
-@pioneer_tunnel.command()
+@pioneer_tunnel.command(cls=Command)
 @click.argument("local")
 @click.option("--relay", "relay_address", required=True, help="ws:// or wss:// URL, or host:port (for wss, tcp, tls).")
 @click.option(
     "--transport",
-    type=click.Choice(["websocket", "tcp", "tls"]),
+    type=Choice(["websocket", "tcp", "tls"]),
     default="websocket",
     show_default=True,
     help="tcp and tls reach a Pioneer Relay or rathole.",
 )
 @click.option(
     "--key-mode",
-    type=click.Choice([str(mode) for mode in KeyMode]),
+    type=Choice([str(mode) for mode in KeyMode]),
     default=str(KeyMode.TOKEN_ROUTING),
     show_default=True,
     help="How a relay of transport tcp or tls knows the key.",
@@ -131,7 +133,7 @@ def new_identity() -> None:
 @click.option("--ca-file", type=_FILE, help="PEM certificates to trust beside the system's.")
 @click.option(
     "--system-trust",
-    type=click.Choice(SYSTEM_TRUSTS),
+    type=Choice(SYSTEM_TRUSTS),
     default="openssl",
     show_default=True,
     help="Whom TLS to the relay trusts: the files of OpenSSL, or the operating system (extra truststore).",
@@ -140,7 +142,7 @@ def new_identity() -> None:
 @click.option("--service", default=DEFAULT_SERVICE, show_default=True, help="The service label.")
 @click.option("--tls-certificate", type=_FILE, help="End visitors' TLS with this, where the relay passes it through.")
 @click.option("--tls-private-key", type=_FILE, help="The certificate's private key.")
-@click.option("--proxy-protocol", type=click.Choice(["v2"]), help="Tell the local gateway who visits, in this form.")
+@click.option("--proxy-protocol", type=Choice(["v2"]), help="Tell the local gateway who visits, in this form.")
 @_websocket_engine
 @click.option("--json", "as_json", is_flag=True, help="Status lines (with 'state') and log lines (with 'log') as JSON.")
 @click.pass_obj
@@ -170,7 +172,15 @@ def expose(  # noqa: PLR0917  # click passes them by name
     try:
         address = Address.parse(local)
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="LOCAL") from error
+        raise click.BadParameter(redact_reason(str(error), local), param_hint="LOCAL") from None
+    _refuse_idle_options(
+        relay_address,
+        transport,
+        ca_file=ca_file,
+        system_trust=system_trust,
+        key_mode=key_mode,
+        websocket_engine=websocket_engine,
+    )
     if (tls_certificate is None) != (tls_private_key is None):
         raise click.UsageError("--tls-certificate and --tls-private-key come together")
     key = _read_key(key_file, native=transport == "websocket")
@@ -213,10 +223,34 @@ def expose(  # noqa: PLR0917  # click passes them by name
             raise
 
     try:
+        if ca_file is not None:
+            client_tls(ca_file, system_trust=system_trust)  # what is wrong with it shows before anything is dialled
         _run(keep_exposed)
     except TunnelError as error:
         lines.show_failure(error)
         sys.exit(1)
+
+
+def _refuse_idle_options(
+    relay_address: str,
+    transport: str,
+    *,
+    ca_file: Path | None,
+    system_trust: SystemTrust,
+    key_mode: str,
+    websocket_engine: EngineName | None,
+) -> None:
+    """Refuse options that would have no effect. Whoever names a CA expects TLS, for example."""
+    native = transport == "websocket"
+    if transport == "tcp" or (native and relay_address.lower().startswith("ws://")):
+        wanted = "a wss:// address" if native else "--transport tls"
+        for option, given in (("--ca-file", ca_file is not None), ("--system-trust", system_trust != "openssl")):
+            if given:
+                raise click.UsageError(f"{option} is for TLS, and this relay is dialled without TLS; write {wanted}")
+    if native and key_mode != KeyMode.TOKEN_ROUTING:
+        raise click.UsageError("--key-mode is for a relay of --transport tcp or tls")
+    if not native and websocket_engine is not None:
+        raise click.UsageError("--websocket-engine is for a relay of --transport websocket")
 
 
 async def _show(tunnel: Tunnel, lines: StatusLines) -> None:
@@ -230,17 +264,20 @@ def _run(serve: Callable[[], Awaitable[object]]) -> None:
     async def until_interrupted() -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cancel_on, signals, nursery.cancel_scope)
-                await serve()
+                with trio.CancelScope() as serving:
+                    nursery.start_soon(_cancel_on, signals, serving)
+                    await serve()
                 nursery.cancel_scope.cancel()
 
     with lone_error_bare():
         trio.run(until_interrupted)
 
 
-async def _cancel_on(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    async for _ in signals:
-        scope.cancel()
+async def _cancel_on(signals: AsyncIterator[int], serving: trio.CancelScope) -> None:
+    async for number in signals:  # also while `serving` ends, which takes seconds at most
+        if not serving.cancel_called:
+            _log.info("stopping: %s", signal.Signals(number).name)
+            serving.cancel()
 
 
 def _read_key(path: Path, *, native: bool) -> RelayKey:
@@ -248,7 +285,7 @@ def _read_key(path: Path, *, native: bool) -> RelayKey:
     try:
         content = files.read(path, limit=_KEY_FILE_LIMIT)
         if content is None:
-            raise click.ClickException(f"the key file {str(path)!r} cannot be read: there is none")
+            raise click.ClickException(f"the key file {str(path)!r} is gone")
         text = str(content, "utf-8")
     except StorageError as error:
         raise click.ClickException(f"the key file {str(path)!r}: {error}") from None

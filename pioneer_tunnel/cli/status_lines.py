@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from typing import Final, final
 
+import attrs
 import click
 
 from .._model.errors import TunnelError
@@ -22,6 +24,17 @@ _COLOURS: Final = {
 }
 
 
+# What the library calls its parameters, as a word of a message; a part of a path is none.
+_PARAMETERS: Final = {
+    "ca_file": "--ca-file",
+    "key_mode": "--key-mode",
+    "relay_identity": "--relay-identity",
+    "service_name": "--service",
+    "system_trust": "--system-trust",
+}
+_PARAMETER: Final = re.compile(rf"(?<![\w/.'-])({'|'.join(_PARAMETERS)})(?![\w/.'-])")
+
+
 @final
 class StatusLines:
     """Prints each status that is news (`Status.is_news_after`), once."""
@@ -35,7 +48,7 @@ class StatusLines:
         """Print what is new since the last call. `dropped` is the number of statuses before `history`."""
         for status in history[max(self._shown - dropped, 0) :]:
             if self._last is None or status.is_news_after(self._last):
-                click.echo(self._line(status), err=True)
+                self._show(status)
             self._last = status
         self._shown = dropped + len(history)
 
@@ -43,7 +56,13 @@ class StatusLines:
         """Print a final failure, unless it was printed as a status."""
         shown = self._last is not None and self._last.state is State.FAILED and self._last.retry_at_unix is None
         if not shown:
-            click.echo(self._line(Status(state=State.FAILED, error_kind=error.kind, message=str(error))), err=True)
+            self._show(Status(state=State.FAILED, error_kind=error.kind, message=str(error)))
+
+    def _show(self, status: Status) -> None:
+        if status.message:
+            message = _PARAMETER.sub(lambda match: _PARAMETERS[match[0]], status.message)
+            status = attrs.evolve(status, message=message)
+        click.echo(self._line(status), err=True)
 
     def _line(self, status: Status) -> str:
         if self._as_json:

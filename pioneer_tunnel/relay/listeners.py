@@ -5,6 +5,7 @@ A reload can add and remove listeners of tunnels; the others stay open until the
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import sys
@@ -23,6 +24,8 @@ from .config import TunnelEntry, each_address
 __all__ = ["BoundListeners", "bound_address", "open_listeners"]
 
 BACKLOG: Final = 1024
+RESOLVE_TIMEOUT: Final = 10.0
+"""Seconds to resolve a name that the relay listens at; the rest is done at once."""
 _ANY_IPV6: Final = "::"
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
 
@@ -40,10 +43,14 @@ async def open_listeners(address: Address, beside: Collection[Address] = ()) -> 
     truncated stream does not look complete. Where descriptors cannot be used, they behave as usual.
 
     Raises:
-        OSError: the system refused; the message names the address.
+        OSError: the system refused, or the name does not resolve in time; the message names the address.
     """
     try:
-        listeners = await _open(address, beside)
+        with trio.fail_after(RESOLVE_TIMEOUT):
+            listeners = await _open(address, beside)
+    except trio.TooSlowError:
+        why = f"no name server answered within {RESOLVE_TIMEOUT:g} seconds"
+        raise OSError(errno.ETIMEDOUT, f"cannot listen at {address}: {why}") from None
     except OSError as error:
         raise OSError(error.errno, f"cannot listen at {address}: {error.strerror}") from error
     if CAN_USE_DESCRIPTORS:

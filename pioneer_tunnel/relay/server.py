@@ -20,7 +20,7 @@ import attrs
 import trio
 
 from .._http.head import RequestHead
-from .._model.addresses import Address, normal_audience
+from .._model.addresses import Address, is_loopback, normal_audience
 from .._model.errors import InvalidSettingsError, StorageError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import SigningIdentity
@@ -207,12 +207,27 @@ class Relay:
             )  # fmt: skip
             for tunnel_id, addresses in bound.addresses.items():
                 _log.info("visitors of tunnel %s at %s", tunnel_id, _listed(addresses))
+            self._warn_of_clear_text(self._addresses)
             if self._admission.most_connections < config.limits.connections:
                 _log.warning(
                     "this process may have so few descriptors that it takes %d connections at the most, not the %d"
                     " of its limits; see ulimit -n", self._admission.most_connections, config.limits.connections,
                 )  # fmt: skip
             task_status.started(self._addresses)
+
+    def _warn_of_clear_text(self, addresses: RelayAddresses) -> None:
+        """Log a warning of each side that others than this host can reach without TLS."""
+        by_host = any(not tunnel.passes_tls and tunnel.bind_addr is None for tunnel in self._config.tunnels)
+        for who, clear, listening in (
+            ("gateways", not self._config.control_tls, addresses.all_control),
+            ("visitors", not self._config.ingress_tls and by_host, addresses.all_ingress),
+        ):
+            reachable = tuple(address for address in listening if not is_loopback(address.host))
+            if clear and reachable:
+                _log.warning(
+                    "%s come to %s without TLS: on the way, what visitors send and get can be read and changed; set"
+                    " tls_certificate and tls_private_key, or let a proxy in front end TLS", who, _listed(reachable),
+                )  # fmt: skip
 
     async def _serve_control(self, connected: trio.SocketStream, arrival: Arrival) -> None:
         stream: trio.abc.Stream

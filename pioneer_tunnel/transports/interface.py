@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from typing import NoReturn, Protocol, TypeAlias, final
+from typing import Final, NoReturn, Protocol, TypeAlias, final
 
 import attrs
 import trio
@@ -25,6 +25,7 @@ from .redial import Redial
 from .tunnel_stream import TunnelStream
 
 __all__ = [
+    "IN_CLEAR",
     "BuiltInTransport",
     "Deliver",
     "Draining",
@@ -41,6 +42,12 @@ __all__ = [
     "Target",
     "usable_key",
 ]
+
+
+IN_CLEAR: Final = (
+    "%s is reached in clear, without TLS: on the way, visitors' traffic and tokens can be read and changed; use %s"
+)
+"""The warning about a link, with the relay's address and what to use instead."""
 
 
 @final

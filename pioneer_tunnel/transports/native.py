@@ -6,6 +6,7 @@ Then yamux carries visitors until the connection ends. All errors become a `Tunn
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,13 +15,13 @@ from typing import Final, NoReturn, final
 import attrs
 import trio
 
-from .._model.addresses import RelayAddress
+from .._model.addresses import RelayAddress, is_loopback
 from .._model.errors import LinkLostError, RelayConnectError, RemoteProtocolError, ReplacedError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import PublicKey, RelayKey
 from .._model.text import clean_message, cut
 from .._net.dialing import dial_relay
-from .._net.tls.client import client_tls
+from .._net.tls.client import client_tls, why_alerted
 from .._wire import messages as wire
 from .._wire.handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
 from .._wire.proxy_v2 import MAX_LENGTH, ProxyHeader
@@ -35,7 +36,7 @@ from ..websocket import (
     load_engine,
 )
 from ..yamux import Limits, Role, YamuxConnection, YamuxStream
-from .interface import Deliver, Draining, Replaced, Report, RoundTrip, Session, Target, usable_key
+from .interface import IN_CLEAR, Deliver, Draining, Replaced, Report, RoundTrip, Session, Target, usable_key
 from .tunnel_stream import TunnelStream
 
 __all__ = ["NativeTransport"]
@@ -49,6 +50,8 @@ up without that sign, and the heartbeat decides whether the link is dead.
 
 HEADER_TIMEOUT: Final = 5.0
 """Seconds that a stream's PROXY header may take."""
+
+_log: Final = logging.getLogger("pioneer_tunnel.transports.native")
 
 
 @final
@@ -158,6 +161,8 @@ async def _carry(
         with trio.move_on_after(COUNTED_TIMEOUT):
             await counted.wait()
         task_status.started(Session(id=welcome.session, public_url=welcome.public_url))
+        if not address.secure and not is_loopback(address.host):
+            _log.warning(IN_CLEAR, address, "a wss:// address")
 
     async with trio.open_nursery() as nursery:
         connection = YamuxConnection(
@@ -247,13 +252,16 @@ def _failures_named(address: RelayAddress) -> Iterator[None]:
             f"{address} closed the opening with code {error.code}{_quoted(error.reason)}"
         ) from error
     except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
-        raise RelayConnectError(f"{address} broke off the opening: {error}") from error
+        why = why_alerted(error, address.host) or f"{error}{_hint_of_tls(address)}"
+        raise RelayConnectError(f"{address} broke off the opening: {why}") from error
 
 
 def _refused(refusal: WebSocketRefused, address: RelayAddress) -> RelayConnectError:
     status = refusal.status
     if status is None:
-        return RelayConnectError(f"{address} does not answer as a WebSocket: {refusal}; nothing secret was sent")
+        return RelayConnectError(
+            f"{address} does not answer as a WebSocket: {refusal}{_hint_of_tls(address)}; nothing secret was sent"
+        )
     if 300 <= status < 400:
         where = clean_message(refusal.location or "nowhere")
         return RelayConnectError(
@@ -265,10 +273,18 @@ def _refused(refusal: WebSocketRefused, address: RelayAddress) -> RelayConnectEr
             f"{address} answered with a web page (HTTP status {status}) instead of a WebSocket; is this network behind"
             " a sign-in page (a captive portal), or the address not a relay's? Nothing secret was sent"
         )
-    hint = "; is this where the relay takes gateways (its control_addr), and not visitors?" if status == 404 else ""
+    hint = ""
+    if status == 404:
+        hint = "; is this where the relay takes gateways (its control_addr), and not visitors?"
+    elif status == 400:
+        hint = _hint_of_tls(address)
     return RelayConnectError(
         f"{address} refused the WebSocket with HTTP status {status}{hint}", retry_after=_seconds(refusal.retry_after)
     )
+
+
+def _hint_of_tls(address: RelayAddress) -> str:
+    return "" if address.secure else "; if it speaks TLS, its address begins with wss://"
 
 
 def _seconds(retry_after: str | None) -> float | None:

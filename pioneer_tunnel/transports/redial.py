@@ -10,22 +10,19 @@
 from __future__ import annotations
 
 import logging
-import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, final
 
+import attrs
 import trio
 
 from .._model.addresses import RelayAddress
 from .._model.errors import InvalidSettingsError, RelayConnectError, StorageError
-from .._net.dialing import Dialer, dial_tcp, first_to_connect
+from .._net.dialing import HEAD_START, Dialer, ResolvingDialer, dial_tcp, first_to_connect, ip_address_of
 
 __all__ = ["Redial"]
-
-HEAD_START: Final = 0.25
-"""Seconds until the next address is tried in parallel (RFC 8305 recommends 250 ms)."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.redial")
 
@@ -53,26 +50,20 @@ class Redial:
         Args:
             timeout: seconds that a connection may take. A tried address is dialled after half of them.
         """
-        if dial is not dial_tcp:
-            return dial
+        return _RedialingDialer(self, timeout) if dial is dial_tcp else dial
 
-        async def connect(host: str, port: int) -> trio.SocketStream:
-            connected = await self._connect(host, port, timeout)
-            with suppress(OSError):  # the connection is broken; its user gets the error
-                self._connected_to = address = str(connected.socket.getpeername()[0])
-                self._tried.pop(address, None)
-                self._tried[address] = None
-            return connected
+    async def connect(self, addresses: Sequence[str], port: int, *, timeout: float) -> trio.SocketStream:
+        """See `dialer`, whose second step this is."""
+        connected = await self._connect(addresses, port, timeout)
+        with suppress(OSError):  # the connection is broken; its user gets the error
+            self._connected_to = address = ip_address_of(connected.socket.getpeername())
+            self._tried.pop(address, None)
+            self._tried[address] = None
+        return connected
 
-        return connect
-
-    async def _connect(self, host: str, port: int, timeout: float) -> trio.SocketStream:
-        if not self._tried:
-            return await dial_tcp(host, port)
-        resolved = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = dict.fromkeys(str(entry[4][0]) for entry in resolved)
+    async def _connect(self, addresses: Sequence[str], port: int, timeout: float) -> trio.SocketStream:
         if self._tried.keys().isdisjoint(addresses):
-            return await dial_tcp(host, port)
+            return await first_to_connect(addresses, port)
         untried = [address for address in addresses if address not in self._tried]
         tried = [address for address in self._tried if address in addresses]
         # With a short head start, a near address that was tried would always win against a good one that is far away.
@@ -117,3 +108,13 @@ class Redial:
             raise problem
         _log.warning("%s; the last good ones stay in use", problem)
         return self._context
+
+
+@final
+@attrs.frozen
+class _RedialingDialer(ResolvingDialer):
+    redial: Redial
+    timeout: float
+
+    async def connect(self, addresses: Sequence[str], port: int) -> trio.SocketStream:
+        return await self.redial.connect(addresses, port, timeout=self.timeout)

@@ -29,6 +29,7 @@ from .._model.errors import InvalidSettingsError, TunnelError, UnsupportedTransp
 from .._model.exception_groups import leaves, open_tasks_beside_body, raise_bare
 from .._model.keys import PublicKey, RelayKey
 from .._model.status import State, Status
+from .._model.text import redact_reason
 from .._net.dialing import Dialer, dial_tcp
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
 from ..transports import TRANSPORTS, Event, Serve, Target, configured_transport, usable_key
@@ -314,7 +315,7 @@ def _address(relay: str | RelayAddress, transport: Serve | str) -> RelayAddress:
         try:
             relay = RelayAddress.parse(relay)
         except ValueError as error:
-            raise InvalidSettingsError(str(error)) from None
+            raise InvalidSettingsError(redact_reason(str(error), relay)) from None
     if transport in _BARE:
         if relay.scheme is not None:
             raise InvalidSettingsError(

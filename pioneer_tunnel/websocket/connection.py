@@ -11,6 +11,7 @@ import attrs
 import trio
 
 from .._model.addresses import RelayAddress
+from .._net.tls.alerts import is_tls
 from .frame_meter import Allowance, FrameMeter
 
 __all__ = [
@@ -97,7 +98,7 @@ def refusal_in(answer: bytes) -> WebSocketRefused | None:
     Needed because the engines wait for the end of a response, and the body of a web page may never end.
     """
     if not answer.startswith(_HTTP[: len(answer)]):
-        return WebSocketRefused("did not receive a valid HTTP response")
+        return WebSocketRefused("did not receive a valid HTTP response" + (", but TLS" if is_tls(answer) else ""))
     status = _STATUS_LINE.match(answer)
     if status is None or status[1] == b"101" or b"\r\n\r\n" not in answer:
         return None

@@ -196,6 +196,7 @@ class _Watch(trio.abc.Stream):
         self._connection: WebSocketConnection | None = None
         self._of_client: Final = of_client
         self._answer = b""
+        self._failure: Exception | None = None
         self._over: Final = trio.Event()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
@@ -208,8 +209,8 @@ class _Watch(trio.abc.Stream):
             else:
                 self._unparsed = await self._read(max_bytes if self.meter.trusted else FIRST_READ)
             amount = self.meter.admit(self._unparsed)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._over.set()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._fail(error)
             raise
         if amount == len(self._unparsed):
             data, self._unparsed = self._unparsed, b""
@@ -253,14 +254,18 @@ class _Watch(trio.abc.Stream):
             return WebSocketRefused(f"HTTP status {error.status_code}", status=error.status_code)
         if self._answer:
             return WebSocketRefused("did not receive a valid HTTP " + ("response" if self._of_client else "request"))
-        return trio.BrokenResourceError("the connection ended without a word")
+        return self._failure or trio.BrokenResourceError("the connection ended without a word")
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self._over.set()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         try:
             await self.transport_stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if self._of_client:  # the engine then reads no answer to its request; a server's own task gets the error
-                self._over.set()
+                self._fail(error)
             raise
 
     async def wait_send_all_might_not_block(self) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import threading
@@ -17,10 +18,11 @@ from typing import Final
 
 import pytest
 from click.testing import CliRunner
-from programs import KEY, Gateway, Relay, key_file, run, running
+from programs import KEY, Gateway, Program, Relay, key_file, run, running
 from rig import HANG, free_port
 from statuses import states_of
 
+from pioneer_tunnel._model.errors import InvalidSettingsError
 from pioneer_tunnel._model.keys import PublicKey, RelayKey, SigningIdentity
 from pioneer_tunnel._model.status import State, Status
 from pioneer_tunnel.cli.commands import pioneer_tunnel
@@ -59,11 +61,17 @@ def test_a_gateway_is_exposed_until_it_is_interrupted(relay: Relay, gateway: str
         shown = Path(f"/proc/{program.process.pid}/cmdline").read_bytes()
         assert KEY.reveal().encode() not in shown
         assert program.interrupt(by) == 0
-        assert program.errors.endswith("stopped")
+        assert program.errors.endswith(f"stopping: {by.name} stopped")
         assert program.out == b""
         assert KEY.reveal().encode() not in program.err
     assert relay.ask("/two").startswith(b"HTTP/1.1 503 ")
     assert relay.program.interrupt(by) == 0
+    assert relay.program.errors.endswith(f"stopping: {by.name}")
+
+
+def statuses_of(program: Program) -> list[Status]:
+    lines = [json.loads(line) for line in program.err.decode().splitlines()]
+    return [Status.from_wire(line) for line in lines if "state" in line]
 
 
 def test_status_lines_for_machines(relay: Relay, gateway: str) -> None:
@@ -80,9 +88,15 @@ def test_status_lines_for_machines(relay: Relay, gateway: str) -> None:
         program.wait_for('"connected"')
         relay.ask("/")
         assert program.interrupt(signal.SIGINT) == 0
-    statuses = [Status.from_wire(json.loads(line)) for line in program.err.decode().splitlines()]
+    statuses = statuses_of(program)
     assert [status.state for status in statuses] == [State.STARTING, State.CONNECTED, State.STOPPED]
     assert statuses[1].public_url == "http://office.test"
+
+
+def test_messages_name_options_as_the_command_line_writes_them(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = StatusLines(as_json=False)
+    lines.show_failure(InvalidSettingsError("the ca_file '/etc/ca_file/ca_file.pem'; key_mode has to be rathole"))
+    assert "the --ca-file '/etc/ca_file/ca_file.pem'; --key-mode has to be rathole" in capsys.readouterr().err
 
 
 def test_a_round_trip_does_not_print_every_status_again(capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,11 +179,14 @@ def test_expose_connects_before_the_local_gateway_is_there(relay: Relay) -> None
             thread.join()
             server.server_close()
         assert program.interrupt(signal.SIGINT) == 0
-    statuses = [Status.from_wire(json.loads(line)) for line in program.err.decode().splitlines()]
+    statuses = statuses_of(program)
     assert states_of(statuses) == [State.STARTING, State.CONNECTED, State.STOPPED]
 
 
 # What is wrong, explained
+
+
+EXPOSE: Final = ["expose", "127.0.0.1:1", "--key-file", "key"]
 
 
 @pytest.mark.parametrize(
@@ -179,9 +196,19 @@ def test_expose_connects_before_the_local_gateway_is_there(relay: Relay) -> None
         (["expose", "127.0.0.1:1", "--key-file", "key"], "--relay"),
         (["expose", "127.0.0.1:1", "--relay", "ws://h"], "--key-file"),
         (["expose", "127.0.0.1:1", "--relay", "ftp://h", "--key-file", "key"], "ftp"),
-        (["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", "nowhere"], "'nowhere' cannot be read"),
-        (["expose", "127.0.0.1:1", "--relay", "wss://h", "--key-file", "key", "--ca-file", "nowhere"], "CA file"),
-        (["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", "key", "--relay-identity", "x"], "ed25519:"),
+        (["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", "nowhere"], "--key-file: there is no"),
+        ([*EXPOSE, "--relay", "wss://h", "--ca-file", "nowhere"], "--ca-file.*'nowhere'"),
+        ([*EXPOSE, "--relay", "wss://h", "--ca-file", "key"], "'key'.*no certificate"),
+        ([*EXPOSE, "--relay", "ws://h", "--ca-file", "key"], "--ca-file is for TLS.*wss://"),
+        ([*EXPOSE, "--relay", "WS://h", "--system-trust", "os"], "--system-trust is for TLS.*wss://"),
+        (
+            [*EXPOSE, "--relay", "h:1", "--transport", "tcp", "--ca-file", "key"],
+            "--ca-file is for.*--transport tls",
+        ),
+        ([*EXPOSE, "--relay", "h", "--key-mode", "rathole"], "--key-mode is for"),
+        ([*EXPOSE, "--relay", "h:1", "--transport", "tls", "--websocket-engine", "websockets"], "engine is for"),
+        ([*EXPOSE, "surplus", "--relay", "h"], "too many arguments; write .*LOCAL"),
+        ([*EXPOSE, "--relay", "ws://h", "--relay-identity", "x"], "--relay-identity: .*ed25519:"),
         (["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", "key", "--proxy-protocol", "v1"], "v2"),
         (["relay"], "--config FILE"),
         (["relay", "--config", "nowhere"], "nowhere"),
@@ -197,6 +224,69 @@ def test_bad_arguments_are_explained(
     assert result.exit_code in {1, 2}
     assert isinstance(result.exception, SystemExit), "explained, not thrown"
     assert re.search(told, " ".join(result.output.split())), result.output
+    assert KEY.reveal() not in result.output
+
+
+PLACES: Final[dict[str, list[str]]] = {
+    "LOCAL": ["expose", "SECRET", "--relay", "ws://h", "--key-file", "key"],
+    "a second argument": [*EXPOSE, "SECRET", "--relay", "ws://h"],
+    "an unknown option": [*EXPOSE, "--relay", "ws://h", "--key=SECRET"],
+    "an unknown option and a value": [*EXPOSE, "--relay", "ws://h", "--key", "SECRET"],
+    "a command": ["SECRET"],
+    "a command of relay": ["relay", "SECRET"],
+    "relay new-key": ["relay", "new-key", "SECRET"],
+    "--config": ["relay", "--config", "SECRET"],
+    "the relay": [*EXPOSE, "--relay", "SECRET"],
+    "the relay's path": [*EXPOSE, "--relay", "h:1/SECRET"],
+    "the relay's user": [*EXPOSE, "--relay", "ws://SECRET@h"],
+    "the relay's query": [*EXPOSE, "--relay", "ws://h/?SECRET"],
+    "--key-file": ["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", "SECRET"],
+    "--key-file=": ["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file=SECRET"],
+    "--tls-private-key": [*EXPOSE, "--relay", "ws://h", "--tls-certificate", "key", "--tls-private-key", "SECRET"],
+    "--ca-file": [*EXPOSE, "--relay", "wss://h", "--ca-file", "SECRET"],
+    "--tls-certificate": [*EXPOSE, "--relay", "ws://h", "--tls-certificate", "SECRET"],
+    "--relay-identity": [*EXPOSE, "--relay", "ws://h", "--relay-identity", "SECRET"],
+    "--transport": [*EXPOSE, "--relay", "ws://h", "--transport", "SECRET"],
+    "--key-mode": [*EXPOSE, "--relay", "ws://h", "--key-mode", "SECRET"],
+    "--proxy-protocol": [*EXPOSE, "--relay", "ws://h", "--proxy-protocol", "SECRET"],
+    "--system-trust": [*EXPOSE, "--relay", "ws://h", "--system-trust", "SECRET"],
+    "--websocket-engine": [*EXPOSE, "--relay", "ws://h", "--websocket-engine", "SECRET"],
+}
+"""Where a key may be pasted by mistake."""
+
+TYPING_ERRORS: Final = {"LOCAL", "a command", "a command of relay", "the relay", "--config", "--ca-file"} | {
+    "--tls-certificate"
+}
+"""Where a short word is rather a typing error, and is quoted."""
+
+TOKEN: Final = "a-token-of-some-rathole"
+
+
+@pytest.mark.parametrize(
+    ("place", "secret"),
+    [
+        *((place, KEY.reveal()) for place in PLACES),
+        *((place, TOKEN) for place in PLACES if place != "the relay's path"),
+        *((place, "hunter2") for place in PLACES if place not in TYPING_ERRORS | {"the relay's path"}),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, secret: str
+) -> None:
+    key_file(tmp_path, KEY.reveal())
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(pioneer_tunnel, [word.replace("SECRET", secret) for word in PLACES[place]])
+    assert result.exit_code in {1, 2}
+    assert isinstance(result.exception, SystemExit), "explained, not thrown"
+    assert secret not in result.output
+    if secret == KEY.reveal():
+        assert "name that file with --key-file" in result.output
+
+
+def test_a_relay_key_as_the_service_is_refused_before_a_relay_hears_it(tmp_path: Path) -> None:
+    arguments = ["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", str(key_file(tmp_path, KEY.reveal()))]
+    result = CliRunner().invoke(pioneer_tunnel, [*arguments, "--service", KEY.reveal()])
+    assert result.exit_code == 2
     assert KEY.reveal() not in result.output
 
 
@@ -254,6 +344,25 @@ def test_verbose_logs_more_and_never_the_key(relay: Relay, gateway: str) -> None
     assert KEY.reveal() not in program.errors
     assert "secret-path" not in program.errors
     assert '"proof"' not in program.errors
+
+
+@pytest.mark.parametrize("command", ["relay", "expose"])
+def test_each_command_raises_its_limit_of_descriptors(relay: Relay, gateway: str, command: str) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+    if command == "relay":
+        assert relay.program.interrupt(signal.SIGINT) == 0
+        arguments = ["relay", "--config", relay.folder / "relay.toml"]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard - 1), hard))
+    try:
+        program = Program(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        program.wait_for("connected|gateways at")
+        assert resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        assert program.interrupt(signal.SIGINT) == 0
 
 
 def test_the_version_is_told() -> None:
@@ -361,5 +470,9 @@ def test_the_log_is_there_for_machines_too(relay: Relay, gateway: str) -> None:
     lines = [json.loads(line) for line in program.err.decode().splitlines()]
     logged = [line for line in lines if "log" in line]
     assert [line["state"] for line in lines if line not in logged] == ["starting", "connected", "stopped"]
-    assert [(line["level"], line["logger"]) for line in logged] == [("WARNING", "pioneer_tunnel.cli")]
+    assert [(line["level"], line["logger"]) for line in logged] == [
+        ("WARNING", "pioneer_tunnel.cli"),
+        ("INFO", "pioneer_tunnel.cli"),
+    ]
     assert "can be read by others" in logged[0]["log"]
+    assert logged[1]["log"] == "stopping: SIGINT"

@@ -18,6 +18,7 @@ from pioneer_tunnel._model.addresses import (
     RelayAddress,
     bracketed,
     is_ip_address,
+    is_loopback,
     normal_audience,
     normal_host,
 )
@@ -123,6 +124,11 @@ def test_an_address_knows_whether_it_has_to_be_resolved() -> None:
     assert Address("127.0.0.1", 1).is_ip
     assert Address("::1", 1).is_ip
     assert not Address("localhost", 1).is_ip
+
+
+def test_what_only_this_host_reaches() -> None:
+    assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "localhost", "relay.localhost")))
+    assert not any(map(is_loopback, ("relay.test", "localhost.test", "192.168.1.1", "0.0.0.0", "::", "2001:db8::1")))
 
 
 @pytest.mark.parametrize(

@@ -5,23 +5,27 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, final
 
 import pytest
 import trio
 import trio.testing
 import trustme
-from rig import HANG, free_port, nothing_left_behind, run_until_it_waits
+from resolving import resolving
+from rig import HANG, KEY, free_port, nothing_left_behind, run_until_it_waits
 
 from pioneer_tunnel._model.addresses import Address, RelayAddress
 from pioneer_tunnel._model.errors import LocalGatewayError, RelayConnectError, RelayResolveError
+from pioneer_tunnel._model.status import ErrorKind, State
 from pioneer_tunnel._net.adopted import Watched
-from pioneer_tunnel._net.dialing import dial_local, dial_relay, dial_tcp
+from pioneer_tunnel._net.dialing import ResolvingDialer, dial_local, dial_relay, dial_tcp, ip_address_of, resolve
 from pioneer_tunnel._net.tcp import TcpStream
 from pioneer_tunnel._net.tls.client import client_tls
 from pioneer_tunnel._net.tls.stream import TlsStream
+from pioneer_tunnel.relay.listeners import open_listeners
+from pioneer_tunnel.tunnel.tunnel import open_tunnel
 
 RELAY = RelayAddress.parse("wss://relay.test:8443")
 
@@ -99,13 +103,75 @@ async def test_a_local_gateway_that_does_not_read_is_sent_little() -> None:
             assert scope.cancelled_caught
 
 
-async def test_a_local_gateway_that_does_not_answer(autojump_clock: trio.testing.MockClock) -> None:
-    async def dial(host: str, port: int) -> trio.abc.Stream:
-        await trio.sleep_forever()
-        raise AssertionError
+async def silent(host: str, port: int) -> trio.abc.Stream:
+    await trio.sleep_forever()
+    raise AssertionError
 
+
+@final
+class SilentNetwork(ResolvingDialer):
+    """Names resolve, and no address answers."""
+
+    async def connect(self, addresses: Sequence[str], port: int) -> trio.abc.Stream:
+        assert addresses == ["192.0.2.1"]
+        return await silent("192.0.2.1", port)
+
+
+async def test_each_step_to_a_relay_has_a_deadline_of_its_own(autojump_clock: trio.testing.MockClock) -> None:
+    with resolving(), pytest.raises(RelayResolveError, match=r"'relay.test' does not resolve: no name server.* 10 sec"):
+        await dial_relay(RELAY, dial=SilentNetwork(), tls=None, timeout=10)
+    assert trio.current_time() == 10
+    with resolving("192.0.2.1", after=9), pytest.raises(RelayConnectError, match="did not answer within 10 seconds"):
+        await dial_relay(RELAY, dial=SilentNetwork(), tls=None, timeout=10)
+    assert trio.current_time() == 10 + 9 + 10
+    with pytest.raises(RelayConnectError, match="did not answer within 10 seconds"):
+        await dial_relay(RELAY, dial=silent, tls=None, timeout=10)
+    assert trio.current_time() == 29 + 10
+
+
+async def test_without_a_name_server_the_status_says_so(autojump_clock: trio.testing.MockClock) -> None:
+    with resolving():
+        async with open_tunnel("ws://relay.test", key=KEY) as tunnel:
+            await trio.sleep(15)
+            assert (tunnel.status.state, tunnel.status.error_kind) == (State.FAILED, ErrorKind.RELAY_RESOLVE_FAILED)
+            assert "no name server answered within 10 seconds" in (tunnel.status.message or "")
+
+
+async def test_a_local_gateway_whose_name_does_not_resolve(autojump_clock: trio.testing.MockClock) -> None:
+    with resolving(), pytest.raises(LocalGatewayError, match=r"gateway\.test:1 .*not resolve: no name server.* 3 sec"):
+        await dial_local(Address("gateway.test", 1), dial=dial_tcp, timeout=3)
+    assert trio.current_time() == 3
+
+
+async def test_a_relay_does_not_wait_forever_for_a_name_to_listen_at(autojump_clock: trio.testing.MockClock) -> None:
+    with resolving(), pytest.raises(OSError, match=r"cannot listen at relay\.test:443: no name server"):
+        await open_listeners(Address("relay.test", 443))
+
+
+@pytest.mark.parametrize(
+    ("found", "tried"),
+    [
+        (["192.0.2.1"], ["192.0.2.1"]),
+        (["192.0.2.1", "192.0.2.1", "192.0.2.2"], ["192.0.2.1", "192.0.2.2"]),
+        (["::1", "::2", "::3", "192.0.2.1", "::4"], ["::1", "192.0.2.1", "::2", "::3", "::4"]),
+        (["192.0.2.1", "192.0.2.2", "::1"], ["192.0.2.1", "::1", "192.0.2.2"]),
+    ],
+)
+async def test_the_second_attempt_uses_the_other_family(found: list[str], tried: list[str]) -> None:
+    with resolving(*found):
+        assert await resolve("relay.test") == tried
+
+
+async def test_an_address_needs_no_resolver() -> None:
+    with resolving("192.0.2.9"):
+        assert await resolve("192.0.2.1") == ["192.0.2.1"]
+        assert await resolve("fe80::1%2") == ["fe80::1%2"]
+    assert ip_address_of(("fe80::1", 443, 0, 2)) == "fe80::1%2"
+
+
+async def test_a_local_gateway_that_does_not_answer(autojump_clock: trio.testing.MockClock) -> None:
     with pytest.raises(LocalGatewayError, match="within 3 seconds"):
-        await dial_local(Address("127.0.0.1", 1), dial=dial, timeout=3)
+        await dial_local(Address("127.0.0.1", 1), dial=silent, timeout=3)
     assert trio.current_time() == 3
 
 

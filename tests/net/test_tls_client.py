@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import inspect
 import re
+import socket
 import ssl
+import struct
 import sys
 import threading
 import warnings
@@ -32,7 +34,10 @@ from pioneer_tunnel import (
     SettingsUpdate,
     open_tunnel,
 )
+from pioneer_tunnel._model.addresses import RelayAddress
+from pioneer_tunnel._model.errors import RelayConnectError
 from pioneer_tunnel._model.status import ErrorKind, State
+from pioneer_tunnel._net.dialing import dial_relay
 from pioneer_tunnel._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls, why_tls_failed
 from pioneer_tunnel._net.tls.stream import TlsStream
 from pioneer_tunnel.cli.commands import expose
@@ -62,6 +67,20 @@ def speaking_tls_1_1() -> ssl.SSLContext:
     return context
 
 
+def wanting_a_certificate(highest: ssl.TLSVersion) -> ssl.SSLContext:
+    context = presenting(CA.issue_cert(RELAY_NAME))
+    context.maximum_version = highest
+    context.verify_mode = ssl.CERT_REQUIRED
+    CA.configure_trust(context)
+    return context
+
+
+def knowing_another_name() -> ssl.SSLContext:
+    context = presenting(CA.issue_cert("other.test"))
+    context.sni_callback = lambda *_: ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+    return context
+
+
 def self_signed(folder: Path) -> ssl.SSLContext:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, RELAY_NAME)])
@@ -87,7 +106,10 @@ IMPOSTORS: Final[dict[str, tuple[Callable[[Path], ssl.SSLContext], str]]] = {
     "out of date": (lambda _: presenting(CA.issue_cert(RELAY_NAME, not_after=PAST)), "out of date.*clock"),
     "signed by itself": (self_signed, "not trusted.*self.signed.*ca_file"),
     "of an unknown authority": (lambda _: presenting(trustme.CA().issue_cert(RELAY_NAME)), "not trusted.*ca_file"),
-    "of TLS 1.1": (lambda _: speaking_tls_1_1(), "TLS 1.2 or newer"),
+    "of TLS 1.1": (lambda _: speaking_tls_1_1(), "protocol_version.*TLS 1.2 or newer"),
+    "a demand": (lambda _: wanting_a_certificate(ssl.TLSVersion.TLSv1_3), "certificate_required.*client certificate"),
+    "a demand in TLS 1.2": (lambda _: wanting_a_certificate(ssl.TLSVersion.TLSv1_2), "demands a client certificate"),
+    "an alert": (lambda _: knowing_another_name(), "unrecognized_name: .*for the name 'relay.test'"),
 }
 
 
@@ -142,6 +164,7 @@ async def test_who_is_not_the_relay_is_refused_and_hears_nothing(
             await eventually(lambda: tunnel.status.error_kind is not None)
             assert (tunnel.status.state, tunnel.status.error_kind) == (State.FAILED, ErrorKind.RELAY_CONNECT_FAILED)
             assert re.search(told, tunnel.status.message or ""), tunnel.status.message
+            assert "does it speak TLS at all" not in (tunnel.status.message or "")
         assert heard == []
 
 
@@ -336,6 +359,79 @@ def test_what_is_wrong_with_a_certificate_is_told(code: int, with_ca: bool, told
     error = ssl.SSLCertVerificationError()
     error.verify_code, error.verify_message = code, "Missing Authority Key Identifier" if code == 85 else "told"
     assert re.search(told, why_tls_failed(error, client_tls(ca_file if with_ca else None)))
+
+
+ALERTS: Final = {
+    40: "handshake_failure: .*client certificate",
+    42: "bad_certificate: it demands a client certificate",
+    49: "access_denied: ",
+    70: "protocol_version: .*TLS 1.2 or newer",
+    80: "internal_error: .*port for gateways",
+    109: "missing_extension: .*by a name, not as '192.0.2.1'",
+    112: "unrecognized_name: .*'192.0.2.1'",
+    116: "certificate_required: it demands a client certificate",
+    120: "no_application_protocol: ",
+}
+
+
+@pytest.mark.parametrize("number", [*ALERTS, 0, 99, 255])
+async def test_an_alert_is_named_and_what_it_demands(number: int) -> None:
+    """Whoever sends one speaks TLS, also if nobody knows what it means."""
+    message = await why_a_handshake_fails(bytes([21, 3, 3, 0, 2, 2, number]))
+    assert re.search(ALERTS.get(number, "TLS"), message), message
+    assert "does it speak TLS" not in message
+
+
+async def test_a_demand_is_heard_also_after_the_connection_was_reset(ca_file: Path) -> None:
+    """A TLS 1.3 server refuses when the client believes that the handshake is over, and may close with a reset."""
+    context = wanting_a_certificate(ssl.TLSVersion.TLSv1_3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse() -> None:
+            connection, _ = listener.accept()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.settimeout(HANG)
+            with suppress(ssl.SSLError), connection:
+                connection = context.wrap_socket(connection, server_side=True)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, refuse)
+            stream = await connect(Address(*listener.getsockname()))
+            secured = TlsStream(stream, client_tls(ca_file), server_hostname=RELAY_NAME)
+            await secured.do_handshake()
+        with pytest.raises(trio.BrokenResourceError, match="certificate_required"):
+            await secured.send_all(b"hello")
+        await trio.aclose_forcefully(secured)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", r"plain HTTP; does it speak TLS at all\?.*ws://"),
+        (b"SSH-2.0-what\r\n", r"does it speak TLS at all\?"),
+        (bytes([0]) * 20, r"does it speak TLS at all\?"),
+        (b"HTTP", "closed during the handshake"),
+        (bytes([22, 3, 3, 0, 90]), "closed during the handshake"),
+        (b"", "closed during the handshake"),
+    ],
+)
+async def test_an_answer_that_is_not_tls_is_told_as_such(answer: bytes, told: str) -> None:
+    assert re.search(told, message := await why_a_handshake_fails(answer)), message
+
+
+async def why_a_handshake_fails(answer: bytes) -> str:
+    """What is reported of a server that gives this answer to any hello."""
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def dial(host: str, port: int) -> trio.abc.Stream:
+        await theirs.send_all(answer)
+        await theirs.send_eof()
+        return ours
+
+    address = RelayAddress.parse("wss://192.0.2.1:8443")
+    with pytest.raises(RelayConnectError) as caught:
+        await dial_relay(address, dial=dial, tls=client_tls(), timeout=HANG)
+    return str(caught.value)
 
 
 # What is trusted

@@ -59,6 +59,36 @@ def test_the_kit_needs_no_test_framework() -> None:
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
+def test_under_asyncio_it_says_what_to_set(pytester: pytest.Pytester) -> None:
+    """pytest-asyncio in auto mode takes the tests and fixtures of every async library."""
+    pytest.importorskip("pytest_asyncio")
+    pytester.makepyfile(
+        """
+        import pytest, trio
+
+        @pytest.mark.trio
+        async def test_clock(virtual_clock):
+            await trio.sleep(60)
+
+        @pytest.mark.trio
+        async def test_relay(tunnel_relay):
+            await trio.sleep(0)
+
+        @pytest.mark.trio
+        async def test_recorder(status_recorder):
+            await trio.sleep(0)
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-o", "asyncio_mode=auto")
+    result.assert_outcomes(errors=3)
+    said = result.stdout.str()
+    for fixture in ("virtual_clock", "tunnel_relay"):
+        assert f"the fixture '{fixture}' needs Trio, and asyncio runs this test" in said
+    assert 'set asyncio_mode = "strict"' in said
+    assert "RunContext" not in said
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", "-o", "asyncio_mode=strict").assert_outcomes(passed=3)
+
+
 def test_the_guide_is_right_and_a_gateway_that_lies_fails_the_test(pytester: pytest.Pytester) -> None:
     guide = Path(__file__).parents[2] / "docs" / "testing.md"
     blocks = re.findall(r"^```python\n(.*?)^```", guide.read_text(), flags=re.DOTALL | re.MULTILINE)

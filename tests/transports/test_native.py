@@ -512,6 +512,7 @@ async def test_plain_towards_a_tls_port(engine: EngineName, authority: trustme.C
     attempt = Attempt(over_tls(relay(), authority.issue_cert(RELAY_NAME)), engine)
     error = await attempt.run()
     assert type(error) is RelayConnectError
+    assert "wss://" in str(error)
     assert_nothing_secret(attempt.heard)
 
 

@@ -18,6 +18,7 @@ import trio
 import trio.testing
 import trustme
 from fast_path import switch_fast_path_off
+from resolving import resolving
 from rig import (
     AT_ONCE,
     HANG,
@@ -48,7 +49,7 @@ from pioneer_tunnel._model.status import ErrorKind, State
 from pioneer_tunnel._net import adopted as streams, dialing as dialer
 from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.closing import abandon
-from pioneer_tunnel._net.dialing import Attempt, dial_tcp
+from pioneer_tunnel._net.dialing import Attempt
 from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH
 from pioneer_tunnel._net.log_limiter import LINES_IN_FULL
 from pioneer_tunnel.testing import Moment, ScriptedPioneerRelay, Trouble, Way, open_pioneer_relay
@@ -259,23 +260,17 @@ async def test_a_burst_of_visitors_does_not_run_over_who_accepts_them(caplog: py
 
 
 @every_way
-async def test_data_channels_go_to_the_machine_that_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_data_channels_go_to_the_machine_that_answered() -> None:
     """A name can have several addresses, and only one of them knows the session."""
-    asked = []
-
-    async def open_tcp_stream(host: str, port: int) -> trio.SocketStream:
-        asked.append(host)
-        return await dial_tcp("127.0.0.1", port)
-
-    monkeypatch.setattr(trio, "open_tcp_stream", open_tcp_stream)
-    async with (
-        open_pioneer_relay(key=KEY) as relay,
-        open_tunnel(f"relay.test:{relay.address.port}", key=KEY, transport="tcp") as tunnel,
-    ):
-        with no_hang():
-            await tunnel.wait_connected()
-        await eventually(lambda: relay.data_channels == 8)
-    assert asked == ["relay.test"]
+    with resolving("127.0.0.1") as resolver:
+        async with (
+            open_pioneer_relay(key=KEY) as relay,
+            open_tunnel(f"relay.test:{relay.address.port}", key=KEY, transport="tcp") as tunnel,
+        ):
+            with no_hang():
+                await tunnel.wait_connected()
+            await eventually(lambda: relay.data_channels == 8)
+        assert resolver.asked == ["relay.test"]
 
 
 # Not coming up

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -15,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
+from resolving import resolving
 from rig import AT_ONCE, KEY, RELAY_NAME, connect, eventually, nothing_left_behind, relay_rig
 
 from pioneer_tunnel._model.addresses import Address, RelayAddress
@@ -30,30 +30,6 @@ from pioneer_tunnel.tunnel.tunnel import Tunnel, open_tunnel
 BAD, GOOD, THIRD = "127.0.0.1", "127.0.0.2", "127.0.0.3"
 CA: Final = trustme.CA()
 RELAY: Final = RelayAddress.parse(f"wss://{RELAY_NAME}")
-
-
-@final
-class Resolver(trio.abc.HostnameResolver):
-    """Every name has these addresses, in this order."""
-
-    def __init__(self, *addresses: str) -> None:
-        self._addresses = addresses
-
-    async def getaddrinfo(self, host: Any, port: Any, *_: Any) -> list[Any]:
-        await trio.lowlevel.checkpoint()
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, int(port))) for address in self._addresses]
-
-    async def getnameinfo(self, *_: Any) -> tuple[str, str]:
-        raise NotImplementedError
-
-
-@contextmanager
-def resolving(*addresses: str) -> Iterator[None]:
-    before = trio.socket.set_custom_hostname_resolver(Resolver(*addresses))
-    try:
-        yield
-    finally:
-        trio.socket.set_custom_hostname_resolver(before)
 
 
 @final

@@ -19,8 +19,9 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from ..._model.errors import InvalidSettingsError, StorageError
 from ..._storage import files
+from .alerts import advice_on, alert_in, is_tls
 
-__all__ = ["SYSTEM_TRUSTS", "SystemTrust", "blocks", "client_tls", "why_tls_failed"]
+__all__ = ["SYSTEM_TRUSTS", "SystemTrust", "blocks", "client_tls", "why_alerted", "why_tls_failed"]
 
 SystemTrust: TypeAlias = Literal["openssl", "os"]
 SYSTEM_TRUSTS: Final[tuple[SystemTrust, ...]] = get_args(SystemTrust)
@@ -35,7 +36,7 @@ _UNKNOWN_AUTHORITY: Final = frozenset({2, 18, 19, 20, 21})
 _CA_FILE: Final = "_pioneer_tunnel_ca_file"
 """The attribute of a context that holds the path of its CA file."""
 
-_TOO_OLD: Final = frozenset({"UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"})
+_HTTP: Final = b"HTTP/"
 
 
 def client_tls(ca_file: Path | None = None, *, system_trust: SystemTrust = "openssl") -> ssl.SSLContext:
@@ -85,36 +86,62 @@ def blocks(context: ssl.SSLContext) -> bool:
     return type(context).__module__.partition(".")[0] == "truststore"
 
 
-def why_tls_failed(cause: BaseException | None, context: ssl.SSLContext | None = None) -> str:
+def why_tls_failed(
+    cause: BaseException | None, context: ssl.SSLContext | None = None, *, host: str = "", beginning: bytes = b""
+) -> str:
     """What the exception `cause` of a failed handshake means, and what to do about it, as a text.
 
     Args:
         context: of the handshake.
+        host: the name or IP address that was dialled.
+        beginning: the first bytes that came; b"" if they are not known, or none came.
     """
     if isinstance(cause, ssl.SSLCertVerificationError):
-        text = cause.verify_message
-        if cause.verify_code in _OTHER_NAME:
-            return f"its certificate is for another name ({text}); dial it by a name that stands in the certificate"
-        if cause.verify_code == _EXPIRED:
-            return (
-                f"its certificate is out of date ({text}); its operator has to renew it, or this host's clock is wrong"
-            )
-        if cause.verify_code == _NOT_YET_VALID:
-            return f"its certificate is not valid yet ({text}); is this host's clock right?"
-        if cause.verify_code not in _UNKNOWN_AUTHORITY:
-            return f"its certificate, or its CA's, is not acceptable ({text}); its operator has to issue it anew"
-        ca_file: Path | None = getattr(context, _CA_FILE, None)
-        if ca_file is None:
-            return f"its certificate is not trusted ({text}); a CA of your own is named by ca_file"
-        return (
-            f"its certificate is not trusted ({text}): neither the system nor the ca_file {str(ca_file)!r} has the"
-            " authority that issued it"
-        )
-    if isinstance(cause, ssl.SSLEOFError):
+        return _why_not_trusted(cause, context)
+    if not isinstance(cause, ssl.SSLError) or isinstance(cause, ssl.SSLEOFError):
         return "the connection was closed during the handshake"
-    if isinstance(cause, ssl.SSLError):
-        reason = (cause.reason or "handshake failed").replace("_", " ").lower()
-        if cause.reason in _TOO_OLD:
-            return f"{reason}; does it speak TLS 1.2 or newer? Anything older is refused"
+    if (alert := alert_in(cause)) is not None:
+        return _demand(alert, host)
+    if beginning.startswith(_HTTP):
+        return "it answers in plain HTTP; does it speak TLS at all? A relay without TLS is dialled by a ws:// address"
+    reason = (cause.reason or "handshake failed").replace("_", " ").lower()
+    if beginning and not is_tls(beginning):
         return f"{reason}; does it speak TLS at all?"
-    return "the connection was closed during the handshake"
+    if cause.reason == "UNSUPPORTED_PROTOCOL":
+        return f"{reason}; does it speak TLS 1.2 or newer? Anything older is refused"
+    return reason
+
+
+def why_alerted(error: BaseException, host: str) -> str | None:
+    """What the alert means that broke a stream, as `why_tls_failed` says it; None if no alert did.
+
+    Args:
+        error: what the stream raised.
+        host: the name or IP address that was dialled.
+    """
+    cause = error.__cause__
+    alert = alert_in(cause) if isinstance(cause, ssl.SSLError) else None
+    return None if alert is None else _demand(alert, host)
+
+
+def _demand(alert: str, host: str) -> str:
+    return f"it sent the TLS alert {alert}: {advice_on(alert, host)}"
+
+
+def _why_not_trusted(cause: ssl.SSLCertVerificationError, context: ssl.SSLContext | None) -> str:
+    text = cause.verify_message
+    if cause.verify_code in _OTHER_NAME:
+        return f"its certificate is for another name ({text}); dial it by a name that stands in the certificate"
+    if cause.verify_code == _EXPIRED:
+        return f"its certificate is out of date ({text}); its operator has to renew it, or this host's clock is wrong"
+    if cause.verify_code == _NOT_YET_VALID:
+        return f"its certificate is not valid yet ({text}); is this host's clock right?"
+    if cause.verify_code not in _UNKNOWN_AUTHORITY:
+        return f"its certificate, or its CA's, is not acceptable ({text}); its operator has to issue it anew"
+    ca_file: Path | None = getattr(context, _CA_FILE, None)
+    if ca_file is None:
+        return f"its certificate is not trusted ({text}); a CA of your own is named by ca_file"
+    return (
+        f"its certificate is not trusted ({text}): neither the system nor the ca_file {str(ca_file)!r} has the"
+        " authority that issued it"
+    )

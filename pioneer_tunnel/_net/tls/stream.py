@@ -28,6 +28,7 @@ import trio
 
 from ..adopted import adopt
 from ..streams import DelegatingStream
+from .alerts import describe
 from .client import blocks
 
 __all__ = ["TlsServerStream", "TlsStream"]
@@ -63,6 +64,10 @@ class TlsStream(DelegatingStream):
         session: of an earlier connection to the same server, to resume it.
         https: EOF of the connection counts as EOF also without `close_notify`, and `send_eof` also ends the
             connection's sending half.
+
+    Attributes:
+        beginning: the first bytes that the peer sent, as far as the handshake took them; they may be no TLS.
+        end_received: whether the peer has sent EOF.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class TlsStream(DelegatingStream):
         self._replies = 0  # bytes
         self._ahead = b""
         self._end_sent = False
+        self.beginning = b""
         self.end_received = False
 
     @property
@@ -129,6 +135,7 @@ class TlsStream(DelegatingStream):
                     self._tls.do_handshake()
             except ssl.SSLWantReadError:
                 await self._flush()
+                self.beginning = self.beginning or bytes(self._received[:_HEADER])
                 if self._feed():
                     await trio.lowlevel.checkpoint()
                 else:
@@ -195,7 +202,7 @@ class TlsStream(DelegatingStream):
             if self._https and isinstance(error, ssl.SSLEOFError):
                 self.end_received = True
             elif not pieces:
-                raise trio.BrokenResourceError(f"TLS broke off: {error.reason or error}") from error
+                raise trio.BrokenResourceError(f"TLS broke off: {describe(error)}") from error
         finally:
             self._replies += self._outgoing.pending - waiting
         if self._empty_records > _MOST_EMPTY_RECORDS and not pieces:
@@ -219,10 +226,26 @@ class TlsStream(DelegatingStream):
                     while sent < min(len(view), limit):
                         sent += self._tls.write(view[sent:limit])
                 except ssl.SSLError as error:
-                    raise trio.BrokenResourceError(f"TLS broke off: {error.reason or error}") from error
-                await self._flush()
+                    raise trio.BrokenResourceError(f"TLS broke off: {describe(error)}") from error
+                try:
+                    await self._flush()
+                except trio.BrokenResourceError:
+                    await self._raise_alert()
+                    raise
             if not view:
                 await self.transport_stream.send_all(b"")
+
+    async def _raise_alert(self) -> None:
+        """Raise the alert that the peer sent before the connection broke, if it did.
+
+        In TLS 1.3 a server that refuses the client says so when the client's handshake is over, and closes. Then the
+        client learns of the broken connection by its first send, and the alert still waits to be read.
+        """
+        # What has arrived is there at once. A task that is receiving gets the alert itself.
+        with trio.move_on_after(_REPLY_TIMEOUT), suppress(trio.BusyResourceError):
+            while not self._ahead and not self.end_received:
+                await self._fill()
+                self._ahead = self._decrypt(_RECORD)
 
     async def wait_send_all_might_not_block(self) -> None:
         async with self._to_wire:  # `_reply` may be sending

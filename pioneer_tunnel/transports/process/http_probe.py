@@ -12,6 +12,7 @@ import trio
 from ..._model.addresses import RelayAddress
 from ..._model.errors import RelayConnectError, RelayResolveError
 from ..._net.dialing import Dialer, dial_relay
+from ..._net.tls.client import why_alerted
 from ..._version import __version__
 from ..redial import Redial
 from .config import ProbeUrl
@@ -68,7 +69,8 @@ async def ask_for_status(
         return f"{url} does not answer as HTTP"
     except trio.TooSlowError:
         return f"{url} did not answer within {timeout:g} seconds"
-    except (trio.BrokenResourceError, ssl.SSLError):
-        return f"{url} broke the connection"
+    except (trio.BrokenResourceError, ssl.SSLError) as error:
+        alert = why_alerted(error, url.site.host)
+        return f"{url} broke the connection" + ("" if alert is None else f": {alert}")
     finally:
         await trio.aclose_forcefully(stream)

@@ -38,8 +38,8 @@ from ..._model.keys import RelayKey
 from ..._net.adopted import Watched
 from ..._net.dialing import Dialer, dial_relay, dial_tcp
 from ..._net.socket_options import keep_alive
-from ..._net.tls.client import client_tls
-from ..interface import Deliver, Report, Session, Target, usable_key
+from ..._net.tls.client import client_tls, why_alerted
+from ..interface import IN_CLEAR, Deliver, Report, Session, Target, usable_key
 from .codec import Ack, Challenge, ChannelKind, ControlChannel, ControlCommand, ControlEvent, Hello, OtherVersionError
 from .data_channels import DataChannels, staying
 from .key_mode import KeyMode
@@ -107,9 +107,7 @@ class RatholeTransport:
                     )
                     task_status.started(Session())
                     if tls is None:
-                        _log.warning(
-                            "%s is reached in clear: on the way, visitors' traffic and tokens can be read", address
-                        )
+                        _log.warning(IN_CLEAR, address, "the transport tls")
                     try:
                         await _obey(channel, early, stream, channels, address)
                     finally:
@@ -188,7 +186,8 @@ def _failures_named(channel: ControlChannel, target: Target) -> Iterator[None]:
         raise RelayConnectError(f"{address} is not a Pioneer relay or rathole: {error}") from error
     except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
         raise RelayConnectError(
-            f"{address} broke off the opening before it had said {channel.waits_for}: {error}"
+            f"{address} broke off the opening before it had said {channel.waits_for}:"
+            f" {why_alerted(error, address.host) or error}"
         ) from error
 
 

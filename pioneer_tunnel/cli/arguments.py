@@ -1,0 +1,104 @@
+"""Arguments of the command line, and errors about them that show no key.
+
+A key pasted in the place of another argument must not reach a log or a screen. So an argument that holds a relay key is
+refused before anything else. Other secrets, such as the token of a rathole, can have any form. So an error quotes no
+value that may be one, and no name of a file that does not exist where a key is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from .._model.keys import KEY_PREFIX
+from .._model.text import shown
+
+__all__ = ["Choice", "Command", "Commands", "ExistingFile"]
+
+if TYPE_CHECKING:
+    _AnyChoice = click.Choice[str]
+else:
+    _AnyChoice = click.Choice  # generic from click 8.2 on
+
+_WORDS: Final = "pioneer_tunnel: words of the command line"
+
+
+class Commands(click.Group):
+    """The group of all commands. What the user typed is quoted in an error only if it cannot be a secret."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        words = [*args]
+        if any(KEY_PREFIX in word and not os.path.exists(word) for word in words):  # noqa: PTH110  # it is no Path
+            raise click.UsageError(
+                "an argument holds a relay key, and all users of this machine can see arguments. Write the key to a"
+                " file that only you can read, and name that file with --key-file"
+            )
+        with _no_secret_quoted(words):
+            context = super().make_context(info_name, args, parent, **extra)
+        context.meta[_WORDS] = words
+        return context
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _no_secret_quoted(ctx.meta[_WORDS]):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _no_secret_quoted(words: Sequence[str]) -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        for word in words:
+            value = (word.partition("=")[2] if word.startswith("-") else "") or word.lstrip("-")
+            if shown("", value) != repr(value) and not os.path.exists(value):  # noqa: PTH110  # it is no Path
+                error.message = error.message.replace(value, "…")  # type: ignore[misc]  # there is no other way
+        raise
+
+
+class Command(click.Command):
+    """A command that does not quote surplus arguments: one of them may be the key."""
+
+    allow_extra_args = True
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        super().parse_args(ctx, args)
+        if ctx.args:
+            usage = " ".join(self.collect_usage_pieces(ctx))
+            raise click.UsageError(f"there are too many arguments; write {usage}", ctx)
+        return ctx.args
+
+
+class Choice(_AnyChoice):
+    """A choice whose error names what is allowed, and not what was given."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"allowed is {', '.join(self.choices)}", param, ctx)
+
+
+class ExistingFile(click.Path):
+    """The path of a file that exists. A file that does not is no mistake in the usage: the exit status is 1."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        if not os.path.exists(path):  # noqa: PTH110  # `Path.exists` raises for a name that is too long
+            name = shown("" if param is None or param.name is None else param.name, value)
+            why = (
+                "there is no such file; name the file that holds the key, never the key itself"
+                if name is None
+                else f"there is no file {name}"
+            )
+            raise click.ClickException(why if param is None else f"{param.opts[0]}: {why}")
+        return path
