@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Final, final
+from typing import Any, Final, final
 
 import trio
 
@@ -56,6 +56,11 @@ class LentSocket:
         if self.resets:
             self.resets = False
             fin_on_close(self.socket)
+
+    def shut_down(self) -> None:
+        """Send a FIN. Both kinds of sockets do this at once."""
+        found: Any = self.socket
+        found.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Close it with a FIN: what was sent still arrives. The borrower calls this after EOF in both directions."""

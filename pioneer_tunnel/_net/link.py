@@ -7,14 +7,13 @@ implements the same interface.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
 
 import trio
 
-__all__ = ["Bytes", "Link"]
+from .leg import Bytes
 
-Bytes: TypeAlias = bytes | bytearray | memoryview
+__all__ = ["Bytes", "Link"]
 
 
 class Link(trio.abc.AsyncResource):
@@ -39,6 +38,34 @@ class Link(trio.abc.AsyncResource):
 
         If cancelled, it may have sent a part. Only `aclose` may be called after that.
         """
+
+    def watch(self, on_readable: Callable[[], object]) -> bool:  # noqa: ARG002  # the default
+        """Call `on_readable` when `receive_nowait` may return something, until `unwatch` or a close.
+
+        The caller holds a stay in the event loop.
+
+        False, and nothing happens, if this link cannot do that: then use `receive`.
+        """
+        return False
+
+    def unwatch(self) -> None:  # the default
+        """Call back no more. To be called before the stay ends."""
+
+    def receive_nowait(self) -> Sequence[Bytes] | None:
+        """Like `receive`, but it never waits: None when nothing has come. After `watch` only."""
+        raise NotImplementedError
+
+    def send_nowait(self, chunks: Sequence[Bytes]) -> bool | None:  # noqa: ARG002  # the default
+        """Send `chunks` as far as that is possible without waiting. Not to be called while `send` runs.
+
+        Returns:
+            False if a rest waits: then call `send` next, which sends it first, also without chunks. None if this link
+            cannot do that, and has taken nothing.
+
+        Raises:
+            trio.BrokenResourceError: the link is gone.
+        """
+        return None
 
     @abstractmethod
     async def receive(self) -> Sequence[Bytes]:

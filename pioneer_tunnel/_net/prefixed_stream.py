@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 import trio
 
 from .adopted import adopt
+from .leg import Leg
 from .lent_socket import LentSocket
-from .streams import DelegatingStream
+from .streams import Bytes, DelegatingStream
 
 __all__ = ["PrefixedStream"]
 
@@ -36,6 +37,12 @@ class PrefixedStream(DelegatingStream):
     def plain_socket(self) -> LentSocket | None:
         return None if self._prefix else self.transport_stream.plain_socket
 
+    def leg(self) -> Leg | None:
+        leg = self.transport_stream.leg()
+        if leg is not None:
+            leg.prefix, self._prefix = self._prefix, b""
+        return leg
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if not self._prefix:
             return await self.transport_stream.receive_some(max_bytes)
@@ -51,8 +58,24 @@ class PrefixedStream(DelegatingStream):
             return await super().receive_into(buffer)
         return await self.transport_stream.receive_into(buffer)
 
-    async def send_pieces(self, pieces: Sequence[bytes]) -> None:
+    async def send_pieces(self, pieces: Sequence[Bytes]) -> None:
         await self.transport_stream.send_pieces(pieces)
+
+    def watch(self, on_readable: Callable[[], object]) -> bool:
+        return not self._prefix and self.transport_stream.watch(on_readable)
+
+    def unwatch(self) -> None:
+        self.transport_stream.unwatch()
+
+    def receive_into_nowait(self, buffer: memoryview) -> int | None:
+        return self.transport_stream.receive_into_nowait(buffer)
+
+    @property
+    def sends_at_once(self) -> bool:
+        return self.transport_stream.sends_at_once
+
+    def send_nowait(self, pieces: Sequence[Bytes]) -> list[Bytes]:
+        return self.transport_stream.send_nowait(pieces)
 
     async def aclose(self) -> None:
         self._prefix = b""

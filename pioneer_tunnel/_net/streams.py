@@ -7,15 +7,16 @@ socket below. A Trio stream of another class gets this interface from `adopted.a
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, final
 
 import trio
 
+from .leg import Bytes, Leg
 from .lent_socket import LentSocket
 
-__all__ = ["ByteStream", "DelegatingStream", "GuardedStream", "OneAtATime"]
+__all__ = ["ByteStream", "Bytes", "DelegatingStream", "GuardedStream", "OneAtATime"]
 
 
 class ByteStream(trio.abc.HalfCloseableStream):
@@ -65,15 +66,46 @@ class ByteStream(trio.abc.HalfCloseableStream):
         """The socket whose bytes are those of this stream; None if they are transformed, or some were read ahead."""
         return None
 
+    def leg(self) -> Leg | None:
+        """This stream as a leg of an exchange, which then is its only user; None if it needs tasks for that."""
+        return None
+
     async def receive_into(self, buffer: memoryview) -> int:
         """Receive into `buffer`; returns the number of bytes, 0 at EOF."""
         data = await self.receive_some(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
-    async def send_pieces(self, pieces: Sequence[bytes]) -> None:
+    async def send_pieces(self, pieces: Sequence[Bytes]) -> None:
         """Send all of `pieces`, in one system call where possible."""
         await self.send_all(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+    def watch(self, on_readable: Callable[[], object]) -> bool:  # noqa: ARG002  # the default
+        """Call `on_readable` when `receive_into_nowait` may return something, until `unwatch` or a close.
+
+        The caller holds a stay in the event loop. False, and nothing happens, if this stream cannot do that.
+        """
+        return False
+
+    def unwatch(self) -> None:
+        """Call back no more. To be called before the stay ends."""
+
+    def receive_into_nowait(self, buffer: memoryview) -> int | None:
+        """Like `receive_into`, but it never waits: None when nothing has come. After `watch` only."""
+        raise NotImplementedError
+
+    @property
+    def sends_at_once(self) -> bool:
+        """Whether `send_nowait` is of use."""
+        return False
+
+    def send_nowait(self, pieces: Sequence[Bytes]) -> list[Bytes]:
+        """Send as much of `pieces` as is possible without waiting; returns the rest.
+
+        Raises:
+            As `send_all`.
+        """
+        return [*pieces]
 
 
 class DelegatingStream(ByteStream):

@@ -10,16 +10,18 @@ from __future__ import annotations
 import errno
 import math
 import os
-import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, final
 
 import trio
 
+from .fastpath.event_loop import CAN_WATCH, HUNG_UP, Reactor
+from .fastpath.socket_leg import SocketLeg
 from .lent_socket import LentSocket
 from .socket_options import Socket, descriptor_of, limit_unsent, wait_sent
-from .streams import ByteStream
+from .streams import Bytes, ByteStream
+from .turn import Turn
 
 __all__ = ["CAN_USE_DESCRIPTORS", "TcpStream"]
 
@@ -56,6 +58,10 @@ class TcpStream(ByteStream):
         self._calls = 0
         self._had_to_wait = False
         self._end_sent = False
+        self._turn: Final = Turn.current()
+        self._watched: int | None = None  # the descriptor, while it is watched
+        self._empty = False  # nothing to read until the next edge
+        self._hung_up = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if max_bytes is not None and max_bytes < 1:
@@ -114,7 +120,7 @@ class TcpStream(ByteStream):
         finally:
             self.sending_since = None
 
-    async def send_pieces(self, pieces: Sequence[bytes]) -> None:
+    async def send_pieces(self, pieces: Sequence[Bytes]) -> None:
         """Like `send_all` of all `pieces`, without joining them first.
 
         Lets other tasks run only when it has to wait, and at least every eighth time.
@@ -132,6 +138,62 @@ class TcpStream(ByteStream):
             self.sending_since = None
         if left:
             await self.send_all(b"".join(pieces)[-left:])
+
+    def watch(self, on_readable: Callable[[], object]) -> bool:
+        if not CAN_WATCH:
+            return False
+
+        def on_events(events: int) -> None:
+            self._empty = False
+            self._hung_up |= bool(events & HUNG_UP)
+            on_readable()
+
+        self._watched = descriptor_of(self.socket)
+        Reactor.current().watch(self._watched, on_events)
+        self._lent.taken_back = self.unwatch
+        return True
+
+    def unwatch(self) -> None:
+        if self._watched is not None:
+            self._lent.taken_back = None
+            Reactor.current().unwatch(self._watched)
+            self._watched = None
+
+    def receive_into_nowait(self, buffer: memoryview) -> int | None:
+        if self._watched is None:
+            raise trio.ClosedResourceError("this stream was closed")
+        if self._empty:
+            return None
+        try:
+            amount = os.readv(self._watched, (buffer,))
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise self._broken(error) from error
+        if not amount:
+            self._raise_if_reset()
+        # Edges are reported once: a short read has emptied the socket, unless there are no more edges.
+        self._empty = amount < len(buffer) and not self._hung_up
+        self.last_received = self._turn.now()
+        return amount
+
+    @property
+    def sends_at_once(self) -> bool:
+        return True
+
+    def send_nowait(self, pieces: Sequence[Bytes]) -> list[Bytes]:
+        if self.sending_since is not None:
+            return [*pieces]
+        if self._end_sent:
+            self._raise_if_end_sent()
+        try:
+            descriptor = self._watched or descriptor_of(self.socket)
+            sent = os.writev(descriptor, pieces if len(pieces) <= _MOST_PIECES else pieces[:_MOST_PIECES])
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise self._broken(error) from error
+        return [] if sent == sum(map(len, pieces)) else without(pieces, sent)
 
     async def wait_send_all_might_not_block(self) -> None:
         self._begin_sending()
@@ -151,7 +213,7 @@ class TcpStream(ByteStream):
                 return
             self._end_sent = True
             try:
-                self._shut_down()
+                self._lent.shut_down()
             except OSError as error:
                 raise self._broken(error) from error
         finally:
@@ -187,9 +249,8 @@ class TcpStream(ByteStream):
     def plain_socket(self) -> LentSocket:
         return self._lent
 
-    def _shut_down(self) -> None:
-        found: Any = self.socket  # both kinds have this, and both are synchronous
-        found.shutdown(socket.SHUT_WR)
+    def leg(self) -> SocketLeg | None:
+        return SocketLeg(self._lent) if CAN_WATCH and Reactor.current().has_epoll else None
 
     def _begin_sending(self) -> None:
         if self.sending_since is not None:
@@ -237,3 +298,12 @@ class TcpStream(ByteStream):
     def _broken(self, error: OSError) -> trio.BrokenResourceError:
         self._was_reset |= error.errno == errno.ECONNRESET
         return trio.BrokenResourceError(f"the connection is broken: {error.strerror}")
+
+
+def without(pieces: Sequence[Bytes], amount: int) -> list[Bytes]:
+    """`pieces` without their first `amount` bytes."""
+    for position, piece in enumerate(pieces):
+        if amount < len(piece):
+            return [memoryview(piece)[amount:], *pieces[position + 1 :]]
+        amount -= len(piece)
+    return []

@@ -10,19 +10,23 @@ another. So there is no background task, and the last one to leave closes the ep
 
 from __future__ import annotations
 
+import errno
 import logging
 import select
 import sys
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, final
 
 import trio
 
 from ..log_limiter import LogLimiter
+from ..turn import Turn
+from .timers import Timer, Timers
 
-__all__ = ["CAN_WATCH", "Reactor", "Stay"]
+__all__ = ["CAN_WATCH", "HUNG_UP", "Reactor", "Stay"]
 
 CAN_WATCH: Final = sys.platform == "linux"
 """Whether this system has epoll."""
@@ -34,6 +38,12 @@ _MOST_EVENTS: Final = 64
 """Callbacks before other tasks run. Each may start or end a handler."""
 
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.reactor"))
+
+_MOST_ROUNDS: Final = 4
+"""Times that the epoll is asked again before other tasks run."""
+
+HUNG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR if sys.platform == "linux" else 0
+"""The flags after which there may be no more edges."""
 
 if sys.platform == "linux":
     _WATCHED: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
@@ -72,7 +82,17 @@ class Stay:
 
     async def wait(self) -> None:
         """Lead or sleep until `end` is called. No deadline: a visitor may stay for as long as it likes."""
-        await self.reactor._wait(self)
+        reactor = self.reactor
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            while not self.over:
+                if reactor.leads(self):
+                    await reactor.lead(self)
+                else:
+                    await self.sleep()
+        finally:
+            # Now, and not in `_leave`: the owner may have other work to finish before it leaves its stay.
+            reactor.resign(self)
 
     async def sleep(self) -> None:
         """Sleep until `wake` is called."""
@@ -101,8 +121,11 @@ class Reactor:
         self._waiting = False
         self._watched: Final[dict[int, Callable[[int], None]]] = {}
         self._ready: Final[deque[Callable[[], int]]] = deque()
-        self._epoll: select.epoll  # exists while there are stays
-        self._epoll_descriptor: int
+        self._turn: Final = Turn.current()
+        self._timers: Final = Timers(self._on_earlier_deadline)
+        self._until_deadline = trio.CancelScope()  # of the leader
+        self._epoll: select.epoll | None = None  # exists while there are stays, if the system has it
+        self._epoll_descriptor = -1
 
     @staticmethod
     def current() -> Reactor:
@@ -113,6 +136,11 @@ class Reactor:
             reactor = Reactor()
             _reactor.set(reactor)
             return reactor
+
+    @property
+    def has_epoll(self) -> bool:
+        """Whether `watch` works: there is a stay, and the system has an epoll for it."""
+        return self._epoll is not None
 
     def stay(self) -> Stay:
         """A new stay, to be used in a `with` statement."""
@@ -125,6 +153,8 @@ class Reactor:
             trio.BusyResourceError: it is watched already.
             OSError: the kernel has no memory for it.
         """
+        if self._epoll is None:
+            raise OSError(errno.ENOSYS, "there is no epoll")
         if descriptor in self._watched:
             raise trio.BusyResourceError("this connection is watched already")
         self._epoll.register(descriptor, _WATCHED)
@@ -132,11 +162,13 @@ class Reactor:
 
     def watch_writable(self, descriptor: int) -> None:
         """Call back at each edge of `EPOLLOUT` as well, from now on."""
+        assert self._epoll is not None
         self._epoll.modify(descriptor, _WATCHED | select.EPOLLOUT)
 
     def unwatch(self, descriptor: int) -> None:
         """Stop. To be called before the descriptor is closed."""
         del self._watched[descriptor]
+        assert self._epoll is not None
         self._epoll.unregister(descriptor)
 
     def unwatch_closing(self, descriptor: int) -> None:
@@ -149,80 +181,116 @@ class Reactor:
         Turns must be short. After 1 MiB of them other tasks run.
         """
         self._ready.append(turn)
+        if self._leader is not None:
+            self._wake(self._leader)
+
+    def timer(self, call: Callable[[], object]) -> Timer:
+        """A timer that calls `call`. It works while there are stays."""
+        return self._timers.add(call)
 
     def _enter(self, stay: Stay) -> None:
-        if not self._stays:
-            self._epoll = select.epoll()
-            self._epoll_descriptor = self._epoll.fileno()
+        if not self._stays and CAN_WATCH:
+            with suppress(OSError):  # out of descriptors
+                self._epoll = select.epoll()
+                self._epoll_descriptor = self._epoll.fileno()
         self._stays[stay] = None
 
     def _leave(self, stay: Stay) -> None:
         del self._stays[stay]
         if not self._stays:
-            trio.lowlevel.notify_closing(self._epoll_descriptor)
-            self._epoll.close()
             self._ready.clear()
+            if self._epoll is not None:
+                trio.lowlevel.notify_closing(self._epoll_descriptor)
+                self._epoll.close()
+                self._epoll = None
 
     def _wake(self, stay: Stay) -> None:
-        if self._leader is not stay:
-            stay.wake()
-        elif self._waiting:
+        if self._leader is stay and self._waiting:
             trio.lowlevel.notify_closing(self._epoll_descriptor)
+        else:
+            stay.wake()
 
-    async def _wait(self, stay: Stay) -> None:
-        await trio.lowlevel.checkpoint_if_cancelled()
-        try:
+    # For the stays
+
+    def leads(self, stay: Stay) -> bool:
+        """Whether `stay` is the leader. It becomes the leader if there is none."""
+        if self._leader is None:
+            self._leader = stay
+        return self._leader is stay
+
+    def resign(self, stay: Stay) -> None:
+        """Appoint another leader if `stay` is the leader."""
+        if self._leader is stay:
+            self._until_deadline = trio.CancelScope()
+            # One that sleeps. If there is none, the next task that waits becomes the leader.
+            self._leader = next((other for other in self._stays if other.task is not None), None)
+            if self._leader is not None:
+                self._leader.wake()
+
+    async def lead(self, stay: Stay) -> None:
+        """Run callbacks until `stay` is over, or a deadline has come."""
+        with trio.CancelScope(deadline=self._timers.next_look) as self._until_deadline:
             while not stay.over:
-                if self._leader is None:
-                    self._leader = stay
-                if self._leader is stay:
-                    await self._lead(stay)
-                else:
+                if self._ready:
+                    await trio.lowlevel.checkpoint()
+                elif self._epoll is None:
                     await stay.sleep()
-        finally:
-            # Now, and not in `_leave`: the owner may have other work to finish before it leaves its stay.
-            if self._leader is stay:
-                self._appoint_another()
+                else:
+                    self._waiting = True
+                    try:
+                        # No deadline but that of the timers: without events there is nothing to do.
+                        await trio.lowlevel.wait_readable(self._epoll_descriptor)
+                    except trio.ClosedResourceError:
+                        pass  # woken by `_wake`
+                    finally:
+                        self._waiting = False
+                self._take_turns()
+        self._ring()
 
-    def _appoint_another(self) -> None:
-        # One that sleeps. If there is none, the next task that waits becomes the leader.
-        self._leader = next((other for other in self._stays if other.task is not None), None)
-        if self._leader is not None:
-            self._leader.wake()
+    def _ring(self) -> None:
+        """Run the timers whose deadlines have come."""
+        now = trio.current_time()
+        while (timer := self._timers.next_due(now)) is not None:
+            self._run_callback(timer.call)
 
-    async def _lead(self, stay: Stay) -> None:
-        """Run all callbacks until `stay` is over."""
-        while not stay.over:
-            if self._ready:
-                await trio.lowlevel.checkpoint()
-            else:
-                self._waiting = True
-                try:
-                    # No deadline: without events there is nothing to do.
-                    await trio.lowlevel.wait_readable(self._epoll_descriptor)
-                except trio.ClosedResourceError:
-                    pass  # woken by `_wake`
-                finally:
-                    self._waiting = False
-            self._take_turns()
+    def _on_earlier_deadline(self, deadline: float) -> None:
+        self._until_deadline.deadline = deadline
 
+    @trio.lowlevel.enable_ki_protection
     def _take_turns(self) -> None:
-        for descriptor, flags in self._epoll.poll(0, _MOST_EVENTS):
-            on_events = self._watched.get(descriptor)
-            if on_events is None:
-                continue  # an earlier callback of this turn unwatched it
-            try:
-                on_events(flags)
-            except Exception as error:  # noqa: BLE001  # it must not affect the others
-                line = "what is watched failed in an unforeseen way"
-                _log_limiter.log("watched", line, level=logging.ERROR, error=error)
+        """Run callbacks until there are none, or for a while."""
         left = _TURN
-        while left > 0 and self._ready:
-            turn = self._ready.popleft()
-            try:
-                left -= turn()
-            except Exception as error:  # noqa: BLE001  # as above
-                _log_limiter.log("turn", "a turn failed in an unforeseen way", level=logging.ERROR, error=error)
+        for _ in range(_MOST_ROUNDS):
+            events = [] if self._epoll is None else self._epoll.poll(0, _MOST_EVENTS)
+            if not events and not self._ready:
+                break
+            self._turn.running = True
+            for descriptor, flags in events:
+                on_events = self._watched.get(descriptor)
+                if on_events is not None:  # otherwise an earlier callback unwatched it
+                    try:
+                        on_events(flags)
+                    except Exception as error:  # noqa: BLE001  # it must not affect the others
+                        _log_failure(error)
+            while left > 0 and self._ready:
+                try:
+                    left -= self._ready.popleft()()
+                except Exception as error:  # noqa: BLE001  # as above
+                    _log_failure(error)
+            self._turn.end()
+            if left <= 0:
+                break
+
+    def _run_callback(self, call: Callable[[], object]) -> None:
+        try:
+            self._turn.run(call)
+        except Exception as error:  # noqa: BLE001  # as above
+            _log_failure(error)
+
+
+def _log_failure(error: Exception) -> None:
+    line = "a callback failed in an unforeseen way"
+    _log_limiter.log("callback", line, level=logging.ERROR, error=error)
 
 
 _reactor: Final[trio.lowlevel.RunVar[Reactor]] = trio.lowlevel.RunVar("pioneer_tunnel.reactor")

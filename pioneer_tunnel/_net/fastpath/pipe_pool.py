@@ -7,6 +7,8 @@ import sys
 from contextlib import suppress
 from typing import Final, final
 
+import trio
+
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows has none
@@ -41,11 +43,26 @@ class Pipe:
 
 @final
 class Pipes:
-    """The pipes of one Trio run."""
+    """The pipes of one Trio run.
+
+    Attributes:
+        users: how many may borrow one. Each calls `leave` when it needs no more.
+    """
 
     def __init__(self) -> None:
+        self.users: int = 0
         self._free: Final[list[Pipe]] = []
         self._lent = 0
+
+    @staticmethod
+    def current() -> Pipes:
+        """The pipes of this Trio run."""
+        try:
+            return _pipes.get()
+        except LookupError:
+            pipes = Pipes()
+            _pipes.set(pipes)
+            return pipes
 
     def borrow(self) -> Pipe | None:
         """An empty pipe; None if 32 are lent, or there are no descriptors left."""
@@ -66,7 +83,11 @@ class Pipes:
         else:
             pipe.close()
 
-    def close(self) -> None:
-        """Close all pipes that are not lent."""
-        while self._free:
+    def leave(self) -> None:
+        """Count one user less. The last one closes the pipes."""
+        self.users -= 1
+        while not self.users and self._free:
             self._free.pop().close()
+
+
+_pipes: Final[trio.lowlevel.RunVar[Pipes]] = trio.lowlevel.RunVar("pioneer_tunnel.pipes")

@@ -1,0 +1,77 @@
+"""A turn: some callbacks that run one after the other, and what is done once at their end.
+
+What several callbacks of a turn queue for one link leaves in one write. An interrupt (Ctrl-C) is raised after the turn,
+so that no callback is cut in two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeVar, final
+
+import trio
+
+__all__ = ["Turn"]
+
+_T = TypeVar("_T")
+
+
+@final
+class Turn:
+    """The turns of one Trio run; they never overlap.
+
+    Attributes:
+        running: whether callbacks run now.
+    """
+
+    __slots__ = ("_at_end", "_now", "running")
+
+    def __init__(self) -> None:
+        self.running: bool = False
+        self._now: float | None = None
+        self._at_end: Final[dict[Callable[[], None], None]] = {}
+
+    @staticmethod
+    def current() -> Turn:
+        """The turns of this Trio run."""
+        try:
+            return _turn.get()
+        except LookupError:
+            turn = Turn()
+            _turn.set(turn)
+            return turn
+
+    def now(self) -> float:
+        """`trio.current_time()`, as of the first call in this turn."""
+        if not self.running:
+            return trio.current_time()
+        if self._now is None:
+            self._now = trio.current_time()
+        return self._now
+
+    @trio.lowlevel.enable_ki_protection
+    def run(self, call: Callable[[], _T]) -> _T:
+        """Call `call` in a turn: in the one that runs, or in a new one."""
+        if self.running:
+            return call()
+        self.running = True
+        try:
+            return call()
+        finally:
+            self.end()
+
+    def at_end(self, call: Callable[[], None]) -> None:
+        """Call `call` once at the end of this turn, however often it is asked for. It must not raise."""
+        self._at_end[call] = None
+
+    def end(self) -> None:
+        """End the turn."""
+        pending = self._at_end
+        while pending:
+            call, _ = pending.popitem()
+            call()
+        self.running = False
+        self._now = None
+
+
+_turn: Final[trio.lowlevel.RunVar[Turn]] = trio.lowlevel.RunVar("pioneer_tunnel.turn")
