@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias, final
 
 import attrs
 import trio
 
 from .._model.addresses import RelayAddress
+from .._net.link import Bytes
 from .._net.tls.alerts import is_tls
 from .frame_meter import Allowance, FrameMeter
 
@@ -22,13 +23,16 @@ __all__ = [
     "WebSocket",
     "WebSocketClosed",
     "WebSocketRefused",
+    "messages_of",
     "refusal_in",
 ]
 
-Message: TypeAlias = bytes | bytearray | str
+Message: TypeAlias = Bytes | str
 
 MAX_BINARY: Final = 1024 * 1024
 MAX_TEXT: Final = 16 * 1024
+MESSAGE_SIZE: Final = 64 * 1024
+"""Bytes of the binary messages that we send, for receivers and proxies with small buffers."""
 READ_SIZE: Final = 256 * 1024
 FIRST_READ: Final = 4 * 1024
 """Bytes of the first reads, and of all reads from a peer that is not trusted yet."""
@@ -92,6 +96,31 @@ class WebSocketRefused(Exception):
         self.retry_after = retry_after
 
 
+def messages_of(chunks: Sequence[Bytes]) -> list[tuple[Sequence[Bytes], int]]:
+    """Divide `chunks` into messages of at most 64 KiB, with their sizes. Only a chunk that is larger is cut."""
+    total = sum(map(len, chunks))
+    if total <= MESSAGE_SIZE:
+        return [(chunks, total)] if total else []
+    messages: list[tuple[Sequence[Bytes], int]] = []
+    message: list[Bytes] = []
+    size = 0
+    for chunk in chunks:
+        if size + len(chunk) > MESSAGE_SIZE and message:
+            messages.append((message, size))
+            message, size = [], 0
+        if len(chunk) > MESSAGE_SIZE:
+            view = memoryview(chunk)
+            for start in range(0, len(view), MESSAGE_SIZE):
+                piece = view[start : start + MESSAGE_SIZE]
+                messages.append(([piece], len(piece)))
+        else:
+            message.append(chunk)
+            size += len(chunk)
+    if message:
+        messages.append((message, size))
+    return messages
+
+
 def refusal_in(answer: bytes) -> WebSocketRefused | None:
     """What is wrong with a server's response, of which `answer` has arrived; None while it may still be right.
 
@@ -140,9 +169,42 @@ class WebSocket(trio.abc.AsyncResource):
         If cancelled, it may have sent a part of a frame. After that, only `aclose` is allowed.
         """
 
+    def watch(self, on_readable: Callable[[], object]) -> bool:  # noqa: ARG002  # the default
+        """See `Link.watch`. To be called when the opening is over."""
+        return False
+
+    def unwatch(self) -> None:  # the default
+        """See `Link.unwatch`."""
+
+    def receive_nowait(self) -> list[Message] | None:
+        """Like `receive`, but it never waits: None when nothing has come. After `watch` only."""
+        raise NotImplementedError
+
+    async def send_binary(self, chunks: Sequence[Bytes]) -> None:
+        """Send `chunks`, in order, in binary messages of at most 64 KiB. With no chunks, send what still waits.
+
+        Raises:
+            As `send`.
+        """
+        await self.send([b"".join(message) for message, _ in messages_of(chunks)])
+
+    def send_binary_nowait(self, chunks: Sequence[Bytes]) -> bool | None:  # noqa: ARG002  # the default
+        """Like `send_binary`, as far as that is possible without waiting.
+
+        Returns:
+            False if a rest waits: then call `send_binary` next, which sends it first. None if this engine cannot do
+            that, and has taken nothing.
+
+        Raises:
+            As `send`.
+        """
+        return None
+
     @abstractmethod
     async def receive(self) -> list[Message]:
-        """Wait for messages and return those that have arrived, at least one. A binary message may come in pieces.
+        """Wait for messages and return those that have arrived, at least one.
+
+        A binary message may come in pieces. A piece that is a view is valid until the next call.
 
         Raises:
             WebSocketClosed: the WebSocket was closed. We close it when the peer violates RFC 6455, or sends more than

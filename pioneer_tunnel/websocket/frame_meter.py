@@ -13,7 +13,7 @@ from typing import Final, final
 import attrs
 import trio
 
-__all__ = ["Allowance", "FrameMeter"]
+__all__ = ["FRAMES_PER_TURN", "LONGEST_HEADER", "Allowance", "FrameMeter", "header_size", "payload_size"]
 
 FRAMES_PER_TURN: Final = 64
 """Frames that an engine parses before other tasks run. One costs up to 60 µs, including a reply."""
@@ -25,7 +25,7 @@ _LONGEST_END: Final = 3
 _SIZE_16: Final = 126
 _SIZE_64: Final = 127
 _MASKED: Final = 0x80
-_LONGEST_HEADER: Final = 14
+LONGEST_HEADER: Final = 14
 
 
 @final
@@ -84,17 +84,22 @@ class FrameMeter:
                 frames -= 1
                 self._frames_left -= 1
             before = len(self._partial_header)
-            header = self._partial_header + bytes(data[position : min(position + _LONGEST_HEADER - before, end)])
-            size = _header_size(header)
+            header = self._partial_header + bytes(data[position : min(position + LONGEST_HEADER - before, end)])
+            size = header_size(header)
             position += min(size, len(header)) - before
             if size <= len(header):
-                self._partial_header, self._payload_left = b"", _payload_size(header)
+                self._partial_header, self._payload_left = b"", payload_size(header)
             else:
                 self._partial_header = header
         if data and not position:
             raise trio.BrokenResourceError("the other end has sent more than it may before it is trusted")
         self._size_left -= position
         return position
+
+    @property
+    def between_frames(self) -> bool:
+        """Whether what was admitted so far ends with a whole frame, or with the HTTP head."""
+        return self._head_end is None and not self._payload_left and not self._partial_header
 
     def _skip_head(self, data: bytes | bytearray | memoryview, end: int) -> int:
         assert self._head_end is not None
@@ -108,7 +113,7 @@ class FrameMeter:
         return position
 
 
-def _header_size(begun: bytes) -> int:
+def header_size(begun: bytes) -> int:
     """The size of the header that starts with `begun`, including the mask; a lower bound while that is not known."""
     if len(begun) < 2:
         return 2
@@ -116,7 +121,7 @@ def _header_size(begun: bytes) -> int:
     return 2 + (2 if short == _SIZE_16 else 8 if short == _SIZE_64 else 0) + (4 if begun[1] & _MASKED else 0)
 
 
-def _payload_size(header: bytes) -> int:
+def payload_size(header: bytes) -> int:
     short = header[1] & ~_MASKED
     if short < _SIZE_16:
         return short

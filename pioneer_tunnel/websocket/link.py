@@ -1,7 +1,6 @@
 """A link over one WebSocket: binary messages carry the link's bytes; text messages go to a callback.
 
-Message boundaries have no meaning. Messages that we send have at most 64 KiB, for receivers and proxies with small
-buffers.
+Message boundaries have no meaning.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ from .._net.link import Bytes, Link
 from .connection import Message, WebSocket
 
 __all__ = ["WebSocketLink"]
-
-MESSAGE_SIZE: Final = 64 * 1024
 
 
 @final
@@ -55,17 +52,36 @@ class WebSocketLink(Link):
         return self._watched.sending_since
 
     async def send(self, chunks: Sequence[Bytes]) -> None:
-        await self._websocket.send(pack(chunks))
+        await self._websocket.send_binary(chunks)
+
+    def send_nowait(self, chunks: Sequence[Bytes]) -> bool | None:
+        return self._websocket.send_binary_nowait(chunks)
 
     async def receive(self) -> Sequence[Bytes]:
-        received: list[Bytes] = []
-        while not received:
+        while True:
             messages, self._early = self._early or await self._websocket.receive(), ()
-            for message in messages:
-                if isinstance(message, str):
-                    self._on_text(message)
-                else:
-                    received.append(message)
+            if received := self._bytes_in(messages):
+                return received
+
+    def watch(self, on_readable: Callable[[], object]) -> bool:
+        return self._websocket.watch(on_readable)
+
+    def unwatch(self) -> None:
+        self._websocket.unwatch()
+
+    def receive_nowait(self) -> Sequence[Bytes] | None:
+        while (messages := self._websocket.receive_nowait()) is not None:
+            if received := self._bytes_in(messages):
+                return received
+        return None
+
+    def _bytes_in(self, messages: Sequence[Message]) -> list[Bytes]:
+        received: list[Bytes] = []
+        for message in messages:
+            if isinstance(message, str):
+                self._on_text(message)
+            else:
+                received.append(message)
         return received
 
     def blame(self) -> None:
@@ -73,23 +89,3 @@ class WebSocketLink(Link):
 
     async def aclose(self) -> None:
         await self._websocket.close(self.close_code, self.close_reason)
-
-
-def pack(chunks: Sequence[Bytes]) -> list[bytes]:
-    """Join `chunks` into messages of at most 64 KiB. Only a chunk that is larger than a message is cut."""
-    messages: list[bytes] = []
-    parts: list[Bytes] = []
-    size = 0
-    for chunk in chunks:
-        if size + len(chunk) > MESSAGE_SIZE and parts:
-            messages.append(b"".join(parts))
-            parts, size = [], 0
-        if len(chunk) > MESSAGE_SIZE:
-            view = memoryview(chunk)
-            messages += (bytes(view[start : start + MESSAGE_SIZE]) for start in range(0, len(view), MESSAGE_SIZE))
-        else:
-            parts.append(chunk)
-            size += len(chunk)
-    if parts:
-        messages.append(b"".join(parts))
-    return messages

@@ -7,7 +7,7 @@ sender.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NoReturn, final
 
@@ -25,6 +25,8 @@ from .._model.errors import fresh_copy
 from .._model.exception_groups import lone_error_bare
 from .._model.text import clean_message
 from .._net.adopted import adopt
+from .._net.link import Bytes
+from .binary_frames import BinaryFrames, encode
 from .connection import (
     FIRST_READ,
     MAX_ANSWER,
@@ -38,6 +40,7 @@ from .connection import (
     WebSocket,
     WebSocketClosed,
     WebSocketRefused,
+    messages_of,
     refusal_in,
 )
 from .frame_meter import FrameMeter
@@ -121,6 +124,9 @@ class WebsocketsWebSocket(WebSocket):
         self._eof = False
         self._buffer = memoryview(bytearray(FIRST_READ))
         self._unparsed = self._buffer[:0]
+        self._unsent: list[Bytes] = []
+        self._is_client: Final = isinstance(protocol, ClientProtocol)
+        self._frames: BinaryFrames | None = None  # once the opening is over and the peer is trusted
         self._flushing = False
         self._flushed: Final = trio.lowlevel.ParkingLot()
         self._reply_due: Final = trio.lowlevel.ParkingLot()
@@ -130,15 +136,38 @@ class WebsocketsWebSocket(WebSocket):
         return self._protocol.subprotocol
 
     async def send(self, messages: Sequence[bytes | str]) -> None:
-        protocol = self._protocol
-        if protocol.state is not State.OPEN:
-            raise fresh_copy(self._closed or trio.BrokenResourceError("the WebSocket is closed"))
+        self._raise_if_not_open()
         for message in messages:
             if isinstance(message, str):
-                protocol.send_text(message.encode())
+                self._protocol.send_text(message.encode())
             else:
-                protocol.send_binary(message)
+                self._protocol.send_binary(message)
         await self.flush()
+
+    async def send_binary(self, chunks: Sequence[Bytes]) -> None:
+        self._queue(chunks)
+        await self.flush()
+
+    def send_binary_nowait(self, chunks: Sequence[Bytes]) -> bool | None:
+        if self._flushing or not self._stream.sends_at_once:
+            return None
+        self._queue(chunks)
+        self._unsent = self._stream.send_nowait(self._unsent)
+        return not self._unsent
+
+    def _queue(self, chunks: Sequence[Bytes]) -> None:
+        self._raise_if_not_open()
+        self._unsent += self._protocol.data_to_send()
+        for message, size in messages_of(chunks):
+            self._unsent += encode(message, size, mask=self._is_client)
+
+    def _raise_if_not_open(self) -> None:
+        if self._protocol.state is not State.OPEN:
+            raise fresh_copy(self._closed or trio.BrokenResourceError("the WebSocket is closed"))
+
+    def _take_writes(self) -> list[Bytes]:
+        unsent, self._unsent = self._unsent, []
+        return unsent + self._protocol.data_to_send()
 
     async def flush(self) -> None:
         """Send what the protocol has queued. One task at a time; the others wait for it."""
@@ -146,7 +175,7 @@ class WebsocketsWebSocket(WebSocket):
             await self._flushed.park()
         self._flushing = True
         try:
-            while writes := self._protocol.data_to_send():
+            while writes := self._take_writes():
                 await self._stream.send_pieces(writes)
         finally:
             self._flushing = False
@@ -160,36 +189,86 @@ class WebsocketsWebSocket(WebSocket):
         messages, self._inbox = self._inbox, []
         return messages
 
+    def watch(self, on_readable: Callable[[], object]) -> bool:
+        return self._stream.watch(on_readable)
+
+    def unwatch(self) -> None:
+        self._stream.unwatch()
+
+    def receive_nowait(self) -> list[Message] | None:
+        while not self._inbox:
+            if self._closed is not None:
+                raise fresh_copy(self._closed)
+            self._raise_if_eof()
+            if not self._unparsed:
+                amount = self._stream.receive_into_nowait(self._buffer)
+                if amount is None:
+                    return None
+                self._keep(amount)
+            self._parse()
+        messages, self._inbox = self._inbox, []
+        return messages
+
     async def receive_bytes(self) -> memoryview:
         """Wait for bytes, let the protocol parse them, and return them; empty at the end of the connection.
 
         When there are many small frames, the next call parses the rest, after other tasks have run.
         """
-        if self._eof:
-            raise trio.BrokenResourceError("the connection ended without a close frame")
+        self._raise_if_eof()
         if self._unparsed:
             await trio.lowlevel.checkpoint()
         else:
-            self._unparsed = await self._read()
-        amount = self.meter.admit(self._unparsed)
-        data, self._unparsed = self._unparsed[:amount], self._unparsed[amount:]
-        if data:
-            for start in range(0, amount, _FED_AT_ONCE):
-                # The protocol copies it, so this buffer can be reused.
-                self._protocol.receive_data(data[start : start + _FED_AT_ONCE])  # type: ignore[arg-type]  # any buffer
-        else:
-            self._eof = True
-            self._protocol.receive_eof()
-        self._take_events()
-        return data
+            self._keep(await self._stream.receive_into(self._buffer))
+        data = self._unparsed
+        self._parse()
+        return data[: len(data) - len(self._unparsed)]
 
-    async def _read(self) -> memoryview:
-        """Read into the buffer. It grows when a trusted peer fills it."""
-        amount = await self._stream.receive_into(self._buffer)
-        read = self._buffer[:amount]
+    def _raise_if_eof(self) -> None:
+        if self._eof:
+            raise trio.BrokenResourceError("the connection ended without a close frame")
+
+    def _keep(self, amount: int) -> None:
+        """Keep what was read. The buffer grows when a trusted peer fills it."""
+        self._unparsed = self._buffer[:amount]
         if amount == len(self._buffer) < READ_SIZE and self.meter.trusted:
             self._buffer = memoryview(bytearray(min(4 * amount, READ_SIZE)))
-        return read
+
+    def _parse(self) -> None:
+        """Parse what was read, or as many frames of it as a turn may have."""
+        data = self._unparsed
+        if not data:
+            self._eof = True
+            self._protocol.receive_eof()
+            self._take_events()
+        elif self._frames is not None:
+            self._split(self._frames)
+        else:
+            amount = self.meter.admit(data)
+            self._unparsed = data[amount:]
+            self._feed(data[:amount])
+            if self.meter.trusted and self.meter.between_frames:
+                self._frames = BinaryFrames(masked=not self._is_client)
+
+    def _split(self, frames: BinaryFrames) -> None:
+        """Take binary messages; the protocol gets the rest."""
+        try:
+            used, pieces = frames.split(self._unparsed)
+        except ValueError as error:
+            self._unparsed = self._buffer[:0]
+            self._fail(1009, str(error))
+            return
+        self._unparsed = self._unparsed[used:]
+        for binary, piece in pieces:
+            if not binary:
+                self._feed(piece)
+            elif self._closed is None:
+                self._inbox.append(piece)
+
+    def _feed(self, data: Bytes) -> None:
+        for start in range(0, len(data), _FED_AT_ONCE):
+            # The protocol copies it, so the buffer can be reused.
+            self._protocol.receive_data(data[start : start + _FED_AT_ONCE])  # type: ignore[arg-type]  # any buffer
+        self._take_events()
 
     def _take_events(self) -> None:
         """Process the protocol's events and errors."""
@@ -210,7 +289,7 @@ class WebsocketsWebSocket(WebSocket):
     def _take(self, frame: Frame) -> None:
         match frame.opcode:
             case Opcode.BINARY:
-                self._inbox.append(frame.data)  # type: ignore[arg-type]  # a memoryview only with compression
+                self._inbox.append(frame.data)
             case Opcode.TEXT | Opcode.CONT if frame.opcode is Opcode.TEXT or self._text is not None:
                 text = self._text = self._text or []
                 text.append(bytes(frame.data))
@@ -226,7 +305,7 @@ class WebsocketsWebSocket(WebSocket):
                     except UnicodeDecodeError:
                         self._fail(1007, "text that is not UTF-8")
             case Opcode.CONT:
-                self._inbox.append(frame.data)  # type: ignore[arg-type]  # as above
+                self._inbox.append(frame.data)
             case Opcode.CLOSE:
                 close = self._protocol.close_rcvd
                 assert close is not None

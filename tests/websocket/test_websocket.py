@@ -50,8 +50,8 @@ from pioneer_tunnel.websocket import (
     WebSocketRefused,
     load_engine,
 )
+from pioneer_tunnel.websocket.connection import MESSAGE_SIZE, messages_of
 from pioneer_tunnel.websocket.frame_meter import FRAMES_PER_TURN, FrameMeter
-from pioneer_tunnel.websocket.link import MESSAGE_SIZE, pack
 from pioneer_tunnel.yamux.frames import FrameType, encode_header
 
 Pair = tuple[trio.abc.Stream, trio.abc.Stream]
@@ -801,7 +801,7 @@ async def test_a_link_over_a_bare_stream_carries_bytes_both_ways() -> None:
 @given(st.lists(st.integers(1, 3 * MESSAGE_SIZE) | st.integers(1, 500), max_size=20))
 def test_pack_joins_and_cuts_within_64_kib(sizes: list[int]) -> None:
     chunks = [bytes([index]) * size for index, size in enumerate(sizes)]
-    messages = pack(chunks)
+    messages = [b"".join(message) for message, _ in messages_of(chunks)]
     assert b"".join(messages) == b"".join(chunks)
     assert all(0 < len(message) <= MESSAGE_SIZE for message in messages)
     ends = set(itertools.accumulate(map(len, messages)))

@@ -1,0 +1,124 @@
+"""The binary messages of a WebSocket, without a library: they are the link's bytes, and each copy and call counts.
+
+Everything else stays with the library: the opening, text, control frames, and every frame that breaks RFC 6455. So this
+module knows only the layout of a frame (RFC 6455, 5.2). No I/O.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Final, final
+
+from websockets.speedups import apply_mask
+
+from .._net.link import Bytes
+from .connection import MAX_BINARY
+from .frame_meter import FRAMES_PER_TURN, LONGEST_HEADER, header_size, payload_size
+
+__all__ = ["BinaryFrames", "encode"]
+
+_FIN: Final = 0x80
+_OPCODE: Final = 0x0F
+_BINARY: Final = 2
+_FIRST_CONTROL: Final = 8
+_MASKED: Final = 0x80
+_SIZE_16: Final = 126
+_SIZE_64: Final = 127
+
+
+@final
+class BinaryFrames:
+    """Takes binary messages out of what one end receives.
+
+    Args:
+        masked: whether the peer is the client, which masks its frames.
+    """
+
+    def __init__(self, *, masked: bool) -> None:
+        self._masked: Final = _MASKED if masked else 0
+        self._mask = b""
+        self._ours = False  # whether the current frame is one of a binary message
+        self._left = 0  # bytes of the current frame that have not come yet
+        self._message_size: int | None = None  # of a binary message of which more frames will come
+        self._partial = b""
+
+    def split(self, data: memoryview) -> tuple[int, list[tuple[bool, Bytes]]]:
+        """Cut `data` at the borders of frames; at most 64 frames begin in what is used.
+
+        Returns:
+            How many bytes were used, and the pieces in order: `(True, payload)` of binary messages, a view of `data`
+            if it was not masked; `(False, bytes)` for the library.
+
+        Raises:
+            ValueError: a binary message is longer than 1 MiB, or another message begins inside of one.
+        """
+        pieces: list[tuple[bool, Bytes]] = []
+        position, end, frames = 0, len(data), FRAMES_PER_TURN
+        while position < end:
+            if self._left:
+                piece: Bytes = data[position : position + self._left]
+                position += len(piece)
+                self._left -= len(piece)
+                pieces.append((self._ours, self._unmask(piece) if self._ours and self._mask else piece))
+                continue
+            if not frames:
+                break
+            frames -= 1
+            known = len(self._partial)
+            header = self._partial + bytes(data[position : position + LONGEST_HEADER - known])
+            size = header_size(header)
+            if size > len(header):
+                self._partial = header
+                return end, pieces
+            self._partial = b""
+            position += size - known
+            self._begin(header[:size])
+            if not self._ours:
+                pieces.append((False, header[:size]))
+        return position, pieces
+
+    def _begin(self, header: bytes) -> None:
+        opcode, size = header[0] & _OPCODE, payload_size(header)
+        self._left = size
+        if opcode >= _FIRST_CONTROL:
+            self._ours = False
+            return
+        begun = self._message_size
+        if opcode and begun is not None:
+            raise ValueError("a message begins before the last one has ended")
+        plain = not header[0] & ~(_FIN | _OPCODE) and header[1] & _MASKED == self._masked
+        self._ours = plain and (opcode == _BINARY or (not opcode and begun is not None))
+        if not self._ours:
+            return
+        size += begun or 0
+        if size > MAX_BINARY:
+            raise ValueError(f"a message of more than {MAX_BINARY} bytes")
+        self._message_size = None if header[0] & _FIN else size
+        self._mask = header[-4:] if self._masked else b""
+
+    def _unmask(self, piece: Bytes) -> bytes:
+        clear = apply_mask(piece, self._mask)
+        used = len(piece) % 4
+        if used and self._left:
+            self._mask = self._mask[used:] + self._mask[:used]
+        return clear
+
+
+def encode(chunks: Sequence[Bytes], size: int, *, mask: bool) -> list[Bytes]:
+    """One binary message of `chunks`, which have `size` bytes together: the pieces to send.
+
+    Args:
+        mask: whether this end is the client.
+    """
+    flag = _MASKED if mask else 0
+    if size < _SIZE_16:
+        header = bytes((_FIN | _BINARY, flag | size))
+    elif size < 1 << 16:
+        header = bytes((_FIN | _BINARY, flag | _SIZE_16)) + size.to_bytes(2)
+    else:
+        header = bytes((_FIN | _BINARY, flag | _SIZE_64)) + size.to_bytes(8)
+    if not mask:
+        return [header, *chunks]
+    key = secrets.token_bytes(4)
+    return [header + key, apply_mask(b"".join(chunks), key)]
