@@ -11,7 +11,13 @@ from typing import Final
 import pytest
 from source_imports import PACKAGE, file_of, imports, module_of
 
-TRIO_SIDE: Final = {"yamux/__init__.py", "yamux/connection.py", "yamux/stream.py", "_model/exception_groups.py"}
+TRIO_SIDE: Final = {
+    "yamux/__init__.py",
+    "yamux/connection.py",
+    "yamux/stream.py",
+    "yamux/stream_leg.py",
+    "_model/exception_groups.py",
+}
 SANS_IO: Final = sorted(
     {
         path.relative_to(PACKAGE).as_posix()
@@ -19,7 +25,14 @@ SANS_IO: Final = sorted(
         for path in PACKAGE.glob(f"{folder}/*.py")
     }
     - TRIO_SIDE
-    | {"_net/tls/client_hello.py", "relay/gateways/takeover.py", "relay/rates.py", "tunnel/restart_policy.py"}
+    | {
+        "_net/fastpath/timers.py",
+        "_net/leg.py",
+        "_net/tls/client_hello.py",
+        "relay/gateways/takeover.py",
+        "relay/rates.py",
+        "tunnel/restart_policy.py",
+    }
 )
 
 IO: Final = {"anyio", "asyncio", "queue", "select", "selectors", "ssl", "subprocess", "threading", "time", "trio"}

@@ -17,7 +17,7 @@ import contextlib
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final, NoReturn, final
 
 import attrs
@@ -25,11 +25,14 @@ import trio
 
 from .._model.errors import RemoteProtocolError, fresh_copy
 from .._model.exception_groups import leaves
+from .._net.fastpath.event_loop import Reactor, Stay
 from .._net.link import Link
 from .._net.log_limiter import LogLimiter
+from .._net.streams import Bytes
+from .._net.turn import Turn
 from .events import Event, GoAwayReceived, OpenAllowed, PongReceived, StreamOpened, StreamReadable, StreamWritable
 from .flow import SendBudget
-from .frames import GoAwayCode
+from .frames import Buffer, GoAwayCode
 from .limits import Limits
 from .session import Role, Session
 from .stream import YamuxStream
@@ -57,6 +60,9 @@ _MAX_BATCH: Final = 255 * 1024
 # many seconds it lets other tasks run.
 _PORTION: Final = 64 * 1024
 _TURN_SECONDS: Final = 0.005
+
+_FLUSHES: Final = 4
+"""Batches that are sent at the end of a turn before other tasks run."""
 
 WAKES_PER_TURN: Final = 32
 """Streams that are delivered or woken before other tasks run. Each one starts or resumes a handler."""
@@ -116,6 +122,7 @@ class YamuxConnection:
         self._on_first_bytes = on_first_bytes
         self._goodbye: Final = goodbye
         self._events: Final[deque[Event]] = deque()
+        self._writer_idle = False
         self._idle_writer = trio.lowlevel.ParkingLot()
         self._open_waiters = trio.lowlevel.ParkingLot()
         self._answer_waiters = trio.lowlevel.ParkingLot()
@@ -123,7 +130,12 @@ class YamuxConnection:
         self._end_waiters = trio.lowlevel.ParkingLot()
         self._sending: Final = trio.CancelScope(shield=True)
         self._mid_send = False
+        self._unsent: list[Buffer] = []
         self._ending = False
+        self.turn: Final = Turn.current()
+        self._unprocessed: Final[deque[Bytes]] = deque()  # was received
+        self._stay: Stay | None = None  # while the event loop calls back for the link
+        self._receive_failure: Exception | None = None
         self._batch = 64 * 1024
 
     async def run(self) -> NoReturn:
@@ -152,13 +164,17 @@ class YamuxConnection:
         assert self.failure is not None
         raise fresh_copy(self.failure)
 
-    async def open_stream(self) -> YamuxStream:
+    async def open_stream(self, *, announce: bool = True) -> YamuxStream:
         """Open a stream. Waits while 256 of them are unacknowledged. The caller sets the deadline.
+
+        Args:
+            announce: send its SYN now. With False it is sent with the stream's first data, or with the session's next
+                frames.
 
         Raises:
             trio.BrokenResourceError: the connection is gone, or the session opens no more streams.
         """
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             if self.failure is not None:
                 raise trio.BrokenResourceError(f"the connection is gone: {self.failure}") from self.failure
@@ -166,7 +182,8 @@ class YamuxConnection:
                 raise trio.BrokenResourceError("the session takes no more streams")
             if self.session.may_open:
                 stream = YamuxStream(self, self.session.open_stream(trio.current_time()))
-                self.wake_writer()
+                if announce:
+                    self.wake_writer()
                 return stream
             await self._open_waiters.park()
 
@@ -227,44 +244,115 @@ class YamuxConnection:
     # For streams
 
     def wake_writer(self) -> None:
-        """Wake the writer if the session has something to send."""
-        if self._idle_writer and self.session.has_work:
-            self._idle_writer.unpark()
+        """Send what the session has, if anything: at the end of the turn, or else by the writer."""
+        if self.turn.running:
+            self.turn.at_end(self._flush)
+        elif self._writer_idle and self.session.has_work:
+            self._start_writer()
+
+    def _start_writer(self) -> None:
+        self._writer_idle = False
+        self._idle_writer.unpark()
+
+    def _flush(self) -> None:
+        """Send what the session has, as far as the link takes it at once. The writer sends the rest."""
+        session = self.session
+        if not self._writer_idle or self._ending:
+            return
+        for _ in range(_FLUSHES):
+            batch = session.data_to_send(self._batch)
+            if batch:
+                try:
+                    sent = self._link.send_nowait(batch)
+                except trio.BrokenResourceError:
+                    sent = False  # the writer gets the same error
+                if not sent:
+                    self._mid_send = True
+                    self._unsent = batch if sent is None else []
+                    break
+            if not session.has_work:
+                return
+            self._dispatch()
+        self._start_writer()
 
     # The tasks
 
     async def _receive(self) -> NoReturn:
-        session = self.session
+        if self._on_first_bytes is not None:
+            self._keep(await self._link.receive())
+            await self._on_first_bytes()
+        with Reactor.current().stay() as stay:
+            if self._link.watch(self._on_readable):
+                self._stay = stay
+                stay.reactor.queue(self._on_readable)  # something may have come already
+                try:
+                    await stay.wait()
+                finally:
+                    self._link.unwatch()
+                assert self._receive_failure is not None
+                raise self._receive_failure
         while True:
-            chunks = await self._link.receive()
-            if not chunks:
-                raise trio.BrokenResourceError("the other end closed the connection")
-            if self._on_first_bytes is not None:
-                on_first_bytes, self._on_first_bytes = self._on_first_bytes, None
-                await on_first_bytes()
-            now = trio.current_time()
-            for chunk in chunks:
-                for start in range(0, len(chunk), _PORTION):
-                    # Let other tasks run in between: a message may hold thousands of frames.
-                    if trio.current_time() - now > _TURN_SECONDS:
-                        await trio.lowlevel.checkpoint()
-                        now = trio.current_time()
-                    session.receive_data(memoryview(chunk)[start : start + _PORTION], now)
-                    while self._dispatch():
-                        self.wake_writer()
-                        await trio.lowlevel.checkpoint()
-                        now = trio.current_time()
+            while self._unprocessed or self._events:
+                if self.turn.run(self._process):
+                    await trio.lowlevel.checkpoint()
+            self._keep(await self._link.receive())
+
+    def _on_readable(self) -> int:
+        """The event loop calls this when the link has something. Returns how many bytes were taken, for its turns."""
+        assert self._stay is not None
+        if self._ending:
+            return 0  # it was queued before the end
+        taken = 0
+        try:
+            while not self._process():
+                chunks = self._link.receive_nowait()
+                if chunks is None:
+                    return taken
+                taken += self._keep(chunks)
+            self._stay.reactor.queue(self._on_readable)
+        except Exception as error:  # noqa: BLE001  # the receiving task raises it
+            self._receive_failure = error
+            self._stay.end()
+        return taken
+
+    def _keep(self, chunks: Sequence[Bytes]) -> int:
+        """Keep what was received until `_process` has its turn; returns the size."""
+        if not chunks:
+            raise trio.BrokenResourceError("the other end closed the connection")
+        if self._asked_at is not None:
             self._asked_at = None
             self._answer_waiters.unpark_all()
-            self.wake_writer()
-            if trio.current_time() - now > _TURN_SECONDS:
-                await trio.lowlevel.checkpoint()
+        size = 0
+        for chunk in chunks:
+            size += len(chunk)
+            if len(chunk) <= _PORTION:
+                self._unprocessed.append(chunk)
+            else:
+                view = memoryview(chunk)
+                self._unprocessed.extend(view[start : start + _PORTION] for start in range(0, len(view), _PORTION))
+        return size
+
+    def _process(self) -> bool:
+        """Process what was received, for one turn at most; True if some is left."""
+        unprocessed = self._unprocessed
+        if not (unprocessed or self._events):
+            return False
+        now = self.turn.now()
+        self.turn.at_end(self._flush)
+        more = self._dispatch()
+        while unprocessed and not more:
+            self.session.receive_data(unprocessed.popleft(), now)
+            # Let other tasks run in between: a message may hold thousands of frames.
+            more = self._dispatch() or (bool(unprocessed) and trio.current_time() - now > _TURN_SECONDS)
+        return more
 
     async def _send(self) -> None:
         session = self.session
         # Shielded, so that a cancellation does not cut a frame. `_keep_time` ends this task, and sets a deadline.
         with self._sending:
             while not self._ending:
+                if self._mid_send:  # `_flush` has left it, or a rest of it in the link
+                    await self._link.send(self._unsent)
                 batch = session.data_to_send(self._batch)
                 self._mid_send = bool(batch)  # frames were taken and not sent: after this, a go-away must not be sent
                 while self._dispatch():
@@ -272,7 +360,11 @@ class YamuxConnection:
                 if not batch:
                     if not session.has_work:
                         # No deadline: it waits until there is something to send. The clock task watches the peer.
-                        await self._idle_writer.park()
+                        self._writer_idle = True
+                        try:
+                            await self._idle_writer.park()
+                        finally:
+                            self._writer_idle = False
                     continue
                 started = trio.current_time()
                 await self._link.send(batch)
@@ -308,17 +400,20 @@ class YamuxConnection:
         finally:
             self._ending = True
             self._sending.deadline = trio.current_time() + self._goodbye
-            self._idle_writer.unpark_all()
+            self._start_writer()
 
     # Shared by the tasks
 
     def _dispatch(self) -> bool:
         """Process the session's events, at most `WAKES_PER_TURN` wake-ups; True when some are left."""
-        self._events.extend(self.session.events())
+        events = self._events
+        events += self.session.events()
+        if not events:
+            return False
         opened: list[YamuxStream] = []
         wakes = 0
-        while self._events and wakes < WAKES_PER_TURN:
-            event = self._events.popleft()
+        while events and wakes < WAKES_PER_TURN:
+            event = events.popleft()
             if isinstance(event, StreamReadable):
                 if event.stream.owner is not None:
                     wakes += event.stream.owner.wake_readers()
@@ -350,7 +445,7 @@ class YamuxConnection:
                 stream.reset()
         if self._end_waiters and not self.session.live_streams:
             self._end_waiters.unpark_all()
-        return bool(self._events)
+        return bool(events)
 
     def _receive_go_away(self, event: GoAwayReceived) -> None:
         self._open_waiters.unpark_all()

@@ -42,6 +42,9 @@ SEND_RESERVE: Final = 4 * 1024
 """Bytes that one stream may always hold, so that it makes progress when its session or process is at its limit."""
 _MAX_CREDIT: Final = 2**32 - 1
 
+_SHARES: Final = 8
+"""One stream may hold this part of what is left of a budget."""
+
 # A shorter round trip counts as this many seconds: below it, the clock measures the scheduler and not the path.
 _SHORTEST_ROUND_TRIP: Final = 0.0005
 
@@ -88,23 +91,22 @@ class SendBudget:
         parent: for the budget of a session, the budget of the process.
     """
 
-    __slots__ = ("_limit", "_parent", "held")
+    __slots__ = ("_limit", "_parent", "_plenty", "held")
 
     def __init__(self, limit: int, parent: SendBudget | None = None) -> None:
         self._limit = limit
+        self._plenty = limit - _SHARES * SEND_BOUND
         self._parent = parent
         self.held: int = 0
 
     @property
     def bound(self) -> int:
         """Bytes that one stream may hold now."""
-        # Comparisons, not `min` and `max`: this runs several times for each small message.
-        bound = (self._limit - self.held) // 8
-        if bound >= SEND_BOUND:
-            bound = SEND_BOUND
-        elif bound < SEND_RESERVE:
-            bound = SEND_RESERVE
-        return bound if self._parent is None else min(bound, self._parent.bound)
+        parent = self._parent
+        if self.held <= self._plenty and (parent is None or parent.held <= parent._plenty):
+            return SEND_BOUND
+        bound = min(max((self._limit - self.held) // _SHARES, SEND_RESERVE), SEND_BOUND)
+        return bound if parent is None else min(bound, parent.bound)
 
     @property
     def ahead(self) -> int:
@@ -189,10 +191,12 @@ class ReceiveWindow:
         """
         self.unread -= amount
         assert self.unread >= 0
-        if not self.size:  # closed
+        size = self.size
+        if not size:  # closed
             return 0
-        assert self.owed >= 0
-        if self.owed < self.size // 2:
+        owed = size - self.credit - self.unread
+        assert owed >= 0
+        if owed < size // 2:
             return 0
         if round_trip is not None and now - self._since < 2 * max(round_trip, _SHORTEST_ROUND_TRIP):
             self.size += self._budget.take(min(self.size, self._limit - self.size))

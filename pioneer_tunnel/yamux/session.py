@@ -176,7 +176,8 @@ class Session:
                 if stream.closing_since is not None:
                     stream.closing_since = now
         elif length:
-            stream.advance(Step.RECEIVE_DATA)
+            if not stream.may_receive:
+                stream.advance(Step.RECEIVE_DATA)  # it raises
             stream.receive_window.receive(length)
             self._receiving, self._receiving_fin = stream, bool(flags & FIN)
         if flags & RST:
@@ -327,7 +328,14 @@ class Session:
             stream.acknowledged = stream.ack_due = True
             self._outbox.put_control(stream)
 
-    def send(self, stream: Stream, data: bytes) -> None:
+    def send_early(self, stream: Stream, data: Buffer) -> bool:
+        """Frame all of `data` now, if the stream's credit allows it and nothing waits. Otherwise False: use `send`.
+
+        For data that is sent at once: the caller calls `data_to_send` before it lets other tasks run.
+        """
+        return self._outbox.frame_early(stream, data)
+
+    def send(self, stream: Stream, data: Buffer) -> None:
         """Queue `data`, without copying it. The peer's credit and the other streams decide when it is sent.
 
         This does not limit the queue: the caller must respect `stream.room` or `stream.may_return`.
@@ -349,18 +357,21 @@ class Session:
             stream.fin_due = True
             self._outbox.put_ready(stream)
 
-    def read(self, stream: Stream, max_bytes: int, now: float) -> bytes:
+    def read(self, stream: Stream, max_bytes: int, now: float, *, lend: bool = True) -> bytes:
         """Take at most `max_bytes` of the received data, fewer when memory is short, and grant the peer credit for it.
 
-        The returned data counts in `Limits.unsent` until the next call, or until the stream is closed or reset.
+        The returned data counts in `Limits.unsent` until the next call, or until the stream is closed or reset; with
+        `lend=False` the caller calls `stream.lend` for what it keeps of it.
 
         Returns b"" when there is none. `stream.ended` says whether more may come.
         """
-        stream.lend(0)
-        data = stream.take(min(max_bytes, self.sending.ahead))
-        if not data:
+        if stream.lent:
+            stream.lend(0)
+        if not stream.receive_queue:
             return b""
-        stream.lend(len(data))
+        data = stream.take(min(max_bytes, self.sending.ahead))
+        if lend:
+            stream.lend(len(data))
         if not stream.receive_queue:
             self._with_unread.discard(stream)
         self.unread -= len(data)

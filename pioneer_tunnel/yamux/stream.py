@@ -6,14 +6,18 @@ never cuts a frame. The data that it has queued is still sent.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Final, Protocol, final
 
 import trio
 
+from .._net.leg import Bytes
 from .._net.streams import ByteStream, OneAtATime
+from .._net.turn import Turn
 from .session import Session
+from .stream_leg import StreamLeg
 from .stream_state import Stream
 
 __all__ = ["YamuxStream"]
@@ -21,7 +25,7 @@ __all__ = ["YamuxStream"]
 READ_SIZE: Final = 256 * 1024
 
 
-class _Connection(Protocol):
+class Connection(Protocol):
     """What a stream needs of its connection."""
 
     @property
@@ -29,6 +33,9 @@ class _Connection(Protocol):
 
     @property
     def failure(self) -> Exception | None: ...
+
+    @property
+    def turn(self) -> Turn: ...
 
     @property
     def watchers(self) -> set[YamuxStream]: ...
@@ -45,7 +52,7 @@ class YamuxStream(ByteStream):
     One task may send and one may receive at a time. A second one gets `trio.BusyResourceError`.
     """
 
-    def __init__(self, connection: _Connection, stream: Stream) -> None:
+    def __init__(self, connection: Connection, stream: Stream) -> None:
         self._connection: Final = connection
         self._session: Final = connection.session
         self._stream: Final = stream
@@ -55,6 +62,7 @@ class YamuxStream(ByteStream):
         self._read_waiters = trio.lowlevel.ParkingLot()
         self._write_waiters = trio.lowlevel.ParkingLot()
         self._break_waiters = trio.lowlevel.ParkingLot()
+        self._attached: StreamLeg | None = None
         stream.owner = self
 
     @property
@@ -97,17 +105,28 @@ class YamuxStream(ByteStream):
             return self._receive_nowait(max_bytes)
 
     def _receive_nowait(self, max_bytes: int) -> bytes | None:
+        stream = self._stream
+        if not self._closed:
+            data = self._session.read(stream, max_bytes, trio.current_time())
+            if data:
+                self._connection.wake_writer()
+                return data
+        return self.receive_end()
+
+    def receive_end(self) -> bytes | None:
+        """What `receive_nowait` does when nothing is left to read."""
         if self._closed:
             raise trio.ClosedResourceError("this stream was closed")
-        stream = self._stream
-        data = self._session.read(stream, max_bytes, trio.current_time())
-        if data:
-            self._connection.wake_writer()
-            return data
-        if stream.end_received:
+        if self._stream.end_received:
             return b""
         self._raise_if_broken()
         return None
+
+    def put(self, data: Bytes) -> None:
+        """Queue `data`, however much waits already."""
+        self._raise_if_not_sendable()
+        self._session.send(self._stream, data)
+        self._connection.wake_writer()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Queue `data`, and wait until at most 64 KiB of this stream are queued, or fewer when memory is short.
@@ -120,9 +139,7 @@ class YamuxStream(ByteStream):
         """
         with self._sending:
             await trio.lowlevel.checkpoint_if_cancelled()
-            self._raise_if_not_sendable()
-            self._session.send(self._stream, bytes(data))
-            self._connection.wake_writer()
+            self.put(bytes(data))
             await self._wait_until(self._stream.may_return)
             self._stream.compact()
 
@@ -160,13 +177,25 @@ class YamuxStream(ByteStream):
         """
         with self._sending:
             await trio.lowlevel.checkpoint_if_cancelled()
-            if self._closed:
-                raise trio.ClosedResourceError("this stream was closed")
-            if self._stream.may_send:
-                self._raise_if_broken()
-                self._session.send_fin(self._stream)
-                self._connection.wake_writer()
+            self.put_eof()
             await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def put_eof(self) -> None:
+        """Queue a FIN."""
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed")
+        if self._stream.may_send:
+            self._raise_if_broken()
+            self._session.send_fin(self._stream)
+            self._connection.wake_writer()
+
+    def close_soon(self) -> None:
+        """Do what `aclose` does, and return at once."""
+        if not self._closed:
+            self._closed = True
+            self._session.close(self._stream, trio.current_time())
+            self._connection.wake_writer()
+            self._wake()
 
     async def aclose(self) -> None:
         """Send what is queued and a FIN, and receive no more. Returns when both were passed to the link.
@@ -175,7 +204,8 @@ class YamuxStream(ByteStream):
         cancelled, it is reset at once. Raises nothing but `trio.Cancelled`.
         """
         if self._closed:
-            await trio.lowlevel.checkpoint()
+            if trio.current_effective_deadline() > -math.inf:  # a forceful close costs each short connection two steps
+                await trio.lowlevel.checkpoint()
             return
         self._closed = True
         self._wake()
@@ -247,10 +277,27 @@ class YamuxStream(ByteStream):
         if failure is not None:
             raise trio.BrokenResourceError(f"the stream's connection is gone: {failure}") from failure
 
+    # For its leg
+
+    def leg(self) -> StreamLeg:
+        return StreamLeg(self, self._stream, self._connection)
+
+    def attach(self, leg: StreamLeg | None) -> None:
+        """Call `leg` back from now on; with None, wake tasks as before."""
+        self._attached = leg
+        if leg is None:
+            self._stream.writer_waits = False
+            self._connection.watchers.discard(self)
+        else:
+            self._connection.watchers.add(self)
+
     # For the connection
 
     def wake_readers(self) -> bool:
         """Wake tasks that wait to receive, or for a break; False when there were none."""
+        if self._attached is not None:
+            self._attached.on_readable()
+            return True
         woken = self._read_waiters.unpark_all()
         if self._break_waiters and not self.usable:
             woken += self._break_waiters.unpark_all()
@@ -258,6 +305,9 @@ class YamuxStream(ByteStream):
 
     def wake_writers(self) -> bool:
         """Wake tasks that wait to send; False when there were none."""
+        if self._attached is not None:
+            self._attached.on_writable()
+            return True
         return bool(self._write_waiters.unpark_all())
 
     def _wake(self) -> None:

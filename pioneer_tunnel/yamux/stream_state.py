@@ -11,6 +11,7 @@ from typing import Any, Final, final
 
 from .._model.errors import LocalProtocolError, RemoteProtocolError
 from .flow import SEND_AHEAD, SEND_BOUND, ReceiveWindow, SendBudget, SendWindow
+from .frames import Buffer
 
 __all__ = ["State", "Step", "Stream"]
 
@@ -20,6 +21,8 @@ _SMALL: Final = 1024
 class State(enum.Enum):
     """Which halves of a stream are open."""
 
+    __hash__ = object.__hash__  # that of `Enum` is a Python function
+
     OPEN = enum.auto()
     LOCAL_ENDED = enum.auto()
     REMOTE_ENDED = enum.auto()
@@ -28,6 +31,8 @@ class State(enum.Enum):
 
 class Step(enum.Enum):
     """What can happen to a stream. The value names it in an error."""
+
+    __hash__ = object.__hash__  # as above
 
     SEND_FIN = "FIN"
     RECEIVE_DATA = "DATA"
@@ -159,7 +164,9 @@ class Stream:
         # Data for which there is credit leaves as fast as the link takes it, and large batches cost less time.
         bound = self.send_budget.bound
         if bound == SEND_BOUND:
-            bound = max(bound, min(self.send_window.credit, SEND_AHEAD))
+            credit = self.send_window.credit
+            if credit > bound:
+                bound = min(SEND_AHEAD, credit)
         return bound - self.queued if self.queued <= bound // 2 else 0
 
     def may_return(self) -> bool:
@@ -191,9 +198,9 @@ class Stream:
             raise error(f"{step.value} on {self!r}")
         self.state = state
 
-    def enqueue(self, data: bytes) -> None:
+    def enqueue(self, data: Buffer) -> None:
         """Append `data` to the send queue. Data of 1 KiB or more is not copied, now or later."""
-        _append(self.send_queue, data if len(data) < _SMALL else memoryview(data))
+        _append(self.send_queue, bytes(data) if len(data) < _SMALL else memoryview(data))
         self._set_queued(self.queued + len(data))
 
     def dequeued(self, amount: int) -> None:
@@ -227,6 +234,8 @@ class Stream:
         if not queue:
             return b""
         first = queue.popleft()
+        if not queue and type(first) is bytes and len(first) <= max_bytes:
+            return first
         if len(first) > max_bytes:
             # The rest stays as a view, so that small reads of a large piece do not copy the rest each time.
             queue.appendleft(memoryview(first)[max_bytes:])

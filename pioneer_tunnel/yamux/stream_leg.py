@@ -1,0 +1,73 @@
+"""A yamux stream as a leg: the connection calls back when frames arrive, and when there is room for more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, final
+
+from .._net.leg import Bytes, Leg
+
+if TYPE_CHECKING:
+    from .stream import Connection, YamuxStream
+    from .stream_state import Stream
+
+__all__ = ["StreamLeg"]
+
+
+@final
+class StreamLeg(Leg):
+    """A stream in an exchange. The session queues what is sent, so `close` takes no time."""
+
+    __slots__ = ("_connection", "_session", "_state", "_stream")
+
+    def __init__(self, stream: YamuxStream, state: Stream, connection: Connection) -> None:
+        super().__init__()
+        self._connection: Final = connection
+        self._session: Final = connection.session
+        self._stream: Final = stream
+        self._state: Final = state
+
+    def attach(self) -> None:
+        self._stream.attach(self)
+
+    def detach(self) -> None:
+        self._stream.attach(None)
+
+    def receive(self, max_bytes: int) -> bytes | None:
+        state, connection = self._state, self._connection
+        if state.receive_queue:
+            data = self._session.read(state, max_bytes, connection.turn.now(), lend=False)
+            if state.control_queued:  # it grants credit
+                connection.wake_writer()
+            return data
+        return self._stream.receive_end()
+
+    @property
+    def drained(self) -> bool:
+        return not self._state.receive_queue
+
+    def send(self, data: Bytes) -> None:
+        if self._session.send_early(self._state, data):
+            self._connection.wake_writer()
+        else:
+            self._stream.put(data)
+
+    @property
+    def room(self) -> int:
+        room = self._state.room
+        self._state.writer_waits = not room
+        return room
+
+    @property
+    def broken(self) -> bool:
+        return not self._stream.usable
+
+    def lend(self, amount: int) -> None:
+        self._state.lend(amount)
+
+    def send_eof(self) -> None:
+        self._stream.put_eof()
+
+    def close(self) -> bool:
+        self.detach()
+        self._stream.close_soon()
+        return True
