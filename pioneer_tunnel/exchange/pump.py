@@ -1,4 +1,4 @@
-"""Copies bytes both ways between two streams until both have ended: the last hop at either end of a tunnel.
+"""Carries one visitor: an exchange between two streams, and their end.
 
 EOF on one side becomes EOF on the other, after all data before it. A break on either side becomes a reset on both.
 Bytes are neither inspected nor changed.
@@ -7,51 +7,56 @@ Bytes are neither inspected nor changed.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Final, final
+from typing import Final
 
 import trio
 
 from .._net.closing import abandon, close_after_answer
-from .._net.fastpath.splice import CAN_JOIN, Ending, join
+from .._net.fastpath.event_loop import Reactor
+from .._net.leg import Leg
 from .._net.streams import ByteStream
+from .._net.turn import Turn
+from .exchange import Ending, Exchange, HandedOver
+from .task_leg import leg_of
 
 __all__ = ["HandedOver", "pump"]
 
-_SMALLEST_READ: Final = 4 * 1024
-_LARGEST_READ: Final = 255 * 1024
 _APOLOGY_TIMEOUT: Final = 5.0
 _DRAIN_TIMEOUT: Final = 1.0
 
 
-class HandedOver(Exception):
-    """Raised by the second stream's `receive_some` to leave the pump without being closed."""
-
-
-async def pump(first: ByteStream, second: ByteStream, *, apology: bytes = b"") -> bool:
+async def pump(
+    first: ByteStream,
+    second: ByteStream,
+    *,
+    second_leg: Leg | None = None,
+    preface: bytes = b"",
+    apology: bytes = b"",
+) -> bool:
     """Copy both ways, half-close included, and close both streams.
 
-    If `second` raises `HandedOver`, `first` is closed and `second` stays open. If a stream breaks, or another task
+    If `second_leg` raises `HandedOver`, `first` is closed and `second` stays open. If a stream breaks, or another task
     closes one, or on cancellation, both are reset, so that no truncated stream looks complete.
 
     Args:
+        second_leg: what to use for `second` in the exchange; by default `second` itself.
+        preface: sent to `first` before anything else.
         apology: sent to `second`, which is then closed in order, if `first` breaks before it has sent anything.
 
     Returns:
         True unless both were reset. Raises only `trio.Cancelled` and what a bug raises.
     """
     closed = False
-    spoke: set[ByteStream] = set()
     try:
-        ending = None if apology else await _join_sockets(first, second)  # which does not note who has sent
-        if ending is None:
-            ending = await _Exchange(first, second, spoke).run()
+        exchange = await _run(first, second, second_leg, preface)
+        ending = exchange.ending
         if ending is Ending.ENDED:
             await first.aclose()
             await second.aclose()
         elif ending is Ending.HANDED_OVER:
             with trio.move_on_after(_DRAIN_TIMEOUT):
                 await first.aclose()
-        elif ending is Ending.FIRST_BROKE and first not in spoke and apology:
+        elif ending is Ending.FIRST_BROKE and not exchange.first_spoke and apology:
             with trio.move_on_after(_APOLOGY_TIMEOUT), suppress(trio.BrokenResourceError):
                 await second.send_all(apology)
                 await close_after_answer(second)
@@ -72,107 +77,27 @@ async def pump(first: ByteStream, second: ByteStream, *, apology: bytes = b"") -
     return closed
 
 
-async def _join_sockets(first: ByteStream, second: ByteStream) -> Ending | None:
-    """Take the fast path; None if it is not available, and nothing was moved."""
-    one, other = first.plain_socket, second.plain_socket
-    if not CAN_JOIN or one is None or other is None:
-        return None
-    try:
-        return await join(one, other)
-    except OSError:
-        return None  # out of descriptors
-
-
-async def _room(sink: ByteStream) -> int:
-    """How many bytes to read for `sink`, so that few wait in this process while it takes nothing."""
-    while (room := sink.room) == 0:
-        # No deadline: the peer may read as slowly as it likes. The heartbeat of its connection detects a dead one.
-        await sink.wait_send_all_might_not_block()
-    return _LARGEST_READ if room is None else room
-
-
-@final
-class _Exchange:
-    """Two copying tasks and the state that they share. Streams that have sent data are added to `spoke`."""
-
-    def __init__(self, first: ByteStream, second: ByteStream, spoke: set[ByteStream]) -> None:
-        self._spoke: Final = spoke
-        self._first: Final = first
-        self._second: Final = second
-        self._scope = trio.CancelScope()
-        self._broken: ByteStream | None = None
-        self._handed_over = False
-        self._done = 0
-        self._ended_by_us = False
-
-    async def run(self) -> Ending:
-        """Copy until both have sent EOF, or one has broken."""
-        async with trio.open_nursery() as nursery:
-            self._scope = nursery.cancel_scope
-            nursery.start_soon(self._copy, self._second, self._first)
-            await self._copy(self._first, self._second)
-        if self._handed_over:
-            return Ending.HANDED_OVER
-        if self._broken is None:
-            return Ending.ENDED
-        return Ending.FIRST_BROKE if self._broken is self._first else Ending.SECOND_BROKE
-
-    async def _copy(self, source: ByteStream, sink: ByteStream) -> None:
+async def _run(first: ByteStream, second: ByteStream, second_leg: Leg | None, preface: bytes) -> Exchange:
+    """Run an exchange to its end."""
+    await trio.lowlevel.checkpoint_if_cancelled()
+    reactor = Reactor.current()
+    with reactor.stay() as stay:
+        one, other = leg_of(first), second_leg or leg_of(second)
+        other.prefix = preface + other.prefix
+        exchange = Exchange(one, other, on_end=stay.end, soon=reactor.queue)
         try:
-            await self._read_and_send(source, sink)
-            if self._broken is None:
-                await self._end(source, sink)
-        except trio.BrokenResourceError:
-            # `sink` takes no more. What it still sends is copied all the same: it may be the answer to a request that
-            # it did not read to the end. If `sink` was reset, the other direction's receive raises.
-            pass
-        except trio.ClosedResourceError:
-            if not self._ended_by_us:
-                self._break(source)
-        except HandedOver:
-            self._handed_over = True
-            self._scope.cancel()
-        await self._wait_broken(source)
-
-    async def _wait_broken(self, source: ByteStream) -> None:
-        """After EOF of `source`, notice if it breaks while the other direction goes on.
-
-        Otherwise a visitor that sent EOF and then left, or a lost link, would be noticed only when the gateway sends.
-        """
-        self._done += 1
-        if self._done == 2:
-            self._scope.cancel()
-        elif self._broken is None and await source.wait_broken():
-            self._break(source)
-
-    async def _read_and_send(self, source: ByteStream, sink: ByteStream) -> None:
-        # Each read allocates its buffer: small for a stream that sends little, large for one that sends much.
-        size = _SMALLEST_READ
-        while data := await self._receive(source, wanted := min(size, await _room(sink))):
-            self._spoke.add(source)
-            await sink.send_pieces([bytes(data)])
-            if len(data) == wanted:
-                size = min(size * 4, _LARGEST_READ)
-            elif len(data) < wanted // 4 and size > _SMALLEST_READ:
-                size //= 4
-
-    async def _receive(self, source: ByteStream, size: int) -> bytes | bytearray:
-        try:
-            return await source.receive_some(size)
-        except trio.BrokenResourceError:
-            self._break(source)
-            return b""
-
-    def _break(self, source: ByteStream) -> None:
-        self._broken = source
-        self._scope.cancel()
-
-    async def _end(self, source: ByteStream, sink: ByteStream) -> None:
-        if sink.can_half_close:
-            await sink.send_eof()
-            return
-        # Without half-close the exchange is over when the answer is complete. The flag is set first, since the other
-        # direction gets `ClosedResourceError` during the close.
-        self._ended_by_us = True
-        await sink.aclose()
-        await source.aclose()
+            Turn.current().run(exchange.begin)
+            tasks = (*one.tasks, *other.tasks)
+            if not tasks:
+                await stay.wait()
+            else:
+                async with trio.open_nursery() as nursery:
+                    for task in tasks:
+                        nursery.start_soon(task)
+                    await stay.wait()
+                    nursery.cancel_scope.cancel()
+        finally:
+            exchange.end(Ending.STOPPED)
+    if exchange.error is not None:
+        raise exchange.error
+    return exchange

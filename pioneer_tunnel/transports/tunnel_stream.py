@@ -10,6 +10,7 @@ import trio
 from .._deprecation import warn_deprecated
 from .._model.addresses import Address
 from .._net.adopted import adopt
+from .._net.leg import Leg
 from .._net.lent_socket import LentSocket
 from .._net.prefixed_stream import PrefixedStream
 from .._net.streams import ByteStream
@@ -77,6 +78,12 @@ class TunnelStream(ByteStream):
     @property
     def plain_socket(self) -> LentSocket | None:
         return None if self._prefixed is not None else self._adopted.plain_socket
+
+    def leg(self) -> Leg | None:
+        leg = (self._prefixed or self._adopted).leg()
+        if leg is not None:
+            self._prefixed = None
+        return leg
 
     def acknowledge(self) -> None:
         """Tell the relay that this visitor was accepted. `Tunnel.accept` has done so."""

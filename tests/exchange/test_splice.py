@@ -20,14 +20,13 @@ from rig import in_background, no_hang, nothing_left_behind, read_all, read_exac
 
 from pioneer_tunnel._net.closing import abandon
 from pioneer_tunnel._net.dialing import dial_tcp
-from pioneer_tunnel._net.fastpath import (
-    pipe_pool as pipes_module,
-    splice as splice_module,
-)
+from pioneer_tunnel._net.fastpath import pipe_pool as pipes_module
 from pioneer_tunnel._net.fastpath.event_loop import Reactor
-from pioneer_tunnel._net.fastpath.splice import CAN_JOIN
+from pioneer_tunnel._net.fastpath.pipe_pool import CAN_PIPE
+from pioneer_tunnel._net.fastpath.socket_leg import SocketLeg
 from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel._net.tcp import TcpStream
+from pioneer_tunnel.exchange.exchange import Ending, Exchange
 from pioneer_tunnel.exchange.pump import pump
 
 
@@ -35,7 +34,7 @@ from pioneer_tunnel.exchange.pump import pump
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each way that bytes can take, forced."""
     name: str = request.param
-    if name != "the long way" and not CAN_JOIN:
+    if name != "the long way" and not CAN_PIPE:
         pytest.skip("this system has no short way")
     if name == "no pipe to be had":
         monkeypatch.setattr(pipes_module, "_MOST_PIPES", 0)
@@ -112,7 +111,7 @@ async def test_every_byte_arrives_both_ways(way: str, size: int) -> None:
             assert pipes() == before
 
 
-@pytest.mark.skipif(not CAN_JOIN, reason="this system has no splice")
+@pytest.mark.skipif(not CAN_PIPE, reason="this system has no splice")
 async def test_a_bulk_of_bytes_is_spliced_and_a_few_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     spliced = 0
     original = os.splice
@@ -135,12 +134,12 @@ async def test_a_bulk_of_bytes_is_spliced_and_a_few_are_not(monkeypatch: pytest.
         assert spliced > 10_000_000
 
 
-@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
+@pytest.mark.skipif(not CAN_PIPE, reason="this system has no short way")
 async def test_without_a_descriptor_for_the_epoll_bytes_take_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(Reactor, "_enter", refuse)
+    monkeypatch.setattr("pioneer_tunnel._net.fastpath.event_loop.select.epoll", refuse)
     async with pumped() as (left, right, over):
         with no_hang():
             await left.send_all(b"request")
@@ -278,35 +277,35 @@ async def test_the_others_go_on_when_the_one_who_moves_all_bytes_is_cancelled(wa
                     await end.aclose()
 
 
-@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
+@pytest.mark.skipif(not CAN_PIPE, reason="this system has no short way")
 async def test_what_was_cancelled_while_it_waited_for_its_turn_is_not_touched_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its descriptor may be another connection's by then, whose bytes would be taken."""
     touched: list[int] = []
-    readv = os.readv
+    read = os.read
 
-    def note(descriptor: int, buffers: Any) -> int:
+    def note(descriptor: int, size: int) -> bytes:
         touched.append(descriptor)
-        return readv(descriptor, buffers)
+        return read(descriptor, size)
 
     async with pumped() as (left, right, _):  # this one leads, and goes on
         await left.send_all(b"ping")
         assert await read_exactly(right, 4) == b"ping"
         source, first = await connection()
         sink, second = await connection()
+        descriptor = first.socket.fileno()
         async with source, sink, trio.open_nursery() as nursery:
             nursery.start_soon(pump, first, second)
             await trio.testing.wait_all_tasks_blocked()
-            reactor = Reactor.current()
-            end: Any = reactor._watched[first.socket.fileno()]
-            end = end.__self__
-            end._queue()
+            leg: Any = Reactor.current()._watched[descriptor]
+            Reactor.current().queue(leg.__self__._read_on)
             nursery.cancel_scope.cancel()
-        monkeypatch.setattr(os, "readv", note)
+        monkeypatch.setattr(os, "read", note)
         await left.send_all(b"pong")
         assert await read_exactly(right, 4) == b"pong"
-        assert end.descriptor not in touched
+        assert touched
+        assert descriptor not in touched
 
 
 async def _pump_in_a_scope(
@@ -342,20 +341,20 @@ async def test_a_stream_that_its_owner_closes_is_let_go_of_and_the_other_end_is_
                 await read_all(right)
 
 
-@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
+@pytest.mark.skipif(not CAN_PIPE, reason="this system has no short way")
 async def test_an_owner_that_closes_in_the_moment_of_the_end_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     """It used to be a `KeyError`: the end wanted to let go of what had been let go of."""
     left, first = await connection()
     right, second = await connection()
-    original = splice_module._Joint.end
+    original = Exchange.end
 
-    def end(self: Any, ending: Any) -> None:
-        original(self, ending)
-        if ending is splice_module.Ending.CLOSED:
+    def end(self: Exchange, ending: Ending, error: Exception | None = None) -> None:
+        original(self, ending, error)
+        if self.ending is Ending.CLOSED:
             first.plain_socket.take_back()
             first.socket.close()
 
-    monkeypatch.setattr(splice_module._Joint, "end", end)
+    monkeypatch.setattr(Exchange, "end", end)
     async with left, right:
         await left.send_eof()
         await right.send_eof()
@@ -363,9 +362,10 @@ async def test_an_owner_that_closes_in_the_moment_of_the_end_does_no_harm(monkey
             assert await pump(first, second)
 
 
-@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
+@pytest.mark.skipif(not CAN_PIPE, reason="this system has no short way")
 async def test_a_stream_that_was_joined_leaves_no_circle() -> None:
     """Rounds of the garbage collector cost each short connection some 20 us."""
+    modules = {Exchange.__module__, SocketLeg.__module__}
     gc.collect()
     gc.disable()
     try:
@@ -375,13 +375,13 @@ async def test_a_stream_that_was_joined_leaves_no_circle() -> None:
                 await right.send_eof()
                 with no_hang():
                     await over.wait()
-        left_over = [thing for thing in gc.get_objects() if type(thing).__module__ == splice_module.__name__]
+        left_over = [thing for thing in gc.get_objects() if type(thing).__module__ in modules]
     finally:
         gc.enable()
-    assert {type(thing).__name__ for thing in left_over} <= {"_Shared", "Ending"}
+    assert {type(thing).__name__ for thing in left_over} <= {"Ending"}
 
 
-@pytest.mark.skipif(not CAN_JOIN, reason="this system has no short way")
+@pytest.mark.skipif(not CAN_PIPE, reason="this system has no short way")
 async def test_a_connection_is_joined_to_one_other_at_a_time() -> None:
     left, first = await connection()
     right, second = await connection()
@@ -394,7 +394,7 @@ async def test_a_connection_is_joined_to_one_other_at_a_time() -> None:
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.skipif(not CAN_JOIN, reason="the long way notices when there is something to say")
+@pytest.mark.skipif(not CAN_PIPE, reason="the long way notices when there is something to say")
 async def test_a_visitor_that_has_ended_and_then_resets_is_noticed_while_the_gateway_is_silent() -> None:
     async with pumped() as (left, right, over):
         with no_hang():

@@ -161,10 +161,10 @@ def test_a_task_that_is_left_by_visitors_is_found(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_handler_that_fails_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def wait_broken(real: Any, stream: TunnelStream) -> bool:
+    def leg(real: Any, stream: TunnelStream) -> None:
         raise RuntimeError("planted")
 
-    plant(monkeypatch, TunnelStream, "wait_broken", wait_broken)
+    plant(monkeypatch, TunnelStream, "leg", leg)
     assert "has an error" in str(first_failure().failure)
 
 

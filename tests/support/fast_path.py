@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pioneer_tunnel.exchange import pump
+from pioneer_tunnel._net import tcp
 from pioneer_tunnel.transports.rathole import data_channels
 
 __all__ = ["fast_path", "switch_fast_path_off"]
@@ -13,7 +13,7 @@ __all__ = ["fast_path", "switch_fast_path_off"]
 def switch_fast_path_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """For one test: every connection has tasks of its own."""
     monkeypatch.setattr(data_channels, "CAN_WATCH", False)
-    monkeypatch.setattr(pump, "CAN_JOIN", False)
+    monkeypatch.setattr(tcp, "CAN_WATCH", False)
 
 
 @pytest.fixture(params=["fast path", "no fast path"], autouse=True)

@@ -16,6 +16,7 @@ from typing import Final, final
 import trio
 
 from ..._net.closing import close_after_answer
+from ..._net.leg import Leg
 from ..._net.lent_socket import LentSocket
 from ..._net.streams import ByteStream, GuardedStream
 from ..._net.tls.stream import TlsStream
@@ -78,6 +79,9 @@ class ChannelStream(GuardedStream):
     @property
     def plain_socket(self) -> LentSocket | None:
         return None if self._closed or self._end_sent else self._plain
+
+    def leg(self) -> Leg | None:
+        return None if self._closed or self._end_sent else self.transport_stream.leg()
 
     def acknowledge(self) -> None:
         """Count the visitor as accepted. The protocol has no message for it."""
