@@ -60,6 +60,7 @@ class Phase(enum.Enum):
     OPAQUE = "another protocol than HTTP"
     NEXT = "a request that needs a stream of its own"
     REFUSED = "nothing that is forwarded"
+    STOPPED = "a connection that is closed next"
 
 
 class _Found(enum.Enum):
@@ -81,6 +82,7 @@ _TRANSITIONS: Final[Mapping[Phase, Mapping[_Found, Phase]]] = {
     Phase.OPAQUE: {},
     Phase.NEXT: {},
     Phase.REFUSED: {},
+    Phase.STOPPED: {},
 }
 
 
@@ -123,7 +125,7 @@ class RequestFollower:
     @property
     def is_over(self) -> bool:
         """True when nothing more will be forwarded."""
-        return self.phase is Phase.REFUSED or self.phase is Phase.NEXT
+        return self.phase is Phase.NEXT or self.phase is Phase.REFUSED or self.phase is Phase.STOPPED
 
     @property
     def head_begun(self) -> bool:
@@ -204,6 +206,10 @@ class RequestFollower:
         """Refuse a head that is not complete after `seconds`."""
         reason = f"No whole request head came within {seconds:g} seconds."
         self._refuse(BadRequest(408, reason, omit_body=self._heads.omit_body))
+
+    def stop(self) -> None:
+        """Forward nothing more: the connection was idle for too long. `refusal` stays None."""
+        self.phase = Phase.STOPPED
 
     # The readers of the phases. Each returns the position up to which `data` may be forwarded, or None if the item is
     # incomplete and was kept.

@@ -107,7 +107,8 @@ async def _handle(connected: trio.SocketStream, arrival: Arrival, scope: trio.Ca
             await contain_errors(handler)(connected, arrival)
     finally:
         arrival.leave()
-        await trio.aclose_forcefully(connected)
+        if connected.socket.fileno() != -1:
+            await trio.aclose_forcefully(connected)
 
 
 def contain_errors(

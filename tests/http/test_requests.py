@@ -19,7 +19,9 @@ from pioneer_tunnel._http.requests import Phase, RequestFollower
 from pioneer_tunnel._http.responses import ResponseFollower
 from pioneer_tunnel._model.errors import LocalProtocolError
 from pioneer_tunnel._net.adopted import adopt
-from pioneer_tunnel.relay.visitors.followed_stream import FollowedStream
+from pioneer_tunnel.exchange.pump import pump
+from pioneer_tunnel.exchange.task_leg import leg_of
+from pioneer_tunnel.relay.visitors.followed_leg import FollowedLeg
 from pioneer_tunnel.relay.visitors.turns import Turn, Turns
 
 FIRST: Final = b"GET /first HTTP/1.1\r\nHost: a.test\r\n\r\n"
@@ -491,14 +493,17 @@ async def test_a_flood_of_one_tenant_does_not_hold_up_another(mock_clock: trio.t
     turns, order = Turns(), list[str]()
 
     async def visit(tenant: str, first: bytes, said: bytes) -> None:
-        ours, theirs = trio.testing.memory_stream_pair()
-        async with ours, theirs:
-            followed = FollowedStream(adopt(ours), head_of(first), b"", Turn(turns, tenant, tenant), head_timeout=10)
+        (ours, theirs), (gateway, far) = trio.testing.memory_stream_pair(), trio.testing.memory_stream_pair()
+        visitor = adopt(ours)
+        followed = FollowedLeg(leg_of(visitor), head_of(first), b"", Turn(turns, tenant, tenant), head_timeout=10)
+        async with theirs, far, trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: pump(adopt(gateway), visitor, second_leg=followed))
             await theirs.send_all(said)
             left = len(said)
             while left:
-                left -= len(await followed.receive_some())
+                left -= len(await far.receive_some())
                 order.append(tenant)
+            nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
         for _ in range(200):

@@ -20,7 +20,9 @@ from pioneer_tunnel._http.bodies import MAX_WORK
 from pioneer_tunnel._http.head import MAX_HEAD, HeadReader, RequestHead
 from pioneer_tunnel._http.responses import ResponseFollower, ResponsePhase
 from pioneer_tunnel._net.adopted import adopt
-from pioneer_tunnel.relay.visitors.followed_stream import FollowedStream
+from pioneer_tunnel.exchange.pump import pump
+from pioneer_tunnel.exchange.task_leg import leg_of
+from pioneer_tunnel.relay.visitors.followed_leg import FollowedLeg
 from pioneer_tunnel.relay.visitors.turns import Turn, Turns
 
 UPGRADE: Final = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -346,11 +348,17 @@ async def test_a_flood_of_one_gateway_does_not_hold_up_another(mock_clock: trio.
     turns, order = Turns(), list[str]()
 
     async def answer(tenant: str, said: bytes) -> None:
-        ours, theirs = trio.testing.memory_stream_pair()
-        async with ours, theirs:
-            followed = FollowedStream(adopt(ours), GET, b"", Turn(turns, tenant, tenant), head_timeout=10)
-            await followed.send_all(said)
+        (ours, theirs), (gateway, far) = trio.testing.memory_stream_pair(), trio.testing.memory_stream_pair()
+        visitor = adopt(ours)
+        followed = FollowedLeg(leg_of(visitor), GET, b"", Turn(turns, tenant, tenant), head_timeout=10)
+        async with theirs, far, trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: pump(adopt(gateway), visitor, second_leg=followed))
+            await far.send_all(said)
+            received = 0
+            while received < len(said):
+                received += len(await theirs.receive_some())
             order.append(tenant)
+            nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
         for _ in range(200):

@@ -36,7 +36,7 @@ from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LiveSession, LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.limits import RelayLimits
-from pioneer_tunnel.relay.visitors import followed_stream
+from pioneer_tunnel.relay.visitors import followed_leg
 from pioneer_tunnel.relay.visitors.ingress import Ingress, Visit
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.websocket import EngineName
@@ -382,9 +382,9 @@ async def test_after_a_response_of_uncertain_end_no_other_request_is_served(
             await gateway.send_all(response)
             assert await read_exactly(visitor, len(response)) == response
             await visitor.send_all(asked)
-            await trio.sleep(followed_stream.LAST_ANSWERS_TIMEOUT - 1)
+            await trio.sleep(followed_leg.LAST_ANSWERS_TIMEOUT - 1)
             await gateway.send_all(rest)
-            await trio.sleep(followed_stream.LAST_ANSWERS_TIMEOUT - 1)
+            await trio.sleep(followed_leg.LAST_ANSWERS_TIMEOUT - 1)
             await gateway.send_eof()
             assert await read_all(visitor) == rest
             assert await until_end(gateway) == HEAD
@@ -463,7 +463,7 @@ async def test_a_refusal_waits_for_the_answers_before_it(autojump_clock: trio.te
         assert await read_exactly(gateway, len(NOBODY + HEAD)) == NOBODY + HEAD
         for byte in ANSWER[:4]:
             await gateway.send_all(bytes([byte]))
-            with trio.move_on_after(followed_stream.LAST_ANSWERS_TIMEOUT - 1):
+            with trio.move_on_after(followed_leg.LAST_ANSWERS_TIMEOUT - 1):
                 raise AssertionError(f"the gateway was told {await gateway.receive_some()!r}")
         await gateway.send_all(ANSWER[4:])
         assert await read_exactly(visitor, len(ANSWER)) == ANSWER
@@ -487,7 +487,7 @@ async def test_nothing_is_written_into_a_body_that_ends_with_the_connection(
         await gateway.send_all(response[:100])
         assert await read_exactly(visitor, 100) == response[:100]
         await visitor.send_all(said)
-        with trio.move_on_after(followed_stream.LAST_ANSWERS_TIMEOUT - 1):
+        with trio.move_on_after(followed_leg.LAST_ANSWERS_TIMEOUT - 1):
             raise AssertionError(f"the gateway was told {await gateway.receive_some()!r}")
         await gateway.send_all(response[100:])
         await gateway.send_eof()
@@ -500,7 +500,7 @@ async def test_a_gateway_that_falls_silent_in_such_a_body_resets_the_visitor(
     head: bytes, said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The visitor cannot take the truncated response for a complete one."""
-    monkeypatch.setattr(followed_stream, "LAST_ANSWERS_TIMEOUT", 0.05)
+    monkeypatch.setattr(followed_leg, "LAST_ANSWERS_TIMEOUT", 0.05)
     async with relay_rig() as rig, rig.tunnel() as tunnel, await rig.visit() as visitor:
         await tunnel.wait_connected()
         await visitor.send_all(HEAD)
@@ -563,11 +563,11 @@ async def test_requests_that_are_never_answered_are_bounded(autojump_clock: trio
                 said.extend(data)
 
         async with in_background(gateway_reads):
-            for _ in range(10 * followed_stream.MAX_OUTSTANDING):
+            for _ in range(10 * followed_leg.MAX_OUTSTANDING):
                 await visitor.send_all(HEAD)
             await trio.sleep(1)
             asked = said.count(HEAD)
-            assert followed_stream.MAX_OUTSTANDING <= asked < 2 * followed_stream.MAX_OUTSTANDING
+            assert followed_leg.MAX_OUTSTANDING <= asked < 2 * followed_leg.MAX_OUTSTANDING
             await gateway.send_all(ANSWER * asked)
             await trio.sleep(1)
             assert said.count(HEAD) > asked
@@ -613,7 +613,7 @@ async def test_a_gateway_that_does_not_end_is_not_waited_for(autojump_clock: tri
         await gateway.send_all(ANSWER[:10])
         started = trio.current_time()
         told = await read_all(visitor)
-        assert trio.current_time() - started == pytest.approx(followed_stream.LAST_ANSWERS_TIMEOUT, abs=0.1)
+        assert trio.current_time() - started == pytest.approx(followed_leg.LAST_ANSWERS_TIMEOUT, abs=0.1)
         assert told == ANSWER[:10]
 
 

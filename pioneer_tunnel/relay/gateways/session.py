@@ -145,7 +145,7 @@ class GatewaySession(LiveSession):
         return self._ending is not None
 
     async def open_stream(self) -> YamuxStream:
-        return await self._connection.open_stream()
+        return await self._connection.open_stream(announce=False)  # a PROXY header follows
 
     async def answers(self, within: float) -> bool:
         return self._ending is None and await self._connection.answers(within)

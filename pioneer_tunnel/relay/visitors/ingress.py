@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final, final
 
 import attrs
@@ -21,12 +21,13 @@ from ..._net.streams import ByteStream
 from ..._net.tls.client_hello import Alert
 from ..._wire.proxy_v2 import ProxyHeader
 from ...exchange.pump import pump
+from ...exchange.task_leg import leg_of
 from ..admission import Admission, OverLimit
 from ..config import TunnelEntry
 from ..gateways.registry import Directory, LiveSession, Registry
 from ..limits import RelayLimits
 from ..request_head import HEAD_TIMEOUT, Refusal, read_head, refuse
-from .followed_stream import FollowedStream
+from .followed_leg import FollowedLeg
 from .turns import Turn, Turns
 
 __all__ = ["Ingress", "Visit"]
@@ -112,15 +113,15 @@ class Ingress:
                 refusal.omit_body = head.omit_body
                 await refuse(visit.stream, refusal)
                 return
-            if not followed.handed_over or followed.scope.cancelled_caught:
+            if not followed.handed_over:
                 return
-            if followed.refusal is not None:
-                await refuse(visit.stream, Refusal.of(followed.refusal))
+            if followed.refused_request is not None:
+                await refuse(visit.stream, Refusal.of(followed.refused_request))
                 return
             request = followed.next_request
         await close_after_answer(visit.stream)  # keep-alive timeout
 
-    async def _carry(self, visit: Visit, head: RequestHead, received: bytes) -> FollowedStream:
+    async def _carry(self, visit: Visit, head: RequestHead, received: bytes) -> FollowedLeg:
         """Carry the request of `head` to its tunnel, and the following requests that may use the same stream.
 
         Raises:
@@ -133,8 +134,8 @@ class Ingress:
             # The tunnel's owner chose that the relay can read nothing of what reaches the gateway.
             raise Refusal(421, "this host takes TLS alone, from end to end; use https:// and a connection of its own")
         _settle(visit)  # not earlier: a connection without a tunnel stays evictable while it is refused
-        followed = FollowedStream(
-            visit.stream,
+        followed = FollowedLeg(
+            leg_of(visit.stream),
             head,
             received[head.length :],
             Turn(self._turns, entry.id, visit.source),
@@ -143,11 +144,9 @@ class Ingress:
         )
         with self._counted(entry):
             stream = await self._open(entry)
-            with suppress(trio.BrokenResourceError):  # the pump gets the same error
-                await stream.send_all(b"".join([_proxy_header(visit), received[: head.length], *followed.take_ready()]))
-            with followed.scope:
-                apology = error_response(502, _BROKE_OFF, omit_body=head.omit_body)
-                await pump(stream, followed, apology=apology)
+            preface = b"".join([_proxy_header(visit), received[: head.length], *followed.take_ready()])
+            apology = error_response(502, _BROKE_OFF, omit_body=head.omit_body)
+            await pump(stream, visit.stream, second_leg=followed, preface=preface, apology=apology)
         return followed
 
     async def serve_hello(self, visit: Visit, entry: TunnelEntry, received: bytes) -> None:
@@ -159,9 +158,8 @@ class Ingress:
         _settle(visit)
         with self._counted(entry):
             stream = await self._open(entry)
-            with suppress(trio.BrokenResourceError):  # the pump gets the same error
-                await stream.send_all(_proxy_header(visit) + received)
-            await pump(stream, visit.stream, apology=Alert.INTERNAL_ERROR.record)
+            preface = _proxy_header(visit) + received
+            await pump(stream, visit.stream, preface=preface, apology=Alert.INTERNAL_ERROR.record)
 
     async def serve_bound(self, visit: Visit, entry: TunnelEntry) -> None:
         """Serve a connection at a tunnel's `bind_addr`, in any protocol. If that is not possible, reset it."""
@@ -169,9 +167,7 @@ class Ingress:
             _settle(visit)
             with self._counted(entry):
                 stream = await self._open(entry)
-                with suppress(trio.BrokenResourceError):  # the pump gets the same error
-                    await stream.send_all(_proxy_header(visit))
-                await pump(stream, visit.stream)
+                await pump(stream, visit.stream, preface=_proxy_header(visit))
         except Refusal:
             await abandon(visit.stream)
 

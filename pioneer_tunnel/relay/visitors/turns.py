@@ -1,6 +1,6 @@
 """Fair sharing of the event loop among visitors, so that one tenant or address does not delay the others.
 
-Following HTTP costs CPU time, and one address may have hundreds of connections with work. Each connection waits for a
+Following HTTP costs CPU time, and one address may have hundreds of connections with work. Each connection asks for a
 turn before it works, and reports the cost afterwards. While little work was done recently, a turn is granted at once.
 Otherwise connections queue. In each pass of the event loop at most one connection of a tenant, and one of an address,
 gets a turn.
@@ -9,10 +9,10 @@ gets a turn.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Final, TypeAlias, final
 
-import attrs
 import trio
 
 __all__ = ["Turn", "Turns"]
@@ -29,7 +29,18 @@ TURN_COST: Final = 64
 TURNS_PER_PASS: Final = 8
 """Turns that the queue grants in one pass of the event loop."""
 
-_Lots: TypeAlias = OrderedDict[str | None, trio.lowlevel.ParkingLot]
+
+@final
+class _Waiting:
+    """One connection in the queue."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call: Callable[[], object] | None = call  # None when the connection has left
+
+
+_Lots: TypeAlias = OrderedDict[str | None, deque[_Waiting]]
 
 
 @final
@@ -47,17 +58,17 @@ class Turns:
         """True while connections queue."""
         return bool(self._queue)
 
-    async def wait(self, tenant: str, address: str | None) -> None:
-        """See `Turn.wait`."""
+    def ask(self, tenant: str, address: str | None, call: Callable[[], object]) -> _Waiting | None:
+        """See `Turn.ask`. None if the turn is granted at once."""
         now = trio.current_time()
         if now >= self._window_ends:
             self._window_ends, self._left = now + WINDOW, BUDGET
         if self._left > 0 and not self._queue:
-            return
-        lot = self._queue.setdefault(tenant, OrderedDict()).setdefault(address, trio.lowlevel.ParkingLot())
+            return None
+        waiting = _Waiting(call)
+        self._queue.setdefault(tenant, OrderedDict()).setdefault(address, deque()).append(waiting)
         self._grant_soon()
-        # No deadline: the queue moves in every pass of the event loop.
-        await lot.park()
+        return waiting
 
     def spend(self, items: int) -> None:
         """See `Turn.spend`."""
@@ -71,49 +82,67 @@ class Turns:
     def _grant(self) -> None:
         """Grant the turns of this pass of the event loop."""
         self._granting = False
-        granted = 0
+        granted: list[Callable[[], object]] = []
         served: set[str] = set()
         for tenant, lots in [*self._queue.items()]:
             for address, lot in [*lots.items()]:
                 if address in served:
                     continue
-                woken = lot.unpark()
+                call = None
+                while lot and call is None:
+                    call = lot.popleft().call
                 if lot:
                     lots.move_to_end(address)
                 else:
                     del lots[address]
-                if woken:  # else all that waited here were cancelled
-                    granted += 1
+                if call is not None:  # else all that waited here have left
+                    granted.append(call)
                     if address is not None:
                         served.add(address)
                     self._queue.move_to_end(tenant)
                     break
             if not lots:
                 del self._queue[tenant]
-            if granted == TURNS_PER_PASS:
+            if len(granted) == TURNS_PER_PASS:
                 break
         if self._queue:
             self._grant_soon()
+        for call in granted:
+            call()
 
 
 @final
-@attrs.frozen
 class Turn:
-    """Requests turns for one connection.
+    """Asks for turns for one connection.
 
-    Attributes:
+    Args:
+        turns: grants them.
         tenant: the tunnel's id.
         address: the visitor's, as limits count it; None when it is exempt from limits per address.
     """
 
-    turns: Turns
-    tenant: str
-    address: str | None
+    __slots__ = ("_address", "_tenant", "_turns", "_waiting")
 
-    async def wait(self) -> None:
-        """Wait for a turn. A checkpoint only if others wait, or if the budget is spent."""
-        await self.turns.wait(self.tenant, self.address)
+    def __init__(self, turns: Turns, tenant: str, address: str | None) -> None:
+        self._turns: Final = turns
+        self._tenant: Final = tenant
+        self._address: Final = address
+        self._waiting: _Waiting | None = None
+
+    def another(self) -> Turn:
+        """The same for other work of the connection."""
+        return Turn(self._turns, self._tenant, self._address)
+
+    def ask(self, call: Callable[[], object]) -> bool:
+        """Ask for a turn. True if it is granted at once; otherwise `call` is called when it is."""
+        self._waiting = self._turns.ask(self._tenant, self._address, call)
+        return self._waiting is None
+
+    def leave(self) -> None:
+        """Leave the queue."""
+        if self._waiting is not None:
+            self._waiting.call = None
 
     def spend(self, items: int) -> None:
         """Report the cost of the turn in units, without its fixed cost."""
-        self.turns.spend(items)
+        self._turns.spend(items)
