@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Final
 
@@ -54,6 +55,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             (item for item in items if item.path.name in judges),
             key=lambda item: (item.path, item.getparent(pytest.Class) is not None, item.location[1] or 0),
         )
+
+
+def pytest_collection_finish() -> None:
+    """Leave what exists before the first test out of the rounds of the garbage collector.
+
+    Thousands of test items and all modules stay until the end; going through them made half the time of some tests.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -161,6 +161,13 @@ def relay(tmp_path: Path) -> Iterator[Relay]:
         yield started
 
 
+@pytest.fixture(scope="module")
+def shared_relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+    """The same for all tests of a module that leave it running."""
+    with relay_in(tmp_path_factory.mktemp("relay")) as started:
+        yield started
+
+
 @contextmanager
 def relay_in(folder: Path, *, source: Path = SOURCE) -> Iterator[Relay]:
     """See `relay`."""
