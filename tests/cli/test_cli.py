@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from http.server import ThreadingHTTPServer
@@ -24,6 +25,7 @@ from programs import KEY, Gateway, Relay, key_file, run, running
 from rig import HANG, free_port
 from statuses import states_of
 
+from pioneer_tunnel import cli
 from pioneer_tunnel._model.keys import PublicKey, RelayKey, SigningIdentity
 from pioneer_tunnel._model.status import State, Status
 from pioneer_tunnel.cli.commands import pioneer_tunnel
@@ -279,6 +281,14 @@ def test_the_version_is_told() -> None:
     from pioneer_tunnel._version import __version__
 
     assert run("--version").out.decode().strip().endswith(__version__)
+
+
+def test_without_click_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "queue_standard_error", lambda: None)
+    monkeypatch.delitem(sys.modules, "pioneer_tunnel.cli.commands")
+    monkeypatch.setitem(sys.modules, "click", None)
+    with pytest.raises(SystemExit, match=r"pip install 'pioneer-tunnel\[cli\]'"):
+        cli.main()
 
 
 # Standard error that takes nothing
