@@ -14,7 +14,7 @@ from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.tunnel import Tunnel
 from pioneer_tunnel.websocket import ENGINES, EngineName
 
-pytest_plugins = ["reaper", "programs"]
+pytest_plugins = ["reaper", "programs", "gateway"]
 
 # The same examples each time, however slow the machine is.
 settings.register_profile(

@@ -55,8 +55,8 @@ def test_new_identity_prints_the_seed_and_what_gateways_pin() -> None:
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
-def test_a_gateway_is_exposed_until_it_is_interrupted(relay: Relay, gateway: str, by: signal.Signals) -> None:
-    arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+def test_a_gateway_is_exposed_until_it_is_interrupted(relay: Relay, local_gateway: str, by: signal.Signals) -> None:
+    arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
     with running(*arguments) as program:
         program.wait_for("connected .*http://office.test")
         assert relay.ask("/one").endswith(b"hello from /one")
@@ -70,10 +70,10 @@ def test_a_gateway_is_exposed_until_it_is_interrupted(relay: Relay, gateway: str
     assert relay.program.interrupt(by) == 0
 
 
-def test_status_lines_for_machines(shared_relay: Relay, gateway: str) -> None:
+def test_status_lines_for_machines(shared_relay: Relay, local_gateway: str) -> None:
     arguments: list[str | Path] = [
         "expose",
-        gateway,
+        local_gateway,
         "--relay",
         shared_relay.url,
         "--key-file",
@@ -106,8 +106,8 @@ def test_a_round_trip_does_not_print_every_status_again(capsys: pytest.CaptureFi
 
 
 @pytest.mark.slow
-def test_a_relay_that_goes_away_is_waited_for(relay: Relay, gateway: str) -> None:
-    arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+def test_a_relay_that_goes_away_is_waited_for(relay: Relay, local_gateway: str) -> None:
+    arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
     with running(*arguments) as program:
         program.wait_for("connected")
         assert relay.program.interrupt(signal.SIGINT) == 0
@@ -120,10 +120,10 @@ def test_a_relay_that_goes_away_is_waited_for(relay: Relay, gateway: str) -> Non
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_wrong_key_is_exit_status_1(shared_relay: Relay, tmp_path: Path, gateway: str, as_json: bool) -> None:
+def test_a_wrong_key_is_exit_status_1(shared_relay: Relay, tmp_path: Path, local_gateway: str, as_json: bool) -> None:
     wrong = "ptk1_a-key-that-nobody-has-registered-here"
     key = key_file(tmp_path, wrong)
-    arguments: list[str | Path] = ["expose", gateway, "--relay", shared_relay.url, "--key-file", key]
+    arguments: list[str | Path] = ["expose", local_gateway, "--relay", shared_relay.url, "--key-file", key]
     program = run(*arguments, *["--json"] * as_json)
     assert program.process.returncode == 1
     assert "rejected the key" in program.errors
@@ -221,11 +221,11 @@ def test_a_key_file_that_cannot_be_used_is_named_without_what_it_holds(tmp_path:
 
 
 def test_a_key_file_may_be_what_new_key_printed_but_others_should_not_read_it(
-    shared_relay: Relay, tmp_path: Path, gateway: str
+    shared_relay: Relay, tmp_path: Path, local_gateway: str
 ) -> None:
     key = key_file(tmp_path, f"{KEY.reveal()}\n{KEY.identity().public_key}\n")
     key.chmod(0o644)
-    with running("expose", gateway, "--relay", shared_relay.url, "--key-file", key) as program:
+    with running("expose", local_gateway, "--relay", shared_relay.url, "--key-file", key) as program:
         program.wait_for("connected")
         assert "can be read by others" in program.errors
         assert program.interrupt(signal.SIGINT) == 0
@@ -258,11 +258,11 @@ def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:
     assert "in use" in result.output
 
 
-def test_verbose_logs_more_and_never_the_key(shared_relay: Relay, gateway: str) -> None:
+def test_verbose_logs_more_and_never_the_key(shared_relay: Relay, local_gateway: str) -> None:
     arguments: list[str | Path] = [
         "-v",
         "expose",
-        gateway,
+        local_gateway,
         "--relay",
         shared_relay.url,
         "--key-file",
@@ -319,11 +319,12 @@ def without_reader(reader: int, writer: int) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("open_stderr", NO_STANDARD_ERROR.values(), ids=[*NO_STANDARD_ERROR])
 def test_standard_error_that_takes_nothing_stops_no_traffic(
-    relay: Relay, gateway: str, open_stderr: Callable[[], int | None]
+    relay: Relay, local_gateway: str, open_stderr: Callable[[], int | None]
 ) -> None:
     stderr = open_stderr()
     try:
-        arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+        key = relay.folder / "key"
+        arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", key]
         with running("-v", *arguments, stderr=stderr) as program:
             relay.ask_until("/one", b"hello from /one")
             # A relay that goes away makes it write more statuses.
@@ -337,10 +338,10 @@ def test_standard_error_that_takes_nothing_stops_no_traffic(
             os.close(stderr)
 
 
-def test_a_pipe_that_is_not_read_stops_no_traffic(relay: Relay, gateway: str) -> None:
+def test_a_pipe_that_is_not_read_stops_no_traffic(relay: Relay, local_gateway: str) -> None:
     reader, writer = small_pipe()
     # The engine trio-websocket has a line for each event, which fills the pipe.
-    arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+    arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
     with (
         os.fdopen(reader, "rb") as pipe,
         running("-v", *arguments, "--websocket-engine", "trio-websocket", stderr=writer) as program,
@@ -362,7 +363,7 @@ def test_a_pipe_that_is_not_read_stops_no_traffic(relay: Relay, gateway: str) ->
 
 
 @pytest.mark.slow
-def test_a_pipe_that_is_never_read_does_not_keep_it_from_ending(relay: Relay, gateway: str) -> None:
+def test_a_pipe_that_is_never_read_does_not_keep_it_from_ending(relay: Relay, local_gateway: str) -> None:
     reader, writer = small_pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
@@ -370,7 +371,8 @@ def test_a_pipe_that_is_never_read_does_not_keep_it_from_ending(relay: Relay, ga
             pass
     os.set_blocking(writer, True)
     try:
-        arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+        key = relay.folder / "key"
+        arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", key]
         with running(*arguments, stderr=writer) as program:
             relay.ask_until("/", b"hello from /")
             assert os.get_blocking(writer), "other processes share the descriptor"
@@ -381,10 +383,10 @@ def test_a_pipe_that_is_never_read_does_not_keep_it_from_ending(relay: Relay, ga
         os.close(writer)
 
 
-def test_the_log_is_there_for_machines_too(shared_relay: Relay, tmp_path: Path, gateway: str) -> None:
+def test_the_log_is_there_for_machines_too(shared_relay: Relay, tmp_path: Path, local_gateway: str) -> None:
     key = key_file(tmp_path, KEY.reveal())
     key.chmod(0o644)
-    arguments: list[str | Path] = ["expose", gateway, "--relay", shared_relay.url, "--key-file", key]
+    arguments: list[str | Path] = ["expose", local_gateway, "--relay", shared_relay.url, "--key-file", key]
     with running(*arguments, "--json") as program:
         program.wait_for('"connected"')
         assert program.interrupt(signal.SIGINT) == 0

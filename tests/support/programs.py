@@ -123,7 +123,7 @@ class Gateway(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def gateway() -> Iterator[str]:
+def local_gateway() -> Iterator[str]:
     """A local HTTP gateway's address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
     thread = threading.Thread(target=server.serve_forever)
