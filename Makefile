@@ -134,7 +134,7 @@ MUTATION_WORKERS ?= $(shell nproc)
 mutation: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutation]'
 	rm -rf mutants
-	PYTHONHASHSEED=0 $(BIN)/mutmut run --max-children $(MUTATION_WORKERS)
+	HYPOTHESIS_PROFILE=mutation PYTHONHASHSEED=0 $(BIN)/mutmut run --max-children $(MUTATION_WORKERS)
 	$(BIN)/mutmut results
 	$(BIN)/mutmut results --all true | sed -E 's/\.x[^.]*: /: /' | sort | uniq -c
 

@@ -176,7 +176,7 @@ async def how_it_asks(peer: Peer, program: tuple[str, ...]) -> str:
 
 @with_both
 @in_both_roles
-@pytest.mark.parametrize("count", [1, 100, 1000])
+@pytest.mark.parametrize("count", [1, 100, pytest.param(1000, marks=pytest.mark.slow)])
 async def test_streams_that_we_open_carry_what_was_sent(program: tuple[str, ...], role: Role, count: int) -> None:
     """Each ends its half first, and then receives the whole answer."""
     async with talk(program, role) as peer, trio.open_nursery() as nursery:
@@ -228,7 +228,10 @@ async def test_a_stream_that_we_do_not_read_holds_up_nobody(program: tuple[str, 
 
 @with_both
 @in_both_roles
-@pytest.mark.parametrize(("count", "size", "piece"), [(1, 0, 1), (100, 20_000, 20_000), (1000, 300, 100)])
+@pytest.mark.parametrize(
+    ("count", "size", "piece"),
+    [(1, 0, 1), (100, 20_000, 20_000), pytest.param(1000, 300, 100, marks=pytest.mark.slow)],
+)
 async def test_streams_that_they_open_carry_what_was_sent(
     program: tuple[str, ...], role: Role, count: int, size: int, piece: int
 ) -> None:

@@ -75,10 +75,10 @@ def earlier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("old_end", ["relay", "gateway"])
-def test_it_works_with_an_earlier_version(earlier: Path, old_end: str, tmp_path: Path, gateway: str) -> None:
+def test_it_works_with_an_earlier_version(earlier: Path, old_end: str, tmp_path: Path, local_gateway: str) -> None:
     relay_source, gateway_source = (earlier, SOURCE) if old_end == "relay" else (SOURCE, earlier)
     with relay_in(tmp_path, source=relay_source) as relay:
-        arguments = ("expose", gateway, "--relay", relay.url, "--key-file", tmp_path / "key")
+        arguments = ("expose", local_gateway, "--relay", relay.url, "--key-file", tmp_path / "key")
         with running(*arguments, source=gateway_source) as exposed:
             exposed.wait_for("connected")
             relay.ask_until("/first", b"hello from /first")

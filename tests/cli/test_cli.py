@@ -1,4 +1,7 @@
-"""The real program, as a process of its own: what it prints, how it ends, and that the key is nowhere to be seen."""
+"""The command line: what it prints, how it ends, and that the key is nowhere to be seen.
+
+Whatever connects runs as a process of its own, the rest in the process of the tests.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import re
 import resource
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from http.server import ThreadingHTTPServer
@@ -22,6 +26,7 @@ from programs import KEY, Gateway, Program, Relay, key_file, run, running
 from rig import HANG, free_port
 from statuses import states_of
 
+from pioneer_tunnel import cli
 from pioneer_tunnel._model.errors import InvalidSettingsError
 from pioneer_tunnel._model.keys import PublicKey, RelayKey, SigningIdentity
 from pioneer_tunnel._model.status import State, Status
@@ -33,19 +38,18 @@ from pioneer_tunnel.tunnel.status_feed import StatusFeed
 
 
 def test_new_key_prints_the_secret_and_what_the_registry_needs() -> None:
-    program = run("relay", "new-key")
-    assert program.process.returncode == 0
-    assert program.err == b""
-    secret, public = program.out.decode().splitlines()
+    result = CliRunner().invoke(pioneer_tunnel, ["relay", "new-key"])
+    assert result.exit_code == 0
+    secret, public = result.output.splitlines()  # and nothing else, at standard error neither
     assert RelayKey(secret).identity().public_key == PublicKey.parse(public)
     assert len(secret) >= 43, "256 bits in base64"
-    assert run("relay", "new-key").out != program.out
+    assert CliRunner().invoke(pioneer_tunnel, ["relay", "new-key"]).output != result.output
 
 
 def test_new_identity_prints_the_seed_and_what_gateways_pin() -> None:
-    program = run("relay", "new-identity")
-    assert program.process.returncode == 0
-    seed, public = program.out.decode().splitlines()
+    result = CliRunner().invoke(pioneer_tunnel, ["relay", "new-identity"])
+    assert result.exit_code == 0
+    seed, public = result.output.splitlines()
     assert SigningIdentity.from_seed(bytes.fromhex(seed)).public_key == PublicKey.parse(public)
 
 
@@ -53,8 +57,8 @@ def test_new_identity_prints_the_seed_and_what_gateways_pin() -> None:
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
-def test_a_gateway_is_exposed_until_it_is_interrupted(relay: Relay, gateway: str, by: signal.Signals) -> None:
-    arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+def test_a_gateway_is_exposed_until_it_is_interrupted(relay: Relay, local_gateway: str, by: signal.Signals) -> None:
+    arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
     with running(*arguments) as program:
         program.wait_for("connected .*http://office.test")
         assert relay.ask("/one").endswith(b"hello from /one")
@@ -74,19 +78,19 @@ def statuses_of(program: Program) -> list[Status]:
     return [Status.from_wire(line) for line in lines if "state" in line]
 
 
-def test_status_lines_for_machines(relay: Relay, gateway: str) -> None:
+def test_status_lines_for_machines(shared_relay: Relay, local_gateway: str) -> None:
     arguments: list[str | Path] = [
         "expose",
-        gateway,
+        local_gateway,
         "--relay",
-        relay.url,
+        shared_relay.url,
         "--key-file",
-        relay.folder / "key",
+        shared_relay.folder / "key",
         "--json",
     ]
     with running(*arguments) as program:
         program.wait_for('"connected"')
-        relay.ask("/")
+        shared_relay.ask("/")
         assert program.interrupt(signal.SIGINT) == 0
     statuses = statuses_of(program)
     assert [status.state for status in statuses] == [State.STARTING, State.CONNECTED, State.STOPPED]
@@ -116,8 +120,8 @@ def test_a_round_trip_does_not_print_every_status_again(capsys: pytest.CaptureFi
 
 
 @pytest.mark.slow
-def test_a_relay_that_goes_away_is_waited_for(relay: Relay, gateway: str) -> None:
-    arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+def test_a_relay_that_goes_away_is_waited_for(relay: Relay, local_gateway: str) -> None:
+    arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
     with running(*arguments) as program:
         program.wait_for("connected")
         assert relay.program.interrupt(signal.SIGINT) == 0
@@ -130,9 +134,10 @@ def test_a_relay_that_goes_away_is_waited_for(relay: Relay, gateway: str) -> Non
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_wrong_key_is_exit_status_1(relay: Relay, gateway: str, as_json: bool) -> None:
+def test_a_wrong_key_is_exit_status_1(shared_relay: Relay, tmp_path: Path, local_gateway: str, as_json: bool) -> None:
     wrong = "ptk1_a-key-that-nobody-has-registered-here"
-    arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", key_file(relay.folder, wrong)]
+    key = key_file(tmp_path, wrong)
+    arguments: list[str | Path] = ["expose", local_gateway, "--relay", shared_relay.url, "--key-file", key]
     program = run(*arguments, *["--json"] * as_json)
     assert program.process.returncode == 1
     assert "rejected the key" in program.errors
@@ -142,14 +147,15 @@ def test_a_wrong_key_is_exit_status_1(relay: Relay, gateway: str, as_json: bool)
         assert State.FAILED in [status.state for status in statuses]
 
 
-def test_proxy_protocol_is_passed_on(relay: Relay) -> None:
+def test_proxy_protocol_is_passed_on(shared_relay: Relay) -> None:
     with socket.create_server(("127.0.0.1", 0)) as local:
         local.settimeout(HANG)
         address = f"127.0.0.1:{local.getsockname()[1]}"
-        arguments: list[str | Path] = ["expose", address, "--relay", relay.url, "--key-file", relay.folder / "key"]
+        key = shared_relay.folder / "key"
+        arguments: list[str | Path] = ["expose", address, "--relay", shared_relay.url, "--key-file", key]
         with running(*arguments, "--proxy-protocol", "v2") as program:
             program.wait_for("connected")
-            with socket.create_connection(("127.0.0.1", relay.ingress)) as visitor:
+            with socket.create_connection(("127.0.0.1", shared_relay.ingress)) as visitor:
                 visitor.sendall(b"GET / HTTP/1.1\r\nHost: office.test\r\n\r\n")
                 said = b""
                 while not said:  # a probe connects and says nothing
@@ -304,10 +310,12 @@ def test_a_key_file_that_cannot_be_used_is_named_without_what_it_holds(tmp_path:
         assert word not in result.output
 
 
-def test_a_key_file_may_be_what_new_key_printed_but_others_should_not_read_it(relay: Relay, gateway: str) -> None:
-    key = key_file(relay.folder, f"{KEY.reveal()}\n{KEY.identity().public_key}\n")
+def test_a_key_file_may_be_what_new_key_printed_but_others_should_not_read_it(
+    shared_relay: Relay, tmp_path: Path, local_gateway: str
+) -> None:
+    key = key_file(tmp_path, f"{KEY.reveal()}\n{KEY.identity().public_key}\n")
     key.chmod(0o644)
-    with running("expose", gateway, "--relay", relay.url, "--key-file", key) as program:
+    with running("expose", local_gateway, "--relay", shared_relay.url, "--key-file", key) as program:
         program.wait_for("connected")
         assert "can be read by others" in program.errors
         assert program.interrupt(signal.SIGINT) == 0
@@ -315,8 +323,8 @@ def test_a_key_file_may_be_what_new_key_printed_but_others_should_not_read_it(re
 
 def test_every_problem_of_a_relays_file_is_shown(tmp_path: Path) -> None:
     (tmp_path / "relay.toml").write_text('[relay]\ncontrol_adr = "x"\ningress_addr = "y"\nid = ""\npublic_names = []\n')
-    program = run("relay", "--config", tmp_path / "relay.toml")
-    assert program.process.returncode == 1
+    result = CliRunner().invoke(pioneer_tunnel, ["relay", "--config", str(tmp_path / "relay.toml")])
+    assert result.exit_code == 1
     for told in (
         "relay.toml",
         "control_adr",
@@ -325,21 +333,34 @@ def test_every_problem_of_a_relays_file_is_shown(tmp_path: Path) -> None:
         "relay.id",
         "public_names",
     ):
-        assert told in program.errors
+        assert told in result.output
 
 
-def test_an_address_that_is_taken_is_named(relay: Relay) -> None:
-    program = run("relay", "--config", relay.folder / "relay.toml")
-    assert program.process.returncode == 1
-    assert program.errors.startswith("Error: cannot listen at 127.0.0.1:")
-    assert "in use" in program.errors
+def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        (tmp_path / "relay.toml").write_text(
+            f'[relay]\ncontrol_addr = "{address}"\ningress_addr = "127.0.0.1:0"\nid = "r"\npublic_names = ["r.test"]\n'
+        )
+        result = CliRunner().invoke(pioneer_tunnel, ["relay", "--config", str(tmp_path / "relay.toml")])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: cannot listen at {address}")
+    assert "in use" in result.output
 
 
-def test_verbose_logs_more_and_never_the_key(relay: Relay, gateway: str) -> None:
-    arguments: list[str | Path] = ["-v", "expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+def test_verbose_logs_more_and_never_the_key(shared_relay: Relay, local_gateway: str) -> None:
+    arguments: list[str | Path] = [
+        "-v",
+        "expose",
+        local_gateway,
+        "--relay",
+        shared_relay.url,
+        "--key-file",
+        shared_relay.folder / "key",
+    ]
     with running(*arguments) as program:
         program.wait_for("connected")
-        relay.ask("/secret-path")
+        shared_relay.ask("/secret-path")
         assert program.interrupt(signal.SIGINT) == 0
     assert KEY.reveal() not in program.errors
     assert "secret-path" not in program.errors
@@ -371,6 +392,14 @@ def test_the_version_is_told() -> None:
     assert run("--version").out.decode().strip().endswith(__version__)
 
 
+def test_without_click_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "queue_standard_error", lambda: None)
+    monkeypatch.delitem(sys.modules, "pioneer_tunnel.cli.commands")
+    monkeypatch.setitem(sys.modules, "click", None)
+    with pytest.raises(SystemExit, match=r"pip install 'pioneer-tunnel\[cli\]'"):
+        cli.main()
+
+
 # Standard error that takes nothing
 
 
@@ -399,11 +428,12 @@ def without_reader(reader: int, writer: int) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("open_stderr", NO_STANDARD_ERROR.values(), ids=[*NO_STANDARD_ERROR])
 def test_standard_error_that_takes_nothing_stops_no_traffic(
-    relay: Relay, gateway: str, open_stderr: Callable[[], int | None]
+    relay: Relay, local_gateway: str, open_stderr: Callable[[], int | None]
 ) -> None:
     stderr = open_stderr()
     try:
-        arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+        key = relay.folder / "key"
+        arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", key]
         with running("-v", *arguments, stderr=stderr) as program:
             relay.ask_until("/one", b"hello from /one")
             # A relay that goes away makes it write more statuses.
@@ -417,10 +447,10 @@ def test_standard_error_that_takes_nothing_stops_no_traffic(
             os.close(stderr)
 
 
-def test_a_pipe_that_is_not_read_stops_no_traffic(relay: Relay, gateway: str) -> None:
+def test_a_pipe_that_is_not_read_stops_no_traffic(relay: Relay, local_gateway: str) -> None:
     reader, writer = small_pipe()
     # The engine trio-websocket has a line for each event, which fills the pipe.
-    arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+    arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
     with (
         os.fdopen(reader, "rb") as pipe,
         running("-v", *arguments, "--websocket-engine", "trio-websocket", stderr=writer) as program,
@@ -442,7 +472,7 @@ def test_a_pipe_that_is_not_read_stops_no_traffic(relay: Relay, gateway: str) ->
 
 
 @pytest.mark.slow
-def test_a_pipe_that_is_never_read_does_not_keep_it_from_ending(relay: Relay, gateway: str) -> None:
+def test_a_pipe_that_is_never_read_does_not_keep_it_from_ending(relay: Relay, local_gateway: str) -> None:
     reader, writer = small_pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
@@ -450,7 +480,8 @@ def test_a_pipe_that_is_never_read_does_not_keep_it_from_ending(relay: Relay, ga
             pass
     os.set_blocking(writer, True)
     try:
-        arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+        key = relay.folder / "key"
+        arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", key]
         with running(*arguments, stderr=writer) as program:
             relay.ask_until("/", b"hello from /")
             assert os.get_blocking(writer), "other processes share the descriptor"
@@ -461,9 +492,10 @@ def test_a_pipe_that_is_never_read_does_not_keep_it_from_ending(relay: Relay, ga
         os.close(writer)
 
 
-def test_the_log_is_there_for_machines_too(relay: Relay, gateway: str) -> None:
-    (relay.folder / "key").chmod(0o644)
-    arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+def test_the_log_is_there_for_machines_too(shared_relay: Relay, tmp_path: Path, local_gateway: str) -> None:
+    key = key_file(tmp_path, KEY.reveal())
+    key.chmod(0o644)
+    arguments: list[str | Path] = ["expose", local_gateway, "--relay", shared_relay.url, "--key-file", key]
     with running(*arguments, "--json") as program:
         program.wait_for('"connected"')
         assert program.interrupt(signal.SIGINT) == 0

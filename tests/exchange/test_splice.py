@@ -16,7 +16,7 @@ import pytest
 import trio
 import trio.testing
 from fast_path import switch_fast_path_off
-from rig import in_background, no_hang, nothing_left_behind, read_all, read_exactly
+from rig import in_background, no_hang, nothing_left_behind, read_all, read_exactly, seeds
 
 from pioneer_tunnel._net.closing import abandon
 from pioneer_tunnel._net.dialing import dial_tcp
@@ -209,7 +209,7 @@ async def test_many_at_once_share_what_there_is(way: str) -> None:
     assert pipes() == before
 
 
-@pytest.mark.parametrize("seed", range(15))
+@seeds(15, quick=5)
 async def test_cancelled_at_any_moment_both_ends_are_reset_and_nothing_stays(way: str, seed: int) -> None:
     before, chance = pipes(), random.Random(seed)
     told = set()

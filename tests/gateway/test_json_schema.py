@@ -6,6 +6,7 @@ import json
 
 import attrs
 import pytest
+from fuzzing import examples
 from hypothesis import given, settings, strategies as st
 from jsonschema import Draft202012Validator
 from schema import SCHEMA, problems_with
@@ -137,7 +138,7 @@ fields = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, derandomize=True, max_examples=500)
+@settings(deadline=None, derandomize=True, max_examples=examples(500))
 @given(update=fields)
 def test_what_is_accepted_as_an_update_is_what_the_schema_allows(update: dict[str, object]) -> None:
     """Less what a schema cannot say: white space is trimmed before it counts, and control characters are refused."""

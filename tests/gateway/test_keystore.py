@@ -26,6 +26,7 @@ import pytest
 import trio
 from crashing_files import LEFTOVER, Crash, crash_after, failing, mode, names
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+from fuzzing import examples
 from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from shown import everything_shown
@@ -785,7 +786,7 @@ class InterleavedWriters(RuleBasedStateMachine):
 
 
 TestInterleavedWriters = InterleavedWriters.TestCase
-TestInterleavedWriters.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
+TestInterleavedWriters.settings = settings(max_examples=examples(25), stateful_step_count=15, deadline=None)
 
 
 # Sealed bytes
@@ -830,7 +831,7 @@ def test_how_many_master_keys_there_are_is_bounded(count: int) -> None:
 
 
 @given(content=st.binary(max_size=200), prefix=st.sampled_from([b"", b"pioneer-tunnel-secret 1 ", b"pioneer-tunnel-"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_any_bytes_are_an_error_of_ours(content: bytes, prefix: bytes) -> None:
     masters = envelope.MasterKeys.generate()
     with pytest.raises(envelope.EnvelopeError):
@@ -940,7 +941,7 @@ async def test_what_somebody_else_stored_in_the_keyring_is_not_shown() -> None:
 
 
 async def test_the_real_package_is_used_as_it_is() -> None:
-    keyring = pytest.importorskip("keyring")
+    keyring = importlib.import_module("keyring")
     fail = importlib.import_module("keyring.backends.fail")
     null = importlib.import_module("keyring.backends.null")
     assert hasattr(keyring, "get_keyring")

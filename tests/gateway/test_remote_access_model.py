@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias, final
 import attrs
 import trio
 import trio.testing
+from fuzzing import examples
 from gateway import KEY, OTHER_KEY, Carried, Gateway, failing_once
 from hypothesis import HealthCheck, event, given, settings, strategies as st
 
@@ -333,7 +334,7 @@ class Host:
         assert self._transport.running == 0
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(150), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     script=scripts,
     transport_steps=st.lists(steps, max_size=8),

@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import pytest
@@ -32,12 +31,6 @@ from pioneer_tunnel.testing import Connect, Fail, ScriptedTransport, Stall
 from pioneer_tunnel.transports.interface import RoundTrip
 
 CANARY: Final = "ptk1_canary-THIS-MUST-NOT-BE-SEEN-0123456789"
-
-
-@pytest.fixture
-def gateway(tmp_path: Path) -> Gateway:
-    """A gateway for tests in virtual time."""
-    return Gateway(tmp_path)
 
 
 async def call(rpc: RemoteAccessRpc, method: str, params: Any = None) -> dict[str, Any]:

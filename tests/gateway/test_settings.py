@@ -21,6 +21,7 @@ from typing import Any, Final
 import attrs
 import pytest
 from crashing_files import LEFTOVER, Crash, crash_after, failing, names
+from fuzzing import examples
 from hypothesis import example, given, settings as hypothesis_settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from shown import everything_shown
@@ -395,7 +396,7 @@ CHANGES: Final = st.one_of(
 
 @given(document=documents(), changes=CHANGES, line_end=st.sampled_from(["\n", "\r\n"]))
 @example(document=("", None, ""), changes={"enabled": True}, line_end="\r\n")
-@hypothesis_settings(max_examples=150, deadline=None)
+@hypothesis_settings(max_examples=examples(150), deadline=None)
 def test_all_other_bytes_of_any_document_survive(
     document: tuple[str, list[tuple[str, str, str, str]] | None, str], changes: dict[str, Any], line_end: str
 ) -> None:
@@ -671,7 +672,7 @@ class InterleavedWriters(RuleBasedStateMachine):
 
 
 TestInterleavedWriters = InterleavedWriters.TestCase
-TestInterleavedWriters.settings = hypothesis_settings(max_examples=25, stateful_step_count=15, deadline=None)
+TestInterleavedWriters.settings = hypothesis_settings(max_examples=examples(25), stateful_step_count=15, deadline=None)
 
 
 # Updates from the wire

@@ -11,6 +11,7 @@ import attrs
 import pytest
 import trio
 import trio.testing
+from fuzzing import examples
 from hypothesis import given, settings, strategies as st
 from statuses import states_of
 
@@ -18,7 +19,7 @@ from pioneer_tunnel._model.status import ErrorKind, State, Status
 from pioneer_tunnel._model.text import clean_message
 from pioneer_tunnel.tunnel.status_feed import StatusFeed
 
-COMMON = settings(deadline=None, derandomize=True, max_examples=200)
+COMMON = settings(deadline=None, derandomize=True, max_examples=examples(200))
 
 seconds = st.integers(0, 2**40)
 statuses = st.builds(

@@ -180,6 +180,7 @@ def encrypted(pair: trustme.LeafCert) -> bytes:
         ("tls.key", SECOND.private_key_pem.bytes(), "the key is not the certificate's"),
         ("tls.key", encrypted(FIRST), "encrypted with a passphrase"),
     ],
+    ids=["no certificate", "no key", "empty", "no PEM", "another key", "encrypted"],
 )
 def test_a_pair_that_cannot_be_used_is_named(folder: Path, file: str, content: bytes | None, told: str) -> None:
     (folder / file).unlink()

@@ -39,6 +39,7 @@ from rig import (
 
 from pioneer_tunnel._model.addresses import Address
 from pioneer_tunnel._model.errors import InvalidSettingsError, ReplacedError, StorageError, TunnelAuthError
+from pioneer_tunnel._model.exception_groups import leaves
 from pioneer_tunnel._model.keys import RelayKey, SigningIdentity
 from pioneer_tunnel._model.status import State
 from pioneer_tunnel._net.adopted import watch
@@ -396,6 +397,8 @@ async def test_one_address_serves_gateways_and_visitors(engine: EngineName) -> N
             "Connection: Upgrade", "Upgrade: websocket", f"Sec-WebSocket-Protocol: {SUBPROTOCOL}"
         )  # fmt: skip
         assert await answer_to(rig, upgrade) == upgrade
+        # Nor is a host that can be no name a public one.
+        assert status_of(await answer_to(rig, upgrade.replace(HOST.encode(), b"-.test"))) in {400, 404}
 
 
 async def test_the_newest_session_wins(engine: EngineName) -> None:
@@ -535,6 +538,18 @@ async def test_a_relay_with_an_identity_proves_it(tmp_path: Path, whole: bool) -
         async with rig.tunnel(relay_identity=KEY.identity().public_key) as tunnel:
             await eventually(lambda: tunnel.status.state is State.FAILED)
             assert "pinned" in (tunnel.status.message or "")
+
+
+@pytest.mark.parametrize("written", ["", "no hexadecimal", bytes(31).hex(), "\N{SNOWMAN}"])
+async def test_an_identity_file_that_holds_no_seed_is_named_without_what_it_holds(tmp_path: Path, written: str) -> None:
+    (tmp_path / "identity").write_text(written)
+    (tmp_path / "identity").chmod(0o600)
+    with pytest.raises(ExceptionGroup) as raised:
+        async with relay_rig(identity_key_file="identity", base_dir=tmp_path):
+            pass
+    (error,) = leaves(raised.value)
+    assert str(tmp_path / "identity") in str(error)
+    assert not written or written not in str(error)
 
 
 async def test_a_gateway_that_does_not_prove_itself_is_let_go(autojump_clock: trio.testing.MockClock) -> None:

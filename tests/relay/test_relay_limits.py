@@ -45,6 +45,7 @@ from rig import (
 from pioneer_tunnel._model import keys as identity
 from pioneer_tunnel._model.addresses import Address, RelayAddress
 from pioneer_tunnel._model.errors import InvalidSettingsError
+from pioneer_tunnel._model.exception_groups import leaves
 from pioneer_tunnel._model.keys import PublicKey, RelayKey
 from pioneer_tunnel._model.status import State
 from pioneer_tunnel._net.adopted import watch
@@ -541,9 +542,36 @@ async def test_a_system_without_descriptors_is_asked_again_and_complained_of_sel
 async def test_a_listener_that_is_broken_is_an_error() -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     listener.socket.close()
-    with pytest.RaisesGroup(pytest.RaisesGroup(trio.ClosedResourceError)):
+    with pytest.raises(ExceptionGroup) as raised:
         async with trio.open_nursery() as nursery:
             await AcceptLoop(Admission(limits())).serve([listener], never_comes, nursery)
+    (error,) = leaves(raised.value)
+    assert isinstance(error, trio.ClosedResourceError)
+
+
+async def test_a_handler_that_fails_costs_its_connection_only(caplog: pytest.LogCaptureFixture) -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    address = Address.of_socket(listener.socket.getsockname())
+
+    async def fail_at_the_first(connected: trio.SocketStream, _arrival: Arrival) -> None:
+        if await connected.receive_some(1) == b"1":
+            raise RuntimeError("a bug")
+        await connected.send_all(b"served")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(AcceptLoop(Admission(limits())).serve, [listener], fail_at_the_first, nursery)
+        with no_hang():
+            async with await connect(address) as first:
+                await first.send_all(b"1")
+                with pytest.raises(trio.BrokenResourceError):
+                    await read_all(first)
+            async with await connect(address) as second:
+                await second.send_all(b"2")
+                assert await read_all(second) == b"served"
+        nursery.cancel_scope.cancel()
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "unforeseen" in record.getMessage()
 
 
 async def test_a_stranger_may_say_little_before_its_proof(engine: EngineName) -> None:

@@ -460,8 +460,8 @@ async def test_a_gateway_that_only_answers_is_counted(engine: EngineName) -> Non
     """It sends nothing of its own before its heartbeat, but the relay pings at once."""
     async with relay_rig(engine) as rig, rig.tunnel(instance="host-a") as first:
         await first.wait_connected()
-        async with raw_gateway(rig, instance="host-b", accepting=False) as (websocket, _):
-            received = b""
+        async with raw_gateway(rig, instance="host-b", accepting=False) as (websocket, early):
+            received = early
             with no_hang():
                 while len(received) < 12:
                     for message in await websocket.receive():

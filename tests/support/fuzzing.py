@@ -1,8 +1,8 @@
 """What makes a test a fuzz target: `@fuzzed()` above its `@given`, and nothing else.
 
-In `make test` a target runs a few examples, the same ones each time. In `make fuzz` it runs ten times as many, others
-in each round, round after round; a failure prints how to repeat it, and is kept in `.hypothesis`, from where it comes
-first the next time. What was found becomes a test of its own, with a name.
+In `make test-all` a target runs a few examples, the same ones each time; in `make test` it runs half of them. In
+`make fuzz` it runs ten times as many, others in each round, round after round; a failure prints how to repeat it. It
+is kept in `.hypothesis`, and comes first the next time. What was found becomes a test of its own, with a name.
 """
 
 from __future__ import annotations
@@ -14,18 +14,24 @@ from typing import Any, Final, TypeVar
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-__all__ = ["fuzzed", "fuzzed_machine", "searching"]
+__all__ = ["examples", "fuzzed", "fuzzed_machine", "searching"]
 
-SEARCHING: Final = os.environ.get("HYPOTHESIS_PROFILE") == "fuzz"
+_PROFILE: Final = os.environ.get("HYPOTHESIS_PROFILE")
+SEARCHING: Final = _PROFILE == "fuzz"
 _FACTOR: Final = 10
 
 _Test = TypeVar("_Test", bound=Callable[..., Any])
 
 
+def examples(number: int) -> int:
+    """So many in `make test-all`, half of them in `make test`: for tests whose examples are costly."""
+    return number // 2 if _PROFILE is None else number
+
+
 def searching(max_examples: int = 100, **changes: Any) -> settings:
-    """How a target runs: `max_examples` in `make test`, and with no deadline, since the machine may be shared."""
+    """How a target runs: `max_examples` in `make test-all`, and with no deadline, since the machine may be shared."""
     if not SEARCHING:
-        return settings(max_examples=max_examples, derandomize=True, deadline=None, **changes)
+        return settings(max_examples=examples(max_examples), derandomize=True, deadline=None, **changes)
     return settings(
         max_examples=max_examples * _FACTOR,
         deadline=None,

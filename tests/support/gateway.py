@@ -19,7 +19,7 @@ from pioneer_tunnel._model.errors import StorageError
 from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._model.status import ErrorKind, State
 from pioneer_tunnel.gateway.config import RemoteAccessConfig
-from pioneer_tunnel.gateway.keystore import DEFAULT_SECRET_REF, MemoryKeystore
+from pioneer_tunnel.gateway.keystore import DEFAULT_SECRET_REF, FileKeystore, MemoryKeystore
 from pioneer_tunnel.gateway.remote_access import RemoteAccess
 from pioneer_tunnel.gateway.settings import Settings, SettingsFile, SettingsUpdate
 from pioneer_tunnel.testing import ScriptedTransport, virtual_time
@@ -29,6 +29,10 @@ from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 KEY: Final = RelayKey("ptk1_the-first-key-0123456789abcdef")
 OTHER_KEY: Final = RelayKey("ptk1_the-second-key-0123456789abcdef")
 EPOCH: Final = 1_700_000_000
+ON: Final = SettingsUpdate(enabled=True)
+OFF: Final = SettingsUpdate(enabled=False)
+NEW_KEY: Final = SettingsUpdate(key=OTHER_KEY)
+CLEAR_KEY: Final = SettingsUpdate(clear_key=True)
 
 _T = TypeVar("_T")
 
@@ -223,3 +227,15 @@ async def connected(remote_access: RemoteAccess) -> AsyncIterator[trio.Nursery]:
 
 def shown(remote_access: RemoteAccess) -> tuple[State, ErrorKind | None]:
     return remote_access.status.state, remote_access.status.error_kind
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Gateway:
+    """A gateway for tests in virtual time."""
+    return Gateway(tmp_path)
+
+
+@pytest.fixture
+def real_gateway(tmp_path: Path) -> Gateway:
+    """A gateway with a clock, threads and a relay on loopback."""
+    return Gateway(tmp_path, keystore=FileKeystore(tmp_path / "keystore"))

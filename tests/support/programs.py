@@ -123,7 +123,7 @@ class Gateway(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def gateway() -> Iterator[str]:
+def local_gateway() -> Iterator[str]:
     """A local HTTP gateway's address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
     thread = threading.Thread(target=server.serve_forever)
@@ -158,6 +158,13 @@ class Relay:
 def relay(tmp_path: Path) -> Iterator[Relay]:
     """A relay in a process of its own, and the key file of its one tunnel beside its configuration."""
     with relay_in(tmp_path) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def shared_relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+    """The same for all tests of a module that leave it running."""
+    with relay_in(tmp_path_factory.mktemp("relay")) as started:
         yield started
 
 

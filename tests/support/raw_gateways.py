@@ -29,8 +29,10 @@ ADDRESS: Final = RelayAddress.parse(f"ws://{RELAY_NAME}")
 @asynccontextmanager
 async def raw_gateway(
     rig: RelayRig, key: RelayKey = KEY, *, accepting: bool = True, **changes: Any
-) -> AsyncIterator[tuple[WebSocket, Welcome]]:
+) -> AsyncIterator[tuple[WebSocket, bytes]]:
     """A gateway by hand: authenticated, and then whatever the test does.
+
+    It comes with the yamux bytes that came together with the relay's welcome, such as its first ping.
 
     Args:
         accepting: accept the relay, and wait until the session has the tunnel.
@@ -40,17 +42,23 @@ async def raw_gateway(
     stream = await connect(rig.addresses.control)
     wanted = Opening(subprotocol=SUBPROTOCOL, address=ADDRESS, agent=AGENT)
     async with load_engine().connect(stream, wanted) as websocket:
-        while True:
-            for text in await websocket.receive():
-                assert isinstance(text, str)
-                answer = opening.receive(text)
-                if isinstance(answer, Welcome):
-                    if accepting:
-                        await accept(websocket)
-                    yield websocket, answer
-                    return
-                assert answer is not None
-                await websocket.send([answer])
+        welcome: Welcome | None = None
+        early = b""
+        while welcome is None:
+            for message in await websocket.receive():
+                if isinstance(message, str):
+                    answer = opening.receive(message)
+                    if isinstance(answer, Welcome):
+                        welcome = answer
+                    else:
+                        assert answer is not None
+                        await websocket.send([answer])
+                else:
+                    assert welcome is not None
+                    early += message
+        if accepting:
+            await accept(websocket)
+        yield websocket, early
 
 
 async def accept(websocket: WebSocket) -> None:

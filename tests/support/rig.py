@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, final
 
 import attrs
+import pytest
 import trio
 import trio.testing
 
@@ -209,6 +210,12 @@ async def in_background(*tasks: Callable[[], Awaitable[object]]) -> AsyncIterato
             nursery.start_soon(task)
         yield
         nursery.cancel_scope.cancel()
+
+
+def seeds(number: int, *, quick: int) -> pytest.MarkDecorator:
+    """Run a test with so many seeds: `quick` of them in `make test`, all in `make test-all`."""
+    more = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(quick, number)]
+    return pytest.mark.parametrize("seed", [*range(quick), *more])
 
 
 def no_hang() -> AbstractContextManager[trio.CancelScope]:

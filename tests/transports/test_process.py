@@ -596,6 +596,18 @@ async def test_its_guardian_is_killed(tmp_path: Path) -> None:
         await eventually(lambda: not programs_in(tmp_path))
 
 
+async def test_a_guardian_that_cannot_be_started_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_for(tmp_path, FOR_EVER)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    with nothing_left_behind():
+        error = await failure_of(run)
+    assert isinstance(error, ProcessExitedError)
+    assert "the guardian of the tunnel program cannot be started" in str(error)
+    assert "no-python" in str(error)
+
+
 @LINUX
 async def test_its_guardian_is_asked_to_end(tmp_path: Path) -> None:
     """As a service manager does that ends all processes of a service at once."""

@@ -32,6 +32,7 @@ from rig import (
     read_all,
     read_exactly,
     read_until,
+    seeds,
     tcp_pair,
 )
 
@@ -883,7 +884,7 @@ async def test_who_waits_for_a_break_of_a_stream_hears_of_the_end_of_its_session
 
 
 @every_way
-@pytest.mark.parametrize("seed", range(20))
+@seeds(20, quick=5)
 async def test_cancellation_at_any_moment_leaves_nothing_behind(
     secured: tuple[dict[str, Any], dict[str, Any]], seed: int
 ) -> None:

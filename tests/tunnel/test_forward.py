@@ -190,6 +190,25 @@ async def test_a_gateway_that_breaks_off_at_the_header_is_no_crash() -> None:
         await forward(stream, Address("127.0.0.1", 1), proxy_protocol="v2", dial=dial)
 
 
+async def test_cancelled_while_it_sends_the_header_it_resets_both() -> None:
+    visitor, stream = await make_visitor()
+    ours, gateway = trio.testing.memory_stream_pair()
+    ours.send_stream.send_all_hook = trio.sleep_forever
+
+    async def dial(host: str, port: int) -> trio.abc.Stream:
+        return ours
+
+    async with visitor:
+        await run_until_it_waits(
+            functools.partial(forward, stream, Address("127.0.0.1", 1), proxy_protocol="v2", dial=dial)
+        )
+        with pytest.raises(trio.BrokenResourceError):
+            await visitor.receive_some()
+    with pytest.raises(trio.ClosedResourceError):
+        await ours.receive_some()
+    assert await gateway.receive_some() == HEADER.encode()
+
+
 async def test_it_is_a_handler_for_serve_listeners() -> None:
     handler = functools.partial(forward, local=Address("127.0.0.1", 1))
     visitor, stream = await make_visitor()

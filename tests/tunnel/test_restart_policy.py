@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from fuzzing import examples
 from hypothesis import given, settings, strategies as st
 
 from pioneer_tunnel.tunnel.restart_policy import LONGEST_WAIT, RestartPolicy, Restarts, RunEnd
@@ -29,7 +30,7 @@ endings = st.builds(
 )
 seeds = st.integers(0, 2**32)
 
-COMMON = settings(deadline=None, derandomize=True, max_examples=200)
+COMMON = settings(deadline=None, derandomize=True, max_examples=examples(200))
 
 
 def own_delay(policy: RestartPolicy, ending: RunEnd, used: int) -> tuple[float, float]:

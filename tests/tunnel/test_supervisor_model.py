@@ -14,6 +14,7 @@ from typing import Final, NoReturn, TypeAlias
 import attrs
 import trio
 import trio.testing
+from fuzzing import examples
 from hypothesis import example, given, settings, strategies as st
 from supervised import EPOCH, LocalGateway, Published, Supervised, supervised, wall_clock
 
@@ -381,7 +382,7 @@ async def tell(story: Story) -> None:
 DIALS_FAIL: Final[list[HostAction]] = [Reported(LocalDialFailed("connection refused"))] * 3
 
 
-@settings(deadline=None, derandomize=True, max_examples=500)
+@settings(deadline=None, derandomize=True, max_examples=examples(500))
 @given(story=stories)
 @example(Story([Chapter([Connect(5, then=Fail(retry_after=60))], [Wait(10), *DIALS_FAIL, Wait(100)])]))
 @example(Story([Chapter([Connect(5, then=Return())], [Wait(10)], probed=True)]))
@@ -392,7 +393,7 @@ def test_whatever_happens_the_statuses_are_true_and_the_policy_is_kept(story: St
     in_virtual_time(tell, story)
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(deadline=None, derandomize=True, max_examples=examples(100))
 @given(story=stories)
 def test_the_same_story_is_told_the_same_way(story: Story) -> None:
     """Time is the virtual clock's and chance is the seed's, so any run can be had again."""

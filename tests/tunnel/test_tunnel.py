@@ -29,6 +29,7 @@ from rig import (
     read_exactly,
     relay_rig,
     request,
+    seeds,
     tunnel_entry,
 )
 
@@ -706,7 +707,7 @@ async def test_a_bare_address_is_dialled_with_tls() -> None:
     assert any("TLS" in (status.message or "") for status in tunnel.history)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@seeds(30, quick=8)
 async def test_cancellation_at_any_moment_leaves_nothing_behind(engine: EngineName, seed: int) -> None:
     """Cancelled while it dials, opens, serves, closes: no task and no socket stays, at either end."""
     chance = random.Random(seed)

@@ -163,6 +163,33 @@ async def test_a_reset_of_the_handler_is_a_reset_at_the_visitor(certificate: Cer
         await visitor.aclose()
 
 
+async def test_a_handler_that_closes_while_it_sends_resets_and_may_close_again(certificate: Certificate) -> None:
+    closed = trio.Event()
+
+    async def close(stream: TunnelStream) -> None:
+        await stream.receive_some(1)
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def send() -> None:
+                with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
+                    await stream.send_all(bytes(100_000_000))  # which nobody reads
+
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            await stream.aclose()
+        await stream.aclose()
+        closed.set()
+
+    async with serving(terminate_tls(close, certificate)) as (rig, _):
+        visitor = await visit(rig)
+        await visitor.send_all(b"x")
+        with no_hang():
+            await closed.wait()
+            with pytest.raises(trio.BrokenResourceError):
+                await read_all(visitor)
+        await visitor.aclose()
+
+
 async def test_it_keeps_trios_contract(certificate: Certificate) -> None:
     arrived, arrivals = trio.open_memory_channel[TunnelStream](0)
 
