@@ -368,9 +368,9 @@ def test_verbose_logs_more_and_never_the_key(shared_relay: Relay, local_gateway:
 
 
 @pytest.mark.parametrize("command", ["relay", "expose"])
-def test_each_command_raises_its_limit_of_descriptors(relay: Relay, gateway: str, command: str) -> None:
+def test_each_command_raises_its_limit_of_descriptors(relay: Relay, local_gateway: str, command: str) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    arguments: list[str | Path] = ["expose", gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+    arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
     if command == "relay":
         assert relay.program.interrupt(signal.SIGINT) == 0
         arguments = ["relay", "--config", relay.folder / "relay.toml"]
