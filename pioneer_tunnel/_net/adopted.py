@@ -13,7 +13,7 @@ from trio.abc import HalfCloseableStream
 
 from .closing import abandon, bottom_of, send_eof
 from .lent_socket import LentSocket
-from .socket_options import wait_sent
+from .socket_options import limit_unsent, wait_sent
 from .streams import ByteStream
 from .tcp import CAN_USE_DESCRIPTORS, TcpStream
 
@@ -119,6 +119,14 @@ class WatchedStream(AdoptedStream):
         data = await super().receive_some(max_bytes)
         self.last_received = trio.current_time()
         return data
+
+    def limit_unsent(self, limit: int) -> None:
+        """See `TcpStream.limit_unsent`. Changes nothing where there is no socket of Trio's at the bottom."""
+        if self._socket is not None:
+            limit_unsent(self._socket.socket, limit)
+
+    async def wait_room(self) -> None:
+        """See `TcpStream.wait_room`. Here it never waits."""
 
     async def _send(self, data: bytes | bytearray | memoryview) -> None:
         self.sending_since = trio.current_time()

@@ -30,6 +30,15 @@ class Link(trio.abc.AsyncResource):
     def sending_since(self) -> float | None:
         """`trio.current_time()` when the current `send` last made progress; None while there is none."""
 
+    def limit_unsent(self, limit: int) -> None:
+        """Let about `limit` bytes at most wait below the link before they are sent, if the link can."""
+
+    async def wait_room(self) -> None:
+        """Wait until about half of that limit is free, so that what to send can be decided late.
+
+        It need not be a checkpoint. Returns at once if the link cannot tell.
+        """
+
     @abstractmethod
     async def send(self, chunks: Sequence[Bytes]) -> None:
         """Send all of `chunks`, in order.

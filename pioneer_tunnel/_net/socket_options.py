@@ -14,23 +14,27 @@ try:
     import fcntl
     import termios
 except ModuleNotFoundError:  # Windows has neither
-    _CAN_ASK_UNSENT = False
+    _CAN_ASK = False
 else:
-    _CAN_ASK_UNSENT = sys.platform == "linux"
+    _CAN_ASK = sys.platform == "linux"
 
 __all__ = [
+    "UNSENT_LIMIT",
     "Socket",
     "descriptor_of",
     "fin_on_close",
     "keep_alive",
     "limit_unsent",
     "reset_on_close",
+    "unacknowledged",
+    "unsent",
     "wait_sent",
 ]
 
 _FIN: Final = struct.pack("ii", 0, 0)
 _RESET: Final = struct.pack("ii", 1, 0)
-_UNSENT_LIMIT: Final = 256 * 1024
+UNSENT_LIMIT: Final = 256 * 1024
+_SIOCOUTQNSD: Final = 0x894B
 _FIRST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.01
 
@@ -64,29 +68,38 @@ def keep_alive(sock: Socket, *, idle: int = 20, interval: int = 8) -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
 
 
-def limit_unsent(sock: Socket) -> None:
-    """Let the kernel buffer at most 256 KiB that it has not sent yet (TCP_NOTSENT_LOWAT).
+def limit_unsent(sock: Socket, limit: int = UNSENT_LIMIT) -> None:
+    """Let the kernel buffer at most `limit` bytes that it has not sent yet (TCP_NOTSENT_LOWAT).
 
-    The default is megabytes, and a last answer would wait behind them. The 16 KiB that Trio's streams set cut a large
-    send into many small ones.
+    The system's default is megabytes, and a last answer would wait behind them. The 16 KiB that Trio's streams set cut
+    a large send into many small ones.
     """
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         with suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_LIMIT)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limit)
 
 
-def _unsent(descriptor: int) -> int:
-    """Bytes that the peer has not acknowledged."""
+def unacknowledged(sock: Socket) -> int:
+    """Bytes that were written and that the peer has not acknowledged (Linux; elsewhere 0)."""
+    return _ask(sock, termios.TIOCOUTQ) if _CAN_ASK else 0
+
+
+def unsent(sock: Socket) -> int:
+    """Bytes that were written and that the kernel has not sent yet (Linux; elsewhere 0)."""
+    return _ask(sock, _SIOCOUTQNSD) if _CAN_ASK else 0
+
+
+def _ask(sock: Socket, request: int) -> int:
     try:
-        return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except OSError:
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), request, bytes(4)), sys.byteorder)
+    except (OSError, ValueError):  # it is closed
         return 0
 
 
 async def wait_sent(sock: Socket) -> None:
     """Wait until the peer has acknowledged all that was sent (Linux; elsewhere return at once)."""
     pause = _FIRST_PAUSE
-    while _CAN_ASK_UNSENT and sock.fileno() != -1 and _unsent(sock.fileno()):
+    while unacknowledged(sock):
         await trio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 

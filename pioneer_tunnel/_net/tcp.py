@@ -18,7 +18,7 @@ from typing import Any, Final, final
 import trio
 
 from .lent_socket import LentSocket
-from .socket_options import Socket, descriptor_of, limit_unsent, wait_sent
+from .socket_options import UNSENT_LIMIT, Socket, descriptor_of, limit_unsent, unsent, wait_sent
 from .streams import ByteStream
 
 __all__ = ["CAN_USE_DESCRIPTORS", "TcpStream"]
@@ -54,7 +54,8 @@ class TcpStream(ByteStream):
         self._lent: Final = LentSocket(socket, resets=resets)
         self._was_reset = False
         self._calls = 0
-        self._had_to_wait = False
+        self._unsent_limit: int | None = None
+        self._writable_waiters: trio.lowlevel.ParkingLot | None = None
         self._end_sent = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -175,6 +176,20 @@ class TcpStream(ByteStream):
         self.reset()
         await trio.lowlevel.checkpoint()
 
+    def limit_unsent(self, limit: int) -> None:
+        """Let the kernel buffer at most about `limit` bytes that it has not sent yet; the default is 256 KiB."""
+        self._unsent_limit = limit
+        limit_unsent(self.socket, limit)
+
+    async def wait_room(self) -> None:
+        """Wait until half of the limit is free. Another task may send meanwhile. No checkpoint if it need not wait.
+
+        A write alone does not respect the limit: the kernel appends to the last packet that it prepares, of up to
+        64 KiB.
+        """
+        while self._unsent_limit is not None and unsent(self.socket) > self._unsent_limit // 2:
+            await self._wait_writable()
+
     async def wait_flushed(self) -> None:
         """Wait until the peer has acknowledged all that was sent (Linux; elsewhere it returns at once)."""
         await wait_sent(self.socket)
@@ -205,11 +220,18 @@ class TcpStream(ByteStream):
         await trio.lowlevel.wait_readable(self.socket)
 
     async def _wait_writable(self) -> None:
-        if not self._had_to_wait:
-            self._had_to_wait = True
-            limit_unsent(self.socket)  # Trio's sockets have a lower limit
+        if self._unsent_limit is None:
+            self.limit_unsent(UNSENT_LIMIT)  # Trio's sockets have a lower limit
+        if self._writable_waiters is not None:  # in Trio one task may wait for a descriptor
+            await self._writable_waiters.park()
+            return
         self._lent.waited_for = True
-        await trio.lowlevel.wait_writable(self.socket)
+        waiters = self._writable_waiters = trio.lowlevel.ParkingLot()
+        try:
+            await trio.lowlevel.wait_writable(self.socket)
+        finally:
+            self._writable_waiters = None
+            waiters.unpark_all()
 
     async def _briskly(
         self, call: Callable[[int, Any], int], argument: object, wait: Callable[[], Awaitable[None]]

@@ -54,6 +54,12 @@ class WebSocketLink(Link):
     def sending_since(self) -> float | None:
         return self._watched.sending_since
 
+    def limit_unsent(self, limit: int) -> None:
+        self._watched.limit_unsent(limit)
+
+    async def wait_room(self) -> None:
+        await self._watched.wait_room()
+
     async def send(self, chunks: Sequence[Bytes]) -> None:
         await self._websocket.send(pack(chunks))
 

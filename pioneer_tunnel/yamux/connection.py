@@ -31,6 +31,7 @@ from .events import Event, GoAwayReceived, OpenAllowed, PongReceived, StreamOpen
 from .flow import SendBudget
 from .frames import GoAwayCode
 from .limits import Limits
+from .pacing import LARGEST_BATCH, Pacing
 from .session import Role, Session
 from .stream import YamuxStream
 
@@ -46,12 +47,6 @@ MEASURE_INTERVAL: Final = 10.0
 """Seconds between pings that measure the round trip, which windows need to grow."""
 
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.yamux.connection"))
-
-# A batch is what the writer sends at once. Urgent frames have to wait for the current batch. So a batch is small on a
-# slow path and large on a fast one: it should take about this long.
-_BATCH_SECONDS: Final = 0.01
-_MIN_BATCH: Final = 16 * 1024
-_MAX_BATCH: Final = 255 * 1024
 
 # The reader processes received data in portions of this size, as large as a message of a well-behaved peer. After so
 # many seconds it lets other tasks run.
@@ -124,7 +119,7 @@ class YamuxConnection:
         self._sending: Final = trio.CancelScope(shield=True)
         self._mid_send = False
         self._ending = False
-        self._batch = 64 * 1024
+        self._pacing: Final = Pacing()
 
     async def run(self) -> NoReturn:
         """Run the session until it ends.
@@ -263,9 +258,14 @@ class YamuxConnection:
     async def _send(self) -> None:
         session = self.session
         # Shielded, so that a cancellation does not cut a frame. `_keep_time` ends this task, and sets a deadline.
+        pacing = self._pacing
+        self._link.limit_unsent(pacing.unsent)
         with self._sending:
             while not self._ending:
-                batch = session.data_to_send(self._batch)
+                started = trio.current_time()
+                if session.has_work:
+                    await self._link.wait_room()
+                batch = session.data_to_send(pacing.batch)
                 self._mid_send = bool(batch)  # frames were taken and not sent: after this, a go-away must not be sent
                 while self._dispatch():
                     await trio.lowlevel.checkpoint()
@@ -274,13 +274,10 @@ class YamuxConnection:
                         # No deadline: it waits until there is something to send. The clock task watches the peer.
                         await self._idle_writer.park()
                     continue
-                started = trio.current_time()
                 await self._link.send(batch)
                 self._mid_send = False
-                if trio.current_time() - started > _BATCH_SECONDS:
-                    self._batch = max(self._batch // 2, _MIN_BATCH)
-                elif sum(map(len, batch)) >= self._batch:  # the time of a smaller batch says nothing
-                    self._batch = min(self._batch * 2, _MAX_BATCH)
+                if pacing.sent(sum(map(len, batch)), trio.current_time() - started):
+                    self._link.limit_unsent(pacing.unsent)
 
     async def _keep_time(self) -> NoReturn:
         try:
@@ -367,7 +364,7 @@ class YamuxConnection:
                 contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError),
             ):
                 self.session.go_away(GoAwayCode.NORMAL)
-                await self._link.send(self.session.data_to_send(_MAX_BATCH))
+                await self._link.send(self.session.data_to_send(LARGEST_BATCH))
                 await self._link.aclose()
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(self._link)

@@ -2,7 +2,11 @@
 
     1. urgent frames      pings, pongs, go-aways, resets: they never wait behind data, and their number is bounded
     2. stream control     SYN, ACK, credit: at most one frame for each stream waits
-    3. data               streams take turns; a turn is 16 KiB while others wait, otherwise one message or batch
+    3. data               streams take turns; a turn is 16 KiB while others wait, otherwise one message; never more than a
+                          batch
+
+A stream that had nothing to send goes before the others for one turn, so a small answer does not wait behind bulk data.
+It may do so again when each of the others has had a turn. (Routers schedule packets in this way, see RFC 8290, 4.2.)
 
 Frames are made only when the writer asks for them, so their order is decided as late as possible: a pong leaves before
 data that was queued earlier.
@@ -35,15 +39,16 @@ MAX_REPLIES: Final = 16 * 1024
 class Outbox:
     """Frames that wait for the writer."""
 
-    __slots__ = ("_control", "_ready", "_replies")
+    __slots__ = ("_control", "_fresh", "_replies", "_round")
 
     def __init__(self) -> None:
         self._replies: deque[bytes] = deque()
         self._control: deque[Stream] = deque()
-        self._ready: deque[Stream] = deque()
+        self._fresh: deque[Stream] = deque()
+        self._round: deque[Stream] = deque()
 
     def __bool__(self) -> bool:
-        return bool(self._replies or self._control or self._ready)
+        return bool(self._replies or self._control or self._fresh or self._round)
 
     def put_first(self, frame_type: FrameType, flags: int, stream_id: int, length: int) -> None:
         """Queue a frame that is sent before stream control and data."""
@@ -68,7 +73,7 @@ class Outbox:
         """Queue `stream` for a turn, if it can send data or its FIN."""
         if not stream.ready_queued and stream.has_something_to_send:
             stream.ready_queued = True
-            self._ready.append(stream)
+            self._fresh.append(stream)
 
     def take(self, max_bytes: int) -> tuple[list[Buffer], list[Stream]]:
         """Take frames: about `max_bytes`, at most one frame more. Returns also the streams that had a turn."""
@@ -82,21 +87,23 @@ class Outbox:
             stream = self._control.popleft()
             stream.control_queued = False
             # A SYN or an ACK is sent with data, when the stream is queued for a turn.
-            if stream.grant_due or (stream.owes_control_frame and not stream.ready_queued):
+            if stream.grant_due or (stream.owes_control_frame and not stream.has_something_to_send):
                 credit, stream.grant_due = stream.grant_due, 0
                 flags = _take_opening_flags(stream)
                 out.append(encode_header(FrameType.WINDOW_UPDATE, flags, stream.id, credit))
                 size += HEADER_SIZE
-        ready, lone_turn = self._ready, min(max(max_bytes, SHARED_TURN), LONE_TURN)
-        while ready and size < max_bytes:
-            stream = ready.popleft()
-            stream.ready_queued = False
-            if not stream.has_something_to_send:
-                continue  # it was reset meanwhile
-            turn = SHARED_TURN if ready else lone_turn
-            size += _take_turn(stream, turn, out)
-            senders.append(stream)
-            self.put_ready(stream)
+        fresh, others = self._fresh, self._round
+        shared_turn, lone_turn = min(max_bytes, SHARED_TURN), min(max_bytes, LONE_TURN)
+        while (fresh or others) and size < max_bytes:
+            is_fresh = bool(fresh)
+            stream = fresh.popleft() if is_fresh else others.popleft()
+            if stream.has_something_to_send:
+                size += _take_turn(stream, shared_turn if fresh or others else lone_turn, out)
+                senders.append(stream)
+            if stream.has_something_to_send or (is_fresh and others):
+                others.append(stream)  # perhaps with nothing to send, so that it is not fresh before its turn
+            else:
+                stream.ready_queued = False
         return out, senders
 
 

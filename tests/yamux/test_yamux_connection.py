@@ -42,7 +42,8 @@ from pioneer_tunnel._net.link import Bytes, Link
 from pioneer_tunnel.yamux import Limits, Role, YamuxConnection, YamuxStream
 from pioneer_tunnel.yamux.connection import GOODBYE_TIMEOUT, STALL_TIMEOUT
 from pioneer_tunnel.yamux.flow import INITIAL_WINDOW
-from pioneer_tunnel.yamux.frames import ACK, RST, SYN, FrameType, GoAwayCode, encode_header
+from pioneer_tunnel.yamux.frames import ACK, HEADER_SIZE, RST, SYN, FrameType, GoAwayCode, encode_header
+from pioneer_tunnel.yamux.pacing import FIRST_BATCH
 from pioneer_tunnel.yamux.session import MAX_UNACKNOWLEDGED
 
 DATA, WINDOW_UPDATE, PING, GO_AWAY = FrameType
@@ -616,14 +617,14 @@ async def test_a_frame_under_way_is_finished_before_the_goodbye(pause: float, au
         await peer.hear_ping()
         stream = await running.open()
         ends[0].outbound.allow(500)
-        await stream.send_all(body(40_000))
+        await stream.send_all(body(FIRST_BATCH - HEADER_SIZE))
         await wait_all_tasks_blocked()
         begin = trio.current_time()
         running.scope.cancel()
         await trio.sleep(pause)
         ends[0].outbound.allow(float("inf"))
         frames = await peer.hear_all()
-        assert b"".join(frame.body for frame in frames) == body(40_000)
+        assert b"".join(frame.body for frame in frames) == body(FIRST_BATCH - HEADER_SIZE)
         assert frames[-1] == GOODBYE
         await running.ended.wait()
         assert trio.current_time() - begin <= GOODBYE_TIMEOUT

@@ -873,14 +873,49 @@ def test_a_turn_is_a_message_while_nobody_waits(server: Session) -> None:
     assert LONE_TURN + 2 * HEADER_SIZE <= 64 * KIB
 
 
-def test_a_small_stream_waits_for_one_turn_of_a_large_one_at_most(server: Session) -> None:
-    bulk, small = accept(server, 1), accept(server, 3)
+def test_a_small_stream_does_not_wait_for_the_turns_of_large_ones(server: Session) -> None:
+    bulk = [accept(server, stream_id) for stream_id in (1, 3, 5)]
+    small = accept(server, 7)
+    for stream in bulk:
+        server.send(stream, bytes(250 * KIB))
+        sent(server, 1)
+    server.send(small, b"quick")
+    assert sent(server, 5) == [Frame(DATA, 0, 7, 5, b"quick")]
+
+
+def test_a_stream_goes_first_once_in_each_round_of_the_others(server: Session) -> None:
+    """Else many words on one stream, or on few, would keep the large streams from ever having a turn."""
+    bulk = [accept(server, stream_id) for stream_id in (1, 3)]
+    small = accept(server, 5)
+    for stream in bulk:
+        server.send(stream, bytes(250 * KIB))
+        sent(server, 1)
+    order: list[int] = []
+    for _ in range(9):
+        server.send(small, b"word")
+        [frame] = sent(server, 1)
+        order.append(frame.stream_id)
+    assert order == [5, 1, 3] * 3
+
+
+def test_a_stream_that_goes_first_has_one_turn_first(server: Session) -> None:
+    bulk, other = accept(server, 1), accept(server, 3)
     server.send(bulk, bytes(250 * KIB))
     sent(server, 1)
-    server.send(small, b"quick")
-    first, second = sent(server, SHARED_TURN + HEADER_SIZE + 1)
-    assert (first.stream_id, first.length) == (1, SHARED_TURN)
-    assert second == Frame(DATA, 0, 3, 5, b"quick")
+    server.send(other, bytes(250 * KIB))
+    assert [frame.stream_id for frame in sent(server, 4 * SHARED_TURN)] == [3, 1, 3, 1]
+
+
+def test_an_ack_is_sent_also_while_its_stream_waits_for_the_round_to_pass_it(server: Session) -> None:
+    bulk = accept(server, 1)
+    server.send(bulk, bytes(250 * KIB))
+    sent(server, 1)
+    [event] = receive(server, update(3, SYN))
+    assert isinstance(event, StreamOpened)
+    server.send(event.stream, b"word")
+    assert sent(server, 4) == [Frame(DATA, 0, 3, 4, b"word")]
+    server.acknowledge(event.stream)
+    assert sent(server, 1) == [Frame(WINDOW_UPDATE, ACK, 3, 0)]
 
 
 def test_on_a_path_that_takes_small_batches_a_lone_stream_takes_small_turns_too(server: Session) -> None:
