@@ -12,8 +12,9 @@ import trio
 from trio.abc import HalfCloseableStream
 
 from .closing import abandon, bottom_of, send_eof
+from .delivery import Delivery
 from .lent_socket import LentSocket
-from .socket_options import limit_unsent, wait_sent
+from .socket_options import delivery_of, limit_unsent, wait_sent
 from .streams import ByteStream
 from .tcp import CAN_USE_DESCRIPTORS, TcpStream
 
@@ -119,6 +120,13 @@ class WatchedStream(AdoptedStream):
         data = await super().receive_some(max_bytes)
         self.last_received = trio.current_time()
         return data
+
+    def delivery(self) -> Delivery | None:
+        """See `TcpStream.delivery`."""
+        return None if self._socket is None else delivery_of(self._socket.socket)
+
+    def outlast(self, seconds: float) -> None:
+        """See `TcpStream.outlast`. It changes nothing here."""
 
     def limit_unsent(self, limit: int) -> None:
         """See `TcpStream.limit_unsent`. Changes nothing where there is no socket of Trio's at the bottom."""

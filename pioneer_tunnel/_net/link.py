@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 import trio
 
+from .delivery import Delivery
+
 __all__ = ["Bytes", "Link"]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
@@ -28,7 +30,14 @@ class Link(trio.abc.AsyncResource):
     @property
     @abstractmethod
     def sending_since(self) -> float | None:
-        """`trio.current_time()` when the current `send` last made progress; None while there is none."""
+        """`trio.current_time()` when the peer was last seen to take bytes; None while none wait for it."""
+
+    def delivery(self) -> Delivery | None:
+        """What the system knows of the connection below; None if it cannot tell. Ask at least every 10 seconds."""
+        return None
+
+    def outlast(self, seconds: float) -> None:
+        """Let the system keep the connection through a pause of the path of `seconds`, where it can."""
 
     def limit_unsent(self, limit: int) -> None:
         """Let about `limit` bytes at most wait below the link before they are sent, if the link can."""

@@ -10,6 +10,8 @@ from typing import Final, TypeAlias
 
 import trio
 
+from .delivery import INFO_SIZE, Delivery
+
 try:
     import fcntl
     import termios
@@ -21,10 +23,14 @@ else:
 __all__ = [
     "UNSENT_LIMIT",
     "Socket",
+    "delivery_of",
     "descriptor_of",
     "fin_on_close",
     "keep_alive",
+    "limit_segment",
     "limit_unsent",
+    "outlast_silence",
+    "resend_within",
     "reset_on_close",
     "unacknowledged",
     "unsent",
@@ -34,7 +40,9 @@ __all__ = [
 _FIN: Final = struct.pack("ii", 0, 0)
 _RESET: Final = struct.pack("ii", 1, 0)
 UNSENT_LIMIT: Final = 256 * 1024
+# Of the kernel's headers; Python has no names for them.
 _SIOCOUTQNSD: Final = 0x894B
+_TCP_RTO_MAX_MS: Final = 44
 _FIRST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.01
 
@@ -79,6 +87,33 @@ def limit_unsent(sock: Socket, limit: int = UNSENT_LIMIT) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limit)
 
 
+def resend_within(sock: Socket, seconds: float) -> None:
+    """Bound the time after which TCP sends a lost packet again (Linux 6.15; elsewhere it changes nothing).
+
+    It doubles with each attempt, by default up to 120 seconds. So after a pause of the path of 20 seconds TCP may wait
+    for 20 more. A bound below the round trip would send packets again that are not lost.
+    """
+    with suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, round(seconds * 1000))
+
+
+def outlast_silence(sock: Socket, seconds: float) -> None:
+    """Keep the connection while the peer acknowledges nothing for `seconds` (TCP_USER_TIMEOUT).
+
+    By default the kernel counts attempts to send, which come faster with `resend_within`.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+
+
+def limit_segment(sock: Socket, size: int) -> None:
+    """Let both ends send packets with at most `size` bytes of data. To be called before it connects."""
+    if hasattr(socket, "TCP_MAXSEG"):
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, size)
+
+
 def unacknowledged(sock: Socket) -> int:
     """Bytes that were written and that the peer has not acknowledged (Linux; elsewhere 0)."""
     return _ask(sock, termios.TIOCOUTQ) if _CAN_ASK else 0
@@ -94,6 +129,17 @@ def _ask(sock: Socket, request: int) -> int:
         return int.from_bytes(fcntl.ioctl(sock.fileno(), request, bytes(4)), sys.byteorder)
     except (OSError, ValueError):  # it is closed
         return 0
+
+
+def delivery_of(sock: Socket) -> Delivery | None:
+    """What the kernel knows of the connection; None if this system cannot tell, or it is closed (Linux 5.4)."""
+    if not _CAN_ASK:
+        return None
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_SIZE)
+    except OSError:
+        return None
+    return Delivery.parse(info, unacknowledged(sock))
 
 
 async def wait_sent(sock: Socket) -> None:

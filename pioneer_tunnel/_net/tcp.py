@@ -17,8 +17,19 @@ from typing import Any, Final, final
 
 import trio
 
+from .delivery import Delivery
 from .lent_socket import LentSocket
-from .socket_options import UNSENT_LIMIT, Socket, descriptor_of, limit_unsent, unsent, wait_sent
+from .socket_options import (
+    UNSENT_LIMIT,
+    Socket,
+    delivery_of,
+    descriptor_of,
+    limit_unsent,
+    outlast_silence,
+    resend_within,
+    unsent,
+    wait_sent,
+)
 from .streams import ByteStream
 
 __all__ = ["CAN_USE_DESCRIPTORS", "TcpStream"]
@@ -42,15 +53,15 @@ class TcpStream(ByteStream):
 
     Attributes:
         last_received: `trio.current_time()` when the last byte arrived; before that, when this was made.
-        sending_since: when the current send last made progress; None while there is none. It measures the lack of
-            progress, not the time to finish: a slow path is not a dead one.
         plain_socket: see `ByteStream`. Bytes that the fast path moves do not count for the attributes above.
     """
 
     def __init__(self, socket: Socket, *, resets: bool = False) -> None:
         self.socket: Final = socket
         self.last_received: float = trio.current_time()
-        self.sending_since: float | None = None
+        self._sending_since: float | None = None
+        self._taken_last: tuple[int, float] | None = None
+        self._outlasts = False
         self._lent: Final = LentSocket(socket, resets=resets)
         self._was_reset = False
         self._calls = 0
@@ -104,7 +115,7 @@ class TcpStream(ByteStream):
                 while position < len(view):
                     try:
                         position += os.write(descriptor_of(self.socket), view[position:])
-                        self.sending_since = trio.current_time()
+                        self._sending_since = trio.current_time()
                     except BlockingIOError:
                         await self._wait_writable()
                         waited = True
@@ -113,7 +124,7 @@ class TcpStream(ByteStream):
             if not waited:
                 await trio.lowlevel.cancel_shielded_checkpoint()
         finally:
-            self.sending_since = None
+            self._sending_since = None
 
     async def send_pieces(self, pieces: Sequence[bytes]) -> None:
         """Like `send_all` of all `pieces`, without joining them first.
@@ -130,7 +141,7 @@ class TcpStream(ByteStream):
             sent = await self._briskly(os.writev, pieces, self._wait_writable)
             left = sum(map(len, pieces)) - sent
         finally:
-            self.sending_since = None
+            self._sending_since = None
         if left:
             await self.send_all(b"".join(pieces)[-left:])
 
@@ -141,7 +152,7 @@ class TcpStream(ByteStream):
             descriptor_of(self.socket)
             await self._wait_writable()
         finally:
-            self.sending_since = None
+            self._sending_since = None
 
     async def send_eof(self) -> None:
         self._begin_sending()
@@ -156,7 +167,7 @@ class TcpStream(ByteStream):
             except OSError as error:
                 raise self._broken(error) from error
         finally:
-            self.sending_since = None
+            self._sending_since = None
 
     async def aclose(self) -> None:
         """Close with a FIN, and with a RST if cancelled and the socket `resets`."""
@@ -175,6 +186,40 @@ class TcpStream(ByteStream):
     async def abort(self) -> None:
         self.reset()
         await trio.lowlevel.checkpoint()
+
+    @property
+    def sending_since(self) -> float | None:
+        """When the peer was last seen to take bytes; None while none wait for it.
+
+        It measures the lack of progress, not the time to finish: a slow path is not a dead one. On Linux the bytes are
+        those that the peer has not acknowledged, and the time is that of the latest access that saw a change.
+        Elsewhere they are those of the current send.
+        """
+        delivery = delivery_of(self.socket)
+        if delivery is None:
+            return self._sending_since
+        if not delivery.waits:
+            self._taken_last = None
+            return None
+        if self._taken_last is None or self._taken_last[0] != delivery.taken:
+            self._taken_last = delivery.taken, trio.current_time()
+        return self._taken_last[1]
+
+    def delivery(self) -> Delivery | None:
+        """What the kernel says of the connection; None if it cannot tell, or the connection is closed.
+
+        After `outlast` this also adapts TCP's timeout to the round trip, so call it now and then.
+        """
+        delivery = delivery_of(self.socket)
+        if self._outlasts and delivery is not None:
+            resend_within(self.socket, delivery.resend_after)
+        return delivery
+
+    def outlast(self, seconds: float) -> None:
+        """Survive a pause of the path for `seconds`, and notice soon when it is over."""
+        self._outlasts = True
+        outlast_silence(self.socket, seconds)
+        self.delivery()
 
     def limit_unsent(self, limit: int) -> None:
         """Let the kernel buffer at most about `limit` bytes that it has not sent yet; the default is 256 KiB."""
@@ -207,9 +252,9 @@ class TcpStream(ByteStream):
         found.shutdown(socket.SHUT_WR)
 
     def _begin_sending(self) -> None:
-        if self.sending_since is not None:
+        if self._sending_since is not None:
             raise trio.BusyResourceError("another task is sending on this stream")
-        self.sending_since = trio.current_time()
+        self._sending_since = trio.current_time()
 
     def _raise_if_end_sent(self) -> None:
         if self._end_sent:

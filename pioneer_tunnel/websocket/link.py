@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, final
 
 from .._net.adopted import Watched
+from .._net.delivery import Delivery
 from .._net.link import Bytes, Link
 from .connection import Message, WebSocket
 
@@ -53,6 +54,12 @@ class WebSocketLink(Link):
     @property
     def sending_since(self) -> float | None:
         return self._watched.sending_since
+
+    def delivery(self) -> Delivery | None:
+        return self._watched.delivery()
+
+    def outlast(self, seconds: float) -> None:
+        self._watched.outlast(seconds)
 
     def limit_unsent(self, limit: int) -> None:
         self._watched.limit_unsent(limit)

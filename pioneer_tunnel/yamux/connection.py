@@ -25,11 +25,13 @@ import trio
 
 from .._model.errors import RemoteProtocolError, fresh_copy
 from .._model.exception_groups import leaves
+from .._net.delivery import LONGEST_PAUSE
 from .._net.link import Link
 from .._net.log_limiter import LogLimiter
 from .events import Event, GoAwayReceived, OpenAllowed, PongReceived, StreamOpened, StreamReadable, StreamWritable
 from .flow import SendBudget
 from .frames import GoAwayCode
+from .heartbeat import Heartbeat
 from .limits import Limits
 from .pacing import LARGEST_BATCH, Pacing
 from .session import Role, Session
@@ -42,6 +44,9 @@ GOODBYE_TIMEOUT: Final = 1.0
 
 STALL_TIMEOUT: Final = 30.0
 """Seconds that a write may make no progress. Must exceed `MEASURE_INTERVAL`, the clock task's longest sleep."""
+
+STALL_LOOK: Final = 2.0
+"""Seconds until the clock task looks again whether the peer takes bytes, while some wait for it."""
 
 MEASURE_INTERVAL: Final = 10.0
 """Seconds between pings that measure the round trip, which windows need to grow."""
@@ -68,7 +73,8 @@ class YamuxConnection:
     Args:
         link: the bytes below; closed when `run` ends.
         role: the client opens streams with odd ids, the server with even ids.
-        heartbeat: seconds of silence after which the peer is pinged; after twice as many seconds it is dead.
+        heartbeat: seconds of silence after which the peer is pinged; after twice as many seconds it is dead. See
+            `Heartbeat` for what prolongs that.
         limits: the limits of the session; the default is `Limits()`.
         on_stream: called for each stream that the peer opens, after the data that arrived together with it was
             processed. When it raises, `trio.WouldBlock` for example, the stream is reset. Without it, all streams of
@@ -280,25 +286,26 @@ class YamuxConnection:
                     self._link.limit_unsent(pacing.unsent)
 
     async def _keep_time(self) -> NoReturn:
+        heartbeat, link, pinged = Heartbeat(self._heartbeat), self._link, -math.inf
+        link.outlast(max(2 * self._heartbeat, LONGEST_PAUSE) + STALL_TIMEOUT)
         try:
-            pinged = -math.inf
             while True:
-                now, silent_since = trio.current_time(), self._link.last_received
-                ask_at, dead_at = silent_since + self._heartbeat, silent_since + 2 * self._heartbeat
-                if now >= dead_at:
-                    raise trio.BrokenResourceError(f"no byte came for {2 * self._heartbeat:g} seconds")
-                sending_since = self._link.sending_since
+                now = trio.current_time()
+                silent = heartbeat.look(now, link.last_received, link.delivery())
+                if now >= heartbeat.dead_at:
+                    raise trio.BrokenResourceError(f"no byte came for {heartbeat.patience:g} seconds")
+                sending_since = link.sending_since
                 if sending_since is not None and now >= sending_since + STALL_TIMEOUT:
                     raise trio.BrokenResourceError(f"the other end took no byte for {STALL_TIMEOUT:g} seconds")
                 measure = now >= pinged + MEASURE_INTERVAL and (self.session.live_streams or pinged < 0)
-                if now >= ask_at > pinged or measure:
+                if silent or measure:
                     self.session.ping(now)
                     pinged = now
                 overdue = self.session.reset_overdue(now)
                 self.wake_writer()
-                looks = [ask_at, dead_at, now + MEASURE_INTERVAL]
+                looks = [heartbeat.next_look, heartbeat.dead_at, now + MEASURE_INTERVAL]
                 if sending_since is not None:
-                    looks.append(sending_since + STALL_TIMEOUT)
+                    looks += [sending_since + STALL_TIMEOUT, now + STALL_LOOK]
                 if overdue is not None:
                     looks.append(overdue)
                 await trio.sleep_until(min(look for look in looks if look > now))

@@ -2,8 +2,8 @@
 
     1. urgent frames      pings, pongs, go-aways, resets: they never wait behind data, and their number is bounded
     2. stream control     SYN, ACK, credit: at most one frame for each stream waits
-    3. data               streams take turns; a turn is 16 KiB while others wait, otherwise one message; never more than a
-                          batch
+    3. data               streams take turns; a turn is 16 KiB while others wait, otherwise one message, and never more
+                          than a batch
 
 A stream that had nothing to send goes before the others for one turn, so a small answer does not wait behind bulk data.
 It may do so again when each of the others has had a turn. (Routers schedule packets in this way, see RFC 8290, 4.2.)

@@ -41,7 +41,7 @@ from .events import (
     StreamReadable,
     StreamWritable,
 )
-from .flow import ReceiveWindow, SendBudget, WindowBudget
+from .flow import ASK_INTERVAL, ReceiveWindow, RoundTrips, SendBudget, WindowBudget
 from .frames import ACK, FIN, RST, SYN, Buffer, FrameDecoder, FrameType, GoAwayCode, Header
 from .limits import Limits
 from .outbox import Outbox
@@ -96,8 +96,7 @@ class Session:
     def __init__(self, role: Role, limits: Limits | None = None, *, process_sending: SendBudget | None = None) -> None:
         self.limits: Final = limits or Limits()
         self.sending: Final = SendBudget(self.limits.unsent, process_sending)
-        self.round_trip: float | None = None
-        """The shortest recent round trip of a ping, in seconds; None before the first pong."""
+        self.round_trips: Final = RoundTrips()
         self.unread: int = 0
         """Received bytes of all streams that the application has not read."""
         self.going_away: bool = False
@@ -117,8 +116,9 @@ class Session:
         self._unreported = 0
         self._unacknowledged = 0
         self._late_credit: OrderedDict[int, int] = OrderedDict()
-        self._pings: OrderedDict[int, float] = OrderedDict()
+        self._pings: OrderedDict[int, tuple[float, bool]] = OrderedDict()
         self._next_ping = 0
+        self._pinged_at = 0.0
 
     # What comes from the peer
 
@@ -265,14 +265,12 @@ class Session:
             self._outbox.require_room()
             self._outbox.put_first(FrameType.PING, ACK, 0, opaque)
             return
-        sent = self._pings.pop(opaque, None)
+        sent, is_probe = self._pings.pop(opaque, (None, False))
         if sent is not None:
             measured = max(now - sent, 0.0)
-            # Keep the shortest round trip, and raise it slowly, so that it adapts to a path that became longer. A long
-            # round trip may only mean that our own bytes queue on the path; windows must not grow because of that.
-            known = self.round_trip
-            self.round_trip = measured if known is None or measured < known else known + (measured - known) / 8
-            self._events.append(PongReceived(measured))
+            self.round_trips.add(measured, now)
+            if not is_probe:
+                self._events.append(PongReceived(measured))
 
     # What goes to the peer
 
@@ -400,8 +398,13 @@ class Session:
 
     def ping(self, now: float) -> None:
         """Queue a ping. `PongReceived` reports its round trip. Only the last 16 pings are remembered."""
+        self._ping(now, is_probe=False)
+
+    def _ping(self, now: float, *, is_probe: bool) -> None:
+        """Queue a ping. A probe only measures: its pong is no event."""
+        self._pinged_at = now
         self._next_ping = (self._next_ping + 1) & 0xFFFFFFFF
-        self._pings[self._next_ping] = now
+        self._pings[self._next_ping] = now, is_probe
         if len(self._pings) > 16:
             self._pings.popitem(last=False)
         self._outbox.put_first(FrameType.PING, SYN, 0, self._next_ping)
@@ -439,10 +442,12 @@ class Session:
     # Both directions
 
     def _grant(self, stream: Stream, amount: int, now: float) -> None:
-        credit = stream.receive_window.read(amount, now, self.round_trip)
+        credit = stream.receive_window.read(amount, now, self.round_trips.shortest)
         if credit:
             stream.grant_due += credit
             self._outbox.put_control(stream)
+            if not self._pings and now >= self._pinged_at + ASK_INTERVAL and self.round_trips.shortest is not None:
+                self._ping(now, is_probe=True)
 
     def _drop(self, stream: Stream, *, keep_unread: bool) -> None:
         """Close `stream` after a reset by either end. Nothing more of it is sent."""

@@ -1,0 +1,84 @@
+"""What TCP knows of a connection: how much the peer has acknowledged, and how long a living path may pause. No I/O.
+
+The fields of Linux's TCP_INFO are read by their offsets, which never change: new kernels append.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, final
+
+import attrs
+
+__all__ = ["INFO_SIZE", "LONGEST_PAUSE", "Delivery"]
+
+# Of `struct tcp_info` in the kernel's include/uapi/linux/tcp.h: the offset of each field.
+_SEGMENT_SIZE: Final = struct.Struct("=16xI")
+_ROUND_TRIP: Final = struct.Struct("=68xII")  # smoothed, and its variance; microseconds
+_BYTES: Final = struct.Struct("=120xQQ")  # acknowledged, and received; both in order
+_TAKEN: Final = struct.Struct("=192xI")  # packets, also those beyond a gap (Linux 4.18)
+_BEYOND_A_GAP: Final = struct.Struct("=224xI")  # packets that arrived (Linux 5.4)
+INFO_SIZE: Final = 228
+
+# Of `Delivery.longest_pause`: its bounds, and how many timeouts in a row it allows for.
+_SHORTEST_PAUSE: Final = 10.0
+LONGEST_PAUSE: Final = 60.0
+_TIMEOUTS: Final = 3
+
+RESEND_SECONDS: Final = 3.0
+"""A hole in the path is noticed to be over after at most so many seconds. The system's default grows up to 120."""
+
+
+@final
+@attrs.frozen
+class Delivery:
+    """The state of a connection at one moment. The counters mean something only compared with an earlier moment.
+
+    Attributes:
+        arrived: grows when the peer's data arrives, also beyond a gap.
+        taken: grows when the peer's system acknowledges data, also beyond a gap.
+        acknowledged: bytes that it has acknowledged without a gap.
+        written: bytes that were written.
+        segment: bytes of the largest packet.
+        longest_pause: seconds in which nothing may arrive although the path lives: some lost packets, which are sent
+            again after a timeout that follows from the round trip.
+        resend_after: seconds after which a lost packet should be sent again, at most.
+    """
+
+    arrived: int
+    taken: int
+    acknowledged: int
+    written: int
+    segment: int
+    longest_pause: float
+    resend_after: float
+
+    @property
+    def waits(self) -> bool:
+        """Whether written bytes are not acknowledged."""
+        return self.written > self.acknowledged
+
+    @classmethod
+    def parse(cls, info: bytes, unacknowledged: int) -> Delivery | None:
+        """Parse what TCP_INFO returns; None if the kernel is too old to tell everything.
+
+        Args:
+            info: the first `INFO_SIZE` bytes of it.
+            unacknowledged: bytes that were written and not acknowledged.
+        """
+        if len(info) < INFO_SIZE:
+            return None
+        [segment] = _SEGMENT_SIZE.unpack_from(info)
+        smoothed, variance = _ROUND_TRIP.unpack_from(info)
+        timeout = (smoothed + 4 * variance) / 1e6
+        acknowledged, received = _BYTES.unpack_from(info)
+        [beyond], [taken] = _BEYOND_A_GAP.unpack_from(info), _TAKEN.unpack_from(info)
+        return cls(
+            arrived=received + beyond,
+            taken=taken,
+            acknowledged=acknowledged,
+            written=acknowledged + unacknowledged,
+            segment=segment,
+            longest_pause=min(max(_TIMEOUTS * timeout, _SHORTEST_PAUSE), LONGEST_PAUSE),
+            resend_after=max(2 * timeout, RESEND_SECONDS),
+        )

@@ -1,0 +1,117 @@
+"""`_net.delivery` and the options of a link's socket, on real sockets: the kernel is what is tested."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import Final
+
+import pytest
+import trio
+from rig import eventually
+from trio.testing import wait_all_tasks_blocked
+from yamux_rig import sockets
+
+from pioneer_tunnel._net.adopted import watch
+from pioneer_tunnel._net.socket_options import delivery_of, limit_segment, unacknowledged, unsent
+from pioneer_tunnel._net.tcp import TcpStream
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells this")
+
+TCP_RTO_MAX_MS: Final = 44
+KIB: Final = 1024
+
+
+async def watched_pair() -> tuple[TcpStream, TcpStream]:
+    near, far = map(watch, await sockets())
+    assert isinstance(near, TcpStream)
+    assert isinstance(far, TcpStream)
+    return near, far
+
+
+async def test_what_the_peer_has_taken_is_counted_also_if_nobody_reads_it() -> None:
+    near, far = await watched_pair()
+    async with near, far:
+        before, there = near.delivery(), far.delivery()
+        assert before is not None
+        assert there is not None
+        await near.send_all(bytes(1000))
+        await eventually(lambda: unacknowledged(near.socket) == 0)
+        after, arrived = near.delivery(), far.delivery()
+        assert after is not None
+        assert arrived is not None
+        assert after.taken > before.taken
+        assert after.acknowledged == before.acknowledged + 1000 == after.written
+        assert not after.waits
+        assert arrived.arrived == there.arrived + 1000
+
+
+async def test_bytes_that_the_peer_does_not_take_wait() -> None:
+    near, far = await watched_pair()
+    async with near, far, trio.open_nursery() as nursery:
+        nursery.start_soon(near.send_all, bytes(32 * KIB * KIB))
+        await wait_all_tasks_blocked(0.05)
+        state = near.delivery()
+        assert state is not None
+        assert state.waits
+        assert state.written - state.acknowledged == unacknowledged(near.socket) > 0
+        assert near.sending_since is not None
+        nursery.cancel_scope.cancel()
+
+
+async def test_after_a_close_nothing_is_known() -> None:
+    near, far = await watched_pair()
+    await near.aclose()
+    await far.aclose()
+    assert near.delivery() is None
+    assert unsent(near.socket) == unacknowledged(near.socket) == 0
+
+
+async def test_room_is_waited_for_while_the_kernel_holds_more_than_half_of_the_limit() -> None:
+    """Two tasks may wait: the one that wants to send, and one that sends."""
+    near, far = await watched_pair()
+    async with near, far, trio.open_nursery() as nursery:
+        near.limit_unsent(4 * KIB)
+        await near.wait_room()
+        nursery.start_soon(near.send_all, bytes(16 * KIB * KIB))
+        await wait_all_tasks_blocked(0.05)
+        waited = trio.Event()
+
+        async def wait() -> None:
+            await near.wait_room()
+            waited.set()
+
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked(0.05)
+        assert not waited.is_set()
+        received = 0
+        while received < 16 * KIB * KIB:
+            received += len(await far.receive_some())
+        await waited.wait()
+        assert unsent(near.socket) <= 2 * KIB
+
+
+async def test_a_link_outlasts_a_pause_and_notices_its_end_soon() -> None:
+    near, far = await watched_pair()
+    async with near, far:
+        near.outlast(75.0)
+        options = near.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        assert options == 75_000
+        try:
+            assert near.socket.getsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS) == 3000
+        except OSError:
+            pytest.skip("this kernel bounds it at 120 seconds")
+
+
+async def test_a_segment_limit_holds_for_both_ends() -> None:
+    with socket.socket() as listener, socket.socket() as near:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        limit_segment(near, 1220)
+        near.connect(listener.getsockname())
+        far, _ = listener.accept()
+        with far:
+            for sock in (near, far):
+                state = delivery_of(sock)
+                assert state is not None
+                assert state.segment <= 1220
