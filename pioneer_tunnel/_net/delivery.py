@@ -58,6 +58,11 @@ class Delivery:
         """Whether written bytes are not acknowledged."""
         return self.written > self.acknowledged
 
+    @property
+    def stuck(self) -> bool:
+        """Whether the path may drop large packets: more than one waits, and those that arrived were small."""
+        return self.written - self.acknowledged > self.segment and 2 * self.acknowledged < self.taken * self.segment
+
     @classmethod
     def parse(cls, info: bytes, unacknowledged: int) -> Delivery | None:
         """Parse what TCP_INFO returns; None if the kernel is too old to tell everything.

@@ -100,7 +100,7 @@ class NativeTransport:
                     await _carry(
                         link,
                         welcome,
-                        target.address,
+                        target,
                         limits=self.limits,
                         deliver=deliver,
                         report=report,
@@ -136,7 +136,7 @@ async def _authenticate(
 async def _carry(
     link: WebSocketLink,
     welcome: Welcome,
-    address: RelayAddress,
+    target: Target,
     *,
     limits: Limits,
     deliver: Deliver,
@@ -169,17 +169,19 @@ async def _carry(
             on_round_trip=on_round_trip,
         )
         nursery.start_soon(start)
-        await _run(connection, address)
+        await _run(connection, target)
     raise AssertionError("a connection ends by raising")
 
 
-async def _run(connection: YamuxConnection, address: RelayAddress) -> NoReturn:
+async def _run(connection: YamuxConnection, target: Target) -> NoReturn:
     """Run yamux; what ends it becomes a `LinkLostError`."""
+    address = target.address
     try:
         await connection.run()
     except WebSocketClosed as error:
         raise LinkLostError(f"the relay closed the link with code {error.code}{_quoted(error.reason)}") from error
     except trio.BrokenResourceError as error:
+        target.redial.note_lost(stuck=connection.stuck)
         raise LinkLostError(f"the link to {address} is lost: {error}") from error
     except trio.ClosedResourceError as error:
         raise LinkLostError(f"the link to {address} was closed at this end") from error

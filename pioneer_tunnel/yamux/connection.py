@@ -88,6 +88,7 @@ class YamuxConnection:
     Attributes:
         session: the protocol.
         failure: why the connection ended; None while it has not.
+        stuck: whether it ended while the path seemed to drop large packets, see `Delivery`.
         watchers: the streams on which a task waits in `wait_broken`.
     """
 
@@ -109,6 +110,7 @@ class YamuxConnection:
             limits = attrs.evolve(limits, unaccepted=0)
         self.session: Final = Session(role, limits, process_sending=process_sending)
         self.failure: Exception | None = None
+        self.stuck: bool = False
         self.watchers: Final[set[YamuxStream]] = set()
         self._link: Final = link
         self._heartbeat: Final = heartbeat
@@ -141,6 +143,8 @@ class YamuxConnection:
                 nursery.start_soon(self._send)
                 nursery.start_soon(self._keep_time)
         except BaseExceptionGroup as group:
+            delivery = self._link.delivery()
+            self.stuck = delivery is not None and delivery.stuck
             ending, others = group.split((RemoteProtocolError, trio.BrokenResourceError, trio.ClosedResourceError))
             await self._fail_in_turns(_reason(ending))
             if others is not None:

@@ -13,6 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 from yamux_rig import sockets
 
 from pioneer_tunnel._net.adopted import watch
+from pioneer_tunnel._net.delivery import Delivery
 from pioneer_tunnel._net.socket_options import delivery_of, limit_segment, unacknowledged, unsent
 from pioneer_tunnel._net.tcp import TcpStream
 
@@ -115,3 +116,26 @@ async def test_a_segment_limit_holds_for_both_ends() -> None:
                 state = delivery_of(sock)
                 assert state is not None
                 assert state.segment <= 1220
+
+
+@pytest.mark.parametrize(
+    ("acknowledged", "taken", "waiting", "stuck"),
+    [
+        (2_000, 20, 14_480, True),  # only small packets have arrived
+        (2_000, 20, 1_448, False),  # one packet may just be on its way
+        (2_000_000, 1_500, 14_480, False),  # large ones have arrived: it is not their size
+    ],
+)
+def test_a_path_that_drops_large_packets_is_recognised(
+    acknowledged: int, taken: int, waiting: int, stuck: bool
+) -> None:
+    state = Delivery(
+        arrived=0,
+        taken=taken,
+        acknowledged=acknowledged,
+        written=acknowledged + waiting,
+        segment=1448,
+        longest_pause=10.0,
+        resend_after=3.0,
+    )
+    assert state.stuck == stuck
