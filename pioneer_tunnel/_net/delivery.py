@@ -5,12 +5,13 @@ The fields of Linux's TCP_INFO are read by their offsets, which never change: ne
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Final, final
 
 import attrs
 
-__all__ = ["INFO_SIZE", "LONGEST_PAUSE", "Delivery"]
+__all__ = ["INFO_SIZE", "LONGEST_PAUSE", "Delivery", "Movement"]
 
 # Of `struct tcp_info` in the kernel's include/uapi/linux/tcp.h: the offset of each field.
 _SEGMENT_SIZE: Final = struct.Struct("=16xI")
@@ -87,3 +88,22 @@ class Delivery:
             longest_pause=min(max(_TIMEOUTS * timeout, _SHORTEST_PAUSE), LONGEST_PAUSE),
             resend_after=max(2 * timeout, RESEND_SECONDS),
         )
+
+
+@final
+class Movement:
+    """When bytes were last seen to move on a connection, either way."""
+
+    __slots__ = ("_before", "_moved_at")
+
+    def __init__(self) -> None:
+        self._before: tuple[int, int] | None = None
+        self._moved_at = -math.inf
+
+    def look(self, now: float, delivery: Delivery | None) -> float:
+        """Compare with the look before; returns the time of the latest look that saw a change."""
+        state = None if delivery is None else (delivery.arrived, delivery.taken)
+        if state is not None and self._before is not None and state != self._before:
+            self._moved_at = now
+        self._before = state
+        return self._moved_at

@@ -6,6 +6,7 @@ Bytes are neither inspected nor changed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, final
 
@@ -27,14 +28,15 @@ class HandedOver(Exception):
     """Raised by the second stream's `receive_some` to leave the pump without being closed."""
 
 
-async def pump(first: ByteStream, second: ByteStream, *, apology: bytes = b"") -> bool:
+async def pump(first: ByteStream, second: ByteStream, *, apology: bytes | Callable[[], bytes] = b"") -> bool:
     """Copy both ways, half-close included, and close both streams.
 
     If `second` raises `HandedOver`, `first` is closed and `second` stays open. If a stream breaks, or another task
     closes one, or on cancellation, both are reset, so that no truncated stream looks complete.
 
     Args:
-        apology: sent to `second`, which is then closed in order, if `first` breaks before it has sent anything.
+        apology: sent to `second`, which is then closed in order, if `first` breaks before it has sent anything. A
+            function is called then.
 
     Returns:
         True unless both were reset. Raises only `trio.Cancelled` and what a bug raises.
@@ -53,7 +55,7 @@ async def pump(first: ByteStream, second: ByteStream, *, apology: bytes = b"") -
                 await first.aclose()
         elif ending is Ending.FIRST_BROKE and first not in spoke and apology:
             with trio.move_on_after(_APOLOGY_TIMEOUT), suppress(trio.BrokenResourceError):
-                await second.send_all(apology)
+                await second.send_all(apology() if callable(apology) else apology)
                 await close_after_answer(second)
         elif ending is not Ending.CLOSED:
             # A server that refuses a request without reading all of it sends an answer and then resets. Flush the

@@ -25,7 +25,7 @@ import trio
 
 from .._model.errors import RemoteProtocolError, fresh_copy
 from .._model.exception_groups import leaves
-from .._net.delivery import LONGEST_PAUSE
+from .._net.delivery import LONGEST_PAUSE, Movement
 from .._net.link import Link
 from .._net.log_limiter import LogLimiter
 from .events import Event, GoAwayReceived, OpenAllowed, PongReceived, StreamOpened, StreamReadable, StreamWritable
@@ -290,12 +290,12 @@ class YamuxConnection:
                     self._link.limit_unsent(pacing.unsent)
 
     async def _keep_time(self) -> NoReturn:
-        heartbeat, link, pinged = Heartbeat(self._heartbeat), self._link, -math.inf
+        heartbeat, movement, link, pinged = Heartbeat(self._heartbeat), Movement(), self._link, -math.inf
         link.outlast(max(2 * self._heartbeat, LONGEST_PAUSE) + STALL_TIMEOUT)
         try:
             while True:
-                now = trio.current_time()
-                silent = heartbeat.look(now, link.last_received, link.delivery())
+                now, delivery = trio.current_time(), link.delivery()
+                silent = heartbeat.look(now, link.last_received, delivery)
                 if now >= heartbeat.dead_at:
                     raise trio.BrokenResourceError(f"no byte came for {heartbeat.patience:g} seconds")
                 sending_since = link.sending_since
@@ -305,7 +305,9 @@ class YamuxConnection:
                 if silent or measure:
                     self.session.ping(now)
                     pinged = now
-                overdue = self.session.reset_overdue(now)
+                overdue = self.session.reset_overdue(now, max(link.last_received, movement.look(now, delivery)))
+                while self._dispatch():  # the writer may be waiting for the link
+                    await trio.lowlevel.checkpoint()
                 self.wake_writer()
                 looks = [heartbeat.next_look, heartbeat.dead_at, now + MEASURE_INTERVAL]
                 if sending_since is not None:

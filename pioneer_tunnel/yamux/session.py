@@ -28,6 +28,7 @@ Specification: https://github.com/hashicorp/yamux/blob/master/spec.md. Where it 
 from __future__ import annotations
 
 import enum
+import math
 from collections import OrderedDict
 from typing import Final, final
 
@@ -50,6 +51,7 @@ from .stream_state import State, Step, Stream
 
 __all__ = [
     "ACCEPT_TIMEOUT",
+    "ANSWER_TIMEOUT",
     "CLOSE_TIMEOUT",
     "MAX_REMEMBERED_RESETS",
     "MAX_UNACKNOWLEDGED",
@@ -66,6 +68,11 @@ ACCEPT_TIMEOUT: Final = 30.0
 
 CLOSE_TIMEOUT: Final = 30.0
 """Seconds that the peer has, after the application closed a stream, to receive what is queued and to end its half."""
+
+ANSWER_TIMEOUT: Final = 10.0
+"""Seconds that the peer has to accept a stream that we opened, unless the path is slow: see `Session.reset_overdue`."""
+
+_ANSWER_LOOK: Final = 1.0
 
 _LAST_ID: Final = 2**32 - 1
 
@@ -119,6 +126,7 @@ class Session:
         self._pings: OrderedDict[int, tuple[float, bool]] = OrderedDict()
         self._next_ping = 0
         self._pinged_at = 0.0
+        self._answered = -math.inf  # when the latest ping was sent that the peer has answered
 
     # What comes from the peer
 
@@ -269,6 +277,7 @@ class Session:
         if sent is not None:
             measured = max(now - sent, 0.0)
             self.round_trips.add(measured, now)
+            self._answered = max(self._answered, sent)
             if not is_probe:
                 self._events.append(PongReceived(measured))
 
@@ -420,24 +429,51 @@ class Session:
         """The streams that are not closed, or have something to send."""
         return [*self._streams.values()]
 
-    def reset_overdue(self, now: float) -> float | None:
-        """Reset streams that were not accepted for 30 seconds, or were closed 30 seconds ago and have not ended.
+    def reset_overdue(self, now: float, moved_at: float) -> float | None:
+        """Reset streams that are overdue:
 
-        Returns the time at which the next stream will be overdue; None when none can be.
+        - those that were not accepted here for 30 seconds, or were closed 30 seconds ago and have not ended
+        - those that the peer has not accepted for 10 seconds, if nothing has moved on the link for 10 seconds, or if
+          the peer answers pings. On a slow path on which bytes move, the acceptance may be on its way.
+
+        Args:
+            now: in seconds.
+            moved_at: when bytes last moved on the link, either way.
+
+        Returns:
+            When to look again; None if no stream waits for anything.
         """
-        deadlines: list[float] = []
+        looks: list[float] = []
         for stream in self.live_streams:
             if stream.id in self._unaccepted:
                 deadline = stream.opened_at + ACCEPT_TIMEOUT
             elif stream.closing_since is not None:
                 deadline = stream.closing_since + CLOSE_TIMEOUT
+            elif stream.opened_here and not stream.acknowledged:
+                deadline = stream.opened_at + ANSWER_TIMEOUT
+                if now >= deadline and not self._is_refused(stream, now, moved_at):
+                    deadline = now + _ANSWER_LOOK
+                elif now >= deadline:
+                    stream.timed_out = True
             else:
                 continue
             if deadline <= now:
                 self.reset(stream)
             else:
-                deadlines.append(deadline)
-        return min(deadlines, default=None)
+                looks.append(deadline)
+        return min(looks, default=None)
+
+    def _is_refused(self, stream: Stream, now: float, moved_at: float) -> bool:
+        """Whether there is no hope any more that the peer accepts `stream`, whose time is over. Pings to find out."""
+        if now >= moved_at + ANSWER_TIMEOUT:
+            return True
+        if stream.syn_due:
+            return False
+        # A ping that is sent now arrives after the SYN.
+        since = stream.opened_at + ANSWER_TIMEOUT
+        if self._pinged_at < since:
+            self._ping(now, is_probe=True)
+        return self._answered >= since
 
     # Both directions
 

@@ -46,6 +46,7 @@ from pioneer_tunnel.yamux.outbox import LONE_TURN, MAX_REPLIES, SHARED_TURN
 from pioneer_tunnel.yamux.peer_ids import MAX_REMEMBERED_GAPS, PeerIds
 from pioneer_tunnel.yamux.session import (
     ACCEPT_TIMEOUT,
+    ANSWER_TIMEOUT,
     CLOSE_TIMEOUT,
     MAX_REMEMBERED_RESETS,
     MAX_UNACKNOWLEDGED,
@@ -342,12 +343,12 @@ def test_an_opening_that_nobody_accepts_is_reset_after_30_seconds(server: Sessio
     accept(server, 5, now=100.0)
     receive(server, data(1, b"hello", SYN), now=100.0)
     receive(server, update(3, SYN), now=110.0)
-    assert server.reset_overdue(129.9) == 100.0 + ACCEPT_TIMEOUT == 130.0
+    assert server.reset_overdue(129.9, moved_at=129.9) == 100.0 + ACCEPT_TIMEOUT == 130.0
     assert sent(server) == []
-    assert server.reset_overdue(130.0) == 140.0
+    assert server.reset_overdue(130.0, moved_at=130.0) == 140.0
     assert sent(server) == [Frame(WINDOW_UPDATE, RST, 1, 0)]
     assert server.unread == 0
-    assert server.reset_overdue(140.0) is None
+    assert server.reset_overdue(140.0, moved_at=140.0) is None
     assert sent(server) == [Frame(WINDOW_UPDATE, RST, 3, 0)]
     assert [stream.id for stream in server.live_streams] == [5]
 
@@ -743,13 +744,13 @@ def test_a_closed_stream_is_reset_when_the_peer_takes_nothing_for_30_seconds(ser
     server.send(stream, bytes(2 * INITIAL_WINDOW))
     server.close(stream, 100.0)
     sent(server)
-    assert server.reset_overdue(100.0) == 100.0 + CLOSE_TIMEOUT == 130.0
+    assert server.reset_overdue(100.0, moved_at=100.0) == 100.0 + CLOSE_TIMEOUT == 130.0
     # Credit is progress: a slow peer is slow, not gone.
     receive(server, update(1, credit=1000), now=120.0)
     sent(server)
-    assert server.reset_overdue(149.9) == 150.0
+    assert server.reset_overdue(149.9, moved_at=149.9) == 150.0
     assert sent(server) == []
-    assert server.reset_overdue(150.0) is None
+    assert server.reset_overdue(150.0, moved_at=150.0) is None
     assert sent(server) == [Frame(WINDOW_UPDATE, RST, 1, 0)]
     assert StreamWritable(stream) in server.events()
     assert stream.flushed
@@ -759,9 +760,9 @@ def test_a_closed_stream_is_reset_when_the_peer_does_not_end_its_half_in_30_seco
     stream = accept(server)
     server.close(stream, 100.0)
     assert sent(server) == [Frame(WINDOW_UPDATE, FIN, 1, 0)]
-    assert server.reset_overdue(129.9) == 130.0
+    assert server.reset_overdue(129.9, moved_at=129.9) == 130.0
     assert sent(server) == []
-    assert server.reset_overdue(130.0) is None
+    assert server.reset_overdue(130.0, moved_at=130.0) is None
     assert sent(server) == [Frame(WINDOW_UPDATE, RST, 1, 0)]
     assert server.live_streams == []
 
@@ -1053,6 +1054,63 @@ def test_header_and_body_may_come_apart(server: Session) -> None:
     assert receive(server, b"llo") == [StreamReadable(stream)]
     assert read_all(server, stream) == b"hello"
     assert stream.ended
+
+
+# Openings that the peer does not accept
+
+
+def overdue_opening() -> tuple[Session, Stream]:
+    """A stream that was opened at the time 0, and whose SYN was sent."""
+    client = Session(Role.CLIENT)
+    stream = client.open_stream(0.0)
+    client.send(stream, b"hello")
+    assert sent(client) == [Frame(DATA, SYN, 1, 5, b"hello")]
+    return client, stream
+
+
+def test_an_opening_is_given_up_after_10_seconds_in_which_nothing_moved() -> None:
+    client, stream = overdue_opening()
+    assert client.reset_overdue(9.9, moved_at=0.0) == ANSWER_TIMEOUT == 10.0
+    assert client.reset_overdue(10.0, moved_at=0.0) is None
+    assert stream.was_reset
+    assert stream.timed_out
+    assert sent(client) == [Frame(WINDOW_UPDATE, RST, 1, 0)]
+
+
+def test_an_opening_waits_while_bytes_move() -> None:
+    """The path may be slow: the acceptance, and the answer to a ping, may be behind other bytes."""
+    client, stream = overdue_opening()
+    for now in range(10, 100):
+        assert client.reset_overdue(float(now), moved_at=now - 9.0) == now + 1.0
+    assert [frame.type for frame in sent(client)] == [PING]
+    assert client.reset_overdue(200.0, moved_at=190.1) is not None
+    assert client.reset_overdue(200.1, moved_at=190.1) is None
+    assert stream.timed_out
+
+
+def test_an_opening_is_given_up_when_the_peer_answers_pings_and_does_not_accept_it() -> None:
+    client, stream = overdue_opening()
+    answer_ping(client, 9.0, 0.5)  # this one may have overtaken the SYN
+    assert client.reset_overdue(10.0, moved_at=10.0) == 11.0
+    [question] = sent(client)
+    receive(client, ping(question.length, ACK), now=10.5)
+    assert client.reset_overdue(11.0, moved_at=11.0) is None
+    assert stream.timed_out
+
+
+def test_an_opening_that_is_accepted_in_time_stays() -> None:
+    client, stream = overdue_opening()
+    assert client.reset_overdue(10.0, moved_at=10.0) == 11.0
+    receive(client, update(1, ACK), now=10.5)
+    assert client.reset_overdue(60.0, moved_at=10.5) is None
+    assert not stream.was_reset
+
+
+def test_an_opening_that_was_not_sent_yet_is_not_the_peers_fault() -> None:
+    client = Session(Role.CLIENT)
+    stream = client.open_stream(0.0)
+    assert client.reset_overdue(60.0, moved_at=59.0) == 61.0
+    assert not stream.was_reset
 
 
 # Pings and go-aways
@@ -1459,7 +1517,7 @@ class TwoSessions(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now += seconds
         for end in (0, 1):
-            self.ends[end].session.reset_overdue(self.now)
+            self.ends[end].session.reset_overdue(self.now, moved_at=self.now)
             self.notice(end)
 
     # What always holds
