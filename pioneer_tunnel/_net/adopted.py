@@ -128,6 +128,14 @@ class WatchedStream(AdoptedStream):
     def outlast(self, seconds: float) -> None:
         """See `TcpStream.outlast`. It changes nothing here."""
 
+    @property
+    def window_left(self) -> int:
+        """See `TcpStream.window_left`."""
+        return 0
+
+    def expect_bulk(self) -> None:
+        """See `TcpStream.expect_bulk`. It changes nothing here."""
+
     def limit_unsent(self, limit: int) -> None:
         """See `TcpStream.limit_unsent`. Changes nothing where there is no socket of Trio's at the bottom."""
         if self._socket is not None:

@@ -16,10 +16,13 @@ __all__ = ["INFO_SIZE", "LONGEST_PAUSE", "Delivery", "Movement"]
 # Of `struct tcp_info` in the kernel's include/uapi/linux/tcp.h: the offset of each field.
 _SEGMENT_SIZE: Final = struct.Struct("=16xI")
 _ROUND_TRIP: Final = struct.Struct("=68xII")  # smoothed, and its variance; microseconds
+_IN_FLIGHT: Final = struct.Struct("=24xIIII")  # unacknowledged, and of these: taken, lost, sent again; packets
+_WINDOW: Final = struct.Struct("=76xII")  # where slow start ends, and what may be in flight; packets
 _BYTES: Final = struct.Struct("=120xQQ")  # acknowledged, and received; both in order
 _TAKEN: Final = struct.Struct("=192xI")  # packets, also those beyond a gap (Linux 4.18)
 _BEYOND_A_GAP: Final = struct.Struct("=224xI")  # packets that arrived (Linux 5.4)
 INFO_SIZE: Final = 228
+_NEVER: Final = 0x7FFFFFFF
 
 # Of `Delivery.longest_pause`: its bounds, and how many timeouts in a row it allows for.
 _SHORTEST_PAUSE: Final = 10.0
@@ -41,6 +44,8 @@ class Delivery:
         acknowledged: bytes that it has acknowledged without a gap.
         written: bytes that were written.
         segment: bytes of the largest packet.
+        window_left: bytes that TCP would send at once.
+        in_slow_start: whether TCP is in its first slow start.
         longest_pause: seconds in which nothing may arrive although the path lives: some lost packets, which are sent
             again after a timeout that follows from the round trip.
         resend_after: seconds after which a lost packet should be sent again, at most.
@@ -51,6 +56,8 @@ class Delivery:
     acknowledged: int
     written: int
     segment: int
+    window_left: int
+    in_slow_start: bool
     longest_pause: float
     resend_after: float
 
@@ -78,6 +85,8 @@ class Delivery:
         smoothed, variance = _ROUND_TRIP.unpack_from(info)
         timeout = (smoothed + 4 * variance) / 1e6
         acknowledged, received = _BYTES.unpack_from(info)
+        unacked, sacked, lost, again = _IN_FLIGHT.unpack_from(info)
+        slow_start_ends, window = _WINDOW.unpack_from(info)
         [beyond], [taken] = _BEYOND_A_GAP.unpack_from(info), _TAKEN.unpack_from(info)
         return cls(
             arrived=received + beyond,
@@ -85,6 +94,8 @@ class Delivery:
             acknowledged=acknowledged,
             written=acknowledged + unacknowledged,
             segment=segment,
+            window_left=max(window - unacked + sacked + lost - again, 0) * segment,
+            in_slow_start=slow_start_ends >= _NEVER,
             longest_pause=min(max(_TIMEOUTS * timeout, _SHORTEST_PAUSE), LONGEST_PAUSE),
             resend_after=max(2 * timeout, RESEND_SECONDS),
         )

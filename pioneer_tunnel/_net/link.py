@@ -39,6 +39,14 @@ class Link(trio.abc.AsyncResource):
     def outlast(self, seconds: float) -> None:
         """Let the system keep the connection through a pause of the path of `seconds`, where it can."""
 
+    @property
+    def window_left(self) -> int:
+        """Bytes that the system would send at once, beyond those that it has; 0 if that is not known."""
+        return 0
+
+    def expect_bulk(self) -> None:
+        """Note that much is sent next, after a while in which little was sent."""
+
     def limit_unsent(self, limit: int) -> None:
         """Let about `limit` bytes at most wait below the link before they are sent, if the link can."""
 

@@ -26,6 +26,7 @@ __all__ = [
     "delivery_of",
     "descriptor_of",
     "fin_on_close",
+    "forget_round_trip",
     "keep_alive",
     "limit_segment",
     "limit_unsent",
@@ -105,6 +106,20 @@ def outlast_silence(sock: Socket, seconds: float) -> None:
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+
+
+def forget_round_trip(sock: Socket) -> None:
+    """Let TCP start to learn the round trip of the path anew. For CUBIC in slow start; else it changes nothing.
+
+    CUBIC leaves slow start when the round trip exceeds the shortest one that the connection has ever had, because that
+    should mean that a queue builds up. If the path has become longer since, it stays slow for many seconds. Choosing
+    another algorithm and CUBIC again clears its memory, and keeps the congestion window.
+    """
+    with suppress(AttributeError, OSError):  # the first, where the system has no such option
+        algorithm = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+        if algorithm == b"cubic":
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, algorithm)
 
 
 def limit_segment(sock: Socket, size: int) -> None:

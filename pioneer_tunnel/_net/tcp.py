@@ -24,6 +24,7 @@ from .socket_options import (
     Socket,
     delivery_of,
     descriptor_of,
+    forget_round_trip,
     limit_unsent,
     outlast_silence,
     resend_within,
@@ -220,6 +221,18 @@ class TcpStream(ByteStream):
         self._outlasts = True
         outlast_silence(self.socket, seconds)
         self.delivery()
+
+    @property
+    def window_left(self) -> int:
+        """Bytes that TCP would send at once, beyond those that it has; 0 if that is not known."""
+        delivery = delivery_of(self.socket)
+        return 0 if delivery is None else delivery.window_left
+
+    def expect_bulk(self) -> None:
+        """Prepare for much data after a while with little: the path may have become longer meanwhile."""
+        delivery = delivery_of(self.socket)
+        if delivery is not None and delivery.in_slow_start:
+            forget_round_trip(self.socket)
 
     def limit_unsent(self, limit: int) -> None:
         """Let the kernel buffer at most about `limit` bytes that it has not sent yet; the default is 256 KiB."""

@@ -61,6 +61,13 @@ class WebSocketLink(Link):
     def outlast(self, seconds: float) -> None:
         self._watched.outlast(seconds)
 
+    @property
+    def window_left(self) -> int:
+        return self._watched.window_left
+
+    def expect_bulk(self) -> None:
+        self._watched.expect_bulk()
+
     def limit_unsent(self, limit: int) -> None:
         self._watched.limit_unsent(limit)
 

@@ -48,6 +48,9 @@ STALL_TIMEOUT: Final = 30.0
 STALL_LOOK: Final = 2.0
 """Seconds until the clock task looks again whether the peer takes bytes, while some wait for it."""
 
+BULK_PAUSE: Final = 1.0
+"""Seconds without a full batch after which the next one begins bulk data anew."""
+
 MEASURE_INTERVAL: Final = 10.0
 """Seconds between pings that measure the round trip, which windows need to grow."""
 
@@ -266,7 +269,7 @@ class YamuxConnection:
                 await trio.lowlevel.checkpoint()
 
     async def _send(self) -> None:
-        session = self.session
+        session, bulk_at, presses = self.session, -math.inf, False
         # Shielded, so that a cancellation does not cut a frame. `_keep_time` ends this task, and sets a deadline.
         pacing = self._pacing
         self._link.limit_unsent(pacing.unsent)
@@ -275,7 +278,11 @@ class YamuxConnection:
                 started = trio.current_time()
                 if session.has_work:
                     await self._link.wait_room()
-                batch = session.data_to_send(pacing.batch)
+                size = pacing.batch
+                if presses and size < LARGEST_BATCH:
+                    # What leaves at once delays nothing. In small batches it would leave more slowly than it could.
+                    size = min(size + self._link.window_left, LARGEST_BATCH)
+                batch = session.data_to_send(size)
                 self._mid_send = bool(batch)  # frames were taken and not sent: after this, a go-away must not be sent
                 while self._dispatch():
                     await trio.lowlevel.checkpoint()
@@ -284,9 +291,15 @@ class YamuxConnection:
                         # No deadline: it waits until there is something to send. The clock task watches the peer.
                         await self._idle_writer.park()
                     continue
+                amount = sum(map(len, batch))
+                presses = amount >= pacing.batch
+                if presses:
+                    if started > bulk_at + BULK_PAUSE:
+                        self._link.expect_bulk()
+                    bulk_at = started
                 await self._link.send(batch)
                 self._mid_send = False
-                if pacing.sent(sum(map(len, batch)), trio.current_time() - started):
+                if pacing.sent(amount, trio.current_time() - started):
                     self._link.limit_unsent(pacing.unsent)
 
     async def _keep_time(self) -> NoReturn:

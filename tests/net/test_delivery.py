@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 from typing import Final
@@ -104,6 +105,22 @@ async def test_a_link_outlasts_a_pause_and_notices_its_end_soon() -> None:
             pytest.skip("this kernel bounds it at 120 seconds")
 
 
+async def test_before_bulk_the_algorithm_forgets_and_stays_the_same() -> None:
+    near, far = await watched_pair()
+    async with near, far:
+        with contextlib.suppress(OSError):
+            near.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
+
+        def algorithm() -> bytes:
+            return bytes(near.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16))
+
+        before, state = algorithm(), near.delivery()
+        assert state is not None
+        assert state.in_slow_start
+        near.expect_bulk()
+        assert algorithm() == before
+
+
 async def test_a_segment_limit_holds_for_both_ends() -> None:
     with socket.socket() as listener, socket.socket() as near:
         listener.bind(("127.0.0.1", 0))
@@ -135,6 +152,8 @@ def test_a_path_that_drops_large_packets_is_recognised(
         acknowledged=acknowledged,
         written=acknowledged + waiting,
         segment=1448,
+        window_left=0,
+        in_slow_start=True,
         longest_pause=10.0,
         resend_after=3.0,
     )

@@ -35,6 +35,13 @@ class StreamLink(Link):
     def outlast(self, seconds: float) -> None:
         self._stream.outlast(seconds)
 
+    @property
+    def window_left(self) -> int:
+        return self._stream.window_left
+
+    def expect_bulk(self) -> None:
+        self._stream.expect_bulk()
+
     def limit_unsent(self, limit: int) -> None:
         self._stream.limit_unsent(limit)
 

@@ -12,7 +12,15 @@ from pioneer_tunnel._net.delivery import Delivery
 from pioneer_tunnel.yamux.heartbeat import Heartbeat
 
 STILL: Final = Delivery(
-    arrived=100, taken=10, acknowledged=5000, written=5000, segment=1448, longest_pause=10.0, resend_after=3.0
+    arrived=100,
+    taken=10,
+    acknowledged=5000,
+    written=5000,
+    segment=1448,
+    window_left=0,
+    in_slow_start=True,
+    longest_pause=10.0,
+    resend_after=3.0,
 )
 
 
