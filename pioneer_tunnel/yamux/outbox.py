@@ -28,6 +28,8 @@ from .stream_state import Stream
 __all__ = ["Outbox"]
 
 SHARED_TURN: Final = 16 * 1024
+LEAST_TURN: Final = 2 * 1024
+"""A batch may become so much larger than it should be, rather than end with a tiny frame."""
 LONE_TURN: Final = 64 * 1024 - 256
 """Fits into one message of 64 KiB, together with its header and a few small frames."""
 
@@ -93,12 +95,12 @@ class Outbox:
                 out.append(encode_header(FrameType.WINDOW_UPDATE, flags, stream.id, credit))
                 size += HEADER_SIZE
         fresh, others = self._fresh, self._round
-        shared_turn, lone_turn = min(max_bytes, SHARED_TURN), min(max_bytes, LONE_TURN)
         while (fresh or others) and size < max_bytes:
             is_fresh = bool(fresh)
             stream = fresh.popleft() if is_fresh else others.popleft()
             if stream.has_something_to_send:
-                size += _take_turn(stream, shared_turn if fresh or others else lone_turn, out)
+                room = min(max_bytes, max(max_bytes - size, LEAST_TURN))
+                size += _take_turn(stream, min(room, SHARED_TURN if fresh or others else LONE_TURN), out)
                 senders.append(stream)
             if stream.has_something_to_send or (is_fresh and others):
                 others.append(stream)  # perhaps with nothing to send, so that it is not fresh before its turn
