@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import deque
 from typing import Final, final
 
 import attrs
@@ -23,6 +24,7 @@ _TAKEN: Final = struct.Struct("=192xI")  # packets, also those beyond a gap (Lin
 _BEYOND_A_GAP: Final = struct.Struct("=224xI")  # packets that arrived (Linux 5.4)
 INFO_SIZE: Final = 228
 _NEVER: Final = 0x7FFFFFFF
+_MOST_LOOKS: Final = 64
 
 # Of `Delivery.longest_pause`: its bounds, and how many timeouts in a row it allows for.
 _SHORTEST_PAUSE: Final = 10.0
@@ -103,18 +105,42 @@ class Delivery:
 
 @final
 class Movement:
-    """When bytes were last seen to move on a connection, either way."""
+    """When bytes were last seen to move on a connection.
 
-    __slots__ = ("_before", "_moved_at")
+    Attributes:
+        received_at: when data last arrived, also beyond a gap.
+        taken_at: when the peer's system last acknowledged data, also beyond a gap.
+        delivered_until: what was written until then, the peer's system has. Infinity if that is not known.
+    """
+
+    __slots__ = ("_before", "_written", "delivered_until", "received_at", "taken_at")
 
     def __init__(self) -> None:
-        self._before: tuple[int, int] | None = None
-        self._moved_at = -math.inf
+        self._before: Delivery | None = None
+        self._written: deque[tuple[float, int]] = deque(maxlen=_MOST_LOOKS)
+        self.received_at: float = -math.inf
+        self.taken_at: float = -math.inf
+        self.delivered_until: float = math.inf
 
-    def look(self, now: float, delivery: Delivery | None) -> float:
-        """Compare with the look before; returns the time of the latest look that saw a change."""
-        state = None if delivery is None else (delivery.arrived, delivery.taken)
-        if state is not None and self._before is not None and state != self._before:
-            self._moved_at = now
-        self._before = state
-        return self._moved_at
+    def look(self, now: float, heard_at: float, delivery: Delivery | None) -> None:
+        """Take note of the state of the connection. Times are as exact as looks are frequent.
+
+        Args:
+            now: in seconds.
+            heard_at: when the last byte arrived.
+            delivery: the state; None if it is not known.
+        """
+        before, self._before = self._before, delivery
+        self.received_at = max(self.received_at, heard_at)
+        if delivery is None:
+            return
+        if before is None:
+            self.delivered_until = -math.inf
+        else:
+            if delivery.arrived != before.arrived:
+                self.received_at = now
+            if delivery.taken != before.taken:
+                self.taken_at = now
+        self._written.append((now, delivery.written))
+        while self._written and self._written[0][1] <= delivery.acknowledged:
+            self.delivered_until = self._written.popleft()[0]

@@ -318,7 +318,8 @@ class YamuxConnection:
                 if silent or measure:
                     self.session.ping(now)
                     pinged = now
-                overdue = self.session.reset_overdue(now, max(link.last_received, movement.look(now, delivery)))
+                movement.look(now, link.last_received, delivery)
+                overdue = self.session.reset_overdue(now, movement)
                 while self._dispatch():  # the writer may be waiting for the link
                     await trio.lowlevel.checkpoint()
                 self.wake_writer()

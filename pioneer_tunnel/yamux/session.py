@@ -33,6 +33,7 @@ from collections import OrderedDict
 from typing import Final, final
 
 from .._model.errors import LocalProtocolError, RemoteProtocolError
+from .._net.delivery import Movement
 from .events import (
     Event,
     GoAwayReceived,
@@ -429,16 +430,16 @@ class Session:
         """The streams that are not closed, or have something to send."""
         return [*self._streams.values()]
 
-    def reset_overdue(self, now: float, moved_at: float) -> float | None:
+    def reset_overdue(self, now: float, movement: Movement) -> float | None:
         """Reset streams that are overdue:
 
         - those that were not accepted here for 30 seconds, or were closed 30 seconds ago and have not ended
-        - those that the peer has not accepted for 10 seconds, if nothing has moved on the link for 10 seconds, or if
-          the peer answers pings. On a slow path on which bytes move, the acceptance may be on its way.
+        - those that the peer has not accepted for 10 seconds, if nothing has come from it for 10 seconds, or if it
+          answers pings. On a slow path on which bytes move, the opening or the acceptance may be on its way.
 
         Args:
             now: in seconds.
-            moved_at: when bytes last moved on the link, either way.
+            movement: when bytes last moved on the link.
 
         Returns:
             When to look again; None if no stream waits for anything.
@@ -451,7 +452,7 @@ class Session:
                 deadline = stream.closing_since + CLOSE_TIMEOUT
             elif stream.opened_here and not stream.acknowledged:
                 deadline = stream.opened_at + ANSWER_TIMEOUT
-                if now >= deadline and not self._is_refused(stream, now, moved_at):
+                if now >= deadline and not self._is_refused(stream, now, movement):
                     deadline = now + _ANSWER_LOOK
                 elif now >= deadline:
                     stream.timed_out = True
@@ -463,8 +464,11 @@ class Session:
                 looks.append(deadline)
         return min(looks, default=None)
 
-    def _is_refused(self, stream: Stream, now: float, moved_at: float) -> bool:
+    def _is_refused(self, stream: Stream, now: float, movement: Movement) -> bool:
         """Whether there is no hope any more that the peer accepts `stream`, whose time is over. Pings to find out."""
+        moved_at = movement.received_at
+        if movement.delivered_until < stream.opened_at + _ANSWER_LOOK:  # the SYN may be behind other bytes
+            moved_at = max(moved_at, movement.taken_at)
         if now >= moved_at + ANSWER_TIMEOUT:
             return True
         if stream.syn_due:

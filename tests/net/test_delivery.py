@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import sys
 from typing import Final
@@ -14,7 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from yamux_rig import sockets
 
 from pioneer_tunnel._net.adopted import watch
-from pioneer_tunnel._net.delivery import Delivery
+from pioneer_tunnel._net.delivery import Delivery, Movement
 from pioneer_tunnel._net.socket_options import delivery_of, limit_segment, unacknowledged, unsent
 from pioneer_tunnel._net.tcp import TcpStream
 
@@ -158,3 +159,35 @@ def test_a_path_that_drops_large_packets_is_recognised(
         resend_after=3.0,
     )
     assert state.stuck == stuck
+
+
+def state_of(*, arrived: int = 0, taken: int = 0, acknowledged: int = 0, written: int = 0) -> Delivery:
+    return Delivery(
+        arrived=arrived,
+        taken=taken,
+        acknowledged=acknowledged,
+        written=written,
+        segment=1448,
+        window_left=0,
+        in_slow_start=True,
+        longest_pause=10.0,
+        resend_after=3.0,
+    )
+
+
+def test_movement_is_seen_in_both_directions() -> None:
+    movement = Movement()
+    movement.look(1.0, 0.5, state_of(written=100))
+    assert (movement.received_at, movement.taken_at, movement.delivered_until) == (0.5, -math.inf, -math.inf)
+    movement.look(2.0, 0.5, state_of(written=200, taken=1, acknowledged=50))
+    assert (movement.received_at, movement.taken_at, movement.delivered_until) == (0.5, 2.0, -math.inf)
+    movement.look(3.0, 0.5, state_of(written=200, taken=2, acknowledged=199))
+    assert (movement.received_at, movement.taken_at, movement.delivered_until) == (0.5, 3.0, 1.0)
+    movement.look(4.0, 0.5, state_of(written=200, taken=2, acknowledged=200, arrived=1))
+    assert (movement.received_at, movement.taken_at, movement.delivered_until) == (4.0, 3.0, 4.0)
+
+
+def test_where_the_system_tells_nothing_only_what_was_read_counts() -> None:
+    movement = Movement()
+    movement.look(9.0, 7.0, None)
+    assert (movement.received_at, movement.taken_at, movement.delivered_until) == (7.0, -math.inf, math.inf)

@@ -6,6 +6,7 @@ The last part joins two sessions by queues of bytes that are cut anywhere, and l
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections import deque
@@ -20,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from yamux_rig import KIB, Frame, data, parse, ping, update
 
 from pioneer_tunnel._model.errors import LocalProtocolError, RemoteProtocolError
+from pioneer_tunnel._net.delivery import Movement
 from pioneer_tunnel.yamux.events import (
     Event,
     GoAwayReceived,
@@ -343,12 +345,12 @@ def test_an_opening_that_nobody_accepts_is_reset_after_30_seconds(server: Sessio
     accept(server, 5, now=100.0)
     receive(server, data(1, b"hello", SYN), now=100.0)
     receive(server, update(3, SYN), now=110.0)
-    assert server.reset_overdue(129.9, moved_at=129.9) == 100.0 + ACCEPT_TIMEOUT == 130.0
+    assert server.reset_overdue(129.9, received(129.9)) == 100.0 + ACCEPT_TIMEOUT == 130.0
     assert sent(server) == []
-    assert server.reset_overdue(130.0, moved_at=130.0) == 140.0
+    assert server.reset_overdue(130.0, received(130.0)) == 140.0
     assert sent(server) == [Frame(WINDOW_UPDATE, RST, 1, 0)]
     assert server.unread == 0
-    assert server.reset_overdue(140.0, moved_at=140.0) is None
+    assert server.reset_overdue(140.0, received(140.0)) is None
     assert sent(server) == [Frame(WINDOW_UPDATE, RST, 3, 0)]
     assert [stream.id for stream in server.live_streams] == [5]
 
@@ -744,13 +746,13 @@ def test_a_closed_stream_is_reset_when_the_peer_takes_nothing_for_30_seconds(ser
     server.send(stream, bytes(2 * INITIAL_WINDOW))
     server.close(stream, 100.0)
     sent(server)
-    assert server.reset_overdue(100.0, moved_at=100.0) == 100.0 + CLOSE_TIMEOUT == 130.0
+    assert server.reset_overdue(100.0, received(100.0)) == 100.0 + CLOSE_TIMEOUT == 130.0
     # Credit is progress: a slow peer is slow, not gone.
     receive(server, update(1, credit=1000), now=120.0)
     sent(server)
-    assert server.reset_overdue(149.9, moved_at=149.9) == 150.0
+    assert server.reset_overdue(149.9, received(149.9)) == 150.0
     assert sent(server) == []
-    assert server.reset_overdue(150.0, moved_at=150.0) is None
+    assert server.reset_overdue(150.0, received(150.0)) is None
     assert sent(server) == [Frame(WINDOW_UPDATE, RST, 1, 0)]
     assert StreamWritable(stream) in server.events()
     assert stream.flushed
@@ -760,9 +762,9 @@ def test_a_closed_stream_is_reset_when_the_peer_does_not_end_its_half_in_30_seco
     stream = accept(server)
     server.close(stream, 100.0)
     assert sent(server) == [Frame(WINDOW_UPDATE, FIN, 1, 0)]
-    assert server.reset_overdue(129.9, moved_at=129.9) == 130.0
+    assert server.reset_overdue(129.9, received(129.9)) == 130.0
     assert sent(server) == []
-    assert server.reset_overdue(130.0, moved_at=130.0) is None
+    assert server.reset_overdue(130.0, received(130.0)) is None
     assert sent(server) == [Frame(WINDOW_UPDATE, RST, 1, 0)]
     assert server.live_streams == []
 
@@ -1059,6 +1061,13 @@ def test_header_and_body_may_come_apart(server: Session) -> None:
 # Openings that the peer does not accept
 
 
+def received(at: float, *, taken: float = -math.inf, delivered_until: float = math.inf) -> Movement:
+    """A link on which data last arrived `at` that time."""
+    movement = Movement()
+    movement.received_at, movement.taken_at, movement.delivered_until = at, taken, delivered_until
+    return movement
+
+
 def overdue_opening() -> tuple[Session, Stream]:
     """A stream that was opened at the time 0, and whose SYN was sent."""
     client = Session(Role.CLIENT)
@@ -1070,8 +1079,8 @@ def overdue_opening() -> tuple[Session, Stream]:
 
 def test_an_opening_is_given_up_after_10_seconds_in_which_nothing_moved() -> None:
     client, stream = overdue_opening()
-    assert client.reset_overdue(9.9, moved_at=0.0) == ANSWER_TIMEOUT == 10.0
-    assert client.reset_overdue(10.0, moved_at=0.0) is None
+    assert client.reset_overdue(9.9, received(0.0)) == ANSWER_TIMEOUT == 10.0
+    assert client.reset_overdue(10.0, received(0.0)) is None
     assert stream.was_reset
     assert stream.timed_out
     assert sent(client) == [Frame(WINDOW_UPDATE, RST, 1, 0)]
@@ -1081,35 +1090,48 @@ def test_an_opening_waits_while_bytes_move() -> None:
     """The path may be slow: the acceptance, and the answer to a ping, may be behind other bytes."""
     client, stream = overdue_opening()
     for now in range(10, 100):
-        assert client.reset_overdue(float(now), moved_at=now - 9.0) == now + 1.0
+        assert client.reset_overdue(float(now), received(now - 9.0)) == now + 1.0
     assert [frame.type for frame in sent(client)] == [PING]
-    assert client.reset_overdue(200.0, moved_at=190.1) is not None
-    assert client.reset_overdue(200.1, moved_at=190.1) is None
+    assert client.reset_overdue(200.0, received(190.1)) is not None
+    assert client.reset_overdue(200.1, received(190.1)) is None
+    assert stream.timed_out
+
+
+def test_an_opening_waits_while_the_peer_takes_what_is_before_it() -> None:
+    client, stream = overdue_opening()
+    assert client.reset_overdue(50.0, received(0.0, taken=49.0, delivered_until=0.5)) == 51.0
+    assert not stream.timed_out
+
+
+def test_an_opening_that_was_delivered_does_not_wait_because_of_other_bytes_that_are() -> None:
+    """A path that drops large packets: small ones arrive, and no answer comes behind a large one."""
+    client, stream = overdue_opening()
+    assert client.reset_overdue(10.0, received(0.0, taken=10.0, delivered_until=9.0)) is None
     assert stream.timed_out
 
 
 def test_an_opening_is_given_up_when_the_peer_answers_pings_and_does_not_accept_it() -> None:
     client, stream = overdue_opening()
     answer_ping(client, 9.0, 0.5)  # this one may have overtaken the SYN
-    assert client.reset_overdue(10.0, moved_at=10.0) == 11.0
+    assert client.reset_overdue(10.0, received(10.0)) == 11.0
     [question] = sent(client)
     receive(client, ping(question.length, ACK), now=10.5)
-    assert client.reset_overdue(11.0, moved_at=11.0) is None
+    assert client.reset_overdue(11.0, received(11.0)) is None
     assert stream.timed_out
 
 
 def test_an_opening_that_is_accepted_in_time_stays() -> None:
     client, stream = overdue_opening()
-    assert client.reset_overdue(10.0, moved_at=10.0) == 11.0
+    assert client.reset_overdue(10.0, received(10.0)) == 11.0
     receive(client, update(1, ACK), now=10.5)
-    assert client.reset_overdue(60.0, moved_at=10.5) is None
+    assert client.reset_overdue(60.0, received(10.5)) is None
     assert not stream.was_reset
 
 
 def test_an_opening_that_was_not_sent_yet_is_not_the_peers_fault() -> None:
     client = Session(Role.CLIENT)
     stream = client.open_stream(0.0)
-    assert client.reset_overdue(60.0, moved_at=59.0) == 61.0
+    assert client.reset_overdue(60.0, received(59.0)) == 61.0
     assert not stream.was_reset
 
 
@@ -1517,7 +1539,7 @@ class TwoSessions(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now += seconds
         for end in (0, 1):
-            self.ends[end].session.reset_overdue(self.now, moved_at=self.now)
+            self.ends[end].session.reset_overdue(self.now, received(self.now))
             self.notice(end)
 
     # What always holds
