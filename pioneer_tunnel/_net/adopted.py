@@ -12,8 +12,9 @@ import trio
 from trio.abc import HalfCloseableStream
 
 from .closing import abandon, bottom_of, send_eof
+from .delivery import Delivery
 from .lent_socket import LentSocket
-from .socket_options import wait_sent
+from .socket_options import delivery_of, limit_unsent, wait_sent
 from .streams import ByteStream
 from .tcp import CAN_USE_DESCRIPTORS, TcpStream
 
@@ -119,6 +120,32 @@ class WatchedStream(AdoptedStream):
         data = await super().receive_some(max_bytes)
         self.last_received = trio.current_time()
         return data
+
+    def delivery(self) -> Delivery | None:
+        """See `TcpStream.delivery`."""
+        return None if self._socket is None else delivery_of(self._socket.socket)
+
+    def outlast(self, seconds: float) -> None:
+        """See `TcpStream.outlast`. It changes nothing here."""
+
+    @property
+    def window_left(self) -> int:
+        """See `TcpStream.window_left`."""
+        return 0
+
+    def expect_bulk(self) -> None:
+        """See `TcpStream.expect_bulk`. It changes nothing here."""
+
+    def limit_unsent(self, limit: int) -> None:
+        """See `TcpStream.limit_unsent`. Changes nothing where there is no socket of Trio's at the bottom."""
+        if self._socket is not None:
+            limit_unsent(self._socket.socket, limit)
+
+    has_room: Final = True
+    """See `TcpStream.has_room`."""
+
+    async def wait_room(self) -> None:
+        """See `TcpStream.wait_room`. Here it never waits."""
 
     async def _send(self, data: bytes | bytearray | memoryview) -> None:
         self.sending_since = trio.current_time()

@@ -23,7 +23,7 @@ import trio
 from .._model.addresses import Address, RelayAddress
 from .._model.errors import LocalGatewayError, RelayConnectError, RelayResolveError
 from .adopted import Watched, watch
-from .socket_options import limit_unsent, reset_on_close
+from .socket_options import limit_segment, limit_unsent, reset_on_close
 from .tcp import CAN_USE_DESCRIPTORS, TcpStream
 from .tls.client import why_tls_failed
 from .tls.stream import TlsStream
@@ -61,10 +61,14 @@ class Dialer(Protocol):
         """
 
 
-async def dial_tcp(host: str, port: int) -> trio.SocketStream:
-    """The default dialer."""
+async def dial_tcp(host: str, port: int, *, segment: int | None = None) -> trio.SocketStream:
+    """The default dialer.
+
+    Args:
+        segment: the most bytes of a packet, in both directions. It applies only if `host` is an IP address.
+    """
     await trio.lowlevel.checkpoint_if_cancelled()
-    attempt = begin_dial(host, port)
+    attempt = begin_dial(host, port, segment=segment)
     if attempt is None:
         return await first_to_connect(await resolve(host), port)
     return trio.SocketStream(trio.socket.from_stdlib_socket(attempt.at_once() or await attempt.wait()))
@@ -121,16 +125,20 @@ class Attempt:
     """A connection attempt to an IP address. Call `at_once` first; if that returns None, await `wait`.
 
     Args:
-        resets: see `begin_dial`.
+        resets, segment: see `begin_dial`.
     """
 
-    def __init__(self, family: socket.AddressFamily, host: str, port: int, *, resets: bool) -> None:
+    def __init__(
+        self, family: socket.AddressFamily, host: str, port: int, *, resets: bool, segment: int | None
+    ) -> None:
         self._socket: Final = socket.socket(family, socket.SOCK_STREAM | _NOT_BLOCKING)
         try:
             if not _NOT_BLOCKING:
                 self._socket.setblocking(False)
             if resets:
                 reset_on_close(self._socket)
+            if segment is not None:
+                limit_segment(self._socket, segment)
             failure = self._socket.connect_ex((host, port))
             if failure and failure not in _UNDER_WAY:
                 raise OSError(failure, os.strerror(failure))
@@ -169,17 +177,18 @@ class Attempt:
         return self._socket
 
 
-def begin_dial(host: str, port: int, *, resets: bool = False) -> Attempt | None:
+def begin_dial(host: str, port: int, *, resets: bool = False, segment: int | None = None) -> Attempt | None:
     """Start connecting to `host`; None if it is a name. An address needs no resolver, which in Trio is a thread.
 
     Args:
         resets: set `reset_on_close` before the socket connects, see `LentSocket`.
+        segment: see `limit_segment`.
 
     Raises:
         OSError: refused at once.
     """
     family = _family_of(host)
-    return None if family is None else Attempt(family, host, port, resets=resets)
+    return None if family is None else Attempt(family, host, port, resets=resets, segment=segment)
 
 
 @functools.lru_cache(maxsize=256)
@@ -191,7 +200,11 @@ def _family_of(host: str) -> socket.AddressFamily | None:
 
 
 async def first_to_connect(
-    hosts: Sequence[str], port: int, head_starts: Iterable[float] = itertools.repeat(HEAD_START)
+    hosts: Sequence[str],
+    port: int,
+    head_starts: Iterable[float] = itertools.repeat(HEAD_START),
+    *,
+    segment: int | None = None,
 ) -> trio.SocketStream:
     """Connect to one of several IP addresses. The caller sets the deadline.
 
@@ -209,7 +222,7 @@ async def first_to_connect(
 
     async def connect(host: str, failed: trio.Event) -> None:
         try:
-            connected.append(await dial_tcp(host, port))
+            connected.append(await dial_tcp(host, port, segment=segment))
         except OSError as error:
             failures.append(error)
             failed.set()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from .delivery import Delivery
 from .leg import Bytes
 
 __all__ = ["Bytes", "Link"]
@@ -27,7 +28,36 @@ class Link(trio.abc.AsyncResource):
     @property
     @abstractmethod
     def sending_since(self) -> float | None:
-        """`trio.current_time()` when the current `send` last made progress; None while there is none."""
+        """`trio.current_time()` when the peer was last seen to take bytes; None while none wait for it."""
+
+    def delivery(self) -> Delivery | None:
+        """What the system knows of the connection below; None if it cannot tell. Ask at least every 10 seconds."""
+        return None
+
+    def outlast(self, seconds: float) -> None:
+        """Let the system keep the connection through a pause of the path of `seconds`, where it can."""
+
+    @property
+    def window_left(self) -> int:
+        """Bytes that the system would send at once, beyond those that it has; 0 if that is not known."""
+        return 0
+
+    def expect_bulk(self) -> None:
+        """Note that much is sent next, after a while in which little was sent."""
+
+    def limit_unsent(self, limit: int) -> None:
+        """Let about `limit` bytes at most wait below the link before they are sent, if the link can."""
+
+    @property
+    def has_room(self) -> bool:
+        """False while `wait_room` would wait."""
+        return True
+
+    async def wait_room(self) -> None:
+        """Wait until about half of that limit is free, so that what to send can be decided late.
+
+        It need not be a checkpoint. Returns at once if the link cannot tell.
+        """
 
     @abstractmethod
     async def send(self, chunks: Sequence[Bytes]) -> None:

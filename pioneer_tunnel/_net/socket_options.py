@@ -10,27 +10,40 @@ from typing import Final, TypeAlias
 
 import trio
 
+from .delivery import INFO_SIZE, Delivery
+
 try:
     import fcntl
     import termios
 except ModuleNotFoundError:  # Windows has neither
-    _CAN_ASK_UNSENT = False
+    _CAN_ASK = False
 else:
-    _CAN_ASK_UNSENT = sys.platform == "linux"
+    _CAN_ASK = sys.platform == "linux"
 
 __all__ = [
+    "UNSENT_LIMIT",
     "Socket",
+    "delivery_of",
     "descriptor_of",
     "fin_on_close",
+    "forget_round_trip",
     "keep_alive",
+    "limit_segment",
     "limit_unsent",
+    "outlast_silence",
+    "resend_within",
     "reset_on_close",
+    "unacknowledged",
+    "unsent",
     "wait_sent",
 ]
 
 _FIN: Final = struct.pack("ii", 0, 0)
 _RESET: Final = struct.pack("ii", 1, 0)
-_UNSENT_LIMIT: Final = 256 * 1024
+UNSENT_LIMIT: Final = 256 * 1024
+# Of the kernel's headers; Python has no names for them.
+_SIOCOUTQNSD: Final = 0x894B
+_TCP_RTO_MAX_MS: Final = 44
 _FIRST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.01
 
@@ -64,29 +77,90 @@ def keep_alive(sock: Socket, *, idle: int = 20, interval: int = 8) -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
 
 
-def limit_unsent(sock: Socket) -> None:
-    """Let the kernel buffer at most 256 KiB that it has not sent yet (TCP_NOTSENT_LOWAT).
+def limit_unsent(sock: Socket, limit: int = UNSENT_LIMIT) -> None:
+    """Let the kernel buffer at most `limit` bytes that it has not sent yet (TCP_NOTSENT_LOWAT).
 
-    The default is megabytes, and a last answer would wait behind them. The 16 KiB that Trio's streams set cut a large
-    send into many small ones.
+    The system's default is megabytes, and a last answer would wait behind them. The 16 KiB that Trio's streams set cut
+    a large send into many small ones.
     """
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         with suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_LIMIT)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limit)
 
 
-def _unsent(descriptor: int) -> int:
-    """Bytes that the peer has not acknowledged."""
+def resend_within(sock: Socket, seconds: float) -> None:
+    """Bound the time after which TCP sends a lost packet again (Linux 6.15; elsewhere it changes nothing).
+
+    It doubles with each attempt, by default up to 120 seconds. So after a pause of the path of 20 seconds TCP may wait
+    for 20 more. A bound below the round trip would send packets again that are not lost.
+    """
+    with suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, round(seconds * 1000))
+
+
+def outlast_silence(sock: Socket, seconds: float) -> None:
+    """Keep the connection while the peer acknowledges nothing for `seconds` (TCP_USER_TIMEOUT).
+
+    By default the kernel counts attempts to send, which come faster with `resend_within`.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+
+
+def forget_round_trip(sock: Socket) -> None:
+    """Let TCP start to learn the round trip of the path anew. For CUBIC in slow start; else it changes nothing.
+
+    CUBIC leaves slow start when the round trip exceeds the shortest one that the connection has ever had, because that
+    should mean that a queue builds up. If the path has become longer since, it stays slow for many seconds. Choosing
+    another algorithm and CUBIC again clears its memory, and keeps the congestion window.
+    """
+    with suppress(AttributeError, OSError):  # the first, where the system has no such option
+        algorithm = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+        if algorithm == b"cubic":
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, algorithm)
+
+
+def limit_segment(sock: Socket, size: int) -> None:
+    """Let both ends send packets with at most `size` bytes of data. To be called before it connects."""
+    if hasattr(socket, "TCP_MAXSEG"):
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, size)
+
+
+def unacknowledged(sock: Socket) -> int:
+    """Bytes that were written and that the peer has not acknowledged (Linux; elsewhere 0)."""
+    return _ask(sock, termios.TIOCOUTQ) if _CAN_ASK else 0
+
+
+def unsent(sock: Socket) -> int:
+    """Bytes that were written and that the kernel has not sent yet (Linux; elsewhere 0)."""
+    return _ask(sock, _SIOCOUTQNSD) if _CAN_ASK else 0
+
+
+def _ask(sock: Socket, request: int) -> int:
     try:
-        return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except OSError:
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), request, bytes(4)), sys.byteorder)
+    except (OSError, ValueError):  # it is closed
         return 0
+
+
+def delivery_of(sock: Socket) -> Delivery | None:
+    """What the kernel knows of the connection; None if this system cannot tell, or it is closed (Linux 5.4)."""
+    if not _CAN_ASK:
+        return None
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_SIZE)
+    except OSError:
+        return None
+    return Delivery.parse(info, unacknowledged(sock))
 
 
 async def wait_sent(sock: Socket) -> None:
     """Wait until the peer has acknowledged all that was sent (Linux; elsewhere return at once)."""
     pause = _FIRST_PAUSE
-    while _CAN_ASK_UNSENT and sock.fileno() != -1 and _unsent(sock.fileno()):
+    while unacknowledged(sock):
         await trio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 

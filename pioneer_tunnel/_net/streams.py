@@ -49,6 +49,11 @@ class ByteStream(trio.abc.HalfCloseableStream):
         return True
 
     @property
+    def timed_out(self) -> bool:
+        """True if this end broke the stream because the peer did not accept it in time."""
+        return False
+
+    @property
     def room(self) -> int | None:
         """How many bytes to send next, so that few of them wait in this process; None if the kernel holds them.
 

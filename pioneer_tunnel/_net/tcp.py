@@ -16,10 +16,22 @@ from typing import Any, Final, final
 
 import trio
 
+from .delivery import Delivery
 from .fastpath.event_loop import CAN_WATCH, HUNG_UP, Reactor
 from .fastpath.socket_leg import SocketLeg
 from .lent_socket import LentSocket
-from .socket_options import Socket, descriptor_of, limit_unsent, wait_sent
+from .socket_options import (
+    UNSENT_LIMIT,
+    Socket,
+    delivery_of,
+    descriptor_of,
+    forget_round_trip,
+    limit_unsent,
+    outlast_silence,
+    resend_within,
+    unsent,
+    wait_sent,
+)
 from .streams import Bytes, ByteStream
 from .turn import Turn
 
@@ -44,19 +56,20 @@ class TcpStream(ByteStream):
 
     Attributes:
         last_received: `trio.current_time()` when the last byte arrived; before that, when this was made.
-        sending_since: when the current send last made progress; None while there is none. It measures the lack of
-            progress, not the time to finish: a slow path is not a dead one.
         plain_socket: see `ByteStream`. Bytes that the fast path moves do not count for the attributes above.
     """
 
     def __init__(self, socket: Socket, *, resets: bool = False) -> None:
         self.socket: Final = socket
         self.last_received: float = trio.current_time()
-        self.sending_since: float | None = None
+        self._sending_since: float | None = None
+        self._taken_last: tuple[int, float] | None = None
+        self._outlasts = False
         self._lent: Final = LentSocket(socket, resets=resets)
         self._was_reset = False
         self._calls = 0
-        self._had_to_wait = False
+        self._unsent_limit: int | None = None
+        self._writable_waiters: trio.lowlevel.ParkingLot | None = None
         self._end_sent = False
         self._turn: Final = Turn.current()
         self._watched: int | None = None  # the descriptor, while it is watched
@@ -109,7 +122,7 @@ class TcpStream(ByteStream):
                 while position < len(view):
                     try:
                         position += os.write(descriptor_of(self.socket), view[position:])
-                        self.sending_since = trio.current_time()
+                        self._sending_since = trio.current_time()
                     except BlockingIOError:
                         await self._wait_writable()
                         waited = True
@@ -118,7 +131,7 @@ class TcpStream(ByteStream):
             if not waited:
                 await trio.lowlevel.cancel_shielded_checkpoint()
         finally:
-            self.sending_since = None
+            self._sending_since = None
 
     async def send_pieces(self, pieces: Sequence[Bytes]) -> None:
         """Like `send_all` of all `pieces`, without joining them first.
@@ -135,7 +148,7 @@ class TcpStream(ByteStream):
             sent = await self._briskly(os.writev, pieces, self._wait_writable)
             left = sum(map(len, pieces)) - sent
         finally:
-            self.sending_since = None
+            self._sending_since = None
         if left:
             await self.send_all(b"".join(pieces)[-left:])
 
@@ -182,7 +195,7 @@ class TcpStream(ByteStream):
         return True
 
     def send_nowait(self, pieces: Sequence[Bytes]) -> list[Bytes]:
-        if self.sending_since is not None:
+        if self._sending_since is not None:
             return [*pieces]
         if self._end_sent:
             self._raise_if_end_sent()
@@ -202,7 +215,7 @@ class TcpStream(ByteStream):
             descriptor_of(self.socket)
             await self._wait_writable()
         finally:
-            self.sending_since = None
+            self._sending_since = None
 
     async def send_eof(self) -> None:
         self._begin_sending()
@@ -217,7 +230,7 @@ class TcpStream(ByteStream):
             except OSError as error:
                 raise self._broken(error) from error
         finally:
-            self.sending_since = None
+            self._sending_since = None
 
     async def aclose(self) -> None:
         """Close with a FIN, and with a RST if cancelled and the socket `resets`."""
@@ -237,6 +250,71 @@ class TcpStream(ByteStream):
         self.reset()
         await trio.lowlevel.checkpoint()
 
+    @property
+    def sending_since(self) -> float | None:
+        """When the peer was last seen to take bytes; None while none wait for it.
+
+        It measures the lack of progress, not the time to finish: a slow path is not a dead one. On Linux the bytes are
+        those that the peer has not acknowledged, and the time is that of the latest access that saw a change.
+        Elsewhere they are those of the current send.
+        """
+        delivery = delivery_of(self.socket)
+        if delivery is None:
+            return self._sending_since
+        if not delivery.waits:
+            self._taken_last = None
+            return None
+        if self._taken_last is None or self._taken_last[0] != delivery.taken:
+            self._taken_last = delivery.taken, trio.current_time()
+        return self._taken_last[1]
+
+    def delivery(self) -> Delivery | None:
+        """What the kernel says of the connection; None if it cannot tell, or the connection is closed.
+
+        After `outlast` this also adapts TCP's timeout to the round trip, so call it now and then.
+        """
+        delivery = delivery_of(self.socket)
+        if self._outlasts and delivery is not None:
+            resend_within(self.socket, delivery.resend_after)
+        return delivery
+
+    def outlast(self, seconds: float) -> None:
+        """Survive a pause of the path for `seconds`, and notice soon when it is over."""
+        self._outlasts = True
+        outlast_silence(self.socket, seconds)
+        self.delivery()
+
+    @property
+    def window_left(self) -> int:
+        """Bytes that TCP would send at once, beyond those that it has; 0 if that is not known."""
+        delivery = delivery_of(self.socket)
+        return 0 if delivery is None else delivery.window_left
+
+    def expect_bulk(self) -> None:
+        """Prepare for much data after a while with little: the path may have become longer meanwhile."""
+        delivery = delivery_of(self.socket)
+        if delivery is not None and delivery.in_slow_start:
+            forget_round_trip(self.socket)
+
+    def limit_unsent(self, limit: int) -> None:
+        """Let the kernel buffer at most about `limit` bytes that it has not sent yet; the default is 256 KiB."""
+        self._unsent_limit = limit
+        limit_unsent(self.socket, limit)
+
+    @property
+    def has_room(self) -> bool:
+        """False while `wait_room` would wait."""
+        return self._unsent_limit is None or unsent(self.socket) <= self._unsent_limit // 2
+
+    async def wait_room(self) -> None:
+        """Wait until half of the limit is free. Another task may send meanwhile. No checkpoint if it need not wait.
+
+        A write alone does not respect the limit: the kernel appends to the last packet that it prepares, of up to
+        64 KiB.
+        """
+        while not self.has_room:
+            await self._wait_writable()
+
     async def wait_flushed(self) -> None:
         """Wait until the peer has acknowledged all that was sent (Linux; elsewhere it returns at once)."""
         await wait_sent(self.socket)
@@ -253,9 +331,9 @@ class TcpStream(ByteStream):
         return SocketLeg(self._lent) if CAN_WATCH and Reactor.current().has_epoll else None
 
     def _begin_sending(self) -> None:
-        if self.sending_since is not None:
+        if self._sending_since is not None:
             raise trio.BusyResourceError("another task is sending on this stream")
-        self.sending_since = trio.current_time()
+        self._sending_since = trio.current_time()
 
     def _raise_if_end_sent(self) -> None:
         if self._end_sent:
@@ -266,11 +344,18 @@ class TcpStream(ByteStream):
         await trio.lowlevel.wait_readable(self.socket)
 
     async def _wait_writable(self) -> None:
-        if not self._had_to_wait:
-            self._had_to_wait = True
-            limit_unsent(self.socket)  # Trio's sockets have a lower limit
+        if self._unsent_limit is None:
+            self.limit_unsent(UNSENT_LIMIT)  # Trio's sockets have a lower limit
+        if self._writable_waiters is not None:  # in Trio one task may wait for a descriptor
+            await self._writable_waiters.park()
+            return
         self._lent.waited_for = True
-        await trio.lowlevel.wait_writable(self.socket)
+        waiters = self._writable_waiters = trio.lowlevel.ParkingLot()
+        try:
+            await trio.lowlevel.wait_writable(self.socket)
+        finally:
+            self._writable_waiters = None
+            waiters.unpark_all()
 
     async def _briskly(
         self, call: Callable[[int, Any], int], argument: object, wait: Callable[[], Awaitable[None]]

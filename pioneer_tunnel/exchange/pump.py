@@ -6,6 +6,7 @@ Bytes are neither inspected nor changed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -31,7 +32,7 @@ async def pump(
     *,
     second_leg: Leg | None = None,
     preface: bytes = b"",
-    apology: bytes = b"",
+    apology: bytes | Callable[[], bytes] = b"",
 ) -> bool:
     """Copy both ways, half-close included, and close both streams.
 
@@ -41,7 +42,8 @@ async def pump(
     Args:
         second_leg: what to use for `second` in the exchange; by default `second` itself.
         preface: sent to `first` before anything else.
-        apology: sent to `second`, which is then closed in order, if `first` breaks before it has sent anything.
+        apology: sent to `second`, which is then closed in order, if `first` breaks before it has sent anything. A
+            function is called then.
 
     Returns:
         True unless both were reset. Raises only `trio.Cancelled` and what a bug raises.
@@ -58,7 +60,7 @@ async def pump(
                 await first.aclose()
         elif ending is Ending.FIRST_BROKE and not exchange.first_spoke and apology:
             with trio.move_on_after(_APOLOGY_TIMEOUT), suppress(trio.BrokenResourceError):
-                await second.send_all(apology)
+                await second.send_all(apology() if callable(apology) else apology)
                 await close_after_answer(second)
         elif ending is not Ending.CLOSED:
             # A server that refuses a request without reading all of it sends an answer and then resets. Flush the

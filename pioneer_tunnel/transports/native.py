@@ -103,7 +103,7 @@ class NativeTransport:
                     await _carry(
                         link,
                         welcome,
-                        target.address,
+                        target,
                         limits=self.limits,
                         deliver=deliver,
                         report=report,
@@ -139,7 +139,7 @@ async def _authenticate(
 async def _carry(
     link: WebSocketLink,
     welcome: Welcome,
-    address: RelayAddress,
+    target: Target,
     *,
     limits: Limits,
     deliver: Deliver,
@@ -161,8 +161,8 @@ async def _carry(
         with trio.move_on_after(COUNTED_TIMEOUT):
             await counted.wait()
         task_status.started(Session(id=welcome.session, public_url=welcome.public_url))
-        if not address.secure and not is_loopback(address.host):
-            _log.warning(IN_CLEAR, address, "a wss:// address")
+        if not target.address.secure and not is_loopback(target.address.host):
+            _log.warning(IN_CLEAR, target.address, "a wss:// address")
 
     async with trio.open_nursery() as nursery:
         connection = YamuxConnection(
@@ -174,17 +174,19 @@ async def _carry(
             on_round_trip=on_round_trip,
         )
         nursery.start_soon(start)
-        await _run(connection, address)
+        await _run(connection, target)
     raise AssertionError("a connection ends by raising")
 
 
-async def _run(connection: YamuxConnection, address: RelayAddress) -> NoReturn:
+async def _run(connection: YamuxConnection, target: Target) -> NoReturn:
     """Run yamux; what ends it becomes a `LinkLostError`."""
+    address = target.address
     try:
         await connection.run()
     except WebSocketClosed as error:
         raise LinkLostError(f"the relay closed the link with code {error.code}{_quoted(error.reason)}") from error
     except trio.BrokenResourceError as error:
+        target.redial.note_lost(stuck=connection.stuck)
         raise LinkLostError(f"the link to {address} is lost: {error}") from error
     except trio.ClosedResourceError as error:
         raise LinkLostError(f"the link to {address} was closed at this end") from error

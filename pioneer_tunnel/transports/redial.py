@@ -3,6 +3,9 @@
 - Addresses. A relay's name may resolve to several. One of them may accept TCP and then stay silent, or close during TLS
   or the upgrade. An address counts as tried from the moment that it connects until the tunnel is up through it. The
   next attempt starts with an address that is not tried, or else with the one that was tried the longest time ago.
+- The size of packets. Some paths drop large packets without a word. Small ones arrive, so connecting works, and TLS
+  stalls with its certificates, or the link with the first large answer. So after a link that was lost, and after an
+  opening that failed, packets are limited.
 - The TLS context. It is made for each attempt, from files that another program may be replacing. Once the tunnel was
   up, the last good context is used when the files are missing, partial or empty.
 """
@@ -24,6 +27,9 @@ from .._net.dialing import HEAD_START, Dialer, ResolvingDialer, dial_tcp, first_
 
 __all__ = ["Redial"]
 
+SEGMENTS: Final = (None, 1220, 536)
+"""Bytes of a packet: unlimited, as much as any path of IPv6 carries, and what any path of IPv4 carries."""
+
 _log: Final = logging.getLogger("pioneer_tunnel.redial")
 
 
@@ -37,12 +43,22 @@ class Redial:
         self._connected_to: str | None = None
         self._context: ssl.SSLContext | None = None
         self._making = False
+        self._narrowed = 0  # index into SEGMENTS
 
     def note_up(self) -> None:
         """Note that the tunnel is up, through the address that was connected last."""
         self._was_up = True
         if self._connected_to is not None:
             self._tried.pop(self._connected_to, None)
+
+    def note_lost(self, *, stuck: bool) -> None:
+        """Note that a link ended without a word of the relay.
+
+        Args:
+            stuck: whether this end has sent large packets that did not arrive.
+        """
+        # The relay's large packets may vanish as well; then this end has nothing that is not acknowledged.
+        self._narrowed = min(self._narrowed + 1, len(SEGMENTS) - 1) if stuck else max(self._narrowed, 1)
 
     def dialer(self, dial: Dialer, *, timeout: float) -> Dialer:
         """`dial`, with the addresses in the order of this memory. A dialer of the host's own is returned as it is.
@@ -62,7 +78,9 @@ class Redial:
         return connected
 
     async def _connect(self, addresses: Sequence[str], port: int, timeout: float) -> trio.SocketStream:
-        if self._tried.keys().isdisjoint(addresses):
+        some_failed = not self._tried.keys().isdisjoint(addresses)
+        segment = SEGMENTS[max(self._narrowed, int(some_failed))]
+        if segment is None:
             return await first_to_connect(addresses, port)
         untried = [address for address in addresses if address not in self._tried]
         tried = [address for address in self._tried if address in addresses]
@@ -70,7 +88,7 @@ class Redial:
         head_starts = [*[HEAD_START] * len(untried), *[timeout / 2] * len(tried)]
         if untried:
             head_starts[len(untried) - 1] = timeout / 2
-        return await first_to_connect([*untried, *tried], port, head_starts)
+        return await first_to_connect([*untried, *tried], port, head_starts, segment=segment)
 
     async def tls(self, make: Callable[[], ssl.SSLContext], address: RelayAddress, *, timeout: float) -> ssl.SSLContext:
         """The TLS context for the next attempt. A thread makes it: that reads files and takes up to 0.4 seconds.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, final
 
 from .._net.adopted import Watched
+from .._net.delivery import Delivery
 from .._net.link import Bytes, Link
 from .connection import Message, WebSocket
 
@@ -50,6 +51,29 @@ class WebSocketLink(Link):
     @property
     def sending_since(self) -> float | None:
         return self._watched.sending_since
+
+    def delivery(self) -> Delivery | None:
+        return self._watched.delivery()
+
+    def outlast(self, seconds: float) -> None:
+        self._watched.outlast(seconds)
+
+    @property
+    def window_left(self) -> int:
+        return self._watched.window_left
+
+    def expect_bulk(self) -> None:
+        self._watched.expect_bulk()
+
+    def limit_unsent(self, limit: int) -> None:
+        self._watched.limit_unsent(limit)
+
+    @property
+    def has_room(self) -> bool:
+        return self._watched.has_room
+
+    async def wait_room(self) -> None:
+        await self._watched.wait_room()
 
     async def send(self, chunks: Sequence[Bytes]) -> None:
         await self._websocket.send_binary(chunks)

@@ -25,6 +25,7 @@ import trio
 
 from .._model.errors import RemoteProtocolError, fresh_copy
 from .._model.exception_groups import leaves
+from .._net.delivery import LONGEST_PAUSE, Movement
 from .._net.fastpath.event_loop import Reactor, Stay
 from .._net.link import Link
 from .._net.log_limiter import LogLimiter
@@ -33,7 +34,9 @@ from .._net.turn import Turn
 from .events import Event, GoAwayReceived, OpenAllowed, PongReceived, StreamOpened, StreamReadable, StreamWritable
 from .flow import SendBudget
 from .frames import Buffer, GoAwayCode
+from .heartbeat import Heartbeat
 from .limits import Limits
+from .pacing import LARGEST_BATCH, Pacing
 from .session import Role, Session
 from .stream import YamuxStream
 
@@ -45,16 +48,16 @@ GOODBYE_TIMEOUT: Final = 1.0
 STALL_TIMEOUT: Final = 30.0
 """Seconds that a write may make no progress. Must exceed `MEASURE_INTERVAL`, the clock task's longest sleep."""
 
+STALL_LOOK: Final = 2.0
+"""Seconds until the clock task looks again whether the peer takes bytes, while some wait for it."""
+
+BULK_PAUSE: Final = 1.0
+"""Seconds without a full batch after which the next one begins bulk data anew."""
+
 MEASURE_INTERVAL: Final = 10.0
 """Seconds between pings that measure the round trip, which windows need to grow."""
 
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.yamux.connection"))
-
-# A batch is what the writer sends at once. Urgent frames have to wait for the current batch. So a batch is small on a
-# slow path and large on a fast one: it should take about this long.
-_BATCH_SECONDS: Final = 0.01
-_MIN_BATCH: Final = 16 * 1024
-_MAX_BATCH: Final = 255 * 1024
 
 # The reader processes received data in portions of this size, as large as a message of a well-behaved peer. After so
 # many seconds it lets other tasks run.
@@ -79,7 +82,8 @@ class YamuxConnection:
     Args:
         link: the bytes below; closed when `run` ends.
         role: the client opens streams with odd ids, the server with even ids.
-        heartbeat: seconds of silence after which the peer is pinged; after twice as many seconds it is dead.
+        heartbeat: seconds of silence after which the peer is pinged; after twice as many seconds it is dead. See
+            `Heartbeat` for what prolongs that.
         limits: the limits of the session; the default is `Limits()`.
         on_stream: called for each stream that the peer opens, after the data that arrived together with it was
             processed. When it raises, `trio.WouldBlock` for example, the stream is reset. Without it, all streams of
@@ -93,6 +97,7 @@ class YamuxConnection:
     Attributes:
         session: the protocol.
         failure: why the connection ended; None while it has not.
+        stuck: whether it ended while the path seemed to drop large packets, see `Delivery`.
         watchers: the streams on which a task waits in `wait_broken`.
     """
 
@@ -114,6 +119,7 @@ class YamuxConnection:
             limits = attrs.evolve(limits, unaccepted=0)
         self.session: Final = Session(role, limits, process_sending=process_sending)
         self.failure: Exception | None = None
+        self.stuck: bool = False
         self.watchers: Final[set[YamuxStream]] = set()
         self._link: Final = link
         self._heartbeat: Final = heartbeat
@@ -136,7 +142,9 @@ class YamuxConnection:
         self._unprocessed: Final[deque[Bytes]] = deque()  # was received
         self._stay: Stay | None = None  # while the event loop calls back for the link
         self._receive_failure: Exception | None = None
-        self._batch = 64 * 1024
+        self._pacing: Final = Pacing()
+        self._presses = False  # whether the last batch was full
+        self._bulk_at = -math.inf
 
     async def run(self) -> NoReturn:
         """Run the session until it ends.
@@ -152,6 +160,8 @@ class YamuxConnection:
                 nursery.start_soon(self._send)
                 nursery.start_soon(self._keep_time)
         except BaseExceptionGroup as group:
+            delivery = self._link.delivery()
+            self.stuck = delivery is not None and delivery.stuck
             ending, others = group.split((RemoteProtocolError, trio.BrokenResourceError, trio.ClosedResourceError))
             await self._fail_in_turns(_reason(ending))
             if others is not None:
@@ -260,7 +270,9 @@ class YamuxConnection:
         if not self._writer_idle or self._ending:
             return
         for _ in range(_FLUSHES):
-            batch = session.data_to_send(self._batch)
+            if self._presses and not self._link.has_room:
+                break
+            batch = self._next_batch()
             if batch:
                 try:
                     sent = self._link.send_nowait(batch)
@@ -274,6 +286,21 @@ class YamuxConnection:
                 return
             self._dispatch()
         self._start_writer()
+
+    def _next_batch(self) -> list[Buffer]:
+        """Take what to send next."""
+        link, size = self._link, self._pacing.batch
+        if self._presses and size < LARGEST_BATCH:
+            # What leaves at once delays nothing. In small batches it would leave more slowly than it could.
+            size = min(size + link.window_left, LARGEST_BATCH)
+        batch = self.session.data_to_send(size)
+        self._presses = self.session.taken >= self._pacing.batch
+        if self._presses:
+            now = self.turn.now()
+            if now > self._bulk_at + BULK_PAUSE:
+                link.expect_bulk()
+            self._bulk_at = now
+        return batch
 
     # The tasks
 
@@ -347,13 +374,17 @@ class YamuxConnection:
         return more
 
     async def _send(self) -> None:
-        session = self.session
+        session, pacing = self.session, self._pacing
         # Shielded, so that a cancellation does not cut a frame. `_keep_time` ends this task, and sets a deadline.
+        self._link.limit_unsent(pacing.unsent)
         with self._sending:
             while not self._ending:
+                started = trio.current_time()
                 if self._mid_send:  # `_flush` has left it, or a rest of it in the link
                     await self._link.send(self._unsent)
-                batch = session.data_to_send(self._batch)
+                if session.has_work:
+                    await self._link.wait_room()
+                batch = self._next_batch()
                 self._mid_send = bool(batch)  # frames were taken and not sent: after this, a go-away must not be sent
                 while self._dispatch():
                     await trio.lowlevel.checkpoint()
@@ -366,34 +397,36 @@ class YamuxConnection:
                         finally:
                             self._writer_idle = False
                     continue
-                started = trio.current_time()
+                amount = session.taken
                 await self._link.send(batch)
                 self._mid_send = False
-                if trio.current_time() - started > _BATCH_SECONDS:
-                    self._batch = max(self._batch // 2, _MIN_BATCH)
-                elif sum(map(len, batch)) >= self._batch:  # the time of a smaller batch says nothing
-                    self._batch = min(self._batch * 2, _MAX_BATCH)
+                if pacing.sent(amount, trio.current_time() - started):
+                    self._link.limit_unsent(pacing.unsent)
 
     async def _keep_time(self) -> NoReturn:
+        heartbeat, movement, link, pinged = Heartbeat(self._heartbeat), Movement(), self._link, -math.inf
+        link.outlast(max(2 * self._heartbeat, LONGEST_PAUSE) + STALL_TIMEOUT)
         try:
-            pinged = -math.inf
             while True:
-                now, silent_since = trio.current_time(), self._link.last_received
-                ask_at, dead_at = silent_since + self._heartbeat, silent_since + 2 * self._heartbeat
-                if now >= dead_at:
-                    raise trio.BrokenResourceError(f"no byte came for {2 * self._heartbeat:g} seconds")
-                sending_since = self._link.sending_since
+                now, delivery = trio.current_time(), link.delivery()
+                silent = heartbeat.look(now, link.last_received, delivery)
+                if now >= heartbeat.dead_at:
+                    raise trio.BrokenResourceError(f"no byte came for {heartbeat.patience:g} seconds")
+                sending_since = link.sending_since
                 if sending_since is not None and now >= sending_since + STALL_TIMEOUT:
                     raise trio.BrokenResourceError(f"the other end took no byte for {STALL_TIMEOUT:g} seconds")
                 measure = now >= pinged + MEASURE_INTERVAL and (self.session.live_streams or pinged < 0)
-                if now >= ask_at > pinged or measure:
+                if silent or measure:
                     self.session.ping(now)
                     pinged = now
-                overdue = self.session.reset_overdue(now)
+                movement.look(now, link.last_received, delivery)
+                overdue = self.session.reset_overdue(now, movement)
+                while self._dispatch():  # the writer may be waiting for the link
+                    await trio.lowlevel.checkpoint()
                 self.wake_writer()
-                looks = [ask_at, dead_at, now + MEASURE_INTERVAL]
+                looks = [heartbeat.next_look, heartbeat.dead_at, now + MEASURE_INTERVAL]
                 if sending_since is not None:
-                    looks.append(sending_since + STALL_TIMEOUT)
+                    looks += [sending_since + STALL_TIMEOUT, now + STALL_LOOK]
                 if overdue is not None:
                     looks.append(overdue)
                 await trio.sleep_until(min(look for look in looks if look > now))
@@ -462,7 +495,7 @@ class YamuxConnection:
                 contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError),
             ):
                 self.session.go_away(GoAwayCode.NORMAL)
-                await self._link.send(self.session.data_to_send(_MAX_BATCH))
+                await self._link.send(self.session.data_to_send(LARGEST_BATCH))
                 await self._link.aclose()
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(self._link)

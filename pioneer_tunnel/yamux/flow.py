@@ -8,8 +8,9 @@ Both directions of a stream start with 256 KiB of credit. `SendWindow` is the cr
 So a peer can make us hold at most `size` bytes, and it gets credit back only when the application has read. `size`
 starts at 256 KiB. It doubles while the window is the bottleneck: if half of it was sent and read within two round
 trips, the path could carry more (bandwidth x round trip). Data that had piled up unread before, because the application
-was slow, does not count. The growth of all streams of a session comes from one `WindowBudget`, and is given back when
-the stream ends.
+was slow, does not count. A path may become longer, so the round trip is measured again and again while data comes, and
+the shortest of the last half second counts (`RoundTrips`). The growth of all streams of a session comes from one
+`WindowBudget`, and is given back when the stream ends.
 
 `SendBudget` bounds the data that waits to be sent: to a peer that grants no credit or does not read, and, for data that
 the application has read, to wherever it sends it.
@@ -18,16 +19,19 @@ the application has read, to wherever it sends it.
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Final, final
 
 from .._model.errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = [
+    "ASK_INTERVAL",
     "INITIAL_WINDOW",
     "SEND_AHEAD",
     "SEND_BOUND",
     "SEND_RESERVE",
     "ReceiveWindow",
+    "RoundTrips",
     "SendBudget",
     "SendWindow",
     "WindowBudget",
@@ -44,9 +48,36 @@ _MAX_CREDIT: Final = 2**32 - 1
 
 _SHARES: Final = 8
 """One stream may hold this part of what is left of a budget."""
+ASK_INTERVAL: Final = 0.25
+"""Seconds between pings that measure the round trip while credit is granted."""
+_REMEMBERED: Final = 0.5
+"""Seconds in which the shortest round trip counts. A longer one may only mean that our own bytes queue on the path."""
 
 # A shorter round trip counts as this many seconds: below it, the clock measures the scheduler and not the path.
 _SHORTEST_ROUND_TRIP: Final = 0.0005
+
+
+@final
+class RoundTrips:
+    """The recent round trips of a session.
+
+    Attributes:
+        shortest: in seconds: the shortest that was measured in the last half second, or else the latest one. None
+            before the first.
+    """
+
+    __slots__ = ("_recent", "shortest")
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, float]] = deque()
+        self.shortest: float | None = None
+
+    def add(self, measured: float, now: float) -> None:
+        """Note a round trip of `measured` seconds that ended at `now`."""
+        self._recent.append((now, measured))
+        while self._recent[0][0] < now - _REMEMBERED:
+            self._recent.popleft()
+        self.shortest = min(measured for _, measured in self._recent)
 
 
 @final

@@ -3,7 +3,11 @@
     0. frames made early  see `frame_early`
     1. urgent frames      pings, pongs, go-aways, resets: they never wait behind data, and their number is bounded
     2. stream control     SYN, ACK, credit: at most one frame for each stream waits
-    3. data               streams take turns; a turn is 16 KiB while others wait, otherwise one message or batch
+    3. data               streams take turns; a turn is 16 KiB while others wait, otherwise one message, and never more
+                          than a batch
+
+A stream that had nothing to send goes before the others for one turn, so a small answer does not wait behind bulk data.
+It may do so again when each of the others has had a turn. (Routers schedule packets in this way, see RFC 8290, 4.2.)
 
 Frames are made only when the writer asks for them, so their order is decided as late as possible: a pong leaves before
 data that was queued earlier.
@@ -25,8 +29,13 @@ from .stream_state import Stream
 __all__ = ["Outbox"]
 
 SHARED_TURN: Final = 16 * 1024
+LEAST_TURN: Final = 2 * 1024
+"""A batch may become so much larger than it should be, rather than end with a tiny frame."""
 LONE_TURN: Final = 64 * 1024 - 256
 """Fits into one message of 64 KiB, together with its header and a few small frames."""
+
+MOST_EARLY: Final = 4 * 1024
+"""Bytes that are framed early at the most: they cannot be overtaken."""
 
 _DATA: Final = FrameType.DATA
 
@@ -38,17 +47,18 @@ MAX_REPLIES: Final = 16 * 1024
 class Outbox:
     """Frames that wait for the writer."""
 
-    __slots__ = ("_control", "_early", "_early_size", "_ready", "_replies")
+    __slots__ = ("_control", "_early", "_early_size", "_fresh", "_replies", "_round")
 
     def __init__(self) -> None:
         self._early: list[Buffer] = []
         self._early_size = 0
         self._replies: deque[bytes] = deque()
         self._control: deque[Stream] = deque()
-        self._ready: deque[Stream] = deque()
+        self._fresh: deque[Stream] = deque()
+        self._round: deque[Stream] = deque()
 
     def __bool__(self) -> bool:
-        return bool(self._early or self._replies or self._control or self._ready)
+        return bool(self._early or self._replies or self._control or self._fresh or self._round)
 
     def frame_early(self, stream: Stream, data: Buffer) -> bool:
         """Make a DATA frame of all of `data` now, if nothing waits that has to be sent before it. False otherwise.
@@ -59,10 +69,11 @@ class Outbox:
         if (
             self._replies
             or self._control
-            or self._ready
+            or self._fresh
+            or self._round
             or stream.queued
             or size > stream.send_window.credit
-            or self._early_size + size > LONE_TURN
+            or self._early_size + size > MOST_EARLY
             or not stream.may_send
         ):
             return False
@@ -94,16 +105,20 @@ class Outbox:
         """Queue `stream` for a turn, if it can send data or its FIN."""
         if not stream.ready_queued and stream.has_something_to_send:
             stream.ready_queued = True
-            self._ready.append(stream)
+            self._fresh.append(stream)
 
-    def take(self, max_bytes: int) -> tuple[list[Buffer], list[Stream]]:
-        """Take frames: about `max_bytes`, at most one frame more. Returns also the streams that had a turn."""
+    def take(self, max_bytes: int) -> tuple[list[Buffer], list[Stream], int]:
+        """Take frames: about `max_bytes`, at most one frame more.
+
+        Returns:
+            The frames in pieces, the streams that had a turn, and the size of the frames.
+        """
         out, size = self._early, self._early_size
         senders: list[Stream] = []
         if size:
             self._early, self._early_size = [], 0
-            if not (self._replies or self._control or self._ready):
-                return out, senders
+            if not (self._replies or self._control or self._fresh or self._round):
+                return out, senders, size
         else:
             out = []
         while self._replies and size < max_bytes:
@@ -113,22 +128,24 @@ class Outbox:
             stream = self._control.popleft()
             stream.control_queued = False
             # A SYN or an ACK is sent with data, when the stream is queued for a turn.
-            if stream.grant_due or (stream.owes_control_frame and not stream.ready_queued):
+            if stream.grant_due or (stream.owes_control_frame and not stream.has_something_to_send):
                 credit, stream.grant_due = stream.grant_due, 0
                 flags = _take_opening_flags(stream)
                 out.append(encode_header(FrameType.WINDOW_UPDATE, flags, stream.id, credit))
                 size += HEADER_SIZE
-        ready, lone_turn = self._ready, min(max(max_bytes, SHARED_TURN), LONE_TURN)
-        while ready and size < max_bytes:
-            stream = ready.popleft()
-            stream.ready_queued = False
-            if not stream.has_something_to_send:
-                continue  # it was reset meanwhile
-            turn = SHARED_TURN if ready else lone_turn
-            size += _take_turn(stream, turn, out)
-            senders.append(stream)
-            self.put_ready(stream)
-        return out, senders
+        fresh, others = self._fresh, self._round
+        while (fresh or others) and size < max_bytes:
+            is_fresh = bool(fresh)
+            stream = fresh.popleft() if is_fresh else others.popleft()
+            if stream.has_something_to_send:
+                room = min(max_bytes, max(max_bytes - size, LEAST_TURN))
+                size += _take_turn(stream, min(room, SHARED_TURN if fresh or others else LONE_TURN), out)
+                senders.append(stream)
+            if stream.has_something_to_send or (is_fresh and others):
+                others.append(stream)  # perhaps with nothing to send, so that it is not fresh before its turn
+            else:
+                stream.ready_queued = False
+        return out, senders, size
 
 
 def _take_opening_flags(stream: Stream) -> int:

@@ -28,10 +28,12 @@ Specification: https://github.com/hashicorp/yamux/blob/master/spec.md. Where it 
 from __future__ import annotations
 
 import enum
+import math
 from collections import OrderedDict
 from typing import Final, final
 
 from .._model.errors import LocalProtocolError, RemoteProtocolError
+from .._net.delivery import Movement
 from .events import (
     Event,
     GoAwayReceived,
@@ -41,7 +43,7 @@ from .events import (
     StreamReadable,
     StreamWritable,
 )
-from .flow import ReceiveWindow, SendBudget, WindowBudget
+from .flow import ASK_INTERVAL, ReceiveWindow, RoundTrips, SendBudget, WindowBudget
 from .frames import ACK, FIN, RST, SYN, Buffer, FrameDecoder, FrameType, GoAwayCode, Header
 from .limits import Limits
 from .outbox import Outbox
@@ -50,6 +52,7 @@ from .stream_state import State, Step, Stream
 
 __all__ = [
     "ACCEPT_TIMEOUT",
+    "ANSWER_TIMEOUT",
     "CLOSE_TIMEOUT",
     "MAX_REMEMBERED_RESETS",
     "MAX_UNACKNOWLEDGED",
@@ -66,6 +69,11 @@ ACCEPT_TIMEOUT: Final = 30.0
 
 CLOSE_TIMEOUT: Final = 30.0
 """Seconds that the peer has, after the application closed a stream, to receive what is queued and to end its half."""
+
+ANSWER_TIMEOUT: Final = 10.0
+"""Seconds that the peer has to accept a stream that we opened, unless the path is slow: see `Session.reset_overdue`."""
+
+_ANSWER_LOOK: Final = 1.0
 
 _LAST_ID: Final = 2**32 - 1
 
@@ -96,8 +104,9 @@ class Session:
     def __init__(self, role: Role, limits: Limits | None = None, *, process_sending: SendBudget | None = None) -> None:
         self.limits: Final = limits or Limits()
         self.sending: Final = SendBudget(self.limits.unsent, process_sending)
-        self.round_trip: float | None = None
-        """The shortest recent round trip of a ping, in seconds; None before the first pong."""
+        self.round_trips: Final = RoundTrips()
+        self.taken: int = 0
+        """Bytes that the last `data_to_send` returned."""
         self.unread: int = 0
         """Received bytes of all streams that the application has not read."""
         self.going_away: bool = False
@@ -117,8 +126,10 @@ class Session:
         self._unreported = 0
         self._unacknowledged = 0
         self._late_credit: OrderedDict[int, int] = OrderedDict()
-        self._pings: OrderedDict[int, float] = OrderedDict()
+        self._pings: OrderedDict[int, tuple[float, bool]] = OrderedDict()
         self._next_ping = 0
+        self._pinged_at = 0.0
+        self._answered = -math.inf  # when the latest ping was sent that the peer has answered
 
     # What comes from the peer
 
@@ -266,14 +277,13 @@ class Session:
             self._outbox.require_room()
             self._outbox.put_first(FrameType.PING, ACK, 0, opaque)
             return
-        sent = self._pings.pop(opaque, None)
+        sent, is_probe = self._pings.pop(opaque, (None, False))
         if sent is not None:
             measured = max(now - sent, 0.0)
-            # Keep the shortest round trip, and raise it slowly, so that it adapts to a path that became longer. A long
-            # round trip may only mean that our own bytes queue on the path; windows must not grow because of that.
-            known = self.round_trip
-            self.round_trip = measured if known is None or measured < known else known + (measured - known) / 8
-            self._events.append(PongReceived(measured))
+            self.round_trips.add(measured, now)
+            self._answered = max(self._answered, sent)
+            if not is_probe:
+                self._events.append(PongReceived(measured))
 
     # What goes to the peer
 
@@ -282,7 +292,7 @@ class Session:
 
         The caller must send all of them, in this order.
         """
-        out, senders = self._outbox.take(max_bytes)
+        out, senders, self.taken = self._outbox.take(max_bytes)
         for stream in senders:
             if stream.writer_waits and stream.may_return():
                 self._events.append(StreamWritable(stream))
@@ -411,8 +421,13 @@ class Session:
 
     def ping(self, now: float) -> None:
         """Queue a ping. `PongReceived` reports its round trip. Only the last 16 pings are remembered."""
+        self._ping(now, is_probe=False)
+
+    def _ping(self, now: float, *, is_probe: bool) -> None:
+        """Queue a ping. A probe only measures: its pong is no event."""
+        self._pinged_at = now
         self._next_ping = (self._next_ping + 1) & 0xFFFFFFFF
-        self._pings[self._next_ping] = now
+        self._pings[self._next_ping] = now, is_probe
         if len(self._pings) > 16:
             self._pings.popitem(last=False)
         self._outbox.put_first(FrameType.PING, SYN, 0, self._next_ping)
@@ -428,32 +443,64 @@ class Session:
         """The streams that are not closed, or have something to send."""
         return [*self._streams.values()]
 
-    def reset_overdue(self, now: float) -> float | None:
-        """Reset streams that were not accepted for 30 seconds, or were closed 30 seconds ago and have not ended.
+    def reset_overdue(self, now: float, movement: Movement) -> float | None:
+        """Reset streams that are overdue:
 
-        Returns the time at which the next stream will be overdue; None when none can be.
+        - those that were not accepted here for 30 seconds, or were closed 30 seconds ago and have not ended
+        - those that the peer has not accepted for 10 seconds, if nothing has come from it for 10 seconds, or if it
+          answers pings. On a slow path on which bytes move, the opening or the acceptance may be on its way.
+
+        Args:
+            now: in seconds.
+            movement: when bytes last moved on the link.
+
+        Returns:
+            When to look again; None if no stream waits for anything.
         """
-        deadlines: list[float] = []
+        looks: list[float] = []
         for stream in self.live_streams:
             if stream.id in self._unaccepted:
                 deadline = stream.opened_at + ACCEPT_TIMEOUT
             elif stream.closing_since is not None:
                 deadline = stream.closing_since + CLOSE_TIMEOUT
+            elif stream.opened_here and not stream.acknowledged:
+                deadline = stream.opened_at + ANSWER_TIMEOUT
+                if now >= deadline and not self._is_refused(stream, now, movement):
+                    deadline = now + _ANSWER_LOOK
+                elif now >= deadline:
+                    stream.timed_out = True
             else:
                 continue
             if deadline <= now:
                 self.reset(stream)
             else:
-                deadlines.append(deadline)
-        return min(deadlines, default=None)
+                looks.append(deadline)
+        return min(looks, default=None)
+
+    def _is_refused(self, stream: Stream, now: float, movement: Movement) -> bool:
+        """Whether there is no hope any more that the peer accepts `stream`, whose time is over. Pings to find out."""
+        moved_at = movement.received_at
+        if movement.delivered_until < stream.opened_at + _ANSWER_LOOK:  # the SYN may be behind other bytes
+            moved_at = max(moved_at, movement.taken_at)
+        if now >= moved_at + ANSWER_TIMEOUT:
+            return True
+        if stream.syn_due:
+            return False
+        # A ping that is sent now arrives after the SYN.
+        since = stream.opened_at + ANSWER_TIMEOUT
+        if self._pinged_at < since:
+            self._ping(now, is_probe=True)
+        return self._answered >= since
 
     # Both directions
 
     def _grant(self, stream: Stream, amount: int, now: float) -> None:
-        credit = stream.receive_window.read(amount, now, self.round_trip)
+        credit = stream.receive_window.read(amount, now, self.round_trips.shortest)
         if credit:
             stream.grant_due += credit
             self._outbox.put_control(stream)
+            if not self._pings and now >= self._pinged_at + ASK_INTERVAL and self.round_trips.shortest is not None:
+                self._ping(now, is_probe=True)
 
     def _drop(self, stream: Stream, *, keep_unread: bool) -> None:
         """Close `stream` after a reset by either end. Nothing more of it is sent."""

@@ -70,6 +70,10 @@ class YamuxStream(ByteStream):
         """False once the stream was closed, was reset by either end, or lost its connection."""
         return not (self._closed or self._stream.was_reset or self._connection.failure)
 
+    @property
+    def timed_out(self) -> bool:
+        return self._stream.timed_out
+
     def acknowledge(self) -> None:
         """Accept a stream that the peer opened. One that is not accepted within 30 seconds is reset."""
         self._session.acknowledge(self._stream)

@@ -69,6 +69,7 @@ class Stream:
         opened_here: whether this end opened it.
         state: which halves are open. `LOCAL_ENDED` means that a FIN was queued; it may still wait behind data.
         was_reset: whether either end reset it.
+        timed_out: whether this end reset it because the peer did not accept it in time.
         end_received: the peer's FIN has arrived. So what the peer sent is complete, even if a reset follows.
         closing_since: when the application closed it, or when the peer last granted credit after that; None before.
         acknowledged: whether the end that did not open it has accepted it.
@@ -103,6 +104,7 @@ class Stream:
         "send_window",
         "state",
         "syn_due",
+        "timed_out",
         "was_reset",
         "writer_waits",
     )
@@ -115,6 +117,7 @@ class Stream:
         self.opened_at: Final = now
         self.state: State = State.OPEN
         self.was_reset: bool = False
+        self.timed_out: bool = False
         self.acknowledged: bool = False
         self.end_received: bool = False
         self.closing_since: float | None = None

@@ -8,6 +8,7 @@ from typing import Final, final
 import trio
 
 from pioneer_tunnel._net.adopted import watch
+from pioneer_tunnel._net.delivery import Delivery
 from pioneer_tunnel._net.link import Bytes, Link
 
 READ_SIZE: Final = 256 * 1024
@@ -27,6 +28,25 @@ class StreamLink(Link):
     @property
     def sending_since(self) -> float | None:
         return self._stream.sending_since
+
+    def delivery(self) -> Delivery | None:
+        return self._stream.delivery()
+
+    def outlast(self, seconds: float) -> None:
+        self._stream.outlast(seconds)
+
+    @property
+    def window_left(self) -> int:
+        return self._stream.window_left
+
+    def expect_bulk(self) -> None:
+        self._stream.expect_bulk()
+
+    def limit_unsent(self, limit: int) -> None:
+        self._stream.limit_unsent(limit)
+
+    async def wait_room(self) -> None:
+        await self._stream.wait_room()
 
     async def send(self, chunks: Sequence[Bytes]) -> None:
         await self._stream.send_all(b"".join(chunks))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -333,3 +334,48 @@ async def test_a_file_that_hangs_is_waited_for_in_one_thread(caplog: pytest.LogC
         (tmp_path / "fifo").write_bytes(b"")
     await eventually(lambda: not redial._making)
     assert await redial.tls(ssl.create_default_context, RELAY, timeout=60) is not good
+
+
+# Paths that drop large packets
+
+
+def segment_of(stream: trio.abc.Stream) -> int:
+    assert isinstance(stream, trio.SocketStream)
+    return stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_MAXSEG"), reason="this system has no such limit")
+async def test_packets_become_smaller_when_links_are_lost() -> None:
+    redial = Redial()
+    dial = redial.dialer(dial_tcp, timeout=1.0)
+    (listener,) = await trio.open_tcp_listeners(0, host=GOOD)
+    async with listener:
+
+        async def next_segment() -> int:
+            async with await dial(RELAY_NAME, listener.socket.getsockname()[1]) as stream:
+                redial.note_up()
+                return segment_of(stream)
+
+        with resolving(GOOD):
+            sizes = [await next_segment()]
+            for stuck in (False, False, True, True):
+                redial.note_lost(stuck=stuck)
+                sizes.append(await next_segment())
+    assert sizes[0] > 1220
+    assert [size <= limit for size, limit in zip(sizes[1:], (1220, 1220, 536, 536), strict=True)] == [True] * 4
+    assert sizes[2] > 536
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_MAXSEG"), reason="this system has no such limit")
+async def test_packets_become_smaller_when_an_opening_fails() -> None:
+    """The relay's certificates are the first large packets."""
+    redial = Redial()
+    dial = redial.dialer(dial_tcp, timeout=1.0)
+    (listener,) = await trio.open_tcp_listeners(0, host=GOOD)
+    async with listener:
+        sizes = []
+        with resolving(GOOD):
+            for _ in range(2):
+                async with await dial(RELAY_NAME, listener.socket.getsockname()[1]) as stream:
+                    sizes.append(segment_of(stream))
+    assert sizes[1] <= 1220 < sizes[0]

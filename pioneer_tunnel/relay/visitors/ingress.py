@@ -35,6 +35,7 @@ __all__ = ["Ingress", "Visit"]
 OPEN_TIMEOUT: Final = 10.0
 """Seconds for opening a stream to the gateway."""
 
+_TAKES_NO_VISITORS: Final = "the gateway takes no visitors at the moment"
 _BROKE_OFF: Final = "the gateway broke off before it answered"
 
 
@@ -145,7 +146,11 @@ class Ingress:
         with self._counted(entry):
             stream = await self._open(entry)
             preface = b"".join([_proxy_header(visit), received[: head.length], *followed.take_ready()])
-            apology = error_response(502, _BROKE_OFF, omit_body=head.omit_body)
+
+            def apology() -> bytes:
+                status, why = (504, _TAKES_NO_VISITORS) if stream.timed_out else (502, _BROKE_OFF)
+                return error_response(status, why, omit_body=head.omit_body)
+
             await pump(stream, visit.stream, second_leg=followed, preface=preface, apology=apology)
         return followed
 
@@ -198,7 +203,7 @@ class Ingress:
                 except trio.BrokenResourceError:
                     tried = session  # it just ended or was retired: look for its successor
             raise Refusal(503, "the gateway is not connected")
-        raise Refusal(504, "the gateway takes no visitors at the moment")
+        raise Refusal(504, _TAKES_NO_VISITORS)
 
 
 def _settle(visit: Visit) -> None:
