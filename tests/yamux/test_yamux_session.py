@@ -859,12 +859,23 @@ def test_turns_are_16_kib_while_others_wait(server: Session) -> None:
     streams = [accept(server, stream_id) for stream_id in (1, 3, 5)]
     for stream in streams:
         server.send(stream, bytes(100 * KIB))
-    frames = sent(server)
+    frames: list[Frame] = []
+    while more := sent(server, 48 * KIB + 3 * HEADER_SIZE):
+        frames += more
     shared, lone = frames[:18], frames[18:]
     assert [frame.stream_id for frame in shared] == [1, 3, 5] * 6
     assert {frame.length for frame in shared} == {SHARED_TURN} == {16 * KIB}
     assert sum(frame.length for frame in frames) == 300 * KIB
     assert len(lone) == 3
+
+
+def test_turns_are_a_quarter_of_a_large_batch(server: Session) -> None:
+    """On a fast path, large frames cost less time and delay nothing."""
+    streams = [accept(server, stream_id) for stream_id in (1, 3, 5)]
+    for stream in streams:
+        server.send(stream, bytes(200 * KIB))
+    assert [frame.length for frame in sent(server, 128 * KIB)][:3] == [32 * KIB] * 3
+    assert [frame.length for frame in sent(server, 1024 * KIB)][:3] == [LONE_TURN] * 3
 
 
 def test_a_turn_is_a_message_while_nobody_waits(server: Session) -> None:
