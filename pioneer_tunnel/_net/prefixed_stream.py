@@ -10,7 +10,7 @@ import trio
 from .adopted import adopt
 from .leg import Leg
 from .lent_socket import LentSocket
-from .streams import Bytes, DelegatingStream
+from .streams import Bytes, ByteStream, DelegatingStream
 
 __all__ = ["PrefixedStream"]
 
@@ -61,21 +61,8 @@ class PrefixedStream(DelegatingStream):
     async def send_pieces(self, pieces: Sequence[Bytes]) -> None:
         await self.transport_stream.send_pieces(pieces)
 
-    def watch(self, on_readable: Callable[[], object]) -> bool:
-        return not self._prefix and self.transport_stream.watch(on_readable)
-
-    def unwatch(self) -> None:
-        self.transport_stream.unwatch()
-
-    def receive_into_nowait(self, buffer: memoryview) -> int | None:
-        return self.transport_stream.receive_into_nowait(buffer)
-
-    @property
-    def sends_at_once(self) -> bool:
-        return self.transport_stream.sends_at_once
-
-    def send_nowait(self, pieces: Sequence[Bytes]) -> list[Bytes]:
-        return self.transport_stream.send_nowait(pieces)
+    def watch(self, on_readable: Callable[[], object]) -> ByteStream | None:
+        return None if self._prefix else self.transport_stream.watch(on_readable)
 
     async def aclose(self) -> None:
         self._prefix = b""

@@ -85,12 +85,15 @@ class ByteStream(trio.abc.HalfCloseableStream):
         """Send all of `pieces`, in one system call where possible."""
         await self.send_all(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
-    def watch(self, on_readable: Callable[[], object]) -> bool:  # noqa: ARG002  # the default
+    def watch(self, on_readable: Callable[[], object]) -> ByteStream | None:  # noqa: ARG002  # the default
         """Call `on_readable` when `receive_into_nowait` may return something, until `unwatch` or a close.
 
-        The caller holds a stay in the event loop. False, and nothing happens, if this stream cannot do that.
+        The caller holds a stay in the event loop.
+
+        Returns:
+            The stream for `receive_into_nowait` and `send_nowait`; None, and nothing happens, if there is none.
         """
-        return False
+        return None
 
     def unwatch(self) -> None:
         """Call back no more. To be called before the stay ends."""
@@ -99,18 +102,13 @@ class ByteStream(trio.abc.HalfCloseableStream):
         """Like `receive_into`, but it never waits: None when nothing has come. After `watch` only."""
         raise NotImplementedError
 
-    @property
-    def sends_at_once(self) -> bool:
-        """Whether `send_nowait` is of use."""
-        return False
-
     def send_nowait(self, pieces: Sequence[Bytes]) -> list[Bytes]:
-        """Send as much of `pieces` as is possible without waiting; returns the rest.
+        """Send as much of `pieces` as is possible without waiting; returns the rest. After `watch` only.
 
         Raises:
             As `send_all`.
         """
-        return [*pieces]
+        raise NotImplementedError
 
 
 class DelegatingStream(ByteStream):

@@ -152,9 +152,9 @@ class TcpStream(ByteStream):
         if left:
             await self.send_all(b"".join(pieces)[-left:])
 
-    def watch(self, on_readable: Callable[[], object]) -> bool:
-        if not CAN_WATCH:
-            return False
+    def watch(self, on_readable: Callable[[], object]) -> TcpStream | None:
+        if not (CAN_WATCH and Reactor.current().has_epoll):
+            return None
 
         def on_events(events: int) -> None:
             self._empty = False
@@ -164,7 +164,7 @@ class TcpStream(ByteStream):
         self._watched = descriptor_of(self.socket)
         Reactor.current().watch(self._watched, on_events)
         self._lent.taken_back = self.unwatch
-        return True
+        return self
 
     def unwatch(self) -> None:
         if self._watched is not None:
@@ -189,10 +189,6 @@ class TcpStream(ByteStream):
         self._empty = amount < len(buffer) and not self._hung_up
         self.last_received = self._turn.now()
         return amount
-
-    @property
-    def sends_at_once(self) -> bool:
-        return True
 
     def send_nowait(self, pieces: Sequence[Bytes]) -> list[Bytes]:
         if self._sending_since is not None:

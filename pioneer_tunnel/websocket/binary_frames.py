@@ -22,6 +22,8 @@ _FIN: Final = 0x80
 _OPCODE: Final = 0x0F
 _BINARY: Final = 2
 _FIRST_CONTROL: Final = 8
+_WHOLE: Final = _FIN | _BINARY
+_MASK_SIZE: Final = 4
 _MASKED: Final = 0x80
 _SIZE_16: Final = 126
 _SIZE_64: Final = 127
@@ -65,6 +67,11 @@ class BinaryFrames:
             if not frames:
                 break
             frames -= 1
+            if data[position] == _WHOLE and end - position >= LONGEST_HEADER and not self._partial:
+                after = self._take_whole(data, position, end, pieces)
+                if after:
+                    position = after
+                    continue
             known = len(self._partial)
             header = self._partial + bytes(data[position : position + LONGEST_HEADER - known])
             size = header_size(header)
@@ -77,6 +84,26 @@ class BinaryFrames:
             if not self._ours:
                 pieces.append((False, header[:size]))
         return position, pieces
+
+    def _take_whole(self, data: memoryview, position: int, end: int, pieces: list[tuple[bool, Bytes]]) -> int:
+        """Take a frame that is a whole message of less than 64 KiB, as most are; returns where it ends, or 0.
+
+        This does what the general way does, with fewer calls.
+        """
+        size, start = data[position + 1] ^ self._masked, position + 2
+        if size == _SIZE_16:
+            size, start = data[start] << 8 | data[start + 1], start + 2
+        elif size > _SIZE_16:
+            return 0  # larger, or not masked as it should be
+        if self._message_size is not None:
+            return 0
+        payload = start + _MASK_SIZE if self._masked else start
+        after = payload + size
+        if after > end:
+            return 0
+        piece = data[payload:after]
+        pieces.append((True, apply_mask(piece, bytes(data[start:payload])) if self._masked else piece))
+        return after
 
     def _begin(self, header: bytes) -> None:
         opcode, size = header[0] & _OPCODE, payload_size(header)

@@ -26,6 +26,7 @@ from .._model.exception_groups import lone_error_bare
 from .._model.text import clean_message
 from .._net.adopted import adopt
 from .._net.link import Bytes
+from .._net.streams import ByteStream
 from .binary_frames import BinaryFrames, encode
 from .connection import (
     FIRST_READ,
@@ -127,6 +128,7 @@ class WebsocketsWebSocket(WebSocket):
         self._unsent: list[Bytes] = []
         self._is_client: Final = isinstance(protocol, ClientProtocol)
         self._frames: BinaryFrames | None = None  # once the opening is over and the peer is trusted
+        self._watched: ByteStream | None = None  # what reads and writes without waiting
         self._flushing = False
         self._flushed: Final = trio.lowlevel.ParkingLot()
         self._reply_due: Final = trio.lowlevel.ParkingLot()
@@ -149,10 +151,10 @@ class WebsocketsWebSocket(WebSocket):
         await self.flush()
 
     def send_binary_nowait(self, chunks: Sequence[Bytes]) -> bool | None:
-        if self._flushing or not self._stream.sends_at_once:
+        if self._flushing or self._watched is None:
             return None
         self._queue(chunks)
-        self._unsent = self._stream.send_nowait(self._unsent)
+        self._unsent = self._watched.send_nowait(self._unsent)
         return not self._unsent
 
     def _queue(self, chunks: Sequence[Bytes]) -> None:
@@ -190,18 +192,22 @@ class WebsocketsWebSocket(WebSocket):
         return messages
 
     def watch(self, on_readable: Callable[[], object]) -> bool:
-        return self._stream.watch(on_readable)
+        self._watched = self._stream.watch(on_readable)
+        return self._watched is not None
 
     def unwatch(self) -> None:
-        self._stream.unwatch()
+        if self._watched is not None:
+            self._watched.unwatch()
 
     def receive_nowait(self) -> list[Message] | None:
         while not self._inbox:
             if self._closed is not None:
                 raise fresh_copy(self._closed)
-            self._raise_if_eof()
+            if self._eof:
+                self._raise_if_eof()
             if not self._unparsed:
-                amount = self._stream.receive_into_nowait(self._buffer)
+                assert self._watched is not None
+                amount = self._watched.receive_into_nowait(self._buffer)
                 if amount is None:
                     return None
                 self._keep(amount)

@@ -331,7 +331,7 @@ class YamuxConnection:
             return 0  # it was queued before the end
         taken = 0
         try:
-            while not self._process():
+            while not ((self._unprocessed or self._events) and self._process()):
                 chunks = self._link.receive_nowait()
                 if chunks is None:
                     return taken
@@ -349,24 +349,23 @@ class YamuxConnection:
         if self._asked_at is not None:
             self._asked_at = None
             self._answer_waiters.unpark_all()
-        size = 0
+        total = 0
         for chunk in chunks:
-            size += len(chunk)
-            if len(chunk) <= _PORTION:
+            size = len(chunk)
+            total += size
+            if size <= _PORTION:
                 self._unprocessed.append(chunk)
             else:
                 view = memoryview(chunk)
-                self._unprocessed.extend(view[start : start + _PORTION] for start in range(0, len(view), _PORTION))
-        return size
+                self._unprocessed.extend(view[start : start + _PORTION] for start in range(0, size, _PORTION))
+        return total
 
     def _process(self) -> bool:
         """Process what was received, for one turn at most; True if some is left."""
         unprocessed = self._unprocessed
-        if not (unprocessed or self._events):
-            return False
         now = self.turn.now()
         self.turn.at_end(self._flush)
-        more = self._dispatch()
+        more = bool(self._events) and self._dispatch()
         while unprocessed and not more:
             self.session.receive_data(unprocessed.popleft(), now)
             # Let other tasks run in between: a message may hold thousands of frames.
