@@ -7,7 +7,7 @@ for a custom server (a tunnel is a `trio.abc.Listener`); `pioneer_tunnel.testing
 from __future__ import annotations
 
 from ._deprecation import PioneerTunnelDeprecationWarning
-from ._model.addresses import Address, RelayAddress
+from ._model.addresses import Address, HttpsAddress, RelayAddress, UnixAddress
 from ._model.errors import (
     InvalidSettingsError,
     LinkLostError,
@@ -60,6 +60,7 @@ __all__ = [
     "EnvironmentKeystore",
     "ErrorKind",
     "FileKeystore",
+    "HttpsAddress",
     "InvalidSettingsError",
     "KeyMode",
     "KeyringKeystore",
@@ -103,6 +104,7 @@ __all__ = [
     "TunnelAuthError",
     "TunnelError",
     "TunnelStream",
+    "UnixAddress",
     "UnknownError",
     "UnsupportedTransportError",
     "__version__",

@@ -14,7 +14,7 @@ from typing import Final, Literal, get_args
 import click
 import trio
 
-from .._model.addresses import Address
+from .._model.addresses import local_address
 from .._model.errors import StorageError, TunnelError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey, SigningIdentity, new_relay_key
@@ -161,14 +161,16 @@ def expose(  # noqa: PLR0917  # click passes them by name
     websocket_engine: EngineName | None,
     as_json: bool,
 ) -> None:
-    """Make what listens at LOCAL (host:port) reachable through a relay, until interrupted.
+    """Make what listens at LOCAL reachable through a relay, until interrupted.
+
+    LOCAL is host:port, unix:/path/to/socket, or https://host:port.
 
     Status lines go to standard error. The exit status is 0 after an interruption, 1 after a failure that is final.
     """
     if as_json:
         write_json_lines(log_handler)
     try:
-        address = Address.parse(local)
+        address = local_address(local)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="LOCAL") from error
     if (tls_certificate is None) != (tls_private_key is None):

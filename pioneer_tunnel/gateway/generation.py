@@ -72,7 +72,7 @@ class Generation:
             policy=restart_policy(plan.config),
             random=random,
             wall_clock=wall_clock,
-            probe=functools.partial(probe_local, plan.config.local_addr, dial=dial) if handler is None else None,
+            probe=functools.partial(probe_local, plan.config.local, dial=dial) if handler is None else None,
         )
 
     async def run(self) -> None:
@@ -130,5 +130,5 @@ class Generation:
             self._visitor_left = trio.Event()
 
     async def _forward(self, stream: TunnelStream) -> None:
-        local, proxy_protocol = self._plan.config.local_addr, self._plan.config.proxy_protocol
+        local, proxy_protocol = self._plan.config.local, self._plan.config.proxy_protocol
         await forward(stream, local, proxy_protocol=proxy_protocol, report=self._supervisor.report, dial=self._dial)

@@ -24,7 +24,7 @@ from typing import Final, final
 
 import trio
 
-from .._model.addresses import Address, RelayAddress
+from .._model.addresses import LocalAddress, RelayAddress, local_address
 from .._model.errors import InvalidSettingsError, TunnelError, UnsupportedTransportError, fresh_copy, is_copy
 from .._model.exception_groups import leaves, open_tasks_beside_body, raise_bare
 from .._model.keys import PublicKey, RelayKey
@@ -180,7 +180,7 @@ async def open_tunnel(
     transport: Serve | str = "websocket",
     key_mode: KeyMode | str = KeyMode.TOKEN_ROUTING,
     websocket_engine: EngineName | None = None,
-    local: Address | None = None,
+    local: str | LocalAddress | None = None,
     random: Random | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Tunnel]:
@@ -216,7 +216,7 @@ async def open_tunnel(
         websocket_engine: `"websockets"` or `"trio-websocket"`; by default the fastest that is installed.
         local: the local gateway that you `forward` visitors to. It is dialled once as the tunnel comes up, and every
             5 seconds while it does not answer; meanwhile the status is `connected` with `local_gateway_unavailable`.
-            By default (None) no local gateway is dialled.
+            By default (None) no local gateway is dialled. As for `forward`: an address, or the text of one.
         random: the source of jitter; a seeded one makes the delays reproducible.
         wall_clock: seconds since 1970, for the `*_unix` fields of statuses.
 
@@ -257,7 +257,7 @@ async def open_tunnel(
             policy=restart or RestartPolicy(),
             random=random or Random(),  # noqa: S311  # jitter, no secret
             wall_clock=wall_clock,
-            probe=None if local is None else partial(probe_local, local, dial=dial),
+            probe=None if local is None else partial(probe_local, _local(local), dial=dial),
             # In a host's own transport, most often one of a test, a failed assertion must not pass for a bad network.
             bugs=() if isinstance(transport, str) else (AssertionError,),
         ),
@@ -323,6 +323,13 @@ def _address(relay: str | RelayAddress, transport: Serve | str) -> RelayAddress:
             )
         return relay
     return relay if relay.scheme is not None else relay.with_scheme("wss")
+
+
+def _local(local: str | LocalAddress) -> LocalAddress:
+    try:
+        return local_address(local)
+    except ValueError as error:
+        raise InvalidSettingsError(f"local: {error}") from None
 
 
 def _key_mode(mode: KeyMode | str) -> KeyMode:
