@@ -66,7 +66,7 @@ LOWEST := build/lowest
 lowest: tests/lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/lowest.txt \
-		-e '.[cli,speed,keyring,testing,truststore]' jsonschema pytest-timeout pytest-xdist trustme
+		-e '.[cli,speed,keyring,testing,truststore,examples]' jsonschema pytest-timeout pytest-xdist trustme uvloop
 	$(LOWEST)/bin/pytest -q -p no:cacheprovider -n auto --dist worksteal -m ''
 
 # Branch coverage of the package; [tool.coverage] in pyproject.toml has the floor, and the reasons for what is left out.

@@ -19,6 +19,10 @@ SANS_IO: Final = sorted(
         for path in PACKAGE.glob(f"{folder}/*.py")
     }
     - TRIO_SIDE
+    | {
+        f"asgi/{name}.py"
+        for name in ("exchange", "http1", "interface", "lifespan", "options", "scope", "websocket", "worker")
+    }
     | {"_net/tls/client_hello.py", "relay/gateways/takeover.py", "relay/rates.py", "tunnel/restart_policy.py"}
 )
 

@@ -27,6 +27,7 @@ from ..relay import Relay
 from ..relay.reload import ConfigFile, follow, hangups
 from ..transports.rathole.key_mode import KeyMode
 from ..transports.tunnel_stream import Handler
+from ..tunnel.accepting import accept_visitors
 from ..tunnel.forward import forward
 from ..tunnel.tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
 from ..tunnel.visitor_tls import terminate_tls
@@ -206,8 +207,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
                 )
                 if certificate is not None:
                     handler = terminate_tls(handler, certificate)
-                while True:  # not `trio.serve_listeners`: the handlers close their streams themselves
-                    nursery.start_soon(handler, await tunnel.accept())
+                await accept_visitors(tunnel, handler, nursery)
         except BaseException as error:
             # After an interruption, print the last statuses. A final failure is printed by `show_failure` instead.
             if tunnel is not None and not isinstance(error, TunnelError):

@@ -7,6 +7,7 @@ from typing import Final, Literal, TypeAlias
 
 import trio
 
+from .._async_library import need_trio
 from .._model.addresses import HttpsAddress, LocalAddress, local_address
 from .._model.errors import LocalGatewayError
 from .._net.closing import abandon
@@ -78,6 +79,7 @@ async def forward(
     Raises:
         ValueError: `local` is the text of no address.
     """
+    need_trio("pioneer_tunnel.forward", "pioneer_tunnel.aio.open_tunnel(..., forward_to=...)")
     local = local_address(local)
     try:
         header = stream.proxy_header.encode() if proxy_protocol == "v2" else b""

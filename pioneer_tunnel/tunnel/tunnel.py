@@ -24,6 +24,7 @@ from typing import Final, final
 
 import trio
 
+from .._async_library import need_trio
 from .._model.addresses import LocalAddress, RelayAddress, local_address
 from .._model.errors import InvalidSettingsError, TunnelError, UnsupportedTransportError, fresh_copy, is_copy
 from .._model.exception_groups import leaves, open_tasks_beside_body, raise_bare
@@ -221,10 +222,12 @@ async def open_tunnel(
         wall_clock: seconds since 1970, for the `*_unix` fields of statuses.
 
     Raises:
+        RuntimeError: asyncio is running, see `pioneer_tunnel.aio`.
         InvalidSettingsError: an address, identity or file that cannot be used, or a key that is a public key or too
             short for the transport. When the relay rejects the key, `Tunnel.accept` and `Tunnel.wait_connected` raise.
         UnsupportedTransportError: there is no transport of that name, or the WebSocket engine is not installed.
     """
+    need_trio("pioneer_tunnel.open_tunnel", "pioneer_tunnel.aio.open_tunnel")
     if not isinstance(key, RelayKey):
         raise TypeError(f"key is a RelayKey, not {type(key).__name__}")
     serve = _configured(
