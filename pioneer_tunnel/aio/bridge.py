@@ -35,10 +35,12 @@ class Link:
     Attributes:
         visitor_ended: the visitor has sent EOF.
         answer_ended: the application's answers are complete.
+        drain: see `asgi.interface.Wire.close`.
     """
 
     visitor_ended: bool = False
     answer_ended: bool = False
+    drain: bool = False
 
 
 @final
@@ -101,7 +103,7 @@ async def _carry(stream: TunnelStream, end: trio.SocketStream, link: Link) -> No
                 await stream.send_all(data)
         nursery.cancel_scope.cancel()
     if link.answer_ended:
-        await close_after_answer(stream)
+        await (close_after_answer(stream) if link.drain else stream.aclose())
 
 
 async def _carry_requests(stream: TunnelStream, end: trio.SocketStream, link: Link) -> None:
@@ -168,8 +170,8 @@ class AsyncioWire:
         except OSError as error:
             raise Disconnected("the visitor has gone") from error
 
-    async def close(self) -> None:
-        self._link.answer_ended = True
+    async def close(self, *, drain: bool) -> None:
+        self._link.answer_ended, self._link.drain = True, drain
         self._writer.close()
         with suppress(OSError):
             # No deadline: the visitor reads the rest of the answer as slowly as it likes.

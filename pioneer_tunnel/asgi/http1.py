@@ -79,6 +79,12 @@ class Http1:
         check_framing(event)
         return event
 
+    @property
+    def more_may_come(self) -> bool:
+        """Whether the visitor may be sending, as far as HTTP tells: not after a whole request, or before one."""
+        at_rest = self.protocol.their_state in (h11.IDLE, h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+        return not at_rest or bool(self.protocol.trailing_data[0])
+
     async def next_event(self) -> h11.Event | type[h11.PAUSED]:
         """What the visitor has sent next.
 

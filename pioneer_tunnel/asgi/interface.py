@@ -68,8 +68,13 @@ class Wire(Protocol):
             Disconnected: the connection is broken.
         """
 
-    async def close(self) -> None:
-        """Close it in good order, so that what was sent arrives. A visitor that goes on sending gets 2 seconds."""
+    async def close(self, *, drain: bool) -> None:
+        """Close it in good order.
+
+        Args:
+            drain: the visitor may still be sending. So read and drop that for up to 2 seconds, for a connection that is
+                closed before loses what was sent.
+        """
 
     def reset(self) -> None:
         """Reset it, so that what was sent never looks complete. Does nothing after `close`."""

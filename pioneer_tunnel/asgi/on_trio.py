@@ -96,8 +96,8 @@ class _TrioWire:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise Disconnected("the visitor has gone") from error
 
-    async def close(self) -> None:
-        await close_after_answer(self._stream)
+    async def close(self, *, drain: bool) -> None:
+        await (close_after_answer(self._stream) if drain else self._stream.aclose())
 
     def reset(self) -> None:
         self._stream.reset()

@@ -49,8 +49,11 @@ def check_framing(request: h11.Request) -> None:
     """Refuse what another server on the way may have read in another way. h11 has refused the rest.
 
     Raises:
-        RequestRefused: the request has two lengths, a transfer encoding in HTTP/1.0, or the method CONNECT.
+        RequestRefused: the request has two lengths, or a transfer encoding in HTTP/1.0. Or it is of another version, or
+            a CONNECT.
     """
+    if request.http_version not in (b"1.0", b"1.1"):
+        raise RequestRefused(505, "another version of HTTP")
     names = {name for name, _ in request.headers}
     if b"transfer-encoding" in names and b"content-length" in names:
         raise RequestRefused(400, "both Transfer-Encoding and Content-Length")

@@ -52,7 +52,7 @@ class Worker:
         try:
             with suppress(Disconnected):
                 if await self._serve(http, visitor) is After.CLOSE:
-                    await wire.close()
+                    await wire.close(drain=http.more_may_come)
         finally:
             wire.reset()  # does nothing after `close`
             self._connections.remove(http)

@@ -6,6 +6,8 @@ python tests/support/without_posix.py windows     nor what Windows lacks in os, 
 
 from __future__ import annotations
 
+# What is not ours is imported first: it has its own ways to do without.
+import asyncio
 import functools
 import importlib
 import os
@@ -16,10 +18,6 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
-
-# What is not ours is imported first: it has its own ways to do without.
-import asyncio
-import asyncio.streams
 
 import click
 import hypothesis
