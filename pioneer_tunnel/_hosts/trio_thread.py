@@ -140,11 +140,16 @@ class TrioThread:
                 self._token.run_sync_soon(work)
 
     def stop(self) -> None:
-        """Cancel all calls, and end the thread. Does not wait: `ended` does."""
+        """Cancel all calls, and end the thread. Does not wait: `join` does."""
         atexit.unregister(self._stop_at_exit)
         nursery = self._nursery
         if nursery is not None:
             self.soon(nursery.cancel_scope.cancel)
+
+    def join(self) -> None:
+        """Wait for the end of the thread: a moment after `ended` is done. Raises the error of `ended`."""
+        self._thread.join()
+        self.ended.result()
 
     def _stop_at_exit(self) -> None:
         if os.getpid() == self._process:

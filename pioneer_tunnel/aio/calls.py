@@ -57,9 +57,6 @@ async def _wait(future: Future[Any], cancel: Callable[[], None]) -> asyncio.Canc
         except asyncio.CancelledError as error:
             interruption = error
             cancel()
-        except GeneratorExit:  # the loop was closed under this task; nothing can be awaited
-            cancel()
-            raise
     return interruption
 
 
@@ -73,15 +70,12 @@ async def open_thread(name: str) -> AsyncIterator[TrioThread]:
             raise interruption
         thread.started.result()
         yield thread
-    except GeneratorExit:
-        thread.stop()
-        raise
     finally:
         thread.stop()
-        interruption = None if thread.ended.done() else await _wait(thread.ended, thread.stop)
+        interruption = await _wait(thread.ended, thread.stop)
+        thread.join()
         if interruption is not None:
             raise interruption
-    thread.ended.result()
 
 
 @asynccontextmanager

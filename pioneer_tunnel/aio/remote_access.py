@@ -126,9 +126,13 @@ class RemoteAccess:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         """Stop it. Requests at `app` get `app_options.graceful_timeout` to finish, unless the block has raised."""
-        stack = self._stack
+        stack, thread = self._stack, self._thread
         assert stack is not None
+        assert thread is not None
         try:
+            if kind is GeneratorExit:  # the loop was closed under the host's task: nothing can be awaited
+                thread.stop()
+                return None
             return await stack.__aexit__(kind, error, traceback)
         finally:
             self._stack = self._thread = self._bridge = None
@@ -138,9 +142,12 @@ class RemoteAccess:
         await self._bridge.handle(stream)
 
     async def _call(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        return await call(self._running(), work)
+
+    def _running(self) -> TrioThread:
         if self._thread is None:
             raise Stopped("this RemoteAccess is not running; use it inside its async with")
-        return await call(self._thread, work)
+        return self._thread
 
     @property
     def config(self) -> RemoteAccessConfig:
@@ -170,9 +177,7 @@ class RemoteAccess:
         Raises:
             RuntimeError: it is not running.
         """
-        if self._thread is None:
-            raise Stopped("this RemoteAccess is not running; use it inside its async with")
-        return StatusWatcher(self._thread, self._inner._feed)
+        return StatusWatcher(self._running(), self._inner._feed)
 
     async def settings(self) -> Settings:
         """See `pioneer_tunnel.RemoteAccess.settings`."""
@@ -234,12 +239,9 @@ class RemoteAccessRpc:
         Raises:
             RpcError: with the code of the response, see `pioneer_tunnel.RemoteAccessRpc.handle`.
         """
-        work = partial(self._inner.handle, method, params)
+        answering = call(self._remote_access._running(), partial(self._inner.handle, method, params))
         del params  # it may hold the key: a traceback that shows local variables must not show it
-        try:
-            result = await self._remote_access._call(work)
-        finally:
-            del work
+        result = await answering
         return {"settings": {**self._other_sections(), **result["settings"]}}
 
     def notifications(self) -> AsyncIterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ from .._async_library import need_asyncio
 from .._hosts.background import Forwards, Serves, run_tunnel
 from .._hosts.trio_thread import Stopped, TrioThread
 from .._model.addresses import LocalAddress, RelayAddress
+from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
 from .._model.status import Status
 from ..asgi.interface import AsgiApp
@@ -152,8 +153,11 @@ async def open_tunnel(
             yield opened[0]
             if app is not None:
                 await server.stop()
-        finally:
-            running.cancel()
+        except GeneratorExit:  # the loop was closed under the host's task: nothing can be awaited
+            thread.stop()
+            stack.pop_all()
+            raise
+        running.cancel()
 
 
 def _bridged(bridge: Bridge, tunnel: trio_face.Tunnel) -> Handler:
@@ -197,9 +201,10 @@ async def serve(
 
         async def accept() -> None:
             handler = _bridged(server.bridge, tunnel._tunnel)
-            async with trio.open_nursery() as nursery:
-                with accepting:
-                    await accept_visitors(tunnel._tunnel, handler, nursery)
+            with lone_error_bare():
+                async with trio.open_nursery() as nursery:
+                    with accepting:
+                        await accept_visitors(tunnel._tunnel, handler, nursery)
 
         visitors = tasks.create_task(call(tunnel._thread, accept))
         if shutdown_trigger is not None:

@@ -195,10 +195,7 @@ class RemoteAccessRpc:
         Raises:
             RpcError: with the code of the response, see `pioneer_tunnel.RemoteAccessRpc.handle`.
         """
-        work = partial(self._inner.handle, method, params)
+        request = [partial(self._inner.handle, method, params)]
         del params  # it may hold the key: a traceback that shows local variables must not show it
-        try:
-            result = self._remote_access._call(work)
-        finally:
-            del work
+        result = self._remote_access._running().call(request.pop())
         return {"settings": {**self._other_sections(), **result["settings"]}}

@@ -106,12 +106,11 @@ class Runner:
             running.cancel()
             concurrent.futures.wait([running.future])  # no deadline: it says goodbye to the relay for a second at most
         self._thread.stop()
-        concurrent.futures.wait([self._thread.ended])
+        self._thread.join()
         if self._callbacks is not None and self._callbacks is not threading.current_thread():
             self._callbacks.join(_CALLBACK_TIMEOUT)
         if running is not None and not isinstance(error := running.future.exception(), CallCancelled | None):
             raise error
-        self._thread.ended.result()
 
     def _call_back(self, on_status: OnStatus) -> None:
         for status in self.watch():
