@@ -267,7 +267,7 @@ match way:
     ],
 )
 def test_a_process_ends_in_good_order_however_it_ends(
-    way: str, code: int, says: list[str], complains: str, tmp_path: Path, control: str
+    *, way: str, code: int, says: list[str], complains: str, tmp_path: Path, control: str
 ) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
