@@ -21,7 +21,7 @@ from .options import DEFAULTS, Options
 from .scope import Visitor
 from .worker import open_worker
 
-__all__ = ["open_handler", "serve", "visitor_of"]
+__all__ = ["HOST", "open_handler", "serve", "visitor_of"]
 
 _READ_SIZE: Final = 64 * 1024
 
@@ -103,7 +103,7 @@ class _TrioWire:
         self._stream.reset()
 
 
-_HOST: Final = _TrioHost()
+HOST: Final = _TrioHost()
 
 
 def visitor_of(stream: TunnelStream, public_url: str | None = None) -> Visitor:
@@ -131,7 +131,7 @@ async def open_handler(
         ValueError: there is no such `lifespan`.
     """
     need_trio("pioneer_tunnel.asgi.open_handler", "pioneer_tunnel.aio.serve")
-    async with open_worker(app, lifespan, _HOST, options) as worker:
+    async with open_worker(app, lifespan, HOST, options) as worker:
 
         async def handler(stream: TunnelStream) -> None:
             await worker.serve(_TrioWire(stream), visitor_of(stream))
@@ -172,7 +172,7 @@ async def serve(
     """
     need_trio("pioneer_tunnel.asgi.serve", "pioneer_tunnel.aio.serve")
     with lone_error_bare():
-        async with open_worker(app, lifespan, _HOST, options) as worker, trio.open_nursery() as nursery:
+        async with open_worker(app, lifespan, HOST, options) as worker, trio.open_nursery() as nursery:
             accepting = trio.CancelScope()
 
             async def stop_when_triggered(trigger: Callable[[], Awaitable[object]]) -> None:

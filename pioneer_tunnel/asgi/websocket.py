@@ -18,7 +18,7 @@ import h11
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event as Frame, Ping, TextMessage
 from wsproto.frame_protocol import CloseReason
-from wsproto.utilities import generate_accept_token
+from wsproto.utilities import LocalProtocolError, generate_accept_token
 
 from .exchange import After, Answer, log_failure
 from .http1 import Http1
@@ -231,11 +231,18 @@ class WebSocket:
         await self._send_frame(CloseConnection(code=code, reason=reason))
 
     async def _send_frame(self, frame: Frame) -> None:
-        """Send a frame. One task at a time: the reading task answers pings."""
+        """Send a frame. One task at a time: the reading task answers pings.
+
+        Raises:
+            Disconnected: the visitor has gone, or the WebSocket is closed, maybe while this waited for its turn.
+        """
         async with self._sending:
             if self._http.broken:
                 raise Disconnected("the visitor has gone")
-            data = self._protocol.send(frame)
+            try:
+                data = self._protocol.send(frame)
+            except LocalProtocolError as error:
+                raise Disconnected("the WebSocket is closed") from error
             try:
                 await self._http.wire.send(bytes(data))
             except BaseException:
@@ -270,12 +277,14 @@ class WebSocket:
                 self._append(event)
                 await self._inbox.wait_room()
             elif isinstance(event, Ping):
-                await self._send_frame(event.response())
+                with suppress(Disconnected):  # what has ended the WebSocket is heard of next
+                    await self._send_frame(event.response())
             elif isinstance(event, CloseConnection):
                 if self._protocol.state is ConnectionState.REMOTE_CLOSING:
                     self._state = _State.CLOSED
                     self._end(event.code, event.reason)
-                    await self._send_frame(event.response())
+                    with suppress(Disconnected):  # the application has closed it at the same time
+                        await self._send_frame(event.response())
                 elif self._protocol.state is not ConnectionState.CLOSED:  # what came is no WebSocket frame
                     await self._break_off(event.code, event.reason)
                 return False
