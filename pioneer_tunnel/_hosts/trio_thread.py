@@ -107,8 +107,8 @@ class TrioThread:
         self._process: Final = os.getpid()
         self._token: trio.lowlevel.TrioToken | None = None
         self._nursery: trio.Nursery | None = None
-        atexit.register(self._stop_at_exit)
         self._thread.start()
+        atexit.register(self._stop_at_exit)
 
     def call(self, work: Callable[[], Awaitable[_T]]) -> Call[_T]:
         """Run an async function in the thread.

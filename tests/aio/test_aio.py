@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -16,7 +19,7 @@ import pytest
 import trio
 import uvloop
 from gateway import Gateway
-from rig import AT_ONCE, KEY, RELAY_NAME, RelayRig, connect, no_hang, open_sockets
+from rig import AT_ONCE, HANG, KEY, RELAY_NAME, RelayRig, connect, free_port, no_hang, open_sockets
 from shared_relay import running_relay
 
 import pioneer_tunnel
@@ -47,6 +50,11 @@ LOOPS: Final[dict[str, Callable[[], asyncio.AbstractEventLoop]]] = {
 def relay() -> Iterator[RelayRig]:
     with running_relay() as rig:
         yield rig
+
+
+@pytest.fixture(scope="module")
+def control() -> str:
+    return f"127.0.0.1:{free_port()}"
 
 
 @pytest.fixture(params=LOOPS)
@@ -369,6 +377,64 @@ def test_the_hosts_context_is_seen_in_its_functions(relay: RelayRig, run: Any) -
     assert set(seen) == {"of the host"}
 
 
+PROGRAM: Final = """
+import asyncio, os, signal, sys, threading
+from pioneer_tunnel import RelayKey
+from pioneer_tunnel.aio import open_tunnel
+
+relay, key, way = sys.argv[1:]
+
+async def main():
+    async with open_tunnel(relay, key=RelayKey(key)) as tunnel:
+        try:
+            print((await tunnel.wait_connected()).state, flush=True)
+            if way == "exits":
+                sys.exit(5)
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+            await asyncio.sleep(60)
+        finally:
+            print("left", flush=True)
+    print("not reached")
+
+if way == "forever":
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(main())
+    try:
+        loop.run_forever()
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)   # asyncio complains of a task that was never awaited
+else:
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "code", "says"),
+    [
+        ("ctrl-c", -2, ["connected", "left"]),
+        ("exits", 5, ["connected", "left"]),
+        ("forever", 0, ["connected", "interrupted", "left"]),
+    ],
+)
+def test_a_process_ends_however_its_loop_ends(
+    *, way: str, code: int, says: list[str], tmp_path: Path, control: str
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    with running_relay(control_addr=control, public_names=[control]):
+        done = subprocess.run(
+            [sys.executable, program, f"ws://{control}", KEY.reveal(), way],
+            capture_output=True,
+            text=True,
+            timeout=HANG,
+            check=False,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+    assert (done.returncode, done.stdout.splitlines()) == (code, says), done.stderr
+    assert done.stderr.splitlines()[-1:] == (["KeyboardInterrupt"] if way == "ctrl-c" else [])
+
+
 # Applications
 
 
@@ -388,6 +454,24 @@ def test_an_application_that_is_running_already_serves_beside_the_block(relay: R
             assert (await ask(relay, REQUEST)).endswith(b"hello")
 
     run(main())
+
+
+def test_an_application_sees_the_hosts_context(relay: RelayRig, run: Any) -> None:
+    name = contextvars.ContextVar[str]("name")
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(name.get())
+        await hello(scope, receive, send)
+
+    async def main() -> None:
+        name.set("of the host")
+        async with open_tunnel(URL, **options(relay), app=app) as tunnel:
+            await tunnel.wait_connected()
+            await ask(relay, REQUEST)
+
+    run(main())
+    assert seen == ["of the host"]
 
 
 def test_serve_raises_why_the_tunnel_has_failed(relay: RelayRig, run: Any) -> None:
