@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import itertools
 import sys
 from types import ModuleType
 from typing import Any, Final
@@ -55,7 +56,7 @@ def _text_below(module: ModuleType, name: str) -> str:
         if getattr(source, name, None) is not getattr(module, name):
             continue
         body = ast.parse(inspect.getsource(source)).body
-        for statement, following in zip(body, body[1:], strict=False):
+        for statement, following in itertools.pairwise(body):
             target = getattr(statement, "target", None) or (getattr(statement, "targets", None) or [None])[0]
             if getattr(target, "id", None) == name and isinstance(following, ast.Expr):
                 return inspect.cleandoc(ast.literal_eval(following.value))
