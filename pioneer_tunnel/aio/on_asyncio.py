@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -18,6 +19,8 @@ from .calls import run_beside, task_group
 __all__ = ["AppServer", "open_app_server"]
 
 _GOODBYE_TIMEOUT: Final = 3.0
+
+_log: Final = logging.getLogger("pioneer_tunnel.asgi")
 
 
 @final
@@ -69,10 +72,12 @@ class AppServer:
         wire = AsyncioWire(bridged)
         try:
             await wire.open()
-        except BaseException:
-            wire.reset()
-            raise
-        await self._worker.serve(wire, bridged.visitor)
+        except OSError as error:
+            _log.warning("a visitor was turned away: %s", error)
+        else:
+            await self._worker.serve(wire, bridged.visitor)
+        finally:
+            wire.reset()  # does nothing after the end
 
     def _visitor_ended(self) -> None:
         self._visitors -= 1

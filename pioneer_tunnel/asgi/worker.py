@@ -45,7 +45,7 @@ class Worker:
         self._drained = server.host.event()
 
     async def serve(self, wire: Wire, visitor: Visitor) -> None:
-        """Serve a connection until it ends. Raises only what cancels it, and what a bug raises; then it is reset."""
+        """Serve a connection until it ends. Raises only what cancels it."""
         http = Http1(wire, self._server.host, self._server.options)
         http.closing = self._server.stopping.is_set()
         self._connections.add(http)
@@ -53,6 +53,8 @@ class Worker:
             with suppress(Disconnected):
                 if await self._serve(http, visitor) is After.CLOSE:
                     await wire.close(drain=http.more_may_come)
+        except Exception:  # noqa: BLE001  # it must not affect other visitors
+            _log.exception("an unforeseen failure in a connection, which is reset")
         finally:
             wire.reset()  # does nothing after `close`
             self._connections.remove(http)

@@ -24,6 +24,7 @@ from asgi_rig import (
 )
 from rig import HOST, eventually, read_all
 
+from pioneer_tunnel.asgi.exchange import Exchange
 from pioneer_tunnel.asgi.interface import Receive, Scope, Send
 
 MIB: Final = 1024 * 1024
@@ -620,3 +621,21 @@ async def test_cancelling_it_resets_what_is_under_way(face: Face) -> None:
         served.cancel()
         with pytest.raises(trio.BrokenResourceError):
             await read_all(stream)
+
+
+async def test_a_bug_in_the_server_breaks_one_connection(
+    face: Face, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Exchange.run
+
+    async def fails_once(exchange: Exchange) -> Any:
+        monkeypatch.setattr(Exchange, "run", run)
+        raise ZeroDivisionError
+
+    async with serving(echo, face) as served, await served.visit() as first, await served.visit() as other:
+        monkeypatch.setattr(Exchange, "run", fails_once)
+        await first.send_all(head("GET", "/"))
+        with pytest.raises(trio.BrokenResourceError):
+            await read_all(first)
+        assert (await Browser(other).ask()).status == 200
+    assert "ZeroDivisionError" in caplog.text
