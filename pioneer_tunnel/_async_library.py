@@ -19,7 +19,7 @@ def need_trio(name: str, instead: str) -> None:
     Raises:
         RuntimeError: asyncio runs the caller.
     """
-    if not trio.lowlevel.in_trio_run() and _in_asyncio():
+    if not _in_trio() and _in_asyncio():
         raise RuntimeError(f"{name} needs Trio, and asyncio is running; under asyncio use {instead}")
 
 
@@ -33,12 +33,20 @@ def need_asyncio(name: str, instead: str) -> None:
     Raises:
         RuntimeError: it does not.
     """
-    if trio.lowlevel.in_trio_run():
+    if _in_trio():
         raise RuntimeError(f"{name} needs asyncio, and Trio is running; under Trio use {instead}")
     if not _in_asyncio():
         raise RuntimeError(
             f"{name} needs asyncio, and no event loop is running; without one use pioneer_tunnel.blocking"
         )
+
+
+def _in_trio() -> bool:
+    try:
+        trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _in_asyncio() -> bool:
