@@ -317,11 +317,19 @@ def test_a_loop_that_ends_while_it_is_open_ends_it(relay: RelayRig, run: Any) ->
     assert ended[0].status.state is State.STOPPED
 
 
-def test_a_loop_that_is_closed_under_it_ends_its_thread(relay: RelayRig) -> None:
+@pytest.mark.parametrize("what", ["open_tunnel", "RemoteAccess"])
+def test_a_loop_that_is_closed_under_it_ends_its_thread(relay: RelayRig, tmp_path: Path, what: str) -> None:
     loop = asyncio.new_event_loop()
     ready = asyncio.Event()
     ended: list[Any] = []
-    task = loop.create_task(entered(relay, ready, ended))
+
+    async def entered_remote() -> None:
+        async with remote_access(relay, tmp_path) as remote:
+            ended.append(remote)
+            ready.set()
+            await asyncio.sleep(60)
+
+    task = loop.create_task(entered(relay, ready, ended) if what == "open_tunnel" else entered_remote())
     loop.run_until_complete(asyncio.wait_for(ready.wait(), 60))
     loop.call_exception_handler = lambda context: None  # type: ignore[method-assign]  # "Task was destroyed …"
     loop.close()
