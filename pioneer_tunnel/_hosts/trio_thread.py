@@ -119,10 +119,7 @@ class TrioThread:
         """
         if os.getpid() != self._process:
             raise RuntimeError("it was started in another process, before a fork; start it after the fork")
-        if threading.current_thread() is self._thread:
-            raise RuntimeError(
-                "this is the tunnel's own thread, which cannot wait for itself; call it from another one"
-            )
+        self.refuse_itself()
         assert self._token is not None
         assert self._nursery is not None
         call = Call(work, self._token)
@@ -132,6 +129,15 @@ class TrioThread:
         except trio.RunFinishedError:
             raise Stopped("it has been stopped") from None
         return call
+
+    def refuse_itself(self) -> None:
+        """Check that the caller, which is about to wait for the thread, is another one.
+
+        Raises:
+            RuntimeError: it is this thread.
+        """
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("this is the tunnel's own thread, which cannot wait for itself; use another one")
 
     def soon(self, work: Callable[[], object]) -> None:
         """Call a function in the thread that never blocks and never raises; nothing happens after the end."""

@@ -9,6 +9,7 @@ from typing import Final, final
 
 import h11
 
+from .._model.text import clean_message
 from .http1 import Http1, reason_of
 from .interface import Disconnected, Interrupted, Message, Server, Wire
 from .scope import Visitor, http_scope
@@ -34,10 +35,11 @@ class After(enum.Enum):
 
 def log_failure(scope: Message, error: Exception) -> None:
     """Log what an application has raised, unless it only passes on that the visitor has gone."""
+    path = clean_message(scope["path"])  # the visitor chooses it
     if _is_about_disconnect(error):
-        _log.debug("the visitor of %s has gone", scope["path"])
+        _log.debug("the visitor of %s has gone", path)
     else:
-        _log.error("the application has failed at %s", scope["path"], exc_info=error)
+        _log.error("the application has failed at %s", path, exc_info=error)
 
 
 def _is_about_disconnect(error: BaseException | None) -> bool:
@@ -144,7 +146,8 @@ class Exchange:
             log_failure(self._scope, error)
         else:
             if not answer.complete and not self._http.broken:
-                _log.error("the application has returned without a complete answer at %s", self._scope["path"])
+                path = clean_message(self._scope["path"])
+                _log.error("the application has returned without a complete answer at %s", path)
         if not answer.begun and not self._http.broken:
             await self._http.refuse(500)
             return After.CLOSE

@@ -20,6 +20,7 @@ from wsproto.events import BytesMessage, CloseConnection, Event as Frame, Ping, 
 from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError, generate_accept_token
 
+from .._model.text import clean_message
 from .exchange import After, Answer, log_failure
 from .http1 import Http1
 from .interface import Disconnected, Host, Message, Server
@@ -154,7 +155,8 @@ class WebSocket:
         self._inbox.clear()
         if self._state is _State.CONNECTING:
             if not failed:
-                _log.error("the application has neither accepted nor closed a WebSocket at %s", self._scope["path"])
+                path = clean_message(self._scope["path"])
+                _log.error("the application has neither accepted nor closed a WebSocket at %s", path)
             await self._http.refuse(500)
             return After.CLOSE
         if self._state is _State.DENYING:

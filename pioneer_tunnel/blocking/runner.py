@@ -100,7 +100,11 @@ class Runner:
         """Cancel the call, and end the thread. What the call has raised comes out.
 
         Stopping twice is stopping once.
+
+        Raises:
+            RuntimeError: this is that thread.
         """
+        self._thread.refuse_itself()
         running, self._running = self._running, None
         if running is not None:
             running.cancel()

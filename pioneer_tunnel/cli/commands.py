@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+import attrs
 import click
 import trio
 
-from .._model.addresses import local_address
+from .._model.addresses import HttpsAddress, local_address
 from .._model.errors import StorageError, TunnelError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey, SigningIdentity, new_relay_key
@@ -141,6 +142,7 @@ def new_identity() -> None:
 @click.option("--service", default=DEFAULT_SERVICE, show_default=True, help="The service label.")
 @click.option("--tls-certificate", type=_FILE, help="End visitors' TLS with this, where the relay passes it through.")
 @click.option("--tls-private-key", type=_FILE, help="The certificate's private key.")
+@click.option("--local-ca-file", type=_FILE, help="PEM certificates to trust for a LOCAL with https://.")
 @click.option("--proxy-protocol", type=click.Choice(["v2"]), help="Tell the local gateway who visits, in this form.")
 @_websocket_engine
 @click.option("--json", "as_json", is_flag=True, help="Status lines (with 'state') and log lines (with 'log') as JSON.")
@@ -158,6 +160,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
     service: str,
     tls_certificate: Path | None,
     tls_private_key: Path | None,
+    local_ca_file: Path | None,
     proxy_protocol: Literal["v2"] | None,
     websocket_engine: EngineName | None,
     as_json: bool,
@@ -174,6 +177,10 @@ def expose(  # noqa: PLR0917  # click passes them by name
         address = local_address(local)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="LOCAL") from error
+    if local_ca_file is not None:
+        if not isinstance(address, HttpsAddress):
+            raise click.UsageError("--local-ca-file is for a LOCAL with https://")
+        address = attrs.evolve(address, ca_file=local_ca_file)
     if (tls_certificate is None) != (tls_private_key is None):
         raise click.UsageError("--tls-certificate and --tls-private-key come together")
     key = _read_key(key_file, native=transport == "websocket")

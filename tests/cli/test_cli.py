@@ -176,6 +176,8 @@ def test_expose_connects_before_the_local_gateway_is_there(relay: Relay) -> None
     ("arguments", "told"),
     [
         (["expose", "nonsense", "--relay", "ws://h", "--key-file", "key"], "LOCAL.*'nonsense'"),
+        (["expose", "unix:relative", "--relay", "ws://h", "--key-file", "key"], "LOCAL.*'relative'"),
+        (["expose", "unix:/s", "--relay", "ws://h", "--key-file", "key", "--local-ca-file", "key"], "LOCAL with https"),
         (["expose", "127.0.0.1:1", "--key-file", "key"], "--relay"),
         (["expose", "127.0.0.1:1", "--relay", "ws://h"], "--key-file"),
         (["expose", "127.0.0.1:1", "--relay", "ftp://h", "--key-file", "key"], "ftp"),
