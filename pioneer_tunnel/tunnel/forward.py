@@ -31,18 +31,23 @@ def _ignore(event: object) -> None:
     """The default of `report`."""
 
 
-async def probe_local(local: LocalAddress, *, dial: Dialer = dial_tcp) -> None:
-    """Connect to the gateway at `local` and close the connection at once. TLS is not tried: it may want a header first.
+async def probe_local(local: LocalAddress, *, dial: Dialer = dial_tcp, before_tls: bytes | None = None) -> None:
+    """Connect to the gateway at `local` and close the connection at once.
 
     Args:
         local: where the gateway listens.
         dial: makes the connection.
+        before_tls: what a gateway with TLS expects before it: a PROXY header, or nothing. By default (None) that is not
+            known, and so no handshake is tried.
 
     Raises:
-        LocalGatewayError: it does not answer within 10 seconds, or `dial` fails in any other way.
+        LocalGatewayError: it does not answer within 10 seconds, or its TLS fails, or `dial` fails in any other way.
     """
     try:
-        connection = await dial_local(local, dial=dial, timeout=LOCAL_TIMEOUT)
+        if before_tls is None or not isinstance(local, HttpsAddress):
+            connection: ByteStream = await dial_local(local, dial=dial, timeout=LOCAL_TIMEOUT)
+        else:
+            connection = await _connect(local, before_tls, dial)
     except LocalGatewayError:
         raise
     except Exception as error:

@@ -14,18 +14,21 @@ from typing import Any, Final
 import pytest
 import trio
 import trustme
+from gateway import Gateway
 from rig import carried, eventually, no_hang, nothing_left_behind, read_all
 
 from pioneer_tunnel._model.addresses import HttpsAddress
-from pioneer_tunnel._model.errors import InvalidSettingsError
+from pioneer_tunnel._model.errors import InvalidSettingsError, LocalGatewayError
 from pioneer_tunnel._model.status import ErrorKind
 from pioneer_tunnel._net.prefixed_stream import PrefixedStream
 from pioneer_tunnel._net.tls.stream import TlsStream
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
+from pioneer_tunnel.gateway.settings import SettingsUpdate
 from pioneer_tunnel.testing import MemoryStream, open_memory_relay
+from pioneer_tunnel.transports import TRANSPORTS
 from pioneer_tunnel.transports.interface import Event, LocalDialFailed, LocalDialOk
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
-from pioneer_tunnel.tunnel.forward import ProxyProtocol, forward
+from pioneer_tunnel.tunnel.forward import ProxyProtocol, forward, probe_local
 from pioneer_tunnel.tunnel.tunnel import open_tunnel
 
 CA: Final = trustme.CA()
@@ -223,6 +226,44 @@ async def test_the_probe_makes_no_tls_handshake() -> None:
                 await listener.accept() as probe,
             ):
                 assert await read_all(probe) == b""
+
+
+@pytest.mark.parametrize("header", [None, ProxyHeader(visitor=None).encode()])
+async def test_where_it_is_known_what_comes_before_tls_the_probe_makes_the_handshake(
+    tmp_path: Path, header: bytes | None
+) -> None:
+    CA.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with no_hang():
+        async with tls_server() as (port, came):
+            local = HttpsAddress("localhost", port, ca_file=tmp_path / "ca.pem")
+            await probe_local(local, before_tls=header or b"")
+            await eventually(lambda: came == [*([header] if header else []), b""])
+        async with tls_server("other.test") as (port, _):
+            with pytest.raises(LocalGatewayError, match="its certificate is for another name"):
+                await probe_local(HttpsAddress("localhost", port, ca_file=tmp_path / "ca.pem"), before_tls=b"")
+
+
+async def test_remote_access_shows_that_the_local_server_has_a_wrong_certificate(tmp_path: Path) -> None:
+    """And goes on showing it: the probe does what a visit does."""
+    (tmp_path / "gateway").mkdir()
+    CA_OTHER.cert_pem.write_to_path(str(tmp_path / "gateway" / "ca.pem"))
+    with no_hang():
+        async with tls_server() as (port, _), open_memory_relay() as relay, trio.open_nursery() as nursery:
+
+            async def dial(host: str, port: int) -> trio.abc.Stream:
+                return await (trio.open_tcp_stream if host == "localhost" else relay.dial)(host, port)
+
+            remote_access = Gateway(tmp_path / "gateway").remote_access(
+                {"relay_addr": relay.url, "local_addr": f"https://localhost:{port}", "local_ca_file": "ca.pem"},
+                handler=None,
+                dial=dial,
+                transports=TRANSPORTS,
+            )
+            await remote_access.apply(SettingsUpdate(enabled=True, key=relay.key))
+            await nursery.start(remote_access.run)
+            await eventually(lambda: remote_access.status.error_kind is ErrorKind.LOCAL_GATEWAY_UNAVAILABLE)
+            assert "its certificate is not trusted" in str(remote_access.status.message)
+            nursery.cancel_scope.cancel()
 
 
 async def test_what_is_no_address_is_refused() -> None:
