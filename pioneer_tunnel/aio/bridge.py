@@ -25,6 +25,8 @@ from ..transports.tunnel_stream import TunnelStream
 __all__ = ["AsyncioWire", "Bridge", "Bridged"]
 
 _READ_SIZE: Final = 64 * 1024
+_GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
+"""A stream of the visitor has ended without EOF: at the other end, or at ours, where a generation has ended."""
 
 
 @final
@@ -90,7 +92,7 @@ class Bridge:
         finally:
             stream.reset()  # does nothing after a graceful end
             link.visitor_ended = False
-            ours.close()
+            end.socket.close()
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._ended)
 
@@ -98,7 +100,7 @@ class Bridge:
 async def _carry(stream: TunnelStream, end: trio.SocketStream, link: Link) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_carry_requests, stream, end, link)
-        with suppress(trio.BrokenResourceError):
+        with suppress(*_GONE):
             while data := await end.receive_some(_READ_SIZE):
                 await stream.send_all(data)
         nursery.cancel_scope.cancel()
@@ -114,7 +116,7 @@ async def _carry_requests(stream: TunnelStream, end: trio.SocketStream, link: Li
         await end.send_eof()
         if await stream.wait_broken():
             raise trio.BrokenResourceError("the visitor has gone")
-    except trio.BrokenResourceError:
+    except _GONE:
         link.visitor_ended = False
         with suppress(OSError):
             end.socket.shutdown(socket.SHUT_RDWR)

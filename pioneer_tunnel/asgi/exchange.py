@@ -34,10 +34,10 @@ class After(enum.Enum):
 
 
 def log_failure(scope: Message, error: Exception) -> None:
-    """Log what an application has raised, unless it only passes on that the visitor has gone."""
+    """Log what an application has raised: as an error, unless it came of the visitor having gone."""
     path = clean_message(scope["path"])  # the visitor chooses it
     if _is_about_disconnect(error):
-        _log.debug("the visitor of %s has gone", path)
+        _log.info("the visitor of %s has gone, and the application has raised", path, exc_info=error)
     else:
         _log.error("the application has failed at %s", path, exc_info=error)
 

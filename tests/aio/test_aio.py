@@ -569,6 +569,37 @@ def test_remote_access_is_switched_on_and_off(relay: RelayRig, run: Any, tmp_pat
     run(main())
 
 
+def test_a_request_that_outlives_its_generation_hears_that_the_visitor_has_gone(
+    relay: RelayRig, run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[str] = []
+
+    async def main() -> None:
+        asked, over = asyncio.Event(), asyncio.Event()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await receive()
+            asked.set()
+            heard.append((await receive())["type"])
+            over.set()
+
+        async with remote_access(relay, tmp_path, app=app, apply_grace_ms=1) as remote:
+            await remote.apply(SettingsUpdate(enabled=True, key=KEY))
+            await remote.settled()
+            reader, writer = await asyncio.open_connection("127.0.0.1", relay.addresses.tunnels["office"].port)
+            writer.write(REQUEST)
+            await asked.wait()
+            await remote.apply(SettingsUpdate(enabled=False))
+            await over.wait()
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            writer.close()
+
+    run(main())
+    assert heard == ["http.disconnect"]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_remote_access_raises_the_errors_of_its_trio_face(relay: RelayRig, run: Any, tmp_path: Path) -> None:
     async def main() -> None:
         async with remote_access(relay, tmp_path) as remote:
