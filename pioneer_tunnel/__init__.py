@@ -2,6 +2,9 @@
 
 Three faces: `RemoteAccess` for a gateway that embeds the tunnel with settings, keystore and status; `open_tunnel`
 for a custom server (a tunnel is a `trio.abc.Listener`); `pioneer_tunnel.testing` for tests.
+
+This is for Trio. `pioneer_tunnel.asgi` serves ASGI applications, `pioneer_tunnel.aio` is for asyncio, and
+`pioneer_tunnel.blocking` for programs without an event loop.
 """
 
 from __future__ import annotations

@@ -109,6 +109,7 @@ class Http1:
             if self.broken:
                 raise Disconnected("the visitor has gone")
             try:
+                # No deadline: the visitor reads as slowly as it likes. The tunnel notices a dead link itself.
                 await self.wire.send(b"".join([self.protocol.send(event) or b"" for event in events]))
             except BaseException:
                 self.broken = True

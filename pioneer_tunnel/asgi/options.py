@@ -34,7 +34,7 @@ class Options:
             are cancelled, and their visitors get a reset.
         startup_timeout: seconds for the startup of the application (ASGI's lifespan).
         shutdown_timeout: seconds for its shutdown.
-        close_timeout: seconds that a visitor gets to answer the closing of a WebSocket.
+        close_timeout: seconds that a visitor gets to take the closing of a WebSocket, and to answer it.
         max_head_bytes: the largest head of a request; a larger one gets 431.
         max_message_bytes: the largest WebSocket message; a larger one closes the WebSocket with code 1009.
 

@@ -161,15 +161,14 @@ class WebSocket:
             return After.CLOSE
         if self._state is _State.DENYING:
             return After.CLOSE if self._answer.complete else After.RESET
-        if self._state is _State.OPEN:
-            with suppress(Disconnected):
-                await self._close(CloseReason.INTERNAL_ERROR if failed else CloseReason.NORMAL_CLOSURE)
-        if self._state in (_State.CLOSING, _State.CLOSED):
-            try:  # the answer to a close frame, ours or the visitor's
-                async with self._host.within(self._server.options.close_timeout):
-                    await self._ended.wait()
-            except TimeoutError:
-                return After.RESET
+        try:
+            async with self._host.within(self._server.options.close_timeout):
+                if self._state is _State.OPEN:
+                    with suppress(Disconnected):
+                        await self._close(CloseReason.INTERNAL_ERROR if failed else CloseReason.NORMAL_CLOSURE)
+                await self._ended.wait()  # for the answer to a close frame, ours or the visitor's
+        except TimeoutError:
+            return After.RESET
         return After.RESET if self._http.broken else After.CLOSE
 
     async def _say_goodbye(self) -> None:

@@ -126,3 +126,23 @@ async def test_a_socket_that_cannot_be_used_turns_one_visitor_away(
     assert "turned away" in caplog.text
     assert ours.recv(1) == b""
     ours.close()
+
+
+@pytest.mark.parametrize("way", ["reset", "aclose"])
+async def test_a_stream_that_is_closed_at_this_end_has_gone(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """As a generation of `RemoteAccess` does at its end."""
+    delivered: list[Bridged] = []
+    monkeypatch.setattr(asyncio, "get_running_loop", Here)
+    bridge = Bridge(delivered.append, lambda: None)
+    async with visiting() as (_, stream), trio.open_nursery() as nursery:
+        nursery.start_soon(bridge.handle, stream)
+        await trio.testing.wait_all_tasks_blocked()
+        if way == "reset":
+            stream.reset()
+        else:
+            await stream.aclose()
+    (bridged,) = delivered
+    assert bridged.socket.recv(1) == b"x"
+    assert bridged.socket.recv(1) == b""
+    assert not bridged.link.visitor_ended
+    bridged.socket.close()

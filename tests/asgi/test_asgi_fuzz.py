@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final, final
+from typing import Any, Final
 
 import h11
 import trio
@@ -25,7 +25,6 @@ from pioneer_tunnel.asgi.worker import open_worker
 VISITOR: Final = Visitor(Address("192.0.2.1", 1), None, "https")
 
 
-@final
 class CutWire:
     """A visitor who sends given pieces and then EOF, and what it gets."""
 
@@ -53,14 +52,26 @@ class CutWire:
         self.was_reset = not self.closed
 
 
+class StuckWire(CutWire):
+    """A visitor who takes the answer to its opening, and nothing after it."""
+
+    async def receive(self, seconds: float | None = None) -> bytes:
+        return await super().receive() if self._pieces else await trio.sleep_forever()
+
+    async def send(self, data: bytes) -> None:
+        if self.answers:
+            await trio.sleep_forever()
+        await super().send(data)
+
+
 def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
     edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
     return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
-def served(app: Any, pieces: Sequence[bytes]) -> CutWire:
+def served(app: Any, pieces: Sequence[bytes], kind: type[CutWire] = CutWire) -> CutWire:
     """What a visitor gets who sends `pieces`. The server itself never fails."""
-    wire = CutWire(pieces)
+    wire = kind(pieces)
 
     async def main() -> None:
         async with open_worker(app, "off", HOST, Options(max_message_bytes=1000)) as worker:
@@ -206,3 +217,11 @@ def test_messages_are_the_same_however_they_are_cut(events: list[Any], code: int
     wire = served(app, cut(OPENING + data, where))
     assert wire.answers.startswith(b"HTTP/1.1 101 ")
     assert app.seen == [*(event.data for event in events if not isinstance(event, Ping)), code or 1006]
+
+
+def test_a_visitor_who_does_not_take_the_closing_of_a_websocket_is_reset() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "websocket.accept"})
+
+    wire = served(app, [OPENING], StuckWire)
+    assert wire.was_reset
