@@ -18,12 +18,6 @@ from pathlib import Path
 from pioneer_tunnel import RelayKey
 key = RelayKey(Path("relay-key.txt").read_text().splitlines()[0])
 """
-FASTAPI: Final = """
-import asyncio
-from contextlib import asynccontextmanager
-import pioneer_tunnel.aio
-from fastapi import FastAPI
-"""
 HOME: Final = """
 @app.get("/")
 async def home():
@@ -74,10 +68,10 @@ SERVE_BY_UVICORN: Final = HOME + "import sys, uvicorn\nuvicorn.run(app, port=int
 CASES: Final = {
     "trio.run(main)": [Surroundings(12, my_app=STARLETTE), Surroundings(12, my_app=QUART)],
     "lifespan=lifespan": [
-        Surroundings(9, KEY_LINE + FASTAPI, SERVE_BY_UVICORN),
-        Surroundings(9, KEY_LINE + FASTAPI, SERVE_BY_UVICORN, instead=("app=app)", 'forward_to="127.0.0.1:8000")')),
+        Surroundings(9, KEY_LINE, SERVE_BY_UVICORN),
+        Surroundings(9, KEY_LINE, SERVE_BY_UVICORN, instead=("app=app)", 'forward_to="127.0.0.1:8000")')),
     ],
-    "asyncio.run(main())": [Surroundings(9, KEY_LINE + FASTAPI + "app = FastAPI()\n" + HOME)],
+    "asyncio.run(main())": [Surroundings(9, KEY_LINE, my_app="from fastapi import FastAPI\napp = FastAPI()\n" + HOME)],
     "app.run(port=5000)": [Surroundings(5, KEY_LINE + FLASK)],
 }
 """For each program, by a part of it."""

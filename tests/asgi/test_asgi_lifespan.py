@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from typing import Any
 
 import pytest
+import trio
 from asgi_rig import FACES, Browser, Face, in_thread, no_lifespan, respond, serving, until
 
-from pioneer_tunnel.asgi import LifespanError, Options
+from pioneer_tunnel import open_tunnel
+from pioneer_tunnel.asgi import LifespanError, Options, serve
 from pioneer_tunnel.asgi.interface import Receive, Scope, Send
+from pioneer_tunnel.testing import open_memory_relay
 
 each_face = pytest.mark.parametrize("face", FACES)
 
@@ -129,3 +133,19 @@ async def test_a_lifespan_that_raises_after_the_startup_is_logged_and_the_server
 def test_an_option_is_a_number_above_0(value: Any) -> None:
     with pytest.raises(ValueError, match=f"head_timeout is {value!r}"):
         Options(head_timeout=value)
+
+
+def test_ctrl_c_on_trio_lets_the_application_shut_down() -> None:
+    app = App()
+
+    async def main() -> None:
+        async with open_memory_relay() as relay, open_tunnel(relay.url, key=relay.key, dial=relay.dial) as tunnel:
+
+            async def press() -> None:
+                signal.raise_signal(signal.SIGINT)
+
+            await serve(app, tunnel, shutdown_trigger=press)
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+    assert app.seen == ["startup", "shutdown"]
