@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Final, NoReturn, TypeAlias, final
+from typing import Final, NoReturn, TypeAlias, Unpack, final
 
 import attrs
 import trio
@@ -13,12 +13,14 @@ import trio
 from .._model.addresses import LocalAddress, RelayAddress
 from .._model.errors import TunnelError
 from .._model.keys import RelayKey
+from .._net.tls.certificate import Certificate
 from ..gateway.remote_access import RemoteAccess
 from ..transports.tunnel_stream import Handler
 from ..tunnel.accepting import accept_visitors
 from ..tunnel.forward import ProxyProtocol, forward
 from ..tunnel.options import TunnelOptions
 from ..tunnel.tunnel import Tunnel, open_tunnel
+from ..tunnel.visitor_tls import with_certificate
 
 __all__ = ["Forwards", "Serves", "run_remote_access", "run_tunnel"]
 
@@ -44,9 +46,11 @@ class Forwards:
 async def run_tunnel(
     started: Callable[[Tunnel], object],
     relay: str | RelayAddress,
-    key: RelayKey,
     serves: Serves | None,
-    options: TunnelOptions,
+    *,
+    key: RelayKey,
+    certificate: Certificate | None,
+    **options: Unpack[TunnelOptions],
 ) -> NoReturn:
     """Keep a tunnel open until cancelled, and serve its visitors if `serves` says how.
 
@@ -57,7 +61,7 @@ async def run_tunnel(
         started(tunnel)
         if serves is not None:
             try:
-                await accept_visitors(tunnel, serves(tunnel), nursery)
+                await accept_visitors(tunnel, with_certificate(serves(tunnel), certificate), nursery)
             except TunnelError as error:
                 _log.error("the tunnel has failed for good: %s", error)
         await trio.sleep_forever()

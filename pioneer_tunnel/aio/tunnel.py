@@ -17,6 +17,7 @@ from .._model.addresses import LocalAddress, RelayAddress
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
 from .._model.status import Status
+from .._net.tls.certificate import Certificate
 from ..asgi.interface import AsgiApp
 from ..asgi.lifespan import Lifespan
 from ..asgi.options import DEFAULTS, Options
@@ -25,6 +26,7 @@ from ..tunnel import tunnel as trio_face
 from ..tunnel.accepting import accept_visitors
 from ..tunnel.forward import ProxyProtocol
 from ..tunnel.options import TunnelOptions
+from ..tunnel.visitor_tls import with_certificate
 from .bridge import Bridge
 from .calls import call, open_thread, start, task_group
 from .on_asyncio import open_app_server
@@ -97,6 +99,7 @@ async def open_tunnel(
     proxy_protocol: ProxyProtocol | None = None,
     app: AsgiApp | None = None,
     app_options: Options = DEFAULTS,
+    certificate: Certificate | None = None,
     **options: Unpack[TunnelOptions],
 ) -> AsyncIterator[Tunnel]:
     """Keep a tunnel to `relay` open for the length of an `async with`, in a thread of its own.
@@ -119,6 +122,7 @@ async def open_tunnel(
         app: an ASGI 3 application that is running already, and so its lifespan is not run: for the lifespan of
             FastAPI or Starlette. It serves visitors in this event loop.
         app_options: limits for `app`.
+        certificate: ends visitors' TLS, where the relay passes it through; None (default) where the relay ends it.
         **options: as for `pioneer_tunnel.open_tunnel`. Functions among them are called in the Trio thread.
 
     Raises:
@@ -146,7 +150,7 @@ async def open_tunnel(
                 opened.append(Tunnel(thread, tunnel))
                 started()
 
-            await run_tunnel(note, relay, key, serves, options)
+            await run_tunnel(note, relay, serves, key=key, certificate=certificate, **options)
 
         running = await start(thread, tasks, run)
         try:
@@ -173,6 +177,7 @@ async def serve(
     *,
     lifespan: Lifespan = "auto",
     options: Options = DEFAULTS,
+    certificate: Certificate | None = None,
     shutdown_trigger: Callable[[], Awaitable[object]] | None = None,
 ) -> None:
     """Serve an ASGI application to the visitors of a tunnel, in this event loop, without a local port.
@@ -188,6 +193,7 @@ async def serve(
         lifespan: whether the application's lifespan is run: `"auto"` (default), unless the application raises when it
             is asked to; `"on"`, and an application that raises is an error; `"off"`.
         options: the limits.
+        certificate: ends visitors' TLS, where the relay passes it through; None (default) where the relay ends it.
         shutdown_trigger: an async function; the graceful stop begins when it returns. For example, `event.wait`.
 
     Raises:
@@ -200,7 +206,7 @@ async def serve(
         accepting = trio.CancelScope()
 
         async def accept() -> None:
-            handler = _bridged(server.bridge, tunnel._tunnel)
+            handler = with_certificate(_bridged(server.bridge, tunnel._tunnel), certificate)
             with lone_error_bare():
                 async with trio.open_nursery() as nursery:
                     with accepting:

@@ -12,9 +12,11 @@ import trio
 from .._async_library import need_trio
 from .._model.exception_groups import lone_error_bare, open_tasks_beside_body
 from .._net.closing import close_after_answer
+from .._net.tls.certificate import Certificate
 from ..transports.tunnel_stream import Handler, TunnelStream
 from ..tunnel.accepting import accept_visitors
 from ..tunnel.tunnel import Tunnel
+from ..tunnel.visitor_tls import with_certificate
 from .interface import AsgiApp, Disconnected, Interrupted
 from .lifespan import Lifespan
 from .options import DEFAULTS, Options
@@ -147,6 +149,7 @@ async def serve(
     *,
     lifespan: Lifespan = "auto",
     options: Options = DEFAULTS,
+    certificate: Certificate | None = None,
     shutdown_trigger: Callable[[], Awaitable[object]] | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -163,6 +166,7 @@ async def serve(
         lifespan: whether the application's lifespan is run: `"auto"` (default), unless the application raises when it
             is asked to; `"on"`, and an application that raises is an error; `"off"`.
         options: the limits.
+        certificate: ends visitors' TLS, where the relay passes it through; None (default) where the relay ends it.
         shutdown_trigger: an async function; the graceful stop begins when it returns. For example, `event.wait`.
 
     Raises:
@@ -187,7 +191,7 @@ async def serve(
                 await worker.serve(_TrioWire(stream), visitor_of(stream, tunnel.public_url))
 
             with accepting:
-                await accept_visitors(tunnel, handler, nursery)
+                await accept_visitors(tunnel, with_certificate(handler, certificate), nursery)
             worker.stop()
             await worker.wait_drained()
             nursery.cancel_scope.cancel()

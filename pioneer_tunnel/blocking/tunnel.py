@@ -13,6 +13,7 @@ from .._hosts.trio_thread import Stopped
 from .._model.addresses import LocalAddress, RelayAddress
 from .._model.keys import RelayKey
 from .._model.status import Status
+from .._net.tls.certificate import Certificate
 from ..tunnel import tunnel as trio_face
 from ..tunnel.forward import ProxyProtocol
 from ..tunnel.options import TunnelOptions
@@ -102,6 +103,7 @@ def open_tunnel(
     key: RelayKey,
     forward_to: str | LocalAddress | None,
     proxy_protocol: ProxyProtocol | None = None,
+    certificate: Certificate | None = None,
     on_status: OnStatus | None = None,
     **options: Unpack[TunnelOptions],
 ) -> Tunnel:
@@ -120,6 +122,7 @@ def open_tunnel(
             `https://host:port`, or an address. It is also what the status reports on, as `local` does there. None
             serves no visitors: they wait.
         proxy_protocol: `"v2"` for a PROXY header before each of these connections; None for none (default).
+        certificate: ends visitors' TLS, where the relay passes it through; None (default) where the relay ends it.
         on_status: gets the status at the start, and the newest after each change, in a thread of its own; a function,
             or the `put` of a queue. What it raises is logged.
         **options: as for `pioneer_tunnel.open_tunnel`. Functions among them are called in the Trio thread.
@@ -137,7 +140,7 @@ def open_tunnel(
             opened.append(trio_tunnel)
             started()
 
-        await run_tunnel(note, relay, key, serves, options)
+        await run_tunnel(note, relay, serves, key=key, certificate=certificate, **options)
 
     tunnel._runner.start(run, on_status)
     return tunnel

@@ -31,7 +31,7 @@ from ..transports.tunnel_stream import Handler
 from ..tunnel.accepting import accept_visitors
 from ..tunnel.forward import forward
 from ..tunnel.tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
-from ..tunnel.visitor_tls import terminate_tls
+from ..tunnel.visitor_tls import with_certificate
 from ..websocket import EngineName
 from .standard_error import write_json_lines
 from .status_lines import StatusLines
@@ -212,9 +212,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
                 handler: Handler = functools.partial(
                     forward, local=address, proxy_protocol=proxy_protocol, report=report
                 )
-                if certificate is not None:
-                    handler = terminate_tls(handler, certificate)
-                await accept_visitors(tunnel, handler, nursery)
+                await accept_visitors(tunnel, with_certificate(handler, certificate), nursery)
         except BaseException as error:
             # After an interruption, print the last statuses. A final failure is printed by `show_failure` instead.
             if tunnel is not None and not isinstance(error, TunnelError):

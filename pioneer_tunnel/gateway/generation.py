@@ -22,7 +22,7 @@ from ..transports.tunnel_stream import Handler, TunnelStream
 from ..tunnel.forward import forward, probe_local
 from ..tunnel.status_feed import StatusFeed
 from ..tunnel.supervisor import Supervisor
-from ..tunnel.visitor_tls import terminate_tls
+from ..tunnel.visitor_tls import with_certificate
 from .planning import Plan, restart_policy
 
 __all__ = ["Generation"]
@@ -58,7 +58,7 @@ class Generation:
     ) -> None:
         self._plan: Final = plan
         take = self._forward if handler is None else handler
-        self._handler: Final = take if plan.certificate is None else terminate_tls(take, plan.certificate)
+        self._handler: Final = with_certificate(take, plan.certificate)
         self._forwards: Final = handler is None
         self._dial: Final = dial
         self._tasks = host_tasks

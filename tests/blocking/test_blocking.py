@@ -6,6 +6,7 @@ import os
 import queue
 import socket
 import socketserver
+import ssl
 import subprocess
 import sys
 import threading
@@ -18,11 +19,13 @@ from typing import Any, Final
 
 import pytest
 import trio
+import trustme
 from gateway import Gateway
 from rig import AT_ONCE, HANG, KEY, RELAY_NAME, RelayRig, free_port, open_sockets, wait_until
 from shared_relay import running_relay
 
 from pioneer_tunnel import (
+    Certificate,
     InvalidSettingsError,
     MemoryKeystore,
     RelayKey,
@@ -103,6 +106,24 @@ def test_visitors_are_forwarded_to_a_local_server(relay: RelayRig) -> None:
     tunnel.retry_now()
     with pytest.raises(RuntimeError, match="stopped"):
         tunnel.wait_connected()
+
+
+def test_visitors_with_tls_are_forwarded_without_it(relay: RelayRig, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("office.test")
+    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "tls.crt"))
+    issued.private_key_pem.write_to_path(str(tmp_path / "tls.key"))
+    certificate = Certificate(tmp_path / "tls.crt", tmp_path / "tls.key")
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with local_echo() as local, opened(relay, local, certificate=certificate) as tunnel:
+        tunnel.wait_connected(timeout=HANG)
+        with (
+            socket.create_connection(("127.0.0.1", relay.addresses.tunnels["office"].port)) as plain,
+            context.wrap_socket(plain, server_hostname="office.test") as visitor,
+        ):
+            visitor.sendall(b"hello")
+            assert visitor.recv(100) == b"hello"
 
 
 def test_statuses_come_to_a_queue_a_callback_and_a_loop(relay: RelayRig) -> None:

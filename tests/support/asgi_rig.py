@@ -14,7 +14,7 @@ import h11
 import trio
 from rig import AT_ONCE, HANG, HOST, KEY, RELAY_NAME, connect, no_hang, relay_rig, tunnel_entry
 
-from pioneer_tunnel import aio, asgi
+from pioneer_tunnel import Certificate, aio, asgi
 from pioneer_tunnel.asgi.interface import AsgiApp, Receive, Scope, Send
 from pioneer_tunnel.tunnel.tunnel import open_tunnel
 
@@ -43,7 +43,9 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(app: AsgiApp, face: Face, *, lifespan: Any = "auto", **options: Any) -> AsyncIterator[Served]:
+async def serving(
+    app: AsgiApp, face: Face, *, lifespan: Any = "auto", certificate: Certificate | None = None, **options: Any
+) -> AsyncIterator[Served]:
     """Serve `app`; at the end of the block, cancel it and wait for the end."""
     limits = asgi.Options(**({"graceful_timeout": HANG, "keep_alive_timeout": HANG, "head_timeout": HANG} | options))
     entry = tunnel_entry(bind_addr="127.0.0.1:0")
@@ -53,8 +55,9 @@ async def serving(app: AsgiApp, face: Face, *, lifespan: Any = "auto", **options
             async def visit() -> trio.SocketStream:
                 return await connect(rig.addresses.tunnels["office"])
 
+            arguments = {"options": limits, "lifespan": lifespan, "certificate": certificate}
             run = _serve_on_trio if face == "trio" else _serve_on_asyncio
-            served = await nursery.start(run, app, visit, rig.dial, limits, lifespan)
+            served = await nursery.start(run, app, visit, rig.dial, arguments)
             try:
                 yield served
             finally:
@@ -64,7 +67,7 @@ async def serving(app: AsgiApp, face: Face, *, lifespan: Any = "auto", **options
 
 
 async def _serve_on_trio(
-    app: AsgiApp, visit: Any, dial: Any, limits: asgi.Options, lifespan: Any, *, task_status: trio.TaskStatus[Served]
+    app: AsgiApp, visit: Any, dial: Any, arguments: dict[str, Any], *, task_status: trio.TaskStatus[Served]
 ) -> None:
     stop = trio.Event()
     scope = trio.CancelScope()
@@ -74,7 +77,7 @@ async def _serve_on_trio(
             async with open_tunnel(f"ws://{RELAY_NAME}", key=KEY, dial=dial, restart=AT_ONCE) as tunnel:
                 await tunnel.wait_connected()
                 task_status.started(served)
-                await asgi.serve(app, tunnel, options=limits, lifespan=lifespan, shutdown_trigger=stop.wait)
+                await asgi.serve(app, tunnel, **arguments, shutdown_trigger=stop.wait)
     except Exception as error:  # noqa: BLE001  # for the test
         served.errors.append(error)
     finally:
@@ -82,7 +85,7 @@ async def _serve_on_trio(
 
 
 async def _serve_on_asyncio(
-    app: AsgiApp, visit: Any, dial: Any, limits: asgi.Options, lifespan: Any, *, task_status: trio.TaskStatus[Served]
+    app: AsgiApp, visit: Any, dial: Any, arguments: dict[str, Any], *, task_status: trio.TaskStatus[Served]
 ) -> None:
     up = threading.Event()
     found: list[Served] = []
@@ -98,7 +101,7 @@ async def _serve_on_asyncio(
             async with aio.open_tunnel(f"ws://{RELAY_NAME}", key=KEY, dial=dial, restart=AT_ONCE) as tunnel:
                 await tunnel.wait_connected()
                 up.set()
-                await aio.serve(app, tunnel, options=limits, lifespan=lifespan, shutdown_trigger=stop.wait)
+                await aio.serve(app, tunnel, **arguments, shutdown_trigger=stop.wait)
         except asyncio.CancelledError:
             pass
         except Exception as error:  # noqa: BLE001  # for the test
@@ -136,7 +139,7 @@ async def until(flag: threading.Event) -> None:
 class Browser:
     """A visitor who reads answers by h11."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream: Final = stream
         self._protocol = h11.Connection(h11.CLIENT)
         self._rest = b""
