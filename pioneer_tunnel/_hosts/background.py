@@ -56,8 +56,11 @@ async def run_tunnel(
 
     When the tunnel fails for good, this goes on: the status says why.
     """
-    local = serves.local if isinstance(serves, Forwards) else None
-    async with open_tunnel(relay, key=key, local=local, **options) as tunnel, trio.open_nursery() as nursery:
+    local, proxy_protocol = (serves.local, serves.proxy_protocol) if isinstance(serves, Forwards) else (None, None)
+    async with (
+        open_tunnel(relay, key=key, local=local, proxy_protocol=proxy_protocol, **options) as tunnel,
+        trio.open_nursery() as nursery,
+    ):
         started(tunnel)
         if serves is not None:
             try:

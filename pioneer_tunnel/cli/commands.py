@@ -204,6 +204,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
                     key_mode=key_mode,
                     websocket_engine=websocket_engine,
                     local=address,
+                    proxy_protocol=proxy_protocol,
                 ) as tunnel,
                 trio.open_nursery() as nursery,
             ):

@@ -17,7 +17,6 @@ import trio
 from .._model.errors import TunnelError
 from .._net.dialing import Dialer
 from .._net.log_limiter import LogLimiter
-from .._wire.proxy_v2 import ProxyHeader
 from ..transports.tunnel_stream import Handler, TunnelStream
 from ..tunnel.forward import forward, probe_local
 from ..tunnel.status_feed import StatusFeed
@@ -73,7 +72,9 @@ class Generation:
             policy=restart_policy(plan.config),
             random=random,
             wall_clock=wall_clock,
-            probe=functools.partial(probe_local, plan.config.local, dial=dial, before_tls=self._before_local_tls())
+            probe=functools.partial(
+                probe_local, plan.config.local, dial=dial, proxy_protocol=plan.config.proxy_protocol
+            )
             if handler is None
             else None,
         )
@@ -131,9 +132,6 @@ class Generation:
             self._visitors.remove(stream)
             self._visitor_left.set()
             self._visitor_left = trio.Event()
-
-    def _before_local_tls(self) -> bytes:
-        return ProxyHeader(visitor=None).encode() if self._plan.config.proxy_protocol == "v2" else b""
 
     async def _forward(self, stream: TunnelStream) -> None:
         local, proxy_protocol = self._plan.config.local, self._plan.config.proxy_protocol

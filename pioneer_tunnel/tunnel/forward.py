@@ -14,6 +14,7 @@ from .._net.closing import abandon
 from .._net.dialing import Dialer, dial_local, dial_tcp, secure_local
 from .._net.log_limiter import LogLimiter
 from .._net.streams import ByteStream
+from .._wire.proxy_v2 import ProxyHeader
 from ..exchange.pump import pump
 from ..transports.interface import LocalDialFailed, LocalDialOk, Report
 from ..transports.tunnel_stream import TunnelStream
@@ -31,23 +32,24 @@ def _ignore(event: object) -> None:
     """The default of `report`."""
 
 
-async def probe_local(local: LocalAddress, *, dial: Dialer = dial_tcp, before_tls: bytes | None = None) -> None:
-    """Connect to the gateway at `local` and close the connection at once.
+async def probe_local(
+    local: LocalAddress, *, dial: Dialer = dial_tcp, proxy_protocol: ProxyProtocol | None = None
+) -> None:
+    """Connect to the gateway at `local` as for a visitor, and close the connection at once.
 
     Args:
         local: where the gateway listens.
         dial: makes the connection.
-        before_tls: what a gateway with TLS expects before it: a PROXY header, or nothing. By default (None) that is not
-            known, and so no handshake is tried.
+        proxy_protocol: what `forward` is called with. A gateway with TLS gets a PROXY header before it, too.
 
     Raises:
         LocalGatewayError: it does not answer within 10 seconds, or its TLS fails, or `dial` fails in any other way.
     """
+    header = b""
+    if proxy_protocol == "v2" and isinstance(local, HttpsAddress):
+        header = ProxyHeader(visitor=None).encode()
     try:
-        if before_tls is None or not isinstance(local, HttpsAddress):
-            connection: ByteStream = await dial_local(local, dial=dial, timeout=LOCAL_TIMEOUT)
-        else:
-            connection = await _connect(local, before_tls, dial)
+        connection = await _connect(local, header, dial)
     except LocalGatewayError:
         raise
     except Exception as error:

@@ -37,7 +37,7 @@ from ..transports.rathole.key_mode import KeyMode
 from ..transports.tunnel_stream import TunnelStream
 from ..websocket import EngineName
 from ..yamux import Limits
-from .forward import probe_local
+from .forward import ProxyProtocol, probe_local
 from .restart_policy import RestartPolicy
 from .status_feed import StatusFeed
 from .supervisor import Supervisor, announce
@@ -182,6 +182,7 @@ async def open_tunnel(
     key_mode: KeyMode | str = KeyMode.TOKEN_ROUTING,
     websocket_engine: EngineName | None = None,
     local: str | LocalAddress | None = None,
+    proxy_protocol: ProxyProtocol | None = None,
     random: Random | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Tunnel]:
@@ -218,6 +219,7 @@ async def open_tunnel(
         local: the local gateway that you `forward` visitors to. It is dialled once as the tunnel comes up, and every
             5 seconds while it does not answer; meanwhile the status is `connected` with `local_gateway_unavailable`.
             By default (None) no local gateway is dialled. As for `forward`: an address, or the text of one.
+        proxy_protocol: what you `forward` with, so that a local gateway with TLS is dialled in the same way.
         random: the source of jitter; a seeded one makes the delays reproducible.
         wall_clock: seconds since 1970, for the `*_unix` fields of statuses.
 
@@ -260,7 +262,9 @@ async def open_tunnel(
             policy=restart or RestartPolicy(),
             random=random or Random(),  # noqa: S311  # jitter, no secret
             wall_clock=wall_clock,
-            probe=None if local is None else partial(probe_local, _local(local), dial=dial),
+            probe=None
+            if local is None
+            else partial(probe_local, _local(local), dial=dial, proxy_protocol=proxy_protocol),
             # In a host's own transport, most often one of a test, a failed assertion must not pass for a bad network.
             bugs=() if isinstance(transport, str) else (AssertionError,),
         ),

@@ -211,36 +211,34 @@ async def test_a_tunnel_probes_a_unix_socket(tmp_path: Path) -> None:
                 assert tunnel.status.error_kind is None
 
 
-async def test_the_probe_makes_no_tls_handshake() -> None:
-    """The server may want a PROXY header before it."""
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    port = listener.socket.getsockname()[1]
-    with no_hang():
-        async with open_memory_relay() as relay, listener:
-
-            async def dial(host: str, port: int) -> trio.abc.Stream:
-                return await (trio.open_tcp_stream if host == "localhost" else relay.dial)(host, port)
-
-            async with (
-                open_tunnel(relay.url, key=relay.key, dial=dial, local=f"https://localhost:{port}"),
-                await listener.accept() as probe,
-            ):
-                assert await read_all(probe) == b""
-
-
-@pytest.mark.parametrize("header", [None, ProxyHeader(visitor=None).encode()])
-async def test_where_it_is_known_what_comes_before_tls_the_probe_makes_the_handshake(
-    tmp_path: Path, header: bytes | None
+@pytest.mark.parametrize("proxy_protocol", [None, "v2"])
+async def test_the_probe_makes_the_handshake_as_a_visit_does(
+    tmp_path: Path, proxy_protocol: ProxyProtocol | None
 ) -> None:
     CA.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     with no_hang():
         async with tls_server() as (port, came):
             local = HttpsAddress("localhost", port, ca_file=tmp_path / "ca.pem")
-            await probe_local(local, before_tls=header or b"")
-            await eventually(lambda: came == [*([header] if header else []), b""])
+            await probe_local(local, proxy_protocol=proxy_protocol)
+            header = ProxyHeader(visitor=None).encode()
+            await eventually(lambda: came == [*([header] if proxy_protocol else []), b""])
         async with tls_server("other.test") as (port, _):
             with pytest.raises(LocalGatewayError, match="its certificate is for another name"):
-                await probe_local(HttpsAddress("localhost", port, ca_file=tmp_path / "ca.pem"), before_tls=b"")
+                await probe_local(HttpsAddress("localhost", port, ca_file=tmp_path / "ca.pem"))
+
+
+async def test_a_tunnel_shows_that_the_local_server_has_a_wrong_certificate(tmp_path: Path) -> None:
+    CA.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with no_hang():
+        async with tls_server("other.test") as (port, _), open_memory_relay() as relay:
+
+            async def dial(host: str, port: int) -> trio.abc.Stream:
+                return await (trio.open_tcp_stream if host == "localhost" else relay.dial)(host, port)
+
+            local = HttpsAddress("localhost", port, ca_file=tmp_path / "ca.pem")
+            async with open_tunnel(relay.url, key=relay.key, dial=dial, local=local) as tunnel:
+                await eventually(lambda: tunnel.status.error_kind is ErrorKind.LOCAL_GATEWAY_UNAVAILABLE)
+                assert "for another name" in str(tunnel.status.message)
 
 
 async def test_remote_access_shows_that_the_local_server_has_a_wrong_certificate(tmp_path: Path) -> None:
