@@ -37,6 +37,7 @@ import trio
 from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_server_stream
 
 from pioneer_tunnel import (
+    Address,
     FileKeystore,
     PrefixedStream,
     ProxyHeader,
@@ -78,6 +79,7 @@ class Gateway:
             listeners: list[trio.SocketListener] = await nursery.start(serve, self._serve_local, port)
             if self._forwarded:
                 local = self._config.local_addr
+                assert isinstance(local, Address)
                 await nursery.start(functools.partial(serve, host=local.host), self._serve_forwarded, local.port)
             await nursery.start(self._remote_access.run)
             task_status.started(listeners[0].socket.getsockname()[1])

@@ -2,6 +2,9 @@
 
 Three faces: `RemoteAccess` for a gateway that embeds the tunnel with settings, keystore and status; `open_tunnel`
 for a custom server (a tunnel is a `trio.abc.Listener`); `pioneer_tunnel.testing` for tests.
+
+This is for Trio. `pioneer_tunnel.asgi` serves ASGI applications, `pioneer_tunnel.aio` is for asyncio, and
+`pioneer_tunnel.blocking` for programs without an event loop.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from ._interrupts import end_quietly_in_our_program as _end_quietly_in_our_progr
 _end_quietly_in_our_program()  # before the imports below, which take a while
 
 from ._deprecation import PioneerTunnelDeprecationWarning
-from ._model.addresses import Address, RelayAddress
+from ._model.addresses import Address, HttpsAddress, RelayAddress, UnixAddress
 from ._model.errors import (
     InvalidSettingsError,
     LinkLostError,
@@ -64,6 +67,7 @@ __all__ = [
     "EnvironmentKeystore",
     "ErrorKind",
     "FileKeystore",
+    "HttpsAddress",
     "InvalidSettingsError",
     "KeyMode",
     "KeyringKeystore",
@@ -107,6 +111,7 @@ __all__ = [
     "TunnelAuthError",
     "TunnelError",
     "TunnelStream",
+    "UnixAddress",
     "UnknownError",
     "UnsupportedTransportError",
     "__version__",

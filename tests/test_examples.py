@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, NoReturn, final
 
 import pytest
 import trio
+from example_programs import Program, running as run_program
 from rig import HOST, KEY, connect, free_port, in_background, no_hang, read_all, read_exactly, relay_rig, tunnel_entry
 from trio_websocket import (
     ConnectionClosed,
@@ -39,43 +40,8 @@ def command(example: str, *arguments: str | Path) -> list[str]:
     return [sys.executable, str(EXAMPLES / example), *map(str, arguments)]
 
 
-@final
-class Program:
-    """An example that runs until it is ended, and what it has said so far."""
-
-    def __init__(self, process: trio.Process) -> None:
-        self.process = process
-        self.said = ""
-
-    async def listen(self) -> None:
-        assert self.process.stdout is not None
-        async with self.process.stdout as stdout:
-            async for data in stdout:
-                self.said += bytes(data).decode()
-
-    async def says(self, text: str) -> str:
-        """Wait until it has said `text`; returns what follows on that line."""
-        with no_hang():
-            while "\n" not in self.said.partition(text)[2]:
-                assert self.process.returncode is None, self.said
-                await trio.sleep(0.01)
-        return self.said.partition(text)[2].partition("\n")[0].strip()
-
-
-@asynccontextmanager
-async def running(example: str, *arguments: str | Path) -> AsyncIterator[Program]:
-    async with trio.open_nursery() as nursery:
-        process = await trio.lowlevel.open_process(
-            command(example, *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT
-        )
-        program = Program(process)
-        nursery.start_soon(program.listen)
-        try:
-            yield program
-        finally:
-            process.terminate()
-            with trio.CancelScope(shield=True):
-                await process.wait()
+def running(example: str, *arguments: str | Path) -> AbstractAsyncContextManager[Program]:
+    return run_program(EXAMPLES / example, *arguments)
 
 
 @asynccontextmanager

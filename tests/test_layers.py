@@ -9,11 +9,14 @@ from source_imports import PACKAGE, imports, module_of
 
 _BOTTOM: Final = {"_version", "_model", "_storage"}
 _STREAMS: Final = {"_model", "_storage", "_net"}
-_MUX: Final = _STREAMS | {"_version", "_deprecation", "_wire", "yamux", "websocket", "exchange"}
+_MUX: Final = _STREAMS | {"_version", "_deprecation", "_async_library", "_wire", "yamux", "websocket", "exchange"}
+_TUNNEL: Final = _MUX | {"transports", "tunnel"}
+_FACES: Final = _TUNNEL | {"gateway", "_hosts"}
 
 ALLOWED: Final[dict[str, set[str]]] = {
     "_version": set(),
     "_deprecation": set(),
+    "_async_library": set(),
     "_model": set(),
     "_storage": {"_model"},
     "_wire": {"_version", "_model"},
@@ -24,7 +27,11 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "exchange": _STREAMS,
     "transports": _MUX,
     "tunnel": _MUX | {"transports"},
-    "gateway": _MUX | {"transports", "tunnel"},
+    "gateway": _TUNNEL,
+    "asgi": _TUNNEL,
+    "_hosts": _TUNNEL | {"gateway"},
+    "aio": _FACES | {"asgi"},
+    "blocking": _FACES,
     "relay": _MUX | {"_http"},
 }
 """For each folder, what it may import. What is not here (the package's `__init__`, `cli`, `testing`) may import all."""
@@ -45,4 +52,4 @@ def test_it_imports_only_what_is_below_it(folder: str) -> None:
 
 def test_every_folder_has_its_place() -> None:
     folders = {path.parent.name for path in PACKAGE.glob("*/*.py")}
-    assert folders - {"cli", "testing"} == ALLOWED.keys() - {"_version", "_deprecation"}
+    assert folders - {"cli", "testing"} == ALLOWED.keys() - {"_version", "_deprecation", "_async_library"}

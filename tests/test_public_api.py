@@ -17,7 +17,13 @@ from typing import Any
 import attrs
 import pytest
 
-PUBLIC_MODULES = ["pioneer_tunnel", "pioneer_tunnel.testing"]
+PUBLIC_MODULES = [
+    "pioneer_tunnel",
+    "pioneer_tunnel.aio",
+    "pioneer_tunnel.asgi",
+    "pioneer_tunnel.blocking",
+    "pioneer_tunnel.testing",
+]
 
 
 def public_names() -> list[Any]:

@@ -33,6 +33,10 @@ SANS_IO: Final = sorted(
         "relay/rates.py",
         "tunnel/restart_policy.py",
     }
+    | {
+        f"asgi/{name}.py"
+        for name in ("exchange", "http1", "interface", "lifespan", "options", "scope", "websocket", "worker")
+    }
 )
 
 IO: Final = {"anyio", "asyncio", "queue", "select", "selectors", "ssl", "subprocess", "threading", "time", "trio"}

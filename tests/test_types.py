@@ -16,6 +16,9 @@ pytestmark = pytest.mark.slow
 PYRIGHT: Final = Path(__file__).parent / "interop" / "node_modules" / ".bin" / "pyright"
 PUBLIC: Final = (
     "pioneer_tunnel",
+    "pioneer_tunnel.aio",
+    "pioneer_tunnel.asgi",
+    "pioneer_tunnel.blocking",
     "pioneer_tunnel.relay",
     "pioneer_tunnel.testing",
     "pioneer_tunnel.testing.strategies",

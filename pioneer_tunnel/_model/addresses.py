@@ -2,6 +2,7 @@
 
 `Address` is a host and a port. `RelayAddress` is where a relay listens: `host:port` or a `ws://` / `wss://` URL. Its
 `audience` is the normal form of the name, which proofs are bound to. `PublicUrl` is where visitors reach a tunnel.
+`LocalAddress` is where a local server listens: an `Address`, or a `UnixAddress`, or an `HttpsAddress`.
 
 An error quotes the whole value once, without user information and query (`quotable`). It never quotes a part of the
 value: a part of a mistyped `user:password@host` may be the password.
@@ -13,12 +14,21 @@ import functools
 import ipaddress
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Literal, NoReturn, TypeVar, final
+from pathlib import Path
+from typing import Any, Final, Literal, NoReturn, TypeAlias, TypeVar, final
 
 import attrs
 import idna
 
-__all__ = ["Address", "PublicUrl", "RelayAddress"]
+__all__ = [
+    "Address",
+    "HttpsAddress",
+    "LocalAddress",
+    "PublicUrl",
+    "RelayAddress",
+    "UnixAddress",
+    "local_address",
+]
 
 _NAME: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
@@ -33,6 +43,9 @@ _HOST: Final = re.compile(r"[^\s\[\]/@?#]+")
 _MAX_HOST: Final = 253
 _RELAY_PORTS: Final[Mapping[Literal["ws", "wss"], int]] = {"ws": 80, "wss": 443}
 _PUBLIC_PORTS: Final[Mapping[Literal["http", "https"], int]] = {"http": 80, "https": 443}
+_UNIX: Final = "unix:"
+_LONGEST_PATH: Final = 107
+"""Bytes of a Unix socket's path, as Linux allows. Other systems allow 103, and refuse longer ones themselves."""
 
 _Scheme = TypeVar("_Scheme", bound=str)
 
@@ -94,6 +107,100 @@ class Address:
 
     def __str__(self) -> str:
         return f"{bracketed(self.host)}:{self.port}"
+
+
+def _check_path(_instance: object, _field: object, value: Any) -> None:
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise ValueError(f"{value!r} is no absolute path of a Unix socket; write unix:/path/to/socket")
+    if len(value.encode(errors="surrogateescape")) > _LONGEST_PATH:
+        raise ValueError(f"{value!r} is too long; the path of a Unix socket has at most {_LONGEST_PATH} bytes")
+
+
+@final
+@attrs.frozen
+class UnixAddress:
+    """The Unix socket of a local server, written `unix:/path/to/socket`.
+
+    Attributes:
+        path: absolute, at most 107 bytes.
+
+    Raises:
+        ValueError: the path is not absolute, is too long, or has a NUL.
+    """
+
+    path: str = attrs.field(validator=_check_path)
+
+    @classmethod
+    def parse(cls, text: str) -> UnixAddress:
+        """Read `unix:/path/to/socket`.
+
+        Raises:
+            ValueError: with the value and what is wrong with it.
+        """
+        if not text.startswith(_UNIX):
+            _refuse(quotable(text), "is no Unix socket; write unix:/path/to/socket")
+        return cls(text.removeprefix(_UNIX))
+
+    def __str__(self) -> str:
+        return f"{_UNIX}{self.path}"
+
+
+@final
+@attrs.frozen
+class HttpsAddress:
+    """A local server that speaks TLS, written `https://host[:port]`.
+
+    Attributes:
+        host: the name as lower-case A-label, or an IP address. The server's certificate must be for it.
+        port: the port, by default 443.
+        ca_file: PEM certificates to trust in addition to the system's; the server's own certificate will do.
+        verify: False accepts any certificate. Then anything that listens on that port gets visitors' requests.
+    """
+
+    host: str = attrs.field(validator=_check_host)
+    port: int = attrs.field(default=443, validator=_check_port)
+    ca_file: Path | None = attrs.field(default=None, kw_only=True)
+    verify: bool = attrs.field(default=True, kw_only=True)
+
+    @classmethod
+    def parse(cls, text: str) -> HttpsAddress:
+        """Read `https://host[:port]`, with or without a last `/`.
+
+        Raises:
+            ValueError: with the value and what is wrong with it.
+        """
+        url = PublicUrl.parse(text)
+        if url.scheme != "https":
+            _refuse(quotable(text), "is no https:// URL; write host:port for a server without TLS")
+        return cls(url.host, url.port)
+
+    @property
+    def tcp(self) -> Address:
+        """The host and the port."""
+        return Address(self.host, self.port)
+
+    def __str__(self) -> str:
+        return f"https://{bracketed(self.host)}{'' if self.port == 443 else f':{self.port}'}"
+
+
+LocalAddress: TypeAlias = Address | UnixAddress | HttpsAddress
+"""Where a local server listens."""
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_local(text: str) -> LocalAddress:
+    if text.startswith(_UNIX):
+        return UnixAddress.parse(text)
+    return HttpsAddress.parse(text) if "://" in text else Address.parse(text)
+
+
+def local_address(value: str | LocalAddress) -> LocalAddress:
+    """The address of a local server; a text is `host:port`, `[v6]:port`, `unix:/path` or `https://host[:port]`.
+
+    Raises:
+        ValueError: with the value and what is wrong with it.
+    """
+    return _parse_local(value) if isinstance(value, str) else value
 
 
 @final

@@ -16,16 +16,17 @@ import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, Protocol, final
 
 import trio
 
-from .._model.addresses import Address, RelayAddress
-from .._model.errors import LocalGatewayError, RelayConnectError, RelayResolveError
+from .._model.addresses import Address, HttpsAddress, LocalAddress, RelayAddress, UnixAddress
+from .._model.errors import InvalidSettingsError, LocalGatewayError, RelayConnectError, RelayResolveError
 from .adopted import Watched, watch
 from .socket_options import limit_segment, limit_unsent, reset_on_close
 from .tcp import CAN_USE_DESCRIPTORS, TcpStream
-from .tls.client import why_tls_failed
+from .tls.client import client_tls, why_tls_failed
 from .tls.stream import TlsStream
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "first_to_connect",
     "ip_address_of",
     "resolve",
+    "secure_local",
 ]
 
 HEAD_START: Final = 0.25
@@ -47,6 +49,8 @@ HEAD_START: Final = 0.25
 
 _NOT_BLOCKING: Final = getattr(socket, "SOCK_NONBLOCK", 0)
 _UNDER_WAY: Final = {errno.EINPROGRESS, errno.EWOULDBLOCK}
+_BACKLOG_PAUSE: Final = 0.01
+"""Seconds between attempts to connect to a Unix socket whose backlog is full. Nothing reports that it has room."""
 
 
 class Dialer(Protocol):
@@ -290,29 +294,35 @@ async def dial_relay(
     return secured, watched
 
 
-async def dial_local(address: Address, *, dial: Dialer, timeout: float) -> Watched:
-    """Connect to the local gateway. Only `aclose` sends a FIN; any other close is a RST, see `LentSocket`.
+async def dial_local(address: LocalAddress, *, dial: Dialer, timeout: float) -> Watched:
+    """Connect to the local gateway, without TLS. Only `aclose` sends a FIN; any other close is a RST, see `LentSocket`.
+
+    A Unix socket cannot be reset: any close is an EOF for the gateway. `dial` has nothing to do with it.
 
     Raises:
         LocalGatewayError: nothing answers there within `timeout` seconds.
     """
     await trio.lowlevel.checkpoint_if_cancelled()
     try:
-        # A deadline costs time for each visitor, and a local connection is mostly connected at once.
-        own = CAN_USE_DESCRIPTORS and dial is dial_tcp
-        attempt = begin_dial(address.host, address.port, resets=True) if own else None
-        connected = None if attempt is None else attempt.at_once()
-        if connected is not None:
-            return TcpStream(connected, resets=True)
-        connect = None if attempt else await _resolved(dial, address.host, address.port, timeout=timeout)
-        with trio.move_on_after(timeout):
-            if attempt is not None:
-                return TcpStream(await attempt.wait(), resets=True)
-            assert connect is not None
-            stream = watch(await connect())
-            if isinstance(stream, TcpStream):
-                stream.plain_socket.arm_reset()
-            return stream
+        if isinstance(address, UnixAddress):
+            with trio.move_on_after(timeout):
+                return watch(await _dial_unix(address.path))
+        else:
+            # A deadline costs time for each visitor, and a local connection is mostly connected at once.
+            own = CAN_USE_DESCRIPTORS and dial is dial_tcp
+            attempt = begin_dial(address.host, address.port, resets=True) if own else None
+            connected = None if attempt is None else attempt.at_once()
+            if connected is not None:
+                return TcpStream(connected, resets=True)
+            connect = None if attempt else await _resolved(dial, address.host, address.port, timeout=timeout)
+            with trio.move_on_after(timeout):
+                if attempt is not None:
+                    return TcpStream(await attempt.wait(), resets=True)
+                assert connect is not None
+                stream = watch(await connect())
+                if isinstance(stream, TcpStream):
+                    stream.plain_socket.arm_reset()
+                return stream
     except socket.gaierror as error:
         why = f"its name does not resolve: {error.strerror}"
         raise LocalGatewayError(f"the local gateway at {address} does not answer: {why}") from error
@@ -328,6 +338,58 @@ async def _resolved(dial: Dialer, host: str, port: int, *, timeout: float) -> Ca
     if isinstance(dial, ResolvingDialer):
         return functools.partial(dial.connect, await resolve(host, timeout=timeout), port)
     return functools.partial(dial, host, port)
+
+
+async def _dial_unix(path: str) -> trio.SocketStream:
+    if not hasattr(socket, "AF_UNIX"):
+        raise OSError("this system has no Unix sockets")
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        while failure := connection.connect_ex(path):
+            if failure != errno.EAGAIN:
+                raise OSError(failure, os.strerror(failure))
+            await trio.sleep(_BACKLOG_PAUSE)
+        return trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+    except BaseException:
+        connection.close()
+        raise
+
+
+async def secure_local(connection: Watched, address: HttpsAddress, *, timeout: float) -> TlsStream:
+    """Make the TLS handshake with the local gateway. If this raises, `connection` is closed.
+
+    Raises:
+        LocalGatewayError: the handshake failed, took longer than `timeout` seconds, or the CA file cannot be used.
+    """
+    context: ssl.SSLContext | None = None
+    try:
+        with trio.move_on_after(timeout):
+            context = await trio.to_thread.run_sync(_local_tls, address.ca_file, address.verify)
+            # `https`: many local servers close without close_notify, and a browser would not mind either.
+            secured = TlsStream(connection, context, server_hostname=address.host, https=True)
+            await secured.do_handshake()
+            return secured
+    except BaseException as error:
+        await trio.aclose_forcefully(connection)
+        if isinstance(error, InvalidSettingsError):
+            raise LocalGatewayError(f"the local gateway at {address} cannot be used: {error}") from error
+        if isinstance(error, trio.BrokenResourceError):
+            why = why_tls_failed(error.__cause__, context)
+            raise LocalGatewayError(f"TLS with the local gateway at {address} failed: {why}") from error
+        raise
+    await trio.aclose_forcefully(connection)
+    raise LocalGatewayError(f"TLS with the local gateway at {address} was not agreed on within {timeout:g} seconds")
+
+
+@functools.lru_cache(maxsize=16)
+def _local_tls(ca_file: Path | None, verify: bool) -> ssl.SSLContext:
+    """Blocks. The context is kept: reading the system's certificates takes longer than the rest of a visit."""
+    context = client_tls(ca_file)
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _why(error: OSError) -> str:

@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+import attrs
 import click
 import trio
 
-from .._model.addresses import Address
+from .._model.addresses import HttpsAddress, local_address
 from .._model.errors import StorageError, TunnelError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey, SigningIdentity, new_relay_key
@@ -28,9 +29,10 @@ from ..relay import Relay
 from ..relay.reload import ConfigFile, follow, hangups
 from ..transports.rathole.key_mode import KeyMode
 from ..transports.tunnel_stream import Handler
+from ..tunnel.accepting import accept_visitors
 from ..tunnel.forward import forward
 from ..tunnel.tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
-from ..tunnel.visitor_tls import terminate_tls
+from ..tunnel.visitor_tls import with_certificate
 from ..websocket import EngineName
 from .arguments import Choice, Command, Commands, ExistingFile
 from .standard_error import write_json_lines
@@ -142,6 +144,7 @@ def new_identity() -> None:
 @click.option("--service", default=DEFAULT_SERVICE, show_default=True, help="The service label.")
 @click.option("--tls-certificate", type=_FILE, help="End visitors' TLS with this, where the relay passes it through.")
 @click.option("--tls-private-key", type=_FILE, help="The certificate's private key.")
+@click.option("--local-ca-file", type=_FILE, help="PEM certificates to trust for a LOCAL with https://.")
 @click.option("--proxy-protocol", type=Choice(["v2"]), help="Tell the local gateway who visits, in this form.")
 @_websocket_engine
 @click.option("--json", "as_json", is_flag=True, help="Status lines (with 'state') and log lines (with 'log') as JSON.")
@@ -159,20 +162,27 @@ def expose(  # noqa: PLR0917  # click passes them by name
     service: str,
     tls_certificate: Path | None,
     tls_private_key: Path | None,
+    local_ca_file: Path | None,
     proxy_protocol: Literal["v2"] | None,
     websocket_engine: EngineName | None,
     as_json: bool,
 ) -> None:
-    """Make what listens at LOCAL (host:port) reachable through a relay, until interrupted.
+    """Make what listens at LOCAL reachable through a relay, until interrupted.
+
+    LOCAL is host:port, unix:/path/to/socket, or https://host:port.
 
     Status lines go to standard error. The exit status is 0 after an interruption, 1 after a failure that is final.
     """
     if as_json:
         write_json_lines(log_handler)
     try:
-        address = Address.parse(local)
+        address = local_address(local)
     except ValueError as error:
         raise click.BadParameter(redact_reason(str(error), local), param_hint="LOCAL") from None
+    if local_ca_file is not None:
+        if not isinstance(address, HttpsAddress):
+            raise click.UsageError("--local-ca-file is for a LOCAL with https://")
+        address = attrs.evolve(address, ca_file=local_ca_file)
     _refuse_idle_options(
         relay_address,
         transport,
@@ -204,6 +214,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
                     key_mode=key_mode,
                     websocket_engine=websocket_engine,
                     local=address,
+                    proxy_protocol=proxy_protocol,
                 ) as tunnel,
                 trio.open_nursery() as nursery,
             ):
@@ -212,10 +223,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
                 handler: Handler = functools.partial(
                     forward, local=address, proxy_protocol=proxy_protocol, report=report
                 )
-                if certificate is not None:
-                    handler = terminate_tls(handler, certificate)
-                while True:  # not `trio.serve_listeners`: the handlers close their streams themselves
-                    nursery.start_soon(handler, await tunnel.accept())
+                await accept_visitors(tunnel, with_certificate(handler, certificate), nursery)
         except BaseException as error:
             # After an interruption, print the last statuses. A final failure is printed by `show_failure` instead.
             if tunnel is not None and not isinstance(error, TunnelError):

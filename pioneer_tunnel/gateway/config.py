@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final, Literal, final
 
 import attrs
 
-from .._model.addresses import Address, RelayAddress
+from .._model.addresses import Address, HttpsAddress, LocalAddress, RelayAddress, local_address
 from .._model.errors import UnsupportedTransportError
 from .._model.keys import PublicKey
 from .._model.text import shown
@@ -82,8 +82,10 @@ class Transport(enum.StrEnum):
         )
 
 
-def _address(value: str | Address) -> Address:
-    return value if isinstance(value, Address) else Address.parse(a_text(value, "allowed is host:port, as a string"))
+def _local_address(value: str | LocalAddress) -> LocalAddress:
+    if isinstance(value, LocalAddress):
+        return value
+    return local_address(a_text(value, "allowed is host:port, unix:/path or https://host:port, as a string"))
 
 
 def _relay_address(value: str | RelayAddress) -> RelayAddress:
@@ -156,6 +158,20 @@ def _tls_out_of_reach(tls: TlsConfig | None, transport: Transport | None, relay_
     return "a tunnel program brings visitors past this library, which cannot end their TLS then; leave one of them out"
 
 
+def _local_out_of_reach(local: LocalAddress, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
+    if isinstance(local, Address) or _effective(transport, relay_addr) is not Transport.PROCESS:
+        return None
+    return "a tunnel program connects to the local gateway itself; allowed is host:port"
+
+
+def _no_local_tls(file: Path | None, local: LocalAddress) -> str | None:
+    return None if file is None or isinstance(local, HttpsAddress) else f"local_addr is {local}, which has no TLS"
+
+
+def _no_local_tls_to_verify(verify: bool, local: LocalAddress) -> str | None:
+    return None if verify or isinstance(local, HttpsAddress) else f"local_addr is {local}, which has no TLS"
+
+
 @final
 @attrs.frozen(kw_only=True, field_transformer=hold_back)
 class RemoteAccessConfig:
@@ -167,7 +183,8 @@ class RemoteAccessConfig:
     Attributes:
         runtime_dir: the folder for runtime files; `runtime_path` is its resolved path.
         relay_addr: the relay.
-        local_addr: where the local gateway listens.
+        local_addr: where the local gateway listens: `host:port`, `unix:/path` or `https://host:port`. `local` has
+            the TLS options too.
         service_name: the service's label.
         transport: the transport; None when it follows from the address. `effective_transport` is what is used.
         restart_initial_ms: the first reconnect delay; delays double.
@@ -183,6 +200,8 @@ class RemoteAccessConfig:
             `os`, what the operating system trusts; that needs the extra `truststore`.
         relay_identity: the relay's public key; a relay that does not prove it is refused.
         key_mode: how a relay of transport `tcp` or `tls` knows the key.
+        local_ca_file: a PEM file of further certificate authorities for TLS to the local gateway.
+        local_verify: False accepts any certificate of a local gateway with TLS.
         proxy_protocol: `v2` sends a PROXY protocol header to the local gateway, so that it sees the visitor's address.
         tls: the certificate that ends visitors' TLS here, where the relay passes TLS through and the local gateway does
             not end it; `tls_paths` are its resolved paths.
@@ -198,7 +217,7 @@ class RemoteAccessConfig:
     relay_addr: RelayAddress = attrs.field(
         default=RelayAddress(None, "relay-eu-west-1.getpioneer.dev", 2333), converter=_relay_address
     )
-    local_addr: Address = attrs.field(default=Address("127.0.0.1", 17878), converter=_address)
+    local_addr: LocalAddress = attrs.field(default=Address("127.0.0.1", 17878), converter=_local_address)
     service_name: str = attrs.field(default="pioneer_gateway", validator=label(SERVICE_NAME_LIMIT))
     transport: Transport | None = attrs.field(default=None, converter=_transport)
     restart_initial_ms: int = attrs.field(default=1000, validator=whole_number(1, _HOUR_MS))
@@ -213,6 +232,8 @@ class RemoteAccessConfig:
     system_trust: SystemTrust = attrs.field(default="openssl", validator=_system_trust)
     relay_identity: PublicKey | None = attrs.field(default=None, converter=attrs.converters.optional(a_public_key))
     key_mode: KeyMode = attrs.field(default=KeyMode.TOKEN_ROUTING, converter=_key_mode)
+    local_ca_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
+    local_verify: bool = attrs.field(default=True, validator=a_flag)
     proxy_protocol: Literal["v2"] | None = attrs.field(default=None, validator=_proxy_protocol)
     tls: TlsConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_tls))
     process: ProcessConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_process))
@@ -224,6 +245,9 @@ class RemoteAccessConfig:
         Rule(("relay_identity", "transport", "relay_addr"), _pin_unchecked),
         Rule(("key_mode", "transport", "relay_addr"), _key_mode_means_nothing),
         Rule(("tls", "transport", "relay_addr"), _tls_out_of_reach),
+        Rule(("local_addr", "transport", "relay_addr"), _local_out_of_reach),
+        Rule(("local_ca_file", "local_addr"), _no_local_tls),
+        Rule(("local_verify", "local_addr"), _no_local_tls_to_verify),
     )
 
     def __attrs_post_init__(self) -> None:
@@ -280,6 +304,14 @@ class RemoteAccessConfig:
     def ca_path(self) -> Path | None:
         """The path of the file of further certificate authorities; None when there is none."""
         return None if self.ca_file is None else self.base_dir / self.ca_file
+
+    @property
+    def local(self) -> LocalAddress:
+        """The local gateway, and how its certificate is checked."""
+        if not isinstance(self.local_addr, HttpsAddress):
+            return self.local_addr
+        ca_file = self.local_addr.ca_file if self.local_ca_file is None else self.base_dir / self.local_ca_file
+        return attrs.evolve(self.local_addr, ca_file=ca_file, verify=self.local_verify and self.local_addr.verify)
 
     @property
     def tls_paths(self) -> tuple[Path, Path]:

@@ -21,7 +21,7 @@ from ..transports.tunnel_stream import Handler, TunnelStream
 from ..tunnel.forward import forward, probe_local
 from ..tunnel.status_feed import StatusFeed
 from ..tunnel.supervisor import Supervisor
-from ..tunnel.visitor_tls import terminate_tls
+from ..tunnel.visitor_tls import with_certificate
 from .planning import Plan, restart_policy
 
 __all__ = ["Generation"]
@@ -57,7 +57,7 @@ class Generation:
     ) -> None:
         self._plan: Final = plan
         take = self._forward if handler is None else handler
-        self._handler: Final = take if plan.certificate is None else terminate_tls(take, plan.certificate)
+        self._handler: Final = with_certificate(take, plan.certificate)
         self._forwards: Final = handler is None
         self._dial: Final = dial
         self._tasks = host_tasks
@@ -72,7 +72,11 @@ class Generation:
             policy=restart_policy(plan.config),
             random=random,
             wall_clock=wall_clock,
-            probe=functools.partial(probe_local, plan.config.local_addr, dial=dial) if handler is None else None,
+            probe=functools.partial(
+                probe_local, plan.config.local, dial=dial, proxy_protocol=plan.config.proxy_protocol
+            )
+            if handler is None
+            else None,
         )
 
     async def run(self) -> None:
@@ -130,5 +134,5 @@ class Generation:
             self._visitor_left = trio.Event()
 
     async def _forward(self, stream: TunnelStream) -> None:
-        local, proxy_protocol = self._plan.config.local_addr, self._plan.config.proxy_protocol
+        local, proxy_protocol = self._plan.config.local, self._plan.config.proxy_protocol
         await forward(stream, local, proxy_protocol=proxy_protocol, report=self._supervisor.report, dial=self._dial)

@@ -11,7 +11,7 @@ from typing import Any, final
 
 import attrs
 
-from .._model.addresses import RelayAddress
+from .._model.addresses import Address, RelayAddress
 from .._model.errors import InvalidSettingsError, Problem, TunnelError, UnsupportedTransportError
 from .._model.keys import RelayKey
 from .._model.text import redact_reason
@@ -170,11 +170,11 @@ def make_plan(
         relay_identity=config.relay_identity,
         key_mode=config.key_mode,
         limits=limits,
-        program=None
-        if config.process is None
-        else TunnelProgram(
+        program=TunnelProgram(
             config.process, local=config.local_addr, runtime_folder=config.runtime_path, folder=config.base_dir
-        ),
+        )
+        if config.process is not None and isinstance(config.local_addr, Address)
+        else None,
     )
     checked = usable_key(key, native=False) if built_in is None else built_in.check(key)
     target = Target(

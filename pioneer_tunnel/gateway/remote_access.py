@@ -28,6 +28,7 @@ from typing import Final, NoReturn, final
 import attrs
 import trio
 
+from .._async_library import need_trio
 from .._model.errors import StorageError, TunnelError, UnknownError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
@@ -144,6 +145,7 @@ class RemoteAccess:
             StorageError: it cannot be read.
             InvalidSettingsError: its content is not allowed.
         """
+        _need_trio()
         return await self._stores.settings()
 
     async def has_key(self) -> bool:
@@ -234,6 +236,7 @@ class RemoteAccess:
         def judge(before: Settings, stored: RelayKey | None) -> TunnelError | None:
             return why_refused(update, before, stored, self._config, self._transports)
 
+        _need_trio()
         async with self._applying:
             written = await self._stores.write(update, judge)
             if isinstance(written, TunnelError):
@@ -270,6 +273,7 @@ class RemoteAccess:
 
     async def configure(self, config: RemoteAccessConfig) -> None:
         """Replace the configuration. If it differs from the one before, a new generation begins."""
+        _need_trio()
         async with self._applying:
             if config != self._config:
                 self._configured += 1
@@ -282,6 +286,7 @@ class RemoteAccess:
         There is no deadline: the end of a generation and an attempt to connect have their own. Returns at once while
         `run` is not running.
         """
+        _need_trio()
         wanted = self._wanted
         while self._running and self._taken_up < wanted:
             await self._progress.wait()
@@ -316,8 +321,9 @@ class RemoteAccess:
         its tasks (for example, a `random` that raises) comes out, unwrapped when it is a single error.
 
         Raises:
-            RuntimeError: it is running already.
+            RuntimeError: it is running already, or asyncio is running, see `pioneer_tunnel.aio`.
         """
+        _need_trio()
         if self._running:
             raise RuntimeError("RemoteAccess.run is running already")
         self._running, self._taken_up = True, -1
@@ -445,6 +451,10 @@ class RemoteAccess:
     def _make_progress(self) -> None:
         self._progress.set()
         self._progress = trio.Event()
+
+
+def _need_trio() -> None:
+    need_trio("pioneer_tunnel.RemoteAccess", "pioneer_tunnel.aio.RemoteAccess")
 
 
 def _failed(error: TunnelError) -> Status:

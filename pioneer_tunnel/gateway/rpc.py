@@ -27,6 +27,7 @@ __all__ = [
     "INVALID_PARAMS",
     "METHOD_NOT_FOUND",
     "STATUS_CHANGED",
+    "Notifications",
     "RemoteAccessRpc",
     "RpcError",
 ]
@@ -107,16 +108,18 @@ class RemoteAccessRpc:
 
         A plain iterator; it ends after `stopped`. A slow client skips statuses, but never the newest.
         """
-        return _Notifications(self._remote_access)
+        return Notifications(self._remote_access.status, self._remote_access.watch())
 
 
 @final
-class _Notifications(AsyncIterator[dict[str, Any]]):
-    def __init__(self, remote_access: RemoteAccess) -> None:
-        self._sent: Status = remote_access.status
-        self._statuses: Final = remote_access.watch()
+class Notifications(AsyncIterator[dict[str, Any]]):
+    """A notification for each status that is news to a client that knows the status `sent`."""
 
-    def __aiter__(self) -> _Notifications:
+    def __init__(self, sent: Status, statuses: AsyncIterator[Status]) -> None:
+        self._sent = sent
+        self._statuses: Final = statuses
+
+    def __aiter__(self) -> Notifications:
         return self
 
     async def __anext__(self) -> dict[str, Any]:

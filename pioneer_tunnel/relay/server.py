@@ -19,6 +19,7 @@ from typing import Any, Final, NoReturn, final
 import attrs
 import trio
 
+from .._async_library import need_trio
 from .._http.head import RequestHead
 from .._model.addresses import Address, is_loopback, normal_audience
 from .._model.errors import InvalidSettingsError, StorageError
@@ -128,7 +129,9 @@ class Relay:
 
         Raises:
             OSError: the relay cannot listen at an address.
+            RuntimeError: asyncio is running; the relay has no face for it.
         """
+        need_trio("pioneer_tunnel.relay.Relay", "a process of its own: pioneer-tunnel relay")
         try:
             with lone_error_bare():
                 await self._listen(task_status)

@@ -7,11 +7,14 @@ from typing import Final, Literal, TypeAlias
 
 import trio
 
-from .._model.addresses import Address
+from .._async_library import need_trio
+from .._model.addresses import HttpsAddress, LocalAddress, local_address
 from .._model.errors import LocalGatewayError
 from .._net.closing import abandon
-from .._net.dialing import Dialer, dial_local, dial_tcp
+from .._net.dialing import Dialer, dial_local, dial_tcp, secure_local
 from .._net.log_limiter import LogLimiter
+from .._net.streams import ByteStream
+from .._wire.proxy_v2 import ProxyHeader
 from ..exchange.pump import pump
 from ..transports.interface import LocalDialFailed, LocalDialOk, Report
 from ..transports.tunnel_stream import TunnelStream
@@ -29,18 +32,24 @@ def _ignore(event: object) -> None:
     """The default of `report`."""
 
 
-async def probe_local(local: Address, *, dial: Dialer = dial_tcp) -> None:
-    """Connect to the gateway at `local` and close the connection at once.
+async def probe_local(
+    local: LocalAddress, *, dial: Dialer = dial_tcp, proxy_protocol: ProxyProtocol | None = None
+) -> None:
+    """Connect to the gateway at `local` as for a visitor, and close the connection at once.
 
     Args:
         local: where the gateway listens.
         dial: makes the connection.
+        proxy_protocol: what `forward` is called with. A gateway with TLS gets a PROXY header before it, too.
 
     Raises:
-        LocalGatewayError: it does not answer within 10 seconds, or `dial` fails in any other way.
+        LocalGatewayError: it does not answer within 10 seconds, or its TLS fails, or `dial` fails in any other way.
     """
+    header = b""
+    if proxy_protocol == "v2" and isinstance(local, HttpsAddress):
+        header = ProxyHeader(visitor=None).encode()
     try:
-        connection = await dial_local(local, dial=dial, timeout=LOCAL_TIMEOUT)
+        connection = await _connect(local, header, dial)
     except LocalGatewayError:
         raise
     except Exception as error:
@@ -51,7 +60,7 @@ async def probe_local(local: Address, *, dial: Dialer = dial_tcp) -> None:
 
 async def forward(
     stream: TunnelStream,
-    local: Address,
+    local: str | LocalAddress,
     *,
     proxy_protocol: ProxyProtocol | None = None,
     report: Report = _ignore,
@@ -63,33 +72,48 @@ async def forward(
     PROXY protocol v2 header that names the visitor. The gateway has to expect that header.
 
     When the gateway does not answer within 10 seconds, the visitor is reset. Returns when the visitor's connection is
-    over, whether it went well or not. Raises only `trio.Cancelled`, and then resets both ends.
+    over, whether it went well or not. When cancelled, it resets both ends.
 
     Args:
         stream: the visitor's stream.
-        local: where the gateway listens.
-        proxy_protocol: `"v2"` for a PROXY header; None for none (default).
+        local: where the gateway listens: an address, or the text of one: `host:port`, `unix:/path/to/socket`, or
+            `https://host:port` for TLS, whose certificate is verified. If this process is killed, the kernel resets
+            its TCP connections; a Unix socket cannot be reset, so the gateway sees EOF instead.
+        proxy_protocol: `"v2"` for a PROXY header; None for none (default). It comes before TLS.
         report: gets an event that says whether the gateway answered.
-        dial: makes the connection.
+        dial: makes the connection, unless `local` is a Unix socket.
+
+    Raises:
+        ValueError: `local` is the text of no address.
     """
+    need_trio("pioneer_tunnel.forward", "pioneer_tunnel.aio.open_tunnel(..., forward_to=...)")
+    local = local_address(local)
     try:
+        header = stream.proxy_header.encode() if proxy_protocol == "v2" else b""
         try:
-            connection = await dial_local(local, dial=dial, timeout=LOCAL_TIMEOUT)
+            connection = await _connect(local, header, dial)
         except LocalGatewayError as error:
             _log_limiter.log(local, f"{error}; a visitor was turned away")
             report(LocalDialFailed(str(error)))
             return
         report(LocalDialOk())
-        if proxy_protocol == "v2":
-            try:
-                await connection.send_all(stream.proxy_header.encode())
-            except trio.BrokenResourceError:
-                pass  # the pump gets the same error, and handles it
-            except BaseException:
-                await abandon(connection)
-                raise
         await pump(stream, connection)
     except Exception as error:  # noqa: BLE001  # it must not affect other visitors
         _log_limiter.log("unforeseen", "a visitor could not be forwarded", level=logging.ERROR, error=error)
     finally:
         stream.reset()  # does nothing after a graceful end
+
+
+async def _connect(local: LocalAddress, header: bytes, dial: Dialer) -> ByteStream:
+    connection = await dial_local(local, dial=dial, timeout=LOCAL_TIMEOUT)
+    if header:
+        try:
+            await connection.send_all(header)
+        except trio.BrokenResourceError:
+            pass  # the pump, or the TLS handshake, gets the same error and handles it
+        except BaseException:
+            await abandon(connection)
+            raise
+    if isinstance(local, HttpsAddress):
+        return await secure_local(connection, local, timeout=LOCAL_TIMEOUT)
+    return connection

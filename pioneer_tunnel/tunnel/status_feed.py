@@ -9,6 +9,7 @@ from typing import Final, final
 import attrs
 import trio
 
+from .._async_library import need_trio
 from .._model.status import Status
 
 __all__ = ["StatusFeed"]
@@ -81,6 +82,19 @@ class StatusFeed:
         """
         return _Watcher(self)
 
+    def newer_than(self, seen: int) -> tuple[int, Status] | None:
+        """The number of the current status, and the status; None if its number is `seen`. The first number is 0."""
+        return None if self._sequence == seen else (self._sequence, self._current)
+
+    async def next_after(self, seen: int) -> tuple[int, Status] | None:
+        """Wait until `newer_than` has a status; returns None at the end."""
+        need_trio("a status feed", "pioneer_tunnel.aio")
+        await trio.lowlevel.checkpoint()
+        while (change := self.newer_than(seen)) is None and not self._ended:
+            # No deadline: a quiet tunnel is a healthy one.
+            await self._changed.wait()
+        return change
+
 
 @final
 class _Watcher(AsyncIterator[Status]):
@@ -93,13 +107,10 @@ class _Watcher(AsyncIterator[Status]):
         return self
 
     async def __anext__(self) -> Status:
-        feed = self._feed
-        await trio.lowlevel.checkpoint()
-        while self._ended or self._seen == feed._sequence:
-            if self._ended or feed._ended:
-                self._ended = True  # for good, whatever `resume` does for others
-                raise StopAsyncIteration
-            # No deadline: a quiet tunnel is a healthy one.
-            await feed._changed.wait()
-        self._seen = feed._sequence
-        return feed._current
+        if self._ended:
+            await trio.lowlevel.checkpoint()
+        elif (change := await self._feed.next_after(self._seen)) is not None:
+            self._seen, status = change
+            return status
+        self._ended = True  # for good, whatever `resume` does for others
+        raise StopAsyncIteration

@@ -24,7 +24,8 @@ from typing import Final, final
 
 import trio
 
-from .._model.addresses import Address, RelayAddress
+from .._async_library import need_trio
+from .._model.addresses import LocalAddress, RelayAddress, local_address
 from .._model.errors import InvalidSettingsError, TunnelError, UnsupportedTransportError, fresh_copy, is_copy
 from .._model.exception_groups import leaves, open_tasks_beside_body, raise_bare
 from .._model.keys import PublicKey, RelayKey
@@ -37,7 +38,7 @@ from ..transports.rathole.key_mode import KeyMode
 from ..transports.tunnel_stream import TunnelStream
 from ..websocket import EngineName
 from ..yamux import Limits
-from .forward import probe_local
+from .forward import ProxyProtocol, probe_local
 from .restart_policy import RestartPolicy
 from .status_feed import StatusFeed
 from .supervisor import Supervisor, announce
@@ -181,7 +182,8 @@ async def open_tunnel(
     transport: Serve | str = "websocket",
     key_mode: KeyMode | str = KeyMode.TOKEN_ROUTING,
     websocket_engine: EngineName | None = None,
-    local: Address | None = None,
+    local: str | LocalAddress | None = None,
+    proxy_protocol: ProxyProtocol | None = None,
     random: Random | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Tunnel]:
@@ -217,15 +219,18 @@ async def open_tunnel(
         websocket_engine: `"websockets"` or `"trio-websocket"`; by default the fastest that is installed.
         local: the local gateway that you `forward` visitors to. It is dialled once as the tunnel comes up, and every
             5 seconds while it does not answer; meanwhile the status is `connected` with `local_gateway_unavailable`.
-            By default (None) no local gateway is dialled.
+            By default (None) no local gateway is dialled. As for `forward`: an address, or the text of one.
+        proxy_protocol: what you `forward` with, so that a local gateway with TLS is dialled in the same way.
         random: the source of jitter; a seeded one makes the delays reproducible.
         wall_clock: seconds since 1970, for the `*_unix` fields of statuses.
 
     Raises:
+        RuntimeError: asyncio is running, see `pioneer_tunnel.aio`.
         InvalidSettingsError: an address, identity or file that cannot be used, or a key that is a public key or too
             short for the transport. When the relay rejects the key, `Tunnel.accept` and `Tunnel.wait_connected` raise.
         UnsupportedTransportError: there is no transport of that name, or the WebSocket engine is not installed.
     """
+    need_trio("pioneer_tunnel.open_tunnel", "pioneer_tunnel.aio.open_tunnel")
     if not isinstance(key, RelayKey):
         raise TypeError(f"key is a RelayKey, not {type(key).__name__}")
     serve = _configured(
@@ -258,7 +263,9 @@ async def open_tunnel(
             policy=restart or RestartPolicy(),
             random=random or Random(),  # noqa: S311  # jitter, no secret
             wall_clock=wall_clock,
-            probe=None if local is None else partial(probe_local, local, dial=dial),
+            probe=None
+            if local is None
+            else partial(probe_local, _local(local), dial=dial, proxy_protocol=proxy_protocol),
             # In a host's own transport, most often one of a test, a failed assertion must not pass for a bad network.
             bugs=() if isinstance(transport, str) else (AssertionError,),
         ),
@@ -324,6 +331,13 @@ def _address(relay: str | RelayAddress, transport: Serve | str) -> RelayAddress:
             )
         return relay
     return relay if relay.scheme is not None else relay.with_scheme("wss")
+
+
+def _local(local: str | LocalAddress) -> LocalAddress:
+    try:
+        return local_address(local)
+    except ValueError as error:
+        raise InvalidSettingsError(f"local: {error}") from None
 
 
 def _key_mode(mode: KeyMode | str) -> KeyMode:

@@ -20,7 +20,7 @@ from .._net.tls.certificate import Certificate
 from .._net.tls.stream import TlsStream
 from ..transports.tunnel_stream import Handler, TunnelStream
 
-__all__ = ["terminate_tls"]
+__all__ = ["terminate_tls", "with_certificate"]
 
 HANDSHAKE_TIMEOUT: Final = 10.0
 """Seconds that a handshake may take."""
@@ -46,6 +46,11 @@ def terminate_tls(handler: Handler, certificate: Certificate) -> Handler:
             await handler(visitor)
 
     return decrypt
+
+
+def with_certificate(handler: Handler, certificate: Certificate | None) -> Handler:
+    """`terminate_tls`, where there is a certificate; else `handler` itself."""
+    return handler if certificate is None else terminate_tls(handler, certificate)
 
 
 async def _decrypted(stream: TunnelStream, certificate: Certificate) -> TunnelStream:

@@ -199,6 +199,8 @@ EXPOSE: Final = ["expose", "127.0.0.1:1", "--key-file", "key"]
     ("arguments", "told"),
     [
         (["expose", "nonsense", "--relay", "ws://h", "--key-file", "key"], "LOCAL.*'nonsense'"),
+        (["expose", "unix:relative", "--relay", "ws://h", "--key-file", "key"], "LOCAL.*'relative'"),
+        (["expose", "unix:/s", "--relay", "ws://h", "--key-file", "key", "--local-ca-file", "key"], "LOCAL with https"),
         (["expose", "127.0.0.1:1", "--key-file", "key"], "--relay"),
         (["expose", "127.0.0.1:1", "--relay", "ws://h"], "--key-file"),
         (["expose", "127.0.0.1:1", "--relay", "ftp://h", "--key-file", "key"], "ftp"),

@@ -12,7 +12,7 @@ import attrs
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from pioneer_tunnel._model.addresses import Address, RelayAddress
+from pioneer_tunnel._model.addresses import Address, HttpsAddress, RelayAddress, UnixAddress
 from pioneer_tunnel._model.errors import (
     InvalidSettingsError,
     Problem,
@@ -51,6 +51,8 @@ CONTRACT_DEFAULTS = {
     "process": None,
     "tls": None,
     "system_trust": "openssl",
+    "local_ca_file": None,
+    "local_verify": True,
 }
 
 scalars = (
@@ -509,3 +511,29 @@ def test_a_good_table_says_the_same_by_every_way(table: dict[str, Any]) -> None:
     written = {key: str(value) if isinstance(value, Address | RelayAddress) else value for key, value in table.items()}
     assert RemoteAccessConfig.from_table(written) == config
     assert hash(config) == hash(attrs.evolve(config))
+
+
+def test_a_local_server_may_be_a_unix_socket_or_have_tls(tmp_path: Path) -> None:
+    config = RemoteAccessConfig(relay_addr="wss://relay.example", local_addr="unix:/run/app.sock")
+    assert config.local == config.local_addr == UnixAddress("/run/app.sock")
+    config = RemoteAccessConfig(
+        relay_addr="wss://relay.example",
+        local_addr="https://localhost:8443",
+        local_ca_file="ca.pem",
+        base_dir=tmp_path,
+    )
+    assert config.local == HttpsAddress("localhost", 8443, ca_file=tmp_path / "ca.pem")
+    config = RemoteAccessConfig(relay_addr="wss://r", local_addr=HttpsAddress("h", verify=False), local_verify=True)
+    assert config.local == HttpsAddress("h", verify=False)
+    config = RemoteAccessConfig(relay_addr="wss://r", local_addr="https://h", local_verify=False)
+    assert config.local == HttpsAddress("h", verify=False)
+
+
+@pytest.mark.parametrize("local", ["unix:/s", "https://h"])
+def test_a_tunnel_program_reaches_host_and_port_alone(local: str) -> None:
+    assert [problem.key for problem in refused(transport="process", local_addr=local)] == ["local_addr"]
+
+
+def test_what_is_about_tls_needs_a_local_server_with_tls() -> None:
+    assert [problem.key for problem in refused(local_ca_file="ca.pem")] == ["local_ca_file"]
+    assert [problem.key for problem in refused(local_verify=False, local_addr="unix:/s")] == ["local_verify"]

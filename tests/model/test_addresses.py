@@ -14,11 +14,15 @@ from hypothesis import example, given, settings, strategies as st
 
 from pioneer_tunnel._model.addresses import (
     Address,
+    HttpsAddress,
+    LocalAddress,
     PublicUrl,
     RelayAddress,
+    UnixAddress,
     bracketed,
     is_ip_address,
     is_loopback,
+    local_address,
     normal_audience,
     normal_host,
 )
@@ -359,3 +363,50 @@ def test_an_address_made_of_what_is_none_is_refused(host: Any, port: Any, wrong:
         Address(host, port)
     with pytest.raises(ValueError, match=re.escape(wrong)):
         RelayAddress("wss", host, port)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:80", Address("127.0.0.1", 80)),
+        ("unix:/run/app.sock", UnixAddress("/run/app.sock")),
+        ("unix:/with a space", UnixAddress("/with a space")),
+        ("https://localhost", HttpsAddress("localhost", 443)),
+        ("https://LOCALHOST:8443/", HttpsAddress("localhost", 8443)),
+        ("https://[::1]:8443", HttpsAddress("::1", 8443)),
+    ],
+)
+def test_a_local_server_is_read_and_written(text: str, address: LocalAddress) -> None:
+    assert local_address(text) == address
+    assert local_address(str(address)) == address
+    assert local_address(address) is address
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("unix:app.sock", "absolute path"),
+        ("unix:", "absolute path"),
+        ("unix:/" + 107 * "x", "at most 107 bytes"),
+        ("unix:/a\0b", "absolute path"),
+        ("/run/app.sock", "no port"),
+        ("http://localhost:80", "host:port"),
+        ("https://localhost/path", "path"),
+        ("https://user:secret@localhost", "user information"),
+        ("ftp://localhost", "another scheme"),
+        ("nonsense", "no port"),
+    ],
+)
+def test_what_is_no_local_server_is_refused(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why) as refused:
+        local_address(text)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("cls", [UnixAddress, HttpsAddress])
+def test_each_kind_of_local_server_reads_only_its_own(cls: type[UnixAddress | HttpsAddress]) -> None:
+    for text in {"127.0.0.1:80", "unix:/s", "https://h", "http://h"} - {
+        "unix:/s" if cls is UnixAddress else "https://h"
+    }:
+        with pytest.raises(ValueError, match=re.escape(repr(text))):
+            cls.parse(text)

@@ -6,6 +6,8 @@ python tests/support/without_posix.py windows     nor what Windows lacks in os, 
 
 from __future__ import annotations
 
+# What is not ours is imported first: it has its own ways to do without.
+import asyncio
 import functools
 import importlib
 import os
@@ -17,7 +19,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-# What is not ours is imported first: it has its own ways to do without.
 import click
 import hypothesis
 import pytest
@@ -134,7 +135,7 @@ async def everything(kind: str) -> None:
 
 
 def main(kind: str) -> None:
-    assert all((click, hypothesis, pytest, trio.testing, trio_websocket))
+    assert all((asyncio, click, hypothesis, pytest, trio.testing, trio_websocket))
     for name in BLOCKED:
         sys.modules[name] = None  # type: ignore[assignment]
     taken = {(module, name): getattr(module, name) for module, names in LACKING.items() for name in names}

@@ -1,0 +1,1 @@
+"""What the faces for asyncio and for threads share."""

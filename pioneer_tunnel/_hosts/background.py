@@ -1,0 +1,79 @@
+"""What the Trio thread does for a tunnel of another face: it keeps the tunnel open, and serves its visitors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Final, NoReturn, TypeAlias, Unpack, final
+
+import attrs
+import trio
+
+from .._model.addresses import LocalAddress, RelayAddress
+from .._model.errors import TunnelError
+from .._model.keys import RelayKey
+from .._net.tls.certificate import Certificate
+from ..gateway.remote_access import RemoteAccess
+from ..transports.tunnel_stream import Handler
+from ..tunnel.accepting import accept_visitors
+from ..tunnel.forward import ProxyProtocol, forward
+from ..tunnel.options import TunnelOptions
+from ..tunnel.tunnel import Tunnel, open_tunnel
+from ..tunnel.visitor_tls import with_certificate
+
+__all__ = ["Forwards", "Serves", "run_remote_access", "run_tunnel"]
+
+_log: Final = logging.getLogger("pioneer_tunnel.tunnel")
+
+
+Serves: TypeAlias = Callable[[Tunnel], Handler]
+"""Makes the handler of a tunnel's visitors."""
+
+
+@final
+@attrs.frozen
+class Forwards:
+    """Forwards visitors to a local server."""
+
+    local: str | LocalAddress
+    proxy_protocol: ProxyProtocol | None
+
+    def __call__(self, tunnel: Tunnel) -> Handler:
+        return partial(forward, local=self.local, proxy_protocol=self.proxy_protocol, report=tunnel.report)
+
+
+async def run_tunnel(
+    started: Callable[[Tunnel], object],
+    relay: str | RelayAddress,
+    serves: Serves | None,
+    *,
+    key: RelayKey,
+    certificate: Certificate | None,
+    **options: Unpack[TunnelOptions],
+) -> NoReturn:
+    """Keep a tunnel open until cancelled, and serve its visitors if `serves` says how.
+
+    When the tunnel fails for good, this goes on: the status says why.
+    """
+    local, proxy_protocol = (serves.local, serves.proxy_protocol) if isinstance(serves, Forwards) else (None, None)
+    async with (
+        open_tunnel(relay, key=key, local=local, proxy_protocol=proxy_protocol, **options) as tunnel,
+        trio.open_nursery() as nursery,
+    ):
+        started(tunnel)
+        if serves is not None:
+            try:
+                await accept_visitors(tunnel, with_certificate(serves(tunnel), certificate), nursery)
+            except TunnelError as error:
+                _log.error("the tunnel has failed for good: %s", error)
+        await trio.sleep_forever()
+    raise AssertionError("it ends only by being cancelled")
+
+
+async def run_remote_access(started: Callable[[], object], remote_access: RemoteAccess) -> NoReturn:
+    """Run `remote_access` until cancelled. Calls `started` after its first status."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(remote_access.run)
+        started()
+    raise AssertionError("it ends only by being cancelled")

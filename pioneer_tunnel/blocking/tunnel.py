@@ -1,0 +1,146 @@
+"""A tunnel for programs without an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Final, Self, Unpack, final
+
+import trio
+
+from .._hosts.background import Forwards, run_tunnel
+from .._hosts.trio_thread import Stopped
+from .._model.addresses import LocalAddress, RelayAddress
+from .._model.keys import RelayKey
+from .._model.status import Status
+from .._net.tls.certificate import Certificate
+from ..tunnel import tunnel as trio_face
+from ..tunnel.forward import ProxyProtocol
+from ..tunnel.options import TunnelOptions
+from .runner import OnStatus, Runner
+
+__all__ = ["Tunnel", "open_tunnel"]
+
+
+@final
+class Tunnel:
+    """A tunnel that runs in a thread of its own, until `close`. Made by `open_tunnel`."""
+
+    def __init__(self, opened: list[trio_face.Tunnel]) -> None:
+        self._runner: Final = Runner(lambda: opened[0]._feed)
+        self._opened: Final = opened
+
+    @property
+    def _tunnel(self) -> trio_face.Tunnel:
+        return self._opened[0]
+
+    @property
+    def status(self) -> Status:
+        """Where the tunnel stands now."""
+        return self._tunnel.status
+
+    @property
+    def history(self) -> tuple[Status, ...]:
+        """The last 256 statuses, oldest first."""
+        return self._tunnel.history
+
+    @property
+    def history_dropped(self) -> int:
+        """How many statuses there were before those in `history`."""
+        return self._tunnel.history_dropped
+
+    @property
+    def public_url(self) -> str | None:
+        """The URL for visitors, as the relay reports it; None before the first connect."""
+        return self._tunnel.public_url
+
+    def watch(self) -> Iterator[Status]:
+        """The status now, then the newest after each change; ends after `close`. Slow watchers skip, never block."""
+        return self._runner.watch()
+
+    def wait_connected(self, timeout: float | None = None) -> Status:
+        """Wait until the tunnel is up.
+
+        Args:
+            timeout: seconds; None (default) waits for as long as it takes.
+
+        Raises:
+            TunnelError: the tunnel has failed for good.
+            TimeoutError: it is not up in time. It goes on trying.
+            RuntimeError: it was closed.
+        """
+        try:
+            return self._runner.call(self._tunnel.wait_connected, timeout)
+        except trio.ClosedResourceError as error:
+            raise Stopped(str(error)) from None
+
+    def retry_now(self) -> None:
+        """Retry now, if the tunnel waits before a retry. For a host that knows that the network is back."""
+        self._runner.soon(self._tunnel.retry_now)
+
+    def close(self) -> None:
+        """Close it: say goodbye to the relay, for a second at most, and end the thread. Closing twice is closing once.
+
+        What a bug in the tunnel's own task has raised comes out.
+        """
+        self._runner.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return repr(self._tunnel)
+
+
+def open_tunnel(
+    relay: str | RelayAddress,
+    *,
+    key: RelayKey,
+    forward_to: str | LocalAddress | None,
+    proxy_protocol: ProxyProtocol | None = None,
+    certificate: Certificate | None = None,
+    on_status: OnStatus | None = None,
+    **options: Unpack[TunnelOptions],
+) -> Tunnel:
+    """Open a tunnel to `relay`, in a thread of its own. Close it by `Tunnel.close`, or use it in a `with`.
+
+    It returns without waiting for the relay (`Tunnel.wait_connected` waits). When the tunnel fails for good, the thread
+    goes on: `Tunnel.status` says why, and `Tunnel.wait_connected` raises. A tunnel that is never closed does not keep
+    the process: it is closed when the interpreter exits.
+
+    After a fork it belongs to the parent process. A server that forks its workers opens it in one of them.
+
+    Args:
+        relay: as for `pioneer_tunnel.open_tunnel`.
+        key: as there.
+        forward_to: the local server, which gets the visitors' connections: `host:port`, `unix:/path/to/socket`,
+            `https://host:port`, or an address. It is also what the status reports on, as `local` does there. None
+            serves no visitors: they wait.
+        proxy_protocol: `"v2"` for a PROXY header before each of these connections; None for none (default).
+        certificate: ends visitors' TLS, where the relay passes it through; None (default) where the relay ends it.
+        on_status: gets the status at the start, and the newest after each change, in a thread of its own; a function,
+            or the `put` of a queue. What it raises is logged.
+        **options: as for `pioneer_tunnel.open_tunnel`. Functions among them are called in the Trio thread.
+
+    Raises:
+        InvalidSettingsError: an address, identity, key or file that cannot be used.
+        UnsupportedTransportError: there is no transport of that name, or the WebSocket engine is not installed.
+    """
+    opened: list[trio_face.Tunnel] = []
+    tunnel = Tunnel(opened)
+    serves = None if forward_to is None else Forwards(forward_to, proxy_protocol)
+
+    async def run(started: Callable[[], None]) -> None:
+        def note(trio_tunnel: trio_face.Tunnel) -> None:
+            opened.append(trio_tunnel)
+            started()
+
+        await run_tunnel(note, relay, serves, key=key, certificate=certificate, **options)
+
+    tunnel._runner.start(run, on_status)
+    return tunnel

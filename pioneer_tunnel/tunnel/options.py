@@ -1,0 +1,39 @@
+"""The keyword arguments of `open_tunnel` that every face of it passes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import TypedDict
+
+from .._model.keys import PublicKey
+from .._net.dialing import Dialer
+from .._net.tls.client import SystemTrust
+from ..transports import Serve
+from ..transports.rathole.key_mode import KeyMode
+from ..websocket import EngineName
+from ..yamux import Limits
+from .restart_policy import RestartPolicy
+
+__all__ = ["TunnelOptions"]
+
+
+class TunnelOptions(TypedDict, total=False):
+    """Optional arguments of `pioneer_tunnel.open_tunnel`, which describes them."""
+
+    service: str
+    instance: str | None
+    ca_file: Path | str | None
+    system_trust: SystemTrust
+    relay_identity: PublicKey | str | None
+    restart: RestartPolicy | None
+    connect_timeout: float
+    backlog: int
+    limits: Limits | None
+    dial: Dialer
+    transport: Serve | str
+    key_mode: KeyMode | str
+    websocket_engine: EngineName | None
+    random: Random | None
+    wall_clock: Callable[[], float]
