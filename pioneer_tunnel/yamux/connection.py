@@ -48,7 +48,7 @@ GOODBYE_TIMEOUT: Final = 1.0
 STALL_TIMEOUT: Final = 30.0
 """Seconds that a write may make no progress. Must exceed `MEASURE_INTERVAL`, the clock task's longest sleep."""
 
-STALL_LOOK: Final = 2.0
+STALL_LOOK: Final = 1.0
 """Seconds until the clock task looks again whether the peer takes bytes, while some wait for it."""
 
 BULK_PAUSE: Final = 1.0

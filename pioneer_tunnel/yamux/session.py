@@ -74,6 +74,7 @@ ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the peer has to accept a stream that we opened, unless the path is slow: see `Session.reset_overdue`."""
 
 _ANSWER_LOOK: Final = 1.0
+"""Seconds between looks at such a stream."""
 
 _LAST_ID: Final = 2**32 - 1
 
@@ -465,10 +466,10 @@ class Session:
                 deadline = stream.closing_since + CLOSE_TIMEOUT
             elif stream.opened_here and not stream.acknowledged:
                 deadline = stream.opened_at + ANSWER_TIMEOUT
-                if now >= deadline and not self._is_refused(stream, now, movement):
-                    deadline = now + _ANSWER_LOOK
-                elif now >= deadline:
-                    stream.timed_out = True
+                stream.timed_out = now >= deadline and self._is_refused(stream, now, movement)
+                if not stream.timed_out:
+                    # Before the deadline as well: `movement` is as exact as looks are frequent.
+                    deadline = min(deadline, now + _ANSWER_LOOK) if now < deadline else now + _ANSWER_LOOK
             else:
                 continue
             if deadline <= now:
