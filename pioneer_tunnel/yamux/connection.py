@@ -364,12 +364,13 @@ class YamuxConnection:
         """Process what was received, for one turn at most; True if some is left."""
         unprocessed = self._unprocessed
         now = self.turn.now()
-        self.turn.at_end(self._flush)
         more = bool(self._events) and self._dispatch()
         while unprocessed and not more:
             self.session.receive_data(unprocessed.popleft(), now)
             # Let other tasks run in between: a message may hold thousands of frames.
             more = self._dispatch() or (bool(unprocessed) and trio.current_time() - now > _TURN_SECONDS)
+        if self.session.has_work:
+            self.turn.at_end(self._flush)
         return more
 
     async def _send(self) -> None:

@@ -68,6 +68,10 @@ _PING: Final = FrameType.PING
 _GO_AWAY: Final = FrameType.GO_AWAY
 
 
+_new: Final = tuple.__new__
+"""Makes a `Header` without the Python function that a named tuple has for this."""
+
+
 class Header(NamedTuple):
     """One header. The meaning of `length` depends on the frame type."""
 
@@ -126,8 +130,8 @@ class FrameDecoder:
             else:
                 header = _decode(view, position)
                 position += HEADER_SIZE
-            if header.type == _DATA:
-                self.body_left = header.length
+            if not header[0]:  # DATA
+                self.body_left = header[3]
             yield header
 
 
@@ -139,4 +143,4 @@ def _decode(buffer: Buffer, offset: int) -> Header:
         raise RemoteProtocolError(f"yamux frame of unknown type {frame_type}")
     if frame_type >= _PING and stream_id != 0:
         raise RemoteProtocolError(f"yamux {FrameType(frame_type).name} on stream {stream_id}; it belongs to stream 0")
-    return Header(frame_type, flags, stream_id, length)
+    return _new(Header, (frame_type, flags, stream_id, length))
