@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import sys
@@ -24,6 +25,7 @@ __all__ = [
     "fin_on_close",
     "keep_alive",
     "limit_unsent",
+    "means_loss",
     "reset_on_close",
     "wait_sent",
 ]
@@ -73,6 +75,15 @@ def limit_unsent(sock: Socket) -> None:
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_LIMIT)
+
+
+def means_loss(error: BaseException | None) -> bool:
+    """Whether a send that fails with `error` took the kernel's only report of a reset or a timeout.
+
+    A receive then gets EOF, although the peer did not send one. After EPIPE it gets what the peer has sent: we have
+    sent our end, or the peer has sent its end before it reset the connection.
+    """
+    return isinstance(error, OSError) and error.errno != errno.EPIPE
 
 
 def _unsent(descriptor: int) -> int:

@@ -7,7 +7,6 @@ fair: calls let other tasks run.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import sys
@@ -19,7 +18,7 @@ import trio
 from .fastpath.event_loop import CAN_WATCH, HUNG_UP, Reactor
 from .fastpath.socket_leg import SocketLeg
 from .lent_socket import LentSocket
-from .socket_options import Socket, descriptor_of, limit_unsent, wait_sent
+from .socket_options import Socket, descriptor_of, limit_unsent, means_loss, wait_sent
 from .streams import Bytes, ByteStream
 from .turn import Turn
 
@@ -54,7 +53,7 @@ class TcpStream(ByteStream):
         self.last_received: float = trio.current_time()
         self.sending_since: float | None = None
         self._lent: Final = LentSocket(socket, resets=resets)
-        self._was_reset = False
+        self._was_lost = False
         self._calls = 0
         self._had_to_wait = False
         self._end_sent = False
@@ -140,7 +139,8 @@ class TcpStream(ByteStream):
             await self.send_all(b"".join(pieces)[-left:])
 
     def watch(self, on_readable: Callable[[], object]) -> bool:
-        if not CAN_WATCH:
+        reactor = Reactor.current()
+        if not (CAN_WATCH and reactor.has_epoll):
             return False
 
         def on_events(events: int) -> None:
@@ -148,9 +148,17 @@ class TcpStream(ByteStream):
             self._hung_up |= bool(events & HUNG_UP)
             on_readable()
 
-        self._watched = descriptor_of(self.socket)
-        Reactor.current().watch(self._watched, on_events)
-        self._lent.taken_back = self.unwatch
+        def on_taken_back() -> None:
+            self.unwatch()
+            self._turn.run(on_readable)  # `receive_into_nowait` says that it was closed
+
+        descriptor = descriptor_of(self.socket)
+        try:
+            reactor.watch(descriptor, on_events)
+        except OSError:
+            return False  # out of memory
+        self._watched = descriptor
+        self._lent.taken_back = on_taken_back
         return True
 
     def unwatch(self) -> None:
@@ -290,13 +298,13 @@ class TcpStream(ByteStream):
             return amount
 
     def _raise_if_reset(self) -> None:
-        # The kernel reports a reset once. If a send gets the report, a receive gets EOF, and a truncated answer would
+        # The kernel reports a loss once. If a send gets the report, a receive gets EOF, and a truncated answer would
         # look complete.
-        if self._was_reset:
-            raise trio.BrokenResourceError("the connection is broken: it was reset")
+        if self._was_lost:
+            raise trio.BrokenResourceError("the connection is broken: it was lost")
 
     def _broken(self, error: OSError) -> trio.BrokenResourceError:
-        self._was_reset |= error.errno == errno.ECONNRESET
+        self._was_lost |= means_loss(error)
         return trio.BrokenResourceError(f"the connection is broken: {error.strerror}")
 
 

@@ -16,7 +16,7 @@ from .._net.link import Bytes
 from .connection import MAX_BINARY
 from .frame_meter import FRAMES_PER_TURN, LONGEST_HEADER, header_size, payload_size
 
-__all__ = ["BinaryFrames", "encode"]
+__all__ = ["BadFrames", "BinaryFrames", "encode"]
 
 _FIN: Final = 0x80
 _OPCODE: Final = 0x0F
@@ -25,6 +25,19 @@ _FIRST_CONTROL: Final = 8
 _MASKED: Final = 0x80
 _SIZE_16: Final = 126
 _SIZE_64: Final = 127
+
+
+@final
+class BadFrames(Exception):
+    """The peer broke a rule.
+
+    Attributes:
+        code: the close code to answer with.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code: Final = code
 
 
 @final
@@ -41,6 +54,7 @@ class BinaryFrames:
         self._ours = False  # whether the current frame is one of a binary message
         self._left = 0  # bytes of the current frame that have not come yet
         self._message_size: int | None = None  # of a binary message of which more frames will come
+        self._inside_other = False  # whether more frames of a message will come that the library takes
         self._partial = b""
 
     def split(self, data: memoryview) -> tuple[int, list[tuple[bool, Bytes]]]:
@@ -51,7 +65,7 @@ class BinaryFrames:
             if it was not masked; `(False, bytes)` for the library.
 
         Raises:
-            ValueError: a binary message is longer than 1 MiB, or another message begins inside of one.
+            BadFrames: a binary message is longer than 1 MiB, or another message begins inside of one.
         """
         pieces: list[tuple[bool, Bytes]] = []
         position, end, frames = 0, len(data), FRAMES_PER_TURN
@@ -86,14 +100,16 @@ class BinaryFrames:
             return
         begun = self._message_size
         if opcode and begun is not None:
-            raise ValueError("a message begins before the last one has ended")
+            raise BadFrames(1002, "a message begins before the last one has ended")
         plain = not header[0] & ~(_FIN | _OPCODE) and header[1] & _MASKED == self._masked
-        self._ours = plain and (opcode == _BINARY or (not opcode and begun is not None))
+        mine = begun is not None if not opcode else opcode == _BINARY
+        self._ours = plain and mine and not self._inside_other
         if not self._ours:
+            self._inside_other = not header[0] & _FIN
             return
         size += begun or 0
         if size > MAX_BINARY:
-            raise ValueError(f"a message of more than {MAX_BINARY} bytes")
+            raise BadFrames(1009, f"a message of more than {MAX_BINARY} bytes")
         self._message_size = None if header[0] & _FIN else size
         self._mask = header[-4:] if self._masked else b""
 

@@ -26,7 +26,7 @@ from .._model.exception_groups import lone_error_bare
 from .._model.text import clean_message
 from .._net.adopted import adopt
 from .._net.link import Bytes
-from .binary_frames import BinaryFrames, encode
+from .binary_frames import BadFrames, BinaryFrames, encode
 from .connection import (
     FIRST_READ,
     MAX_ANSWER,
@@ -196,7 +196,7 @@ class WebsocketsWebSocket(WebSocket):
         self._stream.unwatch()
 
     def receive_nowait(self) -> list[Message] | None:
-        while not self._inbox:
+        if not self._inbox:
             if self._closed is not None:
                 raise fresh_copy(self._closed)
             self._raise_if_eof()
@@ -253,9 +253,9 @@ class WebsocketsWebSocket(WebSocket):
         """Take binary messages; the protocol gets the rest."""
         try:
             used, pieces = frames.split(self._unparsed)
-        except ValueError as error:
+        except BadFrames as error:
             self._unparsed = self._buffer[:0]
-            self._fail(1009, str(error))
+            self._fail(error.code, str(error))
             return
         self._unparsed = self._unparsed[used:]
         for binary, piece in pieces:

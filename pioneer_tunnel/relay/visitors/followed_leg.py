@@ -307,17 +307,17 @@ class FollowedLeg(Leg):
             self._move_deadline()
         if self._silence.deadline < math.inf:
             self._limit_silence()
-        if self._awaits_gateway:
-            self.on_readable()
         if passed < len(data):
             raise trio.ClosedResourceError("the gateway sends what answers no request")
+        if self._awaits_gateway:
+            self.on_readable()
 
     def _on_answer_granted(self) -> None:
         assert self._unpassed is not None
         data, passed = self._unpassed
         try:
             self._pass_on(data, passed, granted=True)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        except Exception as error:  # noqa: BLE001  # the exchange raises it
             self.refusal = error
         self.on_writable()
 
