@@ -307,10 +307,10 @@ class FollowedLeg(Leg):
             self._move_deadline()
         if self._silence.deadline < math.inf:
             self._limit_silence()
-        if passed < len(data):
-            raise trio.ClosedResourceError("the gateway sends what answers no request")
         if self._awaits_gateway:
             self.on_readable()
+        if passed < len(data):
+            raise trio.ClosedResourceError("the gateway sends what answers no request")
 
     def _on_answer_granted(self) -> None:
         assert self._unpassed is not None
