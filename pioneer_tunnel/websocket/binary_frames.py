@@ -16,7 +16,7 @@ from .._net.link import Bytes
 from .connection import MAX_BINARY
 from .frame_meter import FRAMES_PER_TURN, LONGEST_HEADER, header_size, payload_size
 
-__all__ = ["BadFrames", "BinaryFrames", "encode"]
+__all__ = ["BinaryFrames", "encode"]
 
 _FIN: Final = 0x80
 _OPCODE: Final = 0x0F
@@ -28,27 +28,19 @@ _SIZE_64: Final = 127
 
 
 @final
-class BadFrames(Exception):
-    """The peer broke a rule.
-
-    Attributes:
-        code: the close code to answer with.
-    """
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code: Final = code
-
-
-@final
 class BinaryFrames:
     """Takes binary messages out of what one end receives.
 
     Args:
         masked: whether the peer is the client, which masks its frames.
+
+    Attributes:
+        failure: the close code and the reason, when a binary message is longer than 1 MiB, or another message begins
+            inside of one. What comes after that is dropped.
     """
 
     def __init__(self, *, masked: bool) -> None:
+        self.failure: tuple[int, str] | None = None
         self._masked: Final = _MASKED if masked else 0
         self._mask = b""
         self._ours = False  # whether the current frame is one of a binary message
@@ -63,13 +55,12 @@ class BinaryFrames:
         Returns:
             How many bytes were used, and the pieces in order: `(True, payload)` of binary messages, a view of `data`
             if it was not masked; `(False, bytes)` for the library.
-
-        Raises:
-            BadFrames: a binary message is longer than 1 MiB, or another message begins inside of one.
         """
         pieces: list[tuple[bool, Bytes]] = []
         position, end, frames = 0, len(data), FRAMES_PER_TURN
         while position < end:
+            if self.failure is not None:
+                return end, pieces
             if self._left:
                 piece: Bytes = data[position : position + self._left]
                 position += len(piece)
@@ -88,7 +79,7 @@ class BinaryFrames:
             self._partial = b""
             position += size - known
             self._begin(header[:size])
-            if not self._ours:
+            if not self._ours and self.failure is None:
                 pieces.append((False, header[:size]))
         return position, pieces
 
@@ -100,7 +91,8 @@ class BinaryFrames:
             return
         begun = self._message_size
         if opcode and begun is not None:
-            raise BadFrames(1002, "a message begins before the last one has ended")
+            self.failure = 1002, "a message begins before the last one has ended"
+            return
         plain = not header[0] & ~(_FIN | _OPCODE) and header[1] & _MASKED == self._masked
         mine = begun is not None if not opcode else opcode == _BINARY
         self._ours = plain and mine and not self._inside_other
@@ -109,7 +101,7 @@ class BinaryFrames:
             return
         size += begun or 0
         if size > MAX_BINARY:
-            raise BadFrames(1009, f"a message of more than {MAX_BINARY} bytes")
+            self.failure = 1009, f"a message of more than {MAX_BINARY} bytes"
         self._message_size = None if header[0] & _FIN else size
         self._mask = header[-4:] if self._masked else b""
 

@@ -26,7 +26,7 @@ from .._model.exception_groups import lone_error_bare
 from .._model.text import clean_message
 from .._net.adopted import adopt
 from .._net.link import Bytes
-from .binary_frames import BadFrames, BinaryFrames, encode
+from .binary_frames import BinaryFrames, encode
 from .connection import (
     FIRST_READ,
     MAX_ANSWER,
@@ -251,18 +251,15 @@ class WebsocketsWebSocket(WebSocket):
 
     def _split(self, frames: BinaryFrames) -> None:
         """Take binary messages; the protocol gets the rest."""
-        try:
-            used, pieces = frames.split(self._unparsed)
-        except BadFrames as error:
-            self._unparsed = self._buffer[:0]
-            self._fail(error.code, str(error))
-            return
+        used, pieces = frames.split(self._unparsed)
         self._unparsed = self._unparsed[used:]
         for binary, piece in pieces:
             if not binary:
                 self._feed(piece)
             elif self._closed is None:
                 self._inbox.append(piece)
+        if frames.failure is not None:
+            self._fail(*frames.failure)
 
     def _feed(self, data: Bytes) -> None:
         for start in range(0, len(data), _FED_AT_ONCE):
