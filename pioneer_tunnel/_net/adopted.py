@@ -5,7 +5,6 @@ A connected socket becomes a `TcpStream`. Anything else, such as the stream of a
 
 from __future__ import annotations
 
-import errno
 from typing import Final, TypeAlias, final
 
 import trio
@@ -14,7 +13,7 @@ from trio.abc import HalfCloseableStream
 from .closing import abandon, bottom_of, send_eof
 from .delivery import Delivery
 from .lent_socket import LentSocket
-from .socket_options import delivery_of, limit_unsent, wait_sent
+from .socket_options import delivery_of, limit_unsent, means_loss, wait_sent
 from .streams import ByteStream
 from .tcp import CAN_USE_DESCRIPTORS, TcpStream
 
@@ -40,18 +39,18 @@ class AdoptedStream(ByteStream):
         self._socket: Final = LentSocket(bottom.socket) if isinstance(bottom, trio.SocketStream) else None
         self._sending = False
         self._sent: Final = trio.lowlevel.ParkingLot()
-        self._was_reset = False
+        self._was_lost = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         data = await self.transport_stream.receive_some(max_bytes)
         if not data:
-            # The kernel reports a reset once. If a send gets the report, a receive gets EOF, and a truncated answer
+            # The kernel reports a loss once. If a send gets the report, a receive gets EOF, and a truncated answer
             # would look complete. A send of Trio's own streams raises one step after it got the report.
             if self._sending:
                 with trio.move_on_after(_RESET_REPORT_TIMEOUT):
                     await self._sent.park()
-            if self._was_reset:
-                raise trio.BrokenResourceError("the connection was reset")
+            if self._was_lost:
+                raise trio.BrokenResourceError("the connection was lost")
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -61,7 +60,7 @@ class AdoptedStream(ByteStream):
         try:
             await self._send(data)
         except trio.BrokenResourceError as error:
-            self._was_reset |= isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ECONNRESET
+            self._was_lost |= means_loss(error.__cause__)
             raise
         finally:
             self._sending = False

@@ -111,7 +111,7 @@ class Leg(ABC):
         return True
 
     def lend(self, amount: int) -> None:  # noqa: B027  # most legs have nobody to tell
-        """Count `amount` bytes that were received last as held by their receiver."""
+        """Count `amount` bytes that were received last as held by their receiver, until the next `receive`."""
 
     @abstractmethod
     def send_eof(self) -> None:

@@ -82,7 +82,11 @@ class Link(trio.abc.AsyncResource):
         """Call back no more. To be called before the stay ends."""
 
     def receive_nowait(self) -> Sequence[Bytes] | None:
-        """Like `receive`, but it never waits: None when nothing has come. After `watch` only."""
+        """Like `receive`, but it never waits: None when nothing has come. After `watch` only.
+
+        Empty when what came has no bytes for the caller: call again, after others had their turn. EOF is a
+        `trio.BrokenResourceError`.
+        """
         raise NotImplementedError
 
     def send_nowait(self, chunks: Sequence[Bytes]) -> bool | None:  # noqa: ARG002  # the default

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import sys
@@ -30,6 +31,7 @@ __all__ = [
     "keep_alive",
     "limit_segment",
     "limit_unsent",
+    "means_loss",
     "outlast_silence",
     "resend_within",
     "reset_on_close",
@@ -86,6 +88,15 @@ def limit_unsent(sock: Socket, limit: int = UNSENT_LIMIT) -> None:
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limit)
+
+
+def means_loss(error: BaseException | None) -> bool:
+    """Whether a send that fails with `error` took the kernel's only report of a reset or a timeout.
+
+    A receive then gets EOF, although the peer did not send one. After EPIPE it gets what the peer has sent: we have
+    sent our end, or the peer has sent its end before it reset the connection.
+    """
+    return isinstance(error, OSError) and error.errno != errno.EPIPE
 
 
 def resend_within(sock: Socket, seconds: float) -> None:

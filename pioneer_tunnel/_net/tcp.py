@@ -7,7 +7,6 @@ fair: calls let other tasks run.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import sys
@@ -27,6 +26,7 @@ from .socket_options import (
     descriptor_of,
     forget_round_trip,
     limit_unsent,
+    means_loss,
     outlast_silence,
     resend_within,
     unsent,
@@ -66,7 +66,7 @@ class TcpStream(ByteStream):
         self._taken_last: tuple[int, float] | None = None
         self._outlasts = False
         self._lent: Final = LentSocket(socket, resets=resets)
-        self._was_reset = False
+        self._was_lost = False
         self._calls = 0
         self._unsent_limit: int | None = None
         self._writable_waiters: trio.lowlevel.ParkingLot | None = None
@@ -153,7 +153,8 @@ class TcpStream(ByteStream):
             await self.send_all(b"".join(pieces)[-left:])
 
     def watch(self, on_readable: Callable[[], object]) -> TcpStream | None:
-        if not (CAN_WATCH and Reactor.current().has_epoll):
+        reactor = Reactor.current()
+        if not (CAN_WATCH and reactor.has_epoll):
             return None
 
         def on_events(events: int) -> None:
@@ -161,9 +162,17 @@ class TcpStream(ByteStream):
             self._hung_up |= bool(events & HUNG_UP)
             on_readable()
 
-        self._watched = descriptor_of(self.socket)
-        Reactor.current().watch(self._watched, on_events)
-        self._lent.taken_back = self.unwatch
+        def on_taken_back() -> None:
+            self.unwatch()
+            self._turn.run(on_readable)  # `receive_into_nowait` says that it was closed
+
+        descriptor = descriptor_of(self.socket)
+        try:
+            reactor.watch(descriptor, on_events)
+        except OSError:
+            return None  # out of memory
+        self._watched = descriptor
+        self._lent.taken_back = on_taken_back
         return self
 
     def unwatch(self) -> None:
@@ -371,13 +380,13 @@ class TcpStream(ByteStream):
             return amount
 
     def _raise_if_reset(self) -> None:
-        # The kernel reports a reset once. If a send gets the report, a receive gets EOF, and a truncated answer would
+        # The kernel reports a loss once. If a send gets the report, a receive gets EOF, and a truncated answer would
         # look complete.
-        if self._was_reset:
-            raise trio.BrokenResourceError("the connection is broken: it was reset")
+        if self._was_lost:
+            raise trio.BrokenResourceError("the connection is broken: it was lost")
 
     def _broken(self, error: OSError) -> trio.BrokenResourceError:
-        self._was_reset |= error.errno == errno.ECONNRESET
+        self._was_lost |= means_loss(error)
         return trio.BrokenResourceError(f"the connection is broken: {error.strerror}")
 
 

@@ -67,11 +67,13 @@ class Turn:
     def end(self) -> None:
         """End the turn."""
         pending = self._at_end
-        while pending:
-            call, _ = pending.popitem()
-            call()
-        self.running = False
-        self._now = None
+        try:
+            while pending:
+                call, _ = pending.popitem()
+                call()
+        finally:
+            self.running = False
+            self._now = None
 
 
 _turn: Final[trio.lowlevel.RunVar[Turn]] = trio.lowlevel.RunVar("pioneer_tunnel.turn")

@@ -98,6 +98,8 @@ class Exchange:
 
     def advance(self) -> None:
         """End if both directions have ended."""
+        if self.ending is not None:
+            return
         forth, back = self._forth, self._back
         if forth.over and back.over and forth.sink.sent and back.sink.sent:
             self.end(Ending.ENDED)
@@ -166,10 +168,8 @@ class _Flow:
                 self._refuse_because(refusal)
             elif not self.over:
                 return self._move()
-            elif self.source.broken:
-                exchange.end(self._broke)
             else:
-                exchange.advance()
+                self._look_after_end()
         except HandedOver:
             exchange.end(Ending.HANDED_OVER)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -212,6 +212,8 @@ class _Flow:
             except trio.BrokenResourceError:
                 self._refuse()
                 return moved
+            if not sink.sent:
+                source.lend(amount)
             if amount == wanted:
                 self._size = min(size * 4, LARGEST_READ)
             else:
@@ -245,3 +247,13 @@ class _Flow:
     def _finish(self) -> None:
         self.over = True
         self._exchange.advance()
+        self._look_after_end()
+
+    def _look_after_end(self) -> None:
+        """When nothing more passes: notice that the source breaks, and that the sink has let go of everything."""
+        if self.sink.sent:
+            self.source.lend(0)
+        if self.source.broken:
+            self._exchange.end(self._broke)
+        else:
+            self._exchange.advance()

@@ -136,8 +136,10 @@ class TaskLeg(Leg):
         while self.refusal is None:
             try:
                 if self._waiting is not None:
-                    await self._stream.send_pieces([bytes(self._waiting)])
-                    self._waiting = None
+                    data = bytes(self._waiting)
+                    await self._stream.send_pieces([data])
+                    # More may have been sent meanwhile.
+                    self._waiting = memoryview(self._waiting)[len(data) :] if len(self._waiting) > len(data) else None
                 elif self._eof_due:
                     await self._stream.send_eof()
                     self._eof_due = False

@@ -35,14 +35,20 @@ class BinaryFrames:
 
     Args:
         masked: whether the peer is the client, which masks its frames.
+
+    Attributes:
+        failure: the close code and the reason, when a binary message is longer than 1 MiB, or another message begins
+            inside of one. What comes after that is dropped.
     """
 
     def __init__(self, *, masked: bool) -> None:
+        self.failure: tuple[int, str] | None = None
         self._masked: Final = _MASKED if masked else 0
         self._mask = b""
         self._ours = False  # whether the current frame is one of a binary message
         self._left = 0  # bytes of the current frame that have not come yet
         self._message_size: int | None = None  # of a binary message of which more frames will come
+        self._inside_other = False  # whether more frames of a message will come that the library takes
         self._partial = b""
 
     def split(self, data: memoryview) -> tuple[int, list[tuple[bool, Bytes]]]:
@@ -51,13 +57,12 @@ class BinaryFrames:
         Returns:
             How many bytes were used, and the pieces in order: `(True, payload)` of binary messages, a view of `data`
             if it was not masked; `(False, bytes)` for the library.
-
-        Raises:
-            ValueError: a binary message is longer than 1 MiB, or another message begins inside of one.
         """
         pieces: list[tuple[bool, Bytes]] = []
         position, end, frames = 0, len(data), FRAMES_PER_TURN
         while position < end:
+            if self.failure is not None:
+                return end, pieces
             if self._left:
                 piece: Bytes = data[position : position + self._left]
                 position += len(piece)
@@ -81,7 +86,7 @@ class BinaryFrames:
             self._partial = b""
             position += size - known
             self._begin(header[:size])
-            if not self._ours:
+            if not self._ours and self.failure is None:
                 pieces.append((False, header[:size]))
         return position, pieces
 
@@ -113,14 +118,17 @@ class BinaryFrames:
             return
         begun = self._message_size
         if opcode and begun is not None:
-            raise ValueError("a message begins before the last one has ended")
+            self.failure = 1002, "a message begins before the last one has ended"
+            return
         plain = not header[0] & ~(_FIN | _OPCODE) and header[1] & _MASKED == self._masked
-        self._ours = plain and (opcode == _BINARY or (not opcode and begun is not None))
+        mine = begun is not None if not opcode else opcode == _BINARY
+        self._ours = plain and mine and not self._inside_other
         if not self._ours:
+            self._inside_other = not header[0] & _FIN
             return
         size += begun or 0
         if size > MAX_BINARY:
-            raise ValueError(f"a message of more than {MAX_BINARY} bytes")
+            self.failure = 1009, f"a message of more than {MAX_BINARY} bytes"
         self._message_size = None if header[0] & _FIN else size
         self._mask = header[-4:] if self._masked else b""
 

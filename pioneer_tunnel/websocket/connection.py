@@ -177,7 +177,10 @@ class WebSocket(trio.abc.AsyncResource):
         """See `Link.unwatch`."""
 
     def receive_nowait(self) -> list[Message] | None:
-        """Like `receive`, but it never waits: None when nothing has come. After `watch` only."""
+        """Like `receive`, but it never waits: None when nothing has come. After `watch` only.
+
+        Empty when what came is no message, or not a whole one, or when others should have their turn: call again.
+        """
         raise NotImplementedError
 
     async def send_binary(self, chunks: Sequence[Bytes]) -> None:

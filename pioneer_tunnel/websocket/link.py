@@ -94,10 +94,8 @@ class WebSocketLink(Link):
         self._websocket.unwatch()
 
     def receive_nowait(self) -> Sequence[Bytes] | None:
-        while (messages := self._websocket.receive_nowait()) is not None:
-            if received := self._bytes_in(messages):
-                return received
-        return None
+        messages = self._websocket.receive_nowait()
+        return None if messages is None else self._bytes_in(messages)
 
     def _bytes_in(self, messages: Sequence[Message]) -> list[Bytes]:
         received: list[Bytes] = []

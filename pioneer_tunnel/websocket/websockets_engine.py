@@ -200,7 +200,7 @@ class WebsocketsWebSocket(WebSocket):
             self._watched.unwatch()
 
     def receive_nowait(self) -> list[Message] | None:
-        while not self._inbox:
+        if not self._inbox:
             if self._closed is not None:
                 raise fresh_copy(self._closed)
             if self._eof:
@@ -257,18 +257,15 @@ class WebsocketsWebSocket(WebSocket):
 
     def _split(self, frames: BinaryFrames) -> None:
         """Take binary messages; the protocol gets the rest."""
-        try:
-            used, pieces = frames.split(self._unparsed)
-        except ValueError as error:
-            self._unparsed = self._buffer[:0]
-            self._fail(1009, str(error))
-            return
+        used, pieces = frames.split(self._unparsed)
         self._unparsed = self._unparsed[used:]
         for binary, piece in pieces:
             if not binary:
                 self._feed(piece)
             elif self._closed is None:
                 self._inbox.append(piece)
+        if frames.failure is not None:
+            self._fail(*frames.failure)
 
     def _feed(self, data: Bytes) -> None:
         for start in range(0, len(data), _FED_AT_ONCE):

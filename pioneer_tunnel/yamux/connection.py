@@ -63,6 +63,10 @@ _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.yamux.connect
 # many seconds it lets other tasks run.
 _PORTION: Final = 64 * 1024
 _TURN_SECONDS: Final = 0.005
+_SHORT: Final = 4 * 1024
+"""A portion that needs no look at the clock."""
+_TURN: Final = 256 * 1024
+"""Bytes that are taken from the link before others have their turn, if the link calls back."""
 
 _FLUSHES: Final = 4
 """Batches that are sent at the end of a turn before other tasks run."""
@@ -137,6 +141,7 @@ class YamuxConnection:
         self._sending: Final = trio.CancelScope(shield=True)
         self._mid_send = False
         self._unsent: list[Buffer] = []
+        self._flush_failure: Exception | None = None
         self._ending = False
         self.turn: Final = Turn.current()
         self._unprocessed: Final[deque[Bytes]] = deque()  # was received
@@ -266,26 +271,33 @@ class YamuxConnection:
 
     def _flush(self) -> None:
         """Send what the session has, as far as the link takes it at once. The writer sends the rest."""
-        session = self.session
         if not self._writer_idle or self._ending:
             return
+        try:
+            if self._send_at_once():
+                return
+        except Exception as error:  # noqa: BLE001  # the writer raises it
+            self._flush_failure = error
+        self._start_writer()
+
+    def _send_at_once(self) -> bool:
+        """Returns False if something is left."""
+        session = self.session
         for _ in range(_FLUSHES):
             if self._presses and not self._link.has_room:
                 break
             batch = self._next_batch()
             if batch:
-                try:
-                    sent = self._link.send_nowait(batch)
-                except trio.BrokenResourceError:
-                    sent = False  # the writer gets the same error
+                self._mid_send = True
+                sent = self._link.send_nowait(batch)
                 if not sent:
-                    self._mid_send = True
                     self._unsent = batch if sent is None else []
-                    break
+                    return False
+                self._mid_send = False
             if not session.has_work:
-                return
+                return True
             self._dispatch()
-        self._start_writer()
+        return False
 
     def _next_batch(self) -> list[Buffer]:
         """Take what to send next."""
@@ -327,14 +339,16 @@ class YamuxConnection:
     def _on_readable(self) -> int:
         """The event loop calls this when the link has something. Returns how many bytes were taken, for its turns."""
         assert self._stay is not None
-        if self._ending:
+        if self._ending or self._receive_failure is not None:
             return 0  # it was queued before the end
         taken = 0
         try:
-            while not ((self._unprocessed or self._events) and self._process()):
+            while not ((self._unprocessed or self._events) and self._process()) and taken < _TURN:
                 chunks = self._link.receive_nowait()
                 if chunks is None:
                     return taken
+                if not chunks:
+                    break
                 taken += self._keep(chunks)
             self._stay.reactor.queue(self._on_readable)
         except Exception as error:  # noqa: BLE001  # the receiving task raises it
@@ -366,9 +380,12 @@ class YamuxConnection:
         now = self.turn.now()
         more = bool(self._events) and self._dispatch()
         while unprocessed and not more:
-            self.session.receive_data(unprocessed.popleft(), now)
+            portion = unprocessed.popleft()
+            self.session.receive_data(portion, now)
             # Let other tasks run in between: a message may hold thousands of frames.
-            more = self._dispatch() or (bool(unprocessed) and trio.current_time() - now > _TURN_SECONDS)
+            more = self._dispatch() or (
+                (bool(unprocessed) or len(portion) > _SHORT) and trio.current_time() - now > _TURN_SECONDS
+            )
         if self.session.has_work:
             self.turn.at_end(self._flush)
         return more
@@ -378,15 +395,20 @@ class YamuxConnection:
         # Shielded, so that a cancellation does not cut a frame. `_keep_time` ends this task, and sets a deadline.
         self._link.limit_unsent(pacing.unsent)
         with self._sending:
-            while not self._ending:
+            while True:
+                if self._flush_failure is not None:
+                    raise self._flush_failure
                 started = trio.current_time()
                 if self._mid_send:  # `_flush` has left it, or a rest of it in the link
                     await self._link.send(self._unsent)
+                    self._mid_send, self._unsent = False, []
+                if self._ending:
+                    return
                 if session.has_work:
                     await self._link.wait_room()
                 batch = self._next_batch()
                 self._mid_send = bool(batch)  # frames were taken and not sent: after this, a go-away must not be sent
-                while self._dispatch():
+                while self.turn.run(self._dispatch):
                     await trio.lowlevel.checkpoint()
                 if not batch:
                     if not session.has_work:

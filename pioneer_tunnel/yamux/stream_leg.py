@@ -34,6 +34,8 @@ class StreamLeg(Leg):
 
     def receive(self, max_bytes: int) -> bytes | None:
         state, connection = self._state, self._connection
+        if state.lent:
+            state.lend(0)
         if state.receive_queue:
             data = self._session.read(state, max_bytes, connection.turn.now(), lend=False)
             if state.control_queued:  # it grants credit

@@ -13,6 +13,7 @@ import trio.testing
 from rig import eventually, nothing_left_behind
 
 from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, Reactor, Stay
+from pioneer_tunnel._net.turn import Turn
 
 pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="this system has no epoll")
 
@@ -156,3 +157,74 @@ async def test_what_fails_is_logged_and_the_others_go_on(caplog: pytest.LogCaptu
                 reactor.unwatch(watched.fileno())
             stay.end()
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError] * 2
+
+
+async def test_a_turn_that_queues_itself_lets_other_tasks_run_also_if_it_moved_nothing() -> None:
+    reactor = Reactor.current()
+    left = 100
+
+    def turn() -> int:
+        nonlocal left
+        left -= 1
+        if left:
+            reactor.queue(turn)
+        return 0
+
+    seen = set()
+    with reactor.stay() as stay:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stay.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            reactor.queue(turn)
+            while left:
+                seen.add(left)
+                await trio.lowlevel.checkpoint()
+            stay.end()
+    assert len(seen) > 100 / 8
+
+
+async def test_a_turn_that_is_queued_again_and_again_runs_once() -> None:
+    """Each edge queued a busy connection again, so it had more and more turns for one of the others."""
+    order: list[str] = []
+
+    class Connection:
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def turn(self) -> int:
+            order.append(self._name)
+            return 0
+
+    reactor = Reactor.current()
+    busy, other = Connection("busy"), Connection("other")
+    with reactor.stay() as stay:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stay.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            for connection in (busy, busy, other, busy):
+                reactor.queue(connection.turn)
+            await trio.testing.wait_all_tasks_blocked()
+            stay.end()
+    assert order == ["busy", "other"]
+
+
+async def test_what_fails_at_the_end_of_a_turn_is_logged_and_the_turn_ends(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("a bug")
+
+    def end_badly() -> int:
+        turn.at_end(fail)
+        return 0
+
+    reactor, turn = Reactor.current(), Turn.current()
+    with reactor.stay() as stay:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stay.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            reactor.queue(end_badly)
+            await eventually(lambda: caplog.records)
+            assert not turn.running
+            stay.end()
+    with pytest.raises(ZeroDivisionError):
+        turn.run(end_badly)
+    assert not turn.running

@@ -134,3 +134,17 @@ async def test_those_who_were_cancelled_leave_the_queue(mock_clock: trio.testing
             await trio.lowlevel.checkpoint()
         assert crowd.order == ["here"]
         assert len(gone.order) == granted
+
+
+async def test_who_asks_again_and_again_waits_once(mock_clock: trio.testing.MockClock) -> None:
+    """Each packet of a visitor that waited for its turn gave it one more."""
+    turns = Turns()
+    turns.ask("nobody", None, lambda: None)
+    turns.spend(BUDGET)
+    granted: list[str] = []
+    turn = Turn(turns, "tenant", "192.0.2.1")
+    for _ in range(10):
+        assert not turn.ask(lambda: granted.append("turn"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert granted == ["turn"]
+    assert not turns.waiting

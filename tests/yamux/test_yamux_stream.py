@@ -285,6 +285,7 @@ async def test_what_was_read_for_visitors_that_take_nothing_is_bounded() -> None
             await wait_all_tasks_blocked()
         held = sum(stream.lent for stream in running.session.live_streams)
         assert held == running.session.sending.held == process.held <= limits.unsent + 100 * SEND_RESERVE
+        assert held > limits.unsent // 2
         nursery.cancel_scope.cancel()
     assert process.held == 0
 

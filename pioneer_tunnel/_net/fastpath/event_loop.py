@@ -14,7 +14,7 @@ import errno
 import logging
 import select
 import sys
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -41,6 +41,9 @@ _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.reactor"))
 
 _MOST_ROUNDS: Final = 4
 """Times that the epoll is asked again before other tasks run."""
+
+_TURN_SECONDS: Final = 0.005
+"""Seconds after which the epoll is not asked again before other tasks run."""
 
 HUNG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR if sys.platform == "linux" else 0
 """The flags after which there may be no more edges."""
@@ -120,7 +123,7 @@ class Reactor:
         self._leader: Stay | None = None
         self._waiting = False
         self._watched: Final[dict[int, Callable[[int], None]]] = {}
-        self._ready: Final[deque[Callable[[], int]]] = deque()
+        self._ready: Final[OrderedDict[Callable[[], int], None]] = OrderedDict()
         self._turn: Final = Turn.current()
         self._timers: Final = Timers(self._on_earlier_deadline)
         self._until_deadline = trio.CancelScope()  # of the leader
@@ -178,9 +181,10 @@ class Reactor:
     def queue(self, turn: Callable[[], int]) -> None:
         """Call `turn` soon, after those in the queue. It returns how many bytes it moved.
 
-        Turns must be short. After 1 MiB of them other tasks run.
+        Turns must be short. After 1 MiB of them other tasks run. One that is in the queue keeps its place: it runs
+        once, however often it was asked for.
         """
-        self._ready.append(turn)
+        self._ready[turn] = None
         if self._leader is not None:
             self._wake(self._leader)
 
@@ -259,7 +263,7 @@ class Reactor:
     @trio.lowlevel.enable_ki_protection
     def _take_turns(self) -> None:
         """Run callbacks until there are none, or for a while."""
-        left = _TURN
+        left, until = _TURN, trio.current_time() + _TURN_SECONDS
         for _ in range(_MOST_ROUNDS):
             events = [] if self._epoll is None else self._epoll.poll(0, _MOST_EVENTS)
             if not events and not self._ready:
@@ -272,13 +276,19 @@ class Reactor:
                         on_events(flags)
                     except Exception as error:  # noqa: BLE001  # it must not affect the others
                         _log_failure(error)
-            while left > 0 and self._ready:
+            for _ in range(len(self._ready)):  # one that queues itself again waits for the next round
+                if left <= 0 or not self._ready:
+                    break
+                turn, _ = self._ready.popitem(last=False)
                 try:
-                    left -= self._ready.popleft()()
+                    left -= turn()
                 except Exception as error:  # noqa: BLE001  # as above
                     _log_failure(error)
-            self._turn.end()
-            if left <= 0:
+            try:
+                self._turn.end()
+            except Exception as error:  # noqa: BLE001  # as above
+                _log_failure(error)
+            if left <= 0 or trio.current_time() > until:
                 break
 
     def _run_callback(self, call: Callable[[], object]) -> None:

@@ -19,7 +19,7 @@ import trio
 
 from ..leg import LARGEST_READ, Bytes, Leg
 from ..lent_socket import LentSocket
-from ..socket_options import descriptor_of, limit_unsent
+from ..socket_options import descriptor_of, limit_unsent, means_loss
 from .event_loop import HUNG_UP, Reactor
 from .pipe_pool import CAN_PIPE, Pipe, Pipes
 
@@ -51,7 +51,7 @@ class SocketLeg(Leg):
         "_reactor",
         "_rest",
         "_spliceable",
-        "_was_reset",
+        "_was_lost",
         "_watched_writable",
     )
 
@@ -67,8 +67,8 @@ class SocketLeg(Leg):
         # No more edges come after a hang-up: read until EOF.
         self._hung_up = False
         self._failed = False
-        # The kernel reports a reset once. If a write gets the report, EOF on this socket means a reset.
-        self._was_reset = False
+        # The kernel reports a loss once. If a write gets the report, EOF on this socket means a loss.
+        self._was_lost = False
         self._spliceable = CAN_PIPE
         # What was sent and the socket has not taken yet: a copy, or in a pipe.
         self._rest: memoryview | None = None
@@ -114,8 +114,8 @@ class SocketLeg(Leg):
         except OSError as error:
             raise self._broken_by(error) from error
         if not data:
-            if self._was_reset:
-                raise trio.BrokenResourceError("the connection is broken: it was reset")
+            if self._was_lost:
+                raise trio.BrokenResourceError("the connection is broken: it was lost")
         elif self._hung_up:
             self._reactor.queue(self._read_on)
         elif len(data) < max_bytes:
@@ -137,7 +137,7 @@ class SocketLeg(Leg):
             amount = 0
         except OSError as error:
             self._spliceable = error.errno != errno.EINVAL  # this kind of socket cannot be spliced
-            self._was_reset |= self._spliceable
+            self._was_lost |= self._spliceable
             amount = 0
         if not amount:
             self._pipes.give_back(pipe, empty=True)
@@ -216,12 +216,10 @@ class SocketLeg(Leg):
                 self.send_eof()
         except trio.BrokenResourceError as error:
             self.refusal = error
-            self._release()
-            self._eof_due = False
         self.on_writable()
 
     def _write_waiting(self) -> bool:
-        """Write what waits; False if some is left."""
+        """Write what waits; False if some is left. If the socket takes no more, drop it."""
         try:
             while self._piped:
                 assert self._pipe is not None
@@ -231,6 +229,8 @@ class SocketLeg(Leg):
         except BlockingIOError:
             return False
         except OSError as error:
+            self._release()
+            self._eof_due = False
             raise self._broken_by(error) from error
         return True
 
@@ -251,5 +251,5 @@ class SocketLeg(Leg):
         self.on_readable()
 
     def _broken_by(self, error: OSError) -> trio.BrokenResourceError:
-        self._was_reset |= error.errno == errno.ECONNRESET
+        self._was_lost |= means_loss(error)
         return trio.BrokenResourceError(f"the connection is broken: {error.strerror}")

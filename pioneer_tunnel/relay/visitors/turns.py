@@ -37,7 +37,7 @@ class _Waiting:
     __slots__ = ("call",)
 
     def __init__(self, call: Callable[[], object]) -> None:
-        self.call: Callable[[], object] | None = call  # None when the connection has left
+        self.call: Callable[[], object] | None = call  # None when it has had its turn, or has left
 
 
 _Lots: TypeAlias = OrderedDict[str | None, deque[_Waiting]]
@@ -82,21 +82,21 @@ class Turns:
     def _grant(self) -> None:
         """Grant the turns of this pass of the event loop."""
         self._granting = False
-        granted: list[Callable[[], object]] = []
+        granted: list[_Waiting] = []
         served: set[str] = set()
         for tenant, lots in [*self._queue.items()]:
             for address, lot in [*lots.items()]:
                 if address in served:
                     continue
-                call = None
-                while lot and call is None:
-                    call = lot.popleft().call
+                first = lot.popleft()
+                while lot and first.call is None:
+                    first = lot.popleft()
                 if lot:
                     lots.move_to_end(address)
                 else:
                     del lots[address]
-                if call is not None:  # else all that waited here have left
-                    granted.append(call)
+                if first.call is not None:  # else all that waited here have left
+                    granted.append(first)
                     if address is not None:
                         served.add(address)
                     self._queue.move_to_end(tenant)
@@ -107,8 +107,10 @@ class Turns:
                 break
         if self._queue:
             self._grant_soon()
-        for call in granted:
-            call()
+        for waiting in granted:
+            call, waiting.call = waiting.call, None
+            if call is not None:  # else it has left meanwhile
+                call()
 
 
 @final
@@ -134,8 +136,12 @@ class Turn:
         return Turn(self._turns, self._tenant, self._address)
 
     def ask(self, call: Callable[[], object]) -> bool:
-        """Ask for a turn. True if it is granted at once; otherwise `call` is called when it is."""
-        self._waiting = self._turns.ask(self._tenant, self._address, call)
+        """Ask for a turn. True if it is granted at once; otherwise `call` is called when it is.
+
+        While it waits, asking again changes nothing.
+        """
+        if self._waiting is None or self._waiting.call is None:
+            self._waiting = self._turns.ask(self._tenant, self._address, call)
         return self._waiting is None
 
     def leave(self) -> None:

@@ -1,0 +1,151 @@
+"""A yamux connection over a link that calls back: what it does within a turn, and what it leaves to its tasks."""
+
+from __future__ import annotations
+
+import errno
+import select
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+from callback_link import CallbackLink
+from rig import eventually, no_hang, tcp_pair
+from yamux_rig import DATA, GO_AWAY, go_away, parse, ping, update
+
+from pioneer_tunnel._model.errors import RemoteProtocolError
+from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, Reactor
+from pioneer_tunnel._net.tcp import TcpStream
+from pioneer_tunnel._net.turn import Turn
+from pioneer_tunnel.yamux import Role, YamuxConnection, YamuxStream
+from pioneer_tunnel.yamux.connection import WAKES_PER_TURN
+from pioneer_tunnel.yamux.frames import ACK, SYN
+
+pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="this system has no epoll")
+
+
+@asynccontextmanager
+async def running(connection: YamuxConnection, link: CallbackLink) -> AsyncIterator[list[Exception]]:
+    """Runs `connection`; yields what it raised, if it was not cancelled."""
+    endings: list[Exception] = []
+
+    async def run() -> None:
+        try:
+            await connection.run()
+        except (RemoteProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            endings.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await eventually(lambda: link.watched)
+        await trio.testing.wait_all_tasks_blocked()
+        yield endings
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_cancelled_session_finishes_what_left_in_part_at_the_end_of_a_turn() -> None:
+    link = CallbackLink()
+    connection = YamuxConnection(link, Role.CLIENT, heartbeat=15.0)
+    async with running(connection, link):
+        stream = await connection.open_stream()
+        await trio.testing.wait_all_tasks_blocked()
+        link.takes = 100
+        Turn.current().run(lambda: stream.put(bytes(5000)))
+    frames = parse([bytes(link.sent)])
+    assert sum(len(frame.body) for frame in frames if frame.type == DATA) == 5000
+    assert frames[-1].type == GO_AWAY
+
+
+async def test_a_go_away_that_comes_up_at_the_end_of_a_turn_ends_its_own_session_alone() -> None:
+    """It ended the task that leads the event loop, which is any visitor's."""
+
+    def refuse(stream: YamuxStream) -> None:
+        raise trio.WouldBlock
+
+    link = CallbackLink()
+    connection = YamuxConnection(link, Role.SERVER, heartbeat=15.0, on_stream=refuse)
+    reactor = Reactor.current()
+    with no_hang(), reactor.stay() as leader:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leader.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            async with running(connection, link) as endings:
+                openings = (update(1 + 2 * number, SYN) for number in range(WAKES_PER_TURN))
+                link.come(b"".join((*openings, go_away(1))))
+                await eventually(lambda: endings)
+            assert isinstance(endings[0], RemoteProtocolError)
+            assert not Turn.current().running
+            assert reactor.leads(leader)
+            leader.end()
+
+
+async def test_a_peer_that_never_stops_does_not_keep_others_from_running() -> None:
+    link = CallbackLink()
+    connection = YamuxConnection(link, Role.SERVER, heartbeat=15.0)
+    async with running(connection, link):
+        link.come(*[ping(7, ACK) * 5000] * 30)
+        seen = set()
+        while link.pieces:
+            seen.add(len(link.pieces))
+            await trio.lowlevel.checkpoint()
+    assert len(seen) > 2
+
+
+async def test_of_a_session_that_has_ended_nothing_more_is_processed() -> None:
+    """The first reason counts, also if more comes before the session's task runs."""
+    link = CallbackLink()
+    connection = YamuxConnection(link, Role.SERVER, heartbeat=15.0)
+    async with running(connection, link) as endings:
+        link.come(b"\xff" * 12)
+        link.broken = True
+        link.report()
+        await eventually(lambda: endings)
+    assert isinstance(endings[0], RemoteProtocolError)
+    assert "version" in str(endings[0])
+
+
+@pytest.mark.parametrize("problem", ["no descriptor", "no memory"])
+async def test_a_stream_that_cannot_be_watched_says_so(problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoMemory:
+        def fileno(self) -> int:
+            return 1_000_000
+
+        def register(self, *arguments: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None:
+            pass
+
+    def fail() -> NoMemory:
+        if problem == "no descriptor":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return NoMemory()
+
+    monkeypatch.setattr(select, "epoll", fail)
+    ours, theirs = await tcp_pair()
+    async with ours, theirs:
+        stream = TcpStream(ours.socket)
+        with Reactor.current().stay():
+            assert not stream.watch(lambda: None)
+            stream.unwatch()
+        await theirs.send_all(b"x")
+        assert await stream.receive_some() == b"x"
+
+
+async def test_who_watches_a_stream_is_called_when_its_owner_closes_it() -> None:
+    ours, theirs = await tcp_pair()
+    stream = TcpStream(ours.socket)
+    async with theirs, stream:
+        with Reactor.current().stay():
+            failures: list[BaseException] = []
+
+            def read() -> None:
+                try:
+                    stream.receive_into_nowait(memoryview(bytearray(1)))
+                except trio.ClosedResourceError as error:
+                    failures.append(error)
+
+            assert stream.watch(read)
+            await stream.aclose()
+            assert len(failures) == 1
