@@ -13,7 +13,7 @@ from typing import Final, final
 from websockets.speedups import apply_mask
 
 from .._net.link import Bytes
-from .connection import MAX_BINARY
+from .connection import MAX_BINARY, WebSocketClosed
 from .frame_meter import FRAMES_PER_TURN, LONGEST_HEADER, header_size, payload_size
 
 __all__ = ["BinaryFrames", "encode"]
@@ -41,6 +41,7 @@ class BinaryFrames:
         self._ours = False  # whether the current frame is one of a binary message
         self._left = 0  # bytes of the current frame that have not come yet
         self._message_size: int | None = None  # of a binary message of which more frames will come
+        self._inside_text = False  # whether more frames of a text message will come
         self._partial = b""
 
     def split(self, data: memoryview) -> tuple[int, list[tuple[bool, Bytes]]]:
@@ -51,7 +52,8 @@ class BinaryFrames:
             if it was not masked; `(False, bytes)` for the library.
 
         Raises:
-            ValueError: a binary message is longer than 1 MiB, or another message begins inside of one.
+            WebSocketClosed: a binary message is longer than 1 MiB, or another message begins inside of one. The
+                WebSocket is to be closed with that code.
         """
         pieces: list[tuple[bool, Bytes]] = []
         position, end, frames = 0, len(data), FRAMES_PER_TURN
@@ -86,14 +88,15 @@ class BinaryFrames:
             return
         begun = self._message_size
         if opcode and begun is not None:
-            raise ValueError("a message begins before the last one has ended")
+            raise WebSocketClosed(1002, "a message begins before the last one has ended")
         plain = not header[0] & ~(_FIN | _OPCODE) and header[1] & _MASKED == self._masked
-        self._ours = plain and (opcode == _BINARY or (not opcode and begun is not None))
+        self._ours = plain and not self._inside_text and (opcode == _BINARY or (not opcode and begun is not None))
         if not self._ours:
+            self._inside_text = not header[0] & _FIN
             return
         size += begun or 0
         if size > MAX_BINARY:
-            raise ValueError(f"a message of more than {MAX_BINARY} bytes")
+            raise WebSocketClosed(1009, f"a message of more than {MAX_BINARY} bytes")
         self._message_size = None if header[0] & _FIN else size
         self._mask = header[-4:] if self._masked else b""
 

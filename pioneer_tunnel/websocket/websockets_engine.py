@@ -253,9 +253,9 @@ class WebsocketsWebSocket(WebSocket):
         """Take binary messages; the protocol gets the rest."""
         try:
             used, pieces = frames.split(self._unparsed)
-        except ValueError as error:
+        except WebSocketClosed as error:
             self._unparsed = self._buffer[:0]
-            self._fail(1009, str(error))
+            self._fail(error.code, error.reason)
             return
         self._unparsed = self._unparsed[used:]
         for binary, piece in pieces:
@@ -316,6 +316,7 @@ class WebsocketsWebSocket(WebSocket):
         if self._closed is None:
             self._closed = WebSocketClosed(code, reason)
             self._protocol.fail(code, reason)
+            self._reply_due.unpark()
 
     async def send_replies(self) -> NoReturn:
         """Send pongs and the reply to a close frame."""
