@@ -22,7 +22,7 @@ define install
 }
 endef
 
-.PHONY: demo test test-all lint types unit unit-all wheel lowest coverage fuzz audit interop bench mutation soak clean
+.PHONY: demo test test-all lint types unit unit-all wheel lowest coverage fuzz audit interop bench bench-check mutation soak clean
 
 demo: $(RUNS)
 	$(BIN)/python examples/demo.py
@@ -129,6 +129,10 @@ soak: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# Counts that repeat on a busy machine, compared with benchmarks/counts.json. docs/performance.md tells more.
+bench-check: $(READY)
+	$(BIN)/python -m benchmarks.counts
 
 # How good are our own tests? docs/testing.md has the answer of the last time, and what to make of a new survivor.
 MUTATION_WORKERS ?= $(shell nproc)

@@ -5,6 +5,7 @@ A visitor begins with a request head, which a relay may route by, and whose fram
     GET /down/N    the origin sends N bytes, and ends
     PUT /up/N      it takes N bytes, and answers with one
     PUT /echo      it sends back what comes, until the visitor ends
+    PUT /late      the same, but each time it waits a little before it does
 
 A connection is a generator that yields what its socket has to be ready for, and `Loop` resumes it then. Where time is
 measured to the microsecond, sockets block instead.
@@ -23,10 +24,12 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, Literal, TypeAlias, final
 
-__all__ = ["HOST", "Endpoint", "connections_a_second", "dial_echo", "idle_streams", "round_trips", "throughput"]
+__all__ = ["HOST", "LATE", "Endpoint", "connections_a_second", "dial_echo", "idle_streams", "round_trips", "throughput"]
 
 HOST: Final = "bench.test"
 PATIENCE: Final = 60.0
+LATE: Final = 0.004
+"""Seconds, much longer than a tunnel works for a byte."""
 
 Endpoint: TypeAlias = tuple[str, int]
 Steps: TypeAlias = Generator[int, None, None]
@@ -130,12 +133,16 @@ def _answer(sock: socket.socket) -> Steps:
             case [b"", b"up", amount]:
                 yield from _receive(sock, int(amount) - len(rest))
                 sock.send(b".")
+            case [b"", b"late"]:
+                yield from _echo(sock, rest, delay=LATE)
             case _:
                 yield from _echo(sock, rest)
 
 
-def _echo(sock: socket.socket, data: bytes) -> Steps:
+def _echo(sock: socket.socket, data: bytes, *, delay: float = 0) -> Steps:
     while True:
+        if delay:
+            time.sleep(delay)
         left = memoryview(data)
         while left:
             try:
@@ -163,13 +170,13 @@ def _dial(endpoint: Endpoint, first_bytes: bytes) -> socket.socket:
     return sock
 
 
-def dial_echo(endpoint: Endpoint) -> socket.socket:
+def dial_echo(endpoint: Endpoint, target: Literal["/echo", "/late"] = "/echo") -> socket.socket:
     """An echo that has answered once.
 
     Raises:
         OSError: it has not.
     """
-    sock = _dial(endpoint, _request("/echo", body=_ENDLESS) + b"?")
+    sock = _dial(endpoint, _request(target, body=_ENDLESS) + b"?")
     if sock.recv(1) != b"?":
         sock.close()
         raise ConnectionError("the echo does not answer")

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ __all__ = [
     "Process",
     "Way",
     "contestants",
+    "counted_tunnel",
     "peer",
     "rathole_contestants",
     "start_origin",
@@ -99,6 +100,11 @@ def rathole_contestants(origin: Endpoint, program: Path) -> dict[str, Contestant
     }
 
 
+def counted_tunnel(origin: Endpoint, folder: Path) -> AbstractContextManager[Way]:
+    """The tunnel of `websockets`, by programs that count and write to `folder`; see counted.py."""
+    return _tunnel(origin, "websockets", command=(sys.executable, "-m", f"{__package__}.counted", str(folder)))
+
+
 def peer(text: str) -> tuple[str, Contestant]:
     """Somebody else's tunnel, which runs already, from `NAME=HOST:PORT:PID,PID`.
 
@@ -124,7 +130,7 @@ def start_origin(port: int) -> Iterator[Endpoint]:
 
 
 @contextmanager
-def _tunnel(origin: Endpoint, engine: EngineName, *, tls: bool = False) -> Iterator[Way]:
+def _tunnel(origin: Endpoint, engine: EngineName, *, tls: bool = False, command: Sequence[str] = OURS) -> Iterator[Way]:
     """A relay and an exposed origin. With `tls` the link is wss; visitors come without TLS in any case."""
     key = new_relay_key()
     control, ingress = (f"{LOOPBACK}:{_free_port()}" for _ in range(2))
@@ -151,8 +157,8 @@ def _tunnel(origin: Endpoint, engine: EngineName, *, tls: bool = False) -> Itera
             """
         )
         host, port = origin
-        relay = [*OURS, "relay", "--config", "relay.toml", "--websocket-engine", engine]
-        expose = [*OURS, "expose", f"{host}:{port}", "--relay", f"{'wss' if tls else 'ws'}://{control}"]
+        relay = [*command, "relay", "--config", "relay.toml", "--websocket-engine", engine]
+        expose = [*command, "expose", f"{host}:{port}", "--relay", f"{'wss' if tls else 'ws'}://{control}"]
         expose += ["--key-file", "key", "--websocket-engine", engine, *(["--ca-file", "ca.pem"] if tls else [])]
         with _program(folder, "relay", relay) as first, _program(folder, "expose", expose) as second:
             endpoint = (LOOPBACK, int(ingress.rpartition(":")[2]))

@@ -100,7 +100,7 @@ class BinaryFrames:
             size, start = data[start] << 8 | data[start + 1], start + 2
         elif size > _SIZE_16:
             return 0  # larger, or not masked as it should be
-        if self._message_size is not None:
+        if self._message_size is not None or self._inside_other:
             return 0
         payload = start + _MASK_SIZE if self._masked else start
         after = payload + size

@@ -319,6 +319,7 @@ class WebsocketsWebSocket(WebSocket):
         if self._closed is None:
             self._closed = WebSocketClosed(code, reason)
             self._protocol.fail(code, reason)
+            self._reply_due.unpark()
 
     async def send_replies(self) -> NoReturn:
         """Send pongs and the reply to a close frame."""

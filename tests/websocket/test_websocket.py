@@ -364,8 +364,10 @@ async def test_a_text_in_endless_empty_fragments_is_not_waited_for() -> None:
         (frame(CLOSE, b"\x03"), 1002),
         (frame(PING, bytes(126)), 1002),
         (frame(TEXT, b"\xff\xfe"), 1007),
+        (frame(BINARY, b"begun", fin=False) + frame(TEXT, b"inside"), 1002),
+        (frame(TEXT, b"begun", fin=False) + frame(BINARY, b"inside"), 1002),
     ],
-    ids=["continuation", "opcode", "unmasked", "close", "ping", "utf-8"],
+    ids=["continuation", "opcode", "unmasked", "close", "ping", "utf-8", "in binary", "in text"],
 )
 async def test_what_breaks_a_rule_closes_with_its_code(engine: EngineName, wrong: bytes, code: int) -> None:
     async with raw_client(engine) as (client, server):

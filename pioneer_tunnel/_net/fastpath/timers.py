@@ -78,8 +78,9 @@ class Timers:
 
     def enter(self, deadline: float, timer: Timer) -> None:
         """Put an entry into the heap. For `Timer`."""
+        earlier = deadline < self.next_look
         heapq.heappush(self._heap, (deadline, next(self._numbers), timer))
-        if self._heap[0][2] is timer:
+        if earlier:
             self._on_earlier(deadline)
 
     def next_due(self, now: float) -> Timer | None:

@@ -1,0 +1,158 @@
+"""What a round trip and a new connection cost, in counts: `make bench-check`. They repeat where times do not.
+
+Relay and gateway are the programs that users run, each in a process of its own with counters (counted.py); this process
+is the visitor. A figure is the sum of both processes:
+
+    task steps        of Trio
+    I/O waits         of Trio: how often it asks the kernel for events
+    function calls    Python's own and built-in ones; each resumption of a coroutine is one
+    system calls      of those, the ones that read, write, accept or poll. Others (to open and close) are not counted
+
+A round trip is one byte there and back on one connection. A new connection is opened, sends a request head and a byte,
+gets the byte back, and is closed in order from both sides.
+
+An end that is still busy when the next bytes come takes them in the same step, and that is a matter of timing. So
+origin and visitor wait a little before they send, and a figure is the median of several rounds. It is the difference
+between many and twice as many, so what a measurement itself costs is not in it. Bytes copied are not counted: nothing
+tells them cheaply.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Final, TypeAlias
+
+from .traffic import LATE, Endpoint, dial_echo
+from .tunnels import Way, counted_tunnel, start_origin
+
+__all__ = ["TOLERANCE", "Counts", "excesses", "versions"]
+
+RECORD: Final = Path(__file__).with_name("counts.json")
+TOLERANCE: Final = 0.05
+ROUNDS: Final = 5
+MANY: Final = 100
+SETTLE: Final = 0.3
+"""Seconds for both processes to finish what they do."""
+PATIENCE: Final = 20.0
+
+Counts: TypeAlias = dict[str, float]
+
+
+def versions() -> str:
+    """What the figures depend on, besides our own code."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    return f"Python {python}, trio {version('trio')}, websockets {version('websockets')}"
+
+
+def excesses(measured: Mapping[str, Counts], recorded: Mapping[str, Counts]) -> list[str]:
+    """A line for each figure that is more than 5 % above the recorded one. One that was not recorded is none."""
+    return [
+        f"{what}: {measured[what][name]:,.1f} {name}, {limit:,.1f} recorded ({measured[what][name] / limit - 1:+.0%})"
+        for what, limits in recorded.items()
+        for name, limit in limits.items()
+        if measured[what][name] > limit * (1 + TOLERANCE)
+    ]
+
+
+def measure() -> dict[str, Counts]:
+    """All figures, by what is done and what is counted."""
+    with TemporaryDirectory() as name, start_origin(0) as origin, counted_tunnel(origin, Path(name)) as way:
+        return {
+            "round trip": _per_one(way, Path(name), lambda count: _round_trips(way.endpoint, count)),
+            "new connection": _per_one(way, Path(name), lambda count: _connections(way.endpoint, count)),
+        }
+
+
+def _per_one(way: Way, folder: Path, work: Callable[[int], None]) -> Counts:
+    work(MANY)  # what is done the first time only
+    once, twice = (
+        _median([_costs(way, folder, lambda: work(count)) for _ in range(ROUNDS)])  # noqa: B023  # called at once
+        for count in (MANY, 2 * MANY)
+    )
+    return {name: round((twice[name] - once[name]) / MANY, 1) for name in once}
+
+
+def _median(rounds: list[Counts]) -> Counts:
+    return {name: median(counts[name] for counts in rounds) for name in rounds[0]}
+
+
+def _costs(way: Way, folder: Path, work: Callable[[], None]) -> Counts:
+    before = _counts(way, folder)
+    work()
+    after = _counts(way, folder)
+    return {name: after[name] - before[name] for name in after}
+
+
+def _counts(way: Way, folder: Path) -> Counts:
+    """What both processes have done so far."""
+    time.sleep(SETTLE)
+    total: Counts = {}
+    for process in way.processes.values():
+        written = folder / f"{process.pid}.json"
+        written.unlink(missing_ok=True)
+        os.kill(process.pid, signal.SIGUSR1)
+        deadline = time.monotonic() + PATIENCE
+        while not written.exists():
+            if time.monotonic() > deadline:
+                raise SystemExit("a counted process does not answer")
+            time.sleep(0.01)
+        for name, count in json.loads(written.read_text()).items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def _round_trips(endpoint: Endpoint, count: int) -> None:
+    with dial_echo(endpoint, "/late") as sock:
+        for _ in range(count):
+            time.sleep(LATE)
+            sock.send(b"!")
+            if not sock.recv(1):
+                raise SystemExit("the echo ended")
+
+
+def _connections(endpoint: Endpoint, count: int) -> None:
+    for _ in range(count):
+        time.sleep(LATE)
+        with dial_echo(endpoint, "/late") as sock:
+            time.sleep(LATE)
+            sock.shutdown(socket.SHUT_WR)
+            if sock.recv(1):
+                raise SystemExit("the echo does not end")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.counts", description="Compare counts with the record.")
+    parser.add_argument("--record", action="store_true", help=f"write what was measured to {RECORD.name}")
+    arguments = parser.parse_args()
+    recorded = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    installed = versions()
+    if installed not in recorded and not arguments.record:
+        print(f"bench-check: nothing is recorded for {installed}; python -m benchmarks.counts --record does that")
+        return
+    measured = measure()
+    print(installed)
+    for what, counts in measured.items():
+        print(f"    {what}: {', '.join(f'{count:,.1f} {name}' for name, count in counts.items())}")
+    if arguments.record:
+        RECORD.write_text(json.dumps(recorded | {installed: measured}, indent=2, sort_keys=True) + "\n")
+    elif lines := excesses(measured, recorded[installed]):
+        sys.exit(
+            "\n".join(["bench-check: more than 5 % above the record:", *lines])
+            + "\nIf that is the price of something wanted, record it: python -m benchmarks.counts --record"
+        )
+
+
+if __name__ == "__main__":
+    main()
