@@ -45,7 +45,8 @@ class StreamLeg(Leg):
 
     @property
     def drained(self) -> bool:
-        return not self._state.receive_queue
+        # Once the peer's FIN or reset has come, no event announces it again.
+        return not self._state.receive_queue and self._state.may_receive
 
     def send(self, data: Bytes) -> None:
         if self._session.send_early(self._state, data):

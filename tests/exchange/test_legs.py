@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 from rig import in_background, no_hang, tcp_pair
-from yamux_rig import KIB, one, pipe, two, update
+from yamux_rig import KIB, data, one, pipe, two, update
 
 from pioneer_tunnel._net.adopted import adopt
 from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, Reactor
@@ -19,7 +19,7 @@ from pioneer_tunnel._net.fastpath.pipe_pool import CAN_PIPE, Pipes
 from pioneer_tunnel._net.fastpath.socket_leg import SocketLeg
 from pioneer_tunnel._net.leg import Bytes, Leg
 from pioneer_tunnel._net.tcp import TcpStream
-from pioneer_tunnel.exchange.exchange import Exchange
+from pioneer_tunnel.exchange.exchange import Ending, Exchange
 from pioneer_tunnel.exchange.pump import pump
 from pioneer_tunnel.exchange.task_leg import TaskLeg
 from pioneer_tunnel.yamux.frames import FIN, RST, SYN
@@ -32,6 +32,8 @@ class Keeper(Leg):
     def __init__(self) -> None:
         super().__init__()
         self.kept = 0
+        self.keeps = True
+        self.got_eof = False
 
     def attach(self) -> None:
         pass
@@ -43,7 +45,8 @@ class Keeper(Leg):
         return None
 
     def send(self, data: Bytes) -> None:
-        self.kept += len(data)
+        if self.keeps:
+            self.kept += len(data)
 
     @property
     def room(self) -> int:
@@ -58,7 +61,7 @@ class Keeper(Leg):
         return False
 
     def send_eof(self) -> None:
-        pass
+        self.got_eof = True
 
     def let_go(self) -> None:
         self.kept = 0
@@ -204,3 +207,22 @@ async def test_a_pipe_for_which_the_socket_takes_nothing_is_given_back(monkeypat
             assert not Pipes.current()._lent
             source.detach()
             sink.detach()
+
+
+@pytest.mark.parametrize("flag", [FIN, RST])
+async def test_an_end_that_came_behind_unread_data_is_passed_on_with_the_last_of_it(flag: int) -> None:
+    """No event announces it again. A visitor that read slowly never got the end of its answer."""
+    async with one(pipe()) as (running, peer):
+        await peer.hear_ping()
+        await peer.say(update(1, SYN))
+        stream = await running.accept()
+        keeper = Keeper()
+        exchange = Exchange(stream.leg(), keeper, on_end=lambda: None, soon=lambda call: None)
+        exchange.begin()
+        await peer.say(data(1, bytes(5 * KIB)), update(1, flag))
+        await trio.testing.wait_all_tasks_blocked()
+        assert keeper.kept == 4 * KIB, "it waits with the rest behind it"
+        keeper.keeps = False  # it takes the rest at once, so it does not call back
+        keeper.let_go()
+        assert keeper.got_eof or exchange.ending is Ending.FIRST_BROKE
+        exchange.end(Ending.STOPPED)
