@@ -45,8 +45,9 @@ class StreamLeg(Leg):
 
     @property
     def drained(self) -> bool:
-        # Once the peer's FIN or reset has come, no event announces it again.
-        return not self._state.receive_queue and self._state.may_receive
+        # Once the peer's FIN, its reset or the end of the connection has come, no event announces it again.
+        state = self._state
+        return not state.receive_queue and state.may_receive and self._connection.failure is None
 
     def send(self, data: Bytes) -> None:
         if self._session.send_early(self._state, data):

@@ -209,8 +209,8 @@ async def test_a_pipe_for_which_the_socket_takes_nothing_is_given_back(monkeypat
             sink.detach()
 
 
-@pytest.mark.parametrize("flag", [FIN, RST])
-async def test_an_end_that_came_behind_unread_data_is_passed_on_with_the_last_of_it(flag: int) -> None:
+@pytest.mark.parametrize("flag", [FIN, RST, None], ids=["FIN", "RST", "the connection is lost"])
+async def test_an_end_that_came_behind_unread_data_is_passed_on_with_the_last_of_it(flag: int | None) -> None:
     """No event announces it again. A visitor that read slowly never got the end of its answer."""
     async with one(pipe()) as (running, peer):
         await peer.hear_ping()
@@ -219,8 +219,10 @@ async def test_an_end_that_came_behind_unread_data_is_passed_on_with_the_last_of
         keeper = Keeper()
         exchange = Exchange(stream.leg(), keeper, on_end=lambda: None, soon=lambda call: None)
         exchange.begin()
-        await peer.say(data(1, bytes(5 * KIB)), update(1, flag))
+        await peer.say(data(1, bytes(5 * KIB)), *([] if flag is None else [update(1, flag)]))
         await trio.testing.wait_all_tasks_blocked()
+        if flag is None:
+            running.connection.fail(trio.BrokenResourceError("it was lost"))
         assert keeper.kept == 4 * KIB, "it waits with the rest behind it"
         keeper.keeps = False  # it takes the rest at once, so it does not call back
         keeper.let_go()
