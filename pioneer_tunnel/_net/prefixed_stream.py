@@ -9,7 +9,6 @@ import trio
 
 from .adopted import adopt
 from .leg import Leg
-from .lent_socket import LentSocket
 from .streams import Bytes, ByteStream, DelegatingStream
 
 __all__ = ["PrefixedStream"]
@@ -32,10 +31,6 @@ class PrefixedStream(DelegatingStream):
     def prefixed(self) -> bool:
         """True while some of the prefix has not been received."""
         return bool(self._prefix)
-
-    @property
-    def plain_socket(self) -> LentSocket | None:
-        return None if self._prefix else self.transport_stream.plain_socket
 
     def leg(self) -> Leg | None:
         leg = self.transport_stream.leg()

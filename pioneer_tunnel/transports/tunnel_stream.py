@@ -75,10 +75,6 @@ class TunnelStream(ByteStream):
         """False once the stream was closed, was reset by either end, or lost its link."""
         return self._carried.usable
 
-    @property
-    def plain_socket(self) -> LentSocket | None:
-        return None if self._prefixed is not None else self._adopted.plain_socket
-
     def leg(self) -> Leg | None:
         leg = (self._prefixed or self._adopted).leg()
         if leg is not None:

@@ -47,7 +47,7 @@ from pioneer_tunnel._model.errors import (
 )
 from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._model.status import ErrorKind, State
-from pioneer_tunnel._net import adopted as streams, dialing as dialer
+from pioneer_tunnel._net import adopted as streams, dialing as dialer, tcp
 from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.closing import abandon
 from pioneer_tunnel._net.dialing import Attempt
@@ -165,8 +165,10 @@ async def test_what_a_stream_says_of_itself(secured: tuple[dict[str, Any], dict[
             assert stream.tls is None
             assert stream.tunnelled
             assert stream.usable
-            has_one = secured[1]["transport"] == "tcp" and vars(dialer)["CAN_USE_DESCRIPTORS"]
-            assert (stream.plain_socket is not None) == has_one
+            has_one = (
+                secured[1]["transport"] == "tcp" and vars(dialer)["CAN_USE_DESCRIPTORS"] and vars(tcp)["CAN_WATCH"]
+            )
+            assert (stream.leg() is not None) == has_one
         assert not stream.usable
 
 

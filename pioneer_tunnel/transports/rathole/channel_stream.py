@@ -17,7 +17,6 @@ import trio
 
 from ..._net.closing import close_after_answer
 from ..._net.leg import Leg
-from ..._net.lent_socket import LentSocket
 from ..._net.streams import ByteStream, GuardedStream
 from ..._net.tls.stream import TlsStream
 
@@ -75,10 +74,6 @@ class ChannelStream(GuardedStream):
             poll.register(self._below.socket.fileno(), 0)
             self._lost = any(events & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, events in poll.poll(0))
         return self._lost
-
-    @property
-    def plain_socket(self) -> LentSocket | None:
-        return None if self._closed or self._end_sent else self._plain
 
     def leg(self) -> Leg | None:
         return None if self._closed or self._end_sent else self.transport_stream.leg()
