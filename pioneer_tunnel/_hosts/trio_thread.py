@@ -165,7 +165,7 @@ class TrioThread:
     def _run(self) -> None:
         try:
             trio.run(self._main)
-        except BaseException as error:  # noqa: BLE001  # whoever waits gets it
+        except BaseException as error:  # noqa: BLE001  # the caller that waits gets it
             if not self.started.done():
                 self.started.set_exception(error)
             self.ended.set_exception(error)

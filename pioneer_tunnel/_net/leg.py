@@ -25,7 +25,7 @@ def nothing() -> None:
 class Leg(ABC):
     """One end of an exchange. See the module.
 
-    From `attach` to `detach`, the leg belongs to the exchange; nobody else may use its stream.
+    From `attach` to `detach`, the leg belongs to the exchange, and only the exchange may use its stream.
 
     Attributes:
         prefix: bytes that were read before; the exchange takes them first.
@@ -110,7 +110,7 @@ class Leg(ABC):
         """False if EOF for this leg ends the whole exchange."""
         return True
 
-    def lend(self, amount: int) -> None:  # noqa: B027  # most legs have nobody to tell
+    def lend(self, amount: int) -> None:  # noqa: B027  # most legs count nothing
         """Count `amount` bytes that were received last as held by their receiver, until the next `receive`."""
 
     @abstractmethod

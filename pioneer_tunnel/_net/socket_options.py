@@ -120,7 +120,7 @@ def outlast_silence(sock: Socket, seconds: float) -> None:
 
 
 def forget_round_trip(sock: Socket) -> None:
-    """Let TCP start to learn the round trip of the path anew. For CUBIC in slow start; else it changes nothing.
+    """Let TCP learn the round trip of the path again. For CUBIC in slow start; otherwise it changes nothing.
 
     CUBIC leaves slow start when the round trip exceeds the shortest one that the connection has ever had, because that
     should mean that a queue builds up. If the path has become longer since, it stays slow for many seconds. Choosing

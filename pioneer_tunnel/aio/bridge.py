@@ -1,8 +1,8 @@
 """Carries a visitor from the Trio thread to asyncio: a pair of sockets, and what sockets cannot say.
 
-The kernel moves the bytes and slows down whoever sends too fast; each side uses its own library's streams. A socket of
-a pair cannot be reset. So each end notes in a `Link` that it has ended in good order, before it closes. An end without
-such a note is a break, and becomes a reset at the other side.
+The kernel moves the bytes and slows down the side that sends too fast; each side uses its own library's streams. A
+socket of a pair cannot be reset. So each end notes in a `Link` that it has ended in good order, before it closes. An
+end without such a note is a break, and becomes a reset at the other side.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Bridge:
     """The Trio side. A handler of visitors' streams.
 
     Args:
-        deliver: takes a visitor, in the event loop of whoever made this.
+        deliver: takes a visitor, in the event loop in which this was made.
         ended: called there when nothing is left of a visitor that was delivered.
     """
 

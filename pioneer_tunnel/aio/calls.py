@@ -45,7 +45,7 @@ async def _wait(future: Future[Any], cancel: Callable[[], None]) -> asyncio.Canc
             done.set_result(None)
 
     def wake_from_thread(_: Future[Any]) -> None:
-        with suppress(RuntimeError):  # the loop is closed, and nobody waits
+        with suppress(RuntimeError):  # the loop is closed, so no task waits
             loop.call_soon_threadsafe(wake)
 
     future.add_done_callback(wake_from_thread)

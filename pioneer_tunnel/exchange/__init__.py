@@ -1,1 +1,1 @@
-"""Two streams and the bytes between them."""
+"""Two legs and the bytes between them."""

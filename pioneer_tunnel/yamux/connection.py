@@ -2,10 +2,12 @@
 
 Theory of operation. `YamuxConnection.run` owns the link.
 
-- The reader receives from the link, feeds the session, and wakes the streams that have events. It never sends, so it
-  never waits for the writer.
-- The writer takes frames from the session and sends them. No other task sends on the link: all others only queue in the
-  session and wake the writer.
+- What the link receives is fed to the session, and streams that have events are woken or called back. Where the link
+  can be watched, the event loop calls back for it (`_on_readable`); otherwise a task reads it. Neither waits for the
+  writer.
+- All others queue frames in the session. What callbacks have queued is sent at the end of their turn, as far as the
+  link takes it at once (`_flush`). The writer task sends what is left, and what tasks have queued. While it is at work,
+  nothing else sends on the link.
 - The clock task sends pings, detects a dead peer, and resets streams that were not accepted, or did not end, in time.
 
 `run` never returns. It raises the reason why the session ended. Then every stream that has not ended is broken.
@@ -52,7 +54,7 @@ STALL_LOOK: Final = 1.0
 """Seconds until the clock task looks again whether the peer takes bytes, while some wait for it."""
 
 BULK_PAUSE: Final = 1.0
-"""Seconds without a full batch after which the next one begins bulk data anew."""
+"""Seconds without a full batch after which the next one starts bulk data again."""
 
 MEASURE_INTERVAL: Final = 10.0
 """Seconds between pings that measure the round trip, which windows need to grow."""

@@ -4,7 +4,7 @@ A peer is silent when no byte of it arrives. After the interval it is pinged, an
 But a ping may wait behind bytes that a slow path takes a long time for, and so may the answer. So where the system can
 tell (`Delivery`), these things show that the path lives, and prolong the wait:
 
-- data arrives beyond a gap, which nobody can read yet
+- data arrives beyond a gap, which cannot be read yet
 - the peer's system acknowledges bytes, until it has acknowledged the ping. Not after that: also the system of a peer
   whose process hangs acknowledges
 """

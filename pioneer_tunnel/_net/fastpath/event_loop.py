@@ -1,11 +1,12 @@
-"""A small event loop inside a Trio run: one epoll, served by one task, for many descriptors. Linux only.
+"""A small event loop inside a Trio run: one epoll, served by one task, for many descriptors.
 
 Trio needs a task for each socket that is waited for, and for a short connection that task costs more than its bytes. So
 one edge-triggered epoll holds all descriptors that are watched here, and Trio waits for the epoll's own descriptor.
 
 A task holds a `Stay` while its descriptors are registered. One of these tasks, the leader, waits on the epoll and runs
-all callbacks; the others sleep until their stay ends. A leader whose stay ends, or who is cancelled, hands the lead to
-another. So there is no background task, and the last one to leave closes the epoll.
+all callbacks and timers; the others sleep until their stay ends. A leader whose stay ends, or that is cancelled, hands
+the lead to another. So there is no background task, and the last one to leave closes the epoll. Without an epoll, on
+other systems or when descriptors have run out, queued turns and timers still work, and `watch` does not.
 """
 
 from __future__ import annotations
