@@ -4,6 +4,9 @@
     gateway  authenticate  its key id, a nonce, and a signature over the transcript
     relay    welcome       the session and the public URL, or `rejected` and the reason
 
+Extensions: the relay offers them in the challenge, the gateway chooses in its answer, and the relay confirms in the
+welcome. One is in force only if all three name it. This module carries what they say; each extension reads its own.
+
 Texts come in and texts go out. The texts themselves are part of what is signed, so both sides keep them byte for byte.
 Messages of an unknown type are ignored. The caller sets the deadline.
 """
@@ -11,8 +14,8 @@ Messages of an unknown type are ignored. The caller sets the deadline.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection
-from typing import Any, Final, final
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final, TypeAlias, final
 
 import attrs
 
@@ -24,7 +27,17 @@ from .._version import __version__
 from .messages import Message, encode, encode_binary
 from .transcript import Transcript
 
-__all__ = ["AGENT", "SUBPROTOCOL", "Claim", "GatewayHandshake", "Rejection", "RelayHandshake", "Welcome"]
+__all__ = [
+    "AGENT",
+    "SUBPROTOCOL",
+    "Choose",
+    "Claim",
+    "Extensions",
+    "GatewayHandshake",
+    "Rejection",
+    "RelayHandshake",
+    "Welcome",
+]
 
 SUBPROTOCOL: Final = "pioneer-tunnel.v1"
 VERSION: Final = 1
@@ -37,6 +50,15 @@ MAX_HEARTBEAT_MS: Final = 60_000
 MAX_TEXTS: Final = 4
 """Texts that an end reads in a handshake. The protocol has one or two; an extension may add others."""
 
+Extensions: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""What an end says about extensions, by their names. The values are JSON."""
+
+Choose: TypeAlias = Callable[[Message], Mapping[str, Any] | None]
+"""Takes what the relay offers of an extension; returns what the gateway chooses, or None to do without it.
+
+It may raise `RemoteProtocolError`.
+"""
+
 
 @final
 @attrs.frozen(kw_only=True)
@@ -47,11 +69,13 @@ class Welcome:
         session: the relay's name for this session.
         public_url: where visitors reach the gateway, as the relay sent it, made printable.
         heartbeat: seconds of silence after which an end pings, clamped to 1 to 60.
+        extensions: what the relay confirms, by name. Each of these is in force.
     """
 
     session: str
     public_url: str
     heartbeat: float
+    extensions: Mapping[str, Message] = attrs.field(factory=dict)
 
 
 @final
@@ -64,6 +88,7 @@ class GatewayHandshake:
         service: the service label.
         instance: distinguishes this gateway, when it reconnects, from another one with the same key.
         pinned_relay: the only relay identity that is accepted; None accepts any (TLS alone identifies the relay).
+        choices: decides about each extension that this gateway knows, by name, when the relay offers it.
         nonce: 32 random bytes; only tests pass it, for a replay.
     """
 
@@ -75,6 +100,7 @@ class GatewayHandshake:
         service: str,
         instance: str | None = None,
         pinned_relay: PublicKey | None = None,
+        choices: Mapping[str, Choose] | None = None,
         nonce: bytes | None = None,
     ) -> None:
         self._identity: Final = identity
@@ -82,6 +108,8 @@ class GatewayHandshake:
         self._service: Final = service
         self._instance: Final = instance
         self._pinned_relay: Final = pinned_relay
+        self._choices: Final = choices or {}
+        self._chosen: dict[str, Mapping[str, Any]] = {}
         self._nonce: Final = secrets.token_bytes(NONCE_SIZE) if nonce is None else nonce
         self._transcript: Transcript | None = None
         self._authenticate = b""
@@ -143,7 +171,12 @@ class GatewayHandshake:
         }
         if self._instance is not None:
             answer["instance"] = self._instance
-        encoded = encode(answer)
+        for name, offer in message.extensions().items():
+            choose = self._choices.get(name)
+            chosen = None if choose is None else choose(offer)
+            if chosen is not None:
+                self._chosen[name] = chosen
+        encoded = encode(answer | _naming(self._chosen))
         self._authenticate = encoded.encode()
         return encoded
 
@@ -161,6 +194,7 @@ class GatewayHandshake:
             session=message.text("session"),
             public_url=clean_message(message.text("public_url")),
             heartbeat=min(max(heartbeat_ms, MIN_HEARTBEAT_MS), MAX_HEARTBEAT_MS) / 1000,
+            extensions={name: said for name, said in message.extensions().items() if name in self._chosen},
         )
 
     def _rejected(self, message: Message) -> TunnelError:
@@ -205,6 +239,7 @@ class Claim:
         proof: the signature.
         nonce: the gateway's nonce.
         text: the authenticate message, byte for byte as it was sent.
+        extensions: what the gateway chooses, by name. The relay has offered each of these.
     """
 
     key_id: str
@@ -215,6 +250,7 @@ class Claim:
     proof: bytes
     nonce: bytes
     text: bytes
+    extensions: Mapping[str, Message] = attrs.field(factory=dict)
 
 
 @final
@@ -243,6 +279,7 @@ class RelayHandshake:
         relay: the relay's id.
         public_names: the normal forms of the names that gateways may dial.
         identity: signs the `relay_proof`, if the relay has one.
+        offers: the extensions that it offers, and what it says of each.
         nonce: 32 random bytes; only tests pass it, for a replay.
     """
 
@@ -252,6 +289,7 @@ class RelayHandshake:
         *,
         public_names: Collection[str],
         identity: SigningIdentity | None = None,
+        offers: Extensions | None = None,
         nonce: bytes | None = None,
     ) -> None:
         self._relay: Final = relay
@@ -259,9 +297,9 @@ class RelayHandshake:
         self._identity: Final = identity
         self._nonce: Final = secrets.token_bytes(NONCE_SIZE) if nonce is None else nonce
         self._texts = 0
-        self.challenge: Final = encode(
-            {"type": "challenge", "version": VERSION, "relay": relay, "nonce": encode_binary(self._nonce)}
-        )
+        self._offers: Final = offers or {}
+        challenge = {"type": "challenge", "version": VERSION, "relay": relay, "nonce": encode_binary(self._nonce)}
+        self.challenge: Final = encode(challenge | _naming(self._offers))
         """The first text to send."""
 
     def receive(self, text: str) -> Claim | None:
@@ -283,6 +321,7 @@ class RelayHandshake:
             proof=message.binary("proof", PROOF_SIZE),
             nonce=message.binary("nonce", NONCE_SIZE),
             text=text.encode(),
+            extensions={name: said for name, said in message.extensions().items() if name in self._offers},
         )
 
     def verify(self, claim: Claim, key: PublicKey | None, *, service: str | None = None) -> None:
@@ -318,8 +357,14 @@ class RelayHandshake:
             challenge=self.challenge.encode(),
         )
 
-    def welcome(self, claim: Claim, *, session: str, public_url: str, heartbeat_ms: int) -> str:
-        """The text that accepts the gateway, once `verify` has accepted `claim`."""
+    def welcome(
+        self, claim: Claim, *, session: str, public_url: str, heartbeat_ms: int, confirmed: Extensions | None = None
+    ) -> str:
+        """The text that accepts the gateway, once `verify` has accepted `claim`.
+
+        Args:
+            confirmed: what the relay confirms of `claim.extensions`, by name.
+        """
         answer: dict[str, Any] = {
             "type": "welcome",
             "session": session,
@@ -328,11 +373,16 @@ class RelayHandshake:
         }
         if self._identity is not None:
             answer["relay_proof"] = encode_binary(self._identity.sign(self._transcript(claim).relay_bytes(claim.text)))
-        return encode(answer)
+        return encode(answer | _naming(confirmed or {}))
 
 
 _UNREGISTERED_KEY: Final = SigningIdentity.generate().public_key
 """Verified in place of a key that is not registered, so that an unknown key takes as long as a wrong proof."""
+
+
+def _naming(extensions: Extensions) -> dict[str, Extensions]:
+    """The field of a message. It is absent when there is nothing to say, as in messages of older versions."""
+    return {"extensions": extensions} if extensions else {}
 
 
 def _count_text(before: int) -> int:

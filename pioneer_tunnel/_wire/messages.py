@@ -104,6 +104,13 @@ class Message:
             raise RemoteProtocolError(f"{name!r} is not the base64 of {size} bytes")
         return decoded
 
+    def extensions(self) -> dict[str, Message]:
+        """The extensions that it names, each as a message whose type is the name; empty when there is no such field."""
+        value = self._get("extensions", {})
+        if not isinstance(value, dict) or not all(isinstance(fields, dict) for fields in value.values()):
+            raise RemoteProtocolError("'extensions' is not an object of objects")
+        return {name: Message(name, fields) for name, fields in value.items()}
+
     def _get(self, name: str, default: Any) -> Any:
         value = self.fields.get(name)
         if value is None:

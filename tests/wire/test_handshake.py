@@ -70,6 +70,59 @@ def b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
+# Extensions
+
+
+def welcomed(one: GatewayHandshake, other: RelayHandshake, claim: Claim, **confirmed: dict[str, Any]) -> Welcome:
+    welcome = one.receive(other.welcome(claim, session="s", public_url="u", heartbeat_ms=1000, confirmed=confirmed))
+    assert isinstance(welcome, Welcome)
+    return welcome
+
+
+def test_an_extension_is_in_force_when_it_is_offered_chosen_and_confirmed() -> None:
+    other = relay(offers={"pace": {"most": 9}, "declined": {}, "unknown": {}})
+    one = gateway(choices={"pace": lambda offer: {"rate": offer.number("most") - 1}, "declined": lambda _: None})
+    claim = claim_of(one, other)
+    assert {name: said.fields for name, said in claim.extensions.items()} == {"pace": {"rate": 8}}
+    other.verify(claim, KEY.identity().public_key)
+    welcome = welcomed(one, other, claim, pace={"rate": claim.extensions["pace"].number("rate")}, unknown={})
+    assert {name: said.fields for name, said in welcome.extensions.items()} == {"pace": {"rate": 8}}
+
+
+def test_an_extension_that_is_not_confirmed_is_not_in_force() -> None:
+    one, other = gateway(choices={"pace": lambda _: {}}), relay(offers={"pace": {}})
+    claim = claim_of(one, other)
+    assert welcomed(one, other, claim).extensions == {}
+
+
+def test_a_peer_without_extensions_sees_none() -> None:
+    one, other = gateway(choices={"pace": lambda _: {}}), relay()
+    claim = claim_of(one, other)
+    assert b"extensions" not in claim.text
+    assert "extensions" not in other.challenge
+    older = gateway()
+    assert claim_of(older, relay(offers={"pace": {}})).extensions == {}
+
+
+def test_a_gateway_cannot_choose_what_was_not_offered() -> None:
+    one, other = gateway(), relay(offers={"pace": {}})
+    answer = one.receive(other.challenge)
+    assert isinstance(answer, str)
+    claim = other.receive(changed(answer, extensions={"pace": {}, "other": {}}))
+    assert claim is not None
+    assert [*claim.extensions] == ["pace"]
+
+
+@pytest.mark.parametrize("wrong", [1, [], "pace", {"pace": 1}, {"pace": None}])
+def test_malformed_extensions_are_named(wrong: object) -> None:
+    with pytest.raises(RelayConnectError, match="'extensions'"):
+        gateway().receive(changed(relay().challenge, extensions=wrong))
+    answer = gateway().receive(relay().challenge)
+    assert isinstance(answer, str)
+    with pytest.raises(RemoteProtocolError, match="'extensions'"):
+        relay().receive(changed(answer, extensions=wrong))
+
+
 # The vectors
 
 
