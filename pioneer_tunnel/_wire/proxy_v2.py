@@ -1,7 +1,7 @@
 """The PROXY protocol, version 2: a header at the start of a stream that names the visitor. Bytes in, bytes out.
 
-The specification is HAProxy's `proxy-protocol.txt`. A tunnel needs three facts of it: the two addresses, and whether
-the visitor came over TLS. Other well-formed TLVs are skipped. Malformed bytes are refused at the first byte that shows
+The specification is HAProxy's `proxy-protocol.txt`. A tunnel needs four facts of it: the two addresses, whether the
+visitor came over TLS, and the service that it wants, in a TLV of our own. Other well-formed TLVs are skipped. Malformed bytes are refused at the first byte that shows
 it. The CRC32c TLV is not checked (the specification leaves that to the receiver), as the link below has its own checks.
 
 The relay writes a header at the start of each stream, and the native transport reads it. `tunnel.forward` writes it
@@ -19,6 +19,7 @@ import attrs
 
 from .._model.addresses import Address
 from .._model.errors import LocalProtocolError, RemoteProtocolError
+from .._model.services import is_service_name
 
 __all__ = ["MAX_LENGTH", "ProxyHeader"]
 
@@ -73,6 +74,9 @@ _TLS_TLV: Final = {
     False: struct.pack("!BHBL", _TLV_SSL, _SSL_SIZE, 0, 1),
     True: struct.pack("!BHBL", _TLV_SSL, _SSL_SIZE, _CLIENT_SSL, 1),
 }
+_TLV_SERVICE: Final = 0xE0
+"""PP2_TYPE_MIN_CUSTOM, the first type that the specification leaves to applications: the name of a service."""
+
 _LOCAL_HEADER: Final = _HEADER.pack(_SIGNATURE, _COMMAND_LOCAL, _UNSPEC, 0)
 
 
@@ -85,11 +89,13 @@ class ProxyHeader:
         visitor: where the connection comes from; None when the header does not say (LOCAL, UNSPEC, a UNIX socket).
         local: the address that the visitor connected to; None when it is not known, and always without a visitor.
         tls: whether the visitor came over TLS; None when the header does not say.
+        service: the service that the visitor wants; None when the header does not say.
     """
 
     visitor: Address | None
     local: Address | None = None
     tls: bool | None = None
+    service: str | None = None
 
     def encode(self) -> bytes:
         """The bytes of this header.
@@ -97,14 +103,17 @@ class ProxyHeader:
         A header has one address family. When one address is IPv4 and the other is IPv6, the IPv4 one is mapped into
         IPv6 (`::ffff:a.b.c.d`). The zone of a link-local address (`%eth0`) means nothing on another host and is left
         out. A `local` that is None becomes the unspecified address with port 0. Without a visitor the header is LOCAL,
-        which every receiver accepts. With `tls` but without a visitor it is UNSPEC, because receivers discard all that
-        follows a LOCAL.
+        which every receiver accepts. With `tls` or `service` but without a visitor it is UNSPEC, because receivers
+        discard all that follows a LOCAL.
 
         Raises:
             LocalProtocolError: an address is not an IP address.
         """
         visitor = self.visitor
         tlv = _TLS_TLV[self.tls]
+        if self.service is not None:
+            name = self.service.encode()
+            tlv += struct.pack("!BH", _TLV_SERVICE, len(name)) + name
         if visitor is None:
             return _HEADER.pack(_SIGNATURE, _COMMAND_PROXY, _UNSPEC, len(tlv)) + tlv if tlv else _LOCAL_HEADER
         local = self.local or (_ANY6 if ":" in visitor.host else _ANY4)
@@ -136,8 +145,9 @@ class ProxyHeader:
 
         Raises:
             RemoteProtocolError: no further bytes can make this a header that we accept: another signature, version,
-                command or family, more than `MAX_LENGTH` bytes, addresses or a TLV that overrun the header, or a TLS
-                TLV that is too short or occurs twice. Raised at the first byte that shows it.
+                command or family, more than `MAX_LENGTH` bytes, addresses or a TLV that overrun the header, a TLS TLV
+                that is too short or occurs twice, or two services. Raised at the first byte that shows it, except for
+                services.
         """
         start = bytes(data[:_FIXED_SIZE])
         _check_start(start)
@@ -156,6 +166,7 @@ class ProxyHeader:
         tls = _tls_of(data, _FIXED_SIZE + size, end) if length > size else None
         if len(data) < end:
             return None
+        service = _service_of(data, _FIXED_SIZE + size, end) if length > size else None
         if size == _INET.size:
             source, destination, visitor_port, local_port = _INET.unpack_from(data, _FIXED_SIZE)
             visitor_host, local_host = inet_ntop(AF_INET, source), inet_ntop(AF_INET, destination)
@@ -163,9 +174,10 @@ class ProxyHeader:
             source, destination, visitor_port, local_port = _INET6.unpack_from(data, _FIXED_SIZE)
             visitor_host, local_host = _unpacked6(source), _unpacked6(destination)
         else:
-            return cls(None, None, tls), end
+            return cls(None, None, tls, service), end
         known = local_port or destination not in _UNSPECIFIED
-        return cls(Address(visitor_host, visitor_port), Address(local_host, local_port) if known else None, tls), end
+        local = Address(local_host, local_port) if known else None
+        return cls(Address(visitor_host, visitor_port), local, tls, service), end
 
 
 def _check_start(start: bytes) -> None:
@@ -223,6 +235,26 @@ def _tls_of(data: bytes | bytearray | memoryview, offset: int, end: int) -> bool
                 tls = bool(data[offset + _TLV_SIZE] & _CLIENT_SSL)
         offset += _TLV_SIZE + size
     return tls
+
+
+def _service_of(data: bytes | bytearray | memoryview, offset: int, end: int) -> str | None:
+    """What the service TLV says; None when there is none. `_tls_of` has accepted the TLVs from `offset` to `end`.
+
+    Raises:
+        RemoteProtocolError: there are two.
+    """
+    service: str | None = None
+    while offset < end:
+        size = data[offset + 1] << 8 | data[offset + 2]
+        start = offset + _TLV_SIZE
+        if data[offset] == _TLV_SERVICE:
+            name = bytes(data[start : start + size]).decode("ascii", "replace")
+            if is_service_name(name):  # others may use this type for something else
+                if service is not None:
+                    raise RemoteProtocolError("the PROXY header names two services")
+                service = name
+        offset = start + size
+    return service
 
 
 def _packed6(host: str) -> bytes:

@@ -106,6 +106,12 @@ def test_bad_vector(vector: dict[str, Any]) -> None:
         (ProxyHeader(None), header(0x20, 0x00, b"")),
         (ProxyHeader(None, LOCAL), header(0x20, 0x00, b"")),
         (ProxyHeader(None, None, tls=True), header(0x21, 0x00, tlv(0x20, b"\1\0\0\0\1"))),
+        (ProxyHeader(VISITOR, LOCAL, service="ssh"), header(0x21, 0x11, V4 + tlv(0xE0, b"ssh"))),
+        (
+            ProxyHeader(VISITOR, LOCAL, tls=False, service="web"),
+            header(0x21, 0x11, V4 + tlv(0x20, b"\0\0\0\0\1") + tlv(0xE0, b"web")),
+        ),
+        (ProxyHeader(None, service="ssh"), header(0x21, 0x00, tlv(0xE0, b"ssh"))),
     ],
 )
 def test_the_bytes_are_those_of_the_specification(written: ProxyHeader, expected: bytes) -> None:
@@ -131,6 +137,27 @@ def test_an_ipv4_visitor_of_a_dual_stack_socket_has_one_name() -> None:
 def test_a_zone_stays_at_home() -> None:
     data = ProxyHeader(Address("fe80::1%eth0", 1), Address("fe80::2%eth0", 2)).encode()
     assert ProxyHeader.parse(data) == (ProxyHeader(Address("fe80::1", 1), Address("fe80::2", 2)), len(data))
+
+
+@pytest.mark.parametrize("service", ["a", "web", "a-b_c.d", "0" * 63])
+@pytest.mark.parametrize("visitor", [VISITOR, Address("2001:db8::9", 1), None])
+def test_a_service_is_read_as_it_was_written(service: str, visitor: Address | None) -> None:
+    written = ProxyHeader(visitor, tls=True, service=service)
+    data = written.encode()
+    assert read_byte_by_byte(data) == (written, len(data))
+    assert ProxyHeader.parse(data + b"tail") == (written, len(data))
+
+
+@pytest.mark.parametrize("value", [b"", b"Web", b"a b", b"-a", b"a.", b"\xff", b"a" * 64])
+def test_what_is_no_name_of_a_service_is_another_tlv(value: bytes) -> None:
+    data = header(0x21, 0x11, V4 + tlv(0xE0, value) + tlv(0xE0, b"ssh"))
+    assert ProxyHeader.parse(data) == (ProxyHeader(VISITOR, LOCAL, service="ssh"), len(data))
+
+
+def test_two_services_are_refused() -> None:
+    data = header(0x21, 0x11, V4 + tlv(0xE0, b"web") + tlv(0xE0, b"ssh"))
+    with pytest.raises(RemoteProtocolError, match="two services"):
+        ProxyHeader.parse(data)
 
 
 @pytest.mark.parametrize("block", [b"", bytes(7), b"\xff" * 520, tlv(0x20, b"\1\0\0\0\0")])

@@ -1,0 +1,21 @@
+"""The names of the services that a tunnel carries."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["FIRST_SERVICE", "MOST_SERVICES", "is_service_name"]
+
+FIRST_SERVICE: Final = ""
+"""The key for the first service of a tunnel, whatever the relay calls it."""
+
+MOST_SERVICES: Final = 64
+"""Services that one tunnel may have. Their names and addresses fit one text message of the protocol."""
+
+_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,61}[a-z0-9])?")
+
+
+def is_service_name(text: str) -> bool:
+    """True for a name: 1 to 63 lower-case letters, digits, `-`, `_` and `.`, with a letter or digit at both ends."""
+    return _NAME.fullmatch(text) is not None
