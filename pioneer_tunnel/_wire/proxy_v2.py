@@ -1,8 +1,9 @@
 """The PROXY protocol, version 2: a header at the start of a stream that names the visitor. Bytes in, bytes out.
 
 The specification is HAProxy's `proxy-protocol.txt`. A tunnel needs four facts of it: the two addresses, whether the
-visitor came over TLS, and the service that it wants, in a TLV of our own. Other well-formed TLVs are skipped. Malformed bytes are refused at the first byte that shows
-it. The CRC32c TLV is not checked (the specification leaves that to the receiver), as the link below has its own checks.
+visitor came over TLS, and the service that it wants, in a TLV of our own. Other well-formed TLVs are skipped.
+Malformed bytes are refused at the first byte that shows it. The CRC32c TLV is not checked (the specification leaves
+that to the receiver), as the link below has its own checks.
 
 The relay writes a header at the start of each stream, and the native transport reads it. `tunnel.forward` writes it
 again for a local gateway that asks for it. This is our own code because the package `proxy-protocol` (0.11) has no size

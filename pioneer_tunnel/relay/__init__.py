@@ -1,29 +1,39 @@
 """A relay to host: gateways connect to it and stay connected; visitors connect to it and reach them.
 
-config, limits         what the operator decides
-reload                 reread the file when it changes
-server                 the relay as a whole
-listeners              the sockets that listen
-accept_loop            accept connections, or reset them
-admission, rates       limits on connections, visitors and failed proofs
-request_head           read the first request of a connection
-gateways/endpoint      a gateway connects and proves its key
-gateways/session       a connected gateway
-gateways/takeover      the rules when two gateways want one tunnel
-gateways/registry      which tunnels exist, and which session each one has
-visitors/tls           route TLS by the name in the ClientHello
-visitors/ingress       route HTTP by the Host, and carry visitors
-visitors/followed_stream, turns      follow the requests of a visitor's connection, in fair turns
+config, tunnels, limits        what the operator decides
+reload                         reread the file when it changes
+server                         the relay as a whole
+listeners                      the sockets that listen
+accept_loop                    accept connections, or reset them
+admission, rates               limits on connections, visitors and failed proofs
+request_head                   read the first request of a connection
+gateways/endpoint              a gateway connects and proves its key
+gateways/session               a connected gateway
+gateways/takeover              the rules when two gateways want one tunnel
+gateways/registry              which tunnels exist, and which session each one has
+visitors/tls                   route TLS by the name in the ClientHello
+visitors/ingress               route HTTP by the Host, and carry visitors
+visitors/followed_leg, turns   follow the requests of a visitor's connection, in fair turns
 """
 
 from __future__ import annotations
 
 from .._model.public_names import publish as _publish
-from .config import RelayConfig, TunnelEntry
+from .config import RelayConfig
 from .gateways.takeover import Takeover
 from .limits import RelayLimits
 from .server import Relay, RelayAddresses
+from .tunnels import Route, ServiceEntry, TunnelEntry
 
-__all__ = ["Relay", "RelayAddresses", "RelayConfig", "RelayLimits", "Takeover", "TunnelEntry"]
+__all__ = [
+                               "Relay",
+                               "RelayAddresses",
+                               "RelayConfig",
+                               "RelayLimits",
+                               "Route",
+                               "ServiceEntry",
+                               "Takeover",
+                               "TunnelEntry",
+]
 
 _publish(globals())

@@ -13,23 +13,21 @@
     url = "https://office.example.com"
     key = "ed25519:…"                          # the public half: a thief of this file cannot open the tunnel
 
-One error reports all problems, each with file, key path, value and what is allowed (see `_storage/validation`).
+`tunnels` has the tunnels. One error reports all problems, each with file, key path, value and what is allowed (see
+`_storage/validation`).
 """
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, Final, Literal, TypeAlias, final
+from typing import Any, ClassVar, Final, final
 
 import attrs
 
-from .._model.addresses import Address, PublicUrl, bracketed, is_ip_address, normal_audience
+from .._model.addresses import Address, bracketed, normal_audience
 from .._model.errors import InvalidSettingsError, Problem
-from .._model.keys import PublicKey
 from .._model.text import redact_reason, shown
 from .._storage.toml_read import read_toml, subtable
 from .._storage.validation import (
@@ -38,9 +36,7 @@ from .._storage.validation import (
     Rule,
     a_flag,
     a_path,
-    a_public_key,
     a_text,
-    examine_each,
     hold_back,
     label,
     nearest,
@@ -49,55 +45,12 @@ from .._storage.validation import (
     structure,
     whole_number,
 )
-from .gateways.takeover import Takeover, TakeoverRules
 from .limits import RelayLimits
+from .tunnels import LABEL_LIMIT, Addresses, Route, TunnelEntry, each_address, listening_addresses, tunnels
 
-__all__ = ["RelayConfig", "TunnelEntry", "each_address"]
+__all__ = ["RelayConfig"]
 
-LABEL_LIMIT: Final = 128
-MOST_KEYS: Final = 8
 _TABLE: Final = "relay"
-_Addresses: TypeAlias = Address | tuple[Address, ...]
-
-
-def _listening_address(value: str | Address) -> Address:
-    if isinstance(value, Address):
-        return value
-    return Address.parse(a_text(value, "allowed is host:port, as a string"), listening=True)
-
-
-def _listening_addresses(value: str | Address | Sequence[str | Address]) -> _Addresses:
-    given: object = value
-    if isinstance(given, str | Address):
-        return _listening_address(given)
-    allowed = "allowed is host:port, as a string, or an array of such strings"
-    if isinstance(given, bytes) or not isinstance(given, Sequence) or not given:
-        raise TypeError(allowed)
-    addresses: list[Address] = []
-    problems = []
-    for index, item in enumerate(given):
-        try:
-            address = _listening_address(item)
-            if address in addresses:
-                raise ValueError(f"stands in [{addresses.index(address)}] too")
-            addresses.append(address)
-        except (TypeError, ValueError) as error:
-            key = f"[{index}]"
-            problems.append(Problem(key=key, value=shown(key, item), message=redact_reason(str(error), item)))
-    if problems:
-        raise RefusedItemsError(problems)
-    return tuple(addresses)
-
-
-def each_address(value: _Addresses | None) -> tuple[Address, ...]:
-    """The value of a key that holds one address, several or none, as a tuple."""
-    return value if isinstance(value, tuple) else () if value is None else (value,)
-
-
-def _public_url(value: str | PublicUrl) -> PublicUrl:
-    if isinstance(value, PublicUrl):
-        return value
-    return PublicUrl.parse(a_text(value, "allowed is an http:// or https:// URL, as a string"))
 
 
 def _public_names(value: Sequence[str]) -> tuple[str, ...]:
@@ -115,169 +68,6 @@ def _public_names(value: Sequence[str]) -> tuple[str, ...]:
     if problems:
         raise RefusedItemsError(problems)
     return tuple(names)
-
-
-def _tls(_instance: Any, _field: Any, value: Any) -> None:
-    if value not in ("terminate", "passthrough"):
-        raise ValueError("allowed are 'terminate' and 'passthrough'")
-
-
-def _no_name_to_route_by(tls: str, url: PublicUrl) -> str | None:
-    if tls == "terminate":
-        return None
-    if url.scheme != "https":
-        return "its visitors come with TLS, so its url is an https:// one"
-    return (
-        "visitors do not name an IP address when they come with TLS; url needs a name"
-        if is_ip_address(url.host)
-        else None
-    )
-
-
-def _passes_through_already(tls: str, bind_addr: _Addresses | None) -> str | None:
-    if tls == "terminate" or bind_addr is None:
-        return None
-    return "a tunnel with a bind_addr passes everything through, TLS among it; leave one of them out"
-
-
-def _public_keys(value: Sequence[str | PublicKey]) -> tuple[PublicKey, ...]:
-    allowed = f"allowed is an array of 1 to {MOST_KEYS} public keys, the oldest first"
-    given: object = value
-    if isinstance(given, str | bytes) or not isinstance(given, Sequence) or not 1 <= len(given) <= MOST_KEYS:
-        raise TypeError(allowed)
-    keys: list[PublicKey] = []
-    problems = []
-    for index, item in enumerate(given):
-        try:
-            key = a_public_key(item)
-            if key in keys:
-                raise ValueError(f"stands in [{keys.index(key)}] too; each key is named once")
-            keys.append(key)
-        except (TypeError, ValueError) as error:  # no part of a key is quoted
-            problems.append(Problem(key=f"[{index}]", message=redact_reason(str(error), item)))
-    if problems:
-        raise RefusedItemsError(problems)
-    return tuple(keys)
-
-
-def _takeover(value: str | Takeover) -> Takeover:
-    allowed = f"allowed are {' and '.join(repr(str(choice)) for choice in Takeover)}"
-    text = a_text(value, allowed)
-    if text not in {*Takeover}:
-        raise ValueError(allowed)
-    return Takeover(text)
-
-
-def _key_or_keys(key: PublicKey | None, keys: tuple[PublicKey, ...] | None) -> str | None:
-    if key is None and keys is None:
-        return "is missing"
-    if key is not None and keys is not None:
-        return "stands beside keys; name one of both, and in keys every key that is valid"
-    return None
-
-
-@final
-@attrs.frozen(kw_only=True, field_transformer=hold_back)
-class TunnelEntry:
-    """One tunnel, an entry of `[[relay.tunnels]]`.
-
-    Attributes:
-        id: its name in logs and commands, up to 128 characters.
-        url: the URL for visitors. Without a `bind_addr`, its host is what routes visitors to this tunnel.
-        key: the gateway's public key; None if `keys` is given.
-        keys: for a key rotation, 1 to 8 public keys, the oldest first. All of them are valid. A session with a later
-            key takes the tunnel over, and visitors of the old session may finish.
-        bind_addr: one address or several for visitors of this tunnel alone, in any protocol.
-        service: the label that the gateway has to name; None accepts any.
-        tls: where visitors' TLS ends: `terminate` is at the relay, `passthrough` is behind the tunnel. With
-            `passthrough`, the name in the ClientHello routes visitors, and the relay cannot read their data.
-        takeover: which of two gateways with the same key has the tunnel, the newest or the first.
-
-    Raises:
-        InvalidSettingsError: its `problems` name all that is wrong.
-    """
-
-    id: str = attrs.field(validator=label(LABEL_LIMIT))
-    url: PublicUrl = attrs.field(converter=_public_url)
-    key: PublicKey | None = attrs.field(default=None, converter=attrs.converters.optional(a_public_key))
-    keys: tuple[PublicKey, ...] | None = attrs.field(default=None, converter=attrs.converters.optional(_public_keys))
-    bind_addr: _Addresses | None = attrs.field(default=None, converter=attrs.converters.optional(_listening_addresses))
-    service: str | None = attrs.field(default=None, validator=attrs.validators.optional(label(LABEL_LIMIT)))
-    takeover: Takeover = attrs.field(default=Takeover.NEWEST, converter=_takeover)
-    tls: Literal["terminate", "passthrough"] = attrs.field(default="terminate", validator=_tls)
-
-    _RULES: ClassVar[tuple[Rule, ...]] = (
-        Rule(("key", "keys"), _key_or_keys),
-        Rule(("tls", "url"), _no_name_to_route_by),
-        Rule(("tls", "bind_addr"), _passes_through_already),
-    )
-
-    def __attrs_post_init__(self) -> None:
-        settle(self)
-
-    @property
-    def passes_tls(self) -> bool:
-        """Whether visitors' TLS passes through the relay."""
-        return self.tls == "passthrough"
-
-    @property
-    def valid_keys(self) -> tuple[PublicKey, ...]:
-        """Every key that opens this tunnel, the oldest first."""
-        return self.keys if self.keys is not None else () if self.key is None else (self.key,)
-
-    @functools.cached_property
-    def keys_by_id(self) -> Mapping[str, PublicKey]:
-        """The valid keys by key id. Cached, so that finding a known key takes no longer than an unknown one."""
-        return MappingProxyType({key.key_id: key for key in self.valid_keys})
-
-    @property
-    def takeover_rules(self) -> TakeoverRules:
-        """The rules for a second gateway that wants this tunnel."""
-        return TakeoverRules(takeover=self.takeover, keys=tuple(self.keys_by_id))
-
-
-def _tunnels(value: Sequence[TunnelEntry | Mapping[str, Any]]) -> tuple[TunnelEntry, ...]:
-    entries, problems = examine_each(TunnelEntry, value)
-    problems += _conflicts(entries)
-    if problems:
-        raise RefusedItemsError(problems)
-    return tuple(TunnelEntry(**entry) for entry in entries)
-
-
-def _conflicts(entries: Sequence[Mapping[str, Any]]) -> list[Problem]:
-    """Values that two entries claim. `entries` holds the valid values of each."""
-    first: dict[tuple[str, Hashable], tuple[int, str]] = {}
-    problems = []
-    for index, entry in enumerate(entries):
-        for name, claim, why in _claims(entry):
-            kind = name.partition("[")[0].removesuffix("s")  # `key` and `keys` claim the same kind of value
-            taken_by, there = first.setdefault((kind, claim), (index, name))
-            if taken_by != index:
-                key = f"[{index}].{name}"
-                place = f"tunnels[{taken_by}]" if there == name else f"tunnels[{taken_by}].{there}"
-                message = f"stands in {place} too; {why}"
-                problems.append(Problem(key=key, value=shown(key, entry.get(name)), message=message))
-    return problems
-
-
-def _claims(entry: Mapping[str, Any]) -> list[tuple[str, Hashable, str]]:
-    """What no other entry may have: key path, value and reason."""
-    claims: list[tuple[str, Hashable, str]] = []
-    if "id" in entry:
-        claims.append(("id", entry["id"], "each tunnel has its own"))
-    if entry.get("key") is not None:
-        claims.append(("key", entry["key"], "a key belongs to one tunnel"))
-    for index, key in enumerate(entry.get("keys") or ()):
-        claims.append((f"keys[{index}]", key, "a key belongs to one tunnel"))
-    if "bind_addr" in entry:
-        bind_addr = entry["bind_addr"]
-        if bind_addr is None and "url" in entry:
-            claims.append(("url", entry["url"].host, "visitors without a bind_addr are told apart by the host"))
-        for index, address in enumerate(each_address(bind_addr)):
-            if address.port != 0:
-                name = f"bind_addr[{index}]" if isinstance(bind_addr, tuple) else "bind_addr"
-                claims.append((name, address, "each tunnel has its own"))
-    return claims
 
 
 def _limits(value: RelayLimits | Mapping[str, Any]) -> RelayLimits:
@@ -303,22 +93,22 @@ def _no_certificate(tls: bool, certificate: Path | None) -> str | None:
 
 
 def _public_name_passes_through(
-    tunnels: Sequence[TunnelEntry], names: Sequence[str], control_addr: _Addresses, ingress_addr: _Addresses
+    tunnels: Sequence[TunnelEntry], names: Sequence[str], control_addr: Addresses, ingress_addr: Addresses
 ) -> str | None:
     if not _shared(control_addr, ingress_addr):
         return None
     hosts = {name for public in names for name in (public, public.rpartition(":")[0])}
-    for index, tunnel in enumerate(tunnels):
-        if tunnel.passes_tls and bracketed(tunnel.url.host) in hosts:
+    for path, route in _routes(tunnels):
+        if route.passes_tls and route.host is not None and bracketed(route.host) in hosts:
             return (
-                f"tunnels[{index}] takes all TLS for '{tunnel.url.host}', which is a public name of the relay too: at"
-                " one address for both, gateways would not get through; give one of them another name"
+                f"{path} takes all TLS for '{route.host}', which is a public name of the relay too: at one address for"
+                " both, gateways would not get through; give one of them another name"
             )
     return None
 
 
 def _shared_address_needs_one_tls_setting(
-    ingress_tls: bool, control_tls: bool, ingress_addr: _Addresses, control_addr: _Addresses
+    ingress_tls: bool, control_tls: bool, ingress_addr: Addresses, control_addr: Addresses
 ) -> str | None:
     if ingress_tls == control_tls or not _shared(control_addr, ingress_addr):
         return None
@@ -328,17 +118,24 @@ def _shared_address_needs_one_tls_setting(
 
 
 def _tunnel_address_is_taken(
-    tunnels: Sequence[TunnelEntry], control_addr: _Addresses, ingress_addr: _Addresses
+    tunnels: Sequence[TunnelEntry], control_addr: Addresses, ingress_addr: Addresses
 ) -> str | None:
-    for index, tunnel in enumerate(tunnels):
+    for path, route in _routes(tunnels):
         for name, own in (("control_addr", control_addr), ("ingress_addr", ingress_addr)):
-            for address in _shared(tunnel.bind_addr, own):
+            for address in _shared(route.bind_addr, own):
                 if address.port != 0:
-                    return f"tunnels[{index}].bind_addr is {name} too, '{address}'; it needs an address of its own"
+                    return f"{path}.bind_addr is {name} too, '{address}'; it needs an address of its own"
     return None
 
 
-def _shared(one: _Addresses | None, other: _Addresses | None) -> list[Address]:
+def _routes(tunnels: Sequence[TunnelEntry]) -> Iterator[tuple[str, Route]]:
+    """All routes, each after its key path."""
+    for index, tunnel in enumerate(tunnels):
+        for place, route in enumerate(tunnel.routes):
+            yield f"tunnels[{index}]" + ("" if route.service is None else f".services[{place}]"), route
+
+
+def _shared(one: Addresses | None, other: Addresses | None) -> list[Address]:
     return [address for address in each_address(one) if address in each_address(other)]
 
 
@@ -374,8 +171,8 @@ class RelayConfig:
         InvalidSettingsError: its `problems` name all that is wrong.
     """
 
-    control_addr: _Addresses = attrs.field(converter=_listening_addresses)
-    ingress_addr: _Addresses = attrs.field(converter=_listening_addresses)
+    control_addr: Addresses = attrs.field(converter=listening_addresses)
+    ingress_addr: Addresses = attrs.field(converter=listening_addresses)
     id: str = attrs.field(validator=label(LABEL_LIMIT))
     public_names: tuple[str, ...] = attrs.field(converter=_public_names)
     tls_certificate: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
@@ -386,7 +183,7 @@ class RelayConfig:
     heartbeat_ms: int = attrs.field(default=15_000, validator=whole_number(1000, 60_000))
     rotation_grace_ms: int = attrs.field(default=600_000, validator=whole_number(0, 86_400_000))
     limits: RelayLimits = attrs.field(factory=RelayLimits, converter=_limits)
-    tunnels: tuple[TunnelEntry, ...] = attrs.field(default=(), converter=_tunnels)
+    tunnels: tuple[TunnelEntry, ...] = attrs.field(default=(), converter=tunnels)
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
@@ -443,7 +240,8 @@ class RelayConfig:
     @property
     def all_addresses(self) -> frozenset[Address]:
         """Every address that the relay listens at."""
-        keys = (self.control_addr, self.ingress_addr, *(tunnel.bind_addr for tunnel in self.tunnels))
+        bound = (route.bind_addr for tunnel in self.tunnels for route in tunnel.routes)
+        keys = (self.control_addr, self.ingress_addr, *bound)
         return frozenset(address for key in keys for address in each_address(key))
 
     @property

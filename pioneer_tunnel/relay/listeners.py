@@ -19,7 +19,7 @@ from .._net.socket_options import reset_on_close
 from .._net.tcp import CAN_USE_DESCRIPTORS
 from .accept_loop import AcceptLoop, Handler
 from .admission import Arrival
-from .config import TunnelEntry, each_address
+from .tunnels import Route, TunnelEntry, each_address
 
 __all__ = ["BoundListeners", "bound_address", "open_listeners"]
 
@@ -29,8 +29,8 @@ RESOLVE_TIMEOUT: Final = 10.0
 _ANY_IPV6: Final = "::"
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
 
-HandlerOf: TypeAlias = Callable[[TunnelEntry], Handler]
-"""Makes the handler of one connection of a tunnel."""
+HandlerOf: TypeAlias = Callable[[Route], Handler]
+"""Makes the handler of one connection to a tunnel's own address."""
 
 
 async def open_listeners(address: Address, beside: Collection[Address] = ()) -> list[trio.SocketListener]:
@@ -100,7 +100,7 @@ class BoundListeners:
 
     Args:
         connections: the nursery of connections. They outlive their listener; they end with their tunnel's session.
-        handler_of: is called for each connection, with the entry that its tunnel has at that time.
+        handler_of: is called for each connection, with the route that its address has at that time.
     """
 
     def __init__(self, accept_loop: AcceptLoop, connections: trio.Nursery, handler_of: HandlerOf) -> None:
@@ -114,8 +114,17 @@ class BoundListeners:
         """The addresses of each tunnel, by its id."""
         found: dict[str, tuple[Address, ...]] = {}
         for bound in self._bound.values():
-            found[bound.entry.id] = (*found.get(bound.entry.id, ()), bound.address)
+            tunnel_id = bound.route.entry.id
+            found[tunnel_id] = (*found.get(tunnel_id, ()), bound.address)
         return found
+
+    def address_of(self, route: Route) -> Address | None:
+        """The first address of a route; None when it has none of its own, or does not listen."""
+        for address in each_address(route.bind_addr):
+            bound = self._bound.get(_key(route, address))
+            if bound is not None:
+                return bound.address
+        return None
 
     async def update(self, tunnels: Iterable[TunnelEntry], beside: Collection[Address] = ()) -> None:
         """Listen at the addresses of `tunnels`, and close all other listeners.
@@ -129,13 +138,16 @@ class BoundListeners:
             OSError: the relay cannot listen at an address. Nothing has changed then.
         """
         wanted = {
-            _key(entry, address): (entry, address) for entry in tunnels for address in each_address(entry.bind_addr)
+            _key(route, address): (route, address)
+            for entry in tunnels
+            for route in entry.routes
+            for address in each_address(route.bind_addr)
         }
         opened: dict[Hashable, _Bound] = {}
         try:
-            for key, (entry, address) in wanted.items():
+            for key, (route, address) in wanted.items():
                 if key not in self._bound:
-                    opened[key] = _Bound(entry, address, await open_listeners(address, beside))
+                    opened[key] = _Bound(route, address, await open_listeners(address, beside))
             for bound in opened.values():
                 self._connections.start_soon(bound.serve, self._accept_loop, self._connections, self._handler_of)
         except BaseException:
@@ -145,24 +157,24 @@ class BoundListeners:
         removed = [self._bound.pop(key) for key in self._bound.keys() - wanted.keys()]
         all_bound = self._bound | opened
         self._bound = {key: all_bound[key] for key in wanted}  # in the order of the configuration
-        for key, (entry, _) in wanted.items():
-            self._bound[key].entry = entry
+        for key, (route, _) in wanted.items():
+            self._bound[key].route = route
         with trio.CancelScope(shield=True):  # quick; an update is carried out as a whole
             for bound in removed:
                 await bound.close()
 
 
-def _key(entry: TunnelEntry, address: Address) -> Hashable:
-    """What identifies a listener. Port 0 is a different port each time, so there the tunnel's id is a part of it."""
-    return (address, entry.id if address.port == 0 else None)
+def _key(route: Route, address: Address) -> Hashable:
+    """What identifies a listener. Port 0 is a different port each time, so there the route is a part of it."""
+    return (address, (route.entry.id, route.service) if address.port == 0 else None)
 
 
 @final
 class _Bound:
-    """The listeners of one address, and the tunnel that they serve now."""
+    """The listeners of one address, and the route that they serve now."""
 
-    def __init__(self, entry: TunnelEntry, address: Address, listeners: list[trio.SocketListener]) -> None:
-        self.entry = entry
+    def __init__(self, route: Route, address: Address, listeners: list[trio.SocketListener]) -> None:
+        self.route = route
         self.address: Final = bound_address(address, listeners)
         self._listeners: Final = listeners
         self._serving: Final = trio.CancelScope()
@@ -170,7 +182,7 @@ class _Bound:
 
     async def serve(self, accept_loop: AcceptLoop, connections: trio.Nursery, handler_of: HandlerOf) -> None:
         async def handle(connected: trio.SocketStream, arrival: Arrival) -> None:
-            await handler_of(self.entry)(connected, arrival)
+            await handler_of(self.route)(connected, arrival)
 
         try:
             with self._serving:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn, final
@@ -21,7 +22,7 @@ import trio
 
 from .._async_library import need_trio
 from .._http.head import RequestHead
-from .._model.addresses import Address, is_loopback, normal_audience
+from .._model.addresses import Address, bracketed, is_loopback, normal_audience
 from .._model.errors import InvalidSettingsError, StorageError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import SigningIdentity
@@ -35,18 +36,21 @@ from ..websocket import EngineName
 from ..yamux import Limits
 from .accept_loop import AcceptLoop, Handler
 from .admission import Admission, Arrival
-from .config import RelayConfig, TunnelEntry, each_address
+from .config import RelayConfig
 from .gateways.endpoint import GatewayEndpoint, wants_gateway
 from .gateways.registry import Directory, LocalDirectory, LocalRegistry, Registry
 from .listeners import BoundListeners, bound_address, open_listeners
 from .reload import Changes
 from .request_head import Refusal, read_head, refuse
+from .tunnels import Route, each_address
 from .visitors.ingress import Ingress, Visit
 from .visitors.tls import SniRouter, accept_tls
 
 __all__ = ["Relay", "RelayAddresses"]
 
 _IDENTITY_LIMIT: Final = 64 * 1024
+_ANY_HOST: Final = {"0.0.0.0", "::"}  # noqa: S104  # it is read, not bound
+_PORT: Final = re.compile(r":\d+$")
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
 
@@ -119,7 +123,13 @@ class Relay:
         self._admission: Final = Admission(config.limits, descriptors=descriptor_limit())
         self._certificate: Final = _certificate(config)
         self._gateways: Final = GatewayEndpoint(
-            config, registry, directory, identity=_identity(config), limits=limits, engine=engine
+            config,
+            registry,
+            directory,
+            identity=_identity(config),
+            limits=limits,
+            engine=engine,
+            address_of=self._address_of,
         )
         self._ingress: Final = Ingress(registry, directory, self._admission, limits=config.limits)
         self._sni_router: Final = SniRouter(registry, self._ingress, self._certificate)
@@ -169,7 +179,7 @@ class Relay:
             self._config = applied
             if self._own_registry is not None:
                 self._own_registry.replace(applied.tunnels)
-            await self._gateways.revoke_unregistered()
+            await self._gateways.registry_changed()
             self._addresses = attrs.evolve(self._addresses, all_tunnels=self._bound.addresses)
             _log.info("the configuration was applied; changes of tunnels: %s", changes)
             if changes.for_a_restart:
@@ -196,7 +206,7 @@ class Relay:
             for address in ingress:
                 if address not in control:
                     listening[address] = await listen(address, self._serve_ingress, only_visitors=True)
-            bound = BoundListeners(accept_loop, nursery, lambda entry: functools.partial(self._serve_bound, entry))
+            bound = BoundListeners(accept_loop, nursery, lambda route: functools.partial(self._serve_bound, route))
             await bound.update(config.tunnels, config.all_addresses)
             self._bound = bound
             self._addresses = RelayAddresses(
@@ -220,7 +230,8 @@ class Relay:
 
     def _warn_of_clear_text(self, addresses: RelayAddresses) -> None:
         """Log a warning of each side that others than this host can reach without TLS."""
-        by_host = any(not tunnel.passes_tls and tunnel.bind_addr is None for tunnel in self._config.tunnels)
+        routes = [route for tunnel in self._config.tunnels for route in tunnel.routes]
+        by_host = any(not route.passes_tls and route.host is not None for route in routes)
         for who, clear, listening in (
             ("gateways", not self._config.control_tls, addresses.all_control),
             ("visitors", not self._config.ingress_tls and by_host, addresses.all_ingress),
@@ -270,8 +281,17 @@ class Relay:
         else:
             await self._ingress.serve_request(visit, head, received)
 
-    async def _serve_bound(self, entry: TunnelEntry, connected: trio.SocketStream, arrival: Arrival) -> None:
-        await self._ingress.serve_bound(_visit(connected, _watched(connected), arrival), entry)
+    def _address_of(self, route: Route) -> str:
+        """Where visitors reach `route`: its URL, or else the relay and the port that is the route's own."""
+        if route.url is not None:
+            return str(route.url)
+        address = None if self._bound is None else self._bound.address_of(route)
+        address = address or each_address(route.bind_addr)[0]
+        public = _PORT.sub("", self._config.public_names[0])
+        return f"tcp://{public if address.host in _ANY_HOST else bracketed(address.host)}:{address.port}"
+
+    async def _serve_bound(self, route: Route, connected: trio.SocketStream, arrival: Arrival) -> None:
+        await self._ingress.serve_bound(_visit(connected, _watched(connected), arrival), route)
 
     def _is_public(self, head: RequestHead) -> bool:
         try:

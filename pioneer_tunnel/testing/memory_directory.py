@@ -8,9 +8,9 @@ from typing import Final, NoReturn, final
 
 import trio
 
-from ..relay.config import TunnelEntry
 from ..relay.gateways.registry import Directory, LiveSession, LocalDirectory, Registry
 from ..relay.gateways.takeover import NEWEST_WINS, TakeoverRules
+from ..relay.tunnels import Route, TunnelEntry
 from .faulty_dialer import Dial
 
 __all__ = ["Sessions", "Tunnels", "dial_of_this_task"]
@@ -29,8 +29,8 @@ class Tunnels(Registry):
     async def by_key_id(self, key_id: str) -> TunnelEntry | None:
         return next((entry for entry in self.entries.values() if key_id in entry.keys_by_id), None)
 
-    async def by_host(self, host: str) -> TunnelEntry | None:
-        return next((entry for entry in self.entries.values() if entry.url.host == host), None)
+    async def by_host(self, host: str) -> Route | None:
+        return next((route for entry in self.entries.values() for route in entry.routes if route.host == host), None)
 
 
 @final

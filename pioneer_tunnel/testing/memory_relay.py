@@ -30,8 +30,9 @@ from .._model.keys import RelayKey
 from .._net.adopted import watch
 from .._net.tls.certificate import Certificate
 from ..relay.accept_loop import contain_errors
-from ..relay.config import RelayConfig, TunnelEntry
+from ..relay.config import RelayConfig
 from ..relay.gateways.endpoint import GatewayEndpoint
+from ..relay.tunnels import TunnelEntry
 from ..relay.visitors.ingress import Ingress, Visit
 from ..websocket import EngineName
 from .faults import FaultPlan
@@ -124,15 +125,24 @@ class MemoryRelay:
         """The relay address for a gateway's settings: `ws://relay.test`, or `wss://relay.test` with a certificate."""
         return f"{'wss' if self._certificate else 'ws'}://{NAME}"
 
-    def register(self, tunnel: str, key: RelayKey, *, service: str | None = None) -> None:
-        """Add the tunnel `tunnel` with the public URL `http://<tunnel>.test`, or replace its key and service.
+    def register(self, tunnel: str, key: RelayKey, *, service: str | None = None, services: Sequence[str] = ()) -> None:
+        """Add the tunnel `tunnel` with the public URL `http://<tunnel>.test`, or replace it.
+
+        Args:
+            tunnel: its id.
+            key: the key that opens it.
+            service: the label that the gateway has to name; None accepts any.
+            services: the names of its services, if it has several. Each has the URL `http://<name>.<tunnel>.test`.
 
         Raises:
-            InvalidSettingsError: the id or the service is not valid in a relay's file.
+            InvalidSettingsError: the id, the service or a name is not valid in a relay's file.
         """
-        public_key = str(key.identity().public_key)
         self._tunnels.entries[tunnel] = TunnelEntry(
-            id=tunnel, url=f"http://{tunnel}.test", key=public_key, service=service
+            id=tunnel,
+            url=None if services else f"http://{tunnel}.test",
+            key=str(key.identity().public_key),
+            service=service,
+            services=[{"name": name, "url": f"http://{name}.{tunnel}.test"} for name in services],
         )
 
     def revoke(self, tunnel: str = TUNNEL) -> None:
@@ -267,17 +277,22 @@ class MemoryRelay:
 
     # Visit
 
-    async def visit(self, tunnel: str = TUNNEL) -> MemoryStream:
+    async def visit(self, tunnel: str = TUNNEL, *, service: str | None = None) -> MemoryStream:
         """Connect as a visitor of one tunnel, as to its `bind_addr`: the relay passes all bytes on unread.
 
-        While the gateway is not connected, the relay resets the stream.
+        While the gateway is not connected, or does not take visitors of the service, the relay resets the stream.
+
+        Args:
+            tunnel: its id.
+            service: one of the services that it was registered with; by default the first.
 
         Raises:
             ConnectionRefusedError: the relay does not run.
-            KeyError: there is no such tunnel.
+            KeyError: there is no such tunnel, or service.
         """
-        entry = self._tunnels.entries[tunnel]
-        return await self._visit(lambda visit: self._ingress.serve_bound(visit, entry))
+        routes = {route.service: route for route in self._tunnels.entries[tunnel].routes}
+        route = routes[service] if service is not None else next(iter(routes.values()))
+        return await self._visit(lambda visit: self._ingress.serve_bound(visit, route))
 
     async def visit_http(self) -> MemoryStream:
         """Connect as a visitor of the HTTP ingress: `Host` names the tunnel, and errors are HTTP responses.

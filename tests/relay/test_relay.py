@@ -47,8 +47,7 @@ from pioneer_tunnel._net.closing import abandon
 from pioneer_tunnel._wire import messages
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
-from pioneer_tunnel.relay import Relay
-from pioneer_tunnel.relay.config import TunnelEntry
+from pioneer_tunnel.relay import Relay, TunnelEntry
 from pioneer_tunnel.relay.gateways.endpoint import GatewayEndpoint
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.visitors import tls as visitors_tls

@@ -13,7 +13,7 @@ from relay_problems import key, only_problem_of, problems_of, relay, tunnel
 from pioneer_tunnel._model.addresses import Address, PublicUrl
 from pioneer_tunnel._model.errors import InvalidSettingsError, StorageError, TunnelError
 from pioneer_tunnel._model.keys import PublicKey
-from pioneer_tunnel.relay.config import RelayConfig, TunnelEntry
+from pioneer_tunnel.relay import RelayConfig, TunnelEntry
 from pioneer_tunnel.relay.gateways.takeover import Takeover
 
 
@@ -159,7 +159,7 @@ def a_blind_tunnel(**changes: Any) -> dict[str, Any]:
 def test_a_relay_whose_tunnels_pass_tls_through_needs_no_certificate() -> None:
     config = RelayConfig.from_table(relay(tunnels=[a_blind_tunnel()]))
     assert config.tls_certificate is None
-    assert config.tunnels[0].passes_tls
+    assert config.tunnels[0].routes[0].passes_tls
 
 
 @pytest.mark.parametrize(

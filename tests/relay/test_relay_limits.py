@@ -52,10 +52,9 @@ from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.descriptor_limit import descriptor_limit
 from pioneer_tunnel._net.log_limiter import LINES_IN_FULL
 from pioneer_tunnel._wire.handshake import AGENT, SUBPROTOCOL, Claim, GatewayHandshake, Rejection, RelayHandshake
-from pioneer_tunnel.relay import RelayConfig, RelayLimits, accept_loop as accepting, rates
+from pioneer_tunnel.relay import RelayConfig, RelayLimits, TunnelEntry, accept_loop as accepting, rates
 from pioneer_tunnel.relay.accept_loop import AcceptLoop
 from pioneer_tunnel.relay.admission import MOST_LEAVING, Admission, Arrival, OverLimit
-from pioneer_tunnel.relay.config import TunnelEntry
 from pioneer_tunnel.relay.gateways.endpoint import GatewayEndpoint
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.rates import FailureBackoff, TokenBuckets

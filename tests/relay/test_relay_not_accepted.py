@@ -13,7 +13,7 @@ from raw_gateways import Overwhelmed, status_of
 from rig import ask, request, tunnel_entry
 from yamux_rig import Running, pipe
 
-from pioneer_tunnel.relay.config import TunnelEntry
+from pioneer_tunnel.relay import TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.visitors.ingress import Ingress, Visit
 from pioneer_tunnel.testing.memory_stream import MemoryConnection
@@ -108,7 +108,9 @@ async def test_where_it_is_not_http_a_stream_that_is_not_accepted_is_a_reset(
         connection = MemoryConnection()
         visitor, stream = connection.client, connection.server
         entry = TunnelEntry(**tunnel_entry(bind_addr="127.0.0.1:2222"))
-        nursery.start_soon(ingress.serve_bound, Visit(stream=stream, visitor=None, local=None, tls=False), entry)
+        nursery.start_soon(
+            ingress.serve_bound, Visit(stream=stream, visitor=None, local=None, tls=False), entry.routes[0]
+        )
         with pytest.raises(trio.BrokenResourceError):
             await visitor.receive_some()
         assert 10 <= trio.current_time() <= 12

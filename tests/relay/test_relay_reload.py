@@ -42,8 +42,7 @@ from pioneer_tunnel._model.addresses import Address
 from pioneer_tunnel._model.errors import InvalidSettingsError, ReplacedError, TunnelAuthError
 from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._model.status import State
-from pioneer_tunnel.relay import Relay, RelayConfig
-from pioneer_tunnel.relay.config import TunnelEntry
+from pioneer_tunnel.relay import Relay, RelayConfig, TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LocalRegistry
 from pioneer_tunnel.relay.reload import Changes, ConfigFile, follow, hangups
 from pioneer_tunnel.tunnel.tunnel import Tunnel, open_tunnel

@@ -28,7 +28,7 @@ from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._model.status import ErrorKind, State
 from pioneer_tunnel._net.adopted import adopt
 from pioneer_tunnel._net.streams import ByteStream
-from pioneer_tunnel.relay.config import TunnelEntry
+from pioneer_tunnel.relay import TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.gateways.takeover import ANSWER_TIMEOUT
 from pioneer_tunnel.relay.visitors.ingress import Ingress, Visit
@@ -290,7 +290,7 @@ async def test_a_key_that_is_removed_while_its_gateway_waits_does_not_get_in(
             async with relay.tunnel("waits") as waits:
                 await trio.sleep(ANSWER_TIMEOUT / 2)
                 relay.registry.replace([])
-                await relay.control.revoke_unregistered()
+                await relay.control.registry_changed()
                 with trio.fail_after(10), pytest.raises(TunnelAuthError):
                     await waits.accept()
                 assert await relay.directory.find("office") is None

@@ -33,7 +33,7 @@ from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._net.adopted import adopt
 from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
-from pioneer_tunnel.relay.config import TunnelEntry
+from pioneer_tunnel.relay import TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LiveSession, LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.limits import RelayLimits
 from pioneer_tunnel.relay.visitors import followed_leg

@@ -34,8 +34,7 @@ from pioneer_tunnel._net.tls import certificate as certificate_room
 from pioneer_tunnel._net.tls.certificate import Certificate
 from pioneer_tunnel._net.tls.client_hello import Alert
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
-from pioneer_tunnel.relay import Relay
-from pioneer_tunnel.relay.config import TunnelEntry
+from pioneer_tunnel.relay import Relay, TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.visitors.ingress import Ingress, Visit
 from pioneer_tunnel.relay.visitors.tls import SniRouter

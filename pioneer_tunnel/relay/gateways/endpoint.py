@@ -10,25 +10,29 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, final
 
+import attrs
 import trio
 
 from ..._http.head import RequestHead, wants_upgrade
 from ..._model.errors import ProtocolError
 from ..._model.exception_groups import leaves
 from ..._model.keys import SigningIdentity
+from ..._model.services import FIRST_SERVICE
 from ..._model.text import clean_message
 from ..._net.adopted import Watched
 from ..._net.log_limiter import LogLimiter
 from ..._net.prefixed_stream import PrefixedStream
-from ..._wire.handshake import SUBPROTOCOL, Claim, Rejection, RelayHandshake
+from ..._wire import services
+from ..._wire.handshake import SUBPROTOCOL, Claim, Extensions, Rejection, RelayHandshake
 from ...websocket import Allowance, EngineName, Opening, WebSocket, WebSocketRefused, load_engine
 from ...yamux import Limits, SendBudget
 from ..admission import Arrival
-from ..config import RelayConfig, TunnelEntry
+from ..config import RelayConfig
 from ..request_head import Refusal, read_head, refuse
+from ..tunnels import Route, TunnelEntry
 from .registry import Directory, Registry, TunnelTaken
 from .session import GatewaySession
 
@@ -43,8 +47,29 @@ OPENING_ALLOWANCE: Final = Allowance(size=24 * 1024, frames=16)
 BUSY_RETRY_MS: Final = 5_000
 """Milliseconds that a gateway is asked to wait when another one has its tunnel."""
 
+OFFERS: Final[Extensions] = {services.SERVICES: {}}
+"""The extensions that the relay offers."""
+
 _log: Final = logging.getLogger("pioneer_tunnel.relay.control")
 _log_limiter: Final = LogLimiter(_log)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class _Proved:
+    """A gateway that has proved its key.
+
+    Attributes:
+        entry: its tunnel.
+        claim: what it claimed.
+        handshake: makes its welcome.
+        served: the services that it takes visitors of; None when it knows no services.
+    """
+
+    entry: TunnelEntry
+    claim: Claim
+    handshake: RelayHandshake
+    served: Collection[str] | None
 
 
 @final
@@ -58,6 +83,7 @@ class GatewayEndpoint:
         identity: proves the relay to gateways that pin it.
         limits: of each yamux session; by default they follow from `config.limits`.
         engine: the WebSocket engine; None chooses the fastest that is installed.
+        address_of: where visitors reach a route; by default its URL.
         wall_clock: seconds since 1970, for the time in messages to a rejected gateway.
     """
 
@@ -70,6 +96,7 @@ class GatewayEndpoint:
         identity: SigningIdentity | None = None,
         limits: Limits | None = None,
         engine: EngineName | None = None,
+        address_of: Callable[[Route], str] = lambda route: str(route.url),
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._config: Final = config
@@ -84,6 +111,7 @@ class GatewayEndpoint:
             unsent=config.limits.unsent_bytes_per_tunnel,
         )
         self._sending: Final = SendBudget(config.limits.unsent_bytes)
+        self._address_of: Final = address_of
         self._wall_clock: Final = wall_clock
         self._sessions: Final[set[GatewaySession]] = set()
 
@@ -118,28 +146,34 @@ class GatewayEndpoint:
             try:
                 wanted = Opening(subprotocol=SUBPROTOCOL, allowance=OPENING_ALLOWANCE)
                 async with self._engine.accept(stream, wanted) as websocket:
-                    opened = await self._open(websocket, arrival)
-                    if opened is not None:
+                    proved = await self._open(websocket, arrival)
+                    if proved is not None:
                         websocket.trust()
-                        await self._carry(websocket, watched, *opened, arrival=arrival, deadline=deadline)
+                        await self._carry(websocket, watched, proved, arrival=arrival, deadline=deadline)
             except (WebSocketRefused, trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 _log.debug("a gateway connection ended in its opening: %s", error)
         if deadline.cancelled_caught:
             line = f"a gateway connection did not finish its opening within {OPENING_TIMEOUT:g} seconds"
             _log_limiter.log("no opening", line, level=logging.INFO)
 
-    async def revoke_unregistered(self) -> None:
-        """End each session whose key no longer opens its tunnel, as the registry says now."""
+    async def registry_changed(self) -> None:
+        """End each session whose key no longer opens its tunnel; tell the others the addresses of their services."""
         for session in [*self._sessions]:
             entry = await self._registry.by_key_id(session.key_id)
             if entry is None or entry.id != session.tunnel_id:
                 session.revoke()
+            else:
+                session.announce(self._addresses(entry))
 
-    async def _open(
-        self, websocket: WebSocket, arrival: Arrival | None
-    ) -> tuple[TunnelEntry, Claim, RelayHandshake] | None:
+    def _addresses(self, entry: TunnelEntry) -> dict[str, str]:
+        """Where visitors reach each service of a tunnel."""
+        return {route.service or FIRST_SERVICE: self._address_of(route) for route in entry.routes}
+
+    async def _open(self, websocket: WebSocket, arrival: Arrival | None) -> _Proved | None:
         """Verify the gateway's proof. None when that failed; the gateway has got the reason."""
-        handshake = RelayHandshake(self._config.id, public_names=self._config.public_names, identity=self._identity)
+        handshake = RelayHandshake(
+            self._config.id, public_names=self._config.public_names, identity=self._identity, offers=OFFERS
+        )
         await websocket.send([handshake.challenge])
         claim: Claim | None = None
         entry: TunnelEntry | None = None
@@ -158,7 +192,9 @@ class GatewayEndpoint:
                             service=None if entry is None else entry.service,
                         )
                         assert entry is not None  # without an entry, no key verifies
-                        return entry, claim, handshake
+                        wanted = claim.extensions.get(services.SERVICES)
+                        served = None if wanted is None else services.serves(wanted)
+                        return _Proved(entry=entry, claim=claim, handshake=handshake, served=served)
         except Rejection as rejection:
             if rejection.reason == "auth_failed" and arrival is not None:
                 await trio.sleep(arrival.failed(trio.current_time()))
@@ -171,14 +207,13 @@ class GatewayEndpoint:
         self,
         websocket: WebSocket,
         watched: Watched,
-        entry: TunnelEntry,
-        claim: Claim,
-        handshake: RelayHandshake,
+        proved: _Proved,
         *,
         arrival: Arrival | None,
         deadline: trio.CancelScope,
     ) -> None:
-        config = self._config
+        config, entry, claim, served = self._config, proved.entry, proved.claim, proved.served
+        addresses = self._addresses(entry)
 
         async def enter() -> None:
             """Give the tunnel to the session, when its first bytes have come.
@@ -210,15 +245,22 @@ class GatewayEndpoint:
             sending=self._sending,
             since=self._wall_clock(),
             rotation_grace=config.rotation_grace_ms / 1000,
+            served=served,
+            addresses=addresses,
             on_first_bytes=enter,
         )
-        # From here on `revoke_unregistered` sees the session, also while it waits for the tunnel.
+        # From here on `registry_changed` sees the session, also while it waits for the tunnel.
         self._sessions.add(session)
         try:
             try:
                 await self._directory.admit(entry.id, session, rules=entry.takeover_rules)
-                welcome = handshake.welcome(
-                    claim, session=session.id, public_url=str(entry.url), heartbeat_ms=config.heartbeat_ms
+                confirmed = {} if served is None else {services.SERVICES: {"addresses": addresses}}
+                welcome = proved.handshake.welcome(
+                    claim,
+                    session=session.id,
+                    public_url=next(iter(addresses.values())),
+                    heartbeat_ms=config.heartbeat_ms,
+                    confirmed=confirmed,
                 )
                 await websocket.send([welcome])
                 deadline.deadline = trio.current_time() + OPENING_TIMEOUT

@@ -12,12 +12,12 @@ Both are interfaces whose methods may take time, since in a fleet of relays they
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final, Protocol, final
 
 from ..._net.streams import ByteStream
 from ..._wire.messages import instance_shown
-from ..config import MOST_KEYS, TunnelEntry
+from ..tunnels import MOST_KEYS, Route, TunnelEntry
 from .takeover import NEWEST_WINS, Party, TakeoverRules, Verdict, answer_timeout, same_gateway
 
 __all__ = ["Directory", "LiveSession", "LocalDirectory", "LocalRegistry", "Registry", "TunnelTaken"]
@@ -32,8 +32,8 @@ class Registry(Protocol):
     async def by_key_id(self, key_id: str) -> TunnelEntry | None:
         """The tunnel that the key `key_id` opens; None if there is none."""
 
-    async def by_host(self, host: str) -> TunnelEntry | None:
-        """The tunnel for visitors of `host` (lower-case, without port and trailing dot); None if there is none."""
+    async def by_host(self, host: str) -> Route | None:
+        """The way for visitors of `host` (lower-case, without port and trailing dot); None if there is none."""
 
 
 class LiveSession(Party, Protocol):
@@ -42,6 +42,14 @@ class LiveSession(Party, Protocol):
     @property
     def since(self) -> float:
         """When the gateway connected, in seconds since 1970."""
+
+    @property
+    def services(self) -> Collection[str] | None:
+        """The services that the gateway takes visitors of; None when it knows no services (the default).
+
+        `FIRST_SERVICE` stands for the first one, whatever its name is.
+        """
+        return None
 
     async def open_stream(self) -> ByteStream:
         """Open a stream to the gateway. The caller sets the deadline.
@@ -114,19 +122,20 @@ class LocalRegistry(Registry):
 
     def __init__(self, tunnels: Iterable[TunnelEntry]) -> None:
         self._by_key_id: dict[str, TunnelEntry] = {}
-        self._by_host: dict[str, TunnelEntry] = {}
+        self._by_host: dict[str, Route] = {}
         self.replace(tunnels)
 
     def replace(self, tunnels: Iterable[TunnelEntry]) -> None:
         """Replace all tunnels."""
         entries = tuple(tunnels)
         self._by_key_id = {key_id: entry for entry in entries for key_id in entry.keys_by_id}
-        self._by_host = {entry.url.host: entry for entry in entries if entry.bind_addr is None}
+        routes = [route for entry in entries for route in entry.routes]
+        self._by_host = {route.host: route for route in routes if route.host is not None}
 
     async def by_key_id(self, key_id: str) -> TunnelEntry | None:
         return self._by_key_id.get(key_id)
 
-    async def by_host(self, host: str) -> TunnelEntry | None:
+    async def by_host(self, host: str) -> Route | None:
         return self._by_host.get(host)
 
 

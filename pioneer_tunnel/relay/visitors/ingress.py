@@ -6,7 +6,7 @@ A visitor that cannot be served gets a plain answer with the reason, see docs/op
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Final, final
 
@@ -15,6 +15,7 @@ import trio
 
 from ..._http.head import RequestHead, error_response
 from ..._model.addresses import Address
+from ..._model.services import FIRST_SERVICE
 from ..._net.adopted import adopt
 from ..._net.closing import abandon, close_after_answer
 from ..._net.streams import ByteStream
@@ -23,10 +24,10 @@ from ..._wire.proxy_v2 import ProxyHeader
 from ...exchange.pump import pump
 from ...exchange.task_leg import leg_of
 from ..admission import Admission, OverLimit
-from ..config import TunnelEntry
 from ..gateways.registry import Directory, LiveSession, Registry
 from ..limits import RelayLimits
 from ..request_head import HEAD_TIMEOUT, Refusal, read_head, refuse
+from ..tunnels import Route, TunnelEntry
 from .followed_leg import FollowedLeg
 from .turns import Turn, Turns
 
@@ -70,7 +71,7 @@ class Ingress:
     """Carries visitors to their tunnels.
 
     Args:
-        registry: the tunnel of each host.
+        registry: the route of each host.
         directory: the session of each tunnel.
         admission: counts the visitors of each tunnel; by default a new one with `limits`.
         limits: its keep-alive timeout is used; by default `RelayLimits()`.
@@ -128,10 +129,10 @@ class Ingress:
         Raises:
             Refusal: the tunnel is unknown or cannot be reached, or a limit is exceeded.
         """
-        entry = await self._registry.by_host(head.host)
-        if entry is None:
+        route = await self._registry.by_host(head.host)
+        if route is None:
             raise Refusal(404, "there is no tunnel for this host")
-        if entry.passes_tls:
+        if route.passes_tls:
             # The tunnel's owner chose that the relay can read nothing of what reaches the gateway.
             raise Refusal(421, "this host takes TLS alone, from end to end; use https:// and a connection of its own")
         _settle(visit)  # not earlier: a connection without a tunnel stays evictable while it is refused
@@ -139,13 +140,13 @@ class Ingress:
             leg_of(visit.stream),
             head,
             received[head.length :],
-            Turn(self._turns, entry.id, visit.source),
+            Turn(self._turns, route.entry.id, visit.source),
             head_timeout=HEAD_TIMEOUT,
             keep_alive_timeout=self._keep_alive_timeout,
         )
-        with self._counted(entry):
-            stream = await self._open(entry)
-            preface = b"".join([_proxy_header(visit), received[: head.length], *followed.take_ready()])
+        with self._counted(route.entry):
+            stream, service = await self._open(route)
+            preface = b"".join([_proxy_header(visit, service), received[: head.length], *followed.take_ready()])
 
             def apology() -> bytes:
                 status, why = (504, _TAKES_NO_VISITORS) if stream.timed_out else (502, _BROKE_OFF)
@@ -154,25 +155,25 @@ class Ingress:
             await pump(stream, visit.stream, second_leg=followed, preface=preface, apology=apology)
         return followed
 
-    async def serve_hello(self, visit: Visit, entry: TunnelEntry, received: bytes) -> None:
-        """Serve a TLS connection for `entry`; `received` is its ClientHello and all that was read after it.
+    async def serve_hello(self, visit: Visit, route: Route, received: bytes) -> None:
+        """Serve a TLS connection for `route`; `received` is its ClientHello and all that was read after it.
 
         Raises:
             Refusal: the gateway cannot be reached, or a limit is exceeded.
         """
         _settle(visit)
-        with self._counted(entry):
-            stream = await self._open(entry)
-            preface = _proxy_header(visit) + received
+        with self._counted(route.entry):
+            stream, service = await self._open(route)
+            preface = _proxy_header(visit, service) + received
             await pump(stream, visit.stream, preface=preface, apology=Alert.INTERNAL_ERROR.record)
 
-    async def serve_bound(self, visit: Visit, entry: TunnelEntry) -> None:
-        """Serve a connection at a tunnel's `bind_addr`, in any protocol. If that is not possible, reset it."""
+    async def serve_bound(self, visit: Visit, route: Route) -> None:
+        """Serve a connection at a `bind_addr`, in any protocol. If that is not possible, reset it."""
         try:
             _settle(visit)
-            with self._counted(entry):
-                stream = await self._open(entry)
-                await pump(stream, visit.stream, preface=_proxy_header(visit))
+            with self._counted(route.entry):
+                stream, service = await self._open(route)
+                await pump(stream, visit.stream, preface=_proxy_header(visit, service))
         except Refusal:
             await abandon(visit.stream)
 
@@ -189,17 +190,19 @@ class Ingress:
         except OverLimit as reason:
             raise Refusal(503, str(reason)) from None
 
-    async def _open(self, entry: TunnelEntry) -> ByteStream:
-        """Open a stream to the tunnel's gateway.
+    async def _open(self, route: Route) -> tuple[ByteStream, str | None]:
+        """Open a stream to the tunnel's gateway. Returns it with the name of the service for its header.
 
         Raises:
-            Refusal: it is not connected, or takes no stream within `OPEN_TIMEOUT`.
+            Refusal: the gateway is not connected, does not serve this service, or takes no stream within
+                `OPEN_TIMEOUT`.
         """
         tried: LiveSession | None = None
         with trio.move_on_after(OPEN_TIMEOUT):
-            while (session := await self._directory.find(entry.id)) is not tried and session is not None:
+            while (session := await self._directory.find(route.entry.id)) is not tried and session is not None:
+                service = _name_for(route, session.services)
                 try:
-                    return await session.open_stream()
+                    return await session.open_stream(), service
                 except trio.BrokenResourceError:
                     tried = session  # it just ended or was retired: look for its successor
             raise Refusal(503, "the gateway is not connected")
@@ -218,5 +221,18 @@ def _settle(visit: Visit) -> None:
         raise Refusal(503, str(reason)) from None
 
 
-def _proxy_header(visit: Visit) -> bytes:
-    return ProxyHeader(visitor=visit.visitor, local=visit.local, tls=visit.tls).encode()
+def _name_for(route: Route, served: Collection[str] | None) -> str | None:
+    """The name of the route's service in a header for a gateway that takes visitors of `served`; None for no name.
+
+    Raises:
+        Refusal: the gateway takes no visitors of it. An older gateway would hand them all to the same local server.
+    """
+    if served is not None and route.service in served:
+        return route.service
+    if route.first and (served is None or FIRST_SERVICE in served):
+        return None
+    raise Refusal(503, "the gateway does not serve this service")
+
+
+def _proxy_header(visit: Visit, service: str | None) -> bytes:
+    return ProxyHeader(visitor=visit.visitor, local=visit.local, tls=visit.tls, service=service).encode()

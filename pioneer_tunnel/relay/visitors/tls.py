@@ -68,7 +68,7 @@ class SniRouter:
     """Routes connections of visitors by the server name (SNI) in their ClientHello.
 
     Args:
-        registry: the tunnel of each name.
+        registry: the route of each name.
         ingress: carries the visitors of passthrough tunnels.
         certificate: the relay's own; None when no listener needs it.
     """
@@ -108,10 +108,10 @@ class SniRouter:
                 return attrs.evolve(visit, stream=stream)
             await stream.aclose()
             return None
-        entry = None if hello.server_name is None else await self._registry.by_host(hello.server_name)
-        if entry is not None and entry.passes_tls:
+        route = None if hello.server_name is None else await self._registry.by_host(hello.server_name)
+        if route is not None and route.passes_tls:
             try:
-                await self._ingress.serve_hello(attrs.evolve(visit, tls=True), entry, received)
+                await self._ingress.serve_hello(attrs.evolve(visit, tls=True), route, received)
             except Refusal:
                 await _send_alert(visit.stream, Alert.INTERNAL_ERROR)
         elif tls:
