@@ -52,6 +52,7 @@ from .gateway.rpc import RemoteAccessRpc, RpcError
 from .gateway.settings import Settings, SettingsFile, SettingsUpdate
 from .gateway.snapshot import Snapshot
 from .transports.rathole.key_mode import KeyMode
+from .transports.services import Services
 from .transports.tunnel_stream import TunnelStream
 from .tunnel.forward import forward
 from .tunnel.restart_policy import RestartPolicy
@@ -98,6 +99,7 @@ __all__ = [
     "RestartLimitError",
     "RestartPolicy",
     "RpcError",
+    "Services",
     "Settings",
     "SettingsFile",
     "SettingsUpdate",

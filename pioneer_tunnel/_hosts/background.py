@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, NoReturn, TypeAlias, Unpack, final
 
@@ -17,7 +17,7 @@ from .._net.tls.certificate import Certificate
 from ..gateway.remote_access import RemoteAccess
 from ..transports.tunnel_stream import Handler
 from ..tunnel.accepting import accept_visitors
-from ..tunnel.forward import ProxyProtocol, forward
+from ..tunnel.forward import LocalServers, ProxyProtocol, first_local, forward
 from ..tunnel.options import TunnelOptions
 from ..tunnel.tunnel import Tunnel, open_tunnel
 from ..tunnel.visitor_tls import with_certificate
@@ -34,9 +34,9 @@ Serves: TypeAlias = Callable[[Tunnel], Handler]
 @final
 @attrs.frozen
 class Forwards:
-    """Forwards visitors to a local server."""
+    """Forwards visitors to a local server, or to that of the service that they want."""
 
-    local: str | LocalAddress
+    local: str | LocalAddress | LocalServers
     proxy_protocol: ProxyProtocol | None
 
     def __call__(self, tunnel: Tunnel) -> Handler:
@@ -57,8 +57,10 @@ async def run_tunnel(
     When the tunnel fails for good, this goes on: the status says why.
     """
     local, proxy_protocol = (serves.local, serves.proxy_protocol) if isinstance(serves, Forwards) else (None, None)
+    if isinstance(local, Mapping):
+        options.setdefault("services", local)
     async with (
-        open_tunnel(relay, key=key, local=local, proxy_protocol=proxy_protocol, **options) as tunnel,
+        open_tunnel(relay, key=key, local=first_local(local), proxy_protocol=proxy_protocol, **options) as tunnel,
         trio.open_nursery() as nursery,
     ):
         started(tunnel)

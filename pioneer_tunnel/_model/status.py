@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, final
 
 import attrs
@@ -46,6 +47,20 @@ def _message(text: str | None) -> str | None:
     return None if text is None else clean_message(text) or None
 
 
+def _mapping(services: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """`services` as a status holds it: a copy that nobody changes."""
+    return None if services is None else MappingProxyType(dict(services))
+
+
+def _on_wire(value: object) -> object:
+    match value:
+        case enum.StrEnum():
+            return str(value)
+        case Mapping():
+            return dict(value)
+    return value
+
+
 @final
 @attrs.frozen(kw_only=True)
 class Status:
@@ -60,6 +75,8 @@ class Status:
         attempt: the number of the attempt in this generation, from 1.
         retry_at_unix: wall time of the next attempt, in seconds; None unless one is planned.
         relay_rtt_ms: the last round trip to the relay, in milliseconds.
+        services: where visitors reach each service that the gateway offers, by name, as the relay sent it; None for a
+            gateway that offers no named ones.
     """
 
     state: State
@@ -70,6 +87,7 @@ class Status:
     attempt: int | None = None
     retry_at_unix: int | None = None
     relay_rtt_ms: float | None = None
+    services: Mapping[str, str] | None = attrs.field(default=None, converter=_mapping, hash=False)
 
     def says_the_same_as(self, other: Status) -> bool:
         """True when state, error kind and message are equal. Then `updated_at_unix` stays."""
@@ -78,19 +96,20 @@ class Status:
     def is_news_after(self, other: Status) -> bool:
         """True when a client that has been notified of `other` must be notified of this.
 
-        That is so when state, error kind, message or public URL change, or when there is a new retry time. A new round
-        trip, and a retry time that is over, are no news.
+        That is so when state, error kind, message, public URL or services change, or when there is a new retry time. A
+        new round trip, and a retry time that is over, are no news.
         """
         return (
             not self.says_the_same_as(other)
             or self.public_url != other.public_url
+            or self.services != other.services
             or (self.retry_at_unix is not None and self.retry_at_unix != other.retry_at_unix)
         )
 
     def to_wire(self) -> dict[str, Any]:
         """The `STATUS` object of the gateway contract; a field that is None is absent."""
         return {
-            field.name: str(value) if isinstance(value, enum.StrEnum) else value
+            field.name: _on_wire(value)
             for field in attrs.fields(Status)
             if (value := getattr(self, field.name)) is not None
         }
@@ -115,6 +134,12 @@ class Status:
             except ValueError:
                 kinds = [*map(str, ErrorKind)]
                 raise ValueError(f"status: 'error_kind' is {fields['error_kind']!r}, not one of {kinds}") from None
+        services = fields.get("services")
+        if services is not None and not (
+            isinstance(services, Mapping)
+            and all(isinstance(text, str) for service in services.items() for text in service)
+        ):
+            raise ValueError("status: 'services' is not an object of texts")
         for name, kinds_of in _WIRE_TYPES.items():
             value = fields.get(name)
             if value is not None and (not isinstance(value, kinds_of) or isinstance(value, bool)):

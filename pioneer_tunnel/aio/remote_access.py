@@ -24,6 +24,7 @@ from ..gateway.settings import Settings, SettingsFile, SettingsUpdate
 from ..gateway.settings_and_key import KeyProvider
 from ..gateway.snapshot import Snapshot
 from ..transports import TRANSPORTS, Serve
+from ..transports.services import Services
 from ..transports.tunnel_stream import TunnelStream
 from ..yamux import Limits
 from .bridge import Bridge
@@ -52,7 +53,7 @@ class RemoteAccess:
         app: an ASGI 3 application that is running already, and serves visitors in this event loop; by default they are
             forwarded to `config.local_addr`.
         app_options: limits for `app`.
-        dial, transports, limits, random, wall_clock: as there.
+        dial, transports, limits, services, random, wall_clock: as there.
 
     Raises:
         TypeError: neither or both of `keystore` and `key_provider` are given.
@@ -70,6 +71,7 @@ class RemoteAccess:
         dial: Dialer = dial_tcp,
         transports: Mapping[str, Serve] = TRANSPORTS,
         limits: Limits | None = None,
+        services: Services | None = None,
         random: Random | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -82,6 +84,7 @@ class RemoteAccess:
             dial=dial,
             transports=transports,
             limits=limits,
+            services=services,
             random=random,
             wall_clock=wall_clock,
         )

@@ -24,7 +24,7 @@ from ..asgi.options import DEFAULTS, Options
 from ..transports.tunnel_stream import Handler, TunnelStream
 from ..tunnel import tunnel as trio_face
 from ..tunnel.accepting import accept_visitors
-from ..tunnel.forward import ProxyProtocol
+from ..tunnel.forward import LocalServers, ProxyProtocol
 from ..tunnel.options import TunnelOptions
 from ..tunnel.visitor_tls import with_certificate
 from .bridge import Bridge
@@ -95,7 +95,7 @@ async def open_tunnel(
     relay: str | RelayAddress,
     *,
     key: RelayKey,
-    forward_to: str | LocalAddress | None = None,
+    forward_to: str | LocalAddress | LocalServers | None = None,
     proxy_protocol: ProxyProtocol | None = None,
     app: AsgiApp | None = None,
     app_options: Options = DEFAULTS,
@@ -117,7 +117,8 @@ async def open_tunnel(
         relay: as for `pioneer_tunnel.open_tunnel`.
         key: as there.
         forward_to: a local server, which gets the visitors' connections: `host:port`, `unix:/path/to/socket`,
-            `https://host:port`, or an address. It is also what the status reports on, as `local` does there.
+            `https://host:port`, or an address; or a mapping of services to such, for example a `Services`. It is also
+            what the status reports on, as `local` and `services` are there.
         proxy_protocol: `"v2"` for a PROXY header before each of these connections; None for none (default).
         app: an ASGI 3 application that is running already, and so its lifespan is not run: for the lifespan of
             FastAPI or Starlette. It serves visitors in this event loop.

@@ -20,6 +20,7 @@ from ..gateway.settings import Settings, SettingsFile, SettingsUpdate
 from ..gateway.settings_and_key import KeyProvider
 from ..gateway.snapshot import Snapshot
 from ..transports import TRANSPORTS, Serve
+from ..transports.services import Services
 from ..yamux import Limits
 from .runner import OnStatus, Runner
 
@@ -42,7 +43,7 @@ class RemoteAccess:
         key_provider: as there. It is called in the Trio thread, and so are `dial`, `transports` and `keystore`.
         on_status: gets the status at the start, and the newest after each change, in a thread of its own; a function,
             or the `put` of a queue. What it raises is logged.
-        dial, transports, limits, random, wall_clock: as there.
+        dial, transports, limits, services, random, wall_clock: as there.
 
     Raises:
         TypeError: neither or both of `keystore` and `key_provider` are given.
@@ -59,6 +60,7 @@ class RemoteAccess:
         dial: Dialer = dial_tcp,
         transports: Mapping[str, Serve] = TRANSPORTS,
         limits: Limits | None = None,
+        services: Services | None = None,
         random: Random | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -70,6 +72,7 @@ class RemoteAccess:
             dial=dial,
             transports=transports,
             limits=limits,
+            services=services,
             random=random,
             wall_clock=wall_clock,
         )

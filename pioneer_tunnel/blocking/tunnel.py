@@ -15,7 +15,7 @@ from .._model.keys import RelayKey
 from .._model.status import Status
 from .._net.tls.certificate import Certificate
 from ..tunnel import tunnel as trio_face
-from ..tunnel.forward import ProxyProtocol
+from ..tunnel.forward import LocalServers, ProxyProtocol
 from ..tunnel.options import TunnelOptions
 from .runner import OnStatus, Runner
 
@@ -101,7 +101,7 @@ def open_tunnel(
     relay: str | RelayAddress,
     *,
     key: RelayKey,
-    forward_to: str | LocalAddress | None,
+    forward_to: str | LocalAddress | LocalServers | None,
     proxy_protocol: ProxyProtocol | None = None,
     certificate: Certificate | None = None,
     on_status: OnStatus | None = None,
@@ -119,8 +119,8 @@ def open_tunnel(
         relay: as for `pioneer_tunnel.open_tunnel`.
         key: as there.
         forward_to: the local server, which gets the visitors' connections: `host:port`, `unix:/path/to/socket`,
-            `https://host:port`, or an address. It is also what the status reports on, as `local` does there. None
-            serves no visitors: they wait.
+            `https://host:port`, or an address; or a mapping of services to such, for example a `Services`. It is also
+            what the status reports on, as `local` and `services` are there. None serves no visitors: they wait.
         proxy_protocol: `"v2"` for a PROXY header before each of these connections; None for none (default).
         certificate: ends visitors' TLS, where the relay passes it through; None (default) where the relay ends it.
         on_status: gets the status at the start, and the newest after each change, in a thread of its own; a function,

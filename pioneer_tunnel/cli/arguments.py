@@ -8,6 +8,7 @@ value that may be one, and no name of a file that does not exist where a key is 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,16 +16,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from .._model.addresses import LocalAddress, local_address
 from .._model.keys import KEY_PREFIX
-from .._model.text import shown
+from .._model.services import FIRST_SERVICE, SERVICE_NAMES, is_service_name
+from .._model.text import redact_reason, shown
 
-__all__ = ["Choice", "Command", "Commands", "ExistingFile"]
+__all__ = ["Choice", "Command", "Commands", "ExistingFile", "local_servers"]
 
 if TYPE_CHECKING:
     _AnyChoice = click.Choice[str]
 else:
     _AnyChoice = click.Choice  # generic from click 8.2 on
 
+_LIKE_A_NAME: Final = re.compile(r"[\w.-]+")
 _WORDS: Final = "pioneer_tunnel: words of the command line"
 
 
@@ -102,3 +106,25 @@ class ExistingFile(click.Path):
             )
             raise click.ClickException(why if param is None else f"{param.opts[0]}: {why}")
         return path
+
+
+def local_servers(words: Sequence[str]) -> dict[str, LocalAddress]:
+    """What `expose` makes reachable, by the name of the service: `LOCAL` for the first one, or `NAME=LOCAL`.
+
+    Raises:
+        click.BadParameter: an address or a name is not valid, or a name occurs twice.
+    """
+    servers: dict[str, LocalAddress] = {}
+    for word in words:
+        name, equals, address = word.partition("=")
+        if not equals or not is_service_name(name):
+            name, address = FIRST_SERVICE, word
+        try:
+            if equals and not name and _LIKE_A_NAME.fullmatch(word.partition("=")[0]):
+                raise ValueError(f"the service {word.partition('=')[0]!r}: allowed are {SERVICE_NAMES}")
+            if name in servers:
+                raise ValueError(f"the service {name!r} is there twice" if name else "name each service: NAME=LOCAL")
+            servers[name] = local_address(f"127.0.0.1:{address}" if address.isdecimal() else address)
+        except ValueError as error:
+            raise click.BadParameter(redact_reason(str(error), address), param_hint="LOCAL") from None
+    return servers

@@ -15,11 +15,11 @@ import attrs
 import click
 import trio
 
-from .._model.addresses import HttpsAddress, local_address
+from .._model.addresses import HttpsAddress
 from .._model.errors import StorageError, TunnelError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey, SigningIdentity, new_relay_key
-from .._model.text import redact_reason
+from .._model.services import FIRST_SERVICE
 from .._net.descriptor_limit import raise_descriptor_limit
 from .._net.tls.certificate import Certificate
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
@@ -28,13 +28,14 @@ from .._version import __version__
 from ..relay import Relay
 from ..relay.reload import ConfigFile, follow, hangups
 from ..transports.rathole.key_mode import KeyMode
+from ..transports.services import Services
 from ..transports.tunnel_stream import Handler
 from ..tunnel.accepting import accept_visitors
-from ..tunnel.forward import forward
+from ..tunnel.forward import first_local, forward
 from ..tunnel.tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
 from ..tunnel.visitor_tls import with_certificate
 from ..websocket import EngineName
-from .arguments import Choice, Command, Commands, ExistingFile
+from .arguments import Choice, Command, Commands, ExistingFile, local_servers
 from .standard_error import write_json_lines
 from .status_lines import StatusLines
 
@@ -115,7 +116,7 @@ def new_identity() -> None:
 
 
 @pioneer_tunnel.command(cls=Command)
-@click.argument("local")
+@click.argument("local", nargs=-1, required=True)
 @click.option("--relay", "relay_address", required=True, help="ws:// or wss:// URL, or host:port (for wss, tcp, tls).")
 @click.option(
     "--transport",
@@ -151,7 +152,7 @@ def new_identity() -> None:
 @click.pass_obj
 def expose(  # noqa: PLR0917  # click passes them by name
     log_handler: logging.Handler,
-    local: str,
+    local: tuple[str, ...],
     relay_address: str,
     transport: str,
     key_mode: str,
@@ -169,20 +170,23 @@ def expose(  # noqa: PLR0917  # click passes them by name
 ) -> None:
     """Make what listens at LOCAL reachable through a relay, until interrupted.
 
-    LOCAL is host:port, unix:/path/to/socket, or https://host:port.
+    LOCAL is a port of this machine, host:port, unix:/path/to/socket, or https://host:port.
+
+    NAME=LOCAL is for a service, where the relay's entry of the tunnel has several: expose web=8000 ssh=127.0.0.1:22
 
     Status lines go to standard error. The exit status is 0 after an interruption, 1 after a failure that is final.
     """
     if as_json:
         write_json_lines(log_handler)
-    try:
-        address = local_address(local)
-    except ValueError as error:
-        raise click.BadParameter(redact_reason(str(error), local), param_hint="LOCAL") from None
+    addresses = local_servers(local)
     if local_ca_file is not None:
-        if not isinstance(address, HttpsAddress):
+        secure = {name: address for name, address in addresses.items() if isinstance(address, HttpsAddress)}
+        if not secure:
             raise click.UsageError("--local-ca-file is for a LOCAL with https://")
-        address = attrs.evolve(address, ca_file=local_ca_file)
+        addresses |= {name: attrs.evolve(address, ca_file=local_ca_file) for name, address in secure.items()}
+    services = None if [*addresses] == [FIRST_SERVICE] else Services(addresses)
+    if services is not None and transport != "websocket":
+        raise click.UsageError("NAME=LOCAL is for a relay of --transport websocket")
     _refuse_idle_options(
         relay_address,
         transport,
@@ -213,7 +217,8 @@ def expose(  # noqa: PLR0917  # click passes them by name
                     transport=transport,
                     key_mode=key_mode,
                     websocket_engine=websocket_engine,
-                    local=address,
+                    local=first_local(addresses),
+                    services=services,
                     proxy_protocol=proxy_protocol,
                 ) as tunnel,
                 trio.open_nursery() as nursery,
@@ -221,7 +226,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
                 nursery.start_soon(_show, tunnel, lines)
                 report = tunnel.report
                 handler: Handler = functools.partial(
-                    forward, local=address, proxy_protocol=proxy_protocol, report=report
+                    forward, local=addresses, proxy_protocol=proxy_protocol, report=report
                 )
                 await accept_visitors(tunnel, with_certificate(handler, certificate), nursery)
         except BaseException as error:

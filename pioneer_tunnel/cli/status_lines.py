@@ -35,6 +35,12 @@ _PARAMETERS: Final = {
 _PARAMETER: Final = re.compile(rf"(?<![\w/.'-])({'|'.join(_PARAMETERS)})(?![\w/.'-])")
 
 
+def _addresses(status: Status) -> str:
+    """Where each service is; empty if there is nothing to tell apart."""
+    services = status.services or {}
+    return ", ".join(f"{address} ({name})" for name, address in services.items() if name)
+
+
 @final
 class StatusLines:
     """Prints each status that is news (`Status.is_news_after`), once."""
@@ -69,7 +75,7 @@ class StatusLines:
             return json.dumps(status.to_wire())
         words = [click.style(f"{status.state:<12}", fg=_COLOURS.get(status.state))]
         if status.state is State.CONNECTED and status.public_url:
-            words.append(f"visitors come in at {status.public_url}")
+            words.append(f"visitors come in at {_addresses(status) or status.public_url}")
         if status.message:
             words.append(status.message)
         if status.retry_at_unix is not None:

@@ -13,18 +13,21 @@ import enum
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, Literal, final
 
 import attrs
 
 from .._model.addresses import Address, HttpsAddress, LocalAddress, RelayAddress, local_address
-from .._model.errors import UnsupportedTransportError
+from .._model.errors import Problem, UnsupportedTransportError
 from .._model.keys import PublicKey
-from .._model.text import shown
+from .._model.services import MOST_SERVICES, SERVICE_NAMES, is_service_name
+from .._model.text import hide_secrets, redact_reason, shown
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust
 from .._storage.toml_read import read_toml, subtable
 from .._storage.validation import (
     NOT_A_KEY,
+    RefusedItemsError,
     Rule,
     a_flag,
     a_path,
@@ -86,6 +89,27 @@ def _local_address(value: str | LocalAddress) -> LocalAddress:
     if isinstance(value, LocalAddress):
         return value
     return local_address(a_text(value, "allowed is host:port, unix:/path or https://host:port, as a string"))
+
+
+def _services(value: Mapping[str, str | LocalAddress]) -> Mapping[str, LocalAddress]:
+    given: object = value
+    if not isinstance(given, Mapping):
+        raise TypeError("allowed is a table of addresses")
+    if len(given) >= MOST_SERVICES:
+        raise ValueError(f"a tunnel has {MOST_SERVICES} services at most")
+    services: dict[str, LocalAddress] = {}
+    problems = []
+    for name, address in value.items():
+        key = hide_secrets(name) if is_service_name(name) else "…"
+        try:
+            if not is_service_name(name):
+                raise ValueError(f"allowed is {SERVICE_NAMES} as the name of a service")
+            services[name] = _local_address(address)
+        except (TypeError, ValueError) as error:
+            problems.append(Problem(key=key, value=shown(name, address), message=redact_reason(str(error), address)))
+    if problems:
+        raise RefusedItemsError(problems)
+    return MappingProxyType(services)
 
 
 def _relay_address(value: str | RelayAddress) -> RelayAddress:
@@ -164,6 +188,17 @@ def _local_out_of_reach(local: LocalAddress, transport: Transport | None, relay_
     return "a tunnel program connects to the local gateway itself; allowed is host:port"
 
 
+def _services_out_of_reach(
+    services: Mapping[str, LocalAddress], transport: Transport | None, relay_addr: RelayAddress
+) -> str | None:
+    effective = _effective(transport, relay_addr)
+    if not services or effective in (Transport.WEBSOCKET, Transport.NOISE):
+        return None
+    return (
+        f"only a relay of transport websocket carries several services, and this is {effective}; leave one of them out"
+    )
+
+
 def _no_local_tls(file: Path | None, local: LocalAddress) -> str | None:
     return None if file is None or isinstance(local, HttpsAddress) else f"local_addr is {local}, which has no TLS"
 
@@ -206,6 +241,9 @@ class RemoteAccessConfig:
         tls: the certificate that ends visitors' TLS here, where the relay passes TLS through and the local gateway does
             not end it; `tls_paths` are its resolved paths.
         process: the program of transport `process`; other transports ignore it.
+        services: further services that the tunnel carries, by the names that the relay's operator gave them, and where
+            each listens; `local_addr` is the first one's. `websocket` only. `local_ca_file` and `local_verify` do not
+            apply to them.
         base_dir: the folder of the file, to which relative paths are relative. Not a key of the table.
 
     Raises:
@@ -237,6 +275,7 @@ class RemoteAccessConfig:
     proxy_protocol: Literal["v2"] | None = attrs.field(default=None, validator=_proxy_protocol)
     tls: TlsConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_tls))
     process: ProcessConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_process))
+    services: Mapping[str, LocalAddress] = attrs.field(factory=dict, converter=_services, hash=False)
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
@@ -246,6 +285,7 @@ class RemoteAccessConfig:
         Rule(("key_mode", "transport", "relay_addr"), _key_mode_means_nothing),
         Rule(("tls", "transport", "relay_addr"), _tls_out_of_reach),
         Rule(("local_addr", "transport", "relay_addr"), _local_out_of_reach),
+        Rule(("services", "transport", "relay_addr"), _services_out_of_reach),
         Rule(("local_ca_file", "local_addr"), _no_local_tls),
         Rule(("local_verify", "local_addr"), _no_local_tls_to_verify),
     )

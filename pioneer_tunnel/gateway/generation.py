@@ -134,5 +134,7 @@ class Generation:
             self._visitor_left = trio.Event()
 
     async def _forward(self, stream: TunnelStream) -> None:
-        local, proxy_protocol = self._plan.config.local, self._plan.config.proxy_protocol
+        plan = self._plan
+        services, proxy_protocol = plan.target.services, plan.config.proxy_protocol
+        local = plan.config.local if services is None else services
         await forward(stream, local, proxy_protocol=proxy_protocol, report=self._supervisor.report, dial=self._dial)

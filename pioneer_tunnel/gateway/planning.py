@@ -14,6 +14,7 @@ import attrs
 from .._model.addresses import Address, RelayAddress
 from .._model.errors import InvalidSettingsError, Problem, TunnelError, UnsupportedTransportError
 from .._model.keys import RelayKey
+from .._model.services import FIRST_SERVICE
 from .._model.text import redact_reason
 from .._net.dialing import Dialer
 from .._net.tls.certificate import Certificate
@@ -21,6 +22,7 @@ from .._net.tls.client import client_tls
 from .._storage.validation import refusal
 from ..transports import TRANSPORTS, Serve, Target, configured_transport, usable_key
 from ..transports.process.config import TunnelProgram
+from ..transports.services import Services
 from ..tunnel.restart_policy import RestartPolicy
 from ..yamux import Limits
 from .config import RemoteAccessConfig, Transport
@@ -145,7 +147,14 @@ def _choose_transport(name: Transport, transports: Mapping[str, Serve]) -> Serve
 
 
 def make_plan(
-    config: RemoteAccessConfig, serve: Serve, key: RelayKey | None, *, instance: str, dial: Dialer, limits: Limits
+    config: RemoteAccessConfig,
+    serve: Serve,
+    key: RelayKey | None,
+    *,
+    instance: str,
+    dial: Dialer,
+    limits: Limits,
+    services: Services | None,
 ) -> Plan:
     """The plan of a generation, without its certificate.
 
@@ -157,6 +166,7 @@ def make_plan(
         instance: tells this gateway from another one with the same key.
         dial: makes TCP connections.
         limits: what a session may cost.
+        services: what the host offers in place of the configuration's services; None to offer these.
 
     Raises:
         MissingKeyError: there is no key.
@@ -185,10 +195,15 @@ def make_plan(
         make_tls=functools.partial(client_tls, config.ca_path, system_trust=config.system_trust),
         connect_timeout=config.connect_timeout_ms / 1000,
         dial=dial,
+        services=_offered(config) if services is None else services,
     )
     if built_in is not None and serve is TRANSPORTS[name]:
         serve = built_in
     return Plan(config=config, serve=serve, target=target)
+
+
+def _offered(config: RemoteAccessConfig) -> Services | None:
+    return Services({FIRST_SERVICE: config.local, **config.services}) if config.services else None
 
 
 def restart_policy(config: RemoteAccessConfig) -> RestartPolicy:

@@ -36,6 +36,7 @@ from .._model.status import State, Status
 from .._net.dialing import Dialer, dial_tcp
 from .._net.tls.certificate import Certificate
 from ..transports import TRANSPORTS, Serve
+from ..transports.services import Services
 from ..transports.tunnel_stream import Handler
 from ..tunnel.restart_policy import Restarts, RunEnd
 from ..tunnel.status_feed import StatusFeed
@@ -69,6 +70,8 @@ class RemoteAccess:
         dial: makes TCP connections.
         transports: the transports by name. One of your own may stand in for a built-in one.
         limits: what a session may cost in memory.
+        services: what it offers in place of `config.services`, for a host that adds and removes services while it runs.
+            Forwarded visitors go to its addresses. Only the host's own code gives these, never a client.
         random: the source of jitter.
         wall_clock: seconds since 1970, for the `*_unix` fields of statuses.
 
@@ -87,6 +90,7 @@ class RemoteAccess:
         dial: Dialer = dial_tcp,
         transports: Mapping[str, Serve] = TRANSPORTS,
         limits: Limits | None = None,
+        services: Services | None = None,
         random: Random | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -96,6 +100,7 @@ class RemoteAccess:
         self._dial: Final = dial
         self._transports: Final = transports
         self._limits: Final = limits or Limits()
+        self._services: Final = services
         self._random: Final = random or Random()  # noqa: S311  # jitter, no secret
         self._wall_clock: Final = wall_clock
         self._feed: Final = StatusFeed(Status(state=State.DISABLED, updated_at_unix=int(wall_clock())))
@@ -265,7 +270,7 @@ class RemoteAccess:
                 if isinstance(desired.key, StorageError):
                     problem = desired.key
                 else:
-                    make_plan(config, serve, desired.key, instance="", dial=self._dial, limits=self._limits)
+                    self._plan_of(config, serve, desired.key, instance="")
             except TunnelError as error:
                 problem = error
             expected = Status(state=State.STARTING, attempt=1) if problem is None else _failed(problem)
@@ -443,10 +448,15 @@ class RemoteAccess:
         if self._instance is None or self._instance[0] != folder:
             self._instance = folder, await trio.to_thread.run_sync(load_instance, folder)
         instance = self._instance[1]
-        plan = make_plan(config, serve, key, instance=instance, dial=self._dial, limits=self._limits)
+        plan = self._plan_of(config, serve, key, instance=instance)
         if config.tls is None:
             return plan
         return attrs.evolve(plan, certificate=await trio.to_thread.run_sync(Certificate, *config.tls_paths))
+
+    def _plan_of(self, config: RemoteAccessConfig, serve: Serve, key: RelayKey | None, *, instance: str) -> Plan:
+        return make_plan(
+            config, serve, key, instance=instance, dial=self._dial, limits=self._limits, services=self._services
+        )
 
     def _make_progress(self) -> None:
         self._progress.set()

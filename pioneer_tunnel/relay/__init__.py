@@ -26,14 +26,14 @@ from .server import Relay, RelayAddresses
 from .tunnels import Route, ServiceEntry, TunnelEntry
 
 __all__ = [
-                               "Relay",
-                               "RelayAddresses",
-                               "RelayConfig",
-                               "RelayLimits",
-                               "Route",
-                               "ServiceEntry",
-                               "Takeover",
-                               "TunnelEntry",
+    "Relay",
+    "RelayAddresses",
+    "RelayConfig",
+    "RelayLimits",
+    "Route",
+    "ServiceEntry",
+    "Takeover",
+    "TunnelEntry",
 ]
 
 _publish(globals())

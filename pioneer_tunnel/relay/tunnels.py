@@ -30,7 +30,7 @@ import attrs
 from .._model.addresses import Address, PublicUrl, is_ip_address
 from .._model.errors import Problem
 from .._model.keys import PublicKey
-from .._model.services import MOST_SERVICES, is_service_name
+from .._model.services import MOST_SERVICES, SERVICE_NAMES, is_service_name
 from .._model.text import redact_reason, shown
 from .._storage.validation import (
     RefusedItemsError,
@@ -163,7 +163,7 @@ def _key_or_keys(key: PublicKey | None, keys: tuple[PublicKey, ...] | None) -> s
 
 
 def _service_name(_instance: Any, _field: Any, value: Any) -> None:
-    allowed = "allowed are 1 to 63 lower-case letters, digits, '-', '_' and '.', with a letter or digit at both ends"
+    allowed = f"allowed are {SERVICE_NAMES}"
     if not is_service_name(a_text(value, allowed)):
         raise ValueError(allowed)
 

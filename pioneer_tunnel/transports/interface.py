@@ -11,7 +11,7 @@ them, and its instances are the async functions.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NoReturn, Protocol, TypeAlias, final
 
 import attrs
@@ -22,6 +22,7 @@ from .._model.errors import InvalidSettingsError, MissingKeyError
 from .._model.keys import RelayKey
 from .._net.dialing import Dialer, dial_tcp
 from .redial import Redial
+from .services import Services
 from .tunnel_stream import TunnelStream
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Report",
     "RoundTrip",
     "Serve",
+    "ServicesMoved",
     "Session",
     "Target",
     "usable_key",
@@ -64,6 +66,7 @@ class Target:
         connect_timeout: seconds for each step of the opening.
         dial: makes TCP connections.
         redial: what the attempts of one generation share.
+        services: what the gateway offers; None for a gateway that takes visitors of the tunnel's first service alone.
     """
 
     address: RelayAddress
@@ -74,6 +77,7 @@ class Target:
     connect_timeout: float = 10.0
     dial: Dialer = dial_tcp
     redial: Redial = attrs.field(factory=Redial, eq=False, repr=False)
+    services: Services | None = attrs.field(default=None, eq=False)
 
 
 @final
@@ -84,10 +88,12 @@ class Session:
     Attributes:
         id: the relay's name for the session; None where the protocol has none.
         public_url: where visitors reach the gateway; None where the transport does not know.
+        services: where visitors reach each service that the gateway offers, by name; None where there is one at most.
     """
 
     id: str | None = None
     public_url: str | None = None
+    services: Mapping[str, str] | None = None
 
 
 @final
@@ -122,6 +128,14 @@ class Replaced:
 
 @final
 @attrs.frozen
+class ServicesMoved:
+    """Visitors reach the services at these addresses now, as `Session.services`."""
+
+    services: Mapping[str, str]
+
+
+@final
+@attrs.frozen
 class RoundTrip:
     """A round trip to the relay took so many seconds."""
 
@@ -142,7 +156,9 @@ class LocalDialOk:
     """The local gateway answered."""
 
 
-Event: TypeAlias = LinkLost | LinkRestored | Draining | Replaced | RoundTrip | LocalDialFailed | LocalDialOk
+Event: TypeAlias = (
+    LinkLost | LinkRestored | Draining | Replaced | ServicesMoved | RoundTrip | LocalDialFailed | LocalDialOk
+)
 
 Report: TypeAlias = Callable[[Event], None]
 """Takes an event. Synchronous, never blocks, never raises."""

@@ -36,7 +36,19 @@ from ..websocket import (
     load_engine,
 )
 from ..yamux import Limits, Role, YamuxConnection, YamuxStream
-from .interface import IN_CLEAR, Deliver, Draining, Replaced, Report, RoundTrip, Session, Target, usable_key
+from .interface import (
+    IN_CLEAR,
+    Deliver,
+    Draining,
+    Replaced,
+    Report,
+    RoundTrip,
+    ServicesMoved,
+    Session,
+    Target,
+    usable_key,
+)
+from .service_offer import ServiceOffer
 from .tunnel_stream import TunnelStream
 
 __all__ = ["NativeTransport"]
@@ -97,13 +109,18 @@ class NativeTransport:
                             f"{address} answers as a WebSocket, but not as a relay: it did not take {SUBPROTOCOL}"
                         )
                     deadline.deadline = trio.current_time() + timeout
-                    welcome, early = await _authenticate(websocket, target, self.relay_identity)
+                    offer = ServiceOffer(target.services)
+                    welcome, early = await _authenticate(websocket, target, self.relay_identity, offer)
                     deadline.deadline = float("inf")
-                    link = WebSocketLink(websocket, watched, lambda text: _take_notice(text, target, report), early)
+                    link = WebSocketLink(
+                        websocket, watched, lambda text: _take_text(text, target, report, offer), early
+                    )
                     await _carry(
                         link,
+                        websocket,
                         welcome,
                         target,
+                        offer=offer,
                         limits=self.limits,
                         deliver=deliver,
                         report=report,
@@ -113,7 +130,7 @@ class NativeTransport:
 
 
 async def _authenticate(
-    websocket: WebSocket, target: Target, relay_identity: PublicKey | None
+    websocket: WebSocket, target: Target, relay_identity: PublicKey | None, offer: ServiceOffer
 ) -> tuple[Welcome, list[Message]]:
     """The handshake; returns the welcome, and the messages that came with it: visitors may be waiting already."""
     opening = GatewayHandshake(
@@ -122,6 +139,7 @@ async def _authenticate(
         service=target.service,
         instance=target.instance,
         pinned_relay=relay_identity,
+        choices=offer.choices,
     )
     while True:
         messages = await websocket.receive()
@@ -131,6 +149,7 @@ async def _authenticate(
                 raise RelayConnectError(f"{target.address} sent bytes before it said welcome: this is not a relay")
             reply = opening.receive(message)
             if isinstance(reply, Welcome):
+                offer.accepted(reply)
                 return reply, messages[position:]
             if reply is not None:
                 await websocket.send([reply])
@@ -138,9 +157,11 @@ async def _authenticate(
 
 async def _carry(
     link: WebSocketLink,
+    websocket: WebSocket,
     welcome: Welcome,
     target: Target,
     *,
+    offer: ServiceOffer,
     limits: Limits,
     deliver: Deliver,
     report: Report,
@@ -151,16 +172,19 @@ async def _carry(
 
     def on_stream(stream: YamuxStream) -> None:
         counted.set()
-        _receive_visitor(stream, deliver, nursery)
+        _receive_visitor(stream, offer, deliver, nursery)
 
     def on_round_trip(seconds: float) -> None:
         report(RoundTrip(seconds))
         counted.set()
 
+    def report_services() -> None:
+        report(ServicesMoved(offer.addresses or {}))
+
     async def start() -> None:
         with trio.move_on_after(COUNTED_TIMEOUT):
             await counted.wait()
-        task_status.started(Session(id=welcome.session, public_url=welcome.public_url))
+        task_status.started(Session(id=welcome.session, public_url=welcome.public_url, services=offer.addresses))
         if not target.address.secure and not is_loopback(target.address.host):
             _log.warning(IN_CLEAR, target.address, "a wss:// address")
 
@@ -174,6 +198,8 @@ async def _carry(
             on_round_trip=on_round_trip,
         )
         nursery.start_soon(start)
+        if offer.addresses is not None:
+            nursery.start_soon(offer.keep_told, lambda text: websocket.send([text]), report_services)
         await _run(connection, target)
     raise AssertionError("a connection ends by raising")
 
@@ -194,6 +220,13 @@ async def _run(connection: YamuxConnection, target: Target) -> NoReturn:
         raise LinkLostError(f"the relay broke a rule of the protocol: {error}") from error
 
 
+def _take_text(text: str, target: Target, report: Report, offer: ServiceOffer) -> None:
+    if offer.take(text):
+        report(ServicesMoved(offer.addresses or {}))
+    else:
+        _take_notice(text, target, report)
+
+
 def _take_notice(text: str, target: Target, report: Report) -> None:
     match wire.parse_notice(text):
         case wire.Draining(reconnect_within=seconds):
@@ -208,34 +241,36 @@ def _take_notice(text: str, target: Target, report: Report) -> None:
             )
 
 
-def _receive_visitor(stream: YamuxStream, deliver: Deliver, header_readers: trio.Nursery) -> None:
+def _receive_visitor(stream: YamuxStream, offer: ServiceOffer, deliver: Deliver, header_readers: trio.Nursery) -> None:
     """Deliver a visitor: now if its whole PROXY header has come, else when the rest of the header comes."""
     try:
         received = stream.receive_nowait(MAX_LENGTH) or b""
     except trio.BrokenResourceError:
         return  # the visitor has already left
-    if not _deliver_if_complete(stream, received, deliver):
-        header_readers.start_soon(_read_header, stream, received, deliver)
+    if not _deliver_if_complete(stream, received, offer, deliver):
+        header_readers.start_soon(_read_header, stream, received, offer, deliver)
 
 
-async def _read_header(stream: YamuxStream, received: bytes, deliver: Deliver) -> None:
+async def _read_header(stream: YamuxStream, received: bytes, offer: ServiceOffer, deliver: Deliver) -> None:
     """Wait for the rest of a header. `Limits.unaccepted` bounds how many wait: their streams are not accepted yet."""
     with trio.move_on_after(HEADER_TIMEOUT), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         # A complete header is never longer than MAX_LENGTH, so this never asks for 0 bytes.
         while more := await stream.receive_some(MAX_LENGTH - len(received)):
             received += more
-            if _deliver_if_complete(stream, received, deliver):
+            if _deliver_if_complete(stream, received, offer, deliver):
                 return
     stream.reset()
 
 
-def _deliver_if_complete(stream: YamuxStream, received: bytes, deliver: Deliver) -> bool:
+def _deliver_if_complete(stream: YamuxStream, received: bytes, offer: ServiceOffer, deliver: Deliver) -> bool:
     """Deliver `stream`, or reset it when that fails; False when its header is not complete."""
     try:
         parsed = ProxyHeader.parse(received)
         if parsed is None:
             return False
         header, used = parsed
+        if not offer.takes(header):
+            raise RemoteProtocolError(f"a visitor of the service {header.service!r}, which is not offered")
         deliver(TunnelStream(stream, header, received[used:]))
     except (RemoteProtocolError, trio.WouldBlock):
         stream.reset()

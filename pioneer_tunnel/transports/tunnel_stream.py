@@ -54,6 +54,8 @@ class TunnelStream(ByteStream):
     Attributes:
         visitor: the visitor's address as the relay saw it; None if the transport does not report it.
         tls: whether the visitor used TLS; None if the transport does not report it.
+        service: the service that the visitor wants; None for the tunnel's first service, where the relay does not name
+            it.
         tunnelled: True, to tell this stream from one that the host's own listener accepted.
 
     Not promised: that the data has reached the visitor, or has left this host, when `send_all` returns.
@@ -64,6 +66,7 @@ class TunnelStream(ByteStream):
     def __init__(self, carried: CarriedStream, header: ProxyHeader | None = None, prefix: bytes = b"") -> None:
         self.visitor: Final[Address | None] = None if header is None else header.visitor
         self.tls: Final[bool | None] = None if header is None else header.tls
+        self.service: Final[str | None] = None if header is None else header.service
         self.proxy_header: Final = header or ProxyHeader(visitor=None)
         self._carried: Final = carried
         self._adopted: Final = adopt(cast("trio.abc.Stream", carried))

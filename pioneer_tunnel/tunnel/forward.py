@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias
 
+import attrs
 import trio
 
 from .._async_library import need_trio
 from .._model.addresses import HttpsAddress, LocalAddress, local_address
 from .._model.errors import LocalGatewayError
+from .._model.services import FIRST_SERVICE
 from .._net.closing import abandon
 from .._net.dialing import Dialer, dial_local, dial_tcp, secure_local
 from .._net.log_limiter import LogLimiter
@@ -19,9 +22,11 @@ from ..exchange.pump import pump
 from ..transports.interface import LocalDialFailed, LocalDialOk, Report
 from ..transports.tunnel_stream import TunnelStream
 
-__all__ = ["ProxyProtocol", "forward", "probe_local"]
+__all__ = ["LocalServers", "ProxyProtocol", "first_local", "forward", "probe_local"]
 
 ProxyProtocol: TypeAlias = Literal["v2"]
+LocalServers: TypeAlias = Mapping[str, str | LocalAddress]
+"""The local server of each service, by name."""
 
 LOCAL_TIMEOUT: Final = 10.0
 
@@ -60,7 +65,7 @@ async def probe_local(
 
 async def forward(
     stream: TunnelStream,
-    local: str | LocalAddress,
+    local: str | LocalAddress | LocalServers,
     *,
     proxy_protocol: ProxyProtocol | None = None,
     report: Report = _ignore,
@@ -78,18 +83,30 @@ async def forward(
         stream: the visitor's stream.
         local: where the gateway listens: an address, or the text of one: `host:port`, `unix:/path/to/socket`, or
             `https://host:port` for TLS, whose certificate is verified. If this process is killed, the kernel resets
-            its TCP connections; a Unix socket cannot be reset, so the gateway sees EOF instead.
+            its TCP connections; a Unix socket cannot be reset, so the gateway sees EOF instead. Or a mapping from the
+            names of services to such addresses: a `Services`, for example. A stream whose `service` is None goes to the
+            address of the empty name, or else to the first one. The visitor of a service that is not in it is reset.
         proxy_protocol: `"v2"` for a PROXY header; None for none (default). It comes before TLS.
-        report: gets an event that says whether the gateway answered.
+        report: gets an event that says whether the gateway answered; of several services, only about the one to which
+            streams without a name go.
         dial: makes the connection, unless `local` is a Unix socket.
 
     Raises:
         ValueError: `local` is the text of no address.
     """
     need_trio("pioneer_tunnel.forward", "pioneer_tunnel.aio.open_tunnel(..., forward_to=...)")
+    if isinstance(local, Mapping):
+        first = _first_service(local)
+        name = stream.service or first
+        if name not in local:
+            _log_limiter.log(("service", name), f"there is no local server for the service {name!r}")
+            stream.reset()
+            return
+        local, report = local[name], report if name == first else _ignore
     local = local_address(local)
     try:
-        header = stream.proxy_header.encode() if proxy_protocol == "v2" else b""
+        # The name of a service is between the relay and this gateway.
+        header = attrs.evolve(stream.proxy_header, service=None).encode() if proxy_protocol == "v2" else b""
         try:
             connection = await _connect(local, header, dial)
         except LocalGatewayError as error:
@@ -102,6 +119,15 @@ async def forward(
         _log_limiter.log("unforeseen", "a visitor could not be forwarded", level=logging.ERROR, error=error)
     finally:
         stream.reset()  # does nothing after a graceful end
+
+
+def first_local(local: str | LocalAddress | LocalServers | None) -> str | LocalAddress | None:
+    """The local server that gets streams without a service; None when there is none."""
+    return local.get(_first_service(local)) if isinstance(local, Mapping) else local
+
+
+def _first_service(services: LocalServers) -> str:
+    return FIRST_SERVICE if FIRST_SERVICE in services else next(iter(services), FIRST_SERVICE)
 
 
 async def _connect(local: LocalAddress, header: bytes, dial: Dialer) -> ByteStream:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 from typing import TypedDict
 
+from .._model.addresses import LocalAddress
 from .._model.keys import PublicKey
 from .._net.dialing import Dialer
 from .._net.tls.client import SystemTrust
 from ..transports import Serve
 from ..transports.rathole.key_mode import KeyMode
+from ..transports.services import Services
 from ..websocket import EngineName
 from ..yamux import Limits
 from .restart_policy import RestartPolicy
@@ -34,6 +36,7 @@ class TunnelOptions(TypedDict, total=False):
     dial: Dialer
     transport: Serve | str
     key_mode: KeyMode | str
+    services: Services | Mapping[str, str | LocalAddress] | None
     websocket_engine: EngineName | None
     random: Random | None
     wall_clock: Callable[[], float]

@@ -23,7 +23,17 @@ import trio
 from .._model.errors import LocalGatewayError, RestartLimitError, TunnelError, UnknownError
 from .._model.exception_groups import leaves
 from .._model.status import ErrorKind, State, Status
-from ..transports.interface import Deliver, Event, LocalDialFailed, LocalDialOk, RoundTrip, Serve, Session, Target
+from ..transports.interface import (
+    Deliver,
+    Event,
+    LocalDialFailed,
+    LocalDialOk,
+    RoundTrip,
+    Serve,
+    ServicesMoved,
+    Session,
+    Target,
+)
 from .restart_policy import RestartPolicy, Restarts, RunEnd
 from .status_feed import StatusFeed
 
@@ -159,6 +169,10 @@ class Supervisor:
                     self._local_fails(LocalGatewayError(message))
             case LocalDialOk():
                 self._local_answers()
+            case ServicesMoved(services=services):
+                assert self._session is not None
+                self._session = attrs.evolve(self._session, services=services)
+                self._feed.publish(attrs.evolve(self._feed.current, services=services))
 
     async def _attempt_once(self) -> TunnelError:
         """Run the transport until it fails; returns why it failed."""
@@ -234,6 +248,7 @@ class Supervisor:
     def _publish(self, state: State, error: TunnelError | None = None, *, retry_at_unix: int | None = None) -> None:
         session = self._session
         kind: ErrorKind | None = None if error is None else error.kind
+        gone = error is not None and error.final
         announce(
             self._feed,
             self._wall_clock,
@@ -241,7 +256,8 @@ class Supervisor:
                 state=state,
                 error_kind=kind,
                 message=None if error is None else str(error),
-                public_url=None if session is None or (error is not None and error.final) else session.public_url,
+                public_url=None if gone or session is None else session.public_url,
+                services=None if gone or session is None else session.services,
                 attempt=self._attempt,
                 retry_at_unix=retry_at_unix,
                 relay_rtt_ms=None if self._round_trip is None else round(self._round_trip * 1000, 3),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from .._net.dialing import Dialer, dial_tcp
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
 from ..transports import TRANSPORTS, Event, Serve, Target, configured_transport, usable_key
 from ..transports.rathole.key_mode import KeyMode
+from ..transports.services import Services
 from ..transports.tunnel_stream import TunnelStream
 from ..websocket import EngineName
 from ..yamux import Limits
@@ -183,6 +184,7 @@ async def open_tunnel(
     key_mode: KeyMode | str = KeyMode.TOKEN_ROUTING,
     websocket_engine: EngineName | None = None,
     local: str | LocalAddress | None = None,
+    services: Services | Mapping[str, str | LocalAddress] | None = None,
     proxy_protocol: ProxyProtocol | None = None,
     random: Random | None = None,
     wall_clock: Callable[[], float] = time.time,
@@ -220,6 +222,10 @@ async def open_tunnel(
         local: the local gateway that you `forward` visitors to. It is dialled once as the tunnel comes up, and every
             5 seconds while it does not answer; meanwhile the status is `connected` with `local_gateway_unavailable`.
             By default (None) no local gateway is dialled. As for `forward`: an address, or the text of one.
+        services: the services that this gateway offers, where the relay's entry of the tunnel has several. Visitors'
+            streams say in `service` which one they want; `forward(stream, services)` finds its local server. By default
+            (None), and with a relay that knows no services, visitors of the tunnel's first service come, and no others.
+            `websocket` only.
         proxy_protocol: what you `forward` with, so that a local gateway with TLS is dialled in the same way.
         random: the source of jitter; a seeded one makes the delays reproducible.
         wall_clock: seconds since 1970, for the `*_unix` fields of statuses.
@@ -251,6 +257,7 @@ async def open_tunnel(
         make_tls=partial(client_tls, None if ca_file is None else Path(ca_file), system_trust=system_trust),
         connect_timeout=connect_timeout,
         dial=dial,
+        services=_services(services, transport),
     )
     feed = StatusFeed(Status(state=State.STARTING, updated_at_unix=int(wall_clock())))
     tunnel = Tunnel(
@@ -331,6 +338,17 @@ def _address(relay: str | RelayAddress, transport: Serve | str) -> RelayAddress:
             )
         return relay
     return relay if relay.scheme is not None else relay.with_scheme("wss")
+
+
+def _services(services: Services | Mapping[str, str | LocalAddress] | None, transport: Serve | str) -> Services | None:
+    if services is None:
+        return None
+    if transport in _BARE:
+        raise InvalidSettingsError("services: only a relay of transport websocket carries several")
+    try:
+        return services if isinstance(services, Services) else Services(services)
+    except ValueError as error:
+        raise InvalidSettingsError(f"services: {error}") from None
 
 
 def _local(local: str | LocalAddress) -> LocalAddress:

@@ -215,7 +215,12 @@ EXPOSE: Final = ["expose", "127.0.0.1:1", "--key-file", "key"]
         ),
         ([*EXPOSE, "--relay", "h", "--key-mode", "rathole"], "--key-mode is for"),
         ([*EXPOSE, "--relay", "h:1", "--transport", "tls", "--websocket-engine", "websockets"], "engine is for"),
-        ([*EXPOSE, "surplus", "--relay", "h"], "too many arguments; write .*LOCAL"),
+        ([*EXPOSE, "127.0.0.1:2", "--relay", "h"], "LOCAL: name each service: NAME=LOCAL"),
+        ([*EXPOSE, "web=nonsense", "--relay", "h"], "LOCAL.*'nonsense'"),
+        ([*EXPOSE, "Web=8000", "--relay", "h"], "LOCAL: the service 'Web': allowed are 1 to 63 lower-case"),
+        ([*EXPOSE, "web=1", "web=2", "--relay", "h"], "LOCAL: the service 'web' is there twice"),
+        ([*EXPOSE, "web=1", "--relay", "h:1", "--transport", "tcp"], "NAME=LOCAL is for .*websocket"),
+        (["relay", "new-key", "surplus"], "too many arguments; write"),
         ([*EXPOSE, "--relay", "ws://h", "--relay-identity", "x"], "--relay-identity: .*ed25519:"),
         (["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", "key", "--proxy-protocol", "v1"], "v2"),
         (["relay"], "--config FILE"),
@@ -237,6 +242,7 @@ def test_bad_arguments_are_explained(
 
 PLACES: Final[dict[str, list[str]]] = {
     "LOCAL": ["expose", "SECRET", "--relay", "ws://h", "--key-file", "key"],
+    "NAME=LOCAL": ["expose", "web=SECRET", "--relay", "ws://h", "--key-file", "key"],
     "a second argument": [*EXPOSE, "SECRET", "--relay", "ws://h"],
     "an unknown option": [*EXPOSE, "--relay", "ws://h", "--key=SECRET"],
     "an unknown option and a value": [*EXPOSE, "--relay", "ws://h", "--key", "SECRET"],
@@ -262,9 +268,16 @@ PLACES: Final[dict[str, list[str]]] = {
 }
 """Where a key may be pasted by mistake."""
 
-TYPING_ERRORS: Final = {"LOCAL", "a command", "a command of relay", "the relay", "--config", "--ca-file"} | {
-    "--tls-certificate"
-}
+TYPING_ERRORS: Final = {
+    "LOCAL",
+    "NAME=LOCAL",
+    "a second argument",
+    "a command",
+    "a command of relay",
+    "the relay",
+    "--config",
+    "--ca-file",
+} | {"--tls-certificate"}
 """Where a short word is rather a typing error, and is quoted."""
 
 TOKEN: Final = "a-token-of-some-rathole"

@@ -53,6 +53,7 @@ CONTRACT_DEFAULTS = {
     "system_trust": "openssl",
     "local_ca_file": None,
     "local_verify": True,
+    "services": {},
 }
 
 scalars = (

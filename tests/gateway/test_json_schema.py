@@ -69,6 +69,7 @@ def test_fields_are_those_of_the_contract() -> None:
         "attempt",
         "retry_at_unix",
         "relay_rtt_ms",
+        "services",
     }
     assert definitions["SNAPSHOT"]["required"] == ["enabled", "transport", "has_key", "status"]
     assert definitions["SNAPSHOT"]["properties"].keys() == {

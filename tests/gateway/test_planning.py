@@ -28,7 +28,7 @@ async def own(*_: Any, **__: Any) -> NoReturn:
 
 def plan(config: RemoteAccessConfig, key: RelayKey | None = KEY, serve: Serve | None = None) -> Plan:
     serve = serve or TRANSPORTS[config.effective_transport]
-    return make_plan(config, serve, key, instance="0", dial=dial_tcp, limits=LIMITS)
+    return make_plan(config, serve, key, instance="0", dial=dial_tcp, limits=LIMITS, services=None)
 
 
 def test_a_transport_has_its_own_options() -> None:

@@ -32,6 +32,7 @@ statuses = st.builds(
     attempt=st.none() | st.integers(1, 10**6),
     retry_at_unix=st.none() | seconds,
     relay_rtt_ms=st.none() | st.floats(0, 1e6),
+    services=st.none() | st.dictionaries(st.text(max_size=9), st.text(max_size=9), max_size=3),
 )
 
 CONNECTED = Status(state=State.CONNECTED, updated_at_unix=1_700_000_000)
@@ -119,6 +120,8 @@ def test_unknown_keys_and_nulls_of_another_gateway_are_passed_over() -> None:
         ({"retry_at_unix": {}}, "'retry_at_unix' is {}, not of type int"),
         ({"public_url": 1}, "'public_url' is 1, not of type str"),
         ({"relay_rtt_ms": "fast"}, "'relay_rtt_ms' is 'fast', not of type int or float"),
+        ({"services": ["web"]}, "'services' is not an object of texts"),
+        ({"services": {"web": 1}}, "'services' is not an object of texts"),
     ],
 )
 def test_a_field_that_the_contract_does_not_allow_is_named(wire: dict[str, Any], named: str) -> None:

@@ -408,6 +408,96 @@ def test_a_url_may_be_shared_where_visitors_are_told_apart_by_the_port() -> None
     assert len(RelayConfig.from_table(config).tunnels) == 3
 
 
+# Services
+
+
+def with_services(*services: Any, number: int = 1, **changes: Any) -> dict[str, Any]:
+    entry = tunnel(number, services=[*services], **changes)
+    return {name: value for name, value in entry.items() if name != "url" or "url" in changes}
+
+
+WEB = {"name": "web", "url": "https://t1.example"}
+SSH = {"name": "ssh", "bind_addr": "127.0.0.1:2222"}
+
+
+def test_a_tunnel_has_a_route_for_each_service() -> None:
+    (entry,) = RelayConfig.from_table(relay(with_services(WEB, SSH))).tunnels
+    assert [(route.service, route.first, route.host) for route in entry.routes] == [
+        ("web", True, "t1.example"),
+        ("ssh", False, None),
+    ]
+    (single,) = RelayConfig.from_table(relay(tunnel(1))).tunnels
+    assert [(route.service, route.first, route.url) for route in single.routes] == [(None, True, single.url)]
+
+
+@pytest.mark.parametrize(
+    ("service", "at", "told"),
+    [
+        ({"name": "web"}, "url", "a service has a url, a bind_addr, or both"),
+        (WEB | {"name": "Web"}, "name", "lower-case letters"),
+        (WEB | {"name": ""}, "name", "lower-case letters"),
+        (WEB | {"name": 3}, "name", "lower-case letters"),
+        (WEB | {"tls": "passthru"}, "tls", "'terminate' and 'passthrough'"),
+        (WEB | {"url": "http://t1.example", "tls": "passthrough"}, "tls", "https://"),
+        (SSH | {"tls": "passthrough"}, "tls", "passes everything through"),
+        (WEB | {"colour": "red"}, "colour", "unknown key"),
+        ({"url": "https://t1.example"}, "name", "is missing"),
+        (SSH | {"bind_addr": "[::1]:99"}, "bind_addr", "control_addr"),
+    ],
+)
+def test_what_is_wrong_with_a_service_is_named(service: dict[str, Any], at: str, told: str) -> None:
+    table = relay(with_services(WEB | {"name": "first", "url": "https://first.example"}, service))
+    table["control_addr"] = "[::1]:99"
+    problem = only_problem_of(table)
+    if told == "control_addr":
+        assert "tunnels[0].services[1].bind_addr is control_addr too" in problem.message
+    else:
+        assert problem.key == f"relay.tunnels[0].services[1].{at}"
+        assert told in problem.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "at"),
+    [
+        ({"url": "https://t1.example"}, "url"),
+        ({"bind_addr": "127.0.0.1:22"}, "bind_addr"),
+        ({"tls": "passthrough"}, "tls"),
+    ],
+)
+def test_the_single_form_does_not_stand_beside_services(changes: dict[str, Any], at: str) -> None:
+    problem = only_problem_of(relay(with_services(WEB | {"url": "https://web.example"}, **changes)))
+    assert problem.key == f"relay.tunnels[0].{at}"
+    assert "stands beside services" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("second", "at", "there"),
+    [
+        (with_services(WEB, number=2), "[1].services[0].url", "tunnels[0].services[0].url"),
+        (with_services(SSH, number=2), "[1].services[0].bind_addr", "tunnels[0].services[1].bind_addr"),
+        (tunnel(2, url="http://t1.example"), "[1].url", "tunnels[0].services[0].url"),
+        (tunnel(2, bind_addr="127.0.0.1:2222"), "[1].bind_addr", "tunnels[0].services[1].bind_addr"),
+    ],
+)
+def test_what_a_service_claims_is_claimed_once(second: dict[str, Any], at: str, there: str) -> None:
+    problem = only_problem_of(relay(with_services(WEB, SSH), second))
+    assert problem.key == f"relay.tunnels{at}"
+    assert f"stands in {there} too" in problem.message or f"stands in {there.partition('.')[0]} too" in problem.message
+
+
+def test_two_services_of_a_tunnel_share_nothing() -> None:
+    same_name = only_problem_of(relay(with_services(WEB, SSH | {"name": "web"})))
+    assert same_name.key == "relay.tunnels[0].services[1].name"
+    same_host = only_problem_of(relay(with_services(WEB, WEB | {"name": "api"})))
+    assert same_host.key == "relay.tunnels[0].services[1].url"
+
+
+def test_a_tunnel_has_64_services_at_most() -> None:
+    services = [{"name": f"s{number}", "url": f"https://s{number}.example"} for number in range(65)]
+    assert len(RelayConfig.from_table(relay(with_services(*services[:64]))).tunnels[0].routes) == 64
+    assert "64 services" in only_problem_of(relay(with_services(*services))).message
+
+
 def test_every_problem_of_a_file_is_told_at_once(tmp_path: Path) -> None:
     path = write(
         tmp_path,

@@ -48,7 +48,7 @@ stop_grace_ms = 500
 
 
 def plan_of(config: RemoteAccessConfig, key: RelayKey | None = KEY) -> Plan:
-    return make_plan(config, TRANSPORTS["process"], key, instance="0", dial=dial_tcp, limits=Limits())
+    return make_plan(config, TRANSPORTS["process"], key, instance="0", dial=dial_tcp, limits=Limits(), services=None)
 
 
 def problem(**given: Any) -> Problem:
