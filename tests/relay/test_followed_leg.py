@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import final
 
 import trio
+import trio.testing
 from rig import request
 
 from pioneer_tunnel._http.head import HeadReader
@@ -50,7 +51,7 @@ def followed(visitor: BuggyLeg, turns: Turns) -> FollowedLeg:
     return leg
 
 
-async def test_a_bug_while_an_answer_has_its_turn_is_for_the_exchange() -> None:
+async def test_a_bug_while_an_answer_has_its_turn_is_for_the_exchange(autojump_clock: trio.testing.MockClock) -> None:
     """It ended the relay: turns are granted by Trio's own callbacks."""
     turns = Turns()
     turns.ask("nobody", None, lambda: None)
