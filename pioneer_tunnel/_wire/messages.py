@@ -20,16 +20,21 @@ from .._model.errors import RemoteProtocolError
 from .._model.text import clean_message, cut
 
 __all__ = [
+    "DRAINING",
     "Draining",
     "Message",
     "Notice",
     "Replaced",
+    "draining_text",
     "encode",
     "encode_binary",
     "instance_shown",
     "parse_notice",
     "replaced_text",
 ]
+
+DRAINING: Final = "draining"
+"""The extension with which a gateway promises another session when its relay drains, and the type of that text."""
 
 _MAX_TEXT: Final = 1024
 _MAX_INSTANCE_SHOWN: Final = 64
@@ -141,7 +146,7 @@ def encode_binary(data: bytes) -> str:
 @final
 @attrs.frozen(kw_only=True)
 class Draining:
-    """The relay is about to shut down; the gateway should reconnect within `reconnect_within` seconds."""
+    """The relay is stopping; the gateway should make another session within `reconnect_within` seconds."""
 
     reconnect_within: float
 
@@ -178,6 +183,11 @@ def parse_notice(text: str) -> Notice | None:
                 by=message.text("by", default=""), message=clean_message(message.text("message", default=""))
             )
     return None
+
+
+def draining_text(reconnect_within: float) -> str:
+    """The text that a relay which stops sends to its sessions. See `Draining`."""
+    return encode({"type": DRAINING, "reconnect_within_ms": round(reconnect_within * 1000)})
 
 
 def replaced_text(by: str, message: str) -> str:

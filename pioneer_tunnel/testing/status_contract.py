@@ -241,7 +241,9 @@ class StatusContract:
                 f"attempt {seen.attempt} follows attempt {last.attempt}",
             )
             if seen.attempt > last.attempt:
-                self._rule(before in _WAITS_TO_RETRY, f"another attempt, though the tunnel is {before.value!r}")
+                # A connected gateway makes another attempt when its relay drains.
+                may_begin = before in _WAITS_TO_RETRY or phase is before is _Phase.CONNECTED
+                self._rule(may_begin, f"another attempt, though the tunnel is {before.value!r}")
 
     @staticmethod
     def _same_generation(before: _Phase, phase: _Phase, seen: Status) -> bool:

@@ -113,7 +113,7 @@ class LinkRestored:
 @final
 @attrs.frozen
 class Draining:
-    """The relay shuts down; reconnect within so many seconds."""
+    """The relay is stopping: make another session within so many seconds. The streams of this one may finish."""
 
     reconnect_within: float
 
@@ -174,6 +174,8 @@ class Serve(Protocol):
         self, target: Target, deliver: Deliver, report: Report, *, task_status: trio.TaskStatus[Session]
     ) -> NoReturn:
         """Connect, and carry the tunnel until it fails.
+
+        After the event `Draining`, the caller runs it a second time, while this one finishes its streams.
 
         Raises:
             TunnelError: the tunnel could not come up, or is down.

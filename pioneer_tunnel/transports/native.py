@@ -139,7 +139,7 @@ async def _authenticate(
         service=target.service,
         instance=target.instance,
         pinned_relay=relay_identity,
-        choices=offer.choices,
+        choices={wire.DRAINING: lambda _: {}, **offer.choices},
     )
     while True:
         messages = await websocket.receive()

@@ -55,12 +55,14 @@ class RunEnd:
 
     Attributes:
         connected_for: seconds that the tunnel was up; None when it never was.
+        reconnect_within: seconds that a draining relay gives for the next session; None if it does not drain.
         retry_after: seconds that the relay asked us to wait.
         retry_slowly: retry only every `maximum` seconds.
         rejected: the relay rejected a gateway that was up before; retry only every `LONGEST_WAIT` seconds.
     """
 
     connected_for: float | None = None
+    reconnect_within: float | None = None
     retry_after: float | None = None
     retry_slowly: bool = False
     rejected: bool = False
@@ -94,6 +96,8 @@ class Restarts:
             delay = self._spread(LONGEST_WAIT)
         elif ending.retry_slowly:
             delay = self._spread(policy.maximum)
+        elif ending.reconnect_within is not None and self.used == 1:
+            delay = self._random.uniform(0, min(ending.reconnect_within, policy.maximum))
         elif lost and self.used == 1:
             # When a relay goes down, all its gateways lose their link at once. Spread their reconnects.
             delay = self._random.uniform(0, 2 * policy.initial)

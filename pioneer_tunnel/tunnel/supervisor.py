@@ -1,18 +1,24 @@
 """The restart loop: one generation of a tunnel, from `starting` to its final failure or its cancellation.
 
     while True:
-        run a transport in a nursery of its own, until it raises
+        start a link, and wait until it has ended or its relay drains
+        drains?      the link finishes its streams in the background; wait as the relay asks, and repeat
         final?       publish that, and raise; a rejection is final only for a tunnel that was never up
         otherwise    publish that, wait as the policy says, and repeat
 
-The `TunnelError` says what a failure means, and `restart_policy` how long to wait. Here they meet a clock and become
-statuses. When `run` has ended, no task of the generation is left.
+A link is one run of the transport. The `TunnelError` says what a failure means, and `restart_policy` how long to wait.
+Here they meet a clock and become statuses. When `run` has ended, no task of the generation is left.
+
+While a relay drains, the state stays `connected` until the next link is up. If that does not succeed at once, or if the
+draining link ends first, no new visitor gets through, and the state is `reconnecting`.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
+from collections import deque
 from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Final, NoReturn, final
@@ -20,11 +26,12 @@ from typing import Final, NoReturn, final
 import attrs
 import trio
 
-from .._model.errors import LocalGatewayError, RestartLimitError, TunnelError, UnknownError
-from .._model.exception_groups import leaves
+from .._model.errors import LinkLostError, LocalGatewayError, RestartLimitError, TunnelError, UnknownError
+from .._model.exception_groups import leaves, lone_error_bare
 from .._model.status import ErrorKind, State, Status
 from ..transports.interface import (
     Deliver,
+    Draining,
     Event,
     LocalDialFailed,
     LocalDialOk,
@@ -44,6 +51,12 @@ LOCAL_FAILURES: Final = 3
 
 PROBE_INTERVAL: Final = 5.0
 
+HANDOVER_TIMEOUT: Final = 3.0
+"""Seconds, beyond those that a draining relay gives, after which the state is `reconnecting`."""
+
+MOST_DRAINING: Final = 4
+"""Links that may finish their streams in the background. One more ends the oldest. The relay ends them in time."""
+
 _log: Final = logging.getLogger("pioneer_tunnel.supervisor")
 
 
@@ -57,6 +70,30 @@ def as_of_now(current: Status, wall_clock: Callable[[], float], status: Status) 
     same = status.says_the_same_as(current)
     since = current.updated_at_unix if same and current.updated_at_unix is not None else int(wall_clock())
     return attrs.evolve(status, updated_at_unix=since)
+
+
+@final
+@attrs.define(eq=False, kw_only=True)
+class _Link:
+    """One run of the transport.
+
+    Attributes:
+        connected_at: when it came up; None before.
+        round_trip: seconds; None while it is unknown.
+        reconnect_within: seconds that the draining relay gives; None while it does not drain.
+        failure: why it has ended; None before, and when it was cancelled.
+        settled: set when it has ended, or is up and drains. Then the next one may begin.
+        scope: cancels it.
+        probing: cancels the probes of the local gateway that it has started.
+    """
+
+    connected_at: float | None = None
+    round_trip: float | None = None
+    reconnect_within: float | None = None
+    failure: TunnelError | None = None
+    settled: trio.Event = attrs.field(factory=trio.Event)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    probing: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
 
 @final
@@ -99,8 +136,9 @@ class Supervisor:
         self._bugs: Final = bugs
         self._attempt = 1
         self._session: Session | None = None
-        self._round_trip: float | None = None
-        self._connected_at: float | None = None
+        self._carrying: _Link | None = None  # while the state is `connected`
+        self._draining: Final[deque[_Link]] = deque()
+        self._retry_at_unix: int | None = None
         self._local_failures = 0
         self._local_failing = trio.Event()
         self._retry_now = trio.Event()
@@ -116,34 +154,50 @@ class Supervisor:
         """
         self._publish(State.STARTING)
         try:
-            while True:
-                failure = await self._attempt_once()
-                # A cancelled transport may fail. That is no failure of the tunnel.
-                await trio.lowlevel.checkpoint_if_cancelled()
-                connected_for = self._link_is_down()
-                self._rejected = failure.final and failure.rejection and self._session is not None
-                if failure.final and not self._rejected:
-                    self._publish(State.FAILED, failure)
-                    raise failure
-                delay = self._restarts.after(
-                    RunEnd(
-                        connected_for=connected_for,
-                        retry_after=failure.retry_after,
-                        retry_slowly=failure.retry_slowly,
-                        rejected=self._rejected,
-                    )
-                )
-                if delay is None:
-                    limit = self._restarts.limit_reached(failure)
-                    self._publish(State.FAILED, limit)
-                    raise limit from failure
-                await self._wait(delay, failure)
-                del failure  # its traceback holds the failed session with all its buffers
-                self._attempt += 1
-                # State and cause stay; only the planned retry is over.
-                self._feed.publish(attrs.evolve(self._feed.current, attempt=self._attempt, retry_at_unix=None))
+            with lone_error_bare():
+                async with trio.open_nursery() as links:
+                    failure = await self._keep_up(links)
+                    links.cancel_scope.cancel()
+            self._carrying = None
+            self._publish(State.FAILED, failure)
+            raise failure
         finally:
             self._over = True
+
+    async def _keep_up(self, links: trio.Nursery) -> TunnelError:
+        """Start one link after another; returns the final failure."""
+        while True:
+            link = _Link()
+            links.start_soon(self._run_link, link)
+            # No deadline: a transport has one for each step of coming up, and may stay up for ever.
+            await link.settled.wait()
+            failure = link.failure
+            self._rejected = failure is not None and failure.final and failure.rejection and self._session is not None
+            if failure is not None and failure.final and not self._rejected:
+                return failure
+            delay = self._restarts.after(self._how_it_ended(link))
+            if delay is None:
+                return self._give_up(failure or _drains())
+            await self._wait(delay, failure)
+            del failure, link  # the traceback of the failure holds the failed session with all its buffers
+            self._attempt += 1
+            # State and cause stay; only the planned retry is over.
+            self._feed.publish(attrs.evolve(self._feed.current, attempt=self._attempt, retry_at_unix=None))
+
+    def _how_it_ended(self, link: _Link) -> RunEnd:
+        failure = link.failure
+        return RunEnd(
+            connected_for=None if link.connected_at is None else trio.current_time() - link.connected_at,
+            reconnect_within=link.reconnect_within if failure is None else None,
+            retry_after=None if failure is None else failure.retry_after,
+            retry_slowly=failure is not None and failure.retry_slowly,
+            rejected=self._rejected,
+        )
+
+    def _give_up(self, cause: TunnelError) -> RestartLimitError:
+        limit = self._restarts.limit_reached(cause)
+        limit.__cause__ = cause
+        return limit
 
     def retry_now(self) -> None:
         """End the wait before the next attempt, if there is one."""
@@ -155,85 +209,131 @@ class Supervisor:
             self._retry_now.set()
 
     def report(self, event: Event) -> None:
-        """Take an event of the transport, or of the forwarding to the local gateway. Late events are ignored."""
-        if isinstance(event, RoundTrip):
-            self._round_trip = event.seconds  # a transport may measure it before the tunnel is up
-        if self._over or self._connected_at is None:
+        """Take an event of the forwarding to the local gateway. Late events are ignored."""
+        if self._carrying is None or self._over:
             return
         match event:
-            case RoundTrip(seconds=seconds):
-                self._feed.publish(attrs.evolve(self._feed.current, relay_rtt_ms=round(seconds * 1000, 3)))
             case LocalDialFailed(message=message):
                 self._local_failures += 1
                 if self._local_failures >= LOCAL_FAILURES:
                     self._local_fails(LocalGatewayError(message))
             case LocalDialOk():
                 self._local_answers()
-            case ServicesMoved(services=services):
-                assert self._session is not None
-                self._session = attrs.evolve(self._session, services=services)
-                self._feed.publish(attrs.evolve(self._feed.current, services=services))
 
-    async def _attempt_once(self) -> TunnelError:
-        """Run the transport until it fails; returns why it failed."""
+    def _report_of(self, link: _Link, event: Event) -> None:
+        """Take an event of a link's transport, which may report it before the link is up."""
+        match event:
+            case RoundTrip(seconds=seconds):
+                link.round_trip = seconds
+                if self._carrying is link and not self._over:
+                    self._feed.publish(attrs.evolve(self._feed.current, relay_rtt_ms=_milliseconds(seconds)))
+            case Draining(reconnect_within=seconds):
+                link.reconnect_within = seconds
+                if self._carrying is link:
+                    link.settled.set()
+            case ServicesMoved(services=services):
+                if self._carrying is link and not self._over:
+                    assert self._session is not None
+                    self._session = attrs.evolve(self._session, services=services)
+                    self._feed.publish(attrs.evolve(self._feed.current, services=services))
+            case _:
+                self.report(event)
+
+    async def _run_link(self, link: _Link) -> None:
+        """Run the transport until it fails, also while its relay drains."""
         try:
-            async with trio.open_nursery() as nursery:
-                # No deadline: a transport has one for each step of coming up.
-                self._connected(await nursery.start(self._carry))
-                if self._probe is not None:
-                    nursery.start_soon(self._watch_local_gateway)
+            with link.scope:
+                async with trio.open_nursery() as nursery:
+                    self._connected(link, await nursery.start(self._carry, link))
+                    if self._probe is not None:
+                        nursery.start_soon(self._watch_local_gateway, link.probing)
+                    # No deadline: most links never drain.
+                    await link.settled.wait()
+                    link.probing.cancel()
+                    self._let_finish(link)
+                    await trio.sleep((link.reconnect_within or 0) + HANDOVER_TIMEOUT)
+                    self._is_down(link, _drains())
         except BaseException as error:
             failure = _failure_in(error, bugs=self._bugs)
             if failure is None:
                 raise
-            return failure
-        raise AssertionError("a nursery has ended while its task goes on")
+            # A cancelled transport may fail. That is no failure of the tunnel.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if link.settled.is_set():
+                self._is_down(link, failure)
+            else:
+                link.failure, self._carrying = failure, None
+        finally:
+            if link in self._draining:
+                self._draining.remove(link)
+            link.settled.set()
 
-    async def _carry(self, *, task_status: trio.TaskStatus[Session]) -> NoReturn:
-        await self._serve(self._target, self._deliver, self.report, task_status=task_status)
+    async def _carry(self, link: _Link, *, task_status: trio.TaskStatus[Session]) -> NoReturn:
+        report = functools.partial(self._report_of, link)
+        await self._serve(self._target, self._deliver, report, task_status=task_status)
         raise RuntimeError("the transport ended without a reason")  # `Serve` must not return
 
-    def _connected(self, session: Session) -> None:
-        self._session = session
+    def _connected(self, link: _Link, session: Session) -> None:
+        was_down = self._carrying is None
+        self._session, self._carrying = session, link
         self._target.redial.note_up()
-        self._connected_at = trio.current_time()
-        self._local_failures = 0
-        self._local_failing = trio.Event()
-        self._publish(State.CONNECTED)
+        link.connected_at = trio.current_time()
+        if was_down:
+            self._local_failures = 0
+            self._local_failing = trio.Event()
+            self._publish(State.CONNECTED)
+        else:
+            current = self._feed.current
+            self._feed.publish(
+                attrs.evolve(
+                    current,
+                    public_url=session.public_url,
+                    services=session.services,
+                    relay_rtt_ms=_milliseconds(link.round_trip),
+                )
+            )
+        if link.reconnect_within is not None:
+            link.settled.set()
 
-    def _link_is_down(self) -> float | None:
-        """Forget the state of the link; returns how many seconds it was up, None when it never was.
+    def _let_finish(self, link: _Link) -> None:
+        """Let `link` finish its streams while another one comes up."""
+        self._draining.append(link)
+        if len(self._draining) > MOST_DRAINING:
+            self._draining.popleft().scope.cancel()
 
-        Reports that still come are late: visitors of the link may still dial the local gateway.
-        """
-        connected_at, self._connected_at = self._connected_at, None
-        self._round_trip = None
-        return None if connected_at is None else trio.current_time() - connected_at
+    def _is_down(self, link: _Link, failure: TunnelError) -> None:
+        """`link` drains, and takes no more visitors. If no other is up, the tunnel is not connected any more."""
+        if self._carrying is link:
+            self._carrying = None
+            self._publish(State.RECONNECTING, failure)
 
-    async def _wait(self, delay: float, failure: TunnelError) -> None:
-        state = State.FAILED if self._session is None or self._rejected else State.RECONNECTING
+    async def _wait(self, delay: float, failure: TunnelError | None) -> None:
         self._retry_now = trio.Event()
         # Rounded up, so that a client with a clock of whole seconds does not come early.
-        self._publish(state, failure, retry_at_unix=math.ceil(self._wall_clock() + delay))
+        self._retry_at_unix = math.ceil(self._wall_clock() + delay)
+        if failure is not None:
+            self._publish(State.FAILED if self._session is None or self._rejected else State.RECONNECTING, failure)
         with trio.move_on_after(delay):
             await self._retry_now.wait()
+        self._retry_at_unix = None
 
-    async def _watch_local_gateway(self) -> NoReturn:
+    async def _watch_local_gateway(self, probing: trio.CancelScope) -> None:
         """Probe the local gateway now, and every 5 seconds while it does not answer."""
         assert self._probe is not None
-        while True:
-            try:
-                await self._probe()
-            except LocalGatewayError as error:
-                self._local_fails(error)
-            else:
-                self._local_answers()
+        with probing:
             while True:
-                # No deadline: the event is set when a local dial fails.
-                await self._local_failing.wait()
-                await trio.sleep(PROBE_INTERVAL)
-                if self._local_failing.is_set():  # otherwise a visitor has reached the gateway
-                    break
+                try:
+                    await self._probe()
+                except LocalGatewayError as error:
+                    self._local_fails(error)
+                else:
+                    self._local_answers()
+                while True:
+                    # No deadline: the event is set when a local dial fails.
+                    await self._local_failing.wait()
+                    await trio.sleep(PROBE_INTERVAL)
+                    if self._local_failing.is_set():  # otherwise a visitor has reached the gateway
+                        break
 
     def _local_fails(self, error: LocalGatewayError) -> None:
         self._publish(State.CONNECTED, error)
@@ -245,8 +345,8 @@ class Supervisor:
             self._local_failing = trio.Event()
             self._publish(State.CONNECTED)
 
-    def _publish(self, state: State, error: TunnelError | None = None, *, retry_at_unix: int | None = None) -> None:
-        session = self._session
+    def _publish(self, state: State, error: TunnelError | None = None) -> None:
+        session, carrying = self._session, self._carrying
         kind: ErrorKind | None = None if error is None else error.kind
         gone = error is not None and error.final
         announce(
@@ -259,10 +359,18 @@ class Supervisor:
                 public_url=None if gone or session is None else session.public_url,
                 services=None if gone or session is None else session.services,
                 attempt=self._attempt,
-                retry_at_unix=retry_at_unix,
-                relay_rtt_ms=None if self._round_trip is None else round(self._round_trip * 1000, 3),
+                retry_at_unix=None if state is State.CONNECTED else self._retry_at_unix,
+                relay_rtt_ms=None if carrying is None else _milliseconds(carrying.round_trip),
             ),
         )
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
+
+
+def _drains() -> LinkLostError:
+    return LinkLostError("the relay is stopping, and no other session is up yet")
 
 
 def _failure_in(error: BaseException, *, bugs: tuple[type[Exception], ...]) -> TunnelError | None:

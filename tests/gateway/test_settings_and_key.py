@@ -370,6 +370,7 @@ async def test_what_apply_handed_over_is_dropped_too(tmp_path: Path) -> None:
     assert keys_in_memory(text) == []
     await remote_access.apply(SettingsUpdate(key=RelayKey(text)))
     await gateway.keystore.delete(DEFAULT_SECRET_REF)
+    await trio.testing.wait_all_tasks_blocked()  # the task that has written is over as well
     assert keys_in_memory(text) == []
 
 

@@ -109,15 +109,13 @@ def test_an_answer_whose_end_is_lost_is_found(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_gateway_that_tries_again_after_a_final_failure_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def attempt_once(real: Any, supervisor: Supervisor) -> TunnelError:
-        failure: TunnelError = await real(supervisor)
-        if failure.final:
-            supervisor._publish(State.FAILED, failure)
-            await trio.sleep(5)
-            failure = await real(supervisor)
-        return failure
+    async def keep_up(real: Any, supervisor: Supervisor, links: trio.Nursery) -> TunnelError:
+        failure: TunnelError = await real(supervisor, links)
+        supervisor._publish(State.FAILED, failure)
+        await trio.sleep(5)
+        return await real(supervisor, links)  # type: ignore[no-any-return]
 
-    plant(monkeypatch, Supervisor, "_attempt_once", attempt_once)
+    plant(monkeypatch, Supervisor, "_keep_up", keep_up)
     assert "it dialled at" in str(first_failure().failure)
 
 

@@ -61,6 +61,10 @@ KEPT = {
         later(CONNECTED, 2),
         later(RECONNECTING, 2),
     ],
+    "the relay drains": [STARTING, CONNECTED, later(CONNECTED, 2)],
+    "the relay drains, and no other session comes up": [
+        *(STARTING, CONNECTED, later(CONNECTED, 2), later(RECONNECTING, 2), later(CONNECTED, 3)),
+    ],
     "local gateway away and back": [STARTING, CONNECTED, LOCAL_DOWN, CONNECTED],
     "link lost while the local gateway is away": [CONNECTED, LOCAL_DOWN, RECONNECTING],
     "rejected": [STARTING, REJECTED],
@@ -153,7 +157,7 @@ BROKEN = {
     "flaps to starting": ([STARTING, RETRYING, later(STARTING, 2)], "starting again"),
     "counts back": ([later(RETRYING, 5), later(RETRYING, 4)], "attempt 4 follows attempt 5"),
     "leaves one out": ([later(RETRYING, 5), later(RETRYING, 7)], "attempt 7 follows attempt 5"),
-    "another attempt while it is up": ([CONNECTED, later(CONNECTED, 2)], "another attempt, though"),
+    "lost together with another attempt": ([CONNECTED, later(RECONNECTING, 2)], "another attempt, though"),
     # updated_at_unix
     "a time that goes back": ([STARTING, attrs.evolve(CONNECTED, updated_at_unix=NOW - 1)], "goes back by 1 s"),
     "a time that is lost": ([STARTING, attrs.evolve(CONNECTED, updated_at_unix=None)], "was there and is gone"),

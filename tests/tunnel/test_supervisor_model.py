@@ -139,7 +139,7 @@ events = st.one_of(
     st.builds(LocalDialFailed, messages),
     st.just(LocalDialFailed("connection refused")),
     st.just(LocalDialOk()),
-    st.sampled_from([LinkLost("gone"), LinkRestored(), Draining(3.0), Replaced("another")]),
+    st.sampled_from([LinkLost("gone"), LinkRestored(), Draining(0.0), Draining(3.0), Replaced("another")]),
 )
 fails = st.builds(
     Fail,
@@ -200,6 +200,14 @@ stories = st.builds(
 # How it is told, and judged
 
 
+@attrs.define
+class Drain:
+    """The relay of an attempt drains: when it first said so while the tunnel was up, and what it gave at most."""
+
+    at: float
+    within: float
+
+
 class Teller:
     """Runs one generation of a story and judges it, while it lasts and afterwards."""
 
@@ -211,7 +219,9 @@ class Teller:
         self.local = LocalGateway()
         self.transport = ScriptedTransport(chapter.steps, goodbye=chapter.goodbye)
         self.attempts: dict[int, Attempt] = {}
-        """By the number that their statuses bear."""
+        """Those that have begun, by the number that their statuses bear."""
+        self.drains: dict[int, Drain] = {}
+        """By the same numbers."""
         self.retried_now: list[float] = []
 
     async def serve(
@@ -220,10 +230,20 @@ class Teller:
         number = self.feed.current.attempt
         assert number is not None
         assert number not in self.attempts
+        following = len(self.transport.attempts)
+
+        def note(event: Event) -> None:
+            attempt = self.attempts[number] = self.transport.attempts[following]
+            if isinstance(event, Draining) and attempt.ended is None:
+                drain = self.drains.setdefault(number, Drain(trio.current_time(), 0.0))
+                drain.at = max(drain.at, attempt.connected or trio.current_time())
+                drain.within = max(drain.within, event.reconnect_within)
+            report(event)
+
         try:
-            await self.transport(target, deliver, report, task_status=task_status)
+            await self.transport(target, deliver, note, task_status=task_status)
         finally:
-            self.attempts[number] = self.transport.attempts[-1]
+            self.attempts[number] = self.transport.attempts[following]
 
     async def tell(self) -> None:
         tasks = trio.lowlevel.current_statistics().tasks_living
@@ -275,10 +295,22 @@ class Teller:
     def is_up(self) -> bool:
         return any(attempt.connected is not None and attempt.ended is None for attempt in self.transport.attempts)
 
+    def running(self) -> list[Attempt]:
+        """The attempts that run and do not drain."""
+        draining = [self.attempts[number] for number in self.drains]
+        return [
+            attempt
+            for attempt in self.transport.attempts
+            if attempt.ended is None and (attempt not in draining or attempt.connected is None)
+        ]
+
     def judge_now(self, generation: Supervised) -> None:
-        status = generation.status
-        assert not self.transport.overlapped
-        assert (status.state is State.CONNECTED) is self.is_up()
+        status, running = generation.status, self.running()
+        assert len(running) <= 1
+        if any(attempt.connected is not None for attempt in running):
+            assert status.state is State.CONNECTED
+        elif not self.is_up():  # else the relay drains, and the state may be either
+            assert status.state is not State.CONNECTED
         if generation.over is not None:
             assert generation.failure is not None
             assert (status.state, status.error_kind) == (State.FAILED, generation.failure.kind)
@@ -287,7 +319,7 @@ class Teller:
             assert all(published.at <= generation.over for published in generation.published)
             assert all(attempt.began <= generation.over for attempt in self.transport.attempts)
         elif status.retry_at_unix is not None:
-            assert self.transport.running == 0
+            assert not running
             assert status.retry_at_unix >= wall_clock()
         assert (status.relay_rtt_ms is None) or self.is_up()
 
@@ -305,10 +337,16 @@ class Teller:
             used = 1 if self.was_stable(number) else used + 1
             if policy.max_restarts:
                 assert used <= policy.max_restarts
-            planned, next_one = last[number], first[number + 1]
+            next_one = first[number + 1]
+            least, most = self.allowed_wait(number, used)
+            if number in self.drains:
+                planned_at = self.drains[number].at
+                waited = next_one.at - planned_at
+                assert waited <= most + 1e-6
+                continue
+            planned = last[number]
             assert planned.status.retry_at_unix is not None
             waited = next_one.at - planned.at
-            least, most = self.allowed_wait(number, used)
             assert waited <= most + 1e-6
             if any(planned.at <= at <= next_one.at for at in self.retried_now):
                 continue
@@ -329,10 +367,12 @@ class Teller:
         attempt = self.attempts.get(number)
         if attempt is None or attempt.connected is None or attempt.ended is None:
             return False
-        return attempt.ended - attempt.connected >= self.story.policy.stable
+        ended = self.drains[number].at if number in self.drains else attempt.ended
+        return ended - attempt.connected >= self.story.policy.stable
 
     def allowed_wait(self, number: int, used: int) -> tuple[float, float]:
-        policy, end, attempt = self.story.policy, self.end_of(number), self.attempts.get(number)
+        policy, attempt = self.story.policy, self.attempts.get(number)
+        end = None if number in self.drains else self.end_of(number)
         # A transport that says what is not its to say is not believed in how long it wants to wait either.
         was_up = any(other.connected is not None for at, other in self.attempts.items() if at <= number)
         fail = end if isinstance(end, Fail) else Fail()
@@ -342,6 +382,8 @@ class Teller:
             least, most = LONGEST_WAIT * (1 - policy.jitter), LONGEST_WAIT * (1 + policy.jitter)
         elif fail.retry_slowly:
             least, most = policy.maximum * (1 - policy.jitter), policy.maximum * (1 + policy.jitter)
+        elif used == 1 and number in self.drains:
+            least, most = 0.0, min(self.drains[number].within, policy.maximum)
         elif used == 1 and attempt is not None and attempt.connected is not None:
             least, most = 0.0, 2 * policy.initial
         else:
@@ -386,6 +428,9 @@ DIALS_FAIL: Final[list[HostAction]] = [Reported(LocalDialFailed("connection refu
 @given(story=stories)
 @example(Story([Chapter([Connect(5, then=Fail(retry_after=60))], [Wait(10), *DIALS_FAIL, Wait(100)])]))
 @example(Story([Chapter([Connect(5, then=Return())], [Wait(10)], probed=True)]))
+@example(Story([Chapter([Connect(40)], [Wait(35), Reported(Draining(3.0)), Wait(100)], probed=True)]))
+@example(Story([Chapter([Connect(40), Fail(), Stall(9)], [Wait(35), Reported(Draining(3.0)), Wait(100)])]))
+@example(Story([Chapter([Connect(), Fail(TunnelAuthError)], [Wait(35), Reported(Draining(0.0)), Wait(5000)])]))
 @example(Story([Chapter([Crash(TunnelError)], [Wait(10)])]))
 @example(Story([Chapter([Connect(5, then=Fail(LocalGatewayError))], [Wait(10)])]))
 @example(Story([Chapter([], [Wait(1), *DIALS_FAIL, LocalGatewayIs(False), Wait(100)], probed=True)] * 2))
