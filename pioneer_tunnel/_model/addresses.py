@@ -30,6 +30,7 @@ __all__ = [
     "local_address",
 ]
 
+_WILDCARD: Final = "*."
 _NAME: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 # What inet_aton, and so a resolver, accepts as a number of an IPv4 address: 0x7f.1 would be 127.0.0.1.
@@ -272,7 +273,7 @@ class PublicUrl:
 
     Attributes:
         scheme: `http` or `https`.
-        host: as in `RelayAddress`.
+        host: as in `RelayAddress`; or `*.` and such a name, for every name that has one label more.
         port: the port; by default 80 for `http` and 443 for `https`.
     """
 
@@ -280,9 +281,19 @@ class PublicUrl:
     host: str
     port: int
 
+    @property
+    def wildcard(self) -> bool:
+        """Whether it stands for many names."""
+        return self.host.startswith(_WILDCARD)
+
+    @property
+    def domain(self) -> str:
+        """The host, without the `*.` of a wildcard."""
+        return self.host.removeprefix(_WILDCARD)
+
     @classmethod
     def parse(cls, text: str) -> PublicUrl:
-        """Read `http://host[:port]` or `https://host[:port]`, with or without a last `/`.
+        """Read `http://host[:port]` or `https://host[:port]`, with or without a last `/`. The host may be a wildcard.
 
         Raises:
             ValueError: with the value and what is wrong with it: another scheme, a path, user information, a query, a
@@ -292,10 +303,13 @@ class PublicUrl:
         _refuse_white_space(text, shown)
         if "://" not in text:
             _refuse(shown, "is not a URL; write http://host or https://host")
-        scheme, host, port, path = _split_url(text, shown, _PUBLIC_PORTS)
+        before, wildcard, after = text.partition(f"://{_WILDCARD}")
+        scheme, host, port, path = _split_url(f"{before}://{after}" if wildcard else text, shown, _PUBLIC_PORTS)
+        if wildcard and (is_ip_address(host) or "." not in host):
+            _refuse(shown, "has a wildcard for the names of no domain; write *.box.example.com")
         if path != "/":
             _refuse(shown, "has a path; a tunnel is a whole site, write http://host or https://host")
-        return cls(scheme, host, port)
+        return cls(scheme, _WILDCARD + host if wildcard else host, port)
 
     def __str__(self) -> str:
         port = "" if self.port == _PUBLIC_PORTS[self.scheme] else f":{self.port}"

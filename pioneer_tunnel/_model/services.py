@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["FIRST_SERVICE", "MOST_SERVICES", "SERVICE_NAMES", "is_service_name"]
+__all__ = ["ANY_SERVICE", "FIRST_SERVICE", "MOST_SERVICES", "SERVICE_NAMES", "is_service_name"]
 
 FIRST_SERVICE: Final = ""
 """The key for the first service of a tunnel, whatever the relay calls it."""
+
+ANY_SERVICE: Final = "*"
+"""The name, at the relay, of the services that gateways create below a wildcard."""
 
 MOST_SERVICES: Final = 64
 """Services that one tunnel may have. Their names and addresses fit one text message of the protocol."""

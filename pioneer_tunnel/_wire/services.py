@@ -2,24 +2,30 @@
 
     challenge      {}
     authenticate   {"serves": [NAME, …]}        what the gateway takes visitors of
-    welcome        {"addresses": {NAME: URL}}   every service of the tunnel, the first one first
-    later          gateway: {"type": "services", "serves": […]}    relay: {"type": "services", "addresses": {…}}
+    welcome        {"addresses": {NAME: URL}, "refused": {NAME: TEXT}}
+    later          gateway: {"type": "services", "serves": […]}
+                   relay: {"type": "services", "addresses": {…}, "refused": {…}}
+
+`addresses` has every service of the tunnel, the first one first, and `refused` those that the gateway offers in vain.
 
 `FIRST_SERVICE`, the empty name, stands for the first service of the tunnel. A gateway that takes it by this name gets
-its streams without a name in their header. In `addresses` it is the only service of a tunnel that names none.
+its streams without a name in their header. In `addresses` it is the only service of a tunnel that names none. There,
+`*` stands for the names that the gateway may create.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, final
+
+import attrs
 
 from .._model.errors import RemoteProtocolError
-from .._model.services import FIRST_SERVICE, MOST_SERVICES, is_service_name
+from .._model.services import ANY_SERVICE, FIRST_SERVICE, MOST_SERVICES, is_service_name
 from .._model.text import clean_message
 from .messages import Message, encode
 
-__all__ = ["SERVICES", "addresses", "addresses_text", "serves", "serves_text"]
+__all__ = ["SERVICES", "Located", "located", "located_fields", "located_text", "serves", "serves_text"]
 
 SERVICES: Final = "services"
 """The name of the extension, and the type of its texts."""
@@ -42,25 +48,49 @@ def serves_text(names: Iterable[str]) -> str:
     return encode({"type": SERVICES, "serves": sorted(names)})
 
 
-def addresses(message: Message) -> dict[str, str]:
-    """Where visitors reach each service, in the order of the relay, made printable.
+@final
+@attrs.frozen(kw_only=True)
+class Located:
+    """Where visitors reach the services of a tunnel.
+
+    Attributes:
+        addresses: by name, in the order of the relay.
+        refused: why the gateway gets no visitors of a service that it offers, by name.
+    """
+
+    addresses: Mapping[str, str] = attrs.field(factory=dict)
+    refused: Mapping[str, str] = attrs.field(factory=dict)
+
+
+def located(message: Message) -> Located:
+    """Read what a relay says of services, made printable.
 
     Raises:
-        RemoteProtocolError: the field is not an object of at most 64 names and texts.
+        RemoteProtocolError: a field is not an object of names and texts, or has too many of them.
     """
-    found = message.fields.get("addresses")
+    return Located(addresses=_texts(message, "addresses"), refused=_texts(message, "refused"))
+
+
+def _texts(message: Message, name: str) -> dict[str, str]:
+    found = message.fields.get(name, {})
     if (
         not isinstance(found, dict)
-        or len(found) > MOST_SERVICES
-        or not all(_is_name(name) and isinstance(address, str) for name, address in found.items())
+        or len(found) > 2 * MOST_SERVICES  # those of the entry, and those below its wildcard
+        or not all((key == ANY_SERVICE or _is_name(key)) and isinstance(text, str) for key, text in found.items())
     ):
-        raise RemoteProtocolError(f"'addresses' is not an object of at most {MOST_SERVICES} names and addresses")
-    return {name: clean_message(address) for name, address in found.items()}
+        raise RemoteProtocolError(f"{name!r} is not an object of at most {2 * MOST_SERVICES} names and texts")
+    return {key: clean_message(text) for key, text in found.items()}
 
 
-def addresses_text(found: Mapping[str, str]) -> str:
-    """The text with which a relay says that these are the services and their addresses from now on."""
-    return encode({"type": SERVICES, "addresses": found})
+def located_fields(found: Located) -> dict[str, Mapping[str, str]]:
+    """The fields of a relay's message that say where visitors reach the services."""
+    fields = {"addresses": found.addresses}
+    return fields | {"refused": found.refused} if found.refused else fields
+
+
+def located_text(found: Located) -> str:
+    """The text with which a relay says where visitors reach the services from now on."""
+    return encode({"type": SERVICES} | located_fields(found))
 
 
 def _is_name(name: object) -> bool:

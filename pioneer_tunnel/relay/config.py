@@ -51,6 +51,13 @@ from .tunnels import LABEL_LIMIT, Addresses, Route, TunnelEntry, each_address, l
 __all__ = ["RelayConfig"]
 
 _TABLE: Final = "relay"
+# fmt: off
+RESERVED_NAMES: Final = (
+    "admin", "administrator", "autoconfig", "autodiscover", "ftp", "hostmaster", "imap", "mail", "mta-sts", "ns1",
+    "ns2", "pop", "postmaster", "root", "smtp", "webmail", "webmaster", "wpad", "www",
+)
+# fmt: on
+"""Names that people, mail and browsers expect to belong to the operator of a domain."""
 
 
 def _public_names(value: Sequence[str]) -> tuple[str, ...]:
@@ -68,6 +75,20 @@ def _public_names(value: Sequence[str]) -> tuple[str, ...]:
     if problems:
         raise RefusedItemsError(problems)
     return tuple(names)
+
+
+def _labels(value: Sequence[str]) -> tuple[str, ...]:
+    allowed = "allowed is an array of names, each the first label of a host"
+    given: object = value
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+        raise TypeError(allowed)
+    return tuple(a_text(label, allowed) for label in value)
+
+
+def _no_file_for_names(file: Path | None, tunnels: Sequence[TunnelEntry]) -> str | None:
+    if file is not None or all(tunnel.wildcard is None for tunnel in tunnels):
+        return None
+    return "is missing; with a wildcard, gateways create names, and each stays with its key for ever"
 
 
 def _limits(value: RelayLimits | Mapping[str, Any]) -> RelayLimits:
@@ -165,6 +186,9 @@ class RelayConfig:
             600 000, up to 86 400 000).
         limits: `[relay.limits]`.
         tunnels: the tunnels.
+        names_file: the file in which the relay keeps the names that gateways create below wildcards; see
+            `names_path`. Needed where a tunnel has a wildcard.
+        reserved_names: names that no gateway may create below a wildcard.
         base_dir: the folder that relative paths start from: that of the file. Not a key of the table.
 
     Raises:
@@ -184,6 +208,8 @@ class RelayConfig:
     rotation_grace_ms: int = attrs.field(default=600_000, validator=whole_number(0, 86_400_000))
     limits: RelayLimits = attrs.field(factory=RelayLimits, converter=_limits)
     tunnels: tuple[TunnelEntry, ...] = attrs.field(default=(), converter=tunnels)
+    names_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
+    reserved_names: tuple[str, ...] = attrs.field(default=RESERVED_NAMES, converter=_labels)
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
@@ -191,6 +217,7 @@ class RelayConfig:
         Rule(("control_tls", "tls_certificate"), _no_certificate),
         Rule(("ingress_tls", "tls_certificate"), _no_certificate),
         Rule(("ingress_tls", "control_tls", "ingress_addr", "control_addr"), _shared_address_needs_one_tls_setting),
+        Rule(("names_file", "tunnels"), _no_file_for_names),
         Rule(("tunnels", "control_addr", "ingress_addr"), _tunnel_address_is_taken),
         Rule(("tunnels", "public_names", "control_addr", "ingress_addr"), _public_name_passes_through),
     )
@@ -253,6 +280,11 @@ class RelayConfig:
     def tls_private_key_path(self) -> Path | None:
         """The path of `tls_private_key`, from `base_dir`."""
         return self._below(self.tls_private_key)
+
+    @property
+    def names_path(self) -> Path | None:
+        """The path of `names_file`, from `base_dir`."""
+        return self._below(self.names_file)
 
     @property
     def identity_key_path(self) -> Path | None:

@@ -40,6 +40,7 @@ from .config import RelayConfig
 from .gateways.endpoint import GatewayEndpoint, wants_gateway
 from .gateways.registry import Directory, LocalDirectory, LocalRegistry, Registry
 from .listeners import BoundListeners, bound_address, open_listeners
+from .names import NameBook
 from .reload import Changes
 from .request_head import Refusal, read_head, refuse
 from .tunnels import Route, each_address
@@ -111,7 +112,12 @@ class Relay:
         limits: Limits | None = None,
         engine: EngineName | None = None,
     ) -> None:
-        own_registry = LocalRegistry(config.tunnels) if registry is None else None
+        own_registry = None
+        if registry is None:
+            # A gateway that creates the relay's own name would take its visitors, and other gateways.
+            own = {name.partition(".")[0] for name in config.public_names}
+            names = NameBook(config.names_path, reserved=own.union(config.reserved_names))
+            own_registry = LocalRegistry(config.tunnels, names)
         registry = registry or own_registry
         assert registry is not None
         directory = directory or LocalDirectory()

@@ -15,7 +15,13 @@ A tunnel that carries several services names each of them in place of its own `u
     name = "ssh"
     bind_addr = "0.0.0.0:2222"
 
-Either way, `TunnelEntry.routes` says how visitors reach the tunnel.
+A wildcard lets the gateway create names: each service that it offers and the entry does not name is one of them.
+
+    [[relay.tunnels.services]]
+    name = "*"
+    url = "https://*.box.example.com"
+
+In each form, `TunnelEntry.routes` says how visitors reach the tunnel.
 """
 
 from __future__ import annotations
@@ -30,7 +36,7 @@ import attrs
 from .._model.addresses import Address, PublicUrl, is_ip_address
 from .._model.errors import Problem
 from .._model.keys import PublicKey
-from .._model.services import MOST_SERVICES, SERVICE_NAMES, is_service_name
+from .._model.services import ANY_SERVICE, MOST_SERVICES, SERVICE_NAMES, is_service_name
 from .._model.text import redact_reason, shown
 from .._storage.validation import (
     RefusedItemsError,
@@ -163,9 +169,24 @@ def _key_or_keys(key: PublicKey | None, keys: tuple[PublicKey, ...] | None) -> s
 
 
 def _service_name(_instance: Any, _field: Any, value: Any) -> None:
-    allowed = f"allowed are {SERVICE_NAMES}"
-    if not is_service_name(a_text(value, allowed)):
+    allowed = f"allowed are {SERVICE_NAMES}; or '*' for a wildcard"
+    if a_text(value, allowed) != ANY_SERVICE and not is_service_name(value):
         raise ValueError(allowed)
+
+
+def _wildcard_by_another_name(name: str, url: PublicUrl | None) -> str | None:
+    wildcard = url is not None and url.wildcard
+    if (name == ANY_SERVICE) is wildcard:
+        return None
+    return (
+        "a url with a wildcard belongs to a service with the name '*'" if wildcard else "its url has to be a wildcard"
+    )
+
+
+def _wildcard_with_address(url: PublicUrl | None, bind_addr: Addresses | None) -> str | None:
+    if url is None or not url.wildcard or bind_addr is None:
+        return None
+    return "a wildcard stands beside a bind_addr; visitors of its names are told apart by the host"
 
 
 def _no_way_to_it(url: PublicUrl | None, bind_addr: Addresses | None) -> str | None:
@@ -178,8 +199,9 @@ class ServiceEntry:
     """One service of a tunnel, an entry of `[[relay.tunnels.services]]`.
 
     Attributes:
-        name: its name, which the gateway uses too: 1 to 63 lower-case letters, digits, `-`, `_` and `.`.
-        url: as in `TunnelEntry`; it may be left out where there is a `bind_addr`.
+        name: its name, which the gateway uses too: 1 to 63 lower-case letters, digits, `-`, `_` and `.`; or `*`.
+        url: as in `TunnelEntry`; it may be left out where there is a `bind_addr`. With the name `*`, a wildcard: each
+            service that the gateway offers and the entry does not name has its name as the first label of a host.
         bind_addr, tls: as in `TunnelEntry`.
 
     Raises:
@@ -193,6 +215,8 @@ class ServiceEntry:
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(("url", "bind_addr"), _no_way_to_it),
+        Rule(("name", "url"), _wildcard_by_another_name),
+        Rule(("url", "bind_addr"), _wildcard_with_address),
         Rule(("tls", "url"), _no_name_to_route_by),
         Rule(("tls", "bind_addr"), _passes_through_already),
     )
@@ -253,9 +277,15 @@ class Route:
         """Whether visitors' TLS passes through the relay."""
         return self.tls == "passthrough"
 
+    def below(self, label: str) -> Route:
+        """Of the route of a wildcard: that of one name below it."""
+        assert self.url is not None
+        url = attrs.evolve(self.url, host=f"{label}.{self.url.domain}")
+        return attrs.evolve(self, service=label, first=False, url=url)
+
     @property
     def host(self) -> str | None:
-        """The host that routes visitors to it; None where they are told apart by the address that they connect to."""
+        """The host that routes visitors to it, or a wildcard; None where the address that they connect to does."""
         return None if self.url is None or self.bind_addr is not None else self.url.host
 
 
@@ -266,7 +296,8 @@ class TunnelEntry:
 
     Attributes:
         id: its name in logs and commands, up to 128 characters.
-        url: the URL for visitors. Without a `bind_addr`, its host is what routes visitors to this tunnel.
+        url: the URL for visitors. Without a `bind_addr`, its host is what routes visitors to this tunnel. A wildcard,
+            such as `https://*.box.example.com`, is the same as one service with the name `*`.
         key: the gateway's public key; None if `keys` is given.
         keys: for a key rotation, 1 to 8 public keys, the oldest first. All of them are valid. A session with a later
             key takes the tunnel over from one with an earlier key.
@@ -294,6 +325,7 @@ class TunnelEntry:
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(("url", "services"), _url_or_services),
+        Rule(("url", "bind_addr"), _wildcard_with_address),
         Rule(("key", "keys"), _key_or_keys),
         Rule(("tls", "url"), _no_name_to_route_by),
         Rule(("tls", "bind_addr"), _passes_through_already),
@@ -308,11 +340,19 @@ class TunnelEntry:
     def routes(self) -> tuple[Route, ...]:
         """How visitors reach this tunnel, the first service first."""
         if not self.services:
-            return (Route(entry=self, service=None, first=True, url=self.url, bind_addr=self.bind_addr, tls=self.tls),)
+            service = ANY_SERVICE if self.url is not None and self.url.wildcard else None
+            return (
+                Route(entry=self, service=service, first=True, url=self.url, bind_addr=self.bind_addr, tls=self.tls),
+            )
         return tuple(
             Route(entry=self, service=one.name, first=not index, url=one.url, bind_addr=one.bind_addr, tls=one.tls)
             for index, one in enumerate(self.services)
         )
+
+    @property
+    def wildcard(self) -> Route | None:
+        """The route of the names that the gateway creates; None where it creates none."""
+        return next((route for route in self.routes if route.service == ANY_SERVICE), None)
 
     @property
     def valid_keys(self) -> tuple[PublicKey, ...]:
@@ -372,7 +412,7 @@ def _claims(entry: Mapping[str, Any]) -> Iterator[_Claim]:
 
 
 def _claims_of_way(path: str, url: PublicUrl | None, bind_addr: Addresses | None) -> Iterator[_Claim]:
-    if url is not None and bind_addr is None:
+    if url is not None and not url.wildcard and bind_addr is None:
         yield "url", f"{path}url", url, url.host, "visitors without a bind_addr are told apart by the host"
     for index, address in enumerate(each_address(bind_addr)):
         if address.port != 0:

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NoReturn, final
 
 from .._model.services import FIRST_SERVICE
-from .._model.text import clean_message
 from .._net.log_limiter import LogLimiter
 from .._wire import services as wire
 from .._wire.handshake import Choose, Welcome
@@ -34,7 +33,7 @@ class ServiceOffer:
     def __init__(self, services: Services | None) -> None:
         self._services: Final = services
         self._told: frozenset[str] = frozenset()
-        self._of_relay: Mapping[str, str] | None = None
+        self._located: wire.Located | None = None
 
     @property
     def choices(self) -> Mapping[str, Choose]:
@@ -54,34 +53,37 @@ class ServiceOffer:
         """
         confirmed = welcome.extensions.get(wire.SERVICES)
         if confirmed is not None:
-            self._note(wire.addresses(confirmed))
+            self._note(wire.located(confirmed))
 
     def take(self, text: str) -> bool:
         """Take a text of the relay, if it says where visitors reach the services now. Raises as `accepted`."""
-        if self._of_relay is None or (message := Message.parse(text)).type != wire.SERVICES:
+        if self._located is None or (message := Message.parse(text)).type != wire.SERVICES:
             return False
-        self._note(wire.addresses(message))
+        self._note(wire.located(message))
         return True
 
-    def _note(self, of_relay: Mapping[str, str]) -> None:
-        self._of_relay = of_relay
-        self._warn_of_unknown(of_relay)
+    def _note(self, located: wire.Located) -> None:
+        self._located = located
+        for name, why in located.refused.items():
+            line = f"the relay sends no visitors of the service {name!r}: {why}"
+            _log_limiter.log((name, why), line)
 
     @property
     def addresses(self) -> Mapping[str, str] | None:
-        if self._of_relay is None:
+        if self._located is None:
             return None
-        first = next(iter(self._of_relay), None)
+        of_relay = self._located.addresses
+        first = next(iter(of_relay), None)
         told = self._told
         return {
             name: address
-            for name, address in self._of_relay.items()
+            for name, address in of_relay.items()
             if name in told or (name == first and FIRST_SERVICE in told)
         }
 
     def takes(self, header: ProxyHeader) -> bool:
         """Whether a visitor with this header may be delivered."""
-        if self._services is None or self._of_relay is None:
+        if self._services is None or self._located is None:
             return header.service is None
         return (header.service or FIRST_SERVICE) in self._services
 
@@ -91,11 +93,4 @@ class ServiceOffer:
         while True:
             self._told = await self._services.wait_changed(self._told)
             await send(wire.serves_text(self._told))
-            assert self._of_relay is not None
-            self._warn_of_unknown(self._of_relay)
             on_change()
-
-    def _warn_of_unknown(self, of_relay: Mapping[str, str]) -> None:
-        for name in sorted(self._told - of_relay.keys() - {FIRST_SERVICE}):
-            line = f"the relay's entry of this tunnel has no service {clean_message(name)!r}; no visitors come to it"
-            _log_limiter.log(name, line)

@@ -18,10 +18,14 @@ def test_what_a_gateway_serves_is_read_as_it_was_written() -> None:
 
 
 def test_addresses_keep_their_order_and_cannot_steer_a_terminal() -> None:
-    addresses = {"web": "https://t.example", "ssh": "tcp://t.example:22", "": "http://t"}
-    assert [*services.addresses(Message.parse(services.addresses_text(addresses))).items()] == [*addresses.items()]
-    hostile = services.addresses(Message.parse(services.addresses_text({"web": "http://t\x1b[2J\n"})))
-    assert hostile["web"].isprintable()
+    addresses = {"web": "https://t.example", "ssh": "tcp://t.example:22", "": "http://t", "*": "http://*.t.example"}
+    found = services.Located(addresses=addresses, refused={"db": "there is none"})
+    read = services.located(Message.parse(services.located_text(found)))
+    assert read == found
+    assert [*read.addresses] == [*addresses]
+    hostile = services.Located(addresses={"web": "http://t\x1b[2J\n"}, refused={"db": "\x07"})
+    read = services.located(Message.parse(services.located_text(hostile)))
+    assert (read.addresses["web"] + read.refused["db"]).isprintable()
 
 
 @pytest.mark.parametrize("wrong", [None, 1, "web", {}, [1], [None], ["Web"], ["a b"], ["web"] * 65])
@@ -31,8 +35,9 @@ def test_malformed_names_are_an_error(wrong: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [None, 1, "web", [], {"web": 1}, {"Web": "x"}, {f"s{number}": "x" for number in range(65)}]
+    "wrong", [None, 1, "web", [], {"web": 1}, {"Web": "x"}, {f"s{number}": "x" for number in range(129)}]
 )
-def test_malformed_addresses_are_an_error(wrong: Any) -> None:
-    with pytest.raises(RemoteProtocolError, match="'addresses'"):
-        services.addresses(Message.parse(json.dumps({"type": "services", "addresses": wrong})))
+@pytest.mark.parametrize("field", ["addresses", "refused"])
+def test_malformed_addresses_are_an_error(field: str, wrong: Any) -> None:
+    with pytest.raises(RemoteProtocolError, match=f"'{field}'"):
+        services.located(Message.parse(json.dumps({"type": "services", field: wrong})))

@@ -8,10 +8,11 @@ welcome         after it, yamux; the session gets the tunnel with the gateway's 
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Collection
-from typing import Final, final
+from typing import Any, Final, final
 
 import attrs
 import trio
@@ -27,12 +28,14 @@ from ..._net.log_limiter import LogLimiter
 from ..._net.prefixed_stream import PrefixedStream
 from ..._wire import services
 from ..._wire.handshake import SUBPROTOCOL, Claim, Extensions, Rejection, RelayHandshake
+from ..._wire.services import Located
 from ...websocket import Allowance, EngineName, Opening, WebSocket, WebSocketRefused, load_engine
 from ...yamux import Limits, SendBudget
 from ..admission import Arrival
 from ..config import RelayConfig
 from ..request_head import Refusal, read_head, refuse
 from ..tunnels import Route, TunnelEntry
+from .offered_services import OfferedServices
 from .registry import Directory, Registry, TunnelTaken
 from .session import GatewaySession
 
@@ -163,11 +166,17 @@ class GatewayEndpoint:
             if entry is None or entry.id != session.tunnel_id:
                 session.revoke()
             else:
-                session.announce(self._addresses(entry))
+                session.registry_changed()
 
-    def _addresses(self, entry: TunnelEntry) -> dict[str, str]:
-        """Where visitors reach each service of a tunnel."""
-        return {route.service or FIRST_SERVICE: self._address_of(route) for route in entry.routes}
+    async def _locate(self, key_id: str, names: Collection[str]) -> Located:
+        """Where visitors reach the services of the tunnel that a key opens, when its gateway offers `names`."""
+        entry = await self._registry.by_key_id(key_id)
+        if entry is None:
+            return Located()
+        routes = {route.service or FIRST_SERVICE: route for route in entry.routes}
+        created, refused = await self._registry.created(entry, sorted({*names} - routes.keys() - {FIRST_SERVICE}))
+        addresses = {name: self._address_of(route) for name, route in (routes | created).items()}
+        return Located(addresses=addresses, refused=refused)
 
     async def _open(self, websocket: WebSocket, arrival: Arrival | None) -> _Proved | None:
         """Verify the gateway's proof. None when that failed; the gateway has got the reason."""
@@ -213,7 +222,13 @@ class GatewayEndpoint:
         deadline: trio.CancelScope,
     ) -> None:
         config, entry, claim, served = self._config, proved.entry, proved.claim, proved.served
-        addresses = self._addresses(entry)
+        offered: OfferedServices | None = None
+        confirmed: dict[str, dict[str, Any]] = {}
+        if served is not None:
+            locate = functools.partial(self._locate, claim.key_id)
+            located = await locate(served)
+            offered = OfferedServices(served, locate, located)
+            confirmed[services.SERVICES] = services.located_fields(located)
 
         async def enter() -> None:
             """Give the tunnel to the session, when its first bytes have come.
@@ -245,8 +260,7 @@ class GatewayEndpoint:
             sending=self._sending,
             since=self._wall_clock(),
             rotation_grace=config.rotation_grace_ms / 1000,
-            served=served,
-            addresses=addresses,
+            services=offered,
             on_first_bytes=enter,
         )
         # From here on `registry_changed` sees the session, also while it waits for the tunnel.
@@ -254,11 +268,10 @@ class GatewayEndpoint:
         try:
             try:
                 await self._directory.admit(entry.id, session, rules=entry.takeover_rules)
-                confirmed = {} if served is None else {services.SERVICES: {"addresses": addresses}}
                 welcome = proved.handshake.welcome(
                     claim,
                     session=session.id,
-                    public_url=next(iter(addresses.values())),
+                    public_url=self._address_of(entry.routes[0]),
                     heartbeat_ms=config.heartbeat_ms,
                     confirmed=confirmed,
                 )

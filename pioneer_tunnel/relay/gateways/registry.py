@@ -17,6 +17,7 @@ from typing import Final, Protocol, final
 
 from ..._net.streams import ByteStream
 from ..._wire.messages import instance_shown
+from ..names import NameBook
 from ..tunnels import MOST_KEYS, Route, TunnelEntry
 from .takeover import NEWEST_WINS, Party, TakeoverRules, Verdict, answer_timeout, same_gateway
 
@@ -31,6 +32,22 @@ class Registry(Protocol):
 
     async def by_key_id(self, key_id: str) -> TunnelEntry | None:
         """The tunnel that the key `key_id` opens; None if there is none."""
+
+    async def created(
+        self,
+        entry: TunnelEntry,  # noqa: ARG002  # the default
+        names: Iterable[str],
+    ) -> tuple[dict[str, Route], dict[str, str]]:
+        """Let a gateway create services below the wildcard of its tunnel.
+
+        Args:
+            entry: its tunnel.
+            names: the services that it offers and the entry does not name.
+
+        Returns:
+            The routes of those that belong to it now, and why others are refused. By default all are refused.
+        """
+        return {}, dict.fromkeys(names, "its entry of this tunnel has no such service")
 
     async def by_host(self, host: str) -> Route | None:
         """The way for visitors of `host` (lower-case, without port and trailing dot); None if there is none."""
@@ -118,9 +135,15 @@ class Directory(Protocol):
 
 @final
 class LocalRegistry(Registry):
-    """The tunnels of one configuration, in memory."""
+    """The tunnels of one configuration, in memory.
 
-    def __init__(self, tunnels: Iterable[TunnelEntry]) -> None:
+    Args:
+        tunnels: the tunnels.
+        names: the names that gateways have created.
+    """
+
+    def __init__(self, tunnels: Iterable[TunnelEntry], names: NameBook | None = None) -> None:
+        self._names: Final = names or NameBook(None)
         self._by_key_id: dict[str, TunnelEntry] = {}
         self._by_host: dict[str, Route] = {}
         self.replace(tunnels)
@@ -135,8 +158,32 @@ class LocalRegistry(Registry):
     async def by_key_id(self, key_id: str) -> TunnelEntry | None:
         return self._by_key_id.get(key_id)
 
+    async def created(self, entry: TunnelEntry, names: Iterable[str]) -> tuple[dict[str, Route], dict[str, str]]:
+        wildcard = entry.wildcard
+        if wildcard is None or wildcard.url is None:
+            return await super().created(entry, names)
+        routes, refused = {}, {}
+        for name in names:
+            taken = f"{name}.{wildcard.url.domain}" in self._by_host
+            why_not = "another tunnel has it" if taken else await self._names.claim(entry, name, wildcard.url.domain)
+            if why_not is None:
+                routes[name] = wildcard.below(name)
+            else:
+                refused[name] = why_not
+        return routes, refused
+
     async def by_host(self, host: str) -> Route | None:
-        return self._by_host.get(host)
+        return self._by_host.get(host) or self._created(host)
+
+    def _created(self, host: str) -> Route | None:
+        """The route of a name below a wildcard."""
+        label, _, domain = host.partition(".")
+        for key_id in self._names.keys_of(host):
+            entry = self._by_key_id.get(key_id)
+            wildcard = None if entry is None else entry.wildcard
+            if wildcard is not None and wildcard.url is not None and wildcard.url.domain == domain:
+                return wildcard.below(label)
+        return None
 
 
 @final

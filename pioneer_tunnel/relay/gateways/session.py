@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Final, final
 
@@ -26,11 +26,11 @@ import trio
 from ..._net.adopted import Watched
 from ..._net.closing import abandon
 from ..._net.log_limiter import LogLimiter
-from ..._wire import services
 from ..._wire.handshake import Claim
-from ..._wire.messages import Message, replaced_text
+from ..._wire.messages import replaced_text
 from ...websocket import WebSocket, WebSocketLink
 from ...yamux import Limits, Role, SendBudget, YamuxConnection, YamuxStream
+from .offered_services import OfferedServices
 from .registry import LiveSession
 from .takeover import answer_timeout
 
@@ -83,8 +83,7 @@ class GatewaySession(LiveSession):
         sending: the budget of unsent bytes that all sessions of the relay share.
         since: when the gateway connected, in seconds since 1970.
         rotation_grace: seconds that visitors may stay when the session is retired.
-        served: the services that the gateway takes visitors of; None when it knows no services.
-        addresses: where visitors reach each service of the tunnel, as the welcome says.
+        services: what the gateway offers; None when it knows no services.
         on_first_bytes: awaited when the gateway's first bytes have come; see `YamuxConnection`.
 
     Attributes:
@@ -104,8 +103,7 @@ class GatewaySession(LiveSession):
         sending: SendBudget,
         since: float,
         rotation_grace: float,
-        served: Collection[str] | None,
-        addresses: Mapping[str, str],
+        services: OfferedServices | None,
         on_first_bytes: Callable[[], Awaitable[None]],
     ) -> None:
         self.id: Final = secrets.token_hex(8)
@@ -116,10 +114,8 @@ class GatewaySession(LiveSession):
         self._websocket: Final = websocket
         self._watched: Final = watched
         self._grace: Final = rotation_grace
-        self._services = served
-        self._addresses = addresses
-        self._news = trio.Event()
-        self._link: Final = WebSocketLink(websocket, watched, self._take_text)
+        self._services: Final = services
+        self._link: Final = WebSocketLink(websocket, watched, _ignore_text if services is None else services.take)
         self._link.close_code, self._link.close_reason = CLOSE_GOING_AWAY, "the relay is stopping"
         self._connection: Final = YamuxConnection(
             self._link,
@@ -149,7 +145,7 @@ class GatewaySession(LiveSession):
 
     @property
     def services(self) -> Collection[str] | None:
-        return self._services
+        return None if self._services is None else self._services.names
 
     @property
     def ended(self) -> bool:
@@ -182,11 +178,10 @@ class GatewaySession(LiveSession):
         short = f"busy: {reason}".encode()[:MOST_REASON].decode(errors="ignore")
         self._end(_Ending(code=CLOSE_REJECTED, reason=short))
 
-    def announce(self, addresses: Mapping[str, str]) -> None:
-        """Tell the gateway where visitors reach its services, if that has changed. Does not wait."""
-        if self._services is not None and addresses != self._addresses:
-            self._addresses = addresses
-            self._news.set()
+    def registry_changed(self) -> None:
+        """Tell the gateway if visitors reach its services elsewhere now. Does not wait."""
+        if self._services is not None:
+            self._services.look_again()
 
     def abandon(self) -> None:
         self._end(_Ending(code=CLOSE_GOING_AWAY, reason="no answer came", silently=True))
@@ -209,7 +204,8 @@ class GatewaySession(LiveSession):
         with trio.CancelScope() as carrying:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._drain_when_retired)
-                nursery.start_soon(self._send_news)
+                if self._services is not None:
+                    nursery.start_soon(self._services.keep_told, lambda text: self._websocket.send([text]))
                 nursery.start_soon(self._close_when_ordered, carrying)
                 await self._connection.run()
         assert self._ending is not None
@@ -231,18 +227,6 @@ class GatewaySession(LiveSession):
             await self._connection.streams_gone()
         self._end_as_replaced(by, "a session with a newer key of this tunnel has taken it over")
 
-    async def _send_news(self) -> None:
-        while True:
-            # No deadline: most sessions never have any.
-            await self._news.wait()
-            self._news = trio.Event()
-            await self._websocket.send([services.addresses_text(self._addresses)])
-
-    def _take_text(self, text: str) -> None:
-        """Take a text of the gateway after the opening. Unknown ones are ignored."""
-        if self._services is not None and (message := Message.parse(text)).type == services.SERVICES:
-            self._services = services.serves(message)
-
     async def _close_when_ordered(self, carrying: trio.CancelScope) -> None:
         # No deadline: most sessions are never ordered to end.
         await self._end_ordered.wait()
@@ -259,3 +243,7 @@ class GatewaySession(LiveSession):
             # Queued data that the peer does not take would delay the close.
             await abandon(self._watched)
         carrying.cancel()
+
+
+def _ignore_text(text: str) -> None:
+    """A text of a gateway that has negotiated no extension with texts."""

@@ -1,0 +1,120 @@
+"""The names that gateways have created below a wildcard, and the keys that they belong to.
+
+A name belongs to the key that claimed it first, for ever: a gateway that is gone, or that offers the name no more, does
+not free it. Otherwise another gateway could take it, and with it the visitors, bookmarks and cookies of the first one.
+Only the operator frees a name, by removing it from the file while the relay is stopped.
+
+When a tunnel changes its key, the names that it claims again while both keys are valid belong to both.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Collection, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, final
+
+import idna
+import trio
+
+from .._model.errors import StorageError
+from .._model.services import MOST_SERVICES
+from .._storage import files
+from .tunnels import TunnelEntry
+
+__all__ = ["NameBook", "why_no_label"]
+
+_LIMIT: Final = 64 * 1024 * 1024
+"""Bytes of the file."""
+
+_LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_log: Final = logging.getLogger("pioneer_tunnel.relay.names")
+
+
+def why_no_label(label: str) -> str | None:
+    """What keeps `label` from being the first label of a host; None if nothing does.
+
+    A label with `xn--` has to be the A-label of a valid internationalised one, so that it looks like what it is.
+    """
+    if not _LABEL.fullmatch(label):
+        return "a name below a wildcard has lower-case letters, digits and '-'"
+    if label[2:4] == "--":
+        try:
+            valid = label.startswith("xn--") and idna.alabel(idna.ulabel(label)).decode() == label
+        except UnicodeError:
+            valid = False
+        if not valid:
+            return "it looks like an internationalised name, and is not a valid one"
+    return None
+
+
+@final
+class NameBook:
+    """The names below wildcards.
+
+    Args:
+        path: the file that keeps them; None keeps them in memory, which is for tests.
+        reserved: labels that no gateway may have.
+    """
+
+    def __init__(self, path: Path | None, *, reserved: Collection[str] = ()) -> None:
+        self._path: Final = path
+        self._reserved: Final = frozenset(reserved)
+        self._keys: dict[str, frozenset[str]] = {} if path is None else _read(path)
+        self._writing: Final = trio.Lock()
+
+    def keys_of(self, host: str) -> frozenset[str]:
+        """The ids of the keys that `host` belongs to; empty if nobody has claimed it."""
+        return self._keys.get(host, frozenset())
+
+    async def claim(self, entry: TunnelEntry, label: str, domain: str) -> str | None:
+        """Let the name `label` below `domain` belong to the keys of `entry`. It is durable when this returns.
+
+        Returns:
+            None; or why it is refused, for a person.
+        """
+        why_not = why_no_label(label)
+        if why_not is not None:
+            return why_not
+        if label in self._reserved:
+            return "the relay's operator has reserved it"
+        host, keys = f"{label}.{domain}", frozenset(entry.keys_by_id)
+        async with self._writing:
+            owner = self.keys_of(host)
+            if owner and not owner & keys:
+                return "another key has it"
+            if owner >= keys:
+                return None
+            if not owner and sum(not known.isdisjoint(keys) for known in self._keys.values()) >= MOST_SERVICES:
+                return f"this tunnel has claimed {MOST_SERVICES} names already"
+            changed = self._keys | {host: owner | keys}
+            if self._path is not None:
+                try:
+                    # Not to be abandoned: the file and the memory have to say the same.
+                    await trio.to_thread.run_sync(partial(files.replace, self._path, _written(changed)))
+                except StorageError as error:
+                    _log.error("the name %s cannot be stored: %s", host, error)
+                    return "the relay cannot store it at the moment"
+            self._keys = changed
+            return None
+
+
+def _read(path: Path) -> dict[str, frozenset[str]]:
+    content = files.read(path, limit=_LIMIT)
+    if content is None:
+        return {}
+    try:
+        document: Any = json.loads(bytes(content))
+        return {str(host): frozenset(map(str, keys)) for host, keys in document["names"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise StorageError(
+            f"the names file {str(path)!r} is damaged; restore it, so that no name changes hands"
+        ) from None
+
+
+def _written(keys_by_host: Mapping[str, frozenset[str]]) -> bytes:
+    names = {host: sorted(keys) for host, keys in sorted(keys_by_host.items())}
+    return json.dumps({"names": names}, indent=1).encode() + b"\n"
