@@ -37,6 +37,7 @@ from ._model.errors import (
     UnsupportedTransportError,
 )
 from ._model.keys import PublicKey, RelayKey, new_relay_key
+from ._model.proxies import Proxy, ProxyCredentials
 from ._model.public_names import publish as _publish
 from ._model.status import ErrorKind, State, Status
 from ._net.closing import abandon
@@ -85,6 +86,8 @@ __all__ = [
     "Problem",
     "ProcessExitedError",
     "ProtocolError",
+    "Proxy",
+    "ProxyCredentials",
     "ProxyHeader",
     "PublicKey",
     "RelayAddress",

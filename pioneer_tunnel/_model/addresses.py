@@ -37,7 +37,7 @@ _PORT: Final = re.compile(r"[0-9]{1,5}")
 _NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _PATH: Final = re.compile(r"/(?:[!$&'()*+,;=:@/A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})*")
 _AUTHORITY_END: Final = re.compile(r"[/?#]")
-_USERINFO: Final = re.compile(r"\A((?:wss?|https?)://)?.*@", re.IGNORECASE | re.DOTALL)
+_USERINFO: Final = re.compile(r"\A((?:wss?|https?|socks5?h?)://)?.*@", re.IGNORECASE | re.DOTALL)
 _QUERY: Final = re.compile(r"([?#]).+", re.DOTALL)
 _V4_MAPPED: Final = "::ffff:"
 _HOST: Final = re.compile(r"[^\s\[\]/@?#]+")
@@ -241,7 +241,7 @@ class RelayAddress:
                 )
             address = Address.parse(text)
             return cls(None, address.host, address.port)
-        return cls(*_split_url(text, shown, _RELAY_PORTS))
+        return cls(*split_url(text, shown, _RELAY_PORTS))
 
     def with_scheme(self, scheme: Literal["ws", "wss"]) -> RelayAddress:
         """The same host and port with `scheme`: for a bare `host:port` that is dialled as a WebSocket."""
@@ -304,7 +304,7 @@ class PublicUrl:
         if "://" not in text:
             _refuse(shown, "is not a URL; write http://host or https://host")
         before, wildcard, after = text.partition(f"://{_WILDCARD}")
-        scheme, host, port, path = _split_url(f"{before}://{after}" if wildcard else text, shown, _PUBLIC_PORTS)
+        scheme, host, port, path = split_url(f"{before}://{after}" if wildcard else text, shown, _PUBLIC_PORTS)
         if wildcard and (is_ip_address(host) or "." not in host):
             _refuse(shown, "has a wildcard for the names of no domain; write *.box.example.com")
         if path != "/":
@@ -389,7 +389,7 @@ def quotable(text: str) -> str:
     return _QUERY.sub(r"\1…", _USERINFO.sub(r"\1…@", text))
 
 
-def _split_url(text: str, shown: str, ports: Mapping[_Scheme, int]) -> tuple[_Scheme, str, int, str]:
+def split_url(text: str, shown: str, ports: Mapping[_Scheme, int]) -> tuple[_Scheme, str, int, str]:
     """Scheme, host, port and path of a URL. Its scheme must be in `ports`, which has the default ports."""
     written, _, rest = text.partition("://")
     scheme = next((known for known in ports if known == written.lower()), None)

@@ -15,6 +15,7 @@ from typing import Final
 
 from .addresses import Address, PublicUrl, RelayAddress, quotable
 from .keys import KEY_PREFIX
+from .proxies import Proxy
 
 __all__ = ["MESSAGE_LIMIT", "clean_message", "cut", "hide_secrets", "redact_reason", "shown"]
 
@@ -61,7 +62,7 @@ def shown(key: str, value: object) -> str | None:
             return str(value) if abs(value) < 10**18 else "a number of more than 18 digits"
         case float():
             return str(value)
-        case str() | PurePath() | Address() | RelayAddress() | PublicUrl():
+        case str() | PurePath() | Address() | RelayAddress() | PublicUrl() | Proxy():
             text = str(value)
             return None if _may_be_secret(text) else cut(hide_secrets(repr(quotable(text))), _VALUE_LIMIT)
         case Mapping():
