@@ -28,6 +28,10 @@ SANS_IO: Final = sorted(
     | {
         "_net/fastpath/timers.py",
         "_net/leg.py",
+        "_net/proxies/choice.py",
+        "_net/proxies/handshake.py",
+        "_net/proxies/http_connect.py",
+        "_net/proxies/socks5.py",
         "_net/tls/client_hello.py",
         "relay/gateways/takeover.py",
         "relay/rates.py",

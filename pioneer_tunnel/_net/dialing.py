@@ -23,10 +23,13 @@ import trio
 
 from .._model.addresses import Address, HttpsAddress, LocalAddress, RelayAddress, UnixAddress
 from .._model.errors import InvalidSettingsError, LocalGatewayError, RelayConnectError, RelayResolveError
+from .._model.proxies import Proxy
 from .adopted import Watched, watch
+from .proxies.entering import Via
 from .socket_options import limit_segment, limit_unsent, reset_on_close
 from .tcp import CAN_USE_DESCRIPTORS, TcpStream
 from .tls.client import client_tls, why_tls_failed
+from .tls.handshake import begin_tls
 from .tls.stream import TlsStream
 
 __all__ = [
@@ -254,44 +257,63 @@ async def first_to_connect(
 
 
 async def dial_relay(
-    address: RelayAddress, *, dial: Dialer, tls: ssl.SSLContext | None, timeout: float, what: str = "the relay"
+    address: RelayAddress,
+    *,
+    dial: Dialer,
+    tls: ssl.SSLContext | None,
+    timeout: float,
+    via: Via | None = None,
+    what: str = "the relay",
 ) -> tuple[trio.abc.Stream, Watched]:
     """Connect to a relay, with TLS when a context is given; returns the stream, and the lowest stream below it.
 
     Args:
-        timeout: seconds for each of name resolution (with a `ResolvingDialer`), the connection and the TLS handshake.
+        timeout: seconds for each of name resolution (with a `ResolvingDialer`), the connection, the tunnel through the
+            proxy, and the TLS handshake.
+        via: the proxy on the way; None (default) for none. With a proxy its name alone is resolved here.
         what: names what is dialled, for the errors.
 
     Raises:
-        RelayResolveError: the name does not resolve, or not in time.
-        RelayConnectError: the connection or the TLS handshake failed.
+        RelayResolveError: the name of the relay, or of the proxy, does not resolve, or not in time.
+        RelayConnectError: the connection, the proxy or the TLS handshake failed.
     """
+    if via is None:
+        watched = await _dial(address, dial, what=what, shown=f"{what} at {address}", timeout=timeout)
+    else:
+        watched = await _dial(via.proxy, dial, what="the proxy", shown=str(via), timeout=timeout)
+    stream: Watched | TlsStream = watched
+    if via is not None:
+        stream = await via.enter(watched, address.host, address.port, timeout=timeout)
+    if tls is None:
+        return stream, watched
+    try:
+        secured = await begin_tls(
+            stream,
+            tls,
+            host=address.host,
+            what=str(address) if via is None else f"{address} through {via}",
+            without_tls="A relay without TLS is dialled by a ws:// address",
+            timeout=timeout,
+            https=True,
+            hint="" if via is None else "; a proxy that opens TLS shows a certificate of its own",
+        )
+    except BaseException:
+        await trio.aclose_forcefully(watched)
+        raise
+    return secured, watched
+
+
+async def _dial(address: RelayAddress | Proxy, dial: Dialer, *, what: str, shown: str, timeout: float) -> Watched:
     try:
         connect = await _resolved(dial, address.host, address.port, timeout=timeout)
         with trio.fail_after(timeout):
-            connected = await connect()
+            return watch(await connect())
     except socket.gaierror as error:
         raise RelayResolveError(f"{what}'s name {address.host!r} does not resolve: {error.strerror}") from error
     except OSError as error:
-        raise RelayConnectError(f"cannot connect to {what} at {address}: {_why(error)}") from error
+        raise RelayConnectError(f"cannot connect to {shown}: {_why(error)}") from error
     except trio.TooSlowError:
-        raise RelayConnectError(f"{what} at {address} did not answer within {timeout:g} seconds") from None
-    watched = watch(connected)
-    if tls is None:
-        return watched, watched
-    secured = TlsStream(watched, tls, server_hostname=address.host, https=True)
-    try:
-        with trio.fail_after(timeout):
-            await secured.do_handshake()
-    except BaseException as error:
-        await trio.aclose_forcefully(watched)
-        if isinstance(error, trio.TooSlowError):
-            raise RelayConnectError(f"TLS with {address} was not agreed on within {timeout:g} seconds") from None
-        if isinstance(error, trio.BrokenResourceError):
-            why = why_tls_failed(error.__cause__, tls, host=address.host, beginning=secured.beginning)
-            raise RelayConnectError(f"TLS with {address} failed: {why}") from error
-        raise
-    return secured, watched
+        raise RelayConnectError(f"{shown} did not answer within {timeout:g} seconds") from None
 
 
 async def dial_local(address: LocalAddress, *, dial: Dialer, timeout: float) -> Watched:

@@ -87,7 +87,12 @@ def blocks(context: ssl.SSLContext) -> bool:
 
 
 def why_tls_failed(
-    cause: BaseException | None, context: ssl.SSLContext | None = None, *, host: str = "", beginning: bytes = b""
+    cause: BaseException | None,
+    context: ssl.SSLContext | None = None,
+    *,
+    host: str = "",
+    beginning: bytes = b"",
+    without_tls: str = "",
 ) -> str:
     """What the exception `cause` of a failed handshake means, and what to do about it, as a text.
 
@@ -95,6 +100,7 @@ def why_tls_failed(
         context: of the handshake.
         host: the name or IP address that was dialled.
         beginning: the first bytes that came; b"" if they are not known, or none came.
+        without_tls: what to do if the other end has no TLS.
     """
     if isinstance(cause, ssl.SSLCertVerificationError):
         return _why_not_trusted(cause, context)
@@ -103,7 +109,7 @@ def why_tls_failed(
     if (alert := alert_in(cause)) is not None:
         return _demand(alert, host)
     if beginning.startswith(_HTTP):
-        return "it answers in plain HTTP; does it speak TLS at all? A relay without TLS is dialled by a ws:// address"
+        return f"it answers in plain HTTP; does it speak TLS at all? {without_tls}".strip()
     reason = (cause.reason or "handshake failed").replace("_", " ").lower()
     if beginning and not is_tls(beginning):
         return f"{reason}; does it speak TLS at all?"
