@@ -16,6 +16,10 @@ from pioneer_tunnel.websocket import ENGINES, EngineName
 
 pytest_plugins = ["reaper", "programs", "gateway"]
 
+# The proxy of the machine is none of the tests'.
+for variable in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+    os.environ.pop(variable, None)
+
 # The same examples each time, however slow the machine is.
 settings.register_profile(
     "unit",

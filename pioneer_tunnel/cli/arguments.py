@@ -18,10 +18,11 @@ import click
 
 from .._model.addresses import LocalAddress, local_address
 from .._model.keys import KEY_PREFIX
+from .._model.proxies import Direct, Proxy, configured_proxy
 from .._model.services import FIRST_SERVICE, SERVICE_NAMES, is_service_name
 from .._model.text import redact_reason, shown
 
-__all__ = ["Choice", "Command", "Commands", "ExistingFile", "local_servers"]
+__all__ = ["Choice", "Command", "Commands", "ExistingFile", "local_servers", "read_proxy"]
 
 if TYPE_CHECKING:
     _AnyChoice = click.Choice[str]
@@ -128,3 +129,17 @@ def local_servers(words: Sequence[str]) -> dict[str, LocalAddress]:
         except ValueError as error:
             raise click.BadParameter(redact_reason(str(error), address), param_hint="LOCAL") from None
     return servers
+
+
+def read_proxy(_context: click.Context, _option: click.Parameter, value: str | None) -> Proxy | Direct | None:
+    """The callback of the option for the proxy.
+
+    Raises:
+        click.BadParameter: it is not the URL of a proxy, or holds credentials.
+    """
+    if value is None:
+        return None
+    try:
+        return configured_proxy(value)
+    except ValueError as error:
+        raise click.BadParameter(redact_reason(str(error), value)) from None

@@ -19,6 +19,7 @@ from .._model.addresses import HttpsAddress
 from .._model.errors import StorageError, TunnelError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey, SigningIdentity, new_relay_key
+from .._model.proxies import Direct, Proxy
 from .._model.services import FIRST_SERVICE
 from .._net.descriptor_limit import raise_descriptor_limit
 from .._net.tls.certificate import Certificate
@@ -35,7 +36,7 @@ from ..tunnel.forward import first_local, forward
 from ..tunnel.tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
 from ..tunnel.visitor_tls import with_certificate
 from ..websocket import EngineName
-from .arguments import Choice, Command, Commands, ExistingFile, local_servers
+from .arguments import Choice, Command, Commands, ExistingFile, local_servers, read_proxy
 from .standard_error import write_json_lines
 from .status_lines import StatusLines
 
@@ -141,6 +142,12 @@ def new_identity() -> None:
     show_default=True,
     help="Whom TLS to the relay trusts: the files of OpenSSL, or the operating system (extra truststore).",
 )
+@click.option(
+    "--proxy",
+    callback=read_proxy,
+    help="http://, https:// or socks5:// URL of a proxy, or none; by default that of HTTPS_PROXY.",
+)
+@click.option("--proxy-credentials-file", type=_FILE, help="A file with the line user:password for the proxy.")
 @click.option("--relay-identity", help="Accept only the relay with this public key (ed25519:...).")
 @click.option("--service", default=DEFAULT_SERVICE, show_default=True, help="The service label.")
 @click.option("--tls-certificate", type=_FILE, help="End visitors' TLS with this, where the relay passes it through.")
@@ -159,6 +166,8 @@ def expose(  # noqa: PLR0917  # click passes them by name
     key_file: Path,
     ca_file: Path | None,
     system_trust: SystemTrust,
+    proxy: Proxy | Direct | None,
+    proxy_credentials_file: Path | None,
     relay_identity: str | None,
     service: str,
     tls_certificate: Path | None,
@@ -190,6 +199,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
     _refuse_idle_options(
         relay_address,
         transport,
+        tls_to_proxy=isinstance(proxy, Proxy) and proxy.scheme == "https",
         ca_file=ca_file,
         system_trust=system_trust,
         key_mode=key_mode,
@@ -213,6 +223,8 @@ def expose(  # noqa: PLR0917  # click passes them by name
                     service=service,
                     ca_file=ca_file,
                     system_trust=system_trust,
+                    proxy=proxy,
+                    proxy_credentials_file=proxy_credentials_file,
                     relay_identity=relay_identity,
                     transport=transport,
                     key_mode=key_mode,
@@ -248,6 +260,7 @@ def _refuse_idle_options(
     relay_address: str,
     transport: str,
     *,
+    tls_to_proxy: bool,
     ca_file: Path | None,
     system_trust: SystemTrust,
     key_mode: str,
@@ -255,7 +268,7 @@ def _refuse_idle_options(
 ) -> None:
     """Refuse options that would have no effect. Whoever names a CA expects TLS, for example."""
     native = transport == "websocket"
-    if transport == "tcp" or (native and relay_address.lower().startswith("ws://")):
+    if not tls_to_proxy and (transport == "tcp" or (native and relay_address.lower().startswith("ws://"))):
         wanted = "a wss:// address" if native else "--transport tls"
         for option, given in (("--ca-file", ca_file is not None), ("--system-trust", system_trust != "openssl")):
             if given:

@@ -28,6 +28,7 @@ _COLOURS: Final = {
 _PARAMETERS: Final = {
     "ca_file": "--ca-file",
     "key_mode": "--key-mode",
+    "proxy_credentials_file": "--proxy-credentials-file",
     "relay_identity": "--relay-identity",
     "service_name": "--service",
     "system_trust": "--system-trust",

@@ -21,8 +21,10 @@ import attrs
 from .._model.addresses import Address, HttpsAddress, LocalAddress, RelayAddress, local_address
 from .._model.errors import Problem, UnsupportedTransportError
 from .._model.keys import PublicKey
+from .._model.proxies import Direct, Proxy, configured_proxy
 from .._model.services import MOST_SERVICES, SERVICE_NAMES, is_service_name
 from .._model.text import hide_secrets, redact_reason, shown
+from .._net.proxies.choice import ProxyChoice
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust
 from .._storage.toml_read import read_toml, subtable
 from .._storage.validation import (
@@ -130,6 +132,12 @@ def _key_mode(value: str) -> KeyMode:
     return KeyMode(word)
 
 
+def _proxy(value: str | Proxy) -> Proxy | Direct:
+    if isinstance(value, Proxy):
+        return value
+    return configured_proxy(a_text(value, "allowed is a http://, https:// or socks5:// URL, or 'none', as a string"))
+
+
 def _proxy_protocol(_instance: Any, _field: Any, value: Any) -> None:
     if value is not None and value != "v2":
         raise ValueError("allowed is 'v2'; leave it out for none")
@@ -199,6 +207,30 @@ def _services_out_of_reach(
     )
 
 
+def _credentials_without_proxy(file: Path | None, proxy: Proxy | Direct | None) -> str | None:
+    if file is None or isinstance(proxy, Proxy):
+        return None
+    return "holds the credentials for the proxy that the key proxy names, and it names none"
+
+
+def _proxy_passed_by(
+    proxy: Proxy | Direct | None,
+    process: ProcessConfig | None,
+    transport: Transport | None,
+    relay_addr: RelayAddress,
+) -> str | None:
+    if process is None or _effective(transport, relay_addr) is not Transport.PROCESS:
+        return None
+    if isinstance(proxy, Proxy) and not process.uses_proxy:
+        return (
+            "a tunnel program connects to the relay itself, and gets the proxy as '{proxy}' in its command, environment"
+            " or config_template; none of them holds it"
+        )
+    if process.uses_proxy and not isinstance(proxy, Proxy):
+        return "names no proxy, and the table process holds '{proxy}'"
+    return None
+
+
 def _no_local_tls(file: Path | None, local: LocalAddress) -> str | None:
     return None if file is None or isinstance(local, HttpsAddress) else f"local_addr is {local}, which has no TLS"
 
@@ -233,6 +265,8 @@ class RemoteAccessConfig:
         ca_file: a PEM file of further certificate authorities for TLS to the relay; `ca_path` is its resolved path.
         system_trust: what is trusted in addition to `ca_file`: `openssl`, the files that Python's OpenSSL knows, or
             `os`, what the operating system trusts; that needs the extra `truststore`.
+        proxy: the proxy on the way to the relay; `none` for none; None asks `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`.
+        proxy_credentials_file: a file with one line `user:password` for it, for its owner alone to read.
         relay_identity: the relay's public key; a relay that does not prove it is refused.
         key_mode: how a relay of transport `tcp` or `tls` knows the key.
         local_ca_file: a PEM file of further certificate authorities for TLS to the local gateway.
@@ -268,6 +302,8 @@ class RemoteAccessConfig:
     connect_timeout_ms: int = attrs.field(default=10_000, validator=whole_number(1, 10 * _MINUTE_MS))
     ca_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     system_trust: SystemTrust = attrs.field(default="openssl", validator=_system_trust)
+    proxy: Proxy | Direct | None = attrs.field(default=None, converter=attrs.converters.optional(_proxy))
+    proxy_credentials_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     relay_identity: PublicKey | None = attrs.field(default=None, converter=attrs.converters.optional(a_public_key))
     key_mode: KeyMode = attrs.field(default=KeyMode.TOKEN_ROUTING, converter=_key_mode)
     local_ca_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
@@ -286,6 +322,8 @@ class RemoteAccessConfig:
         Rule(("tls", "transport", "relay_addr"), _tls_out_of_reach),
         Rule(("local_addr", "transport", "relay_addr"), _local_out_of_reach),
         Rule(("services", "transport", "relay_addr"), _services_out_of_reach),
+        Rule(("proxy_credentials_file", "proxy"), _credentials_without_proxy),
+        Rule(("proxy", "process", "transport", "relay_addr"), _proxy_passed_by),
         Rule(("local_ca_file", "local_addr"), _no_local_tls),
         Rule(("local_verify", "local_addr"), _no_local_tls_to_verify),
     )
@@ -344,6 +382,12 @@ class RemoteAccessConfig:
     def ca_path(self) -> Path | None:
         """The path of the file of further certificate authorities; None when there is none."""
         return None if self.ca_file is None else self.base_dir / self.ca_file
+
+    @property
+    def proxy_choice(self) -> ProxyChoice:
+        """How the proxy on the way to a relay is chosen."""
+        file = self.proxy_credentials_file
+        return ProxyChoice(configured=self.proxy, credentials_file=None if file is None else self.base_dir / file)
 
     @property
     def local(self) -> LocalAddress:

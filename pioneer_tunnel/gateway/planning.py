@@ -16,7 +16,7 @@ from .._model.errors import InvalidSettingsError, Problem, TunnelError, Unsuppor
 from .._model.keys import RelayKey
 from .._model.services import FIRST_SERVICE
 from .._model.text import redact_reason
-from .._net.dialing import Dialer
+from .._net.dialing import Dialer, dial_tcp
 from .._net.tls.certificate import Certificate
 from .._net.tls.client import client_tls
 from .._storage.validation import refusal
@@ -164,14 +164,14 @@ def make_plan(
             one is called as it is. The options and the key have to be usable for the built-in one all the same.
         key: the relay key; None where none is stored.
         instance: tells this gateway from another one with the same key.
-        dial: makes TCP connections.
+        dial: makes TCP connections. With one of the host's own, the environment's proxy is not used.
         limits: what a session may cost.
         services: what the host offers in place of the configuration's services; None to offer these.
 
     Raises:
         MissingKeyError: there is no key.
         InvalidSettingsError: it is a public key or too short for the transport, or the transport is `process` and no
-            program is configured.
+            program is configured, or the environment's proxy cannot be used.
         UnsupportedTransportError: the transport is `process`, and programs cannot be guarded on this system.
     """
     name = config.effective_transport
@@ -186,6 +186,9 @@ def make_plan(
         if config.process is not None and isinstance(config.local_addr, Address)
         else None,
     )
+    proxy = config.proxy_choice.for_dialer(own=dial is not dial_tcp)
+    if name is not Transport.PROCESS:
+        proxy.proxy_for(config.effective_relay_addr.host, config.effective_relay_addr.port)
     checked = usable_key(key, native=False) if built_in is None else built_in.check(key)
     target = Target(
         address=config.effective_relay_addr,
@@ -196,6 +199,7 @@ def make_plan(
         connect_timeout=config.connect_timeout_ms / 1000,
         dial=dial,
         services=_offered(config) if services is None else services,
+        proxy=proxy,
     )
     if built_in is not None and serve is TRANSPORTS[name]:
         serve = built_in

@@ -21,6 +21,7 @@ from .._model.addresses import RelayAddress
 from .._model.errors import InvalidSettingsError, MissingKeyError
 from .._model.keys import RelayKey
 from .._net.dialing import Dialer, dial_tcp
+from .._net.proxies.choice import WITHOUT_PROXY, ProxyChoice
 from .redial import Redial
 from .services import Services
 from .tunnel_stream import TunnelStream
@@ -64,7 +65,8 @@ class Target:
         instance: tells this gateway from another one with the same key; kept over restarts.
         make_tls: makes the TLS context; called for each attempt, in a thread, so that a changed CA file is seen.
         connect_timeout: seconds for each step of the opening.
-        dial: makes TCP connections.
+        dial: makes TCP connections, to the relay or to the proxy.
+        proxy: which proxy leads to the relay; by default none.
         redial: what the attempts of one generation share.
         services: what the gateway offers; None for a gateway that takes visitors of the tunnel's first service alone.
     """
@@ -76,6 +78,7 @@ class Target:
     make_tls: Callable[[], ssl.SSLContext] | None = None
     connect_timeout: float = 10.0
     dial: Dialer = dial_tcp
+    proxy: ProxyChoice = WITHOUT_PROXY
     redial: Redial = attrs.field(factory=Redial, eq=False, repr=False)
     services: Services | None = attrs.field(default=None, eq=False)
 

@@ -19,6 +19,7 @@ from .._model.addresses import RelayAddress, is_loopback
 from .._model.errors import LinkLostError, RelayConnectError, RemoteProtocolError, ReplacedError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import PublicKey, RelayKey
+from .._model.retry_after import retry_after_seconds
 from .._model.text import clean_message, cut
 from .._net.dialing import dial_relay
 from .._net.tls.client import client_tls, why_alerted
@@ -93,12 +94,13 @@ class NativeTransport:
         """See `Serve`."""
         self.check(target.key)
         engine = load_engine(self.engine)
-        address, timeout = target.address, target.connect_timeout
+        address, timeout, make_tls = target.address, target.connect_timeout, target.make_tls or client_tls
+        via = await target.redial.via(target.proxy, make_tls, address, timeout=timeout)
         tls = None
         if address.secure:
-            tls = await target.redial.tls(target.make_tls or client_tls, address, timeout=timeout)
+            tls = await target.redial.tls(make_tls, address, timeout=timeout)
         dial = target.redial.dialer(target.dial, timeout=timeout)
-        stream, watched = await dial_relay(address, dial=dial, tls=tls, timeout=timeout)
+        stream, watched = await dial_relay(address, dial=dial, tls=tls, timeout=timeout, via=via)
         opening = Opening(subprotocol=SUBPROTOCOL, address=address, agent=AGENT)
         with _failures_named(address), lone_error_bare():
             deadline = trio.CancelScope(deadline=trio.current_time() + timeout)
@@ -316,19 +318,13 @@ def _refused(refusal: WebSocketRefused, address: RelayAddress) -> RelayConnectEr
     elif status == 400:
         hint = _hint_of_tls(address)
     return RelayConnectError(
-        f"{address} refused the WebSocket with HTTP status {status}{hint}", retry_after=_seconds(refusal.retry_after)
+        f"{address} refused the WebSocket with HTTP status {status}{hint}",
+        retry_after=retry_after_seconds(refusal.retry_after),
     )
 
 
 def _hint_of_tls(address: RelayAddress) -> str:
     return "" if address.secure else "; if it speaks TLS, its address begins with wss://"
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """`Retry-After` in seconds; None when it is absent or a date, which would depend on the relay's clock."""
-    if retry_after is None or not retry_after.isascii() or not retry_after.isdigit() or len(retry_after) > 9:
-        return None
-    return float(retry_after)
 
 
 def _quoted(text: str) -> str:

@@ -6,29 +6,38 @@
 - The size of packets. Some paths drop large packets without a word. Small ones arrive, so connecting works, and TLS
   stalls with its certificates, or the link with the first large answer. So after a link that was lost, and after an
   opening that failed, packets are limited.
-- The TLS context. It is made for each attempt, from files that another program may be replacing. Once the tunnel was
-  up, the last good context is used when the files are missing, partial or empty.
+- The TLS context, and the credentials for a proxy. They are made for each attempt, from files that another program may
+  be replacing. Once the tunnel was up, the last good ones are used when the files are missing, partial or empty.
+
+With a proxy, the first two are about the proxy's addresses and the path to it.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final, final
+from typing import Final, Generic, TypeVar, final
 
 import attrs
 import trio
 
 from .._model.addresses import RelayAddress
 from .._model.errors import InvalidSettingsError, RelayConnectError, StorageError
+from .._model.proxies import ProxyCredentials
 from .._net.dialing import HEAD_START, Dialer, ResolvingDialer, dial_tcp, first_to_connect, ip_address_of
+from .._net.proxies.choice import ProxyChoice
+from .._net.proxies.credentials_file import read_credentials
+from .._net.proxies.entering import Via
 
 __all__ = ["Redial"]
 
 SEGMENTS: Final = (None, 1220, 536)
 """Bytes of a packet: unlimited, as much as any path of IPv6 carries, and what any path of IPv4 carries."""
+
+_T = TypeVar("_T")
 
 _log: Final = logging.getLogger("pioneer_tunnel.redial")
 
@@ -41,8 +50,9 @@ class Redial:
         self._was_up = False
         self._tried: Final[dict[str, None]] = {}  # the address that was tried the longest time ago comes first
         self._connected_to: str | None = None
-        self._context: ssl.SSLContext | None = None
-        self._making = False
+        self._context: Final[_Renewed[ssl.SSLContext]] = _Renewed()
+        self._credentials: Final[_Renewed[ProxyCredentials]] = _Renewed()
+        self._told_of_proxy = False
         self._narrowed = 0  # index into SEGMENTS
 
     def note_up(self) -> None:
@@ -103,29 +113,81 @@ class Redial:
             StorageError: the same.
             RelayConnectError: it took too long.
         """
+        what = f"the certificates for TLS with {address}"
+        return await self._context.renewed(make, what=what, timeout=timeout, was_up=self._was_up)
 
-        def make_and_note() -> ssl.SSLContext:
+    async def via(
+        self, choice: ProxyChoice, make_tls: Callable[[], ssl.SSLContext], address: RelayAddress, *, timeout: float
+    ) -> Via | None:
+        """The proxy for the next attempt; None for none. A thread reads its credentials, and makes its TLS context.
+
+        Args:
+            choice: how the proxy is chosen.
+            make_tls: makes the context, for an `https` proxy.
+            address: the relay.
+            timeout: seconds that each file may take.
+
+        Raises:
+            InvalidSettingsError: the environment's proxy cannot be used; or see `tls`.
+            StorageError: the credentials cannot be read, and the tunnel was never up.
+            RelayConnectError: it took too long.
+        """
+        chosen = choice.proxy_for(address.host, address.port)
+        if chosen is None:
+            return None
+        if chosen.variable is not None and not self._told_of_proxy:
+            self._told_of_proxy = True
+            _log.info(
+                "%s is dialled through the proxy %s, which the environment variable %s names",
+                address,
+                chosen.proxy,
+                chosen.variable,
+            )
+        if choice.credentials_file is not None and chosen.variable is None:
+            read = functools.partial(read_credentials, choice.credentials_file)
+            what = f"the credentials for the proxy {chosen.proxy}"
+            credentials = await self._credentials.renewed(read, what=what, timeout=timeout, was_up=self._was_up)
+            chosen = attrs.evolve(chosen, proxy=chosen.proxy.with_credentials(credentials))
+        tls = await self.tls(make_tls, address, timeout=timeout) if chosen.proxy.scheme == "https" else None
+        return Via(chosen, tls)
+
+
+@final
+class _Renewed(Generic[_T]):
+    """A value that is made anew for each attempt, from files that another program may be replacing."""
+
+    def __init__(self) -> None:
+        self._value: _T | None = None
+        self._making = False
+
+    async def renewed(self, make: Callable[[], _T], *, what: str, timeout: float, was_up: bool) -> _T:
+        """What `make` returns, in a thread. If it fails and the tunnel was up, the last good value.
+
+        Args:
+            what: names the value, for errors.
+            timeout: seconds that this may take.
+        """
+
+        def make_and_note() -> _T:
             self._making = True
             try:
                 return make()
             finally:
                 self._making = False
 
-        problem: Exception = RelayConnectError(
-            f"the certificates for TLS with {address} could not be read within {timeout:g} seconds"
-        )
+        problem: Exception = RelayConnectError(f"{what} could not be read within {timeout:g} seconds")
         # A thread that hangs on a file cannot be stopped, so start at most one.
         if not self._making:
             try:
                 with trio.move_on_after(timeout):
-                    self._context = await trio.to_thread.run_sync(make_and_note, abandon_on_cancel=True)
-                    return self._context
+                    self._value = await trio.to_thread.run_sync(make_and_note, abandon_on_cancel=True)
+                    return self._value
             except (InvalidSettingsError, StorageError) as error:
                 problem = error
-        if self._context is None or not self._was_up:
+        if self._value is None or not was_up:
             raise problem
         _log.warning("%s; the last good ones stay in use", problem)
-        return self._context
+        return self._value
 
 
 @final

@@ -9,6 +9,7 @@ from typing import TypedDict
 
 from .._model.addresses import LocalAddress
 from .._model.keys import PublicKey
+from .._model.proxies import Proxy
 from .._net.dialing import Dialer
 from .._net.tls.client import SystemTrust
 from ..transports import Serve
@@ -28,6 +29,8 @@ class TunnelOptions(TypedDict, total=False):
     instance: str | None
     ca_file: Path | str | None
     system_trust: SystemTrust
+    proxy: Proxy | str | None
+    proxy_credentials_file: Path | str | None
     relay_identity: PublicKey | str | None
     restart: RestartPolicy | None
     connect_timeout: float

@@ -29,9 +29,11 @@ from .._model.addresses import LocalAddress, RelayAddress, local_address
 from .._model.errors import InvalidSettingsError, TunnelError, UnsupportedTransportError, fresh_copy, is_copy
 from .._model.exception_groups import leaves, open_tasks_beside_body, raise_bare
 from .._model.keys import PublicKey, RelayKey
+from .._model.proxies import Proxy, configured_proxy
 from .._model.status import State, Status
 from .._model.text import redact_reason
 from .._net.dialing import Dialer, dial_tcp
+from .._net.proxies.choice import ProxyChoice
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
 from ..transports import TRANSPORTS, Event, Serve, Target, configured_transport, usable_key
 from ..transports.rathole.key_mode import KeyMode
@@ -174,6 +176,8 @@ async def open_tunnel(
     instance: str | None = None,
     ca_file: Path | str | None = None,
     system_trust: SystemTrust = "openssl",
+    proxy: Proxy | str | None = None,
+    proxy_credentials_file: Path | str | None = None,
     relay_identity: PublicKey | str | None = None,
     restart: RestartPolicy | None = None,
     connect_timeout: float = 10.0,
@@ -208,13 +212,18 @@ async def open_tunnel(
         ca_file: PEM certificates to trust in addition to the system's.
         system_trust: which certificates of the system: `"openssl"`, the files that Python's OpenSSL knows (default);
             or `"os"`, what the operating system trusts, by its own rules. That needs the extra `truststore`.
+        proxy: the proxy on the way to the relay, as a `http://`, `https://` or `socks5://` URL without credentials, or
+            as a `Proxy`; `"none"` for none. By default (None) the environment says it: `HTTPS_PROXY`, else
+            `ALL_PROXY`, unless `NO_PROXY` lists the relay, the relay is on loopback, or `dial` is given.
+        proxy_credentials_file: a file with one line `user:password` for `proxy`, which only its owner may read. It is
+            read for each attempt.
         relay_identity: the only relay to accept, as `ed25519:...`; by default any that TLS accepts. `websocket` only.
         restart: when to retry (default `RestartPolicy()`).
         connect_timeout: seconds for each step of connecting (default 10).
         backlog: visitors that may wait for `accept`; more are reset (default 256). Over `tcp` and `tls` those beyond
             256 wait at the relay.
         limits: what the session may cost in memory (default `Limits()`).
-        dial: makes TCP connections; for hosts with a network of their own, and for tests.
+        dial: makes TCP connections, to the relay or to the proxy; for hosts with a network of their own, and for tests.
         transport: what carries the tunnel: `"websocket"`, which is native; `"tcp"` or `"tls"`, for a Pioneer Relay or
             rathole; or one of your own.
         key_mode: how such a relay knows the key: `"token_routing"`, `"token_hash"` or `"rathole"`.
@@ -232,8 +241,9 @@ async def open_tunnel(
 
     Raises:
         RuntimeError: asyncio is running, see `pioneer_tunnel.aio`.
-        InvalidSettingsError: an address, identity or file that cannot be used, or a key that is a public key or too
-            short for the transport. When the relay rejects the key, `Tunnel.accept` and `Tunnel.wait_connected` raise.
+        InvalidSettingsError: an address, proxy, identity or file that cannot be used, or a key that is a public key or
+            too short for the transport. When the relay rejects the key, `Tunnel.accept` and `Tunnel.wait_connected`
+            raise.
         UnsupportedTransportError: there is no transport of that name, or the WebSocket engine is not installed.
     """
     need_trio("pioneer_tunnel.open_tunnel", "pioneer_tunnel.aio.open_tunnel")
@@ -249,8 +259,11 @@ async def open_tunnel(
     )
     if system_trust not in SYSTEM_TRUSTS:
         raise InvalidSettingsError(f"system_trust is {system_trust!r}; there are {', '.join(SYSTEM_TRUSTS)}")
+    address = _address(relay, transport)
+    choice = _proxy_choice(proxy, proxy_credentials_file).for_dialer(own=dial is not dial_tcp)
+    choice.proxy_for(address.host, address.port)  # raises if the environment's proxy cannot be used
     target = Target(
-        address=_address(relay, transport),
+        address=address,
         key=key,
         service=service,
         instance=instance if instance is not None else secrets.token_hex(16),
@@ -258,6 +271,7 @@ async def open_tunnel(
         connect_timeout=connect_timeout,
         dial=dial,
         services=_services(services, transport),
+        proxy=choice,
     )
     feed = StatusFeed(Status(state=State.STARTING, updated_at_unix=int(wall_clock())))
     tunnel = Tunnel(
@@ -349,6 +363,18 @@ def _services(services: Services | Mapping[str, str | LocalAddress] | None, tran
         return services if isinstance(services, Services) else Services(services)
     except ValueError as error:
         raise InvalidSettingsError(f"services: {error}") from None
+
+
+def _proxy_choice(proxy: Proxy | str | None, credentials_file: Path | str | None) -> ProxyChoice:
+    try:
+        configured = None if proxy is None else configured_proxy(proxy)
+    except ValueError as error:
+        raise InvalidSettingsError(f"proxy: {redact_reason(str(error), proxy)}") from None
+    if credentials_file is not None and not isinstance(configured, Proxy):
+        raise InvalidSettingsError("proxy_credentials_file: it is for the proxy that proxy names, and that names none")
+    return ProxyChoice(
+        configured=configured, credentials_file=None if credentials_file is None else Path(credentials_file)
+    )
 
 
 def _local(local: str | LocalAddress) -> LocalAddress:

@@ -223,6 +223,10 @@ EXPOSE: Final = ["expose", "127.0.0.1:1", "--key-file", "key"]
         (["relay", "new-key", "surplus"], "too many arguments; write"),
         ([*EXPOSE, "--relay", "ws://h", "--relay-identity", "x"], "--relay-identity: .*ed25519:"),
         (["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", "key", "--proxy-protocol", "v1"], "v2"),
+        ([*EXPOSE, "--relay", "ws://h", "--proxy", "gopher://p"], "--proxy.*another scheme.*socks5"),
+        ([*EXPOSE, "--relay", "ws://h", "--proxy", "http://u:p@h"], "--proxy.*user:password to a file"),
+        ([*EXPOSE, "--relay", "ws://h", "--proxy-credentials-file", "key"], "--proxy-credentials-file: it is for"),
+        ([*EXPOSE, "--relay", "ws://h", "--proxy", "https://p", "--ca-file", "nowhere"], "there is no file 'nowhere'"),
         (["relay"], "--config FILE"),
         (["relay", "--config", "nowhere"], "nowhere"),
         (["nonsense"], "No such command"),
@@ -264,6 +268,10 @@ PLACES: Final[dict[str, list[str]]] = {
     "--key-mode": [*EXPOSE, "--relay", "ws://h", "--key-mode", "SECRET"],
     "--proxy-protocol": [*EXPOSE, "--relay", "ws://h", "--proxy-protocol", "SECRET"],
     "--system-trust": [*EXPOSE, "--relay", "ws://h", "--system-trust", "SECRET"],
+    "--proxy": [*EXPOSE, "--relay", "ws://h", "--proxy", "SECRET"],
+    "the user of --proxy": [*EXPOSE, "--relay", "ws://h", "--proxy", "http://SECRET@proxy"],
+    "the password of --proxy": [*EXPOSE, "--relay", "ws://h", "--proxy", "http://user:SECRET@proxy:3128"],
+    "--proxy-credentials-file": [*EXPOSE, "--relay", "ws://h", "--proxy-credentials-file", "SECRET"],
     "--websocket-engine": [*EXPOSE, "--relay", "ws://h", "--websocket-engine", "SECRET"],
 }
 """Where a key may be pasted by mistake."""
@@ -277,7 +285,7 @@ TYPING_ERRORS: Final = {
     "the relay",
     "--config",
     "--ca-file",
-} | {"--tls-certificate"}
+} | {"--tls-certificate", "--proxy"}
 """Where a short word is rather a typing error, and is quoted."""
 
 TOKEN: Final = "a-token-of-some-rathole"

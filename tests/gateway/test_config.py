@@ -21,6 +21,7 @@ from pioneer_tunnel._model.errors import (
     UnsupportedTransportError,
 )
 from pioneer_tunnel._model.keys import PublicKey
+from pioneer_tunnel._model.proxies import Proxy
 from pioneer_tunnel._model.status import ErrorKind
 from pioneer_tunnel._model.text import clean_message, shown
 from pioneer_tunnel.gateway.config import RemoteAccessConfig, Transport
@@ -30,6 +31,7 @@ HUGE = 10**5000  # Python refuses to write it out
 PIN = "ed25519:baca518277e2b9795625c0a999024608cd40d4119d7ce804a484ee582f5d5953"
 RANDOM = random.Random(0)
 KEYS = [field.name for field in attrs.fields(RemoteAccessConfig) if field.name != "base_dir"]
+PATHS = ("runtime_dir", "ca_file")
 CONTRACT_DEFAULTS = {
     "runtime_dir": Path("remote-access"),
     "relay_addr": RelayAddress(None, "relay-eu-west-1.getpioneer.dev", 2333),
@@ -54,6 +56,8 @@ CONTRACT_DEFAULTS = {
     "local_ca_file": None,
     "local_verify": True,
     "services": {},
+    "proxy": None,
+    "proxy_credentials_file": None,
 }
 
 scalars = (
@@ -290,6 +294,11 @@ def test_a_pin_that_nobody_would_check_is_refused(transport: str | None) -> None
         ("relay_identity", 12, "64 hexadecimal digits"),
         ("key_mode", "token-hash", "nearest of them is 'token_hash'"),
         ("key_mode", 1, "token_routing, token_hash, rathole"),
+        ("proxy", "proxy", "has no port"),
+        ("proxy", "socks4://proxy", "http and https and socks5"),
+        ("proxy", "http://user:word@proxy", "proxy_credentials_file"),
+        ("proxy", 3128, "'none'"),
+        ("proxy_credentials_file", "", "a path"),
         ("proxy_protocol", "v1", "'v2'"),
         ("proxy_protocol", True, "'v2'"),
     ],
@@ -402,10 +411,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def secret_places(secret: str) -> list[dict[str, Any]]:
     """Tables with `secret` where it does not belong."""
     return [
-        *({key: secret} for key in KEYS if key not in ("runtime_dir", "ca_file")),
+        *({key: secret} for key in KEYS if key not in PATHS),
         *({key: [secret]} for key in KEYS),
         *({key: {secret: secret}} for key in KEYS),
-        *({key: f" {secret}\n"} for key in KEYS if key not in ("runtime_dir", "ca_file")),
+        *({key: f" {secret}\n"} for key in KEYS if key not in PATHS),
         {"key": secret},
         {"relay_kye": secret},
         {"token": {"value": secret}},
@@ -413,6 +422,9 @@ def secret_places(secret: str) -> list[dict[str, Any]]:
         {f"{secret} {secret}": True},
         {"relay_addr": f"wss://user:{secret}@relay.example"},
         {"relay_addr": f"wss://relay.example?key={secret}"},
+        {"proxy": f"http://user:{secret}@proxy.example:3128"},
+        {"proxy": f"http://{secret}@proxy.example:3128"},
+        {"proxy": f"user:{secret}@proxy.example:3128"},
         {"relay_addr": f"wss://relay.example/{secret}#"},
         {"relay_addr": f"https://{secret}"},
         {"local_addr": f"{secret}@127.0.0.1:1"},
@@ -538,3 +550,44 @@ def test_a_tunnel_program_reaches_host_and_port_alone(local: str) -> None:
 def test_what_is_about_tls_needs_a_local_server_with_tls() -> None:
     assert [problem.key for problem in refused(local_ca_file="ca.pem")] == ["local_ca_file"]
     assert [problem.key for problem in refused(local_verify=False, local_addr="unix:/s")] == ["local_verify"]
+
+
+# The proxy
+
+
+def test_the_proxy_and_the_file_of_its_credentials(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+        [gateway.remote_access]
+        relay_addr = "wss://relay.example"
+        proxy = "http://proxy.example:3128"
+        proxy_credentials_file = "proxy-credentials"
+        """,
+    )
+    choice = RemoteAccessConfig.load(path).proxy_choice
+    assert choice.configured == Proxy("http", "proxy.example", 3128)
+    assert choice.credentials_file == tmp_path / "proxy-credentials"
+    assert RemoteAccessConfig(proxy="none").proxy_choice.configured == "none"
+    assert RemoteAccessConfig().proxy_choice.configured is None
+
+
+def test_credentials_belong_to_a_proxy() -> None:
+    for proxy in (None, "none"):
+        (problem,) = refused(proxy=proxy, proxy_credentials_file="file")
+        assert problem.key == "proxy_credentials_file"
+
+
+def test_a_tunnel_program_has_to_be_told_of_the_proxy() -> None:
+    relay: dict[str, Any] = {"relay_addr": "relay.example:1", "transport": "process", "proxy": "http://proxy.example"}
+    assert RemoteAccessConfig(**relay, process={"command": ["x", "{proxy}"]}).proxy is not None
+    template = {"command": ["x", "{config}"], "config_template": "proxy = '{proxy_with_credentials}'"}
+    assert RemoteAccessConfig(**relay, process=template).proxy is not None
+    (problem,) = refused(**relay, process={"command": ["x"]})
+    assert (problem.key, "'{proxy}'" in problem.message) == ("proxy", True)
+    for proxy in (None, "none"):
+        (problem,) = refused(**relay | {"proxy": proxy}, process={"command": ["x", "{proxy}"]})
+        assert (problem.key, "names no proxy" in problem.message) == ("proxy", True)
+        assert RemoteAccessConfig(**relay | {"proxy": proxy}, process={"command": ["x"]}).proxy == proxy
+    # Other transports ignore the table.
+    assert RemoteAccessConfig(relay_addr="relay.example:1", process={"command": ["x", "{proxy}"]}).proxy is None

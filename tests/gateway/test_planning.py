@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
+import attrs
 import pytest
 
 from pioneer_tunnel._model.errors import InvalidSettingsError, MissingKeyError
@@ -57,3 +58,19 @@ def test_a_transport_that_this_library_lacks_may_be_the_hosts_own() -> None:
     assert plan(config, WEAK, own).serve is own
     with pytest.raises(MissingKeyError):
         plan(config, None, own)
+
+
+def test_the_proxy_of_the_environment_is_for_the_dialer_of_this_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RemoteAccessConfig(relay_addr="wss://relay.example")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    chosen = plan(config).target.proxy.proxy_for("relay.example", 443)
+    assert chosen is not None
+    assert (str(chosen.proxy), chosen.variable) == ("http://proxy.example:3128", "HTTPS_PROXY")
+    with_own = make_plan(config, TRANSPORTS["websocket"], KEY, instance="0", dial=own, limits=LIMITS, services=None)
+    assert with_own.target.proxy.proxy_for("relay.example", 443) is None
+    monkeypatch.setenv("HTTPS_PROXY", "gopher://proxy.example")
+    with pytest.raises(InvalidSettingsError, match="HTTPS_PROXY"):
+        plan(config)
+    assert plan(attrs.evolve(config, proxy="none")).target.proxy.proxy_for("relay.example", 443) is None
+    program = RemoteAccessConfig(transport="process", process={"command": ["x"]})
+    assert plan(program).config == program, "what the environment means to a program is for the program to say"

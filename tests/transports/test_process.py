@@ -18,7 +18,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import pytest
 import trio
@@ -38,7 +38,9 @@ from pioneer_tunnel._model.errors import (
 )
 from pioneer_tunnel._model.exception_groups import lone_error_bare
 from pioneer_tunnel._model.keys import RelayKey
+from pioneer_tunnel._model.proxies import Proxy, ProxyCredentials
 from pioneer_tunnel._model.status import ErrorKind, State
+from pioneer_tunnel._net.proxies.choice import WITHOUT_PROXY, ProxyChoice
 from pioneer_tunnel._net.tls.client import client_tls
 from pioneer_tunnel.gateway.config import RemoteAccessConfig
 from pioneer_tunnel.gateway.keystore import MemoryKeystore
@@ -72,18 +74,33 @@ def write_program(folder: Path, source: str) -> list[str]:
     return [sys.executable, "-I", "-S", str(path)]
 
 
-def run_for(folder: Path, source: str, *arguments: str, dial: Any = trio.open_tcp_stream, **changes: Any) -> Run:
+def run_for(
+    folder: Path,
+    source: str,
+    *arguments: str,
+    dial: Any = trio.open_tcp_stream,
+    proxy: ProxyChoice = WITHOUT_PROXY,
+    **changes: Any,
+) -> Run:
     options: dict[str, Any] = {
         "command": [*write_program(folder, source), *arguments],
         "connected_pattern": "^ready$",
         "stop_grace_ms": 1500,
     }
-    return run_of(ProcessConfig(**(options | changes)), folder, dial=dial)
+    return run_of(ProcessConfig(**(options | changes)), folder, dial=dial, proxy=proxy)
 
 
-def run_of(config: ProcessConfig, folder: Path, *, key: RelayKey = KEY, dial: Any = trio.open_tcp_stream) -> Run:
+def run_of(
+    config: ProcessConfig,
+    folder: Path,
+    *,
+    key: RelayKey = KEY,
+    dial: Any = trio.open_tcp_stream,
+    proxy: ProxyChoice = WITHOUT_PROXY,
+) -> Run:
     program = TunnelProgram(config, local=Address("::1", 8080), runtime_folder=folder / "run", folder=folder)
-    target = Target(address=RelayAddress(None, "relay.test", 2333), key=key, service="a service", dial=dial)
+    address = RelayAddress(None, "relay.test", 2333)
+    target = Target(address=address, key=key, service="a service", dial=dial, proxy=proxy)
     return functools.partial(ProcessTransport(program=program), target)
 
 
@@ -362,6 +379,43 @@ async def test_the_key_in_a_file(tmp_path: Path) -> None:
     assert stat.S_IMODE(mode) == stat.S_IMODE(key_mode) == 0o600
     assert Path(config).parent == Path(key_file).parent == tmp_path / "run"
     assert run_files(tmp_path) == []
+
+
+PROXY_PASSWORD = "p@ss word:1"
+
+
+@LINUX
+async def test_the_proxy_of_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its URL may be an argument; the credentials are in the file alone, and no other proxy is in the environment."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://other.test")
+    monkeypatch.setenv("no_proxy", "*")
+    credentials = tmp_path / "credentials"
+    credentials.write_text(f"user:{PROXY_PASSWORD}\n")
+    credentials.chmod(0o600)
+    proxy = ProxyChoice(configured=Proxy("socks5", "proxy.test", 1080), credentials_file=credentials)
+    template = "{proxy} {proxy_with_credentials}"
+    told = await told_by(tmp_path, "{proxy}", "{config}", config_template=template, proxy=proxy)
+    assert told["argv"][0] == "socks5://proxy.test:1080"
+    written = "socks5://proxy.test:1080 socks5://user:p%40ss%20word%3A1@proxy.test:1080"
+    assert told["files"][told["argv"][1]][0] == written
+    assert told["env"].keys().isdisjoint({"HTTPS_PROXY", "no_proxy"})
+
+
+@LINUX
+@pytest.mark.parametrize("configured", [None, "none"])
+async def test_the_proxies_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configured: Literal["none"] | None
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://other.test")
+    told = await told_by(tmp_path, proxy=ProxyChoice(configured=configured))
+    assert told["env"].get("HTTPS_PROXY") == (None if configured else "http://other.test")
+
+
+async def test_a_password_that_a_program_prints_is_not_shown(tmp_path: Path) -> None:
+    proxy = ProxyChoice(configured=Proxy("http", "proxy.test", 80, ProxyCredentials("user", PROXY_PASSWORD)))
+    source = "print('no proxy at http://user:p%40ss%20word%3A1@proxy.test, nor " + PROXY_PASSWORD + "'); sys.exit(3)"
+    error = await failure_of(run_for(tmp_path, source, "{proxy}", proxy=proxy))
+    assert "no proxy at http://user:…@proxy.test, nor …" in str(error)
 
 
 @LINUX

@@ -327,12 +327,12 @@ async def test_a_file_that_hangs_is_waited_for_in_one_thread(caplog: pytest.LogC
                 await redial.tls(make, RELAY, timeout=0.1)
         await eventually(lambda: threads)
         assert len(threads) == 1
-        redial._context = good = ssl.create_default_context()
+        redial._context._value = good = ssl.create_default_context()
         redial.note_up()
         assert await redial.tls(make, RELAY, timeout=0.1) is good
     finally:
         (tmp_path / "fifo").write_bytes(b"")
-    await eventually(lambda: not redial._making)
+    await eventually(lambda: not redial._context._making)
     assert await redial.tls(ssl.create_default_context, RELAY, timeout=60) is not good
 
 

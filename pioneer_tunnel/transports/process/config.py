@@ -41,16 +41,26 @@ PLACEHOLDERS: Final = (
     "runtime_dir",
     "config",
     "key_file",
+    "proxy",
 )
-"""Placeholders of a command. `config_template` has no `config`, which is the path of itself, and has `key`."""
+"""Placeholders of a command.
 
-_CONFIG_PLACEHOLDERS: Final = (*(name for name in PLACEHOLDERS if name != "config"), "key")
+`config_template` has no `config`, which is the path of itself, and has `key` and `proxy_with_credentials`.
+"""
+
+_CONFIG_PLACEHOLDERS: Final = (*(name for name in PLACEHOLDERS if name != "config"), "key", "proxy_with_credentials")
+_REFUSED_PROXY: Final = (
+    "holds '{proxy_with_credentials}', which is a secret; write it to config_template, and let the program read"
+    " '{config}'"
+)
 _REFUSED_IN_COMMAND: Final = {
+    "proxy_with_credentials": _REFUSED_PROXY,
     "key": "holds '{key}', and everybody on this machine can read the arguments of a process; let the program read"
-    " '{key_file}', or a '{config}' made of config_template, or set key_on_stdin or key_variable"
+    " '{key_file}', or a '{config}' made of config_template, or set key_on_stdin or key_variable",
 }
 _REFUSED_IN_ENVIRONMENT: Final = {
-    "key": "holds '{key}'; name the variable in key_variable, if the program's environment is to have the key"
+    "proxy_with_credentials": _REFUSED_PROXY,
+    "key": "holds '{key}'; name the variable in key_variable, if the program's environment is to have the key",
 }
 _Variables: TypeAlias = tuple[tuple[str, Template], ...]
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -282,10 +292,19 @@ class ProcessConfig:
     @property
     def uses_key_file(self) -> bool:
         """Whether a text holds `{key_file}`, so that a file with the key is needed."""
+        return "key_file" in self._placeholders
+
+    @property
+    def uses_proxy(self) -> bool:
+        """Whether a text holds the proxy."""
+        return not self._placeholders.isdisjoint({"proxy", "proxy_with_credentials"})
+
+    @property
+    def _placeholders(self) -> frozenset[str]:
         texts = [*self.command, *(text for _, text in self.environment)]
         if self.config_template is not None:
             texts.append(self.config_template)
-        return any("key_file" in text.placeholders for text in texts)
+        return frozenset[str]().union(*(text.placeholders for text in texts))
 
 
 def a_process(value: ProcessConfig | Mapping[str, Any]) -> ProcessConfig:

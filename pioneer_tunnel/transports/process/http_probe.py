@@ -12,6 +12,7 @@ import trio
 from ..._model.addresses import RelayAddress
 from ..._model.errors import RelayConnectError, RelayResolveError
 from ..._net.dialing import Dialer, dial_relay
+from ..._net.proxies.choice import WITHOUT_PROXY, ProxyChoice
 from ..._net.tls.client import why_alerted
 from ..._version import __version__
 from ..redial import Redial
@@ -28,12 +29,14 @@ async def ask_for_status(
     dial: Dialer,
     make_tls: Callable[[], ssl.SSLContext],
     timeout: float,
+    proxy: ProxyChoice = WITHOUT_PROXY,
     redial: Redial | None = None,
 ) -> int | str:
     """The HTTP status of the answer of `url`, or a sentence that says why there is none.
 
     Args:
         timeout: seconds for each of connecting, TLS, and the answer.
+        proxy: which proxy leads to the site; by default none.
         redial: the memory of earlier probes and attempts; by default this probe has none.
 
     Raises:
@@ -42,9 +45,10 @@ async def ask_for_status(
     redial = redial or Redial()
     address = RelayAddress(None, url.site.host, url.site.port)
     try:
+        via = await redial.via(proxy, make_tls, address, timeout=timeout)
         tls = await redial.tls(make_tls, address, timeout=timeout) if url.site.scheme == "https" else None
         dial = redial.dialer(dial, timeout=timeout)
-        stream, _ = await dial_relay(address, dial=dial, tls=tls, timeout=timeout, what="the site")
+        stream, _ = await dial_relay(address, dial=dial, tls=tls, timeout=timeout, via=via, what="the site")
     except (RelayConnectError, RelayResolveError) as error:
         return str(error)
     exchange = h11.Connection(h11.CLIENT)

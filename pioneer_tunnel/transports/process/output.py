@@ -17,6 +17,7 @@ from collections import deque
 from typing import Final, final
 
 from ..._model.keys import RelayKey
+from ..._model.proxies import ProxyCredentials
 from ..._model.text import hide_secrets
 
 __all__ = ["Budget", "Output", "Secrets"]
@@ -37,10 +38,15 @@ class Secrets:
     """Hides one relay key, in all forms in which a program may print it, and what looks like a generated key.
 
     Pieces of the key of 8 characters or more are hidden too: a program may wrap its lines, and long lines are cut.
+
+    Args:
+        key: the relay key.
+        credentials: those for a proxy, whose password is hidden in the same way.
     """
 
-    def __init__(self, key: RelayKey) -> None:
-        forms = {_folded(_printable(form)) for form in _forms_of(key.reveal())} - {""}
+    def __init__(self, key: RelayKey, credentials: ProxyCredentials | None = None) -> None:
+        secrets = [key.reveal()] if credentials is None else [key.reveal(), credentials.reveal()[1]]
+        forms = {_folded(_printable(form)) for secret in secrets for form in _forms_of(secret)} - {""}
         self._forms: Final = sorted(forms, key=len, reverse=True)
         self._pieces: Final = {form[i : i + _PIECE] for form in forms for i in range(len(form) - _PIECE + 1)}
 

@@ -18,7 +18,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn, final
 
@@ -35,6 +35,7 @@ from ..._model.errors import (
 )
 from ..._model.exception_groups import lone_error_bare
 from ..._model.keys import RelayKey
+from ..._model.proxies import Proxy
 from ..._net.tls.client import client_tls
 from ..._storage import files
 from ..._storage.run_files import name_run_file
@@ -53,9 +54,12 @@ _KEY_WORTH_LOOKING_FOR: Final = 8
 _INHERITED: Final = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TZ", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE"),
     *("SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"),
-    *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
 )
 """Variables of the gateway's environment that every program gets. The others may hold secrets."""
+_PROXIES: Final = (
+    *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
+)
+"""Variables that a program gets as well, unless the configuration says which proxy to use."""
 _NOT_EXECUTABLE: Final = {
     errno.ENOENT: "its interpreter, or a library that it starts with, is not there",
     errno.EACCES: "this user may not execute it",
@@ -103,8 +107,9 @@ class ProcessTransport:
         program = self.program
         assert program is not None
         config, secrets = program.config, Secrets(target.key)
-        output = Output(config.connected_pattern, secrets)
-        run = _Run.plan(program, target)
+        proxy = await _configured_proxy(target)
+        output = Output(config.connected_pattern, Secrets(target.key, None if proxy is None else proxy.credentials))
+        run = _Run.plan(program, target, proxy)
         try:
             await trio.to_thread.run_sync(run.write_files, target.key)
             orders = await trio.to_thread.run_sync(run.orders, target.key, secrets)
@@ -120,6 +125,15 @@ class ProcessTransport:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(run.remove_files)
         raise AssertionError("a program was left without a reason")
+
+
+async def _configured_proxy(target: Target) -> Proxy | None:
+    """The configuration's proxy with its credentials; that of the environment is for the program to find."""
+    if not isinstance(target.proxy.configured, Proxy):
+        return None
+    make_tls = target.make_tls or client_tls
+    via = await target.redial.via(target.proxy, make_tls, target.address, timeout=target.connect_timeout)
+    return None if via is None else via.proxy
 
 
 def _refuse_unguarded() -> None:
@@ -234,6 +248,7 @@ class _Probe:
                 dial=target.dial,
                 make_tls=target.make_tls or client_tls,
                 timeout=target.connect_timeout,
+                proxy=target.proxy,
                 redial=target.redial,
             )
             if isinstance(answer, int) and (not config.probe_statuses or answer in config.probe_statuses):
@@ -252,9 +267,11 @@ class _Run:
     values: Mapping[str, str]
     key_file: Path | None
     config_file: Path | None
+    proxy: Proxy | None
+    inherited: Sequence[str]
 
     @classmethod
-    def plan(cls, program: TunnelProgram, target: Target) -> _Run:
+    def plan(cls, program: TunnelProgram, target: Target, proxy: Proxy | None) -> _Run:
         config, folder = program.config, program.runtime_folder
         key_file = name_run_file(folder, "key") if config.uses_key_file else None
         config_file = None if config.config_template is None else name_run_file(folder, "conf")
@@ -269,8 +286,10 @@ class _Run:
             "runtime_dir": str(folder),
             "key_file": "" if key_file is None else str(key_file),
             "config": "" if config_file is None else str(config_file),
+            "proxy": "" if proxy is None else str(proxy),
         }
-        return cls(program, values, key_file, config_file)
+        own_proxy = target.proxy.configured is not None
+        return cls(program, values, key_file, config_file, proxy, _INHERITED if own_proxy else _INHERITED + _PROXIES)
 
     def write_files(self, key: RelayKey) -> None:
         """Write the files for the program.
@@ -285,7 +304,11 @@ class _Run:
         if self.config_file is not None:
             template = self.program.config.config_template
             assert template is not None
-            text = memoryview(template.fill({**self.values, "key": key.reveal()}).encode())
+            secrets = {
+                "key": key.reveal(),
+                "proxy_with_credentials": "" if self.proxy is None else self.proxy.url_with_credentials,
+            }
+            text = memoryview(template.fill({**self.values, **secrets}).encode())
             files.replace(self.config_file, text, private=True)
 
     def remove_files(self) -> None:
@@ -313,7 +336,7 @@ class _Run:
             )
         environment = {
             name: os.environ[name]
-            for name in (*_INHERITED, *config.inherit)
+            for name in (*self.inherited, *config.inherit)
             # The key may be in a variable for the gateway. The program gets it only as the operator says.
             if name in os.environ and not (searched and secrets.are_in(os.environ[name]))
         }

@@ -6,7 +6,7 @@ own. When the relay says so, it becomes the visitor's connection, byte for byte.
 visitor's address, and the gateway sends nothing on the control channel.
 
 Data channels go to the IP address that the control channel reached. The relay's name may stand for several machines,
-and only this one knows the session.
+and only this one knows the session. With a proxy this is the proxy's address, and which machine it reaches is up to it.
 
 When the control channel ends, all visitors' connections are reset. They could outlive it, but nothing of a transport
 outlives the call of it, and a gateway whose status is `reconnecting` must not go on serving. A RST, unlike a FIN, never
@@ -83,10 +83,11 @@ class RatholeTransport:
     ) -> NoReturn:
         """See `Serve`."""
         self.check(target.key)
-        address, timeout = target.address, target.connect_timeout
-        tls = await target.redial.tls(target.make_tls or client_tls, address, timeout=timeout) if self.tls else None
+        address, timeout, make_tls = target.address, target.connect_timeout, target.make_tls or client_tls
+        via = await target.redial.via(target.proxy, make_tls, address, timeout=timeout)
+        tls = await target.redial.tls(make_tls, address, timeout=timeout) if self.tls else None
         dial = target.redial.dialer(target.dial, timeout=timeout)
-        stream, watched = await dial_relay(address, dial=dial, tls=tls, timeout=timeout)
+        stream, watched = await dial_relay(address, dial=dial, tls=tls, timeout=timeout, via=via)
         try:
             connected = watched.lowest_socket
             if connected is not None:
@@ -99,6 +100,7 @@ class RatholeTransport:
                         target,
                         Hello(ChannelKind.DATA, proof).encode(),
                         machine=_machine_reached(watched, target.dial),
+                        via=via,
                         tls=tls,
                         max_streams=self.max_streams,
                         deliver=deliver,

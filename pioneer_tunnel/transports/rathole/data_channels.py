@@ -5,7 +5,8 @@ is the visitor's connection, byte for byte.
 
 There are two ways to wait. In clear, on Linux, the reactor watches the descriptors; when the connection is established
 at once, a data channel needs no task at all. Otherwise, as over TLS, each data channel has a task until its visitor
-comes. A data channel that takes time to connect, or has to retry, also has a task until it is connected.
+comes. A data channel that takes time to connect, has to retry, or goes through a proxy also has a task until it is
+connected.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from typing import Final, final
 import trio
 
 from ..._model.addresses import Address
-from ..._model.errors import RemoteProtocolError
+from ..._model.errors import LinkLostError, RelayConnectError, RemoteProtocolError
 from ..._model.text import clean_message
 from ..._net.adopted import Watched, watch
 from ..._net.closing import abandon
 from ..._net.dialing import Attempt, begin_dial, dial_tcp
 from ..._net.fastpath.event_loop import CAN_WATCH, Reactor, Stay
 from ..._net.log_limiter import LogLimiter
+from ..._net.proxies.entering import Via
+from ..._net.proxies.handshake import CredentialsRefused
 from ..._net.socket_options import Socket, descriptor_of, keep_alive, reset_on_close
 from ..._net.streams import ByteStream
 from ..._net.tcp import TcpStream
@@ -84,7 +87,8 @@ class DataChannels:
     Args:
         target: the relay, and how it is dialled.
         hello: the first bytes of each data channel.
-        machine: the IP address and port to dial; None to dial the relay's name.
+        machine: the IP address and port to dial; None to dial the name of the relay or the proxy.
+        via: the proxy on the way; None for none.
         tls: the TLS context; None for connections in clear.
         max_streams: visitors' connections that may be open at once; more are reset.
         deliver: takes visitors' streams.
@@ -98,6 +102,7 @@ class DataChannels:
         hello: bytes,
         *,
         machine: Address | None,
+        via: Via | None,
         tls: ssl.SSLContext | None,
         max_streams: int,
         deliver: Deliver,
@@ -107,6 +112,7 @@ class DataChannels:
         self._target: Final = target
         self._hello: Final = hello
         self._machine: Final = machine
+        self._via: Final = via
         self._tls: Final = tls
         self._max_streams: Final = max_streams
         self._deliver: Final = deliver
@@ -122,6 +128,7 @@ class DataChannels:
         self._pausing = False
         self._lost_in_a_row = 0
         self._ended = False
+        self._refusal: RelayConnectError | None = None
         if stay is not None:
             nursery.start_soon(stay.wait)
 
@@ -131,7 +138,11 @@ class DataChannels:
         self._start()
 
     async def end(self) -> None:
-        """Reset all connections: with a visitor, waiting for one, and those that are established later."""
+        """Reset all connections: with a visitor, waiting for one, and those that are established later.
+
+        Raises:
+            LinkLostError: the proxy has ended the session, see `_note_refusal`.
+        """
         self._ended = True
         while self._watched:
             self._watched.pop().abandon()
@@ -142,6 +153,8 @@ class DataChannels:
                 ended += 1
                 if not ended % ENDS_PER_TURN:
                     await trio.lowlevel.checkpoint()
+        if self._refusal is not None:
+            raise LinkLostError(str(self._refusal)) from self._refusal
 
     def _start(self) -> None:
         while self._owed and self._idle < MOST_IDLE and not self._ended:
@@ -153,7 +166,7 @@ class DataChannels:
             self._starts_left -= 1
             self._owed -= 1
             self._idle += 1
-            if self._reactor is None or self._machine is None:
+            if self._reactor is None or self._machine is None or self._via is not None:
                 self._nursery.start_soon(self._run)
             else:
                 self._start_at_once(self._reactor, self._machine)
@@ -280,7 +293,7 @@ class DataChannels:
                 self.log_lost(None)
             else:
                 visited = self.says_visitor(command)
-            if isinstance(stream, TlsStream) and not stream.session_reused:
+            if self._tls is not None and isinstance(stream, TlsStream) and not stream.session_reused:
                 self._tls_session = stream.session
         except trio.BrokenResourceError as error:
             self.log_lost(error)
@@ -294,12 +307,15 @@ class DataChannels:
         pause, failure = FIRST_PAUSE, "no answer"
         with trio.move_on_after(DIAL_FOR):
             while True:
-                connected: Watched | None = None
+                connected: Watched | TlsStream | None = None
                 try:
                     connected = await self._connect(attempt)
                     return await self._introduce(connected)
-                except (OSError, trio.BrokenResourceError) as error:
+                except (OSError, trio.BrokenResourceError, RelayConnectError) as error:
                     failure = str(error)
+                    if isinstance(error, RelayConnectError):
+                        self._note_refusal(error)
+                        pause = max(LONGEST_PAUSE, error.retry_after or 0)  # the proxy may be busy
                     if connected is not None:
                         await abandon(connected)
                 except BaseException:
@@ -313,23 +329,39 @@ class DataChannels:
         self._complain("not connected", f"gave up on a data channel to {self._target.address} {why}")
         return None
 
-    async def _connect(self, attempt: Attempt | None) -> Watched:
-        if attempt is not None:
-            return TcpStream(await attempt.wait())
-        if self._machine is not None:
-            return watch(await dial_tcp(self._machine.host, self._machine.port))
-        return watch(await self._target.dial(self._target.address.host, self._target.address.port))
+    def _note_refusal(self, refusal: RelayConnectError) -> None:
+        """End the session if the proxy refuses the credentials that it has accepted before: they have changed.
 
-    async def _introduce(self, watched: Watched) -> Watched | TlsStream:
-        connected = watched.lowest_socket
-        if connected is not None:
-            keep_alive(connected.socket)
-        if isinstance(watched, TcpStream):
-            watched.plain_socket.arm_reset()  # a visitor's connection ends with RST unless it sent FIN
-        stream: Watched | TlsStream = watched
+        The next session reads them anew. Asking again and again with old ones could lock the account.
+        """
+        if isinstance(refusal.__cause__, CredentialsRefused):
+            self._refusal = refusal
+            self._nursery.cancel_scope.cancel()
+
+    async def _connect(self, attempt: Attempt | None) -> Watched | TlsStream:
+        address, via, machine = self._target.address, self._via, self._machine
+        connected: Watched
+        if attempt is not None:
+            connected = TcpStream(await attempt.wait())
+        elif machine is not None:
+            connected = watch(await dial_tcp(machine.host, machine.port))
+        else:
+            first = address if via is None else via.proxy
+            connected = watch(await self._target.dial(first.host, first.port))
+        if isinstance(connected, TcpStream):
+            connected.plain_socket.arm_reset()  # a visitor's connection ends with RST unless it sent FIN
+        return connected if via is None else await via.enter(connected, address.host, address.port, timeout=DIAL_FOR)
+
+    async def _introduce(self, connected: Watched | TlsStream) -> Watched | TlsStream:
+        lowest = connected.lowest_socket
+        if lowest is not None:
+            keep_alive(lowest.socket)
+        stream = connected
         if self._tls is not None:
             # A visitor may end one direction before the other. `trio.SSLStream` cannot do that, `TlsStream` can.
-            stream = TlsStream(watched, self._tls, server_hostname=self._target.address.host, session=self._tls_session)
+            stream = TlsStream(
+                connected, self._tls, server_hostname=self._target.address.host, session=self._tls_session
+            )
             await stream.do_handshake()
         await stream.send_pieces([self._hello])
         return stream
