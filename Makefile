@@ -22,7 +22,7 @@ define install
 }
 endef
 
-.PHONY: demo test test-all lint types unit unit-all wheel lowest coverage fuzz audit interop bench bench-check mutation soak clean
+.PHONY: demo test test-all lint types unit unit-all wheel lowest coverage fuzz audit interop bench bench-check storm mutation soak clean
 
 demo: $(RUNS)
 	$(BIN)/python examples/demo.py
@@ -133,6 +133,10 @@ bench: $(READY)
 # Counts that repeat on a busy machine, compared with benchmarks/counts.json. docs/performance.md tells more.
 bench-check: $(READY)
 	$(BIN)/python -m benchmarks.counts
+
+# A simulation of all gateways coming back at once: docs/performance.md tells more.
+storm: $(READY)
+	$(BIN)/python -m benchmarks.storm
 
 # How good are our own tests? docs/testing.md has the answer of the last time, and what to make of a new survivor.
 MUTATION_WORKERS ?= $(shell nproc)

@@ -1,16 +1,19 @@
-"""Rate limits: token buckets, and delays that double with each failure. No I/O; the caller passes the time.
+"""Rate limits: token buckets, delays that double with each failure, and handshakes. No I/O; the caller passes the time.
 
-Both keep a bounded number of keys, and drop the one that was used least recently. A client with enough addresses to
-make them drop keys is bounded by the limits on all addresses together.
+Buckets and failures keep a bounded number of keys, and drop the one that was used least recently. A client with enough
+addresses to make them drop keys is bounded by the limits on all addresses together.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Final, final
 
-__all__ = ["REMEMBERED", "FailureBackoff", "TokenBuckets"]
+from .._wire.spread import LONGEST_WAIT
+
+__all__ = ["REMEMBERED", "FailureBackoff", "HandshakeRate", "TokenBuckets"]
 
 REMEMBERED: Final = 4096
 """Keys that each of these keeps."""
@@ -77,3 +80,46 @@ class FailureBackoff:
         if len(self._failures) > self._remembered:
             self._failures.popitem(last=False)
         return min(self._first * 2.0**count, self._longest)
+
+
+@final
+class HandshakeRate:
+    """Which gateways may go on with their handshake, and when each of the others shall come again.
+
+    A handshake takes a token when its proof is verified, so a stranger takes none. The tokens of a second may gather.
+    While there is none, newcomers are refused before they cost more. Each of them gets a turn, at the end of a line
+    that moves at the rate, so that they do not come again all at once. A turn is a time and no promise: nothing is kept
+    for whoever has it.
+
+    Args:
+        rate: handshakes per second; 0 means no limit.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._rate: Final = rate
+        self._size: Final = max(rate, 1.0)
+        self._tokens = self._size
+        self._filled_at = -math.inf
+        self._last_turn = -math.inf
+
+    def wait(self, now: float) -> float | None:
+        """Seconds until the turn of a newcomer; None if it may go on."""
+        if not self._rate:
+            return None
+        self._fill(now)
+        if self._tokens >= 1:
+            return None
+        turn = max(self._last_turn, now) + 1 / self._rate
+        if turn > now + LONGEST_WAIT:  # no gateway waits longer: begin a second line beside this one
+            turn = now + 1 / self._rate
+        self._last_turn = turn
+        return turn - now
+
+    def proved(self, now: float) -> None:
+        """A gateway has proved its key. Those that are under way may take more tokens than there are."""
+        self._fill(now)
+        self._tokens -= 1
+
+    def _fill(self, now: float) -> None:
+        self._tokens = min(self._tokens + (now - self._filled_at) * self._rate, self._size)
+        self._filled_at = now

@@ -13,11 +13,9 @@ from typing import Final, final
 import attrs
 
 from .._model.errors import RestartLimitError, TunnelError
+from .._wire.spread import LONGEST_WAIT, Spread
 
 __all__ = ["LONGEST_WAIT", "RunEnd", "RestartPolicy", "Restarts"]
-
-LONGEST_WAIT: Final = 15 * 60.0
-"""Seconds: the longest wait that a relay may ask for, and the wait, before jitter, after a rejection."""
 
 
 def _finite(_policy: object, attribute: attrs.Attribute[float], value: float) -> None:
@@ -59,6 +57,7 @@ class RunEnd:
         retry_after: seconds that the relay asked us to wait.
         retry_slowly: retry only every `maximum` seconds.
         rejected: the relay rejected a gateway that was up before; retry only every `LONGEST_WAIT` seconds.
+        spread: what the relay of the last session asked of its gateways; None when it asked nothing.
     """
 
     connected_for: float | None = None
@@ -66,11 +65,18 @@ class RunEnd:
     retry_after: float | None = None
     retry_slowly: bool = False
     rejected: bool = False
+    spread: Spread | None = None
 
 
 @final
 class Restarts:
     """Counts restarts for one generation.
+
+    When a relay goes down, all its gateways lose their link at once. So the first attempt after a loss comes at a
+    random time, within a span that the relay may have told (`RunEnd.spread`). If it has, the next attempts are spread
+    alike: each delay is twice the time that the gateway has waited since the loss, up to the span. So while a relay
+    comes back, its gateways together dial at most 3 times as often as it takes them (benchmarks/storm.py). A relay that
+    answers `busy` is up, and says itself when to come.
 
     Args:
         policy: the policy.
@@ -82,31 +88,40 @@ class Restarts:
         self._random: Final = random
         self.used: int = 0
         """Restarts since the start, or since the last session that was stable."""
+        self._waited = 0.0  # seconds, of all waits since the last loss
 
     def after(self, ending: RunEnd) -> float | None:
         """Seconds to wait before the next attempt; None when `max_restarts` are used up."""
         policy = self.policy
-        lost = ending.connected_for is not None
-        if ending.connected_for is not None and ending.connected_for >= policy.stable:
-            self.used = 0
+        if ending.connected_for is not None:
+            self._waited = 0.0
+            if ending.connected_for >= policy.stable:
+                self.used = 0
         self.used += 1
         if policy.max_restarts and self.used > policy.max_restarts:
             return None
-        if ending.rejected:
-            delay = self._spread(LONGEST_WAIT)
-        elif ending.retry_slowly:
-            delay = self._spread(policy.maximum)
-        elif ending.reconnect_within is not None and self.used == 1:
-            delay = self._random.uniform(0, min(ending.reconnect_within, policy.maximum))
-        elif lost and self.used == 1:
-            # When a relay goes down, all its gateways lose their link at once. Spread their reconnects.
-            delay = self._random.uniform(0, 2 * policy.initial)
-        else:
-            doublings = min(self.used - 1, 64)  # a larger power has long passed every maximum
-            delay = self._spread(min(policy.initial * 2**doublings, policy.maximum))
+        delay = self._own_delay(ending)
         if ending.retry_after is not None:
             delay = max(delay, min(ending.retry_after, LONGEST_WAIT))
+        self._waited += delay
         return delay
+
+    def _own_delay(self, ending: RunEnd) -> float:
+        policy, spread = self.policy, ending.spread
+        if ending.rejected:
+            return self._jittered(LONGEST_WAIT)
+        longest = policy.maximum if spread is None else max(policy.maximum, spread.longest)
+        if ending.retry_slowly:
+            return self._jittered(longest)
+        if ending.reconnect_within is not None and self.used == 1:
+            return self._random.uniform(0, min(ending.reconnect_within, longest))
+        if ending.connected_for is not None and self.used == 1:
+            return self._random.uniform(0, 2 * policy.initial if spread is None else spread.span)
+        doublings = min(self.used - 1, 64)  # a larger power has long passed every maximum
+        delay = policy.initial * 2**doublings
+        if spread is not None and ending.retry_after is None:
+            delay = max(delay, min(2 * self._waited, spread.span))
+        return self._jittered(min(delay, longest))
 
     def limit_reached(self, cause: TunnelError) -> RestartLimitError:
         """The error for the status when `after` returns None; `cause` is how the last attempt ended."""
@@ -115,6 +130,6 @@ class Restarts:
             f"gave up after {allowed} restart{'s' if allowed > 1 else ''}; the last cause: {cause}"
         )
 
-    def _spread(self, delay: float) -> float:
+    def _jittered(self, delay: float) -> float:
         jitter = self.policy.jitter
         return delay * self._random.uniform(1 - jitter, 1 + jitter)

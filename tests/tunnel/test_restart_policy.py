@@ -6,10 +6,12 @@ import math
 from random import Random
 from typing import Any
 
+import attrs
 import pytest
 from fuzzing import examples
 from hypothesis import given, settings, strategies as st
 
+from pioneer_tunnel._wire.spread import Spread
 from pioneer_tunnel.tunnel.restart_policy import LONGEST_WAIT, RestartPolicy, Restarts, RunEnd
 
 seconds = st.floats(0.001, 10_000)
@@ -21,28 +23,35 @@ policies = st.builds(
     max_restarts=st.integers(0, 6),
     stable=st.floats(0, 1000),
 )
+spreads = st.builds(Spread, span=st.floats(0, 900), longest=st.floats(0, 900))
 endings = st.builds(
     RunEnd,
     connected_for=st.none() | st.floats(0, 10_000),
     retry_after=st.none() | st.floats(allow_nan=True, allow_infinity=True),
     retry_slowly=st.booleans(),
     rejected=st.booleans(),
+    spread=st.none() | spreads,
 )
 seeds = st.integers(0, 2**32)
 
 COMMON = settings(deadline=None, derandomize=True, max_examples=examples(200))
 
 
-def own_delay(policy: RestartPolicy, ending: RunEnd, used: int) -> tuple[float, float]:
-    """Between what and what the policy's own delay lies; `used` counts this restart."""
+def own_delay(policy: RestartPolicy, ending: RunEnd, used: int, waited: float) -> tuple[float, float]:
+    """Between what and what the policy's own delay lies; `used` counts this restart, `waited` the waits before it."""
+    spread = ending.spread
+    longest = policy.maximum if spread is None else max(policy.maximum, spread.longest)
     if ending.rejected:
         middle = LONGEST_WAIT
     elif ending.retry_slowly:
-        middle = policy.maximum
+        middle = longest
     elif ending.connected_for is not None and used == 1:
-        return 0, 2 * policy.initial
+        return 0, 2 * policy.initial if spread is None else spread.span
     else:
-        middle = min(policy.initial * 2 ** (used - 1), policy.maximum)
+        middle = policy.initial * 2 ** (used - 1)
+        if spread is not None and ending.retry_after is None:
+            middle = max(middle, min(2 * waited, spread.span))
+        middle = min(middle, longest)
     return middle * (1 - policy.jitter), middle * (1 + policy.jitter)
 
 
@@ -51,8 +60,10 @@ def own_delay(policy: RestartPolicy, ending: RunEnd, used: int) -> tuple[float, 
 def test_every_delay_lies_within_the_policy_and_restarts_are_counted(
     policy: RestartPolicy, history: list[RunEnd], seed: int
 ) -> None:
-    restarts, used = Restarts(policy, Random(seed)), 0
+    restarts, used, waited = Restarts(policy, Random(seed)), 0, 0.0
     for ending in history:
+        if ending.connected_for is not None:
+            waited = 0.0
         used = 1 if ending.connected_for is not None and ending.connected_for >= policy.stable else used + 1
         delay = restarts.after(ending)
         if policy.max_restarts and used > policy.max_restarts:
@@ -60,11 +71,12 @@ def test_every_delay_lies_within_the_policy_and_restarts_are_counted(
             return
         assert delay is not None
         assert restarts.used == used
-        least, most = own_delay(policy, ending, used)
+        least, most = own_delay(policy, ending, used, waited)
         if ending.retry_after is not None and ending.retry_after > least:
             asked = min(ending.retry_after, LONGEST_WAIT)
             least, most = max(least, asked), max(most, asked)
         assert least - 1e-9 <= delay <= most + 1e-9
+        waited += delay
 
 
 @COMMON
@@ -172,6 +184,44 @@ def test_the_longest_delay_is_spread_too() -> None:
     delays = [Restarts(RestartPolicy(), Random(seed)).after(RunEnd(retry_slowly=True)) for seed in range(100)]
     assert len(set(delays)) == 100
     assert all(delay is not None and 24 <= delay <= 36 for delay in delays)
+
+
+def test_the_first_attempt_after_a_loss_comes_within_the_span_that_the_relay_told() -> None:
+    lost = RunEnd(connected_for=60, spread=Spread(span=200, longest=200))
+    first = [Restarts(RestartPolicy(), Random(seed)).after(lost) or 0.0 for seed in range(400)]
+    assert max(first) <= 200
+    assert [sum(start <= delay < start + 50 for delay in first) > 70 for start in (0, 50, 100, 150)] == [True] * 4
+
+
+def test_a_relay_with_few_gateways_gets_them_back_at_once() -> None:
+    lost = RunEnd(connected_for=60, spread=Spread(span=0, longest=0))
+    restarts = Restarts(RestartPolicy(jitter=0), Random(0))
+    assert [restarts.after(ending) for ending in (lost, *[attrs.evolve(lost, connected_for=None)] * 5)] == [
+        *(0, 2, 4, 8, 16, 30)
+    ]
+
+
+def test_while_the_relay_is_down_each_wait_is_twice_what_was_waited_up_to_the_span_and_then_the_longest() -> None:
+    restarts, spread = Restarts(RestartPolicy(jitter=0), Random(0)), Spread(span=200, longest=400)
+    waited = restarts.after(RunEnd(connected_for=60, spread=spread))
+    assert waited is not None
+    delays = [restarts.after(RunEnd(spread=spread)) for _ in range(12)]
+    assert delays[:2] == [min(2 * waited, 200), min(6 * waited, 200)]
+    assert 200 in delays
+    assert delays[-3:] == [256, 400, 400][-3:] or delays[-3:] == [400, 400, 400]
+
+
+def test_a_busy_relay_alone_says_how_long_to_wait_beside_the_policy() -> None:
+    restarts, spread = Restarts(RestartPolicy(jitter=0), Random(0)), Spread(span=200, longest=200)
+    restarts.after(RunEnd(connected_for=60, spread=spread))
+    assert restarts.after(RunEnd(retry_after=7.5, spread=spread)) == 7.5
+    assert restarts.after(RunEnd(retry_after=0.1, spread=spread)) == 4
+
+
+def test_a_longest_backoff_of_the_relay_does_not_shorten_the_own_one() -> None:
+    restarts = Restarts(RestartPolicy(jitter=0), Random(0))
+    spread = Spread(span=0, longest=5)
+    assert [restarts.after(RunEnd(spread=spread)) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
 
 
 @pytest.mark.parametrize(
