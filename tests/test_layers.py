@@ -29,6 +29,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "tunnel": _MUX | {"transports"},
     "gateway": _TUNNEL,
     "asgi": _TUNNEL,
+    "diagnosis": _TUNNEL | {"gateway"},
     "_hosts": _TUNNEL | {"gateway"},
     "aio": _FACES | {"asgi"},
     "blocking": _FACES,

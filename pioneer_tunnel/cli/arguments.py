@@ -7,6 +7,7 @@ value that may be one, and no name of a file that does not exist where a key is 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -14,21 +15,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 import click
 
-from .._model.addresses import LocalAddress, local_address
-from .._model.keys import KEY_PREFIX
+from .._model.addresses import HttpsAddress, LocalAddress, local_address
+from .._model.errors import StorageError
+from .._model.keys import KEY_PREFIX, RelayKey
 from .._model.proxies import Direct, Proxy, configured_proxy
 from .._model.services import FIRST_SERVICE, SERVICE_NAMES, is_service_name
 from .._model.text import redact_reason, shown
+from .._storage import files
 
-__all__ = ["Choice", "Command", "Commands", "ExistingFile", "local_servers", "read_proxy"]
+__all__ = ["Choice", "Command", "Commands", "ExistingFile", "local_servers", "read_key", "read_proxy"]
 
 if TYPE_CHECKING:
     _AnyChoice = click.Choice[str]
 else:
     _AnyChoice = click.Choice  # generic from click 8.2 on
 
+_log: Final = logging.getLogger("pioneer_tunnel.cli")
+_KEY_FILE_LIMIT: Final = 64 * 1024
 _LIKE_A_NAME: Final = re.compile(r"[\w.-]+")
 _WORDS: Final = "pioneer_tunnel: words of the command line"
 
@@ -109,11 +115,15 @@ class ExistingFile(click.Path):
         return path
 
 
-def local_servers(words: Sequence[str]) -> dict[str, LocalAddress]:
+def local_servers(words: Sequence[str], *, ca_file: Path | None = None) -> dict[str, LocalAddress]:
     """What `expose` makes reachable, by the name of the service: `LOCAL` for the first one, or `NAME=LOCAL`.
+
+    Args:
+        ca_file: further certificate authorities for those with TLS.
 
     Raises:
         click.BadParameter: an address or a name is not valid, or a name occurs twice.
+        click.UsageError: there is a CA file, and none has TLS.
     """
     servers: dict[str, LocalAddress] = {}
     for word in words:
@@ -128,7 +138,12 @@ def local_servers(words: Sequence[str]) -> dict[str, LocalAddress]:
             servers[name] = local_address(f"127.0.0.1:{address}" if address.isdecimal() else address)
         except ValueError as error:
             raise click.BadParameter(redact_reason(str(error), address), param_hint="LOCAL") from None
-    return servers
+    if ca_file is None:
+        return servers
+    secure = {name: address for name, address in servers.items() if isinstance(address, HttpsAddress)}
+    if not secure:
+        raise click.UsageError("--local-ca-file is for a LOCAL with https://")
+    return servers | {name: attrs.evolve(address, ca_file=ca_file) for name, address in secure.items()}
 
 
 def read_proxy(_context: click.Context, _option: click.Parameter, value: str | None) -> Proxy | Direct | None:
@@ -143,3 +158,30 @@ def read_proxy(_context: click.Context, _option: click.Parameter, value: str | N
         return configured_proxy(value)
     except ValueError as error:
         raise click.BadParameter(redact_reason(str(error), value)) from None
+
+
+def read_key(path: Path, *, native: bool) -> RelayKey:
+    """The key on the first line of a file. The second line may be the public key, as `relay new-key` prints it."""
+    try:
+        content = files.read(path, limit=_KEY_FILE_LIMIT)
+        if content is None:
+            raise click.ClickException(f"the key file {str(path)!r} is gone")
+        text = str(content, "utf-8")
+    except StorageError as error:
+        raise click.ClickException(f"the key file {str(path)!r}: {error}") from None
+    except UnicodeDecodeError:
+        raise click.ClickException(f"the key file {str(path)!r} is not a text file") from None
+    first, *others = text.strip().splitlines() or [""]
+    if any(not line.startswith("ed25519:") for line in others if line.strip()):
+        raise click.ClickException(f"the key file {str(path)!r} holds more than a key on its first line")
+    if path.stat().st_mode & 0o077:
+        _log.warning("the key file %s can be read by others; 'chmod 600 %s' mends that", path, path)
+    try:
+        key = RelayKey(first)
+    except ValueError as error:
+        problem: str | None = str(error)
+    else:
+        problem = key.why_unusable(native=native)
+        if problem is None:
+            return key
+    raise click.ClickException(f"the key file {str(path)!r}: {problem}")

@@ -1,4 +1,4 @@
-"""The commands: `relay`, `relay new-key`, `relay new-identity`, `expose`."""
+"""The commands: `relay`, `relay new-key`, `relay new-identity`, `expose`, `diagnose`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-import attrs
 import click
 import trio
 
-from .._model.addresses import HttpsAddress
-from .._model.errors import StorageError, TunnelError
+from .._model.errors import TunnelError
 from .._model.exception_groups import lone_error_bare
-from .._model.keys import RelayKey, SigningIdentity, new_relay_key
+from .._model.keys import SigningIdentity, new_relay_key
 from .._model.proxies import Direct, Proxy
 from .._model.services import FIRST_SERVICE
 from .._net.descriptor_limit import raise_descriptor_limit
 from .._net.tls.certificate import Certificate
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
-from .._storage import files
 from .._version import __version__
 from ..relay import Relay
 from ..relay.reload import ConfigFile, follow, hangups
@@ -36,14 +33,14 @@ from ..tunnel.forward import first_local, forward
 from ..tunnel.tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
 from ..tunnel.visitor_tls import with_certificate
 from ..websocket import EngineName
-from .arguments import Choice, Command, Commands, ExistingFile, local_servers, read_proxy
+from .arguments import Choice, Command, Commands, ExistingFile, local_servers, read_key, read_proxy
+from .diagnose import diagnose
 from .standard_error import write_json_lines
 from .status_lines import StatusLines
 
 __all__ = ["pioneer_tunnel"]
 
 _log: Final = logging.getLogger("pioneer_tunnel.cli")
-_KEY_FILE_LIMIT: Final = 64 * 1024
 _FILE: Final = ExistingFile()
 _websocket_engine: Final = click.option(
     "--websocket-engine",
@@ -62,6 +59,9 @@ def pioneer_tunnel(context: click.Context, verbose: bool) -> None:
     level = logging.DEBUG if verbose else logging.INFO
     context.obj = handler = logging.StreamHandler(sys.stderr)
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", handlers=[handler])
+
+
+pioneer_tunnel.add_command(diagnose)
 
 
 @pioneer_tunnel.group(invoke_without_command=True)
@@ -187,12 +187,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
     """
     if as_json:
         write_json_lines(log_handler)
-    addresses = local_servers(local)
-    if local_ca_file is not None:
-        secure = {name: address for name, address in addresses.items() if isinstance(address, HttpsAddress)}
-        if not secure:
-            raise click.UsageError("--local-ca-file is for a LOCAL with https://")
-        addresses |= {name: attrs.evolve(address, ca_file=local_ca_file) for name, address in secure.items()}
+    addresses = local_servers(local, ca_file=local_ca_file)
     services = None if [*addresses] == [FIRST_SERVICE] else Services(addresses)
     if services is not None and transport != "websocket":
         raise click.UsageError("NAME=LOCAL is for a relay of --transport websocket")
@@ -207,7 +202,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
     )
     if (tls_certificate is None) != (tls_private_key is None):
         raise click.UsageError("--tls-certificate and --tls-private-key come together")
-    key = _read_key(key_file, native=transport == "websocket")
+    key = read_key(key_file, native=transport == "websocket")
     lines = StatusLines(as_json=as_json)
 
     async def keep_exposed() -> None:
@@ -304,30 +299,3 @@ async def _cancel_on(signals: AsyncIterator[int], serving: trio.CancelScope) -> 
         if not serving.cancel_called:
             _log.info("stopping: %s", signal.Signals(number).name)
             serving.cancel()
-
-
-def _read_key(path: Path, *, native: bool) -> RelayKey:
-    """The key on the first line of a file. The second line may be the public key, as `relay new-key` prints it."""
-    try:
-        content = files.read(path, limit=_KEY_FILE_LIMIT)
-        if content is None:
-            raise click.ClickException(f"the key file {str(path)!r} is gone")
-        text = str(content, "utf-8")
-    except StorageError as error:
-        raise click.ClickException(f"the key file {str(path)!r}: {error}") from None
-    except UnicodeDecodeError:
-        raise click.ClickException(f"the key file {str(path)!r} is not a text file") from None
-    first, *others = text.strip().splitlines() or [""]
-    if any(not line.startswith("ed25519:") for line in others if line.strip()):
-        raise click.ClickException(f"the key file {str(path)!r} holds more than a key on its first line")
-    if path.stat().st_mode & 0o077:
-        _log.warning("the key file %s can be read by others; 'chmod 600 %s' mends that", path, path)
-    try:
-        key = RelayKey(first)
-    except ValueError as error:
-        problem: str | None = str(error)
-    else:
-        problem = key.why_unusable(native=native)
-        if problem is None:
-            return key
-    raise click.ClickException(f"the key file {str(path)!r}: {problem}")

@@ -17,7 +17,7 @@ from .._model.errors import StorageError
 from .._storage import files
 from .._storage.run_files import remove_run_files
 
-__all__ = ["load_instance", "prepare"]
+__all__ = ["load_instance", "prepare", "stored_instance"]
 
 _INSTANCE: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -34,13 +34,22 @@ def load_instance(folder: Path) -> str:
     path = folder / "instance"
     with files.locked(path):
         files.remove_temporaries(path)
-        content = files.read(path, limit=4096)
-        kept = "" if content is None else bytes(content).decode("ascii", "replace").strip()
-        if _INSTANCE.fullmatch(kept):
-            return kept
-        instance = secrets.token_hex(16)
-        files.replace(path, memoryview(instance.encode()))
+        instance = stored_instance(folder)
+        if instance is None:
+            instance = secrets.token_hex(16)
+            files.replace(path, memoryview(instance.encode()))
     return instance
+
+
+def stored_instance(folder: Path) -> str | None:
+    """The instance name of this gateway; None if it has none. Changes nothing, so a run may be going on.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    content = files.read(folder / "instance", limit=4096)
+    kept = "" if content is None else bytes(content).decode("ascii", "replace").strip()
+    return kept if _INSTANCE.fullmatch(kept) else None
 
 
 def prepare(folder: Path) -> None:

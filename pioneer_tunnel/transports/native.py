@@ -52,7 +52,7 @@ from .interface import (
 from .service_offer import ServiceOffer
 from .tunnel_stream import TunnelStream
 
-__all__ = ["NativeTransport"]
+__all__ = ["NativeTransport", "authenticate", "failures_named"]
 
 COUNTED_TIMEOUT: Final = 2.0
 """Seconds to wait, after the welcome, for the pong or the visitor that shows that the relay counts the session.
@@ -102,7 +102,7 @@ class NativeTransport:
         dial = target.redial.dialer(target.dial, timeout=timeout)
         stream, watched = await dial_relay(address, dial=dial, tls=tls, timeout=timeout, via=via)
         opening = Opening(subprotocol=SUBPROTOCOL, address=address, agent=AGENT)
-        with _failures_named(address), lone_error_bare():
+        with failures_named(address), lone_error_bare():
             deadline = trio.CancelScope(deadline=trio.current_time() + timeout)
             with deadline:
                 async with engine.connect(stream, opening) as websocket:
@@ -112,7 +112,7 @@ class NativeTransport:
                         )
                     deadline.deadline = trio.current_time() + timeout
                     offer = ServiceOffer(target.services)
-                    welcome, early = await _authenticate(websocket, target, self.relay_identity, offer)
+                    welcome, early = await authenticate(websocket, target, self.relay_identity, offer)
                     deadline.deadline = float("inf")
                     link = WebSocketLink(
                         websocket, watched, lambda text: _take_text(text, target, report, offer), early
@@ -131,7 +131,7 @@ class NativeTransport:
             raise RelayConnectError(f"{address} did not finish the opening within {timeout:g} seconds")
 
 
-async def _authenticate(
+async def authenticate(
     websocket: WebSocket, target: Target, relay_identity: PublicKey | None, offer: ServiceOffer
 ) -> tuple[Welcome, list[Message]]:
     """The handshake; returns the welcome, and the messages that came with it: visitors may be waiting already."""
@@ -280,7 +280,7 @@ def _deliver_if_complete(stream: YamuxStream, received: bytes, offer: ServiceOff
 
 
 @contextmanager
-def _failures_named(address: RelayAddress) -> Iterator[None]:
+def failures_named(address: RelayAddress) -> Iterator[None]:
     """Turn the failure of an opening into a `TunnelError` that says what a person can do."""
     try:
         yield

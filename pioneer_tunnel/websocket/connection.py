@@ -85,15 +85,23 @@ class WebSocketRefused(Exception):
         status: the HTTP status; None when it is not known, or what came was not HTTP.
         location: the `Location` header, as it was sent.
         retry_after: the `Retry-After` header, as it was sent.
+        date: the `Date` header, as it was sent.
     """
 
     def __init__(
-        self, message: str, *, status: int | None = None, location: str | None = None, retry_after: str | None = None
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        location: str | None = None,
+        retry_after: str | None = None,
+        date: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.location = location
         self.retry_after = retry_after
+        self.date = date
 
 
 def messages_of(chunks: Sequence[Bytes]) -> list[tuple[Sequence[Bytes], int]]:
@@ -136,6 +144,7 @@ def refusal_in(answer: bytes) -> WebSocketRefused | None:
         status=int(status[1]),
         location=_header(answer, b"location"),
         retry_after=_header(answer, b"retry-after"),
+        date=_header(answer, b"date"),
     )
 
 
@@ -149,10 +158,12 @@ class WebSocket(trio.abc.AsyncResource):
 
     Attributes:
         subprotocol: the one that both ends agreed on; None when there is none.
+        date: the `Date` header of the server's response, as it was sent; None on the server, and when there is none.
         meter: counts what the peer sends.
     """
 
     subprotocol: str | None
+    date: str | None = None
     meter: FrameMeter
 
     def trust(self) -> None:

@@ -73,7 +73,10 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
                     until_open.cancel_scope.cancel()
         except HandshakeError as error:
             raise watch.refusal(error) from error
-        yield TrioWebSocket(watch, connection)
+        websocket = TrioWebSocket(watch, connection)
+        date = dict(connection.handshake_headers).get(b"date")
+        websocket.date = None if date is None else date.decode("latin-1")
+        yield websocket
 
 
 @asynccontextmanager

@@ -281,6 +281,8 @@ class WebsocketsWebSocket(WebSocket):
                 self._take(event)
             elif isinstance(event, Request):
                 self.request = event
+            elif isinstance(event, Response):
+                self.date = event.headers.get("Date")
         if protocol.parser_exc is not None and self._closed is None and not self._eof:
             sent = protocol.close_sent
             self._closed = WebSocketClosed(1002 if sent is None else sent.code, clean_message(str(protocol.parser_exc)))
@@ -353,5 +355,6 @@ def _refusal(error: Exception) -> WebSocketRefused:
             status=response.status_code,
             location=response.headers.get("Location"),
             retry_after=response.headers.get("Retry-After"),
+            date=response.headers.get("Date"),
         )
     return WebSocketRefused(clean_message(str(error)))

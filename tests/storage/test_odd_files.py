@@ -18,7 +18,7 @@ from pioneer_tunnel import EnvironmentKeystore, FileKeystore, RemoteAccessConfig
 from pioneer_tunnel._model.errors import TunnelError
 from pioneer_tunnel._net.tls.certificate import Certificate
 from pioneer_tunnel._net.tls.client import client_tls
-from pioneer_tunnel.cli.commands import _read_key
+from pioneer_tunnel.cli.arguments import read_key
 from pioneer_tunnel.gateway.runtime_folder import load_instance
 from pioneer_tunnel.relay import Relay, RelayConfig
 from pioneer_tunnel.testing.virtual_time import stop_the_clock_for_threads
@@ -78,7 +78,7 @@ READERS: Final[dict[str, Callable[[Path], object]]] = {
     "a certificate": certificate,
     "a private key": private_key,
     "the relay's identity": lambda path: Relay(relay_config(identity_key_file=path)),
-    "a key file": lambda path: _read_key(path, native=True),
+    "a key file": lambda path: read_key(path, native=True),
     "a mounted key": lambda path: trio.run(EnvironmentKeystore(file=path).get, "remote_access"),
     "a stored key": stored_key,
     "the instance": instance,

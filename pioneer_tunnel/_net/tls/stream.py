@@ -119,6 +119,19 @@ class TlsStream(DelegatingStream):
         """Whether the peer resumed the given session."""
         return bool(self._tls.session_reused)
 
+    @property
+    def version(self) -> str | None:
+        """The version of TLS that both ends agreed on, such as `TLSv1.3`."""
+        return self._tls.version()
+
+    @property
+    def peer_certificates(self) -> list[bytes]:
+        """The peer's certificate, DER, and after it the chain to a trusted authority (from Python 3.13 on)."""
+        if hasattr(self._tls, "get_verified_chain") and self._tls.context.verify_mode is not ssl.CERT_NONE:
+            return [*self._tls.get_verified_chain()]
+        own = self._tls.getpeercert(binary_form=True)
+        return [] if own is None else [own]
+
     async def do_handshake(self) -> None:
         """Agree on keys and check the peer's certificate. The caller sets the deadline. If cancelled, only close it.
 

@@ -44,7 +44,7 @@ from .codec import Ack, Challenge, ChannelKind, ControlChannel, ControlCommand, 
 from .data_channels import DataChannels, staying
 from .key_mode import KeyMode
 
-__all__ = ["RatholeTransport"]
+__all__ = ["RatholeTransport", "failures_named", "hear"]
 
 HEARTBEAT_TIMEOUT: Final = 40.0
 """Seconds of silence on the control channel after which the relay is dead. A relay beats every 30 seconds or more."""
@@ -124,17 +124,17 @@ async def _open(
     channel: ControlChannel, stream: trio.abc.Stream, target: Target, key_mode: KeyMode
 ) -> tuple[bytes, list[ControlEvent]]:
     """The opening; returns the proof, and the events that came with the ack."""
-    with _failures_named(channel, target):
+    with failures_named(channel, target):
         with trio.fail_after(target.connect_timeout):
             await stream.send_all(channel.hello)
-        challenge, *events = await _hear(channel, stream, target.connect_timeout)
+        challenge, *events = await hear(channel, stream, target.connect_timeout)
         assert isinstance(challenge, Challenge)
         proof = key_mode.proof(target.key, challenge.nonce)
         if not events:
             # A relay that does not know the service has said so and closed, so the send may fail.
             with trio.fail_after(target.connect_timeout), suppress(trio.BrokenResourceError):
                 await stream.send_all(channel.prove(proof))
-            events = await _hear(channel, stream, target.connect_timeout)
+            events = await hear(channel, stream, target.connect_timeout)
     ack, *early = events
     if ack is Ack.SERVICE_NOT_EXIST:
         raise _unknown_service(target, key_mode)
@@ -145,7 +145,7 @@ async def _open(
     return proof, early
 
 
-async def _hear(channel: ControlChannel, stream: trio.abc.Stream, timeout: float) -> list[ControlEvent]:
+async def hear(channel: ControlChannel, stream: trio.abc.Stream, timeout: float) -> list[ControlEvent]:
     """Wait for the next events, at least one."""
     with trio.fail_after(timeout):
         while True:
@@ -173,7 +173,7 @@ def _unknown_service(target: Target, mode: KeyMode) -> InvalidSettingsError:
 
 
 @contextmanager
-def _failures_named(channel: ControlChannel, target: Target) -> Iterator[None]:
+def failures_named(channel: ControlChannel, target: Target) -> Iterator[None]:
     """Turn the failure of an opening into a `TunnelError` that says what a person can do."""
     address = target.address
     try:

@@ -1,0 +1,1 @@
+"""`pioneer-tunnel diagnose`: what stands between a gateway and its relay, step by step."""
