@@ -24,7 +24,7 @@ from typing import Final, Literal, TypeAlias, final, get_args
 
 import attrs
 
-from pioneer_tunnel._wire.spread import Spread
+from pioneer_tunnel._wire.messages import Spread
 from pioneer_tunnel.relay.rates import HandshakeRate
 from pioneer_tunnel.tunnel.restart_policy import RestartPolicy, Restarts, RunEnd
 

@@ -3,7 +3,7 @@
 `Message` reads one strictly: a missing field or a field of the wrong type is an error that names the field. Fields that
 this version does not know are ignored. `encode` writes one.
 
-After the handshake the relay may send notices: `Draining` and `Replaced`.
+After the handshake the relay may send notices: `Draining`, `Replaced` and, as an extension, `Spread`.
 """
 
 from __future__ import annotations
@@ -21,20 +21,30 @@ from .._model.text import clean_message, cut
 
 __all__ = [
     "DRAINING",
+    "LONGEST_WAIT",
+    "SPREAD",
     "Draining",
     "Message",
     "Notice",
     "Replaced",
     "draining_text",
+    "Spread",
     "encode",
     "encode_binary",
     "instance_shown",
     "parse_notice",
     "replaced_text",
+    "spread_text",
 ]
 
 DRAINING: Final = "draining"
 """The extension with which a gateway promises another session when its relay drains, and the type of that text."""
+
+LONGEST_WAIT: Final = 15 * 60.0
+"""Seconds: the longest that a gateway waits because a relay asks it to."""
+
+SPREAD: Final = "spread"
+"""The name of the extension, and the type of its notice."""
 
 _MAX_TEXT: Final = 1024
 _MAX_INSTANCE_SHOWN: Final = 64
@@ -165,7 +175,38 @@ class Replaced:
     message: str
 
 
-Notice: TypeAlias = Draining | Replaced
+@final
+@attrs.frozen(kw_only=True)
+class Spread:
+    """How the relay wants its gateways to come back after a loss, so that they do not come all at once.
+
+    Attributes:
+        span: seconds. The first attempt comes at a random time within it.
+        longest: seconds. The longest backoff is at least this, also where the gateway's own is shorter.
+    """
+
+    span: float
+    longest: float
+
+    @classmethod
+    def parse(cls, message: Message) -> Spread:
+        """Read `span_ms` and `longest_ms`. Each counts as 0 to 15 minutes.
+
+        Raises:
+            RemoteProtocolError: one of them is missing or not a number.
+        """
+        return cls(span=_wait(message, "span_ms"), longest=_wait(message, "longest_ms"))
+
+    def fields(self) -> dict[str, int]:
+        """The fields that `parse` reads."""
+        return {"span_ms": round(self.span * 1000), "longest_ms": round(self.longest * 1000)}
+
+
+def _wait(message: Message, name: str) -> float:
+    return min(max(message.number(name) / 1000, 0.0), LONGEST_WAIT)
+
+
+Notice: TypeAlias = Draining | Replaced | Spread
 
 
 def parse_notice(text: str) -> Notice | None:
@@ -182,6 +223,8 @@ def parse_notice(text: str) -> Notice | None:
             return Replaced(
                 by=message.text("by", default=""), message=clean_message(message.text("message", default=""))
             )
+        case "spread":
+            return Spread.parse(message)
     return None
 
 
@@ -193,6 +236,11 @@ def draining_text(reconnect_within: float) -> str:
 def replaced_text(by: str, message: str) -> str:
     """The text that a relay sends to a session when another one takes its tunnel over. See `Replaced`."""
     return encode({"type": "replaced", "by": by, "message": message})
+
+
+def spread_text(spread: Spread) -> str:
+    """The text that a relay sends to a session with the extension when its advice has changed much."""
+    return encode({"type": SPREAD} | spread.fields())
 
 
 def instance_shown(instance: str) -> str:

@@ -72,6 +72,9 @@ class RelayLimits:
         pending_per_address: the same for one address (default 64; 0: no limit).
         connects_per_second_per_address: average rate of new connections from one address (default 50; 0: no limit). A
             burst may have the connections of 4 seconds.
+        handshakes_per_second: gateways that may connect per second, on average (default 200; 0: no limit). A burst may
+            have the gateways of a second. The others are asked to come later, each at another time. It also says how
+            gateways come back after a loss: see docs/operating.md.
         streams_per_tunnel: visitors of one tunnel at a time (0: no limit). The default is 3/16 of all connections,
             which is 1536 of 8192, so that four tunnels cannot use up the connections of all.
         opens_per_second_per_tunnel: average rate of new visitors of one tunnel (default 2000; 0: no limit). A burst may
@@ -100,6 +103,7 @@ class RelayLimits:
     pending: int = attrs.field(default=512, validator=whole_number(1))
     pending_per_address: int = attrs.field(default=64, validator=whole_number(0))
     connects_per_second_per_address: int = attrs.field(default=50, validator=whole_number(0))
+    handshakes_per_second: int = attrs.field(default=200, validator=whole_number(0))
     streams_per_tunnel: int | None = attrs.field(default=None, validator=attrs.validators.optional(whole_number(0)))
     opens_per_second_per_tunnel: int = attrs.field(default=2000, validator=whole_number(0))
     buffered_bytes_per_tunnel: int = attrs.field(default=64 * 1024 * 1024, validator=whole_number(1024 * 1024))

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Final, final
 
-from .._wire.spread import LONGEST_WAIT
+from .._wire.messages import LONGEST_WAIT
 
 __all__ = ["REMEMBERED", "FailureBackoff", "HandshakeRate", "TokenBuckets"]
 

@@ -197,6 +197,7 @@ class Relay:
         control, ingress = each_address(config.control_addr), each_address(config.ingress_addr)
         accept_loop = AcceptLoop(self._admission)
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._gateways.keep_told)
 
             async def listen(address: Address, handler: Handler, *, only_visitors: bool = False) -> Address:
                 listeners = await open_listeners(address, config.all_addresses)

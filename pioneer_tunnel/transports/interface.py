@@ -22,6 +22,7 @@ from .._model.errors import InvalidSettingsError, MissingKeyError
 from .._model.keys import RelayKey
 from .._net.dialing import Dialer, dial_tcp
 from .._net.proxies.choice import WITHOUT_PROXY, ProxyChoice
+from .._wire.messages import Spread
 from .redial import Redial
 from .services import Services
 from .tunnel_stream import TunnelStream
@@ -42,6 +43,7 @@ __all__ = [
     "Serve",
     "ServicesMoved",
     "Session",
+    "SpreadTold",
     "Target",
     "usable_key",
 ]
@@ -139,6 +141,14 @@ class ServicesMoved:
 
 @final
 @attrs.frozen
+class SpreadTold:
+    """The relay has said how to come back after a loss. It may be reported before the tunnel is up."""
+
+    spread: Spread
+
+
+@final
+@attrs.frozen
 class RoundTrip:
     """A round trip to the relay took so many seconds."""
 
@@ -160,7 +170,15 @@ class LocalDialOk:
 
 
 Event: TypeAlias = (
-    LinkLost | LinkRestored | Draining | Replaced | ServicesMoved | RoundTrip | LocalDialFailed | LocalDialOk
+    LinkLost
+    | LinkRestored
+    | Draining
+    | Replaced
+    | ServicesMoved
+    | SpreadTold
+    | RoundTrip
+    | LocalDialFailed
+    | LocalDialOk
 )
 
 Report: TypeAlias = Callable[[Event], None]

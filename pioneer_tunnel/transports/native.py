@@ -46,6 +46,7 @@ from .interface import (
     RoundTrip,
     ServicesMoved,
     Session,
+    SpreadTold,
     Target,
     usable_key,
 )
@@ -114,6 +115,7 @@ class NativeTransport:
                     offer = ServiceOffer(target.services)
                     welcome, early = await authenticate(websocket, target, self.relay_identity, offer)
                     deadline.deadline = float("inf")
+                    _take_spread(welcome, report)
                     link = WebSocketLink(
                         websocket, watched, lambda text: _take_text(text, target, report, offer), early
                     )
@@ -141,7 +143,7 @@ async def authenticate(
         service=target.service,
         instance=target.instance,
         pinned_relay=relay_identity,
-        choices={wire.DRAINING: lambda _: {}, **offer.choices},
+        choices={wire.DRAINING: lambda _: {}, wire.SPREAD: lambda _: {}, **offer.choices},
     )
     while True:
         messages = await websocket.receive()
@@ -229,10 +231,21 @@ def _take_text(text: str, target: Target, report: Report, offer: ServiceOffer) -
         _take_notice(text, target, report)
 
 
+def _take_spread(welcome: Welcome, report: Report) -> None:
+    told = welcome.extensions.get(wire.SPREAD)
+    if told is not None:
+        try:
+            report(SpreadTold(wire.Spread.parse(told)))
+        except RemoteProtocolError as error:
+            raise RelayConnectError(f"the relay's 'welcome' is not valid: {error}") from error
+
+
 def _take_notice(text: str, target: Target, report: Report) -> None:
     match wire.parse_notice(text):
         case wire.Draining(reconnect_within=seconds):
             report(Draining(seconds))
+        case wire.Spread() as spread:
+            report(SpreadTold(spread))
         case wire.Replaced(by=by, message=message):
             report(Replaced(by))
             if target.instance and by == target.instance:

@@ -13,7 +13,7 @@ from typing import Final, final
 import attrs
 
 from .._model.errors import RestartLimitError, TunnelError
-from .._wire.spread import LONGEST_WAIT, Spread
+from .._wire.messages import LONGEST_WAIT, Spread
 
 __all__ = ["LONGEST_WAIT", "RunEnd", "RestartPolicy", "Restarts"]
 

@@ -29,6 +29,7 @@ import trio
 from .._model.errors import LinkLostError, LocalGatewayError, RestartLimitError, TunnelError, UnknownError
 from .._model.exception_groups import leaves, lone_error_bare
 from .._model.status import ErrorKind, State, Status
+from .._wire.messages import Spread
 from ..transports.interface import (
     Deliver,
     Draining,
@@ -39,6 +40,7 @@ from ..transports.interface import (
     Serve,
     ServicesMoved,
     Session,
+    SpreadTold,
     Target,
 )
 from .restart_policy import RestartPolicy, Restarts, RunEnd
@@ -80,6 +82,7 @@ class _Link:
     Attributes:
         connected_at: when it came up; None before.
         round_trip: seconds; None while it is unknown.
+        spread: what its relay has asked for the time after a loss; None if it asked nothing.
         reconnect_within: seconds that the draining relay gives; None while it does not drain.
         failure: why it has ended; None before, and when it was cancelled.
         settled: set when it has ended, or is up and drains. Then the next one may begin.
@@ -89,6 +92,7 @@ class _Link:
 
     connected_at: float | None = None
     round_trip: float | None = None
+    spread: Spread | None = None
     reconnect_within: float | None = None
     failure: TunnelError | None = None
     settled: trio.Event = attrs.field(factory=trio.Event)
@@ -138,6 +142,7 @@ class Supervisor:
         self._session: Session | None = None
         self._carrying: _Link | None = None  # while the state is `connected`
         self._draining: Final[deque[_Link]] = deque()
+        self._spread: Spread | None = None  # of the last link that was up
         self._retry_at_unix: int | None = None
         self._local_failures = 0
         self._local_failing = trio.Event()
@@ -186,12 +191,15 @@ class Supervisor:
 
     def _how_it_ended(self, link: _Link) -> RunEnd:
         failure = link.failure
+        if link.connected_at is not None:
+            self._spread = link.spread
         return RunEnd(
             connected_for=None if link.connected_at is None else trio.current_time() - link.connected_at,
             reconnect_within=link.reconnect_within if failure is None else None,
             retry_after=None if failure is None else failure.retry_after,
             retry_slowly=failure is not None and failure.retry_slowly,
             rejected=self._rejected,
+            spread=self._spread,
         )
 
     def _give_up(self, cause: TunnelError) -> RestartLimitError:
@@ -231,6 +239,8 @@ class Supervisor:
                 link.reconnect_within = seconds
                 if self._carrying is link:
                     link.settled.set()
+            case SpreadTold(spread=spread):
+                link.spread = spread
             case ServicesMoved(services=services):
                 if self._carrying is link and not self._over:
                     assert self._session is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from pioneer_tunnel._wire.spread import LONGEST_WAIT
+from pioneer_tunnel._wire.messages import LONGEST_WAIT
 from pioneer_tunnel.relay.rates import HandshakeRate
 
 

@@ -11,7 +11,7 @@ import pytest
 from fuzzing import examples
 from hypothesis import given, settings, strategies as st
 
-from pioneer_tunnel._wire.spread import Spread
+from pioneer_tunnel._wire.messages import Spread
 from pioneer_tunnel.tunnel.restart_policy import LONGEST_WAIT, RestartPolicy, Restarts, RunEnd
 
 seconds = st.floats(0.001, 10_000)

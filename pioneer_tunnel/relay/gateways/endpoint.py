@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
-from collections.abc import Callable, Collection
-from typing import Any, Final, final
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final, NoReturn, final
 
 import attrs
 import trio
@@ -28,16 +29,19 @@ from ..._net.log_limiter import LogLimiter
 from ..._net.prefixed_stream import PrefixedStream
 from ..._wire import services
 from ..._wire.handshake import SUBPROTOCOL, Claim, Extensions, Rejection, RelayHandshake
+from ..._wire.messages import SPREAD
 from ..._wire.services import Located
 from ...websocket import Allowance, EngineName, Opening, WebSocket, WebSocketRefused, load_engine
 from ...yamux import Limits, SendBudget
 from ..admission import Arrival
 from ..config import RelayConfig
+from ..rates import HandshakeRate
 from ..request_head import Refusal, read_head, refuse
 from ..tunnels import Route, TunnelEntry
 from .offered_services import OfferedServices
 from .registry import Directory, Registry, TunnelTaken
 from .session import GatewaySession
+from .spreading import Spreading
 
 __all__ = ["GatewayEndpoint", "wants_gateway"]
 
@@ -52,6 +56,12 @@ BUSY_RETRY_MS: Final = 5_000
 
 OFFERS: Final[Extensions] = {services.SERVICES: {}}
 """The extensions that the relay offers."""
+
+TELL_INTERVAL: Final = 5.0
+"""Seconds between two times at which gateways are told how to come back, if that has changed much."""
+
+TELL_PAUSE: Final = 0.01
+"""Seconds between two gateways that are told, so that telling all of them does not disturb visitors."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.control")
 _log_limiter: Final = LogLimiter(_log)
@@ -117,6 +127,9 @@ class GatewayEndpoint:
         self._address_of: Final = address_of
         self._wall_clock: Final = wall_clock
         self._sessions: Final[set[GatewaySession]] = set()
+        self._handshakes: Final = HandshakeRate(config.limits.handshakes_per_second)
+        self._spreading: Final = Spreading(config.limits.handshakes_per_second)
+        self._sessions_changed = trio.Event()
 
     async def serve(self, stream: trio.abc.Stream, watched: Watched, arrival: Arrival | None = None) -> None:
         """Serve a connection from its first byte until it ends. Any request but ours gets a 404.
@@ -178,10 +191,30 @@ class GatewayEndpoint:
         addresses = {name: self._address_of(route) for name, route in (routes | created).items()}
         return Located(addresses=addresses, refused=refused)
 
+    async def keep_told(self) -> NoReturn:
+        """Tell gateways how to come back after a loss, whenever that has changed much since they were told last."""
+        while True:
+            # No deadline: without a change there is nothing to tell.
+            await self._sessions_changed.wait()
+            self._sessions_changed = trio.Event()
+            for session in [*self._sessions]:
+                advice = self._spreading.advice(len(self._sessions))
+                if session.spread is not None and Spreading.is_outdated(session.spread, advice):
+                    session.tell_spread(advice)
+                    await trio.sleep(TELL_PAUSE)
+            await trio.sleep(TELL_INTERVAL)
+
     async def _open(self, websocket: WebSocket, arrival: Arrival | None) -> _Proved | None:
         """Verify the gateway's proof. None when that failed; the gateway has got the reason."""
+        wait = self._handshakes.wait(trio.current_time())
+        if wait is not None:
+            await _reject(websocket, None, None, self._busy(wait))
+            return None
         handshake = RelayHandshake(
-            self._config.id, public_names=self._config.public_names, identity=self._identity, offers=OFFERS
+            self._config.id,
+            public_names=self._config.public_names,
+            identity=self._identity,
+            offers={**OFFERS, **self._spreading.offer},
         )
         await websocket.send([handshake.challenge])
         claim: Claim | None = None
@@ -201,6 +234,7 @@ class GatewayEndpoint:
                             service=None if entry is None else entry.service,
                         )
                         assert entry is not None  # without an entry, no key verifies
+                        self._handshakes.proved(trio.current_time())
                         wanted = claim.extensions.get(services.SERVICES)
                         served = None if wanted is None else services.serves(wanted)
                         return _Proved(entry=entry, claim=claim, handshake=handshake, served=served)
@@ -211,6 +245,11 @@ class GatewayEndpoint:
         except ProtocolError as error:
             await websocket.close(1002, str(error)[:120])
         return None
+
+    def _busy(self, wait: float) -> Rejection:
+        rate = self._config.limits.handshakes_per_second
+        text = f"more than {rate} gateways per second want to connect"
+        return Rejection("busy", text, retry_after_ms=math.ceil(wait * 1000))
 
     async def _carry(
         self,
@@ -223,7 +262,7 @@ class GatewayEndpoint:
     ) -> None:
         config, entry, claim, served = self._config, proved.entry, proved.claim, proved.served
         offered: OfferedServices | None = None
-        confirmed: dict[str, dict[str, Any]] = {}
+        confirmed: dict[str, Mapping[str, Any]] = {}
         if served is not None:
             locate = functools.partial(self._locate, claim.key_id)
             located = await locate(served)
@@ -265,9 +304,13 @@ class GatewayEndpoint:
         )
         # From here on `registry_changed` sees the session, also while it waits for the tunnel.
         self._sessions.add(session)
+        self._sessions_changed.set()
         try:
             try:
                 await self._directory.admit(entry.id, session, rules=entry.takeover_rules)
+                if SPREAD in claim.extensions:
+                    session.spread = self._spreading.advice(len(self._sessions))
+                    confirmed[SPREAD] = session.spread.fields()
                 welcome = proved.handshake.welcome(
                     claim,
                     session=session.id,
@@ -290,6 +333,7 @@ class GatewayEndpoint:
             _log_limiter.log(("ended", entry.id), line, level=logging.INFO)
         finally:
             self._sessions.discard(session)
+            self._sessions_changed.set()
 
 
 async def _reject(websocket: WebSocket, claim: Claim | None, entry: TunnelEntry | None, rejection: Rejection) -> None:

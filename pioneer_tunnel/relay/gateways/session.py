@@ -27,7 +27,7 @@ from ..._net.adopted import Watched
 from ..._net.closing import abandon
 from ..._net.log_limiter import LogLimiter
 from ..._wire.handshake import Claim
-from ..._wire.messages import replaced_text
+from ..._wire.messages import Spread, replaced_text, spread_text
 from ...websocket import WebSocket, WebSocketLink
 from ...yamux import Limits, Role, SendBudget, YamuxConnection, YamuxStream
 from .offered_services import OfferedServices
@@ -89,6 +89,8 @@ class GatewaySession(LiveSession):
     Attributes:
         id: random, 16 hexadecimal digits.
         entered: True once the session has its tunnel. The caller sets it.
+        spread: what the gateway was told last of the extension `spread`; None if it does not have it. The caller sets
+            it with the welcome.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class GatewaySession(LiveSession):
         self.id: Final = secrets.token_hex(8)
         self.tunnel_id: Final = tunnel_id
         self.entered = False
+        self.spread: Spread | None = None
         self._claim: Final = claim
         self._since: Final = since
         self._websocket: Final = websocket
@@ -127,6 +130,8 @@ class GatewaySession(LiveSession):
             process_sending=sending,
         )
         self._successor: str | None = None
+        self._tasks: trio.Nursery | None = None
+        self._telling = False
         self._retired: Final = trio.Event()
         self._ending: _Ending | None = None
         self._end_ordered: Final = trio.Event()
@@ -183,6 +188,18 @@ class GatewaySession(LiveSession):
         if self._services is not None:
             self._services.look_again()
 
+    def tell_spread(self, spread: Spread) -> None:
+        """Tell the gateway, which has the extension, how to come back. Does nothing while it tells it. Does not wait."""
+        if self._tasks is not None and not self._telling:
+            self._telling = True
+            self._tasks.start_soon(self._tell_spread, spread)
+
+    async def _tell_spread(self, spread: Spread) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # the session ends anyway
+            # No deadline: the session ends when its writes stall.
+            await self._websocket.send([spread_text(spread)])
+        self.spread, self._telling = spread, False
+
     def abandon(self) -> None:
         self._end(_Ending(code=CLOSE_GOING_AWAY, reason="no answer came", silently=True))
 
@@ -203,11 +220,15 @@ class GatewaySession(LiveSession):
         """
         with trio.CancelScope() as carrying:
             async with trio.open_nursery() as nursery:
+                self._tasks = nursery
                 nursery.start_soon(self._drain_when_retired)
                 if self._services is not None:
                     nursery.start_soon(self._services.keep_told, lambda text: self._websocket.send([text]))
                 nursery.start_soon(self._close_when_ordered, carrying)
-                await self._connection.run()
+                try:
+                    await self._connection.run()
+                finally:
+                    self._tasks = None
         assert self._ending is not None
         self._log_limited("was ended", f": {self._ending.reason}")
 
