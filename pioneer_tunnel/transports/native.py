@@ -53,7 +53,7 @@ from .interface import (
 from .service_offer import ServiceOffer
 from .tunnel_stream import TunnelStream
 
-__all__ = ["NativeTransport", "authenticate", "failures_named"]
+__all__ = ["NativeTransport", "authenticate", "failures_named", "take_spread"]
 
 COUNTED_TIMEOUT: Final = 2.0
 """Seconds to wait, after the welcome, for the pong or the visitor that shows that the relay counts the session.
@@ -115,7 +115,7 @@ class NativeTransport:
                     offer = ServiceOffer(target.services)
                     welcome, early = await authenticate(websocket, target, self.relay_identity, offer)
                     deadline.deadline = float("inf")
-                    _take_spread(welcome, report)
+                    take_spread(welcome, report)
                     link = WebSocketLink(
                         websocket, watched, lambda text: _take_text(text, target, report, offer), early
                     )
@@ -231,7 +231,7 @@ def _take_text(text: str, target: Target, report: Report, offer: ServiceOffer) -
         _take_notice(text, target, report)
 
 
-def _take_spread(welcome: Welcome, report: Report) -> None:
+def take_spread(welcome: Welcome, report: Report) -> None:
     told = welcome.extensions.get(wire.SPREAD)
     if told is not None:
         try:

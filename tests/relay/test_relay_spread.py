@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -12,14 +14,15 @@ from hypothesis import given, strategies as st
 from raw_gateways import ADDRESS, raw_gateway
 from rig import AT_ONCE, KEY, RelayRig, no_hang, relay_rig, tunnel_entry
 
-from pioneer_tunnel._model.errors import RelayConnectError
+from pioneer_tunnel._model.errors import RelayConnectError, RemoteProtocolError
 from pioneer_tunnel._model.keys import new_relay_key
 from pioneer_tunnel._model.status import State
+from pioneer_tunnel._wire.handshake import Welcome
 from pioneer_tunnel._wire.messages import LONGEST_WAIT, SPREAD, Message, Spread, parse_notice, spread_text
 from pioneer_tunnel.relay.gateways import endpoint, spreading
 from pioneer_tunnel.relay.gateways.spreading import Spreading
 from pioneer_tunnel.transports.interface import Event, Session, SpreadTold, Target
-from pioneer_tunnel.transports.native import NativeTransport
+from pioneer_tunnel.transports.native import NativeTransport, take_spread
 from pioneer_tunnel.websocket import ENGINES, EngineName, WebSocket
 
 CHOICE: Final[dict[str, Any]] = {SPREAD: lambda _: {}}
@@ -49,9 +52,27 @@ def test_what_a_relay_asks_arrives(span: float, longest: float) -> None:
     assert read.longest == pytest.approx(longest, abs=0.001)
 
 
-def test_no_relay_makes_its_gateways_wait_for_longer_than_a_quarter_of_an_hour() -> None:
-    asked = '{"type":"spread","span_ms":1e12,"longest_ms":-5}'
-    assert parse_notice(asked) == Spread(span=900, longest=0)
+VECTORS: Final[list[dict[str, Any]]] = json.loads(
+    (Path(__file__).parents[1] / "vectors" / "native-spread.json").read_text()
+)
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
+def test_the_vectors(vector: dict[str, Any]) -> None:
+    if "refused" in vector:
+        with pytest.raises(RemoteProtocolError, match=vector["refused"]):
+            parse_notice(vector["text"])
+    else:
+        assert parse_notice(vector["text"]) == Spread(span=vector["span"], longest=vector["longest"])
+
+
+def test_a_welcome_with_malformed_advice_is_no_welcome() -> None:
+    reported: list[Event] = []
+    told = Message(SPREAD, {"span_ms": 1})
+    welcome = Welcome(session="s", public_url="u", heartbeat=15, extensions={SPREAD: told})
+    with pytest.raises(RelayConnectError, match="'longest_ms' is missing"):
+        take_spread(welcome, reported.append)
+    assert reported == []
 
 
 @given(rate=st.floats(0.1, 10_000), before=st.integers(0, 100_000), now=st.integers(0, 100_000))

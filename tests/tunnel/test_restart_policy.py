@@ -31,6 +31,7 @@ endings = st.builds(
     retry_slowly=st.booleans(),
     rejected=st.booleans(),
     spread=st.none() | spreads,
+    reconnect_within=st.none() | st.floats(0, 1000),
 )
 seeds = st.integers(0, 2**32)
 
@@ -45,6 +46,8 @@ def own_delay(policy: RestartPolicy, ending: RunEnd, used: int, waited: float) -
         middle = LONGEST_WAIT
     elif ending.retry_slowly:
         middle = longest
+    elif ending.reconnect_within is not None and used == 1:
+        return 0, min(ending.reconnect_within, longest)
     elif ending.connected_for is not None and used == 1:
         return 0, 2 * policy.initial if spread is None else spread.span
     else:

@@ -43,6 +43,7 @@ from pioneer_tunnel._model.errors import (
     UnsupportedTransportError,
 )
 from pioneer_tunnel._model.status import ErrorKind, State, Status
+from pioneer_tunnel._wire.messages import Spread
 from pioneer_tunnel.testing import (
     Connect,
     Crash,
@@ -64,6 +65,7 @@ from pioneer_tunnel.transports.interface import (
     Report,
     RoundTrip,
     Session,
+    SpreadTold,
     Target,
 )
 from pioneer_tunnel.tunnel.restart_policy import RestartPolicy
@@ -220,6 +222,25 @@ async def test_a_final_failure_leaves_no_round_trip_of_the_link_that_was(autojum
     async with supervised(transport) as generation:
         await generation.finish()
         assert generation.status.relay_rtt_ms is None
+
+
+async def test_what_the_relay_told_decides_when_a_gateway_comes_back(autojump_clock: MockClock) -> None:
+    """What the last session told counts also while attempts fail, and no longer than until another session is up."""
+    at_once, slowly = Spread(span=0, longest=0), Spread(span=0, longest=300)
+    transport = ScriptedTransport(
+        [
+            Connect(60, reports=((0, SpreadTold(slowly)), (30, SpreadTold(at_once)))),
+            Connect(60, reports=((0, SpreadTold(slowly)),)),
+            *[Fail()] * 10,
+            Connect(60),
+            Connect(3600),
+        ]
+    )
+    async with supervised(transport, policy=RestartPolicy(jitter=0)):
+        await trio.sleep(3600)
+    assert delays(transport)[:2] == [0, 0]
+    assert delays(transport)[2:12] == [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+    assert 0 < delays(transport)[12] <= 2  # no relay has told anything since
 
 
 REJECTIONS = [Fail(TunnelAuthError, message="no"), Fail(InvalidSettingsError, message="no", rejection=True)]

@@ -189,7 +189,7 @@ class GatewaySession(LiveSession):
             self._services.look_again()
 
     def tell_spread(self, spread: Spread) -> None:
-        """Tell the gateway, which has the extension, how to come back. Does nothing while it tells it. Does not wait."""
+        """Tell the gateway, which has the extension, how to come back, if it is told nothing yet. Does not wait."""
         if self._tasks is not None and not self._telling:
             self._telling = True
             self._tasks.start_soon(self._tell_spread, spread)
