@@ -24,7 +24,7 @@ from ..gateway.config import RemoteAccessConfig, Transport
 from ..gateway.runtime_folder import stored_instance
 from ..transports.rathole.key_mode import KeyMode
 from ..websocket import EngineName
-from .arguments import Choice, Command, ExistingFile, local_servers, read_key
+from .arguments import Choice, Command, ExistingFile, local_servers, read_key, read_proxy
 from .standard_error import write_json_lines
 
 __all__ = ["diagnose"]
@@ -45,6 +45,8 @@ _COLOURS: Final = {Outcome.OK: "green", Outcome.WARNING: "yellow", Outcome.FAILE
 @click.option("--key-file", type=_FILE, help="A file whose first line is the relay key. Without it, no proof is tried.")
 @click.option("--ca-file", type=_FILE, help="PEM certificates to trust beside the system's.")
 @click.option("--system-trust", type=Choice(SYSTEM_TRUSTS), help="As for expose.")
+@click.option("--proxy", callback=read_proxy, help="As for expose.")
+@click.option("--proxy-credentials-file", type=_FILE, help="As for expose.")
 @click.option("--relay-identity", help="Accept only the relay with this public key (ed25519:...).")
 @click.option("--service", "service_name", help="The service label.")
 @click.option("--local-ca-file", type=_FILE, help="PEM certificates to trust for a LOCAL with https://.")
@@ -67,7 +69,7 @@ def diagnose(  # noqa: PLR0917  # click passes them by name
 
     Takes what expose takes, or the configuration file of a gateway.
 
-    The exit status is 0 when no check failed, else that of the first one that did: 10 names, 11 proxy, 12 tcp, 13 tls,
+    The exit status is 0 when no check failed, else that of the first one that did: 10 names, 11 tcp, 12 proxy, 13 tls,
     14 interception, 15 captive portal, 16 upgrade, 17 clock, 18 proof, 19 mtu, 20 local gateway.
     """
     if as_json:
@@ -91,18 +93,20 @@ def diagnose(  # noqa: PLR0917  # click passes them by name
         raise click.ClickException(str(error)) from None
     if not as_json:
         click.echo(f"relay {settings.effective_relay_addr}, transport {settings.effective_transport}\n")
-    with lone_error_bare():
-        checks = trio.run(
-            functools.partial(
-                run_checks,
-                settings,
-                key,
-                report=_ignore if as_json else _print_row,
-                servers=servers,
-                instance=instance,
-                engine=websocket_engine,
-            )
-        )
+    run = functools.partial(
+        run_checks,
+        settings,
+        key,
+        report=_ignore if as_json else _print_row,
+        servers=servers,
+        instance=instance,
+        engine=websocket_engine,
+    )
+    try:
+        with lone_error_bare():
+            checks = trio.run(run)
+    except TunnelError as error:
+        raise click.ClickException(str(error)) from None
     status = exit_status(checks)
     if as_json:
         click.echo(json.dumps(_to_json(settings, checks, status), indent=2))

@@ -22,8 +22,8 @@ class Name(enum.StrEnum):
     """The checks, in their order."""
 
     NAMES = "names"
-    PROXY = "proxy"
     TCP = "tcp"
+    PROXY = "proxy"
     TLS = "tls"
     INTERCEPTION = "interception"
     CAPTIVE_PORTAL = "captive portal"
@@ -74,7 +74,7 @@ _STATUSES: Final = {name: 10 + position for position, name in enumerate(Name)}
 
 
 def exit_status(checks: list[Check]) -> int:
-    """0 when no check failed; else the status of the first one that did: 10 for names, 11 for proxy, and so on."""
+    """0 when no check failed; else the status of the first one that did: 10 for names, 11 for tcp, and so on."""
     return next((_STATUSES[check.name] for check in checks if check.outcome is Outcome.FAILED), 0)
 
 

@@ -15,11 +15,12 @@ from .._net.tls.client import client_tls
 from ..gateway.config import RemoteAccessConfig, Transport
 from ..transports.interface import Target
 from ..transports.rathole.key_mode import KeyMode
+from ..transports.redial import Redial
 from ..tunnel.forward import ProxyProtocol, probe_local
 from ..websocket import EngineName
 from .checks import Check, CheckFailedError, Checks, Name
 from .native_link import check_native_link
-from .path import check_names, check_tcp, check_tls
+from .path import check_names, check_proxy, check_tcp, check_tls
 from .rathole_link import check_rathole_link
 from .subject import Subject, Trust
 
@@ -49,14 +50,17 @@ async def diagnose(
 
     Returns:
         All checks.
+
+    Raises:
+        TunnelError: the environment's proxy, or the file with its credentials, cannot be used.
     """
     checks = Checks(report, trio.current_time)
     if config.effective_transport in {Transport.PROCESS, Transport.NOISE}:
         for name in [*Name][:-1]:
             checks.skip(name, f"with transport {config.effective_transport}, another program dials the relay")
     else:
+        subject = await _subject(config, key, instance=instance, engine=engine)
         with suppress(CheckFailedError):
-            subject = _subject(config, key, instance=instance, engine=engine)
             native = config.effective_transport is Transport.WEBSOCKET
             await _check_way(checks, subject, None if native else config.key_mode)
     if servers:
@@ -85,7 +89,7 @@ async def _check_servers(
         finding.ok("; ".join(told))
 
 
-def _subject(
+async def _subject(
     config: RemoteAccessConfig, key: RelayKey | None, *, instance: str | None, engine: EngineName | None
 ) -> Subject:
     address, timeout = config.effective_relay_addr, config.connect_timeout_ms / 1000
@@ -94,6 +98,7 @@ def _subject(
     return Subject(
         address=address,
         timeout=timeout,
+        via=await Redial().via(config.proxy_choice, make_tls, address, timeout=timeout),
         trust=Trust(make_context=make_tls, ca_file=config.ca_path, system_trust=config.system_trust)
         if secure
         else None,
@@ -111,12 +116,11 @@ async def _check_way(checks: Checks, subject: Subject, key_mode: KeyMode | None)
     Args:
         key_mode: of a relay of transport `tcp` or `tls`; None for `websocket`.
     """
-    address = subject.address
-    addresses = await check_names(checks, address.host, timeout=subject.timeout)
-    checks.skip(Name.PROXY, "none is configured")
-    reached = await check_tcp(checks, addresses, address.port, timeout=subject.timeout)
+    addresses = await check_names(checks, subject)
+    reached = await check_tcp(checks, subject, addresses)
     try:
-        stream, certificate = await check_tls(checks, subject, reached)
+        tunnel = await check_proxy(checks, subject, reached)
+        stream, certificate = await check_tls(checks, subject, reached, tunnel)
         if key_mode is None:
             await check_native_link(checks, subject, stream, reached, certificate)
         else:

@@ -18,13 +18,13 @@ from .._model.addresses import is_ip_address, is_loopback
 from .._model.errors import RelayConnectError, RelayResolveError
 from .._net.adopted import Watched, watch
 from .._net.dialing import dial_tcp, resolve
-from .._net.tls.client import why_tls_failed
+from .._net.tls.handshake import begin_tls
 from .._net.tls.stream import TlsStream
 from . import certificates
 from .checks import CheckFailedError, Checks, Finding, Name
 from .subject import Subject, Trust
 
-__all__ = ["Reached", "check_names", "check_tcp", "check_tls", "say_time", "small_packets_arrive"]
+__all__ = ["Reached", "check_names", "check_proxy", "check_tcp", "check_tls", "say_time", "small_packets_arrive"]
 
 SMALL_SEGMENT: Final = 1220
 """Bytes of data in a packet that any path of IPv6 carries."""
@@ -38,7 +38,7 @@ _NO_WAY: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, er
 @final
 @attrs.frozen(kw_only=True)
 class Reached:
-    """A TCP connection to the relay.
+    """A TCP connection to the relay, or to the proxy on the way.
 
     Attributes:
         stream: the connection.
@@ -50,20 +50,23 @@ class Reached:
     port: int
 
 
-async def check_names(checks: Checks, host: str, *, timeout: float) -> list[str]:
-    """Resolve `host`; returns its IP addresses."""
+async def check_names(checks: Checks, subject: Subject) -> list[str]:
+    """Resolve the name of the relay, or of the proxy that resolves it; returns the IP addresses."""
+    via = subject.via
+    host, timeout = subject.address.host if via is None else via.proxy.host, subject.timeout
+    of_proxy = "" if via is None else f"{via}: "
     cure = "Compare the name with what the relay's operator gave you. Does this host resolve other names?"
     with checks.check(Name.NAMES, cure) as finding:
         if is_ip_address(host):
-            finding.ok(f"{host} is an IP address, not a name")
+            finding.ok(f"{of_proxy}{host} is an IP address, not a name")
             return [host]
         try:
             addresses = await resolve(host, timeout=timeout)
         except socket.gaierror as error:
-            raise RelayResolveError(f"{host!r} does not resolve: {error.strerror}") from error
+            raise RelayResolveError(f"{of_proxy}{host!r} does not resolve: {error.strerror}") from error
         v4 = ", ".join(address for address in addresses if ":" not in address)
         v6 = ", ".join(address for address in addresses if ":" in address)
-        finding.ok(f"IPv4: {v4 or 'none'}; IPv6: {v6 or 'none'}")
+        finding.ok(f"{of_proxy}IPv4: {v4 or 'none'}; IPv6: {v6 or 'none'}")
     return addresses
 
 
@@ -81,8 +84,9 @@ class _Attempt:
         return f"{self.host}: {self.why}"
 
 
-async def check_tcp(checks: Checks, addresses: Sequence[str], port: int, *, timeout: float) -> Reached:
+async def check_tcp(checks: Checks, subject: Subject, addresses: Sequence[str]) -> Reached:
     """Connect to each of `addresses`; returns the first connection."""
+    port, timeout = subject.address.port if subject.via is None else subject.via.proxy.port, subject.timeout
     cure = (
         "Compare the port with what the relay's operator gave you. If it is right, the relay is down, or a firewall on"
         " the way lets nothing through."
@@ -133,13 +137,31 @@ async def _connect_to_all(addresses: Sequence[str], port: int, timeout: float) -
     return attempts
 
 
+async def check_proxy(checks: Checks, subject: Subject, reached: Reached) -> trio.abc.Stream:
+    """Ask the proxy on the way, if there is one, for a tunnel to the relay; returns the tunnel."""
+    if subject.via is None:
+        checks.skip(Name.PROXY, "none is configured, and the environment names none")
+        return reached.stream
+    with checks.check(Name.PROXY, "Does the proxy let this host reach the relay's name and port?") as finding:
+        tunnel = await _enter(subject, reached.stream)
+        finding.ok(f"{subject.via} has made a tunnel")
+    return tunnel
+
+
+async def _enter(subject: Subject, stream: Watched) -> trio.abc.Stream:
+    """`stream`, or the tunnel that it becomes through the proxy."""
+    if subject.via is None:
+        return stream
+    return await subject.via.enter(stream, subject.address.host, subject.address.port, timeout=subject.timeout)
+
+
 async def check_tls(
-    checks: Checks, subject: Subject, reached: Reached
+    checks: Checks, subject: Subject, reached: Reached, stream: trio.abc.Stream
 ) -> tuple[trio.abc.Stream, certificates.Facts | None]:
     """Open TLS, where the relay is dialled with it; returns the stream, and what the relay's certificate tells."""
     if subject.trust is None:
         with checks.check(Name.TLS) as finding:
-            if is_loopback(reached.host):
+            if is_loopback(subject.address.host) or (subject.via is None and is_loopback(reached.host)):
                 finding.skipped("the relay is dialled without TLS, on this host")
             else:
                 finding.warning(
@@ -147,10 +169,10 @@ async def check_tls(
                     "Dial a wss:// address, or use the transport tls.",
                 )
         checks.skip(Name.INTERCEPTION, "there is no TLS")
-        return reached.stream, None
+        return stream, None
     try:
         with checks.check(Name.TLS) as finding:
-            secured, certificate = await _open_tls(finding, subject, subject.trust, reached)
+            secured, certificate = await _open_tls(finding, subject, reached, stream)
     except CheckFailedError as failure:
         if _was_not_trusted(failure):
             await _tell_of_certificate(checks, subject, reached)
@@ -164,26 +186,35 @@ async def check_tls(
 
 
 async def _open_tls(
-    finding: Finding, subject: Subject, trust: Trust, reached: Reached
+    finding: Finding, subject: Subject, reached: Reached, stream: trio.abc.Stream
 ) -> tuple[TlsStream, certificates.Facts | None]:
-    address, timeout = subject.address, subject.timeout
-    with trio.move_on_after(timeout):
-        context = await trio.to_thread.run_sync(trust.make_context, abandon_on_cancel=True)
-        secured = TlsStream(reached.stream, context, server_hostname=address.host, https=True)
-        try:
-            await secured.do_handshake()
-        except trio.BrokenResourceError as error:
-            why = why_tls_failed(error.__cause__, context, host=address.host, beginning=secured.beginning)
-            raise RelayConnectError(f"TLS with {address} failed: {why}") from error
-        certificate = next(map(certificates.read, secured.peer_certificates), None)
-        until = "" if certificate is None else f"; the certificate is valid until {say_time(certificate.not_after)}"
-        finding.ok(f"{secured.version}{until}")
-        return secured, certificate
-    why = f"TLS with {address} was not agreed on within {timeout:g} seconds"
-    small = await _handshake_again(subject, reached, segment=SMALL_SEGMENT)
-    if small is not None:
-        why += f"; with packets of {SMALL_SEGMENT} bytes it is, so larger ones get lost on the way"
-    raise RelayConnectError(why)
+    assert subject.trust is not None
+    context: ssl.SSLContext | None = None
+    with trio.move_on_after(subject.timeout):
+        context = await trio.to_thread.run_sync(subject.trust.make_context, abandon_on_cancel=True)
+    if context is None:
+        raise RelayConnectError(f"the trusted certificates could not be read within {subject.timeout:g} seconds")
+    try:
+        secured = await begin_tls(
+            stream,
+            context,
+            host=subject.address.host,
+            what=str(subject.address) if subject.via is None else f"{subject.address} through {subject.via}",
+            without_tls="A relay without TLS is dialled by a ws:// address",
+            timeout=subject.timeout,
+            https=True,
+        )
+    except RelayConnectError as error:
+        too_slow = error.__cause__ is None
+        if too_slow and await _handshake_again(subject, reached, segment=SMALL_SEGMENT) is not None:
+            raise RelayConnectError(
+                f"{error}; with packets of {SMALL_SEGMENT} bytes it is, so larger ones get lost on the way"
+            ) from None
+        raise
+    certificate = next(map(certificates.read, secured.peer_certificates), None)
+    until = "" if certificate is None else f"; the certificate is valid until {say_time(certificate.not_after)}"
+    finding.ok(f"{secured.version}{until}")
+    return secured, certificate
 
 
 def _was_not_trusted(failure: CheckFailedError) -> bool:
@@ -197,10 +228,11 @@ async def _handshake_again(subject: Subject, reached: Reached, *, segment: int |
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["http/1.1"])
-    with trio.move_on_after(subject.timeout), suppress(OSError, trio.BrokenResourceError):
+    with trio.move_on_after(subject.timeout), suppress(OSError, trio.BrokenResourceError, RelayConnectError):
         stream = watch(await dial_tcp(reached.host, reached.port, segment=segment))
         try:
-            secured = TlsStream(stream, context, server_hostname=subject.address.host, https=True)
+            tunnel = await _enter(subject, stream)
+            secured = TlsStream(tunnel, context, server_hostname=subject.address.host, https=True)
             await secured.do_handshake()
             return secured.peer_certificates
         finally:

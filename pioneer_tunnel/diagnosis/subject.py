@@ -12,6 +12,7 @@ import attrs
 
 from .._model.addresses import RelayAddress
 from .._model.keys import PublicKey
+from .._net.proxies.entering import Via
 from .._net.tls.client import SystemTrust
 from ..transports.interface import Target
 from ..websocket import EngineName
@@ -43,6 +44,7 @@ class Subject:
     Attributes:
         address: the relay.
         timeout: seconds for each step.
+        via: the proxy on the way; None for none.
         trust: for TLS; None without TLS.
         target: the relay with the key; None where there is no key.
         relay_identity, engine: see `NativeTransport`.
@@ -51,6 +53,7 @@ class Subject:
 
     address: RelayAddress
     timeout: float = 10.0
+    via: Via | None = None
     trust: Trust | None = None
     target: Target | None = None
     relay_identity: PublicKey | None = None

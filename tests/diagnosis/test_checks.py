@@ -38,7 +38,7 @@ def test_what_is_passed_over_names_the_failure() -> None:
     checks = Checks(lambda _: None, lambda: 0.0)
     with pytest.raises(CheckFailedError), checks.check(Name.NAMES, "Look it up."):
         raise RelayConnectError("no such name")
-    checks.skip(Name.TCP, "for another reason")
+    checks.skip(Name.PROXY, "for another reason")
     assert [(check.detail, check.cure) for check in checks.done] == [
         ("no such name", "Look it up."),
         ("needs what failed above: names", None),
@@ -51,7 +51,7 @@ def test_a_check_tells_how_long_it_took() -> None:
     checks = Checks(lambda _: None, lambda: next(times))
     with checks.check(Name.NAMES) as finding:
         finding.ok("")
-    with checks.check(Name.PROXY, started=3.0) as finding:
+    with checks.check(Name.TCP, started=3.0) as finding:
         finding.ok("")
     assert [check.seconds for check in checks.done] == [2.5, 4.0]
 

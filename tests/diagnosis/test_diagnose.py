@@ -18,6 +18,7 @@ import trustme
 from resolving import resolving
 from rig import KEY, RELAY_NAME, free_port, read_until, relay_config, tunnel_entry
 
+from pioneer_tunnel._model.errors import InvalidSettingsError
 from pioneer_tunnel._model.keys import RelayKey, SigningIdentity
 from pioneer_tunnel._model.status import State
 from pioneer_tunnel._net.delivery import Delivery
@@ -110,7 +111,7 @@ async def run(
     **options: Any,
 ) -> list[Check]:
     """All checks, each in its place, and none with a secret."""
-    config = RemoteAccessConfig(relay_addr=address, **options)
+    config = RemoteAccessConfig(relay_addr=address, **({"proxy": "none"} | options))
     servers = {"": config.local, **config.services} if "local_addr" in options else {}
     reported: list[Check] = []
     checks = await diagnose(config, key, report=reported.append, servers=servers, instance=instance, engine=engine)
@@ -136,7 +137,7 @@ async def test_a_relay_without_tls_on_this_host(engine: EngineName) -> None:
     port = free_port()
     async with relay_at(port):
         checks = await run(f"ws://{RELAY_NAME}:{port}", engine=engine)
-    assert outcomes(checks) == "oso" + "ss" + "ooo" + "oo" + "s"
+    assert outcomes(checks) == "oos" + "ss" + "ooo" + "oo" + "s"
     assert of(checks, Name.PROOF).detail == "the relay accepts the key; visitors come in at http://office.test"
     assert exit_status(checks) == 0
 
@@ -161,7 +162,7 @@ async def test_a_relay_with_tls_and_a_gateway(engine: EngineName, tmp_path: Path
             local_addr=f"127.0.0.1:{local}",
         )
         nursery.cancel_scope.cancel()
-    assert outcomes(checks) == "oso" + "oo" + "ooo" + "oo" + "o"
+    assert outcomes(checks) == "oos" + "oo" + "ooo" + "oo" + "o"
     assert of(checks, Name.TLS).detail.startswith("TLSv1.3; the certificate is valid until 3000-01-01")
     assert of(checks, Name.INTERCEPTION).detail == (
         "issued by 'Relays of the tests', an authority of the configured CA file"
@@ -220,10 +221,10 @@ async def test_addresses_are_told_by_family() -> None:
 
 async def test_a_port_that_refuses() -> None:
     checks = await run(f"ws://127.0.0.1:{free_port()}")
-    assert outcomes(checks) == "osf" + "s" * 8
+    assert outcomes(checks) == "of" + "s" * 9
     assert of(checks, Name.TCP).detail.endswith("127.0.0.1: Connection refused")
     assert of(checks, Name.TCP).cure is not None
-    assert exit_status(checks) == 12
+    assert exit_status(checks) == 11
 
 
 @pytest.mark.skipif(not Path("/proc/net").exists(), reason="elsewhere a full backlog refuses")
@@ -248,6 +249,69 @@ async def test_one_of_two_addresses_refuses() -> None:
     assert of(checks, Name.TCP).detail == "127.0.0.2: Connection refused; 127.0.0.1: connected"
     assert of(checks, Name.PROOF).outcome is Outcome.OK
     assert exit_status(checks) == 0
+
+
+# The proxy
+
+
+def proxy(answer: bytes | None = None) -> Handler:
+    """An HTTP proxy that makes tunnels to ports of this host, or gives one answer to all."""
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        head = await read_until(stream, b"\r\n\r\n")
+        if answer is not None:
+            await stream.send_all(answer)
+            return
+        port = int(head.split(b" ")[1].rpartition(b":")[2])
+        async with await trio.open_tcp_stream("127.0.0.1", port) as relay, trio.open_nursery() as nursery:
+            await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
+
+            async def carry(source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    while data := await source.receive_some():
+                        await sink.send_all(data)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(carry, stream, relay)
+            nursery.start_soon(carry, relay, stream)
+
+    return handler
+
+
+async def test_through_a_proxy_nothing_of_the_relay_is_resolved_or_dialled_here() -> None:
+    port = free_port()
+    async with relay_at(port), listening(proxy()) as proxy_port:
+        with resolving("127.0.0.2") as resolver:
+            checks = await run(f"ws://{RELAY_NAME}:{port}", proxy=f"http://localhost:{proxy_port}")
+            assert outcomes(checks)[0] == "o"
+            assert exit_status(checks) == 11  # the proxy's name does not lead to it
+            assert set(resolver.asked) == {"localhost"}
+        checks = await run(f"ws://{RELAY_NAME}:{port}", proxy=f"http://127.0.0.1:{proxy_port}")
+    assert outcomes(checks) == "ooo" + "ws" + "ooo" + "oo" + "s"
+    assert of(checks, Name.PROXY).detail == f"the proxy http://127.0.0.1:{proxy_port} has made a tunnel"
+
+
+async def test_a_proxy_that_wants_credentials() -> None:
+    refusing = proxy(page("407 Proxy Authentication Required", 'Proxy-Authenticate: Basic realm="x"'))
+    async with listening(refusing) as port:
+        checks = await run("wss://relay.test", proxy=f"http://127.0.0.1:{port}")
+    assert outcomes(checks)[:4] == "oofs"
+    assert "proxy_credentials_file" in of(checks, Name.PROXY).detail
+    assert exit_status(checks) == 12
+
+
+async def test_a_proxy_that_opens_tls_is_seen_through_the_proxy(ca_file: Path) -> None:
+    intercepting = server_tls(trustme.CA(organization_name="Guard Inc.").issue_cert("localhost"))
+    async with listening(silent, intercepting) as port, listening(proxy()) as proxy_port:
+        checks = await run(f"wss://localhost:{port}", ca_file=ca_file, proxy=f"http://127.0.0.1:{proxy_port}")
+    assert f"through the proxy http://127.0.0.1:{proxy_port}" in of(checks, Name.TLS).detail
+    assert of(checks, Name.INTERCEPTION).detail.endswith("was issued by 'Guard Inc.'")
+
+
+async def test_a_proxy_of_the_environment_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "gopher://proxy.test:1")
+    with pytest.raises(InvalidSettingsError, match="https_proxy"):
+        await run("wss://relay.test", proxy=None)
 
 
 # TLS
@@ -290,8 +354,8 @@ async def test_a_certificate_for_another_name(ca_file: Path) -> None:
 
 async def test_a_port_that_is_silent_in_tls() -> None:
     async with listening(silent) as port:
-        checks = await run(f"wss://localhost:{port}", connect_timeout_ms=300)
-    assert of(checks, Name.TLS).detail == f"TLS with wss://localhost:{port} was not agreed on within 0.3 seconds"
+        checks = await run(f"wss://localhost:{port}", connect_timeout_ms=2000)
+    assert of(checks, Name.TLS).detail == f"TLS with wss://localhost:{port} was not agreed on within 2 seconds"
 
 
 async def test_tls_that_works_with_small_packets_alone(ca_file: Path) -> None:
@@ -309,7 +373,7 @@ async def test_tls_that_works_with_small_packets_alone(ca_file: Path) -> None:
         await trio.sleep_forever()
 
     async with listening(large_packets_vanish) as port:
-        checks = await run(f"wss://localhost:{port}", ca_file=ca_file, connect_timeout_ms=1000)
+        checks = await run(f"wss://localhost:{port}", ca_file=ca_file, connect_timeout_ms=2000)
     assert "with packets of 1220 bytes it is, so larger ones get lost on the way" in of(checks, Name.TLS).detail
     assert seen == 2
 
@@ -330,7 +394,7 @@ async def test_an_authority_that_was_added_to_this_host_is_told(
     monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     async with listening(silent, server_tls(CA.issue_cert("localhost"))) as port:
-        options: dict[str, Any] = {"connect_timeout_ms": 300}
+        options: dict[str, Any] = {"connect_timeout_ms": 2000}
         replaced = of(await run(f"wss://localhost:{port}", **options), Name.INTERCEPTION)
         ca_file.rename(added / "company.crt")
         monkeypatch.setenv("SSL_CERT_FILE", str(added / "company.crt"))
@@ -513,7 +577,7 @@ async def test_one_of_two_services_does_not_answer() -> None:
 async def test_the_first_failure_decides_the_exit_status() -> None:
     checks = await run(f"ws://127.0.0.1:{free_port()}", local_addr=f"127.0.0.1:{free_port()}")
     assert of(checks, Name.LOCAL_GATEWAY).outcome is Outcome.FAILED
-    assert exit_status(checks) == 12
+    assert exit_status(checks) == 11
 
 
 async def test_a_pioneer_relay_is_not_asked_to_give_the_tunnel_away() -> None:
