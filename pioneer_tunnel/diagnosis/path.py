@@ -32,6 +32,7 @@ SMALL_SEGMENT: Final = 1220
 _PATIENCE: Final = 1.0
 """Seconds that other addresses still have when one has answered."""
 
+_CONNECTED: Final = "connected"
 _NO_WAY: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 
@@ -96,7 +97,7 @@ async def check_tcp(checks: Checks, subject: Subject, addresses: Sequence[str]) 
         told = "; ".join(map(str, attempts))
         connected = next((attempt for attempt in attempts if attempt.stream is not None), None)
         if connected is None or connected.stream is None:
-            raise RelayConnectError(f"no connection to port {port}: {told}")
+            raise RelayConnectError(f"no connection to port {port} within {timeout:g} seconds: {told}")
         if all(attempt.no_way or attempt.why == _CONNECTED for attempt in attempts):
             finding.ok(told)
         else:
@@ -104,12 +105,9 @@ async def check_tcp(checks: Checks, subject: Subject, addresses: Sequence[str]) 
     return Reached(stream=connected.stream, host=connected.host, port=port)
 
 
-_CONNECTED: Final = "connected"
-
-
 async def _connect_to_all(addresses: Sequence[str], port: int, timeout: float) -> list[_Attempt]:
     """Connect to all addresses at once, and keep the first connection."""
-    attempts = [_Attempt(address, f"no answer within {timeout:g} seconds") for address in addresses]
+    attempts = [_Attempt(address, "no answer") for address in addresses]
 
     async def connect(attempt: _Attempt) -> None:
         try:
