@@ -104,6 +104,7 @@ class TunnelError(Exception):
         rejection: True when the relay rejects the gateway. For a tunnel that was up, such a failure is not final.
         retry_after: seconds that the relay asked us to wait; None when it did not.
         retry_slowly: True to retry only every `restart_max_ms` (for example, another protocol version).
+        retry_at_once: True to retry without a wait: the path has changed, and the next attempt takes the new one.
         problems: each problem of a file or a configuration; empty for other failures.
     """
 
@@ -117,6 +118,7 @@ class TunnelError(Exception):
         *,
         retry_after: float | None = None,
         retry_slowly: bool = False,
+        retry_at_once: bool = False,
         rejection: bool = False,
         problems: tuple[Problem, ...] = (),
     ) -> None:
@@ -125,6 +127,7 @@ class TunnelError(Exception):
         super().__init__(message)
         self.retry_after = retry_after
         self.retry_slowly = retry_slowly
+        self.retry_at_once = retry_at_once
         self.rejection = rejection or self.rejection
         self.problems = problems
 

@@ -34,6 +34,14 @@ class Link(trio.abc.AsyncResource):
         """What the system knows of the connection below; None if it cannot tell. Ask at least every 10 seconds."""
         return None
 
+    def restore(self) -> bool:
+        """The path is in doubt: try another connection at once, if this link can survive the loss of one.
+
+        The current connection stays in use until the other one has proved itself. Returns False if the link has only
+        this connection. Does not wait. A call while it is tried already changes nothing.
+        """
+        return False
+
     def outlast(self, seconds: float) -> None:
         """Let the system keep the connection through a pause of the path of `seconds`, where it can."""
 

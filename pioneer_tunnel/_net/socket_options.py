@@ -65,18 +65,19 @@ def descriptor_of(sock: Socket) -> int:
     return descriptor
 
 
-def keep_alive(sock: Socket, *, idle: int = 20, interval: int = 8) -> None:
+def keep_alive(sock: Socket, *, idle: int = 20, interval: int = 8, probes: int = 9) -> None:
     """Turn on TCP keepalive, so that a dead peer is noticed and NATs keep the connection.
 
     Args:
         idle: seconds of silence before the first probe.
-        interval: seconds between probes. After some probes without an answer the connection breaks.
+        interval: seconds between probes.
+        probes: how many of them may stay without an answer before the connection breaks.
     """
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, seconds in (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", interval)):
+        for name, value in (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", interval), ("TCP_KEEPCNT", probes)):
             if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def limit_unsent(sock: Socket, limit: int = UNSENT_LIMIT) -> None:

@@ -231,6 +231,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
                 trio.open_nursery() as nursery,
             ):
                 nursery.start_soon(_show, tunnel, lines)
+                nursery.start_soon(_retry_when_told, tunnel)
                 report = tunnel.report
                 handler: Handler = functools.partial(
                     forward, local=addresses, proxy_protocol=proxy_protocol, report=report
@@ -277,6 +278,15 @@ def _refuse_idle_options(
 async def _show(tunnel: Tunnel, lines: StatusLines) -> None:
     async for _ in tunnel.watch():
         lines.catch_up(tunnel.history, tunnel.history_dropped)
+
+
+async def _retry_when_told(tunnel: Tunnel) -> None:
+    """On SIGUSR1, check the link or retry now. Windows has no such signal."""
+    if sys.platform != "win32":
+        with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+            async for _ in signals:
+                _log.info("SIGUSR1: checking the link")
+                tunnel.retry_now()
 
 
 def _run(serve: Callable[[], Awaitable[object]]) -> None:

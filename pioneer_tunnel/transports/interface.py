@@ -23,6 +23,7 @@ from .._model.keys import RelayKey
 from .._net.dialing import Dialer, dial_tcp
 from .._net.proxies.choice import WITHOUT_PROXY, ProxyChoice
 from .._wire.messages import Spread
+from .link_checks import LinkChecks
 from .redial import Redial
 from .services import Services
 from .tunnel_stream import TunnelStream
@@ -71,6 +72,7 @@ class Target:
         proxy: which proxy leads to the relay; by default none.
         redial: what the attempts of one generation share.
         services: what the gateway offers; None for a gateway that takes visitors of the tunnel's first service alone.
+        checks: asks for checks of the link; a transport that can check its link listens while it is up.
     """
 
     address: RelayAddress
@@ -83,6 +85,7 @@ class Target:
     proxy: ProxyChoice = WITHOUT_PROXY
     redial: Redial = attrs.field(factory=Redial, eq=False, repr=False)
     services: Services | None = attrs.field(default=None, eq=False)
+    checks: LinkChecks = attrs.field(factory=LinkChecks, eq=False, repr=False)
 
 
 @final

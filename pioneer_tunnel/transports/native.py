@@ -193,6 +193,16 @@ async def _carry(
             _log.warning(IN_CLEAR, target.address, "a wss:// address")
 
     async with trio.open_nursery() as nursery:
+
+        def on_doubt(silence: float) -> bool:
+            _log.info("nothing came from %s for %.0f seconds", target.address, silence)
+            return link.restore()
+
+        async def check_when_asked() -> NoReturn:
+            while True:
+                await target.checks.asked()
+                connection.check()
+
         connection = YamuxConnection(
             link,
             Role.SERVER,
@@ -200,10 +210,12 @@ async def _carry(
             limits=limits,
             on_stream=on_stream,
             on_round_trip=on_round_trip,
+            on_doubt=on_doubt,
         )
         nursery.start_soon(start)
         if offer.addresses is not None:
             nursery.start_soon(offer.keep_told, lambda text: websocket.send([text]), report_services)
+        nursery.start_soon(check_when_asked)
         await _run(connection, target)
     raise AssertionError("a connection ends by raising")
 
@@ -217,7 +229,7 @@ async def _run(connection: YamuxConnection, target: Target) -> NoReturn:
         raise LinkLostError(f"the relay closed the link with code {error.code}{_quoted(error.reason)}") from error
     except trio.BrokenResourceError as error:
         target.redial.note_lost(stuck=connection.stuck)
-        raise LinkLostError(f"the link to {address} is lost: {error}") from error
+        raise LinkLostError(f"the link to {address} is lost: {error}", retry_at_once=connection.failed_check) from error
     except trio.ClosedResourceError as error:
         raise LinkLostError(f"the link to {address} was closed at this end") from error
     except RemoteProtocolError as error:

@@ -56,6 +56,7 @@ class RunEnd:
         reconnect_within: seconds that a draining relay gives for the next session; None if it does not drain.
         retry_after: seconds that the relay asked us to wait.
         retry_slowly: retry only every `maximum` seconds.
+        retry_at_once: retry without a wait.
         rejected: the relay rejected a gateway that was up before; retry only every `LONGEST_WAIT` seconds.
         spread: what the relay of the last session asked of its gateways; None when it asked nothing.
     """
@@ -64,6 +65,7 @@ class RunEnd:
     reconnect_within: float | None = None
     retry_after: float | None = None
     retry_slowly: bool = False
+    retry_at_once: bool = False
     rejected: bool = False
     spread: Spread | None = None
 

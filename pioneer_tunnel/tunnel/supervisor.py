@@ -26,7 +26,14 @@ from typing import Final, NoReturn, final
 import attrs
 import trio
 
-from .._model.errors import LinkLostError, LocalGatewayError, RestartLimitError, TunnelError, UnknownError
+from .._model.errors import (
+    LinkLostError,
+    LocalGatewayError,
+    RelayConnectError,
+    RestartLimitError,
+    TunnelError,
+    UnknownError,
+)
 from .._model.exception_groups import leaves, lone_error_bare
 from .._model.status import ErrorKind, State, Status
 from .._wire.messages import Spread
@@ -43,6 +50,7 @@ from ..transports.interface import (
     SpreadTold,
     Target,
 )
+from .opening import Opening
 from .restart_policy import RestartPolicy, Restarts, RunEnd
 from .status_feed import StatusFeed
 
@@ -147,6 +155,8 @@ class Supervisor:
         self._local_failures = 0
         self._local_failing = trio.Event()
         self._retry_now = trio.Event()
+        self._opening: Opening | None = None
+        self._hurries = False  # whether a change of the network ends the wait
         self._rejected = False
         self._over = False
 
@@ -198,6 +208,7 @@ class Supervisor:
             reconnect_within=link.reconnect_within if failure is None else None,
             retry_after=None if failure is None else failure.retry_after,
             retry_slowly=failure is not None and failure.retry_slowly,
+            retry_at_once=failure is not None and failure.retry_at_once,
             rejected=self._rejected,
             spread=self._spread,
         )
@@ -208,8 +219,21 @@ class Supervisor:
         return limit
 
     def retry_now(self) -> None:
-        """End the wait before the next attempt, if there is one."""
+        """Check a link that is up. End the wait before the next attempt, if there is one."""
+        self._target.checks.ask()
         self._retry_now.set()
+
+    def network_changed(self) -> None:
+        """The relay may be reached on another way now, or again: make the same checks, and try at once.
+
+        An attempt that is under way begins anew, since it may wait for answers on the way that is gone. A wait that the
+        relay has asked for is not cut short.
+        """
+        self._target.checks.ask()
+        if self._opening is not None:
+            self._opening.give_up()
+        if self._hurries:
+            self._retry_now.set()
 
     def retry_if_rejected(self) -> None:
         """End the wait before the next attempt, if it is a wait after a rejection."""
@@ -280,8 +304,11 @@ class Supervisor:
 
     async def _carry(self, link: _Link, *, task_status: trio.TaskStatus[Session]) -> NoReturn:
         report = functools.partial(self._report_of, link)
-        await self._serve(self._target, self._deliver, report, task_status=task_status)
-        raise RuntimeError("the transport ended without a reason")  # `Serve` must not return
+        opening = self._opening = Opening(task_status)
+        with opening.scope:
+            await self._serve(self._target, self._deliver, report, task_status=opening)
+            raise RuntimeError("the transport ended without a reason")  # `Serve` must not return
+        raise RelayConnectError("the network has changed during the attempt", retry_at_once=True)
 
     def _connected(self, link: _Link, session: Session) -> None:
         was_down = self._carrying is None
@@ -319,6 +346,9 @@ class Supervisor:
 
     async def _wait(self, delay: float, failure: TunnelError | None) -> None:
         self._retry_now = trio.Event()
+        self._hurries = failure is not None and not (
+            self._rejected or failure.retry_slowly or failure.retry_after is not None
+        )
         # Rounded up, so that a client with a clock of whole seconds does not come early.
         self._retry_at_unix = math.ceil(self._wall_clock() + delay)
         if failure is not None:
@@ -326,6 +356,7 @@ class Supervisor:
         with trio.move_on_after(delay):
             await self._retry_now.wait()
         self._retry_at_unix = None
+        self._hurries = False
 
     async def _watch_local_gateway(self, probing: trio.CancelScope) -> None:
         """Probe the local gateway now, and every 5 seconds while it does not answer."""

@@ -97,6 +97,9 @@ class YamuxConnection:
         on_round_trip: called with each measured round trip, in seconds.
         on_first_bytes: awaited once, when the peer's first bytes have arrived and before they are processed. An
             exception of it ends the session.
+        on_doubt: called with the seconds of silence when the path is in doubt, once for each silence. Returns True if
+            the link restores itself; then a failed check does not end the session. With `on_doubt`, pings follow
+            traffic (see `Heartbeat`).
         goodbye: seconds that the end may take, once `run` is cancelled or the session is over.
         process_sending: the send budget that all sessions of the process share; None when only the session's counts.
 
@@ -104,6 +107,7 @@ class YamuxConnection:
         session: the protocol.
         failure: why the connection ended; None while it has not.
         stuck: whether it ended while the path seemed to drop large packets, see `Delivery`.
+        failed_check: whether it ended because the peer did not answer a check.
         watchers: the streams on which a task waits in `wait_broken`.
     """
 
@@ -117,6 +121,7 @@ class YamuxConnection:
         on_stream: Callable[[YamuxStream], None] | None = None,
         on_round_trip: Callable[[float], None] = _ignore,
         on_first_bytes: Callable[[], Awaitable[None]] | None = None,
+        on_doubt: Callable[[float], bool] | None = None,
         goodbye: float = GOODBYE_TIMEOUT,
         process_sending: SendBudget | None = None,
     ) -> None:
@@ -126,13 +131,18 @@ class YamuxConnection:
         self.session: Final = Session(role, limits, process_sending=process_sending)
         self.failure: Exception | None = None
         self.stuck: bool = False
+        self.failed_check: bool = False
         self.watchers: Final[set[YamuxStream]] = set()
         self._link: Final = link
-        self._heartbeat: Final = heartbeat
+        self._heartbeat: Final = Heartbeat(heartbeat, follows_traffic=on_doubt is not None)
+        self._longest_silence: Final = 2 * heartbeat
         self._on_stream: Final = on_stream
         self._on_round_trip: Final = on_round_trip
         self._on_first_bytes = on_first_bytes
+        self._on_doubt: Final = on_doubt
         self._goodbye: Final = goodbye
+        self._clock = trio.lowlevel.ParkingLot()
+        self._traffic_at_rest: int | None = None  # while the clock task waits for traffic as well
         self._events: Final[deque[Event]] = deque()
         self._writer_idle = False
         self._idle_writer = trio.lowlevel.ParkingLot()
@@ -234,6 +244,14 @@ class YamuxConnection:
         # frame.
         return self._link.last_received > asked_at
 
+    def check(self) -> None:
+        """Ping the peer now. Without a sign of life within 2 seconds the path is in doubt, and soon the session ends.
+
+        See `Heartbeat`, and `on_doubt`. Does not wait.
+        """
+        self._heartbeat.check()
+        self._clock.unpark_all()
+
     def fail(self, failure: Exception) -> None:
         """Break every stream, when `run` will not be called."""
         for _ in self._fail(failure):
@@ -308,6 +326,7 @@ class YamuxConnection:
             # What leaves at once delays nothing. In small batches it would leave more slowly than it could.
             size = min(size + link.window_left, LARGEST_BATCH)
         batch = self.session.data_to_send(size)
+        self._note_traffic()
         self._presses = self.session.taken >= self._pacing.batch
         if self._presses:
             now = self.turn.now()
@@ -384,6 +403,7 @@ class YamuxConnection:
         while unprocessed and not more:
             portion = unprocessed.popleft()
             self.session.receive_data(portion, now)
+            self._note_traffic()
             # Let other tasks run in between: a message may hold thousands of frames.
             more = self._dispatch() or (
                 (bool(unprocessed) or len(portion) > _SHORT) and trio.current_time() - now > _TURN_SECONDS
@@ -428,36 +448,52 @@ class YamuxConnection:
                     self._link.limit_unsent(pacing.unsent)
 
     async def _keep_time(self) -> NoReturn:
-        heartbeat, movement, link, pinged = Heartbeat(self._heartbeat), Movement(), self._link, -math.inf
-        link.outlast(max(2 * self._heartbeat, LONGEST_PAUSE) + STALL_TIMEOUT)
+        heartbeat, movement, link, pinged, measured = self._heartbeat, Movement(), self._link, -math.inf, -1
+        link.outlast(max(self._longest_silence, LONGEST_PAUSE) + STALL_TIMEOUT)
+        in_doubt = restoring = False
         try:
             while True:
-                now, delivery = trio.current_time(), link.delivery()
-                silent = heartbeat.look(now, link.last_received, delivery)
+                now, delivery, traffic = trio.current_time(), link.delivery(), self.session.traffic
+                silent = heartbeat.look(now, link.last_received, delivery, traffic)
                 if now >= heartbeat.dead_at:
                     raise trio.BrokenResourceError(f"no byte came for {heartbeat.patience:g} seconds")
                 sending_since = link.sending_since
                 if sending_since is not None and now >= sending_since + STALL_TIMEOUT:
                     raise trio.BrokenResourceError(f"the other end took no byte for {STALL_TIMEOUT:g} seconds")
-                measure = now >= pinged + MEASURE_INTERVAL and (self.session.live_streams or pinged < 0)
+                was_in_doubt, in_doubt = in_doubt, now >= heartbeat.doubt_at
+                if in_doubt and not was_in_doubt:
+                    restoring = self._on_doubt is not None and self._on_doubt(now - link.last_received)
+                if now >= heartbeat.check_fails_at and not restoring:
+                    self.failed_check = True
+                    raise trio.BrokenResourceError("the other end did not answer a check")
+                measure = now >= pinged + MEASURE_INTERVAL and traffic != measured
                 if silent or measure:
                     self.session.ping(now)
-                    pinged = now
+                    pinged, measured = now, traffic
                 movement.look(now, link.last_received, delivery)
                 overdue = self.session.reset_overdue(now, movement)
                 while self._dispatch():  # the writer may be waiting for the link
                     await trio.lowlevel.checkpoint()
                 self.wake_writer()
-                looks = [heartbeat.next_look, heartbeat.dead_at, now + MEASURE_INTERVAL]
+                looks = [heartbeat.next_look, heartbeat.doubt_at, heartbeat.check_fails_at, heartbeat.dead_at]
+                looks.append(now + MEASURE_INTERVAL)
                 if sending_since is not None:
                     looks += [sending_since + STALL_TIMEOUT, now + STALL_LOOK]
                 if overdue is not None:
                     looks.append(overdue)
-                await trio.sleep_until(min(look for look in looks if look > now))
+                self._traffic_at_rest = traffic if heartbeat.awaits_traffic else None
+                with trio.move_on_at(min(look for look in looks if look > now)):
+                    await self._clock.park()
         finally:
             self._ending = True
             self._sending.deadline = trio.current_time() + self._goodbye
             self._start_writer()
+
+    def _note_traffic(self) -> None:
+        """Wake the clock task when traffic begins, if it waits for that."""
+        if self._traffic_at_rest is not None and self.session.traffic != self._traffic_at_rest:
+            self._traffic_at_rest = None
+            self._clock.unpark_all()
 
     # Shared by the tasks
 

@@ -60,7 +60,12 @@ class Outbox:
         self._round: deque[Stream] = deque()
 
     def __bool__(self) -> bool:
-        return bool(self._early or self._replies or self._control or self._fresh or self._round)
+        return bool(self._replies) or self.has_traffic
+
+    @property
+    def has_traffic(self) -> bool:
+        """Whether frames of streams are queued, other than replies."""
+        return bool(self._early or self._control or self._fresh or self._round)
 
     def frame_early(self, stream: Stream, data: Buffer) -> bool:
         """Make a DATA frame of all of `data` now, if nothing waits that has to be sent before it. False otherwise.

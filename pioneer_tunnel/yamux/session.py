@@ -110,6 +110,8 @@ class Session:
         """Bytes that the last `data_to_send` returned."""
         self.unread: int = 0
         """Received bytes of all streams that the application has not read."""
+        self.traffic: int = 0
+        """Grows when frames of streams are received or sent, in contrast to pings."""
         self.going_away: bool = False
         self.peer_going_away: bool = False
         self._decoder = FrameDecoder()
@@ -171,6 +173,7 @@ class Session:
             return
         if stream_id == 0:
             raise RemoteProtocolError(f"{FrameType(frame_type).name} on stream 0, which is the session's")
+        self.traffic += 1
         if flags & SYN:
             self._receive_syn(header, now)
         stream = self._streams.get(stream_id)
@@ -293,6 +296,7 @@ class Session:
 
         The caller must send all of them, in this order.
         """
+        self.traffic += self._outbox.has_traffic
         out, senders, self.taken = self._outbox.take(max_bytes)
         for stream in senders:
             if stream.writer_waits and stream.may_return():

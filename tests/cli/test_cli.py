@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -71,6 +72,25 @@ def test_a_gateway_is_exposed_until_it_is_interrupted(relay: Relay, local_gatewa
     assert relay.ask("/two").startswith(b"HTTP/1.1 503 ")
     assert relay.program.interrupt(by) == 0
     assert relay.program.errors.endswith(f"stopping: {by.name}")
+
+
+def test_sigusr1_checks_the_link_and_then_ends_the_wait(relay: Relay, local_gateway: str) -> None:
+    """The relay stops: its system answers, and its process does not."""
+    arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+    with running(*arguments) as program:
+        program.wait_for("connected .*http://office.test")
+        program.process.send_signal(signal.SIGUSR1)
+        program.wait_for("SIGUSR1")
+        relay.program.process.send_signal(signal.SIGSTOP)
+        try:
+            stopped_at = time.monotonic()
+            program.process.send_signal(signal.SIGUSR1)
+            program.wait_for("reconnecting .*did not answer a check")
+            assert time.monotonic() - stopped_at < 14, "the heartbeat takes 15 seconds to ask, and 30 to give up"
+        finally:
+            relay.program.process.send_signal(signal.SIGCONT)
+        program.wait_for("(?s)reconnecting .*connected .*http://office.test")
+        assert program.interrupt(signal.SIGTERM) == 0
 
 
 def statuses_of(program: Program) -> list[Status]:

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Final, NamedTuple, TypeAlias, final
 
 import trio
@@ -276,11 +276,20 @@ class Two(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def two(ends: Ends, *, limits: Limits | None = None, heartbeat: float = 15.0) -> AsyncIterator[Two]:
-    """A client and a server at `ends`; they are cancelled in the end, and leave nothing behind."""
+async def two(
+    ends: Ends,
+    *,
+    limits: Limits | None = None,
+    heartbeat: float = 15.0,
+    on_doubt: Callable[[float], bool] | None = None,
+) -> AsyncIterator[Two]:
+    """A client and a server at `ends`; they are cancelled in the end, and leave nothing behind.
+
+    As a gateway, only the server has doubts.
+    """
     both = Two(
         Running(ends[0], Role.CLIENT, limits=limits, heartbeat=heartbeat),
-        Running(ends[1], Role.SERVER, limits=limits, heartbeat=heartbeat),
+        Running(ends[1], Role.SERVER, limits=limits, heartbeat=heartbeat, on_doubt=on_doubt),
     )
     async with trio.open_nursery() as nursery:
         for running in both:

@@ -774,6 +774,96 @@ async def test_retry_now_skips_a_delay_but_not_its_count(autojump_clock: MockClo
     assert len(transport.attempts) == 3
 
 
+# Checks, and changes of the network
+
+
+async def test_retry_now_checks_a_link_that_is_up(autojump_clock: MockClock) -> None:
+    asked: list[float] = []
+
+    async def serve(
+        target: Target, deliver: Deliver, report: Report, *, task_status: trio.TaskStatus[Session]
+    ) -> NoReturn:
+        task_status.started(Session())
+        while True:
+            await target.checks.asked()
+            asked.append(trio.current_time())
+
+    async with supervised(serve) as generation:
+        await trio.sleep(1)
+        generation.supervisor.retry_now()
+        await trio.sleep(1)
+        generation.supervisor.network_changed()
+        await trio.sleep(1)
+    assert asked == [1, 2]
+
+
+async def test_a_link_that_failed_a_check_is_dialled_again_without_a_wait(autojump_clock: MockClock) -> None:
+    async def serve(
+        target: Target, deliver: Deliver, report: Report, *, task_status: trio.TaskStatus[Session]
+    ) -> NoReturn:
+        began.append(trio.current_time())
+        task_status.started(Session())
+        await target.checks.asked()
+        await trio.sleep(2)
+        raise LinkLostError("no answer", retry_at_once=True)
+
+    began: list[float] = []
+    async with supervised(serve) as generation:
+        for _ in range(3):
+            await trio.sleep(5)
+            generation.supervisor.network_changed()
+        await trio.sleep(5)
+    assert began == [0, 7, 12, 17]
+
+
+async def test_a_change_of_the_network_cuts_a_wait_short(autojump_clock: MockClock) -> None:
+    transport = ScriptedTransport([Fail(), Fail(), Fail()])
+    async with supervised(transport) as generation:
+        await trio.sleep(4)  # the third attempt was at 3, and the next is due at 7
+        generation.supervisor.network_changed()
+        await trio.sleep(1)
+        assert generation.status.state is State.CONNECTED
+    assert delays(transport) == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [Fail(retry_after=60), Fail(retry_slowly=True)],
+    ids=["the relay asked for it", "another version"],
+)
+async def test_a_change_of_the_network_does_not_hammer_a_relay_that_asked_for_a_wait(
+    autojump_clock: MockClock, step: Fail
+) -> None:
+    transport = ScriptedTransport([step])
+    async with supervised(transport) as generation:
+        for _ in range(5):
+            await trio.sleep(1)
+            generation.supervisor.network_changed()
+    assert len(transport.attempts) == 1
+
+
+async def test_a_change_of_the_network_begins_an_attempt_anew(autojump_clock: MockClock) -> None:
+    """It may wait for answers on a way that is gone."""
+    transport = ScriptedTransport([Stall(), Connect()])
+    async with supervised(transport) as generation:
+        await trio.sleep(3)
+        generation.supervisor.network_changed()
+        await trio.sleep(1)
+        assert generation.status.state is State.CONNECTED
+        generation.supervisor.network_changed()
+        await trio.sleep(1)
+        assert generation.status.state is State.CONNECTED
+    assert [attempt.began for attempt in transport.attempts] == [0, 3]
+
+
+async def test_a_change_of_the_network_after_the_end_changes_nothing(autojump_clock: MockClock) -> None:
+    transport = ScriptedTransport([Connect()])
+    async with supervised(transport) as generation:
+        await trio.sleep(1)
+    generation.supervisor.network_changed()
+    assert len(transport.attempts) == 1
+
+
 # Cancelling
 
 

@@ -21,6 +21,7 @@ from yamux_rig import (
     Ends,
     Frame,
     HandmadePeer,
+    PipeEnd,
     Running,
     ask,
     body,
@@ -367,16 +368,143 @@ async def test_a_peer_that_is_heard_is_not_asked_for_a_sign_of_life(autojump_clo
         assert await peer.hear_all() == [GOODBYE]
 
 
-async def test_the_round_trip_is_measured_every_10_seconds_while_there_are_streams(autojump_clock: MockClock) -> None:
+async def test_the_round_trip_is_measured_every_10_seconds_while_there_is_traffic(autojump_clock: MockClock) -> None:
+    """An idle stream is no traffic: an idle link sends nothing but the heartbeat."""
     async with two(pipe(), heartbeat=NEVER) as both:
         await trio.sleep(60)
         assert len(both.client.round_trips) == 1
         near, far = await both.stream()
         await trio.sleep(60)
-        assert 6 <= len(both.client.round_trips) <= 8
+        assert len(both.client.round_trips) == 2
+        for _ in range(60):
+            await near.send_all(b"x")
+            await trio.sleep(1)
+        assert 7 <= len(both.client.round_trips) <= 9
         assert both.client.session.round_trips.shortest == 0
         await near.aclose()
         await far.aclose()
+
+
+@final
+class Doubts:
+    """Takes doubts. `restores` is what it answers."""
+
+    def __init__(self, *, restores: bool = False) -> None:
+        self.at: Final[list[float]] = []
+        self.silences: Final[list[float]] = []
+        self.restores = restores
+
+    def __call__(self, silence: float) -> bool:
+        self.at.append(trio.current_time())
+        self.silences.append(silence)
+        return self.restores
+
+
+def cut(ends: tuple[PipeEnd, PipeEnd]) -> None:
+    """Let no byte pass any more."""
+    for end in ends:
+        end.outbound.allow(0)
+
+
+async def test_a_path_that_breaks_under_traffic_is_in_doubt_8_seconds_later(autojump_clock: MockClock) -> None:
+    """Each second a request and its answer, and a hole in between."""
+    ends, doubts = pipe(), Doubts()
+    async with two(ends, on_doubt=doubts) as both:
+        near, far = await both.stream()
+        for _ in range(5):
+            await trio.sleep(1)
+            await near.send_all(b"request")
+            await far.receive_some()
+            await far.send_all(b"answer")
+        broken_at = trio.current_time()
+        cut(ends)
+        await both.server.ended.wait()
+        assert doubts.at == [broken_at + 8]
+        assert doubts.silences == [8]
+        assert trio.current_time() == broken_at + 30, "a doubt ends nothing"
+
+
+async def test_a_path_that_is_broken_when_traffic_begins_is_in_doubt_8_seconds_later(
+    autojump_clock: MockClock,
+) -> None:
+    ends, doubts = pipe(), Doubts()
+    async with two(ends, heartbeat=60, on_doubt=doubts) as both:
+        _near, far = await both.stream()
+        await trio.sleep(100)
+        cut(ends)
+        began_at = trio.current_time()
+        await far.send_all(b"answer")
+        await trio.sleep(8.5)
+        assert doubts.at == [began_at + 8]
+
+
+async def test_an_idle_path_that_breaks_is_in_doubt_before_it_is_dead(autojump_clock: MockClock) -> None:
+    ends, doubts = pipe(), Doubts()
+    async with two(ends, on_doubt=doubts) as both:
+        await trio.sleep(100)
+        cut(ends)
+        broken_at = trio.current_time()
+        await both.server.ended.wait()
+        assert broken_at + 5 <= doubts.at[0] <= broken_at + 20
+        assert broken_at + 15 <= trio.current_time() <= broken_at + 30
+
+
+async def test_an_idle_link_sends_nothing_more_often_than_the_heartbeat(autojump_clock: MockClock) -> None:
+    """Also with open streams. Traffic is followed by one ping."""
+    async with one(pipe(), heartbeat=15, on_doubt=Doubts()) as (_running, peer):
+        asked: list[float] = []
+
+        async def answer() -> None:
+            while (ping := await peer.hear()) is not None:
+                if ping.type == PING and ping.flags == SYN:
+                    asked.append(trio.current_time())
+                    await peer.say(encode_header(PING, ACK, 0, ping.length))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            await trio.sleep(4)
+            await peer.say(data(1, b"request", SYN))
+            await trio.sleep(100)
+            nursery.cancel_scope.cancel()
+        assert asked[:3] == [0, 7, 22]
+        assert {after - before for before, after in itertools.pairwise(asked[2:])} == {15}
+
+
+async def test_a_check_that_is_answered_changes_nothing(autojump_clock: MockClock) -> None:
+    doubts = Doubts()
+    async with two(pipe(), heartbeat=NEVER, on_doubt=doubts) as both:
+        await trio.sleep(5)
+        before = len(both.server.round_trips)
+        both.server.connection.check()
+        await trio.sleep(5)
+        assert len(both.server.round_trips) == before + 1
+        assert doubts.at == []
+        assert not both.server.ended.is_set()
+
+
+async def test_a_check_without_an_answer_ends_the_session_after_2_seconds(autojump_clock: MockClock) -> None:
+    ends, doubts = pipe(), Doubts()
+    async with two(ends, heartbeat=NEVER, on_doubt=doubts) as both:
+        await trio.sleep(5)
+        cut(ends)
+        both.server.connection.check()
+        await both.server.ended.wait()
+        assert trio.current_time() <= 7 + GOODBYE_TIMEOUT, "the ping is stuck in the pipe"
+        assert doubts.at == [7]
+        assert both.server.connection.failed_check
+        assert isinstance(both.server.ending, trio.BrokenResourceError)
+
+
+async def test_a_check_ends_nothing_while_the_link_restores_itself(autojump_clock: MockClock) -> None:
+    ends, doubts = pipe(), Doubts(restores=True)
+    async with two(ends, on_doubt=doubts) as both:
+        await trio.sleep(5)
+        cut(ends)
+        both.server.connection.check()
+        await both.server.ended.wait()
+        assert doubts.at == [7]
+        assert trio.current_time() >= 30, "the heartbeat decides"
+        assert not both.server.connection.failed_check
 
 
 async def test_a_peer_that_is_asked_answers(autojump_clock: MockClock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final, final
 
@@ -101,3 +102,71 @@ def test_a_byte_begins_everything_anew() -> None:
     assert heartbeat.next_look == 30.5
     assert heartbeat.look(30.5, 15.5, attrs.evolve(STILL, taken=11))
     assert heartbeat.dead_at == 45.5
+
+
+def test_a_path_is_in_doubt_5_seconds_after_a_ping_without_an_answer() -> None:
+    heartbeat = Heartbeat(15.0)
+    heartbeat.look(0.0, 0.0, STILL)
+    assert heartbeat.doubt_at == math.inf
+    assert heartbeat.look(15.0, 0.0, STILL)
+    assert heartbeat.doubt_at == 20.0
+    heartbeat.look(16.0, 0.0, attrs.evolve(STILL, arrived=101))
+    assert heartbeat.doubt_at == 21.0, "bytes moved"
+    heartbeat.look(17.0, 16.5, STILL)
+    assert heartbeat.doubt_at == math.inf, "a byte came"
+
+
+def test_the_doubt_waits_for_longer_on_a_path_that_may_pause_for_longer() -> None:
+    heartbeat = Heartbeat(15.0)
+    assert heartbeat.look(15.0, 0.0, attrs.evolve(STILL, longest_pause=40.0))
+    assert heartbeat.doubt_at == 35.0
+
+
+@pytest.mark.parametrize("delivery", [None, STILL])
+def test_a_ping_follows_traffic(delivery: Delivery | None) -> None:
+    heartbeat = Heartbeat(15.0, follows_traffic=True)
+    assert heartbeat.look(20.0, 0.0, delivery, traffic=0)
+    assert heartbeat.awaits_traffic
+    assert not heartbeat.look(21.0, 21.0, delivery, traffic=1)
+    assert heartbeat.next_look == 24.0
+    assert not heartbeat.look(24.0, 23.0, delivery, traffic=2)
+    assert heartbeat.look(26.0, 23.0, delivery, traffic=2)
+    assert heartbeat.doubt_at == 31.0
+    assert not heartbeat.look(26.1, 26.1, delivery, traffic=2)
+    assert heartbeat.next_look == 41.1, "once, until there is more of it"
+
+
+def test_traffic_changes_nothing_for_an_end_that_does_not_follow_it() -> None:
+    heartbeat = Heartbeat(15.0)
+    assert not heartbeat.look(14.0, 0.0, STILL, traffic=1)
+    assert heartbeat.next_look == 15.0
+
+
+def test_a_check_asks_at_once_and_fails_after_2_seconds() -> None:
+    heartbeat = Heartbeat(15.0)
+    heartbeat.look(0.0, 0.0, STILL)
+    heartbeat.check()
+    assert heartbeat.look(4.0, 0.0, STILL)
+    assert heartbeat.doubt_at == heartbeat.check_fails_at == 6.0
+    assert heartbeat.dead_at == 30.0
+    assert not heartbeat.look(5.0, 4.5, STILL)
+    assert heartbeat.check_fails_at == math.inf
+
+
+def test_a_check_shares_a_ping_that_is_not_answered() -> None:
+    heartbeat = Heartbeat(15.0)
+    assert heartbeat.look(15.0, 0.0, STILL)
+    heartbeat.check()
+    assert not heartbeat.look(17.0, 0.0, STILL)
+    assert heartbeat.check_fails_at == 19.0
+
+
+def test_a_check_waits_for_bytes_that_tcp_sends_again() -> None:
+    """After a hole, TCP sends lost bytes again after up to 3 seconds. The path may live."""
+    heartbeat = Heartbeat(15.0)
+    waiting = attrs.evolve(STILL, written=6000)
+    heartbeat.look(0.0, 0.0, waiting)
+    heartbeat.check()
+    assert heartbeat.look(4.0, 0.0, waiting)
+    assert heartbeat.doubt_at == 6.0
+    assert heartbeat.check_fails_at == 8.0

@@ -25,7 +25,7 @@ from typing import Any, Final, NoReturn, final
 import attrs
 import trio
 
-from ..._model.addresses import Address, RelayAddress
+from ..._model.addresses import Address
 from ..._model.errors import (
     InvalidSettingsError,
     LinkLostError,
@@ -37,9 +37,11 @@ from ..._model.exception_groups import lone_error_bare
 from ..._model.keys import RelayKey
 from ..._net.adopted import Watched
 from ..._net.dialing import Dialer, dial_relay, dial_tcp
+from ..._net.lent_socket import LentSocket
 from ..._net.socket_options import keep_alive
 from ..._net.tls.client import client_tls, why_alerted
 from ..interface import IN_CLEAR, Deliver, Report, Session, Target, usable_key
+from ..link_checks import LinkChecks
 from .codec import Ack, Challenge, ChannelKind, ControlChannel, ControlCommand, ControlEvent, Hello, OtherVersionError
 from .data_channels import DataChannels, staying
 from .key_mode import KeyMode
@@ -48,6 +50,9 @@ __all__ = ["RatholeTransport", "failures_named", "hear"]
 
 HEARTBEAT_TIMEOUT: Final = 40.0
 """Seconds of silence on the control channel after which the relay is dead. A relay beats every 30 seconds or more."""
+
+CHECK_TIMEOUT: Final = 3.0
+"""Seconds that a check of the link takes. TCP breaks the connection after two of them."""
 
 _READ_SIZE: Final = 4 * 1024
 
@@ -107,11 +112,13 @@ class RatholeTransport:
                         nursery=nursery,
                         stay=stay,
                     )
+                    if connected is not None:
+                        nursery.start_soon(_check_when_asked, target.checks, connected)
                     task_status.started(Session())
                     if tls is None:
                         _log.warning(IN_CLEAR, address, "the transport tls")
                     try:
-                        await _obey(channel, early, stream, channels, address)
+                        await _obey(channel, early, stream, channels, target)
                     finally:
                         await channels.end()
             raise AssertionError("a control channel ends by raising")
@@ -198,9 +205,10 @@ async def _obey(
     events: list[ControlEvent],
     stream: trio.abc.Stream,
     channels: DataChannels,
-    address: RelayAddress,
+    target: Target,
 ) -> NoReturn:
     """Open the data channels that the relay asks for, until the control channel ends."""
+    address = target.address
     try:
         while True:
             for event in events:
@@ -216,9 +224,22 @@ async def _obey(
             f"the relay at {address} was silent for {HEARTBEAT_TIMEOUT:g} seconds, longer than any relay's heartbeat"
         ) from None
     except trio.BrokenResourceError as error:
-        raise LinkLostError(f"the link to {address} is lost: {error}") from error
+        in_check = trio.current_time() < target.checks.asked_at + CHECK_TIMEOUT
+        raise LinkLostError(f"the link to {address} is lost: {error}", retry_at_once=in_check) from error
     except RemoteProtocolError as error:
         raise LinkLostError(f"the relay at {address} broke a rule of the protocol: {error}") from error
+
+
+async def _check_when_asked(checks: LinkChecks, connected: LentSocket) -> NoReturn:
+    """Make TCP probe the relay's system when a check is asked for; then the connection breaks if nothing answers.
+
+    The relay answers nothing on the control channel, so it cannot be asked itself.
+    """
+    while True:
+        await checks.asked()
+        keep_alive(connected.socket, idle=1, interval=1, probes=1)
+        await trio.sleep(CHECK_TIMEOUT)
+        keep_alive(connected.socket)
 
 
 def _machine_reached(watched: Watched, dial: Dialer) -> Address | None:
