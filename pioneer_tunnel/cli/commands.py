@@ -150,6 +150,11 @@ def new_identity() -> None:
 @click.option("--proxy-credentials-file", type=_FILE, help="A file with the line user:password for the proxy.")
 @click.option("--relay-identity", help="Accept only the relay with this public key (ed25519:...).")
 @click.option("--service", default=DEFAULT_SERVICE, show_default=True, help="The service label.")
+@click.option(
+    "--heartbeat",
+    type=click.FloatRange(1, 60),
+    help="Seconds of silence after which the link is pinged, if the relay's are more.",
+)
 @click.option("--tls-certificate", type=_FILE, help="End visitors' TLS with this, where the relay passes it through.")
 @click.option("--tls-private-key", type=_FILE, help="The certificate's private key.")
 @click.option("--local-ca-file", type=_FILE, help="PEM certificates to trust for a LOCAL with https://.")
@@ -170,6 +175,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
     proxy_credentials_file: Path | None,
     relay_identity: str | None,
     service: str,
+    heartbeat: float | None,
     tls_certificate: Path | None,
     tls_private_key: Path | None,
     local_ca_file: Path | None,
@@ -199,6 +205,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
         system_trust=system_trust,
         key_mode=key_mode,
         websocket_engine=websocket_engine,
+        heartbeat=heartbeat,
     )
     if (tls_certificate is None) != (tls_private_key is None):
         raise click.UsageError("--tls-certificate and --tls-private-key come together")
@@ -223,6 +230,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
                     relay_identity=relay_identity,
                     transport=transport,
                     key_mode=key_mode,
+                    heartbeat=heartbeat,
                     websocket_engine=websocket_engine,
                     local=first_local(addresses),
                     services=services,
@@ -261,6 +269,7 @@ def _refuse_idle_options(
     system_trust: SystemTrust,
     key_mode: str,
     websocket_engine: EngineName | None,
+    heartbeat: float | None,
 ) -> None:
     """Refuse options that would have no effect. Whoever names a CA expects TLS, for example."""
     native = transport == "websocket"
@@ -273,6 +282,8 @@ def _refuse_idle_options(
         raise click.UsageError("--key-mode is for a relay of --transport tcp or tls")
     if not native and websocket_engine is not None:
         raise click.UsageError("--websocket-engine is for a relay of --transport websocket")
+    if not native and heartbeat is not None:
+        raise click.UsageError("--heartbeat is for a relay of --transport websocket")
 
 
 async def _show(tunnel: Tunnel, lines: StatusLines) -> None:

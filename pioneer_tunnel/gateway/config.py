@@ -42,6 +42,7 @@ from .._storage.validation import (
     structure,
     whole_number,
 )
+from .._wire.handshake import MAX_HEARTBEAT_MS, MIN_HEARTBEAT_MS
 from ..transports.process.config import ProcessConfig, a_process
 from ..transports.rathole.key_mode import KeyMode
 from .tls_config import TlsConfig, a_tls
@@ -184,6 +185,15 @@ def _pin_unchecked(pin: PublicKey | None, transport: Transport | None, relay_add
     return f"only a relay of transport websocket can prove its identity, and this is {effective}; leave one of them out"
 
 
+def _heartbeat_means_nothing(
+    heartbeat_ms: int | None, transport: Transport | None, relay_addr: RelayAddress
+) -> str | None:
+    effective = _effective(transport, relay_addr)
+    if heartbeat_ms is None or effective in (Transport.WEBSOCKET, Transport.NOISE):
+        return None
+    return f"only a relay of transport websocket can be asked for it, and this is {effective}; leave one of them out"
+
+
 def _tls_out_of_reach(tls: TlsConfig | None, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
     if tls is None or _effective(transport, relay_addr) is not Transport.PROCESS:
         return None
@@ -262,6 +272,7 @@ class RemoteAccessConfig:
         allow_server_override: whether the settings' `server` may replace `relay_addr`.
         apply_grace_ms: how long open streams may go on after a change of the settings.
         connect_timeout_ms: how long each step of connecting may take.
+        heartbeat_ms: silence after which the link is pinged, if the relay's heartbeat is longer; None for the relay's.
         ca_file: a PEM file of further certificate authorities for TLS to the relay; `ca_path` is its resolved path.
         system_trust: what is trusted in addition to `ca_file`: `openssl`, the files that Python's OpenSSL knows, or
             `os`, what the operating system trusts; that needs the extra `truststore`.
@@ -300,6 +311,9 @@ class RemoteAccessConfig:
     allow_server_override: bool = attrs.field(default=False, validator=a_flag)
     apply_grace_ms: int = attrs.field(default=1000, validator=whole_number(0, 10 * _MINUTE_MS))
     connect_timeout_ms: int = attrs.field(default=10_000, validator=whole_number(1, 10 * _MINUTE_MS))
+    heartbeat_ms: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(whole_number(MIN_HEARTBEAT_MS, MAX_HEARTBEAT_MS))
+    )
     ca_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     system_trust: SystemTrust = attrs.field(default="openssl", validator=_system_trust)
     proxy: Proxy | Direct | None = attrs.field(default=None, converter=attrs.converters.optional(_proxy))
@@ -318,6 +332,7 @@ class RemoteAccessConfig:
         Rule(("transport", "relay_addr"), _transport_contradicts),
         Rule(("restart_max_ms", "restart_initial_ms"), _longest_under_first),
         Rule(("relay_identity", "transport", "relay_addr"), _pin_unchecked),
+        Rule(("heartbeat_ms", "transport", "relay_addr"), _heartbeat_means_nothing),
         Rule(("key_mode", "transport", "relay_addr"), _key_mode_means_nothing),
         Rule(("tls", "transport", "relay_addr"), _tls_out_of_reach),
         Rule(("local_addr", "transport", "relay_addr"), _local_out_of_reach),

@@ -46,12 +46,15 @@ def configured_transport(
     key_mode: KeyMode,
     limits: Limits,
     websocket_engine: EngineName | None = None,
+    heartbeat: float | None = None,
     program: TunnelProgram | None = None,
 ) -> BuiltInTransport | None:
     """The transport called `name`, with those of the options that it has; None when there is none of that name."""
     match TRANSPORTS.get(name):
         case NativeTransport() as native:
-            return attrs.evolve(native, relay_identity=relay_identity, limits=limits, engine=websocket_engine)
+            return attrs.evolve(
+                native, relay_identity=relay_identity, limits=limits, engine=websocket_engine, heartbeat=heartbeat
+            )
         case RatholeTransport() as rathole:
             return attrs.evolve(rathole, key_mode=key_mode, max_streams=limits.streams)
         case ProcessTransport() as process:

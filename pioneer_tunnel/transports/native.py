@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final, NoReturn, final
 
@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from .._model.addresses import RelayAddress, is_loopback
-from .._model.errors import LinkLostError, RelayConnectError, RemoteProtocolError, ReplacedError
+from .._model.errors import InvalidSettingsError, LinkLostError, RelayConnectError, RemoteProtocolError, ReplacedError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import PublicKey, RelayKey
 from .._model.retry_after import retry_after_seconds
@@ -24,7 +24,16 @@ from .._model.text import clean_message, cut
 from .._net.dialing import dial_relay
 from .._net.tls.client import client_tls, why_alerted
 from .._wire import messages as wire
-from .._wire.handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
+from .._wire.handshake import (
+    AGENT,
+    MAX_HEARTBEAT_MS,
+    MIN_HEARTBEAT_MS,
+    SUBPROTOCOL,
+    Choose,
+    GatewayHandshake,
+    Welcome,
+)
+from .._wire.heartbeat import HEARTBEAT, choose_heartbeat
 from .._wire.proxy_v2 import MAX_LENGTH, ProxyHeader
 from ..websocket import (
     EngineName,
@@ -77,14 +86,19 @@ class NativeTransport:
         relay_identity: the public key of the only relay to accept. None accepts any relay that TLS accepts.
         limits: what a session may cost in memory.
         engine: the WebSocket engine; None for the fastest that is installed.
+        heartbeat: seconds of silence after which to ping, 1 to 60, if the relay's heartbeat is longer; None for the
+            relay's.
     """
 
     relay_identity: PublicKey | None = None
     limits: Limits = attrs.field(factory=Limits)
     engine: EngineName | None = None
+    heartbeat: float | None = None
 
     def check(self, key: RelayKey | None) -> RelayKey:
         """See `BuiltInTransport`. Here the key is 20 characters or longer, and the engine is installed."""
+        if self.heartbeat is not None and not MIN_HEARTBEAT_MS <= self.heartbeat * 1000 <= MAX_HEARTBEAT_MS:
+            raise InvalidSettingsError(f"the heartbeat is {self.heartbeat:g} seconds; allowed are 1 to 60")
         usable = usable_key(key, native=True)
         load_engine(self.engine)
         return usable
@@ -112,8 +126,9 @@ class NativeTransport:
                             f"{address} answers as a WebSocket, but not as a relay: it did not take {SUBPROTOCOL}"
                         )
                     deadline.deadline = trio.current_time() + timeout
-                    offer = ServiceOffer(target.services)
-                    welcome, early = await authenticate(websocket, target, self.relay_identity, offer)
+                    offer, wanted = ServiceOffer(target.services), target.redial.heartbeat(self.heartbeat)
+                    choices = {HEARTBEAT: choose_heartbeat(wanted)}
+                    welcome, early = await authenticate(websocket, target, self.relay_identity, offer, choices)
                     deadline.deadline = float("inf")
                     take_spread(welcome, report)
                     link = WebSocketLink(
@@ -125,6 +140,7 @@ class NativeTransport:
                         welcome,
                         target,
                         offer=offer,
+                        heartbeat=min(welcome.heartbeat, wanted or welcome.heartbeat),
                         limits=self.limits,
                         deliver=deliver,
                         report=report,
@@ -134,7 +150,11 @@ class NativeTransport:
 
 
 async def authenticate(
-    websocket: WebSocket, target: Target, relay_identity: PublicKey | None, offer: ServiceOffer
+    websocket: WebSocket,
+    target: Target,
+    relay_identity: PublicKey | None,
+    offer: ServiceOffer,
+    choices: Mapping[str, Choose] | None = None,
 ) -> tuple[Welcome, list[Message]]:
     """The handshake; returns the welcome, and the messages that came with it: visitors may be waiting already."""
     opening = GatewayHandshake(
@@ -143,7 +163,7 @@ async def authenticate(
         service=target.service,
         instance=target.instance,
         pinned_relay=relay_identity,
-        choices={wire.DRAINING: lambda _: {}, wire.SPREAD: lambda _: {}, **offer.choices},
+        choices={wire.DRAINING: lambda _: {}, wire.SPREAD: lambda _: {}, **offer.choices, **(choices or {})},
     )
     while True:
         messages = await websocket.receive()
@@ -166,6 +186,7 @@ async def _carry(
     target: Target,
     *,
     offer: ServiceOffer,
+    heartbeat: float,
     limits: Limits,
     deliver: Deliver,
     report: Report,
@@ -206,7 +227,7 @@ async def _carry(
         connection = YamuxConnection(
             link,
             Role.SERVER,
-            heartbeat=welcome.heartbeat,
+            heartbeat=heartbeat,
             limits=limits,
             on_stream=on_stream,
             on_round_trip=on_round_trip,
@@ -216,11 +237,11 @@ async def _carry(
         if offer.addresses is not None:
             nursery.start_soon(offer.keep_told, lambda text: websocket.send([text]), report_services)
         nursery.start_soon(check_when_asked)
-        await _run(connection, target)
+        await _run(connection, target, heartbeat)
     raise AssertionError("a connection ends by raising")
 
 
-async def _run(connection: YamuxConnection, target: Target) -> NoReturn:
+async def _run(connection: YamuxConnection, target: Target, heartbeat: float) -> NoReturn:
     """Run yamux; what ends it becomes a `LinkLostError`."""
     address = target.address
     try:
@@ -228,7 +249,7 @@ async def _run(connection: YamuxConnection, target: Target) -> NoReturn:
     except WebSocketClosed as error:
         raise LinkLostError(f"the relay closed the link with code {error.code}{_quoted(error.reason)}") from error
     except trio.BrokenResourceError as error:
-        target.redial.note_lost(stuck=connection.stuck)
+        target.redial.note_lost(stuck=connection.stuck, silence=connection.silence, heartbeat=heartbeat)
         raise LinkLostError(f"the link to {address} is lost: {error}", retry_at_once=connection.failed_check) from error
     except trio.ClosedResourceError as error:
         raise LinkLostError(f"the link to {address} was closed at this end") from error

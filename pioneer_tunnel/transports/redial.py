@@ -6,6 +6,8 @@
 - The size of packets. Some paths drop large packets without a word. Small ones arrive, so connecting works, and TLS
   stalls with its certificates, or the link with the first large answer. So after a link that was lost, and after an
   opening that failed, packets are limited.
+- The heartbeat. A balancer or a NAT on the way may cut idle connections before the relay's heartbeat comes. After a
+  link that was cut so, the gateway asks for the protocol's default.
 - The TLS context, and the credentials for a proxy. They are made for each attempt, from files that another program may
   be replacing. Once the tunnel was up, the last good ones are used when the files are missing, partial or empty.
 
@@ -31,9 +33,11 @@ from .._net.dialing import HEAD_START, Dialer, ResolvingDialer, dial_tcp, first_
 from .._net.proxies.choice import ProxyChoice
 from .._net.proxies.credentials_file import read_credentials
 from .._net.proxies.entering import Via
+from .._wire.handshake import DEFAULT_HEARTBEAT_MS
 
 __all__ = ["Redial"]
 
+DEFAULT_HEARTBEAT: Final = DEFAULT_HEARTBEAT_MS / 1000
 SEGMENTS: Final = (None, 1220, 536)
 """Bytes of a packet: unlimited, as much as any path of IPv6 carries, and what any path of IPv4 carries."""
 
@@ -54,6 +58,7 @@ class Redial:
         self._credentials: Final[_Renewed[ProxyCredentials]] = _Renewed()
         self._told_of_proxy = False
         self._narrowed = 0  # index into SEGMENTS
+        self._cut_when_idle = False
 
     def note_up(self) -> None:
         """Note that the tunnel is up, through the address that was connected last."""
@@ -61,12 +66,23 @@ class Redial:
         if self._connected_to is not None:
             self._tried.pop(self._connected_to, None)
 
-    def note_lost(self, *, stuck: bool) -> None:
+    def heartbeat(self, wanted: float | None) -> float | None:
+        """The heartbeat to ask the relay for, in seconds; None for the relay's own.
+
+        Args:
+            wanted: what the operator wants; None leaves it to the relay.
+        """
+        return min(wanted or DEFAULT_HEARTBEAT, DEFAULT_HEARTBEAT) if self._cut_when_idle else wanted
+
+    def note_lost(self, *, stuck: bool, silence: float = 0, heartbeat: float = 0) -> None:
         """Note that a link ended without a word of the relay.
 
         Args:
             stuck: whether this end has sent large packets that did not arrive.
+            silence: seconds in which nothing had come.
+            heartbeat: seconds of silence after which this end would have pinged.
         """
+        self._cut_when_idle |= DEFAULT_HEARTBEAT <= silence < heartbeat
         # The relay's large packets may vanish as well; then this end has nothing that is not acknowledged.
         self._narrowed = min(self._narrowed + 1, len(SEGMENTS) - 1) if stuck else max(self._narrowed, 1)
 

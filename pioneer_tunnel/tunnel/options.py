@@ -34,6 +34,7 @@ class TunnelOptions(TypedDict, total=False):
     relay_identity: PublicKey | str | None
     restart: RestartPolicy | None
     connect_timeout: float
+    heartbeat: float | None
     backlog: int
     limits: Limits | None
     dial: Dialer

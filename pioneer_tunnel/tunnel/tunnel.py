@@ -181,6 +181,7 @@ async def open_tunnel(
     relay_identity: PublicKey | str | None = None,
     restart: RestartPolicy | None = None,
     connect_timeout: float = 10.0,
+    heartbeat: float | None = None,
     backlog: int = DEFAULT_BACKLOG,
     limits: Limits | None = None,
     dial: Dialer = dial_tcp,
@@ -220,6 +221,8 @@ async def open_tunnel(
         relay_identity: the only relay to accept, as `ed25519:...`; by default any that TLS accepts. `websocket` only.
         restart: when to retry (default `RestartPolicy()`).
         connect_timeout: seconds for each step of connecting (default 10).
+        heartbeat: seconds without a byte, 1 to 60, after which the relay and this gateway ping each other, if that is
+            shorter than the relay's own; by default (None) the relay's, most often 15. `websocket` only.
         backlog: visitors that may wait for `accept`; more are reset (default 256). Over `tcp` and `tls` those beyond
             256 wait at the relay.
         limits: what the session may cost in memory (default `Limits()`).
@@ -256,6 +259,7 @@ async def open_tunnel(
         key_mode=_key_mode(key_mode),
         limits=limits or Limits(),
         websocket_engine=websocket_engine,
+        heartbeat=heartbeat,
     )
     if system_trust not in SYSTEM_TRUSTS:
         raise InvalidSettingsError(f"system_trust is {system_trust!r}; there are {', '.join(SYSTEM_TRUSTS)}")
@@ -318,6 +322,7 @@ def _configured(
     key_mode: KeyMode,
     limits: Limits,
     websocket_engine: EngineName | None,
+    heartbeat: float | None,
 ) -> Serve:
     """The transport, with its options, which are checked together with the key."""
     if not isinstance(transport, str):
@@ -329,12 +334,15 @@ def _configured(
         key_mode=key_mode,
         limits=limits,
         websocket_engine=websocket_engine,
+        heartbeat=heartbeat,
     )
     if built_in is None:
         raise UnsupportedTransportError(f"no transport is called {transport!r}; there are {', '.join(TRANSPORTS)}")
     built_in.check(key)
     if relay_identity is not None and transport in _BARE:
         raise InvalidSettingsError("relay_identity: only a relay of transport websocket can prove what it is")
+    if heartbeat is not None and transport in _BARE:
+        raise InvalidSettingsError("heartbeat: only a relay of transport websocket can be asked for one")
     return built_in
 
 

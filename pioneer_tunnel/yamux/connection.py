@@ -141,6 +141,7 @@ class YamuxConnection:
         self._on_first_bytes = on_first_bytes
         self._on_doubt: Final = on_doubt
         self._goodbye: Final = goodbye
+        self._heard_at = link.last_received
         self._clock = trio.lowlevel.ParkingLot()
         self._traffic_at_rest: int | None = None  # while the clock task waits for traffic as well
         self._events: Final[deque[Event]] = deque()
@@ -243,6 +244,11 @@ class YamuxConnection:
         # The link may have received bytes that did not reach us: a part of a large message, or a WebSocket control
         # frame.
         return self._link.last_received > asked_at
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last byte of the session came. Bytes that only close the connection do not count."""
+        return trio.current_time() - self._heard_at
 
     def check(self) -> None:
         """Ping the peer now. Without a sign of life within 2 seconds the path is in doubt, and soon the session ends.
@@ -384,6 +390,7 @@ class YamuxConnection:
         if self._asked_at is not None:
             self._asked_at = None
             self._answer_waiters.unpark_all()
+        self._heard_at = self._link.last_received
         total = 0
         for chunk in chunks:
             size = len(chunk)

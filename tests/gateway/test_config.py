@@ -50,6 +50,7 @@ CONTRACT_DEFAULTS = {
     "proxy_protocol": None,
     "key_mode": "token_routing",
     "connect_timeout_ms": 10000,
+    "heartbeat_ms": None,
     "process": None,
     "tls": None,
     "system_trust": "openssl",
@@ -128,6 +129,7 @@ def test_a_table_of_text_gives_values(tmp_path: Path) -> None:
         relay_identity = "{PIN}"
         proxy_protocol = "v2"
         connect_timeout_ms = 250
+        heartbeat_ms = 10000
 
         [other]
         unknown_key = 1
@@ -150,6 +152,7 @@ def test_a_table_of_text_gives_values(tmp_path: Path) -> None:
         relay_identity=PublicKey.parse(PIN),
         proxy_protocol="v2",
         connect_timeout_ms=250,
+        heartbeat_ms=10_000,
         base_dir=tmp_path,
     )
 
@@ -290,6 +293,8 @@ def test_a_pin_that_nobody_would_check_is_refused(transport: str | None) -> None
         ("allow_server_override", "yes", "true and false"),
         ("apply_grace_ms", -1, "0 to 600000"),
         ("connect_timeout_ms", 0, "1 to 600000"),
+        ("heartbeat_ms", 999, "1000 to 60000"),
+        ("heartbeat_ms", 60_001, "1000 to 60000"),
         ("relay_identity", "ed25519:12", "64 hexadecimal digits"),
         ("relay_identity", 12, "64 hexadecimal digits"),
         ("key_mode", "token-hash", "nearest of them is 'token_hash'"),
@@ -319,6 +324,13 @@ def test_the_longest_delay_is_not_under_the_first() -> None:
     (problem,) = refused(restart_initial_ms=100, restart_max_ms=99)
     assert (problem.key, problem.value) == ("restart_max_ms", "99")
     assert "restart_initial_ms, which is 100" in problem.message
+
+
+def test_a_heartbeat_is_for_relays_that_can_be_asked_for_one() -> None:
+    assert RemoteAccessConfig(relay_addr="wss://relay.example", heartbeat_ms=5000).heartbeat_ms == 5000
+    (problem,) = refused(relay_addr="relay.example:1", heartbeat_ms=5000)
+    assert problem.key == "heartbeat_ms"
+    assert "this is tcp" in problem.message
 
 
 def test_a_key_mode_is_for_relays_that_have_one() -> None:

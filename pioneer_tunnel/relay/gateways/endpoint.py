@@ -29,6 +29,7 @@ from ..._net.log_limiter import LogLimiter
 from ..._net.prefixed_stream import PrefixedStream
 from ..._wire import services
 from ..._wire.handshake import SUBPROTOCOL, Claim, Extensions, Rejection, RelayHandshake
+from ..._wire.heartbeat import HEARTBEAT, agreed_heartbeat, offer_heartbeat
 from ..._wire.messages import SPREAD
 from ..._wire.services import Located
 from ...websocket import Allowance, EngineName, Opening, WebSocket, WebSocketRefused, load_engine
@@ -55,7 +56,7 @@ BUSY_RETRY_MS: Final = 5_000
 """Milliseconds that a gateway is asked to wait when another one has its tunnel."""
 
 OFFERS: Final[Extensions] = {services.SERVICES: {}}
-"""The extensions that the relay offers."""
+"""The extensions that the relay offers, beside the heartbeat."""
 
 TELL_INTERVAL: Final = 5.0
 """Seconds between two times at which gateways are told how to come back, if that has changed much."""
@@ -77,12 +78,14 @@ class _Proved:
         claim: what it claimed.
         handshake: makes its welcome.
         served: the services that it takes visitors of; None when it knows no services.
+        heartbeat_ms: what it and the relay have agreed on.
     """
 
     entry: TunnelEntry
     claim: Claim
     handshake: RelayHandshake
     served: Collection[str] | None
+    heartbeat_ms: int
 
 
 @final
@@ -210,11 +213,12 @@ class GatewayEndpoint:
         if wait is not None:
             await _reject(websocket, None, None, self._busy(wait))
             return None
+        config = self._config
         handshake = RelayHandshake(
-            self._config.id,
-            public_names=self._config.public_names,
+            config.id,
+            public_names=config.public_names,
             identity=self._identity,
-            offers={**OFFERS, **self._spreading.offer},
+            offers={**OFFERS, **self._spreading.offer, HEARTBEAT: offer_heartbeat(config.heartbeat_ms)},
         )
         await websocket.send([handshake.challenge])
         claim: Claim | None = None
@@ -236,8 +240,13 @@ class GatewayEndpoint:
                         assert entry is not None  # without an entry, no key verifies
                         self._handshakes.proved(trio.current_time())
                         wanted = claim.extensions.get(services.SERVICES)
-                        served = None if wanted is None else services.serves(wanted)
-                        return _Proved(entry=entry, claim=claim, handshake=handshake, served=served)
+                        return _Proved(
+                            entry=entry,
+                            claim=claim,
+                            handshake=handshake,
+                            served=None if wanted is None else services.serves(wanted),
+                            heartbeat_ms=agreed_heartbeat(claim.extensions, config.heartbeat_ms),
+                        )
         except Rejection as rejection:
             if rejection.reason == "auth_failed" and arrival is not None:
                 await trio.sleep(arrival.failed(trio.current_time()))
@@ -262,7 +271,7 @@ class GatewayEndpoint:
     ) -> None:
         config, entry, claim, served = self._config, proved.entry, proved.claim, proved.served
         offered: OfferedServices | None = None
-        confirmed: dict[str, Mapping[str, Any]] = {}
+        confirmed: dict[str, Mapping[str, Any]] = {name: {} for name in claim.extensions if name == HEARTBEAT}
         if served is not None:
             locate = functools.partial(self._locate, claim.key_id)
             located = await locate(served)
@@ -294,7 +303,7 @@ class GatewayEndpoint:
             claim,
             websocket,
             watched,
-            heartbeat=config.heartbeat_ms / 1000,
+            heartbeat=proved.heartbeat_ms / 1000,
             limits=self._limits,
             sending=self._sending,
             since=self._wall_clock(),
@@ -315,7 +324,7 @@ class GatewayEndpoint:
                     claim,
                     session=session.id,
                     public_url=self._address_of(entry.routes[0]),
-                    heartbeat_ms=config.heartbeat_ms,
+                    heartbeat_ms=proved.heartbeat_ms,
                     confirmed=confirmed,
                 )
                 await websocket.send([welcome])
