@@ -15,6 +15,7 @@ from .._hosts.background import run_remote_access
 from .._hosts.trio_thread import Stopped, TrioThread
 from .._model.status import Status
 from .._net.dialing import Dialer, dial_tcp
+from .._net.network_changes import WatchNetwork
 from ..asgi.interface import AsgiApp
 from ..asgi.options import DEFAULTS, Options
 from ..gateway import remote_access as trio_face, rpc as trio_rpc
@@ -53,7 +54,7 @@ class RemoteAccess:
         app: an ASGI 3 application that is running already, and serves visitors in this event loop; by default they are
             forwarded to `config.local_addr`.
         app_options: limits for `app`.
-        dial, transports, limits, services, random, wall_clock: as there.
+        dial, watch_network, transports, limits, services, random, wall_clock: as there.
 
     Raises:
         TypeError: neither or both of `keystore` and `key_provider` are given.
@@ -69,6 +70,7 @@ class RemoteAccess:
         app: AsgiApp | None = None,
         app_options: Options = DEFAULTS,
         dial: Dialer = dial_tcp,
+        watch_network: WatchNetwork | None = None,
         transports: Mapping[str, Serve] = TRANSPORTS,
         limits: Limits | None = None,
         services: Services | None = None,
@@ -82,6 +84,7 @@ class RemoteAccess:
             key_provider=key_provider,
             handler=None if app is None else self._handle,
             dial=dial,
+            watch_network=watch_network,
             transports=transports,
             limits=limits,
             services=services,

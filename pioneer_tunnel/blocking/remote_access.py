@@ -13,6 +13,7 @@ from .._hosts.background import run_remote_access
 from .._hosts.trio_thread import Stopped
 from .._model.status import Status
 from .._net.dialing import Dialer, dial_tcp
+from .._net.network_changes import WatchNetwork
 from ..gateway import remote_access as trio_face, rpc as trio_rpc
 from ..gateway.config import RemoteAccessConfig
 from ..gateway.keystore import Keystore
@@ -43,7 +44,7 @@ class RemoteAccess:
         key_provider: as there. It is called in the Trio thread, and so are `dial`, `transports` and `keystore`.
         on_status: gets the status at the start, and the newest after each change, in a thread of its own; a function,
             or the `put` of a queue. What it raises is logged.
-        dial, transports, limits, services, random, wall_clock: as there.
+        dial, watch_network, transports, limits, services, random, wall_clock: as there.
 
     Raises:
         TypeError: neither or both of `keystore` and `key_provider` are given.
@@ -58,6 +59,7 @@ class RemoteAccess:
         key_provider: KeyProvider | None = None,
         on_status: OnStatus | None = None,
         dial: Dialer = dial_tcp,
+        watch_network: WatchNetwork | None = None,
         transports: Mapping[str, Serve] = TRANSPORTS,
         limits: Limits | None = None,
         services: Services | None = None,
@@ -70,6 +72,7 @@ class RemoteAccess:
             keystore=keystore,
             key_provider=key_provider,
             dial=dial,
+            watch_network=watch_network,
             transports=transports,
             limits=limits,
             services=services,

@@ -75,7 +75,7 @@ class Tunnel:
             raise Stopped(str(error)) from None
 
     def retry_now(self) -> None:
-        """Retry now, if the tunnel waits before a retry. For a host that knows that the network is back."""
+        """Retry now, if the tunnel waits before a retry; if it is up, check the link. See `pioneer_tunnel.Tunnel`."""
         self._runner.soon(self._tunnel.retry_now)
 
     def close(self) -> None:

@@ -17,8 +17,10 @@ import trio
 from .._model.errors import TunnelError
 from .._net.dialing import Dialer
 from .._net.log_limiter import LogLimiter
+from .._net.network_changes import WatchNetwork
 from ..transports.tunnel_stream import Handler, TunnelStream
 from ..tunnel.forward import forward, probe_local
+from ..tunnel.network import chosen_watch, follow_network
 from ..tunnel.status_feed import StatusFeed
 from ..tunnel.supervisor import Supervisor
 from ..tunnel.visitor_tls import with_certificate
@@ -40,6 +42,7 @@ class Generation:
         host_tasks: a nursery for the host's handlers. They may outlive the generation, with broken streams. Forwarding
             does not outlive it.
         dial: makes connections to the local gateway.
+        watch_network: notices changes of the network; see `chosen_watch`.
         random: the source of jitter.
         wall_clock: seconds since 1970, for the `*_unix` fields of statuses.
     """
@@ -52,6 +55,7 @@ class Generation:
         handler: Handler | None,
         host_tasks: trio.Nursery,
         dial: Dialer,
+        watch_network: WatchNetwork | None,
         random: Random,
         wall_clock: Callable[[], float],
     ) -> None:
@@ -60,6 +64,7 @@ class Generation:
         self._handler: Final = with_certificate(take, plan.certificate)
         self._forwards: Final = handler is None
         self._dial: Final = dial
+        self._watch_network: Final = chosen_watch(watch_network, dial)
         self._tasks = host_tasks
         self._refusing = False
         self._visitors: Final[set[TunnelStream]] = set()
@@ -88,6 +93,7 @@ class Generation:
             async with trio.open_nursery() as nursery:
                 if self._forwards:
                     self._tasks = nursery
+                nursery.start_soon(follow_network, self._watch_network, self._supervisor, self._plan.target)
                 try:
                     await self._supervisor.run()
                 except TunnelError:

@@ -34,6 +34,7 @@ from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
 from .._model.status import State, Status
 from .._net.dialing import Dialer, dial_tcp
+from .._net.network_changes import WatchNetwork
 from .._net.tls.certificate import Certificate
 from ..transports import TRANSPORTS, Serve
 from ..transports.services import Services
@@ -68,6 +69,8 @@ class RemoteAccess:
             Then saving and clearing a key is refused.
         handler: takes visitors' streams in this process; by default they are forwarded to `config.local_addr`.
         dial: makes TCP connections.
+        watch_network: notices changes of the network; each one checks the link, as `retry_now` does. By default (None)
+            the system's network is watched, unless `dial` is given.
         transports: the transports by name. One of your own may stand in for a built-in one.
         limits: what a session may cost in memory.
         services: what it offers in place of `config.services`, for a host that adds and removes services while it runs.
@@ -88,6 +91,7 @@ class RemoteAccess:
         key_provider: KeyProvider | None = None,
         handler: Handler | None = None,
         dial: Dialer = dial_tcp,
+        watch_network: WatchNetwork | None = None,
         transports: Mapping[str, Serve] = TRANSPORTS,
         limits: Limits | None = None,
         services: Services | None = None,
@@ -98,6 +102,7 @@ class RemoteAccess:
         self._stores: Final = Stores(settings, keystore=keystore, key_provider=key_provider)
         self._handler: Final = handler
         self._dial: Final = dial
+        self._watch_network: Final = watch_network
         self._transports: Final = transports
         self._limits: Final = limits or Limits()
         self._services: Final = services
@@ -300,7 +305,7 @@ class RemoteAccess:
                 return
 
     def retry_now(self) -> None:
-        """Retry now, if the tunnel waits before a retry. For a host that knows that the network is back.
+        """Retry now, if the tunnel waits before a retry; if it is up, check the link. See `Tunnel.retry_now`.
 
         Does nothing while `run` is not running.
         """
@@ -402,6 +407,7 @@ class RemoteAccess:
                 handler=self._handler,
                 host_tasks=host_tasks,
                 dial=self._dial,
+                watch_network=self._watch_network,
                 random=self._random,
                 wall_clock=self._wall_clock,
             )

@@ -173,7 +173,6 @@ async def authenticate(
                 raise RelayConnectError(f"{target.address} sent bytes before it said welcome: this is not a relay")
             reply = opening.receive(message)
             if isinstance(reply, Welcome):
-                offer.accepted(reply)
                 return reply, messages[position:]
             if reply is not None:
                 await websocket.send([reply])

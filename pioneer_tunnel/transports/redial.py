@@ -60,6 +60,11 @@ class Redial:
         self._narrowed = 0  # index into SEGMENTS
         self._cut_when_idle = False
 
+    @property
+    def addresses(self) -> list[str]:
+        """The IP address that was connected last, of the relay or of a proxy; empty before."""
+        return [] if self._connected_to is None else [self._connected_to]
+
     def note_up(self) -> None:
         """Note that the tunnel is up, through the address that was connected last."""
         self._was_up = True

@@ -11,6 +11,7 @@ from .._model.addresses import LocalAddress
 from .._model.keys import PublicKey
 from .._model.proxies import Proxy
 from .._net.dialing import Dialer
+from .._net.network_changes import WatchNetwork
 from .._net.tls.client import SystemTrust
 from ..transports import Serve
 from ..transports.rathole.key_mode import KeyMode
@@ -38,6 +39,7 @@ class TunnelOptions(TypedDict, total=False):
     backlog: int
     limits: Limits | None
     dial: Dialer
+    watch_network: WatchNetwork | None
     transport: Serve | str
     key_mode: KeyMode | str
     services: Services | Mapping[str, str | LocalAddress] | None

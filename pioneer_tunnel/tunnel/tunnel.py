@@ -33,6 +33,7 @@ from .._model.proxies import Proxy, configured_proxy
 from .._model.status import State, Status
 from .._model.text import redact_reason
 from .._net.dialing import Dialer, dial_tcp
+from .._net.network_changes import WatchNetwork
 from .._net.proxies.choice import ProxyChoice
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
 from ..transports import TRANSPORTS, Event, Serve, Target, configured_transport, usable_key
@@ -42,6 +43,7 @@ from ..transports.tunnel_stream import TunnelStream
 from ..websocket import EngineName
 from ..yamux import Limits
 from .forward import ProxyProtocol, probe_local
+from .network import chosen_watch, follow_network
 from .restart_policy import RestartPolicy
 from .status_feed import StatusFeed
 from .supervisor import Supervisor, announce
@@ -131,7 +133,11 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
         self._supervisor.report(event)
 
     def retry_now(self) -> None:
-        """Retry now, if the tunnel waits before a retry. For a host that knows that the network is back."""
+        """Retry now, if the tunnel waits before a retry; if it is up, check the link. Does not wait.
+
+        For a host that knows more of the network than this system tells. A link that shows no sign of life within 2
+        seconds is dialled again. Not promised: a check of a link of transport `process`.
+        """
         self._supervisor.retry_now()
 
     async def aclose(self) -> None:
@@ -185,6 +191,7 @@ async def open_tunnel(
     backlog: int = DEFAULT_BACKLOG,
     limits: Limits | None = None,
     dial: Dialer = dial_tcp,
+    watch_network: WatchNetwork | None = None,
     transport: Serve | str = "websocket",
     key_mode: KeyMode | str = KeyMode.TOKEN_ROUTING,
     websocket_engine: EngineName | None = None,
@@ -227,6 +234,8 @@ async def open_tunnel(
             256 wait at the relay.
         limits: what the session may cost in memory (default `Limits()`).
         dial: makes TCP connections, to the relay or to the proxy; for hosts with a network of their own, and for tests.
+        watch_network: notices changes of the network; each one checks the link, as `Tunnel.retry_now` does. By default
+            (None) the system's network is watched, unless `dial` is given.
         transport: what carries the tunnel: `"websocket"`, which is native; `"tcp"` or `"tls"`, for a Pioneer Relay or
             rathole; or one of your own.
         key_mode: how such a relay knows the key: `"token_routing"`, `"token_hash"` or `"rathole"`.
@@ -299,6 +308,7 @@ async def open_tunnel(
     try:
         async with open_tasks_beside_body() as nursery:
             nursery.start_soon(tunnel._run)
+            nursery.start_soon(follow_network, chosen_watch(watch_network, dial), tunnel._supervisor, target)
             try:
                 yield tunnel
             except BaseExceptionGroup as group:
