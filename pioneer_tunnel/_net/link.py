@@ -42,6 +42,11 @@ class Link(trio.abc.AsyncResource):
         """
         return False
 
+    @property
+    def address_is_gone(self) -> bool:
+        """Whether the system has lost the address of this end, so that nothing can come on the current connection."""
+        return False
+
     def outlast(self, seconds: float) -> None:
         """Let the system keep the connection through a pause of the path of `seconds`, where it can."""
 

@@ -59,11 +59,13 @@ class Notice:
         interface: its number.
         running: whether it can carry packets now; None if the notice is about something else.
         lost: whether it has lost an address, a default route, or all.
+        ipv6: whether what it has lost was for IPv6; None for both versions.
     """
 
     interface: int
     running: bool | None = None
     lost: bool = False
+    ipv6: bool | None = None
 
 
 def notices_in(data: bytes) -> Iterator[Notice]:
@@ -74,13 +76,13 @@ def notices_in(data: bytes) -> Iterator[Notice]:
             running = kind == _NEW_LINK and bool(flags & _RUNNING)
             yield Notice(interface=interface, running=running, lost=not running)
         elif kind == _DELETE_ADDRESS and len(body) >= _ADDRESS.size:
-            _, _, _, scope, interface = _ADDRESS.unpack_from(body)
+            family, _, _, scope, interface = _ADDRESS.unpack_from(body)
             if scope < _LINK_SCOPE:
-                yield Notice(interface=interface, lost=True)
+                yield Notice(interface=interface, lost=True, ipv6=family == socket.AF_INET6)
         elif kind == _DELETE_ROUTE and len(body) >= _ROUTE.size:
             found = _attributes(body[_ROUTE.size :]).get(_INTERFACE, b"")
             if body[1] <= _DEFAULT_ROUTES and len(found) == 4:
-                yield Notice(interface=int.from_bytes(found, _ORDER), lost=True)
+                yield Notice(interface=int.from_bytes(found, _ORDER), lost=True, ipv6=body[0] == socket.AF_INET6)
 
 
 def way_request(address: IPv4Address | IPv6Address) -> bytes:

@@ -124,7 +124,7 @@ async def _follow(notices: socket.socket, ways: Ways, look: _Look, note: Callabl
         await trio.lowlevel.wait_readable(notices)
         await trio.sleep(_SETTLE)
         for notice in _received(notices):
-            ways.note(notice.interface, running=notice.running, lost=notice.lost)
+            ways.note(notice.interface, running=notice.running, lost=notice.lost, ipv6=notice.ipv6)
         if ways.look(look(_way_to)):
             note("the network has changed")
 

@@ -35,6 +35,7 @@ __all__ = [
     "outlast_silence",
     "resend_within",
     "reset_on_close",
+    "source_is_gone",
     "unacknowledged",
     "unsent",
     "wait_sent",
@@ -167,6 +168,17 @@ def delivery_of(sock: Socket) -> Delivery | None:
     except OSError:
         return None
     return Delivery.parse(info, unacknowledged(sock))
+
+
+def source_is_gone(sock: Socket) -> bool:
+    """Whether this system does not have the address any more from which `sock` is connected."""
+    try:
+        source = sock.getsockname()
+        with socket.socket(sock.family, socket.SOCK_DGRAM) as probe:
+            probe.bind((source[0], 0, *source[2:]))
+    except OSError as error:
+        return error.errno == errno.EADDRNOTAVAIL
+    return False
 
 
 async def wait_sent(sock: Socket) -> None:

@@ -1,9 +1,9 @@
 """Whether the way that packets take to some destinations has changed. No I/O.
 
 A way is an interface, a gateway and a source address. `Ways` is told of what may have happened (`note`), and of the
-ways as they are now (`look`). It reports a change only while there is a way: a link that has none cannot be helped, and
-may live when the way comes back. It reports a way that was lost and came back, also if it is the same as before: in
-between it may have led elsewhere, and a link may be gone.
+ways as they are now (`look`). It reports a new way, and a way that was lost and came back, also if it is the same as
+before: in between it may have led elsewhere. It does not report a loss: a link without a way cannot be helped, and may
+live when the way comes back.
 """
 
 from __future__ import annotations
@@ -33,24 +33,32 @@ class Way:
 
 @final
 class Ways:
-    """The ways to some destinations, by the destination's name."""
+    """The ways to some destinations, by the destination's IP address."""
 
     def __init__(self) -> None:
         self._ways: dict[str, Way | None] = {}
         self._down: Final[set[int]] = set()
-        self._lost = False
+        self._lost: Final[set[str]] = set()  # the destinations without a way, or that have lost one since the last look
 
-    def note(self, interface: int, *, running: bool | None = None, lost: bool = False) -> None:
+    def note(
+        self, interface: int, *, running: bool | None = None, lost: bool = False, ipv6: bool | None = None
+    ) -> None:
         """Take note of what happened to an interface.
 
         Args:
             interface: its number.
             running: whether it can carry packets now; None if that is not known to have changed.
             lost: whether it has lost an address or a route.
+            ipv6: whether what it has lost was for IPv6; None for both versions.
         """
         if running is not None:
             (self._down.discard if running else self._down.add)(interface)
-        self._lost |= lost and any(way is not None and way.interface == interface for way in self._ways.values())
+        if lost:
+            self._lost.update(
+                name
+                for name, way in self._ways.items()
+                if way is not None and way.interface == interface and ipv6 in (None, ":" in name)
+            )
 
     def look(self, ways: Mapping[str, Way | None]) -> bool:
         """Take note of the ways as they are now; returns whether a change is to be reported.
@@ -58,10 +66,12 @@ class Ways:
         Args:
             ways: by destination; None where there is none. The first look at a destination is no change.
         """
-        now = {name: None if way is None or way.interface in self._down else way for name, way in ways.items()}
-        changed = self._lost or any(now[name] != self._ways[name] for name in now.keys() & self._ways.keys())
-        if not any(now.values()):
-            self._lost = True
-            return False
-        self._ways, self._lost = now, False
+        changed = False
+        for name, way in ways.items():
+            if way is None or way.interface in self._down:
+                self._lost.add(name)
+            else:
+                changed |= name in self._lost or self._ways.get(name, way) != way
+                self._lost.discard(name)
+        self._ways = dict(ways)
         return changed

@@ -222,6 +222,8 @@ async def _carry(
             while True:
                 await target.checks.asked()
                 connection.check()
+                if link.address_is_gone:
+                    connection.give_up("this system does not have its address any more")
 
         connection = YamuxConnection(
             link,
@@ -248,7 +250,8 @@ async def _run(connection: YamuxConnection, target: Target, heartbeat: float) ->
     except WebSocketClosed as error:
         raise LinkLostError(f"the relay closed the link with code {error.code}{_quoted(error.reason)}") from error
     except trio.BrokenResourceError as error:
-        target.redial.note_lost(stuck=connection.stuck, silence=connection.silence, heartbeat=heartbeat)
+        if connection.stuck or not connection.failed_check:  # a check that fails is no sign of small packets
+            target.redial.note_lost(stuck=connection.stuck, silence=connection.silence, heartbeat=heartbeat)
         raise LinkLostError(f"the link to {address} is lost: {error}", retry_at_once=connection.failed_check) from error
     except trio.ClosedResourceError as error:
         raise LinkLostError(f"the link to {address} was closed at this end") from error

@@ -11,6 +11,7 @@ from typing import Final, final
 from .._net.adopted import Watched
 from .._net.delivery import Delivery
 from .._net.link import Bytes, Link
+from .._net.socket_options import source_is_gone
 from .connection import Message, WebSocket
 
 __all__ = ["WebSocketLink"]
@@ -54,6 +55,11 @@ class WebSocketLink(Link):
 
     def delivery(self) -> Delivery | None:
         return self._watched.delivery()
+
+    @property
+    def address_is_gone(self) -> bool:
+        lowest = self._watched.lowest_socket
+        return lowest is not None and source_is_gone(lowest.socket)
 
     def outlast(self, seconds: float) -> None:
         self._watched.outlast(seconds)

@@ -107,7 +107,7 @@ class YamuxConnection:
         session: the protocol.
         failure: why the connection ended; None while it has not.
         stuck: whether it ended while the path seemed to drop large packets, see `Delivery`.
-        failed_check: whether it ended because the peer did not answer a check.
+        failed_check: whether it ended because a check has failed, or by `give_up`.
         watchers: the streams on which a task waits in `wait_broken`.
     """
 
@@ -143,6 +143,7 @@ class YamuxConnection:
         self._goodbye: Final = goodbye
         self._heard_at = link.last_received
         self._clock = trio.lowlevel.ParkingLot()
+        self._given_up = -math.inf, ""
         self._traffic_at_rest: int | None = None  # while the clock task waits for traffic as well
         self._events: Final[deque[Event]] = deque()
         self._writer_idle = False
@@ -256,6 +257,15 @@ class YamuxConnection:
         See `Heartbeat`, and `on_doubt`. Does not wait.
         """
         self._heartbeat.check()
+        self._clock.unpark_all()
+
+    def give_up(self, why: str) -> None:
+        """Like a check that has failed, for a caller who knows that nothing can come any more. Does not wait.
+
+        Args:
+            why: for the error.
+        """
+        self._given_up = trio.current_time(), why
         self._clock.unpark_all()
 
     def fail(self, failure: Exception) -> None:
@@ -467,12 +477,16 @@ class YamuxConnection:
                 sending_since = link.sending_since
                 if sending_since is not None and now >= sending_since + STALL_TIMEOUT:
                     raise trio.BrokenResourceError(f"the other end took no byte for {STALL_TIMEOUT:g} seconds")
-                was_in_doubt, in_doubt = in_doubt, now >= heartbeat.doubt_at
+                given_up_at, why = self._given_up
+                failed = given_up_at > link.last_received
+                if now >= heartbeat.check_fails_at:
+                    failed, why = True, "the other end did not answer a check"
+                was_in_doubt, in_doubt = in_doubt, failed or now >= heartbeat.doubt_at
                 if in_doubt and not was_in_doubt:
                     restoring = self._on_doubt is not None and self._on_doubt(now - link.last_received)
-                if now >= heartbeat.check_fails_at and not restoring:
+                if failed and not restoring:
                     self.failed_check = True
-                    raise trio.BrokenResourceError("the other end did not answer a check")
+                    raise trio.BrokenResourceError(why)
                 measure = now >= pinged + MEASURE_INTERVAL and traffic != measured
                 if silent or measure:
                     self.session.ping(now)

@@ -73,6 +73,31 @@ def test_without_netlink_the_source_address_tells() -> None:
     }
 
 
+GONE: Final = """
+import socket, subprocess
+from pioneer_tunnel._net.socket_options import source_is_gone
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+for version, address in (("-4", "10.9.9.9/32"), ("-6", "fd99::9/128")):
+    subprocess.run(["ip", version, "addr", "add", address, "dev", "lo"], check=True)
+    host = address.partition("/")[0]
+    with socket.create_server((host, 0), family=socket.AF_INET6 if version == "-6" else socket.AF_INET) as listener:
+        connected = socket.create_connection(listener.getsockname()[:2])
+        assert not source_is_gone(connected)
+        subprocess.run(["ip", version, "addr", "del", address, "dev", "lo"], check=True)
+        assert source_is_gone(connected)
+        connected.close()
+        assert not source_is_gone(connected), "a closed socket has none"
+"""
+
+
+@needs_a_namespace
+def test_a_connection_whose_address_is_gone_shows_that() -> None:
+    environment = os.environ | {"PYTHONPATH": str(SUPPORT.parents[1])}
+    program = [*NAMESPACE, sys.executable, "-c", GONE]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
 async def test_reports_are_2_seconds_apart_and_the_last_is_not_left_out(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
