@@ -237,7 +237,7 @@ async def _check_when_asked(checks: LinkChecks, connected: LentSocket) -> NoRetu
     """
     while True:
         await checks.asked()
-        keep_alive(connected.socket, idle=1, interval=1, probes=1)
+        keep_alive(connected.socket, idle=1, interval=1, probes=2)
         await trio.sleep(CHECK_TIMEOUT)
         keep_alive(connected.socket)
 
