@@ -181,6 +181,8 @@ class RelayConfig:
         ingress_tls: the same for visitors. Visitors of tunnels with `passthrough` use TLS in any case.
         identity_key_file: the file of the relay's Ed25519 private seed, 64 hexadecimal digits, with which the relay
             proves itself to gateways; see `identity_key_path`.
+        announce_certificate: whether gateways are told the certificate with which this relay ends their TLS, so that
+            they notice if it is opened on the way (default true). False where a proxy of yours does that.
         heartbeat_ms: silence after which a link is pinged (default 15 000, 1000 to 60 000).
         rotation_grace_ms: how long visitors of a session may stay after a newer key has taken the tunnel over (default
             600 000, up to 86 400 000).
@@ -204,6 +206,7 @@ class RelayConfig:
     control_tls: bool = attrs.field(validator=a_flag)
     ingress_tls: bool = attrs.field(validator=a_flag)
     identity_key_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
+    announce_certificate: bool = attrs.field(default=True, validator=a_flag)
     heartbeat_ms: int = attrs.field(default=15_000, validator=whole_number(1000, 60_000))
     rotation_grace_ms: int = attrs.field(default=600_000, validator=whole_number(0, 86_400_000))
     limits: RelayLimits = attrs.field(factory=RelayLimits, converter=_limits)

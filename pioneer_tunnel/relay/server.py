@@ -31,6 +31,7 @@ from .._net.descriptor_limit import descriptor_limit
 from .._net.prefixed_stream import PrefixedStream
 from .._net.socket_options import keep_alive
 from .._net.tls.certificate import Certificate
+from .._net.tls.stream import TlsServerStream
 from .._storage import files
 from ..websocket import EngineName
 from ..yamux import Limits
@@ -257,7 +258,7 @@ class Relay:
         if self._config.control_tls:
             assert self._certificate is not None
             stream = await accept_tls(watched, self._certificate)
-        await self._gateways.serve(stream, watched, arrival)
+        await self._gateways.serve(stream, watched, arrival, certificate=self._certificate_of(stream))
 
     async def _serve_ingress(self, connected: trio.SocketStream, arrival: Arrival) -> None:
         visit = await self._sni_router.route(
@@ -284,9 +285,17 @@ class Relay:
             await visit.stream.aclose()
         elif wants_gateway(head) and self._is_public(head):
             _end_with_fin(watched)
-            await self._gateways.serve_request(PrefixedStream(visit.stream, received), watched, arrival)
+            stream = PrefixedStream(visit.stream, received)
+            certificate = self._certificate_of(visit.stream)
+            await self._gateways.serve_request(stream, watched, arrival, certificate=certificate)
         else:
             await self._ingress.serve_request(visit, head, received)
+
+    def _certificate_of(self, stream: trio.abc.Stream) -> bytes | None:
+        """The hash of the certificate that gateways of this relay have to see; None if nobody can tell."""
+        if not self._config.announce_certificate or not isinstance(stream, TlsServerStream):
+            return None
+        return stream.certificate_hash
 
     def _address_of(self, route: Route) -> str:
         """Where visitors reach `route`: its URL, or else the relay and the port that is the route's own."""

@@ -6,6 +6,7 @@ Then yamux carries visitors until the connection ends. All errors become a `Tunn
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import ssl
 from collections.abc import Iterator, Mapping
@@ -22,8 +23,11 @@ from .._model.keys import PublicKey, RelayKey
 from .._model.retry_after import retry_after_seconds
 from .._model.text import clean_message, cut
 from .._net.dialing import dial_relay
+from .._net.log_limiter import LogLimiter
 from .._net.tls.client import client_tls, why_alerted
+from .._net.tls.stream import TlsStream
 from .._wire import messages as wire
+from .._wire.certificate import CERTIFICATE, choose_certificate
 from .._wire.handshake import (
     AGENT,
     MAX_HEARTBEAT_MS,
@@ -75,6 +79,7 @@ HEADER_TIMEOUT: Final = 5.0
 """Seconds that a stream's PROXY header may take."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.transports.native")
+_log_limiter: Final = LogLimiter(_log)
 
 
 @final
@@ -127,7 +132,13 @@ class NativeTransport:
                         )
                     deadline.deadline = trio.current_time() + timeout
                     offer, wanted = ServiceOffer(target.services), target.redial.heartbeat(self.heartbeat)
-                    choices = {HEARTBEAT: choose_heartbeat(wanted)}
+                    # With a ws:// address it is TLS with a proxy.
+                    certificates = stream.peer_certificates if address.secure and isinstance(stream, TlsStream) else []
+                    seen = hashlib.sha256(certificates[0]).digest() if certificates else None
+                    choices = {
+                        HEARTBEAT: choose_heartbeat(wanted),
+                        CERTIFICATE: choose_certificate(seen, lambda: self._tls_is_opened(address)),
+                    }
                     welcome, early = await authenticate(websocket, target, self.relay_identity, offer, choices)
                     deadline.deadline = float("inf")
                     take_spread(welcome, report)
@@ -147,6 +158,15 @@ class NativeTransport:
                         task_status=task_status,
                     )
             raise RelayConnectError(f"{address} did not finish the opening within {timeout:g} seconds")
+
+    def _tls_is_opened(self, address: RelayAddress) -> None:
+        line = (
+            f"someone between here and {address} opens TLS, such as a proxy of this network: the certificate is not the"
+            " one with which the relay ends TLS. Whoever it is reads and can change what visitors send and get"
+        )
+        if self.relay_identity is not None:
+            raise RelayConnectError(f"{line}; since relay_identity pins the relay, that is refused")
+        _log_limiter.log(("opened", address), line, level=logging.WARNING)
 
 
 async def authenticate(
@@ -173,6 +193,7 @@ async def authenticate(
                 raise RelayConnectError(f"{target.address} sent bytes before it said welcome: this is not a relay")
             reply = opening.receive(message)
             if isinstance(reply, Welcome):
+                offer.accepted(reply)
                 return reply, messages[position:]
             if reply is not None:
                 await websocket.send([reply])

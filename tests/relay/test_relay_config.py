@@ -34,6 +34,7 @@ tls_private_key = "/etc/relay.key"
 ingress_tls = false
 identity_key_file = "identity"
 heartbeat_ms = 20000
+announce_certificate = false
 
 [[relay.tunnels]]
 id = "office"
@@ -65,6 +66,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
         ingress_tls=False,
         identity_key_file=Path("identity"),
         heartbeat_ms=20000,
+        announce_certificate=False,
         tunnels=(
             TunnelEntry(
                 id="office",
@@ -205,6 +207,7 @@ def test_at_one_address_for_both_gateways_are_not_passed_through(public_name: st
         ("tls_certificate", "", "a path"),
         ("tls_private_key", 3, "a path"),
         ("control_tls", "yes", "true and false"),
+        ("announce_certificate", "yes", "true and false"),
         ("identity_key_file", ["a"], "a path"),
         ("heartbeat_ms", 999, "1000 to 60000"),
         ("heartbeat_ms", 60001, "1000 to 60000"),

@@ -8,7 +8,10 @@ tried again. OpenSSL refuses a key that does not match its certificate, so a pai
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
+import re
 import ssl
 from pathlib import Path
 from typing import Final, TypeAlias, final
@@ -18,7 +21,7 @@ import trio
 from ..._model.errors import InvalidSettingsError, StorageError
 from ..._storage import files
 
-__all__ = ["Certificate"]
+__all__ = ["Certificate", "certificate_hash"]
 
 CHECK_INTERVAL: Final = 1.0
 """Seconds between two checks of the files."""
@@ -27,6 +30,11 @@ _FILE_LIMIT: Final = 1024 * 1024
 
 CHECK_TIMEOUT: Final = 2.0
 """Seconds that a handshake waits for a check. A file system may hang. At most one thread checks at a time."""
+
+_HASH: Final = "_pioneer_tunnel_certificate_hash"
+"""The attribute of a context that holds the hash of its certificate."""
+
+_PEM: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]*CERTIFICATE)-----(.+?)-----END \1-----", re.DOTALL)
 
 _Stamp: TypeAlias = tuple[tuple[int, ...] | None, ...]
 
@@ -114,6 +122,7 @@ class Certificate:
                 files.pinned(private_key, limit=_FILE_LIMIT) as key_path,
             ):
                 context.load_cert_chain(chain_path, key_path, password=no_passphrase)
+                setattr(context, _HASH, _hash_of(Path(chain_path).read_bytes()))
         except (StorageError, OSError) as error:
             why = "the key is encrypted with a passphrase" if encrypted else _why(error)
             raise InvalidSettingsError(
@@ -124,6 +133,19 @@ class Certificate:
 
     def __repr__(self) -> str:
         return f"<Certificate {str(self._files[0])!r}>"
+
+
+def certificate_hash(context: ssl.SSLContext) -> bytes | None:
+    """The SHA-256 of the certificate (DER) of a context that a `Certificate` has made; None if it is not known."""
+    found: bytes | None = getattr(context, _HASH, None)
+    return found
+
+
+def _hash_of(chain: bytes) -> bytes | None:
+    first = _PEM.search(chain)
+    if first is None or first[1] == b"TRUSTED CERTIFICATE":  # that one holds more than the certificate
+        return None
+    return hashlib.sha256(base64.b64decode(first[2])).digest()
 
 
 def _stamp_of(file: Path) -> tuple[int, ...] | None:

@@ -19,6 +19,7 @@ work, and OpenSSL queues a reply to some of them. So records are given to OpenSS
 from __future__ import annotations
 
 import functools
+import hashlib
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,6 +30,7 @@ import trio
 from ..adopted import adopt
 from ..streams import DelegatingStream
 from .alerts import describe
+from .certificate import certificate_hash
 from .client import blocks
 
 __all__ = ["TlsServerStream", "TlsStream"]
@@ -372,11 +374,15 @@ class TlsServerStream(DelegatingStream):
     Args:
         stream: the connection, closed with this.
         context: the certificate.
+
+    Attributes:
+        certificate_hash: its SHA-256, as `certificate_hash` returns it.
     """
 
     transport_stream: TlsStream
 
     def __init__(self, stream: trio.abc.Stream, context: ssl.SSLContext) -> None:
+        self.certificate_hash: Final = certificate_hash(context)
         super().__init__(TlsStream(stream, context, server_side=True, https=True))
 
     async def do_handshake(self) -> None:

@@ -28,6 +28,7 @@ from ..._net.adopted import Watched
 from ..._net.log_limiter import LogLimiter
 from ..._net.prefixed_stream import PrefixedStream
 from ..._wire import services
+from ..._wire.certificate import CERTIFICATE, offer_certificate, sees_another_certificate
 from ..._wire.handshake import SUBPROTOCOL, Claim, Extensions, Rejection, RelayHandshake
 from ..._wire.heartbeat import HEARTBEAT, agreed_heartbeat, offer_heartbeat
 from ..._wire.messages import SPREAD
@@ -56,7 +57,7 @@ BUSY_RETRY_MS: Final = 5_000
 """Milliseconds that a gateway is asked to wait when another one has its tunnel."""
 
 OFFERS: Final[Extensions] = {services.SERVICES: {}}
-"""The extensions that the relay offers, beside the heartbeat."""
+"""The extensions that the relay offers, beside those that depend on the configuration."""
 
 TELL_INTERVAL: Final = 5.0
 """Seconds between two times at which gateways are told how to come back, if that has changed much."""
@@ -134,7 +135,14 @@ class GatewayEndpoint:
         self._spreading: Final = Spreading(config.limits.handshakes_per_second)
         self._sessions_changed = trio.Event()
 
-    async def serve(self, stream: trio.abc.Stream, watched: Watched, arrival: Arrival | None = None) -> None:
+    async def serve(
+        self,
+        stream: trio.abc.Stream,
+        watched: Watched,
+        arrival: Arrival | None = None,
+        *,
+        certificate: bytes | None = None,
+    ) -> None:
         """Serve a connection from its first byte until it ends. Any request but ours gets a 404.
 
         For the arguments see `serve_request`.
@@ -149,9 +157,16 @@ class GatewayEndpoint:
         except Refusal as refusal:
             await refuse(stream, refusal)
             return
-        await self.serve_request(PrefixedStream(stream, received), watched, arrival)
+        await self.serve_request(PrefixedStream(stream, received), watched, arrival, certificate=certificate)
 
-    async def serve_request(self, stream: trio.abc.Stream, watched: Watched, arrival: Arrival | None = None) -> None:
+    async def serve_request(
+        self,
+        stream: trio.abc.Stream,
+        watched: Watched,
+        arrival: Arrival | None = None,
+        *,
+        certificate: bytes | None = None,
+    ) -> None:
         """Serve a connection from its WebSocket request until it ends, then close `stream`.
 
         Args:
@@ -159,13 +174,14 @@ class GatewayEndpoint:
             watched: the same stream, or the one below its TLS.
             arrival: the connection's entry in the limits; it is settled when the session has the tunnel, and it delays
                 the answer to a wrong proof. None applies no limits.
+            certificate: the SHA-256 of the certificate that the gateway has to see; None if it cannot be compared.
         """
         deadline = trio.CancelScope(deadline=trio.current_time() + OPENING_TIMEOUT)
         with deadline:
             try:
                 wanted = Opening(subprotocol=SUBPROTOCOL, allowance=OPENING_ALLOWANCE)
                 async with self._engine.accept(stream, wanted) as websocket:
-                    proved = await self._open(websocket, arrival)
+                    proved = await self._open(websocket, arrival, certificate)
                     if proved is not None:
                         websocket.trust()
                         await self._carry(websocket, watched, proved, arrival=arrival, deadline=deadline)
@@ -207,19 +223,17 @@ class GatewayEndpoint:
                     await trio.sleep(TELL_PAUSE)
             await trio.sleep(TELL_INTERVAL)
 
-    async def _open(self, websocket: WebSocket, arrival: Arrival | None) -> _Proved | None:
+    async def _open(self, websocket: WebSocket, arrival: Arrival | None, certificate: bytes | None) -> _Proved | None:
         """Verify the gateway's proof. None when that failed; the gateway has got the reason."""
         wait = self._handshakes.wait(trio.current_time())
         if wait is not None:
             await _reject(websocket, None, None, self._busy(wait))
             return None
         config = self._config
-        handshake = RelayHandshake(
-            config.id,
-            public_names=config.public_names,
-            identity=self._identity,
-            offers={**OFFERS, **self._spreading.offer, HEARTBEAT: offer_heartbeat(config.heartbeat_ms)},
-        )
+        offers = {**OFFERS, **self._spreading.offer, HEARTBEAT: offer_heartbeat(config.heartbeat_ms)}
+        if certificate is not None:
+            offers[CERTIFICATE] = offer_certificate(certificate)
+        handshake = RelayHandshake(config.id, public_names=config.public_names, identity=self._identity, offers=offers)
         await websocket.send([handshake.challenge])
         claim: Claim | None = None
         entry: TunnelEntry | None = None
@@ -239,6 +253,9 @@ class GatewayEndpoint:
                         )
                         assert entry is not None  # without an entry, no key verifies
                         self._handshakes.proved(trio.current_time())
+                        if certificate is not None and sees_another_certificate(claim.extensions, certificate):
+                            line = f"tunnel {entry.id}: its gateway sees another certificate; TLS is opened on the way"
+                            _log_limiter.log(("opened", entry.id), line, level=logging.WARNING)
                         wanted = claim.extensions.get(services.SERVICES)
                         return _Proved(
                             entry=entry,
@@ -271,7 +288,9 @@ class GatewayEndpoint:
     ) -> None:
         config, entry, claim, served = self._config, proved.entry, proved.claim, proved.served
         offered: OfferedServices | None = None
-        confirmed: dict[str, Mapping[str, Any]] = {name: {} for name in claim.extensions if name == HEARTBEAT}
+        confirmed: dict[str, Mapping[str, Any]] = {
+            name: {} for name in (HEARTBEAT, CERTIFICATE) if name in claim.extensions
+        }
         if served is not None:
             locate = functools.partial(self._locate, claim.key_id)
             located = await locate(served)
