@@ -56,7 +56,7 @@ class RunEnd:
         reconnect_within: seconds that a draining relay gives for the next session; None if it does not drain.
         retry_after: seconds that the relay asked us to wait.
         retry_slowly: retry only every `maximum` seconds.
-        retry_at_once: retry without a wait.
+        retry_at_once: retry without a wait. That counts as no restart, since the relay has not failed.
         rejected: the relay rejected a gateway that was up before; retry only every `LONGEST_WAIT` seconds.
         spread: what the relay of the last session asked of its gateways; None when it asked nothing.
     """
@@ -99,6 +99,8 @@ class Restarts:
             self._waited = 0.0
             if ending.connected_for >= policy.stable:
                 self.used = 0
+        if ending.retry_at_once:
+            return 0.0
         self.used += 1
         if policy.max_restarts and self.used > policy.max_restarts:
             return None

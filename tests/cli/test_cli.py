@@ -234,6 +234,8 @@ EXPOSE: Final = ["expose", "127.0.0.1:1", "--key-file", "key"]
             "--ca-file is for.*--transport tls",
         ),
         ([*EXPOSE, "--relay", "h", "--key-mode", "rathole"], "--key-mode is for"),
+        ([*EXPOSE, "--relay", "h:1", "--transport", "tls", "--heartbeat", "20"], "--heartbeat is for"),
+        ([*EXPOSE, "--relay", "h", "--heartbeat", "61"], "--heartbeat.*61"),
         ([*EXPOSE, "--relay", "h:1", "--transport", "tls", "--websocket-engine", "websockets"], "engine is for"),
         ([*EXPOSE, "127.0.0.1:2", "--relay", "h"], "LOCAL: name each service: NAME=LOCAL"),
         ([*EXPOSE, "web=nonsense", "--relay", "h"], "LOCAL.*'nonsense'"),

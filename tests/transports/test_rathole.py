@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import random
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -52,9 +53,11 @@ from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.closing import abandon
 from pioneer_tunnel._net.dialing import Attempt
 from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH
+from pioneer_tunnel._net.lent_socket import LentSocket
 from pioneer_tunnel._net.log_limiter import LINES_IN_FULL
 from pioneer_tunnel.testing import Moment, ScriptedPioneerRelay, Trouble, Way, open_pioneer_relay
 from pioneer_tunnel.transports.interface import Target
+from pioneer_tunnel.transports.link_checks import LinkChecks
 from pioneer_tunnel.transports.rathole import control_channel, data_channels
 from pioneer_tunnel.transports.rathole.channel_stream import ChannelStream
 from pioneer_tunnel.transports.rathole.codec import ControlCommand, encode_command
@@ -921,3 +924,30 @@ async def test_leaving_tells_visitors_by_a_reset() -> None:
             await read_all(visitor)
         await visitor.aclose()
         await eventually(lambda: not relay.connected)
+
+
+# Checks of the link
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="this system has no such option")
+async def test_a_check_makes_tcp_probe_the_control_channel(autojump_clock: trio.testing.MockClock) -> None:
+    """The relay answers nothing on it. TCP breaks the connection if two probes get no answer."""
+
+    def settings_of(connected: trio.SocketStream) -> tuple[int, ...]:
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        return tuple(int(connected.socket.getsockopt(socket.IPPROTO_TCP, option)) for option in options)
+
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener, trio.open_nursery() as nursery:
+        connected = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+        async with connected:
+            checks = LinkChecks()
+            nursery.start_soon(control_channel._check_when_asked, checks, LentSocket(connected.socket))
+            await trio.testing.wait_all_tasks_blocked()
+            for _ in range(2):
+                checks.ask()
+                await trio.sleep(control_channel.CHECK_TIMEOUT - 0.5)
+                assert settings_of(connected) == (1, 1, 2)
+                await trio.sleep(1)
+                assert settings_of(connected)[:2] == (20, 8)
+        nursery.cancel_scope.cancel()

@@ -241,3 +241,13 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: float) -> Non
     values: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=f"'{name}' must be"):
         RestartPolicy(**values)
+
+
+def test_a_changed_way_is_tried_at_once_and_counts_as_no_restart() -> None:
+    restarts = Restarts(RestartPolicy(max_restarts=1), Random(1))
+    for _ in range(5):
+        assert restarts.after(RunEnd(connected_for=1, retry_at_once=True)) == 0
+    assert restarts.used == 0
+    assert restarts.after(RunEnd()) is not None
+    assert restarts.after(RunEnd(retry_at_once=True)) == 0
+    assert restarts.after(RunEnd()) is None

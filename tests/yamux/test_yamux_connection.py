@@ -507,6 +507,28 @@ async def test_a_check_ends_nothing_while_the_link_restores_itself(autojump_cloc
         assert not both.server.connection.failed_check
 
 
+async def test_given_up_it_ends_at_once(autojump_clock: MockClock) -> None:
+    doubts = Doubts()
+    async with two(pipe(), on_doubt=doubts) as both:
+        await trio.sleep(5)
+        both.server.connection.give_up("the address is gone")
+        await both.server.ended.wait()
+        assert trio.current_time() == 5
+        assert doubts.at == [5]
+        assert both.server.connection.failed_check
+        assert str(both.server.ending) == "the address is gone"
+
+
+async def test_given_up_it_goes_on_if_the_link_restores_itself(autojump_clock: MockClock) -> None:
+    doubts = Doubts(restores=True)
+    async with two(pipe(), on_doubt=doubts) as both:
+        await trio.sleep(5)
+        both.server.connection.give_up("the address is gone")
+        await trio.sleep(100)
+        assert doubts.at == [5]
+        assert not both.server.ended.is_set()
+
+
 async def test_a_peer_that_is_asked_answers(autojump_clock: MockClock) -> None:
     async with two(pipe(), heartbeat=NEVER) as both:
         started = trio.current_time()
