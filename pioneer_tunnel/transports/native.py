@@ -236,7 +236,8 @@ async def _carry(
     async with trio.open_nursery() as nursery:
 
         def on_doubt(silence: float) -> bool:
-            _log.info("nothing came from %s for %.0f seconds", target.address, silence)
+            line = f"nothing came from {target.address} for {silence:.0f} seconds"
+            _log_limiter.log(("doubt", target.address), line, level=logging.INFO)
             return link.restore()
 
         async def check_when_asked() -> NoReturn:
