@@ -342,7 +342,8 @@ class YamuxConnection:
             # What leaves at once delays nothing. In small batches it would leave more slowly than it could.
             size = min(size + link.window_left, LARGEST_BATCH)
         batch = self.session.data_to_send(size)
-        self._note_traffic()
+        if self._traffic_at_rest is not None:
+            self._note_traffic()
         self._presses = self.session.taken >= self._pacing.batch
         if self._presses:
             now = self.turn.now()
@@ -420,7 +421,8 @@ class YamuxConnection:
         while unprocessed and not more:
             portion = unprocessed.popleft()
             self.session.receive_data(portion, now)
-            self._note_traffic()
+            if self._traffic_at_rest is not None:
+                self._note_traffic()
             # Let other tasks run in between: a message may hold thousands of frames.
             more = self._dispatch() or (
                 (bool(unprocessed) or len(portion) > _SHORT) and trio.current_time() - now > _TURN_SECONDS
@@ -511,8 +513,8 @@ class YamuxConnection:
             self._start_writer()
 
     def _note_traffic(self) -> None:
-        """Wake the clock task when traffic begins, if it waits for that."""
-        if self._traffic_at_rest is not None and self.session.traffic != self._traffic_at_rest:
+        """Wake the clock task, which waits for traffic, if there is some."""
+        if self.session.traffic != self._traffic_at_rest:
             self._traffic_at_rest = None
             self._clock.unpark_all()
 
