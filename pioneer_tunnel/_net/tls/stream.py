@@ -19,7 +19,6 @@ work, and OpenSSL queues a reply to some of them. So records are given to OpenSS
 from __future__ import annotations
 
 import functools
-import hashlib
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
