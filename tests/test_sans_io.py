@@ -28,6 +28,8 @@ SANS_IO: Final = sorted(
     | {
         "_net/fastpath/timers.py",
         "_net/leg.py",
+        "_net/netlink.py",
+        "_net/ways.py",
         "_net/proxies/choice.py",
         "_net/proxies/handshake.py",
         "_net/proxies/http_connect.py",
