@@ -10,7 +10,7 @@ from source_imports import PACKAGE, imports, module_of
 _BOTTOM: Final = {"_version", "_model", "_storage"}
 _STREAMS: Final = {"_model", "_storage", "_net"}
 _MUX: Final = _STREAMS | {"_version", "_deprecation", "_async_library", "_wire", "yamux", "websocket", "exchange"}
-_TUNNEL: Final = _MUX | {"transports", "tunnel"}
+_TUNNEL: Final = _MUX | {"_http", "transports", "tunnel"}
 _FACES: Final = _TUNNEL | {"gateway", "_hosts"}
 
 ALLOWED: Final[dict[str, set[str]]] = {
@@ -26,7 +26,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "websocket": _STREAMS,
     "exchange": _STREAMS,
     "transports": _MUX,
-    "tunnel": _MUX | {"transports"},
+    "tunnel": _MUX | {"transports", "_http"},
     "gateway": _TUNNEL,
     "asgi": _TUNNEL,
     "diagnosis": _TUNNEL | {"gateway"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Final, NoReturn, TypeAlias, Unpack, final
 
@@ -17,7 +17,7 @@ from .._net.tls.certificate import Certificate
 from ..gateway.remote_access import RemoteAccess
 from ..transports.tunnel_stream import Handler
 from ..tunnel.accepting import accept_visitors
-from ..tunnel.forward import LocalServers, ProxyProtocol, first_local, forward
+from ..tunnel.forward import ForwardedHeaders, LocalServers, ProxyProtocol, first_local, forward
 from ..tunnel.options import TunnelOptions
 from ..tunnel.tunnel import Tunnel, open_tunnel
 from ..tunnel.visitor_tls import with_certificate
@@ -38,9 +38,20 @@ class Forwards:
 
     local: str | LocalAddress | LocalServers
     proxy_protocol: ProxyProtocol | None
+    forwarded_headers: ForwardedHeaders | None
+    host_header: str | None
+    raw_services: Collection[str]
 
     def __call__(self, tunnel: Tunnel) -> Handler:
-        return partial(forward, local=self.local, proxy_protocol=self.proxy_protocol, report=tunnel.report)
+        return partial(
+            forward,
+            local=self.local,
+            proxy_protocol=self.proxy_protocol,
+            forwarded_headers=self.forwarded_headers,
+            host_header=self.host_header,
+            raw_services=self.raw_services,
+            report=tunnel.report,
+        )
 
 
 async def run_tunnel(

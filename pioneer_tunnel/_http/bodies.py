@@ -73,12 +73,15 @@ _TRANSITIONS: Final[Mapping[Part, Mapping[_Found, Part]]] = {
 class BodyReader:
     """Reads the bodies of one direction of a connection, one after the other.
 
+    Args:
+        refuses_trailer: says of a trailer's lower-case name whether it is refused, besides those that always are.
+
     Attributes:
         part: what the next byte belongs to.
         work: the cost of `read` since the caller set this to 0, in units of `Turn.spend`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, refuses_trailer: Callable[[bytes], bool] | None = None) -> None:
         self.part = Part.NOTHING
         self.work = 0
         self._left = 0  # bytes of the body or the chunk that are still to come
@@ -86,6 +89,7 @@ class BodyReader:
         self._kept = b""  # the same of the last complete line
         self._trailers = self._trailer_bytes = 0
         self._max_work = MAX_WORK
+        self._refuses_trailer: Final = refuses_trailer
         self._readers: Final[Mapping[Part, Callable[[Data, int], int | None]]] = {
             Part.COUNTED: self._read_counted,
             Part.CHUNK_LINE: self._read_chunk_line,
@@ -190,7 +194,7 @@ class BodyReader:
         if self._trailers > MAX_HEADERS:
             raise BadRequest(400, "There are too many trailers.")
         name, _ = read_field(line, 0, len(line) - 2)
-        if name in _NOT_IN_TRAILERS:
+        if name in _NOT_IN_TRAILERS or (self._refuses_trailer is not None and self._refuses_trailer(name)):
             raise BadRequest(400, "A trailer is one that has to be a header.")
         return end
 

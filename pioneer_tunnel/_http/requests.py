@@ -28,13 +28,16 @@ Rules:
 
 The result does not depend on the pieces in which the bytes come. Memory is bounded: one head, one line, the held bytes
 and the next request, each with at most one piece beyond its bound.
+
+`RequestReader` has what does not depend on rules 1 and 5. `rewriting` has another class of it, which changes heads.
 """
 
 from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping
 from typing import Final, TypeAlias, final
 
 from .._model.errors import LocalProtocolError
@@ -42,7 +45,7 @@ from .bodies import MAX_WORK, BodyReader, Data
 from .head import BadRequest, HeadReader, RequestHead, wants_upgrade
 from .responses import ResponseFollower, ResponsePhase
 
-__all__ = ["Phase", "Piece", "RequestFollower"]
+__all__ = ["Phase", "Piece", "RequestFollower", "RequestReader", "host_of"]
 
 Piece: TypeAlias = bytes | bytearray | memoryview
 
@@ -86,14 +89,13 @@ _TRANSITIONS: Final[Mapping[Phase, Mapping[_Found, Phase]]] = {
 }
 
 
-@final
-class RequestFollower:
-    """Follows the requests of one stream to a gateway. See the module.
+class RequestReader(ABC):
+    """Finds where the requests of one stream end. A subclass decides about each head.
 
     Args:
-        head: of the first request. The caller forwards it.
-        responses: follows the gateway's responses. This follower calls its `expect` for each head that may be
-            forwarded, and asks it about Upgrades.
+        responses: follows the responses. This class calls its `expect` for each head that may be forwarded, and asks
+            it about Upgrades.
+        body: reads the bodies.
 
     Attributes:
         phase: what the next byte belongs to.
@@ -102,17 +104,17 @@ class RequestFollower:
         work: the cost of the last `feed`, in units of `Turn.spend`.
     """
 
-    def __init__(self, head: RequestHead, responses: ResponseFollower) -> None:
+    def __init__(self, responses: ResponseFollower, body: BodyReader) -> None:
         self.phase = Phase.HEAD
         self.refusal: BadRequest | None = None
         self.next_request: tuple[RequestHead, bytes] | None = None
-        self._host: Final = head.host
         self._responses: Final = responses
         self._heads = HeadReader()
         self._of_head = 0  # bytes of the next head that its reader has
-        self._body: Final = BodyReader()
+        self._body: Final = body
         self._omit_body = False  # of the request whose body is read
-        self._kept = b""  # the part of the now complete head or line that came in earlier pieces
+        self._pieces: list[Piece] = []  # what may be forwarded now
+        self._forwarded = 0  # the position in the fed data up to which `_pieces` has it
         self._held = b""
         self._rest: tuple[Data, int] | None = None  # data that was not processed yet, and where that begins
         self.work = 0
@@ -120,7 +122,6 @@ class RequestFollower:
             Phase.HEAD: self._read_head,
             Phase.BODY: self._read_body,
         }
-        self._begin_body(head)
 
     @property
     def is_over(self) -> bool:
@@ -171,7 +172,7 @@ class RequestFollower:
             (data, start), self._rest = self._rest, None
         elif self._held:
             data, self._held = self._held + data, b""
-        self._kept = b""
+        self._forwarded = start
         self.work = 0
         passed = start
         try:
@@ -191,10 +192,15 @@ class RequestFollower:
             passed = len(data)
         elif self.phase is Phase.HELD:
             self._held = bytes(memoryview(data)[passed:])
-        if passed == start:
-            return []
-        settled_part = data if passed - start == len(data) else memoryview(data)[start:passed]
-        return [self._kept, settled_part] if self._kept else [settled_part]
+        self._forward(data, passed)
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def _forward(self, data: Data, end: int) -> None:
+        """Let `data` up to `end` pass, as far as it has not passed yet."""
+        start, self._forwarded = self._forwarded, end
+        if start < end:
+            self._pieces.append(data if end - start == len(data) else memoryview(data)[start:end])
 
     def end(self) -> None:
         """The visitor sent EOF. Within a head that is refused; elsewhere the gateway decides."""
@@ -224,15 +230,27 @@ class RequestFollower:
             self._of_head += len(piece)
             return None
         self.work += _HEAD_COST + len(head.headers) // 2
-        kept = self._heads.received[:before]
+        received = self._heads.received
         self._heads, self._of_head = HeadReader(), 0
-        if head.host != self._host or wants_upgrade(head) is not None or self._responses.is_last:
-            self._go(_Found.NEXT)
-            self.next_request = head, kept + bytes(memoryview(data)[start:])
+        end = start + head.length - before
+        if not self._take_head(head, received, data, start, end):
             return None
-        self._kept += kept
-        self._begin_body(head)
-        return start + head.length - before
+        return end
+
+    @abstractmethod
+    def _take_head(self, head: RequestHead, received: bytes, data: Data, start: int, end: int) -> bool:
+        """Forward a head and begin its body, or do neither.
+
+        Args:
+            head: of the next request.
+            received: its bytes, and maybe more.
+            data: what was fed.
+            start: where `data` has the head, or the rest of it that had not come in earlier pieces.
+            end: the position after it.
+
+        Returns:
+            True if the head was forwarded.
+        """
 
     def _begin_body(self, head: RequestHead) -> None:
         self._responses.expect(head)
@@ -247,7 +265,8 @@ class RequestFollower:
         self._body.work = self.work
         end = self._body.read(data, start)
         self.work = self._body.work
-        self._kept += self._body.take_kept()
+        if kept := self._body.take_kept():
+            self._pieces.append(kept)
         if self._body.complete:
             self._end_request()
         return end
@@ -267,3 +286,42 @@ class RequestFollower:
         self.refusal = refusal
         self.phase = Phase.REFUSED
         self._held = b""
+
+
+def host_of(head: RequestHead) -> str:
+    """The host that a request names."""
+    return head.host
+
+
+@final
+class RequestFollower(RequestReader):
+    """Follows the requests of one stream to a gateway, and forwards them unchanged. See the module.
+
+    Args:
+        head: of the first request. The caller forwards it.
+        responses: follows the gateway's responses.
+        stream_of: what a later head must have in common with the first one, to use the same stream; by default the
+            host.
+    """
+
+    def __init__(
+        self,
+        head: RequestHead,
+        responses: ResponseFollower,
+        stream_of: Callable[[RequestHead], Hashable] = host_of,
+    ) -> None:
+        super().__init__(responses, BodyReader())
+        self._stream_of: Final = stream_of
+        self._stream: Final = stream_of(head)
+        self._begin_body(head)
+
+    def _take_head(self, head: RequestHead, received: bytes, data: Data, start: int, end: int) -> bool:
+        before = head.length - (end - start)
+        if self._stream_of(head) != self._stream or wants_upgrade(head) is not None or self._responses.is_last:
+            self._go(_Found.NEXT)
+            self.next_request = head, received[:before] + bytes(memoryview(data)[start:])
+            return False
+        if before:
+            self._pieces.append(received[:before])
+        self._begin_body(head)
+        return True

@@ -143,9 +143,13 @@ class ResponseFollower:
             try:
                 start = read(data, start)
             except RemoteProtocolError:
-                self._go(_Found.NONSENSE)
-                self._expected.clear()
+                self.stop()
         return start
+
+    def stop(self) -> None:
+        """Follow no more: the rest of the stream passes."""
+        self._go(_Found.NONSENSE)
+        self._expected.clear()
 
     def _read_head(self, data: Data, start: int) -> int:
         kept = self._head

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Final, Unpack, final
@@ -24,7 +24,7 @@ from ..asgi.options import DEFAULTS, Options
 from ..transports.tunnel_stream import Handler, TunnelStream
 from ..tunnel import tunnel as trio_face
 from ..tunnel.accepting import accept_visitors
-from ..tunnel.forward import LocalServers, ProxyProtocol
+from ..tunnel.forward import ForwardedHeaders, LocalServers, ProxyProtocol
 from ..tunnel.options import TunnelOptions
 from ..tunnel.visitor_tls import with_certificate
 from .bridge import Bridge
@@ -97,6 +97,9 @@ async def open_tunnel(
     key: RelayKey,
     forward_to: str | LocalAddress | LocalServers | None = None,
     proxy_protocol: ProxyProtocol | None = None,
+    forwarded_headers: ForwardedHeaders | None = None,
+    host_header: str | None = None,
+    raw_services: Collection[str] = (),
     app: AsgiApp | None = None,
     app_options: Options = DEFAULTS,
     certificate: Certificate | None = None,
@@ -120,6 +123,10 @@ async def open_tunnel(
             `https://host:port`, or an address; or a mapping of services to such, for example a `Services`. It is also
             what the status reports on, as `local` and `services` are there.
         proxy_protocol: `"v2"` for a PROXY header before each of these connections; None for none (default).
+        forwarded_headers: `"set"` for headers that name the visitor in each HTTP request, as for
+            `pioneer_tunnel.forward`; None for none (default).
+        host_header: the Host that the local server gets; None (default) for the visitor's.
+        raw_services: the names of services that are not HTTP, whose bytes pass unchanged.
         app: an ASGI 3 application that is running already, and so its lifespan is not run: for the lifespan of
             FastAPI or Starlette. It serves visitors in this event loop.
         app_options: limits for `app`.
@@ -138,7 +145,7 @@ async def open_tunnel(
     async with AsyncExitStack() as stack:
         serves: Serves | None = None
         if forward_to is not None:
-            serves = Forwards(forward_to, proxy_protocol)
+            serves = Forwards(forward_to, proxy_protocol, forwarded_headers, host_header, raw_services)
         elif app is not None:
             server = await stack.enter_async_context(open_app_server(app, "off", app_options))
             serves = partial(_bridged, server.bridge)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 from typing import Final, Self, Unpack, final
 
@@ -15,7 +15,7 @@ from .._model.keys import RelayKey
 from .._model.status import Status
 from .._net.tls.certificate import Certificate
 from ..tunnel import tunnel as trio_face
-from ..tunnel.forward import LocalServers, ProxyProtocol
+from ..tunnel.forward import ForwardedHeaders, LocalServers, ProxyProtocol
 from ..tunnel.options import TunnelOptions
 from .runner import OnStatus, Runner
 
@@ -103,6 +103,9 @@ def open_tunnel(
     key: RelayKey,
     forward_to: str | LocalAddress | LocalServers | None,
     proxy_protocol: ProxyProtocol | None = None,
+    forwarded_headers: ForwardedHeaders | None = None,
+    host_header: str | None = None,
+    raw_services: Collection[str] = (),
     certificate: Certificate | None = None,
     on_status: OnStatus | None = None,
     **options: Unpack[TunnelOptions],
@@ -122,6 +125,10 @@ def open_tunnel(
             `https://host:port`, or an address; or a mapping of services to such, for example a `Services`. It is also
             what the status reports on, as `local` and `services` are there. None serves no visitors: they wait.
         proxy_protocol: `"v2"` for a PROXY header before each of these connections; None for none (default).
+        forwarded_headers: `"set"` for headers that name the visitor in each HTTP request, as for
+            `pioneer_tunnel.forward`; None for none (default).
+        host_header: the Host that the local server gets; None (default) for the visitor's.
+        raw_services: the names of services that are not HTTP, whose bytes pass unchanged.
         certificate: ends visitors' TLS, where the relay passes it through; None (default) where the relay ends it.
         on_status: gets the status at the start, and the newest after each change, in a thread of its own; a function,
             or the `put` of a queue. What it raises is logged.
@@ -133,7 +140,11 @@ def open_tunnel(
     """
     opened: list[trio_face.Tunnel] = []
     tunnel = Tunnel(opened)
-    serves = None if forward_to is None else Forwards(forward_to, proxy_protocol)
+    serves = (
+        None
+        if forward_to is None
+        else Forwards(forward_to, proxy_protocol, forwarded_headers, host_header, raw_services)
+    )
 
     async def run(started: Callable[[], None]) -> None:
         def note(trio_tunnel: trio_face.Tunnel) -> None:

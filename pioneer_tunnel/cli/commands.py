@@ -14,11 +14,13 @@ from typing import Final, Literal, get_args
 import click
 import trio
 
+from .._model.addresses import normal_audience
 from .._model.errors import TunnelError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import SigningIdentity, new_relay_key
 from .._model.proxies import Direct, Proxy
 from .._model.services import FIRST_SERVICE
+from .._model.text import redact_reason
 from .._net.descriptor_limit import raise_descriptor_limit
 from .._net.tls.certificate import Certificate
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
@@ -159,6 +161,19 @@ def new_identity() -> None:
 @click.option("--tls-private-key", type=_FILE, help="The certificate's private key.")
 @click.option("--local-ca-file", type=_FILE, help="PEM certificates to trust for a LOCAL with https://.")
 @click.option("--proxy-protocol", type=Choice(["v2"]), help="Tell the local gateway who visits, in this form.")
+@click.option(
+    "--forwarded-headers",
+    is_flag=True,
+    help="Set X-Forwarded-For, -Proto, -Host and Forwarded in each request, in place of the visitor's own.",
+)
+@click.option("--host-header", help="The Host that LOCAL gets, such as localhost:3000.")
+@click.option(
+    "--raw-service",
+    "raw_services",
+    multiple=True,
+    metavar="NAME",
+    help="A service that is not HTTP: its requests are not changed. May be repeated.",
+)
 @_websocket_engine
 @click.option("--json", "as_json", is_flag=True, help="Status lines (with 'state') and log lines (with 'log') as JSON.")
 @click.pass_obj
@@ -180,6 +195,9 @@ def expose(  # noqa: PLR0917  # click passes them by name
     tls_private_key: Path | None,
     local_ca_file: Path | None,
     proxy_protocol: Literal["v2"] | None,
+    forwarded_headers: bool,
+    host_header: str | None,
+    raw_services: tuple[str, ...],
     websocket_engine: EngineName | None,
     as_json: bool,
 ) -> None:
@@ -194,6 +212,13 @@ def expose(  # noqa: PLR0917  # click passes them by name
     if as_json:
         write_json_lines(log_handler)
     addresses = local_servers(local, ca_file=local_ca_file)
+    if host_header is not None:
+        try:
+            normal_audience(host_header)
+        except ValueError as error:
+            raise click.BadParameter(redact_reason(str(error), host_header), param_hint="--host-header") from None
+    if not addresses.keys() >= {*raw_services}:
+        raise click.UsageError("--raw-service names a service of NAME=LOCAL")
     services = None if [*addresses] == [FIRST_SERVICE] else Services(addresses)
     if services is not None and transport != "websocket":
         raise click.UsageError("NAME=LOCAL is for a relay of --transport websocket")
@@ -242,7 +267,13 @@ def expose(  # noqa: PLR0917  # click passes them by name
                 nursery.start_soon(_retry_when_told, tunnel)
                 report = tunnel.report
                 handler: Handler = functools.partial(
-                    forward, local=addresses, proxy_protocol=proxy_protocol, report=report
+                    forward,
+                    local=addresses,
+                    proxy_protocol=proxy_protocol,
+                    forwarded_headers="set" if forwarded_headers else None,
+                    host_header=host_header,
+                    raw_services=raw_services,
+                    report=report,
                 )
                 await accept_visitors(tunnel, with_certificate(handler, certificate), nursery)
         except BaseException as error:

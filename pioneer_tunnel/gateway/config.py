@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Literal, final
 
 import attrs
 
-from .._model.addresses import Address, HttpsAddress, LocalAddress, RelayAddress, local_address
+from .._model.addresses import Address, HttpsAddress, LocalAddress, RelayAddress, local_address, normal_audience
 from .._model.errors import Problem, UnsupportedTransportError
 from .._model.keys import PublicKey
 from .._model.proxies import Direct, Proxy, configured_proxy
@@ -144,6 +144,24 @@ def _proxy_protocol(_instance: Any, _field: Any, value: Any) -> None:
         raise ValueError("allowed is 'v2'; leave it out for none")
 
 
+def _forwarded_headers(_instance: Any, _field: Any, value: Any) -> None:
+    if value is not None and value != "set":
+        raise ValueError("allowed is 'set'; leave it out for none")
+
+
+def _host_header(value: str) -> str:
+    return normal_audience(a_text(value, "allowed is host or host:port, as a string"))
+
+
+def _raw_services(value: Sequence[str]) -> tuple[str, ...]:
+    given: object = value
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+        raise TypeError("allowed is an array of names of services")
+    if not all(isinstance(name, str) and is_service_name(name) for name in given):
+        raise ValueError(f"allowed is {SERVICE_NAMES} as the name of a service")
+    return tuple(given)
+
+
 def _system_trust(_instance: Any, _field: Any, value: Any) -> None:
     if value not in SYSTEM_TRUSTS:
         raise ValueError("allowed are 'openssl' and 'os'")
@@ -241,6 +259,12 @@ def _proxy_passed_by(
     return None
 
 
+def _requests_out_of_reach(value: str | None, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
+    if value is None or _effective(transport, relay_addr) is not Transport.PROCESS:
+        return None
+    return "a tunnel program brings visitors past this library, which cannot change their requests; leave it out"
+
+
 def _no_local_tls(file: Path | None, local: LocalAddress) -> str | None:
     return None if file is None or isinstance(local, HttpsAddress) else f"local_addr is {local}, which has no TLS"
 
@@ -283,6 +307,10 @@ class RemoteAccessConfig:
         local_ca_file: a PEM file of further certificate authorities for TLS to the local gateway.
         local_verify: False accepts any certificate of a local gateway with TLS.
         proxy_protocol: `v2` sends a PROXY protocol header to the local gateway, so that it sees the visitor's address.
+        forwarded_headers: `set` sets X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host, X-Real-IP and Forwarded in
+            each HTTP request, from what the relay says of the visitor, in place of the visitor's own.
+        host_header: the Host that the local gateway gets in each HTTP request; None keeps the visitor's.
+        raw_services: names of services that are not HTTP. `forwarded_headers` and `host_header` change nothing there.
         tls: the certificate that ends visitors' TLS here, where the relay passes TLS through and the local gateway does
             not end it; `tls_paths` are its resolved paths.
         process: the program of transport `process`; other transports ignore it.
@@ -323,6 +351,9 @@ class RemoteAccessConfig:
     local_ca_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     local_verify: bool = attrs.field(default=True, validator=a_flag)
     proxy_protocol: Literal["v2"] | None = attrs.field(default=None, validator=_proxy_protocol)
+    forwarded_headers: Literal["set"] | None = attrs.field(default=None, validator=_forwarded_headers)
+    host_header: str | None = attrs.field(default=None, converter=attrs.converters.optional(_host_header))
+    raw_services: tuple[str, ...] = attrs.field(default=(), converter=_raw_services)
     tls: TlsConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_tls))
     process: ProcessConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_process))
     services: Mapping[str, LocalAddress] = attrs.field(factory=dict, converter=_services, hash=False)
@@ -335,6 +366,8 @@ class RemoteAccessConfig:
         Rule(("heartbeat_ms", "transport", "relay_addr"), _heartbeat_means_nothing),
         Rule(("key_mode", "transport", "relay_addr"), _key_mode_means_nothing),
         Rule(("tls", "transport", "relay_addr"), _tls_out_of_reach),
+        Rule(("forwarded_headers", "transport", "relay_addr"), _requests_out_of_reach),
+        Rule(("host_header", "transport", "relay_addr"), _requests_out_of_reach),
         Rule(("local_addr", "transport", "relay_addr"), _local_out_of_reach),
         Rule(("services", "transport", "relay_addr"), _services_out_of_reach),
         Rule(("proxy_credentials_file", "proxy"), _credentials_without_proxy),

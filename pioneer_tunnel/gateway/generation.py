@@ -140,7 +140,14 @@ class Generation:
             self._visitor_left = trio.Event()
 
     async def _forward(self, stream: TunnelStream) -> None:
-        plan = self._plan
-        services, proxy_protocol = plan.target.services, plan.config.proxy_protocol
-        local = plan.config.local if services is None else services
-        await forward(stream, local, proxy_protocol=proxy_protocol, report=self._supervisor.report, dial=self._dial)
+        config, services = self._plan.config, self._plan.target.services
+        await forward(
+            stream,
+            config.local if services is None else services,
+            proxy_protocol=config.proxy_protocol,
+            forwarded_headers=config.forwarded_headers,
+            host_header=config.host_header,
+            raw_services=config.raw_services,
+            report=self._supervisor.report,
+            dial=self._dial,
+        )

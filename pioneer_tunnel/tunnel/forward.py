@@ -1,34 +1,45 @@
-"""Connects a visitor's stream to the local gateway: dials it, sends a PROXY header if asked to, and pumps the bytes."""
+"""Connects a visitor's stream to the local gateway: dials it, and pumps the bytes.
+
+On request it tells the gateway who visits: by a PROXY header, or by headers in each HTTP request.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Final, Literal, TypeAlias
 
 import attrs
 import trio
 
 from .._async_library import need_trio
-from .._model.addresses import HttpsAddress, LocalAddress, local_address
+from .._http.forwarded import HeaderRules
+from .._http.head import BadRequest, error_response
+from .._model.addresses import HttpsAddress, LocalAddress, local_address, normal_audience
 from .._model.errors import LocalGatewayError
 from .._model.services import FIRST_SERVICE
-from .._net.closing import abandon
+from .._net.closing import abandon, close_after_answer
 from .._net.dialing import Dialer, dial_local, dial_tcp, secure_local
 from .._net.log_limiter import LogLimiter
 from .._net.streams import ByteStream
 from .._wire.proxy_v2 import ProxyHeader
 from ..exchange.pump import pump
+from ..exchange.task_leg import leg_of
 from ..transports.interface import LocalDialFailed, LocalDialOk, Report
 from ..transports.tunnel_stream import TunnelStream
+from .rewriting_leg import RewritingLeg
 
-__all__ = ["LocalServers", "ProxyProtocol", "first_local", "forward", "probe_local"]
+__all__ = ["ForwardedHeaders", "LocalServers", "ProxyProtocol", "first_local", "forward", "probe_local"]
 
 ProxyProtocol: TypeAlias = Literal["v2"]
+ForwardedHeaders: TypeAlias = Literal["set"]
 LocalServers: TypeAlias = Mapping[str, str | LocalAddress]
 """The local server of each service, by name."""
 
 LOCAL_TIMEOUT: Final = 10.0
+REFUSAL_TIMEOUT: Final = 10.0
+"""Seconds for the answer to a request that is refused here."""
 
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.forward"))
 
@@ -68,6 +79,9 @@ async def forward(
     local: str | LocalAddress | LocalServers,
     *,
     proxy_protocol: ProxyProtocol | None = None,
+    forwarded_headers: ForwardedHeaders | None = None,
+    host_header: str | None = None,
+    raw_services: Collection[str] = (),
     report: Report = _ignore,
     dial: Dialer = dial_tcp,
 ) -> None:
@@ -75,6 +89,10 @@ async def forward(
 
     To the gateway the connection looks local: it comes from this host. With `proxy_protocol="v2"` it begins with a
     PROXY protocol v2 header that names the visitor. The gateway has to expect that header.
+
+    With `forwarded_headers` or `host_header`, visitors have to speak HTTP/1, in clear at this point, and each request
+    reaches the gateway with changed headers. A request that cannot be followed is answered with 400 or 431, and not
+    passed on. After the 101 of a WebSocket the bytes pass unchanged; other upgrades are not offered to the gateway.
 
     When the gateway does not answer within 10 seconds, the visitor is reset. Returns when the visitor's connection is
     over, whether it went well or not. When cancelled, it resets both ends.
@@ -87,14 +105,20 @@ async def forward(
             names of services to such addresses: a `Services`, for example. A stream whose `service` is None goes to the
             address of the empty name, or else to the first one. The visitor of a service that is not in it is reset.
         proxy_protocol: `"v2"` for a PROXY header; None for none (default). It comes before TLS.
+        forwarded_headers: `"set"` sets X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host, X-Real-IP and Forwarded
+            from what the relay says of the visitor, and removes the visitor's own. What the relay does not say is not
+            set. None (default) passes the visitor's own.
+        host_header: the Host that the gateway gets, such as `localhost:3000`; None (default) for the visitor's.
+        raw_services: the names of services that are not HTTP. Their bytes pass unchanged.
         report: gets an event that says whether the gateway answered; of several services, only about the one to which
             streams without a name go.
         dial: makes the connection, unless `local` is a Unix socket.
 
     Raises:
-        ValueError: `local` is the text of no address.
+        ValueError: `local` is the text of no address, or `host_header` is no host.
     """
     need_trio("pioneer_tunnel.forward", "pioneer_tunnel.aio.open_tunnel(..., forward_to=...)")
+    rules = header_rules(stream.proxy_header, forwarded_headers, host_header)
     if isinstance(local, Mapping):
         first = _first_service(local)
         name = stream.service or first
@@ -103,6 +127,7 @@ async def forward(
             stream.reset()
             return
         local, report = local[name], report if name == first else _ignore
+        rules = None if name in raw_services else rules
     local = local_address(local)
     try:
         # The name of a service is between the relay and this gateway.
@@ -114,7 +139,10 @@ async def forward(
             report(LocalDialFailed(str(error)))
             return
         report(LocalDialOk())
-        await pump(stream, connection)
+        if rules is None:
+            await pump(stream, connection)
+        else:
+            await _pump_requests(stream, connection, rules)
     except Exception as error:  # noqa: BLE001  # it must not affect other visitors
         _log_limiter.log("unforeseen", "a visitor could not be forwarded", level=logging.ERROR, error=error)
     finally:
@@ -128,6 +156,42 @@ def first_local(local: str | LocalAddress | LocalServers | None) -> str | LocalA
 
 def _first_service(services: LocalServers) -> str:
     return FIRST_SERVICE if FIRST_SERVICE in services else next(iter(services), FIRST_SERVICE)
+
+
+def header_rules(
+    header: ProxyHeader, forwarded_headers: ForwardedHeaders | None, host_header: str | None
+) -> HeaderRules | None:
+    """What to change in the requests of a visitor; None for nothing.
+
+    Raises:
+        ValueError: `host_header` is no host.
+    """
+    if forwarded_headers is None and host_header is None:
+        return None
+    return HeaderRules(
+        set_forwarded=forwarded_headers == "set",
+        visitor=None if header.visitor is None else header.visitor.host.partition("%")[0],
+        tls=header.tls,
+        host_header=None if host_header is None else normal_audience(host_header).encode("ascii"),
+    )
+
+
+async def _pump_requests(stream: TunnelStream, connection: ByteStream, rules: HeaderRules) -> None:
+    """Pump, and change the heads of requests. A request that cannot be followed is answered here."""
+    leg = RewritingLeg(leg_of(stream), rules)
+    await pump(connection, stream, second_leg=leg)
+    refused = leg.refused_request
+    if refused is not None:
+        _log_limiter.log("refused", f"a visitor's request was refused: {refused.reason}", level=logging.INFO)
+        if leg.handed_over:
+            await _answer(stream, refused)
+
+
+async def _answer(stream: TunnelStream, refused: BadRequest) -> None:
+    answer = error_response(refused.status, refused.reason, omit_body=refused.omit_body)
+    with trio.move_on_after(REFUSAL_TIMEOUT), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await stream.send_all(answer)
+        await close_after_answer(stream)
 
 
 async def _connect(local: LocalAddress, header: bytes, dial: Dialer) -> ByteStream:

@@ -167,13 +167,23 @@ def test_a_wrong_key_is_exit_status_1(shared_relay: Relay, tmp_path: Path, local
         assert State.FAILED in [status.state for status in statuses]
 
 
-def test_proxy_protocol_is_passed_on(shared_relay: Relay) -> None:
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--proxy-protocol", "v2"], b"\r\n\r\n\0\r\nQUIT\n"),
+        (["--host-header", "localhost:3000"], b"GET / HTTP/1.1\r\nHost: localhost:3000\r\n\r\n"),
+        (["--forwarded-headers"], b"GET / HTTP/1.1\r\nHost: office.test\r\nX-Forwarded-For: 127.0.0.1\r\n"),
+    ],
+)
+def test_what_the_local_server_is_told_of_visitors(
+    shared_relay: Relay, options: list[str | Path], expected: bytes
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as local:
         local.settimeout(HANG)
         address = f"127.0.0.1:{local.getsockname()[1]}"
         key = shared_relay.folder / "key"
         arguments: list[str | Path] = ["expose", address, "--relay", shared_relay.url, "--key-file", key]
-        with running(*arguments, "--proxy-protocol", "v2") as program:
+        with running(*arguments, *options) as program:
             program.wait_for("connected")
             with socket.create_connection(("127.0.0.1", shared_relay.ingress)) as visitor:
                 visitor.sendall(b"GET / HTTP/1.1\r\nHost: office.test\r\n\r\n")
@@ -183,8 +193,9 @@ def test_proxy_protocol_is_passed_on(shared_relay: Relay) -> None:
                     with connection:
                         connection.settimeout(HANG)
                         with contextlib.suppress(ConnectionResetError):
-                            said = connection.recv(12)
-                assert said == b"\r\n\r\n\0\r\nQUIT\n"
+                            while len(said) < len(expected) and (data := connection.recv(len(expected))):
+                                said += data
+                assert said.startswith(expected)
             program.interrupt(signal.SIGINT)
 
 
@@ -249,6 +260,7 @@ EXPOSE: Final = ["expose", "127.0.0.1:1", "--key-file", "key"]
         ([*EXPOSE, "--relay", "ws://h", "--proxy", "http://u:p@h"], "--proxy.*user:password to a file"),
         ([*EXPOSE, "--relay", "ws://h", "--proxy-credentials-file", "key"], "--proxy-credentials-file: it is for"),
         ([*EXPOSE, "--relay", "ws://h", "--proxy", "https://p", "--ca-file", "nowhere"], "there is no file 'nowhere'"),
+        ([*EXPOSE, "--relay", "ws://h", "--host-header", "http://h"], "--host-header: the address"),
         (["relay"], "--config FILE"),
         (["relay", "--config", "nowhere"], "nowhere"),
         (["nonsense"], "No such command"),

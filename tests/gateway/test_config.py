@@ -48,6 +48,9 @@ CONTRACT_DEFAULTS = {
     "ca_file": None,
     "relay_identity": None,
     "proxy_protocol": None,
+    "forwarded_headers": None,
+    "host_header": None,
+    "raw_services": (),
     "key_mode": "token_routing",
     "connect_timeout_ms": 10000,
     "heartbeat_ms": None,
@@ -128,6 +131,8 @@ def test_a_table_of_text_gives_values(tmp_path: Path) -> None:
         ca_file = "ca.pem"
         relay_identity = "{PIN}"
         proxy_protocol = "v2"
+        forwarded_headers = "set"
+        host_header = "Localhost:3000"
         connect_timeout_ms = 250
         heartbeat_ms = 10000
 
@@ -151,6 +156,8 @@ def test_a_table_of_text_gives_values(tmp_path: Path) -> None:
         ca_file=Path("ca.pem"),
         relay_identity=PublicKey.parse(PIN),
         proxy_protocol="v2",
+        forwarded_headers="set",
+        host_header="localhost:3000",
         connect_timeout_ms=250,
         heartbeat_ms=10_000,
         base_dir=tmp_path,
@@ -306,6 +313,13 @@ def test_a_pin_that_nobody_would_check_is_refused(transport: str | None) -> None
         ("proxy_credentials_file", "", "a path"),
         ("proxy_protocol", "v1", "'v2'"),
         ("proxy_protocol", True, "'v2'"),
+        ("forwarded_headers", "append", "'set'"),
+        ("forwarded_headers", True, "'set'"),
+        ("host_header", "http://localhost", "host"),
+        ("host_header", 3000, "host or host:port"),
+        ("raw_services", "ssh", "array of names"),
+        ("raw_services", ["a b"], "lower-case letters"),
+        ("raw_services", [1], "lower-case letters"),
     ],
 )
 def test_a_value_is_refused_saying_what_is_allowed(key: str, value: object, allowed: str) -> None:
@@ -603,3 +617,8 @@ def test_a_tunnel_program_has_to_be_told_of_the_proxy() -> None:
         assert RemoteAccessConfig(**relay | {"proxy": proxy}, process={"command": ["x"]}).proxy == proxy
     # Other transports ignore the table.
     assert RemoteAccessConfig(relay_addr="relay.example:1", process={"command": ["x", "{proxy}"]}).proxy is None
+
+
+@pytest.mark.parametrize("change", [{"forwarded_headers": "set"}, {"host_header": "localhost:3000"}])
+def test_requests_that_a_tunnel_program_carries_cannot_be_changed(change: dict[str, str]) -> None:
+    assert [problem.key for problem in refused(transport="process", **change)] == [*change]

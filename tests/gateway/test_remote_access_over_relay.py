@@ -103,6 +103,27 @@ async def test_a_visitor_is_served_by_a_handler_and_leaving_run_leaves_nothing(r
             await eventually(lambda: living_tasks() <= before)  # the relay's side takes a moment
 
 
+async def test_the_local_gateway_is_told_who_visits(real_gateway: Gateway) -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    config = {
+        "local_addr": f"127.0.0.1:{listener.socket.getsockname()[1]}",
+        "forwarded_headers": "set",
+        "host_header": "localhost:3000",
+    }
+    async with (
+        listener,
+        relay_rig() as rig,
+        up(over_relay(real_gateway, rig, config, handler=None)),
+        await rig.visit() as visitor,
+    ):
+        await visitor.send_all(request("X-Forwarded-For: 127.0.0.66"))
+        head = b""
+        while not head:  # a probe connects and says nothing
+            async with await listener.accept() as server:
+                head = bytes(await server.receive_some())
+        assert head.startswith(b"GET / HTTP/1.1\r\nHost: localhost:3000\r\nX-Forwarded-For: 127.0.0.1\r\n")
+
+
 async def test_a_wrong_key_is_told_and_the_right_one_mends_it(real_gateway: Gateway) -> None:
     async with relay_rig() as rig:
         remote_access = over_relay(real_gateway, rig)

@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Final, final
 
 import trio
 from rig import HOST, KEY, RelayRig, free_port, no_hang, relay_rig, tunnel_entry
 
-__all__ = ["GREETING", "Program", "relay", "running"]
+__all__ = ["GREETING", "Program", "relay", "running", "running_program"]
 
 ROOT: Final = Path(__file__).parents[2]
 GREETING: Final = f"GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode()
@@ -49,13 +49,18 @@ class Program:
             return await self.process.wait()
 
 
-@asynccontextmanager
-async def running(*arguments: str | Path, cwd: Path | None = None) -> AsyncIterator[Program]:
+def running(*arguments: str | Path, cwd: Path | None = None) -> AbstractAsyncContextManager[Program]:
     """Run Python with `arguments`; at the end of the block it is terminated, if it still runs."""
+    return running_program(sys.executable, *arguments, cwd=cwd)
+
+
+@asynccontextmanager
+async def running_program(*command: str | Path, cwd: Path | None = None) -> AsyncIterator[Program]:
+    """Run a program; at the end of the block it is terminated, if it still runs."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
     async with trio.open_nursery() as nursery:
         process = await trio.lowlevel.open_process(
-            [sys.executable, *map(str, arguments)],
+            [*map(str, command)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=environment,

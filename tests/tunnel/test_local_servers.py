@@ -15,7 +15,7 @@ import pytest
 import trio
 import trustme
 from gateway import Gateway
-from rig import carried, eventually, no_hang, nothing_left_behind, read_all
+from rig import carried, eventually, no_hang, nothing_left_behind, read_all, request
 
 from pioneer_tunnel._model.addresses import HttpsAddress
 from pioneer_tunnel._model.errors import InvalidSettingsError, LocalGatewayError
@@ -155,6 +155,16 @@ async def test_a_server_with_tls_is_served(tmp_path: Path, proxy_protocol: Proxy
         nursery.start_soon(functools.partial(forward, stream, local, proxy_protocol=proxy_protocol))
         assert await carried(visitor, visitor, bytes(100_000)) == bytes(100_000)
         assert came == [*([stream.proxy_header.encode()] if proxy_protocol else []), bytes(100_000)]
+
+
+async def test_a_server_with_tls_gets_changed_requests(tmp_path: Path) -> None:
+    CA.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    async with tls_server() as (port, came), visiting() as (visitor, stream), trio.open_nursery() as nursery:
+        local = HttpsAddress("localhost", port, ca_file=tmp_path / "ca.pem")
+        nursery.start_soon(functools.partial(forward, stream, local, proxy_protocol="v2", host_header="localhost:1"))
+        changed = request(host="localhost:1", body=bytes(100_000))
+        assert await carried(visitor, visitor, request(body=bytes(100_000))) == changed
+        assert came == [stream.proxy_header.encode(), changed]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,228 @@
+"""A visitor's stream as a leg whose requests reach the local server with changed heads.
+
+The exchange moves bytes between this leg and the local server. `receive` returns what `RequestRewriter` makes of the
+visitor's bytes. `send` passes the server's bytes on unchanged; they are followed, since only they say whether a
+connection has become a WebSocket. Then the bytes pass in both directions.
+
+A request that cannot be followed is not passed on. When every request before it has its whole response, the leg raises
+`HandedOver`, and the caller answers with `refusal`. Where no answer can follow, since the response before it ends with
+the stream, the exchange ends as the server ends it.
+
+There are no deadlines: the server has its own, as for any connection.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, final
+
+import trio
+
+from .._http.forwarded import HeaderRules
+from .._http.head import BadRequest
+from .._http.requests import Phase, Piece
+from .._http.responses import ResponseFollower, ResponsePhase
+from .._http.rewriting import RequestRewriter
+from .._net.fastpath.event_loop import Reactor
+from .._net.leg import Bytes, Leg, nothing
+from ..exchange.exchange import HandedOver
+
+__all__ = ["RewritingLeg"]
+
+MAX_OUTSTANDING: Final = 1024
+"""Requests without a response. At this number the visitor is not read."""
+
+_BATCH: Final = 16 * 1024
+"""Bytes that a batch of work counts as, when others have their turn after it."""
+
+_WITHOUT_END: Final = frozenset({ResponsePhase.UNKNOWN, ResponsePhase.SWITCHED})
+
+
+@final
+class RewritingLeg(Leg):
+    """The visitor's side of an exchange with a local server.
+
+    Args:
+        leg: the visitor's stream.
+        rules: the changes.
+
+    Attributes:
+        handed_over: True when the exchange has left the visitor's stream open, for the answer to `refused_request`.
+    """
+
+    def __init__(self, leg: Leg, rules: HeaderRules) -> None:
+        super().__init__()
+        self.handed_over: bool = False
+        self._leg: Final = leg
+        self._responses: Final = ResponseFollower()
+        self._requests: Final = RequestRewriter(rules, self._responses)
+        self._reactor: Final = Reactor.current()
+        self._unread, leg.prefix = leg.prefix, b""
+        self._ready: Final[deque[Piece]] = deque()
+        self._had_its_batch = False
+        self._visitor_ended = False
+        self._awaits_server = False
+        self._server_ended = False
+        self._end_sent = False
+
+    @property
+    def refused_request(self) -> BadRequest | None:
+        """After the handover: the error to answer."""
+        return self._requests.refusal
+
+    @property
+    def tasks(self) -> Sequence[Callable[[], Awaitable[None]]]:
+        return self._leg.tasks
+
+    def attach(self) -> None:
+        self._leg.on_readable, self._leg.on_writable = self._on_leg_readable, self._on_leg_writable
+        self._leg.attach()
+
+    def detach(self) -> None:
+        self._leg.detach()
+        self._leg.on_readable = self._leg.on_writable = nothing
+
+    def close(self) -> bool:
+        closed = self._leg.close()
+        self._leg.on_readable = self._leg.on_writable = nothing
+        return closed
+
+    @property
+    def broken(self) -> bool:
+        return self._leg.broken
+
+    @property
+    def can_half_close(self) -> bool:
+        return self._leg.can_half_close
+
+    # From the visitor
+
+    def receive(self, max_bytes: int) -> Bytes | None:
+        """Take what the server gets next; b"" at the visitor's EOF.
+
+        Raises:
+            HandedOver: there is a refusal, and each request before it has its whole response.
+            trio.BrokenResourceError: the visitor's connection is broken.
+            trio.ClosedResourceError: the stream was closed.
+        """
+        requests = self._requests
+        if requests.phase is Phase.OPAQUE and not self._ready:
+            return self._leg.receive(max_bytes)
+        while not self._ready:
+            if requests.is_over:
+                return self._finish()
+            if self._must_await_server():
+                if self._leg.broken:
+                    raise trio.BrokenResourceError("the visitor's connection is broken")
+                return b"" if self._server_ended else None
+            if requests.has_more and not self._had_its_batch:
+                self._reactor.queue(self._go_on)
+                return None
+            self._had_its_batch = False
+            if self._visitor_ended and not requests.has_more:
+                return b""
+            data = self._next_data(max_bytes)
+            if data is None:
+                return None
+            self._ready.extend(requests.feed(bytes(data)))
+        piece = self._ready.popleft()
+        if len(piece) > max_bytes:
+            view = memoryview(piece)
+            self._ready.appendleft(view[max_bytes:])
+            piece = view[:max_bytes]
+        return piece
+
+    def _next_data(self, max_bytes: int) -> Bytes | None:
+        """What to feed next: b"" to go on with what was fed before, and at EOF, of which the rewriter is notified."""
+        requests = self._requests
+        if requests.holds or requests.has_more:
+            return b""
+        if self._unread:
+            data, self._unread = self._unread, b""
+            return data
+        received = self._leg.receive(min(max_bytes, requests.read_size))
+        if received is not None and not received:
+            self._visitor_ended = True
+            requests.end()
+        return received
+
+    def _must_await_server(self) -> bool:
+        held_back = self._requests.holds and self._responses.awaits_upgrade
+        self._awaits_server = held_back or self._responses.outstanding >= MAX_OUTSTANDING
+        return self._awaits_server
+
+    def _go_on(self) -> int:
+        self._had_its_batch = True
+        self.on_readable()
+        return _BATCH
+
+    def _finish(self) -> bytes | None:
+        """Nothing more is passed on: hand over for an answer, wait until that is possible, or end."""
+        responses = self._responses
+        answers = responses.idle and self._requests.refusal is not None and not self._end_sent
+        if answers and self._leg.sent:
+            self.handed_over = True
+            raise HandedOver
+        over = responses.idle or self._server_ended or responses.phase in _WITHOUT_END
+        self._awaits_server = answers or not over
+        if not self._awaits_server:
+            return b""
+        if self._leg.broken:
+            raise trio.BrokenResourceError("the visitor's connection is broken")
+        return None
+
+    @property
+    def drained(self) -> bool:
+        return self._requests.phase is Phase.OPAQUE and not self._ready and self._leg.drained
+
+    @property
+    def held(self) -> int:
+        return self._leg.held
+
+    def move_bulk(self, sink: Leg) -> int:
+        return self._leg.move_bulk(sink) if self._requests.phase is Phase.OPAQUE and not self._ready else 0
+
+    def lend(self, amount: int) -> None:
+        self._leg.lend(amount)
+
+    def _on_leg_readable(self) -> None:
+        self.on_readable()
+
+    # To the visitor
+
+    def send(self, data: Bytes) -> None:
+        responses = self._responses
+        if responses.phase not in _WITHOUT_END:
+            data = bytes(data)
+            passed = 0
+            while passed < len(data) and not responses.idle:
+                passed = responses.feed(data, passed)
+            if passed < len(data):
+                responses.stop()  # it answers no request, so what follows cannot be told from a response
+        self._leg.send(data)
+        self._look_at_responses()
+
+    def _look_at_responses(self) -> None:
+        if self._awaits_server:
+            self.on_readable()
+
+    def _on_leg_writable(self) -> None:
+        self.refusal = self.refusal or self._leg.refusal
+        self.on_writable()
+        self._look_at_responses()
+
+    @property
+    def room(self) -> int:
+        return self._leg.room
+
+    @property
+    def sent(self) -> bool:
+        return self._leg.sent
+
+    def send_eof(self) -> None:
+        self._server_ended = True
+        if self._requests.refusal is None or not self._responses.idle:
+            self._end_sent = True
+            self._leg.send_eof()
+        self._look_at_responses()
