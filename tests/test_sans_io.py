@@ -37,6 +37,7 @@ SANS_IO: Final = sorted(
         "_net/tls/client_hello.py",
         "relay/gateways/takeover.py",
         "relay/rates.py",
+        "relay/visitors/forwarded_for.py",
         "tunnel/restart_policy.py",
     }
     | {

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, final
 
 from .limits import RelayLimits
+from .networks import Network, is_within
 from .rates import REMEMBERED, FailureBackoff, TokenBuckets
 
 __all__ = ["Admission", "Arrival", "OverLimit"]
@@ -44,7 +45,8 @@ class Arrival:
     """One accepted connection, from its accept to its end.
 
     Attributes:
-        source: the address as limits count it; None when the connection is exempt from limits per address.
+        source: the address as limits count it; None when the connection is exempt from limits per address, or not
+            identified yet.
         evict: resets the connection.
         is_visitor: True once it has settled as a visitor.
     """
@@ -56,6 +58,14 @@ class Arrival:
         self.source: str | None = source
         self.evict: Callable[[], object] = evict
         self.is_visitor: bool = False
+
+    def identify(self, host: str, now: float) -> None:
+        """The connection is from `host`, says the balancer that it came from: count it for that address.
+
+        Raises:
+            OverLimit: that address is over a limit.
+        """
+        self._admission.identify(self, host, now)
 
     def settle(self) -> None:
         """The connection is a gateway with a session: do not evict it from now on."""
@@ -85,13 +95,15 @@ class Admission:
     Args:
         limits: the operator's.
         descriptors: how many the process may open; None if that is unknown.
+        proxies: the networks of proxies in front of the relay that say who visits. They have no limits per address.
 
     Attributes:
         most_connections: the effective limit: `limits.connections`, or less if descriptors are fewer.
     """
 
-    def __init__(self, limits: RelayLimits, *, descriptors: int | None = None) -> None:
+    def __init__(self, limits: RelayLimits, *, descriptors: int | None = None, proxies: Sequence[Network] = ()) -> None:
         self._limits: Final = limits
+        self._exempt: Final = (*limits.exempt, *proxies)
         self.most_connections: Final = (
             limits.connections
             if descriptors is None
@@ -132,31 +144,54 @@ class Admission:
         Raises:
             OverLimit: the connection is over a limit.
         """
-        limits, source = self._limits, self._source(host)
+        source = self.source_of(host)
         if only_visitors:
             self._refuse_too_many_visitors()
         is_full = self._connections >= self.most_connections
         if is_full and (not self._pending or self._connections >= self.most_connections + MOST_LEAVING):
             raise OverLimit("there are as many connections as there may be")
         if source is not None:
-            if limits.connections_per_address and self._by_source[source] >= limits.connections_per_address:
-                raise OverLimit("one address has as many connections as it may have")
-            if not self._connects.take(source, now):
-                raise OverLimit("one address connects too often")
+            self._count(source, now)
         if is_full:
             self._evict(next(iter(self._pending)))
         arrival = Arrival(self, source, evict)
         self._connections += 1
         self._pending[arrival] = None
         if source is not None:
-            self._by_source[source] += 1
-            of_source = self._pending_by_source.setdefault(source, OrderedDict())
-            of_source[arrival] = None
-            if limits.pending_per_address and len(of_source) > limits.pending_per_address:
-                self._evict(next(iter(of_source)))
+            self._let_pend(arrival, source)
         if len(self._pending) > self._most_pending:
             self._evict(next(iter(self._pending)))
         return arrival
+
+    def identify(self, arrival: Arrival, host: str, now: float) -> None:
+        """See `Arrival.identify`."""
+        source = self.source_of(host)
+        if source is None:
+            return
+        self._count(source, now)
+        arrival.source = source
+        if arrival in self._pending:
+            self._let_pend(arrival, source)
+
+    def _count(self, source: str, now: float) -> None:
+        """Count a connection of an address.
+
+        Raises:
+            OverLimit: the address is over a limit. The connection is not counted then.
+        """
+        limit = self._limits.connections_per_address
+        if limit and self._by_source[source] >= limit:
+            raise OverLimit("one address has as many connections as it may have")
+        if not self._connects.take(source, now):
+            raise OverLimit("one address connects too often")
+        self._by_source[source] += 1
+
+    def _let_pend(self, arrival: Arrival, source: str) -> None:
+        of_source = self._pending_by_source.setdefault(source, OrderedDict())
+        of_source[arrival] = None
+        limit = self._limits.pending_per_address
+        if limit and len(of_source) > limit:
+            self._evict(next(iter(of_source)))
 
     def settle(self, arrival: Arrival) -> None:
         """See `Arrival.settle`."""
@@ -191,23 +226,34 @@ class Admission:
         return 0.0 if arrival.source is None else self._failures.failed(arrival.source, now)
 
     @contextmanager
-    def visit(self, tunnel_id: str, now: float) -> Iterator[None]:
+    def visit(self, tunnel_id: str, now: float, *, source: str | None = None) -> Iterator[None]:
         """Count a visitor of a tunnel while the block runs.
 
+        Args:
+            tunnel_id: of the tunnel.
+            now: the time in seconds.
+            source: of a visitor who shares the connection of a proxy with others, as `source_of` returns it. It counts
+                as a connection of that address.
+
         Raises:
-            OverLimit: the tunnel has too many visitors, or too many new ones per second.
+            OverLimit: the tunnel has too many visitors, or too many new ones per second, or the address is over a
+                limit.
         """
         if self._most_visits and self._visits[tunnel_id] >= self._most_visits:
             raise OverLimit("the gateway has as many visitors as it may have")
         if not self._opens.take(tunnel_id, now):
             raise OverLimit("the gateway has too many new visitors")
+        if source is not None:
+            self._count(source, now)
         self._visits[tunnel_id] += 1
         try:
             yield
         finally:
             _count_down(self._visits, tunnel_id)
+            if source is not None:
+                _count_down(self._by_source, source)
 
-    def _source(self, host: str | None) -> str | None:
+    def source_of(self, host: str | None) -> str | None:
         """The address as limits count it, see `RelayLimits`; None when it is exempt. Cached for the last hosts."""
         if host is None:
             return None
@@ -218,11 +264,11 @@ class Admission:
         return self._sources[host]
 
     def _read_source(self, host: str) -> str | None:
+        if is_within(host, self._exempt):
+            return None
         address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(host.partition("%")[0])
         if isinstance(address, ipaddress.IPv6Address):
             address = address.ipv4_mapped or address
-        if any(address in network for network in self._limits.exempt):
-            return None
         if isinstance(address, ipaddress.IPv6Address):
             return str(ipaddress.IPv6Network((address, 64), strict=False))
         return str(address)

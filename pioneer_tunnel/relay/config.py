@@ -46,6 +46,7 @@ from .._storage.validation import (
     whole_number,
 )
 from .limits import RelayLimits
+from .networks import Network, proxy_networks
 from .tunnels import LABEL_LIMIT, Addresses, Route, TunnelEntry, each_address, listening_addresses, tunnels
 
 __all__ = ["RelayConfig"]
@@ -186,6 +187,11 @@ class RelayConfig:
         heartbeat_ms: silence after which a link is pinged (default 15 000, 1000 to 60 000).
         rotation_grace_ms: how long visitors of a session may stay after a newer key has taken the tunnel over (default
             600 000, up to 86 400 000).
+        accept_proxy_from: addresses and networks of balancers. A connection from one of them at an address for visitors
+            has to begin with a PROXY header, of version 1 or 2, which names the visitor. An address for gateways alone
+            takes none.
+        trust_forwarded_from: addresses and networks of HTTP proxies whose X-Forwarded-For names the visitor of each
+            request, and whose X-Forwarded-Proto says whether the visitor used TLS. They have to set both.
         limits: `[relay.limits]`.
         tunnels: the tunnels.
         names_file: the file in which the relay keeps the names that gateways create below wildcards; see
@@ -209,6 +215,8 @@ class RelayConfig:
     announce_certificate: bool = attrs.field(default=True, validator=a_flag)
     heartbeat_ms: int = attrs.field(default=15_000, validator=whole_number(1000, 60_000))
     rotation_grace_ms: int = attrs.field(default=600_000, validator=whole_number(0, 86_400_000))
+    accept_proxy_from: tuple[Network, ...] = attrs.field(default=(), converter=proxy_networks)
+    trust_forwarded_from: tuple[Network, ...] = attrs.field(default=(), converter=proxy_networks)
     limits: RelayLimits = attrs.field(factory=RelayLimits, converter=_limits)
     tunnels: tuple[TunnelEntry, ...] = attrs.field(default=(), converter=tunnels)
     names_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))

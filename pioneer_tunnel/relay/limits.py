@@ -9,44 +9,14 @@ A key that is missing has its default.
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Sequence
-from typing import ClassVar, TypeAlias, final
+from typing import ClassVar, final
 
 import attrs
 
-from .._model.errors import Problem
-from .._model.text import redact_reason, shown
-from .._storage.validation import RefusedItemsError, Rule, a_text, hold_back, settle, whole_number
+from .._storage.validation import Rule, hold_back, settle, whole_number
+from .networks import Network, networks
 
-__all__ = ["Network", "RelayLimits"]
-
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-def _networks(value: Sequence[str | Network]) -> tuple[Network, ...]:
-    given: object = value
-    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
-        raise TypeError("allowed is an array of addresses and networks, as 192.0.2.7 or 2001:db8::/32")
-    networks: list[Network] = []
-    problems = []
-    for index, item in enumerate(value):
-        try:
-            networks.append(item if isinstance(item, Network) else _network(item))
-        except (TypeError, ValueError) as error:
-            key = f"[{index}]"
-            problems.append(Problem(key=key, value=shown(key, item), message=redact_reason(str(error), item)))
-    if problems:
-        raise RefusedItemsError(problems)
-    return tuple(networks)
-
-
-def _network(text: str) -> Network:
-    allowed = "allowed is an address or a network, as 192.0.2.7 or 2001:db8::/32"
-    try:
-        return ipaddress.ip_network(a_text(text, allowed))
-    except ValueError:
-        raise ValueError(allowed) from None
+__all__ = ["RelayLimits"]
 
 
 def _below_the_first(longest: int, first: int) -> str | None:
@@ -90,8 +60,8 @@ class RelayLimits:
         failed_auth_delay_max_ms: the bound of that delay (default 5000, at most 8000).
         keep_alive_timeout_ms: how long a visitor's connection may be idle between requests: from the end of the last
             response to the first byte of the next request (default 300 000; 0: no limit).
-        exempt: addresses and networks without limits per address (default: loopback). Name a proxy in front here: all
-            its visitors have its address.
+        exempt: addresses and networks without limits per address (default: loopback). Name a proxy in front here,
+            unless it says who visits (`accept_proxy_from`, `trust_forwarded_from`): all its visitors have its address.
 
     Raises:
         InvalidSettingsError: its `problems` name all that is wrong.
@@ -112,7 +82,7 @@ class RelayLimits:
     failed_auth_delay_ms: int = attrs.field(default=250, validator=whole_number(0, 5000))
     failed_auth_delay_max_ms: int = attrs.field(default=5000, validator=whole_number(0, 8000))
     keep_alive_timeout_ms: int = attrs.field(default=300_000, validator=whole_number(0))
-    exempt: tuple[Network, ...] = attrs.field(default=("127.0.0.0/8", "::1/128"), converter=_networks)
+    exempt: tuple[Network, ...] = attrs.field(default=("127.0.0.0/8", "::1/128"), converter=networks)
 
     _RULES: ClassVar[tuple[Rule, ...]] = (Rule(("failed_auth_delay_max_ms", "failed_auth_delay_ms"), _below_the_first),)
 

@@ -46,6 +46,7 @@ from .reload import Changes
 from .request_head import Refusal, read_head, refuse
 from .tunnels import Route, each_address
 from .visitors.ingress import Ingress, Visit
+from .visitors.proxy_header import introduce
 from .visitors.tls import SniRouter, accept_tls
 
 __all__ = ["Relay", "RelayAddresses"]
@@ -127,7 +128,11 @@ class Relay:
         self._bound: BoundListeners | None = None
         self._addresses: RelayAddresses | None = None
         self._apply_lock: Final = trio.Lock()
-        self._admission: Final = Admission(config.limits, descriptors=descriptor_limit())
+        self._admission: Final = Admission(
+            config.limits,
+            descriptors=descriptor_limit(),
+            proxies=(*config.accept_proxy_from, *config.trust_forwarded_from),
+        )
         self._certificate: Final = _certificate(config)
         self._gateways: Final = GatewayEndpoint(
             config,
@@ -138,7 +143,13 @@ class Relay:
             engine=engine,
             address_of=self._address_of,
         )
-        self._ingress: Final = Ingress(registry, directory, self._admission, limits=config.limits)
+        self._ingress: Final = Ingress(
+            registry,
+            directory,
+            self._admission,
+            limits=config.limits,
+            trust_forwarded_from=config.trust_forwarded_from,
+        )
         self._sni_router: Final = SniRouter(registry, self._ingress, self._certificate)
 
     async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> NoReturn:
@@ -261,11 +272,10 @@ class Relay:
         await self._gateways.serve(stream, watched, arrival, certificate=self._certificate_of(stream))
 
     async def _serve_ingress(self, connected: trio.SocketStream, arrival: Arrival) -> None:
-        visit = await self._sni_router.route(
-            _visit(connected, _watched(connected), arrival), tls=self._config.ingress_tls
-        )
-        if visit is not None:
-            await self._ingress.serve(visit)
+        visit = await self._introduced(connected, _watched(connected), arrival)
+        in_clear = await self._sni_router.route(visit, tls=self._config.ingress_tls)
+        if in_clear is not None:
+            await self._ingress.serve(in_clear)
 
     async def _serve_either(self, connected: trio.SocketStream, arrival: Arrival) -> None:
         """Serve a connection at an address that gateways and visitors share.
@@ -273,7 +283,8 @@ class Relay:
         It is a gateway's when its first request is an upgrade to our protocol on a public name of the relay.
         """
         watched = _watched(connected)
-        visit = await self._sni_router.route(_visit(connected, watched, arrival), tls=self._config.ingress_tls)
+        introduced = await self._introduced(connected, watched, arrival)
+        visit = await self._sni_router.route(introduced, tls=self._config.ingress_tls)
         if visit is None:
             return
         try:
@@ -307,7 +318,12 @@ class Relay:
         return f"tcp://{public if address.host in _ANY_HOST else bracketed(address.host)}:{address.port}"
 
     async def _serve_bound(self, route: Route, connected: trio.SocketStream, arrival: Arrival) -> None:
-        await self._ingress.serve_bound(_visit(connected, _watched(connected), arrival), route)
+        visit = await self._introduced(connected, _watched(connected), arrival)
+        await self._ingress.serve_bound(visit, route)
+
+    async def _introduced(self, connected: trio.SocketStream, watched: Watched, arrival: Arrival) -> Visit:
+        """A new connection at an address for visitors, after the PROXY header if a balancer has to send one."""
+        return await introduce(_visit(connected, watched, arrival), arrival, self._config.accept_proxy_from)
 
     def _is_public(self, head: RequestHead) -> bool:
         try:

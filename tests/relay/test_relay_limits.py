@@ -57,6 +57,7 @@ from pioneer_tunnel.relay.accept_loop import AcceptLoop
 from pioneer_tunnel.relay.admission import MOST_LEAVING, Admission, Arrival, OverLimit
 from pioneer_tunnel.relay.gateways.endpoint import GatewayEndpoint
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
+from pioneer_tunnel.relay.networks import proxy_networks
 from pioneer_tunnel.relay.rates import FailureBackoff, TokenBuckets
 from pioneer_tunnel.tunnel.tunnel import Tunnel
 from pioneer_tunnel.websocket import EngineName, Opening, load_engine
@@ -232,24 +233,38 @@ def test_the_oldest_that_pends_makes_way() -> None:
 @settings(max_examples=50)
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["arrive", "settle", "settle as a visitor", "leave"]), st.integers(0, 30)),
+        st.tuples(
+            st.sampled_from(["arrive", "identify", "settle", "settle as a visitor", "leave"]), st.integers(0, 30)
+        ),
         max_size=120,
     )
 )
 def test_the_books_balance(steps: list[tuple[str, int]]) -> None:
     few = limits(connections=16, connections_per_address=9, pending=5, pending_per_address=4)
-    admission = Admission(few)
+    balancer = "10.0.0.1"
+    admission = Admission(few, proxies=proxy_networks([balancer]))
     present: dict[int, Arrival] = {}
     pending: dict[int, str] = {}
     for number, (step, choice) in enumerate(steps):
         if step == "arrive":
-            host = f"192.0.2.{choice % 3}"
+            host = f"192.0.2.{choice % 3}" if choice % 4 else balancer
             with suppress(OverLimit):
                 present[number] = admission.arrive(host, number, partial(pending.pop, number))
                 pending[number] = host
         elif present:
             key = list(present)[choice % len(present)]
-            if step == "settle":
+            if step == "identify":
+                if present[key].source is not None:
+                    continue
+                try:
+                    present[key].identify(f"192.0.2.{choice % 3}", number)
+                except OverLimit:
+                    present.pop(key).leave()
+                    pending.pop(key, None)
+                else:
+                    pending |= {key: f"192.0.2.{choice % 3}"} if key in pending else {}
+                    continue
+            elif step == "settle":
                 present[key].settle()
             elif step == "settle as a visitor":
                 with suppress(OverLimit):
@@ -263,7 +278,7 @@ def test_the_books_balance(steps: list[tuple[str, int]]) -> None:
         hosts = list(pending.values())
         assert len(present) <= 16 + MOST_LEAVING
         assert len(hosts) <= 5
-        assert all(hosts.count(host) <= 4 for host in hosts)
+        assert all(hosts.count(host) <= 4 for host in hosts if host != balancer)
     for arrival in present.values():
         arrival.leave()
     kept = (

@@ -292,3 +292,41 @@ async def test_where_this_library_ends_tls_the_scheme_is_https(tmp_path: Path) -
                     await server.send_all(OK)
                     assert await visitor.receive_some() == OK
         nursery.cancel_scope.cancel()
+
+
+async def ended(server: trio.SocketStream) -> None:
+    """Wait until the visitor has left. A server that closes before would end the connection of the proxy."""
+    async with server:
+        assert await read_all(server) == b""
+
+
+async def test_behind_a_proxy_of_the_relay_the_server_gets_the_visitor_whom_the_proxy_names() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    local = Address("127.0.0.1", listener.socket.getsockname()[1])
+    handler = functools.partial(forward, local=local, forwarded_headers="set")
+    named = [f"X-Forwarded-For: 127.0.0.66, 2001:db8::{number}" for number in (1, 2)]
+    async with (
+        listener,
+        relay_rig(trust_forwarded_from=["127.0.0.1"]) as rig,
+        rig.tunnel() as tunnel,
+        trio.open_nursery() as nursery,
+    ):
+        with no_hang():
+            await tunnel.wait_connected()
+            nursery.start_soon(accept_visitors, tunnel, handler, nursery)
+            async with await rig.visit() as proxy:
+                for number, line in enumerate(named, 1):
+                    await proxy.send_all(request(line, "X-Forwarded-Proto: https"))
+                    server = await listener.accept()
+                    assert (await read_until(server, HEAD_END)).splitlines()[2:] == [
+                        b"X-Forwarded-For: 2001:db8::%d" % number,
+                        b"X-Real-IP: 2001:db8::%d" % number,
+                        b"X-Forwarded-Proto: https",
+                        b"X-Forwarded-Host: office.test",
+                        b'Forwarded: for="[2001:db8::%d]";host=office.test;proto=https' % number,
+                        b"",
+                    ]
+                    await server.send_all(OK)
+                    assert await read_exactly(proxy, len(OK)) == OK
+                    nursery.start_soon(ended, server)
+        nursery.cancel_scope.cancel()

@@ -25,13 +25,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Final, final
 
 import trio
 
 from ..._http.head import BadRequest, RequestHead
-from ..._http.requests import Phase, Piece, RequestFollower
+from ..._http.requests import Phase, Piece, RequestFollower, host_of
 from ..._http.responses import ResponseFollower, ResponsePhase
 from ..._net.fastpath.event_loop import Reactor
 from ..._net.leg import Bytes, Leg, nothing
@@ -63,6 +63,7 @@ class FollowedLeg(Leg):
         turn: asked for before work on much data.
         head_timeout: seconds for a later head, from its first byte.
         keep_alive_timeout: seconds that the connection may be idle between requests.
+        stream_of: see `RequestFollower`.
 
     Attributes:
         handed_over: True when the exchange has left the connection open.
@@ -77,12 +78,13 @@ class FollowedLeg(Leg):
         *,
         head_timeout: float,
         keep_alive_timeout: float = math.inf,
+        stream_of: Callable[[RequestHead], Hashable] = host_of,
     ) -> None:
         super().__init__()
         self.handed_over: bool = False
         self._leg: Final = leg
         self._responses: Final = ResponseFollower()
-        self._follower: Final = RequestFollower(head, self._responses)
+        self._follower: Final = RequestFollower(head, self._responses, stream_of)
         self._head_timeout: Final = head_timeout
         self._keep_alive_timeout: Final = keep_alive_timeout
         reactor = Reactor.current()

@@ -6,14 +6,16 @@ A visitor that cannot be served gets a plain answer with the reason, see docs/op
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Final, final
 
 import attrs
 import trio
 
 from ..._http.head import RequestHead, error_response
+from ..._http.requests import host_of
 from ..._model.addresses import Address
 from ..._model.services import FIRST_SERVICE
 from ..._net.adopted import adopt
@@ -26,9 +28,11 @@ from ...exchange.task_leg import leg_of
 from ..admission import Admission, OverLimit
 from ..gateways.registry import Directory, LiveSession, Registry
 from ..limits import RelayLimits
+from ..networks import Network, is_within
 from ..request_head import HEAD_TIMEOUT, Refusal, read_head, refuse
 from ..tunnels import Route, TunnelEntry
 from .followed_leg import FollowedLeg
+from .forwarded_for import named_visitor
 from .turns import Turn, Turns
 
 __all__ = ["Ingress", "Visit"]
@@ -53,7 +57,7 @@ class Visit:
         stream: the connection, in clear.
         visitor: the visitor's address; None where it is unknown.
         local: the relay's address that the visitor connected to; None where it is unknown.
-        tls: True when the visitor came over TLS.
+        tls: whether the visitor came over TLS; None where only a balancer in front knows, and does not say.
         source: the visitor's address as limits count it; None when it is exempt from limits per address.
         settle: called when the tunnel is known; raises `OverLimit` when there are too many visitors.
     """
@@ -61,7 +65,7 @@ class Visit:
     stream: ByteStream = attrs.field(converter=adopt)
     visitor: Address | None
     local: Address | None
-    tls: bool
+    tls: bool | None
     source: str | None = None
     settle: Callable[[], None] = _no_limit
 
@@ -75,6 +79,7 @@ class Ingress:
         directory: the session of each tunnel.
         admission: counts the visitors of each tunnel; by default a new one with `limits`.
         limits: its keep-alive timeout is used; by default `RelayLimits()`.
+        trust_forwarded_from: the networks of HTTP proxies that say whom each request is from.
     """
 
     def __init__(
@@ -84,12 +89,14 @@ class Ingress:
         admission: Admission | None = None,
         *,
         limits: RelayLimits | None = None,
+        trust_forwarded_from: Sequence[Network] = (),
     ) -> None:
         limits = limits or RelayLimits()
         self._registry: Final = registry
         self._directory: Final = directory
         self._admission: Final = admission or Admission(limits)
         self._turns: Final = Turns()
+        self._trusted: Final = trust_forwarded_from
         self._keep_alive_timeout: Final = limits.keep_alive_timeout_ms / 1000 or math.inf
 
     async def serve(self, visit: Visit) -> None:
@@ -136,6 +143,13 @@ class Ingress:
             # The tunnel's owner chose that the relay can read nothing of what reaches the gateway.
             raise Refusal(421, "this host takes TLS alone, from end to end; use https:// and a connection of its own")
         _settle(visit)  # not earlier: a connection without a tunnel stays evictable while it is refused
+        source: str | None = None
+        stream_of: Callable[[RequestHead], Hashable] = host_of
+        proxy = self._trusted_proxy(visit)
+        if proxy is not None:
+            visit = self._from_proxy(visit, proxy, head)
+            source = visit.source
+            stream_of = partial(self._host_and_visitor, proxy)
         followed = FollowedLeg(
             leg_of(visit.stream),
             head,
@@ -143,8 +157,9 @@ class Ingress:
             Turn(self._turns, route.entry.id, visit.source),
             head_timeout=HEAD_TIMEOUT,
             keep_alive_timeout=self._keep_alive_timeout,
+            stream_of=stream_of,
         )
-        with self._counted(route.entry):
+        with self._counted(route.entry, source):
             stream, service = await self._open(route)
             preface = b"".join([_proxy_header(visit, service), received[: head.length], *followed.take_ready()])
 
@@ -177,15 +192,29 @@ class Ingress:
         except Refusal:
             await abandon(visit.stream)
 
+    def _trusted_proxy(self, visit: Visit) -> Address | None:
+        """The proxy that a connection is from, if it says whom its requests are from."""
+        proxy = visit.visitor
+        return proxy if self._trusted and proxy is not None and is_within(proxy.host, self._trusted) else None
+
+    def _from_proxy(self, visit: Visit, proxy: Address, head: RequestHead) -> Visit:
+        """The visit of the visitor whom the proxy names in a request."""
+        visitor, tls = named_visitor(head, proxy, self._trusted)
+        source = self._admission.source_of(visitor.host)
+        return attrs.evolve(visit, visitor=visitor, source=source, tls=visit.tls if tls is None else tls)
+
+    def _host_and_visitor(self, proxy: Address, head: RequestHead) -> Hashable:
+        return head.host, named_visitor(head, proxy, self._trusted)
+
     @contextmanager
-    def _counted(self, entry: TunnelEntry) -> Iterator[None]:
-        """Count a visitor of the tunnel while the block runs.
+    def _counted(self, entry: TunnelEntry, source: str | None = None) -> Iterator[None]:
+        """Count a visitor of the tunnel while the block runs, see `Admission.visit`.
 
         Raises:
-            Refusal: the tunnel is at a limit.
+            Refusal: the tunnel or the visitor's address is at a limit.
         """
         try:
-            with self._admission.visit(entry.id, trio.current_time()):
+            with self._admission.visit(entry.id, trio.current_time(), source=source):
                 yield
         except OverLimit as reason:
             raise Refusal(503, str(reason)) from None
