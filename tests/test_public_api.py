@@ -23,6 +23,7 @@ PUBLIC_MODULES = [
     "pioneer_tunnel.asgi",
     "pioneer_tunnel.blocking",
     "pioneer_tunnel.testing",
+    "pioneer_tunnel.transports",
 ]
 
 

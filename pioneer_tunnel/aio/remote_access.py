@@ -24,7 +24,8 @@ from ..gateway.keystore import Keystore
 from ..gateway.settings import Settings, SettingsFile, SettingsUpdate
 from ..gateway.settings_and_key import KeyProvider
 from ..gateway.snapshot import Snapshot
-from ..transports import TRANSPORTS, Serve
+from ..transports.built_in import TRANSPORTS
+from ..transports.interface import Serve
 from ..transports.services import Services
 from ..transports.tunnel_stream import TunnelStream
 from ..yamux import Limits

@@ -20,7 +20,8 @@ from .._net.dialing import Dialer, dial_tcp
 from .._net.tls.certificate import Certificate
 from .._net.tls.client import client_tls
 from .._storage.validation import refusal
-from ..transports import TRANSPORTS, Serve, Target, configured_transport, usable_key
+from ..transports.built_in import TRANSPORTS, configured_transport
+from ..transports.interface import Serve, Target, usable_key
 from ..transports.process.config import TunnelProgram
 from ..transports.services import Services
 from ..tunnel.restart_policy import RestartPolicy

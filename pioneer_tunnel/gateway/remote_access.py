@@ -36,7 +36,8 @@ from .._model.status import State, Status
 from .._net.dialing import Dialer, dial_tcp
 from .._net.network_changes import WatchNetwork
 from .._net.tls.certificate import Certificate
-from ..transports import TRANSPORTS, Serve
+from ..transports.built_in import TRANSPORTS
+from ..transports.interface import Serve
 from ..transports.services import Services
 from ..transports.tunnel_stream import Handler
 from ..tunnel.restart_policy import Restarts, RunEnd

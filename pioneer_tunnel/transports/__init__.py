@@ -1,63 +1,48 @@
-"""The transports of this library, by the names that a configuration uses."""
+"""The interface of a transport, which connects to a relay and delivers visitors: for transports of your own.
+
+A transport is one async function, `Serve`; `pioneer_tunnel.open_tunnel(transport=...)` takes it.
+docs/writing-a-transport.md is the guide.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
-
-import attrs
-
-from .._model.keys import PublicKey
-from ..websocket import EngineName
-from ..yamux import Limits
-from .interface import BuiltInTransport, Deliver, Event, Report, Serve, Session, Target, usable_key
-from .native import NativeTransport
-from .process.config import TunnelProgram
-from .process.program import ProcessTransport
-from .rathole.control_channel import RatholeTransport
-from .rathole.key_mode import KeyMode
+from .._model.public_names import publish as _publish
+from .interface import (
+    Deliver,
+    Draining,
+    Event,
+    LinkLost,
+    LinkRestored,
+    LocalDialFailed,
+    LocalDialOk,
+    Replaced,
+    Report,
+    RoundTrip,
+    Serve,
+    ServicesMoved,
+    Session,
+    SpreadTold,
+    Target,
+)
+from .tunnel_stream import CarriedStream
 
 __all__ = [
-    "TRANSPORTS",
-    "BuiltInTransport",
+    "CarriedStream",
     "Deliver",
+    "Draining",
     "Event",
+    "LinkLost",
+    "LinkRestored",
+    "LocalDialFailed",
+    "LocalDialOk",
+    "Replaced",
     "Report",
+    "RoundTrip",
     "Serve",
+    "ServicesMoved",
     "Session",
+    "SpreadTold",
     "Target",
-    "configured_transport",
-    "usable_key",
 ]
 
-TRANSPORTS: Final[Mapping[str, BuiltInTransport]] = {
-    "websocket": NativeTransport(),
-    "tcp": RatholeTransport(),
-    "tls": RatholeTransport(tls=True),
-    "process": ProcessTransport(),
-}
-"""The transports that this installation has, with the default options."""
-
-
-def configured_transport(
-    name: str,
-    *,
-    relay_identity: PublicKey | None,
-    key_mode: KeyMode,
-    limits: Limits,
-    websocket_engine: EngineName | None = None,
-    heartbeat: float | None = None,
-    program: TunnelProgram | None = None,
-) -> BuiltInTransport | None:
-    """The transport called `name`, with those of the options that it has; None when there is none of that name."""
-    match TRANSPORTS.get(name):
-        case NativeTransport() as native:
-            return attrs.evolve(
-                native, relay_identity=relay_identity, limits=limits, engine=websocket_engine, heartbeat=heartbeat
-            )
-        case RatholeTransport() as rathole:
-            return attrs.evolve(rathole, key_mode=key_mode, max_streams=limits.streams)
-        case ProcessTransport() as process:
-            return attrs.evolve(process, program=program)
-        case _:
-            return None
+_publish(globals())

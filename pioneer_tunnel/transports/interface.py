@@ -183,6 +183,7 @@ Event: TypeAlias = (
     | LocalDialFailed
     | LocalDialOk
 )
+"""What a transport reports while the tunnel is up. None of it is required."""
 
 Report: TypeAlias = Callable[[Event], None]
 """Takes an event. Synchronous, never blocks, never raises."""

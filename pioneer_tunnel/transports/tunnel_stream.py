@@ -35,11 +35,20 @@ class CarriedStream(Protocol):
     def reset(self) -> None:
         """Abandon it; see `TunnelStream.reset`."""
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray: ...
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None: ...
-    async def wait_send_all_might_not_block(self) -> None: ...
-    async def send_eof(self) -> None: ...
-    async def aclose(self) -> None: ...
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """See `trio.abc.ReceiveStream.receive_some`."""
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """See `trio.abc.SendStream.send_all`."""
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """See `trio.abc.SendStream.wait_send_all_might_not_block`."""
+
+    async def send_eof(self) -> None:
+        """See `trio.abc.HalfCloseableStream.send_eof`."""
+
+    async def aclose(self) -> None:
+        """See `trio.abc.AsyncResource.aclose`."""
 
 
 @final

@@ -36,7 +36,8 @@ from .._net.dialing import Dialer, dial_tcp
 from .._net.network_changes import WatchNetwork
 from .._net.proxies.choice import ProxyChoice
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
-from ..transports import TRANSPORTS, Event, Serve, Target, configured_transport, usable_key
+from ..transports.built_in import TRANSPORTS, configured_transport
+from ..transports.interface import Event, Serve, Target, usable_key
 from ..transports.rathole.key_mode import KeyMode
 from ..transports.services import Services
 from ..transports.tunnel_stream import TunnelStream

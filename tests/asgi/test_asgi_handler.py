@@ -16,7 +16,7 @@ from pioneer_tunnel.asgi import open_handler
 from pioneer_tunnel.asgi.on_trio import visitor_of
 from pioneer_tunnel.asgi.scope import Visitor
 from pioneer_tunnel.testing import open_memory_relay
-from pioneer_tunnel.transports import TRANSPORTS
+from pioneer_tunnel.transports.built_in import TRANSPORTS
 from pioneer_tunnel.tunnel.tunnel import open_tunnel
 
 

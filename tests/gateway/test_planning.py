@@ -12,7 +12,8 @@ from pioneer_tunnel._model.keys import RelayKey, SigningIdentity
 from pioneer_tunnel._net.dialing import dial_tcp
 from pioneer_tunnel.gateway.config import RemoteAccessConfig
 from pioneer_tunnel.gateway.planning import Plan, make_plan
-from pioneer_tunnel.transports import TRANSPORTS, Serve
+from pioneer_tunnel.transports import Serve
+from pioneer_tunnel.transports.built_in import TRANSPORTS
 from pioneer_tunnel.transports.native import NativeTransport
 from pioneer_tunnel.transports.rathole.control_channel import RatholeTransport
 from pioneer_tunnel.transports.rathole.key_mode import KeyMode

@@ -39,7 +39,7 @@ from pioneer_tunnel.gateway.keystore import DEFAULT_SECRET_REF
 from pioneer_tunnel.gateway.remote_access import RemoteAccess
 from pioneer_tunnel.gateway.settings import SettingsUpdate
 from pioneer_tunnel.testing import StatusContract
-from pioneer_tunnel.transports import TRANSPORTS
+from pioneer_tunnel.transports.built_in import TRANSPORTS
 from pioneer_tunnel.transports.interface import Deliver, Report, Session, Target
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 

@@ -25,7 +25,7 @@ from pioneer_tunnel._net.tls.stream import TlsStream
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.gateway.settings import SettingsUpdate
 from pioneer_tunnel.testing import MemoryStream, open_memory_relay
-from pioneer_tunnel.transports import TRANSPORTS
+from pioneer_tunnel.transports.built_in import TRANSPORTS
 from pioneer_tunnel.transports.interface import Event, LocalDialFailed, LocalDialOk
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.forward import ProxyProtocol, forward, probe_local

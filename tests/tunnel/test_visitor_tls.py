@@ -37,7 +37,7 @@ from pioneer_tunnel._net.tls import certificate as certificate_room
 from pioneer_tunnel._net.tls.stream import TlsStream
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.gateway.settings import SettingsUpdate
-from pioneer_tunnel.transports import TRANSPORTS
+from pioneer_tunnel.transports.built_in import TRANSPORTS
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.tunnel import Tunnel
 from pioneer_tunnel.tunnel.visitor_tls import _DecryptedStream
