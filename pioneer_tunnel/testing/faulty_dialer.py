@@ -1,10 +1,4 @@
-"""A `Dialer` that connects a gateway to a relay in memory, and applies the faults of a plan.
-
-    async with open_tunnel(relay.url, key=relay.key, dial=relay.dial) as tunnel: ...
-
-`MemoryRelay.dial` is a `FaultyDialer`. It records each attempt to connect, so that a test can count the attempts
-and find those after a final fault.
-"""
+"""A `Dialer` that connects a gateway to a relay in memory, and applies the faults of a plan."""
 
 from __future__ import annotations
 
@@ -92,7 +86,12 @@ class RelayInMemory(Protocol):
 
 @final
 class FaultyDialer:
-    """A `Dialer` for one gateway; see the module.
+    """A `Dialer` that connects one gateway to a relay in memory, and applies the faults of a plan.
+
+        async with open_tunnel(relay.url, key=relay.key, dial=relay.dial) as tunnel: ...
+
+    `MemoryRelay.dial` is a `FaultyDialer`. It records each attempt to connect, so that a test can count the attempts
+    and find those after a final fault.
 
     Args:
         relay: the relay.

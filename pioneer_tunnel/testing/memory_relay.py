@@ -1,18 +1,4 @@
-"""A relay in memory: the real relay's endpoints, WebSocket and yamux, over connections in memory.
-
-    async with open_memory_relay(FaultPlan([Refuse(), Up(60.0)])) as relay:
-        async with open_tunnel(relay.url, key=relay.key, dial=relay.dial) as tunnel:
-            ...
-            visitor = await relay.visit()
-            await visitor.send_all(b"hello")
-
-It uses no socket and no thread, so a day under `trio.testing.MockClock` takes seconds. It knows what a relay in the
-field does not: whether a visitor would get through to the gateway now (`reachable`), and each attempt of the gateway to
-connect, with its fault (`dials`).
-
-Times, sizes and, in `virtual_time`, the order of tasks are the same in each run. Nonces, session ids and WebSocket
-masks are random, of constant length.
-"""
+"""A relay in memory: the real relay's endpoints, WebSocket and yamux, over connections in memory."""
 
 from __future__ import annotations
 
@@ -56,7 +42,20 @@ _Server: TypeAlias = Callable[[MemoryStream], Awaitable[object]]
 
 @final
 class MemoryRelay:
-    """See the module; `open_memory_relay` makes one that runs.
+    """A relay in memory that follows a plan of faults; `open_memory_relay` makes one that runs.
+
+        async with open_memory_relay(FaultPlan([Refuse(), Up(60.0)])) as relay:
+            async with open_tunnel(relay.url, key=relay.key, dial=relay.dial) as tunnel:
+                ...
+                visitor = await relay.visit()
+                await visitor.send_all(b"hello")
+
+    It uses no socket and no thread, so a day under `trio.testing.MockClock` takes seconds. It knows what a relay in the
+    field does not: whether a visitor would get through to the gateway now (`reachable`), and each attempt of the
+    gateway to connect, with its fault (`dials`).
+
+    Times, sizes and, in `virtual_time`, the order of tasks are the same in each run. Nonces, session ids and WebSocket
+    masks are random, of constant length.
 
     Args:
         plan: the faults for the gateway that connects through `dial` (default: none).
@@ -325,16 +324,16 @@ class MemoryRelay:
     # For `FaultyDialer`
 
     def new_connection(self) -> MemoryConnection:
-        """See `RelayInMemory`."""
+        """Make a connection; the relay has its `server` end."""
         return MemoryConnection(on_change=self._wake)
 
     def serve(self, dial: Dial, impostor: Impostor | None, meanwhile: Sequence[_Task]) -> None:
-        """See `RelayInMemory`."""
+        """Serve the connection of `dial`, as the relay or as `impostor`; run the tasks `meanwhile` until it ends."""
         assert self._connections is not None
         self._connections.start_soon(self._serve_gateway, dial, impostor, meanwhile)
 
     async def connect_local(self, address: Address) -> MemoryStream:
-        """See `RelayInMemory`."""
+        """Connect to a server at an address other than the relay's."""
         await trio.lowlevel.checkpoint()
         server = self._servers.get(address)
         if server is not None and self._local_connections is not None:
@@ -346,7 +345,7 @@ class MemoryRelay:
         raise ConnectionRefusedError(f"nothing listens at {address}; MemoryRelay.listen does")
 
     async def take_over(self, dial: Dial, *, own: bool) -> bool:
-        """See `RelayInMemory`."""
+        """Let another session take over the tunnel of `dial`; False if `dial` has no session."""
         for tunnel, carrying in self._sessions.dials.items():
             if carrying is dial:
                 await self._sessions.take_over(tunnel, own=own)

@@ -1,15 +1,4 @@
-"""A relay for the transports `tcp` and `tls` (a Pioneer relay or rathole) that fails at scripted moments.
-
-    async with open_pioneer_relay(key=KEY, troubles=[Trouble(Moment.HELLO, Way.STALL)]) as relay:
-        async with open_tunnel(str(relay.address), transport="tcp", key=KEY) as tunnel:
-            ...
-            async with await relay.visit() as visitor:
-                ...
-
-This relay sends nothing to the first gateway that connects, and serves the second. It listens on loopback: at `address`
-for gateways, at `visitors` for visitors. With `listen=False` there are no sockets: gateways connect through `dial`, a
-`Dialer`, and visitors through `visit`, over memory streams, so that the relay works under `trio.testing.MockClock`.
-"""
+"""A relay for the transports `tcp` and `tls` (a Pioneer relay or rathole) that fails at scripted moments."""
 
 from __future__ import annotations
 
@@ -109,7 +98,18 @@ class Trouble:
 
 @final
 class ScriptedPioneerRelay:
-    """See the module; `open_pioneer_relay` makes one that runs.
+    """A relay of transports `tcp` and `tls` that follows a script; `open_pioneer_relay` makes one that runs.
+
+        async with open_pioneer_relay(key=KEY, troubles=[Trouble(Moment.HELLO, Way.STALL)]) as relay:
+            async with open_tunnel(str(relay.address), transport="tcp", key=KEY) as tunnel:
+                ...
+                async with await relay.visit() as visitor:
+                    ...
+
+    This relay sends nothing to the first gateway that connects, and serves the second. It listens on loopback: at
+    `address` for gateways, at `visitors` for visitors. With `listen=False` there are no sockets: gateways connect
+    through `dial`, a `Dialer`, and visitors through `visit`, over memory streams, so that the relay works under
+    `trio.testing.MockClock`.
 
     Args:
         key: the key of its only tunnel.

@@ -1,14 +1,4 @@
-"""Records the statuses that a gateway shows, and checks them against the contract and against the relay.
-
-    async with open_status_recorder(relay) as recorder:
-        async with open_tunnel(relay.url, key=relay.key, dial=relay.dial) as tunnel:
-            recorder.watch(tunnel)            # or a RemoteAccess; for other sources of statuses there is `see`
-            ...
-
-`StatusContract` checks the statuses themselves. `MemoryRelay` knows at any moment whether a visitor would get through,
-so the recorder can also check whether `connected` is true. A gateway needs time to notice a change, so it may be wrong
-for a bounded time (`grace`). The first error is raised at the end, with all statuses and their times.
-"""
+"""Records the statuses that a gateway shows, and checks them against the contract and against the relay."""
 
 from __future__ import annotations
 
@@ -80,7 +70,16 @@ class StatusUntrue(AssertionError):
 
 @final
 class StatusRecorder:
-    """See the module; `open_status_recorder` makes one that runs.
+    """Records statuses and checks them; `open_status_recorder` makes one that runs.
+
+        async with open_status_recorder(relay) as recorder:
+            async with open_tunnel(relay.url, key=relay.key, dial=relay.dial) as tunnel:
+                recorder.watch(tunnel)            # or a RemoteAccess; for other sources of statuses there is `see`
+                ...
+
+    `StatusContract` checks the statuses themselves. `MemoryRelay` knows at any moment whether a visitor would get
+    through, so the recorder can also check whether `connected` is true. A gateway needs time to notice a change, so it
+    may be wrong for a bounded time (`grace`). The first error is raised at the end, with all statuses and their times.
 
     Args:
         relay: the relay that the gateway connects to; None checks the contract only.
