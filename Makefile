@@ -22,7 +22,7 @@ define install
 }
 endef
 
-.PHONY: demo test test-all lint types unit unit-all wheel lowest coverage fuzz audit interop bench bench-check storm mutation soak clean
+.PHONY: demo test test-all lint types unit unit-all docs linkcheck wheel lowest coverage fuzz audit interop bench bench-check storm mutation soak clean
 
 demo: $(RUNS)
 	$(BIN)/python examples/demo.py
@@ -47,6 +47,18 @@ unit: $(READY) $(NPM_READY)
 unit-all: $(READY) $(NPM_READY)
 	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -n auto --dist worksteal -m ''
 
+# The documentation as a site. With ONLINE=1, names of Python, Trio and others link to their documentation.
+SITE := build/site
+DOCS_READY := $(VENV)/.docs
+
+docs: $(DOCS_READY)
+	$(if $(ONLINE),DOCS_ONLINE=1 )$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet -b html docs $(SITE)
+	@echo "open $(CURDIR)/$(SITE)/index.html"
+
+# Links to other sites. Those inside the repository are tested by tests/test_docs.py.
+linkcheck: $(DOCS_READY)
+	DOCS_ONLINE=1 $(BIN)/sphinx-build --keep-going --quiet -b linkcheck docs $(SITE)/linkcheck
+
 # The wheel as a user installs it, in an environment of its own, tried with a quick selection of the tests.
 WHEEL := build/wheel
 WHEEL_TESTS := tests/test_public_api.py tests/tunnel/test_tunnel.py tests/gateway/test_rpc.py tests/cli/test_cli.py
@@ -61,7 +73,7 @@ wheel: $(READY)
 	$(WHEEL)/venv/bin/python -P -m pytest -q -p no:cacheprovider $(WHEEL_TESTS)
 
 # All tests with the lowest versions of the dependencies that pyproject.toml allows; but not those with web frameworks,
-# which want newer ones of their own.
+# which want newer ones of their own, and not the documentation site.
 LOWEST := build/lowest
 
 lowest: tests/lowest.txt
@@ -69,7 +81,7 @@ lowest: tests/lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/lowest.txt \
 		-e '.[cli,speed,keyring,testing,truststore]' anyio jsonschema pytest-timeout pytest-xdist trustme uvloop
 	$(LOWEST)/bin/pytest -q -p no:cacheprovider -n auto --dist worksteal -m '' \
-		--ignore tests/test_host_examples.py --ignore tests/test_readme.py \
+		--ignore tests/test_host_examples.py --ignore tests/test_readme.py --ignore tests/test_docs_site.py \
 		--ignore tests/tunnel/test_headers_at_servers.py
 
 # Branch coverage of the package; [tool.coverage] in pyproject.toml has the floor, and the reasons for what is left out.
@@ -155,6 +167,11 @@ $(BIN)/python:
 # What the programs need, and then what working on them needs, one after the other: both go to one environment.
 $(RUNS): EXTRAS := cli,speed
 $(RUNS): pyproject.toml | $(BIN)/python
+	$(install)
+	@touch $@
+
+$(DOCS_READY): EXTRAS := cli,speed,docs
+$(DOCS_READY): $(RUNS)
 	$(install)
 	@touch $@
 

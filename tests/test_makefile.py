@@ -1,4 +1,4 @@
-"""`make demo` installs what the demo needs, and no more."""
+"""`make demo` and `make docs` install what they need, and no more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 @pytest.mark.parametrize(
-    ("target", "installed"), [("demo", [".[cli,speed]"]), ("test", [".[cli,speed]", ".[cli,speed,dev]"])]
+    ("target", "installed"),
+    [
+        ("demo", [".[cli,speed]"]),
+        ("docs", [".[cli,speed]", ".[cli,speed,docs]"]),
+        ("test", [".[cli,speed]", ".[cli,speed,dev]"]),
+    ],
 )
 def test_a_target_installs_what_it_needs(tmp_path: Path, target: str, installed: list[str]) -> None:
     for name in ("Makefile", "pyproject.toml"):
