@@ -9,8 +9,8 @@
 A link is one run of the transport. The `TunnelError` says what a failure means, and `restart_policy` how long to wait.
 Here they meet a clock and become statuses. When `run` has ended, no task of the generation is left.
 
-While a relay drains, the state stays `connected` until the next link is up. If that does not succeed at once, or if the
-draining link ends first, no new visitor gets through, and the state is `reconnecting`.
+While a relay drains, the state stays `connected` until the next link is up. If that fails, or takes more than seconds,
+no new visitor gets through, and the state is `reconnecting`.
 """
 
 from __future__ import annotations
@@ -193,6 +193,8 @@ class Supervisor:
             delay = self._restarts.after(self._how_it_ended(link))
             if delay is None:
                 return self._give_up(failure or _drains())
+            if failure is None:
+                links.start_soon(self._limit_handover, link)
             await self._wait(delay, failure)
             del failure, link  # the traceback of the failure holds the failed session with all its buffers
             self._attempt += 1
@@ -285,22 +287,18 @@ class Supervisor:
                     await link.settled.wait()
                     link.probing.cancel()
                     self._let_finish(link)
-                    await trio.sleep((link.reconnect_within or 0) + HANDOVER_TIMEOUT)
-                    self._is_down(link, _drains())
         except BaseException as error:
             failure = _failure_in(error, bugs=self._bugs)
             if failure is None:
                 raise
             # A cancelled transport may fail. That is no failure of the tunnel.
             await trio.lowlevel.checkpoint_if_cancelled()
-            if link.settled.is_set():
-                self._is_down(link, failure)
-            else:
+            if not link.settled.is_set():  # otherwise it drained, and its end is no failure
                 link.failure, self._carrying = failure, None
+                link.settled.set()
         finally:
             if link in self._draining:
                 self._draining.remove(link)
-            link.settled.set()
 
     async def _carry(self, link: _Link, *, task_status: trio.TaskStatus[Session]) -> NoReturn:
         report = functools.partial(self._report_of, link)
@@ -338,11 +336,13 @@ class Supervisor:
         if len(self._draining) > MOST_DRAINING:
             self._draining.popleft().scope.cancel()
 
-    def _is_down(self, link: _Link, failure: TunnelError) -> None:
-        """`link` drains, and takes no more visitors. If no other is up, the tunnel is not connected any more."""
+    async def _limit_handover(self, link: _Link) -> None:
+        """If no other link is up some time after `link` began to drain, the tunnel is not connected any more."""
+        assert link.reconnect_within is not None
+        await trio.sleep(link.reconnect_within + HANDOVER_TIMEOUT)
         if self._carrying is link:
             self._carrying = None
-            self._publish(State.RECONNECTING, failure)
+            self._publish(State.RECONNECTING, _drains())
 
     async def _wait(self, delay: float, failure: TunnelError | None) -> None:
         self._retry_now = trio.Event()

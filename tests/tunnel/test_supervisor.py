@@ -1044,25 +1044,20 @@ async def test_an_attempt_that_hangs_while_the_relay_drains_shows_after_3_second
         assert generation.status.message == "the relay is stopping, and no other session is up yet"
 
 
-async def test_a_draining_link_that_ends_before_the_next_one_is_up_shows_at_once(autojump_clock: MockClock) -> None:
-    transport = ScriptedTransport([Connect(41, reports=((40, Draining(0.0)),)), Connect(after=2)])
+async def test_a_draining_link_without_visitors_may_end_before_the_next_one_is_up(autojump_clock: MockClock) -> None:
+    transport = ScriptedTransport([Connect(40.1, reports=((40, Draining(0.0)),)), Connect(after=2)])
     async with supervised(transport) as generation:
-        await trio.sleep(41.1)
-        assert generation.said == ["starting", "connected", "reconnecting/relay_connect_failed"]
-        await trio.sleep(1)
-        assert generation.said[-1] == "connected"
+        await trio.sleep(60)
+        assert generation.said == ["starting", "connected"]
 
 
-async def test_a_draining_link_that_ends_while_the_next_one_waits_shows_when_that_comes(
+async def test_a_handover_that_waits_for_as_long_as_the_relay_says_is_none_that_failed(
     autojump_clock: MockClock,
 ) -> None:
     transport = ScriptedTransport([Connect(40.001, reports=((40, Draining(20.0)),))])
     async with supervised(transport, seed=1) as generation:
-        await trio.sleep(40.1)
-        assert generation.said[-1] == "reconnecting/relay_connect_failed"
-        assert generation.status.retry_at_unix is not None
-        await trio.sleep(25)
-        assert generation.said[-1] == "connected"
+        await trio.sleep(100)
+        assert generation.said == ["starting", "connected"]
 
 
 async def test_the_end_of_a_draining_link_is_no_failure(autojump_clock: MockClock) -> None:
