@@ -85,8 +85,9 @@ async def run_tunnel(
 
 
 async def run_remote_access(started: Callable[[], object], remote_access: RemoteAccess) -> NoReturn:
-    """Run `remote_access` until cancelled. Calls `started` after its first status."""
+    """Run `remote_access` until cancelled. Calls `started` after its first status. Goes on when it was stopped."""
     async with trio.open_nursery() as nursery:
         await nursery.start(remote_access.run)
         started()
+    await trio.sleep_forever()
     raise AssertionError("it ends only by being cancelled")

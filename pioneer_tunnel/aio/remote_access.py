@@ -210,6 +210,10 @@ class RemoteAccess:
         """See `pioneer_tunnel.RemoteAccess.settled`."""
         await self._call(self._inner.settled)
 
+    async def stop(self) -> None:
+        """Stop it in order, see `pioneer_tunnel.RemoteAccess.stop`. To stop it at once, leave the block."""
+        await self._call(self._inner.stop)
+
     def retry_now(self) -> None:
         """See `pioneer_tunnel.RemoteAccess.retry_now`."""
         if self._thread is not None:

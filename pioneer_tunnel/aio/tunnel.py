@@ -82,6 +82,16 @@ class Tunnel:
         except trio.ClosedResourceError as error:
             raise Stopped(str(error)) from None
 
+    async def drain(self, grace: float = trio_face.STOP_GRACE) -> None:
+        """Stop in order: take no more visitors, wait until those who are there have gone, and disconnect.
+
+        See `pioneer_tunnel.Tunnel.drain`. The block of `open_tunnel` goes on.
+
+        Args:
+            grace: seconds that visitors have (default 5).
+        """
+        await call(self._thread, partial(self._tunnel.drain, grace))
+
     def retry_now(self) -> None:
         """Retry now, if the tunnel waits before a retry; if it is up, check the link. See `pioneer_tunnel.Tunnel`."""
         self._thread.soon(self._tunnel.retry_now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from random import Random
 from types import TracebackType
@@ -96,7 +97,19 @@ class RemoteAccess:
         self._runner = runner
 
     def stop(self) -> None:
-        """Stop it. Does nothing while it is not running. What a bug in its tasks has raised comes out."""
+        """Stop it in order, see `pioneer_tunnel.RemoteAccess.stop`. Does nothing while it is not running.
+
+        What a bug in its tasks has raised comes out. `KeyboardInterrupt` stops it at once.
+        """
+        runner = self._runner
+        if runner is not None:
+            try:
+                with suppress(Stopped):  # a bug has ended it
+                    runner.call(self._inner.stop)
+            finally:
+                self._stop_at_once()
+
+    def _stop_at_once(self) -> None:
         runner, self._runner = self._runner, None
         if runner is not None:
             runner.stop()
@@ -108,7 +121,10 @@ class RemoteAccess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.stop()
+        if kind is None:
+            self.stop()
+        else:
+            self._stop_at_once()
 
     def _call(self, work: Callable[[], Awaitable[_T]], timeout: float | None = None) -> _T:
         return self._running().call(work, timeout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Final, Self, Unpack, final
 
@@ -73,6 +74,16 @@ class Tunnel:
             return self._runner.call(self._tunnel.wait_connected, timeout)
         except trio.ClosedResourceError as error:
             raise Stopped(str(error)) from None
+
+    def drain(self, grace: float = trio_face.STOP_GRACE) -> None:
+        """Stop in order: take no more visitors, wait until those who are there have gone, and disconnect.
+
+        See `pioneer_tunnel.Tunnel.drain`. `close` ends the thread.
+
+        Args:
+            grace: seconds that visitors have (default 5).
+        """
+        self._runner.call(partial(self._tunnel.drain, grace))
 
     def retry_now(self) -> None:
         """Retry now, if the tunnel waits before a retry; if it is up, check the link. See `pioneer_tunnel.Tunnel`."""

@@ -5,19 +5,16 @@ from __future__ import annotations
 import functools
 import logging
 import secrets
-import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final, Literal, get_args
 
 import click
-import trio
 
 from .._model.addresses import normal_audience
 from .._model.errors import TunnelError
-from .._model.exception_groups import lone_error_bare
-from .._model.keys import SigningIdentity, new_relay_key
+from .._model.keys import RelayKey, SigningIdentity, new_relay_key
 from .._model.proxies import Direct, Proxy
 from .._model.services import FIRST_SERVICE
 from .._model.text import redact_reason
@@ -26,17 +23,21 @@ from .._net.tls.certificate import Certificate
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
 from .._version import __version__
 from ..relay import Relay
-from ..relay.reload import ConfigFile, follow, hangups
+from ..relay.handover import Predecessor
+from ..relay.inherited import from_systemd
+from ..relay.reload import ConfigFile
 from ..transports.rathole.key_mode import KeyMode
 from ..transports.services import Services
 from ..transports.tunnel_stream import Handler
-from ..tunnel.accepting import accept_visitors
 from ..tunnel.forward import first_local, forward
 from ..tunnel.tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
 from ..tunnel.visitor_tls import with_certificate
 from ..websocket import EngineName
 from .arguments import Choice, Command, Commands, ExistingFile, local_servers, read_key, read_proxy
 from .diagnose import diagnose
+from .exposure import Exposure
+from .relay_process import RelayProcess
+from .signals import run_until_stopped
 from .standard_error import write_json_lines
 from .status_lines import StatusLines
 
@@ -73,7 +74,8 @@ pioneer_tunnel.add_command(diagnose)
 def relay(context: click.Context, config: Path | None, websocket_engine: EngineName | None) -> None:
     """Run a relay until it is interrupted.
 
-    Its tunnels follow the file: it is read again when it changes, and on SIGHUP.
+    Its tunnels follow the file: it is read again when it changes, and on SIGHUP. SIGUSR2 starts a successor, which
+    takes over without refusing a connection. SIGINT and SIGTERM let visitors finish; a second one ends at once.
     """
     if context.invoked_subcommand is not None:
         return
@@ -81,19 +83,15 @@ def relay(context: click.Context, config: Path | None, websocket_engine: EngineN
         raise click.UsageError("name the relay's file with --config FILE")
     try:
         file = ConfigFile(config)
-        server = Relay(file.load(), engine=websocket_engine)
-        _run(functools.partial(_serve_and_follow, server, file))
+        predecessor = Predecessor.from_environment()
+        inherited = from_systemd() if predecessor is None else predecessor.inherited
+        server = Relay(file.load(), engine=websocket_engine, inherited=inherited)
+        process = RelayProcess(server, file, predecessor)
+        run_until_stopped(process.run, process.stop)
     except TunnelError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(error.strerror or str(error)) from error
-
-
-async def _serve_and_follow(server: Relay, file: ConfigFile) -> None:
-    with hangups() as asked:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(server.serve)
-            await follow(file, server.apply, reload_now=asked)
 
 
 @relay.command("new-key", cls=Command)
@@ -175,6 +173,13 @@ def new_identity() -> None:
     help="A service that is not HTTP: its requests are not changed. May be repeated.",
 )
 @_websocket_engine
+@click.option(
+    "--stop-grace-ms",
+    type=click.IntRange(0, 600_000),
+    default=5000,
+    show_default=True,
+    help="How long visitors may stay after SIGINT or SIGTERM.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Status lines (with 'state') and log lines (with 'log') as JSON.")
 @click.pass_obj
 def expose(  # noqa: PLR0917  # click passes them by name
@@ -199,6 +204,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
     host_header: str | None,
     raw_services: tuple[str, ...],
     websocket_engine: EngineName | None,
+    stop_grace_ms: int,
     as_json: bool,
 ) -> None:
     """Make what listens at LOCAL reachable through a relay, until interrupted.
@@ -206,6 +212,8 @@ def expose(  # noqa: PLR0917  # click passes them by name
     LOCAL is a port of this machine, host:port, unix:/path/to/socket, or https://host:port.
 
     NAME=LOCAL is for a service, where the relay's entry of the tunnel has several: expose web=8000 ssh=127.0.0.1:22
+
+    SIGHUP rereads the key file. SIGINT and SIGTERM let visitors finish; a second one ends at once.
 
     Status lines go to standard error. The exit status is 0 after an interruption, 1 after a failure that is final.
     """
@@ -234,58 +242,53 @@ def expose(  # noqa: PLR0917  # click passes them by name
     )
     if (tls_certificate is None) != (tls_private_key is None):
         raise click.UsageError("--tls-certificate and --tls-private-key come together")
-    key = read_key(key_file, native=transport == "websocket")
+    certificate: Certificate | None = None
     lines = StatusLines(as_json=as_json)
 
-    async def keep_exposed() -> None:
-        tunnel: Tunnel | None = None
-        certificate: Certificate | None = None
-        if tls_certificate is not None and tls_private_key is not None:
-            certificate = Certificate(tls_certificate, tls_private_key)
-        try:
-            async with (
-                open_tunnel(
-                    relay_address,
-                    key=key,
-                    service=service,
-                    ca_file=ca_file,
-                    system_trust=system_trust,
-                    proxy=proxy,
-                    proxy_credentials_file=proxy_credentials_file,
-                    relay_identity=relay_identity,
-                    transport=transport,
-                    key_mode=key_mode,
-                    heartbeat=heartbeat,
-                    websocket_engine=websocket_engine,
-                    local=first_local(addresses),
-                    services=services,
-                    proxy_protocol=proxy_protocol,
-                ) as tunnel,
-                trio.open_nursery() as nursery,
-            ):
-                nursery.start_soon(_show, tunnel, lines)
-                nursery.start_soon(_retry_when_told, tunnel)
-                report = tunnel.report
-                handler: Handler = functools.partial(
-                    forward,
-                    local=addresses,
-                    proxy_protocol=proxy_protocol,
-                    forwarded_headers="set" if forwarded_headers else None,
-                    host_header=host_header,
-                    raw_services=raw_services,
-                    report=report,
-                )
-                await accept_visitors(tunnel, with_certificate(handler, certificate), nursery)
-        except BaseException as error:
-            # After an interruption, print the last statuses. A final failure is printed by `show_failure` instead.
-            if tunnel is not None and not isinstance(error, TunnelError):
-                lines.catch_up(tunnel.history, tunnel.history_dropped)
-            raise
+    def open_with(key: RelayKey) -> AbstractAsyncContextManager[Tunnel]:
+        return open_tunnel(
+            relay_address,
+            key=key,
+            service=service,
+            ca_file=ca_file,
+            system_trust=system_trust,
+            proxy=proxy,
+            proxy_credentials_file=proxy_credentials_file,
+            relay_identity=relay_identity,
+            transport=transport,
+            key_mode=key_mode,
+            heartbeat=heartbeat,
+            websocket_engine=websocket_engine,
+            local=first_local(addresses),
+            services=services,
+            proxy_protocol=proxy_protocol,
+        )
 
+    def handler_of(tunnel: Tunnel) -> Handler:
+        handler = functools.partial(
+            forward,
+            local=addresses,
+            proxy_protocol=proxy_protocol,
+            forwarded_headers="set" if forwarded_headers else None,
+            host_header=host_header,
+            raw_services=raw_services,
+            report=tunnel.report,
+        )
+        return with_certificate(handler, certificate)
+
+    exposure = Exposure(
+        open_with,
+        handler_of,
+        functools.partial(read_key, key_file, native=transport == "websocket"),
+        lines,
+        stop_grace=stop_grace_ms / 1000,
+    )
     try:
         if ca_file is not None:
             client_tls(ca_file, system_trust=system_trust)  # what is wrong with it shows before anything is dialled
-        _run(keep_exposed)
+        if tls_certificate is not None and tls_private_key is not None:
+            certificate = Certificate(tls_certificate, tls_private_key)
+        run_until_stopped(exposure.run, exposure.stop)
     except TunnelError as error:
         lines.show_failure(error)
         sys.exit(1)
@@ -315,39 +318,3 @@ def _refuse_idle_options(
         raise click.UsageError("--websocket-engine is for a relay of --transport websocket")
     if not native and heartbeat is not None:
         raise click.UsageError("--heartbeat is for a relay of --transport websocket")
-
-
-async def _show(tunnel: Tunnel, lines: StatusLines) -> None:
-    async for _ in tunnel.watch():
-        lines.catch_up(tunnel.history, tunnel.history_dropped)
-
-
-async def _retry_when_told(tunnel: Tunnel) -> None:
-    """On SIGUSR1, check the link or retry now. Windows has no such signal."""
-    if sys.platform != "win32":
-        with trio.open_signal_receiver(signal.SIGUSR1) as signals:
-            async for _ in signals:
-                _log.info("SIGUSR1: checking the link")
-                tunnel.retry_now()
-
-
-def _run(serve: Callable[[], Awaitable[object]]) -> None:
-    """Run `serve` until it returns, or until SIGINT or SIGTERM, which cancel it."""
-
-    async def until_interrupted() -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async with trio.open_nursery() as nursery:
-                with trio.CancelScope() as serving:
-                    nursery.start_soon(_cancel_on, signals, serving)
-                    await serve()
-                nursery.cancel_scope.cancel()
-
-    with lone_error_bare():
-        trio.run(until_interrupted)
-
-
-async def _cancel_on(signals: AsyncIterator[int], serving: trio.CancelScope) -> None:
-    async for number in signals:  # also while `serving` ends, which takes seconds at most
-        if not serving.cancel_called:
-            _log.info("stopping: %s", signal.Signals(number).name)
-            serving.cancel()

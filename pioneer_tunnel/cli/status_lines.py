@@ -59,6 +59,10 @@ class StatusLines:
             self._last = status
         self._shown = dropped + len(history)
 
+    def restart(self) -> None:
+        """What comes next is the history of another tunnel, from its beginning."""
+        self._shown = 0
+
     def show_failure(self, error: TunnelError) -> None:
         """Print a final failure, unless it was printed as a status."""
         shown = self._last is not None and self._last.state is State.FAILED and self._last.retry_at_unix is None

@@ -295,6 +295,7 @@ class RemoteAccessConfig:
         restart_stable_ms: a session that lasted this long clears the count and the delay.
         allow_server_override: whether the settings' `server` may replace `relay_addr`.
         apply_grace_ms: how long open streams may go on after a change of the settings.
+        stop_grace_ms: how long they may go on after `RemoteAccess.stop`.
         connect_timeout_ms: how long each step of connecting may take.
         heartbeat_ms: silence after which the link is pinged, if the relay's heartbeat is longer; None for the relay's.
         ca_file: a PEM file of further certificate authorities for TLS to the relay; `ca_path` is its resolved path.
@@ -338,6 +339,7 @@ class RemoteAccessConfig:
     restart_stable_ms: int = attrs.field(default=30_000, validator=whole_number(1, _DAY_MS))
     allow_server_override: bool = attrs.field(default=False, validator=a_flag)
     apply_grace_ms: int = attrs.field(default=1000, validator=whole_number(0, 10 * _MINUTE_MS))
+    stop_grace_ms: int = attrs.field(default=5000, validator=whole_number(0, 10 * _MINUTE_MS))
     connect_timeout_ms: int = attrs.field(default=10_000, validator=whole_number(1, 10 * _MINUTE_MS))
     heartbeat_ms: int | None = attrs.field(
         default=None, validator=attrs.validators.optional(whole_number(MIN_HEARTBEAT_MS, MAX_HEARTBEAT_MS))

@@ -107,6 +107,12 @@ class Generation:
         """Reset visitors that come from now on."""
         self._refusing = True
 
+    async def drain(self) -> None:
+        """Ask the relay for no more visitors, and wait until those who are there have gone. Has no deadline."""
+        self.refuse_visitors()
+        await self._supervisor.drain()
+        await self.visitors_gone()
+
     async def visitors_gone(self) -> None:
         """Wait until no visitor has an open stream. No deadline: the caller has one."""
         while any(stream.usable for stream in self._visitors):

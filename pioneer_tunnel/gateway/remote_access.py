@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-from typing import Final, NoReturn, final
+from typing import Final, final
 
 import attrs
 import trio
@@ -111,7 +111,9 @@ class RemoteAccess:
         self._wall_clock: Final = wall_clock
         self._feed: Final = StatusFeed(Status(state=State.DISABLED, updated_at_unix=int(wall_clock())))
         self._applying: Final = trio.Lock()
-        self._running = False
+        self._running = self._stopping = False
+        self._stopped = trio.Event()
+        self._ended = trio.Event()
         self._generation: Generation | None = None
         self._generation_ended = True
         self._desired: Desired | None = None
@@ -320,13 +322,16 @@ class RemoteAccess:
             self._key_withdrawn = True
             self._grace.cancel()
         self._wanted += 1
+        self._wake_generations()
+
+    def _wake_generations(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 
     # Running it
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Run what the settings ask for, until cancelled. For `nursery.start`.
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run what the settings ask for, until cancelled, or until `stop`. For `nursery.start`.
 
         Reports `started` after its first status, not after connecting. It may run again after it has ended. A bug in
         its tasks (for example, a `random` that raises) comes out, unwrapped when it is a single error.
@@ -337,7 +342,8 @@ class RemoteAccess:
         _need_trio()
         if self._running:
             raise RuntimeError("RemoteAccess.run is running already")
-        self._running, self._taken_up = True, -1
+        self._running, self._stopping, self._taken_up = True, False, -1
+        self._stopped, self._ended = trio.Event(), trio.Event()
         self._feed.resume()
         try:
             with lone_error_bare():
@@ -347,6 +353,9 @@ class RemoteAccess:
                         # No deadline: reading the stores, which the first status depends on, has one.
                         await self._progress.wait()
                     task_status.started()
+                    # No deadline: it runs until it is stopped or cancelled.
+                    await self._stopped.wait()
+                    host_tasks.cancel_scope.cancel()
         finally:
             self._running, self._generation_ended = False, True
             self._desired = self._instance = None
@@ -356,31 +365,47 @@ class RemoteAccess:
                 announce(self._feed, self._wall_clock, Status(state=State.STOPPED))
             finally:
                 self._feed.end()
-        raise AssertionError("generations end only by being cancelled")
+                self._ended.set()
 
-    async def _generations(self, host_tasks: trio.Nursery) -> NoReturn:
+    async def stop(self) -> None:
+        """Stop `run` in order: ask the relay for no more visitors, wait for those who are there, and disconnect.
+
+        They have `stop_grace_ms`, unless the key was withdrawn. Then `run` returns, and so does this. It does nothing
+        while `run` is not running. If cancelled, `run` stops all the same; to stop it at once, cancel `run`.
+        """
+        _need_trio()
+        if self._running:
+            self._stopping = True
+            self._wake_generations()
+            await self._ended.wait()
+
+    async def _generations(self, host_tasks: trio.Nursery) -> None:
         """Run one desired state after another. The next one begins when nothing is left of the one before."""
-        while True:
+        while not self._stopping:
             wanted = self._wanted
             # A generation that is being prepared counts as live: an apply that changes nothing leaves it alone.
             self._key_withdrawn = self._generation_ended = False
             self._stores.forget_key()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._run_desired, wanted, host_tasks)
-                while self._wanted == wanted:
+                while self._wanted == wanted and not self._stopping:
                     # No deadline: a desired state lasts until there is another one.
                     await self._changed.wait()
                 await self._drain_visitors()
                 nursery.cancel_scope.cancel()
+        self._stopped.set()
 
     async def _drain_visitors(self) -> None:
-        """Refuse new visitors, and wait up to `apply_grace_ms` for those that are there."""
-        if self._generation is None or self._generation_ended:
+        """Refuse new visitors, and wait for those that are there: `stop_grace_ms`, or else `apply_grace_ms`."""
+        generation = self._generation
+        if generation is None or self._generation_ended:
             return
-        self._generation.refuse_visitors()
+        generation.refuse_visitors()
         if not self._key_withdrawn:
-            with trio.move_on_after(self._config.apply_grace_ms / 1000) as self._grace:
-                await self._generation.visitors_gone()
+            config = self._config
+            grace = config.stop_grace_ms if self._stopping else config.apply_grace_ms
+            with trio.move_on_after(grace / 1000) as self._grace:
+                await (generation.drain() if self._stopping else generation.visitors_gone())
 
     async def _run_desired(self, wanted: int, host_tasks: trio.Nursery) -> None:
         """Run the generation that is desired, or publish why there is none."""

@@ -129,6 +129,16 @@ class Admission:
         self._visits: Final[Counter[str]] = Counter()
         self._opens: Final = TokenBuckets(limits.opens_per_second_per_tunnel)
 
+    @property
+    def pending(self) -> int:
+        """Connections that have not settled."""
+        return len(self._pending)
+
+    @property
+    def connections(self) -> int:
+        """Connections that have not left."""
+        return self._connections
+
     def arrive(
         self, host: str | None, now: float, evict: Callable[[], object], *, only_visitors: bool = False
     ) -> Arrival:

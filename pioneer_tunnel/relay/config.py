@@ -187,6 +187,7 @@ class RelayConfig:
         heartbeat_ms: silence after which a link is pinged (default 15 000, 1000 to 60 000).
         rotation_grace_ms: how long visitors of a session may stay after a newer key has taken the tunnel over (default
             600 000, up to 86 400 000).
+        drain_timeout_ms: how long visitors may stay when the relay stops in order (default 30 000, up to 86 400 000).
         accept_proxy_from: addresses and networks of balancers. A connection from one of them at an address for visitors
             has to begin with a PROXY header, of version 1 or 2, which names the visitor. An address for gateways alone
             takes none.
@@ -215,6 +216,7 @@ class RelayConfig:
     announce_certificate: bool = attrs.field(default=True, validator=a_flag)
     heartbeat_ms: int = attrs.field(default=15_000, validator=whole_number(1000, 60_000))
     rotation_grace_ms: int = attrs.field(default=600_000, validator=whole_number(0, 86_400_000))
+    drain_timeout_ms: int = attrs.field(default=30_000, validator=whole_number(0, 86_400_000))
     accept_proxy_from: tuple[Network, ...] = attrs.field(default=(), converter=proxy_networks)
     trust_forwarded_from: tuple[Network, ...] = attrs.field(default=(), converter=proxy_networks)
     limits: RelayLimits = attrs.field(factory=RelayLimits, converter=_limits)

@@ -9,7 +9,7 @@ import errno
 import logging
 import socket
 import sys
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, TypeAlias, final
 
 import trio
@@ -19,9 +19,10 @@ from .._net.socket_options import reset_on_close
 from .._net.tcp import CAN_USE_DESCRIPTORS
 from .accept_loop import AcceptLoop, Handler
 from .admission import Arrival
+from .inherited import Inherited
 from .tunnels import Route, TunnelEntry, each_address
 
-__all__ = ["BoundListeners", "bound_address", "open_listeners"]
+__all__ = ["BoundListeners", "bound_address", "name_of", "open_listeners"]
 
 BACKLOG: Final = 1024
 RESOLVE_TIMEOUT: Final = 10.0
@@ -33,11 +34,13 @@ HandlerOf: TypeAlias = Callable[[Route], Handler]
 """Makes the handler of one connection to a tunnel's own address."""
 
 
-async def open_listeners(address: Address, beside: Collection[Address] = ()) -> list[trio.SocketListener]:
-    """Listen at `address`. `[::]:port` accepts IPv4 as well as IPv6.
+async def open_listeners(
+    address: Address, beside: Collection[Address] = (), *, inherited: Sequence[socket.socket] = ()
+) -> list[trio.SocketListener]:
+    """Listen at `address`, or go on listening with the sockets that were `inherited` for it.
 
-    It accepts IPv6 alone when an address in `beside` has an IPv4 host and the same port, and, with a warning, when
-    another process listens at that port over IPv4.
+    `[::]:port` accepts IPv4 as well as IPv6. It accepts IPv6 alone when an address in `beside` has an IPv4 host and the
+    same port, and, with a warning, when another process listens at that port over IPv4.
 
     Accepted sockets send RST when they are closed, until that is disarmed (see `LentSocket`). So if the process dies, a
     truncated stream does not look complete. Where descriptors cannot be used, they behave as usual.
@@ -47,7 +50,7 @@ async def open_listeners(address: Address, beside: Collection[Address] = ()) -> 
     """
     try:
         with trio.fail_after(RESOLVE_TIMEOUT):
-            listeners = await _open(address, beside)
+            listeners = _listening(address, inherited) if inherited else await _open(address, beside)
     except trio.TooSlowError:
         why = f"no name server answered within {RESOLVE_TIMEOUT:g} seconds"
         raise OSError(errno.ETIMEDOUT, f"cannot listen at {address}: {why}") from None
@@ -68,6 +71,17 @@ async def _open(address: Address, beside: Collection[Address]) -> list[trio.Sock
         listeners = await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
         _log.warning("%s serves IPv6 alone; IPv4 at this port: %s", address, error.strerror)
         return listeners
+
+
+def _listening(address: Address, inherited: Sequence[socket.socket]) -> list[trio.SocketListener]:
+    listeners = []
+    for given in inherited:
+        try:
+            listeners.append(trio.SocketListener(trio.socket.from_stdlib_socket(given)))
+        except ValueError as error:  # a systemd unit with Accept=yes, for example
+            raise OSError(errno.EINVAL, f"the socket that was passed for it cannot be used: {error}") from None
+    _log.info("the socket for %s was passed by the process before, or by systemd", address)
+    return listeners
 
 
 def _takes_ipv4(addresses: Iterable[Address], port: int) -> bool:
@@ -101,13 +115,22 @@ class BoundListeners:
     Args:
         connections: the nursery of connections. They outlive their listener; they end with their tunnel's session.
         handler_of: is called for each connection, with the route that its address has at that time.
+        inherited: sockets that listen already.
     """
 
-    def __init__(self, accept_loop: AcceptLoop, connections: trio.Nursery, handler_of: HandlerOf) -> None:
+    def __init__(
+        self, accept_loop: AcceptLoop, connections: trio.Nursery, handler_of: HandlerOf, inherited: Inherited
+    ) -> None:
         self._accept_loop: Final = accept_loop
         self._connections: Final = connections
         self._handler_of: Final = handler_of
-        self._bound: dict[Hashable, _Bound] = {}
+        self._inherited: Final = inherited
+        self._bound: dict[str, _Bound] = {}
+
+    @property
+    def listeners(self) -> dict[str, list[trio.SocketListener]]:
+        """All of them, by the names of their addresses."""
+        return {name: bound.listeners for name, bound in self._bound.items()}
 
     @property
     def addresses(self) -> dict[str, tuple[Address, ...]]:
@@ -121,7 +144,7 @@ class BoundListeners:
     def address_of(self, route: Route) -> Address | None:
         """The first address of a route; None when it has none of its own, or does not listen."""
         for address in each_address(route.bind_addr):
-            bound = self._bound.get(_key(route, address))
+            bound = self._bound.get(name_of(address, route))
             if bound is not None:
                 return bound.address
         return None
@@ -138,16 +161,17 @@ class BoundListeners:
             OSError: the relay cannot listen at an address. Nothing has changed then.
         """
         wanted = {
-            _key(route, address): (route, address)
+            name_of(address, route): (route, address)
             for entry in tunnels
             for route in entry.routes
             for address in each_address(route.bind_addr)
         }
-        opened: dict[Hashable, _Bound] = {}
+        opened: dict[str, _Bound] = {}
         try:
             for key, (route, address) in wanted.items():
                 if key not in self._bound:
-                    opened[key] = _Bound(route, address, await open_listeners(address, beside))
+                    inherited = self._inherited.take(key)
+                    opened[key] = _Bound(route, address, await open_listeners(address, beside, inherited=inherited))
             for bound in opened.values():
                 self._connections.start_soon(bound.serve, self._accept_loop, self._connections, self._handler_of)
         except BaseException:
@@ -164,9 +188,11 @@ class BoundListeners:
                 await bound.close()
 
 
-def _key(route: Route, address: Address) -> Hashable:
-    """What identifies a listener. Port 0 is a different port each time, so there the route is a part of it."""
-    return (address, (route.entry.id, route.service) if address.port == 0 else None)
+def name_of(address: Address, route: Route | None = None) -> str:
+    """The name of a listener: its address. Port 0 is a different port each time, so there it has the route."""
+    if route is None or address.port != 0:
+        return str(address)
+    return f"{address} of {route.entry.id}, service {route.service}"
 
 
 @final
@@ -176,7 +202,7 @@ class _Bound:
     def __init__(self, route: Route, address: Address, listeners: list[trio.SocketListener]) -> None:
         self.route = route
         self.address: Final = bound_address(address, listeners)
-        self._listeners: Final = listeners
+        self.listeners: Final = listeners
         self._serving: Final = trio.CancelScope()
         self._closed: Final = trio.Event()
 
@@ -186,7 +212,7 @@ class _Bound:
 
         try:
             with self._serving:
-                await accept_loop.serve(self._listeners, handle, connections, only_visitors=True)
+                await accept_loop.serve(self.listeners, handle, connections, only_visitors=True)
         finally:
             self.close_sockets()
             self._closed.set()
@@ -197,5 +223,5 @@ class _Bound:
         await self._closed.wait()
 
     def close_sockets(self) -> None:
-        for listener in self._listeners:
+        for listener in self.listeners:
             listener.socket.close()

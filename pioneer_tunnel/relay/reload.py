@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final, NoReturn, TypeAlias, final
 
@@ -26,7 +23,7 @@ import trio
 from .._model.errors import TunnelError
 from .config import RelayConfig
 
-__all__ = ["POLL_INTERVAL", "Changes", "ConfigFile", "follow", "hangups"]
+__all__ = ["POLL_INTERVAL", "Changes", "ConfigFile", "follow"]
 
 POLL_INTERVAL: Final = 2.0
 """Seconds between two checks of the file."""
@@ -148,13 +145,3 @@ async def follow(
                 await apply(config)
         except (TunnelError, OSError) as error:
             _log.error("%s is not applied, the relay goes on as before: %s", file.path, error)
-
-
-@contextmanager
-def hangups() -> Iterator[AsyncIterator[object] | None]:
-    """Receive SIGHUPs, which would otherwise end the process. None where the system has no SIGHUP."""
-    if sys.platform == "win32":
-        yield None
-    else:
-        with trio.open_signal_receiver(signal.SIGHUP) as received:
-            yield received

@@ -6,6 +6,7 @@ The command line runs a `Relay` as a process. To run one inside your own program
     addresses = await nursery.start(relay.serve)
     ...
     await relay.apply(another_config)        # other tunnels; unchanged tunnels are not interrupted
+    await relay.drain()                      # stop, and let visitors finish; to stop at once, cancel `serve`
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn, final
+from typing import Any, Final, final
 
 import attrs
 import trio
@@ -39,8 +40,11 @@ from .accept_loop import AcceptLoop, Handler
 from .admission import Admission, Arrival
 from .config import RelayConfig
 from .gateways.endpoint import GatewayEndpoint, wants_gateway
+from .gateways.expected import Expected
 from .gateways.registry import Directory, LocalDirectory, LocalRegistry, Registry
-from .listeners import BoundListeners, bound_address, open_listeners
+from .handover import Handover
+from .inherited import Inherited
+from .listeners import BoundListeners, bound_address, name_of, open_listeners
 from .names import NameBook
 from .reload import Changes
 from .request_head import Refusal, read_head, refuse
@@ -54,6 +58,8 @@ __all__ = ["Relay", "RelayAddresses"]
 _IDENTITY_LIMIT: Final = 64 * 1024
 _ANY_HOST: Final = {"0.0.0.0", "::"}  # noqa: S104  # it is read, not bound
 _PORT: Final = re.compile(r":\d+$")
+_DRAIN_LOOK: Final = 0.1
+"""Seconds between looks at what is left, while the relay drains."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
 
@@ -99,6 +105,7 @@ class Relay:
         directory: the connected sessions; by default they are kept in this process.
         limits: of each gateway's yamux session; by default they follow from `config.limits`.
         engine: the WebSocket engine; None chooses the fastest that is installed.
+        inherited: sockets that listen already, see `relay.inherited`; by default none.
 
     Raises:
         InvalidSettingsError: a certificate or key cannot be used.
@@ -113,6 +120,7 @@ class Relay:
         directory: Directory | None = None,
         limits: Limits | None = None,
         engine: EngineName | None = None,
+        inherited: Inherited | None = None,
     ) -> None:
         own_registry = None
         if registry is None:
@@ -125,9 +133,14 @@ class Relay:
         directory = directory or LocalDirectory()
         self._config = config
         self._own_registry: Final = own_registry
+        self._inherited: Final = inherited or Inherited()
+        self._expected: Final = Expected(self._inherited.connected)
+        self._listeners: Final[dict[str, list[trio.SocketListener]]] = {}
         self._bound: BoundListeners | None = None
         self._addresses: RelayAddresses | None = None
         self._apply_lock: Final = trio.Lock()
+        self._drain_asked: Final = trio.Event()
+        self._ended = trio.Event()
         self._admission: Final = Admission(
             config.limits,
             descriptors=descriptor_limit(),
@@ -138,6 +151,7 @@ class Relay:
             config,
             registry,
             directory,
+            expected=self._expected,
             identity=_identity(config),
             limits=limits,
             engine=engine,
@@ -148,12 +162,15 @@ class Relay:
             directory,
             self._admission,
             limits=config.limits,
+            expected=self._expected,
             trust_forwarded_from=config.trust_forwarded_from,
         )
         self._sni_router: Final = SniRouter(registry, self._ingress, self._certificate)
 
-    async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Listen and serve until cancelled. Then send each gateway a go-away and close code 1001.
+    async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen and serve, until cancelled or drained. Then send each gateway a go-away and close code 1001.
+
+        Returns after `drain`. A relay serves once.
 
         Raises:
             OSError: the relay cannot listen at an address.
@@ -162,10 +179,23 @@ class Relay:
         need_trio("pioneer_tunnel.relay.Relay", "a process of its own: pioneer-tunnel relay")
         try:
             with lone_error_bare():
-                await self._listen(task_status)
+                await self._serve(task_status)
         finally:
             self._bound = self._addresses = None
-        raise AssertionError("listeners end only by being cancelled")
+            self._ended.set()
+
+    async def drain(self) -> None:
+        """Stop in order, and wait until `serve` has ended.
+
+        - The listeners close.
+        - Each gateway is asked for another session, which goes to the relay that answers then.
+        - Visitors that have connected are served. Connections that are idle between HTTP requests are closed.
+        - A session ends with its last visitor. After `drain_timeout_ms` the remaining visitors are reset.
+
+        A second call, or one after the end, only waits. When cancelled, the relay goes on draining.
+        """
+        self._drain_asked.set()
+        await self._ended.wait()
 
     async def apply(self, config: RelayConfig) -> RelayAddresses:
         """Serve the tunnels of `config` from now on. Unchanged tunnels are not interrupted.
@@ -193,7 +223,8 @@ class Relay:
                 raise RuntimeError("a relay that does not serve cannot be reconfigured: make another one")
             changes = Changes.between(self._config, config)
             applied = attrs.evolve(self._config, tunnels=config.tunnels)
-            await self._bound.update(applied.tunnels, applied.all_addresses)
+            if not self._drain_asked.is_set():
+                await self._bound.update(applied.tunnels, applied.all_addresses)
             self._config = applied
             if self._own_registry is not None:
                 self._own_registry.replace(applied.tunnels)
@@ -204,48 +235,91 @@ class Relay:
                 _log.warning("these have changed too, and take a restart: %s", ", ".join(changes.for_a_restart))
             return self._addresses
 
-    async def _listen(self, task_status: trio.TaskStatus[RelayAddresses]) -> None:
+    def handover(self) -> Handover:
+        """What a successor of this process needs. Call it while `serve` runs."""
+        assert self._bound is not None
+        return Handover(
+            descriptors={
+                name: [listener.socket.fileno() for listener in listeners]
+                for name, listeners in (self._listeners | self._bound.listeners).items()
+            },
+            connected=[*self._gateways.connected],
+        )
+
+    async def _serve(self, task_status: trio.TaskStatus[RelayAddresses]) -> None:
+        async with trio.open_nursery() as connections:
+            connections.start_soon(self._gateways.keep_told)
+            async with trio.open_nursery() as accepting:
+                self._addresses = await self._listen(accepting, connections)
+                self._inherited.close_rest()
+                self._expected.begin()
+                self._log_start(self._addresses)
+                task_status.started(self._addresses)
+                # No deadline: a relay serves until it is drained or cancelled.
+                await self._drain_asked.wait()
+                accepting.cancel_scope.cancel()
+            async with self._apply_lock:
+                assert self._bound is not None
+                await self._bound.update(())
+            await self._let_finish()
+            connections.cancel_scope.cancel()
+
+    async def _listen(self, accepting: trio.Nursery, connections: trio.Nursery) -> RelayAddresses:
         config = self._config
         control, ingress = each_address(config.control_addr), each_address(config.ingress_addr)
         accept_loop = AcceptLoop(self._admission)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._gateways.keep_told)
 
-            async def listen(address: Address, handler: Handler, *, only_visitors: bool = False) -> Address:
-                listeners = await open_listeners(address, config.all_addresses)
-                serve = functools.partial(accept_loop.serve, only_visitors=only_visitors)
-                nursery.start_soon(serve, listeners, handler, nursery)
-                return bound_address(address, listeners)
+        async def listen(address: Address, handler: Handler, *, only_visitors: bool = False) -> Address:
+            name = name_of(address)
+            listeners = await open_listeners(address, config.all_addresses, inherited=self._inherited.take(name))
+            serve = functools.partial(accept_loop.serve, only_visitors=only_visitors)
+            accepting.start_soon(serve, listeners, handler, connections)
+            self._listeners[name] = listeners
+            return bound_address(address, listeners)
 
-            listening: dict[Address, Address] = {}
-            for address in control:
-                listening[address] = await listen(
-                    address, self._serve_either if address in ingress else self._serve_control
-                )
-            for address in ingress:
-                if address not in control:
-                    listening[address] = await listen(address, self._serve_ingress, only_visitors=True)
-            bound = BoundListeners(accept_loop, nursery, lambda route: functools.partial(self._serve_bound, route))
-            await bound.update(config.tunnels, config.all_addresses)
-            self._bound = bound
-            self._addresses = RelayAddresses(
-                all_control=tuple(listening[address] for address in control),
-                all_ingress=tuple(listening[address] for address in ingress),
-                all_tunnels=bound.addresses,
+        listening: dict[Address, Address] = {}
+        for address in control:
+            listening[address] = await listen(
+                address, self._serve_either if address in ingress else self._serve_control
             )
-            _log.info(
-                "gateways at %s, visitors at %s",
-                _listed(self._addresses.all_control), _listed(self._addresses.all_ingress),
+        for address in ingress:
+            if address not in control:
+                listening[address] = await listen(address, self._serve_ingress, only_visitors=True)
+        self._bound = BoundListeners(
+            accept_loop, connections, lambda route: functools.partial(self._serve_bound, route), self._inherited
+        )
+        await self._bound.update(config.tunnels, config.all_addresses)
+        return RelayAddresses(
+            all_control=tuple(listening[address] for address in control),
+            all_ingress=tuple(listening[address] for address in ingress),
+            all_tunnels=self._bound.addresses,
+        )
+
+    def _log_start(self, addresses: RelayAddresses) -> None:
+        _log.info("gateways at %s, visitors at %s", _listed(addresses.all_control), _listed(addresses.all_ingress))
+        for tunnel_id, bound in addresses.all_tunnels.items():
+            _log.info("visitors of tunnel %s at %s", tunnel_id, _listed(bound))
+        self._warn_of_clear_text(addresses)
+        if self._admission.most_connections < self._config.limits.connections:
+            _log.warning(
+                "this process may have so few descriptors that it takes %d connections at the most, not the %d"
+                " of its limits; see ulimit -n", self._admission.most_connections, self._config.limits.connections,
             )  # fmt: skip
-            for tunnel_id, addresses in bound.addresses.items():
-                _log.info("visitors of tunnel %s at %s", tunnel_id, _listed(addresses))
-            self._warn_of_clear_text(self._addresses)
-            if self._admission.most_connections < config.limits.connections:
-                _log.warning(
-                    "this process may have so few descriptors that it takes %d connections at the most, not the %d"
-                    " of its limits; see ulimit -n", self._admission.most_connections, config.limits.connections,
-                )  # fmt: skip
-            task_status.started(self._addresses)
+
+    async def _let_finish(self) -> None:
+        """Wait until no connection is left, for `drain_timeout_ms` at most."""
+        self._gateways.drain()
+        self._ingress.drain()
+        seconds = self._config.drain_timeout_ms / 1000
+        with trio.move_on_after(seconds):
+            # A visitor that has connected still gets its stream.
+            while self._admission.pending or self._ingress.opening:
+                await trio.sleep(_DRAIN_LOOK)
+            self._gateways.finish()
+            while self._admission.connections:
+                await trio.sleep(_DRAIN_LOOK)
+            return
+        _log.info("visitors are left after %g seconds; they are reset", seconds)
 
     def _warn_of_clear_text(self, addresses: RelayAddresses) -> None:
         """Log a warning of each side that others than this host can reach without TLS."""

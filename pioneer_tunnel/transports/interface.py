@@ -11,7 +11,7 @@ them, and its instances are the async functions.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NoReturn, Protocol, TypeAlias, final
 
 import attrs
@@ -97,11 +97,14 @@ class Session:
         id: the relay's name for the session; None where the protocol has none.
         public_url: where visitors reach the gateway; None where the transport does not know.
         services: where visitors reach each service that the gateway offers, by name; None where there is one at most.
+        drain: asks the relay for no more visitors, and waits until those who are there have gone. The caller sets the
+            deadline. None where the transport does not know its visitors.
     """
 
     id: str | None = None
     public_url: str | None = None
     services: Mapping[str, str] | None = None
+    drain: Callable[[], Awaitable[None]] | None = attrs.field(default=None, eq=False, repr=False)
 
 
 @final

@@ -226,10 +226,16 @@ async def _carry(
     def report_services() -> None:
         report(ServicesMoved(offer.addresses or {}))
 
+    async def drain() -> None:
+        connection.refuse_streams()
+        await connection.streams_gone()
+
     async def start() -> None:
         with trio.move_on_after(COUNTED_TIMEOUT):
             await counted.wait()
-        task_status.started(Session(id=welcome.session, public_url=welcome.public_url, services=offer.addresses))
+        task_status.started(
+            Session(id=welcome.session, public_url=welcome.public_url, services=offer.addresses, drain=drain)
+        )
         if not target.address.secure and not is_loopback(target.address.host):
             _log.warning(IN_CLEAR, target.address, "a wss:// address")
 

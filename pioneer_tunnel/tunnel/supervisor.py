@@ -88,6 +88,7 @@ class _Link:
     """One run of the transport.
 
     Attributes:
+        session: what its transport has said; None before it came up.
         connected_at: when it came up; None before.
         round_trip: seconds; None while it is unknown.
         spread: what its relay has asked for the time after a loss; None if it asked nothing.
@@ -98,6 +99,7 @@ class _Link:
         probing: cancels the probes of the local gateway that it has started.
     """
 
+    session: Session | None = None
     connected_at: float | None = None
     round_trip: float | None = None
     spread: Spread | None = None
@@ -220,6 +222,21 @@ class Supervisor:
         limit.__cause__ = cause
         return limit
 
+    async def drain(self) -> None:
+        """Ask the relay for no more visitors, and wait until those who are there have gone.
+
+        The caller sets the deadline. Links that come up later are not asked.
+        """
+        links = {*self._draining} if self._carrying is None else {*self._draining, self._carrying}
+        async with trio.open_nursery() as nursery:
+            for link in links:
+                if link.session is not None and link.session.drain is not None:
+                    nursery.start_soon(link.session.drain)
+
+    def stopped(self) -> None:
+        """Publish that the host has stopped the tunnel, after `run` was cancelled."""
+        announce(self._feed, self._wall_clock, Status(state=State.STOPPED))
+
     def retry_now(self) -> None:
         """Check a link that is up. End the wait before the next attempt, if there is one."""
         self._target.checks.ask()
@@ -310,7 +327,8 @@ class Supervisor:
 
     def _connected(self, link: _Link, session: Session) -> None:
         was_down = self._carrying is None
-        self._session, self._carrying = session, link
+        self._session = link.session = session
+        self._carrying = link
         self._target.redial.note_up()
         link.connected_at = trio.current_time()
         if was_down:

@@ -53,6 +53,7 @@ __all__ = ["Tunnel", "open_tunnel"]
 
 DEFAULT_SERVICE: Final = "pioneer_gateway"
 DEFAULT_BACKLOG: Final = 256
+STOP_GRACE: Final = 5.0
 _BARE: Final = ("tcp", "tls")
 
 
@@ -67,6 +68,8 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
         self._feed: Final = feed
         self._deliver, self._visitors = trio.open_memory_channel[TunnelStream](backlog)
         self._failure: TunnelError | None = None
+        self._running: Final = trio.CancelScope()
+        self._ended: Final = trio.Event()
         self._supervisor: Final = supervisor(self)
 
     @property
@@ -105,6 +108,8 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
                 raise fresh_copy(self._failure)
             if status.state is State.CONNECTED:
                 return status
+            if status.state is State.STOPPED:
+                break
         raise trio.ClosedResourceError("the tunnel was closed")
 
     async def accept(self) -> TunnelStream:
@@ -112,13 +117,14 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
 
         Raises:
             TunnelError: the tunnel has failed for good; each call raises a copy of the same one.
-            trio.ClosedResourceError: it was closed.
+            trio.ClosedResourceError: it was closed, or is drained.
         """
         while True:
             try:
                 stream = await self._visitors.receive()
             except trio.EndOfChannel:
-                assert self._failure is not None
+                if self._failure is None:
+                    raise trio.ClosedResourceError("the tunnel was drained") from None
                 raise fresh_copy(self._failure) from self._failure.__cause__
             if stream.usable:
                 stream.acknowledge()
@@ -141,6 +147,28 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
         """
         self._supervisor.retry_now()
 
+    async def drain(self, grace: float = STOP_GRACE) -> None:
+        """Stop in order: ask the relay for no more visitors, wait until those who are there have gone, and disconnect.
+
+        `accept` still returns the visitors who wait already, then it raises `trio.ClosedResourceError`. Without
+        visitors this returns at once, apart from a goodbye to the relay of a second at most. Then the status is
+        `stopped`, and visitors who are left are reset. If cancelled, it disconnects at once.
+
+        Not promised: that a visitor who comes at this moment is served. Over `tcp` and `tls` the relay cannot be asked,
+        and goes on sending visitors, who are reset. With a transport that does not know its visitors, nobody is waited
+        for (`process`, and one of your own whose `Session` has no `drain`).
+
+        Args:
+            grace: seconds that visitors have (default 5).
+        """
+        self._deliver.close()
+        try:
+            with trio.move_on_after(grace):
+                await self._supervisor.drain()
+        finally:
+            self._running.cancel()
+        await self._ended.wait()
+
     async def aclose(self) -> None:
         """Accept no more visitors, and reset those that wait. The connection ends with the block of `open_tunnel`."""
         self._stop_accepting()
@@ -160,15 +188,19 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
         """
         try:
             self._deliver.send_nowait(stream)
-        except trio.BrokenResourceError:
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise trio.WouldBlock from None
 
     async def _run(self) -> None:
         try:
-            await self._supervisor.run()
+            with self._running:
+                await self._supervisor.run()
+            self._supervisor.stopped()
         except TunnelError as error:
             self._failure = fresh_copy(error)
             self._deliver.close()
+        finally:
+            self._ended.set()
 
     def __repr__(self) -> str:
         return f"<Tunnel {self._feed.current.state}>"

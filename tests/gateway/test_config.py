@@ -45,6 +45,7 @@ CONTRACT_DEFAULTS = {
     "restart_stable_ms": 30000,
     "allow_server_override": False,
     "apply_grace_ms": 1000,
+    "stop_grace_ms": 5000,
     "ca_file": None,
     "relay_identity": None,
     "proxy_protocol": None,

@@ -42,9 +42,10 @@ from pioneer_tunnel._model.addresses import Address
 from pioneer_tunnel._model.errors import InvalidSettingsError, ReplacedError, TunnelAuthError
 from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._model.status import State
+from pioneer_tunnel.cli.signals import received
 from pioneer_tunnel.relay import Relay, RelayConfig, TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LocalRegistry
-from pioneer_tunnel.relay.reload import Changes, ConfigFile, follow, hangups
+from pioneer_tunnel.relay.reload import Changes, ConfigFile, follow
 from pioneer_tunnel.tunnel.tunnel import Tunnel, open_tunnel
 
 HOME_KEY: Final = RelayKey("ptk1_the-key-of-another-tunnel-0123456")
@@ -356,7 +357,7 @@ async def test_whoever_asks_has_it_read_at_once(file: ConfigFile) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
 async def test_a_hangup_asks_for_it() -> None:
-    with hangups() as asked:
+    with received("SIGHUP") as asked:
         assert asked is not None
         signal.raise_signal(signal.SIGHUP)
         with no_hang():

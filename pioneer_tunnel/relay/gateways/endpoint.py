@@ -31,7 +31,7 @@ from ..._wire import services
 from ..._wire.certificate import CERTIFICATE, offer_certificate, sees_another_certificate
 from ..._wire.handshake import SUBPROTOCOL, Claim, Extensions, Rejection, RelayHandshake
 from ..._wire.heartbeat import HEARTBEAT, agreed_heartbeat, offer_heartbeat
-from ..._wire.messages import SPREAD
+from ..._wire.messages import DRAINING, SPREAD
 from ..._wire.services import Located
 from ...websocket import Allowance, EngineName, Opening, WebSocket, WebSocketRefused, load_engine
 from ...yamux import Limits, SendBudget
@@ -40,6 +40,7 @@ from ..config import RelayConfig
 from ..rates import HandshakeRate
 from ..request_head import Refusal, read_head, refuse
 from ..tunnels import Route, TunnelEntry
+from .expected import Expected
 from .offered_services import OfferedServices
 from .registry import Directory, Registry, TunnelTaken
 from .session import GatewaySession
@@ -53,10 +54,13 @@ OPENING_TIMEOUT: Final = 10.0
 OPENING_ALLOWANCE: Final = Allowance(size=24 * 1024, frames=16)
 """What a gateway may send until then, including its WebSocket request. A proxy on the way may add pings."""
 
+MOST_RECONNECT_WITHIN: Final = 3.0
+"""Seconds over which gateways reconnect, at the most, when the relay stops. The next one holds visitors for longer."""
+
 BUSY_RETRY_MS: Final = 5_000
 """Milliseconds that a gateway is asked to wait when another one has its tunnel."""
 
-OFFERS: Final[Extensions] = {services.SERVICES: {}}
+OFFERS: Final[Extensions] = {services.SERVICES: {}, DRAINING: {}}
 """The extensions that the relay offers, beside those that depend on the configuration."""
 
 TELL_INTERVAL: Final = 5.0
@@ -97,6 +101,7 @@ class GatewayEndpoint:
         config: its id, public names, heartbeat, grace and limits are used.
         registry: the tunnels and their keys.
         directory: the session of each tunnel.
+        expected: is told which gateways have come.
         identity: proves the relay to gateways that pin it.
         limits: of each yamux session; by default they follow from `config.limits`.
         engine: the WebSocket engine; None chooses the fastest that is installed.
@@ -110,6 +115,7 @@ class GatewayEndpoint:
         registry: Registry,
         directory: Directory,
         *,
+        expected: Expected | None = None,
         identity: SigningIdentity | None = None,
         limits: Limits | None = None,
         engine: EngineName | None = None,
@@ -119,6 +125,7 @@ class GatewayEndpoint:
         self._config: Final = config
         self._registry: Final = registry
         self._directory: Final = directory
+        self._expected: Final = expected or Expected()
         self._identity: Final = identity
         self._engine: Final = load_engine(engine)
         # Only the relay opens streams: a SYN from a gateway is reset.
@@ -134,6 +141,7 @@ class GatewayEndpoint:
         self._handshakes: Final = HandshakeRate(config.limits.handshakes_per_second)
         self._spreading: Final = Spreading(config.limits.handshakes_per_second)
         self._sessions_changed = trio.Event()
+        self._reconnect_within: float | None = None  # once the relay stops
 
     async def serve(
         self,
@@ -190,6 +198,24 @@ class GatewayEndpoint:
         if deadline.cancelled_caught:
             line = f"a gateway connection did not finish its opening within {OPENING_TIMEOUT:g} seconds"
             _log_limiter.log("no opening", line, level=logging.INFO)
+
+    @property
+    def connected(self) -> frozenset[str]:
+        """The ids of the tunnels whose gateway is connected, or is expected."""
+        return frozenset(session.tunnel_id for session in self._sessions if session.entered).union(
+            self._expected.missing
+        )
+
+    def drain(self) -> None:
+        """Ask each gateway for another session, also those that connect from now on. Streams may still be opened."""
+        self._reconnect_within = min(self._spreading.advice(len(self._sessions)).span, MOST_RECONNECT_WITHIN)
+        for session in self._sessions:
+            session.drain(self._reconnect_within)
+
+    def finish(self) -> None:
+        """After `drain`, when no gateway can connect any more: open no more streams. A session ends with its last."""
+        for session in self._sessions:
+            session.finish()
 
     async def registry_changed(self) -> None:
         """End each session whose key no longer opens its tunnel; tell the others the addresses of their services."""
@@ -289,7 +315,7 @@ class GatewayEndpoint:
         config, entry, claim, served = self._config, proved.entry, proved.claim, proved.served
         offered: OfferedServices | None = None
         confirmed: dict[str, Mapping[str, Any]] = {
-            name: {} for name in (HEARTBEAT, CERTIFICATE) if name in claim.extensions
+            name: {} for name in (HEARTBEAT, CERTIFICATE, DRAINING) if name in claim.extensions
         }
         if served is not None:
             locate = functools.partial(self._locate, claim.key_id)
@@ -311,6 +337,9 @@ class GatewayEndpoint:
             if session.ended:
                 await trio.sleep_forever()  # no deadline: the session is ending and cancels this
             session.entered = True
+            self._expected.has_come(entry.id)
+            if self._reconnect_within is not None:
+                session.drain(self._reconnect_within)
             deadline.deadline = float("inf")
             if arrival is not None:
                 arrival.settle()

@@ -68,6 +68,11 @@ class LiveSession(Party, Protocol):
         """
         return None
 
+    @property
+    def draining(self) -> bool:
+        """Whether the gateway was asked for another session, since the relay stops."""
+        return False
+
     async def open_stream(self) -> ByteStream:
         """Open a stream to the gateway. The caller sets the deadline.
 
@@ -225,6 +230,8 @@ class LocalDirectory(Directory):
         # that the loop reads the holder again.
         while (holder := self._sessions.get(tunnel_id)) is not None:
             match rules.verdict(holder=holder, newcomer=session):
+                case Verdict.REPLACE if holder.draining and same_gateway(holder.instance, session.instance):
+                    break  # it has asked for this session, and ends by itself
                 case Verdict.REPLACE:
                     holder.replace(session.instance)
                     break

@@ -2,6 +2,7 @@
 
 Orders from outside do not wait:
 
+    drain      the relay stops: the gateway makes another session; this one ends with its last stream
     retire     a newer key has the tunnel: no new visitors; existing ones may finish within the rotation grace
     replace    another session has the tunnel: send who has it, and end
     revoke     the key no longer opens the tunnel: end
@@ -15,6 +16,7 @@ reset and the socket is closed.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
@@ -27,7 +29,7 @@ from ..._net.adopted import Watched
 from ..._net.closing import abandon
 from ..._net.log_limiter import LogLimiter
 from ..._wire.handshake import Claim
-from ..._wire.messages import Spread, replaced_text, spread_text
+from ..._wire.messages import DRAINING, Spread, draining_text, replaced_text, spread_text
 from ...websocket import WebSocket, WebSocketLink
 from ...yamux import Limits, Role, SendBudget, YamuxConnection, YamuxStream
 from .offered_services import OfferedServices
@@ -42,9 +44,16 @@ FAREWELL_TIMEOUT: Final = 0.3
 GOODBYE_TIMEOUT: Final = 0.5
 """Seconds for sending what is queued, the go-away and the close."""
 
+GRACE_WITHOUT_DRAINING: Final = 2.0
+"""Seconds that visitors keep when the relay stops, if the gateway makes no other session before this one ends.
+
+A gateway that has lost its link redials within 2 seconds. So the next relay holds new visitors for 4 seconds at most.
+"""
+
 MOST_REASON: Final = 123
 """Bytes of the reason in a WebSocket close frame (RFC 6455, 5.5.1)."""
 
+STOPPING: Final = "the relay is stopping"
 CLOSE_GOING_AWAY: Final = 1001
 CLOSE_REJECTED: Final = 1008
 CLOSE_REPLACED: Final = 4001
@@ -119,7 +128,7 @@ class GatewaySession(LiveSession):
         self._grace: Final = rotation_grace
         self._services: Final = services
         self._link: Final = WebSocketLink(websocket, watched, _ignore_text if services is None else services.take)
-        self._link.close_code, self._link.close_reason = CLOSE_GOING_AWAY, "the relay is stopping"
+        self._link.close_code, self._link.close_reason = CLOSE_GOING_AWAY, STOPPING
         self._connection: Final = YamuxConnection(
             self._link,
             Role.CLIENT,
@@ -129,6 +138,9 @@ class GatewaySession(LiveSession):
             goodbye=GOODBYE_TIMEOUT,
             process_sending=sending,
         )
+        self._reconnect_within = 0.0
+        self._draining: Final = trio.Event()
+        self._finishing: Final = trio.Event()
         self._successor: str | None = None
         self._tasks: trio.Nursery | None = None
         self._telling = False
@@ -153,6 +165,10 @@ class GatewaySession(LiveSession):
         return None if self._services is None else self._services.names
 
     @property
+    def draining(self) -> bool:
+        return self._draining.is_set()
+
+    @property
     def ended(self) -> bool:
         """Whether the session was ordered to end."""
         return self._ending is not None
@@ -164,6 +180,19 @@ class GatewaySession(LiveSession):
         return self._ending is None and await self._connection.answers(within)
 
     # Orders. The first one that ends the session counts; later ones change nothing.
+
+    def drain(self, reconnect_within: float) -> None:
+        """Ask the gateway for another session within so many seconds, since the relay stops. Does not wait.
+
+        The session still opens streams, until `finish`.
+        """
+        if not self.draining:
+            self._reconnect_within = reconnect_within
+            self._draining.set()
+
+    def finish(self) -> None:
+        """After `drain`: open no more streams, and end with the last one. Does not wait."""
+        self._finishing.set()
 
     def retire(self, by: str) -> None:
         if not self._retired.is_set():
@@ -221,6 +250,7 @@ class GatewaySession(LiveSession):
         with trio.CancelScope() as carrying:
             async with trio.open_nursery() as nursery:
                 self._tasks = nursery
+                nursery.start_soon(self._drain_when_asked)
                 nursery.start_soon(self._drain_when_retired)
                 if self._services is not None:
                     nursery.start_soon(self._services.keep_told, lambda text: self._websocket.send([text]))
@@ -235,6 +265,19 @@ class GatewaySession(LiveSession):
     def _log_limited(self, what: str, why: str) -> None:
         line = f"tunnel {self.tunnel_id}: session {self.id} {what}{why}"
         _log_limiter.log((what, self.tunnel_id), line, level=logging.INFO)
+
+    async def _drain_when_asked(self) -> None:
+        # No deadline here and below, except as said: the relay ends what has not ended in time.
+        await self._draining.wait()
+        makes_another = DRAINING in self._claim.extensions
+        with trio.move_on_after(math.inf if makes_another else GRACE_WITHOUT_DRAINING):
+            if makes_another:
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    await self._websocket.send([draining_text(self._reconnect_within)])
+            await self._finishing.wait()
+            self._connection.refuse_streams()
+            await self._connection.streams_gone()
+        self._end(_Ending(code=CLOSE_GOING_AWAY, reason=STOPPING))
 
     async def _drain_when_retired(self) -> None:
         # No deadline: most sessions are never retired.

@@ -86,7 +86,7 @@ class FollowedLeg(Leg):
         self._responses: Final = ResponseFollower()
         self._follower: Final = RequestFollower(head, self._responses, stream_of)
         self._head_timeout: Final = head_timeout
-        self._keep_alive_timeout: Final = keep_alive_timeout
+        self._keep_alive_timeout = keep_alive_timeout
         reactor = Reactor.current()
         # From the visitor
         self._ready: Final[deque[Piece]] = deque(self._follower.feed(received))
@@ -117,6 +117,12 @@ class FollowedLeg(Leg):
     def refused_request(self) -> BadRequest | None:
         """After the handover: the error to answer."""
         return self._follower.refusal
+
+    def end_when_idle(self) -> None:
+        """Hand the connection over, to be closed, as soon as it is idle between requests."""
+        self._keep_alive_timeout = 0.0
+        if self._awaits_visitor:
+            self._move_deadline()
 
     def take_ready(self) -> list[Piece]:
         """Take what may be forwarded of the bytes that were received so far."""

@@ -26,6 +26,7 @@ from ..._wire.proxy_v2 import ProxyHeader
 from ...exchange.pump import pump
 from ...exchange.task_leg import leg_of
 from ..admission import Admission, OverLimit
+from ..gateways.expected import Expected
 from ..gateways.registry import Directory, LiveSession, Registry
 from ..limits import RelayLimits
 from ..networks import Network, is_within
@@ -79,6 +80,7 @@ class Ingress:
         directory: the session of each tunnel.
         admission: counts the visitors of each tunnel; by default a new one with `limits`.
         limits: its keep-alive timeout is used; by default `RelayLimits()`.
+        expected: visitors of these tunnels wait; by default there are none.
         trust_forwarded_from: the networks of HTTP proxies that say whom each request is from.
     """
 
@@ -89,15 +91,27 @@ class Ingress:
         admission: Admission | None = None,
         *,
         limits: RelayLimits | None = None,
+        expected: Expected | None = None,
         trust_forwarded_from: Sequence[Network] = (),
     ) -> None:
         limits = limits or RelayLimits()
         self._registry: Final = registry
         self._directory: Final = directory
         self._admission: Final = admission or Admission(limits)
+        self._expected: Final = expected or Expected()
         self._turns: Final = Turns()
         self._trusted: Final = trust_forwarded_from
         self._keep_alive_timeout: Final = limits.keep_alive_timeout_ms / 1000 or math.inf
+        self._followed: Final[set[FollowedLeg]] = set()
+        self._draining = False
+        self.opening: int = 0
+        """Visitors whose tunnel is known, and that have no stream to its gateway yet."""
+
+    def drain(self) -> None:
+        """Close each HTTP connection as soon as it is idle between requests, since the relay stops."""
+        self._draining = True
+        for followed in self._followed:
+            followed.end_when_idle()
 
     async def serve(self, visit: Visit) -> None:
         """Serve an HTTP connection from its first byte until it ends."""
@@ -156,10 +170,10 @@ class Ingress:
             received[head.length :],
             Turn(self._turns, route.entry.id, visit.source),
             head_timeout=HEAD_TIMEOUT,
-            keep_alive_timeout=self._keep_alive_timeout,
+            keep_alive_timeout=0.0 if self._draining else self._keep_alive_timeout,
             stream_of=stream_of,
         )
-        with self._counted(route.entry, source):
+        with self._counted(route.entry, source), self._among_followed(followed):
             stream, service = await self._open(route)
             preface = b"".join([_proxy_header(visit, service), received[: head.length], *followed.take_ready()])
 
@@ -207,6 +221,14 @@ class Ingress:
         return head.host, named_visitor(head, proxy, self._trusted)
 
     @contextmanager
+    def _among_followed(self, followed: FollowedLeg) -> Iterator[None]:
+        self._followed.add(followed)
+        try:
+            yield
+        finally:
+            self._followed.remove(followed)
+
+    @contextmanager
     def _counted(self, entry: TunnelEntry, source: str | None = None) -> Iterator[None]:
         """Count a visitor of the tunnel while the block runs, see `Admission.visit`.
 
@@ -227,15 +249,20 @@ class Ingress:
                 `OPEN_TIMEOUT`.
         """
         tried: LiveSession | None = None
-        with trio.move_on_after(OPEN_TIMEOUT):
-            while (session := await self._directory.find(route.entry.id)) is not tried and session is not None:
-                service = _name_for(route, session.services)
-                try:
-                    return await session.open_stream(), service
-                except trio.BrokenResourceError:
-                    tried = session  # it just ended or was retired: look for its successor
-            raise Refusal(503, "the gateway is not connected")
-        raise Refusal(504, _TAKES_NO_VISITORS)
+        self.opening += 1
+        try:
+            with trio.move_on_after(OPEN_TIMEOUT):
+                await self._expected.wait(route.entry.id)
+                while (session := await self._directory.find(route.entry.id)) is not tried and session is not None:
+                    service = _name_for(route, session.services)
+                    try:
+                        return await session.open_stream(), service
+                    except trio.BrokenResourceError:
+                        tried = session  # it just ended or was retired: look for its successor
+                raise Refusal(503, "the gateway is not connected")
+            raise Refusal(504, _TAKES_NO_VISITORS)
+        finally:
+            self.opening -= 1
 
 
 def _settle(visit: Visit) -> None:

@@ -114,7 +114,7 @@ class RatholeTransport:
                     )
                     if connected is not None:
                         nursery.start_soon(_check_when_asked, target.checks, connected)
-                    task_status.started(Session())
+                    task_status.started(Session(drain=channels.drain))
                     if tls is None:
                         _log.warning(IN_CLEAR, address, "the transport tls")
                     try:

@@ -127,6 +127,8 @@ class DataChannels:
         self._starts_left = STARTS_PER_TURN
         self._pausing = False
         self._lost_in_a_row = 0
+        self._draining = False
+        self._visitor_left: Final = trio.lowlevel.ParkingLot()
         self._ended = False
         self._refusal: RelayConnectError | None = None
         if stay is not None:
@@ -137,6 +139,15 @@ class DataChannels:
         self._owed = min(self._owed + 1, MOST_OWED)
         self._start()
 
+    async def drain(self) -> None:
+        """Reset visitors that come from now on, and wait until the others have gone. The caller sets the deadline.
+
+        The protocol cannot ask the relay for no more visitors.
+        """
+        self._draining = True
+        while self._carried and not self._ended:
+            await self._visitor_left.park()
+
     async def end(self) -> None:
         """Reset all connections: with a visitor, waiting for one, and those that are established later.
 
@@ -144,6 +155,7 @@ class DataChannels:
             LinkLostError: the proxy has ended the session, see `_note_refusal`.
         """
         self._ended = True
+        self._visitor_left.unpark_all()
         while self._watched:
             self._watched.pop().abandon()
         ended = 0
@@ -242,6 +254,7 @@ class DataChannels:
 
     def _note_over(self, carried: ChannelStream) -> None:
         self._carried.discard(carried)
+        self._visitor_left.unpark_all()
         if not carried.accepted:
             self._free_slot()
 
@@ -251,7 +264,7 @@ class DataChannels:
             self._watched.discard(watched)
         carried = ChannelStream(stream, self._nursery, on_accepted=self._note_accepted, on_closed=self._note_over)
         self._carried.add(carried)
-        if self._ended:
+        if self._ended or self._draining:
             carried.reset()
             return
         try:

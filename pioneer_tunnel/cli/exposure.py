@@ -1,0 +1,139 @@
+"""The process of `pioneer-tunnel expose`: a tunnel, the statuses that it prints, a new key, and its end in order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Final, TypeAlias, final
+
+import click
+import trio
+
+from .._model.errors import TunnelError
+from .._model.keys import RelayKey
+from ..transports.tunnel_stream import Handler
+from ..tunnel.accepting import accept_visitors
+from ..tunnel.tunnel import Tunnel
+from .signals import received
+from .status_lines import StatusLines
+
+__all__ = ["Exposure"]
+
+CONNECT_TIMEOUT: Final = 30.0
+"""Seconds that a tunnel with a new key has to come up. Until then the one before goes on."""
+
+Open: TypeAlias = Callable[[RelayKey], AbstractAsyncContextManager[Tunnel]]
+
+_log: Final = logging.getLogger("pioneer_tunnel.cli")
+
+
+@final
+class Exposure:
+    """What `expose` runs.
+
+    Args:
+        open_tunnel: opens a tunnel with a key.
+        handler_of: makes the handler of a tunnel's visitors.
+        read_key: reads the key file.
+        lines: prints statuses.
+        stop_grace: seconds that visitors have to finish.
+    """
+
+    def __init__(
+        self,
+        open_tunnel: Open,
+        handler_of: Callable[[Tunnel], Handler],
+        read_key: Callable[[], RelayKey],
+        lines: StatusLines,
+        *,
+        stop_grace: float,
+    ) -> None:
+        self._open: Final = open_tunnel
+        self._handler_of: Final = handler_of
+        self._read_key: Final = read_key
+        self._lines: Final = lines
+        self._stop_grace: Final = stop_grace
+        self._key = read_key()
+        self._tunnel: Tunnel | None = None
+        self._running: Final = trio.CancelScope()
+
+    async def run(self) -> None:
+        """Run until `stop`, or until cancelled. On SIGHUP reread the key file; on SIGUSR1 check the link or retry now.
+
+        Raises:
+            TunnelError: the tunnel has failed for good.
+        """
+        try:
+            with self._running, received("SIGHUP") as reloads, received("SIGUSR1") as checks:
+                async with trio.open_nursery() as nursery:
+                    self._tunnel = await nursery.start(self._serve, self._key)
+                    nursery.start_soon(self._show, self._tunnel)
+                    if reloads is not None:
+                        nursery.start_soon(self._reload_on, reloads, nursery)
+                    if checks is not None:
+                        nursery.start_soon(self._check_on, checks)
+        finally:
+            if self._tunnel is not None:
+                self._catch_up(self._tunnel)
+
+    async def stop(self) -> None:
+        """Let visitors finish, and end `run`."""
+        if self._tunnel is not None:
+            await self._tunnel.drain(self._stop_grace)
+        self._running.cancel()
+
+    async def _serve(self, key: RelayKey, *, task_status: trio.TaskStatus[Tunnel]) -> None:
+        async with self._open(key) as tunnel, trio.open_nursery() as visitors:
+            task_status.started(tunnel)
+            try:
+                await accept_visitors(tunnel, self._handler_of(tunnel), visitors)
+            except TunnelError as error:
+                if tunnel is self._tunnel:
+                    raise
+                _log.error("the tunnel with the new key has failed, and the one before goes on: %s", error)
+
+    async def _show(self, tunnel: Tunnel) -> None:
+        async for _ in tunnel.watch():
+            if tunnel is not self._tunnel:
+                break
+            self._catch_up(tunnel)
+
+    def _catch_up(self, tunnel: Tunnel) -> None:
+        self._lines.catch_up(tunnel.history, tunnel.history_dropped)
+
+    async def _check_on(self, asked: AsyncIterator[object]) -> None:
+        async for _ in asked:
+            _log.info("SIGUSR1: checking the link")
+            if self._tunnel is not None:
+                self._tunnel.retry_now()
+
+    async def _reload_on(self, asked: AsyncIterator[object], nursery: trio.Nursery) -> None:
+        async for _ in asked:
+            try:
+                key = await trio.to_thread.run_sync(self._read_key)
+            except click.ClickException as error:
+                _log.error("the key stays: %s", error.message)
+                continue
+            if key == self._key:
+                _log.info("the key has not changed; files for TLS are read again when they are used")
+            else:
+                await self._change_key(key, nursery)
+
+    async def _change_key(self, key: RelayKey, nursery: trio.Nursery) -> None:
+        """Open a tunnel with another key. When it is up, the one before lets its visitors finish, and ends."""
+        before = self._tunnel
+        assert before is not None
+        tunnel = await nursery.start(self._serve, key)
+        try:
+            with trio.fail_after(CONNECT_TIMEOUT):
+                await tunnel.wait_connected()
+        except (TunnelError, trio.TooSlowError):
+            _log.error("the tunnel with the new key does not come up; the key stays")
+            await tunnel.drain(0)
+            return
+        self._key, self._tunnel = key, tunnel
+        self._lines.restart()
+        nursery.start_soon(self._show, tunnel)
+        _log.info("the tunnel has a new key")
+        await before.drain(self._stop_grace)

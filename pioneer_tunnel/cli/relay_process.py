@@ -1,0 +1,86 @@
+"""The process of `pioneer-tunnel relay`: it follows its file, hands over to a successor, and reports to systemd."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+from typing import Final, final
+
+import trio
+
+from ..relay import Relay
+from ..relay.handover import NoSuccessor, Predecessor, start_successor
+from ..relay.reload import ConfigFile, follow
+from .signals import received
+
+__all__ = ["RelayProcess"]
+
+_log: Final = logging.getLogger("pioneer_tunnel.cli")
+
+
+@final
+class RelayProcess:
+    """A relay in a process of its own.
+
+    Args:
+        relay: the relay.
+        file: its configuration, which has been loaded.
+        predecessor: the process that has started this one; None if there is none.
+    """
+
+    def __init__(self, relay: Relay, file: ConfigFile, predecessor: Predecessor | None) -> None:
+        self._relay: Final = relay
+        self._file: Final = file
+        self._predecessor: Final = predecessor
+        self._handing_over: Final = trio.CancelScope()
+
+    async def run(self) -> None:
+        """Serve until `stop`, or until a successor serves. Reload on SIGHUP, and start a successor on SIGUSR2."""
+        with received("SIGHUP") as reloads, received("SIGUSR2") as restarts:
+            async with trio.open_nursery() as nursery:
+
+                async def serve(*, task_status: trio.TaskStatus[object]) -> None:
+                    await self._relay.serve(task_status=task_status)
+                    nursery.cancel_scope.cancel()
+
+                await nursery.start(serve)
+                if self._predecessor is not None:
+                    self._predecessor.we_listen()
+                tell_systemd(f"READY=1\nMAINPID={os.getpid()}")
+                if restarts is not None:
+                    nursery.start_soon(self._hand_over, restarts)
+                await follow(self._file, self._relay.apply, reload_now=reloads)
+
+    async def stop(self) -> None:
+        """Let visitors finish, and end `run`."""
+        tell_systemd("STOPPING=1")
+        self._handing_over.cancel()
+        await self._relay.drain()
+
+    async def _hand_over(self, asked: AsyncIterator[object]) -> None:
+        with self._handing_over:
+            async for _ in asked:
+                try:
+                    await start_successor(self._relay.handover())
+                except NoSuccessor as error:
+                    _log.error("there is no successor, and this process goes on: %s", error)
+                else:
+                    break
+        # Not within the scope: whoever stops this process now does not stop the successor.
+        if not self._handing_over.cancelled_caught:
+            await self._relay.drain()
+
+
+def tell_systemd(state: str) -> None:
+    """Tell the service manager the state of this process, see sd_notify(3). Nothing happens without one."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path is None:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+            notifier.sendto(state.encode(), address)
+    except OSError as error:
+        _log.warning("the service manager cannot be told %r: %s", state, error)
