@@ -28,6 +28,7 @@ __all__ = [
     "BlackHole",
     "CaptivePortal",
     "CutAfter",
+    "Drain",
     "Fault",
     "FaultPlan",
     "HostSleep",
@@ -269,6 +270,25 @@ class Takeover(_Retried):
 
 @final
 @attrs.frozen(repr=False)
+class Drain(_Retried):
+    """The relay drains, as before a restart: it asks for another session, and ends this one with its last visitor.
+
+    The gateway's next attempt gets the next fault of the plan.
+
+    Attributes:
+        after: seconds since the connect; if the relay has not admitted the gateway by then, as soon as it has.
+    """
+
+    after: float = 0.0
+
+    @property
+    def kind(self) -> ErrorKind | None:
+        """See `Refuse.kind`. None: a gateway whose next attempt succeeds stays `connected`."""
+        return None
+
+
+@final
+@attrs.frozen(repr=False)
 class HostSleep(_Retried):
     """The gateway's host sleeps: the clock jumps, and the connection is dead. Needs virtual time.
 
@@ -291,6 +311,7 @@ Fault: TypeAlias = (
     | Reject
     | Up
     | CutAfter
+    | Drain
     | BlackHole
     | Slow
     | Takeover
@@ -299,7 +320,7 @@ Fault: TypeAlias = (
 """A fault of one attempt to connect."""
 
 
-MAY_BE_UP: Final = (Up, CutAfter, BlackHole, Slow, Takeover, HostSleep)
+MAY_BE_UP: Final = (Up, CutAfter, Drain, BlackHole, Slow, Takeover, HostSleep)
 """Faults that may let the tunnel come up."""
 
 
@@ -335,7 +356,7 @@ class FaultPlan:
         for fault in (*self.faults, self.then):
             if fault.final and not (was_up and isinstance(fault, Reject)):
                 return fault
-            if fault.kind is None:
+            if fault.kind is None and not isinstance(fault, Drain):
                 return None
             was_up = was_up or isinstance(fault, MAY_BE_UP)
         return None

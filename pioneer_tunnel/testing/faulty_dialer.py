@@ -15,6 +15,7 @@ from .._model.addresses import Address
 from .faults import (
     BlackHole,
     CutAfter,
+    Drain,
     Fault,
     FaultPlan,
     HostSleep,
@@ -82,6 +83,9 @@ class RelayInMemory(Protocol):
 
     async def take_over(self, dial: Dial, *, own: bool) -> bool:
         """Let another session take over the tunnel of `dial`; False if `dial` has no session."""
+
+    async def drain(self, dial: Dial) -> bool:
+        """Drain the session of `dial`; False if it has none."""
 
 
 @final
@@ -189,9 +193,16 @@ class FaultyDialer:
                 return [_at(after, connection.black_hole), _at(after + seconds, connection.heal)]
             case HostSleep(after=after, seconds=seconds):
                 return [_at(after, partial(_sleep_through, seconds, connection))]
+            case Drain(after=after):
+                return [partial(self._drain, after, dial)]
             case Takeover(after=after, own=own):
                 return [partial(self._take_over, after, dial, own=own)]
         return []
+
+    async def _drain(self, after: float, dial: Dial) -> None:
+        await trio.sleep(after)
+        while not await self._relay.drain(dial):
+            await self._relay.change()
 
     async def _take_over(self, after: float, dial: Dial, *, own: bool) -> None:
         await trio.sleep(after)

@@ -9,6 +9,7 @@ from typing import Final, NoReturn, final
 import trio
 
 from ..relay.gateways.registry import Directory, LiveSession, LocalDirectory, Registry
+from ..relay.gateways.session import GatewaySession
 from ..relay.gateways.takeover import NEWEST_WINS, TakeoverRules
 from ..relay.tunnels import Route, TunnelEntry
 from .faulty_dialer import Dial
@@ -69,6 +70,15 @@ class Sessions(Directory):
 
     async def find(self, tunnel_id: str) -> LiveSession | None:
         return await self._sessions.find(tunnel_id)
+
+    async def drain(self, tunnel_id: str) -> None:
+        """Drain the live session, as a relay that stops."""
+        session = await self._sessions.find(tunnel_id)
+        assert isinstance(session, GatewaySession)
+        session.drain(0.0)
+        session.finish()
+        del self.dials[tunnel_id]
+        self._wake()
 
     async def take_over(self, tunnel_id: str, *, own: bool) -> None:
         """Replace the live session with a newer one, which ends at once."""

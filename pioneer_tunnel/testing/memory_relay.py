@@ -352,6 +352,14 @@ class MemoryRelay:
                 return True
         return False
 
+    async def drain(self, dial: Dial) -> bool:
+        """See `RelayInMemory`."""
+        for tunnel, carrying in self._sessions.dials.items():
+            if carrying is dial:
+                await self._sessions.drain(tunnel)
+                return True
+        return False
+
     async def _serve_gateway(self, dial: Dial, impostor: Impostor | None, meanwhile: Sequence[_Task]) -> None:
         connection = dial.connection
         assert connection is not None

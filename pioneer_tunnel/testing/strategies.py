@@ -24,6 +24,7 @@ from .faults import (
     BlackHole,
     CaptivePortal,
     CutAfter,
+    Drain,
     Fault,
     FaultPlan,
     HostSleep,
@@ -60,6 +61,7 @@ _PASSING: Final[st.SearchStrategy[Fault]] = st.one_of(
     st.builds(StallAt, st.sampled_from(Stage)),
     st.builds(BlackHole, _seconds(0, 600)),
     st.builds(Takeover, _seconds(0, 600), own=st.just(True)),
+    st.builds(Drain, _seconds(0, 600)),
     st.builds(HostSleep, _seconds(0, 600)),
     st.builds(Slow, _SPEEDS, _seconds(1, 600)),
     st.builds(
