@@ -177,7 +177,7 @@ async def test_a_ghost_that_is_retired_is_gone_when_its_gateway_comes_back(
                 async with relay.tunnel("old") as back:
                     started = trio.current_time()
                     assert (await read_all(visitor)).startswith(b"HTTP/1.1 502 ")
-                    while not relay.cables[0].let_go:
+                    while not (relay.cables[0].let_go and back.status.message):
                         await trio.sleep(0.01)
                     assert trio.current_time() - started < 1
                     assert "'new' has this tunnel" in (back.status.message or "")
