@@ -122,7 +122,7 @@ async def test_visitors_finish() -> None:
         await tunnel.wait_connected()
         visitor, stream = await visited(rig, tunnel)
         nursery.start_soon(rig.relay.drain)
-        await eventually(lambda: tunnel.status.attempt == 2)  # it was asked for another session
+        await eventually(lambda: (tunnel.status.attempt or 0) > 1)  # it was asked for another session
         with no_hang():
             await stream.send_all(ANSWER[:-2])
             await read_exactly(visitor, len(ANSWER) - 2)
@@ -166,7 +166,7 @@ async def test_a_connection_is_closed_after_the_response_under_way() -> None:
         await tunnel.wait_connected()
         visitor, stream = await visited(rig, tunnel)
         async with in_background(rig.relay.drain):
-            await eventually(lambda: tunnel.status.attempt == 2)
+            await eventually(lambda: (tunnel.status.attempt or 0) > 1)
             await stream.send_all(ANSWER)
             with no_hang():
                 assert await read_all(visitor) == ANSWER
@@ -218,7 +218,7 @@ async def test_a_key_that_is_removed_while_the_relay_drains_ends_its_session() -
         await tunnel.wait_connected()
         visitor, _ = await visited(rig, tunnel)
         async with in_background(rig.relay.drain):
-            await eventually(lambda: tunnel.status.attempt == 2)
+            await eventually(lambda: (tunnel.status.attempt or 0) > 1)
             entry = tunnel_entry(id="another", url="http://another.test", bind_addr="127.0.0.1:0")
             await rig.apply(tunnels=relay_config(tunnels=[entry]).tunnels)
             assert rig.addresses.tunnels == {}  # it does not listen any more
@@ -258,7 +258,7 @@ async def test_a_successor_takes_over_and_the_tunnel_stays_connected() -> None:
             await kept.send_all(b"ab")
             assert await read_until(kept, b"hi") == ANSWER
             assert await read_all(kept) == b""  # the old process closes what is idle
-        await eventually(lambda: tunnel.status.attempt == 2)
+        await eventually(lambda: (tunnel.status.attempt or 0) > 1)
         assert {status.state for status in tunnel.history} == {State.STARTING, State.CONNECTED}
         await rig.relay.drain()
         await successor.drain()

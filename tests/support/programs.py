@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,6 +36,8 @@ class Program:
     Args:
         stderr: its standard error; by default a pipe, which `wait_for` reads. None is a descriptor that is closed.
         source: the folder that holds the package; by default the one that is tested.
+        command: what starts it, before its arguments.
+        pass_fds: descriptors that it inherits.
     """
 
     def __init__(
@@ -44,13 +46,20 @@ class Program:
         cwd: Path | None = None,
         stderr: int | IO[bytes] | None = subprocess.PIPE,
         source: Path = SOURCE,
+        command: Sequence[str] = PROGRAM,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.arguments = [*map(str, arguments)]
         environment = os.environ | {"COLUMNS": "400", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "error"}
         environment["PYTHONPATH"] = str(source)
         closed = ["sh", "-c", 'exec "$@" 2>&-', "sh"] if stderr is None else []
         self.process = subprocess.Popen(
-            [*closed, *PROGRAM, *self.arguments], stdout=subprocess.PIPE, stderr=stderr, env=environment, cwd=cwd
+            [*closed, *command, *self.arguments],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
+            cwd=cwd,
+            pass_fds=pass_fds,
         )
         self.out = b""
         self.err = b""

@@ -28,6 +28,28 @@ PATIENCE: Final = 20.0
 
 
 @final
+@attrs.frozen(kw_only=True)
+class Load:
+    """What visitors do, and when the relay is restarted.
+
+    Attributes:
+        rate: requests per second, each with a connection of its own.
+        kept: connections with a request every 100 ms.
+        downloads: how many there are, from the beginning on.
+        seconds: that each of them takes.
+        before: seconds before each restart.
+        restarts: how many there are.
+    """
+
+    rate: float
+    kept: int
+    downloads: int
+    seconds: float
+    before: float
+    restarts: int = 1
+
+
+@final
 @attrs.define
 class Figures:
     """What the visitors saw."""
@@ -143,10 +165,8 @@ class Trial:
             self.figures.downloads_failed.append(repr(error))
 
 
-async def restart_under_load(
-    relay: Relay, *, rate: float, kept: int, downloads: int, seconds: float, before: float, restarts: int = 1
-) -> Figures:
-    """Load a relay, and start a successor each time that `before` seconds have passed. The last one is ended."""
+async def restart_under_load(relay: Relay, load: Load) -> Figures:
+    """Load a relay while it is restarted. The last process is ended."""
     trial = Trial(relay.ingress)
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(functools.partial(trio.serve_tcp, serve_local, 0, host="127.0.0.1"))
@@ -155,18 +175,18 @@ async def restart_under_load(
             await trio.to_thread.run_sync(gateway.wait_for, "connected .*http://office.test")
             serving = relay.program.process.pid
             async with trio.open_nursery() as visitors:
-                for _ in range(downloads):
-                    visitors.start_soon(trial.download, seconds)
-                for number in range(kept):
+                for _ in range(load.downloads):
+                    visitors.start_soon(trial.download, load.seconds)
+                for number in range(load.kept):
                     visitors.start_soon(trial.keep_connection, number)
-                visitors.start_soon(trial.request_steadily, rate, visitors)
-                for number in range(1, restarts + 1):
-                    await trio.sleep(before)
+                visitors.start_soon(trial.request_steadily, load.rate, visitors)
+                for number in range(1, load.restarts + 1):
+                    await trio.sleep(load.before)
                     os.kill(serving, signal.SIGUSR2)
                     said = rf"(?s)(?:the successor, process (\d+), listens.*?){{{number}}}"
                     found = await trio.to_thread.run_sync(relay.program.wait_for, said)
                     serving = int(found[1])
-                await trio.sleep(max(seconds - before * restarts, 0) + 2)
+                await trio.sleep(max(load.seconds - load.before * load.restarts, 0) + 2)
                 trial.stopping = True
             await trio.to_thread.run_sync(gateway.interrupt, signal.SIGTERM)
         nursery.cancel_scope.cancel()
@@ -179,7 +199,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, relay_in(Path(folder)) as relay:
 
         async def run() -> None:
-            figures = await restart_under_load(relay, rate=50, kept=10, downloads=12, seconds=20.0, before=5.0)
+            figures = await restart_under_load(relay, Load(rate=50, kept=10, downloads=12, seconds=20.0, before=5.0))
             print(figures)
 
         trio.run(run)
