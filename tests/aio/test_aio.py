@@ -569,6 +569,25 @@ def test_remote_access_is_switched_on_and_off(relay: RelayRig, run: Any, tmp_pat
     run(main())
 
 
+def test_a_tunnel_and_remote_access_stop_in_order(relay: RelayRig, run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with open_tunnel(URL, **options(relay)) as tunnel:
+            await tunnel.wait_connected()
+            await tunnel.drain(1.0)
+            assert tunnel.status.state is State.STOPPED
+            with pytest.raises(RuntimeError, match="closed"):
+                await tunnel.wait_connected()
+        async with remote_access(relay, tmp_path, app=hello) as remote:
+            await remote.apply(SettingsUpdate(enabled=True, key=KEY))
+            await remote.settled()
+            await remote.stop()
+            assert state(remote) is State.STOPPED
+            assert (await remote.settings()).enabled
+            await remote.stop()
+
+    run(main())
+
+
 def test_a_request_that_outlives_its_generation_hears_that_the_visitor_has_gone(
     relay: RelayRig, run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -308,6 +308,23 @@ def test_a_process_ends_in_good_order_however_it_ends(
     assert bool(done.stderr) == bool(complains)
 
 
+def test_a_tunnel_is_drained(relay: RelayRig) -> None:
+    with local_echo() as local, opened(relay, local) as tunnel:
+        tunnel.wait_connected(timeout=HANG)
+        with socket.create_connection(("127.0.0.1", relay.addresses.tunnels["office"].port)) as visitor:
+            visitor.sendall(b"hello")
+            assert visitor.recv(100) == b"hello"
+            draining = threading.Thread(target=tunnel.drain, args=(HANG,))
+            draining.start()
+            visitor.sendall(b"again")
+            assert visitor.recv(100) == b"again"
+            visitor.shutdown(socket.SHUT_WR)
+            assert visitor.recv(100) == b""
+            draining.join(HANG)
+        assert tunnel.status.state is State.STOPPED
+        tunnel.drain()
+
+
 # Remote access
 
 

@@ -26,6 +26,7 @@ from pioneer_tunnel._model.errors import (
     ReplacedError,
 )
 from pioneer_tunnel._model.status import ErrorKind, State
+from pioneer_tunnel.gateway.remote_access import RemoteAccess
 from pioneer_tunnel.gateway.settings import SettingsUpdate
 from pioneer_tunnel.testing import Connect, Fail, ScriptedTransport
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
@@ -212,3 +213,92 @@ async def test_a_dialer_that_breaks_costs_no_tunnel(gateway: Gateway) -> None:
         assert shown(remote_access) == (State.CONNECTED, ErrorKind.LOCAL_GATEWAY_UNAVAILABLE)
         assert "LookupError" in (remote_access.status.message or "")
     assert len(gateway.transport.attempts) == 1
+
+
+# Stopping in order
+
+
+async def stopped(remote_access: RemoteAccess, *, task_status: trio.TaskStatus[None]) -> None:
+    """Run it until `stop` ends it."""
+    await remote_access.run(task_status=task_status)
+    assert shown(remote_access) == (State.STOPPED, None)
+
+
+@in_virtual_time
+async def test_stop_gives_visitors_their_grace_and_ends_the_run(gateway: Gateway) -> None:
+    remote_access = gateway.remote_access({"stop_grace_ms": 3000, "apply_grace_ms": 0})
+    async with trio.open_nursery() as nursery:
+        await nursery.start(stopped, remote_access)
+        await remote_access.apply(SettingsUpdate(enabled=True, key=KEY))
+        await remote_access.settled()
+        carried = Carried()
+        gateway.transport.visit(TunnelStream(carried))
+        async with trio.open_nursery() as stopping:
+            stopping.start_soon(remote_access.stop)
+            stopping.start_soon(remote_access.stop)
+            await trio.sleep(1)
+            with pytest.raises(trio.WouldBlock):
+                gateway.transport.visit(TunnelStream(Carried()))
+            assert carried.usable
+            await remote_access.apply(NEW_KEY)  # it is saved, and the grace goes on
+        assert trio.current_time() == 3
+        assert carried.was_reset
+    assert shown(remote_access) == (State.STOPPED, None)
+    await remote_access.stop()  # nothing runs
+    async with running(remote_access):
+        await remote_access.settled()
+        assert shown(remote_access) == (State.CONNECTED, None)
+
+
+@in_virtual_time
+async def test_without_visitors_stop_takes_no_time(gateway: Gateway) -> None:
+    for update in (SettingsUpdate(enabled=True, key=KEY), OFF):
+        remote_access = gateway.remote_access()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(stopped, remote_access)
+            await remote_access.apply(update)
+            await remote_access.settled()
+            await remote_access.stop()
+            assert trio.current_time() == 0
+
+
+@in_virtual_time
+async def test_a_handler_that_goes_on_does_not_hold_up_the_end(gateway: Gateway) -> None:
+    remote_access = gateway.remote_access({"stop_grace_ms": 100}, handler=lambda stream: trio.sleep(1000))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(stopped, remote_access)
+        await remote_access.apply(SettingsUpdate(enabled=True, key=KEY))
+        await remote_access.settled()
+        gateway.transport.visit(TunnelStream(Carried()))
+        await remote_access.stop()
+        assert trio.current_time() == 0.1
+
+
+@in_virtual_time
+async def test_a_stop_that_is_cancelled_goes_on_and_a_run_that_is_cancelled_ends_at_once(gateway: Gateway) -> None:
+    remote_access = gateway.remote_access({"stop_grace_ms": 5000})
+    async with trio.open_nursery() as nursery:
+        await nursery.start(stopped, remote_access)
+        await remote_access.apply(SettingsUpdate(enabled=True, key=KEY))
+        await remote_access.settled()
+        gateway.transport.visit(TunnelStream(Carried()))
+        with trio.move_on_after(1):
+            await remote_access.stop()
+        assert shown(remote_access) == (State.CONNECTED, None)
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() == 1
+    assert shown(remote_access) == (State.STOPPED, None)
+
+
+@in_virtual_time
+async def test_withdrawing_the_key_ends_the_grace_of_a_stop(gateway: Gateway) -> None:
+    remote_access = gateway.remote_access({"stop_grace_ms": 5000})
+    async with trio.open_nursery() as nursery:
+        await nursery.start(stopped, remote_access)
+        await remote_access.apply(SettingsUpdate(enabled=True, key=KEY))
+        await remote_access.settled()
+        gateway.transport.visit(TunnelStream(Carried()))
+        nursery.start_soon(remote_access.stop)
+        await trio.sleep(1)
+        await remote_access.apply(CLEAR_KEY)
+    assert trio.current_time() == 1

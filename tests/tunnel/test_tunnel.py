@@ -783,3 +783,96 @@ class Freezable(trio.abc.Stream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+
+# Stopping in order
+
+
+async def test_drain_waits_for_the_visitors_and_then_disconnects(engine: EngineName) -> None:
+    async with connected(engine) as (rig, tunnel), trio.open_nursery() as nursery:
+        visitor, stream = await pair(rig, tunnel)
+        nursery.start_soon(tunnel.drain, HANG)
+        with no_hang(), pytest.raises(trio.ClosedResourceError):
+            await tunnel.accept()
+        async with await rig.visit() as late:
+            await late.send_all(request())
+            with no_hang():
+                assert (await read_all(late)).endswith(b"the gateway is not connected\n")
+        async with visitor, stream:
+            await stream.send_all(b"still here")
+            assert await read_exactly(visitor, 10) == b"still here"
+            assert tunnel.status.state is State.CONNECTED
+            await visitor.send_eof()
+        with no_hang():
+            await eventually(lambda: tunnel.status.state is State.STOPPED)
+        with pytest.raises(trio.ClosedResourceError):
+            await tunnel.wait_connected()
+        await tunnel.drain()  # once more changes nothing
+    assert [status.state for status in tunnel.history].count(State.STOPPED) == 1
+
+
+async def test_the_whole_answer_leaves_before_drain_returns() -> None:
+    """A handler has closed its stream, and its bytes still wait."""
+    async with connected(None) as (rig, tunnel), trio.open_nursery() as nursery:
+        visitor, stream = await pair(rig, tunnel)
+        received: list[bytes] = []
+
+        @nursery.start_soon
+        async def read_slowly() -> None:
+            await trio.sleep(0.1)
+            received.append(await read_all(visitor))
+            await visitor.aclose()
+
+        with no_hang():
+            await stream.send_all(bytes(2**20))
+            await stream.aclose()
+            await tunnel.drain(10 * HANG)
+        assert len(received[0]) == 2**20
+
+
+async def test_who_waits_to_be_accepted_is_accepted(delivered: list[TunnelStream]) -> None:
+    async with connected(None) as (rig, tunnel), await rig.visit() as visitor, trio.open_nursery() as nursery:
+        await visitor.send_all(request())
+        await eventually(lambda: delivered)
+        nursery.start_soon(tunnel.drain, 10 * HANG)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        async with await tunnel.accept() as stream:
+            await stream.send_all(b"hello")
+            assert await read_exactly(visitor, 5) == b"hello"
+            await visitor.aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await tunnel.accept()
+
+
+async def test_after_the_grace_visitors_are_reset() -> None:
+    async with connected(None) as (rig, tunnel):
+        visitor, stream = await pair(rig, tunnel)
+        async with visitor:
+            await stream.send_all(b"half of")
+            await read_exactly(visitor, 7)
+            with no_hang():
+                await tunnel.drain(0.05)
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.send_all(b"too late")
+            with no_hang(), pytest.raises(trio.BrokenResourceError):
+                await read_all(visitor)
+
+
+async def test_a_drain_that_is_cancelled_ends_the_tunnel_at_once() -> None:
+    async with connected(None) as (rig, tunnel):
+        visitor, _ = await pair(rig, tunnel)
+        async with visitor:
+            with trio.move_on_after(0.05):
+                await tunnel.drain(10 * HANG)
+            with no_hang():
+                await eventually(lambda: tunnel.status.state is State.STOPPED)
+
+
+async def test_a_tunnel_that_has_failed_can_be_drained() -> None:
+    async with open_tunnel("wss://relay.test", key=KEY, transport=failing(TunnelAuthError("no"))) as tunnel:
+        await eventually(lambda: tunnel.status.state is State.FAILED)
+        with no_hang():
+            await tunnel.drain()
+        assert tunnel.status.state is State.FAILED
+        with pytest.raises(TunnelAuthError):
+            await tunnel.accept()
