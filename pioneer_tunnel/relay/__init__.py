@@ -4,6 +4,7 @@ config, tunnels, limits        what the operator decides
 reload                         reread the file when it changes
 server                         the relay as a whole
 listeners                      the sockets that listen
+inherited, handover            sockets from systemd or from the process before; a successor that takes over
 accept_loop                    accept connections, or reset them
 admission, rates               limits on connections, visitors and failed proofs
 request_head                   read the first request of a connection
@@ -11,6 +12,7 @@ gateways/endpoint              a gateway connects and proves its key
 gateways/session               a connected gateway
 gateways/takeover              the rules when two gateways want one tunnel
 gateways/registry              which tunnels exist, and which session each one has
+gateways/expected              tunnels whose gateway was connected to the process before
 visitors/tls                   route TLS by the name in the ClientHello
 visitors/ingress               route HTTP by the Host, and carry visitors
 visitors/followed_leg, turns   follow the requests of a visitor's connection, in fair turns

@@ -300,6 +300,7 @@ def test_a_pin_that_nobody_would_check_is_refused(transport: str | None) -> None
         ("allow_server_override", 1, "true and false"),
         ("allow_server_override", "yes", "true and false"),
         ("apply_grace_ms", -1, "0 to 600000"),
+        ("stop_grace_ms", -1, "0 to 600000"),
         ("connect_timeout_ms", 0, "1 to 600000"),
         ("heartbeat_ms", 999, "1000 to 60000"),
         ("heartbeat_ms", 60_001, "1000 to 60000"),

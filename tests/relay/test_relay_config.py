@@ -214,6 +214,7 @@ def test_at_one_address_for_both_gateways_are_not_passed_through(public_name: st
         ("heartbeat_ms", 15000.0, "whole number"),
         ("rotation_grace_ms", -1, "0 to 86400000"),
         ("rotation_grace_ms", 86_400_001, "0 to 86400000"),
+        ("drain_timeout_ms", -1, "0 to 86400000"),
         ("tunnels", {"id": "t1"}, "array of tables"),
         ("tunnels", "t1", "array of tables"),
     ],
