@@ -59,6 +59,7 @@ def from_systemd(environment: MutableMapping[str, str] = os.environ) -> Inherite
         for descriptor in range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + int(amount)):
             listening = socket.socket(fileno=descriptor)
             listening.set_inheritable(False)
-            name = str(Address.of_socket(listening.getsockname()))
+            bound = listening.getsockname()
+            name = str(Address.of_socket(bound) if isinstance(bound, tuple) else bound)  # a Unix socket has a path
             sockets.setdefault(name, []).append(listening)
     return Inherited(sockets)

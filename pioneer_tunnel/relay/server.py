@@ -192,7 +192,8 @@ class Relay:
         - Visitors that have connected are served. Connections that are idle between HTTP requests are closed.
         - A session ends with its last visitor. After `drain_timeout_ms` the remaining visitors are reset.
 
-        A second call, or one after the end, only waits. When cancelled, the relay goes on draining.
+        A second call, or one after the end, only waits. Before `serve` it waits until that has begun and ended. When
+        cancelled, the relay goes on draining.
         """
         self._drain_asked.set()
         await self._ended.wait()
