@@ -178,7 +178,7 @@ async def test_a_gateway_is_asked_for_another_session_and_then_told_to_go_away()
         await trio.testing.wait_all_tasks_blocked(0.01)
         async with in_background(rig.relay.drain):
             with no_hang():
-                assert await websocket.receive() == ['{"type":"draining","reconnect_within_ms":2}']
+                assert await websocket.receive() == ['{"type":"draining","reconnect_within_ms":5}']
             await silent.aclose()  # nobody is left who may want a stream
             messages, closed = await heard(websocket)
             assert any(GO_AWAY in message for message in messages if not isinstance(message, str))
