@@ -48,6 +48,9 @@ _UNIX: Final = "unix:"
 _LONGEST_PATH: Final = 107
 """Bytes of a Unix socket's path, as Linux allows. Other systems allow 103, and refuse longer ones themselves."""
 
+_set: Final = object.__setattr__
+"""Sets an attribute of a frozen class."""
+
 _Scheme = TypeVar("_Scheme", bound=str)
 
 
@@ -99,7 +102,11 @@ class Address:
         peer's address does not depend on the socket that it came to.
         """
         host, port, *_ = name
-        return cls(host.removeprefix(_V4_MAPPED) if "." in host else host, port)
+        # Without the validators: the kernel writes no wrong address, and each connection has two.
+        address = cls.__new__(cls)
+        _set(address, "host", host.removeprefix(_V4_MAPPED) if "." in host else host)
+        _set(address, "port", port)
+        return address
 
     @property
     def is_ip(self) -> bool:

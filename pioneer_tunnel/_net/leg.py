@@ -49,7 +49,7 @@ class Leg(ABC):
 
     @abstractmethod
     def attach(self) -> None:
-        """Begin to call back. May raise `OSError`: out of descriptors or memory."""
+        """Begin to call back; again, it changes nothing. May raise `OSError`: out of descriptors or memory."""
 
     @abstractmethod
     def detach(self) -> None:

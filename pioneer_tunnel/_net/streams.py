@@ -22,6 +22,8 @@ __all__ = ["ByteStream", "Bytes", "DelegatingStream", "GuardedStream", "OneAtATi
 class ByteStream(trio.abc.HalfCloseableStream):
     """A byte stream that can also be reset. The defaults are those of a stream over no socket of its own."""
 
+    __slots__ = ()
+
     @abstractmethod
     async def abort(self) -> None:
         """Close at once. The peer sees a reset, never EOF; what was not sent is dropped.

@@ -59,6 +59,26 @@ class TcpStream(ByteStream):
         plain_socket: see `ByteStream`. Bytes that the fast path moves do not count for the attributes above.
     """
 
+    _turn: Turn  # from `watch` on
+
+    __slots__ = (
+        "_calls",
+        "_empty",
+        "_end_sent",
+        "_hung_up",
+        "_lent",
+        "_outlasts",
+        "_sending_since",
+        "_taken_last",
+        "_turn",
+        "_unsent_limit",
+        "_was_lost",
+        "_watched",
+        "_writable_waiters",
+        "last_received",
+        "socket",
+    )
+
     def __init__(self, socket: Socket, *, resets: bool = False) -> None:
         self.socket: Final = socket
         self.last_received: float = trio.current_time()
@@ -71,7 +91,6 @@ class TcpStream(ByteStream):
         self._unsent_limit: int | None = None
         self._writable_waiters: trio.lowlevel.ParkingLot | None = None
         self._end_sent = False
-        self._turn: Final = Turn.current()
         self._watched: int | None = None  # the descriptor, while it is watched
         self._empty = False  # nothing to read until the next edge
         self._hung_up = False
@@ -156,6 +175,7 @@ class TcpStream(ByteStream):
         reactor = Reactor.current()
         if not (CAN_WATCH and reactor.has_epoll):
             return None
+        self._turn = reactor.turn
 
         def on_events(events: int) -> None:
             self._empty = False
@@ -196,7 +216,8 @@ class TcpStream(ByteStream):
             self._raise_if_reset()
         # Edges are reported once: a short read has emptied the socket, unless there are no more edges.
         self._empty = amount < len(buffer) and not self._hung_up
-        self.last_received = self._turn.now()
+        now = self._turn.started
+        self.last_received = self._turn.now() if now is None else now
         return amount
 
     def send_nowait(self, pieces: Sequence[Bytes]) -> list[Bytes]:
@@ -333,7 +354,10 @@ class TcpStream(ByteStream):
         return self._lent
 
     def leg(self) -> SocketLeg | None:
-        return SocketLeg(self._lent) if CAN_WATCH and Reactor.current().has_epoll else None
+        if not CAN_WATCH:
+            return None
+        reactor = Reactor.current()
+        return SocketLeg(self._lent, reactor) if reactor.has_epoll else None
 
     def _begin_sending(self) -> None:
         if self._sending_since is not None:

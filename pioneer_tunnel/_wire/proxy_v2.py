@@ -177,8 +177,9 @@ class ProxyHeader:
         else:
             return cls(None, None, tls, service), end
         known = local_port or destination not in _UNSPECIFIED
-        local = Address(local_host, local_port) if known else None
-        return cls(Address(visitor_host, visitor_port), local, tls, service), end
+        visitor = Address.of_socket((visitor_host, visitor_port))
+        local = Address.of_socket((local_host, local_port)) if known else None
+        return cls(visitor, local, tls, service), end
 
 
 def _check_start(start: bytes) -> None:

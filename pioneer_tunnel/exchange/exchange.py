@@ -197,7 +197,7 @@ class _Flow:
                     moved += amount
                     self._size = LARGEST_READ if amount >= _WORTH_A_PIPE else _SMALLEST_READ
                     continue
-            wanted = min(room, size)
+            wanted = min(size, room)
             data = source.receive(wanted)
             if data is None:
                 return moved

@@ -70,6 +70,8 @@ class TunnelStream(ByteStream):
     Not promised: that the data has reached the visitor, or has left this host, when `send_all` returns.
     """
 
+    __slots__ = ("_adopted", "_carried", "_prefixed", "proxy_header", "service", "tls", "visitor")
+
     tunnelled: Final = True
 
     def __init__(self, carried: CarriedStream, header: ProxyHeader | None = None, prefix: bytes = b"") -> None:

@@ -158,8 +158,11 @@ class WebsocketsWebSocket(WebSocket):
         return not self._unsent
 
     def _queue(self, chunks: Sequence[Bytes]) -> None:
-        self._raise_if_not_open()
-        self._unsent += self._protocol.data_to_send()
+        protocol = self._protocol
+        if protocol.state is not State.OPEN:
+            self._raise_if_not_open()
+        if protocol.writes:
+            self._unsent += protocol.data_to_send()
         for message, size in messages_of(chunks):
             self._unsent += encode(message, size, mask=self._is_client)
 

@@ -205,16 +205,30 @@ class YamuxConnection:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
-            if self.failure is not None:
-                raise trio.BrokenResourceError(f"the connection is gone: {self.failure}") from self.failure
-            if self.session.openings_over:
-                raise trio.BrokenResourceError("the session takes no more streams")
-            if self.session.may_open:
-                stream = YamuxStream(self, self.session.open_stream(trio.current_time()))
+            try:
+                stream = self.open_stream_nowait()
+            except trio.WouldBlock:
+                await self._open_waiters.park()
+            else:
                 if announce:
                     self.wake_writer()
                 return stream
-            await self._open_waiters.park()
+
+    def open_stream_nowait(self) -> YamuxStream:
+        """Open a stream, without announcing it.
+
+        Raises:
+            trio.WouldBlock: 256 streams are unacknowledged.
+            trio.BrokenResourceError: as `open_stream`.
+        """
+        if self.failure is not None:
+            raise trio.BrokenResourceError(f"the connection is gone: {self.failure}") from self.failure
+        session = self.session
+        if session.may_open:
+            return YamuxStream(self, session.open_stream(self.turn.now()))
+        if session.openings_over:
+            raise trio.BrokenResourceError("the session takes no more streams")
+        raise trio.WouldBlock
 
     def refuse_streams(self) -> None:
         """Send a go-away: open streams continue, and neither end opens more."""
@@ -543,7 +557,8 @@ class YamuxConnection:
                     opened.append(YamuxStream(self, event.stream))
                     wakes += 1
             elif isinstance(event, OpenAllowed):
-                self._open_waiters.unpark()
+                if self._open_waiters:
+                    self._open_waiters.unpark()
             elif isinstance(event, PongReceived):
                 self._on_round_trip(event.round_trip)
             else:

@@ -102,14 +102,23 @@ class FrameDecoder:
         """Bytes of the current DATA frame's body that have not arrived yet; 0 between frames."""
 
     def receive_data(self, data: Buffer) -> Iterator[Header | bytes]:
-        """Yield each `Header`, and after the header of a DATA frame its body in pieces of `bytes`.
+        """Return each `Header`, and after the header of a DATA frame its body in pieces of `bytes`.
 
-        It is a generator, so that the caller can refuse a frame by its header before the body is processed. The caller
-        must exhaust it before the next call.
+        Frames are decoded while the caller iterates, so that it can refuse a frame by its header before the body is
+        processed. It must exhaust the result before the next call.
 
         Raises:
-            RemoteProtocolError: a header is invalid.
+            RemoteProtocolError: a header is invalid. It may be raised while the caller iterates.
         """
+        size = len(data)
+        if size <= HEADER_SIZE or self._partial or self.body_left:
+            return self._decode_all(data)
+        header = _decode(data, 0)
+        if header[0] or header[3] != size - HEADER_SIZE:
+            return self._decode_all(data)
+        return iter((header, bytes(data[HEADER_SIZE:])))  # one whole DATA frame, as most of what comes
+
+    def _decode_all(self, data: Buffer) -> Iterator[Header | bytes]:
         view = memoryview(data)
         position, end = 0, len(view)
         while position < end:

@@ -141,6 +141,8 @@ class Outbox:
                 out.append(encode_header(FrameType.WINDOW_UPDATE, flags, stream.id, credit))
                 size += HEADER_SIZE
         fresh, others = self._fresh, self._round
+        if not (fresh or others):
+            return out, senders, size
         shared_turn = min(max(max_bytes // TURNS_OF_BATCH, SHARED_TURN), LONE_TURN)
         while (fresh or others) and size < max_bytes:
             is_fresh = bool(fresh)
@@ -178,17 +180,17 @@ def _take_turn(stream: Stream, turn: int, out: list[Buffer]) -> int:
         out.append(encode_header(FrameType.DATA, flags, stream.id, amount))
         size = HEADER_SIZE + amount
         flags = 0
-        chunks, left = stream.send_queue, amount
-        while left:
-            chunk = chunks[0]
-            if len(chunk) <= left:
-                out.append(chunk)
-                chunks.popleft()
-                left -= len(chunk)
-            else:
-                out.append(chunk[:left])
-                chunks[0] = chunk[left:]
-                left = 0
+        chunks, left, whole = stream.send_queue, amount, 0
+        for chunk in chunks:
+            if len(chunk) > left:
+                if left:
+                    out.append(chunk[:left])
+                    chunks[whole] = chunk[left:]
+                break
+            out.append(chunk)
+            left -= len(chunk)
+            whole += 1
+        del chunks[:whole]
     if stream.fin_due and not stream.queued:
         stream.fin_due = False
         credit, stream.grant_due = stream.grant_due, 0

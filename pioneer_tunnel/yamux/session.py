@@ -43,7 +43,7 @@ from .events import (
     StreamReadable,
     StreamWritable,
 )
-from .flow import ASK_INTERVAL, ReceiveWindow, RoundTrips, SendBudget, WindowBudget
+from .flow import ASK_INTERVAL, SEND_RESERVE, ReceiveWindow, RoundTrips, SendBudget, WindowBudget
 from .frames import ACK, FIN, RST, SYN, Buffer, FrameDecoder, FrameType, GoAwayCode, Header
 from .limits import Limits
 from .outbox import Outbox
@@ -384,13 +384,16 @@ class Session:
             stream.lend(0)
         if not stream.receive_queue:
             return b""
-        data = stream.take(min(max_bytes, self.sending.ahead))
+        if max_bytes > SEND_RESERVE:
+            max_bytes = min(max_bytes, self.sending.ahead)
+        data = stream.take(max_bytes)
+        size = len(data)
         if lend:
-            stream.lend(len(data))
+            stream.lend(size)
         if not stream.receive_queue:
             self._with_unread.discard(stream)
-        self.unread -= len(data)
-        self._grant(stream, len(data), now)
+        self.unread -= size
+        self._grant(stream, size, now)
         return data
 
     def reset(self, stream: Stream) -> None:

@@ -44,6 +44,20 @@ class Connection(Protocol):
 
 
 @final
+class _Use:
+    """The tasks that use a stream."""
+
+    __slots__ = ("break_watchers", "readers", "receiving", "sending", "writers")
+
+    def __init__(self) -> None:
+        self.sending: Final = OneAtATime("another task is sending on this stream")
+        self.receiving: Final = OneAtATime("another task is receiving on this stream")
+        self.readers: Final = trio.lowlevel.ParkingLot()
+        self.writers: Final = trio.lowlevel.ParkingLot()
+        self.break_watchers: Final = trio.lowlevel.ParkingLot()
+
+
+@final
 class YamuxStream(ByteStream):
     """One stream of a session.
 
@@ -52,18 +66,23 @@ class YamuxStream(ByteStream):
     One task may send and one may receive at a time. A second one gets `trio.BusyResourceError`.
     """
 
+    __slots__ = ("_attached", "_closed", "_connection", "_session", "_stream", "_use")
+
     def __init__(self, connection: Connection, stream: Stream) -> None:
         self._connection: Final = connection
         self._session: Final = connection.session
         self._stream: Final = stream
         self._closed = False
-        self._sending = OneAtATime("another task is sending on this stream")
-        self._receiving = OneAtATime("another task is receiving on this stream")
-        self._read_waiters = trio.lowlevel.ParkingLot()
-        self._write_waiters = trio.lowlevel.ParkingLot()
-        self._break_waiters = trio.lowlevel.ParkingLot()
+        # Made when a task first uses the stream. Most are used by a leg.
+        self._use: _Use | None = None
         self._attached: StreamLeg | None = None
         stream.owner = self
+
+    @property
+    def _tasks(self) -> _Use:
+        if self._use is None:
+            self._use = _Use()
+        return self._use
 
     @property
     def usable(self) -> bool:
@@ -77,7 +96,8 @@ class YamuxStream(ByteStream):
     def acknowledge(self) -> None:
         """Accept a stream that the peer opened. One that is not accepted within 30 seconds is reset."""
         self._session.acknowledge(self._stream)
-        self._connection.wake_writer()
+        # In a turn, so that it leaves at the end of it, and takes no step of the writer.
+        self._connection.turn.run(self._connection.wake_writer)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Wait for data and return at most `max_bytes` of it (default 256 KiB); b"" after the peer's FIN.
@@ -91,7 +111,8 @@ class YamuxStream(ByteStream):
         max_bytes = READ_SIZE if max_bytes is None else operator.index(max_bytes)
         if max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
-        with self._receiving:
+        use = self._tasks
+        with use.receiving:
             await trio.lowlevel.checkpoint_if_cancelled()
             data = self._receive_nowait(max_bytes)
             if data is not None:
@@ -99,13 +120,15 @@ class YamuxStream(ByteStream):
                 return data
             while data is None:
                 # No deadline: a visitor may be silent for any time. The connection's heartbeat detects a dead peer.
-                await self._read_waiters.park()
+                await use.readers.park()
                 data = self._receive_nowait(max_bytes)
             return data
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         """Like `receive_some`, but it never waits: None when nothing has arrived."""
-        with self._receiving:
+        if self._use is None:
+            return self._receive_nowait(max_bytes)
+        with self._use.receiving:
             return self._receive_nowait(max_bytes)
 
     def _receive_nowait(self, max_bytes: int) -> bytes | None:
@@ -141,7 +164,7 @@ class YamuxStream(ByteStream):
             trio.BrokenResourceError: the peer reset the stream, or the connection is gone.
             trio.ClosedResourceError: it was closed at this end, or `send_eof` was called.
         """
-        with self._sending:
+        with self._tasks.sending:
             await trio.lowlevel.checkpoint_if_cancelled()
             self.put(bytes(data))
             await self._wait_until(self._stream.may_return)
@@ -158,7 +181,7 @@ class YamuxStream(ByteStream):
         Raises:
             As `send_all`.
         """
-        with self._sending:
+        with self._tasks.sending:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._raise_if_not_sendable()
             await self._wait_until(lambda: self._stream.room > 0)
@@ -179,7 +202,7 @@ class YamuxStream(ByteStream):
             trio.BrokenResourceError: the peer reset the stream, or the connection is gone.
             trio.ClosedResourceError: the stream was closed at this end.
         """
-        with self._sending:
+        with self._tasks.sending:
             await trio.lowlevel.checkpoint_if_cancelled()
             self.put_eof()
             await trio.lowlevel.cancel_shielded_checkpoint()
@@ -228,12 +251,13 @@ class YamuxStream(ByteStream):
         """Wait until the peer resets the stream, or the connection is gone; False when it was closed here."""
         # The session forgets a stream whose both halves have ended, so register with the connection.
         self._connection.watchers.add(self)
+        use = self._tasks
         try:
             while self.usable:
                 # No deadline: most streams never break.
-                await self._break_waiters.park()
+                await use.break_watchers.park()
         finally:
-            if not self._break_waiters:
+            if not use.break_watchers:
                 self._connection.watchers.discard(self)
         return not self._closed
 
@@ -262,10 +286,11 @@ class YamuxStream(ByteStream):
 
     async def _wait_writable(self) -> None:
         self._stream.writer_waits = True
+        writers = self._tasks.writers
         try:
-            await self._write_waiters.park()
+            await writers.park()
         finally:
-            self._stream.writer_waits = bool(self._write_waiters)  # another task may still wait in `aclose`
+            self._stream.writer_waits = bool(writers)  # another task may still wait in `aclose`
 
     def _raise_if_not_sendable(self) -> None:
         if self._closed:
@@ -302,9 +327,12 @@ class YamuxStream(ByteStream):
         if self._attached is not None:
             self._attached.on_readable()
             return True
-        woken = self._read_waiters.unpark_all()
-        if self._break_waiters and not self.usable:
-            woken += self._break_waiters.unpark_all()
+        use = self._use
+        if use is None:
+            return False
+        woken = use.readers.unpark_all()
+        if use.break_watchers and not self.usable:
+            woken += use.break_watchers.unpark_all()
         return bool(woken)
 
     def wake_writers(self) -> bool:
@@ -312,7 +340,7 @@ class YamuxStream(ByteStream):
         if self._attached is not None:
             self._attached.on_writable()
             return True
-        return bool(self._write_waiters.unpark_all())
+        return self._use is not None and bool(self._use.writers.unpark_all())
 
     def _wake(self) -> None:
         self.wake_readers()

@@ -37,7 +37,8 @@ class StreamLeg(Leg):
         if state.lent:
             state.lend(0)
         if state.receive_queue:
-            data = self._session.read(state, max_bytes, connection.turn.now(), lend=False)
+            now = connection.turn.started
+            data = self._session.read(state, max_bytes, connection.turn.now() if now is None else now, lend=False)
             if state.control_queued:  # it grants credit
                 connection.wake_writer()
             return data

@@ -25,6 +25,7 @@ import trio
 
 from ..log_limiter import LogLimiter
 from ..turn import Turn
+from .pipe_pool import Pipes
 from .timers import Timer, Timers
 
 __all__ = ["CAN_WATCH", "HUNG_UP", "Reactor", "Stay"]
@@ -117,7 +118,12 @@ class Stay:
 
 @final
 class Reactor:
-    """The event loop of one Trio run. A callback must not raise; if one does, the exception is only logged."""
+    """The event loop of one Trio run. A callback must not raise; if one does, the exception is only logged.
+
+    Attributes:
+        turn: the turns that callbacks run in.
+        pipes: the pipes for splicing.
+    """
 
     def __init__(self) -> None:
         self._stays: Final[dict[Stay, None]] = {}
@@ -125,7 +131,8 @@ class Reactor:
         self._waiting = False
         self._watched: Final[dict[int, Callable[[int], None]]] = {}
         self._ready: Final[OrderedDict[Callable[[], int], None]] = OrderedDict()
-        self._turn: Final = Turn.current()
+        self.turn: Final = Turn.current()
+        self.pipes: Final = Pipes.current()
         self._timers: Final = Timers(self._on_earlier_deadline)
         self._until_deadline = trio.CancelScope()  # of the leader
         self._epoll: select.epoll | None = None  # exists while there are stays, if the system has it
@@ -264,12 +271,13 @@ class Reactor:
     @trio.lowlevel.enable_ki_protection
     def _take_turns(self) -> None:
         """Run callbacks until there are none, or for a while."""
-        left, until = _TURN, trio.current_time() + _TURN_SECONDS
+        turn, left, now = self.turn, _TURN, trio.current_time()
+        until = now + _TURN_SECONDS
         for _ in range(_MOST_ROUNDS):
             events = [] if self._epoll is None else self._epoll.poll(0, _MOST_EVENTS)
             if not events and not self._ready:
                 break
-            self._turn.running = True
+            turn.running, turn.started = True, now
             for descriptor, flags in events:
                 on_events = self._watched.get(descriptor)
                 if on_events is not None:  # otherwise an earlier callback unwatched it
@@ -277,24 +285,31 @@ class Reactor:
                         on_events(flags)
                     except Exception as error:  # noqa: BLE001  # it must not affect the others
                         _log_failure(error)
-            for _ in range(len(self._ready)):  # one that queues itself again waits for the next round
-                if left <= 0 or not self._ready:
-                    break
-                turn, _ = self._ready.popitem(last=False)
-                try:
-                    left -= turn()
-                except Exception as error:  # noqa: BLE001  # as above
-                    _log_failure(error)
+            if self._ready:
+                left = self._take_queued_turns(left)
             try:
-                self._turn.end()
+                turn.end()
             except Exception as error:  # noqa: BLE001  # as above
                 _log_failure(error)
-            if left <= 0 or trio.current_time() > until:
+            now = trio.current_time()
+            if left <= 0 or now > until:
                 break
+
+    def _take_queued_turns(self, left: int) -> int:
+        """Run the queue, until `left` bytes were moved. Returns how many are left."""
+        for _ in range(len(self._ready)):  # one that queues itself again waits for the next round
+            if left <= 0 or not self._ready:
+                break
+            turn, _ = self._ready.popitem(last=False)
+            try:
+                left -= turn()
+            except Exception as error:  # noqa: BLE001  # as above
+                _log_failure(error)
+        return left
 
     def _run_callback(self, call: Callable[[], object]) -> None:
         try:
-            self._turn.run(call)
+            self.turn.run(call)
         except Exception as error:  # noqa: BLE001  # as above
             _log_failure(error)
 

@@ -21,7 +21,7 @@ from ..leg import LARGEST_READ, Bytes, Leg
 from ..lent_socket import LentSocket
 from ..socket_options import descriptor_of, limit_unsent, means_loss
 from .event_loop import HUNG_UP, Reactor
-from .pipe_pool import CAN_PIPE, Pipe, Pipes
+from .pipe_pool import CAN_PIPE, Pipe
 
 __all__ = ["SocketLeg"]
 
@@ -34,7 +34,8 @@ class SocketLeg(Leg):
     """A connected socket. `close` sends a FIN.
 
     Args:
-        lent: the socket. From `attach` to `detach` the event loop of this Trio run watches it.
+        lent: the socket. From `attach` to `detach` the event loop watches it.
+        reactor: the event loop; by default that of this Trio run.
     """
 
     __slots__ = (
@@ -55,12 +56,12 @@ class SocketLeg(Leg):
         "_watched_writable",
     )
 
-    def __init__(self, lent: LentSocket) -> None:
+    def __init__(self, lent: LentSocket, reactor: Reactor | None = None) -> None:
         super().__init__()
         self._lent: Final = lent
         self._descriptor: Final = descriptor_of(lent.socket)
-        self._reactor: Final = Reactor.current()
-        self._pipes: Final = Pipes.current()
+        self._reactor: Final = reactor or Reactor.current()
+        self._pipes: Final = self._reactor.pipes
         self._attached = False
         # Edges are reported once. `_empty`: nothing to read until the next edge.
         self._empty = False
@@ -78,6 +79,8 @@ class SocketLeg(Leg):
         self._watched_writable = False
 
     def attach(self) -> None:
+        if self._attached:
+            return
         self._reactor.watch(self._descriptor, self._on_events)
         self._pipes.users += 1
         self._attached = True
