@@ -118,3 +118,25 @@ def test_an_old_entry_of_a_timer_does_not_let_it_delay_another() -> None:
     assert timers.next_due(3) is timer
     timer.move(10)
     assert alarms == [5, 3], "10 is later than 7"
+
+
+def test_closed_timers_do_not_pile_up() -> None:
+    """Each short connection closes a deadline that is minutes away."""
+    alarms: list[float] = []
+    timers = Timers(alarms.append)
+    called: list[int] = []
+    kept = [timers.add(lambda number=number: called.append(number)) for number in range(10)]  # type: ignore[misc]
+    for number, timer in enumerate(kept):
+        timer.move(300 + number)
+    most = 0
+    for _ in range(10_000):
+        timer = timers.add(lambda: None)
+        timer.move(300)
+        timer.close()
+        timer.close()
+        most = max(most, len(timers._heap))
+    assert most < 3000
+    while (due := timers.next_due(400)) is not None:
+        due.call()
+    assert called == [*range(10)]
+    assert timers.next_look == math.inf

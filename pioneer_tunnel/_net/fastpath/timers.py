@@ -14,6 +14,9 @@ from typing import Final, final
 
 __all__ = ["Timer", "Timers"]
 
+_FEW: Final = 1024
+"""Entries that are not worth the work of removing them."""
+
 
 @final
 class Timer:
@@ -42,6 +45,14 @@ class Timer:
         """Never call back again."""
         self.deadline = math.inf
         self.call = _nothing
+        if self._entry < math.inf:
+            self._entry = math.inf
+            self._timers.note_closed()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.call is _nothing
 
     def come_up(self, entry: float) -> bool:
         """Its entry in the heap has come up. True if the deadline has, too; else there is a later entry, or none."""
@@ -71,6 +82,7 @@ class Timers:
         self._on_earlier: Final = on_earlier
         self._heap: Final[list[tuple[float, int, Timer]]] = []
         self._numbers: Final = count()
+        self._closed = 0  # at least so many entries are of closed timers
 
     def add(self, call: Callable[[], object]) -> Timer:
         """A new timer, without a deadline."""
@@ -82,6 +94,18 @@ class Timers:
         heapq.heappush(self._heap, (deadline, next(self._numbers), timer))
         if earlier:
             self._on_earlier(deadline)
+
+    def note_closed(self) -> None:
+        """Count a closed timer whose entry is in the heap. For `Timer`.
+
+        Connections come and go faster than their deadlines would. So the entries of closed timers are removed when they
+        are many.
+        """
+        self._closed += 1
+        if self._closed > max(len(self._heap) // 2, _FEW):
+            self._heap[:] = [entry for entry in self._heap if not entry[2].closed]
+            heapq.heapify(self._heap)
+            self._closed = 0
 
     def next_due(self, now: float) -> Timer | None:
         """Take a timer whose deadline has come; None if there is none."""
