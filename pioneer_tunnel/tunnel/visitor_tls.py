@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from .._net.closing import close_after_answer
+from .._net.leg import Leg
 from .._net.log_limiter import LogLimiter
 from .._net.streams import GuardedStream
 from .._net.tls.certificate import Certificate
@@ -89,6 +90,9 @@ class _DecryptedStream(GuardedStream):
     def __init__(self, tls: TlsStream, stream: TunnelStream) -> None:
         super().__init__(tls)
         self._stream: Final = stream
+
+    def leg(self) -> Leg | None:
+        return None if self._closed or self._end_sent else self.transport_stream.leg()
 
     @property
     def usable(self) -> bool:

@@ -10,6 +10,7 @@ from fast_path import fast_path  # noqa: F401  # runs each test twice
 from rig import no_hang, nothing_left_behind, seeds, tcp_pair
 
 from pioneer_tunnel._net.closing import abandon
+from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel._net.tcp import TcpStream
 from pioneer_tunnel.exchange.pump import pump
 
@@ -17,7 +18,7 @@ from pioneer_tunnel.exchange.pump import pump
 class Talker:
     """One outer end: says random pieces with random pauses, then ends or resets, and notes what it hears."""
 
-    def __init__(self, stream: TcpStream, dice: random.Random, *, may_reset: bool) -> None:
+    def __init__(self, stream: ByteStream, dice: random.Random, *, may_reset: bool) -> None:
         self.stream = stream
         self.said = bytearray()
         self.heard = bytearray()

@@ -20,23 +20,27 @@ from __future__ import annotations
 
 import functools
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, TypeVar, final
 
 import trio
 
 from ..adopted import adopt
-from ..streams import DelegatingStream
+from ..leg import Bytes, Leg
+from ..streams import ByteStream, DelegatingStream
 from .alerts import describe
 from .certificate import certificate_hash
 from .client import blocks
+from .leg import TlsLeg
 
 __all__ = ["TlsServerStream", "TlsStream"]
 
 _RECEIVE_SIZE: Final = 128 * 1024
 _BATCH: Final = 128 * 1024
 _RECORD: Final = 16 * 1024
+_WIRE_SIZE: Final = 64 * 1024
+_SMALL: Final = 4 * 1024
 _UNREAD_LIMIT: Final = 2**30
 _GOODBYE_TIMEOUT: Final = 30.0
 
@@ -69,6 +73,7 @@ class TlsStream(DelegatingStream):
     Attributes:
         beginning: the first bytes that the peer sent, as far as the handshake took them; they may be no TLS.
         end_received: whether the peer has sent EOF.
+        end_sent: whether this end has sent EOF, or has queued it.
     """
 
     def __init__(
@@ -102,8 +107,11 @@ class TlsStream(DelegatingStream):
         self._record_is_new = False
         self._empty_records = 0
         self._replies = 0  # bytes
+        self._rest: Bytes = b""  # was encrypted, and `_send_outgoing_nowait` has not sent it
+        self._watched: ByteStream | None = None  # the connection, while it is watched
+        self._buffer: memoryview | None = None  # for what is received from it
         self._ahead = b""
-        self._end_sent = False
+        self.end_sent = False
         self.beginning = b""
         self.end_received = False
 
@@ -173,7 +181,7 @@ class TlsStream(DelegatingStream):
         await trio.lowlevel.checkpoint_if_cancelled()
         waited = False
         while True:
-            data = self._read_ahead(max_bytes) if self._ahead else self._decrypt(max_bytes)
+            data = self.take_decrypted(max_bytes)
             if data or self.end_received:
                 if not waited:
                     await trio.lowlevel.cancel_shielded_checkpoint()
@@ -181,6 +189,101 @@ class TlsStream(DelegatingStream):
             await self._reply()
             await self._fill()
             waited = True
+
+    def leg(self) -> Leg | None:
+        return self.make_leg(half_close=True)
+
+    def make_leg(self, *, half_close: bool) -> Leg | None:
+        """This stream as a leg over that of the connection. See `TlsLeg`."""
+        if self._to_wire.locked():
+            return None  # a task sends a reply. Asked first: the leg below would take what was read ahead.
+        below = self.transport_stream.leg()
+        return None if below is None else TlsLeg(self, below, half_close=half_close)
+
+    def watch(self, on_readable: Callable[[], object]) -> ByteStream | None:
+        self._watched = self.transport_stream.watch(on_readable)
+        if self._watched is None:
+            return None
+        self._buffer = memoryview(bytearray(_WIRE_SIZE))
+        return self
+
+    def unwatch(self) -> None:
+        if self._watched is not None:
+            self._watched.unwatch()
+            self._watched = self._buffer = None
+
+    def receive_into_nowait(self, buffer: memoryview) -> int | None:
+        watched, wire = self._watched, self._buffer
+        if watched is None or wire is None:
+            raise trio.ClosedResourceError("this stream was closed")
+        while True:
+            if self._ahead:
+                data = self._read_ahead(len(buffer))
+                amount = len(data)
+                buffer[:amount] = data
+            else:
+                amount = self._decrypt_into(buffer)
+            if amount or self.end_received:
+                return amount
+            if self.owes_reply and not self._to_wire.locked():
+                self._send_outgoing_nowait(watched)
+            received = watched.receive_into_nowait(wire)
+            if received is None:
+                return None
+            self.take_received(wire[:received])
+
+    def send_nowait(self, pieces: Sequence[Bytes]) -> list[Bytes]:
+        watched = self._watched
+        if watched is None or self._to_wire.locked():
+            return [*pieces]
+        if self.end_sent:
+            raise trio.ClosedResourceError("send_eof was called on this stream")
+        left = [*pieces]
+        while self._send_outgoing_nowait(watched):
+            if not left:
+                return []
+            count, size = 0, 0
+            while count < len(left) and size < _BATCH:
+                size += len(left[count])
+                count += 1
+            self._encrypt_all(left[:count])
+            del left[:count]
+        # The caller calls again, or sends the rest; if that is empty, this sends what is encrypted already.
+        return left or [b""]
+
+    def _send_outgoing_nowait(self, watched: ByteStream) -> bool:
+        """Send what is encrypted, as far as the connection takes it at once. False if some is left."""
+        replies = self._replies
+        while data := self.take_outgoing():
+            rest = watched.send_nowait([data])
+            if rest:
+                self._rest, self._replies = rest[0], replies
+                return False
+        return True
+
+    def take_decrypted(self, max_bytes: int) -> bytes:
+        """Take what is decrypted, or can be; b"" if no complete record has come, and at EOF, see `end_received`.
+
+        Raises:
+            trio.BrokenResourceError: TLS is broken.
+        """
+        return self._read_ahead(max_bytes) if self._ahead else self._decrypt(max_bytes)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `take_decrypted` may return something without another `take_received`."""
+        return bool(self._ahead or self._received or self.end_received or self._tls.pending())
+
+    @property
+    def owes_reply(self) -> bool:
+        """Whether OpenSSL has a reply to what was read. See the module.
+
+        Raises:
+            trio.BrokenResourceError: too much of them waits.
+        """
+        if self._replies > _MOST_REPLIES:
+            raise trio.BrokenResourceError("TLS: the other end asks for replies and does not take them")
+        return self._replies > 0
 
     def _read_ahead(self, max_bytes: int) -> bytes:
         data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:]
@@ -192,20 +295,40 @@ class TlsStream(DelegatingStream):
         Args:
             records: how many may be given to OpenSSL, in addition to what it has.
         """
-        pieces, left, waiting, more = [], max_bytes, self._outgoing.pending, True
+        pieces: list[bytes] = []
+
+        def read(done: int) -> int:
+            piece = self._tls.read(min(max_bytes - done, _RECORD))
+            pieces.append(piece)
+            return len(piece)
+
+        self._read_records(read, max_bytes, records)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _decrypt_into(self, buffer: memoryview) -> int:
+        """Like `_decrypt`, into `buffer`; returns the number of bytes."""
+
+        def read(done: int) -> int:
+            amount: int = self._tls.read(_RECORD, buffer[done:])  # type: ignore[assignment]  # with a buffer
+            return amount
+
+        return self._read_records(read, len(buffer), _RECORDS_PER_TURN)
+
+    def _read_records(self, read: Callable[[int], int], size: int, records: int) -> int:
+        """Call `read`, with the number of bytes so far, until there are `size` bytes, or no more complete records."""
+        done, waiting, more = 0, self._outgoing.pending, True
         try:
-            while left and more:
+            while done < size and more:
                 try:
-                    piece = self._tls.read(min(left, _RECORD))
+                    amount = read(done)
                 except ssl.SSLWantReadError:
                     self._note_record(empty=True)
                 else:
-                    if not piece:
+                    if not amount:
                         self.end_received = True
                         break
                     self._note_record(empty=False)
-                    pieces.append(piece)
-                    left -= len(piece)
+                    done += amount
                     if self._tls.pending():
                         continue
                 more = records > 0 and self._feed()
@@ -215,13 +338,13 @@ class TlsStream(DelegatingStream):
         except ssl.SSLError as error:
             if self._https and isinstance(error, ssl.SSLEOFError):
                 self.end_received = True
-            elif not pieces:
+            elif not done:
                 raise trio.BrokenResourceError(f"TLS broke off: {describe(error)}") from error
         finally:
             self._replies += self._outgoing.pending - waiting
-        if self._empty_records > _MOST_EMPTY_RECORDS and not pieces:
+        if self._empty_records > _MOST_EMPTY_RECORDS and not done:
             raise trio.BrokenResourceError(f"TLS: more than {_MOST_EMPTY_RECORDS} records came without data")
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return done
 
     def _note_record(self, *, empty: bool) -> None:
         """Count the record that OpenSSL was given last, once."""
@@ -230,24 +353,53 @@ class TlsStream(DelegatingStream):
             self._empty_records = self._empty_records + 1 if empty else max(self._empty_records - 1, 0)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if self._end_sent:
+        if self.end_sent:
             raise trio.ClosedResourceError("send_eof was called on this stream")
         with memoryview(data) as view:
-            sent = 0
-            while sent < len(view):
-                limit = sent + _BATCH
-                try:
-                    while sent < min(len(view), limit):
-                        sent += self._tls.write(view[sent:limit])
-                except ssl.SSLError as error:
-                    raise trio.BrokenResourceError(f"TLS broke off: {describe(error)}") from error
+            for start in range(0, len(view), _BATCH):
+                self.encrypt(view[start : start + _BATCH])
                 try:
                     await self._flush()
                 except trio.BrokenResourceError:
                     await self._raise_alert()
                     raise
             if not view:
+                await self._flush()
                 await self.transport_stream.send_all(b"")
+
+    async def send_pieces(self, pieces: Sequence[Bytes]) -> None:
+        if self.end_sent:
+            raise trio.ClosedResourceError("send_eof was called on this stream")
+        self._encrypt_all(pieces)
+        await self._flush()
+
+    def _encrypt_all(self, pieces: Sequence[Bytes]) -> None:
+        """Encrypt `pieces`, small ones together: a record has 22 bytes more than its content."""
+        small: list[Bytes] = []
+        for piece in pieces:
+            if len(piece) < _SMALL:
+                small.append(piece)
+                continue
+            if small:
+                self.encrypt(b"".join(small))
+                small = []
+            self.encrypt(piece)
+        if small:
+            self.encrypt(b"".join(small))
+
+    def encrypt(self, data: Bytes) -> None:
+        """Encrypt `data`; `take_outgoing` returns it.
+
+        Raises:
+            trio.BrokenResourceError: TLS is broken.
+        """
+        with memoryview(data) as view:
+            sent = 0
+            try:
+                while sent < len(view):
+                    sent += self._tls.write(view[sent:])
+            except ssl.SSLError as error:
+                raise trio.BrokenResourceError(f"TLS broke off: {describe(error)}") from error
 
     async def _raise_alert(self) -> None:
         """Raise the alert that the peer sent before the connection broke, if it did.
@@ -266,14 +418,19 @@ class TlsStream(DelegatingStream):
             await self.transport_stream.wait_send_all_might_not_block()
 
     async def send_eof(self) -> None:
-        if self._end_sent:
+        if self.end_sent:
             await trio.lowlevel.checkpoint()
             return
-        self._end_sent = True
-        self._send_close_notify()
+        ends_connection = self.begin_end()
         await self._flush()
-        if self._https and self.transport_stream.can_half_close:
+        if ends_connection and self.transport_stream.can_half_close:
             await self.transport_stream.send_eof()
+
+    def begin_end(self) -> bool:
+        """Queue EOF. Returns whether the sending half of the connection is to be ended after it."""
+        self.end_sent = True
+        self._send_close_notify()
+        return self._https
 
     def _send_close_notify(self) -> None:
         # `unwrap` looks for the peer's close_notify at once, and fails if it finds data. So that data is read first.
@@ -285,8 +442,8 @@ class TlsStream(DelegatingStream):
 
     async def aclose(self) -> None:
         try:
-            if not self._end_sent and hasattr(self, "_tls"):
-                self._end_sent = True
+            if not self.end_sent and hasattr(self, "_tls"):
+                self.end_sent = True
                 with trio.move_on_after(_GOODBYE_TIMEOUT):
                     self._send_close_notify()
                     await self._flush()
@@ -316,7 +473,11 @@ class TlsStream(DelegatingStream):
 
     async def _fill(self) -> None:
         # No deadline: the caller decides how long to wait.
-        if data := await self.transport_stream.receive_some(_RECEIVE_SIZE):
+        self.take_received(await self.transport_stream.receive_some(_RECEIVE_SIZE))
+
+    def take_received(self, data: Bytes) -> None:
+        """Take what came from the connection; empty at EOF."""
+        if data:
             self._received.extend(data)
         else:
             self._incoming.write(self._received)
@@ -328,9 +489,16 @@ class TlsStream(DelegatingStream):
             await self._send_outgoing()
 
     async def _send_outgoing(self) -> None:
-        while data := self._outgoing.read():
-            self._replies = 0
+        while data := self.take_outgoing():
             await self.transport_stream.send_all(data)
+
+    def take_outgoing(self) -> Bytes:
+        """Take what is to be sent next; empty if there is nothing."""
+        rest, self._rest = self._rest, b""
+        if rest:
+            return rest
+        self._replies = 0
+        return self._outgoing.read()
 
     async def _reply(self) -> None:
         """Send OpenSSL's replies to what was read. If the connection takes nothing now, they are sent later.
@@ -338,9 +506,7 @@ class TlsStream(DelegatingStream):
         Raises:
             trio.BrokenResourceError: more than 64 KiB of them wait.
         """
-        if self._replies > _MOST_REPLIES:
-            raise trio.BrokenResourceError("TLS: the other end asks for replies and does not take them")
-        if not self._replies or self._to_wire.locked():
+        if not self.owes_reply or self._to_wire.locked():
             return  # the task that holds the lock sends these, too
         async with self._to_wire:
             with trio.move_on_after(_REPLY_TIMEOUT) as waiting:
@@ -391,6 +557,12 @@ class TlsServerStream(DelegatingStream):
     @property
     def can_half_close(self) -> bool:
         return False
+
+    def leg(self) -> Leg | None:
+        return self.transport_stream.make_leg(half_close=False)
+
+    def watch(self, on_readable: Callable[[], object]) -> ByteStream | None:
+        return self.transport_stream.watch(on_readable)
 
     async def send_eof(self) -> None:
         await self.aclose()

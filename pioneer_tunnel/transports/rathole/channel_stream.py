@@ -76,7 +76,8 @@ class ChannelStream(GuardedStream):
         return self._lost
 
     def leg(self) -> Leg | None:
-        return None if self._closed or self._end_sent else self.transport_stream.leg()
+        # Over TLS nothing would tell us of a close by the exchange.
+        return None if self._closed or self._end_sent or self._plain is None else self.transport_stream.leg()
 
     def acknowledge(self) -> None:
         """Count the visitor as accepted. The protocol has no message for it."""
