@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
 from typing import Final, NoReturn, TypeAlias, Unpack, final
 
 import attrs
@@ -16,8 +15,8 @@ from .._model.keys import RelayKey
 from .._net.tls.certificate import Certificate
 from ..gateway.remote_access import RemoteAccess
 from ..transports.tunnel_stream import Handler
-from ..tunnel.accepting import accept_visitors
-from ..tunnel.forward import ForwardedHeaders, LocalServers, ProxyProtocol, first_local, forward
+from ..tunnel.accepting import accept_visitors, forward_visitors
+from ..tunnel.forward import ForwardedHeaders, LocalServers, ProxyProtocol, first_local
 from ..tunnel.options import TunnelOptions
 from ..tunnel.tunnel import Tunnel, open_tunnel
 from ..tunnel.visitor_tls import with_certificate
@@ -42,22 +41,11 @@ class Forwards:
     host_header: str | None
     raw_services: Collection[str]
 
-    def __call__(self, tunnel: Tunnel) -> Handler:
-        return partial(
-            forward,
-            local=self.local,
-            proxy_protocol=self.proxy_protocol,
-            forwarded_headers=self.forwarded_headers,
-            host_header=self.host_header,
-            raw_services=self.raw_services,
-            report=tunnel.report,
-        )
-
 
 async def run_tunnel(
     started: Callable[[Tunnel], object],
     relay: str | RelayAddress,
-    serves: Serves | None,
+    serves: Serves | Forwards | None,
     *,
     key: RelayKey,
     certificate: Certificate | None,
@@ -77,7 +65,19 @@ async def run_tunnel(
         started(tunnel)
         if serves is not None:
             try:
-                await accept_visitors(tunnel, with_certificate(serves(tunnel), certificate), nursery)
+                if isinstance(serves, Forwards):
+                    await forward_visitors(
+                        tunnel,
+                        serves.local,
+                        nursery,
+                        proxy_protocol=proxy_protocol,
+                        forwarded_headers=serves.forwarded_headers,
+                        host_header=serves.host_header,
+                        raw_services=serves.raw_services,
+                        certificate=certificate,
+                    )
+                else:
+                    await accept_visitors(tunnel, with_certificate(serves(tunnel), certificate), nursery)
             except TunnelError as error:
                 _log.error("the tunnel has failed for good: %s", error)
         await trio.sleep_forever()

@@ -177,6 +177,10 @@ class Attempt:
             self._socket.close()
             raise
 
+    def close(self) -> None:
+        """Give it up. Not needed after `wait`."""
+        self._socket.close()
+
     def _connected(self) -> socket.socket:
         with suppress(OSError):  # it is broken already; the first use raises
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -316,26 +320,44 @@ async def _dial(address: RelayAddress | Proxy, dial: Dialer, *, what: str, shown
         raise RelayConnectError(f"{shown} did not answer within {timeout:g} seconds") from None
 
 
-async def dial_local(address: LocalAddress, *, dial: Dialer, timeout: float) -> Watched:
+def begin_dial_local(address: LocalAddress, *, dial: Dialer) -> Attempt | None:
+    """Start connecting to the local gateway, as `dial_local` does; None if it begins otherwise, or fails at once."""
+    if not CAN_USE_DESCRIPTORS or dial is not dial_tcp or isinstance(address, UnixAddress):
+        return None
+    try:
+        return begin_dial(address.host, address.port, resets=True)
+    except OSError:
+        return None
+
+
+async def dial_local(address: LocalAddress, *, dial: Dialer, timeout: float, attempt: Attempt | None = None) -> Watched:
     """Connect to the local gateway, without TLS. Only `aclose` sends a FIN; any other close is a RST, see `LentSocket`.
 
     A Unix socket cannot be reset: any close is an EOF for the gateway. `dial` has nothing to do with it.
 
+    Args:
+        attempt: from `begin_dial_local`. It is not connected yet, and is closed if this raises.
+
     Raises:
         LocalGatewayError: nothing answers there within `timeout` seconds.
     """
-    await trio.lowlevel.checkpoint_if_cancelled()
+    try:
+        await trio.lowlevel.checkpoint_if_cancelled()
+    except trio.Cancelled:
+        if attempt is not None:
+            attempt.close()
+        raise
     try:
         if isinstance(address, UnixAddress):
             with trio.move_on_after(timeout):
                 return watch(await _dial_unix(address.path))
         else:
             # A deadline costs time for each visitor, and a local connection is mostly connected at once.
-            own = CAN_USE_DESCRIPTORS and dial is dial_tcp
-            attempt = begin_dial(address.host, address.port, resets=True) if own else None
-            connected = None if attempt is None else attempt.at_once()
-            if connected is not None:
-                return TcpStream(connected, resets=True)
+            if attempt is None and CAN_USE_DESCRIPTORS and dial is dial_tcp:
+                attempt = begin_dial(address.host, address.port, resets=True)
+                connected = None if attempt is None else attempt.at_once()
+                if connected is not None:
+                    return TcpStream(connected, resets=True)
             connect = None if attempt else await _resolved(dial, address.host, address.port, timeout=timeout)
             with trio.move_on_after(timeout):
                 if attempt is not None:

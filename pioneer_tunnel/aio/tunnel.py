@@ -153,7 +153,7 @@ async def open_tunnel(
     if forward_to is not None and app is not None:
         raise TypeError("visitors go to forward_to or to app, not to both")
     async with AsyncExitStack() as stack:
-        serves: Serves | None = None
+        serves: Serves | Forwards | None = None
         if forward_to is not None:
             serves = Forwards(forward_to, proxy_protocol, forwarded_headers, host_header, raw_services)
         elif app is not None:

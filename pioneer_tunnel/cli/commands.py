@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 import click
+import trio
 
 from .._model.addresses import normal_audience
 from .._model.errors import TunnelError
@@ -28,10 +29,9 @@ from ..relay.inherited import from_systemd
 from ..relay.reload import ConfigFile
 from ..transports.rathole.key_mode import KeyMode
 from ..transports.services import Services
-from ..transports.tunnel_stream import Handler
-from ..tunnel.forward import first_local, forward
+from ..tunnel.accepting import forward_visitors
+from ..tunnel.forward import first_local
 from ..tunnel.tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
-from ..tunnel.visitor_tls import with_certificate
 from ..websocket import EngineName
 from .arguments import Choice, Command, Commands, ExistingFile, local_servers, read_key, read_proxy
 from .diagnose import diagnose
@@ -264,21 +264,21 @@ def expose(  # noqa: PLR0917  # click passes them by name
             proxy_protocol=proxy_protocol,
         )
 
-    def handler_of(tunnel: Tunnel) -> Handler:
-        handler = functools.partial(
-            forward,
-            local=addresses,
+    async def forward_all(tunnel: Tunnel, nursery: trio.Nursery) -> None:
+        await forward_visitors(
+            tunnel,
+            addresses,
+            nursery,
             proxy_protocol=proxy_protocol,
             forwarded_headers="set" if forwarded_headers else None,
             host_header=host_header,
             raw_services=raw_services,
-            report=tunnel.report,
+            certificate=certificate,
         )
-        return with_certificate(handler, certificate)
 
     exposure = Exposure(
         open_with,
-        handler_of,
+        forward_all,
         functools.partial(read_key, key_file, native=transport == "websocket"),
         lines,
         stop_grace=stop_grace_ms / 1000,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Final, TypeAlias, final
 
@@ -12,8 +12,6 @@ import trio
 
 from .._model.errors import TunnelError
 from .._model.keys import RelayKey
-from ..transports.tunnel_stream import Handler
-from ..tunnel.accepting import accept_visitors
 from ..tunnel.tunnel import Tunnel
 from .signals import received
 from .status_lines import StatusLines
@@ -34,7 +32,7 @@ class Exposure:
 
     Args:
         open_tunnel: opens a tunnel with a key.
-        handler_of: makes the handler of a tunnel's visitors.
+        serve: serves the visitors of a tunnel in a nursery, until the tunnel is closed.
         read_key: reads the key file.
         lines: prints statuses.
         stop_grace: seconds that visitors have to finish.
@@ -43,14 +41,14 @@ class Exposure:
     def __init__(
         self,
         open_tunnel: Open,
-        handler_of: Callable[[Tunnel], Handler],
+        serve: Callable[[Tunnel, trio.Nursery], Awaitable[None]],
         read_key: Callable[[], RelayKey],
         lines: StatusLines,
         *,
         stop_grace: float,
     ) -> None:
         self._open: Final = open_tunnel
-        self._handler_of: Final = handler_of
+        self._serve_visitors: Final = serve
         self._read_key: Final = read_key
         self._lines: Final = lines
         self._stop_grace: Final = stop_grace
@@ -87,7 +85,7 @@ class Exposure:
         async with self._open(key) as tunnel, trio.open_nursery() as visitors:
             task_status.started(tunnel)
             try:
-                await accept_visitors(tunnel, self._handler_of(tunnel), visitors)
+                await self._serve_visitors(tunnel, visitors)
             except TunnelError as error:
                 if tunnel is self._tunnel:
                     raise

@@ -6,9 +6,9 @@ Bytes are neither inspected nor changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, final
 
 import trio
 
@@ -20,7 +20,7 @@ from .._net.turn import Turn
 from .exchange import Ending, Exchange, HandedOver
 from .task_leg import leg_of
 
-__all__ = ["HandedOver", "pump"]
+__all__ = ["HandedOver", "Pump", "pump"]
 
 _APOLOGY_TIMEOUT: Final = 5.0
 _DRAIN_TIMEOUT: Final = 1.0
@@ -34,72 +34,134 @@ async def pump(
     preface: bytes = b"",
     apology: bytes | Callable[[], bytes] = b"",
 ) -> bool:
-    """Copy both ways, half-close included, and close both streams.
+    """Run a `Pump` from its start to its end.
+
+    Returns:
+        True unless both streams were reset. Raises only `trio.Cancelled` and what a bug raises.
+    """
+    return await Pump(first, second, second_leg=second_leg, preface=preface, apology=apology).run()
+
+
+@final
+class Pump:
+    """Copies both ways, half-close included, and closes both streams.
 
     If `second_leg` raises `HandedOver`, `first` is closed and `second` stays open. If a stream breaks, or another task
-    closes one, or on cancellation, both are reset, so that no truncated stream looks complete.
+    closes one, or it is stopped or cancelled, both are reset, so that no truncated stream looks complete.
+
+    Use `run`; or, without a task, a `Carrier`.
 
     Args:
         second_leg: what to use for `second` in the exchange; by default `second` itself.
         preface: sent to `first` before anything else.
         apology: sent to `second`, which is then closed in order, if `first` breaks before it has sent anything. A
             function is called then.
-
-    Returns:
-        True unless both were reset. Raises only `trio.Cancelled` and what a bug raises.
     """
-    closed = False
-    try:
-        exchange = await _run(first, second, second_leg, preface)
-        ending = exchange.ending
-        if ending is Ending.ENDED:
-            await first.aclose()
-            await second.aclose()
-        elif ending is Ending.HANDED_OVER:
-            with trio.move_on_after(_DRAIN_TIMEOUT):
-                await first.aclose()
-        elif ending is Ending.FIRST_BROKE and not exchange.first_spoke and apology:
-            with trio.move_on_after(_APOLOGY_TIMEOUT), suppress(trio.BrokenResourceError):
-                await second.send_all(apology() if callable(apology) else apology)
-                await close_after_answer(second)
-        elif ending is not Ending.CLOSED:
-            # A server that refuses a request without reading all of it sends an answer and then resets. Flush the
-            # answer before the reset, which would overtake it.
-            with trio.move_on_after(_DRAIN_TIMEOUT):
-                await (second if ending is Ending.FIRST_BROKE else first).wait_flushed()
-        closed = ending in {Ending.CLOSED, Ending.ENDED, Ending.HANDED_OVER}
-    except trio.ClosedResourceError:
-        pass  # another task closed one of the streams
-    finally:
-        if not closed:
-            try:
-                await abandon(first)
-            finally:
-                await abandon(second)  # also if the first call raised
-    return closed
 
+    __slots__ = ("_apology", "_exchange", "_first", "_legs", "_preface", "_second", "_second_leg")
 
-async def _run(first: ByteStream, second: ByteStream, second_leg: Leg | None, preface: bytes) -> Exchange:
-    """Run an exchange to its end."""
-    await trio.lowlevel.checkpoint_if_cancelled()
-    reactor = Reactor.current()
-    with reactor.stay() as stay:
-        one, other = leg_of(first), second_leg or leg_of(second)
-        other.prefix = preface + other.prefix
-        exchange = Exchange(one, other, on_end=stay.end, soon=reactor.queue)
+    _exchange: Exchange
+
+    def __init__(
+        self,
+        first: ByteStream,
+        second: ByteStream,
+        *,
+        second_leg: Leg | None = None,
+        preface: bytes = b"",
+        apology: bytes | Callable[[], bytes] = b"",
+    ) -> None:
+        self._first: Final = first
+        self._second: Final = second
+        self._apology: Final = apology
+        self._preface: Final = preface
+        self._second_leg = second_leg
+        self._legs: tuple[Leg, Leg] | None = None
+
+    def prepare(self) -> Sequence[Callable[[], Awaitable[None]]]:
+        """Make the legs. Returns the tasks that must run from `begin` until `on_end`. Needs a stay."""
+        if self._legs is None:
+            other = self._second_leg or leg_of(self._second)
+            other.prefix = self._preface + other.prefix
+            self._legs = leg_of(self._first), other
+        one, other = self._legs
+        return (*one.tasks, *other.tasks)
+
+    async def run(self) -> bool:
+        """See `pump`."""
         try:
-            Turn.current().run(exchange.begin)
-            tasks = (*one.tasks, *other.tasks)
-            if not tasks:
-                await stay.wait()
-            else:
-                async with trio.open_nursery() as nursery:
-                    for task in tasks:
-                        nursery.start_soon(task)
-                    await stay.wait()
-                    nursery.cancel_scope.cancel()
+            await trio.lowlevel.checkpoint_if_cancelled()
+            with Reactor.current().stay() as stay:
+                tasks = self.prepare()
+                self.begin(stay.end)
+                try:
+                    if not tasks:
+                        await stay.wait()
+                    else:
+                        async with trio.open_nursery() as nursery:
+                            for task in tasks:
+                                nursery.start_soon(task)
+                            await stay.wait()
+                            nursery.cancel_scope.cancel()
+                finally:
+                    self.stop()
+        except BaseException:
+            await self._abandon()
+            raise
+        return await self.finish()
+
+    def begin(self, on_end: Callable[[], None]) -> None:
+        """Begin to copy. `on_end` is called once, when that is over; then `finish` is to be called. After `prepare`."""
+        assert self._legs is not None
+        (one, other), self._legs = self._legs, None
+        self._exchange = Exchange(one, other, on_end=on_end, soon=Reactor.current().queue)
+        Turn.current().run(self._exchange.begin)
+
+    def stop(self) -> None:
+        """Copy no more; `finish` then resets both streams. Does nothing if the exchange is over."""
+        self._exchange.end(Ending.STOPPED)
+
+    @property
+    def closed(self) -> bool:
+        """Whether both streams are closed in order already, so that `finish` has nothing to do."""
+        return self._exchange.ending is Ending.CLOSED
+
+    async def finish(self) -> bool:
+        """Close or reset the streams, as the end of the exchange asks for. Returns and raises as `pump`."""
+        exchange = self._exchange
+        ending = exchange.ending
+        if ending is Ending.CLOSED:
+            return True
+        closed = False
+        try:
+            if exchange.error is not None:
+                raise exchange.error
+            if ending is Ending.ENDED:
+                await self._first.aclose()
+                await self._second.aclose()
+                closed = True
+            elif ending is Ending.HANDED_OVER:
+                with trio.move_on_after(_DRAIN_TIMEOUT):
+                    await self._first.aclose()
+                closed = True
+            elif ending is Ending.FIRST_BROKE and not exchange.first_spoke and self._apology:
+                with trio.move_on_after(_APOLOGY_TIMEOUT), suppress(trio.BrokenResourceError):
+                    await self._second.send_all(self._apology() if callable(self._apology) else self._apology)
+                    await close_after_answer(self._second)
+            elif ending is not Ending.STOPPED:
+                # A server that refuses a request without reading all of it sends an answer and then resets. Flush the
+                # answer before the reset, which would overtake it.
+                with trio.move_on_after(_DRAIN_TIMEOUT):
+                    await (self._second if ending is Ending.FIRST_BROKE else self._first).wait_flushed()
+        except trio.ClosedResourceError:
+            pass  # another task closed one of the streams
         finally:
-            exchange.end(Ending.STOPPED)
-    if exchange.error is not None:
-        raise exchange.error
-    return exchange
+            if not closed:
+                await self._abandon()
+        return closed
+
+    async def _abandon(self) -> None:
+        try:
+            await abandon(self._first)
+        finally:
+            await abandon(self._second)  # also if the first call raised

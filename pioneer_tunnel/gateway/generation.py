@@ -14,12 +14,13 @@ from typing import Final, final
 
 import trio
 
+from .._model.addresses import LocalAddress
 from .._model.errors import TunnelError
 from .._net.dialing import Dialer
 from .._net.log_limiter import LogLimiter
 from .._net.network_changes import WatchNetwork
 from ..transports.tunnel_stream import Handler, TunnelStream
-from ..tunnel.forward import forward, probe_local
+from ..tunnel.forward import Forwarder, LocalServers, forward, probe_local
 from ..tunnel.network import chosen_watch, follow_network
 from ..tunnel.status_feed import StatusFeed
 from ..tunnel.supervisor import Supervisor
@@ -63,6 +64,7 @@ class Generation:
         take = self._forward if handler is None else handler
         self._handler: Final = with_certificate(take, plan.certificate)
         self._forwards: Final = handler is None
+        self._forwarder: Forwarder | None = None  # if nothing else is done for a visitor
         self._dial: Final = dial
         self._watch_network: Final = chosen_watch(watch_network, dial)
         self._tasks = host_tasks
@@ -93,6 +95,8 @@ class Generation:
             async with trio.open_nursery() as nursery:
                 if self._forwards:
                     self._tasks = nursery
+                    if self._forwards_unchanged:
+                        self._forwarder = self._make_forwarder(nursery)
                 nursery.start_soon(follow_network, self._watch_network, self._supervisor, self._plan.target)
                 try:
                     await self._supervisor.run()
@@ -131,7 +135,10 @@ class Generation:
             raise trio.WouldBlock
         self._visitors.add(stream)
         stream.acknowledge()
-        self._tasks.start_soon(self._handle, stream)
+        if self._forwarder is None:
+            self._tasks.start_soon(self._handle, stream)
+        else:
+            self._forwarder.begin(stream, functools.partial(self._note_left, stream))
 
     async def _handle(self, stream: TunnelStream) -> None:
         try:
@@ -141,15 +148,38 @@ class Generation:
             _log_limiter.log("handler", line, level=logging.ERROR, error=error)
         finally:
             stream.reset()  # does nothing after a graceful end
-            self._visitors.remove(stream)
+            self._note_left(stream)
+
+    def _note_left(self, stream: TunnelStream) -> None:
+        self._visitors.remove(stream)
+        if self._visitor_left.statistics().tasks_waiting:
             self._visitor_left.set()
             self._visitor_left = trio.Event()
 
+    @property
+    def _forwards_unchanged(self) -> bool:
+        plan = self._plan
+        return plan.certificate is None and plan.config.forwarded_headers is None and plan.config.host_header is None
+
+    def _make_forwarder(self, tasks: trio.Nursery) -> Forwarder:
+        return Forwarder(
+            tasks,
+            self._local_servers,
+            proxy_protocol=self._plan.config.proxy_protocol,
+            report=self._supervisor.report,
+            dial=self._dial,
+        )
+
+    @property
+    def _local_servers(self) -> LocalAddress | LocalServers:
+        plan = self._plan
+        return plan.config.local if plan.target.services is None else plan.target.services
+
     async def _forward(self, stream: TunnelStream) -> None:
-        config, services = self._plan.config, self._plan.target.services
+        config = self._plan.config
         await forward(
             stream,
-            config.local if services is None else services,
+            self._local_servers,
             proxy_protocol=config.proxy_protocol,
             forwarded_headers=config.forwarded_headers,
             host_header=config.host_header,

@@ -6,6 +6,7 @@ server                         the relay as a whole
 listeners                      the sockets that listen
 inherited, handover            sockets from systemd or from the process before; a successor that takes over
 accept_loop                    accept connections, or reset them
+connection                     an accepted connection, with a task or without
 admission, rates               limits on connections, visitors and failed proofs
 request_head                   read the first request of a connection
 gateways/endpoint              a gateway connects and proves its key
@@ -15,6 +16,7 @@ gateways/registry              which tunnels exist, and which session each one h
 gateways/expected              tunnels whose gateway was connected to the process before
 visitors/tls                   route TLS by the name in the ClientHello
 visitors/ingress               route HTTP by the Host, and carry visitors
+visitors/arriving              read the first request head, without a task
 visitors/followed_leg, turns   follow the requests of a visitor's connection, in fair turns
 """
 

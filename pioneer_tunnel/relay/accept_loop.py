@@ -1,37 +1,51 @@
 """Accept connections, also under overload.
 
 `trio.serve_listeners` logs a traceback for each accept that fails, and starts a task for each connection. Here a
-connection over a limit is reset before a task is started for it, and log lines that others can cause are limited.
+connection over a limit is reset before anything is done for it, and log lines that others can cause are limited.
+
+The event loop accepts where there is one; otherwise a task does.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Concatenate, Final, NoReturn, ParamSpec, TypeAlias, TypeVar, final
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from contextvars import copy_context
+from typing import Final, NoReturn, TypeAlias, final
 
 import trio
 
 from .._model.addresses import Address
-from .._net.closing import abandon
+from .._net.adopted import Watched, watch
+from .._net.fastpath.event_loop import Reactor, Stay
 from .._net.log_limiter import LogLimiter
-from .._net.socket_options import reset_on_close
-from .admission import Admission, Arrival, OverLimit
+from .._net.socket_options import descriptor_of, keep_alive, limit_unsent
+from .._net.tcp import TcpStream
+from .admission import Admission, OverLimit
+from .connection import Connection, address_of, log_unforeseen
 
-__all__ = ["AcceptLoop", "Handler", "contain_errors"]
+__all__ = ["AcceptLoop", "Handler"]
 
 ACCEPT_RETRY: Final = 0.1
 """Seconds until the next accept, when the system is out of descriptors or memory."""
 
+KEEPALIVE_IDLE: Final = 60
+KEEPALIVE_INTERVAL: Final = 15
+"""Seconds of TCP's keepalive: of silence before the first probe, and between probes."""
+
+_ACCEPTS_PER_TURN: Final = 32
+"""Connections that are accepted before others have their turn."""
+
 _OVERLOADED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+_BROKEN: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})
+_ANY: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104  # to recognise them
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.server"))
 
-StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
-P = ParamSpec("P")
-
-Handler: TypeAlias = Callable[[trio.SocketStream, Arrival], Awaitable[None]]
-"""Serves a connection, and closes it."""
+Handler: TypeAlias = Callable[[Connection], object]
+"""Begins to serve a connection. It must not wait: for that, it calls `Connection.start`."""
 
 
 @final
@@ -52,9 +66,9 @@ class AcceptLoop:
         """Accept connections until cancelled, then close the listeners.
 
         Args:
-            handler: runs in a task of its own for each connection. The task is cancelled when its connection is
-                evicted. What the handler raises is logged, see `contain_errors`.
-            connections: the nursery of these tasks.
+            listeners: as `open_listeners` makes them.
+            handler: called for each connection.
+            connections: the nursery of connections' tasks.
             only_visitors: True where gateways cannot connect: at a limit of visitors, connections are reset.
 
         Raises:
@@ -62,78 +76,141 @@ class AcceptLoop:
         """
         async with trio.open_nursery() as nursery:
             for listener in listeners:
-                nursery.start_soon(self._accept, listener, handler, connections, only_visitors)
+                acceptor = _Acceptor(listener, self._admission, handler, connections, only_visitors=only_visitors)
+                nursery.start_soon(acceptor.serve)
         raise AssertionError("listeners end only by being cancelled")
 
-    async def _accept(
-        self, listener: trio.SocketListener, handler: Handler, connections: trio.Nursery, only_visitors: bool
-    ) -> NoReturn:
-        async with listener:
+
+@final
+class _Acceptor:
+    """Accepts at one listener. See `AcceptLoop.serve`."""
+
+    def __init__(
+        self,
+        listener: trio.SocketListener,
+        admission: Admission,
+        handler: Handler,
+        connections: trio.Nursery,
+        *,
+        only_visitors: bool,
+    ) -> None:
+        self._listener: Final = listener
+        self._admission: Final = admission
+        self._handler: Final = handler
+        self._connections: Final = connections
+        self._only_visitors: Final = only_visitors
+        self._context: Final = copy_context()  # the event loop may call back in a task of somebody else
+        # While the event loop accepts:
+        self._stay: Stay | None = None
+        self._socket: socket.socket | None = None
+        self._local: Address | None = None  # the address of each connection's end here; None where it differs
+        self._failure: OSError | None = None
+        self._backlog = True  # those who wait now came before the listener had its options
+
+    async def serve(self) -> NoReturn:
+        """Accept until cancelled, then close the listener."""
+        async with self._listener:
+            with Reactor.current().stay() as stay:
+                if stay.reactor.has_epoll and isinstance(self._listener, trio.SocketListener):
+                    await self._serve_by_events(stay)
             while True:
                 try:
-                    connected = await listener.accept()
+                    connected = await self._listener.accept()
                 except OSError as error:
                     if error.errno not in _OVERLOADED:
                         raise
-                    _log_limiter.log(error.errno, f"no connection can be accepted: {error.strerror}")
+                    _log_overload(error)
                     await trio.sleep(ACCEPT_RETRY)
                 else:
-                    self._admit(connected, handler, connections, only_visitors)
+                    keep_alive(connected.socket, idle=KEEPALIVE_IDLE, interval=KEEPALIVE_INTERVAL)
+                    self._admit(watch(connected, resets=True), address_of(connected.socket.getpeername))
 
-    def _admit(
-        self, connected: trio.SocketStream, handler: Handler, connections: trio.Nursery, only_visitors: bool
-    ) -> None:
-        scope = trio.CancelScope()
-
-        def evict() -> None:
-            reset_on_close(connected.socket)
-            scope.cancel()
-
+    async def _serve_by_events(self, stay: Stay) -> None:
+        """Returns if the event loop cannot watch the listener."""
+        descriptor = descriptor_of(self._listener.socket)
         try:
-            arrival = self._admission.arrive(
-                _host_of(connected), trio.current_time(), evict, only_visitors=only_visitors
+            stay.reactor.watch(descriptor, self._on_events)
+        except OSError:
+            return
+        self._stay = stay
+        self._socket = listening = socket.socket(fileno=descriptor)  # the same one, without Trio around it
+        self._again = stay.reactor.timer(self._accept)
+        _prepare(listening)
+        local = Address.of_socket(listening.getsockname())
+        self._local = None if local.host in _ANY else local
+        self._accept()  # some may wait already
+        try:
+            await stay.wait()
+        finally:
+            self._socket = None
+            self._again.close()
+            stay.reactor.unwatch(descriptor)
+            listening.detach()
+        assert self._failure is not None
+        raise self._failure
+
+    def _on_events(self, events: int) -> None:  # noqa: ARG002  # the accept finds out
+        self._accept()
+
+    def _accept(self) -> int:
+        """Accept those who wait, and let others have their turn in between."""
+        for _ in range(_ACCEPTS_PER_TURN):
+            if self._socket is None:
+                return 0  # it was queued before the end
+            try:
+                connected, name = self._socket.accept()
+            except BlockingIOError:
+                self._backlog = False
+                return 0
+            except OSError as error:
+                self._fail(error)
+                return 0
+            connected.setblocking(False)
+            if self._backlog:
+                _prepare(connected)
+            self._admit(TcpStream(connected, resets=True), Address.of_socket(name))
+        assert self._stay is not None
+        self._stay.reactor.queue(self._accept)
+        return 0
+
+    def _fail(self, error: OSError) -> None:
+        assert self._stay is not None
+        if error.errno in _OVERLOADED:
+            _log_overload(error)
+            self._again.move(trio.current_time() + ACCEPT_RETRY)
+        elif error.errno in _BROKEN:
+            self._failure = error
+            self._stay.end()
+        else:
+            self._stay.reactor.queue(self._accept)  # that connection was lost before it was accepted
+
+    def _admit(self, stream: Watched, peer: Address | None) -> None:
+        connection = Connection(stream, peer, self._local, self._connections, self._context)
+        try:
+            connection.arrival = self._admission.arrive(
+                None if peer is None else peer.host,
+                trio.current_time(),
+                connection.evict,
+                only_visitors=self._only_visitors,
             )
         except OverLimit as reason:
             _log_limiter.log(str(reason), f"a connection was turned away: {reason}")
-            reset_on_close(connected.socket)
-            connected.socket.close()
-        else:
-            connections.start_soon(_handle, connected, arrival, scope, handler)
-
-
-async def _handle(connected: trio.SocketStream, arrival: Arrival, scope: trio.CancelScope, handler: Handler) -> None:
-    try:
-        with scope:
-            await contain_errors(handler)(connected, arrival)
-    finally:
-        arrival.leave()
-        if connected.socket.fileno() != -1:
-            await trio.aclose_forcefully(connected)
-
-
-def contain_errors(
-    handler: Callable[Concatenate[StreamT, P], Awaitable[object]],
-) -> Callable[Concatenate[StreamT, P], Awaitable[None]]:
-    """Wrap a connection's handler so that its errors do not reach other connections.
-
-    A broken connection or a timeout is ignored. Any other error is logged, and the connection is reset.
-    """
-
-    async def serve(connected: StreamT, /, *arguments: P.args, **named: P.kwargs) -> None:
+            connection.reset()
+            return
         try:
-            await handler(connected, *arguments, **named)
-        except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-            pass
-        except* Exception as error:  # noqa: BLE001  # whatever it is, it concerns this connection alone
-            _log_limiter.log("unforeseen", "a connection failed in an unforeseen way", level=logging.ERROR, error=error)
-            with trio.CancelScope(shield=True):
-                await abandon(connected)
-
-    return serve
+            self._handler(connection)
+        except Exception as error:  # noqa: BLE001  # it concerns this connection alone
+            log_unforeseen(error)
+            connection.evict()
 
 
-def _host_of(connected: trio.SocketStream) -> str | None:
-    try:
-        return Address.of_socket(connected.socket.getpeername()).host
-    except OSError:
-        return None  # the peer has already closed it
+def _log_overload(error: OSError) -> None:
+    _log_limiter.log(error.errno, f"no connection can be accepted: {error.strerror}")
+
+
+def _prepare(sock: socket.socket) -> None:
+    """Set the options that each connection needs. On Linux it inherits them from the listener."""
+    with suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    limit_unsent(sock)
+    keep_alive(sock, idle=KEEPALIVE_IDLE, interval=KEEPALIVE_INTERVAL)

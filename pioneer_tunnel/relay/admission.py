@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Final, final
 
 from .limits import RelayLimits
@@ -235,9 +234,8 @@ class Admission:
         """See `Arrival.failed`."""
         return 0.0 if arrival.source is None else self._failures.failed(arrival.source, now)
 
-    @contextmanager
-    def visit(self, tunnel_id: str, now: float, *, source: str | None = None) -> Iterator[None]:
-        """Count a visitor of a tunnel while the block runs.
+    def begin_visit(self, tunnel_id: str, now: float, *, source: str | None = None) -> None:
+        """Count a visitor of a tunnel, until `end_visit`.
 
         Args:
             tunnel_id: of the tunnel.
@@ -256,12 +254,12 @@ class Admission:
         if source is not None:
             self._count(source, now)
         self._visits[tunnel_id] += 1
-        try:
-            yield
-        finally:
-            _count_down(self._visits, tunnel_id)
-            if source is not None:
-                _count_down(self._by_source, source)
+
+    def end_visit(self, tunnel_id: str, *, source: str | None = None) -> None:
+        """Count a visitor of a tunnel no more. `source` is as for `begin_visit`."""
+        _count_down(self._visits, tunnel_id)
+        if source is not None:
+            _count_down(self._by_source, source)
 
     def source_of(self, host: str | None) -> str | None:
         """The address as limits count it, see `RelayLimits`; None when it is exempt. Cached for the last hosts."""

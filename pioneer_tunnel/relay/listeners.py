@@ -18,7 +18,7 @@ from .._model.addresses import Address
 from .._net.socket_options import reset_on_close
 from .._net.tcp import CAN_USE_DESCRIPTORS
 from .accept_loop import AcceptLoop, Handler
-from .admission import Arrival
+from .connection import Connection
 from .inherited import Inherited
 from .tunnels import Route, TunnelEntry, each_address
 
@@ -207,8 +207,8 @@ class _Bound:
         self._closed: Final = trio.Event()
 
     async def serve(self, accept_loop: AcceptLoop, connections: trio.Nursery, handler_of: HandlerOf) -> None:
-        async def handle(connected: trio.SocketStream, arrival: Arrival) -> None:
-            await handler_of(self.route)(connected, arrival)
+        def handle(connection: Connection) -> None:
+            handler_of(self.route)(connection)
 
         try:
             with self._serving:

@@ -10,12 +10,12 @@ import trio
 from .._http.head import BadRequest, HeadReader, RequestHead, error_response
 from .._net.closing import close_after_answer
 
-__all__ = ["HEAD_TIMEOUT", "Refusal", "read_head", "refuse"]
+__all__ = ["HEAD_TIMEOUT", "READ_SIZE", "Refusal", "ended_early", "nothing_came", "read_head", "refuse", "too_slow"]
 
 HEAD_TIMEOUT: Final = 10.0
 """Seconds for a request head."""
 
-_READ_SIZE: Final = 16 * 1024
+READ_SIZE: Final = 16 * 1024
 
 
 class Refusal(Exception):
@@ -51,7 +51,7 @@ async def read_head(stream: trio.abc.Stream) -> tuple[RequestHead | None, bytes]
     reader = HeadReader()
     with trio.move_on_after(HEAD_TIMEOUT):
         try:
-            while data := await stream.receive_some(_READ_SIZE):
+            while data := await stream.receive_some(READ_SIZE):
                 head = reader.feed(data)
                 if head is not None:
                     return head, reader.received
@@ -59,8 +59,23 @@ async def read_head(stream: trio.abc.Stream) -> tuple[RequestHead | None, bytes]
             raise Refusal.of(error) from error
         if not reader.received:
             return None, b""
-        raise Refusal(400, "the request ended before its head did", omit_body=reader.omit_body)
-    raise Refusal(408, f"no whole request head came within {HEAD_TIMEOUT:g} seconds", omit_body=reader.omit_body)
+        raise ended_early(reader)
+    raise too_slow(reader)
+
+
+def ended_early(reader: HeadReader) -> Refusal:
+    """The refusal of a request of which the visitor has sent only a part before EOF."""
+    return Refusal(400, "the request ended before its head did", omit_body=reader.omit_body)
+
+
+def too_slow(reader: HeadReader) -> Refusal:
+    """The refusal of a request whose head did not come in time."""
+    return Refusal(408, f"no whole request head came within {HEAD_TIMEOUT:g} seconds", omit_body=reader.omit_body)
+
+
+def nothing_came(seconds: float) -> Refusal:
+    """The refusal of a connection without a first byte."""
+    return Refusal(408, f"nothing came within {seconds:g} seconds")
 
 
 async def refuse(stream: trio.abc.Stream, refusal: Refusal) -> None:

@@ -14,9 +14,9 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 import attrs
 import trio
@@ -27,18 +27,20 @@ from .._model.addresses import Address, bracketed, is_loopback, normal_audience
 from .._model.errors import InvalidSettingsError, StorageError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import SigningIdentity
-from .._net.adopted import Watched, watch
+from .._net.adopted import Watched
 from .._net.descriptor_limit import descriptor_limit
+from .._net.leg import Leg
 from .._net.prefixed_stream import PrefixedStream
-from .._net.socket_options import keep_alive
 from .._net.tls.certificate import Certificate
 from .._net.tls.stream import TlsServerStream
 from .._storage import files
+from ..exchange.carrier import Carrier
 from ..websocket import EngineName
 from ..yamux import Limits
 from .accept_loop import AcceptLoop, Handler
-from .admission import Admission, Arrival
+from .admission import Admission
 from .config import RelayConfig
+from .connection import Connection, log_unforeseen
 from .gateways.endpoint import GatewayEndpoint, wants_gateway
 from .gateways.expected import Expected
 from .gateways.registry import Directory, LocalDirectory, LocalRegistry, Registry
@@ -46,9 +48,11 @@ from .handover import Handover
 from .inherited import Inherited
 from .listeners import BoundListeners, bound_address, name_of, open_listeners
 from .names import NameBook
+from .networks import is_within
 from .reload import Changes
 from .request_head import Refusal, read_head, refuse
 from .tunnels import Route, each_address
+from .visitors.arriving import Arriving
 from .visitors.ingress import Ingress, Visit
 from .visitors.proxy_header import introduce
 from .visitors.tls import SniRouter, accept_tls
@@ -157,6 +161,7 @@ class Relay:
             engine=engine,
             address_of=self._address_of,
         )
+        self._carrier: Final = Carrier(log_unforeseen)
         self._ingress: Final = Ingress(
             registry,
             directory,
@@ -164,6 +169,7 @@ class Relay:
             limits=config.limits,
             expected=self._expected,
             trust_forwarded_from=config.trust_forwarded_from,
+            carrier=self._carrier,
         )
         self._sni_router: Final = SniRouter(registry, self._ingress, self._certificate)
 
@@ -250,6 +256,7 @@ class Relay:
     async def _serve(self, task_status: trio.TaskStatus[RelayAddresses]) -> None:
         async with trio.open_nursery() as connections:
             connections.start_soon(self._gateways.keep_told)
+            await connections.start(self._carrier.run)
             async with trio.open_nursery() as accepting:
                 self._addresses = await self._listen(accepting, connections)
                 self._inherited.close_rest()
@@ -281,13 +288,13 @@ class Relay:
         listening: dict[Address, Address] = {}
         for address in control:
             listening[address] = await listen(
-                address, self._serve_either if address in ingress else self._serve_control
+                address, self._begin_either if address in ingress else _in_task(self._serve_control)
             )
         for address in ingress:
             if address not in control:
-                listening[address] = await listen(address, self._serve_ingress, only_visitors=True)
+                listening[address] = await listen(address, self._begin_ingress, only_visitors=True)
         self._bound = BoundListeners(
-            accept_loop, connections, lambda route: functools.partial(self._serve_bound, route), self._inherited
+            accept_loop, connections, lambda route: functools.partial(self._begin_bound, route), self._inherited
         )
         await self._bound.update(config.tunnels, config.all_addresses)
         return RelayAddresses(
@@ -337,29 +344,70 @@ class Relay:
                     " tls_certificate and tls_private_key, or let a proxy in front end TLS", who, _listed(reachable),
                 )  # fmt: skip
 
-    async def _serve_control(self, connected: trio.SocketStream, arrival: Arrival) -> None:
+    async def _serve_control(self, connection: Connection) -> None:
         stream: trio.abc.Stream
-        stream = watched = _watched(connected)
+        stream = watched = connection.stream
         _end_with_fin(watched)
         if self._config.control_tls:
             assert self._certificate is not None
             stream = await accept_tls(watched, self._certificate)
-        await self._gateways.serve(stream, watched, arrival, certificate=self._certificate_of(stream))
+        await self._gateways.serve(stream, watched, connection.arrival, certificate=self._certificate_of(stream))
 
-    async def _serve_ingress(self, connected: trio.SocketStream, arrival: Arrival) -> None:
-        visit = await self._introduced(connected, _watched(connected), arrival)
-        in_clear = await self._sni_router.route(visit, tls=self._config.ingress_tls)
-        if in_clear is not None:
-            await self._ingress.serve(in_clear)
+    def _begin_ingress(self, connection: Connection) -> None:
+        if not self._read_head(connection, self._begin_visitor, self._serve_ingress):
+            connection.start(self._serve_ingress, connection)
 
-    async def _serve_either(self, connected: trio.SocketStream, arrival: Arrival) -> None:
-        """Serve a connection at an address that gateways and visitors share.
+    def _begin_either(self, connection: Connection) -> None:
+        """Begin with a connection at an address that gateways and visitors share.
 
         It is a gateway's when its first request is an upgrade to our protocol on a public name of the relay.
         """
-        watched = _watched(connected)
-        introduced = await self._introduced(connected, watched, arrival)
-        visit = await self._sni_router.route(introduced, tls=self._config.ingress_tls)
+        if not self._read_head(connection, self._begin_gateway_or_visitor, self._serve_either):
+            connection.start(self._serve_either, connection)
+
+    def _read_head(
+        self,
+        connection: Connection,
+        on_head: Callable[[Connection, Leg, RequestHead, bytes], object],
+        serve: Callable[[Connection, bytes], Awaitable[object]],
+    ) -> bool:
+        """Read the head of the first request, or begin a task if TLS comes. False if it takes a task to read it."""
+        if self._config.ingress_tls or not self._carrier.running or self._awaits_introduction(connection):
+            return False
+        leg = connection.stream.leg()
+        if leg is None:
+            return False
+
+        def on_tls(received: bytes) -> None:
+            connection.start(serve, connection, received)
+
+        arriving = Arriving(connection, leg, self._carrier, on_head=on_head, on_tls=on_tls)
+        try:
+            arriving.begin()
+        except OSError:
+            return False
+        return True
+
+    def _begin_visitor(self, connection: Connection, leg: Leg, head: RequestHead, received: bytes) -> None:
+        visit = _visit(connection)
+        if not self._ingress.begin_request(visit, leg, head, received):
+            leg.detach()
+            connection.start(self._ingress.serve_request, visit, head, received)
+
+    def _begin_gateway_or_visitor(self, connection: Connection, leg: Leg, head: RequestHead, received: bytes) -> None:
+        if wants_gateway(head) and self._is_public(head):
+            leg.detach()
+            connection.start(self._serve_gateway, connection, connection.stream, received)
+        else:
+            self._begin_visitor(connection, leg, head, received)
+
+    async def _serve_ingress(self, connection: Connection, received: bytes = b"") -> None:
+        visit = await self._route(connection, received)
+        if visit is not None:
+            await self._ingress.serve(visit)
+
+    async def _serve_either(self, connection: Connection, received: bytes = b"") -> None:
+        visit = await self._route(connection, received)
         if visit is None:
             return
         try:
@@ -370,12 +418,41 @@ class Relay:
         if head is None:
             await visit.stream.aclose()
         elif wants_gateway(head) and self._is_public(head):
-            _end_with_fin(watched)
-            stream = PrefixedStream(visit.stream, received)
-            certificate = self._certificate_of(visit.stream)
-            await self._gateways.serve_request(stream, watched, arrival, certificate=certificate)
+            await self._serve_gateway(connection, visit.stream, received)
         else:
             await self._ingress.serve_request(visit, head, received)
+
+    async def _route(self, connection: Connection, received: bytes) -> Visit | None:
+        visit = await self._introduced(connection)
+        if received:
+            visit = attrs.evolve(visit, stream=PrefixedStream(visit.stream, received))
+        return await self._sni_router.route(visit, tls=self._config.ingress_tls)
+
+    async def _serve_gateway(self, connection: Connection, stream: trio.abc.Stream, received: bytes) -> None:
+        """Serve a gateway whose first request was read."""
+        _end_with_fin(connection.stream)
+        await self._gateways.serve_request(
+            PrefixedStream(stream, received),
+            connection.stream,
+            connection.arrival,
+            certificate=self._certificate_of(stream),
+        )
+
+    def _begin_bound(self, route: Route, connection: Connection) -> None:
+        if self._awaits_introduction(connection) or not self._ingress.begin_bound(_visit(connection), route):
+            connection.start(self._serve_bound, route, connection)
+
+    async def _serve_bound(self, route: Route, connection: Connection) -> None:
+        await self._ingress.serve_bound(await self._introduced(connection), route)
+
+    def _awaits_introduction(self, connection: Connection) -> bool:
+        """Whether a balancer may have to send a PROXY header first."""
+        peer, balancers = connection.peer, self._config.accept_proxy_from
+        return bool(balancers) and (peer is None or is_within(peer.host, balancers))
+
+    async def _introduced(self, connection: Connection) -> Visit:
+        """A new connection at an address for visitors, after the PROXY header if a balancer has to send one."""
+        return await introduce(_visit(connection), connection.arrival, self._config.accept_proxy_from)
 
     def _certificate_of(self, stream: trio.abc.Stream) -> bytes | None:
         """The hash of the certificate that gateways of this relay have to see; None if nobody can tell."""
@@ -392,14 +469,6 @@ class Relay:
         public = _PORT.sub("", self._config.public_names[0])
         return f"tcp://{public if address.host in _ANY_HOST else bracketed(address.host)}:{address.port}"
 
-    async def _serve_bound(self, route: Route, connected: trio.SocketStream, arrival: Arrival) -> None:
-        visit = await self._introduced(connected, _watched(connected), arrival)
-        await self._ingress.serve_bound(visit, route)
-
-    async def _introduced(self, connected: trio.SocketStream, watched: Watched, arrival: Arrival) -> Visit:
-        """A new connection at an address for visitors, after the PROXY header if a balancer has to send one."""
-        return await introduce(_visit(connected, watched, arrival), arrival, self._config.accept_proxy_from)
-
     def _is_public(self, head: RequestHead) -> bool:
         try:
             written = normal_audience(head.host_header.decode("ascii").removesuffix(":"))  # an empty port is no port
@@ -410,9 +479,11 @@ class Relay:
         return written in names or any(name.rpartition(":")[0] == written for name in names)
 
 
-def _watched(connected: trio.SocketStream) -> Watched:
-    keep_alive(connected.socket, idle=60, interval=15)
-    return watch(connected, resets=True)
+def _in_task(serve: Callable[[Connection], Awaitable[None]]) -> Handler:
+    def handle(connection: Connection) -> None:
+        connection.start(serve, connection)
+
+    return handle
 
 
 def _end_with_fin(link: Watched) -> None:
@@ -422,22 +493,16 @@ def _end_with_fin(link: Watched) -> None:
         lent.disarm_reset()
 
 
-def _visit(connected: trio.SocketStream, watched: Watched, arrival: Arrival) -> Visit:
+def _visit(connection: Connection) -> Visit:
     return Visit(
-        stream=watched,
-        visitor=_address_of(connected.socket.getpeername),
-        local=_address_of(connected.socket.getsockname),
+        stream=connection.stream,
+        visitor=connection.peer,
+        local=connection.local,
         tls=False,
-        source=arrival.source,
-        settle=arrival.settle_as_visitor,
+        source=connection.arrival.source,
+        settle=connection.arrival.settle_as_visitor,
+        connection=connection,
     )
-
-
-def _address_of(name: Callable[[], Any]) -> Address | None:
-    try:
-        return Address.of_socket(name())
-    except OSError:
-        return None  # the peer has already closed it
 
 
 def _listed(addresses: tuple[Address, ...]) -> str:

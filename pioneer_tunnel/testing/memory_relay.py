@@ -15,8 +15,8 @@ from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
 from .._net.adopted import watch
 from .._net.tls.certificate import Certificate
-from ..relay.accept_loop import contain_errors
 from ..relay.config import RelayConfig
+from ..relay.connection import contain_errors
 from ..relay.gateways.endpoint import GatewayEndpoint
 from ..relay.tunnels import TunnelEntry
 from ..relay.visitors.ingress import Ingress, Visit
@@ -388,7 +388,7 @@ class MemoryRelay:
 async def _serve(server: _Server, connected: MemoryStream) -> None:
     """Run `server` as an accept loop does: log its exception, and close the stream."""
     try:
-        await contain_errors(server)(connected)
+        await contain_errors(connected, server, connected)
     finally:
         await trio.aclose_forcefully(connected)
 

@@ -1,13 +1,20 @@
-"""Starts a handler for each visitor of a tunnel."""
+"""Serves each visitor of a tunnel: starts a handler, or forwards it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from functools import partial
+
 import trio
 
-from ..transports.tunnel_stream import Handler
+from .._model.addresses import LocalAddress
+from .._net.tls.certificate import Certificate
+from ..transports.tunnel_stream import Handler, TunnelStream
+from .forward import ForwardedHeaders, Forwarder, LocalServers, ProxyProtocol, forward
 from .tunnel import Tunnel
+from .visitor_tls import with_certificate
 
-__all__ = ["accept_visitors"]
+__all__ = ["accept_visitors", "forward_visitors"]
 
 
 async def accept_visitors(tunnel: Tunnel, handler: Handler, nursery: trio.Nursery) -> None:
@@ -19,9 +26,52 @@ async def accept_visitors(tunnel: Tunnel, handler: Handler, nursery: trio.Nurser
     Raises:
         TunnelError: the tunnel has failed for good.
     """
+    await _accept(tunnel, lambda stream: nursery.start_soon(handler, stream))
+
+
+async def forward_visitors(
+    tunnel: Tunnel,
+    local: str | LocalAddress | LocalServers,
+    nursery: trio.Nursery,
+    *,
+    proxy_protocol: ProxyProtocol | None,
+    forwarded_headers: ForwardedHeaders | None = None,
+    host_header: str | None = None,
+    raw_services: Collection[str] = (),
+    certificate: Certificate | None,
+) -> None:
+    """Forward each visitor until the tunnel is closed, in `nursery`, or without a task where that is possible.
+
+    Args:
+        local, proxy_protocol, forwarded_headers, host_header, raw_services: see `forward`.
+        nursery: for what takes time.
+        certificate: ends visitors' TLS; None where the relay ends it.
+
+    Raises:
+        TunnelError: the tunnel has failed for good.
+    """
+    if certificate is None and forwarded_headers is None and host_header is None:
+        forwarder = Forwarder(nursery, local, proxy_protocol=proxy_protocol, report=tunnel.report)
+        tunnel._divert(forwarder.begin)
+        await _accept(tunnel, forwarder.begin)  # those that wait already
+        await forwarder.end()
+    else:
+        handler = partial(
+            forward,
+            local=local,
+            proxy_protocol=proxy_protocol,
+            forwarded_headers=forwarded_headers,
+            host_header=host_header,
+            raw_services=raw_services,
+            report=tunnel.report,
+        )
+        await accept_visitors(tunnel, with_certificate(handler, certificate), nursery)
+
+
+async def _accept(tunnel: Tunnel, take: Callable[[TunnelStream], object]) -> None:
     while True:
         try:
             stream = await tunnel.accept()
         except trio.ClosedResourceError:
             return
-        nursery.start_soon(handler, stream)
+        take(stream)

@@ -6,9 +6,10 @@ On request it tells the gateway who visits: by a PROXY header, or by headers in 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
-from typing import Final, Literal, TypeAlias
+from contextvars import copy_context
+from typing import Any, Final, Literal, TypeAlias, final
 
 import attrs
 import trio
@@ -20,17 +21,19 @@ from .._model.addresses import HttpsAddress, LocalAddress, local_address, normal
 from .._model.errors import LocalGatewayError
 from .._model.services import FIRST_SERVICE
 from .._net.closing import abandon, close_after_answer
-from .._net.dialing import Dialer, dial_local, dial_tcp, secure_local
+from .._net.dialing import Attempt, Dialer, begin_dial_local, dial_local, dial_tcp, secure_local
 from .._net.log_limiter import LogLimiter
 from .._net.streams import ByteStream
+from .._net.tcp import TcpStream
 from .._wire.proxy_v2 import ProxyHeader
-from ..exchange.pump import pump
+from ..exchange.carrier import Carrier
+from ..exchange.pump import Pump, pump
 from ..exchange.task_leg import leg_of
 from ..transports.interface import LocalDialFailed, LocalDialOk, Report
 from ..transports.tunnel_stream import TunnelStream
 from .rewriting_leg import RewritingLeg
 
-__all__ = ["ForwardedHeaders", "LocalServers", "ProxyProtocol", "first_local", "forward", "probe_local"]
+__all__ = ["ForwardedHeaders", "Forwarder", "LocalServers", "ProxyProtocol", "first_local", "forward", "probe_local"]
 
 ProxyProtocol: TypeAlias = Literal["v2"]
 ForwardedHeaders: TypeAlias = Literal["set"]
@@ -46,6 +49,10 @@ _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.forward"))
 
 def _ignore(event: object) -> None:
     """The default of `report`."""
+
+
+def _nothing() -> None:
+    """The default of `after`."""
 
 
 async def probe_local(
@@ -119,34 +126,190 @@ async def forward(
     """
     need_trio("pioneer_tunnel.forward", "pioneer_tunnel.aio.open_tunnel(..., forward_to=...)")
     rules = header_rules(stream.proxy_header, forwarded_headers, host_header)
-    if isinstance(local, Mapping):
+    forwarding = _Forwarding(local, proxy_protocol, report, dial)
+    server = forwarding.server_for(stream)
+    if isinstance(local, Mapping) and (stream.service or _first_service(local)) in raw_services:
+        rules = None
+    await forwarding.run(stream, server, rules=rules)
+
+
+_Server: TypeAlias = tuple[LocalAddress, Report]
+"""A local server, and what to report on it to."""
+
+
+@final
+class _Forwarding:
+    """How visitors are forwarded. See `forward`."""
+
+    __slots__ = ("_local", "_report", "_sends_header", "dial")
+
+    def __init__(
+        self,
+        local: str | LocalAddress | LocalServers,
+        proxy_protocol: ProxyProtocol | None,
+        report: Report,
+        dial: Dialer,
+    ) -> None:
+        self._local: Final = local if isinstance(local, Mapping) else local_address(local)
+        self._report: Final = report
+        self._sends_header: Final = proxy_protocol == "v2"
+        self.dial: Final = dial
+
+    def server_for(self, stream: TunnelStream) -> _Server | None:
+        """Where a visitor goes, and what reports on that server; None, and a line in the log, if there is no server."""
+        local = self._local
+        if not isinstance(local, Mapping):
+            return local, self._report
         first = _first_service(local)
         name = stream.service or first
-        if name not in local:
-            _log_limiter.log(("service", name), f"there is no local server for the service {name!r}")
+        if name in local:
+            return local_address(local[name]), self._report if name == first else _ignore
+        _log_limiter.log(("service", name), f"there is no local server for the service {name!r}")
+        return None
+
+    def header(self, stream: TunnelStream) -> bytes:
+        """The PROXY header for a visitor; b"" where there is none."""
+        if not self._sends_header:
+            return b""
+        # The name of a service is between the relay and this gateway.
+        return attrs.evolve(stream.proxy_header, service=None).encode()
+
+    async def run(
+        self,
+        stream: TunnelStream,
+        server: _Server | None,
+        attempt: Attempt | None = None,
+        *,
+        rules: HeaderRules | None = None,
+    ) -> None:
+        """Forward `stream` to its end.
+
+        Args:
+            server: from `server_for`.
+            attempt: the connection to it, if that has begun.
+            rules: what to change in requests; None for nothing.
+        """
+        if server is None:
             stream.reset()
             return
-        local, report = local[name], report if name == first else _ignore
-        rules = None if name in raw_services else rules
-    local = local_address(local)
-    try:
-        # The name of a service is between the relay and this gateway.
-        header = attrs.evolve(stream.proxy_header, service=None).encode() if proxy_protocol == "v2" else b""
+        local, report = server
         try:
-            connection = await _connect(local, header, dial)
-        except LocalGatewayError as error:
-            _log_limiter.log(local, f"{error}; a visitor was turned away")
-            report(LocalDialFailed(str(error)))
+            try:
+                connection = await _connect(local, self.header(stream), self.dial, attempt)
+            except LocalGatewayError as error:
+                _log_limiter.log(local, f"{error}; a visitor was turned away")
+                report(LocalDialFailed(str(error)))
+                return
+            report(LocalDialOk())
+            if rules is None:
+                await pump(stream, connection)
+            else:
+                await _pump_requests(stream, connection, rules)
+        except Exception as error:  # noqa: BLE001  # it must not affect other visitors
+            _log_unforeseen(error)
+        finally:
+            stream.reset()  # does nothing after a graceful end
+
+
+@final
+class Forwarder:
+    """Forwards visitors as `forward` does, but without a task for those that need none.
+
+    Args:
+        tasks: a nursery for what takes time. When it is cancelled, both ends of all visitors are reset.
+        local, proxy_protocol, report, dial: see `forward`.
+    """
+
+    def __init__(
+        self,
+        tasks: trio.Nursery,
+        local: str | LocalAddress | LocalServers,
+        *,
+        proxy_protocol: ProxyProtocol | None,
+        report: Report,
+        dial: Dialer = dial_tcp,
+    ) -> None:
+        self._tasks: Final = tasks
+        self._context: Final = copy_context()  # visitors may come in a task of another session
+        self._forwarding: Final = _Forwarding(local, proxy_protocol, report, dial)
+        self._carrier: Final = Carrier(_log_unforeseen)
+        self._carrying: Final = trio.CancelScope()
+        self._visitors = 0
+        self._no_visitors: Final = trio.lowlevel.ParkingLot()
+        tasks.start_soon(self._carry)
+
+    async def _carry(self) -> None:
+        with self._carrying:
+            await self._carrier.run()
+
+    async def end(self) -> None:
+        """Wait until no visitor is left, and leave no task in the nursery. The caller has the deadline."""
+        while self._visitors:
+            await self._no_visitors.park()
+        self._carrying.cancel()
+
+    def begin(self, stream: TunnelStream, after: Callable[[], object] = _nothing) -> None:
+        """Forward `stream`, and call `after` when that is over. It does not wait."""
+
+        def over() -> None:
+            stream.reset()  # does nothing after a graceful end
+            self._visitors -= 1
+            if not self._visitors:
+                self._no_visitors.unpark_all()
+            after()
+
+        self._visitors += 1
+
+        try:
+            server = self._forwarding.server_for(stream)
+            if server is None:
+                over()
+            else:
+                self._begin(stream, server, over)
+        except Exception as error:  # noqa: BLE001  # as above
+            _log_unforeseen(error)
+            over()
+
+    def _begin(self, stream: TunnelStream, server: _Server, over: Callable[[], object]) -> None:
+        forwarding, (local, report) = self._forwarding, server
+        header = forwarding.header(stream)
+        attempt = None
+        if self._carrier.running and not isinstance(local, HttpsAddress):
+            attempt = begin_dial_local(local, dial=forwarding.dial)
+        connected = None if attempt is None else attempt.at_once()
+        if connected is None:
+            self._start(self._run, stream, server, attempt, over)
             return
-        report(LocalDialOk())
-        if rules is None:
-            await pump(stream, connection)
+        connection = TcpStream(connected, resets=True)
+        try:
+            report(LocalDialOk())
+        except BaseException:
+            connection.reset()
+            raise
+        pump = Pump(connection, stream, preface=header)
+        if self._carrier.takes(pump):
+            self._carrier.carry(pump, over)
         else:
-            await _pump_requests(stream, connection, rules)
-    except Exception as error:  # noqa: BLE001  # it must not affect other visitors
-        _log_limiter.log("unforeseen", "a visitor could not be forwarded", level=logging.ERROR, error=error)
-    finally:
-        stream.reset()  # does nothing after a graceful end
+            self._start(self._pump, pump, over)
+
+    def _start(self, task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        self._context.run(self._tasks.start_soon, task, *arguments)
+
+    async def _run(
+        self, stream: TunnelStream, server: _Server, attempt: Attempt | None, over: Callable[[], object]
+    ) -> None:
+        try:
+            await self._forwarding.run(stream, server, attempt)
+        finally:
+            over()
+
+    async def _pump(self, pump: Pump, over: Callable[[], object]) -> None:
+        try:
+            await pump.run()
+        except Exception as error:  # noqa: BLE001  # as above
+            _log_unforeseen(error)
+        finally:
+            over()
 
 
 def first_local(local: str | LocalAddress | LocalServers | None) -> str | LocalAddress | None:
@@ -194,8 +357,12 @@ async def _answer(stream: TunnelStream, refused: BadRequest) -> None:
         await close_after_answer(stream)
 
 
-async def _connect(local: LocalAddress, header: bytes, dial: Dialer) -> ByteStream:
-    connection = await dial_local(local, dial=dial, timeout=LOCAL_TIMEOUT)
+def _log_unforeseen(error: Exception) -> None:
+    _log_limiter.log("unforeseen", "a visitor could not be forwarded", level=logging.ERROR, error=error)
+
+
+async def _connect(local: LocalAddress, header: bytes, dial: Dialer, attempt: Attempt | None = None) -> ByteStream:
+    connection = await dial_local(local, dial=dial, timeout=LOCAL_TIMEOUT, attempt=attempt)
     if header:
         try:
             await connection.send_all(header)

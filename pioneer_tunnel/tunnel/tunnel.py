@@ -67,6 +67,7 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
     def __init__(self, feed: StatusFeed, supervisor: Callable[[Tunnel], Supervisor], backlog: int) -> None:
         self._feed: Final = feed
         self._deliver, self._visitors = trio.open_memory_channel[TunnelStream](backlog)
+        self._take: Callable[[TunnelStream], None] | None = None
         self._failure: TunnelError | None = None
         self._running: Final = trio.CancelScope()
         self._ended: Final = trio.Event()
@@ -161,6 +162,7 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
         Args:
             grace: seconds that visitors have (default 5).
         """
+        self._take = None
         self._deliver.close()
         try:
             with trio.move_on_after(grace):
@@ -175,6 +177,7 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
         await trio.lowlevel.checkpoint()
 
     def _stop_accepting(self) -> None:
+        self._take = None
         with suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
             while True:
                 self._visitors.receive_nowait().reset()
@@ -187,9 +190,17 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
             trio.WouldBlock: the backlog is full, or the tunnel is closed.
         """
         try:
-            self._deliver.send_nowait(stream)
+            if self._take is not None:
+                stream.acknowledge()
+                self._take(stream)
+            else:
+                self._deliver.send_nowait(stream)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise trio.WouldBlock from None
+
+    def _divert(self, take: Callable[[TunnelStream], None]) -> None:
+        """Call `take` for each visitor that comes from now on, in place of `accept`. It must not wait or raise."""
+        self._take = take
 
     async def _run(self) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any
 
 import pytest
 import trio
@@ -25,7 +25,6 @@ from pioneer_tunnel.exchange.task_leg import TaskLeg
 from pioneer_tunnel.yamux.frames import FIN, RST, SYN
 
 
-@final
 class Keeper(Leg):
     """Sends nothing, and keeps what it is sent until a test lets it go."""
 

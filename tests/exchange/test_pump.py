@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, final
@@ -20,7 +21,8 @@ from rig import carried, no_hang, nothing_left_behind, read_all, read_exactly, u
 from pioneer_tunnel._net.adopted import adopt, watch
 from pioneer_tunnel._net.closing import abandon
 from pioneer_tunnel._net.tls.stream import TlsServerStream
-from pioneer_tunnel.exchange.pump import HandedOver, pump
+from pioneer_tunnel.exchange.carrier import Carrier
+from pioneer_tunnel.exchange.pump import HandedOver, Pump, pump
 from pioneer_tunnel.testing.memory_stream import MemoryConnection
 
 APOLOGY: Final = b"sorry"
@@ -39,6 +41,29 @@ class Ends:
     scope: trio.CancelScope
 
 
+_by_carrier = False
+
+
+@pytest.fixture(autouse=True, params=["in a task", "without a task"])
+def by_carrier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test runs twice: a carrier makes no difference."""
+    monkeypatch.setattr(sys.modules[__name__], "_by_carrier", request.param == "without a task")
+
+
+async def carry(carried: Pump) -> None:
+    """Let a carrier run it, if it takes it."""
+    over = trio.Event()
+    carrier = Carrier(on_bug=lambda error: pytest.fail(repr(error)))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(carrier.run)
+        if _by_carrier and carrier.takes(carried):
+            carrier.carry(carried, over.set)
+            await over.wait()
+        else:
+            await carried.run()
+        nursery.cancel_scope.cancel()
+
+
 async def sockets() -> tuple[trio.SocketStream, trio.SocketStream]:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
@@ -54,7 +79,7 @@ async def pumped(apology: bytes = b"") -> AsyncIterator[Ends]:
 
     async def run() -> None:
         with ends.scope:
-            await pump(watch(first), watch(second), apology=apology)
+            await carry(Pump(watch(first), watch(second), apology=apology))
         assert first.socket.fileno() == second.socket.fileno() == -1
         ends.over.set()
 

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -55,8 +56,10 @@ from pioneer_tunnel._wire.handshake import AGENT, SUBPROTOCOL, Claim, GatewayHan
 from pioneer_tunnel.relay import RelayConfig, RelayLimits, TunnelEntry, accept_loop as accepting, rates
 from pioneer_tunnel.relay.accept_loop import AcceptLoop
 from pioneer_tunnel.relay.admission import MOST_LEAVING, Admission, Arrival, OverLimit
+from pioneer_tunnel.relay.connection import Connection
 from pioneer_tunnel.relay.gateways.endpoint import GatewayEndpoint
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
+from pioneer_tunnel.relay.listeners import open_listeners
 from pioneer_tunnel.relay.networks import proxy_networks
 from pioneer_tunnel.relay.rates import FailureBackoff, TokenBuckets
 from pioneer_tunnel.tunnel.tunnel import Tunnel
@@ -338,16 +341,18 @@ def test_shares_of_the_connections_are_bounded_and_have_defaults() -> None:
 
 def test_visitors_of_a_tunnel_are_counted() -> None:
     admission = Admission(limits(streams_per_tunnel=2, opens_per_second_per_tunnel=1))
-    with admission.visit("office", 0), admission.visit("office", 0):
-        with pytest.raises(OverLimit, match="as many visitors"), admission.visit("office", 0):
-            pass
-        with admission.visit("home", 0):
-            pass
     for _ in range(2):
-        with admission.visit("office", 0):
-            pass
-    with pytest.raises(OverLimit, match="new visitors"), admission.visit("office", 0):
-        pass
+        admission.begin_visit("office", 0)
+    with pytest.raises(OverLimit, match="as many visitors"):
+        admission.begin_visit("office", 0)
+    admission.begin_visit("home", 0)
+    for tunnel in ("home", "office", "office"):
+        admission.end_visit(tunnel)
+    for _ in range(2):
+        admission.begin_visit("office", 0)
+        admission.end_visit("office")
+    with pytest.raises(OverLimit, match="new visitors"):
+        admission.begin_visit("office", 0)
     assert not admission._visits
 
 
@@ -526,7 +531,7 @@ async def test_a_tunnel_of_its_own_address_with_enough_visitors_resets() -> None
             await is_turned_away(rig.addresses.tunnels["office"])
 
 
-async def never_comes(_connected: trio.SocketStream, _arrival: Arrival) -> None:
+def never_comes(_connection: Connection) -> None:
     raise AssertionError("nobody has connected")
 
 
@@ -563,17 +568,44 @@ async def test_a_listener_that_is_broken_is_an_error() -> None:
     assert isinstance(error, trio.ClosedResourceError)
 
 
+async def test_a_connection_has_the_options_that_it_needs() -> None:
+    """Where the event loop accepts, it inherits them from the listener."""
+    (listener,) = await open_listeners(Address("127.0.0.1", 0))
+    address = Address.of_socket(listener.socket.getsockname())
+    connections: list[Connection] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(AcceptLoop(Admission(limits())).serve, [listener], connections.append, nursery)
+        async with await connect(address):
+            await eventually(lambda: connections)
+            (connection,) = connections
+            accepted = connection.stream.lowest_socket
+            assert accepted is not None
+            tcp = socket.IPPROTO_TCP
+            assert accepted.socket.getsockopt(tcp, socket.TCP_NODELAY)
+            assert accepted.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            if hasattr(socket, "TCP_KEEPIDLE"):
+                assert accepted.socket.getsockopt(tcp, socket.TCP_KEEPIDLE) == accepting.KEEPALIVE_IDLE
+                assert accepted.socket.getsockopt(tcp, socket.TCP_KEEPINTVL) == accepting.KEEPALIVE_INTERVAL
+            assert connection.local == address
+            connection.close()
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_handler_that_fails_costs_its_connection_only(caplog: pytest.LogCaptureFixture) -> None:
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    (listener,) = await open_listeners(Address("127.0.0.1", 0))
     address = Address.of_socket(listener.socket.getsockname())
 
-    async def fail_at_the_first(connected: trio.SocketStream, _arrival: Arrival) -> None:
+    async def fail_at_the_first(connected: trio.abc.Stream) -> None:
         if await connected.receive_some(1) == b"1":
             raise RuntimeError("a bug")
         await connected.send_all(b"served")
+        await connected.aclose()
+
+    def serve(connection: Connection) -> None:
+        connection.start(fail_at_the_first, connection.stream)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(AcceptLoop(Admission(limits())).serve, [listener], fail_at_the_first, nursery)
+        nursery.start_soon(AcceptLoop(Admission(limits())).serve, [listener], serve, nursery)
         with no_hang():
             async with await connect(address) as first:
                 await first.send_all(b"1")

@@ -180,6 +180,7 @@ async def test_a_ghost_that_is_retired_is_gone_when_its_gateway_comes_back(
                     while not (relay.cables[0].let_go and back.status.message):
                         await trio.sleep(0.01)
                     assert trio.current_time() - started < 1
+                    await trio.sleep(0.1)  # for the answer to `back`
                     assert "'new' has this tunnel" in (back.status.message or "")
         nursery.cancel_scope.cancel()
 

@@ -39,7 +39,6 @@ from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL, GatewayHandshake, Welcome
 from pioneer_tunnel._wire.messages import instance_shown
 from pioneer_tunnel.relay.gateways.registry import MOST_CANDIDATES, LiveSession, LocalDirectory, TunnelTaken
-from pioneer_tunnel.relay.gateways.session import GatewaySession
 from pioneer_tunnel.relay.gateways.takeover import (
     ANSWER_TIMEOUT,
     GHOST_TIMEOUT,
@@ -50,7 +49,7 @@ from pioneer_tunnel.relay.gateways.takeover import (
 )
 from pioneer_tunnel.testing import StatusContract
 from pioneer_tunnel.websocket import EngineName, Opening, load_engine
-from pioneer_tunnel.yamux import YamuxStream
+from pioneer_tunnel.yamux import YamuxConnection, YamuxStream
 from pioneer_tunnel.yamux.frames import ACK, SYN, FrameType, encode_header
 
 OLD, NEW, STRANGE = "the old key", "the new key", "a key that is not in the list"
@@ -328,14 +327,14 @@ async def test_a_ghost_that_never_reads_does_not_keep_its_visitors(
 ) -> None:
     """Over real sockets, with their buffers full of what it does not take."""
     opened = 0
-    open_stream = GatewaySession.open_stream
+    open_stream = YamuxConnection.open_stream_nowait
 
-    async def count(self: GatewaySession) -> YamuxStream:
+    def count(self: YamuxConnection) -> YamuxStream:
         nonlocal opened
         opened += 1
-        return await open_stream(self)
+        return open_stream(self)
 
-    monkeypatch.setattr(GatewaySession, "open_stream", count)
+    monkeypatch.setattr(YamuxConnection, "open_stream_nowait", count)
     async with relay_rig(engine, tunnels=[tunnel_entry(takeover="first")]) as rig, raw_gateway(rig, instance="me"):
         visitors = [await rig.visit() for _ in range(10)]
         async with trio.open_nursery() as nursery:

@@ -15,6 +15,8 @@ import time
 from collections.abc import Collection, Iterable
 from typing import Final, Protocol, final
 
+import trio
+
 from ..._net.streams import ByteStream
 from ..._wire.messages import instance_shown
 from ..names import NameBook
@@ -52,6 +54,14 @@ class Registry(Protocol):
     async def by_host(self, host: str) -> Route | None:
         """The way for visitors of `host` (lower-case, without port and trailing dot); None if there is none."""
 
+    def by_host_nowait(self, host: str) -> Route | None:  # noqa: ARG002  # the default
+        """Like `by_host`, but it never waits.
+
+        Raises:
+            trio.WouldBlock: to find that out takes time, as it does by default.
+        """
+        raise trio.WouldBlock
+
 
 class LiveSession(Party, Protocol):
     """The session of a connected gateway."""
@@ -79,6 +89,15 @@ class LiveSession(Party, Protocol):
         Raises:
             trio.BrokenResourceError: the session has ended, or is retired.
         """
+
+    def open_stream_nowait(self) -> ByteStream:
+        """Like `open_stream`, but it never waits.
+
+        Raises:
+            trio.WouldBlock: that takes time, as it does by default.
+            trio.BrokenResourceError: as `open_stream`.
+        """
+        raise trio.WouldBlock
 
     async def answers(self, within: float) -> bool:
         """Ping the gateway. False if no byte comes from it for `within` seconds, or if the session is ending."""
@@ -137,6 +156,14 @@ class Directory(Protocol):
     async def find(self, tunnel_id: str) -> LiveSession | None:
         """The holder of a tunnel; None while its gateway is not connected."""
 
+    def find_nowait(self, tunnel_id: str) -> LiveSession | None:  # noqa: ARG002  # the default
+        """Like `find`, but it never waits.
+
+        Raises:
+            trio.WouldBlock: to find that out takes time, as it does by default.
+        """
+        raise trio.WouldBlock
+
 
 @final
 class LocalRegistry(Registry):
@@ -189,6 +216,9 @@ class LocalRegistry(Registry):
             if wildcard is not None and wildcard.url is not None and wildcard.url.domain == domain:
                 return wildcard.below(label)
         return None
+
+    def by_host_nowait(self, host: str) -> Route | None:
+        return self._by_host.get(host)
 
 
 @final
@@ -284,4 +314,7 @@ class LocalDirectory(Directory):
                 others[tunnel_id] = staying
 
     async def find(self, tunnel_id: str) -> LiveSession | None:
+        return self._sessions.get(tunnel_id)
+
+    def find_nowait(self, tunnel_id: str) -> LiveSession | None:
         return self._sessions.get(tunnel_id)

@@ -176,6 +176,9 @@ class GatewaySession(LiveSession):
     async def open_stream(self) -> YamuxStream:
         return await self._connection.open_stream(announce=False)  # a PROXY header follows
 
+    def open_stream_nowait(self) -> YamuxStream:
+        return self._connection.open_stream_nowait()
+
     async def answers(self, within: float) -> bool:
         return self._ending is None and await self._connection.answers(within)
 

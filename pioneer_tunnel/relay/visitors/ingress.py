@@ -6,10 +6,9 @@ A visitor that cannot be served gets a plain answer with the reason, see docs/op
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Hashable, Sequence
 from functools import partial
-from typing import Final, final
+from typing import Final, NamedTuple, TypeAlias, final
 
 import attrs
 import trio
@@ -20,18 +19,21 @@ from ..._model.addresses import Address
 from ..._model.services import FIRST_SERVICE
 from ..._net.adopted import adopt
 from ..._net.closing import abandon, close_after_answer
+from ..._net.leg import Leg
 from ..._net.streams import ByteStream
 from ..._net.tls.client_hello import Alert
 from ..._wire.proxy_v2 import ProxyHeader
-from ...exchange.pump import pump
+from ...exchange.carrier import Carrier
+from ...exchange.pump import Pump
 from ...exchange.task_leg import leg_of
 from ..admission import Admission, OverLimit
+from ..connection import Connection
 from ..gateways.expected import Expected
 from ..gateways.registry import Directory, LiveSession, Registry
 from ..limits import RelayLimits
 from ..networks import Network, is_within
 from ..request_head import HEAD_TIMEOUT, Refusal, read_head, refuse
-from ..tunnels import Route, TunnelEntry
+from ..tunnels import Route
 from .followed_leg import FollowedLeg
 from .forwarded_for import named_visitor
 from .turns import Turn, Turns
@@ -61,6 +63,7 @@ class Visit:
         tls: whether the visitor came over TLS; None where only a balancer in front knows, and does not say.
         source: the visitor's address as limits count it; None when it is exempt from limits per address.
         settle: called when the tunnel is known; raises `OverLimit` when there are too many visitors.
+        connection: what the exchange keeps when it goes on without a task; None if the task has to stay.
     """
 
     stream: ByteStream = attrs.field(converter=adopt)
@@ -69,6 +72,46 @@ class Visit:
     tls: bool | None
     source: str | None = None
     settle: Callable[[], None] = _no_limit
+    connection: Connection | None = None
+
+
+_Opened: TypeAlias = tuple[ByteStream, bytes]
+"""A stream to a gateway, and the PROXY header that it begins with."""
+
+
+class _Asker(NamedTuple):
+    """Who asks in a request: the visitor, or whom a trusted proxy names.
+
+    Attributes:
+        visit: as of the one who asks.
+        source: counts as a connection of that address; None if the connection is counted already.
+        stream_of: see `RequestFollower`.
+    """
+
+    visit: Visit
+    source: str | None
+    stream_of: Callable[[RequestHead], Hashable]
+
+
+@final
+class _Passage:
+    """A visit to a tunnel: one stream to its gateway."""
+
+    __slots__ = ("followed", "pump", "route", "source", "visit")
+
+    def __init__(
+        self,
+        visit: Visit,
+        route: Route,
+        pump: Pump,
+        followed: FollowedLeg | None = None,
+        source: str | None = None,
+    ) -> None:
+        self.visit: Final = visit
+        self.route: Final = route
+        self.pump: Final = pump
+        self.followed: Final = followed
+        self.source: Final = source  # of a visitor who shares the connection of a proxy
 
 
 @final
@@ -82,6 +125,9 @@ class Ingress:
         limits: its keep-alive timeout is used; by default `RelayLimits()`.
         expected: visitors of these tunnels wait; by default there are none.
         trust_forwarded_from: the networks of HTTP proxies that say whom each request is from.
+        carrier: carries visitors whose `Visit` has a connection, without a task for each.
+
+    The methods that serve return when the visit has ended, or when the carrier has taken it over.
     """
 
     def __init__(
@@ -93,12 +139,14 @@ class Ingress:
         limits: RelayLimits | None = None,
         expected: Expected | None = None,
         trust_forwarded_from: Sequence[Network] = (),
+        carrier: Carrier | None = None,
     ) -> None:
         limits = limits or RelayLimits()
         self._registry: Final = registry
         self._directory: Final = directory
         self._admission: Final = admission or Admission(limits)
         self._expected: Final = expected or Expected()
+        self._carrier: Final = carrier
         self._turns: Final = Turns()
         self._trusted: Final = trust_forwarded_from
         self._keep_alive_timeout: Final = limits.keep_alive_timeout_ms / 1000 or math.inf
@@ -129,60 +177,98 @@ class Ingress:
         """Serve an HTTP connection whose first head was read; `received` is the head and all that was read after it."""
         request: tuple[RequestHead, bytes] | None = (head, received)
         while request is not None:
-            head, received = request
-            try:
-                followed = await self._carry(visit, head, received)
-            except Refusal as refusal:
-                refusal.omit_body = head.omit_body
-                await refuse(visit.stream, refusal)
-                return
-            if not followed.handed_over:
-                return
-            if followed.refused_request is not None:
-                await refuse(visit.stream, Refusal.of(followed.refused_request))
-                return
-            request = followed.next_request
-        await close_after_answer(visit.stream)  # keep-alive timeout
+            followed = await self._carry(visit, *request)
+            request = None if followed is None else await self._after(visit, followed)
 
-    async def _carry(self, visit: Visit, head: RequestHead, received: bytes) -> FollowedLeg:
+    async def _go_on(self, visit: Visit, followed: FollowedLeg) -> None:
+        """Serve what follows an exchange that had no task and has left the visitor's connection open."""
+        request = await self._after(visit, followed)
+        if request is not None:
+            await self.serve_request(visit, *request)
+
+    async def _after(self, visit: Visit, followed: FollowedLeg) -> tuple[RequestHead, bytes] | None:
+        """Returns the next request, as for `serve_request`, if there is one. Otherwise this ends the connection."""
+        if not followed.handed_over:
+            return None
+        if followed.refused_request is not None:
+            await refuse(visit.stream, Refusal.of(followed.refused_request))
+        elif followed.next_request is not None:
+            return followed.next_request
+        else:
+            await close_after_answer(visit.stream)  # keep-alive timeout
+        return None
+
+    async def _carry(self, visit: Visit, head: RequestHead, received: bytes) -> FollowedLeg | None:
         """Carry the request of `head` to its tunnel, and the following requests that may use the same stream.
 
-        Raises:
-            Refusal: the tunnel is unknown or cannot be reached, or a limit is exceeded.
+        Returns:
+            The visitor's leg after the exchange; None if the request was refused, or if the carrier has the visit.
         """
-        route = await self._registry.by_host(head.host)
-        if route is None:
-            raise Refusal(404, "there is no tunnel for this host")
-        if route.passes_tls:
-            # The tunnel's owner chose that the relay can read nothing of what reaches the gateway.
-            raise Refusal(421, "this host takes TLS alone, from end to end; use https:// and a connection of its own")
-        _settle(visit)  # not earlier: a connection without a tunnel stays evictable while it is refused
-        source: str | None = None
-        stream_of: Callable[[RequestHead], Hashable] = host_of
-        proxy = self._trusted_proxy(visit)
-        if proxy is not None:
-            visit = self._from_proxy(visit, proxy, head)
-            source = visit.source
-            stream_of = partial(self._host_and_visitor, proxy)
+        try:
+            route = await self._registry.by_host(head.host)
+            if route is None:
+                raise Refusal(404, "there is no tunnel for this host")
+            if route.passes_tls:
+                # The tunnel's owner chose that the relay can read nothing of what reaches the gateway.
+                raise Refusal(
+                    421, "this host takes TLS alone, from end to end; use https:// and a connection of its own"
+                )
+            # Not earlier: a connection without a tunnel stays evictable while it is refused.
+            asker = self._asker(visit, head)
+            opened = await self._enter_and_open(asker.visit, route, asker.source)
+        except Refusal as refusal:
+            refusal.omit_body = head.omit_body
+            await refuse(visit.stream, refusal)
+            return None
+        followed, pump = self._pump(asker, leg_of(visit.stream), (head, received), route, opened)
+        passage = _Passage(visit, route, pump, followed, asker.source)
+        return followed if await self._run(passage) else None
+
+    def begin_request(self, visit: Visit, leg: Leg, head: RequestHead, received: bytes) -> bool:
+        """Like `serve_request`, from the beginning without a task.
+
+        Args:
+            leg: of the visit's stream; the exchange begins with it as it is.
+
+        Returns:
+            False if that takes a task. Then `serve_request` is to be called.
+        """
+        try:
+            route = self._registry.by_host_nowait(head.host)
+        except trio.WouldBlock:
+            return False
+        if route is None or route.passes_tls or self._trusted_proxy(visit) is not None:
+            return False
+        opened = self._enter_and_open_nowait(visit, route)
+        if opened is None:
+            return False
+        followed, pump = self._pump(_Asker(visit, None, host_of), leg, (head, received), route, opened)
+        self._begin(_Passage(visit, route, pump, followed))
+        return True
+
+    def _pump(
+        self, asker: _Asker, leg: Leg, request: tuple[RequestHead, bytes], route: Route, opened: _Opened
+    ) -> tuple[FollowedLeg, Pump]:
+        head, received = request
+        stream, proxy_header = opened
         followed = FollowedLeg(
-            leg_of(visit.stream),
+            leg,
             head,
             received[head.length :],
-            Turn(self._turns, route.entry.id, visit.source),
+            Turn(self._turns, route.entry.id, asker.visit.source),
             head_timeout=HEAD_TIMEOUT,
             keep_alive_timeout=0.0 if self._draining else self._keep_alive_timeout,
-            stream_of=stream_of,
+            stream_of=asker.stream_of,
         )
-        with self._counted(route.entry, source), self._among_followed(followed):
-            stream, service = await self._open(route)
-            preface = b"".join([_proxy_header(visit, service), received[: head.length], *followed.take_ready()])
+        self._followed.add(followed)
+        preface = b"".join([proxy_header, received[: head.length], *followed.take_ready()])
 
-            def apology() -> bytes:
-                status, why = (504, _TAKES_NO_VISITORS) if stream.timed_out else (502, _BROKE_OFF)
-                return error_response(status, why, omit_body=head.omit_body)
+        def apology() -> bytes:
+            status, why = (504, _TAKES_NO_VISITORS) if stream.timed_out else (502, _BROKE_OFF)
+            return error_response(status, why, omit_body=head.omit_body)
 
-            await pump(stream, visit.stream, second_leg=followed, preface=preface, apology=apology)
-        return followed
+        pump = Pump(stream, asker.visit.stream, second_leg=followed, preface=preface, apology=apology)
+        return followed, pump
 
     async def serve_hello(self, visit: Visit, route: Route, received: bytes) -> None:
         """Serve a TLS connection for `route`; `received` is its ClientHello and all that was read after it.
@@ -190,21 +276,77 @@ class Ingress:
         Raises:
             Refusal: the gateway cannot be reached, or a limit is exceeded.
         """
-        _settle(visit)
-        with self._counted(route.entry):
-            stream, service = await self._open(route)
-            preface = _proxy_header(visit, service) + received
-            await pump(stream, visit.stream, preface=preface, apology=Alert.INTERNAL_ERROR.record)
+        stream, proxy_header = await self._enter_and_open(visit, route)
+        preface = proxy_header + received
+        pump = Pump(stream, visit.stream, preface=preface, apology=Alert.INTERNAL_ERROR.record)
+        await self._run(_Passage(visit, route, pump))
 
     async def serve_bound(self, visit: Visit, route: Route) -> None:
-        """Serve a connection at a `bind_addr`, in any protocol. If that is not possible, reset it."""
+        """Serve a connection at a tunnel's `bind_addr`, in any protocol. If that is not possible, reset it."""
         try:
-            _settle(visit)
-            with self._counted(route.entry):
-                stream, service = await self._open(route)
-                await pump(stream, visit.stream, preface=_proxy_header(visit, service))
+            stream, proxy_header = await self._enter_and_open(visit, route)
         except Refusal:
             await abandon(visit.stream)
+        else:
+            await self._run(_Passage(visit, route, Pump(stream, visit.stream, preface=proxy_header)))
+
+    def begin_bound(self, visit: Visit, route: Route) -> bool:
+        """Like `serve_bound`, from the beginning without a task. False if that takes one: then call `serve_bound`."""
+        opened = self._enter_and_open_nowait(visit, route)
+        if opened is None:
+            return False
+        stream, proxy_header = opened
+        self._begin(_Passage(visit, route, Pump(stream, visit.stream, preface=proxy_header)))
+        return True
+
+    def _begin(self, passage: _Passage) -> None:
+        """Begin without a task, if possible."""
+        if not self._carry_on(passage):
+            assert passage.visit.connection is not None
+            passage.visit.connection.start(self._run_and_go_on, passage)
+
+    async def _run_and_go_on(self, passage: _Passage) -> None:
+        if await self._run(passage) and passage.followed is not None:
+            await self._go_on(passage.visit, passage.followed)
+
+    async def _run(self, passage: _Passage) -> bool:
+        """Run the pump to its end, and end the tunnel's visit. False if the carrier does that."""
+        if self._carry_on(passage):
+            return False
+        try:
+            await passage.pump.run()
+        finally:
+            self._end(passage)
+        return True
+
+    def _carry_on(self, passage: _Passage) -> bool:
+        """Let the carrier run the pump, and then what follows. False if that is not possible."""
+        carrier, connection = self._carrier, passage.visit.connection
+        if carrier is None or connection is None or not carrier.takes(passage.pump):
+            return False
+        connection.release()
+        carrier.carry(passage.pump, partial(self._after_carried, passage, connection))
+        return True
+
+    def _end(self, passage: _Passage) -> None:
+        """Note that a visit of a tunnel is over."""
+        if passage.followed is not None:
+            self._followed.remove(passage.followed)
+        self._admission.end_visit(passage.route.entry.id, source=passage.source)
+
+    def _after_carried(self, passage: _Passage, connection: Connection) -> None:
+        self._end(passage)
+        if passage.followed is not None and passage.followed.handed_over:
+            connection.start(self._go_on, passage.visit, passage.followed)
+        else:
+            connection.close()
+
+    def _asker(self, visit: Visit, head: RequestHead) -> _Asker:
+        proxy = self._trusted_proxy(visit)
+        if proxy is None:
+            return _Asker(visit, None, host_of)
+        named = self._from_proxy(visit, proxy, head)
+        return _Asker(named, named.source, partial(self._host_and_visitor, proxy))
 
     def _trusted_proxy(self, visit: Visit) -> Address | None:
         """The proxy that a connection is from, if it says whom its requests are from."""
@@ -220,29 +362,42 @@ class Ingress:
     def _host_and_visitor(self, proxy: Address, head: RequestHead) -> Hashable:
         return head.host, named_visitor(head, proxy, self._trusted)
 
-    @contextmanager
-    def _among_followed(self, followed: FollowedLeg) -> Iterator[None]:
-        self._followed.add(followed)
-        try:
-            yield
-        finally:
-            self._followed.remove(followed)
-
-    @contextmanager
-    def _counted(self, entry: TunnelEntry, source: str | None = None) -> Iterator[None]:
-        """Count a visitor of the tunnel while the block runs, see `Admission.visit`.
+    async def _enter_and_open(self, visit: Visit, route: Route, source: str | None = None) -> _Opened:
+        """Count the visitor, and open a stream for it. The tunnel's visit has to be ended after that.
 
         Raises:
-            Refusal: the tunnel or the visitor's address is at a limit.
+            Refusal: the tunnel cannot be reached, or a limit is exceeded.
         """
         try:
-            with self._admission.visit(entry.id, trio.current_time(), source=source):
-                yield
+            visit.settle()
+            self._admission.begin_visit(route.entry.id, trio.current_time(), source=source)
         except OverLimit as reason:
             raise Refusal(503, str(reason)) from None
+        try:
+            return await self._open(visit, route)
+        except BaseException:
+            self._admission.end_visit(route.entry.id, source=source)
+            raise
 
-    async def _open(self, route: Route) -> tuple[ByteStream, str | None]:
-        """Open a stream to the tunnel's gateway. Returns it with the name of the service for its header.
+    def _enter_and_open_nowait(self, visit: Visit, route: Route) -> _Opened | None:
+        """Like `_enter_and_open`; None if that is not possible at once, or not at all."""
+        try:
+            session = self._directory.find_nowait(route.entry.id)
+            if session is None:
+                return None
+            proxy_header = _proxy_header(visit, _name_for(route, session.services))
+            visit.settle()
+            self._admission.begin_visit(route.entry.id, trio.current_time())
+        except (trio.WouldBlock, OverLimit, Refusal):
+            return None
+        try:
+            return session.open_stream_nowait(), proxy_header
+        except (trio.WouldBlock, trio.BrokenResourceError):
+            self._admission.end_visit(route.entry.id)
+            return None
+
+    async def _open(self, visit: Visit, route: Route) -> _Opened:
+        """Open a stream to the tunnel's gateway.
 
         Raises:
             Refusal: the gateway is not connected, does not serve this service, or takes no stream within
@@ -254,27 +409,15 @@ class Ingress:
             with trio.move_on_after(OPEN_TIMEOUT):
                 await self._expected.wait(route.entry.id)
                 while (session := await self._directory.find(route.entry.id)) is not tried and session is not None:
-                    service = _name_for(route, session.services)
+                    proxy_header = _proxy_header(visit, _name_for(route, session.services))
                     try:
-                        return await session.open_stream(), service
+                        return await session.open_stream(), proxy_header
                     except trio.BrokenResourceError:
                         tried = session  # it just ended or was retired: look for its successor
                 raise Refusal(503, "the gateway is not connected")
             raise Refusal(504, _TAKES_NO_VISITORS)
         finally:
             self.opening -= 1
-
-
-def _settle(visit: Visit) -> None:
-    """Count the connection as a visitor of the relay.
-
-    Raises:
-        Refusal: the relay has too many visitors.
-    """
-    try:
-        visit.settle()
-    except OverLimit as reason:
-        raise Refusal(503, str(reason)) from None
 
 
 def _name_for(route: Route, served: Collection[str] | None) -> str | None:

@@ -26,7 +26,7 @@ from ..._net.tls.certificate import Certificate
 from ..._net.tls.client_hello import Alert, BadClientHello, ClientHello, ClientHelloReader, looks_like_tls
 from ..._net.tls.stream import TlsServerStream
 from ..gateways.registry import Registry
-from ..request_head import Refusal, refuse
+from ..request_head import Refusal, nothing_came, refuse
 from .ingress import Ingress, Visit
 
 __all__ = ["SniRouter", "accept_tls"]
@@ -150,7 +150,7 @@ async def _read_hello(stream: trio.abc.Stream, *, tls: bool) -> tuple[ClientHell
         return None, b""
     if tls or reader.received:
         raise trio.TooSlowError
-    raise Refusal(408, f"nothing came within {HELLO_TIMEOUT:g} seconds")
+    raise nothing_came(HELLO_TIMEOUT)
 
 
 async def _send_alert(stream: trio.abc.Stream, alert: Alert) -> None:

@@ -1,0 +1,132 @@
+"""An accepted connection, which the relay counts from its accept to its end. It has a task only while it needs one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from typing import Any, Final, TypeAlias, final
+
+import trio
+
+from .._model.addresses import Address
+from .._net.adopted import Watched
+from .._net.closing import abandon
+from .._net.log_limiter import LogLimiter
+from .admission import Arrival
+
+__all__ = ["Connection", "address_of", "contain_errors", "log_unforeseen"]
+
+_log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.server"))
+
+Serve: TypeAlias = Callable[..., Awaitable[object]]
+
+
+@final
+class Connection:
+    """One accepted connection. Whoever keeps it closes it: the task that serves it, or what carries it without a task.
+
+    Args:
+        stream: the connection, as it was accepted.
+        peer: the address of the other end; None if it is unknown.
+        local: the address of this end; None to ask the socket.
+        tasks: the nursery of its tasks.
+        context: the context of its tasks.
+
+    Attributes:
+        stream, peer: as above.
+        arrival: its entry in the limits. The accept loop sets it.
+    """
+
+    __slots__ = ("_context", "_left", "_lent", "_scope", "_local", "_tasks", "arrival", "peer", "stream")
+
+    arrival: Arrival
+
+    def __init__(
+        self, stream: Watched, peer: Address | None, local: Address | None, tasks: trio.Nursery, context: Context
+    ) -> None:
+        self.stream: Final = stream
+        self.peer: Final = peer
+        self._local: Final = local
+        self._tasks: Final = tasks
+        self._context: Final = context
+        lent = stream.lowest_socket
+        assert lent is not None  # it was accepted
+        self._lent: Final = lent
+        self._scope: trio.CancelScope | None = None  # of its task
+        self._left = False
+
+    @property
+    def local(self) -> Address | None:
+        """The address of this end; None if it is unknown, since the peer has already closed the connection."""
+        return self._local or address_of(self._lent.socket.getsockname)
+
+    def start(self, serve: Serve, *arguments: Any) -> None:
+        """Serve it in a task, which is cancelled when the connection is evicted.
+
+        When `serve` returns, the connection is closed, unless it was `release`d. What it raises is logged, see
+        `contain_errors`.
+        """
+        self._scope = trio.CancelScope()
+        self._context.run(self._tasks.start_soon, self._run, self._scope, serve, arguments)
+
+    def release(self) -> None:
+        """Let the connection outlive its task. Call `close` or `start` later."""
+        self._scope = None
+
+    def close(self) -> None:
+        """Close it if it is open, and count it no more. Later calls change nothing."""
+        if not self._left:
+            self._left = True
+            self.arrival.leave()
+            self._lent.drop()
+
+    def evict(self) -> None:
+        """Reset it, and count it no more."""
+        if self._scope is None:
+            self._lent.take_back()
+            self.reset()
+            self.close()
+        else:
+            self._lent.arm_reset()
+            self._scope.cancel()  # the task closes it
+
+    def reset(self) -> None:
+        """Close it with a RST."""
+        self._lent.reset()
+
+    async def _run(self, scope: trio.CancelScope, serve: Serve, arguments: tuple[Any, ...]) -> None:
+        try:
+            with scope:
+                await contain_errors(self.stream, serve, *arguments)
+        finally:
+            if self._scope is scope:
+                self.close()
+
+
+async def contain_errors(stream: trio.abc.AsyncResource, serve: Serve, *arguments: Any) -> None:
+    """Call `serve` for a connection so that its errors do not reach other connections.
+
+    A broken connection or a timeout is ignored. Any other error is logged, and `stream` is reset.
+    """
+    try:
+        await serve(*arguments)
+    except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+        pass
+    except* Exception as error:  # noqa: BLE001  # whatever it is, it concerns this connection alone
+        log_unforeseen(error)
+        with trio.CancelScope(shield=True):
+            await abandon(stream)
+
+
+def log_unforeseen(error: Exception) -> None:
+    """Log a bug that concerns one connection alone."""
+    _log_limiter.log("unforeseen", "a connection failed in an unforeseen way", level=logging.ERROR, error=error)
+
+
+def address_of(name: Callable[[], tuple[Any, ...]]) -> Address | None:
+    """The address that `getpeername` or `getsockname` of a socket returns; None if the peer has already closed it."""
+    try:
+        return Address.of_socket(name())
+    except OSError:
+        return None
