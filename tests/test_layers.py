@@ -9,7 +9,9 @@ from source_imports import PACKAGE, imports, module_of
 
 _BOTTOM: Final = {"_version", "_model", "_storage"}
 _STREAMS: Final = {"_model", "_storage", "_net"}
-_MUX: Final = _STREAMS | {"_version", "_deprecation", "_async_library", "_wire", "yamux", "websocket", "exchange"}
+_MUX: Final = _STREAMS | {
+    "_version", "_deprecation", "_async_library", "_wire", "yamux", "websocket", "resume", "exchange"
+}  # fmt: skip
 _TUNNEL: Final = _MUX | {"_http", "transports", "tunnel"}
 _FACES: Final = _TUNNEL | {"gateway", "_hosts"}
 
@@ -24,6 +26,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "_net": _BOTTOM,
     "yamux": _STREAMS,
     "websocket": _STREAMS,
+    "resume": _STREAMS | {"_wire", "websocket"},
     "exchange": _STREAMS,
     "transports": _MUX,
     "tunnel": _MUX | {"transports", "_http"},

@@ -36,6 +36,7 @@ SANS_IO: Final = sorted(
         "_net/proxies/socks5.py",
         "_net/tls/client_hello.py",
         "relay/gateways/takeover.py",
+        "resume/tail.py",
         "relay/rates.py",
         "relay/visitors/forwarded_for.py",
         "tunnel/restart_policy.py",

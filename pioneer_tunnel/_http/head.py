@@ -450,7 +450,7 @@ def wants_upgrade(head: RequestHead) -> Upgrade | None:
     )
 
 
-def error_response(status: int, text: str, *, omit_body: bool = False) -> bytes:
+def error_response(status: int, text: str, *, omit_body: bool = False, retry_after: int | None = None) -> bytes:
     """The bytes of an error response, after which the connection is closed.
 
     Args:
@@ -458,6 +458,7 @@ def error_response(status: int, text: str, *, omit_body: bool = False) -> bytes:
         text: a sentence for people. It becomes the body, cleaned by `clean_message`, as plain text that browsers do not
             sniff. Caches must not store it.
         omit_body: for HEAD: the same headers without the body.
+        retry_after: seconds for the header `Retry-After`; None for none.
 
     Raises:
         LocalProtocolError: a relay does not answer `status`.
@@ -465,12 +466,14 @@ def error_response(status: int, text: str, *, omit_body: bool = False) -> bytes:
     if status not in _STATUSES:
         raise LocalProtocolError(f"a relay does not answer {status}; it answers {sorted(_STATUSES)}")
     body = clean_message(text).encode("utf-8", "replace") + b"\n"
+    again = "" if retry_after is None else f"Retry-After: {retry_after}\r\n"
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
         "Content-Type: text/plain; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\n"
         "Cache-Control: no-store\r\n"
         "X-Content-Type-Options: nosniff\r\n"
+        f"{again}"
         "Connection: close\r\n"
         "\r\n"
     )

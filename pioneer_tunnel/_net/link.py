@@ -1,20 +1,32 @@
 """A link: the reliable, ordered stream of bytes that yamux runs over.
 
-yamux never learns what carries its bytes. Today that is one WebSocket; a link that survives the loss of its connection
-implements the same interface.
+yamux never learns what carries its bytes: one WebSocket, or several that follow each other when one is lost (`resume`).
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import trio
 
 from .delivery import Delivery
 from .leg import Bytes
 
-__all__ = ["Bytes", "Link"]
+__all__ = ["Budget", "Bytes", "Link"]
+
+
+class Budget(Protocol):
+    """Counts the bytes that are held for sending."""
+
+    @property
+    def is_short(self) -> bool:
+        """Whether so much is held that each holder should hold little."""
+
+    def take(self, amount: int) -> None:
+        """Hold `amount` bytes more; fewer if it is negative."""
 
 
 class Link(trio.abc.AsyncResource):
@@ -29,6 +41,32 @@ class Link(trio.abc.AsyncResource):
     @abstractmethod
     def sending_since(self) -> float | None:
         """`trio.current_time()` when the peer was last seen to take bytes; None while none wait for it."""
+
+    @property
+    def suspended(self) -> bool:
+        """Whether the link has lost its connection, and may get another one. `send` and `receive` wait meanwhile."""
+        return False
+
+    @property
+    def usable_since(self) -> float:
+        """When the link got its connection, if that is not its first one; the current time while it is suspended."""
+        return -math.inf
+
+    def lose_connection(self, reason: trio.BrokenResourceError) -> None:
+        """The connection is dead, as far as the user of the link can tell.
+
+        Raises:
+            trio.BrokenResourceError: `reason`, if the link does not outlive its connection.
+        """
+        raise reason
+
+    def bind(self, *, on_interrupted: Callable[[], object], budget: Budget) -> None:
+        """Set what a link that outlives its connection needs of its user.
+
+        Args:
+            on_interrupted: called when it has lost its connection.
+            budget: counts the sent bytes that it keeps.
+        """
 
     def delivery(self) -> Delivery | None:
         """What the system knows of the connection below; None if it cannot tell. Ask at least every 10 seconds."""

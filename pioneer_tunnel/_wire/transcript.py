@@ -11,7 +11,7 @@ from typing import Final, final
 
 import attrs
 
-__all__ = ["Transcript"]
+__all__ = ["Transcript", "fields_bytes"]
 
 _GATEWAY_LABEL: Final = b"pioneer-tunnel/v1 gateway proof"
 _RELAY_LABEL: Final = b"pioneer-tunnel/v1 relay proof"
@@ -39,11 +39,11 @@ class Transcript:
 
     def gateway_bytes(self) -> bytes:
         """What the gateway signs to prove that it has the key."""
-        return _encode(_GATEWAY_LABEL, self._fields())
+        return fields_bytes(_GATEWAY_LABEL, self._fields())
 
     def relay_bytes(self, authenticate: bytes) -> bytes:
         """What the relay signs in return; `authenticate` is that message, byte for byte as it was sent."""
-        return _encode(_RELAY_LABEL, [*self._fields(), hashlib.sha256(authenticate).digest()])
+        return fields_bytes(_RELAY_LABEL, [*self._fields(), hashlib.sha256(authenticate).digest()])
 
     def _fields(self) -> list[bytes]:
         return [
@@ -56,6 +56,6 @@ class Transcript:
         ]
 
 
-def _encode(label: bytes, fields: list[bytes]) -> bytes:
+def fields_bytes(label: bytes, fields: list[bytes]) -> bytes:
     """A label and length-prefixed fields. Two different lists never have the same bytes."""
     return label + b"\0" + b"".join(len(field).to_bytes(4, "big") + field for field in fields)

@@ -298,6 +298,8 @@ class RemoteAccessConfig:
         stop_grace_ms: how long they may go on after `RemoteAccess.stop`.
         connect_timeout_ms: how long each step of connecting may take.
         heartbeat_ms: silence after which the link is pinged, if the relay's heartbeat is longer; None for the relay's.
+        resume_timeout_ms: how long visitors' connections survive without a link to the relay, where the relay allows
+            that; 0 for not at all. Transport `websocket` only.
         ca_file: a PEM file of further certificate authorities for TLS to the relay; `ca_path` is its resolved path.
         system_trust: what is trusted in addition to `ca_file`: `openssl`, the files that Python's OpenSSL knows, or
             `os`, what the operating system trusts; that needs the extra `truststore`.
@@ -344,6 +346,7 @@ class RemoteAccessConfig:
     heartbeat_ms: int | None = attrs.field(
         default=None, validator=attrs.validators.optional(whole_number(MIN_HEARTBEAT_MS, MAX_HEARTBEAT_MS))
     )
+    resume_timeout_ms: int = attrs.field(default=60_000, validator=whole_number(0, _HOUR_MS))
     ca_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     system_trust: SystemTrust = attrs.field(default="openssl", validator=_system_trust)
     proxy: Proxy | Direct | None = attrs.field(default=None, converter=attrs.converters.optional(_proxy))

@@ -182,6 +182,7 @@ def make_plan(
         key_mode=config.key_mode,
         limits=limits,
         heartbeat=None if config.heartbeat_ms is None else config.heartbeat_ms / 1000,
+        resume_timeout=config.resume_timeout_ms / 1000,
         program=TunnelProgram(
             config.process, local=config.local_addr, runtime_folder=config.runtime_path, folder=config.base_dir
         )

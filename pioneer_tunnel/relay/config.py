@@ -193,6 +193,8 @@ class RelayConfig:
             takes none.
         trust_forwarded_from: addresses and networks of HTTP proxies whose X-Forwarded-For names the visitor of each
             request, and whose X-Forwarded-Proto says whether the visitor used TLS. They have to set both.
+        resume_timeout_ms: how long a session without connection waits for its gateway (default 60 000, up to 3 600 000;
+            0: not at all). The gateway may have a smaller value.
         limits: `[relay.limits]`.
         tunnels: the tunnels.
         names_file: the file in which the relay keeps the names that gateways create below wildcards; see
@@ -219,6 +221,7 @@ class RelayConfig:
     drain_timeout_ms: int = attrs.field(default=30_000, validator=whole_number(0, 86_400_000))
     accept_proxy_from: tuple[Network, ...] = attrs.field(default=(), converter=proxy_networks)
     trust_forwarded_from: tuple[Network, ...] = attrs.field(default=(), converter=proxy_networks)
+    resume_timeout_ms: int = attrs.field(default=60_000, validator=whole_number(0, 3_600_000))
     limits: RelayLimits = attrs.field(factory=RelayLimits, converter=_limits)
     tunnels: tuple[TunnelEntry, ...] = attrs.field(default=(), converter=tunnels)
     names_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))

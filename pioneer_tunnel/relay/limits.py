@@ -60,6 +60,10 @@ class RelayLimits:
         failed_auth_delay_max_ms: the bound of that delay (default 5000, at most 8000).
         keep_alive_timeout_ms: how long a visitor's connection may be idle between requests: from the end of the last
             response to the first byte of the next request (default 300 000; 0: no limit).
+        suspended_sessions: sessions without connection that wait for their gateway, at a time (default 1024; 0: none).
+            Beyond, the one that waits for the longest time ends.
+        suspended_bytes: bytes that all of these hold for their gateways and visitors (default 128 MiB, at least 1 MiB).
+            Beyond, the one that holds most ends.
         exempt: addresses and networks without limits per address (default: loopback). Name a proxy in front here,
             unless it says who visits (`accept_proxy_from`, `trust_forwarded_from`): all its visitors have its address.
 
@@ -82,6 +86,8 @@ class RelayLimits:
     failed_auth_delay_ms: int = attrs.field(default=250, validator=whole_number(0, 5000))
     failed_auth_delay_max_ms: int = attrs.field(default=5000, validator=whole_number(0, 8000))
     keep_alive_timeout_ms: int = attrs.field(default=300_000, validator=whole_number(0))
+    suspended_sessions: int = attrs.field(default=1024, validator=whole_number(0))
+    suspended_bytes: int = attrs.field(default=128 * 1024 * 1024, validator=whole_number(1024 * 1024))
     exempt: tuple[Network, ...] = attrs.field(default=("127.0.0.0/8", "::1/128"), converter=networks)
 
     _RULES: ClassVar[tuple[Rule, ...]] = (Rule(("failed_auth_delay_max_ms", "failed_auth_delay_ms"), _below_the_first),)

@@ -24,12 +24,14 @@ class Refusal(Exception):
     Attributes:
         status: of the answer. The exception's text is its body.
         omit_body: True when the request is a HEAD: the answer has no body.
+        retry_after: seconds for the header `Retry-After`; None for none.
     """
 
-    def __init__(self, status: int, text: str, *, omit_body: bool = False) -> None:
+    def __init__(self, status: int, text: str, *, omit_body: bool = False, retry_after: int | None = None) -> None:
         super().__init__(text)
         self.status = status
         self.omit_body = omit_body
+        self.retry_after = retry_after
 
     @classmethod
     def of(cls, request: BadRequest) -> Refusal:
@@ -81,5 +83,8 @@ def nothing_came(seconds: float) -> Refusal:
 async def refuse(stream: trio.abc.Stream, refusal: Refusal) -> None:
     """Send the answer of a refusal, and close. Takes at most `HEAD_TIMEOUT` seconds."""
     with trio.move_on_after(HEAD_TIMEOUT), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-        await stream.send_all(error_response(refusal.status, str(refusal), omit_body=refusal.omit_body))
+        answer = error_response(
+            refusal.status, str(refusal), omit_body=refusal.omit_body, retry_after=refusal.retry_after
+        )
+        await stream.send_all(answer)
         await close_after_answer(stream)

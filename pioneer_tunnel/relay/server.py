@@ -257,6 +257,7 @@ class Relay:
         async with trio.open_nursery() as connections:
             connections.start_soon(self._gateways.keep_told)
             await connections.start(self._carrier.run)
+            self._gateways.let_sessions_resume(connections)
             async with trio.open_nursery() as accepting:
                 self._addresses = await self._listen(accepting, connections)
                 self._inherited.close_rest()

@@ -46,6 +46,7 @@ class Sessions(Directory):
     def __init__(self, wake: Callable[[], None]) -> None:
         self.dials: Final[dict[str, Dial]] = {}
         self.last_dials: Final[dict[str, Dial]] = {}
+        self._carriers: Final[dict[LiveSession, Dial]] = {}
         self._sessions: Final = LocalDirectory()
         self._wake: Final = wake
 
@@ -54,14 +55,22 @@ class Sessions(Directory):
 
     async def enter(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
         await self._sessions.enter(tunnel_id, session, rules=rules)
-        dial = dial_of_this_task.get()
+        self._carried_by(dial_of_this_task.get(), tunnel_id, session)
+
+    def note_resumed(self, tunnel_id: str, session: LiveSession) -> None:
+        before = self._carriers.get(session)
+        if before is not None:  # otherwise it has just ended
+            before.ended_at = trio.current_time()
+            self._carried_by(dial_of_this_task.get(), tunnel_id, session)
+
+    def _carried_by(self, dial: Dial, tunnel_id: str, session: LiveSession) -> None:
         dial.connected_at = trio.current_time()
-        self.dials[tunnel_id] = self.last_dials[tunnel_id] = dial
+        self._carriers[session] = self.dials[tunnel_id] = self.last_dials[tunnel_id] = dial
         self._wake()
 
     async def leave(self, tunnel_id: str, session: LiveSession) -> None:
         await self._sessions.leave(tunnel_id, session)
-        dial = dial_of_this_task.get()
+        dial = self._carriers.pop(session, dial_of_this_task.get())
         if dial.connected_at is not None:
             dial.ended_at = trio.current_time()
         if self.dials.get(tunnel_id) is dial:

@@ -63,6 +63,8 @@ class MemoryRelay:
             that time without an answer the link is dead.
         certificate: the certificate of a `wss://` relay (default: None, a `ws://` relay).
         engine: the relay's WebSocket engine; None for the fastest that is installed.
+        resume_timeout: seconds that the relay keeps the session of a gateway whose connection is cut (default 0: a cut
+            ends the session at once).
 
     Attributes:
         dial: the `Dialer` for `open_tunnel(dial=...)` and `RemoteAccess(dial=...)`. A second gateway needs a
@@ -78,6 +80,7 @@ class MemoryRelay:
         heartbeat: float = 15.0,
         certificate: Certificate | None = None,
         engine: EngineName | None = None,
+        resume_timeout: float = 0.0,
     ) -> None:
         self.key: Final = KEY
         self.heartbeat: Final = heartbeat
@@ -92,6 +95,7 @@ class MemoryRelay:
             control_tls=False,
             ingress_tls=False,
             heartbeat_ms=round(heartbeat * 1000),
+            resume_timeout_ms=round(resume_timeout * 1000),
         )
         self._control: Final = GatewayEndpoint(
             self._config, self._tunnels, self._sessions, engine=engine, wall_clock=wall_clock
@@ -210,6 +214,7 @@ class MemoryRelay:
             async with trio.open_nursery() as self._local_connections:
                 while True:
                     async with trio.open_nursery() as self._connections:
+                        self._control.let_sessions_resume(self._connections)
                         self._wake()
                         task_status.started()
                         task_status = trio.TASK_STATUS_IGNORED
@@ -400,13 +405,16 @@ async def open_memory_relay(
     heartbeat: float = 15.0,
     certificate: Certificate | None = None,
     engine: EngineName | None = None,
+    resume_timeout: float = 0.0,
 ) -> AsyncIterator[MemoryRelay]:
     """Run a `MemoryRelay` during an `async with`. The arguments are those of `MemoryRelay`.
 
     A single exception is raised without its group, also if the body raises it in one: a nursery in a test does not hide
     the test's assertion.
     """
-    relay = MemoryRelay(plan, heartbeat=heartbeat, certificate=certificate, engine=engine)
+    relay = MemoryRelay(
+        plan, heartbeat=heartbeat, certificate=certificate, engine=engine, resume_timeout=resume_timeout
+    )
     with lone_error_bare():
         async with trio.open_nursery() as nursery:
             await nursery.start(relay.run)

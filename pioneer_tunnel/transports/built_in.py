@@ -34,6 +34,7 @@ def configured_transport(
     relay_identity: PublicKey | None,
     key_mode: KeyMode,
     limits: Limits,
+    resume_timeout: float,
     websocket_engine: EngineName | None = None,
     heartbeat: float | None = None,
     program: TunnelProgram | None = None,
@@ -42,7 +43,12 @@ def configured_transport(
     match TRANSPORTS.get(name):
         case NativeTransport() as native:
             return attrs.evolve(
-                native, relay_identity=relay_identity, limits=limits, engine=websocket_engine, heartbeat=heartbeat
+                native,
+                relay_identity=relay_identity,
+                limits=limits,
+                engine=websocket_engine,
+                heartbeat=heartbeat,
+                resume_timeout=resume_timeout,
             )
         case RatholeTransport() as rathole:
             return attrs.evolve(rathole, key_mode=key_mode, max_streams=limits.streams)

@@ -18,7 +18,7 @@ import attrs
 import trio
 
 from .._model.addresses import RelayAddress
-from .._model.errors import InvalidSettingsError, MissingKeyError
+from .._model.errors import InvalidSettingsError, MissingKeyError, TunnelError
 from .._model.keys import RelayKey
 from .._net.dialing import Dialer, dial_tcp
 from .._net.proxies.choice import WITHOUT_PROXY, ProxyChoice
@@ -56,6 +56,11 @@ IN_CLEAR: Final = (
 """The warning about a link, with the relay's address and what to use instead."""
 
 
+def _doubled(failed: int) -> float:
+    """The default of `Target.redial_delay`."""
+    return min(2.0**failed, 30.0)
+
+
 @final
 @attrs.frozen(kw_only=True)
 class Target:
@@ -73,6 +78,8 @@ class Target:
         redial: what the attempts of one generation share.
         services: what the gateway offers; None for a gateway that takes visitors of the tunnel's first service alone.
         checks: asks for checks of the link; a transport that can check its link listens while it is up.
+        redial_delay: seconds to wait after an attempt to restore a lost link has failed; it is given how many have
+            failed before.
     """
 
     address: RelayAddress
@@ -86,6 +93,7 @@ class Target:
     redial: Redial = attrs.field(factory=Redial, eq=False, repr=False)
     services: Services | None = attrs.field(default=None, eq=False)
     checks: LinkChecks = attrs.field(factory=LinkChecks, eq=False, repr=False)
+    redial_delay: Callable[[int], float] = attrs.field(default=_doubled, eq=False, repr=False)
 
 
 @final
@@ -110,9 +118,15 @@ class Session:
 @final
 @attrs.frozen
 class LinkLost:
-    """The connection below the session is lost, and the transport tries to restore it. No stream is lost yet."""
+    """The connection below the session is lost, and the transport tries to restore it. No stream is lost yet.
 
-    message: str
+    Attributes:
+        error: how it was lost, or why the latest attempt failed.
+        retry_in: seconds until the next attempt; None while one is under way.
+    """
+
+    error: TunnelError
+    retry_in: float | None = None
 
 
 @final

@@ -6,11 +6,12 @@ Then yamux carries visitors until the connection ends. All errors become a `Tunn
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import ssl
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final, NoReturn, final
 
 import attrs
@@ -39,6 +40,8 @@ from .._wire.handshake import (
 )
 from .._wire.heartbeat import HEARTBEAT, choose_heartbeat
 from .._wire.proxy_v2 import MAX_LENGTH, ProxyHeader
+from .._wire.resumption import RESUME, Confirmation, GatewayResumption
+from ..resume import DEFAULT_WINDOW, Carrier, ResumableLink
 from ..websocket import (
     EngineName,
     Message,
@@ -54,6 +57,7 @@ from .interface import (
     IN_CLEAR,
     Deliver,
     Draining,
+    LinkRestored,
     Replaced,
     Report,
     RoundTrip,
@@ -63,10 +67,16 @@ from .interface import (
     Target,
     usable_key,
 )
+from .resuming import Opened, Resuming
 from .service_offer import ServiceOffer
 from .tunnel_stream import TunnelStream
 
-__all__ = ["NativeTransport", "authenticate", "failures_named", "take_spread"]
+__all__ = ["DEFAULT_RESUME_TIMEOUT", "NativeTransport", "authenticate", "failures_named", "take_spread"]
+
+DEFAULT_RESUME_TIMEOUT: Final = 60.0
+"""Seconds that a session survives without a link."""
+
+LONGEST_RESUME_TIMEOUT: Final = 3600.0
 
 COUNTED_TIMEOUT: Final = 2.0
 """Seconds to wait, after the welcome, for the pong or the visitor that shows that the relay counts the session.
@@ -93,12 +103,14 @@ class NativeTransport:
         engine: the WebSocket engine; None for the fastest that is installed.
         heartbeat: seconds of silence after which to ping, 1 to 60, if the relay's heartbeat is longer; None for the
             relay's.
+        resume_timeout: seconds that the session survives without a link, where the relay allows it; 0 for not at all.
     """
 
     relay_identity: PublicKey | None = None
     limits: Limits = attrs.field(factory=Limits)
     engine: EngineName | None = None
     heartbeat: float | None = None
+    resume_timeout: float = DEFAULT_RESUME_TIMEOUT
 
     def check(self, key: RelayKey | None) -> RelayKey:
         """See `BuiltInTransport`. Here the key is 20 characters or longer, and the engine is installed."""
@@ -106,6 +118,10 @@ class NativeTransport:
             raise InvalidSettingsError(f"the heartbeat is {self.heartbeat:g} seconds; allowed are 1 to 60")
         usable = usable_key(key, native=True)
         load_engine(self.engine)
+        if not 0 <= self.resume_timeout <= LONGEST_RESUME_TIMEOUT:
+            raise InvalidSettingsError(
+                f"resume_timeout is {self.resume_timeout}; allowed is 0 to {LONGEST_RESUME_TIMEOUT:g} seconds"
+            )
         return usable
 
     async def __call__(
@@ -113,6 +129,56 @@ class NativeTransport:
     ) -> NoReturn:
         """See `Serve`."""
         self.check(target.key)
+        offer = ServiceOffer(target.services)
+        over = trio.Event()
+        with lone_error_bare():
+            async with trio.open_nursery() as connections:
+                try:
+                    opened = await connections.start(self._hold_first, target, offer, report, over)
+                    carrier = opened.carrier(over)
+                    await self._carry(
+                        opened, carrier, target, offer, deliver=deliver, report=report, task_status=task_status
+                    )
+                finally:
+                    over.set()
+        raise AssertionError("a connection ends by raising")
+
+    async def _hold_first(
+        self,
+        target: Target,
+        offer: ServiceOffer,
+        report: Report,
+        over: trio.Event,
+        *,
+        task_status: trio.TaskStatus[Opened],
+    ) -> None:
+        """Open the session's first WebSocket, and close it when it carries no more."""
+        async with self._open(target, offer, report, self._resumption()) as opened:
+            task_status.started(opened)
+            await trio.lowlevel.checkpoint_if_cancelled()  # the last chance, if `start` was cancelled
+            # No deadline: the session's end sets it. Shielded, since yamux says goodbye over the WebSocket.
+            with trio.CancelScope(shield=True):
+                await over.wait()
+
+    def _tls_is_opened(self, address: RelayAddress) -> None:
+        line = (
+            f"someone between here and {address} opens TLS, such as a proxy of this network: the certificate is not the"
+            " one with which the relay ends TLS. Whoever it is reads and can change what visitors send and get"
+        )
+        if self.relay_identity is not None:
+            raise RelayConnectError(f"{line}; since relay_identity pins the relay, that is refused")
+        _log_limiter.log(("opened", address), line, level=logging.WARNING)
+
+    def _resumption(self) -> GatewayResumption | None:
+        if not self.resume_timeout:
+            return None
+        return GatewayResumption(timeout=self.resume_timeout, window=DEFAULT_WINDOW)
+
+    @asynccontextmanager
+    async def _open(
+        self, target: Target, offer: ServiceOffer, report: Report, resumption: GatewayResumption | None
+    ) -> AsyncIterator[Opened]:
+        """Dial, and do the handshake. At the end the WebSocket is closed."""
         engine = load_engine(self.engine)
         address, timeout, make_tls = target.address, target.connect_timeout, target.make_tls or client_tls
         via = await target.redial.via(target.proxy, make_tls, address, timeout=timeout)
@@ -131,7 +197,7 @@ class NativeTransport:
                             f"{address} answers as a WebSocket, but not as a relay: it did not take {SUBPROTOCOL}"
                         )
                     deadline.deadline = trio.current_time() + timeout
-                    offer, wanted = ServiceOffer(target.services), target.redial.heartbeat(self.heartbeat)
+                    wanted = target.redial.heartbeat(self.heartbeat)
                     # With a ws:// address it is TLS with a proxy.
                     certificates = stream.peer_certificates if address.secure and isinstance(stream, TlsStream) else []
                     seen = hashlib.sha256(certificates[0]).digest() if certificates else None
@@ -139,34 +205,81 @@ class NativeTransport:
                         HEARTBEAT: choose_heartbeat(wanted),
                         CERTIFICATE: choose_certificate(seen, lambda: self._tls_is_opened(address)),
                     }
+                    if resumption is not None:
+                        choices[RESUME] = resumption.choose
                     welcome, early = await authenticate(websocket, target, self.relay_identity, offer, choices)
                     deadline.deadline = float("inf")
                     take_spread(welcome, report)
-                    link = WebSocketLink(
-                        websocket, watched, lambda text: _take_text(text, target, report, offer), early
-                    )
-                    await _carry(
-                        link,
-                        websocket,
-                        welcome,
-                        target,
-                        offer=offer,
+                    yield Opened(
+                        websocket=websocket,
+                        watched=watched,
+                        welcome=welcome,
+                        early=early,
                         heartbeat=min(welcome.heartbeat, wanted or welcome.heartbeat),
-                        limits=self.limits,
-                        deliver=deliver,
-                        report=report,
-                        task_status=task_status,
+                        confirmation=_confirmation(welcome, resumption),
                     )
-            raise RelayConnectError(f"{address} did not finish the opening within {timeout:g} seconds")
+            if deadline.cancelled_caught:
+                raise RelayConnectError(f"{address} did not finish the opening within {timeout:g} seconds")
 
-    def _tls_is_opened(self, address: RelayAddress) -> None:
-        line = (
-            f"someone between here and {address} opens TLS, such as a proxy of this network: the certificate is not the"
-            " one with which the relay ends TLS. Whoever it is reads and can change what visitors send and get"
+    async def _carry(
+        self,
+        opened: Opened,
+        carrier: Carrier,
+        target: Target,
+        offer: ServiceOffer,
+        *,
+        deliver: Deliver,
+        report: Report,
+        task_status: trio.TaskStatus[Session],
+    ) -> NoReturn:
+        def on_text(text: str) -> None:
+            _take_text(text, target, report, offer)
+
+        def on_restored() -> None:
+            report(LinkRestored())
+            if offer.addresses is not None:
+                report(ServicesMoved(offer.addresses))
+
+        carry = functools.partial(
+            _carry,
+            opened.welcome,
+            target,
+            offer=offer,
+            heartbeat=opened.heartbeat,
+            limits=self.limits,
+            deliver=deliver,
+            report=report,
+            task_status=task_status,
         )
-        if self.relay_identity is not None:
-            raise RelayConnectError(f"{line}; since relay_identity pins the relay, that is refused")
-        _log_limiter.log(("opened", address), line, level=logging.WARNING)
+        if opened.confirmation is None:
+            carrier.link.on_text = on_text
+            await carry(carrier.link)
+        resuming = Resuming(
+            opened.welcome.session,
+            carrier,
+            opened.confirmation,
+            target,
+            timeout=self.resume_timeout,
+            heartbeat=opened.heartbeat,
+            report=report,
+            on_text=on_text,
+            on_restored=on_restored,
+            reopen=functools.partial(self._open, target, offer, report),
+        )
+        with lone_error_bare():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(resuming.run)
+                await carry(resuming.link)
+        raise AssertionError("a connection ends by raising")
+
+
+def _confirmation(welcome: Welcome, resumption: GatewayResumption | None) -> Confirmation | None:
+    if resumption is None:
+        return None
+    try:
+        return resumption.confirmed(welcome.session, welcome.extensions.get(RESUME))
+    except RemoteProtocolError as error:
+        raise RelayConnectError(f"the relay's 'welcome' is not valid: {error}") from error
 
 
 async def authenticate(
@@ -200,10 +313,9 @@ async def authenticate(
 
 
 async def _carry(
-    link: WebSocketLink,
-    websocket: WebSocket,
     welcome: Welcome,
     target: Target,
+    link: WebSocketLink | ResumableLink,
     *,
     offer: ServiceOffer,
     heartbeat: float,
@@ -264,7 +376,7 @@ async def _carry(
         )
         nursery.start_soon(start)
         if offer.addresses is not None:
-            nursery.start_soon(offer.keep_told, lambda text: websocket.send([text]), report_services)
+            nursery.start_soon(offer.keep_told, link.send_text, report_services)
         nursery.start_soon(check_when_asked)
         await _run(connection, target, heartbeat)
     raise AssertionError("a connection ends by raising")

@@ -36,6 +36,7 @@ class TunnelOptions(TypedDict, total=False):
     restart: RestartPolicy | None
     connect_timeout: float
     heartbeat: float | None
+    resume_timeout: float
     backlog: int
     limits: Limits | None
     dial: Dialer

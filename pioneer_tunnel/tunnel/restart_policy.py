@@ -17,6 +17,9 @@ from .._wire.messages import LONGEST_WAIT, Spread
 
 __all__ = ["LONGEST_WAIT", "RunEnd", "RestartPolicy", "Restarts"]
 
+LONGEST_REDIAL_DELAY: Final = 4.0
+"""Seconds between two attempts to restore a lost link, before jitter: visitors wait meanwhile."""
+
 
 def _finite(_policy: object, attribute: attrs.Attribute[float], value: float) -> None:
     if not math.isfinite(value):
@@ -109,6 +112,16 @@ class Restarts:
             delay = max(delay, min(ending.retry_after, LONGEST_WAIT))
         self._waited += delay
         return delay
+
+    def redial_delay(self, failed: int, spread: Spread | None) -> float:
+        """Seconds to wait before the next attempt to restore a lost link.
+
+        Args:
+            failed: how many attempts have failed before the last one.
+            spread: what the relay has asked for the time after a loss; None if it asked nothing.
+        """
+        delay = min(self.policy.initial * 2 ** min(failed, 64), self.policy.maximum, LONGEST_REDIAL_DELAY)
+        return self._jittered(delay if spread is None else max(delay, spread.span))
 
     def _own_delay(self, ending: RunEnd) -> float:
         policy, spread = self.policy, ending.spread

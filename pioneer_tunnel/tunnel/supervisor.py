@@ -41,6 +41,8 @@ from ..transports.interface import (
     Deliver,
     Draining,
     Event,
+    LinkLost,
+    LinkRestored,
     LocalDialFailed,
     LocalDialOk,
     RoundTrip,
@@ -92,6 +94,7 @@ class _Link:
         connected_at: when it came up; None before.
         round_trip: seconds; None while it is unknown.
         spread: what its relay has asked for the time after a loss; None if it asked nothing.
+        lost: whether its connection is lost, and is being restored.
         reconnect_within: seconds that the draining relay gives; None while it does not drain.
         failure: why it has ended; None before, and when it was cancelled.
         settled: set when it has ended, or is up and drains. Then the next one may begin.
@@ -103,6 +106,7 @@ class _Link:
     connected_at: float | None = None
     round_trip: float | None = None
     spread: Spread | None = None
+    lost: bool = False
     reconnect_within: float | None = None
     failure: TunnelError | None = None
     settled: trio.Event = attrs.field(factory=trio.Event)
@@ -141,10 +145,10 @@ class Supervisor:
         bugs: tuple[type[Exception], ...] = (),
     ) -> None:
         self._serve: Final = serve
-        self._target: Final = target
         self._deliver: Final = deliver
         self._feed: Final = feed
         self._restarts: Final = Restarts(policy, random)
+        self._target: Final = attrs.evolve(target, redial_delay=self._redial_delay)
         self._wall_clock: Final = wall_clock
         self._probe: Final = probe
         self._bugs: Final = bugs
@@ -156,6 +160,7 @@ class Supervisor:
         self._retry_at_unix: int | None = None
         self._local_failures = 0
         self._local_failing = trio.Event()
+        self._local_error: LocalGatewayError | None = None
         self._retry_now = trio.Event()
         self._opening: Opening | None = None
         self._hurries = False  # whether a change of the network ends the wait
@@ -284,6 +289,12 @@ class Supervisor:
                     link.settled.set()
             case SpreadTold(spread=spread):
                 link.spread = spread
+            case LinkLost(error=error, retry_in=seconds):
+                self._is_lost(link, error, seconds)
+            case LinkRestored():
+                if self._carrying is link and link.lost and not self._over:
+                    link.lost, self._retry_at_unix = False, None
+                    self._publish(State.CONNECTED, self._local_error)
             case ServicesMoved(services=services):
                 if self._carrying is link and not self._over:
                     assert self._session is not None
@@ -311,7 +322,7 @@ class Supervisor:
             # A cancelled transport may fail. That is no failure of the tunnel.
             await trio.lowlevel.checkpoint_if_cancelled()
             if not link.settled.is_set():  # otherwise it drained, and its end is no failure
-                link.failure, self._carrying = failure, None
+                link.failure, self._carrying, self._retry_at_unix = failure, None, None
                 link.settled.set()
         finally:
             if link in self._draining:
@@ -334,6 +345,7 @@ class Supervisor:
         if was_down:
             self._local_failures = 0
             self._local_failing = trio.Event()
+            self._local_error = None
             self._publish(State.CONNECTED)
         else:
             current = self._feed.current
@@ -354,6 +366,17 @@ class Supervisor:
         if len(self._draining) > MOST_DRAINING:
             self._draining.popleft().scope.cancel()
 
+    def _redial_delay(self, failed: int) -> float:
+        return self._restarts.redial_delay(failed, None if self._carrying is None else self._carrying.spread)
+
+    def _is_lost(self, link: _Link, error: TunnelError, retry_in: float | None) -> None:
+        """`link` has lost its connection, and its transport tries to restore it. If it drains, that changes nothing."""
+        if self._carrying is not link or self._over or link.settled.is_set():
+            return
+        link.round_trip = None
+        link.lost, self._retry_at_unix = True, None if retry_in is None else self._after(retry_in)
+        self._publish(State.RECONNECTING, error)
+
     async def _limit_handover(self, link: _Link) -> None:
         """If no other link is up some time after `link` began to drain, the tunnel is not connected any more."""
         assert link.reconnect_within is not None
@@ -367,14 +390,17 @@ class Supervisor:
         self._hurries = failure is not None and not (
             self._rejected or failure.retry_slowly or failure.retry_after is not None
         )
-        # Rounded up, so that a client with a clock of whole seconds does not come early.
-        self._retry_at_unix = math.ceil(self._wall_clock() + delay)
+        self._retry_at_unix = self._after(delay)
         if failure is not None:
             self._publish(State.FAILED if self._session is None or self._rejected else State.RECONNECTING, failure)
         with trio.move_on_after(delay):
             await self._retry_now.wait()
         self._retry_at_unix = None
         self._hurries = False
+
+    def _after(self, delay: float) -> int:
+        """The time in `delay` seconds; rounded up, so that a client with a clock of whole seconds is not early."""
+        return math.ceil(self._wall_clock() + delay)
 
     async def _watch_local_gateway(self, probing: trio.CancelScope) -> None:
         """Probe the local gateway now, and every 5 seconds while it does not answer."""
@@ -395,14 +421,18 @@ class Supervisor:
                         break
 
     def _local_fails(self, error: LocalGatewayError) -> None:
-        self._publish(State.CONNECTED, error)
+        self._local_error = error
         self._local_failing.set()
+        if self._carrying is not None and not self._carrying.lost:
+            self._publish(State.CONNECTED, error)
 
     def _local_answers(self) -> None:
         self._local_failures = 0
         if self._local_failing.is_set():
             self._local_failing = trio.Event()
-            self._publish(State.CONNECTED)
+            self._local_error = None
+            if self._carrying is not None and not self._carrying.lost:
+                self._publish(State.CONNECTED)
 
     def _publish(self, state: State, error: TunnelError | None = None) -> None:
         session, carrying = self._session, self._carrying

@@ -38,6 +38,7 @@ from .._net.proxies.choice import ProxyChoice
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
 from ..transports.built_in import TRANSPORTS, configured_transport
 from ..transports.interface import Event, Serve, Target, usable_key
+from ..transports.native import DEFAULT_RESUME_TIMEOUT
 from ..transports.rathole.key_mode import KeyMode
 from ..transports.services import Services
 from ..transports.tunnel_stream import TunnelStream
@@ -232,6 +233,7 @@ async def open_tunnel(
     restart: RestartPolicy | None = None,
     connect_timeout: float = 10.0,
     heartbeat: float | None = None,
+    resume_timeout: float = DEFAULT_RESUME_TIMEOUT,
     backlog: int = DEFAULT_BACKLOG,
     limits: Limits | None = None,
     dial: Dialer = dial_tcp,
@@ -274,6 +276,8 @@ async def open_tunnel(
         connect_timeout: seconds for each step of connecting (default 10).
         heartbeat: seconds without a byte, 1 to 60, after which the relay and this gateway ping each other, if that is
             shorter than the relay's own; by default (None) the relay's, most often 15. `websocket` only.
+        resume_timeout: seconds that visitors' streams survive without a link to the relay, where the relay allows that
+            (default 60; 0 for not at all). `websocket` only.
         backlog: visitors that may wait for `accept`; more are reset (default 256). Over `tcp` and `tls` those beyond
             256 wait at the relay.
         limits: what the session may cost in memory (default `Limits()`).
@@ -313,6 +317,7 @@ async def open_tunnel(
         limits=limits or Limits(),
         websocket_engine=websocket_engine,
         heartbeat=heartbeat,
+        resume_timeout=resume_timeout,
     )
     if system_trust not in SYSTEM_TRUSTS:
         raise InvalidSettingsError(f"system_trust is {system_trust!r}; there are {', '.join(SYSTEM_TRUSTS)}")
@@ -377,6 +382,7 @@ def _configured(
     limits: Limits,
     websocket_engine: EngineName | None,
     heartbeat: float | None,
+    resume_timeout: float,
 ) -> Serve:
     """The transport, with its options, which are checked together with the key."""
     if not isinstance(transport, str):
@@ -389,6 +395,7 @@ def _configured(
         limits=limits,
         websocket_engine=websocket_engine,
         heartbeat=heartbeat,
+        resume_timeout=resume_timeout,
     )
     if built_in is None:
         raise UnsupportedTransportError(f"no transport is called {transport!r}; there are {', '.join(TRANSPORTS)}")

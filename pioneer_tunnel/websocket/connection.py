@@ -180,6 +180,13 @@ class WebSocket(trio.abc.AsyncResource):
         If cancelled, it may have sent a part of a frame. After that, only `aclose` is allowed.
         """
 
+    @abstractmethod
+    def offer_text(self, text: str) -> bool:
+        """Queue a text message, to be sent soon. Does not wait.
+
+        False, and it is not sent, if others still wait or the WebSocket is closed.
+        """
+
     def watch(self, on_readable: Callable[[], object]) -> bool:  # noqa: ARG002  # the default
         """See `Link.watch`. To be called when the opening is over."""
         return False

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, final
 
 from .._net.adopted import Watched
+from .._net.closing import abandon
 from .._net.delivery import Delivery
 from .._net.link import Bytes, Link
 from .._net.socket_options import source_is_gone
@@ -24,11 +25,12 @@ class WebSocketLink(Link):
     Args:
         websocket: closed when the link is closed.
         watched: the stream below the WebSocket, which records when bytes move.
-        on_text: called with each text message. `receive` raises what it raises.
+        on_text: called with each text message. `receive` raises what it raises. It may be set later.
         early: messages that arrived together with the last one of the handshake, and belong to the link.
 
     Attributes:
         close_code, close_reason: what `aclose` sends.
+        on_text: see the argument.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class WebSocketLink(Link):
     ) -> None:
         self._websocket: Final = websocket
         self._watched: Final = watched
-        self._on_text: Final = on_text
+        self.on_text = on_text
         self._early = early
         self.close_code: int = 1000
         self.close_reason: str = ""
@@ -100,17 +102,29 @@ class WebSocketLink(Link):
         self._websocket.unwatch()
 
     def receive_nowait(self) -> Sequence[Bytes] | None:
-        messages = self._websocket.receive_nowait()
+        messages, self._early = self._early or self._websocket.receive_nowait(), ()
         return None if messages is None else self._bytes_in(messages)
 
     def _bytes_in(self, messages: Sequence[Message]) -> list[Bytes]:
         received: list[Bytes] = []
         for message in messages:
             if isinstance(message, str):
-                self._on_text(message)
+                self.on_text(message)
             else:
                 received.append(message)
         return received
+
+    async def send_text(self, text: str) -> None:
+        """Send a text message. See `WebSocket.send`."""
+        await self._websocket.send([text])
+
+    def offer_text(self, text: str) -> bool:
+        """See `WebSocket.offer_text`."""
+        return self._websocket.offer_text(text)
+
+    async def abandon(self) -> None:
+        """Close the connection at once, with a reset. What is queued for a peer that takes nothing would delay that."""
+        await abandon(self._watched)
 
     def blame(self) -> None:
         self.close_code, self.close_reason = 1002, "a rule of the protocol was broken"

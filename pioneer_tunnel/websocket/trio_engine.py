@@ -8,7 +8,7 @@ neither of a connection that ends without an answer nor of an answer whose body 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final, NoReturn, final
 
 import trio
@@ -73,7 +73,7 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
                     until_open.cancel_scope.cancel()
         except HandshakeError as error:
             raise watch.refusal(error) from error
-        websocket = TrioWebSocket(watch, connection)
+        websocket = TrioWebSocket(watch, connection, nursery)
         date = dict(connection.handshake_headers).get(b"date")
         websocket.date = None if date is None else date.decode("latin-1")
         yield websocket
@@ -101,7 +101,7 @@ async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[Web
                     raise _closed(error) from None  # the client went away when it had asked
                 watch.open_for(connection)
                 until_open.cancel_scope.cancel()
-        yield TrioWebSocket(watch, connection)
+        yield TrioWebSocket(watch, connection, nursery)
 
 
 @asynccontextmanager
@@ -143,11 +143,13 @@ async def _hold_nursery(watch: _Watch, *, task_status: trio.TaskStatus[trio.Nurs
 
 @final
 class TrioWebSocket(WebSocket):
-    def __init__(self, stream: _Watch, connection: WebSocketConnection) -> None:
+    def __init__(self, stream: _Watch, connection: WebSocketConnection, nursery: trio.Nursery) -> None:
         self.subprotocol = connection.subprotocol
         self.meter = stream.meter
         self._stream: Final = stream
         self._connection: Final = connection
+        self._nursery: Final = nursery
+        self._sending_text = False
 
     async def send(self, messages: Sequence[bytes | str]) -> None:
         try:
@@ -155,6 +157,19 @@ class TrioWebSocket(WebSocket):
                 await self._connection.send_message(message)
         except ConnectionClosed as error:
             raise _closed(error) from None
+
+    def offer_text(self, text: str) -> bool:
+        if self._sending_text:
+            return False
+        self._sending_text = True
+        self._nursery.start_soon(self._send_text, text)
+        return True
+
+    async def _send_text(self, text: str) -> None:
+        # The task that receives or sends gets the error, too.
+        with suppress(ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._connection.send_message(text)
+        self._sending_text = False
 
     async def receive(self) -> list[Message]:
         try:

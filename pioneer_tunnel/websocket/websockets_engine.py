@@ -194,6 +194,13 @@ class WebsocketsWebSocket(WebSocket):
         messages, self._inbox = self._inbox, []
         return messages
 
+    def offer_text(self, text: str) -> bool:
+        if self._protocol.writes or self._unsent or self._protocol.state is not State.OPEN:
+            return False
+        self._protocol.send_text(text.encode())
+        self._reply_due.unpark()  # unless the next `send` takes it first
+        return True
+
     def watch(self, on_readable: Callable[[], object]) -> bool:
         self._watched = self._stream.watch(on_readable)
         return self._watched is not None

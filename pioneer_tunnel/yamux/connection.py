@@ -134,8 +134,9 @@ class YamuxConnection:
         self.failed_check: bool = False
         self.watchers: Final[set[YamuxStream]] = set()
         self._link: Final = link
-        self._heartbeat: Final = Heartbeat(heartbeat, follows_traffic=on_doubt is not None)
-        self._longest_silence: Final = 2 * heartbeat
+        link.bind(on_interrupted=self.session.forget_pings, budget=self.session.sending)
+        self._interval: Final = heartbeat
+        self._heartbeat = Heartbeat(heartbeat, follows_traffic=on_doubt is not None)
         self._on_stream: Final = on_stream
         self._on_round_trip: Final = on_round_trip
         self._on_first_bytes = on_first_bytes
@@ -481,20 +482,31 @@ class YamuxConnection:
                     self._link.limit_unsent(pacing.unsent)
 
     async def _keep_time(self) -> NoReturn:
-        heartbeat, movement, link, pinged, measured = self._heartbeat, Movement(), self._link, -math.inf, -1
-        link.outlast(max(self._longest_silence, LONGEST_PAUSE) + STALL_TIMEOUT)
+        link, movement, pinged, measured = self._link, Movement(), -math.inf, -1
+        since = link.usable_since
+        link.outlast(max(2 * self._interval, LONGEST_PAUSE) + STALL_TIMEOUT)
         in_doubt = restoring = False
         try:
             while True:
                 now, delivery, traffic = trio.current_time(), link.delivery(), self.session.traffic
-                silent = heartbeat.look(now, link.last_received, delivery, traffic)
+                if link.usable_since != since:  # it is suspended, or has another connection
+                    since = link.usable_since
+                    self._heartbeat = Heartbeat(self._interval, follows_traffic=self._on_doubt is not None)
+                    movement = Movement()
+                    in_doubt = restoring = False
+                heartbeat, heard_at = self._heartbeat, max(link.last_received, since)
+                silent = heartbeat.look(now, heard_at, delivery, traffic)
                 if now >= heartbeat.dead_at:
-                    raise trio.BrokenResourceError(f"no byte came for {heartbeat.patience:g} seconds")
+                    link.lose_connection(trio.BrokenResourceError(f"no byte came for {heartbeat.patience:g} seconds"))
+                    continue
                 sending_since = link.sending_since
                 if sending_since is not None and now >= sending_since + STALL_TIMEOUT:
-                    raise trio.BrokenResourceError(f"the other end took no byte for {STALL_TIMEOUT:g} seconds")
+                    link.lose_connection(
+                        trio.BrokenResourceError(f"the other end took no byte for {STALL_TIMEOUT:g} seconds")
+                    )
+                    continue
                 given_up_at, why = self._given_up
-                failed = given_up_at > link.last_received
+                failed = given_up_at > heard_at
                 if now >= heartbeat.check_fails_at:
                     failed, why = True, "the other end did not answer a check"
                 was_in_doubt, in_doubt = in_doubt, failed or now >= heartbeat.doubt_at
@@ -503,12 +515,12 @@ class YamuxConnection:
                 if failed and not restoring:
                     self.failed_check = True
                     raise trio.BrokenResourceError(why)
-                measure = now >= pinged + MEASURE_INTERVAL and traffic != measured
+                measure = now >= pinged + MEASURE_INTERVAL and traffic != measured and not link.suspended
                 if silent or measure:
                     self.session.ping(now)
                     pinged, measured = now, traffic
-                movement.look(now, link.last_received, delivery)
-                overdue = self.session.reset_overdue(now, movement)
+                movement.look(now, heard_at, delivery)
+                overdue = self.session.reset_overdue(now, movement, since=since)
                 while self._dispatch():  # the writer may be waiting for the link
                     await trio.lowlevel.checkpoint()
                 self.wake_writer()
@@ -523,7 +535,8 @@ class YamuxConnection:
                     await self._clock.park()
         finally:
             self._ending = True
-            self._sending.deadline = trio.current_time() + self._goodbye
+            # Nothing can be sent while the link is suspended.
+            self._sending.deadline = trio.current_time() + (0 if link.suspended else self._goodbye)
             self._start_writer()
 
     def _note_traffic(self) -> None:

@@ -140,6 +140,11 @@ class SendBudget:
         return bound if parent is None else min(bound, parent.bound)
 
     @property
+    def is_short(self) -> bool:
+        """Whether streams may hold less than usual."""
+        return self.bound < SEND_BOUND
+
+    @property
     def ahead(self) -> int:
         """The same for data that is likely to leave at once. Large pieces cost less time."""
         bound = self.bound

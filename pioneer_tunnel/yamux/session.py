@@ -431,6 +431,10 @@ class Session:
         """Queue a ping. `PongReceived` reports its round trip. Only the last 16 pings are remembered."""
         self._ping(now, is_probe=False)
 
+    def forget_pings(self) -> None:
+        """Measure nothing with the pings that are not answered: the link was interrupted."""
+        self._pings.clear()
+
     def _ping(self, now: float, *, is_probe: bool) -> None:
         """Queue a ping. A probe only measures: its pong is no event."""
         self._pinged_at = now
@@ -451,7 +455,7 @@ class Session:
         """The streams that are not closed, or have something to send."""
         return [*self._streams.values()]
 
-    def reset_overdue(self, now: float, movement: Movement) -> float | None:
+    def reset_overdue(self, now: float, movement: Movement, *, since: float = -math.inf) -> float | None:
         """Reset streams that are overdue:
 
         - those that were not accepted here for 30 seconds, or were closed 30 seconds ago and have not ended
@@ -461,6 +465,7 @@ class Session:
         Args:
             now: in seconds.
             movement: when bytes last moved on the link.
+            since: when the link was interrupted last. Time before that does not count.
 
         Returns:
             When to look again; None if no stream waits for anything.
@@ -468,12 +473,12 @@ class Session:
         looks: list[float] = []
         for stream in self.live_streams:
             if stream.id in self._unaccepted:
-                deadline = stream.opened_at + ACCEPT_TIMEOUT
+                deadline = max(stream.opened_at, since) + ACCEPT_TIMEOUT
             elif stream.closing_since is not None:
-                deadline = stream.closing_since + CLOSE_TIMEOUT
+                deadline = max(stream.closing_since, since) + CLOSE_TIMEOUT
             elif stream.opened_here and not stream.acknowledged:
-                deadline = stream.opened_at + ANSWER_TIMEOUT
-                stream.timed_out = now >= deadline and self._is_refused(stream, now, movement)
+                deadline = max(stream.opened_at, since) + ANSWER_TIMEOUT
+                stream.timed_out = now >= deadline and self._is_refused(stream, now, movement, deadline)
                 if not stream.timed_out:
                     # Before the deadline as well: `movement` is as exact as looks are frequent.
                     deadline = min(deadline, now + _ANSWER_LOOK) if now < deadline else now + _ANSWER_LOOK
@@ -485,7 +490,7 @@ class Session:
                 looks.append(deadline)
         return min(looks, default=None)
 
-    def _is_refused(self, stream: Stream, now: float, movement: Movement) -> bool:
+    def _is_refused(self, stream: Stream, now: float, movement: Movement, deadline: float) -> bool:
         """Whether there is no hope any more that the peer accepts `stream`, whose time is over. Pings to find out."""
         moved_at = movement.received_at
         if movement.delivered_until < stream.opened_at + _ANSWER_LOOK:  # the SYN may be behind other bytes
@@ -495,10 +500,9 @@ class Session:
         if stream.syn_due:
             return False
         # A ping that is sent now arrives after the SYN.
-        since = stream.opened_at + ANSWER_TIMEOUT
-        if self._pinged_at < since:
+        if self._pinged_at < deadline:
             self._ping(now, is_probe=True)
-        return self._answered >= since
+        return self._answered >= deadline
 
     # Both directions
 

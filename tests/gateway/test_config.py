@@ -55,6 +55,7 @@ CONTRACT_DEFAULTS = {
     "key_mode": "token_routing",
     "connect_timeout_ms": 10000,
     "heartbeat_ms": None,
+    "resume_timeout_ms": 60000,
     "process": None,
     "tls": None,
     "system_trust": "openssl",
@@ -136,6 +137,7 @@ def test_a_table_of_text_gives_values(tmp_path: Path) -> None:
         host_header = "Localhost:3000"
         connect_timeout_ms = 250
         heartbeat_ms = 10000
+        resume_timeout_ms = 0
 
         [other]
         unknown_key = 1
@@ -161,6 +163,7 @@ def test_a_table_of_text_gives_values(tmp_path: Path) -> None:
         host_header="localhost:3000",
         connect_timeout_ms=250,
         heartbeat_ms=10_000,
+        resume_timeout_ms=0,
         base_dir=tmp_path,
     )
 
@@ -304,6 +307,7 @@ def test_a_pin_that_nobody_would_check_is_refused(transport: str | None) -> None
         ("connect_timeout_ms", 0, "1 to 600000"),
         ("heartbeat_ms", 999, "1000 to 60000"),
         ("heartbeat_ms", 60_001, "1000 to 60000"),
+        ("resume_timeout_ms", 3_600_001, "0 to 3600000"),
         ("relay_identity", "ed25519:12", "64 hexadecimal digits"),
         ("relay_identity", 12, "64 hexadecimal digits"),
         ("key_mode", "token-hash", "nearest of them is 'token_hash'"),

@@ -149,7 +149,9 @@ failures = st.one_of(
     st.builds(Return, after=waits),
 )
 reports = st.lists(
-    st.tuples(waits, st.sampled_from([RoundTrip(0.02), RoundTrip(0.03), LocalDialFailed("no"), LinkLost("x")])),
+    st.tuples(
+        waits, st.sampled_from([RoundTrip(0.02), RoundTrip(0.03), LocalDialFailed("no"), LinkLost(LinkLostError("x"))])
+    ),
     max_size=4,
 ).map(tuple)
 steps: st.SearchStrategy[Step] = st.one_of(

@@ -200,6 +200,7 @@ class Day(Printable):
         seed: the seed of `make_day`; also decides the jitter and the order of tasks.
         hours: its length.
         heartbeat: the relay's heartbeat in seconds.
+        resume_timeout: seconds that the relay keeps a session without connection (default: 0).
         forwards: whether visitors are forwarded to a local gateway (default: the gateway serves them itself).
         patience: seconds until a user applies the settings again after the gateway has given up.
         acts: the events, in order.
@@ -209,6 +210,7 @@ class Day(Printable):
     seed: int
     hours: float
     heartbeat: float = 15.0
+    resume_timeout: float = 0.0
     forwards: bool = False
     patience: float = 300.0
     acts: tuple[At, ...] = attrs.field(default=(), converter=_acts_of)
@@ -240,6 +242,7 @@ def make_day(seed: int, *, hours: float = 24.0) -> Day:
         seed,
         hours,
         heartbeat=heartbeat,
+        resume_timeout=60.0 if seed % 2 else 0.0,
         forwards=random.random() < 0.5,
         patience=random.choice([5.0, 60.0, 600.0]),
         acts=tuple(acts),

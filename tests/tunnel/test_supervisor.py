@@ -677,13 +677,42 @@ async def test_a_round_trip_is_told_and_is_no_news(autojump_clock: MockClock) ->
         assert generation.status.relay_rtt_ms is None
 
 
+async def test_a_lost_link_that_is_restored_is_one_session(autojump_clock: MockClock) -> None:
+    """The address stays, no attempt is counted, and what the local gateway does is told afterwards."""
+    gone, refused = LinkLostError("gone"), RelayResolveError("no such name")
+    reports: list[tuple[float, Event]] = [
+        (5, RoundTrip(0.02)),
+        (10, LinkLost(gone)),
+        (11, LinkLost(refused, retry_in=3.0)),
+        *[(12.0, LocalDialFailed("no"))] * 3,
+        (14, LinkRestored()),
+        (20, LocalDialOk()),
+        (25, LinkRestored()),
+    ]
+    transport = ScriptedTransport([Connect(60, reports=tuple(reports), public_url="https://office.test")])
+    async with supervised(transport) as generation:
+        await trio.sleep(40)
+        seen = [(each.at, each.status) for each in generation.published if each.at > 6]
+    told = [
+        (status.state, status.error_kind, status.retry_at_unix is not None, status.public_url, status.attempt)
+        for _, status in seen
+    ]
+    url = "https://office.test"
+    assert told == [
+        (State.RECONNECTING, ErrorKind.RELAY_CONNECT_FAILED, False, url, 1),
+        (State.RECONNECTING, ErrorKind.RELAY_RESOLVE_FAILED, True, url, 1),
+        (State.CONNECTED, ErrorKind.LOCAL_GATEWAY_UNAVAILABLE, False, url, 1),
+        (State.CONNECTED, None, False, url, 1),
+    ]
+
+
 LATE: list[Event] = [
     RoundTrip(0.02),
     LocalDialFailed("no"),
     LocalDialFailed("no"),
     LocalDialFailed("no"),
     LocalDialOk(),
-    LinkLost("gone"),
+    LinkLost(LinkLostError("gone")),
     LinkRestored(),
     Draining(3),
 ]

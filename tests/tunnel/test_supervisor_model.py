@@ -139,7 +139,9 @@ events = st.one_of(
     st.builds(LocalDialFailed, messages),
     st.just(LocalDialFailed("connection refused")),
     st.just(LocalDialOk()),
-    st.sampled_from([LinkLost("gone"), LinkRestored(), Draining(0.0), Draining(3.0), Replaced("another")]),
+    st.sampled_from(
+        [LinkLost(LinkLostError("gone")), LinkRestored(), Draining(0.0), Draining(3.0), Replaced("another")]
+    ),
 )
 fails = st.builds(
     Fail,
@@ -223,6 +225,8 @@ class Teller:
         self.drains: dict[int, Drain] = {}
         """By the same numbers."""
         self.retried_now: list[float] = []
+        self.link_is_lost = False
+        """While a transport that is up has said so, and not that it is restored."""
 
     async def serve(
         self, target: Target, deliver: Deliver, report: Report, *, task_status: trio.TaskStatus[Session]
@@ -231,6 +235,7 @@ class Teller:
         assert number is not None
         assert number not in self.attempts
         following = len(self.transport.attempts)
+        self.link_is_lost = False
 
         def note(event: Event) -> None:
             attempt = self.attempts[number] = self.transport.attempts[following]
@@ -238,6 +243,10 @@ class Teller:
                 drain = self.drains.setdefault(number, Drain(trio.current_time(), 0.0))
                 drain.at = max(drain.at, attempt.connected or trio.current_time())
                 drain.within = max(drain.within, event.reconnect_within)
+            if attempt in self.running() and attempt.connected is not None:
+                self.link_is_lost = isinstance(event, LinkLost) or (
+                    self.link_is_lost and not isinstance(event, LinkRestored)
+                )
             report(event)
 
         try:
@@ -308,7 +317,7 @@ class Teller:
         status, running = generation.status, self.running()
         assert len(running) <= 1
         if any(attempt.connected is not None for attempt in running):
-            assert status.state is State.CONNECTED
+            assert status.state is (State.RECONNECTING if self.link_is_lost else State.CONNECTED)
         elif not any(trio.current_time() <= drain.at + drain.within + 3 + 1e-6 for drain in self.drains.values()):
             assert status.state is not State.CONNECTED
         if generation.over is not None:

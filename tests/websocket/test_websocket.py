@@ -780,6 +780,47 @@ async def test_a_text_that_raises_comes_out_of_receive(engine: EngineName) -> No
             await WebSocketLink(server, watched, refuse).receive()
 
 
+async def test_what_came_with_the_handshake_is_received_first(engine: EngineName) -> None:
+    """Also by callbacks, which ask the engine only."""
+    texts: list[str] = []
+    watched = watch(trio.testing.memory_stream_pair()[0])
+    async with raw_client(engine) as (client, server):
+        await client.send_all(frame(BINARY, b"later"))
+        for by_callback in (False, True):
+            link = WebSocketLink(server, watched, texts.append, [b"early", "text", b"bytes"])
+            assert list(link.receive_nowait() or () if by_callback else await link.receive()) == [b"early", b"bytes"]
+        assert b"".join(await link.receive()) == b"later"
+    assert texts == ["text"] * 2
+
+
+async def test_an_offered_text_is_sent_soon(engine: EngineName) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    async with raw_client(engine, (ours, theirs)) as (client, server):
+        assert server.offer_text("report")
+        with no_hang():
+            assert await read_frame(client) == (TEXT, b"report")
+            await trio.testing.wait_all_tasks_blocked()
+            assert server.offer_text("again")
+            await server.send_binary([b"bytes"])
+            frames = [await read_frame(client), await read_frame(client)]
+            assert sorted(frames) == [(TEXT, b"again"), (BINARY, b"bytes")]
+
+
+async def test_texts_are_not_offered_to_a_peer_that_reads_none(engine: EngineName) -> None:
+    """Otherwise they would pile up without a bound."""
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def never() -> None:
+        await trio.sleep_forever()
+
+    async with raw_client(engine, (ours, theirs)) as (_, server):
+        theirs.send_stream.send_all_hook = never
+        assert server.offer_text("one")
+        await trio.testing.wait_all_tasks_blocked()
+        taken = [server.offer_text(f"{number}") for number in range(100)]
+        assert sum(taken) <= 1
+
+
 async def test_a_link_closes_with_the_code_that_it_was_given(engine: EngineName) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     watched = watch(theirs)

@@ -32,17 +32,29 @@ from ..._wire.certificate import CERTIFICATE, offer_certificate, sees_another_ce
 from ..._wire.handshake import SUBPROTOCOL, Claim, Extensions, Rejection, RelayHandshake
 from ..._wire.heartbeat import HEARTBEAT, agreed_heartbeat, offer_heartbeat
 from ..._wire.messages import DRAINING, SPREAD
+from ..._wire.resumption import RESUME, RelayResumption, ResumeChoice
 from ..._wire.services import Located
-from ...websocket import Allowance, EngineName, Opening, WebSocket, WebSocketRefused, load_engine
+from ...resume import DEFAULT_WINDOW, Carrier, ResumableLink, Tail
+from ...websocket import (
+    Allowance,
+    EngineName,
+    Opening,
+    WebSocket,
+    WebSocketLink,
+    WebSocketRefused,
+    load_engine,
+)
 from ...yamux import Limits, SendBudget
 from ..admission import Arrival
 from ..config import RelayConfig
+from ..connection import contain_errors
 from ..rates import HandshakeRate
 from ..request_head import Refusal, read_head, refuse
 from ..tunnels import Route, TunnelEntry
 from .expected import Expected
 from .offered_services import OfferedServices
 from .registry import Directory, Registry, TunnelTaken
+from .resuming import Kept, ResumableSessions, hold
 from .session import GatewaySession
 from .spreading import Spreading
 
@@ -79,18 +91,23 @@ class _Proved:
     """A gateway that has proved its key.
 
     Attributes:
+        websocket: its connection.
         entry: its tunnel.
         claim: what it claimed.
         handshake: makes its welcome.
         served: the services that it takes visitors of; None when it knows no services.
         heartbeat_ms: what it and the relay have agreed on.
+        resumption, choice: of the extension `resume`; None if it is not in force.
     """
 
+    websocket: WebSocket
     entry: TunnelEntry
     claim: Claim
     handshake: RelayHandshake
     served: Collection[str] | None
     heartbeat_ms: int
+    resumption: RelayResumption | None
+    choice: ResumeChoice | None
 
 
 @final
@@ -134,6 +151,7 @@ class GatewayEndpoint:
             unread=config.limits.buffered_bytes_per_tunnel,
             unsent=config.limits.unsent_bytes_per_tunnel,
         )
+        self._window: Final = min(DEFAULT_WINDOW, self._limits.unsent // 2)
         self._sending: Final = SendBudget(config.limits.unsent_bytes)
         self._address_of: Final = address_of
         self._wall_clock: Final = wall_clock
@@ -142,6 +160,15 @@ class GatewayEndpoint:
         self._spreading: Final = Spreading(config.limits.handshakes_per_second)
         self._sessions_changed = trio.Event()
         self._reconnect_within: float | None = None  # once the relay stops
+        self._resumable: Final = ResumableSessions(config.limits)
+        self._session_tasks: trio.Nursery | None = None
+
+    def let_sessions_resume(self, tasks: trio.Nursery) -> None:
+        """Keep sessions that lose their connection, if the configuration says so. Their tasks run in `tasks`.
+
+        Sessions of gateways that cannot resume run in the task of their connection.
+        """
+        self._session_tasks = tasks if self._config.resume_timeout_ms else None
 
     async def serve(
         self,
@@ -192,12 +219,16 @@ class GatewayEndpoint:
                     proved = await self._open(websocket, arrival, certificate)
                     if proved is not None:
                         websocket.trust()
-                        await self._carry(websocket, watched, proved, arrival=arrival, deadline=deadline)
+                        link = WebSocketLink(websocket, watched, _ignore_text)
+                        if proved.choice is None:
+                            await self._carry(link, proved, arrival=arrival, deadline=deadline)
+                        else:
+                            deadline.deadline = float("inf")
+                            await self._carry_resumable(Carrier(link), proved, proved.choice, arrival)
             except (WebSocketRefused, trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 _log.debug("a gateway connection ended in its opening: %s", error)
         if deadline.cancelled_caught:
-            line = f"a gateway connection did not finish its opening within {OPENING_TIMEOUT:g} seconds"
-            _log_limiter.log("no opening", line, level=logging.INFO)
+            _log_too_slow()
 
     @property
     def connected(self) -> frozenset[str]:
@@ -256,9 +287,17 @@ class GatewayEndpoint:
             await _reject(websocket, None, None, self._busy(wait))
             return None
         config = self._config
-        offers = {**OFFERS, **self._spreading.offer, HEARTBEAT: offer_heartbeat(config.heartbeat_ms)}
+        offers: dict[str, Mapping[str, Any]] = {
+            **OFFERS,
+            **self._spreading.offer,
+            HEARTBEAT: offer_heartbeat(config.heartbeat_ms),
+        }
         if certificate is not None:
             offers[CERTIFICATE] = offer_certificate(certificate)
+        resumption = None
+        if self._session_tasks is not None:
+            resumption = RelayResumption(timeout=config.resume_timeout_ms / 1000, window=self._window)
+            offers[RESUME] = resumption.offer
         handshake = RelayHandshake(config.id, public_names=config.public_names, identity=self._identity, offers=offers)
         await websocket.send([handshake.challenge])
         claim: Claim | None = None
@@ -283,12 +322,16 @@ class GatewayEndpoint:
                             line = f"tunnel {entry.id}: its gateway sees another certificate; TLS is opened on the way"
                             _log_limiter.log(("opened", entry.id), line, level=logging.WARNING)
                         wanted = claim.extensions.get(services.SERVICES)
+                        chosen = claim.extensions.get(RESUME)
                         return _Proved(
+                            websocket=websocket,
                             entry=entry,
                             claim=claim,
                             handshake=handshake,
                             served=None if wanted is None else services.serves(wanted),
                             heartbeat_ms=agreed_heartbeat(claim.extensions, config.heartbeat_ms),
+                            resumption=resumption,
+                            choice=None if chosen is None or resumption is None else resumption.read(chosen),
                         )
         except Rejection as rejection:
             if rejection.reason == "auth_failed" and arrival is not None:
@@ -303,10 +346,89 @@ class GatewayEndpoint:
         text = f"more than {rate} gateways per second want to connect"
         return Rejection("busy", text, retry_after_ms=math.ceil(wait * 1000))
 
+    async def _carry_resumable(
+        self, carrier: Carrier, proved: _Proved, choice: ResumeChoice, arrival: Arrival | None
+    ) -> None:
+        """Carry a new session or a suspended one, until this connection is given up."""
+        assert proved.resumption is not None
+        assert self._session_tasks is not None
+        kept = self._resumable.find(proved.resumption, choice, tunnel_id=proved.entry.id, key_id=proved.claim.key_id)
+        if kept is not None:
+            await self._resume(kept, carrier, proved, choice, arrival)
+            return
+        deadline = trio.CancelScope(deadline=trio.current_time() + OPENING_TIMEOUT)
+        tail = Tail(window=self._window, peer_window=choice.window)
+
+        async def carry(link: ResumableLink) -> None:
+            try:
+                with deadline:
+                    await self._carry(link, proved, arrival=arrival, deadline=deadline)
+            finally:
+                carrier.gone.set()  # also if the session never began
+            if deadline.cancelled_caught:
+                _log_too_slow()
+
+        def end_candidate() -> None:
+            if deadline.deadline < float("inf"):
+                deadline.cancel()
+
+        link = ResumableLink(carrier, tail, timeout=choice.timeout, on_text=_ignore_text)
+        self._session_tasks.start_soon(contain_errors, link, carry, link)
+        await hold(carrier, end_candidate)
+
+    async def _resume(
+        self, kept: Kept, carrier: Carrier, proved: _Proved, choice: ResumeChoice, arrival: Arrival | None
+    ) -> None:
+        """Let a suspended session go on over this connection, until it is given up."""
+        assert proved.resumption is not None
+        kept.attempts = attempt = kept.attempts + 1
+        session, link = kept.session, kept.link
+        confirmed: dict[str, Mapping[str, Any]] = {}
+        if proved.served is not None:
+            located = await self._locate(proved.claim.key_id, proved.served)
+            session.services_told(proved.served, located)
+            confirmed[services.SERVICES] = services.located_fields(located)
+        counters = link.pause()
+        try:
+            confirmed[RESUME] = proved.resumption.confirm(choice, kept.secret, session.id, counters)
+            with trio.fail_after(OPENING_TIMEOUT):
+                await proved.websocket.send([self._welcome(proved, session, confirmed)])
+            if kept.attempts != attempt:
+                return  # the gateway has asked again meanwhile
+            if arrival is not None:
+                arrival.settle()
+            self._resumable.resumed(kept)
+            self._directory.note_resumed(session.tunnel_id, session)
+            await link.attach(carrier, choice.counters)
+        finally:
+            if kept.attempts == attempt:
+                link.go_on()
+        await hold(carrier, lambda: None)
+
+    def _keep(self, session: GatewaySession, link: ResumableLink, proved: _Proved) -> Mapping[str, Any]:
+        """Let a new session be resumed; returns what the welcome says of that."""
+        assert proved.resumption is not None
+        assert proved.choice is not None
+        secret = proved.resumption.new_secret(proved.choice)
+        self._resumable.add(Kept(session, link, secret))
+        link.on_lost = functools.partial(self._resumable.suspend, session.id)
+        return proved.resumption.confirm(proved.choice, secret, session.id)
+
+    def _welcome(self, proved: _Proved, session: GatewaySession, confirmed: dict[str, Mapping[str, Any]]) -> str:
+        if SPREAD in proved.claim.extensions:
+            session.spread = self._spreading.advice(len(self._sessions))
+            confirmed[SPREAD] = session.spread.fields()
+        return proved.handshake.welcome(
+            proved.claim,
+            session=session.id,
+            public_url=self._address_of(proved.entry.routes[0]),
+            heartbeat_ms=proved.heartbeat_ms,
+            confirmed=confirmed,
+        )
+
     async def _carry(
         self,
-        websocket: WebSocket,
-        watched: Watched,
+        link: WebSocketLink | ResumableLink,
         proved: _Proved,
         *,
         arrival: Arrival | None,
@@ -349,8 +471,7 @@ class GatewayEndpoint:
         session = GatewaySession(
             entry.id,
             claim,
-            websocket,
-            watched,
+            link,
             heartbeat=proved.heartbeat_ms / 1000,
             limits=self._limits,
             sending=self._sending,
@@ -365,21 +486,14 @@ class GatewayEndpoint:
         try:
             try:
                 await self._directory.admit(entry.id, session, rules=entry.takeover_rules)
-                if SPREAD in claim.extensions:
-                    session.spread = self._spreading.advice(len(self._sessions))
-                    confirmed[SPREAD] = session.spread.fields()
-                welcome = proved.handshake.welcome(
-                    claim,
-                    session=session.id,
-                    public_url=self._address_of(entry.routes[0]),
-                    heartbeat_ms=proved.heartbeat_ms,
-                    confirmed=confirmed,
-                )
-                await websocket.send([welcome])
+                if isinstance(link, ResumableLink):
+                    confirmed[RESUME] = self._keep(session, link, proved)
+                await proved.websocket.send([self._welcome(proved, session, confirmed)])
                 deadline.deadline = trio.current_time() + OPENING_TIMEOUT
                 await session.carry()
             except TunnelTaken as taken:
-                await _reject(websocket, claim, entry, Rejection("busy", str(taken), retry_after_ms=BUSY_RETRY_MS))
+                rejection = Rejection("busy", str(taken), retry_after_ms=BUSY_RETRY_MS)
+                await _reject(proved.websocket, claim, entry, rejection)
             finally:
                 # Also after `enter` was cancelled: a directory may have carried it out.
                 with trio.CancelScope(shield=True):
@@ -391,6 +505,16 @@ class GatewayEndpoint:
         finally:
             self._sessions.discard(session)
             self._sessions_changed.set()
+            self._resumable.remove(session.id)
+
+
+def _ignore_text(text: str) -> None:
+    """This version knows no text message of a gateway after the opening, but those of its extensions."""
+
+
+def _log_too_slow() -> None:
+    line = f"a gateway connection did not finish its opening within {OPENING_TIMEOUT:g} seconds"
+    _log_limiter.log("no opening", line, level=logging.INFO)
 
 
 async def _reject(websocket: WebSocket, claim: Claim | None, entry: TunnelEntry | None, rejection: Rejection) -> None:

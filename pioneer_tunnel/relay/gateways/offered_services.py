@@ -46,6 +46,10 @@ class OfferedServices:
             self.names = serves(message)
             self._changed.set()
 
+    def told(self, names: Collection[str], located: Located) -> None:
+        """Another handshake has said what it offers, and where."""
+        self.names, self._located = names, located
+
     def look_again(self) -> None:
         """The relay's tunnels have changed. Does not wait."""
         self._changed.set()

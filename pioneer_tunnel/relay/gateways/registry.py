@@ -23,7 +23,7 @@ from ..names import NameBook
 from ..tunnels import MOST_KEYS, Route, TunnelEntry
 from .takeover import NEWEST_WINS, Party, TakeoverRules, Verdict, answer_timeout, same_gateway
 
-__all__ = ["Directory", "LiveSession", "LocalDirectory", "LocalRegistry", "Registry", "TunnelTaken"]
+__all__ = ["Directory", "GatewayAway", "LiveSession", "LocalDirectory", "LocalRegistry", "Registry", "TunnelTaken"]
 
 MOST_CANDIDATES: Final = 16
 """Candidates that a tunnel may have."""
@@ -88,6 +88,7 @@ class LiveSession(Party, Protocol):
 
         Raises:
             trio.BrokenResourceError: the session has ended, or is retired.
+            GatewayAway: its connection is lost and was not restored in time.
         """
 
     def open_stream_nowait(self) -> ByteStream:
@@ -113,6 +114,13 @@ class LiveSession(Party, Protocol):
 
     def abandon(self) -> None:
         """End the session without a message, since the gateway does not answer. Does not wait."""
+
+
+class GatewayAway(Exception):
+    """The gateway has lost its connection a moment ago, and may come back soon."""
+
+    retry_after: Final = 5
+    """Seconds after which a visitor may try again."""
 
 
 class TunnelTaken(Exception):
@@ -152,6 +160,10 @@ class Directory(Protocol):
 
     async def leave(self, tunnel_id: str, session: LiveSession) -> None:
         """Remove `session`, whether it is the holder, a candidate or retired. Does nothing if it is none of them."""
+
+    def note_resumed(self, tunnel_id: str, session: LiveSession) -> None:
+        """Take note that the gateway of `session` has come back over another connection. Does not wait."""
+        del tunnel_id, session  # a directory in memory has nothing to note
 
     async def find(self, tunnel_id: str) -> LiveSession | None:
         """The holder of a tunnel; None while its gateway is not connected."""

@@ -11,6 +11,9 @@ Orders from outside do not wait:
 
 An ordered end takes at most a second, also if the peer reads nothing: the timeouts below bound it. Then all streams are
 reset and the socket is closed.
+
+A session whose link is resumable survives the loss of its connection (`resuming`). While it is suspended, its streams
+stay, and new visitors wait for a few seconds.
 """
 
 from __future__ import annotations
@@ -25,15 +28,15 @@ from typing import Final, final
 import attrs
 import trio
 
-from ..._net.adopted import Watched
-from ..._net.closing import abandon
 from ..._net.log_limiter import LogLimiter
 from ..._wire.handshake import Claim
 from ..._wire.messages import DRAINING, Spread, draining_text, replaced_text, spread_text
-from ...websocket import WebSocket, WebSocketLink
+from ..._wire.services import Located
+from ...resume import ResumableLink
+from ...websocket import WebSocketLink
 from ...yamux import Limits, Role, SendBudget, YamuxConnection, YamuxStream
 from .offered_services import OfferedServices
-from .registry import LiveSession
+from .registry import GatewayAway, LiveSession
 from .takeover import answer_timeout
 
 __all__ = ["GatewaySession"]
@@ -49,6 +52,9 @@ GRACE_WITHOUT_DRAINING: Final = 2.0
 
 A gateway that has lost its link redials within 2 seconds. So the next relay holds new visitors for 4 seconds at most.
 """
+
+SUSPENDED_WAIT: Final = 5.0
+"""Seconds that a new visitor waits for a suspended session."""
 
 MOST_REASON: Final = 123
 """Bytes of the reason in a WebSocket close frame (RFC 6455, 5.5.1)."""
@@ -85,8 +91,7 @@ class GatewaySession(LiveSession):
     Args:
         tunnel_id: its tunnel.
         claim: the gateway's verified claim.
-        websocket: the link. The caller closes it after `carry`.
-        watched: the stream below the WebSocket and its TLS.
+        link: closed at the end of `carry`.
         heartbeat: seconds of silence after which the gateway is pinged.
         limits: of the yamux session.
         sending: the budget of unsent bytes that all sessions of the relay share.
@@ -106,8 +111,7 @@ class GatewaySession(LiveSession):
         self,
         tunnel_id: str,
         claim: Claim,
-        websocket: WebSocket,
-        watched: Watched,
+        link: WebSocketLink | ResumableLink,
         *,
         heartbeat: float,
         limits: Limits,
@@ -123,11 +127,10 @@ class GatewaySession(LiveSession):
         self.spread: Spread | None = None
         self._claim: Final = claim
         self._since: Final = since
-        self._websocket: Final = websocket
-        self._watched: Final = watched
         self._grace: Final = rotation_grace
         self._services: Final = services
-        self._link: Final = WebSocketLink(websocket, watched, _ignore_text if services is None else services.take)
+        self._link: Final = link
+        link.on_text = _ignore_text if services is None else services.take
         self._link.close_code, self._link.close_reason = CLOSE_GOING_AWAY, STOPPING
         self._connection: Final = YamuxConnection(
             self._link,
@@ -173,10 +176,23 @@ class GatewaySession(LiveSession):
         """Whether the session was ordered to end."""
         return self._ending is not None
 
+    @property
+    def held(self) -> int:
+        """Bytes that the session holds: received and not read, or sent and not acknowledged."""
+        return self._connection.session.unread + self._connection.session.sending.held
+
     async def open_stream(self) -> YamuxStream:
+        if isinstance(self._link, ResumableLink):
+            with trio.move_on_after(SUSPENDED_WAIT):
+                while self._link.suspended:
+                    await self._link.restored()
+            if self._link.suspended:
+                raise GatewayAway
         return await self._connection.open_stream(announce=False)  # a PROXY header follows
 
     def open_stream_nowait(self) -> YamuxStream:
+        if isinstance(self._link, ResumableLink) and self._link.suspended:
+            raise trio.WouldBlock
         return self._connection.open_stream_nowait()
 
     async def answers(self, within: float) -> bool:
@@ -215,6 +231,11 @@ class GatewaySession(LiveSession):
         short = f"busy: {reason}".encode()[:MOST_REASON].decode(errors="ignore")
         self._end(_Ending(code=CLOSE_REJECTED, reason=short))
 
+    def services_told(self, names: Collection[str], located: Located) -> None:
+        """The gateway has said what it offers, and is told where, in the handshake of a resume."""
+        if self._services is not None:
+            self._services.told(names, located)
+
     def registry_changed(self) -> None:
         """Tell the gateway if visitors reach its services elsewhere now. Does not wait."""
         if self._services is not None:
@@ -229,7 +250,7 @@ class GatewaySession(LiveSession):
     async def _tell_spread(self, spread: Spread) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # the session ends anyway
             # No deadline: the session ends when its writes stall.
-            await self._websocket.send([spread_text(spread)])
+            await self._link.send_text(spread_text(spread))
         self.spread, self._telling = spread, False
 
     def abandon(self) -> None:
@@ -256,8 +277,10 @@ class GatewaySession(LiveSession):
                 nursery.start_soon(self._drain_when_asked)
                 nursery.start_soon(self._drain_when_retired)
                 if self._services is not None:
-                    nursery.start_soon(self._services.keep_told, lambda text: self._websocket.send([text]))
+                    nursery.start_soon(self._services.keep_told, self._link.send_text)
                 nursery.start_soon(self._close_when_ordered, carrying)
+                if isinstance(self._link, ResumableLink):
+                    nursery.start_soon(self._link.run)
                 try:
                     await self._connection.run()
                 finally:
@@ -276,7 +299,7 @@ class GatewaySession(LiveSession):
         with trio.move_on_after(math.inf if makes_another else GRACE_WITHOUT_DRAINING):
             if makes_another:
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                    await self._websocket.send([draining_text(self._reconnect_within)])
+                    await self._link.send_text(draining_text(self._reconnect_within))
             await self._finishing.wait()
             self._connection.refuse_streams()
             await self._connection.streams_gone()
@@ -304,11 +327,11 @@ class GatewaySession(LiveSession):
                 trio.move_on_after(FAREWELL_TIMEOUT) as farewell,
                 suppress(trio.BrokenResourceError, trio.ClosedResourceError),
             ):
-                await self._websocket.send([self._ending.text])
+                await self._link.send_text(self._ending.text)
             reachable = not farewell.cancelled_caught
         if not reachable:
             # Queued data that the peer does not take would delay the close.
-            await abandon(self._watched)
+            await self._link.abandon()
         carrying.cancel()
 
 

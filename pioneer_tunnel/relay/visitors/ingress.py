@@ -29,7 +29,7 @@ from ...exchange.task_leg import leg_of
 from ..admission import Admission, OverLimit
 from ..connection import Connection
 from ..gateways.expected import Expected
-from ..gateways.registry import Directory, LiveSession, Registry
+from ..gateways.registry import Directory, GatewayAway, LiveSession, Registry
 from ..limits import RelayLimits
 from ..networks import Network, is_within
 from ..request_head import HEAD_TIMEOUT, Refusal, read_head, refuse
@@ -44,6 +44,7 @@ OPEN_TIMEOUT: Final = 10.0
 """Seconds for opening a stream to the gateway."""
 
 _TAKES_NO_VISITORS: Final = "the gateway takes no visitors at the moment"
+_AWAY: Final = "the gateway has lost its connection; try again in a moment"
 _BROKE_OFF: Final = "the gateway broke off before it answered"
 
 
@@ -412,6 +413,8 @@ class Ingress:
                     proxy_header = _proxy_header(visit, _name_for(route, session.services))
                     try:
                         return await session.open_stream(), proxy_header
+                    except GatewayAway as away:
+                        raise Refusal(503, _AWAY, retry_after=away.retry_after) from None
                     except trio.BrokenResourceError:
                         tried = session  # it just ended or was retired: look for its successor
                 raise Refusal(503, "the gateway is not connected")

@@ -1,0 +1,364 @@
+"""Resumed sessions over the relay in memory: whatever cuts the link, each visitor gets every byte, once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
+
+import pytest
+import trio
+from fuzzing import examples
+from hypothesis import example, given, settings, strategies as st
+from rig import in_background
+from trio.testing import MockClock
+
+from pioneer_tunnel import State, Tunnel, TunnelStream, open_tunnel
+from pioneer_tunnel.testing import (
+    BlackHole,
+    CutAfter,
+    Fault,
+    FaultPlan,
+    FaultyDialer,
+    MemoryRelay,
+    MemoryStream,
+    Refuse,
+    Stage,
+    StallAt,
+    StatusContract,
+    Up,
+    open_memory_relay,
+)
+from pioneer_tunnel.transports import native
+from pioneer_tunnel.transports.resuming import Resuming
+from pioneer_tunnel.websocket import ENGINES
+
+TIMEOUT: Final = 60.0
+PATTERN: Final = bytes(range(251)) * 5
+each_engine = pytest.mark.parametrize("engine", ENGINES)
+
+
+@asynccontextmanager
+async def resumable(
+    plan: FaultPlan | None = None, *, timeout: float = TIMEOUT, engine: Any = None, heartbeat: float = 15.0
+) -> AsyncIterator[tuple[MemoryRelay, Tunnel]]:
+    """A relay and a tunnel that can resume; the gateway sends back what visitors send."""
+    async with (
+        open_memory_relay(plan, resume_timeout=timeout, engine=engine, heartbeat=heartbeat) as relay,
+        open_tunnel(relay.url, key=relay.key, dial=relay.dial, websocket_engine=engine) as tunnel,
+        in_background(lambda: trio.serve_listeners(echo, [tunnel])),
+    ):
+        await tunnel.wait_connected()
+        yield relay, tunnel
+
+
+async def echo(stream: TunnelStream) -> None:
+    with suppress(trio.BrokenResourceError):
+        async with stream:
+            async for data in stream:
+                await stream.send_all(data)
+
+
+async def talk(visitor: MemoryStream, amount: int, pause: float = 0.0) -> None:
+    """Send so many bytes, and check that the same bytes come back, and then EOF."""
+    pieces = [PATTERN[number % 251 :][:1000] for number in range(amount // 1000)]
+
+    async def send() -> None:
+        for piece in pieces:
+            await visitor.send_all(piece)
+            await trio.sleep(pause)
+        await visitor.send_eof()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        received = b"".join([data async for data in visitor])
+    assert received == b"".join(pieces)
+
+
+@each_engine
+async def test_a_visitor_does_not_notice_a_cut(engine: str, autojump_clock: MockClock) -> None:
+    async with resumable(FaultPlan([Up(10)]), engine=engine) as (relay, tunnel):
+        await talk(await relay.visit(), 40_000, pause=0.5)
+        assert relay.sessions == 2
+        told = [(status.state, status.public_url, status.attempt) for status in tunnel.history[2:]]
+    assert told == [
+        (State.CONNECTED, "http://office.test", 1),
+        (State.RECONNECTING, "http://office.test", 1),
+        (State.CONNECTED, "http://office.test", 1),
+    ]
+
+
+short_faults: st.SearchStrategy[Fault] = st.one_of(
+    st.builds(CutAfter, st.integers(0, 6_000) | st.integers(0, 100_000)),
+    st.builds(Up, st.floats(0, 5)),
+    st.just(Refuse()),
+    st.builds(StallAt, st.sampled_from(Stage)),
+    st.builds(BlackHole, st.floats(0, 5), st.floats(0, 8)),
+)
+
+
+@settings(deadline=None, max_examples=examples(50))
+@given(faults=st.lists(short_faults, max_size=5), engine=st.sampled_from(ENGINES))
+@example(faults=[CutAfter(0)], engine=ENGINES[0])
+@example(faults=[CutAfter(amount) for amount in (3000, 3500, 4000, 4500)], engine=ENGINES[0])
+def test_no_byte_is_lost_or_doubled(faults: list[Fault], engine: str) -> None:
+    """The first connection comes up; those that follow are cut anywhere, also in the handshake of a resume."""
+
+    async def main() -> None:
+        plan = FaultPlan([Up(0.5), *faults])
+        async with resumable(plan, engine=engine, heartbeat=4.0) as (relay, tunnel):
+            async with trio.open_nursery() as nursery:
+                for amount, pause in ((100_000, 0.001), (20_000, 0.1), (1_000, 0.0)):
+                    nursery.start_soon(talk, await relay.visit(), amount, pause)
+            await tunnel.wait_connected()
+            await talk(await relay.visit(), 2_000)
+            contract = StatusContract()
+            for status in tunnel.history:
+                contract.see(status)
+            assert tunnel.status.attempt == 1
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+# Ends
+
+
+async def test_after_the_timeout_the_streams_are_reset(autojump_clock: MockClock) -> None:
+    async with resumable(FaultPlan([Up(5)], then=Refuse()), timeout=20) as (relay, tunnel):
+        visitor = await relay.visit()
+        await visitor.send_all(b"hello")
+        assert await visitor.receive_some() == b"hello"
+        with pytest.raises(trio.BrokenResourceError):
+            await visitor.receive_some()
+        assert trio.current_time() == pytest.approx(25, abs=0.1)
+        assert tunnel.status.state is State.RECONNECTING
+
+
+async def test_the_smaller_timeout_counts(autojump_clock: MockClock) -> None:
+    async with (
+        open_memory_relay(FaultPlan([Up(5)], then=Refuse()), resume_timeout=20) as relay,
+        open_tunnel(relay.url, key=relay.key, dial=relay.dial, resume_timeout=7) as tunnel,
+        in_background(lambda: trio.serve_listeners(echo, [tunnel])),
+    ):
+        await tunnel.wait_connected()
+        visitor = await relay.visit()
+        with pytest.raises(trio.BrokenResourceError):
+            await visitor.receive_some()
+        assert trio.current_time() == pytest.approx(12, abs=0.1)
+
+
+@pytest.mark.parametrize(("relay_keeps", "gateway_keeps"), [(0, 60), (60, 0), (0, 0)])
+async def test_without_the_extension_a_cut_ends_the_streams(
+    relay_keeps: float, gateway_keeps: float, autojump_clock: MockClock
+) -> None:
+    async with (
+        open_memory_relay(FaultPlan([Up(5)]), resume_timeout=relay_keeps) as relay,
+        open_tunnel(relay.url, key=relay.key, dial=relay.dial, resume_timeout=gateway_keeps) as tunnel,
+        in_background(lambda: trio.serve_listeners(echo, [tunnel])),
+    ):
+        await tunnel.wait_connected()
+        visitor = await relay.visit()
+        with pytest.raises(trio.BrokenResourceError):
+            await visitor.receive_some()
+        assert trio.current_time() == pytest.approx(5, abs=0.1)
+        await relay.wait_reachable()
+        await talk(await relay.visit(), 2_000)
+        assert tunnel.status.attempt == 2
+
+
+async def test_a_gateway_that_is_cancelled_while_suspended_ends_at_once(autojump_clock: MockClock) -> None:
+    async with resumable(FaultPlan([Up(5)], then=Refuse())):
+        await trio.sleep(10)
+        before = trio.current_time()
+    assert trio.current_time() == before
+
+
+async def test_a_new_gateway_process_replaces_its_suspended_session(autojump_clock: MockClock) -> None:
+    async with open_memory_relay(resume_timeout=60) as relay:
+        async with open_tunnel(relay.url, key=relay.key, dial=relay.dial, instance="me") as tunnel:
+            await tunnel.wait_connected()
+            visitor = await relay.visit()
+            await visitor.send_all(b"hello")
+            await tunnel.accept()
+            relay.follow(FaultPlan(then=Refuse()))
+            relay.cut()
+            await trio.sleep(1)
+        relay.follow(FaultPlan())
+        async with (
+            open_tunnel(relay.url, key=relay.key, dial=relay.dial, instance="me") as tunnel,
+            in_background(lambda: trio.serve_listeners(echo, [tunnel])),
+        ):
+            await tunnel.wait_connected()
+            with pytest.raises(trio.BrokenResourceError):
+                await visitor.receive_some()
+            await talk(await relay.visit(), 2_000)
+
+
+async def test_a_restarted_relay_gets_a_new_session(autojump_clock: MockClock) -> None:
+    async with resumable() as (relay, _):
+        visitor = await relay.visit()
+        await visitor.send_all(b"hello")
+        assert await visitor.receive_some() == b"hello"
+        await relay.stop(abruptly=True)
+        await relay.start()
+        await relay.wait_reachable()
+        await talk(await relay.visit(), 2_000)
+        assert trio.current_time() < 3
+
+
+async def test_a_revoked_key_does_not_resume(autojump_clock: MockClock) -> None:
+    async with resumable(FaultPlan([Up(5)])) as (relay, tunnel):
+        relay.revoke()
+        await trio.sleep(10)
+        assert tunnel.status.error_kind == "tunnel_auth_failed"
+        assert not relay.reachable
+
+
+async def test_another_gateway_with_the_same_key_ends_a_suspended_session(autojump_clock: MockClock) -> None:
+    """It cannot resume it: it does not have the secret. Nor does the old gateway when it comes back."""
+    async with (
+        open_memory_relay(FaultPlan([Up(5), *[Refuse()] * 4]), resume_timeout=60) as relay,
+        open_tunnel(relay.url, key=relay.key, dial=relay.dial, instance="me") as tunnel,
+        in_background(lambda: trio.serve_listeners(echo, [tunnel])),
+    ):
+        await tunnel.wait_connected()
+        visitor = await relay.visit()
+        await visitor.send_all(b"hello")
+        assert await visitor.receive_some() == b"hello"
+        await trio.sleep(5.5)
+        async with open_tunnel(relay.url, key=relay.key, dial=FaultyDialer(relay), instance="another") as other:
+            await other.wait_connected()
+            with pytest.raises(trio.BrokenResourceError):
+                await visitor.receive_some()
+            # When the old gateway comes back, it cannot resume. Its new session is the newest, which wins.
+            await trio.sleep(30)
+            assert (tunnel.status.state, tunnel.status.attempt) == (State.CONNECTED, 2)
+            assert other.status.state is State.FAILED
+
+
+async def test_the_goodbye_of_a_relay_ends_the_session(autojump_clock: MockClock) -> None:
+    """A connection that is closed on purpose is not lost."""
+    async with resumable() as (relay, tunnel):
+        visitor = await relay.visit()
+        await visitor.send_all(b"hello")
+        assert await visitor.receive_some() == b"hello"
+        await relay.stop()
+        with pytest.raises(trio.BrokenResourceError):
+            await visitor.receive_some()
+        assert trio.current_time() < 1
+        await trio.sleep(0.01)
+        assert tunnel.status.state is State.RECONNECTING
+        assert tunnel.status.retry_at_unix is not None
+
+
+# Visitors of a suspended session
+
+
+async def test_a_new_visitor_waits_for_the_gateway(autojump_clock: MockClock) -> None:
+    async with resumable(FaultPlan([Up(5), Refuse(), Refuse()])) as (relay, _):
+        await trio.sleep(5.1)
+        assert not relay.reachable
+        await talk(await relay.visit(), 2_000)
+        assert 6 < trio.current_time() < 9
+
+
+async def test_a_new_visitor_does_not_wait_for_long(autojump_clock: MockClock) -> None:
+    async with resumable(FaultPlan([Up(5)], then=Refuse())) as (relay, _):
+        await trio.sleep(6)
+        visitor = await relay.visit_http()
+        await visitor.send_all(b"GET / HTTP/1.1\r\nHost: office.test\r\n\r\n")
+        answer = b"".join([data async for data in visitor])
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nRetry-After: 5\r\n" in answer
+        assert trio.current_time() == pytest.approx(11, abs=0.1)
+
+
+# A connection that is only suspected
+
+
+@asynccontextmanager
+async def suspicious(plan: FaultPlan) -> AsyncIterator[tuple[MemoryRelay, Tunnel, Callable[[], None]]]:
+    """As `resumable`, and what lets the gateway suspect its connection."""
+    made: list[Resuming] = []
+
+    def make(*arguments: Any, **named: Any) -> Resuming:
+        made.append(Resuming(*arguments, **named))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "Resuming", make)
+        async with resumable(plan) as (relay, tunnel):
+            yield relay, tunnel, made[0].suspect
+
+
+async def test_a_dead_path_is_left_before_anything_ends_it(autojump_clock: MockClock) -> None:
+    async with suspicious(FaultPlan([BlackHole(5)])) as (relay, tunnel, suspect):
+        visitor = await relay.visit()
+        await trio.sleep(6)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talk, visitor, 20_000)
+            await trio.sleep(1)
+            suspect()
+        assert trio.current_time() < 8
+        assert [status.state for status in tunnel.history].count(State.RECONNECTING) == 0
+
+
+async def test_a_suspected_connection_carries_on_while_no_other_is_found(autojump_clock: MockClock) -> None:
+    """The redial stalls at each step; bytes flow on all the while, except when the new connection may have won."""
+    for stage in Stage:
+        async with suspicious(FaultPlan([Up(), StallAt(stage)], then=Refuse())) as (relay, tunnel, suspect):
+            suspect()
+            for _ in range(30):
+                await talk(await relay.visit(), 2_000)
+                await trio.sleep(1)
+            assert len(relay.dials) == 2
+            assert [status.state for status in tunnel.history].count(State.RECONNECTING) == 0
+
+
+async def test_a_live_connection_is_replaced_under_traffic(autojump_clock: MockClock) -> None:
+    async with suspicious(FaultPlan()) as (relay, _, suspect):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talk, await relay.visit(), 100_000, 0.01)
+            for _ in range(5):
+                await trio.sleep(0.1)
+                suspect()
+        assert len(relay.dials) == 6
+
+
+# Clocks
+
+
+async def test_time_without_a_link_ends_no_closing_stream(autojump_clock: MockClock) -> None:
+    """A stream that was closed has 30 seconds to end. A hole of 50 seconds does not count."""
+    plan = FaultPlan([Up(5), *[Refuse()] * 12])
+    async with (
+        open_memory_relay(plan, resume_timeout=60) as relay,
+        open_tunnel(relay.url, key=relay.key, dial=relay.dial) as tunnel,
+    ):
+        await tunnel.wait_connected()
+        visitor = await relay.visit()
+        await trio.sleep(4)
+        await visitor.send_all(b"hello")
+        stream = await tunnel.accept()
+        assert await stream.receive_some() == b"hello"
+        await trio.sleep(2)
+        assert tunnel.status.state is State.RECONNECTING
+        await stream.send_all(b"good")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.aclose)
+            received = b"".join([data async for data in visitor])
+            assert received == b"good"
+            assert trio.current_time() > 40
+
+
+async def test_an_idle_link_sends_no_report(autojump_clock: MockClock) -> None:
+    async with resumable() as (relay, _):
+        await trio.sleep(1)
+        connection = relay.dials[0].connection
+        assert connection is not None
+        carried = []
+        for _ in range(40):
+            await trio.sleep(15)
+            carried.append(connection.carried)
+        assert max(later - earlier for earlier, later in itertools.pairwise(carried)) <= 80

@@ -1,0 +1,259 @@
+"""Resumed sessions over real sockets, with both engines: connections are cut under bulk traffic in both directions."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import trio
+import trustme
+from cutting_proxy import CuttingProxy
+from rig import (
+    HOST,
+    RELAY_NAME,
+    RelayRig,
+    connect,
+    eventually,
+    in_background,
+    no_hang,
+    nothing_left_behind,
+    read_all,
+    read_exactly,
+    relay_rig,
+    request,
+    tunnel_entry,
+    upload,
+)
+
+from pioneer_tunnel import RelayKey, Services, State, Tunnel, TunnelStream
+from pioneer_tunnel.websocket import ENGINES, EngineName
+
+each_engine = pytest.mark.parametrize("engine", ENGINES)
+
+
+@asynccontextmanager
+async def cut_links(
+    engine: EngineName | None, bytes_until_cut: Callable[[], float]
+) -> AsyncIterator[tuple[RelayRig, CuttingProxy, Tunnel]]:
+    async with (
+        relay_rig(engine) as rig,
+        cutting(rig, bytes_until_cut) as proxy,
+        rig.tunnel(dial=proxy.dial) as tunnel,
+        in_background(lambda: trio.serve_listeners(echo, [tunnel])),
+    ):
+        await tunnel.wait_connected()
+        yield rig, proxy, tunnel
+
+
+@asynccontextmanager
+async def cutting(rig: RelayRig, bytes_until_cut: Callable[[], float]) -> AsyncIterator[CuttingProxy]:
+    async with trio.open_nursery() as nursery:
+        proxy = CuttingProxy(lambda: connect(rig.addresses.control), bytes_until_cut)
+        await nursery.start(proxy.run)
+        yield proxy
+        nursery.cancel_scope.cancel()
+
+
+async def echo(stream: TunnelStream) -> None:
+    with suppress(trio.BrokenResourceError):
+        async with stream:
+            async for data in stream:
+                await stream.send_all(data)
+
+
+async def talk(rig: RelayRig, amount: int, seed: int) -> None:
+    """Send a request that is echoed, head and body, and compare."""
+    body = random.Random(seed).randbytes(amount)
+    sent = request(body=body)
+    async with await rig.visit() as visitor, trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def send() -> None:
+            for start in range(0, len(sent), 50_000):
+                await visitor.send_all(sent[start : start + 50_000])
+            await visitor.send_eof()
+
+        received = b"".join([data async for data in visitor])
+    assert len(received) == len(sent)
+    assert hashlib.sha256(received).digest() == hashlib.sha256(sent).digest()
+
+
+@each_engine
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_byte_is_lost_under_bulk_traffic(engine: EngineName, seed: int) -> None:
+    dice = random.Random(seed)
+    with no_hang(), nothing_left_behind():
+        async with cut_links(engine, lambda: dice.randint(3_000, 1_500_000)) as (rig, proxy, tunnel):
+            async with trio.open_nursery() as nursery:
+                for number in range(4):
+                    nursery.start_soon(talk, rig, 1_500_000, number)
+            assert proxy.connections > 5
+            assert tunnel.status.attempt == 1
+
+
+async def test_over_tls(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert(RELAY_NAME)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "relay.pem")
+    dice = random.Random(5)
+    changes: dict[str, Any] = {
+        "tls_certificate": tmp_path / "relay.pem",
+        "tls_private_key": tmp_path / "relay.pem",
+        "ingress_tls": False,
+        "public_names": [RELAY_NAME],
+    }
+    with no_hang():
+        async with (
+            relay_rig(None, **changes) as rig,
+            cutting(rig, lambda: dice.randint(6_000, 1_000_000)) as proxy,
+            rig.tunnel(relay=f"wss://{RELAY_NAME}", ca_file=tmp_path / "ca.pem", dial=proxy.dial) as tunnel,
+            in_background(lambda: trio.serve_listeners(echo, [tunnel])),
+        ):
+            await tunnel.wait_connected()
+            async with trio.open_nursery() as nursery:
+                for number in range(3):
+                    nursery.start_soon(talk, rig, 1_000_000, number)
+            assert proxy.connections > 3
+            assert tunnel.status.attempt == 1
+
+
+async def test_a_visitor_waits_while_the_link_is_away() -> None:
+    with no_hang():
+        async with cut_links(None, lambda: math.inf) as (rig, proxy, tunnel):
+            await talk(rig, 1_000, 1)
+            proxy.open = False
+            proxy.cut()
+            await eventually(lambda: tunnel.status.state is State.RECONNECTING)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(talk, rig, 1_000, 2)
+                await trio.sleep(0.2)
+                proxy.open = True
+            assert tunnel.status.public_url is not None
+
+
+def has_lost(tunnel: Tunnel) -> bool:
+    return tunnel.status.state is State.RECONNECTING
+
+
+def has_dialled(proxy: CuttingProxy, times: int) -> bool:
+    return proxy.connections == times
+
+
+async def test_an_idle_tunnel_comes_back_at_once() -> None:
+    """Without traffic nothing is sent again, and nothing but the loss itself tells both ends."""
+    with no_hang():
+        async with cut_links(None, lambda: math.inf) as (rig, proxy, tunnel):
+            for number in range(3):
+                await eventually(lambda: tunnel.status.state is State.CONNECTED)
+                proxy.cut()
+                await eventually(functools.partial(has_dialled, proxy, number + 2))
+            await talk(rig, 1_000, 1)
+
+
+async def test_services_that_change_meanwhile_are_told_with_the_resume() -> None:
+    """At both ends: the gateway offers another one, and the operator moves one."""
+    ways = {"web": f"http://{HOST}", "wiki": "http://wiki.test", "db": "http://db.test"}
+
+    def entry(**changes: str) -> dict[str, Any]:
+        return tunnel_entry(url=None, services=[{"name": name, "url": url} for name, url in (ways | changes).items()])
+
+    services = Services({"web": "127.0.0.1:1", "wiki": "127.0.0.1:2"})
+    with no_hang():
+        async with (
+            relay_rig(tunnels=[entry()]) as rig,
+            cutting(rig, lambda: math.inf) as proxy,
+            rig.tunnel(dial=proxy.dial, services=services) as tunnel,
+        ):
+            await tunnel.wait_connected()
+            assert tunnel.status.services == {"web": ways["web"], "wiki": ways["wiki"]}
+            proxy.open = False
+            proxy.cut()
+            await eventually(lambda: tunnel.status.state is State.RECONNECTING)
+            services["db"] = "127.0.0.1:3"
+            await rig.apply(tunnels=[entry(wiki="http://moved.test")])
+            proxy.open = True
+            wanted = ways | {"wiki": "http://moved.test"}
+            await eventually(lambda: tunnel.status.services == wanted)
+            assert (tunnel.status.state, tunnel.status.attempt) == (State.CONNECTED, 1)
+            async with await rig.visit() as visitor:
+                await visitor.send_all(request(host="db.test"))
+                async with await tunnel.accept() as stream:
+                    assert stream.service == "db"
+
+
+# Limits of a relay
+
+
+OTHER_KEY: Final = RelayKey("ptk1_another-key-of-the-tests-0123456789")
+
+
+async def test_too_many_suspended_sessions_end_the_one_that_waits_longest() -> None:
+    other = tunnel_entry(id="other", url="http://other.test", key=str(OTHER_KEY.identity().public_key))
+    changes: dict[str, Any] = {
+        "tunnels": [tunnel_entry(), other],
+        "limits": {"connects_per_second_per_address": 0, "suspended_sessions": 1},
+    }
+    with no_hang():
+        async with (
+            relay_rig(None, **changes) as rig,
+            cutting(rig, lambda: math.inf) as first,
+            cutting(rig, lambda: math.inf) as second,
+            rig.tunnel(dial=first.dial, resume_timeout=30) as one,
+            rig.tunnel(dial=second.dial, key=OTHER_KEY) as two,
+        ):
+            await one.wait_connected()
+            await two.wait_connected()
+            visitors, streams = [], []
+            for host, tunnel in ((HOST, one), ("other.test", two)):
+                visitors.append(await rig.visit())
+                await visitors[-1].send_all(upload(host))
+                streams.append(await tunnel.accept())
+                await read_exactly(streams[-1], len(upload(host)))
+            for proxy, tunnel in ((first, one), (second, two)):
+                proxy.open = False
+                proxy.cut()
+                await eventually(functools.partial(has_lost, tunnel))
+            await read_all(visitors[0])  # the answer that the gateway broke off
+            second.open = True
+            await visitors[1].send_all(b"again")
+            assert await read_exactly(streams[1], 5) == b"again"
+            for stream in (*visitors, *streams):
+                await trio.aclose_forcefully(stream)
+
+
+async def test_a_suspended_session_that_holds_too_much_ends() -> None:
+    limits = {"connects_per_second_per_address": 0, "suspended_bytes": 1024 * 1024}
+    with no_hang():
+        async with (
+            relay_rig(None, limits=limits) as rig,
+            cutting(rig, lambda: math.inf) as proxy,
+            rig.tunnel(dial=proxy.dial) as tunnel,
+        ):
+            await tunnel.wait_connected()
+            async with AsyncExitStack() as open_visitors, trio.open_nursery() as nursery:
+                visitors = [await open_visitors.enter_async_context(await rig.visit()) for _ in range(8)]
+                for visitor in visitors:  # they take nothing of what the gateway answers
+                    await visitor.send_all(upload())
+                    nursery.start_soon(send_for_ever, await tunnel.accept())
+                await eventually(lambda: sum(session.held for session in rig.relay._gateways._sessions) > 1024 * 1024)
+                proxy.open = False
+                proxy.cut()
+                for visitor in visitors:
+                    with pytest.raises(trio.BrokenResourceError):
+                        await read_all(visitor)
+                assert tunnel.status.state is State.RECONNECTING
+                nursery.cancel_scope.cancel()
+
+
+async def send_for_ever(stream: TunnelStream) -> None:
+    async with stream:
+        while True:
+            await stream.send_all(bytes(256 * 1024))
