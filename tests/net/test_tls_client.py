@@ -205,6 +205,7 @@ def test_no_public_option_switches_verification_off() -> None:
     assert {option for option in options if about_tls.search(option)} == {
         "allow_server_override",  # which relay, not whether it is checked
         "ca_file",
+        "host_header",  # of requests to the local server
         "local_ca_file",  # for the local server
         "local_verify",  # the local server's certificate; the relay's is not affected
         "relay_identity",
