@@ -16,13 +16,12 @@ them out. Gateways need few: one session for each tunnel.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final, final
 
+from .._storage.networks import Network, customer_of, is_within
 from .limits import RelayLimits
-from .networks import Network, is_within
 from .rates import REMEMBERED, FailureBackoff, TokenBuckets
 
 __all__ = ["Admission", "Arrival", "OverLimit"]
@@ -274,12 +273,7 @@ class Admission:
     def _read_source(self, host: str) -> str | None:
         if is_within(host, self._exempt):
             return None
-        address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(host.partition("%")[0])
-        if isinstance(address, ipaddress.IPv6Address):
-            address = address.ipv4_mapped or address
-        if isinstance(address, ipaddress.IPv6Address):
-            return str(ipaddress.IPv6Network((address, 64), strict=False))
-        return str(address)
+        return customer_of(host)
 
     def _evict(self, arrival: Arrival) -> None:
         self.settle(arrival)

@@ -29,6 +29,7 @@ import attrs
 from .._model.addresses import Address, bracketed, normal_audience
 from .._model.errors import InvalidSettingsError, Problem
 from .._model.text import redact_reason, shown
+from .._storage.networks import Network, proxy_networks
 from .._storage.toml_read import read_toml, subtable
 from .._storage.validation import (
     NOT_A_KEY,
@@ -46,7 +47,6 @@ from .._storage.validation import (
     whole_number,
 )
 from .limits import RelayLimits
-from .networks import Network, proxy_networks
 from .tunnels import LABEL_LIMIT, Addresses, Route, TunnelEntry, each_address, listening_addresses, tunnels
 
 __all__ = ["RelayConfig"]

@@ -13,8 +13,8 @@ from typing import ClassVar, final
 
 import attrs
 
+from .._storage.networks import Network, networks
 from .._storage.validation import Rule, hold_back, settle, whole_number
-from .networks import Network, networks
 
 __all__ = ["RelayLimits"]
 

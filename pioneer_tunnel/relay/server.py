@@ -34,6 +34,7 @@ from .._net.prefixed_stream import PrefixedStream
 from .._net.tls.certificate import Certificate
 from .._net.tls.stream import TlsServerStream
 from .._storage import files
+from .._storage.networks import is_within
 from ..exchange.carrier import Carrier
 from ..websocket import EngineName
 from ..yamux import Limits
@@ -48,7 +49,6 @@ from .handover import Handover
 from .inherited import Inherited
 from .listeners import BoundListeners, bound_address, name_of, open_listeners
 from .names import NameBook
-from .networks import is_within
 from .reload import Changes
 from .request_head import Refusal, read_head, refuse
 from .tunnels import Route, each_address

@@ -14,7 +14,7 @@ from rig import RelayRig, in_background, no_hang, read_all, read_until, relay_ri
 
 from pioneer_tunnel._http.head import HeadReader
 from pioneer_tunnel._model.addresses import Address
-from pioneer_tunnel.relay.networks import proxy_networks
+from pioneer_tunnel._storage.networks import proxy_networks
 from pioneer_tunnel.relay.visitors.forwarded_for import named_visitor
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 

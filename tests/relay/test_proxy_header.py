@@ -31,11 +31,11 @@ from rig import (
 )
 
 from pioneer_tunnel._model.addresses import Address
+from pioneer_tunnel._storage.networks import proxy_networks
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay.admission import Admission, OverLimit
 from pioneer_tunnel.relay.config import RelayConfig
 from pioneer_tunnel.relay.limits import RelayLimits
-from pioneer_tunnel.relay.networks import proxy_networks
 from pioneer_tunnel.relay.visitors.ingress import Visit
 from pioneer_tunnel.relay.visitors.proxy_header import introduce
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream

@@ -52,6 +52,7 @@ from pioneer_tunnel._model.status import State
 from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._net.descriptor_limit import descriptor_limit
 from pioneer_tunnel._net.log_limiter import LINES_IN_FULL
+from pioneer_tunnel._storage.networks import proxy_networks
 from pioneer_tunnel._wire.handshake import AGENT, SUBPROTOCOL, Claim, GatewayHandshake, Rejection, RelayHandshake
 from pioneer_tunnel.relay import RelayConfig, RelayLimits, TunnelEntry, accept_loop as accepting, rates
 from pioneer_tunnel.relay.accept_loop import AcceptLoop
@@ -60,7 +61,6 @@ from pioneer_tunnel.relay.connection import Connection
 from pioneer_tunnel.relay.gateways.endpoint import GatewayEndpoint
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.listeners import open_listeners
-from pioneer_tunnel.relay.networks import proxy_networks
 from pioneer_tunnel.relay.rates import FailureBackoff, TokenBuckets
 from pioneer_tunnel.tunnel.tunnel import Tunnel
 from pioneer_tunnel.websocket import EngineName, Opening, load_engine

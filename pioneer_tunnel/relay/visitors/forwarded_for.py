@@ -17,7 +17,7 @@ from typing import Final
 
 from ..._http.head import RequestHead
 from ..._model.addresses import Address
-from ..networks import Network, is_within
+from ..._storage.networks import Network, is_within
 
 __all__ = ["named_visitor"]
 

@@ -22,6 +22,7 @@ from ..._net.closing import abandon, close_after_answer
 from ..._net.leg import Leg
 from ..._net.streams import ByteStream
 from ..._net.tls.client_hello import Alert
+from ..._storage.networks import Network, is_within
 from ..._wire.proxy_v2 import ProxyHeader
 from ...exchange.carrier import Carrier
 from ...exchange.pump import Pump
@@ -31,7 +32,6 @@ from ..connection import Connection
 from ..gateways.expected import Expected
 from ..gateways.registry import Directory, GatewayAway, LiveSession, Registry
 from ..limits import RelayLimits
-from ..networks import Network, is_within
 from ..request_head import HEAD_TIMEOUT, Refusal, read_head, refuse
 from ..tunnels import Route
 from .followed_leg import FollowedLeg

@@ -18,10 +18,10 @@ import trio
 from ..._model.errors import RemoteProtocolError
 from ..._net.log_limiter import LogLimiter
 from ..._net.prefixed_stream import PrefixedStream
+from ..._storage.networks import Network, is_within
 from ..._wire.proxy_v1 import parse_v1
 from ..._wire.proxy_v2 import MAX_LENGTH, ProxyHeader
 from ..admission import Arrival, OverLimit
-from ..networks import Network, is_within
 from .ingress import Visit
 
 __all__ = ["introduce"]

@@ -1,4 +1,4 @@
-"""Networks in the relay's configuration."""
+"""Networks in a configuration."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 from .._model.errors import Problem
 from .._model.text import redact_reason, shown
-from .._storage.validation import RefusedItemsError, a_text
+from .validation import RefusedItemsError, a_text
 
-__all__ = ["Network", "is_within", "networks", "proxy_networks"]
+__all__ = ["Network", "customer_of", "is_within", "networks", "proxy_networks"]
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -36,10 +36,26 @@ def proxy_networks(value: Sequence[str | Network]) -> tuple[Network, ...]:
 
 def is_within(host: str, among: Iterable[Network]) -> bool:
     """Whether the IP address `host` is in one of the networks. An IPv4 address that is mapped into IPv6 is IPv4."""
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(host.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        address = address.ipv4_mapped or address
+    address = _read(host)
     return any(address in network for network in among)
+
+
+def customer_of(host: str) -> str:
+    """What limits per address count the IP address `host` as: an IPv4 address, or an IPv6 /64.
+
+    That is the smallest network that one customer gets.
+    """
+    address = _read(host)
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((address, 64), strict=False))
+    return str(address)
+
+
+def _read(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        return address.ipv4_mapped or address
+    return address
 
 
 def _networks(value: Sequence[str | Network], *, anyone: bool) -> tuple[Network, ...]:
