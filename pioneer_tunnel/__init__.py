@@ -46,6 +46,7 @@ from ._net.prefixed_stream import PrefixedStream
 from ._net.tls.certificate import Certificate
 from ._version import __version__
 from ._wire.proxy_v2 import ProxyHeader
+from .access.rules import Access
 from .gateway.config import RemoteAccessConfig, Transport
 from .gateway.keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
 from .gateway.remote_access import RemoteAccess
@@ -63,6 +64,7 @@ from .tunnel.visitor_tls import terminate_tls
 from .yamux import Limits
 
 __all__ = [
+    "Access",
     "Address",
     "Certificate",
     "Dialer",

@@ -39,6 +39,10 @@ SANS_IO: Final = sorted(
         "resume/tail.py",
         "relay/rates.py",
         "relay/visitors/forwarded_for.py",
+        "access/attempts.py",
+        "access/htpasswd.py",
+        "access/requests.py",
+        "access/tokens.py",
         "tunnel/restart_policy.py",
     }
     | {

@@ -29,7 +29,7 @@ import attrs
 
 from .head import BadRequest, RequestHead, wants_upgrade
 
-__all__ = ["HeaderRules"]
+__all__ = ["HeaderRules", "plain_name"]
 
 _NAMES: Final = frozenset(
     {
@@ -61,10 +61,17 @@ _UPGRADE: Final = frozenset({b"upgrade", b"http2-settings"})
 _MOST_OPTIONS: Final = 64
 
 _PLAIN: Final = bytes(ord(chr(byte).lower()) if chr(byte).isalnum() and byte < 0x80 else 0x2D for byte in range(256))
-"""Translates a name so that names which a server could take for one another become equal."""
 
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++")
 _SCHEME_AND_HOST: Final = re.compile(rb"(?i:https?)://[^/?]++")
+
+
+def plain_name(name: bytes) -> bytes:
+    """A header's name, so that names which a server could take for one another are equal.
+
+    CGI and WSGI make one variable of `X-Forwarded-For` and `X_Forwarded_For`.
+    """
+    return name.translate(_PLAIN)
 
 
 @final
@@ -77,17 +84,19 @@ class HeaderRules:
         visitor: the visitor's IP address; None where it is not known, and then no header has it.
         tls: whether the visitor came over TLS; None where it is not known, and then no header says so.
         host_header: the Host that the server gets; None keeps the visitor's.
+        removed: further headers that the server must not get; lower-case letters alone.
     """
 
     set_forwarded: bool
     visitor: str | None = None
     tls: bool | None = None
     host_header: bytes | None = None
+    removed: frozenset[bytes] = frozenset()
 
     def replaces(self, name: bytes) -> bool:
-        """Whether a header or trailer of this name is the visitor's word about itself, and is removed."""
-        plain = name.translate(_PLAIN)
-        return self.set_forwarded and (plain in _NAMES or plain.startswith(_PREFIXES))
+        """Whether a header or trailer of this name is removed: the visitor's word about itself, or one of `removed`."""
+        plain = plain_name(name)
+        return plain in self.removed or (self.set_forwarded and (plain in _NAMES or plain.startswith(_PREFIXES)))
 
     def apply(self, head: RequestHead, received: bytes) -> tuple[RequestHead, bytes]:
         """Change a head.
@@ -108,7 +117,7 @@ class HeaderRules:
         first, *written = received[: head.length].removeprefix(b"\r\n").split(b"\r\n")
         lines = [first if head.target[:1] in b"/*" else b"%s %s HTTP/%s" % (head.method, _path(head), head.version)]
         for (name, value), line in zip(head.headers, written, strict=False):  # `written` has the empty line, too
-            if self.replaces(name) or name.translate(_PLAIN) in removed:
+            if self.replaces(name) or plain_name(name) in removed:
                 continue
             changed = value
             if name == b"host":
@@ -121,7 +130,7 @@ class HeaderRules:
             lines.append(line if changed is value else line[: len(name)] + b": " + changed)
         lines += [b"%s: %s" % line for line in self._forwarded(head)]
         if upgrade is not None and not keeps_upgrade:
-            kept = tuple(field for field in head.headers if field[0].translate(_PLAIN) not in removed)
+            kept = tuple(field for field in head.headers if plain_name(field[0]) not in removed)
             head = attrs.evolve(head, headers=kept)
         return head, b"\r\n".join([*lines, b"", b""])
 
@@ -133,7 +142,7 @@ class HeaderRules:
         kept = [
             option
             for option in options
-            if not (self.replaces(option) or option.translate(_PLAIN) in removed or option.lower() == b"host")
+            if not (self.replaces(option) or plain_name(option) in removed or option.lower() == b"host")
         ]
         return value if len(kept) == len(options) else b", ".join(kept) or None
 

@@ -31,7 +31,7 @@ A reader looks at each byte a fixed number of times, whether they come at once o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from itertools import islice
 from typing import Final, NoReturn, final
@@ -91,7 +91,7 @@ _MOST_MEMBERS: Final = 64
 
 _CR: Final = 0x0D
 _TLS_HANDSHAKE: Final = 0x16
-_STATUSES: Final = frozenset({400, 404, 408, 421, 431, 502, 503, 504})
+_STATUSES: Final = frozenset({400, 401, 403, 404, 408, 421, 429, 431, 502, 503, 504})
 
 
 @final
@@ -450,7 +450,9 @@ def wants_upgrade(head: RequestHead) -> Upgrade | None:
     )
 
 
-def error_response(status: int, text: str, *, omit_body: bool = False, retry_after: int | None = None) -> bytes:
+def error_response(
+    status: int, text: str, *, omit_body: bool = False, headers: Sequence[tuple[str, str]] = ()
+) -> bytes:
     """The bytes of an error response, after which the connection is closed.
 
     Args:
@@ -458,7 +460,7 @@ def error_response(status: int, text: str, *, omit_body: bool = False, retry_aft
         text: a sentence for people. It becomes the body, cleaned by `clean_message`, as plain text that browsers do not
             sniff. Caches must not store it.
         omit_body: for HEAD: the same headers without the body.
-        retry_after: seconds for the header `Retry-After`; None for none.
+        headers: further headers; their values are ASCII.
 
     Raises:
         LocalProtocolError: a relay does not answer `status`.
@@ -466,14 +468,14 @@ def error_response(status: int, text: str, *, omit_body: bool = False, retry_aft
     if status not in _STATUSES:
         raise LocalProtocolError(f"a relay does not answer {status}; it answers {sorted(_STATUSES)}")
     body = clean_message(text).encode("utf-8", "replace") + b"\n"
-    again = "" if retry_after is None else f"Retry-After: {retry_after}\r\n"
+    further = "".join(f"{name}: {value}\r\n" for name, value in headers)
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
         "Content-Type: text/plain; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\n"
         "Cache-Control: no-store\r\n"
         "X-Content-Type-Options: nosniff\r\n"
-        f"{again}"
+        f"{further}"
         "Connection: close\r\n"
         "\r\n"
     )

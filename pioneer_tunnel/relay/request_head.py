@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -24,14 +25,16 @@ class Refusal(Exception):
     Attributes:
         status: of the answer. The exception's text is its body.
         omit_body: True when the request is a HEAD: the answer has no body.
-        retry_after: seconds for the header `Retry-After`; None for none.
+        headers: further headers of the answer.
     """
 
-    def __init__(self, status: int, text: str, *, omit_body: bool = False, retry_after: int | None = None) -> None:
+    def __init__(
+        self, status: int, text: str, *, omit_body: bool = False, headers: Sequence[tuple[str, str]] = ()
+    ) -> None:
         super().__init__(text)
         self.status = status
         self.omit_body = omit_body
-        self.retry_after = retry_after
+        self.headers: Final = headers
 
     @classmethod
     def of(cls, request: BadRequest) -> Refusal:
@@ -83,8 +86,7 @@ def nothing_came(seconds: float) -> Refusal:
 async def refuse(stream: trio.abc.Stream, refusal: Refusal) -> None:
     """Send the answer of a refusal, and close. Takes at most `HEAD_TIMEOUT` seconds."""
     with trio.move_on_after(HEAD_TIMEOUT), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-        answer = error_response(
-            refusal.status, str(refusal), omit_body=refusal.omit_body, retry_after=refusal.retry_after
+        await stream.send_all(
+            error_response(refusal.status, str(refusal), omit_body=refusal.omit_body, headers=refusal.headers)
         )
-        await stream.send_all(answer)
         await close_after_answer(stream)

@@ -414,7 +414,7 @@ class Ingress:
                     try:
                         return await session.open_stream(), proxy_header
                     except GatewayAway as away:
-                        raise Refusal(503, _AWAY, retry_after=away.retry_after) from None
+                        raise Refusal(503, _AWAY, headers=[("Retry-After", str(away.retry_after))]) from None
                     except trio.BrokenResourceError:
                         tried = session  # it just ended or was retired: look for its successor
                 raise Refusal(503, "the gateway is not connected")
