@@ -29,6 +29,8 @@ Rules:
 The result does not depend on the pieces in which the bytes come. Memory is bounded: one head, one line, the held bytes
 and the next request, each with at most one piece beyond its bound.
 
+With `removes`, the lines of some headers are left out of later heads: those with which access rules are satisfied.
+
 `RequestReader` has what does not depend on rules 1 and 5. `rewriting` has another class of it, which changes heads.
 """
 
@@ -37,12 +39,13 @@ from __future__ import annotations
 import enum
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Final, TypeAlias, final
 
 from .._model.errors import LocalProtocolError
 from .bodies import MAX_WORK, BodyReader, Data
 from .head import BadRequest, HeadReader, RequestHead, wants_upgrade
+from .removing import without_headers
 from .responses import ResponseFollower, ResponsePhase
 
 __all__ = ["Phase", "Piece", "RequestFollower", "RequestReader", "host_of"]
@@ -252,6 +255,11 @@ class RequestReader(ABC):
             True if the head was forwarded.
         """
 
+    def _demand_stream(self, head: RequestHead, received: bytes, data: Data, start: int, end: int) -> None:
+        """The request needs a stream of its own. The arguments are those of `_take_head`."""
+        self._go(_Found.NEXT)
+        self.next_request = head, received[: head.length - (end - start)] + bytes(memoryview(data)[start:])
+
     def _begin_body(self, head: RequestHead) -> None:
         self._responses.expect(head)
         self._omit_body = head.omit_body
@@ -295,13 +303,14 @@ def host_of(head: RequestHead) -> str:
 
 @final
 class RequestFollower(RequestReader):
-    """Follows the requests of one stream to a gateway, and forwards them unchanged. See the module.
+    """Follows the requests of one stream to a gateway, and forwards them as they are. See the module.
 
     Args:
         head: of the first request. The caller forwards it.
         responses: follows the gateway's responses.
         stream_of: what a later head must have in common with the first one, to use the same stream; by default the
             host.
+        removes: names of headers that are left out of later heads, and refused as trailers.
     """
 
     def __init__(
@@ -309,8 +318,10 @@ class RequestFollower(RequestReader):
         head: RequestHead,
         responses: ResponseFollower,
         stream_of: Callable[[RequestHead], Hashable] = host_of,
+        removes: Collection[bytes] = (),
     ) -> None:
-        super().__init__(responses, BodyReader())
+        super().__init__(responses, BodyReader(removes.__contains__ if removes else None))
+        self._removes: Final = removes
         self._stream_of: Final = stream_of
         self._stream: Final = stream_of(head)
         self._begin_body(head)
@@ -318,10 +329,13 @@ class RequestFollower(RequestReader):
     def _take_head(self, head: RequestHead, received: bytes, data: Data, start: int, end: int) -> bool:
         before = head.length - (end - start)
         if self._stream_of(head) != self._stream or wants_upgrade(head) is not None or self._responses.is_last:
-            self._go(_Found.NEXT)
-            self.next_request = head, received[:before] + bytes(memoryview(data)[start:])
+            self._demand_stream(head, received, data, start, end)
             return False
-        if before:
+        if self._removes:
+            self._forward(data, start)
+            self._pieces.append(without_headers(head, received, self._removes))
+            self._forwarded = end
+        elif before:
             self._pieces.append(received[:before])
         self._begin_body(head)
         return True

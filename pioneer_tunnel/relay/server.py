@@ -35,6 +35,7 @@ from .._net.tls.certificate import Certificate
 from .._net.tls.stream import TlsServerStream
 from .._storage import files
 from .._storage.networks import is_within
+from ..access.guard import check_files
 from ..exchange.carrier import Carrier
 from ..websocket import EngineName
 from ..yamux import Limits
@@ -112,8 +113,9 @@ class Relay:
         inherited: sockets that listen already, see `relay.inherited`; by default none.
 
     Raises:
-        InvalidSettingsError: a certificate or key cannot be used.
-        StorageError: the identity key file cannot be read, or the group or others may read or write it.
+        InvalidSettingsError: a certificate, a key or a file of access rules cannot be used.
+        StorageError: the identity key file or a file of access rules cannot be read, or the group or others may read or
+            write it.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Relay:
         engine: EngineName | None = None,
         inherited: Inherited | None = None,
     ) -> None:
+        _check_access(config)
         own_registry = None
         if registry is None:
             # A gateway that creates the relay's own name would take its visitors, and other gateways.
@@ -170,6 +173,7 @@ class Relay:
             expected=self._expected,
             trust_forwarded_from=config.trust_forwarded_from,
             carrier=self._carrier,
+            folder=config.base_dir,
         )
         self._sni_router: Final = SniRouter(registry, self._ingress, self._certificate)
 
@@ -220,7 +224,9 @@ class Relay:
             Where the relay listens now.
 
         Raises:
-            InvalidSettingsError: the tunnels conflict with the addresses that the relay listens at.
+            InvalidSettingsError: the tunnels conflict with the addresses that the relay listens at, or a file of access
+                rules cannot be used.
+            StorageError: such a file cannot be read, or others may access it.
             OSError: the relay cannot listen at a tunnel's address.
             RuntimeError: `serve` does not run.
             In each case nothing has changed.
@@ -229,6 +235,7 @@ class Relay:
             if self._bound is None or self._addresses is None:
                 raise RuntimeError("a relay that does not serve cannot be reconfigured: make another one")
             changes = Changes.between(self._config, config)
+            await trio.to_thread.run_sync(_check_access, config)
             applied = attrs.evolve(self._config, tunnels=config.tunnels)
             if not self._drain_asked.is_set():
                 await self._bound.update(applied.tunnels, applied.all_addresses)
@@ -513,6 +520,14 @@ def _listed(addresses: tuple[Address, ...]) -> str:
 def _certificate(config: RelayConfig) -> Certificate | None:
     certificate, private_key = config.tls_certificate_path, config.tls_private_key_path
     return None if certificate is None or private_key is None else Certificate(certificate, private_key)
+
+
+def _check_access(config: RelayConfig) -> None:
+    """Read the files of access rules, so that what is wrong with them is known before a visitor comes."""
+    for tunnel in config.tunnels:
+        for route in tunnel.routes:
+            if route.access is not None:
+                check_files(route.access.below(config.base_dir))
 
 
 def _identity(config: RelayConfig) -> SigningIdentity | None:

@@ -48,6 +48,7 @@ from .._storage.validation import (
     label,
     settle,
 )
+from ..access.rules import Access, an_access
 from .gateways.takeover import Takeover, TakeoverRules
 
 __all__ = [
@@ -193,6 +194,15 @@ def _no_way_to_it(url: PublicUrl | None, bind_addr: Addresses | None) -> str | N
     return "is missing; a service has a url, a bind_addr, or both" if url is None and bind_addr is None else None
 
 
+def _not_http(access: Access | None, tls: str, bind_addr: Addresses | None) -> str | None:
+    if access is None or not access.needs_http or (tls == "terminate" and bind_addr is None):
+        return None
+    return (
+        "basic_auth and bearer_tokens are for HTTP that the relay can read: not with a bind_addr, and not with"
+        " tls = 'passthrough'"
+    )
+
+
 @final
 @attrs.frozen(kw_only=True, field_transformer=hold_back)
 class ServiceEntry:
@@ -202,7 +212,7 @@ class ServiceEntry:
         name: its name, which the gateway uses too: 1 to 63 lower-case letters, digits, `-`, `_` and `.`; or `*`.
         url: as in `TunnelEntry`; it may be left out where there is a `bind_addr`. With the name `*`, a wildcard: each
             service that the gateway offers and the entry does not name has its name as the first label of a host.
-        bind_addr, tls: as in `TunnelEntry`.
+        bind_addr, tls, access: as in `TunnelEntry`.
 
     Raises:
         InvalidSettingsError: its `problems` name all that is wrong.
@@ -212,8 +222,10 @@ class ServiceEntry:
     url: PublicUrl | None = attrs.field(default=None, converter=attrs.converters.optional(_public_url))
     bind_addr: Addresses | None = attrs.field(default=None, converter=attrs.converters.optional(listening_addresses))
     tls: _Tls = attrs.field(default="terminate", validator=_tls)
+    access: Access | None = attrs.field(default=None, converter=attrs.converters.optional(an_access))
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(("access", "tls", "bind_addr"), _not_http),
         Rule(("url", "bind_addr"), _no_way_to_it),
         Rule(("name", "url"), _wildcard_by_another_name),
         Rule(("url", "bind_addr"), _wildcard_with_address),
@@ -249,6 +261,10 @@ def _bound_beside_services(bind_addr: Addresses | None, services: tuple[ServiceE
     return None if bind_addr is None or not services else "stands beside services; each of these has its own"
 
 
+def _access_beside_services(access: Access | None, services: tuple[ServiceEntry, ...]) -> str | None:
+    return None if access is None or not services else "stands beside services; each of these has its own"
+
+
 def _tls_beside_services(tls: str, services: tuple[ServiceEntry, ...]) -> str | None:
     return None if tls == "terminate" or not services else "stands beside services; each of these has its own"
 
@@ -262,7 +278,7 @@ class Route:
         entry: the tunnel.
         service: the name of the service; None for a tunnel that names none.
         first: whether it is the tunnel's first service. Only this one goes to a gateway that knows no services.
-        url, bind_addr, tls: as in `ServiceEntry`.
+        url, bind_addr, tls, access: as in `ServiceEntry`.
     """
 
     entry: TunnelEntry
@@ -271,6 +287,7 @@ class Route:
     url: PublicUrl | None
     bind_addr: Addresses | None
     tls: _Tls
+    access: Access | None
 
     @property
     def passes_tls(self) -> bool:
@@ -306,7 +323,9 @@ class TunnelEntry:
         tls: where visitors' TLS ends: `terminate` is at the relay, `passthrough` is behind the tunnel. With
             `passthrough`, the name in the ClientHello routes visitors, and the relay cannot read their data.
         takeover: which of two gateways with the same key has the tunnel, the newest or the first.
-        services: the services of a tunnel that carries several, at most 64, in place of `url`, `bind_addr` and `tls`.
+        access: who may reach it; None (default) for everybody. The rules of a wildcard are those of each name below it.
+        services: the services of a tunnel that carries several, at most 64, each with what it needs of `url`,
+            `bind_addr`, `tls` and `access` in place of the tunnel's.
             A gateway that knows no services gets visitors of the first one alone.
 
     Raises:
@@ -321,6 +340,7 @@ class TunnelEntry:
     service: str | None = attrs.field(default=None, validator=attrs.validators.optional(label(LABEL_LIMIT)))
     takeover: Takeover = attrs.field(default=Takeover.NEWEST, converter=_takeover)
     tls: _Tls = attrs.field(default="terminate", validator=_tls)
+    access: Access | None = attrs.field(default=None, converter=attrs.converters.optional(an_access))
     services: tuple[ServiceEntry, ...] = attrs.field(default=(), converter=_services)
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
@@ -331,6 +351,8 @@ class TunnelEntry:
         Rule(("tls", "bind_addr"), _passes_through_already),
         Rule(("bind_addr", "services"), _bound_beside_services),
         Rule(("tls", "services"), _tls_beside_services),
+        Rule(("access", "services"), _access_beside_services),
+        Rule(("access", "tls", "bind_addr"), _not_http),
     )
 
     def __attrs_post_init__(self) -> None:
@@ -342,10 +364,26 @@ class TunnelEntry:
         if not self.services:
             service = ANY_SERVICE if self.url is not None and self.url.wildcard else None
             return (
-                Route(entry=self, service=service, first=True, url=self.url, bind_addr=self.bind_addr, tls=self.tls),
+                Route(
+                    entry=self,
+                    service=service,
+                    first=True,
+                    url=self.url,
+                    bind_addr=self.bind_addr,
+                    tls=self.tls,
+                    access=self.access,
+                ),
             )
         return tuple(
-            Route(entry=self, service=one.name, first=not index, url=one.url, bind_addr=one.bind_addr, tls=one.tls)
+            Route(
+                entry=self,
+                service=one.name,
+                first=not index,
+                url=one.url,
+                bind_addr=one.bind_addr,
+                tls=one.tls,
+                access=one.access,
+            )
             for index, one in enumerate(self.services)
         )
 

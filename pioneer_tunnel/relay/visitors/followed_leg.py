@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from typing import Final, final
 
 import trio
@@ -63,7 +63,7 @@ class FollowedLeg(Leg):
         turn: asked for before work on much data.
         head_timeout: seconds for a later head, from its first byte.
         keep_alive_timeout: seconds that the connection may be idle between requests.
-        stream_of: see `RequestFollower`.
+        stream_of, removes: see `RequestFollower`.
 
     Attributes:
         handed_over: True when the exchange has left the connection open.
@@ -79,12 +79,13 @@ class FollowedLeg(Leg):
         head_timeout: float,
         keep_alive_timeout: float = math.inf,
         stream_of: Callable[[RequestHead], Hashable] = host_of,
+        removes: Collection[bytes] = (),
     ) -> None:
         super().__init__()
         self.handed_over: bool = False
         self._leg: Final = leg
         self._responses: Final = ResponseFollower()
-        self._follower: Final = RequestFollower(head, self._responses, stream_of)
+        self._follower: Final = RequestFollower(head, self._responses, stream_of, removes)
         self._head_timeout: Final = head_timeout
         self._keep_alive_timeout = keep_alive_timeout
         reactor = Reactor.current()

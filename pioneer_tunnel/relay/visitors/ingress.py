@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias, final
 
 import attrs
 import trio
 
 from ..._http.head import RequestHead, error_response
+from ..._http.removing import without_headers
 from ..._http.requests import host_of
 from ..._model.addresses import Address
 from ..._model.services import FIRST_SERVICE
@@ -24,6 +26,8 @@ from ..._net.streams import ByteStream
 from ..._net.tls.client_hello import Alert
 from ..._storage.networks import Network, is_within
 from ..._wire.proxy_v2 import ProxyHeader
+from ...access.guard import Guard, guard_of
+from ...access.rules import Access
 from ...exchange.carrier import Carrier
 from ...exchange.pump import Pump
 from ...exchange.task_leg import leg_of
@@ -87,11 +91,17 @@ class _Asker(NamedTuple):
         visit: as of the one who asks.
         source: counts as a connection of that address; None if the connection is counted already.
         stream_of: see `RequestFollower`.
+        guard: has let the request through, and checks later ones; None where there are no rules.
     """
 
     visit: Visit
     source: str | None
     stream_of: Callable[[RequestHead], Hashable]
+    guard: Guard | None = None
+
+    def guarded_by(self, guard: Guard) -> _Asker:
+        """The same, so that each later request that is not let through at once needs a stream of its own."""
+        return self._replace(guard=guard, stream_of=partial(_stream_of_allowed, guard, self.visit, self.stream_of))
 
 
 @final
@@ -127,6 +137,7 @@ class Ingress:
         expected: visitors of these tunnels wait; by default there are none.
         trust_forwarded_from: the networks of HTTP proxies that say whom each request is from.
         carrier: carries visitors whose `Visit` has a connection, without a task for each.
+        folder: where relative paths of access rules start from.
 
     The methods that serve return when the visit has ended, or when the carrier has taken it over.
     """
@@ -141,6 +152,7 @@ class Ingress:
         expected: Expected | None = None,
         trust_forwarded_from: Sequence[Network] = (),
         carrier: Carrier | None = None,
+        folder: Path = Path(),
     ) -> None:
         limits = limits or RelayLimits()
         self._registry: Final = registry
@@ -150,6 +162,8 @@ class Ingress:
         self._carrier: Final = carrier
         self._turns: Final = Turns()
         self._trusted: Final = trust_forwarded_from
+        self._folder: Final = folder
+        self._rules: Final[dict[Access, Access]] = {}
         self._keep_alive_timeout: Final = limits.keep_alive_timeout_ms / 1000 or math.inf
         self._followed: Final[set[FollowedLeg]] = set()
         self._draining = False
@@ -214,8 +228,12 @@ class Ingress:
                 raise Refusal(
                     421, "this host takes TLS alone, from end to end; use https:// and a connection of its own"
                 )
-            # Not earlier: a connection without a tunnel stays evictable while it is refused.
             asker = self._asker(visit, head)
+            guard = self._guard(route)
+            if guard is not None:
+                await _check(guard, asker.visit, head)
+                asker = asker.guarded_by(guard)
+            # Not earlier: a connection without a tunnel, or without access, stays evictable while it is refused.
             opened = await self._enter_and_open(asker.visit, route, asker.source)
         except Refusal as refusal:
             refusal.omit_body = head.omit_body
@@ -238,7 +256,7 @@ class Ingress:
             route = self._registry.by_host_nowait(head.host)
         except trio.WouldBlock:
             return False
-        if route is None or route.passes_tls or self._trusted_proxy(visit) is not None:
+        if route is None or route.passes_tls or route.access is not None or self._trusted_proxy(visit) is not None:
             return False
         opened = self._enter_and_open_nowait(visit, route)
         if opened is None:
@@ -260,9 +278,11 @@ class Ingress:
             head_timeout=HEAD_TIMEOUT,
             keep_alive_timeout=0.0 if self._draining else self._keep_alive_timeout,
             stream_of=asker.stream_of,
+            removes=() if asker.guard is None else asker.guard.removes,
         )
         self._followed.add(followed)
-        preface = b"".join([proxy_header, received[: head.length], *followed.take_ready()])
+        first = received[: head.length] if asker.guard is None else without_headers(head, received, asker.guard.removes)
+        preface = b"".join([proxy_header, first, *followed.take_ready()])
 
         def apology() -> bytes:
             status, why = (504, _TAKES_NO_VISITORS) if stream.timed_out else (502, _BROKE_OFF)
@@ -275,8 +295,9 @@ class Ingress:
         """Serve a TLS connection for `route`; `received` is its ClientHello and all that was read after it.
 
         Raises:
-            Refusal: the gateway cannot be reached, or a limit is exceeded.
+            Refusal: the visitor's address is not admitted, the gateway cannot be reached, or a limit is exceeded.
         """
+        self._admit(visit, route)
         stream, proxy_header = await self._enter_and_open(visit, route)
         preface = proxy_header + received
         pump = Pump(stream, visit.stream, preface=preface, apology=Alert.INTERNAL_ERROR.record)
@@ -285,6 +306,7 @@ class Ingress:
     async def serve_bound(self, visit: Visit, route: Route) -> None:
         """Serve a connection at a tunnel's `bind_addr`, in any protocol. If that is not possible, reset it."""
         try:
+            self._admit(visit, route)
             stream, proxy_header = await self._enter_and_open(visit, route)
         except Refusal:
             await abandon(visit.stream)
@@ -293,7 +315,7 @@ class Ingress:
 
     def begin_bound(self, visit: Visit, route: Route) -> bool:
         """Like `serve_bound`, from the beginning without a task. False if that takes one: then call `serve_bound`."""
-        opened = self._enter_and_open_nowait(visit, route)
+        opened = None if route.access is not None else self._enter_and_open_nowait(visit, route)
         if opened is None:
             return False
         stream, proxy_header = opened
@@ -348,6 +370,25 @@ class Ingress:
             return _Asker(visit, None, host_of)
         named = self._from_proxy(visit, proxy, head)
         return _Asker(named, named.source, partial(self._host_and_visitor, proxy))
+
+    def _guard(self, route: Route) -> Guard | None:
+        return None if route.access is None else guard_of(self._located(route.access))
+
+    def _located(self, access: Access) -> Access:
+        """The same rules, with paths from the folder of the configuration."""
+        if access not in self._rules:
+            self._rules[access] = access.below(self._folder)
+        return self._rules[access]
+
+    def _admit(self, visit: Visit, route: Route) -> None:
+        """Check the address of a visitor in any protocol.
+
+        Raises:
+            Refusal: it is not admitted, or the rules want a password or a token, which only HTTP has.
+        """
+        guard = self._guard(route)
+        if guard is not None and (guard.access.needs_http or not guard.admits(_host(visit))):
+            raise Refusal(403, "visitors from this address are not admitted here")
 
     def _trusted_proxy(self, visit: Visit) -> Address | None:
         """The proxy that a connection is from, if it says whom its requests are from."""
@@ -421,6 +462,28 @@ class Ingress:
             raise Refusal(504, _TAKES_NO_VISITORS)
         finally:
             self.opening -= 1
+
+
+def _host(visit: Visit) -> str | None:
+    return None if visit.visitor is None else visit.visitor.host
+
+
+async def _check(guard: Guard, visit: Visit, head: RequestHead) -> None:
+    """Check a request against the rules of its tunnel.
+
+    Raises:
+        Refusal: it is not let through.
+    """
+    denial = await guard.check(head, _host(visit), visit.source)
+    if denial is not None:
+        raise Refusal(denial.status, denial.text, headers=denial.headers)
+
+
+def _stream_of_allowed(
+    guard: Guard, visit: Visit, stream_of: Callable[[RequestHead], Hashable], head: RequestHead
+) -> Hashable:
+    """`stream_of` a request that is let through at once. Any other needs a stream of its own, and `_check` before."""
+    return stream_of(head) if guard.allows_now(head, _host(visit), visit.source) else object()
 
 
 def _name_for(route: Route, served: Collection[str] | None) -> str | None:

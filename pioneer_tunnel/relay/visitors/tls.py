@@ -7,14 +7,16 @@
     anything else, `ingress_tls` is off     a TLS alert, then the end
 
 A visitor of a passthrough tunnel that cannot be served also gets an alert, since it does not understand HTTP yet:
-`internal_error` when its gateway cannot be reached. Without TLS at the listener, the alert is `unrecognized_name` when
-no passthrough tunnel has the name, and `missing_extension` when there is no name.
+`internal_error` when its gateway cannot be reached, and `access_denied` when the access rules do not admit the
+visitor's address. Without TLS at the listener, the alert is `unrecognized_name` when no passthrough tunnel has the
+name, and `missing_extension` when there is no name.
 """
 
 from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Final, final
 
 import attrs
@@ -112,8 +114,9 @@ class SniRouter:
         if route is not None and route.passes_tls:
             try:
                 await self._ingress.serve_hello(attrs.evolve(visit, tls=True), route, received)
-            except Refusal:
-                await _send_alert(visit.stream, Alert.INTERNAL_ERROR)
+            except Refusal as refusal:
+                alert = Alert.ACCESS_DENIED if refusal.status == HTTPStatus.FORBIDDEN else Alert.INTERNAL_ERROR
+                await _send_alert(visit.stream, alert)
         elif tls:
             assert self._certificate is not None  # the configuration was checked for it
             return attrs.evolve(visit, stream=await accept_tls(stream, self._certificate), tls=True)
