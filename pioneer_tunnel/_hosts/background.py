@@ -13,6 +13,7 @@ from .._model.addresses import LocalAddress, RelayAddress
 from .._model.errors import TunnelError
 from .._model.keys import RelayKey
 from .._net.tls.certificate import Certificate
+from ..access.rules import Access
 from ..gateway.remote_access import RemoteAccess
 from ..transports.tunnel_stream import Handler
 from ..tunnel.accepting import accept_visitors, forward_visitors
@@ -40,6 +41,7 @@ class Forwards:
     forwarded_headers: ForwardedHeaders | None
     host_header: str | None
     raw_services: Collection[str]
+    access: Access | Mapping[str, Access | None] | None
 
 
 async def run_tunnel(
@@ -74,6 +76,7 @@ async def run_tunnel(
                         forwarded_headers=serves.forwarded_headers,
                         host_header=serves.host_header,
                         raw_services=serves.raw_services,
+                        access=serves.access,
                         certificate=certificate,
                     )
                 else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Final, Unpack, final
@@ -18,6 +18,7 @@ from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
 from .._model.status import Status
 from .._net.tls.certificate import Certificate
+from ..access.rules import Access
 from ..asgi.interface import AsgiApp
 from ..asgi.lifespan import Lifespan
 from ..asgi.options import DEFAULTS, Options
@@ -110,6 +111,7 @@ async def open_tunnel(
     forwarded_headers: ForwardedHeaders | None = None,
     host_header: str | None = None,
     raw_services: Collection[str] = (),
+    access: Access | Mapping[str, Access | None] | None = None,
     app: AsgiApp | None = None,
     app_options: Options = DEFAULTS,
     certificate: Certificate | None = None,
@@ -137,6 +139,7 @@ async def open_tunnel(
             `pioneer_tunnel.forward`; None for none (default).
         host_header: the Host that the local server gets; None (default) for the visitor's.
         raw_services: the names of services that are not HTTP, whose bytes pass unchanged.
+        access: who may reach the local server, as for `pioneer_tunnel.forward`; None (default) admits everybody.
         app: an ASGI 3 application that is running already, and so its lifespan is not run: for the lifespan of
             FastAPI or Starlette. It serves visitors in this event loop.
         app_options: limits for `app`.
@@ -155,7 +158,7 @@ async def open_tunnel(
     async with AsyncExitStack() as stack:
         serves: Serves | Forwards | None = None
         if forward_to is not None:
-            serves = Forwards(forward_to, proxy_protocol, forwarded_headers, host_header, raw_services)
+            serves = Forwards(forward_to, proxy_protocol, forwarded_headers, host_header, raw_services, access)
         elif app is not None:
             server = await stack.enter_async_context(open_app_server(app, "off", app_options))
             serves = partial(_bridged, server.bridge)

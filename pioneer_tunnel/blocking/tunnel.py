@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Final, Self, Unpack, final
@@ -15,6 +15,7 @@ from .._model.addresses import LocalAddress, RelayAddress
 from .._model.keys import RelayKey
 from .._model.status import Status
 from .._net.tls.certificate import Certificate
+from ..access.rules import Access
 from ..tunnel import tunnel as trio_face
 from ..tunnel.forward import ForwardedHeaders, LocalServers, ProxyProtocol
 from ..tunnel.options import TunnelOptions
@@ -117,6 +118,7 @@ def open_tunnel(
     forwarded_headers: ForwardedHeaders | None = None,
     host_header: str | None = None,
     raw_services: Collection[str] = (),
+    access: Access | Mapping[str, Access | None] | None = None,
     certificate: Certificate | None = None,
     on_status: OnStatus | None = None,
     **options: Unpack[TunnelOptions],
@@ -140,6 +142,7 @@ def open_tunnel(
             `pioneer_tunnel.forward`; None for none (default).
         host_header: the Host that the local server gets; None (default) for the visitor's.
         raw_services: the names of services that are not HTTP, whose bytes pass unchanged.
+        access: who may reach the local server, as for `pioneer_tunnel.forward`; None (default) admits everybody.
         certificate: ends visitors' TLS, where the relay passes it through; None (default) where the relay ends it.
         on_status: gets the status at the start, and the newest after each change, in a thread of its own; a function,
             or the `put` of a queue. What it raises is logged.
@@ -154,7 +157,7 @@ def open_tunnel(
     serves = (
         None
         if forward_to is None
-        else Forwards(forward_to, proxy_protocol, forwarded_headers, host_header, raw_services)
+        else Forwards(forward_to, proxy_protocol, forwarded_headers, host_header, raw_services, access)
     )
 
     async def run(started: Callable[[], None]) -> None:

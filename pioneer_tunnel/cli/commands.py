@@ -23,6 +23,8 @@ from .._net.descriptor_limit import raise_descriptor_limit
 from .._net.tls.certificate import Certificate
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
 from .._version import __version__
+from ..access.guard import check_files
+from ..access.rules import Access
 from ..relay import Relay
 from ..relay.handover import Predecessor
 from ..relay.inherited import from_systemd
@@ -172,6 +174,10 @@ def new_identity() -> None:
     metavar="NAME",
     help="A service that is not HTTP: its requests are not changed. May be repeated.",
 )
+@click.option("--allow", multiple=True, metavar="NETWORK", help="Admit visitors from there alone. May be repeated.")
+@click.option("--deny", multiple=True, metavar="NETWORK", help="Admit no visitors from there. May be repeated.")
+@click.option("--basic-auth", type=_FILE, help="An htpasswd file (htpasswd -B): visitors need a user and a password.")
+@click.option("--bearer-tokens", type=_FILE, help="A file with a token on each line: visitors need one of them.")
 @_websocket_engine
 @click.option(
     "--stop-grace-ms",
@@ -203,6 +209,10 @@ def expose(  # noqa: PLR0917  # click passes them by name
     forwarded_headers: bool,
     host_header: str | None,
     raw_services: tuple[str, ...],
+    allow: tuple[str, ...],
+    deny: tuple[str, ...],
+    basic_auth: Path | None,
+    bearer_tokens: Path | None,
     websocket_engine: EngineName | None,
     stop_grace_ms: int,
     as_json: bool,
@@ -227,6 +237,9 @@ def expose(  # noqa: PLR0917  # click passes them by name
             raise click.BadParameter(redact_reason(str(error), host_header), param_hint="--host-header") from None
     if not addresses.keys() >= {*raw_services}:
         raise click.UsageError("--raw-service names a service of NAME=LOCAL")
+    access = _access(allow, deny, basic_auth, bearer_tokens, transport=transport)
+    if access is not None and access.needs_http and raw_services:
+        raise click.UsageError("--raw-service is not HTTP, so its visitors cannot send a password or a token")
     services = None if [*addresses] == [FIRST_SERVICE] else Services(addresses)
     if services is not None and transport != "websocket":
         raise click.UsageError("NAME=LOCAL is for a relay of --transport websocket")
@@ -273,6 +286,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
             forwarded_headers="set" if forwarded_headers else None,
             host_header=host_header,
             raw_services=raw_services,
+            access=access,
             certificate=certificate,
         )
 
@@ -292,6 +306,27 @@ def expose(  # noqa: PLR0917  # click passes them by name
     except TunnelError as error:
         lines.show_failure(error)
         sys.exit(1)
+
+
+def _access(
+    allow: tuple[str, ...],
+    deny: tuple[str, ...],
+    basic_auth: Path | None,
+    bearer_tokens: Path | None,
+    *,
+    transport: str,
+) -> Access | None:
+    """The access rules of the options; None if there are none. Their files were read."""
+    if not (allow or deny or basic_auth or bearer_tokens):
+        return None
+    if (allow or deny) and transport != "websocket":
+        raise click.UsageError("--allow and --deny need the visitor's address; only --transport websocket brings it")
+    try:
+        access = Access(allow=allow or None, deny=deny or None, basic_auth=basic_auth, bearer_tokens=bearer_tokens)
+        check_files(access)
+    except TunnelError as error:
+        raise click.ClickException(str(error)) from None
+    return access
 
 
 def _refuse_idle_options(

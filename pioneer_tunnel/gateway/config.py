@@ -22,7 +22,7 @@ from .._model.addresses import Address, HttpsAddress, LocalAddress, RelayAddress
 from .._model.errors import Problem, UnsupportedTransportError
 from .._model.keys import PublicKey
 from .._model.proxies import Direct, Proxy, configured_proxy
-from .._model.services import MOST_SERVICES, SERVICE_NAMES, is_service_name
+from .._model.services import ANY_SERVICE, MOST_SERVICES, SERVICE_NAMES, is_service_name
 from .._model.text import hide_secrets, redact_reason, shown
 from .._net.proxies.choice import ProxyChoice
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust
@@ -43,6 +43,7 @@ from .._storage.validation import (
     whole_number,
 )
 from .._wire.handshake import MAX_HEARTBEAT_MS, MIN_HEARTBEAT_MS
+from ..access.rules import Access, an_access
 from ..transports.process.config import ProcessConfig, a_process
 from ..transports.rathole.key_mode import KeyMode
 from .tls_config import TlsConfig, a_tls
@@ -162,6 +163,27 @@ def _raw_services(value: Sequence[str]) -> tuple[str, ...]:
     return tuple(given)
 
 
+def _service_access(value: Mapping[str, Access | Mapping[str, Any]]) -> Mapping[str, Access]:
+    given: object = value
+    if not isinstance(given, Mapping):
+        raise TypeError("allowed is a table of tables, by the names of services")
+    found: dict[str, Access] = {}
+    problems: list[Problem] = []
+    for name, rules in value.items():
+        key = hide_secrets(name) if is_service_name(name) else "…"
+        try:
+            if not is_service_name(name):
+                raise ValueError(f"allowed is {SERVICE_NAMES} as the name of a service")
+            found[name] = an_access(rules)
+        except RefusedItemsError as refused:
+            problems += [attrs.evolve(problem, key=f"{key}.{problem.key}") for problem in refused.problems]
+        except (TypeError, ValueError) as error:
+            problems.append(Problem(key=key, message=str(error)))
+    if problems:
+        raise RefusedItemsError(problems)
+    return MappingProxyType(found)
+
+
 def _system_trust(_instance: Any, _field: Any, value: Any) -> None:
     if value not in SYSTEM_TRUSTS:
         raise ValueError("allowed are 'openssl' and 'os'")
@@ -265,6 +287,39 @@ def _requests_out_of_reach(value: str | None, transport: Transport | None, relay
     return "a tunnel program brings visitors past this library, which cannot change their requests; leave it out"
 
 
+def _access_out_of_reach(access: Access | None, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
+    if access is None:
+        return None
+    effective = _effective(transport, relay_addr)
+    if effective is Transport.PROCESS:
+        return "a tunnel program brings visitors past this library, which cannot check them; leave it out"
+    if access.names_networks and effective in (Transport.TCP, Transport.TLS):
+        return f"allow and deny need the visitor's address, which a relay of transport {effective} does not say"
+    return None
+
+
+def _raw_service_with_password(
+    service_access: Mapping[str, Access], access: Access | None, raw_services: Sequence[str]
+) -> str | None:
+    for name in raw_services:
+        rules = service_access.get(name, access)
+        if rules is not None and rules.needs_http:
+            return f"the service {name!r} is not HTTP, so its visitors cannot send a password or a token"
+    return None
+
+
+def _access_to_nothing(
+    service_access: Mapping[str, Access],
+    services: Mapping[str, LocalAddress],
+    transport: Transport | None,
+    relay_addr: RelayAddress,
+) -> str | None:
+    if service_access and _effective(transport, relay_addr) is not Transport.WEBSOCKET:
+        return "only a relay of transport websocket carries several services; leave it out"
+    unknown = [name for name in service_access if name not in services]
+    return f"services does not have {unknown[0]!r}" if unknown else None
+
+
 def _no_local_tls(file: Path | None, local: LocalAddress) -> str | None:
     return None if file is None or isinstance(local, HttpsAddress) else f"local_addr is {local}, which has no TLS"
 
@@ -314,6 +369,8 @@ class RemoteAccessConfig:
             each HTTP request, from what the relay says of the visitor, in place of the visitor's own.
         host_header: the Host that the local gateway gets in each HTTP request; None keeps the visitor's.
         raw_services: names of services that are not HTTP. `forwarded_headers` and `host_header` change nothing there.
+        access: who may reach the local gateway and the services; None (default) for everybody.
+        service_access: the same for one service each, by name, in place of `access`.
         tls: the certificate that ends visitors' TLS here, where the relay passes TLS through and the local gateway does
             not end it; `tls_paths` are its resolved paths.
         process: the program of transport `process`; other transports ignore it.
@@ -359,6 +416,8 @@ class RemoteAccessConfig:
     forwarded_headers: Literal["set"] | None = attrs.field(default=None, validator=_forwarded_headers)
     host_header: str | None = attrs.field(default=None, converter=attrs.converters.optional(_host_header))
     raw_services: tuple[str, ...] = attrs.field(default=(), converter=_raw_services)
+    access: Access | None = attrs.field(default=None, converter=attrs.converters.optional(an_access))
+    service_access: Mapping[str, Access] = attrs.field(factory=dict, converter=_service_access, hash=False)
     tls: TlsConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_tls))
     process: ProcessConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_process))
     services: Mapping[str, LocalAddress] = attrs.field(factory=dict, converter=_services, hash=False)
@@ -373,6 +432,9 @@ class RemoteAccessConfig:
         Rule(("tls", "transport", "relay_addr"), _tls_out_of_reach),
         Rule(("forwarded_headers", "transport", "relay_addr"), _requests_out_of_reach),
         Rule(("host_header", "transport", "relay_addr"), _requests_out_of_reach),
+        Rule(("access", "transport", "relay_addr"), _access_out_of_reach),
+        Rule(("service_access", "access", "raw_services"), _raw_service_with_password),
+        Rule(("service_access", "services", "transport", "relay_addr"), _access_to_nothing),
         Rule(("local_addr", "transport", "relay_addr"), _local_out_of_reach),
         Rule(("services", "transport", "relay_addr"), _services_out_of_reach),
         Rule(("proxy_credentials_file", "proxy"), _credentials_without_proxy),
@@ -449,6 +511,12 @@ class RemoteAccessConfig:
             return self.local_addr
         ca_file = self.local_addr.ca_file if self.local_ca_file is None else self.base_dir / self.local_ca_file
         return attrs.evolve(self.local_addr, ca_file=ca_file, verify=self.local_verify and self.local_addr.verify)
+
+    @property
+    def access_rules(self) -> Mapping[str, Access | None]:
+        """The rules of each service, and of all others under `*`, with the paths of their files."""
+        rules = {**self.service_access, ANY_SERVICE: self.access}
+        return {name: None if access is None else access.below(self.base_dir) for name, access in rules.items()}
 
     @property
     def tls_paths(self) -> tuple[Path, Path]:

@@ -61,6 +61,7 @@ class Generation:
         wall_clock: Callable[[], float],
     ) -> None:
         self._plan: Final = plan
+        self._access: Final = plan.config.access_rules
         take = self._forward if handler is None else handler
         self._handler: Final = with_certificate(take, plan.certificate)
         self._forwards: Final = handler is None
@@ -159,7 +160,9 @@ class Generation:
     @property
     def _forwards_unchanged(self) -> bool:
         plan = self._plan
-        return plan.certificate is None and plan.config.forwarded_headers is None and plan.config.host_header is None
+        changed = plan.config.forwarded_headers is not None or plan.config.host_header is not None
+        guarded = any(access is not None for access in self._access.values())
+        return plan.certificate is None and not changed and not guarded
 
     def _make_forwarder(self, tasks: trio.Nursery) -> Forwarder:
         return Forwarder(
@@ -184,6 +187,7 @@ class Generation:
             forwarded_headers=config.forwarded_headers,
             host_header=config.host_header,
             raw_services=config.raw_services,
+            access=self._access,
             report=self._supervisor.report,
             dial=self._dial,
         )

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -29,13 +29,15 @@ import attrs
 import trio
 
 from .._async_library import need_trio
-from .._model.errors import StorageError, TunnelError, UnknownError
+from .._model.errors import InvalidSettingsError, StorageError, TunnelError, UnknownError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
 from .._model.status import State, Status
 from .._net.dialing import Dialer, dial_tcp
 from .._net.network_changes import WatchNetwork
 from .._net.tls.certificate import Certificate
+from ..access.guard import check_files
+from ..access.rules import Access
 from ..transports.built_in import TRANSPORTS
 from ..transports.interface import Serve
 from ..transports.services import Services
@@ -481,6 +483,9 @@ class RemoteAccess:
             self._instance = folder, await trio.to_thread.run_sync(load_instance, folder)
         instance = self._instance[1]
         plan = self._plan_of(config, serve, key, instance=instance)
+        rules = [access for access in config.access_rules.values() if access is not None]
+        if rules:
+            await trio.to_thread.run_sync(self._check_access, rules)
         if config.tls is None:
             return plan
         return attrs.evolve(plan, certificate=await trio.to_thread.run_sync(Certificate, *config.tls_paths))
@@ -489,6 +494,17 @@ class RemoteAccess:
         return make_plan(
             config, serve, key, instance=instance, dial=self._dial, limits=self._limits, services=self._services
         )
+
+    def _check_access(self, rules: Sequence[Access]) -> None:
+        """Find out what is wrong with the access rules, before a visitor comes.
+
+        Raises:
+            StorageError, InvalidSettingsError: see `check_files`. The latter also if nobody would check the rules.
+        """
+        if self._handler is not None:
+            raise InvalidSettingsError("access rules are for visitors that are forwarded; here the program takes them")
+        for access in rules:
+            check_files(access)
 
     def _make_progress(self) -> None:
         self._progress.set()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 import trio
 
 from .._model.addresses import LocalAddress
 from .._net.tls.certificate import Certificate
+from ..access.rules import Access
 from ..transports.tunnel_stream import Handler, TunnelStream
 from .forward import ForwardedHeaders, Forwarder, LocalServers, ProxyProtocol, forward
 from .tunnel import Tunnel
@@ -38,19 +39,20 @@ async def forward_visitors(
     forwarded_headers: ForwardedHeaders | None = None,
     host_header: str | None = None,
     raw_services: Collection[str] = (),
+    access: Access | Mapping[str, Access | None] | None = None,
     certificate: Certificate | None,
 ) -> None:
     """Forward each visitor until the tunnel is closed, in `nursery`, or without a task where that is possible.
 
     Args:
-        local, proxy_protocol, forwarded_headers, host_header, raw_services: see `forward`.
+        local, proxy_protocol, forwarded_headers, host_header, raw_services, access: see `forward`.
         nursery: for what takes time.
         certificate: ends visitors' TLS; None where the relay ends it.
 
     Raises:
         TunnelError: the tunnel has failed for good.
     """
-    if certificate is None and forwarded_headers is None and host_header is None:
+    if certificate is None and forwarded_headers is None and host_header is None and access is None:
         forwarder = Forwarder(nursery, local, proxy_protocol=proxy_protocol, report=tunnel.report)
         tunnel._divert(forwarder.begin)
         await _accept(tunnel, forwarder.begin)  # those that wait already
@@ -63,6 +65,7 @@ async def forward_visitors(
             forwarded_headers=forwarded_headers,
             host_header=host_header,
             raw_services=raw_services,
+            access=access,
             report=tunnel.report,
         )
         await accept_visitors(tunnel, with_certificate(handler, certificate), nursery)

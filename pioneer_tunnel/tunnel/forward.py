@@ -16,21 +16,25 @@ import trio
 
 from .._async_library import need_trio
 from .._http.forwarded import HeaderRules
-from .._http.head import BadRequest, error_response
+from .._http.head import error_response
 from .._model.addresses import HttpsAddress, LocalAddress, local_address, normal_audience
 from .._model.errors import LocalGatewayError
-from .._model.services import FIRST_SERVICE
+from .._model.services import ANY_SERVICE, FIRST_SERVICE
 from .._net.closing import abandon, close_after_answer
 from .._net.dialing import Attempt, Dialer, begin_dial_local, dial_local, dial_tcp, secure_local
 from .._net.log_limiter import LogLimiter
 from .._net.streams import ByteStream
 from .._net.tcp import TcpStream
+from .._storage.networks import customer_of
 from .._wire.proxy_v2 import ProxyHeader
+from ..access.guard import Guard, guard_of
+from ..access.rules import Access
 from ..exchange.carrier import Carrier
 from ..exchange.pump import Pump, pump
 from ..exchange.task_leg import leg_of
 from ..transports.interface import LocalDialFailed, LocalDialOk, Report
 from ..transports.tunnel_stream import TunnelStream
+from .guarded import pump_checked
 from .rewriting_leg import RewritingLeg
 
 __all__ = ["ForwardedHeaders", "Forwarder", "LocalServers", "ProxyProtocol", "first_local", "forward", "probe_local"]
@@ -89,6 +93,7 @@ async def forward(
     forwarded_headers: ForwardedHeaders | None = None,
     host_header: str | None = None,
     raw_services: Collection[str] = (),
+    access: Access | Mapping[str, Access | None] | None = None,
     report: Report = _ignore,
     dial: Dialer = dial_tcp,
 ) -> None:
@@ -117,20 +122,41 @@ async def forward(
             set. None (default) passes the visitor's own.
         host_header: the Host that the gateway gets, such as `localhost:3000`; None (default) for the visitor's.
         raw_services: the names of services that are not HTTP. Their bytes pass unchanged.
+        access: who may reach the gateway. Nothing of a request reaches it before it is let through, each request of a
+            connection by itself; others are answered here. Of a visitor in another protocol, the address alone is
+            checked. Or a mapping from the names of services to such rules, and from `*` to those of all others; the
+            visitor of a service that it does not have is reset. None (default) admits everybody.
         report: gets an event that says whether the gateway answered; of several services, only about the one to which
             streams without a name go.
         dial: makes the connection, unless `local` is a Unix socket.
 
     Raises:
-        ValueError: `local` is the text of no address, or `host_header` is no host.
+        ValueError: `local` is the text of no address, or `host_header` is no host, or `access` wants a password or a
+            token from the visitors of a service that is not HTTP.
     """
     need_trio("pioneer_tunnel.forward", "pioneer_tunnel.aio.open_tunnel(..., forward_to=...)")
     rules = header_rules(stream.proxy_header, forwarded_headers, host_header)
     forwarding = _Forwarding(local, proxy_protocol, report, dial)
     server = forwarding.server_for(stream)
-    if isinstance(local, Mapping) and (stream.service or _first_service(local)) in raw_services:
+    name = stream.service or (_first_service(local) if isinstance(local, Mapping) else FIRST_SERVICE)
+    if isinstance(local, Mapping) and name in raw_services:
         rules = None
-    await forwarding.run(stream, server, rules=rules)
+    try:
+        guard = _guard(access, name)
+    except KeyError:
+        _log_limiter.log(("access", name), f"there are no access rules for the service {name!r}")
+        server = guard = None
+    if server is None:
+        stream.reset()
+        return
+    if guard is not None and name in raw_services and guard.access.needs_http:
+        raise ValueError(f"the service {name!r} is not HTTP, so its visitors cannot send a password or a token")
+    if guard is not None and rules is None and not guard.access.needs_http:
+        if not guard.admits(_host(stream)):
+            stream.reset()
+            return
+        guard = None
+    await forwarding.run(stream, server, rules=rules, guard=guard)
 
 
 _Server: TypeAlias = tuple[LocalAddress, Report]
@@ -177,10 +203,11 @@ class _Forwarding:
     async def run(
         self,
         stream: TunnelStream,
-        server: _Server | None,
+        server: _Server,
         attempt: Attempt | None = None,
         *,
         rules: HeaderRules | None = None,
+        guard: Guard | None = None,
     ) -> None:
         """Forward `stream` to its end.
 
@@ -188,20 +215,26 @@ class _Forwarding:
             server: from `server_for`.
             attempt: the connection to it, if that has begun.
             rules: what to change in requests; None for nothing.
+            guard: checks each request; None to check none.
         """
-        if server is None:
-            stream.reset()
-            return
         local, report = server
-        try:
+
+        async def connect() -> ByteStream | None:
             try:
                 connection = await _connect(local, self.header(stream), self.dial, attempt)
             except LocalGatewayError as error:
                 _log_limiter.log(local, f"{error}; a visitor was turned away")
                 report(LocalDialFailed(str(error)))
-                return
+                return None
             report(LocalDialOk())
-            if rules is None:
+            return connection
+
+        try:
+            if guard is not None:
+                await _pump_checked(stream, connect, rules or HeaderRules(set_forwarded=False), guard)
+            elif (connection := await connect()) is None:
+                pass
+            elif rules is None:
                 await pump(stream, connection)
             else:
                 await _pump_requests(stream, connection, rules)
@@ -321,6 +354,21 @@ def _first_service(services: LocalServers) -> str:
     return FIRST_SERVICE if FIRST_SERVICE in services else next(iter(services), FIRST_SERVICE)
 
 
+def _host(stream: TunnelStream) -> str | None:
+    return None if stream.visitor is None else stream.visitor.host
+
+
+def _guard(access: Access | Mapping[str, Access | None] | None, service: str) -> Guard | None:
+    """The guard of a service; None if everybody is admitted.
+
+    Raises:
+        KeyError: a mapping has no rules for it.
+    """
+    if isinstance(access, Mapping):
+        access = access[service if service in access else ANY_SERVICE]
+    return None if access is None else guard_of(access)
+
+
 def header_rules(
     header: ProxyHeader, forwarded_headers: ForwardedHeaders | None, host_header: str | None
 ) -> HeaderRules | None:
@@ -347,11 +395,28 @@ async def _pump_requests(stream: TunnelStream, connection: ByteStream, rules: He
     if refused is not None:
         _log_limiter.log("refused", f"a visitor's request was refused: {refused.reason}", level=logging.INFO)
         if leg.handed_over:
-            await _answer(stream, refused)
+            await _answer(stream, error_response(refused.status, refused.reason, omit_body=refused.omit_body))
 
 
-async def _answer(stream: TunnelStream, refused: BadRequest) -> None:
-    answer = error_response(refused.status, refused.reason, omit_body=refused.omit_body)
+async def _pump_checked(
+    stream: TunnelStream,
+    connect: Callable[[], Awaitable[ByteStream | None]],
+    rules: HeaderRules,
+    guard: Guard,
+) -> None:
+    visitor = _host(stream)
+    rules = attrs.evolve(rules, removed=guard.removes)
+    # Visitors whose address nobody knows count as one.
+    source = "" if visitor is None else customer_of(visitor)
+    try:
+        answer = await pump_checked(stream, connect, rules, guard, visitor=visitor, source=source)
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        return
+    if answer is not None:
+        await _answer(stream, answer)
+
+
+async def _answer(stream: TunnelStream, answer: bytes) -> None:
     with trio.move_on_after(REFUSAL_TIMEOUT), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         await stream.send_all(answer)
         await close_after_answer(stream)

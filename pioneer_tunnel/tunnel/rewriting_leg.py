@@ -5,7 +5,8 @@ visitor's bytes. `send` passes the server's bytes on unchanged; they are followe
 connection has become a WebSocket. Then the bytes pass in both directions.
 
 A request that cannot be followed is not passed on. When every request before it has its whole response, the leg raises
-`HandedOver`, and the caller answers with `refusal`. Where no answer can follow, since the response before it ends with
+`HandedOver`, and the caller answers with `refusal`. The same happens with a request that has to be checked first, and
+that the caller may bring to another connection. Where no answer can follow, since the response before it ends with
 the stream, the exchange ends as the server ends it.
 
 There are no deadlines: the server has its own, as for any connection.
@@ -20,7 +21,7 @@ from typing import Final, final
 import trio
 
 from .._http.forwarded import HeaderRules
-from .._http.head import BadRequest
+from .._http.head import BadRequest, RequestHead
 from .._http.requests import Phase, Piece
 from .._http.responses import ResponseFollower, ResponsePhase
 from .._http.rewriting import RequestRewriter
@@ -46,19 +47,33 @@ class RewritingLeg(Leg):
     Args:
         leg: the visitor's stream.
         rules: the changes.
+        received: bytes that were read from the visitor before.
+        allows: see `RequestRewriter`.
 
     Attributes:
-        handed_over: True when the exchange has left the visitor's stream open, for the answer to `refused_request`.
+        handed_over: True when the exchange has left the visitor's stream open, for the answer to `refused_request` or
+            for `next_request`.
     """
 
-    def __init__(self, leg: Leg, rules: HeaderRules) -> None:
+    def __init__(
+        self,
+        leg: Leg,
+        rules: HeaderRules,
+        *,
+        received: bytes = b"",
+        allows: Callable[[RequestHead], bool] | None = None,
+    ) -> None:
         super().__init__()
         self.handed_over: bool = False
         self._leg: Final = leg
         self._responses: Final = ResponseFollower()
-        self._requests: Final = RequestRewriter(rules, self._responses)
+        self._requests: Final = (
+            RequestRewriter(rules, self._responses)
+            if allows is None
+            else RequestRewriter(rules, self._responses, allows)
+        )
         self._reactor: Final = Reactor.current()
-        self._unread, leg.prefix = leg.prefix, b""
+        self._unread, leg.prefix = received + leg.prefix, b""
         self._ready: Final[deque[Piece]] = deque()
         self._had_its_batch = False
         self._visitor_ended = False
@@ -70,6 +85,16 @@ class RewritingLeg(Leg):
     def refused_request(self) -> BadRequest | None:
         """After the handover: the error to answer."""
         return self._requests.refusal
+
+    @property
+    def next_request(self) -> tuple[RequestHead, bytes] | None:
+        """After the handover: the request that has to be checked, and all bytes from there."""
+        return self._requests.next_request
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether the visitor's stream is needed after the responses: for an answer, or for another request."""
+        return self._requests.refusal is not None or self._requests.next_request is not None
 
     @property
     def tasks(self) -> Sequence[Callable[[], Awaitable[None]]]:
@@ -160,7 +185,7 @@ class RewritingLeg(Leg):
     def _finish(self) -> bytes | None:
         """Nothing more is passed on: hand over for an answer, wait until that is possible, or end."""
         responses = self._responses
-        answers = responses.idle and self._requests.refusal is not None and not self._end_sent
+        answers = responses.idle and self._goes_on and not self._end_sent
         if answers and self._leg.sent:
             self.handed_over = True
             raise HandedOver
@@ -222,7 +247,7 @@ class RewritingLeg(Leg):
 
     def send_eof(self) -> None:
         self._server_ended = True
-        if self._requests.refusal is None or not self._responses.idle:
+        if not (self._goes_on and self._responses.idle):
             self._end_sent = True
             self._leg.send_eof()
         self._look_at_responses()

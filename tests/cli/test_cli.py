@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from access_rig import htpasswd_file
 from click.testing import CliRunner
 from programs import KEY, Gateway, Program, Relay, key_file, run, running
 from rig import HANG, free_port
@@ -199,6 +200,17 @@ def test_what_the_local_server_is_told_of_visitors(
             program.interrupt(signal.SIGINT)
 
 
+def test_visitors_need_the_password_of_a_file(shared_relay: Relay, tmp_path: Path) -> None:
+    arguments: list[str | Path] = ["expose", f"127.0.0.1:{free_port()}", "--relay", shared_relay.url]
+    key = shared_relay.folder / "key"
+    with running(*arguments, "--key-file", key, "--basic-auth", htpasswd_file(tmp_path)) as program:
+        program.wait_for("connected")
+        with socket.create_connection(("127.0.0.1", shared_relay.ingress)) as visitor:
+            visitor.sendall(b"GET / HTTP/1.1\r\nHost: office.test\r\n\r\n")
+            visitor.settimeout(HANG)
+            assert visitor.recv(100).startswith(b"HTTP/1.1 401 ")
+
+
 @pytest.mark.slow
 def test_expose_connects_before_the_local_gateway_is_there(relay: Relay) -> None:
     port = free_port()
@@ -261,6 +273,11 @@ EXPOSE: Final = ["expose", "127.0.0.1:1", "--key-file", "key"]
         ([*EXPOSE, "--relay", "ws://h", "--proxy-credentials-file", "key"], "--proxy-credentials-file: it is for"),
         ([*EXPOSE, "--relay", "ws://h", "--proxy", "https://p", "--ca-file", "nowhere"], "there is no file 'nowhere'"),
         ([*EXPOSE, "--relay", "ws://h", "--host-header", "http://h"], "--host-header: the address"),
+        ([*EXPOSE, "--relay", "ws://h", "--allow", "office"], r"allow\[0\]"),
+        ([*EXPOSE, "--relay", "h:1", "--transport", "tcp", "--deny", "192.0.2.7"], "--transport websocket brings it"),
+        ([*EXPOSE, "--relay", "ws://h", "--basic-auth", "nowhere"], "there is no"),
+        ([*EXPOSE, "--relay", "ws://h", "--basic-auth", "key"], "line 1 is not user:hash"),
+        ([*EXPOSE, "--relay", "ws://h", "--basic-auth", "key", "--bearer-tokens", "key"], "leave one of them out"),
         (["relay"], "--config FILE"),
         (["relay", "--config", "nowhere"], "nowhere"),
         (["nonsense"], "No such command"),
@@ -279,6 +296,8 @@ def test_bad_arguments_are_explained(
 
 
 PLACES: Final[dict[str, list[str]]] = {
+    "--allow": [*EXPOSE, "--relay", "ws://h", "--allow", "SECRET"],
+    "--basic-auth": [*EXPOSE, "--relay", "ws://h", "--basic-auth", "SECRET"],
     "LOCAL": ["expose", "SECRET", "--relay", "ws://h", "--key-file", "key"],
     "NAME=LOCAL": ["expose", "web=SECRET", "--relay", "ws://h", "--key-file", "key"],
     "a second argument": [*EXPOSE, "SECRET", "--relay", "ws://h"],
@@ -319,7 +338,7 @@ TYPING_ERRORS: Final = {
     "the relay",
     "--config",
     "--ca-file",
-} | {"--tls-certificate", "--proxy"}
+} | {"--tls-certificate", "--proxy", "--allow", "--basic-auth"}
 """Where a short word is rather a typing error, and is quoted."""
 
 TOKEN: Final = "a-token-of-some-rathole"

@@ -52,6 +52,8 @@ CONTRACT_DEFAULTS = {
     "forwarded_headers": None,
     "host_header": None,
     "raw_services": (),
+    "access": None,
+    "service_access": {},
     "key_mode": "token_routing",
     "connect_timeout_ms": 10000,
     "heartbeat_ms": None,
