@@ -306,7 +306,7 @@ def test_a_command_is_one(command: str, tmp_path: Path, monkeypatch: pytest.Monk
                 source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
                 assert [option for option in options if option.startswith("-") and f'"{option}"' not in source] == []
         case program, *_:
-            assert program in {"curl", "echo", "mkdir", "python", "tail", "uvicorn"}
+            assert program in {"chmod", "curl", "echo", "htpasswd", "mkdir", "python", "tail", "touch", "uvicorn"}
 
 
 def parse(command: click.Command, arguments: list[str], parent: click.Context | None = None) -> None:
