@@ -20,20 +20,21 @@ class Opening(trio.TaskStatus[Session]):
 
     Attributes:
         scope: cancelled by `give_up`.
+        up: whether the transport is up, or was.
     """
 
     def __init__(self, task_status: trio.TaskStatus[Session]) -> None:
         self.scope: Final = trio.CancelScope()
         self._task_status: Final = task_status
-        self._up = False
+        self.up: bool = False
 
     def started(self, value: Session | None = None) -> None:
         """The transport is up."""
         assert value is not None
-        self._up = True
+        self.up = True
         self._task_status.started(value)
 
     def give_up(self) -> None:
         """End the attempt. Once the transport is up, this does nothing."""
-        if not self._up:
+        if not self.up:
             self.scope.cancel()

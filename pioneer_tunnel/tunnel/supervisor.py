@@ -90,11 +90,13 @@ class _Link:
     """One run of the transport.
 
     Attributes:
+        opening: how it comes up; None before it begins.
         session: what its transport has said; None before it came up.
         connected_at: when it came up; None before.
         round_trip: seconds; None while it is unknown.
         spread: what its relay has asked for the time after a loss; None if it asked nothing.
-        lost: whether its connection is lost, and is being restored.
+        lost: why its connection is lost, while that is being restored.
+        restore_at_unix: when the next attempt to restore it begins; None while none is planned.
         reconnect_within: seconds that the draining relay gives; None while it does not drain.
         failure: why it has ended; None before, and when it was cancelled.
         settled: set when it has ended, or is up and drains. Then the next one may begin.
@@ -102,11 +104,13 @@ class _Link:
         probing: cancels the probes of the local gateway that it has started.
     """
 
+    opening: Opening | None = None
     session: Session | None = None
     connected_at: float | None = None
     round_trip: float | None = None
     spread: Spread | None = None
-    lost: bool = False
+    lost: TunnelError | None = None
+    restore_at_unix: int | None = None
     reconnect_within: float | None = None
     failure: TunnelError | None = None
     settled: trio.Event = attrs.field(factory=trio.Event)
@@ -292,8 +296,9 @@ class Supervisor:
             case LinkLost(error=error, retry_in=seconds):
                 self._is_lost(link, error, seconds)
             case LinkRestored():
-                if self._carrying is link and link.lost and not self._over:
-                    link.lost, self._retry_at_unix = False, None
+                was_lost, link.lost = link.lost, None
+                if was_lost is not None and self._carrying is link and not self._over:
+                    self._retry_at_unix = None
                     self._publish(State.CONNECTED, self._local_error)
             case ServicesMoved(services=services):
                 if self._carrying is link and not self._over:
@@ -330,14 +335,14 @@ class Supervisor:
 
     async def _carry(self, link: _Link, *, task_status: trio.TaskStatus[Session]) -> NoReturn:
         report = functools.partial(self._report_of, link)
-        opening = self._opening = Opening(task_status)
+        opening = self._opening = link.opening = Opening(task_status)
         with opening.scope:
             await self._serve(self._target, self._deliver, report, task_status=opening)
             raise RuntimeError("the transport ended without a reason")  # `Serve` must not return
         raise RelayConnectError("the network has changed during the attempt", retry_at_once=True)
 
     def _connected(self, link: _Link, session: Session) -> None:
-        was_down = self._carrying is None
+        was_down = self._carrying is None or self._carrying.lost is not None
         self._session = link.session = session
         self._carrying = link
         self._target.redial.note_up()
@@ -359,6 +364,8 @@ class Supervisor:
             )
         if link.reconnect_within is not None:
             link.settled.set()
+        elif link.lost is not None:  # its transport has said so before this task had its turn
+            self._publish_loss(link)
 
     def _let_finish(self, link: _Link) -> None:
         """Let `link` finish its streams while another one comes up."""
@@ -371,11 +378,16 @@ class Supervisor:
 
     def _is_lost(self, link: _Link, error: TunnelError, retry_in: float | None) -> None:
         """`link` has lost its connection, and its transport tries to restore it. If it drains, that changes nothing."""
-        if self._carrying is not link or self._over or link.settled.is_set():
+        if self._over or link.settled.is_set() or link.opening is None or not link.opening.up:
             return
-        link.round_trip = None
-        link.lost, self._retry_at_unix = True, None if retry_in is None else self._after(retry_in)
-        self._publish(State.RECONNECTING, error)
+        link.lost, link.round_trip = error, None
+        link.restore_at_unix = None if retry_in is None else self._after(retry_in)
+        if self._carrying is link:
+            self._publish_loss(link)
+
+    def _publish_loss(self, link: _Link) -> None:
+        self._retry_at_unix = link.restore_at_unix
+        self._publish(State.RECONNECTING, link.lost)
 
     async def _limit_handover(self, link: _Link) -> None:
         """If no other link is up some time after `link` began to drain, the tunnel is not connected any more."""
@@ -423,7 +435,7 @@ class Supervisor:
     def _local_fails(self, error: LocalGatewayError) -> None:
         self._local_error = error
         self._local_failing.set()
-        if self._carrying is not None and not self._carrying.lost:
+        if self._carrying is not None and self._carrying.lost is None:
             self._publish(State.CONNECTED, error)
 
     def _local_answers(self) -> None:
@@ -431,7 +443,7 @@ class Supervisor:
         if self._local_failing.is_set():
             self._local_failing = trio.Event()
             self._local_error = None
-            if self._carrying is not None and not self._carrying.lost:
+            if self._carrying is not None and self._carrying.lost is None:
                 self._publish(State.CONNECTED)
 
     def _publish(self, state: State, error: TunnelError | None = None) -> None:

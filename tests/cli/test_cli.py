@@ -24,7 +24,7 @@ from typing import Final
 import pytest
 from access_rig import htpasswd_file
 from click.testing import CliRunner
-from programs import KEY, Gateway, Program, Relay, key_file, run, running
+from programs import KEY, Gateway, Program, Relay, key_file, relay_in, run, running
 from rig import HANG, free_port
 from statuses import states_of
 
@@ -75,8 +75,16 @@ def test_a_gateway_is_exposed_until_it_is_interrupted(relay: Relay, local_gatewa
     assert relay.program.errors.endswith(f"stopping: {by.name}")
 
 
-def test_sigusr1_checks_the_link_and_then_ends_the_wait(relay: Relay, local_gateway: str) -> None:
-    """The relay stops: its system answers, and its process does not."""
+def test_sigusr1_checks_the_link_and_then_ends_the_wait(tmp_path: Path, local_gateway: str) -> None:
+    """The relay stops: its system answers, and its process does not.
+
+    Without sessions that resume: with them, the link is kept until another one is up.
+    """
+    with relay_in(tmp_path, more="resume_timeout_ms = 0") as relay:
+        check_the_link(relay, local_gateway)
+
+
+def check_the_link(relay: Relay, local_gateway: str) -> None:
     arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
     with running(*arguments) as program:
         program.wait_for("connected .*http://office.test")

@@ -178,8 +178,8 @@ def shared_relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
 
 
 @contextmanager
-def relay_in(folder: Path, *, source: Path = SOURCE) -> Iterator[Relay]:
-    """See `relay`."""
+def relay_in(folder: Path, *, source: Path = SOURCE, more: str = "") -> Iterator[Relay]:
+    """See `relay`. `more` are lines of its configuration."""
     control, ingress = free_port(), free_port()
     (folder / "relay.toml").write_text(
         f"""
@@ -188,6 +188,7 @@ def relay_in(folder: Path, *, source: Path = SOURCE) -> Iterator[Relay]:
         ingress_addr = "127.0.0.1:{ingress}"
         id = "relay-1"
         public_names = ["127.0.0.1:{control}"]
+        {more}
 
         [[relay.tunnels]]
         id = "office"

@@ -243,7 +243,7 @@ class Teller:
                 drain = self.drains.setdefault(number, Drain(trio.current_time(), 0.0))
                 drain.at = max(drain.at, attempt.connected or trio.current_time())
                 drain.within = max(drain.within, event.reconnect_within)
-            if attempt in self.running() and attempt.connected is not None:
+            if attempt.connected is not None and any(attempt is running for running in self.running()):
                 self.link_is_lost = isinstance(event, LinkLost) or (
                     self.link_is_lost and not isinstance(event, LinkRestored)
                 )
@@ -306,11 +306,11 @@ class Teller:
 
     def running(self) -> list[Attempt]:
         """The attempts that run and do not drain."""
-        draining = [self.attempts[number] for number in self.drains]
+        draining = {id(self.attempts[number]) for number in self.drains}  # two at one time are equal
         return [
             attempt
             for attempt in self.transport.attempts
-            if attempt.ended is None and (attempt not in draining or attempt.connected is None)
+            if attempt.ended is None and (id(attempt) not in draining or attempt.connected is None)
         ]
 
     def judge_now(self, generation: Supervised) -> None:
@@ -348,7 +348,7 @@ class Teller:
                 assert used <= policy.max_restarts
             next_one = first[number + 1]
             least, most = self.allowed_wait(number, used)
-            if number in self.drains:
+            if self.has_drained(number):
                 planned_at = self.drains[number].at
                 waited = next_one.at - planned_at
                 assert waited <= most + 1e-6
@@ -372,16 +372,20 @@ class Teller:
             return None
         return attempt.step.then if isinstance(attempt.step, Connect) else attempt.step
 
+    def has_drained(self, number: int) -> bool:
+        """Whether the relay of an attempt that was up has said that it drains."""
+        return number in self.drains and self.attempts[number].connected is not None
+
     def was_stable(self, number: int) -> bool:
         attempt = self.attempts.get(number)
         if attempt is None or attempt.connected is None or attempt.ended is None:
             return False
-        ended = self.drains[number].at if number in self.drains else attempt.ended
+        ended = self.drains[number].at if self.has_drained(number) else attempt.ended
         return ended - attempt.connected >= self.story.policy.stable
 
     def allowed_wait(self, number: int, used: int) -> tuple[float, float]:
         policy, attempt = self.story.policy, self.attempts.get(number)
-        end = None if number in self.drains else self.end_of(number)
+        end = None if self.has_drained(number) else self.end_of(number)
         # A transport that says what is not its to say is not believed in how long it wants to wait either.
         was_up = any(other.connected is not None for at, other in self.attempts.items() if at <= number)
         fail = end if isinstance(end, Fail) else Fail()
@@ -391,7 +395,7 @@ class Teller:
             least, most = LONGEST_WAIT * (1 - policy.jitter), LONGEST_WAIT * (1 + policy.jitter)
         elif fail.retry_slowly:
             least, most = policy.maximum * (1 - policy.jitter), policy.maximum * (1 + policy.jitter)
-        elif used == 1 and number in self.drains:
+        elif used == 1 and self.has_drained(number):
             least, most = 0.0, min(self.drains[number].within, policy.maximum)
         elif used == 1 and attempt is not None and attempt.connected is not None:
             least, most = 0.0, 2 * policy.initial
@@ -440,6 +444,8 @@ DIALS_FAIL: Final[list[HostAction]] = [Reported(LocalDialFailed("connection refu
 @example(Story([Chapter([Connect(40)], [Wait(35), Reported(Draining(3.0)), Wait(100)], probed=True)]))
 @example(Story([Chapter([Connect(40), Fail(), Stall(9)], [Wait(35), Reported(Draining(3.0)), Wait(100)])]))
 @example(Story([Chapter([Connect(), Fail(TunnelAuthError)], [Wait(35), Reported(Draining(0.0)), Wait(5000)])]))
+@example(Story([Chapter([Connect(9, reports=((0.0, LinkLost(LinkLostError("gone"))),))], [Wait(5)])]))
+@example(Story([Chapter([], [Wait(1), Reported(LinkLost(LinkLostError("gone"))), Reported(Draining(0.0)), Wait(9)])]))
 @example(Story([Chapter([Crash(TunnelError)], [Wait(10)])]))
 @example(Story([Chapter([Connect(5, then=Fail(LocalGatewayError))], [Wait(10)])]))
 @example(Story([Chapter([], [Wait(1), *DIALS_FAIL, LocalGatewayIs(False), Wait(100)], probed=True)] * 2))
