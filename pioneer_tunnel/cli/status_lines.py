@@ -36,10 +36,19 @@ _PARAMETERS: Final = {
 _PARAMETER: Final = re.compile(rf"(?<![\w/.'-])({'|'.join(_PARAMETERS)})(?![\w/.'-])")
 
 
-def _addresses(status: Status) -> str:
-    """Where each service is; empty if there is nothing to tell apart."""
-    services = status.services or {}
-    return ", ".join(f"{address} ({name})" for name, address in services.items() if name)
+def _where(status: Status, public_url: str) -> str:
+    """Where visitors come in, with each service if there is something to tell apart."""
+    services = status.services
+    if services is not None and not services:
+        return "no visitors come in: the relay has none of the services"
+    if services is None and "://*." in public_url:
+        return f"no visitors come in: each service has a name of its own in {public_url}, so write NAME=LOCAL"
+    named = ", ".join(f"{address} ({name})" for name, address in (services or {}).items() if name)
+    return f"visitors come in at {named or public_url}"
+
+
+def _is_final(status: Status) -> bool:
+    return status.state is State.FAILED and status.retry_at_unix is None
 
 
 @final
@@ -54,6 +63,8 @@ class StatusLines:
     def catch_up(self, history: Sequence[Status], dropped: int) -> None:
         """Print what is new since the last call. `dropped` is the number of statuses before `history`."""
         for status in history[max(self._shown - dropped, 0) :]:
+            if self._last is not None and _is_final(self._last) and status.state is State.STOPPED:
+                continue  # the last line says why it failed
             if self._last is None or status.is_news_after(self._last):
                 self._show(status)
             self._last = status
@@ -65,8 +76,7 @@ class StatusLines:
 
     def show_failure(self, error: TunnelError) -> None:
         """Print a final failure, unless it was printed as a status."""
-        shown = self._last is not None and self._last.state is State.FAILED and self._last.retry_at_unix is None
-        if not shown:
+        if self._last is None or not _is_final(self._last):
             self._show(Status(state=State.FAILED, error_kind=error.kind, message=str(error)))
 
     def _show(self, status: Status) -> None:
@@ -80,7 +90,7 @@ class StatusLines:
             return json.dumps(status.to_wire())
         words = [click.style(f"{status.state:<12}", fg=_COLOURS.get(status.state))]
         if status.state is State.CONNECTED and status.public_url:
-            words.append(f"visitors come in at {_addresses(status) or status.public_url}")
+            words.append(_where(status, status.public_url))
         if status.message:
             words.append(status.message)
         if status.retry_at_unix is not None:

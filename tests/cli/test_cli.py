@@ -29,7 +29,7 @@ from rig import HANG, free_port
 from statuses import states_of
 
 from pioneer_tunnel import cli
-from pioneer_tunnel._model.errors import InvalidSettingsError
+from pioneer_tunnel._model.errors import InvalidSettingsError, TunnelAuthError
 from pioneer_tunnel._model.keys import PublicKey, RelayKey, SigningIdentity
 from pioneer_tunnel._model.status import State, Status
 from pioneer_tunnel.cli.commands import pioneer_tunnel
@@ -146,6 +146,39 @@ def test_a_round_trip_does_not_print_every_status_again(capsys: pytest.CaptureFi
         lines.catch_up(feed.history, feed.dropped)
     printed = [json.loads(line)["state"] for line in capsys.readouterr().err.splitlines()]
     assert printed == ["starting", "connected", "stopped"]
+
+
+def test_a_final_failure_is_the_last_line_and_is_there_once(capsys: pytest.CaptureFixture[str]) -> None:
+    error = TunnelAuthError("the relay rejected the key")
+    feed = StatusFeed(Status(state=State.STARTING))
+    lines = StatusLines(as_json=True)
+    for status in (
+        Status(state=State.FAILED, error_kind=error.kind, message=str(error)),
+        Status(state=State.STOPPED),
+    ):
+        feed.publish(status)
+        lines.catch_up(feed.history, feed.dropped)
+    lines.show_failure(error)
+    printed = [json.loads(line)["state"] for line in capsys.readouterr().err.splitlines()]
+    assert printed == ["starting", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("public_url", "services", "expected"),
+    [
+        ("http://office.test", None, "visitors come in at http://office.test\n"),
+        ("http://office.test", {"": "http://office.test"}, "visitors come in at http://office.test\n"),
+        ("http://office.test", {"ssh": "tcp://office.test:22"}, "visitors come in at tcp://office.test:22 (ssh)\n"),
+        ("http://office.test", {}, "no visitors come in: the relay has none of the services\n"),
+        ("http://*.box.test", None, "in http://*.box.test, so write NAME=LOCAL\n"),
+    ],
+)
+def test_only_addresses_that_lead_here_are_shown(
+    capsys: pytest.CaptureFixture[str], public_url: str, services: dict[str, str] | None, expected: str
+) -> None:
+    status = Status(state=State.CONNECTED, public_url=public_url, services=services)
+    StatusLines(as_json=False).catch_up([status], 0)
+    assert capsys.readouterr().err.endswith(expected)
 
 
 @pytest.mark.slow
