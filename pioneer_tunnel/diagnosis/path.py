@@ -97,7 +97,7 @@ async def check_tcp(checks: Checks, subject: Subject, addresses: Sequence[str]) 
         told = "; ".join(map(str, attempts))
         connected = next((attempt for attempt in attempts if attempt.stream is not None), None)
         if connected is None or connected.stream is None:
-            raise RelayConnectError(f"no connection to port {port} within {timeout:g} seconds: {told}")
+            raise RelayConnectError(f"no connection to port {port}: {told}")
         if all(attempt.no_way or attempt.why == _CONNECTED for attempt in attempts):
             finding.ok(told)
         else:
