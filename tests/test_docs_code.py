@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import queue
 import re
@@ -53,6 +54,7 @@ RUN_ELSEWHERE: Final = {
 }
 RUN_HERE: Final = {
     "gateway": "rpc = RemoteAccessRpc(remote_access)",
+    "switching on": "SettingsUpdate(enabled=True",
     "visitors' TLS": "terminate_tls(handler, certificate)",
     "descriptors": "resource.setrlimit",
     "ASGI": "shutdown_trigger=stop.wait",
@@ -97,6 +99,21 @@ async def test_the_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ask = '    reply = await rpc.handle("settings/get", {}); nursery.cancel_scope.cancel()  '
     variables = await awaited("gateway", {}, {"    ...  ": ask})
     assert variables["reply"]["settings"]["remote_access"]["status"]["state"] == "disabled"
+
+
+async def test_switching_on(tmp_path: Path) -> None:
+    remote_access = pioneer_tunnel.RemoteAccess(
+        pioneer_tunnel.RemoteAccessConfig(),
+        settings=pioneer_tunnel.SettingsFile(tmp_path / "gateway-settings.toml"),
+        keystore=pioneer_tunnel.FileKeystore(tmp_path / "keystore"),
+    )
+    key = "ptk1_" + "k" * 43
+    await awaited("switching on", {"remote_access": remote_access, "key": key})
+    shown = await pioneer_tunnel.RemoteAccessRpc(remote_access).handle("settings/get", {})
+    assert shown["settings"]["remote_access"]["enabled"]
+    assert shown["settings"]["remote_access"]["has_key"]
+    update = section_of(DOCS / "embedding.md", "JSON-RPC").split("are `")[1].split("`")[0].replace("ptk1_…", key)
+    await pioneer_tunnel.RemoteAccessRpc(remote_access).handle("settings/update", json.loads(update))
 
 
 @asynccontextmanager

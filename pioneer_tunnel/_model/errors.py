@@ -296,8 +296,8 @@ class RelayConnectError(TunnelError):
 class LinkLostError(RelayConnectError):
     """The tunnel was up, and lost its link to the relay.
 
-    - The network changed or failed, or the relay was restarted. Nothing is to be done: visitors' connections are reset,
-      and the tunnel comes back.
+    - The network changed or failed, or the relay was restarted. Nothing is to be done: the tunnel comes back. Visitors'
+      connections go on if it does so in time and the relay was not restarted; else they are reset.
     - It happens again and again after the same idle time. A proxy or NAT on the way forgets idle connections; lower
       `heartbeat_ms` at the relay.
     - It happens with the first large answer. The path drops large packets; the tunnel sends smaller ones by itself
