@@ -396,6 +396,7 @@ async def test_a_proxy_that_wants_credentials(scheme: str) -> None:
         assert f"write HTTPS_PROXY={scheme}://user:password@" in str(error)
         error = await refused(via(proxy.address, scheme, credentials=CREDENTIALS))
         assert "does not accept the credentials" in str(error)
+        assert str(error).endswith("correct the user name or the password")
         assert error.retry_slowly
 
 

@@ -83,7 +83,8 @@ class Via:
                 await _shake_hands(kind(host, port, self.proxy.credentials), stream)
         except trio.TooSlowError:
             raise RelayConnectError(
-                f"{self} did not make a tunnel within {timeout:g} seconds; does it reach the relay?"
+                f"{self} did not make a tunnel within {timeout:g} seconds; does it reach the relay, and is its URL"
+                " right (http://, https:// or socks5://)?"
             ) from None
         except CredentialsRefused as refusal:
             advice = f": {self._advice}" if refusal.can_be_given else ""
@@ -96,6 +97,8 @@ class Via:
 
     @property
     def _advice(self) -> str:
+        if self.proxy.credentials is not None:
+            return "correct the user name or the password"
         if self.chosen.variable is not None:
             return f"write {self.chosen.variable}={self.proxy.scheme}://user:password@…, or configure the proxy"
         return "write the line user:password to a file, and name it in proxy_credentials_file"
