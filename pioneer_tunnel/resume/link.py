@@ -360,16 +360,21 @@ class ResumableLink(Link):
                 self._raise_if_ended()
                 await self._changed.park()
                 continue
+            chunks: Sequence[Bytes] = ()
             try:
                 with trio.CancelScope() as self._reading:
                     chunks = await link.receive()
                     if not chunks:
                         raise trio.BrokenResourceError("the other end closed the connection")
-                    if self._tail.receive(chunks) >= self._notice_at:
-                        self._notice()
-                    return chunks
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self._fail(link, error)
+            while chunks and self._paused and self._failure is None:
+                # They came in the moment of the pause, and are not among the bytes that the other end was told of.
+                await self._changed.park()
+            if chunks and self._in is link:  # otherwise they come again
+                if self._tail.receive(chunks) >= self._notice_at:
+                    self._notice()
+                return chunks
 
     def watch(self, on_readable: Callable[[], object]) -> bool:
         carrier = self._carrier

@@ -1,0 +1,99 @@
+"""`resume.link` alone, over scripted WebSockets: moments that real connections seldom meet."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import final
+
+import trio
+import trio.testing
+from rig import in_background
+
+from pioneer_tunnel._net.adopted import watch
+from pioneer_tunnel._wire.resumption import Counters
+from pioneer_tunnel.resume import Carrier, ResumableLink, Tail
+from pioneer_tunnel.websocket import Message, WebSocket, WebSocketLink
+
+
+@final
+class ScriptedWebSocket(WebSocket):
+    """Receives what the test says, and keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes | str] = []
+        self._come: deque[bytes | str] = deque()
+        self._receiver = trio.lowlevel.ParkingLot()
+
+    def come(self, message: bytes | str) -> None:
+        self._come.append(message)
+        self._receiver.unpark()
+
+    async def send(self, messages: Sequence[bytes | str]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.sent += messages
+
+    def offer_text(self, text: str) -> bool:
+        self.sent.append(text)
+        return True
+
+    async def receive(self) -> list[Message]:
+        if not self._come:
+            await self._receiver.park()
+        return [self._come.popleft()]
+
+    async def close(self, code: int, reason: str = "") -> None:
+        await trio.lowlevel.checkpoint()
+
+
+def carrier_over(websocket: WebSocket) -> Carrier:
+    return Carrier(WebSocketLink(websocket, watch(trio.testing.memory_stream_pair()[0]), lambda _: None))
+
+
+def link_over(websocket: WebSocket) -> ResumableLink:
+    return ResumableLink(carrier_over(websocket), Tail(), timeout=60, on_text=lambda _: None)
+
+
+async def test_bytes_that_come_in_the_moment_of_a_pause_are_not_received_twice() -> None:
+    """The other end was told that they have not come, and sends them again."""
+    old, new = ScriptedWebSocket(), ScriptedWebSocket()
+    link = link_over(old)
+    received = b""
+
+    async def receive() -> None:
+        nonlocal received
+        while True:
+            received += b"".join(await link.receive())
+
+    async with in_background(receive):
+        await trio.testing.wait_all_tasks_blocked()
+        old.come(b"abc")
+        assert link.pause() == Counters(0, 0)
+        await trio.testing.wait_all_tasks_blocked()
+        await link.attach(carrier_over(new), Counters(sent=3, received=0))
+        new.come(b"abc")
+        await trio.testing.wait_all_tasks_blocked()
+        assert received == b"abc"
+        assert link.counters == Counters(0, 3)
+
+
+async def test_bytes_that_come_in_the_moment_of_a_pause_are_received_when_it_ends() -> None:
+    old = ScriptedWebSocket()
+    link = link_over(old)
+    received = b""
+
+    async def receive() -> None:
+        nonlocal received
+        while True:
+            received += b"".join(await link.receive())
+
+    async with in_background(receive):
+        await trio.testing.wait_all_tasks_blocked()
+        old.come(b"abc")
+        link.pause()
+        await trio.testing.wait_all_tasks_blocked()
+        link.go_on()
+        old.come(b"def")
+        await trio.testing.wait_all_tasks_blocked()
+        assert received == b"abcdef"
+        assert link.counters == Counters(0, 6)
