@@ -242,8 +242,11 @@ class ResumableLink(Link):
             self._wake()
 
     async def send_text(self, text: str) -> None:
-        """Send a text message. It is lost if the carrier is, and nothing is sent while the link is suspended."""
-        while self._carrier is not None and self._paused:
+        """Send a text message. It is lost if the carrier is, and nothing is sent while the link is suspended.
+
+        While it is paused, this waits: the handshake of a resume may have said something older already.
+        """
+        while self._paused and self._failure is None:
             await self._changed.park()
         if self._carrier is not None:
             link = self._carrier.link

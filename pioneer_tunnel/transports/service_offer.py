@@ -90,7 +90,8 @@ class ServiceOffer:
     async def keep_told(self, send: Callable[[str], Awaitable[None]], on_change: Callable[[], None]) -> NoReturn:
         """Tell the relay of each change. To be started once the relay is known to know services."""
         assert self._services is not None
+        told = self._told  # here; a handshake that fails sets the attribute, too
         while True:
-            self._told = await self._services.wait_changed(self._told)
-            await send(wire.serves_text(self._told))
+            told = self._told = await self._services.wait_changed(told)
+            await send(wire.serves_text(told))
             on_change()

@@ -97,3 +97,28 @@ async def test_bytes_that_come_in_the_moment_of_a_pause_are_received_when_it_end
         await trio.testing.wait_all_tasks_blocked()
         assert received == b"abcdef"
         assert link.counters == Counters(0, 6)
+
+
+async def test_a_text_waits_for_the_end_of_a_resume() -> None:
+    """Without a carrier, too: what the handshake has said may be outdated by this text."""
+    new = ScriptedWebSocket()
+    link = link_over(ScriptedWebSocket())
+    link.lose_connection(trio.BrokenResourceError("cut"))
+    await link.send_text("lost")
+    link.pause()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.send_text, "kept")
+        await trio.testing.wait_all_tasks_blocked()
+        await link.attach(carrier_over(new), Counters())
+    assert new.sent == ["kept"]
+
+
+async def test_a_text_does_not_wait_for_a_resume_that_fails_or_a_link_that_has_ended() -> None:
+    link = link_over(ScriptedWebSocket())
+    link.lose_connection(trio.BrokenResourceError("cut"))
+    for end in (link.go_on, lambda: link.end(trio.BrokenResourceError("over"))):
+        link.pause()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.send_text, "lost")
+            await trio.testing.wait_all_tasks_blocked()
+            end()

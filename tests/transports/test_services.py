@@ -8,9 +8,13 @@ from functools import partial
 import pytest
 import trio
 import trio.testing
+from rig import eventually, in_background
 
 from pioneer_tunnel import Services
 from pioneer_tunnel._model.addresses import Address, UnixAddress
+from pioneer_tunnel._wire.messages import Message
+from pioneer_tunnel._wire.services import SERVICES, serves_text
+from pioneer_tunnel.transports.service_offer import ServiceOffer
 
 
 def test_it_is_a_mapping_of_addresses() -> None:
@@ -77,3 +81,25 @@ async def test_another_thread_may_change_it() -> None:
     threading.Timer(0.05, change).start()
     with trio.fail_after(60):
         assert await services.wait_changed(frozenset()) == {"web"}
+
+
+async def test_the_relay_is_told_of_a_change_that_a_failed_handshake_has_named_before() -> None:
+    services = Services({"web": "127.0.0.1:1"})
+    offer = ServiceOffer(services)
+    choose = offer.choices[SERVICES]
+    choose(Message("", {}))
+    sent: list[str] = []
+    paused = trio.Event()
+
+    async def send(text: str) -> None:
+        await paused.wait()
+        sent.append(text)
+
+    async with in_background(lambda: offer.keep_told(send, lambda: None)):
+        services["wiki"] = "127.0.0.1:2"
+        await trio.testing.wait_all_tasks_blocked()
+        services["db"] = "127.0.0.1:3"
+        choose(Message("", {}))  # of a handshake that never ends
+        paused.set()
+        await eventually(lambda: len(sent) == 2)
+        assert sent == [serves_text({"web", "wiki"}), serves_text({"web", "wiki", "db"})]
