@@ -213,6 +213,47 @@ async def test_a_gateway_that_connects_while_the_relay_drains_is_asked_too() -> 
         await stream.aclose()
 
 
+async def test_a_gateway_that_resumes_while_the_relay_drains_is_asked_again() -> None:
+    """It was asked while it had no connection, and could not hear it."""
+    connecting = trio.Event()
+    links: list[trio.SocketStream] = []
+
+    async def dial(host: str, port: int) -> trio.SocketStream:
+        if links:
+            await connecting.wait()
+        return links.pop() if links else await connect(rig.addresses.control)
+
+    async with a_rig() as rig, rig.tunnel(dial=dial) as tunnel:
+        await tunnel.wait_connected()
+        visitor, stream = await visited(rig, tunnel)
+        links.append(await connect(rig.addresses.control))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        [session] = rig.relay._gateways._sessions
+        session._link.lose_connection(trio.BrokenResourceError("cut by the test"))
+        await eventually(lambda: tunnel.status.state is State.RECONNECTING)
+        async with in_background(rig.relay.drain):
+            await eventually(lambda: session.draining)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            connecting.set()
+            await eventually(lambda: (tunnel.status.attempt or 0) > 1)
+            await stream.send_all(ANSWER)
+            assert await read_until(visitor, b"hi") == ANSWER
+            await stream.aclose()
+
+
+async def test_a_relay_that_drains_does_not_wait_for_a_gateway_that_cannot_come_back() -> None:
+    async with a_rig() as rig, rig.tunnel() as tunnel:
+        await tunnel.wait_connected()
+        visitor, _ = await visited(rig, tunnel)
+        [session] = rig.relay._gateways._sessions
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.relay.drain)
+            await eventually(session._finishing.is_set)
+            session._link.lose_connection(trio.BrokenResourceError("cut by the test"))
+            with trio.fail_after(20):  # `resume_timeout_ms` and `drain_timeout_ms` are longer
+                assert status_of(await read_all(visitor)) == 502
+
+
 async def test_a_key_that_is_removed_while_the_relay_drains_ends_its_session() -> None:
     async with a_rig() as rig, rig.tunnel() as tunnel:
         await tunnel.wait_connected()

@@ -244,9 +244,13 @@ class GatewayEndpoint:
             session.drain(self._reconnect_within)
 
     def finish(self) -> None:
-        """After `drain`, when no gateway can connect any more: open no more streams. A session ends with its last."""
+        """After `drain`, when no gateway can connect any more: open no more streams.
+
+        A session ends with its last one, or as soon as it has no connection.
+        """
         for session in self._sessions:
             session.finish()
+        self._resumable.finish()
 
     async def registry_changed(self) -> None:
         """End each session whose key no longer opens its tunnel; tell the others the addresses of their services."""
@@ -400,6 +404,7 @@ class GatewayEndpoint:
             self._resumable.resumed(kept)
             self._directory.note_resumed(session.tunnel_id, session)
             await link.attach(carrier, choice.counters)
+            await session.ask_for_another()
         finally:
             if kept.attempts == attempt:
                 link.go_on()

@@ -54,7 +54,7 @@ class ResumableSessions:
     """
 
     def __init__(self, limits: RelayLimits) -> None:
-        self._most: Final = limits.suspended_sessions
+        self._most = limits.suspended_sessions
         self._most_bytes: Final = limits.suspended_bytes
         self._kept: Final[dict[str, Kept]] = {}
         self._suspended: Final[dict[str, Kept]] = {}  # the one that is suspended for the longest time comes first
@@ -97,11 +97,19 @@ class ResumableSessions:
         _log(kept.session, "has lost its connection, and waits for its gateway", loss.reason)
         self._suspended.pop(session_id, None)
         self._suspended[session_id] = kept
-        while len(self._suspended) > self._most:
-            self._give_up(next(iter(self._suspended.values())), "too many sessions are suspended")
+        self._limit("too many sessions are suspended")
         while sum(each.session.held for each in self._suspended.values()) > self._most_bytes:
             greediest = max(self._suspended.values(), key=lambda each: each.session.held)
             self._give_up(greediest, "suspended sessions hold too many bytes")
+
+    def finish(self) -> None:
+        """No gateway can come back any more: end the sessions that wait for one, now and from now on."""
+        self._most = 0
+        self._limit("the relay is stopping")
+
+    def _limit(self, why: str) -> None:
+        while len(self._suspended) > self._most:
+            self._give_up(next(iter(self._suspended.values())), why)
 
     def resumed(self, kept: Kept) -> None:
         """A session has a connection again."""

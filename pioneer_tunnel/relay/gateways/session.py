@@ -297,13 +297,17 @@ class GatewaySession(LiveSession):
         await self._draining.wait()
         makes_another = DRAINING in self._claim.extensions
         with trio.move_on_after(math.inf if makes_another else GRACE_WITHOUT_DRAINING):
-            if makes_another:
-                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                    await self._link.send_text(draining_text(self._reconnect_within))
+            await self.ask_for_another()
             await self._finishing.wait()
             self._connection.refuse_streams()
             await self._connection.streams_gone()
         self._end(_Ending(code=CLOSE_GOING_AWAY, reason=STOPPING))
+
+    async def ask_for_another(self) -> None:
+        """If the session drains, ask the gateway for another one. A text that was sent before a resume may be lost."""
+        if self.draining and DRAINING in self._claim.extensions:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await self._link.send_text(draining_text(self._reconnect_within))
 
     async def _drain_when_retired(self) -> None:
         # No deadline: most sessions are never retired.
