@@ -189,6 +189,33 @@ async def test_services_that_change_meanwhile_are_told_with_the_resume() -> None
                     assert stream.service == "db"
 
 
+async def test_a_visitor_who_has_waited_gets_the_services_of_now() -> None:
+    ways = [{"name": "web", "url": f"http://{HOST}"}, {"name": "wiki", "url": "http://wiki.test"}]
+    services = Services({"web": "127.0.0.1:1"})
+    with no_hang():
+        async with (
+            relay_rig(tunnels=[tunnel_entry(url=None, services=ways)]) as rig,
+            cutting(rig, lambda: math.inf) as proxy,
+            rig.tunnel(dial=proxy.dial, services=services) as tunnel,
+            AsyncExitStack() as visitors,
+        ):
+            await tunnel.wait_connected()
+            proxy.open = False
+            proxy.cut()
+            await eventually(lambda: tunnel.status.state is State.RECONNECTING)
+            waiting = []
+            for host in (HOST, "wiki.test"):
+                waiting.append(await visitors.enter_async_context(await rig.visit()))
+                await waiting[-1].send_all(request(host=host))
+            await eventually(lambda: rig.relay._ingress.opening == 2)
+            del services["web"]
+            services["wiki"] = "127.0.0.1:2"
+            proxy.open = True
+            async with await tunnel.accept() as stream:
+                assert stream.service == "wiki"
+            assert b"does not serve this service" in await read_all(waiting[0])
+
+
 # Limits of a relay
 
 

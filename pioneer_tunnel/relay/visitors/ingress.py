@@ -451,13 +451,19 @@ class Ingress:
             with trio.move_on_after(OPEN_TIMEOUT):
                 await self._expected.wait(route.entry.id)
                 while (session := await self._directory.find(route.entry.id)) is not tried and session is not None:
-                    proxy_header = _proxy_header(visit, _name_for(route, session.services))
                     try:
-                        return await session.open_stream(), proxy_header
+                        stream = await session.open_stream()
                     except GatewayAway as away:
                         raise Refusal(503, _AWAY, headers=[("Retry-After", str(away.retry_after))]) from None
                     except trio.BrokenResourceError:
                         tried = session  # it just ended or was retired: look for its successor
+                        continue
+                    try:
+                        # Not earlier: a gateway that comes back may offer other services.
+                        return stream, _proxy_header(visit, _name_for(route, session.services))
+                    except Refusal:
+                        await abandon(stream)
+                        raise
                 raise Refusal(503, "the gateway is not connected")
             raise Refusal(504, _TAKES_NO_VISITORS)
         finally:
