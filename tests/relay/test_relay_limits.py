@@ -62,8 +62,9 @@ from pioneer_tunnel.relay.gateways.endpoint import GatewayEndpoint
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.listeners import open_listeners
 from pioneer_tunnel.relay.rates import FailureBackoff, TokenBuckets
+from pioneer_tunnel.testing import open_memory_relay
 from pioneer_tunnel.tunnel.tunnel import Tunnel
-from pioneer_tunnel.websocket import EngineName, Opening, load_engine
+from pioneer_tunnel.websocket import ENGINES, EngineName, Opening, load_engine
 
 WRONG_KEY: Final = RelayKey("ptk1_a-key-that-no-relay-knows-0123456789")
 
@@ -589,6 +590,26 @@ async def test_a_connection_has_the_options_that_it_needs() -> None:
             assert connection.local == address
             connection.close()
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_a_gateway_that_leaves_in_its_opening_is_no_fault_of_the_relay(
+    engine: EngineName, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    upgrade = (
+        "GET / HTTP/1.1\r\nHost: relay.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n"
+    )
+    for steps in range(30):
+        async with open_memory_relay(engine=engine) as relay:
+            stream = await relay.dial("relay.test", 80)
+            await stream.send_all(upgrade.encode())
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            await trio.aclose_forcefully(stream)
+            await trio.sleep(1)
+    assert "unforeseen" not in caplog.text
 
 
 async def test_a_handler_that_fails_costs_its_connection_only(caplog: pytest.LogCaptureFixture) -> None:

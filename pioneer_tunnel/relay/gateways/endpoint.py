@@ -225,8 +225,8 @@ class GatewayEndpoint:
                         else:
                             deadline.deadline = float("inf")
                             await self._carry_resumable(Carrier(link), proved, proved.choice, arrival)
-            except (WebSocketRefused, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                _log.debug("a gateway connection ended in its opening: %s", error)
+            except* (WebSocketRefused, trio.BrokenResourceError, trio.ClosedResourceError) as group:
+                _log.debug("a gateway connection ended in its opening: %s", leaves(group)[0])
         if deadline.cancelled_caught:
             _log_too_slow()
 
