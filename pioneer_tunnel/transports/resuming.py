@@ -7,6 +7,7 @@ session any more, or is not reached in time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Final, NoReturn, final
@@ -23,6 +24,9 @@ from ..websocket import Message, WebSocket, WebSocketLink
 from .interface import LinkLost, Report, Target
 
 __all__ = ["Opened", "Resuming"]
+
+STEADY: Final = 10.0
+"""Seconds that a restored link has to last, so that its next loss is not one more failed attempt."""
 
 
 def _ignore(_text: str) -> None:
@@ -105,6 +109,9 @@ class Resuming:
         self._on_restored: Final = on_restored
         self._reopen: Final = reopen
         self._suspected_at: float | None = None
+        self._restored_at = -math.inf
+        self._failed = 0  # attempts in a row, also those whose link was soon lost
+        self._loss: LinkLostError
         self._wanted = trio.Event()
 
     async def run(self) -> NoReturn:
@@ -132,28 +139,39 @@ class Resuming:
 
     def _lost(self, loss: Loss) -> None:
         self._target.redial.note_lost(stuck=loss.stuck, silence=loss.silence, heartbeat=self._heartbeat)
-        self._report(LinkLost(LinkLostError(f"the link to {self._target.address} is lost: {loss.reason}")))
+        self._loss = LinkLostError(f"the link to {self._target.address} is lost: {loss.reason}")
+        self._report(LinkLost(self._loss))
         self._wanted.set()
 
     async def _find_carrier(self, carriers: trio.Nursery) -> None:
-        attempts = 0
+        if trio.current_time() >= self._restored_at + STEADY:
+            self._failed = 0
         while self.link.suspended or self._is_silent:
+            if self.link.suspended and trio.current_time() < self._restored_at + STEADY:
+                self._restored_at = -math.inf
+                await self._wait(self._loss)
             try:
                 await carriers.start(self._hold)
             except TunnelError as error:
-                delay = max(self._target.redial_delay(attempts), error.retry_after or 0)
-                if self.link.suspended:
-                    if error.final or error.retry_slowly or isinstance(error, _NotResumable):
-                        raise
-                    self._report(LinkLost(error, retry_in=delay))
-                with trio.move_on_after(delay):
-                    await self._target.checks.asked()
-                attempts += 1
+                if self.link.suspended and (error.final or error.retry_slowly or isinstance(error, _NotResumable)):
+                    raise
+                await self._wait(error)
             else:
                 self._suspected_at = None
-                self._target.redial.note_up()
-                self._on_restored()
+                self._restored_at = trio.current_time()
+                if not self.link.suspended:  # it may be lost again already
+                    self._target.redial.note_up()
+                    self._on_restored()
         self._suspected_at = None
+
+    async def _wait(self, error: TunnelError) -> None:
+        """Wait before the next attempt, because of `error`. A check that is asked for ends this."""
+        delay = max(self._target.redial_delay(self._failed), error.retry_after or 0)
+        self._failed += 1
+        if self.link.suspended:
+            self._report(LinkLost(error, retry_in=delay))
+        with trio.move_on_after(delay):
+            await self._target.checks.asked()
 
     @property
     def _is_silent(self) -> bool:

@@ -121,6 +121,16 @@ def test_no_byte_is_lost_or_doubled(faults: list[Fault], engine: str) -> None:
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
+async def test_a_link_that_is_cut_again_and_again_is_dialled_less_and_less_often(autojump_clock: MockClock) -> None:
+    async with resumable(FaultPlan([Up(5)], then=Up(0.01))) as (relay, _):
+        await trio.sleep(25)
+        assert 6 <= len(relay.dials) <= 9
+        relay.follow(FaultPlan([Up(11)]))
+        await trio.sleep(16)  # it was steady, so that its loss is healed at once
+        await talk(await relay.visit(), 2_000)
+        assert len(relay.dials) <= 11
+
+
 # Ends
 
 
