@@ -29,7 +29,7 @@ demo: $(RUNS)
 
 test: lint types unit
 
-# What `make test` does, the tests that are marked `slow`, and more examples of Hypothesis. CI runs this.
+# What `make test` does, the tests that are marked `slow`, and more examples of Hypothesis: before a release.
 test-all: lint types unit-all
 
 lint: $(READY)

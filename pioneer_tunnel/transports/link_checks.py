@@ -27,7 +27,7 @@ class LinkChecks:
     """
 
     def __init__(self) -> None:
-        self.asked_at = -math.inf
+        self.asked_at: float = -math.inf
         self._listeners: Final = trio.lowlevel.ParkingLot()
 
     def ask(self) -> None:
