@@ -40,12 +40,14 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# Most tests wait, for the clock of a real socket or a process: one worker a core makes half the time of it.
+# Most tests wait, for the clock of a real socket or a process. So there are two workers for each core.
+WORKERS = $(shell $(BIN)/python -c 'import os; print(2 * (os.cpu_count() or 1))')
+
 unit: $(READY) $(NPM_READY)
-	$(BIN)/pytest -n auto --dist worksteal
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 unit-all: $(READY) $(NPM_READY)
-	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -n auto --dist worksteal -m ''
+	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -n $(WORKERS) --dist worksteal -m ''
 
 # The documentation as a site. With ONLINE=1, names of Python, Trio and others link to their documentation.
 SITE := build/site
@@ -80,13 +82,13 @@ lowest: tests/lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/lowest.txt \
 		-e '.[access,cli,speed,keyring,testing,truststore]' anyio jsonschema pytest-timeout pytest-xdist trustme uvloop
-	$(LOWEST)/bin/pytest -q -p no:cacheprovider -n auto --dist worksteal -m '' \
+	$(LOWEST)/bin/pytest -q -p no:cacheprovider -n $(WORKERS) --dist worksteal -m '' \
 		--ignore tests/test_host_examples.py --ignore tests/test_readme.py --ignore tests/test_docs_site.py \
 		--ignore tests/tunnel/test_headers_at_servers.py
 
 # Branch coverage of the package; [tool.coverage] in pyproject.toml has the floor, and the reasons for what is left out.
 coverage: $(READY) $(NPM_READY)
-	$(BIN)/pytest -n auto --dist worksteal -m '' --cov
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m '' --cov
 
 # The fuzz targets, for so many seconds and the end of the round that has begun then. A round takes other examples than
 # the last; one that fails is printed so that it can be repeated, and is kept in .hypothesis, where it comes up again
@@ -98,7 +100,7 @@ fuzz: $(READY)
 	@end=$$(( $$(date +%s) + $(FUZZ_SECONDS) )); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \
 		round=$$(( round + 1 )); echo "fuzz: round $$round"; \
-		HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -q -n auto --dist worksteal --timeout=0 -m fuzz -k '$(FUZZ_TARGETS)' || exit 1; \
+		HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -q -n $(WORKERS) --dist worksteal --timeout=0 -m fuzz -k '$(FUZZ_TARGETS)' || exit 1; \
 	done
 
 # Known vulnerabilities of what is installed here, by PyPI's list. It has an environment of its own, and without a way
