@@ -23,6 +23,7 @@ import textwrap
 import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -189,9 +190,11 @@ def test_threads() -> None:
 async def test_services() -> None:
     scripted = {
         "services=services": "services=services, transport=ScriptedTransport()",
-        "print(status.services)": "break",
+        "print(status.services)": "nursery.cancel_scope.cancel()",
     }
-    variables = await awaited("services", {"key": KEY, "ScriptedTransport": ScriptedTransport}, scripted)
+    variables = await awaited(
+        "services", {"key": KEY, "ScriptedTransport": ScriptedTransport, "partial": partial}, scripted
+    )
     assert [*variables["services"]] == ["web", "grafana"]
 
 
