@@ -102,7 +102,7 @@ def _counts(way: Way, folder: Path) -> Counts:
     for process in way.processes.values():
         written = folder / f"{process.pid}.json"
         written.unlink(missing_ok=True)
-        os.kill(process.pid, signal.SIGUSR1)
+        os.kill(process.pid, signal.SIGRTMIN)
         deadline = time.monotonic() + PATIENCE
         while not written.exists():
             if time.monotonic() > deadline:
