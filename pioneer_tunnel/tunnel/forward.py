@@ -292,7 +292,6 @@ class Forwarder:
             after()
 
         self._visitors += 1
-
         try:
             server = self._forwarding.server_for(stream)
             if server is None:
