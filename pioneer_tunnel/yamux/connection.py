@@ -152,7 +152,7 @@ class YamuxConnection:
         self._open_waiters = trio.lowlevel.ParkingLot()
         self._answer_waiters = trio.lowlevel.ParkingLot()
         self._asked_at: float | None = None  # when `answers` sent a ping that has no answer yet
-        self._end_waiters = trio.lowlevel.ParkingLot()
+        self._gone: trio.Event | None = None  # set when no stream is left, while somebody waits for that
         self._sending: Final = trio.CancelScope(shield=True)
         self._mid_send = False
         self._unsent: list[Buffer] = []
@@ -240,7 +240,8 @@ class YamuxConnection:
     async def streams_gone(self) -> None:
         """Wait until no stream is left. The caller sets the deadline."""
         while self.failure is None and self.session.live_streams:
-            await self._end_waiters.park()
+            self._gone = self._gone or trio.Event()
+            await self._gone.wait()
 
     async def answers(self, within: float) -> bool:
         """Ping the peer and wait for any byte of it. False when none has arrived after `within` seconds.
@@ -297,8 +298,10 @@ class YamuxConnection:
         """Break every stream. Yields where other tasks should run, because each woken stream resumes a handler."""
         self.failure = fresh_copy(failure)
         self.session.sending.close()
-        for waiting in (self._open_waiters, self._answer_waiters, self._end_waiters):
+        for waiting in (self._open_waiters, self._answer_waiters):
             waiting.unpark_all()
+        if self._gone is not None:
+            self._gone.set()
         owners = {stream.owner for stream in self.session.live_streams} | self.watchers
         for number, owner in enumerate(owners, start=1):
             if owner is not None:
@@ -357,6 +360,8 @@ class YamuxConnection:
             # What leaves at once delays nothing. In small batches it would leave more slowly than it could.
             size = min(size + link.window_left, LARGEST_BATCH)
         batch = self.session.data_to_send(size)
+        if self._gone is not None:
+            self._tell_if_gone()  # the last stream may have ended with what was just taken
         if self._traffic_at_rest is not None:
             self._note_traffic()
         self._presses = self.session.taken >= self._pacing.batch
@@ -587,9 +592,13 @@ class YamuxConnection:
                 line = "a stream could not be handed on; it is reset"
                 _log_limiter.log("unforeseen", line, level=logging.ERROR, error=error)
                 stream.reset()
-        if self._end_waiters and not self.session.live_streams:
-            self._end_waiters.unpark_all()
+        self._tell_if_gone()
         return bool(events)
+
+    def _tell_if_gone(self) -> None:
+        if self._gone is not None and not self.session.live_streams:
+            self._gone.set()
+            self._gone = None
 
     def _receive_go_away(self, event: GoAwayReceived) -> None:
         self._open_waiters.unpark_all()

@@ -20,7 +20,7 @@ from pioneer_tunnel._net.tcp import TcpStream
 from pioneer_tunnel._net.turn import Turn
 from pioneer_tunnel.yamux import Role, YamuxConnection, YamuxStream
 from pioneer_tunnel.yamux.connection import WAKES_PER_TURN
-from pioneer_tunnel.yamux.frames import ACK, SYN
+from pioneer_tunnel.yamux.frames import ACK, FIN, SYN
 
 pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="this system has no epoll")
 
@@ -78,6 +78,22 @@ async def test_a_go_away_that_comes_up_at_the_end_of_a_turn_ends_its_own_session
             assert not Turn.current().running
             assert reactor.leads(leader)
             leader.end()
+
+
+async def test_the_end_of_the_last_stream_is_told_also_when_it_leaves_at_the_end_of_a_turn() -> None:
+    """It was told with the next heartbeat, so that a drained session lived on for seconds."""
+    link = CallbackLink()
+    connection = YamuxConnection(link, Role.CLIENT, heartbeat=15.0)
+    async with running(connection, link):
+        stream = await connection.open_stream()
+        link.come(update(1, ACK), update(1, FIN))
+        assert await stream.receive_some(1) == b""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.streams_gone)
+            await trio.testing.wait_all_tasks_blocked()
+            with no_hang():
+                Turn.current().run(stream.close_soon)
+                await eventually(lambda: not nursery.child_tasks)
 
 
 async def test_a_peer_that_never_stops_does_not_keep_others_from_running() -> None:
