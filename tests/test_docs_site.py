@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from documents import DOCS
 from public_names import MODULES
 
@@ -14,6 +15,7 @@ def test_the_reference_has_a_page_for_every_public_module() -> None:
     assert {page.stem for page in (DOCS / "reference").glob("*.rst")} == {*MODULES, "index"}
 
 
+@pytest.mark.slow  # CI runs `make docs`
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     """Everything but writing HTML, which `make docs` does as well.
 
