@@ -39,6 +39,7 @@ from ._model.errors import (
 from ._model.keys import PublicKey, RelayKey, new_relay_key
 from ._model.proxies import Proxy, ProxyCredentials
 from ._model.public_names import publish as _publish
+from ._model.stats import SessionStats, StreamStats, TunnelStats
 from ._model.status import ErrorKind, State, Status
 from ._net.closing import abandon
 from ._net.dialing import Dialer, dial_tcp
@@ -105,6 +106,7 @@ __all__ = [
     "RestartPolicy",
     "RpcError",
     "Services",
+    "SessionStats",
     "Settings",
     "SettingsFile",
     "SettingsUpdate",
@@ -113,10 +115,12 @@ __all__ = [
     "Status",
     "StatusFeed",
     "StorageError",
+    "StreamStats",
     "Transport",
     "Tunnel",
     "TunnelAuthError",
     "TunnelError",
+    "TunnelStats",
     "TunnelStream",
     "UnixAddress",
     "UnknownError",

@@ -27,13 +27,17 @@ from .config import RelayConfig
 from .gateways.takeover import Takeover
 from .limits import RelayLimits
 from .server import Relay, RelayAddresses
+from .stats import ConnectionStats, RelayStats, RelayTunnelStats
 from .tunnels import Route, ServiceEntry, TunnelEntry
 
 __all__ = [
+    "ConnectionStats",
     "Relay",
     "RelayAddresses",
     "RelayConfig",
     "RelayLimits",
+    "RelayStats",
+    "RelayTunnelStats",
     "Route",
     "ServiceEntry",
     "Takeover",
