@@ -79,7 +79,7 @@ class SessionStats:
     """
 
     id: str | None = None
-    since_unix: float
+    since_unix: float = 0.0
     peer: str | None = None
     agent: str | None = None
     instance: str | None = None

@@ -19,6 +19,7 @@ from typing import Final, final
 
 import trio
 
+from .._model.counters import UNCOUNTED, Amount
 from .._net.leg import LARGEST_READ, Leg, nothing
 
 __all__ = ["Ending", "Exchange", "HandedOver"]
@@ -58,6 +59,7 @@ class Exchange:
     Args:
         on_end: called once, when the exchange is over.
         soon: calls back after others had their turn; the callback returns how many bytes it moved.
+        forth, back: count the bytes that are read from the first and from the second leg. Prefixes do not count.
 
     Attributes:
         ending: how it ended; None while it has not.
@@ -71,15 +73,22 @@ class Exchange:
     _back: _Flow
 
     def __init__(
-        self, first: Leg, second: Leg, *, on_end: Callable[[], None], soon: Callable[[Callable[[], int]], None]
+        self,
+        first: Leg,
+        second: Leg,
+        *,
+        on_end: Callable[[], None],
+        soon: Callable[[Callable[[], int]], None],
+        forth: Amount = UNCOUNTED,
+        back: Amount = UNCOUNTED,
     ) -> None:
         self._on_end: Final = on_end
         self.soon: Final = soon
         self.ending: Ending | None = None
         self.error: Exception | None = None
         self.first_spoke: bool = False
-        self._forth = _Flow(self, first, second, Ending.FIRST_BROKE)
-        self._back = _Flow(self, second, first, Ending.SECOND_BROKE)
+        self._forth = _Flow(self, first, second, Ending.FIRST_BROKE, forth)
+        self._back = _Flow(self, second, first, Ending.SECOND_BROKE, back)
 
     def begin(self) -> None:
         """Attach both legs, and move what has come. When the system has no memory for that, the exchange ends."""
@@ -133,13 +142,14 @@ class Exchange:
 class _Flow:
     """One direction of an exchange."""
 
-    __slots__ = ("_broke", "_exchange", "_size", "over", "refused", "sink", "source", "spoke")
+    __slots__ = ("_amount", "_broke", "_exchange", "_size", "over", "refused", "sink", "source", "spoke")
 
-    def __init__(self, exchange: Exchange, source: Leg, sink: Leg, broke: Ending) -> None:
+    def __init__(self, exchange: Exchange, source: Leg, sink: Leg, broke: Ending, amount: Amount) -> None:
         self._exchange: Final = exchange
         self.source: Final = source
         self.sink: Final = sink
         self._broke: Final = broke
+        self._amount: Final = amount
         # Each read allocates its buffer: small for a leg that sends little, large for one that sends much.
         self._size = _SMALLEST_READ
         self.over = False
@@ -195,6 +205,7 @@ class _Flow:
                     return moved
                 if amount:
                     moved += amount
+                    self._amount.bytes += amount
                     self._size = LARGEST_READ if amount >= _WORTH_A_PIPE else _SMALLEST_READ
                     continue
             wanted = min(size, room)
@@ -207,6 +218,7 @@ class _Flow:
                 return moved
             self.spoke = True
             moved += amount
+            self._amount.bytes += amount
             try:
                 sink.send(data)
             except trio.BrokenResourceError:

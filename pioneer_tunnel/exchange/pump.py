@@ -12,6 +12,7 @@ from typing import Final, final
 
 import trio
 
+from .._model.counters import UNCOUNTED, Amount
 from .._net.closing import abandon, close_after_answer
 from .._net.fastpath.event_loop import Reactor
 from .._net.leg import Leg
@@ -56,9 +57,10 @@ class Pump:
         preface: sent to `first` before anything else.
         apology: sent to `second`, which is then closed in order, if `first` breaks before it has sent anything. A
             function is called then.
+        forth, back: count the bytes from `first` and from `second`. The preface does not count.
     """
 
-    __slots__ = ("_apology", "_exchange", "_first", "_legs", "_preface", "_second", "_second_leg")
+    __slots__ = ("_amounts", "_apology", "_exchange", "_first", "_legs", "_preface", "_second", "_second_leg")
 
     _exchange: Exchange
 
@@ -70,6 +72,8 @@ class Pump:
         second_leg: Leg | None = None,
         preface: bytes = b"",
         apology: bytes | Callable[[], bytes] = b"",
+        forth: Amount = UNCOUNTED,
+        back: Amount = UNCOUNTED,
     ) -> None:
         self._first: Final = first
         self._second: Final = second
@@ -77,13 +81,18 @@ class Pump:
         self._preface: Final = preface
         self._second_leg = second_leg
         self._legs: tuple[Leg, Leg] | None = None
+        self._amounts: Final = forth, back
 
     def prepare(self) -> Sequence[Callable[[], Awaitable[None]]]:
         """Make the legs. Returns the tasks that must run from `begin` until `on_end`. Needs a stay."""
         if self._legs is None:
             other = self._second_leg or leg_of(self._second)
+            one = leg_of(self._first)
+            forth, back = self._amounts
+            forth.bytes += len(one.prefix)
+            back.bytes += len(other.prefix)
             other.prefix = self._preface + other.prefix
-            self._legs = leg_of(self._first), other
+            self._legs = one, other
         one, other = self._legs
         return (*one.tasks, *other.tasks)
 
@@ -114,7 +123,9 @@ class Pump:
         """Begin to copy. `on_end` is called once, when that is over; then `finish` is to be called. After `prepare`."""
         assert self._legs is not None
         (one, other), self._legs = self._legs, None
-        self._exchange = Exchange(one, other, on_end=on_end, soon=Reactor.current().queue)
+        forth, back = self._amounts
+        soon = Reactor.current().queue
+        self._exchange = Exchange(one, other, on_end=on_end, soon=soon, forth=forth, back=back)
         Turn.current().run(self._exchange.begin)
 
     def stop(self) -> None:

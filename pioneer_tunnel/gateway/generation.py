@@ -16,6 +16,7 @@ import trio
 
 from .._model.addresses import LocalAddress
 from .._model.errors import TunnelError
+from .._model.stats import SessionStats
 from .._net.dialing import Dialer
 from .._net.log_limiter import LogLimiter
 from .._net.network_changes import WatchNetwork
@@ -122,6 +123,11 @@ class Generation:
         """Wait until no visitor has an open stream. No deadline: the caller has one."""
         while any(stream.usable for stream in self._visitors):
             await self._visitor_left.wait()
+
+    @property
+    def sessions(self) -> list[SessionStats]:
+        """See `Supervisor.sessions`."""
+        return self._supervisor.sessions
 
     def retry_now(self) -> None:
         """See `Supervisor.retry_now`."""

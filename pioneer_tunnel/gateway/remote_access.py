@@ -32,6 +32,7 @@ from .._async_library import need_trio
 from .._model.errors import InvalidSettingsError, StorageError, TunnelError, UnknownError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
+from .._model.stats import TunnelStats
 from .._model.status import State, Status
 from .._net.dialing import Dialer, dial_tcp
 from .._net.network_changes import WatchNetwork
@@ -39,6 +40,7 @@ from .._net.tls.certificate import Certificate
 from ..access.guard import check_files
 from ..access.rules import Access
 from ..transports.built_in import TRANSPORTS
+from ..transports.counts import TunnelCounts
 from ..transports.interface import Serve
 from ..transports.services import Services
 from ..transports.tunnel_stream import Handler
@@ -111,6 +113,7 @@ class RemoteAccess:
         self._services: Final = services
         self._random: Final = random or Random()  # noqa: S311  # jitter, no secret
         self._wall_clock: Final = wall_clock
+        self._counts: Final = TunnelCounts(wall_clock())
         self._feed: Final = StatusFeed(Status(state=State.DISABLED, updated_at_unix=int(wall_clock())))
         self._applying: Final = trio.Lock()
         self._running = self._stopping = False
@@ -148,6 +151,13 @@ class RemoteAccess:
     def history_dropped(self) -> int:
         """How many statuses there were before those in `history`."""
         return self._feed.dropped
+
+    def stats(self) -> TunnelStats:
+        """What remote access has done and holds, as of now, over all its settings so far. Does not wait.
+
+        Transport `websocket` counts streams and bytes, `tcp` and `tls` count streams alone, and `process` nothing.
+        """
+        return self._counts.stats([] if self._generation is None else self._generation.sessions)
 
     def watch(self) -> AsyncIterator[Status]:
         """The status now, then the newest after each change; ends after `stopped`. Slow watchers skip, never block."""
@@ -483,6 +493,7 @@ class RemoteAccess:
             self._instance = folder, await trio.to_thread.run_sync(load_instance, folder)
         instance = self._instance[1]
         plan = self._plan_of(config, serve, key, instance=instance)
+        plan = attrs.evolve(plan, target=attrs.evolve(plan.target, counts=self._counts))
         rules = [access for access in config.access_rules.values() if access is not None]
         if rules:
             await trio.to_thread.run_sync(self._check_access, rules)

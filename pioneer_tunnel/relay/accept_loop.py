@@ -194,6 +194,7 @@ class _Acceptor:
                 only_visitors=self._only_visitors,
             )
         except OverLimit as reason:
+            self._admission.counts.refused(reason.reason)
             _log_limiter.log(str(reason), f"a connection was turned away: {reason}")
             connection.reset()
             return

@@ -21,8 +21,10 @@ from collections.abc import Callable, Sequence
 from typing import Final, final
 
 from .._storage.networks import Network, customer_of, is_within
+from .counts import RelayCounts
 from .limits import RelayLimits
 from .rates import REMEMBERED, FailureBackoff, TokenBuckets
+from .stats import ConnectionStats
 
 __all__ = ["Admission", "Arrival", "OverLimit"]
 
@@ -35,7 +37,15 @@ MOST_LEAVING: Final = 16
 
 @final
 class OverLimit(Exception):
-    """A limit is reached; the text says which."""
+    """A limit is reached; the text says which.
+
+    Attributes:
+        reason: which one, for counts: a field of `RelayLimits`, or `visitors`.
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason: Final = reason
 
 
 @final
@@ -81,6 +91,10 @@ class Arrival:
         """The connection has ended. Call once."""
         self._admission.leave(self)
 
+    def count_refusal(self, reason: str) -> None:
+        """The connection is turned away."""
+        self._admission.counts.refused(reason)
+
     def failed(self, now: float) -> float:
         """The connection brought a wrong proof. Returns the seconds to delay the answer."""
         return self._admission.failed(self, now)
@@ -94,12 +108,22 @@ class Admission:
         limits: the operator's.
         descriptors: how many the process may open; None if that is unknown.
         proxies: the networks of proxies in front of the relay that say who visits. They have no limits per address.
+        counts: counts connections and refusals; by default new ones.
 
     Attributes:
+        counts: as above.
         most_connections: the effective limit: `limits.connections`, or less if descriptors are fewer.
     """
 
-    def __init__(self, limits: RelayLimits, *, descriptors: int | None = None, proxies: Sequence[Network] = ()) -> None:
+    def __init__(
+        self,
+        limits: RelayLimits,
+        *,
+        descriptors: int | None = None,
+        proxies: Sequence[Network] = (),
+        counts: RelayCounts | None = None,
+    ) -> None:
+        self.counts: Final = counts or RelayCounts()
         self._limits: Final = limits
         self._exempt: Final = (*limits.exempt, *proxies)
         self.most_connections: Final = (
@@ -137,6 +161,19 @@ class Admission:
         """Connections that have not left."""
         return self._connections
 
+    def stats(self) -> ConnectionStats:
+        """The numbers now."""
+        return ConnectionStats(
+            open=self._connections,
+            limit=self.most_connections,
+            visitors_open=self._visitors,
+            visitors_limit=self._most_visitors,
+            pending=len(self._pending),
+            pending_limit=self._most_pending,
+            accepted_total=self.counts.accepted,
+            evicted_total=self.counts.evicted,
+        )
+
     def arrive(
         self, host: str | None, now: float, evict: Callable[[], object], *, only_visitors: bool = False
     ) -> Arrival:
@@ -157,12 +194,13 @@ class Admission:
             self._refuse_too_many_visitors()
         is_full = self._connections >= self.most_connections
         if is_full and (not self._pending or self._connections >= self.most_connections + MOST_LEAVING):
-            raise OverLimit("there are as many connections as there may be")
+            raise OverLimit("connections", "there are as many connections as there may be")
         if source is not None:
             self._count(source, now)
         if is_full:
             self._evict(next(iter(self._pending)))
         arrival = Arrival(self, source, evict)
+        self.counts.accepted += 1
         self._connections += 1
         self._pending[arrival] = None
         if source is not None:
@@ -189,9 +227,9 @@ class Admission:
         """
         limit = self._limits.connections_per_address
         if limit and self._by_source[source] >= limit:
-            raise OverLimit("one address has as many connections as it may have")
+            raise OverLimit("connections_per_address", "one address has as many connections as it may have")
         if not self._connects.take(source, now):
-            raise OverLimit("one address connects too often")
+            raise OverLimit("connects_per_second_per_address", "one address connects too often")
         self._by_source[source] += 1
 
     def _let_pend(self, arrival: Arrival, source: str) -> None:
@@ -219,7 +257,7 @@ class Admission:
 
     def _refuse_too_many_visitors(self) -> None:
         if self._visitors >= self._most_visitors:
-            raise OverLimit("there are as many visitors as there may be")
+            raise OverLimit("visitors", "there are as many visitors as there may be")
 
     def leave(self, arrival: Arrival) -> None:
         """See `Arrival.leave`."""
@@ -247,9 +285,9 @@ class Admission:
                 limit.
         """
         if self._most_visits and self._visits[tunnel_id] >= self._most_visits:
-            raise OverLimit("the gateway has as many visitors as it may have")
+            raise OverLimit("streams_per_tunnel", "the gateway has as many visitors as it may have")
         if not self._opens.take(tunnel_id, now):
-            raise OverLimit("the gateway has too many new visitors")
+            raise OverLimit("opens_per_second_per_tunnel", "the gateway has too many new visitors")
         if source is not None:
             self._count(source, now)
         self._visits[tunnel_id] += 1
@@ -277,6 +315,7 @@ class Admission:
 
     def _evict(self, arrival: Arrival) -> None:
         self.settle(arrival)
+        self.counts.evicted += 1
         arrival.evict()
 
 

@@ -26,12 +26,20 @@ class Refusal(Exception):
         status: of the answer. The exception's text is its body.
         omit_body: True when the request is a HEAD: the answer has no body.
         headers: further headers of the answer.
+        reason: for counts, see `RelayStats`.
     """
 
     def __init__(
-        self, status: int, text: str, *, omit_body: bool = False, headers: Sequence[tuple[str, str]] = ()
+        self,
+        status: int,
+        text: str,
+        *,
+        omit_body: bool = False,
+        headers: Sequence[tuple[str, str]] = (),
+        reason: str = "bad_request",
     ) -> None:
         super().__init__(text)
+        self.reason: Final = reason
         self.status = status
         self.omit_body = omit_body
         self.headers: Final = headers

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, final
@@ -43,6 +44,7 @@ from .accept_loop import AcceptLoop, Handler
 from .admission import Admission
 from .config import RelayConfig
 from .connection import Connection, log_unforeseen
+from .counts import RelayCounts
 from .gateways.endpoint import GatewayEndpoint, wants_gateway
 from .gateways.expected import Expected
 from .gateways.registry import Directory, LocalDirectory, LocalRegistry, Registry
@@ -51,7 +53,8 @@ from .inherited import Inherited
 from .listeners import BoundListeners, bound_address, name_of, open_listeners
 from .names import NameBook
 from .reload import Changes
-from .request_head import Refusal, read_head, refuse
+from .request_head import Refusal, read_head
+from .stats import RelayStats
 from .tunnels import Route, each_address
 from .visitors.arriving import Arriving
 from .visitors.ingress import Ingress, Visit
@@ -111,6 +114,7 @@ class Relay:
         limits: of each gateway's yamux session; by default they follow from `config.limits`.
         engine: the WebSocket engine; None chooses the fastest that is installed.
         inherited: sockets that listen already, see `relay.inherited`; by default none.
+        wall_clock: seconds since 1970, for the `*_unix` fields of statistics.
 
     Raises:
         InvalidSettingsError: a certificate, a key or a file of access rules cannot be used.
@@ -127,6 +131,7 @@ class Relay:
         limits: Limits | None = None,
         engine: EngineName | None = None,
         inherited: Inherited | None = None,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         _check_access(config)
         own_registry = None
@@ -148,10 +153,13 @@ class Relay:
         self._apply_lock: Final = trio.Lock()
         self._drain_asked: Final = trio.Event()
         self._ended = trio.Event()
+        self._since: Final = wall_clock()
+        self._counts: Final = RelayCounts()
         self._admission: Final = Admission(
             config.limits,
             descriptors=descriptor_limit(),
             proxies=(*config.accept_proxy_from, *config.trust_forwarded_from),
+            counts=self._counts,
         )
         self._certificate: Final = _certificate(config)
         self._gateways: Final = GatewayEndpoint(
@@ -159,10 +167,12 @@ class Relay:
             registry,
             directory,
             expected=self._expected,
+            counts=self._counts,
             identity=_identity(config),
             limits=limits,
             engine=engine,
             address_of=self._address_of,
+            wall_clock=wall_clock,
         )
         self._carrier: Final = Carrier(log_unforeseen)
         self._ingress: Final = Ingress(
@@ -242,12 +252,27 @@ class Relay:
             self._config = applied
             if self._own_registry is not None:
                 self._own_registry.replace(applied.tunnels)
+                self._counts.keep_only({entry.id for entry in applied.tunnels})
             await self._gateways.registry_changed()
             self._addresses = attrs.evolve(self._addresses, all_tunnels=self._bound.addresses)
             _log.info("the configuration was applied; changes of tunnels: %s", changes)
             if changes.for_a_restart:
                 _log.warning("these have changed too, and take a restart: %s", ", ".join(changes.for_a_restart))
             return self._addresses
+
+    def stats(self) -> RelayStats:
+        """What the relay has done and holds, as of now. Also before and after `serve`. Does not wait.
+
+        It takes time in proportion to the tunnels and sessions, some milliseconds for a thousand of them.
+        """
+        stats = self._counts.stats(
+            self._config.tunnels,
+            self._gateways.sessions(),
+            since_unix=self._since,
+            draining=self._drain_asked.is_set(),
+            connections=self._admission.stats(),
+        )
+        return attrs.evolve(stats, **self._gateways.holds())
 
     def handover(self) -> Handover:
         """What a successor of this process needs. Call it while `serve` runs."""
@@ -421,7 +446,7 @@ class Relay:
         try:
             head, received = await read_head(visit.stream)
         except Refusal as refusal:
-            await refuse(visit.stream, refusal)
+            await self._ingress.refuse(visit, refusal)
             return
         if head is None:
             await visit.stream.aclose()

@@ -45,8 +45,8 @@ class RelayTunnelStats:
     """One tunnel of a relay. Its counters start when the tunnel is first configured, and end when it is removed.
 
     Attributes:
-        sessions: of its gateways that have, or had, the tunnel, and are not gone. The last one gets new visitors, unless
-            it drains. Empty while no gateway is connected.
+        sessions: of its gateways that have, or had, the tunnel, and are not gone. The last one gets new visitors,
+            unless it drains. Empty while no gateway is connected.
         streams: visitors' streams of all its services.
         services: the same for each configured service, and for each other one that had a visitor, by name. The empty
             name stands for the service of an entry with a single one. Below a wildcard, the first 256 names of a tunnel
@@ -79,14 +79,16 @@ class RelayStats:
         sessions_total: how often a session got its tunnel.
         resumes_total: how often a session went on over another connection.
         suspended_sessions, suspended_sessions_limit: sessions that wait for their gateway, and how many may.
-        unsent_bytes, unsent_limit_bytes: bytes that all sessions hold until gateways or visitors take them, and how many
-            there may be.
+        unsent_bytes, unsent_limit_bytes: bytes that all sessions hold until gateways or visitors take them, and how
+            many there may be.
         refusals_total: whom the relay refused, by reason. Refusals of a known tunnel count there too.
             Connections: `connections` (of all), `connections_per_address`, `connects_per_second_per_address`,
             `visitors` (of all).
-            Visitors: `unknown_host`, `bad_request`, `access_denied`, `passthrough_only`, `streams_per_tunnel`,
-            `opens_per_second_per_tunnel`, `gateway_away` (not connected, or without connection for too long),
-            `service_away` (not offered now), `gateway_timeout` (it took no new visitor in time).
+            Visitors: `unknown_host`, `bad_request`, `access_denied`, `access_unavailable` (the rules cannot be checked
+            now), `passthrough_only`, `streams_per_tunnel`, `opens_per_second_per_tunnel`, `gateway_away` (not
+            connected, or without connection for too long), `service_away` (not offered now), `gateway_timeout` (it took
+            no new visitor in time), `gateway_broke_off` (it ended the stream before it answered, and the visitor got a
+            502).
             Gateways: `auth_failed`, `busy` (the handshakes of a second are used up), `tunnel_taken`, and other
             reasons of the handshake: see docs/protocol.md.
     """

@@ -22,6 +22,7 @@ from typing import Final, NoReturn, final
 import attrs
 import trio
 
+from .._model.addresses import Address
 from .._model.errors import fresh_copy
 from .._net.delivery import Delivery
 from .._net.fastpath.event_loop import Reactor
@@ -93,6 +94,7 @@ class ResumableLink(Link):
 
     Attributes:
         on_text, on_lost: see the arguments.
+        resumes: how often it went on over another carrier.
         on_doubt: called when the path is in doubt; None if this end cannot look for another carrier.
         close_code, close_reason: what `aclose` sends.
     """
@@ -109,6 +111,7 @@ class ResumableLink(Link):
         self.on_text = on_text
         self.on_lost = on_lost
         self.on_doubt: Callable[[], None] | None = None
+        self.resumes: int = 0
         self.close_code: int = 1000
         self.close_reason: str = ""
         self._carrier: Carrier | None = carrier
@@ -143,6 +146,11 @@ class ResumableLink(Link):
     def carrier(self) -> Carrier | None:
         """The current one."""
         return self._carrier
+
+    @property
+    def peer(self) -> Address | None:
+        """See `WebSocketLink.peer`; None while there is no carrier."""
+        return None if self._carrier is None else self._carrier.link.peer
 
     @property
     def counters(self) -> Counters:
@@ -205,6 +213,7 @@ class ResumableLink(Link):
         """
         self._raise_if_ended()
         again = self._tail.resume(peer)
+        self.resumes += 1
         self._look_at = self._tail.sent
         self._give_up_carrier()
         carrier.link.on_text = self._take_text

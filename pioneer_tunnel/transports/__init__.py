@@ -23,6 +23,7 @@ from .interface import (
     Session,
     SpreadTold,
     Target,
+    VisitorRefused,
 )
 from .tunnel_stream import CarriedStream
 
@@ -43,6 +44,7 @@ __all__ = [
     "Session",
     "SpreadTold",
     "Target",
+    "VisitorRefused",
 ]
 
 _publish(globals())

@@ -20,9 +20,11 @@ import trio
 from .._model.addresses import RelayAddress
 from .._model.errors import InvalidSettingsError, MissingKeyError, TunnelError
 from .._model.keys import RelayKey
+from .._model.stats import SessionStats
 from .._net.dialing import Dialer, dial_tcp
 from .._net.proxies.choice import WITHOUT_PROXY, ProxyChoice
 from .._wire.messages import Spread
+from .counts import TunnelCounts
 from .link_checks import LinkChecks
 from .redial import Redial
 from .services import Services
@@ -46,6 +48,7 @@ __all__ = [
     "Session",
     "SpreadTold",
     "Target",
+    "VisitorRefused",
     "usable_key",
 ]
 
@@ -78,6 +81,7 @@ class Target:
         redial: what the attempts of one generation share.
         services: what the gateway offers; None for a gateway that takes visitors of the tunnel's first service alone.
         checks: asks for checks of the link; a transport that can check its link listens while it is up.
+        counts: counts visitors' streams and refusals.
         redial_delay: seconds to wait after an attempt to restore a lost link has failed; it is given how many have
             failed before.
     """
@@ -93,6 +97,7 @@ class Target:
     redial: Redial = attrs.field(factory=Redial, eq=False, repr=False)
     services: Services | None = attrs.field(default=None, eq=False)
     checks: LinkChecks = attrs.field(factory=LinkChecks, eq=False, repr=False)
+    counts: TunnelCounts = attrs.field(factory=TunnelCounts, eq=False, repr=False)
     redial_delay: Callable[[int], float] = attrs.field(default=_doubled, eq=False, repr=False)
 
 
@@ -107,12 +112,14 @@ class Session:
         services: where visitors reach each service that the gateway offers, by name; None where there is one at most.
         drain: asks the relay for no more visitors, and waits until those who are there have gone. The caller sets the
             deadline. None where the transport does not know its visitors.
+        stats: the numbers of the session now; None where the transport has none. The caller adds `since_unix`.
     """
 
     id: str | None = None
     public_url: str | None = None
     services: Mapping[str, str] | None = None
     drain: Callable[[], Awaitable[None]] | None = attrs.field(default=None, eq=False, repr=False)
+    stats: Callable[[], SessionStats] | None = attrs.field(default=None, eq=False, repr=False)
 
 
 @final
@@ -189,6 +196,14 @@ class LocalDialOk:
     """The local gateway answered."""
 
 
+@final
+@attrs.frozen
+class VisitorRefused:
+    """A visitor's stream, or a request of it, was not served here. For `reason` see `TunnelStats.refusals_total`."""
+
+    reason: str
+
+
 Event: TypeAlias = (
     LinkLost
     | LinkRestored
@@ -199,6 +214,7 @@ Event: TypeAlias = (
     | RoundTrip
     | LocalDialFailed
     | LocalDialOk
+    | VisitorRefused
 )
 """What a transport reports while the tunnel is up. None of it is required."""
 

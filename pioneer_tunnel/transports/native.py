@@ -22,6 +22,8 @@ from .._model.errors import InvalidSettingsError, LinkLostError, RelayConnectErr
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import PublicKey, RelayKey
 from .._model.retry_after import retry_after_seconds
+from .._model.services import FIRST_SERVICE
+from .._model.stats import SessionStats
 from .._model.text import clean_message, cut
 from .._net.dialing import dial_relay
 from .._net.log_limiter import LogLimiter
@@ -43,6 +45,7 @@ from .._wire.proxy_v2 import MAX_LENGTH, ProxyHeader
 from .._wire.resumption import RESUME, Confirmation, GatewayResumption
 from ..resume import DEFAULT_WINDOW, Carrier, ResumableLink
 from ..websocket import (
+    ENGINES,
     EngineName,
     Message,
     Opening,
@@ -53,6 +56,7 @@ from ..websocket import (
     load_engine,
 )
 from ..yamux import Limits, Role, YamuxConnection, YamuxStream
+from .counts import TunnelCounts
 from .interface import (
     IN_CLEAR,
     Deliver,
@@ -247,6 +251,7 @@ class NativeTransport:
             offer=offer,
             heartbeat=opened.heartbeat,
             limits=self.limits,
+            engine=self.engine or ENGINES[0],
             deliver=deliver,
             report=report,
             task_status=task_status,
@@ -320,6 +325,7 @@ async def _carry(
     offer: ServiceOffer,
     heartbeat: float,
     limits: Limits,
+    engine: EngineName,
     deliver: Deliver,
     report: Report,
     task_status: trio.TaskStatus[Session],
@@ -329,7 +335,7 @@ async def _carry(
 
     def on_stream(stream: YamuxStream) -> None:
         counted.set()
-        _receive_visitor(stream, offer, deliver, nursery)
+        _receive_visitor(stream, offer, target.counts, deliver, nursery)
 
     def on_round_trip(seconds: float) -> None:
         report(RoundTrip(seconds))
@@ -342,11 +348,28 @@ async def _carry(
         connection.refuse_streams()
         await connection.streams_gone()
 
+    def stats() -> SessionStats:
+        peer = link.peer
+        return connection.stats(
+            id=welcome.session,
+            peer=None if peer is None else str(peer),
+            instance=target.instance,
+            engine=engine,
+            extensions=tuple(sorted(welcome.extensions)),
+            resumes_total=link.resumes,
+        )
+
     async def start() -> None:
         with trio.move_on_after(COUNTED_TIMEOUT):
             await counted.wait()
         task_status.started(
-            Session(id=welcome.session, public_url=welcome.public_url, services=offer.addresses, drain=drain)
+            Session(
+                id=welcome.session,
+                public_url=welcome.public_url,
+                services=offer.addresses,
+                drain=drain,
+                stats=stats,
+            )
         )
         if not target.address.secure and not is_loopback(target.address.host):
             _log.warning(IN_CLEAR, target.address, "a wss:// address")
@@ -431,38 +454,55 @@ def _take_notice(text: str, target: Target, report: Report) -> None:
             )
 
 
-def _receive_visitor(stream: YamuxStream, offer: ServiceOffer, deliver: Deliver, header_readers: trio.Nursery) -> None:
+def _receive_visitor(
+    stream: YamuxStream, offer: ServiceOffer, counts: TunnelCounts, deliver: Deliver, header_readers: trio.Nursery
+) -> None:
     """Deliver a visitor: now if its whole PROXY header has come, else when the rest of the header comes."""
     try:
         received = stream.receive_nowait(MAX_LENGTH) or b""
     except trio.BrokenResourceError:
         return  # the visitor has already left
-    if not _deliver_if_complete(stream, received, offer, deliver):
-        header_readers.start_soon(_read_header, stream, received, offer, deliver)
+    if not _deliver_if_complete(stream, received, offer, counts, deliver):
+        header_readers.start_soon(_read_header, stream, received, offer, counts, deliver)
 
 
-async def _read_header(stream: YamuxStream, received: bytes, offer: ServiceOffer, deliver: Deliver) -> None:
+async def _read_header(
+    stream: YamuxStream, received: bytes, offer: ServiceOffer, counts: TunnelCounts, deliver: Deliver
+) -> None:
     """Wait for the rest of a header. `Limits.unaccepted` bounds how many wait: their streams are not accepted yet."""
     with trio.move_on_after(HEADER_TIMEOUT), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         # A complete header is never longer than MAX_LENGTH, so this never asks for 0 bytes.
         while more := await stream.receive_some(MAX_LENGTH - len(received)):
             received += more
-            if _deliver_if_complete(stream, received, offer, deliver):
+            if _deliver_if_complete(stream, received, offer, counts, deliver):
                 return
     stream.reset()
 
 
-def _deliver_if_complete(stream: YamuxStream, received: bytes, offer: ServiceOffer, deliver: Deliver) -> bool:
+def _deliver_if_complete(
+    stream: YamuxStream, received: bytes, offer: ServiceOffer, counts: TunnelCounts, deliver: Deliver
+) -> bool:
     """Deliver `stream`, or reset it when that fails; False when its header is not complete."""
     try:
         parsed = ProxyHeader.parse(received)
-        if parsed is None:
-            return False
-        header, used = parsed
-        if not offer.takes(header):
-            raise RemoteProtocolError(f"a visitor of the service {header.service!r}, which is not offered")
+    except RemoteProtocolError:
+        counts.refusals["bad_header"] += 1
+        stream.reset()
+        return True
+    if parsed is None:
+        return False
+    header, used = parsed
+    if not offer.takes(header):
+        counts.refusals["unknown_service"] += 1
+        stream.reset()
+        return True
+    counter = counts.services.of(header.service or FIRST_SERVICE)
+    counter.from_visitors.bytes += len(received) - used
+    stream.count_as(counter)
+    try:
         deliver(TunnelStream(stream, header, received[used:]))
-    except (RemoteProtocolError, trio.WouldBlock):
+    except trio.WouldBlock:
+        counts.refusals["backlog_full"] += 1
         stream.reset()
     return True
 

@@ -32,7 +32,7 @@ from ..access.rules import Access
 from ..exchange.carrier import Carrier
 from ..exchange.pump import Pump, pump
 from ..exchange.task_leg import leg_of
-from ..transports.interface import LocalDialFailed, LocalDialOk, Report
+from ..transports.interface import LocalDialFailed, LocalDialOk, Report, VisitorRefused
 from ..transports.tunnel_stream import TunnelStream
 from .guarded import pump_checked
 from .rewriting_leg import RewritingLeg
@@ -147,12 +147,14 @@ async def forward(
         _log_limiter.log(("access", name), f"there are no access rules for the service {name!r}")
         server = guard = None
     if server is None:
+        report(VisitorRefused("unknown_service"))
         stream.reset()
         return
     if guard is not None and name in raw_services and guard.access.needs_http:
         raise ValueError(f"the service {name!r} is not HTTP, so its visitors cannot send a password or a token")
     if guard is not None and rules is None and not guard.access.needs_http:
         if not guard.admits(_host(stream)):
+            report(VisitorRefused("access_denied"))
             stream.reset()
             return
         guard = None
@@ -167,7 +169,7 @@ _Server: TypeAlias = tuple[LocalAddress, Report]
 class _Forwarding:
     """How visitors are forwarded. See `forward`."""
 
-    __slots__ = ("_local", "_report", "_sends_header", "dial")
+    __slots__ = ("_local", "_sends_header", "dial", "report")
 
     def __init__(
         self,
@@ -177,7 +179,7 @@ class _Forwarding:
         dial: Dialer,
     ) -> None:
         self._local: Final = local if isinstance(local, Mapping) else local_address(local)
-        self._report: Final = report
+        self.report: Final = report
         self._sends_header: Final = proxy_protocol == "v2"
         self.dial: Final = dial
 
@@ -185,11 +187,11 @@ class _Forwarding:
         """Where a visitor goes, and what reports on that server; None, and a line in the log, if there is no server."""
         local = self._local
         if not isinstance(local, Mapping):
-            return local, self._report
+            return local, self.report
         first = _first_service(local)
         name = stream.service or first
         if name in local:
-            return local_address(local[name]), self._report if name == first else _ignore
+            return local_address(local[name]), self.report if name == first else _ignore
         _log_limiter.log(("service", name), f"there is no local server for the service {name!r}")
         return None
 
@@ -225,19 +227,21 @@ class _Forwarding:
             except LocalGatewayError as error:
                 _log_limiter.log(local, f"{error}; a visitor was turned away")
                 report(LocalDialFailed(str(error)))
+                self.report(VisitorRefused("local_unavailable"))
                 return None
             report(LocalDialOk())
             return connection
 
         try:
             if guard is not None:
-                await _pump_checked(stream, connect, rules or HeaderRules(set_forwarded=False), guard)
+                rules = rules or HeaderRules(set_forwarded=False)
+                await _pump_checked(stream, connect, rules, guard, self.report)
             elif (connection := await connect()) is None:
                 pass
             elif rules is None:
                 await pump(stream, connection)
             else:
-                await _pump_requests(stream, connection, rules)
+                await _pump_requests(stream, connection, rules, self.report)
         except Exception as error:  # noqa: BLE001  # it must not affect other visitors
             _log_unforeseen(error)
         finally:
@@ -295,6 +299,7 @@ class Forwarder:
         try:
             server = self._forwarding.server_for(stream)
             if server is None:
+                self._forwarding.report(VisitorRefused("unknown_service"))
                 over()
             else:
                 self._begin(stream, server, over)
@@ -386,12 +391,13 @@ def header_rules(
     )
 
 
-async def _pump_requests(stream: TunnelStream, connection: ByteStream, rules: HeaderRules) -> None:
+async def _pump_requests(stream: TunnelStream, connection: ByteStream, rules: HeaderRules, report: Report) -> None:
     """Pump, and change the heads of requests. A request that cannot be followed is answered here."""
     leg = RewritingLeg(leg_of(stream), rules)
     await pump(connection, stream, second_leg=leg)
     refused = leg.refused_request
     if refused is not None:
+        report(VisitorRefused("bad_request"))
         _log_limiter.log("refused", f"a visitor's request was refused: {refused.reason}", level=logging.INFO)
         if leg.handed_over:
             await _answer(stream, error_response(refused.status, refused.reason, omit_body=refused.omit_body))
@@ -402,16 +408,19 @@ async def _pump_checked(
     connect: Callable[[], Awaitable[ByteStream | None]],
     rules: HeaderRules,
     guard: Guard,
+    report: Report,
 ) -> None:
     visitor = _host(stream)
     rules = attrs.evolve(rules, removed=guard.removes)
     # Visitors whose address nobody knows count as one.
     source = "" if visitor is None else customer_of(visitor)
     try:
-        answer = await pump_checked(stream, connect, rules, guard, visitor=visitor, source=source)
+        refused = await pump_checked(stream, connect, rules, guard, visitor=visitor, source=source)
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         return
-    if answer is not None:
+    if refused is not None:
+        reason, answer = refused
+        report(VisitorRefused(reason))
         await _answer(stream, answer)
 
 

@@ -36,7 +36,7 @@ async def pump_checked(
     *,
     visitor: str | None,
     source: str,
-) -> bytes | None:
+) -> tuple[str, bytes] | None:
     """Carry a visitor's requests to the local server, each after its check.
 
     Args:
@@ -47,7 +47,8 @@ async def pump_checked(
         visitor, source: see `Guard.check`.
 
     Returns:
-        The answer to send as the last one; None when the visitor's connection is over, or has to be reset.
+        Why a request is refused, as for `VisitorRefused`, and the answer to send as the last one; None when the
+        visitor's connection is over, or has to be reset.
 
     Raises:
         trio.BrokenResourceError: the visitor's connection is broken.
@@ -57,13 +58,13 @@ async def pump_checked(
         try:
             head, received = await _read_head(stream, received)
         except BadRequest as refused:
-            return error_response(refused.status, refused.reason, omit_body=refused.omit_body)
+            return "bad_request", error_response(refused.status, refused.reason, omit_body=refused.omit_body)
         if head is None:
             await stream.aclose()
             return None
         denial = await guard.check(head, visitor, source)
         if denial is not None:
-            return denial.response(omit_body=head.omit_body)
+            return "access_denied", denial.response(omit_body=head.omit_body)
         connection = await connect()
         if connection is None:
             return None
@@ -74,7 +75,7 @@ async def pump_checked(
             return None
         request = leg.refused_request
         if request is not None:
-            return error_response(request.status, request.reason, omit_body=request.omit_body)
+            return "bad_request", error_response(request.status, request.reason, omit_body=request.omit_body)
         assert leg.next_request is not None
         _, received = leg.next_request
 

@@ -35,6 +35,7 @@ from .._model.errors import (
     UnknownError,
 )
 from .._model.exception_groups import leaves, lone_error_bare
+from .._model.stats import SessionStats
 from .._model.status import ErrorKind, State, Status
 from .._wire.messages import Spread
 from ..transports.interface import (
@@ -51,6 +52,7 @@ from ..transports.interface import (
     Session,
     SpreadTold,
     Target,
+    VisitorRefused,
 )
 from .opening import Opening
 from .restart_policy import RestartPolicy, Restarts, RunEnd
@@ -92,7 +94,7 @@ class _Link:
     Attributes:
         opening: how it comes up; None before it begins.
         session: what its transport has said; None before it came up.
-        connected_at: when it came up; None before.
+        connected_at, since_unix: when it came up; None before.
         round_trip: seconds; None while it is unknown.
         spread: what its relay has asked for the time after a loss; None if it asked nothing.
         lost: why its connection is lost, while that is being restored.
@@ -107,6 +109,7 @@ class _Link:
     opening: Opening | None = None
     session: Session | None = None
     connected_at: float | None = None
+    since_unix: float | None = None
     round_trip: float | None = None
     spread: Spread | None = None
     lost: TunnelError | None = None
@@ -194,10 +197,13 @@ class Supervisor:
         """Start one link after another; returns the final failure."""
         while True:
             link = _Link()
+            self._target.counts.attempts += 1
             links.start_soon(self._run_link, link)
             # No deadline: a transport has one for each step of coming up, and may stay up for ever.
             await link.settled.wait()
             failure = link.failure
+            if failure is not None:
+                self._target.counts.failures[str(failure.kind)] += 1
             self._rejected = failure is not None and failure.final and failure.rejection and self._session is not None
             if failure is not None and failure.final and not self._rejected:
                 return failure
@@ -246,6 +252,12 @@ class Supervisor:
         """Publish that the host has stopped the tunnel, after `run` was cancelled."""
         announce(self._feed, self._wall_clock, Status(state=State.STOPPED))
 
+    @property
+    def sessions(self) -> list[SessionStats]:
+        """The numbers of the sessions that are up, of the newest one last."""
+        links = [*self._draining] if self._carrying is None else [*self._draining, self._carrying]
+        return [_stats(link) for link in dict.fromkeys(links)]
+
     def retry_now(self) -> None:
         """Check a link that is up. End the wait before the next attempt, if there is one."""
         self._target.checks.ask()
@@ -270,6 +282,8 @@ class Supervisor:
 
     def report(self, event: Event) -> None:
         """Take an event of the forwarding to the local gateway. Late events are ignored."""
+        if isinstance(event, VisitorRefused):
+            self._target.counts.refusals[event.reason] += 1
         if self._carrying is None or self._over:
             return
         match event:
@@ -297,6 +311,7 @@ class Supervisor:
                 self._is_lost(link, error, seconds)
             case LinkRestored():
                 was_lost, link.lost = link.lost, None
+                self._target.counts.resumes += 1
                 if was_lost is not None and self._carrying is link and not self._over:
                     self._retry_at_unix = None
                     self._publish(State.CONNECTED, self._local_error)
@@ -327,6 +342,8 @@ class Supervisor:
             # A cancelled transport may fail. That is no failure of the tunnel.
             await trio.lowlevel.checkpoint_if_cancelled()
             if not link.settled.is_set():  # otherwise it drained, and its end is no failure
+                if link.session is not None and link.lost is None:
+                    self._target.counts.losses += 1
                 link.failure, self._carrying, self._retry_at_unix = failure, None, None
                 link.settled.set()
         finally:
@@ -346,7 +363,8 @@ class Supervisor:
         self._session = link.session = session
         self._carrying = link
         self._target.redial.note_up()
-        link.connected_at = trio.current_time()
+        link.connected_at, link.since_unix = trio.current_time(), self._wall_clock()
+        self._target.counts.sessions += 1
         if was_down:
             self._local_failures = 0
             self._local_failing = trio.Event()
@@ -380,6 +398,7 @@ class Supervisor:
         """`link` has lost its connection, and its transport tries to restore it. If it drains, that changes nothing."""
         if self._over or link.settled.is_set() or link.opening is None or not link.opening.up:
             return
+        self._target.counts.losses += link.lost is None
         link.lost, link.round_trip = error, None
         link.restore_at_unix = None if retry_in is None else self._after(retry_in)
         if self._carrying is link:
@@ -464,6 +483,14 @@ class Supervisor:
                 relay_rtt_ms=None if carrying is None else _milliseconds(carrying.round_trip),
             ),
         )
+
+
+def _stats(link: _Link) -> SessionStats:
+    session = link.session
+    assert session is not None  # it was up
+    assert link.since_unix is not None
+    stats = SessionStats(id=session.id) if session.stats is None else session.stats()
+    return attrs.evolve(stats, since_unix=link.since_unix, draining=link.reconnect_within is not None)
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -30,6 +30,7 @@ from .._model.errors import InvalidSettingsError, TunnelError, UnsupportedTransp
 from .._model.exception_groups import leaves, open_tasks_beside_body, raise_bare
 from .._model.keys import PublicKey, RelayKey
 from .._model.proxies import Proxy, configured_proxy
+from .._model.stats import TunnelStats
 from .._model.status import State, Status
 from .._model.text import redact_reason
 from .._net.dialing import Dialer, dial_tcp
@@ -37,6 +38,7 @@ from .._net.network_changes import WatchNetwork
 from .._net.proxies.choice import ProxyChoice
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
 from ..transports.built_in import TRANSPORTS, configured_transport
+from ..transports.counts import TunnelCounts
 from ..transports.interface import Event, Serve, Target, usable_key
 from ..transports.native import DEFAULT_RESUME_TIMEOUT
 from ..transports.rathole.key_mode import KeyMode
@@ -65,8 +67,11 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
     Not promised: an order among visitors that come at the same moment.
     """
 
-    def __init__(self, feed: StatusFeed, supervisor: Callable[[Tunnel], Supervisor], backlog: int) -> None:
+    def __init__(
+        self, feed: StatusFeed, supervisor: Callable[[Tunnel], Supervisor], backlog: int, counts: TunnelCounts
+    ) -> None:
         self._feed: Final = feed
+        self._counts: Final = counts
         self._deliver, self._visitors = trio.open_memory_channel[TunnelStream](backlog)
         self._take: Callable[[TunnelStream], None] | None = None
         self._failure: TunnelError | None = None
@@ -93,6 +98,13 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
     def public_url(self) -> str | None:
         """The URL for visitors, as the relay reports it; None before the first connect."""
         return self._feed.current.public_url
+
+    def stats(self) -> TunnelStats:
+        """What the tunnel has done and holds, as of now; also after its end. Does not wait.
+
+        Transport `websocket` counts streams and bytes, `tcp` and `tls` count streams alone, and `process` nothing.
+        """
+        return self._counts.stats(self._supervisor.sessions)
 
     def watch(self) -> AsyncIterator[Status]:
         """The status now, then the newest after each change; ends after `stopped`. Slow watchers skip, never block."""
@@ -334,6 +346,7 @@ async def open_tunnel(
         dial=dial,
         services=_services(services, transport),
         proxy=choice,
+        counts=TunnelCounts(wall_clock()),
     )
     feed = StatusFeed(Status(state=State.STARTING, updated_at_unix=int(wall_clock())))
     tunnel = Tunnel(
@@ -353,6 +366,7 @@ async def open_tunnel(
             bugs=() if isinstance(transport, str) else (AssertionError,),
         ),
         backlog,
+        target.counts,
     )
     try:
         async with open_tasks_beside_body() as nursery:

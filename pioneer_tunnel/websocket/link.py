@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, final
 
+from .._model.addresses import Address
 from .._net.adopted import Watched
 from .._net.closing import abandon
 from .._net.delivery import Delivery
@@ -31,7 +32,10 @@ class WebSocketLink(Link):
     Attributes:
         close_code, close_reason: what `aclose` sends.
         on_text: see the argument.
+        resumes: 0, since it does not outlive its connection.
     """
+
+    resumes: Final = 0
 
     def __init__(
         self,
@@ -62,6 +66,15 @@ class WebSocketLink(Link):
     def address_is_gone(self) -> bool:
         lowest = self._watched.lowest_socket
         return lowest is not None and source_is_gone(lowest.socket)
+
+    @property
+    def peer(self) -> Address | None:
+        """The address of the other end of the connection; None if it is not known."""
+        lowest = self._watched.lowest_socket
+        try:
+            return None if lowest is None else Address.of_socket(lowest.socket.getpeername())
+        except (OSError, ValueError):
+            return None  # the connection is broken, or not of TCP
 
     def outlast(self, seconds: float) -> None:
         self._watched.outlast(seconds)

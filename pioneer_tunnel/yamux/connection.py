@@ -20,13 +20,14 @@ import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Final, NoReturn, final
+from typing import Any, Final, NoReturn, final
 
 import attrs
 import trio
 
 from .._model.errors import RemoteProtocolError, fresh_copy
 from .._model.exception_groups import leaves
+from .._model.stats import SessionStats
 from .._net.delivery import LONGEST_PAUSE, Movement
 from .._net.fastpath.event_loop import Reactor, Stay
 from .._net.link import Link
@@ -267,6 +268,21 @@ class YamuxConnection:
         """Seconds since the last byte of the session came. Bytes that only close the connection do not count."""
         return trio.current_time() - self._heard_at
 
+    def stats(self, **known: Any) -> SessionStats:
+        """The numbers now. `known` are fields that others know."""
+        session = self.session
+        round_trip = session.round_trips.shortest
+        return SessionStats(
+            suspended=self._link.suspended,
+            round_trip_ms=None if round_trip is None else round(round_trip * 1000, 3),
+            streams_open=session.streams_open,
+            unread_bytes=session.unread,
+            unread_limit_bytes=session.limits.unread,
+            unsent_bytes=session.sending.held,
+            unsent_limit_bytes=session.limits.unsent,
+            **known,
+        )
+
     def check(self) -> None:
         """Ping the peer now. Without a sign of life within 2 seconds the path is in doubt, and soon the session ends.
 
@@ -302,6 +318,8 @@ class YamuxConnection:
             waiting.unpark_all()
         if self._gone is not None:
             self._gone.set()
+        for stream in self.session.live_streams:
+            stream.count_end()
         owners = {stream.owner for stream in self.session.live_streams} | self.watchers
         for number, owner in enumerate(owners, start=1):
             if owner is not None:

@@ -348,7 +348,10 @@ class Session:
 
         For data that is sent at once: the caller calls `data_to_send` before it lets other tasks run.
         """
-        return self._outbox.frame_early(stream, data)
+        if not self._outbox.frame_early(stream, data):
+            return False
+        stream.sent_amount.bytes += len(data)
+        return True
 
     def send(self, stream: Stream, data: Buffer) -> None:
         """Queue `data`, without copying it. The peer's credit and the other streams decide when it is sent.
@@ -363,6 +366,7 @@ class Session:
         if data:
             # A view, so that cutting a large piece into frames does not copy what is left of it.
             stream.enqueue(data)
+            stream.sent_amount.bytes += len(data)
             self._outbox.put_ready(stream)
 
     def send_fin(self, stream: Stream) -> None:
@@ -393,6 +397,7 @@ class Session:
         if not stream.receive_queue:
             self._with_unread.discard(stream)
         self.unread -= size
+        stream.received_amount.bytes += size
         self._grant(stream, size, now)
         return data
 
@@ -449,6 +454,11 @@ class Session:
         if not self.going_away:
             self.going_away = True
             self._outbox.put_first(FrameType.GO_AWAY, 0, 0, code)
+
+    @property
+    def streams_open(self) -> int:
+        """How many streams are not closed, or have something to send."""
+        return len(self._streams)
 
     @property
     def live_streams(self) -> list[Stream]:
@@ -558,6 +568,7 @@ class Session:
             return
         if self._streams.pop(stream.id, None) is None:
             return
+        stream.count_end()
         if not stream.opened_here:
             self._peer_streams -= 1
             self._unaccepted.pop(stream.id, None)

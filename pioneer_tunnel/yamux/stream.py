@@ -13,6 +13,7 @@ from typing import Final, Protocol, final
 
 import trio
 
+from .._model.counters import StreamCounter
 from .._net.leg import Bytes
 from .._net.streams import ByteStream, OneAtATime
 from .._net.turn import Turn
@@ -88,6 +89,11 @@ class YamuxStream(ByteStream):
     def usable(self) -> bool:
         """False once the stream was closed, was reset by either end, or lost its connection."""
         return not (self._closed or self._stream.was_reset or self._connection.failure)
+
+    def count_as(self, counter: StreamCounter) -> None:
+        """Count this visitor's stream, unless it has ended already, and the bytes that pass from now on."""
+        if self.usable:
+            self._stream.count_as(counter)
 
     @property
     def timed_out(self) -> bool:

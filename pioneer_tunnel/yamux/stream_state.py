@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from typing import Any, Final, final
 
+from .._model.counters import UNCOUNTED, Amount, StreamCounter
 from .._model.errors import LocalProtocolError, RemoteProtocolError
 from .flow import SEND_AHEAD, SEND_BOUND, ReceiveWindow, SendBudget, SendWindow
 from .frames import Buffer
@@ -77,6 +78,8 @@ class Stream:
         queued: bytes that wait for the writer.
         lent: bytes of the last read. The application may hold them until it reads again or closes.
         writer_waits: the driver sets it when it wants a `StreamWritable`.
+        counter: has counted it as open; None if none has.
+        received_amount, sent_amount: count the bytes that are read and sent.
         owner: the driver's object for this stream; the session does not use it.
     """
 
@@ -85,6 +88,7 @@ class Stream:
         "acknowledged",
         "closing_since",
         "control_queued",
+        "counter",
         "end_received",
         "fin_due",
         "grant_due",
@@ -97,10 +101,12 @@ class Stream:
         "ready_queued",
         "refusing",
         "receive_queue",
+        "received_amount",
         "receive_window",
         "send_budget",
         "send_queue",
         "send_window",
+        "sent_amount",
         "state",
         "syn_due",
         "timed_out",
@@ -136,6 +142,9 @@ class Stream:
         self.control_queued: bool = False
         self.ready_queued: bool = False
         self.writer_waits: bool = False
+        self.counter: StreamCounter | None = None
+        self.received_amount: Amount = UNCOUNTED
+        self.sent_amount: Amount = UNCOUNTED
         self.owner: Any = None
 
     @property
@@ -187,6 +196,18 @@ class Stream:
     def owes_control_frame(self) -> bool:
         """True when a SYN, an ACK or credit was not yet sent."""
         return self.syn_due or self.ack_due or self.grant_due > 0
+
+    def count_as(self, counter: StreamCounter) -> None:
+        """Count it, and the bytes that are read and sent from now on. The peer of this end has the visitor."""
+        counter.begin()
+        self.counter = counter
+        self.received_amount, self.sent_amount = counter.from_visitors, counter.to_visitors
+
+    def count_end(self) -> None:
+        """Count it as open no more. Bytes that are still to be read count."""
+        if self.counter is not None:
+            self.counter.end()
+            self.counter = None
 
     def advance(self, step: Step) -> None:
         """Change the state as the table says.

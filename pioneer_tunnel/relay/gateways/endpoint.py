@@ -23,6 +23,7 @@ from ..._model.errors import ProtocolError
 from ..._model.exception_groups import leaves
 from ..._model.keys import SigningIdentity
 from ..._model.services import FIRST_SERVICE
+from ..._model.stats import SessionStats
 from ..._model.text import clean_message
 from ..._net.adopted import Watched
 from ..._net.log_limiter import LogLimiter
@@ -36,6 +37,7 @@ from ..._wire.resumption import RESUME, RelayResumption, ResumeChoice
 from ..._wire.services import Located
 from ...resume import DEFAULT_WINDOW, Carrier, ResumableLink, Tail
 from ...websocket import (
+    ENGINES,
     Allowance,
     EngineName,
     Opening,
@@ -48,6 +50,7 @@ from ...yamux import Limits, SendBudget
 from ..admission import Arrival
 from ..config import RelayConfig
 from ..connection import contain_errors
+from ..counts import RelayCounts
 from ..rates import HandshakeRate
 from ..request_head import Refusal, read_head, refuse
 from ..tunnels import Route, TunnelEntry
@@ -119,6 +122,7 @@ class GatewayEndpoint:
         registry: the tunnels and their keys.
         directory: the session of each tunnel.
         expected: is told which gateways have come.
+        counts: counts sessions and refusals; by default new ones.
         identity: proves the relay to gateways that pin it.
         limits: of each yamux session; by default they follow from `config.limits`.
         engine: the WebSocket engine; None chooses the fastest that is installed.
@@ -133,6 +137,7 @@ class GatewayEndpoint:
         directory: Directory,
         *,
         expected: Expected | None = None,
+        counts: RelayCounts | None = None,
         identity: SigningIdentity | None = None,
         limits: Limits | None = None,
         engine: EngineName | None = None,
@@ -143,8 +148,10 @@ class GatewayEndpoint:
         self._registry: Final = registry
         self._directory: Final = directory
         self._expected: Final = expected or Expected()
+        self._counts: Final = counts or RelayCounts()
         self._identity: Final = identity
         self._engine: Final = load_engine(engine)
+        self._engine_name: Final = engine or ENGINES[0]
         # Only the relay opens streams: a SYN from a gateway is reset.
         self._limits: Final = limits or Limits(
             unaccepted=0,
@@ -237,6 +244,24 @@ class GatewayEndpoint:
             self._expected.missing
         )
 
+    def sessions(self) -> dict[str, list[SessionStats]]:
+        """The sessions that have got their tunnel, by its id, the newest one last."""
+        found: dict[str, list[SessionStats]] = {}
+        for session in sorted(self._sessions, key=lambda session: session.since):
+            if session.entered:
+                found.setdefault(session.tunnel_id, []).append(session.stats())
+        return found
+
+    def holds(self) -> Mapping[str, Any]:
+        """The fields of `RelayStats` about all sessions."""
+        return {
+            "sessions_open": len(self._sessions),
+            "suspended_sessions": self._resumable.suspended,
+            "suspended_sessions_limit": self._config.limits.suspended_sessions,
+            "unsent_bytes": self._sending.held,
+            "unsent_limit_bytes": self._config.limits.unsent_bytes,
+        }
+
     def drain(self) -> None:
         """Ask each gateway for another session, also those that connect from now on. Streams may still be opened."""
         self._reconnect_within = min(self._spreading.advice(len(self._sessions)).span, MOST_RECONNECT_WITHIN)
@@ -288,6 +313,7 @@ class GatewayEndpoint:
         """Verify the gateway's proof. None when that failed; the gateway has got the reason."""
         wait = self._handshakes.wait(trio.current_time())
         if wait is not None:
+            self._counts.refused("busy")
             await _reject(websocket, None, None, self._busy(wait))
             return None
         config = self._config
@@ -340,6 +366,7 @@ class GatewayEndpoint:
         except Rejection as rejection:
             if rejection.reason == "auth_failed" and arrival is not None:
                 await trio.sleep(arrival.failed(trio.current_time()))
+            self._counts.refused(rejection.reason, None if entry is None else entry.id)
             await _reject(websocket, claim, entry, rejection)
         except ProtocolError as error:
             await websocket.close(1002, str(error)[:120])
@@ -402,6 +429,7 @@ class GatewayEndpoint:
             if arrival is not None:
                 arrival.settle()
             self._resumable.resumed(kept)
+            self._counts.of(session.tunnel_id).resumes += 1
             self._directory.note_resumed(session.tunnel_id, session)
             await link.attach(carrier, choice.counters)
             await session.ask_for_another()
@@ -423,6 +451,7 @@ class GatewayEndpoint:
         if SPREAD in proved.claim.extensions:
             session.spread = self._spreading.advice(len(self._sessions))
             confirmed[SPREAD] = session.spread.fields()
+        session.extensions = [*confirmed]
         return proved.handshake.welcome(
             proved.claim,
             session=session.id,
@@ -460,10 +489,12 @@ class GatewayEndpoint:
                 try:
                     await self._directory.enter(entry.id, session, rules=entry.takeover_rules)
                 except TunnelTaken as taken:
+                    self._counts.refused("tunnel_taken", entry.id)
                     session.refuse(str(taken))
             if session.ended:
                 await trio.sleep_forever()  # no deadline: the session is ending and cancels this
             session.entered = True
+            self._counts.of(entry.id).sessions += 1
             self._expected.has_come(entry.id)
             if self._reconnect_within is not None:
                 session.drain(self._reconnect_within)
@@ -483,6 +514,7 @@ class GatewayEndpoint:
             since=self._wall_clock(),
             rotation_grace=config.rotation_grace_ms / 1000,
             services=offered,
+            engine=self._engine_name,
             on_first_bytes=enter,
         )
         # From here on `registry_changed` sees the session, also while it waits for the tunnel.
@@ -497,6 +529,7 @@ class GatewayEndpoint:
                 deadline.deadline = trio.current_time() + OPENING_TIMEOUT
                 await session.carry()
             except TunnelTaken as taken:
+                self._counts.refused("tunnel_taken", entry.id)
                 rejection = Rejection("busy", str(taken), retry_after_ms=BUSY_RETRY_MS)
                 await _reject(proved.websocket, claim, entry, rejection)
             finally:

@@ -59,6 +59,11 @@ class ResumableSessions:
         self._kept: Final[dict[str, Kept]] = {}
         self._suspended: Final[dict[str, Kept]] = {}  # the one that is suspended for the longest time comes first
 
+    @property
+    def suspended(self) -> int:
+        """How many sessions wait for their gateway."""
+        return len(self._suspended)
+
     def add(self, kept: Kept) -> None:
         """A session begins."""
         self._kept[kept.session.id] = kept

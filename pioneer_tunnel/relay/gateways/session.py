@@ -21,19 +21,20 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Final, final
 
 import attrs
 import trio
 
+from ..._model.stats import SessionStats
 from ..._net.log_limiter import LogLimiter
 from ..._wire.handshake import Claim
 from ..._wire.messages import DRAINING, Spread, draining_text, replaced_text, spread_text
 from ..._wire.services import Located
 from ...resume import ResumableLink
-from ...websocket import WebSocketLink
+from ...websocket import EngineName, WebSocketLink
 from ...yamux import Limits, Role, SendBudget, YamuxConnection, YamuxStream
 from .offered_services import OfferedServices
 from .registry import GatewayAway, LiveSession
@@ -98,11 +99,13 @@ class GatewaySession(LiveSession):
         since: when the gateway connected, in seconds since 1970.
         rotation_grace: seconds that visitors may stay when the session is retired.
         services: what the gateway offers; None when it knows no services.
+        engine: the WebSocket engine.
         on_first_bytes: awaited when the gateway's first bytes have come; see `YamuxConnection`.
 
     Attributes:
         id: random, 16 hexadecimal digits.
         entered: True once the session has its tunnel. The caller sets it.
+        extensions: the names of those in force. The caller sets it with the welcome.
         spread: what the gateway was told last of the extension `spread`; None if it does not have it. The caller sets
             it with the welcome.
     """
@@ -119,16 +122,19 @@ class GatewaySession(LiveSession):
         since: float,
         rotation_grace: float,
         services: OfferedServices | None,
+        engine: EngineName,
         on_first_bytes: Callable[[], Awaitable[None]],
     ) -> None:
         self.id: Final = secrets.token_hex(8)
         self.tunnel_id: Final = tunnel_id
         self.entered = False
+        self.extensions: Sequence[str] = ()
         self.spread: Spread | None = None
         self._claim: Final = claim
         self._since: Final = since
         self._grace: Final = rotation_grace
         self._services: Final = services
+        self._engine: Final = engine
         self._link: Final = link
         link.on_text = _ignore_text if services is None else services.take
         self._link.close_code, self._link.close_reason = CLOSE_GOING_AWAY, STOPPING
@@ -180,6 +186,21 @@ class GatewaySession(LiveSession):
     def held(self) -> int:
         """Bytes that the session holds: received and not read, or sent and not acknowledged."""
         return self._connection.session.unread + self._connection.session.sending.held
+
+    def stats(self) -> SessionStats:
+        """The numbers now."""
+        peer = self._link.peer
+        return self._connection.stats(
+            id=self.id,
+            since_unix=self._since,
+            peer=None if peer is None else str(peer),
+            agent=self._claim.agent,
+            instance=self._claim.instance,
+            engine=self._engine,
+            extensions=tuple(sorted(self.extensions)),
+            draining=self.draining or self._retired.is_set() or self.ended,
+            resumes_total=self._link.resumes,
+        )
 
     async def open_stream(self) -> YamuxStream:
         if isinstance(self._link, ResumableLink):

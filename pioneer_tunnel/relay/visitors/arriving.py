@@ -131,4 +131,5 @@ class Arriving:
     def _refuse(self, refusal: Refusal) -> None:
         self._leave()
         self._leg.detach()
+        self._connection.arrival.count_refusal(refusal.reason)
         self._connection.start(refuse, self._connection.stream, refusal)

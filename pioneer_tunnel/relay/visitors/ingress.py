@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Collection, Hashable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias, final
+from typing import Final, NamedTuple, final
 
 import attrs
 import trio
@@ -18,6 +18,7 @@ from ..._http.head import RequestHead, error_response
 from ..._http.removing import without_headers
 from ..._http.requests import host_of
 from ..._model.addresses import Address
+from ..._model.counters import StreamCounter
 from ..._model.services import FIRST_SERVICE
 from ..._net.adopted import adopt
 from ..._net.closing import abandon, close_after_answer
@@ -80,8 +81,18 @@ class Visit:
     connection: Connection | None = None
 
 
-_Opened: TypeAlias = tuple[ByteStream, bytes]
-"""A stream to a gateway, and the PROXY header that it begins with."""
+class _Opened(NamedTuple):
+    """A stream to a gateway.
+
+    Attributes:
+        stream: the stream.
+        header: the PROXY header that it begins with.
+        counter: counts the streams of its service.
+    """
+
+    stream: ByteStream
+    header: bytes
+    counter: StreamCounter
 
 
 class _Asker(NamedTuple):
@@ -108,18 +119,22 @@ class _Asker(NamedTuple):
 class _Passage:
     """A visit to a tunnel: one stream to its gateway."""
 
-    __slots__ = ("followed", "pump", "route", "source", "visit")
+    __slots__ = ("counter", "followed", "pump", "route", "source", "visit")
 
     def __init__(
         self,
         visit: Visit,
         route: Route,
         pump: Pump,
+        *,
+        counter: StreamCounter,
         followed: FollowedLeg | None = None,
         source: str | None = None,
     ) -> None:
+        counter.begin()
         self.visit: Final = visit
         self.route: Final = route
+        self.counter: Final = counter
         self.pump: Final = pump
         self.followed: Final = followed
         self.source: Final = source  # of a visitor who shares the connection of a proxy
@@ -132,12 +147,15 @@ class Ingress:
     Args:
         registry: the route of each host.
         directory: the session of each tunnel.
-        admission: counts the visitors of each tunnel; by default a new one with `limits`.
+        admission: counts visitors, streams and refusals; by default a new one with `limits`.
         limits: its keep-alive timeout is used; by default `RelayLimits()`.
         expected: visitors of these tunnels wait; by default there are none.
         trust_forwarded_from: the networks of HTTP proxies that say whom each request is from.
         carrier: carries visitors whose `Visit` has a connection, without a task for each.
         folder: where relative paths of access rules start from.
+
+    Attributes:
+        counts: as of the admission.
 
     The methods that serve return when the visit has ended, or when the carrier has taken it over.
     """
@@ -158,6 +176,7 @@ class Ingress:
         self._registry: Final = registry
         self._directory: Final = directory
         self._admission: Final = admission or Admission(limits)
+        self.counts: Final = self._admission.counts
         self._expected: Final = expected or Expected()
         self._carrier: Final = carrier
         self._turns: Final = Turns()
@@ -181,7 +200,7 @@ class Ingress:
         try:
             head, received = await read_head(visit.stream)
         except Refusal as refusal:
-            await refuse(visit.stream, refusal)
+            await self.refuse(visit, refusal)
         else:
             if head is None:
                 await visit.stream.aclose()
@@ -195,6 +214,11 @@ class Ingress:
             followed = await self._carry(visit, *request)
             request = None if followed is None else await self._after(visit, followed)
 
+    async def refuse(self, visit: Visit, refusal: Refusal, route: Route | None = None) -> None:
+        """Count a refusal, send its answer, and close. `route` is where the visitor wanted to go, if that is known."""
+        self.counts.refused(refusal.reason, None if route is None else route.entry.id)
+        await refuse(visit.stream, refusal)
+
     async def _go_on(self, visit: Visit, followed: FollowedLeg) -> None:
         """Serve what follows an exchange that had no task and has left the visitor's connection open."""
         request = await self._after(visit, followed)
@@ -206,7 +230,7 @@ class Ingress:
         if not followed.handed_over:
             return None
         if followed.refused_request is not None:
-            await refuse(visit.stream, Refusal.of(followed.refused_request))
+            await self.refuse(visit, Refusal.of(followed.refused_request))
         elif followed.next_request is not None:
             return followed.next_request
         else:
@@ -219,14 +243,17 @@ class Ingress:
         Returns:
             The visitor's leg after the exchange; None if the request was refused, or if the carrier has the visit.
         """
+        route = None
         try:
             route = await self._registry.by_host(head.host)
             if route is None:
-                raise Refusal(404, "there is no tunnel for this host")
+                raise Refusal(404, "there is no tunnel for this host", reason="unknown_host")
             if route.passes_tls:
                 # The tunnel's owner chose that the relay can read nothing of what reaches the gateway.
                 raise Refusal(
-                    421, "this host takes TLS alone, from end to end; use https:// and a connection of its own"
+                    421,
+                    "this host takes TLS alone, from end to end; use https:// and a connection of its own",
+                    reason="passthrough_only",
                 )
             asker = self._asker(visit, head)
             guard = self._guard(route)
@@ -237,10 +264,10 @@ class Ingress:
             opened = await self._enter_and_open(asker.visit, route, asker.source)
         except Refusal as refusal:
             refusal.omit_body = head.omit_body
-            await refuse(visit.stream, refusal)
+            await self.refuse(visit, refusal, route)
             return None
         followed, pump = self._pump(asker, leg_of(visit.stream), (head, received), route, opened)
-        passage = _Passage(visit, route, pump, followed, asker.source)
+        passage = _Passage(visit, route, pump, counter=opened.counter, followed=followed, source=asker.source)
         return followed if await self._run(passage) else None
 
     def begin_request(self, visit: Visit, leg: Leg, head: RequestHead, received: bytes) -> bool:
@@ -262,14 +289,14 @@ class Ingress:
         if opened is None:
             return False
         followed, pump = self._pump(_Asker(visit, None, host_of), leg, (head, received), route, opened)
-        self._begin(_Passage(visit, route, pump, followed))
+        self._begin(_Passage(visit, route, pump, counter=opened.counter, followed=followed))
         return True
 
     def _pump(
         self, asker: _Asker, leg: Leg, request: tuple[RequestHead, bytes], route: Route, opened: _Opened
     ) -> tuple[FollowedLeg, Pump]:
         head, received = request
-        stream, proxy_header = opened
+        stream, proxy_header, counter = opened
         followed = FollowedLeg(
             leg,
             head,
@@ -283,12 +310,22 @@ class Ingress:
         self._followed.add(followed)
         first = received[: head.length] if asker.guard is None else without_headers(head, received, asker.guard.removes)
         preface = b"".join([proxy_header, first, *followed.take_ready()])
+        counter.from_visitors.bytes += len(preface) - len(proxy_header)
 
         def apology() -> bytes:
             status, why = (504, _TAKES_NO_VISITORS) if stream.timed_out else (502, _BROKE_OFF)
+            self.counts.refused("gateway_timeout" if stream.timed_out else "gateway_broke_off", route.entry.id)
             return error_response(status, why, omit_body=head.omit_body)
 
-        pump = Pump(stream, asker.visit.stream, second_leg=followed, preface=preface, apology=apology)
+        pump = Pump(
+            stream,
+            asker.visit.stream,
+            second_leg=followed,
+            preface=preface,
+            apology=apology,
+            forth=counter.to_visitors,
+            back=counter.from_visitors,
+        )
         return followed, pump
 
     async def serve_hello(self, visit: Visit, route: Route, received: bytes) -> None:
@@ -298,29 +335,41 @@ class Ingress:
             Refusal: the visitor's address is not admitted, the gateway cannot be reached, or a limit is exceeded.
         """
         self._admit(visit, route)
-        stream, proxy_header = await self._enter_and_open(visit, route)
-        preface = proxy_header + received
-        pump = Pump(stream, visit.stream, preface=preface, apology=Alert.INTERNAL_ERROR.record)
-        await self._run(_Passage(visit, route, pump))
+        stream, proxy_header, counter = await self._enter_and_open(visit, route)
+        counter.from_visitors.bytes += len(received)
+        pump = Pump(
+            stream,
+            visit.stream,
+            preface=proxy_header + received,
+            apology=Alert.INTERNAL_ERROR.record,
+            forth=counter.to_visitors,
+            back=counter.from_visitors,
+        )
+        await self._run(_Passage(visit, route, pump, counter=counter))
 
     async def serve_bound(self, visit: Visit, route: Route) -> None:
         """Serve a connection at a tunnel's `bind_addr`, in any protocol. If that is not possible, reset it."""
         try:
             self._admit(visit, route)
-            stream, proxy_header = await self._enter_and_open(visit, route)
-        except Refusal:
+            opened = await self._enter_and_open(visit, route)
+        except Refusal as refusal:
+            self.counts.refused(refusal.reason, route.entry.id)
             await abandon(visit.stream)
         else:
-            await self._run(_Passage(visit, route, Pump(stream, visit.stream, preface=proxy_header)))
+            await self._run(self._bound_passage(visit, route, opened))
 
     def begin_bound(self, visit: Visit, route: Route) -> bool:
         """Like `serve_bound`, from the beginning without a task. False if that takes one: then call `serve_bound`."""
         opened = None if route.access is not None else self._enter_and_open_nowait(visit, route)
         if opened is None:
             return False
-        stream, proxy_header = opened
-        self._begin(_Passage(visit, route, Pump(stream, visit.stream, preface=proxy_header)))
+        self._begin(self._bound_passage(visit, route, opened))
         return True
+
+    def _bound_passage(self, visit: Visit, route: Route, opened: _Opened) -> _Passage:
+        stream, proxy_header, counter = opened
+        pump = Pump(stream, visit.stream, preface=proxy_header, forth=counter.to_visitors, back=counter.from_visitors)
+        return _Passage(visit, route, pump, counter=counter)
 
     def _begin(self, passage: _Passage) -> None:
         """Begin without a task, if possible."""
@@ -355,6 +404,7 @@ class Ingress:
         """Note that a visit of a tunnel is over."""
         if passage.followed is not None:
             self._followed.remove(passage.followed)
+        passage.counter.end()
         self._admission.end_visit(passage.route.entry.id, source=passage.source)
 
     def _after_carried(self, passage: _Passage, connection: Connection) -> None:
@@ -388,7 +438,7 @@ class Ingress:
         """
         guard = self._guard(route)
         if guard is not None and (guard.access.needs_http or not guard.admits(_host(visit))):
-            raise Refusal(403, "visitors from this address are not admitted here")
+            raise Refusal(403, "visitors from this address are not admitted here", reason="access_denied")
 
     def _trusted_proxy(self, visit: Visit) -> Address | None:
         """The proxy that a connection is from, if it says whom its requests are from."""
@@ -413,8 +463,8 @@ class Ingress:
         try:
             visit.settle()
             self._admission.begin_visit(route.entry.id, trio.current_time(), source=source)
-        except OverLimit as reason:
-            raise Refusal(503, str(reason)) from None
+        except OverLimit as over:
+            raise Refusal(503, str(over), reason=over.reason) from None
         try:
             return await self._open(visit, route)
         except BaseException:
@@ -433,7 +483,7 @@ class Ingress:
         except (trio.WouldBlock, OverLimit, Refusal):
             return None
         try:
-            return session.open_stream_nowait(), proxy_header
+            return _Opened(session.open_stream_nowait(), proxy_header, self.counts.streams_of(route))
         except (trio.WouldBlock, trio.BrokenResourceError):
             self._admission.end_visit(route.entry.id)
             return None
@@ -454,18 +504,20 @@ class Ingress:
                     try:
                         stream = await session.open_stream()
                     except GatewayAway as away:
-                        raise Refusal(503, _AWAY, headers=[("Retry-After", str(away.retry_after))]) from None
+                        retry_after = ("Retry-After", str(away.retry_after))
+                        raise Refusal(503, _AWAY, headers=[retry_after], reason="gateway_away") from None
                     except trio.BrokenResourceError:
                         tried = session  # it just ended or was retired: look for its successor
                         continue
                     try:
                         # Not earlier: a gateway that comes back may offer other services.
-                        return stream, _proxy_header(visit, _name_for(route, session.services))
+                        header = _proxy_header(visit, _name_for(route, session.services))
+                        return _Opened(stream, header, self.counts.streams_of(route))
                     except Refusal:
                         await abandon(stream)
                         raise
-                raise Refusal(503, "the gateway is not connected")
-            raise Refusal(504, _TAKES_NO_VISITORS)
+                raise Refusal(503, "the gateway is not connected", reason="gateway_away")
+            raise Refusal(504, _TAKES_NO_VISITORS, reason="gateway_timeout")
         finally:
             self.opening -= 1
 
@@ -482,7 +534,8 @@ async def _check(guard: Guard, visit: Visit, head: RequestHead) -> None:
     """
     denial = await guard.check(head, _host(visit), visit.source)
     if denial is not None:
-        raise Refusal(denial.status, denial.text, headers=denial.headers)
+        reason = "access_denied" if denial.status < 500 else "access_unavailable"
+        raise Refusal(denial.status, denial.text, headers=denial.headers, reason=reason)
 
 
 def _stream_of_allowed(
@@ -502,7 +555,7 @@ def _name_for(route: Route, served: Collection[str] | None) -> str | None:
         return route.service
     if route.first and (served is None or FIRST_SERVICE in served):
         return None
-    raise Refusal(503, "the gateway does not serve this service")
+    raise Refusal(503, "the gateway does not serve this service", reason="service_away")
 
 
 def _proxy_header(visit: Visit, service: str | None) -> bytes:

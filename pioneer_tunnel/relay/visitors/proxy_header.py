@@ -62,6 +62,7 @@ async def introduce(visit: Visit, arrival: Arrival, balancers: Sequence[Network]
     try:
         arrival.identify(header.visitor.host, trio.current_time())
     except OverLimit as reason:
+        arrival.count_refusal(reason.reason)
         _log_limiter.log(str(reason), f"a connection was turned away: {reason}")
         raise trio.BrokenResourceError(str(reason)) from None
     return attrs.evolve(

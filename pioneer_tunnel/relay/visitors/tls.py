@@ -28,7 +28,7 @@ from ..._net.tls.certificate import Certificate
 from ..._net.tls.client_hello import Alert, BadClientHello, ClientHello, ClientHelloReader, looks_like_tls
 from ..._net.tls.stream import TlsServerStream
 from ..gateways.registry import Registry
-from ..request_head import Refusal, nothing_came, refuse
+from ..request_head import Refusal, nothing_came
 from .ingress import Ingress, Visit
 
 __all__ = ["SniRouter", "accept_tls"]
@@ -99,10 +99,11 @@ class SniRouter:
             hello, received = await _read_hello(visit.stream, tls=tls)
         except BadClientHello as error:
             _log.debug("a visitor's ClientHello was refused: %s", error)
+            self._ingress.counts.refused("bad_request")
             await _send_alert(visit.stream, error.alert)
             return None
         except Refusal as refusal:
-            await refuse(visit.stream, refusal)
+            await self._ingress.refuse(visit, refusal)
             return None
         stream = PrefixedStream(visit.stream, received)
         if hello is None:
@@ -115,12 +116,14 @@ class SniRouter:
             try:
                 await self._ingress.serve_hello(attrs.evolve(visit, tls=True), route, received)
             except Refusal as refusal:
+                self._ingress.counts.refused(refusal.reason, route.entry.id)
                 alert = Alert.ACCESS_DENIED if refusal.status == HTTPStatus.FORBIDDEN else Alert.INTERNAL_ERROR
                 await _send_alert(visit.stream, alert)
         elif tls:
             assert self._certificate is not None  # the configuration was checked for it
             return attrs.evolve(visit, stream=await accept_tls(stream, self._certificate), tls=True)
         else:
+            self._ingress.counts.refused("unknown_host")
             alert = Alert.MISSING_EXTENSION if hello.server_name is None else Alert.UNRECOGNIZED_NAME
             await _send_alert(visit.stream, alert)
         return None

@@ -38,6 +38,7 @@ class ChannelStream(GuardedStream):
 
     Attributes:
         accepted: whether the visitor is accepted.
+        counted: whether it is counted as open. The owner sets it.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ChannelStream(GuardedStream):
     ) -> None:
         super().__init__(stream)
         self.accepted: bool = False
+        self.counted: bool = False
         self._on_accepted: Final = on_accepted
         self._draining: Final = draining
         self._on_closed: Final = on_closed

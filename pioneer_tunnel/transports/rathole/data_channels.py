@@ -23,6 +23,7 @@ import trio
 
 from ..._model.addresses import Address
 from ..._model.errors import LinkLostError, RelayConnectError, RemoteProtocolError
+from ..._model.services import FIRST_SERVICE
 from ..._model.text import clean_message
 from ..._net.adopted import Watched, watch
 from ..._net.closing import abandon
@@ -110,6 +111,7 @@ class DataChannels:
         stay: Stay | None,
     ) -> None:
         self._target: Final = target
+        self._counter: Final = target.counts.services.of(FIRST_SERVICE)
         self._hello: Final = hello
         self._machine: Final = machine
         self._via: Final = via
@@ -254,6 +256,9 @@ class DataChannels:
 
     def _note_over(self, carried: ChannelStream) -> None:
         self._carried.discard(carried)
+        if carried.counted:
+            carried.counted = False
+            self._counter.end()
         self._visitor_left.unpark_all()
         if not carried.accepted:
             self._free_slot()
@@ -270,8 +275,11 @@ class DataChannels:
         try:
             if len(self._carried) > self._max_streams:
                 raise trio.WouldBlock
+            self._counter.begin()
+            carried.counted = True
             self._deliver(TunnelStream(carried))
         except trio.WouldBlock:
+            self._target.counts.refusals["backlog_full"] += 1
             carried.reset()
             self._complain("no room", "a visitor was turned away: there are as many as there may be")
 
