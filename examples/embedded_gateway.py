@@ -70,7 +70,7 @@ class Gateway:
             keystore=FileKeystore(folder / "keystore"),
             handler=None if self._forwarded else self._serve_tunnelled,
         )
-        self._rpc = RemoteAccessRpc(self._remote_access, other_sections=lambda: {"gateway": {"name": "example"}})
+        self._rpc = JsonRpc(self._remote_access)
 
     async def run(self, port: int, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen on loopback and run remote access by the settings, until cancelled."""
@@ -108,9 +108,7 @@ class Gateway:
                 websocket = await self._open(nursery, stream)
                 if websocket is not None:
                     print(f"a client from {whence}", flush=True)
-                    # A slow client delays only its own task: `notifications` skips outdated statuses.
-                    nursery.start_soon(self._notify, websocket)
-                    await self._answer(websocket)
+                    await self._rpc.serve(websocket)
                 nursery.cancel_scope.cancel()
         except* (ConnectionClosed, HandshakeError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client closed the connection
@@ -125,6 +123,20 @@ class Gateway:
             await request.reject(401, body=b"who are you?\n")
         return None
 
+
+class JsonRpc:
+    """JSON-RPC 2.0 over WebSockets: answers to requests, and a notification of each new status."""
+
+    def __init__(self, remote_access: RemoteAccess) -> None:
+        self._rpc = RemoteAccessRpc(remote_access, other_sections=lambda: {"gateway": {"name": "example"}})
+
+    async def serve(self, websocket: WebSocketConnection) -> NoReturn:
+        """Serve one client. It ends in a group with `ConnectionClosed`."""
+        async with trio.open_nursery() as nursery:
+            # A slow client delays only its own task: `notifications` skips outdated statuses.
+            nursery.start_soon(self._notify, websocket)
+            await self._answer(websocket)
+
     async def _notify(self, websocket: WebSocketConnection) -> None:
         notifications: AsyncIterator[dict[str, Any]] = self._rpc.notifications()
         try:
@@ -133,7 +145,7 @@ class Gateway:
         except ConnectionClosed:
             pass  # `_answer` raises the same
 
-    async def _answer(self, websocket: WebSocketConnection) -> None:
+    async def _answer(self, websocket: WebSocketConnection) -> NoReturn:
         while True:
             answer = await self._answer_to(await websocket.get_message())
             if answer is not None:

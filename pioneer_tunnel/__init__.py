@@ -36,6 +36,7 @@ from ._model.errors import (
     UnknownError,
     UnsupportedTransportError,
 )
+from ._model.explanations import Cause, Explanation, explain
 from ._model.keys import PublicKey, RelayKey, new_relay_key
 from ._model.proxies import Proxy, ProxyCredentials
 from ._model.public_names import publish as _publish
@@ -67,10 +68,12 @@ from .yamux import Limits
 __all__ = [
     "Access",
     "Address",
+    "Cause",
     "Certificate",
     "Dialer",
     "EnvironmentKeystore",
     "ErrorKind",
+    "Explanation",
     "FileKeystore",
     "HttpsAddress",
     "InvalidSettingsError",
@@ -128,6 +131,7 @@ __all__ = [
     "__version__",
     "abandon",
     "dial_tcp",
+    "explain",
     "forward",
     "new_relay_key",
     "open_tunnel",

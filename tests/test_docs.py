@@ -11,9 +11,10 @@ from typing import Final
 
 import pytest
 from documents import DOCS, DOCUMENTS, ROOT, anchors_of, blocks, links_of
-from errors_page import causes_of, classes_of, errors_page
+from errors_page import errors_page
 
-from pioneer_tunnel import ErrorKind
+from pioneer_tunnel import ErrorKind, explain
+from pioneer_tunnel._model.explanations import causes_of, classes_of
 
 NAMED: Final = re.compile(r"\btest_[a-z0-9_]+\b(?!\.py)")
 REFERENCE: Final = sorted((DOCS / "reference").glob("pioneer_tunnel*.rst"))
@@ -85,9 +86,12 @@ def test_every_error_kind_has_causes_with_cures(kind: ErrorKind) -> None:
     assert classes_of(kind)
     for cls in classes_of(kind):
         assert causes_of(cls), cls
-        for cause, cure in causes_of(cls):
-            assert cause, cls
-            assert cure.endswith("."), (cls, cause)
+        for cause in causes_of(cls):
+            assert cause.text, cls
+            assert cause.cure.endswith("."), (cls, cause)
+    explanation = explain(kind)
+    assert explanation.summary.endswith(".")
+    assert [*explanation.causes] == [cause for cls in classes_of(kind) for cause in causes_of(cls)]
 
 
 def test_the_messages_that_the_troubleshooting_quotes_are_said() -> None:

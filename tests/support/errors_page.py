@@ -7,10 +7,10 @@ import re
 import sys
 from typing import Final
 
-import pioneer_tunnel
 from pioneer_tunnel import ErrorKind, TunnelError
+from pioneer_tunnel._model.explanations import causes_of, classes_of
 
-__all__ = ["causes_of", "classes_of", "errors_page"]
+__all__ = ["errors_page"]
 
 _INTRODUCTION: Final = """# Every error kind
 
@@ -47,23 +47,6 @@ def errors_page() -> str:
     return _INTRODUCTION + "".join(_section(kind) for kind in ErrorKind)
 
 
-def classes_of(kind: ErrorKind) -> list[type[TunnelError]]:
-    """The exceptions of a kind, the general one first."""
-    public = [getattr(pioneer_tunnel, name) for name in pioneer_tunnel.__all__]
-    found = [cls for cls in public if inspect.isclass(cls) and issubclass(cls, TunnelError) and cls is not TunnelError]
-    return sorted((cls for cls in found if cls.kind is kind), key=lambda cls: len(cls.__mro__))
-
-
-def causes_of(cls: type[TunnelError]) -> list[tuple[str, str]]:
-    """The causes in a docstring, each with its cure."""
-    items = re.findall(r"^- (.*(?:\n  .*)*)", inspect.getdoc(cls) or "", re.MULTILINE)
-    causes = []
-    for item in items:
-        cause, _, cure = " ".join(item.split()).partition(". ")
-        causes.append((cause, re.sub(r"\bdocs/([\w-]+\.md)", r"[\1](\1)", cure)))
-    return causes
-
-
 def _section(kind: ErrorKind) -> str:
     classes = classes_of(kind)
     parts = [f"\n## `{kind}`\n"]
@@ -74,8 +57,12 @@ def _section(kind: ErrorKind) -> str:
         if cls is classes[0]:
             parts.append(f"\nStatus: {_shown(cls)}\n")
         parts.append("\n| cause | what to do |\n|---|---|\n")
-        parts += [f"| {cause} | {cure} |\n" for cause, cure in causes_of(cls)]
+        parts += [f"| {cause.text} | {_linked(cause.cure)} |\n" for cause in causes_of(cls)]
     return "".join(parts)
+
+
+def _linked(cure: str) -> str:
+    return re.sub(r"\bdocs/([\w-]+\.md)", r"[\1](\1)", cure)
 
 
 def _shown(cls: type[TunnelError]) -> str:
