@@ -28,7 +28,7 @@ import json
 import logging
 import secrets
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -231,7 +231,8 @@ async def main(folder: Path, port: int) -> None:
         print(f"clients show the bearer token {token}", flush=True)
 
 
-if __name__ == "__main__":
+def run_gateway(main: Callable[[Path, int], Awaitable[None]]) -> None:
+    """Run `main(FOLDER, PORT)` with the arguments of the command line, until interrupted."""
     logging.basicConfig(level=logging.INFO)
     folder, port = Path(*sys.argv[1:2]), (sys.argv[2:] or ["0"])[0]
     if not 2 <= len(sys.argv) <= 3 or not port.isdecimal() or int(port) > 65535:
@@ -250,3 +251,7 @@ if __name__ == "__main__":
             error = error.exceptions[0]
         problem = str(error)
     sys.exit(problem)
+
+
+if __name__ == "__main__":
+    run_gateway(main)

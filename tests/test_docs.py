@@ -91,6 +91,7 @@ def test_every_error_kind_has_causes_with_cures(kind: ErrorKind) -> None:
             assert cause.cure.endswith("."), (cls, cause)
     explanation = explain(kind)
     assert explanation.summary.endswith(".")
+    assert all(cls.final == explanation.final for cls in classes_of(kind))
     assert [*explanation.causes] == [cause for cls in classes_of(kind) for cause in causes_of(cls)]
 
 

@@ -115,6 +115,8 @@ WRONG_ARGUMENTS: Final = [
     ["embedded_gateway.py", SECRET],
     ["embedded_gateway.py", ".", SECRET],
     ["embedded_gateway.py"],
+    ["gateway_with_settings/settings_gateway.py", "."],
+    ["gateway_with_settings/settings_gateway.py", SECRET],
     ["small_gateway.py", SECRET],
     ["small_gateway.py", "65536"],
     ["remote_access_client.py", "--token-file", "nofile", "ws://127.0.0.1:9", "status"],

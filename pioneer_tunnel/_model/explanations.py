@@ -41,10 +41,12 @@ class Explanation:
 
     Attributes:
         summary: what is wrong, in one sentence or two.
+        final: whether no further attempt is made; one is all the same where a status has a `retry_at_unix`.
         causes: what may have caused it, each with its cure.
     """
 
     summary: str
+    final: bool
     causes: tuple[Cause, ...]
 
 
@@ -52,7 +54,7 @@ def explain(kind: ErrorKind) -> Explanation:
     """What `kind` means and what to do, for a screen that shows a status. The same as docs/errors.md has."""
     classes = classes_of(kind)
     summary, _, _ = (classes[0].__doc__ or "").partition("\n")
-    return Explanation(summary, tuple(cause for cls in classes for cause in causes_of(cls)))
+    return Explanation(summary, classes[0].final, tuple(cause for cls in classes for cause in causes_of(cls)))
 
 
 def classes_of(kind: ErrorKind) -> list[type[TunnelError]]:
