@@ -260,6 +260,8 @@ async def test_guesses_are_counted_for_each_address(autojump_clock: trio.testing
         (b"GET / HTTP/1.0\r\n\r\n", 421),
         (b"GET http://evil.test/ HTTP/1.1\r\nHost: {host}\r\n\r\n", 404),
         (b"GET /../gateway.toml HTTP/1.1\r\nHost: {host}\r\n\r\n", 404),
+        (b"HEAD / HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\n\r\n", 404),
+        (b"OPTIONS / HTTP/1.1\r\nHost: {host}\r\nOrigin: http://evil.test\r\n\r\n", 403),
         (b"GET /nothing HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\n\r\n", 404),
         (b"GET / HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nUpgrade: websocket\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: {host}\r\nOrigin: null\r\nOrigin: http://{host}\r\n\r\n", 403),

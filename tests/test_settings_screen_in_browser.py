@@ -261,7 +261,6 @@ async def foreign_site(heard: list[bytes]) -> AsyncIterator[int]:
         async with stream:
             heard.append(await read_until(stream, b"\r\n\r\n"))
             await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 1\r\n\r\n\n")
-            await stream.send_eof()
 
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with in_background(lambda: trio.serve_listeners(serve, [listener])):

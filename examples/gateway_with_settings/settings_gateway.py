@@ -182,7 +182,7 @@ class Gateway:
 
     async def _open(self, stream: trio.abc.Stream, door: Door) -> tuple[Session | None, PrefixedStream] | None:
         """Answer an HTTP request. A WebSocket that is let in is returned, with its session if it is a browser's."""
-        http, head, headers = h11.Connection(h11.SERVER), b"", NO_HEADERS
+        http, head, headers, method = h11.Connection(h11.SERVER), b"", NO_HEADERS, b""
         try:
             while not isinstance(request := http.next_event(), h11.Request):
                 data = await stream.receive_some(16 * 1024)
@@ -190,9 +190,10 @@ class Gateway:
                     return None
                 head += data
                 http.receive_data(bytes(data))
+            method = request.method
             host = check_host(request, door)
             headers = safety_headers(door, host)
-            check_origin(request, door, host, needed=request.method != b"GET")
+            check_origin(request, door, host, needed=method != b"GET")
             if header(request, b"upgrade") is not None:
                 return self._admit(request, door, host), PrefixedStream(stream, head)
             answer = self._answer_to(request, door)
@@ -204,7 +205,7 @@ class Gateway:
         fields = [*headers, *answer.headers, *length, ("Connection", "close")]
         parts = [
             h11.Response(status_code=answer.status, headers=fields),
-            h11.Data(data=answer.body),
+            h11.Data(data=b"" if method == b"HEAD" else answer.body),
             h11.EndOfMessage(),
         ]
         await stream.send_all(b"".join(http.send(part) or b"" for part in parts))

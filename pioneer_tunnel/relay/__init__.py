@@ -8,6 +8,7 @@ inherited, handover            sockets from systemd or from the process before; 
 accept_loop                    accept connections, or reset them
 connection                     an accepted connection, with a task or without
 admission, rates               limits on connections, visitors and failed proofs
+dashboard                      the operator's page, for this host alone
 request_head                   read the first request of a connection
 gateways/endpoint              a gateway connects and proves its key
 gateways/session               a connected gateway

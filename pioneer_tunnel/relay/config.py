@@ -46,6 +46,7 @@ from .._storage.validation import (
     structure,
     whole_number,
 )
+from .dashboard.address import DashboardAddress, dashboard_address
 from .limits import RelayLimits
 from .tunnels import LABEL_LIMIT, Addresses, Route, TunnelEntry, each_address, listening_addresses, tunnels
 
@@ -150,6 +151,15 @@ def _tunnel_address_is_taken(
     return None
 
 
+def _page_needs_an_address(
+    dashboard: DashboardAddress | None, control_addr: Addresses, ingress_addr: Addresses
+) -> str | None:
+    for name, own in (("control_addr", control_addr), ("ingress_addr", ingress_addr)):
+        if isinstance(dashboard, Address) and dashboard.port != 0 and dashboard in each_address(own):
+            return f"is {name} too; it needs an address of its own"
+    return None
+
+
 def _routes(tunnels: Sequence[TunnelEntry]) -> Iterator[tuple[str, Route]]:
     """All routes, each after its key path."""
     for index, tunnel in enumerate(tunnels):
@@ -200,6 +210,8 @@ class RelayConfig:
         names_file: the file in which the relay keeps the names that gateways create below wildcards; see
             `names_path`. Needed where a tunnel has a wildcard.
         reserved_names: names that no gateway may create below a wildcard.
+        dashboard: where a page for the operator listens, a loopback address or a Unix socket; None (default) for no
+            page. It has no login: whoever can connect there can read it.
         base_dir: the folder that relative paths start from: that of the file. Not a key of the table.
 
     Raises:
@@ -226,6 +238,9 @@ class RelayConfig:
     tunnels: tuple[TunnelEntry, ...] = attrs.field(default=(), converter=tunnels)
     names_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     reserved_names: tuple[str, ...] = attrs.field(default=RESERVED_NAMES, converter=_labels)
+    dashboard: DashboardAddress | None = attrs.field(
+        default=None, converter=attrs.converters.optional(dashboard_address)
+    )
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
@@ -234,6 +249,7 @@ class RelayConfig:
         Rule(("ingress_tls", "tls_certificate"), _no_certificate),
         Rule(("ingress_tls", "control_tls", "ingress_addr", "control_addr"), _shared_address_needs_one_tls_setting),
         Rule(("names_file", "tunnels"), _no_file_for_names),
+        Rule(("dashboard", "control_addr", "ingress_addr"), _page_needs_an_address),
         Rule(("tunnels", "control_addr", "ingress_addr"), _tunnel_address_is_taken),
         Rule(("tunnels", "public_names", "control_addr", "ingress_addr"), _public_name_passes_through),
     )

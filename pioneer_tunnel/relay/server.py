@@ -45,6 +45,8 @@ from .admission import Admission
 from .config import RelayConfig
 from .connection import Connection, log_unforeseen
 from .counts import RelayCounts
+from .dashboard.address import DashboardAddress, listen as listen_locally, name_of_socket, remove_socket
+from .dashboard.site import Dashboard
 from .gateways.endpoint import GatewayEndpoint, wants_gateway
 from .gateways.expected import Expected
 from .gateways.registry import Directory, LocalDirectory, LocalRegistry, Registry
@@ -81,11 +83,13 @@ class RelayAddresses:
         all_control: the addresses for gateways.
         all_ingress: the addresses for visitors.
         all_tunnels: for each tunnel with a `bind_addr`, by tunnel id, the addresses for its visitors.
+        dashboard: the address of the operator's page; None if there is none.
     """
 
     all_control: tuple[Address, ...]
     all_ingress: tuple[Address, ...]
     all_tunnels: dict[str, tuple[Address, ...]]
+    dashboard: DashboardAddress | None = None
 
     @property
     def control(self) -> Address:
@@ -154,6 +158,8 @@ class Relay:
         self._drain_asked: Final = trio.Event()
         self._ended = trio.Event()
         self._since: Final = wall_clock()
+        self._wall_clock: Final = wall_clock
+        self._handed_over = False
         self._counts: Final = RelayCounts()
         self._admission: Final = Admission(
             config.limits,
@@ -277,6 +283,7 @@ class Relay:
     def handover(self) -> Handover:
         """What a successor of this process needs. Call it while `serve` runs."""
         assert self._bound is not None
+        self._handed_over = True
         return Handover(
             descriptors={
                 name: [listener.socket.fileno() for listener in listeners]
@@ -330,16 +337,35 @@ class Relay:
             accept_loop, connections, lambda route: functools.partial(self._begin_bound, route), self._inherited
         )
         await self._bound.update(config.tunnels, config.all_addresses)
+        dashboard = None if config.dashboard is None else await self._open_dashboard(config.dashboard, accepting)
         return RelayAddresses(
             all_control=tuple(listening[address] for address in control),
             all_ingress=tuple(listening[address] for address in ingress),
             all_tunnels=self._bound.addresses,
+            dashboard=dashboard,
         )
+
+    async def _open_dashboard(self, address: DashboardAddress, accepting: trio.Nursery) -> DashboardAddress:
+        name = name_of_socket(address)
+        self._listeners[name] = listeners = await listen_locally(address, self._inherited.take(name))
+        dashboard = Dashboard(lambda: self._config, self.stats, self._wall_clock)
+
+        async def serve() -> None:
+            try:
+                await dashboard.serve(listeners)
+            finally:
+                if not self._handed_over:  # else it is the successor's
+                    remove_socket(address)
+
+        accepting.start_soon(serve)
+        return bound_address(address, listeners) if isinstance(address, Address) else address
 
     def _log_start(self, addresses: RelayAddresses) -> None:
         _log.info("gateways at %s, visitors at %s", _listed(addresses.all_control), _listed(addresses.all_ingress))
         for tunnel_id, bound in addresses.all_tunnels.items():
             _log.info("visitors of tunnel %s at %s", tunnel_id, _listed(bound))
+        if addresses.dashboard is not None:
+            _log.info("the operator's page at %s", addresses.dashboard)
         self._warn_of_clear_text(addresses)
         if self._admission.most_connections < self._config.limits.connections:
             _log.warning(

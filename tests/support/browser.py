@@ -96,7 +96,7 @@ class Tab:
             "axe.run().then(({violations}) => violations.map("
             "({id, nodes}) => id + ': ' + nodes.map((node) => node.html + ' ' + node.failureSummary).join()))"
         )
-        assert found == []
+        assert found == [], found
         assert await self.run("document.documentElement.scrollWidth <= innerWidth"), "it has to be scrolled sideways"
 
 

@@ -1,0 +1,90 @@
+"""Where the operator's page listens: a loopback port, or a Unix socket. It has no login, so other hosts get nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import trio
+
+from ..._model.addresses import Address, UnixAddress, is_loopback
+from ..._storage.validation import a_text
+
+__all__ = ["DashboardAddress", "dashboard_address", "listen", "name_of_socket", "remove_socket"]
+
+DashboardAddress: TypeAlias = Address | UnixAddress
+
+_ALLOWED: Final = 'allowed is a loopback address such as "127.0.0.1:9090", or "unix:/path/to/socket"'
+
+
+def dashboard_address(value: str | DashboardAddress) -> DashboardAddress:
+    """A converter: the address of the operator's page.
+
+    Raises:
+        ValueError: it can be reached from other hosts, or is no address.
+    """
+    if not isinstance(value, Address | UnixAddress):
+        text = a_text(value, _ALLOWED)
+        value = UnixAddress.parse(text) if text.startswith("unix:") else Address.parse(text, listening=True)
+    if isinstance(value, Address) and not is_loopback(value.host):
+        raise ValueError(f"other hosts could reach it there, and it has no login; {_ALLOWED}")
+    return value
+
+
+def name_of_socket(address: DashboardAddress) -> str:
+    """The name of its socket among those that a process inherits, see `Inherited`."""
+    return address.path if isinstance(address, UnixAddress) else str(address)
+
+
+async def listen(address: DashboardAddress, inherited: Sequence[socket.socket] = ()) -> list[trio.SocketListener]:
+    """Listen at `address`, or go on listening with the sockets that were `inherited` for it.
+
+    Only the user of this process may connect to a Unix socket that is made here. One that nobody listens at any more is
+    replaced.
+
+    Raises:
+        OSError: the system refused; the message names the address.
+    """
+    if inherited:
+        return [trio.SocketListener(trio.socket.from_stdlib_socket(given)) for given in inherited]
+    try:
+        if isinstance(address, UnixAddress):
+            return [_listen_unix(address.path)]
+        return await trio.open_tcp_listeners(address.port, host=address.host)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen at {address}: {error.strerror}") from error
+
+
+def remove_socket(address: DashboardAddress) -> None:
+    """Remove the file of a Unix socket."""
+    if isinstance(address, UnixAddress):
+        with suppress(FileNotFoundError):
+            Path(address.path).unlink()
+
+
+def _listen_unix(path: str) -> trio.SocketListener:
+    if not hasattr(socket, "AF_UNIX"):
+        raise OSError(errno.EAFNOSUPPORT, "this system has no Unix sockets")
+    with socket.socket(socket.AF_UNIX) as probe:
+        if probe.connect_ex(path) == 0:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    if Path(path).exists() and not Path(path).is_socket():
+        raise OSError(errno.EEXIST, "there is a file of another kind")
+    listener = socket.socket(socket.AF_UNIX)
+    made = f"{path}.{os.getpid()}"
+    try:
+        listener.bind(made)
+        Path(made).chmod(0o600)
+        listener.listen()
+        Path(made).replace(path)  # nobody could connect before its mode was set
+        return trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+    except BaseException:
+        listener.close()
+        with suppress(OSError):
+            Path(made).unlink()
+        raise
