@@ -102,12 +102,9 @@ async def test_the_cookie_alone_opens_nothing(tmp_path: Path) -> None:
             assert (await at.ask("DELETE", "/session", cookie | origin | {"Page-Secret": wrong})).status == 401
         for protocols in ((), ("remote-access",), (f"page-secret.{other_secret}",), ("page-secret.",)):
             assert await at.status_of_websocket(cookie | origin, *protocols) == 401
-        for cookies in (
-            {},
-            {"Cookie": "settings="},
-            {"Cookie": f"{cookie['Cookie']}x"},
-            {"Cookie": "settings=x; " * 2},
-        ):
+        twice = f"{cookie['Cookie']}; {cookie['Cookie']}"  # another port has set one: which one is ours is not clear
+        for value in ("settings=", f"{cookie['Cookie']}x", twice, "settings", "\u00e9"):
+            cookies = {"Cookie": value}
             assert await at.status_of_websocket(cookies | origin, f"page-secret.{secret}") == 401
             assert (await at.ask("GET", "/session", cookies | {"Page-Secret": secret})).status == 401
 

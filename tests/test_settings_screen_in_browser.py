@@ -12,7 +12,7 @@ from typing import Final
 import attrs
 import pytest
 import trio
-from browser import Tab, needs_chromium, open_browser
+from browser import Tab, needs_axe, needs_chromium, open_browser
 from example_programs import ROOT, running
 from rig import HOST, KEY, eventually, free_port, in_background, read_until
 from screen_rig import TOKEN, Site, site, sites
@@ -68,6 +68,7 @@ STATUSES: Final = [
 ]
 
 
+@needs_axe
 async def test_every_status_can_be_read_by_everybody(tmp_path: Path) -> None:
     async with site(tmp_path) as at, open_browser(tmp_path / "profile") as browser:
         tab = await browser.open()

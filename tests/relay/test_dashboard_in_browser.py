@@ -10,7 +10,7 @@ from typing import Any, Final
 import attrs
 import pytest
 import trio
-from browser import Tab, needs_chromium, open_browser
+from browser import Tab, needs_axe, needs_chromium, open_browser
 from rig import HOST, RelayRig, in_background, read_all, relay_rig, request, tunnel_entry
 
 from pioneer_tunnel import StreamStats, new_relay_key
@@ -76,6 +76,7 @@ def staged(stats: RelayStats, step: int) -> RelayStats:
     return attrs.evolve(stats, tunnels=tunnels, streams=streams, refusals_total=refusals, since_unix=1_796_000_000.0)
 
 
+@needs_axe
 async def test_every_state_can_be_read_by_everybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The numbers are staged here; that they are those of the relay is the subject of the next test."""
     step, draining = 0, False

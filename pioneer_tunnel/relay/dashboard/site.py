@@ -92,8 +92,7 @@ class Dashboard:
         try:
             self._free.acquire_nowait()
         except trio.WouldBlock:
-            await trio.aclose_forcefully(stream)
-            return
+            return  # `serve_listeners` closes it
         try:
             with trio.move_on_after(REQUEST_TIMEOUT):
                 async with stream:
