@@ -43,6 +43,7 @@ nitpick_ignore = [
         "pioneer_tunnel.relay.gateways.registry.Directory",
         "pioneer_tunnel.relay.gateways.registry.Registry",
         "pioneer_tunnel.relay.gateways.takeover.TakeoverRules",
+        "pioneer_tunnel.transports.counts.TunnelCounts",
         "pioneer_tunnel.relay.handover.Handover",
         "pioneer_tunnel.relay.inherited.Inherited",
         "pioneer_tunnel.testing.faulty_dialer.RelayInMemory",

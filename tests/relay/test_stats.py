@@ -96,7 +96,7 @@ async def test_a_session_says_how_it_stands() -> None:
         assert mine.engine in {"websockets", "trio-websocket"}
         assert mine.round_trip_ms is not None
         assert mine.since_unix >= tunnel.stats().since_unix
-        assert not (mine.suspended or mine.draining or its.suspended or its.draining)
+        assert not any((mine.suspended, mine.draining, its.suspended, its.draining))
 
 
 async def test_reconnects_are_counted_and_the_counts_of_streams_go_on() -> None:
