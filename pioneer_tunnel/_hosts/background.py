@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, NoReturn, TypeAlias, Unpack, final
 
 import attrs
@@ -46,7 +46,7 @@ class Forwards:
 
 async def run_tunnel(
     started: Callable[[Tunnel], object],
-    relay: str | RelayAddress,
+    relay: str | RelayAddress | Sequence[str | RelayAddress],
     serves: Serves | Forwards | None,
     *,
     key: RelayKey,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, final
 
@@ -11,7 +11,7 @@ import attrs
 
 from .text import clean_message
 
-__all__ = ["ErrorKind", "State", "Status"]
+__all__ = ["ErrorKind", "LinkStatus", "State", "Status"]
 
 
 class State(enum.StrEnum):
@@ -58,7 +58,72 @@ def _on_wire(value: object) -> object:
             return str(value)
         case Mapping():
             return dict(value)
+        case tuple():
+            return [link.to_wire() for link in value]
     return value
+
+
+def _fields_on_wire(value: attrs.AttrsInstance) -> dict[str, Any]:
+    """The fields of `value` that are not None."""
+    return {
+        field.name: _on_wire(held)
+        for field in attrs.fields(type(value))
+        if (held := getattr(value, field.name)) is not None
+    }
+
+
+@final
+@attrs.frozen(kw_only=True)
+class LinkStatus:
+    """One of a tunnel's links at one moment.
+
+    Attributes:
+        up: whether it carries visitors.
+        relay: the relay's address; None while there is none for this link.
+        public_url: where visitors reach the gateway through this link, as the relay sent it; None unless it is up.
+        error_kind: why it is down; None while it makes its first attempt.
+        message: the same for a person, as in `Status`.
+    """
+
+    up: bool
+    relay: str | None = None
+    public_url: str | None = None
+    error_kind: ErrorKind | None = None
+    message: str | None = attrs.field(default=None, converter=_message)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Its form in the gateway contract; a field that is None is absent."""
+        return _fields_on_wire(self)
+
+    @classmethod
+    def from_wire(cls, wire: object) -> LinkStatus:
+        """Read the form of the gateway contract. Unknown keys are ignored.
+
+        Raises:
+            ValueError: naming the field, when one has a value that is not allowed.
+        """
+        if not isinstance(wire, Mapping) or not isinstance(wire.get("up"), bool):
+            raise ValueError("status: 'links' is not an array of objects with 'up'")  # noqa: TRY004  # what it promises
+        known = {field.name for field in attrs.fields(LinkStatus)}
+        texts = {name: wire[name] for name in known - {"up"} if wire.get(name) is not None}
+        for name, value in texts.items():
+            if not isinstance(value, str):
+                raise ValueError(f"status: {name!r} of 'links' is {value!r}, no text")  # noqa: TRY004  # as above
+        if "error_kind" in texts:
+            texts["error_kind"] = _error_kind(texts["error_kind"])
+        return cls(up=wire["up"], **texts)
+
+
+def _error_kind(word: object) -> ErrorKind:
+    try:
+        return ErrorKind(word)  # type: ignore[arg-type]  # whatever it is, it may be wrong
+    except ValueError:
+        kinds = [*map(str, ErrorKind)]
+        raise ValueError(f"status: 'error_kind' is {word!r}, not one of {kinds}") from None
+
+
+def _links(links: Iterable[LinkStatus] | None) -> tuple[LinkStatus, ...] | None:
+    return None if links is None else tuple(links)
 
 
 @final
@@ -77,6 +142,9 @@ class Status:
         relay_rtt_ms: the last round trip to the relay, in milliseconds.
         services: where visitors reach each service that the gateway offers, by name, as the relay sent it; None for a
             gateway that offers no named ones.
+        links_up: how many links are up; None for a tunnel with one link.
+        links_wanted: how many it has; None for a tunnel with one link.
+        links: each of them; None for a tunnel with one link.
     """
 
     state: State
@@ -88,6 +156,9 @@ class Status:
     retry_at_unix: int | None = None
     relay_rtt_ms: float | None = None
     services: Mapping[str, str] | None = attrs.field(default=None, converter=_mapping, hash=False)
+    links_up: int | None = None
+    links_wanted: int | None = None
+    links: tuple[LinkStatus, ...] | None = attrs.field(default=None, converter=_links)
 
     def says_the_same_as(self, other: Status) -> bool:
         """True when state, error kind and message are equal. Then `updated_at_unix` stays."""
@@ -96,23 +167,20 @@ class Status:
     def is_news_after(self, other: Status) -> bool:
         """True when a client that has been notified of `other` must be notified of this.
 
-        That is so when state, error kind, message, public URL or services change, or when there is a new retry time. A
-        new round trip, and a retry time that is over, are no news.
+        That is so when state, error kind, message, public URL or services change, when a link comes up or goes down, or
+        when there is a new retry time. A new round trip, and a retry time that is over, are no news.
         """
         return (
             not self.says_the_same_as(other)
             or self.public_url != other.public_url
             or self.services != other.services
+            or _which_are_up(self) != _which_are_up(other)
             or (self.retry_at_unix is not None and self.retry_at_unix != other.retry_at_unix)
         )
 
     def to_wire(self) -> dict[str, Any]:
         """The `STATUS` object of the gateway contract; a field that is None is absent."""
-        return {
-            field.name: _on_wire(value)
-            for field in attrs.fields(Status)
-            if (value := getattr(self, field.name)) is not None
-        }
+        return _fields_on_wire(self)
 
     @classmethod
     def from_wire(cls, wire: Mapping[str, Any]) -> Status:
@@ -129,11 +197,11 @@ class Status:
         except ValueError:
             raise ValueError(f"status: 'state' is {fields['state']!r}, not one of {[*map(str, State)]}") from None
         if "error_kind" in fields:
-            try:
-                fields["error_kind"] = ErrorKind(fields["error_kind"])
-            except ValueError:
-                kinds = [*map(str, ErrorKind)]
-                raise ValueError(f"status: 'error_kind' is {fields['error_kind']!r}, not one of {kinds}") from None
+            fields["error_kind"] = _error_kind(fields["error_kind"])
+        if "links" in fields:
+            if not isinstance(fields["links"], list | tuple):
+                raise ValueError("status: 'links' is not an array of objects with 'up'")
+            fields["links"] = [LinkStatus.from_wire(link) for link in fields["links"]]
         services = fields.get("services")
         if services is not None and not (
             isinstance(services, Mapping)
@@ -156,4 +224,10 @@ _WIRE_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "attempt": (int,),
     "retry_at_unix": (int,),
     "relay_rtt_ms": (int, float),
+    "links_up": (int,),
+    "links_wanted": (int,),
 }
+
+
+def _which_are_up(status: Status) -> list[tuple[bool, str | None]]:
+    return [(link.up, link.public_url) for link in status.links or ()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Final, Unpack, final
@@ -103,7 +103,7 @@ class Tunnel:
 
 @asynccontextmanager
 async def open_tunnel(
-    relay: str | RelayAddress,
+    relay: str | RelayAddress | Sequence[str | RelayAddress],
     *,
     key: RelayKey,
     forward_to: str | LocalAddress | LocalServers | None = None,

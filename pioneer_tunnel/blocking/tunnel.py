@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Final, Self, Unpack, final
@@ -110,7 +110,7 @@ class Tunnel:
 
 
 def open_tunnel(
-    relay: str | RelayAddress,
+    relay: str | RelayAddress | Sequence[str | RelayAddress],
     *,
     key: RelayKey,
     forward_to: str | LocalAddress | LocalServers | None,

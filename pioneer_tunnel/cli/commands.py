@@ -6,6 +6,7 @@ import functools
 import logging
 import secrets
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -23,6 +24,7 @@ from .._net.descriptor_limit import raise_descriptor_limit
 from .._net.tls.certificate import Certificate
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
 from .._version import __version__
+from .._wire.links import MOST_LINKS
 from ..access.guard import check_files
 from ..access.rules import Access
 from ..relay import Relay
@@ -120,7 +122,18 @@ def new_identity() -> None:
 
 @pioneer_tunnel.command(cls=Command)
 @click.argument("local", nargs=-1, required=True)
-@click.option("--relay", "relay_address", required=True, help="ws:// or wss:// URL, or host:port (for wss, tcp, tls).")
+@click.option(
+    "--relay",
+    "relay_addresses",
+    required=True,
+    multiple=True,
+    help="ws:// or wss:// URL, or host:port (for wss, tcp, tls). May be repeated for several relays.",
+)
+@click.option(
+    "--links",
+    type=click.IntRange(1, MOST_LINKS),
+    help="How many links to keep; by default one to each relay.",
+)
 @click.option(
     "--transport",
     type=Choice(["websocket", "tcp", "tls"]),
@@ -191,7 +204,8 @@ def new_identity() -> None:
 def expose(  # noqa: PLR0917  # click passes them by name
     log_handler: logging.Handler,
     local: tuple[str, ...],
-    relay_address: str,
+    relay_addresses: tuple[str, ...],
+    links: int | None,
     transport: str,
     key_mode: str,
     key_file: Path,
@@ -244,7 +258,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
     if services is not None and transport != "websocket":
         raise click.UsageError("NAME=LOCAL is for a relay of --transport websocket")
     _refuse_idle_options(
-        relay_address,
+        relay_addresses,
         transport,
         tls_to_proxy=isinstance(proxy, Proxy) and proxy.scheme == "https",
         ca_file=ca_file,
@@ -260,8 +274,9 @@ def expose(  # noqa: PLR0917  # click passes them by name
 
     def open_with(key: RelayKey) -> AbstractAsyncContextManager[Tunnel]:
         return open_tunnel(
-            relay_address,
+            relay_addresses,
             key=key,
+            links=links,
             service=service,
             ca_file=ca_file,
             system_trust=system_trust,
@@ -330,7 +345,7 @@ def _access(
 
 
 def _refuse_idle_options(
-    relay_address: str,
+    relay_addresses: Sequence[str],
     transport: str,
     *,
     tls_to_proxy: bool,
@@ -342,7 +357,8 @@ def _refuse_idle_options(
 ) -> None:
     """Refuse options that would have no effect. Whoever names a CA expects TLS, for example."""
     native = transport == "websocket"
-    if not tls_to_proxy and (transport == "tcp" or (native and relay_address.lower().startswith("ws://"))):
+    in_clear = all(address.lower().startswith("ws://") for address in relay_addresses)
+    if not tls_to_proxy and (transport == "tcp" or (native and in_clear)):
         wanted = "a wss:// address" if native else "--transport tls"
         for option, given in (("--ca-file", ca_file is not None), ("--system-trust", system_trust != "openssl")):
             if given:

@@ -43,6 +43,7 @@ from .._storage.validation import (
     whole_number,
 )
 from .._wire.handshake import MAX_HEARTBEAT_MS, MIN_HEARTBEAT_MS
+from .._wire.links import MOST_LINKS
 from ..access.rules import Access, an_access
 from ..transports.process.config import ProcessConfig, a_process
 from ..transports.rathole.key_mode import KeyMode
@@ -50,6 +51,8 @@ from .tls_config import TlsConfig, a_tls
 
 __all__ = ["RemoteAccessConfig", "Transport"]
 
+DEFAULT_RELAY: Final = RelayAddress(None, "relay-eu-west-1.getpioneer.dev", 2333)
+MOST_RELAYS: Final = 16
 SERVICE_NAME_LIMIT: Final = 128
 _TABLE: Final = "gateway.remote_access"
 _MINUTE_MS: Final = 60_000
@@ -120,6 +123,31 @@ def _relay_address(value: str | RelayAddress) -> RelayAddress:
     if isinstance(value, RelayAddress):
         return value
     return RelayAddress.parse(a_text(value, "allowed is host:port or a ws:// or wss:// URL, as a string"))
+
+
+def _relay_addresses(value: Sequence[str | RelayAddress]) -> tuple[RelayAddress, ...]:
+    given: object = value
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+        raise TypeError("allowed is an array of addresses")
+    if len(given) > MOST_RELAYS:
+        raise ValueError(f"allowed are {MOST_RELAYS} relays at most")
+    addresses: list[RelayAddress] = []
+    problems = []
+    for index, item in enumerate(value):
+        try:
+            addresses.append(_relay_address(item))
+        except (TypeError, ValueError) as error:
+            key = f"[{index}]"
+            problems.append(Problem(key=key, value=shown(key, item), message=redact_reason(str(error), item)))
+    if problems:
+        raise RefusedItemsError(problems)
+    return tuple(addresses)
+
+
+def _first_relay(config: Any) -> RelayAddress:
+    """The default of `relay_addr`. `relay_addrs` may have been refused."""
+    addresses = config.relay_addrs
+    return addresses[0] if isinstance(addresses, tuple) and addresses else DEFAULT_RELAY
 
 
 def _transport(value: str | None) -> Transport | None:
@@ -204,6 +232,26 @@ def _transport_contradicts(transport: Transport | None, relay_addr: RelayAddress
         f"relay_addr is a {relay_addr.scheme}:// URL, which means websocket; "
         f"leave transport out, or write relay_addr as host:port"
     )
+
+
+def _relays_contradict(
+    relay_addrs: Sequence[RelayAddress], relay_addr: RelayAddress, transport: Transport | None
+) -> str | None:
+    if not relay_addrs:
+        return None
+    if relay_addr != relay_addrs[0]:
+        return "relay_addr is given too; leave one of them out"
+    if transport is Transport.PROCESS and len(relay_addrs) > 1:
+        return "a tunnel program connects to one relay; write relay_addr"
+    if transport is not Transport.WEBSOCKET and len({address.scheme is None for address in relay_addrs}) > 1:
+        return "some are host:port, and some are URLs, which means websocket; write all in the same way"
+    return None
+
+
+def _links_of_a_program(links: int | None, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
+    if links in (None, 1) or _effective(transport, relay_addr) is not Transport.PROCESS:
+        return None
+    return "a tunnel program makes its own connections; leave it out"
 
 
 def _longest_under_first(longest: int, first: int) -> str | None:
@@ -338,7 +386,10 @@ class RemoteAccessConfig:
 
     Attributes:
         runtime_dir: the folder for runtime files; `runtime_path` is its resolved path.
+        relay_addrs: several relays, the preferred ones first, in place of `relay_addr`, which is then the first one.
         relay_addr: the relay.
+        links: how many links to keep, 1 to 8, each to another relay where there are enough; None for one to each relay,
+            and 8 at most. Further relays stand in for those that fail. `effective_links` is what is used.
         local_addr: where the local gateway listens: `host:port`, `unix:/path` or `https://host:port`. `local` has
             the TLS options too.
         service_name: the service's label.
@@ -385,9 +436,11 @@ class RemoteAccessConfig:
     """
 
     runtime_dir: Path = attrs.field(default=Path("remote-access"), converter=a_path)
+    relay_addrs: tuple[RelayAddress, ...] = attrs.field(default=(), converter=_relay_addresses)
     relay_addr: RelayAddress = attrs.field(
-        default=RelayAddress(None, "relay-eu-west-1.getpioneer.dev", 2333), converter=_relay_address
+        default=attrs.Factory(_first_relay, takes_self=True), converter=_relay_address
     )
+    links: int | None = attrs.field(default=None, validator=attrs.validators.optional(whole_number(1, MOST_LINKS)))
     local_addr: LocalAddress = attrs.field(default=Address("127.0.0.1", 17878), converter=_local_address)
     service_name: str = attrs.field(default="pioneer_gateway", validator=label(SERVICE_NAME_LIMIT))
     transport: Transport | None = attrs.field(default=None, converter=_transport)
@@ -425,6 +478,8 @@ class RemoteAccessConfig:
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(("transport", "relay_addr"), _transport_contradicts),
+        Rule(("relay_addrs", "relay_addr", "transport"), _relays_contradict),
+        Rule(("links", "transport", "relay_addr"), _links_of_a_program),
         Rule(("restart_max_ms", "restart_initial_ms"), _longest_under_first),
         Rule(("relay_identity", "transport", "relay_addr"), _pin_unchecked),
         Rule(("heartbeat_ms", "transport", "relay_addr"), _heartbeat_means_nothing),
@@ -482,11 +537,23 @@ class RemoteAccessConfig:
         return _effective(self.transport, self.relay_addr)
 
     @property
+    def effective_relay_addrs(self) -> tuple[RelayAddress, ...]:
+        """The addresses that are dialled: a bare one becomes `wss://` when a WebSocket is named."""
+        websocket = self.effective_transport is Transport.WEBSOCKET
+        return tuple(
+            address.with_scheme("wss") if websocket and address.scheme is None else address
+            for address in self.relay_addrs or [self.relay_addr]
+        )
+
+    @property
     def effective_relay_addr(self) -> RelayAddress:
-        """The address that is dialled: a bare one becomes `wss://` when a WebSocket is named."""
-        if self.effective_transport is Transport.WEBSOCKET and self.relay_addr.scheme is None:
-            return self.relay_addr.with_scheme("wss")
-        return self.relay_addr
+        """The first of `effective_relay_addrs`."""
+        return self.effective_relay_addrs[0]
+
+    @property
+    def effective_links(self) -> int:
+        """How many links are kept."""
+        return min(len(self.relay_addrs) or 1, MOST_LINKS) if self.links is None else self.links
 
     @property
     def runtime_path(self) -> Path:

@@ -81,6 +81,8 @@ class Generation:
             policy=restart_policy(plan.config),
             random=random,
             wall_clock=wall_clock,
+            relays=plan.config.effective_relay_addrs,
+            links=plan.config.effective_links,
             probe=functools.partial(
                 probe_local, plan.config.local, dial=dial, proxy_protocol=plan.config.proxy_protocol
             )

@@ -64,7 +64,7 @@ def effective_config(config: RemoteAccessConfig, settings: Settings) -> RemoteAc
         changes["service_name"] = settings.service_name
     if settings.server is not None and config.allow_server_override:
         try:
-            changes["relay_addr"] = RelayAddress.parse(settings.server)
+            changes |= {"relay_addr": RelayAddress.parse(settings.server), "relay_addrs": ()}
         except ValueError as error:
             message = redact_reason(str(error), settings.server)
         else:
@@ -191,7 +191,8 @@ def make_plan(
     )
     proxy = config.proxy_choice.for_dialer(own=dial is not dial_tcp)
     if name is not Transport.PROCESS:
-        proxy.proxy_for(config.effective_relay_addr.host, config.effective_relay_addr.port)
+        for relay in config.effective_relay_addrs:
+            proxy.proxy_for(relay.host, relay.port)
     checked = usable_key(key, native=False) if built_in is None else built_in.check(key)
     target = Target(
         address=config.effective_relay_addr,

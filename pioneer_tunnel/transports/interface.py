@@ -23,6 +23,7 @@ from .._model.keys import RelayKey
 from .._model.stats import SessionStats
 from .._net.dialing import Dialer, dial_tcp
 from .._net.proxies.choice import WITHOUT_PROXY, ProxyChoice
+from .._wire.links import LinkPlace
 from .._wire.messages import Spread
 from .counts import TunnelCounts
 from .link_checks import LinkChecks
@@ -84,6 +85,7 @@ class Target:
         counts: counts visitors' streams and refusals.
         redial_delay: seconds to wait after an attempt to restore a lost link has failed; it is given how many have
             failed before.
+        place: which of the gateway's links this is; None if it is the only one.
     """
 
     address: RelayAddress
@@ -99,6 +101,7 @@ class Target:
     checks: LinkChecks = attrs.field(factory=LinkChecks, eq=False, repr=False)
     counts: TunnelCounts = attrs.field(factory=TunnelCounts, eq=False, repr=False)
     redial_delay: Callable[[int], float] = attrs.field(default=_doubled, eq=False, repr=False)
+    place: LinkPlace | None = None
 
 
 @final
@@ -113,6 +116,8 @@ class Session:
         drain: asks the relay for no more visitors, and waits until those who are there have gone. The caller sets the
             deadline. None where the transport does not know its visitors.
         stats: the numbers of the session now; None where the transport has none. The caller adds `since_unix`.
+        beside_others: whether the relay keeps this session beside those of the gateway's other links. Otherwise the
+            newest session of a tunnel ends the one before.
     """
 
     id: str | None = None
@@ -120,6 +125,7 @@ class Session:
     services: Mapping[str, str] | None = None
     drain: Callable[[], Awaitable[None]] | None = attrs.field(default=None, eq=False, repr=False)
     stats: Callable[[], SessionStats] | None = attrs.field(default=None, eq=False, repr=False)
+    beside_others: bool = False
 
 
 @final

@@ -41,6 +41,7 @@ from .._wire.handshake import (
     Welcome,
 )
 from .._wire.heartbeat import HEARTBEAT, choose_heartbeat
+from .._wire.links import LINKS, choose_links
 from .._wire.proxy_v2 import MAX_LENGTH, ProxyHeader
 from .._wire.resumption import RESUME, Confirmation, GatewayResumption
 from ..resume import DEFAULT_WINDOW, Carrier, ResumableLink
@@ -209,6 +210,8 @@ class NativeTransport:
                         HEARTBEAT: choose_heartbeat(wanted),
                         CERTIFICATE: choose_certificate(seen, lambda: self._tls_is_opened(address)),
                     }
+                    if target.place is not None:
+                        choices[LINKS] = choose_links(target.place)
                     if resumption is not None:
                         choices[RESUME] = resumption.choose
                     welcome, early = await authenticate(websocket, target, self.relay_identity, offer, choices)
@@ -369,6 +372,7 @@ async def _carry(
                 services=offer.addresses,
                 drain=drain,
                 stats=stats,
+                beside_others=LINKS in welcome.extensions,
             )
         )
         if not target.address.secure and not is_loopback(target.address.host):

@@ -1,8 +1,9 @@
-"""What the attempts of one generation share, so that each attempt uses the experience of earlier ones.
+"""What the attempts of one link share, so that each attempt uses the experience of earlier ones.
 
 - Addresses. A relay's name may resolve to several. One of them may accept TCP and then stay silent, or close during TLS
   or the upgrade. An address counts as tried from the moment that it connects until the tunnel is up through it. The
   next attempt starts with an address that is not tried, or else with the one that was tried the longest time ago.
+  An address that another link uses comes last.
 - The size of packets. Some paths drop large packets without a word. Small ones arrive, so connecting works, and TLS
   stalls with its certificates, or the link with the first large answer. So after a link that was lost, and after an
   opening that failed, packets are limited.
@@ -48,9 +49,16 @@ _log: Final = logging.getLogger("pioneer_tunnel.redial")
 
 @final
 class Redial:
-    """The memory of one generation. A new generation has a new one."""
+    """The memory of one link to one relay, in one generation. A new generation has a new one.
 
-    def __init__(self) -> None:
+    Args:
+        beside: that of another link; None for the first one of a generation.
+    """
+
+    def __init__(self, beside: Redial | None = None) -> None:
+        self._all: Final[list[Redial]] = [] if beside is None else beside._all
+        self._all.append(self)
+        self._uses: str | None = None  # the address, while a connection to it is made or up
         self._was_up = False
         self._tried: Final[dict[str, None]] = {}  # the address that was tried the longest time ago comes first
         self._connected_to: str | None = None
@@ -62,8 +70,17 @@ class Redial:
 
     @property
     def addresses(self) -> list[str]:
-        """The IP address that was connected last, of the relay or of a proxy; empty before."""
-        return [] if self._connected_to is None else [self._connected_to]
+        """The IP address that each link has connected to last, of the relay or of a proxy; empty before."""
+        return [redial._connected_to for redial in self._all if redial._connected_to is not None]
+
+    @property
+    def _taken(self) -> set[str]:
+        """The addresses that other links use."""
+        return {redial._uses for redial in self._all if redial is not self and redial._uses is not None}
+
+    def note_down(self) -> None:
+        """Note that the link has no connection any more."""
+        self._uses = None
 
     def note_up(self) -> None:
         """Note that the tunnel is up, through the address that was connected last."""
@@ -103,18 +120,20 @@ class Redial:
         """See `dialer`, whose second step this is."""
         connected = await self._connect(addresses, port, timeout)
         with suppress(OSError):  # the connection is broken; its user gets the error
-            self._connected_to = address = ip_address_of(connected.socket.getpeername())
+            self._uses = self._connected_to = address = ip_address_of(connected.socket.getpeername())
             self._tried.pop(address, None)
             self._tried[address] = None
         return connected
 
     async def _connect(self, addresses: Sequence[str], port: int, timeout: float) -> trio.SocketStream:
+        taken = self._taken.intersection(addresses)
         some_failed = not self._tried.keys().isdisjoint(addresses)
         segment = SEGMENTS[max(self._narrowed, int(some_failed))]
-        if segment is None:
+        if segment is None and not taken:
             return await first_to_connect(addresses, port)
-        untried = [address for address in addresses if address not in self._tried]
-        tried = [address for address in self._tried if address in addresses]
+        untried = [address for address in addresses if address not in self._tried.keys() | taken]
+        tried = [address for address in self._tried if address in addresses and address not in taken]
+        tried += [address for address in addresses if address in taken]
         # With a short head start, a near address that was tried would always win against a good one that is far away.
         head_starts = [*[HEAD_START] * len(untried), *[timeout / 2] * len(tried)]
         if untried:
@@ -156,7 +175,7 @@ class Redial:
         chosen = choice.proxy_for(address.host, address.port)
         if chosen is None:
             return None
-        if chosen.variable is not None and not self._told_of_proxy:
+        if chosen.variable is not None and not any(redial._told_of_proxy for redial in self._all):
             self._told_of_proxy = True
             _log.info(
                 "%s is dialled through the proxy %s, which the environment variable %s names",

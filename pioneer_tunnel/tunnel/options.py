@@ -26,6 +26,7 @@ __all__ = ["TunnelOptions"]
 class TunnelOptions(TypedDict, total=False):
     """Optional arguments of `pioneer_tunnel.open_tunnel`, which describes them."""
 
+    links: int | None
     service: str
     instance: str | None
     ca_file: Path | str | None

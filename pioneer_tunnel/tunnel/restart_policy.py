@@ -113,6 +113,10 @@ class Restarts:
         self._waited += delay
         return delay
 
+    def longest_delay(self) -> float:
+        """Seconds to wait when `max_restarts` are used up, and the tunnel does not give up since another link is up."""
+        return self._jittered(self.policy.maximum)
+
     def redial_delay(self, failed: int, spread: Spread | None) -> float:
         """Seconds to wait before the next attempt to restore a lost link.
 

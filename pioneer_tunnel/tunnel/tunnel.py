@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from .._net.dialing import Dialer, dial_tcp
 from .._net.network_changes import WatchNetwork
 from .._net.proxies.choice import ProxyChoice
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
+from .._wire.links import MOST_LINKS
 from ..transports.built_in import TRANSPORTS, configured_transport
 from ..transports.counts import TunnelCounts
 from ..transports.interface import Event, Serve, Target, usable_key
@@ -232,9 +233,10 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
 
 @asynccontextmanager
 async def open_tunnel(
-    relay: str | RelayAddress,
+    relay: str | RelayAddress | Sequence[str | RelayAddress],
     *,
     key: RelayKey,
+    links: int | None = None,
     service: str = DEFAULT_SERVICE,
     instance: str | None = None,
     ca_file: Path | str | None = None,
@@ -259,7 +261,7 @@ async def open_tunnel(
     random: Random | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Tunnel]:
-    """Keep a tunnel to `relay` open for the length of an `async with`.
+    """Keep a tunnel to `relay`, or to several relays, open for the length of an `async with`.
 
     The block is entered without waiting for the relay (`Tunnel.wait_connected` waits). On exit the tunnel says goodbye
     to the relay, for a second at most, and leaves no task or socket behind.
@@ -272,7 +274,11 @@ async def open_tunnel(
 
     Args:
         relay: a `ws://` or `wss://` URL; a bare `host:port` is dialled as `wss://`. For `tcp` and `tls` always bare.
+            Or several of these, the preferred ones first.
         key: proves this gateway to the relay. It is never sent.
+        links: how many links to keep, 1 to 8, each to another relay where there are enough; by default one to each
+            relay, and 8 at most. Further relays stand in for those that fail. While one link is up the tunnel is
+            connected.
         service: the service label.
         instance: tells this gateway from another one with the same key; by default a random one for this tunnel.
         ca_file: PEM certificates to trust in addition to the system's.
@@ -333,11 +339,14 @@ async def open_tunnel(
     )
     if system_trust not in SYSTEM_TRUSTS:
         raise InvalidSettingsError(f"system_trust is {system_trust!r}; there are {', '.join(SYSTEM_TRUSTS)}")
-    address = _address(relay, transport)
+    addresses = _addresses(relay, transport)
+    if links is not None and not 1 <= links <= MOST_LINKS:
+        raise InvalidSettingsError(f"links is {links}; allowed is 1 to {MOST_LINKS}")
     choice = _proxy_choice(proxy, proxy_credentials_file).for_dialer(own=dial is not dial_tcp)
-    choice.proxy_for(address.host, address.port)  # raises if the environment's proxy cannot be used
+    for address in addresses:
+        choice.proxy_for(address.host, address.port)  # raises if the environment's proxy cannot be used
     target = Target(
-        address=address,
+        address=addresses[0],
         key=key,
         service=service,
         instance=instance if instance is not None else secrets.token_hex(16),
@@ -359,6 +368,8 @@ async def open_tunnel(
             policy=restart or RestartPolicy(),
             random=random or Random(),  # noqa: S311  # jitter, no secret
             wall_clock=wall_clock,
+            relays=addresses,
+            links=min(len(addresses), MOST_LINKS) if links is None else links,
             probe=None
             if local is None
             else partial(probe_local, _local(local), dial=dial, proxy_protocol=proxy_protocol),
@@ -419,6 +430,13 @@ def _configured(
     if heartbeat is not None and transport in _BARE:
         raise InvalidSettingsError("heartbeat: only a relay of transport websocket can be asked for one")
     return built_in
+
+
+def _addresses(relay: str | RelayAddress | Sequence[str | RelayAddress], transport: Serve | str) -> list[RelayAddress]:
+    addresses = [_address(each, transport) for each in ([relay] if isinstance(relay, str | RelayAddress) else relay)]
+    if not addresses:
+        raise InvalidSettingsError("relay names no relay")
+    return addresses
 
 
 def _address(relay: str | RelayAddress, transport: Serve | str) -> RelayAddress:

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from pioneer_tunnel import TunnelAuthError, TunnelError
-from pioneer_tunnel._model.status import State
+from pioneer_tunnel._model.status import State, Status
 from pioneer_tunnel.gateway.generation import Generation
 from pioneer_tunnel.testing import FaultPlan, Leave, Up
 from pioneer_tunnel.testing.memory_stream import MemoryConnection, MemoryStream
@@ -109,13 +109,16 @@ def test_an_answer_whose_end_is_lost_is_found(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_gateway_that_tries_again_after_a_final_failure_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def keep_up(real: Any, supervisor: Supervisor, links: trio.Nursery) -> TunnelError:
-        failure: TunnelError = await real(supervisor, links)
-        supervisor._publish(State.FAILED, failure)
-        await trio.sleep(5)
-        return await real(supervisor, links)  # type: ignore[no-any-return]
+    async def run(real: Any, supervisor: Supervisor) -> None:
+        try:
+            await real(supervisor)
+        except TunnelError:
+            with trio.move_on_after(10):
+                async with trio.open_nursery() as runs:
+                    runs.start_soon(supervisor._links[0].keep_up, runs)
+            raise
 
-    plant(monkeypatch, Supervisor, "_keep_up", keep_up)
+    plant(monkeypatch, Supervisor, "run", run)
     assert "it dialled at" in str(first_failure().failure)
 
 
@@ -130,9 +133,9 @@ def test_a_gateway_that_gives_up_without_need_is_found(monkeypatch: pytest.Monke
 
 
 def test_a_status_that_stays_connected_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def publish(real: Any, supervisor: Supervisor, state: State, *args: Any, **kwargs: Any) -> None:
-        if state is not State.RECONNECTING:
-            real(supervisor, state, *args, **kwargs)
+    def publish(real: Any, supervisor: Supervisor, status: Status) -> None:
+        if status.state is not State.RECONNECTING:
+            real(supervisor, status)
 
     plant(monkeypatch, Supervisor, "_publish", publish)
     assert "'connected'" in str(first_failure().failure)
