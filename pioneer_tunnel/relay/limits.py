@@ -50,10 +50,10 @@ class RelayLimits:
         opens_per_second_per_tunnel: average rate of new visitors of one tunnel (default 2000; 0: no limit). A burst may
             have the visitors of 4 seconds.
         buffered_bytes_per_tunnel: bytes from a gateway that its visitors have not taken (default 64 MiB, at least
-            1 MiB). Beyond, the stream of the gateway that holds most is reset.
+            1 MiB). Beyond, the stream of the gateway that holds most is reset. The links of a gateway share it.
         unsent_bytes_per_tunnel: bytes that the relay has read and holds because a gateway or its visitors do not take
             them (default 16 MiB, at least 1 MiB). Beyond, each visitor gets 4 KiB in each direction, and the sender has
-            to wait.
+            to wait. Each link of a gateway has as much.
         unsent_bytes: the same for all tunnels together (default 128 MiB, at least 1 MiB).
         failed_auth_delay_ms: the delay of the answer to an address's first wrong proof (default 250, at most 5000; 0:
             no delay). Each further one doubles it. After 10 minutes without a wrong proof it starts from the beginning.

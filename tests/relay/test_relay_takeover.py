@@ -37,6 +37,7 @@ from pioneer_tunnel._model.keys import PublicKey, RelayKey, SigningIdentity
 from pioneer_tunnel._model.status import ErrorKind, State, Status
 from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL, GatewayHandshake, Welcome
+from pioneer_tunnel._wire.links import LinkPlace
 from pioneer_tunnel._wire.messages import instance_shown
 from pioneer_tunnel.relay.gateways.registry import MOST_CANDIDATES, LiveSession, LocalDirectory, TunnelTaken
 from pioneer_tunnel.relay.gateways.takeover import (
@@ -64,6 +65,7 @@ class Somebody:
 
     instance: str
     key_id: str = OLD
+    place: LinkPlace | None = None
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,32 @@ class Somebody:
 )
 def test_who_has_a_tunnel(takeover: Takeover, holder: Somebody, newcomer: Somebody, verdict: Verdict) -> None:
     assert TakeoverRules(takeover=takeover, keys=KEYS).verdict(holder=holder, newcomer=newcomer) is verdict
+
+
+@pytest.mark.parametrize("takeover", Takeover)
+@pytest.mark.parametrize(
+    ("holder", "newcomer", "beside"),
+    [
+        (Somebody("a", place=LinkPlace(0, 2)), Somebody("a", place=LinkPlace(1, 2)), True),
+        (Somebody("a", place=LinkPlace(1, 2)), Somebody("a", place=LinkPlace(1, 2)), False),
+        (Somebody("a", place=LinkPlace(2, 3)), Somebody("a", place=LinkPlace(1, 2)), False),
+        (Somebody("a", place=LinkPlace(0, 2)), Somebody("a"), False),
+        (Somebody("a"), Somebody("a", place=LinkPlace(1, 2)), False),
+    ],
+)
+def test_the_links_of_a_gateway_stand_side_by_side(
+    takeover: Takeover, holder: Somebody, newcomer: Somebody, beside: bool
+) -> None:
+    verdict = TakeoverRules(takeover=takeover, keys=KEYS).verdict(holder=holder, newcomer=newcomer)
+    assert verdict is (Verdict.BESIDE if beside else Verdict.REPLACE)
+
+
+def test_the_links_of_two_gateways_do_not() -> None:
+    one, other = Somebody("a", place=LinkPlace(0, 2)), Somebody("b", place=LinkPlace(1, 2))
+    assert TakeoverRules(keys=KEYS).verdict(holder=one, newcomer=other) is Verdict.REPLACE
+    assert TakeoverRules(takeover=Takeover.FIRST).verdict(holder=one, newcomer=other) is Verdict.ASK
+    nameless = [attrs.evolve(each, instance="") for each in (one, other)]
+    assert TakeoverRules(keys=KEYS).verdict(holder=nameless[0], newcomer=nameless[1]) is Verdict.REPLACE
 
 
 somebody = st.builds(Somebody, st.sampled_from(["", "a", "b"]), st.sampled_from([*KEYS, STRANGE]))

@@ -32,6 +32,7 @@ from ..._wire import services
 from ..._wire.certificate import CERTIFICATE, offer_certificate, sees_another_certificate
 from ..._wire.handshake import SUBPROTOCOL, Claim, Extensions, Rejection, RelayHandshake
 from ..._wire.heartbeat import HEARTBEAT, agreed_heartbeat, offer_heartbeat
+from ..._wire.links import LINKS, LinkPlace, link_place, offer_links
 from ..._wire.messages import DRAINING, SPREAD
 from ..._wire.resumption import RESUME, RelayResumption, ResumeChoice
 from ..._wire.services import Located
@@ -75,8 +76,11 @@ MOST_RECONNECT_WITHIN: Final = 3.0
 BUSY_RETRY_MS: Final = 5_000
 """Milliseconds that a gateway is asked to wait when another one has its tunnel."""
 
-OFFERS: Final[Extensions] = {services.SERVICES: {}, DRAINING: {}}
+OFFERS: Final[Extensions] = {services.SERVICES: {}, DRAINING: {}, LINKS: offer_links()}
 """The extensions that the relay offers, beside those that depend on the configuration."""
+
+LEAST_UNREAD: Final = 1024 * 1024
+"""Bytes that a session may hold unread, however many links its gateway has."""
 
 TELL_INTERVAL: Final = 5.0
 """Seconds between two times at which gateways are told how to come back, if that has changed much."""
@@ -101,6 +105,7 @@ class _Proved:
         served: the services that it takes visitors of; None when it knows no services.
         heartbeat_ms: what it and the relay have agreed on.
         resumption, choice: of the extension `resume`; None if it is not in force.
+        place: which of its links this is; None if it is the only one.
     """
 
     websocket: WebSocket
@@ -111,6 +116,7 @@ class _Proved:
     heartbeat_ms: int
     resumption: RelayResumption | None
     choice: ResumeChoice | None
+    place: LinkPlace | None
 
 
 @final
@@ -362,6 +368,7 @@ class GatewayEndpoint:
                             heartbeat_ms=agreed_heartbeat(claim.extensions, config.heartbeat_ms),
                             resumption=resumption,
                             choice=None if chosen is None or resumption is None else resumption.read(chosen),
+                            place=link_place(claim.extensions),
                         )
         except Rejection as rejection:
             if rejection.reason == "auth_failed" and arrival is not None:
@@ -371,6 +378,12 @@ class GatewayEndpoint:
         except ProtocolError as error:
             await websocket.close(1002, str(error)[:120])
         return None
+
+    def _limits_of(self, place: LinkPlace | None) -> Limits:
+        """The limits of a session. The links of a gateway share what may be unread, but for 1 MiB each."""
+        if place is None:
+            return self._limits
+        return attrs.evolve(self._limits, unread=max(self._limits.unread // place.of, LEAST_UNREAD))
 
     def _busy(self, wait: float) -> Rejection:
         rate = self._config.limits.handshakes_per_second
@@ -471,7 +484,7 @@ class GatewayEndpoint:
         config, entry, claim, served = self._config, proved.entry, proved.claim, proved.served
         offered: OfferedServices | None = None
         confirmed: dict[str, Mapping[str, Any]] = {
-            name: {} for name in (HEARTBEAT, CERTIFICATE, DRAINING) if name in claim.extensions
+            name: {} for name in (HEARTBEAT, CERTIFICATE, DRAINING, LINKS) if name in claim.extensions
         }
         if served is not None:
             locate = functools.partial(self._locate, claim.key_id)
@@ -509,13 +522,14 @@ class GatewayEndpoint:
             claim,
             link,
             heartbeat=proved.heartbeat_ms / 1000,
-            limits=self._limits,
+            limits=self._limits_of(proved.place),
             sending=self._sending,
             since=self._wall_clock(),
             rotation_grace=config.rotation_grace_ms / 1000,
             services=offered,
             engine=self._engine_name,
             on_first_bytes=enter,
+            place=proved.place,
         )
         # From here on `registry_changed` sees the session, also while it waits for the tunnel.
         self._sessions.add(session)

@@ -1,12 +1,16 @@
-"""Which tunnels exist (`Registry`), and which session each of them has (`Directory`).
+"""Which tunnels exist (`Registry`), and which sessions each of them has (`Directory`).
 
 Both are interfaces whose methods may take time, since in a fleet of relays they are services. `LocalRegistry` and
 `LocalDirectory` serve a single relay from memory.
 
     session   candidate   from `admit` until `enter`: proved its key, but may still reject the relay
-              holder      from `enter`: visitors of the tunnel go to it; a tunnel has one at most
+              holder      from `enter`: visitors of the tunnel go to it; a tunnel has one for each link of its gateway
               retired     replaced by one with a newer key; takes no new visitors, keeps the ones it has
               gone        after `leave`
+
+A new visitor goes to the holder with the fewest streams: so a link that is slow, or has died and nobody knows it yet,
+gets fewer of them. Among equals the shorter round trip decides. Holders whose connection is lost or in doubt, and those
+that drain, come last.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from ..._net.streams import ByteStream
 from ..._wire.messages import instance_shown
 from ..names import NameBook
 from ..tunnels import MOST_KEYS, Route, TunnelEntry
-from .takeover import NEWEST_WINS, Party, TakeoverRules, Verdict, answer_timeout, same_gateway
+from .takeover import NEWEST_WINS, Party, TakeoverRules, Verdict, answer_timeout, other_link, same_gateway
 
 __all__ = ["Directory", "GatewayAway", "LiveSession", "LocalDirectory", "LocalRegistry", "Registry", "TunnelTaken"]
 
@@ -83,6 +87,16 @@ class LiveSession(Party, Protocol):
         """Whether the gateway was asked for another session, since the relay stops."""
         return False
 
+    @property
+    def sound(self) -> bool:
+        """Whether the session opens streams, and nothing is known to be wrong with its connection (the default)."""
+        return True
+
+    @property
+    def burden(self) -> tuple[int, float]:
+        """How many streams are open, and the round trip in seconds. Visitors go to the holder with the least."""
+        return 0, 0.0
+
     async def open_stream(self) -> ByteStream:
         """Open a stream to the gateway. The caller sets the deadline.
 
@@ -135,7 +149,7 @@ class TunnelTaken(Exception):
 
 
 class Directory(Protocol):
-    """The session of each tunnel. A tunnel has one at most, beside candidates and retired ones; see the module.
+    """The sessions of each tunnel: the holders, candidates and retired ones; see the module.
 
     A candidate never affects the holder: its gateway may still reject the relay.
     """
@@ -150,23 +164,23 @@ class Directory(Protocol):
         """
 
     async def enter(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
-        """Make `session` the holder of this tunnel. Call when its gateway has accepted the relay.
+        """Make `session` a holder of this tunnel. Call when its gateway has accepted the relay.
 
-        `rules` decide what happens to the old holder and to older candidates. May take some seconds, as `admit` does.
+        `rules` decide what happens to the old holders and to older candidates. May take some seconds, as `admit` does.
 
         Raises:
             TunnelTaken: another session keeps the tunnel.
         """
 
     async def leave(self, tunnel_id: str, session: LiveSession) -> None:
-        """Remove `session`, whether it is the holder, a candidate or retired. Does nothing if it is none of them."""
+        """Remove `session`, whether it is a holder, a candidate or retired. Does nothing if it is none of them."""
 
     def note_resumed(self, tunnel_id: str, session: LiveSession) -> None:
         """Take note that the gateway of `session` has come back over another connection. Does not wait."""
         del tunnel_id, session  # a directory in memory has nothing to note
 
     async def find(self, tunnel_id: str) -> LiveSession | None:
-        """The holder of a tunnel; None while its gateway is not connected."""
+        """The holder for the next visitor of a tunnel; None while its gateway is not connected."""
 
     def find_nowait(self, tunnel_id: str) -> LiveSession | None:  # noqa: ARG002  # the default
         """Like `find`, but it never waits.
@@ -237,26 +251,24 @@ class LocalRegistry(Registry):
 class LocalDirectory(Directory):
     """The sessions of one process, in memory.
 
-    A tunnel has at most 8 retired sessions, since it has at most 8 keys, and at most 16 candidates. One more ends the
-    oldest of them.
+    A tunnel has at most 8 retired sessions for each link, since it has at most 8 keys, and at most 16 candidates. One
+    more ends the oldest of them.
     """
 
     def __init__(self) -> None:
-        self._sessions: Final[dict[str, LiveSession]] = {}
+        self._holders: Final[dict[str, list[LiveSession]]] = {}
         self._retired: Final[dict[str, list[LiveSession]]] = {}
         self._candidates: Final[dict[str, list[LiveSession]]] = {}
 
     async def admit(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
-        holder = self._sessions.get(tunnel_id)
-        if (
-            holder is not None
-            and rules.verdict(holder=holder, newcomer=session) is Verdict.ASK
-            and await holder.answers(answer_timeout(holder.instance, session.instance))
-        ):
-            for ghost in self._ghosts(tunnel_id, session):
-                if not await ghost.answers(answer_timeout(ghost.instance, session.instance)):
-                    ghost.abandon()
-            raise TunnelTaken(holder, session)
+        for holder in [*self._holders.get(tunnel_id, ())]:
+            if rules.verdict(holder=holder, newcomer=session) is Verdict.ASK and await holder.answers(
+                answer_timeout(holder.instance, session.instance)
+            ):
+                for ghost in self._ghosts(tunnel_id, session):
+                    if not await ghost.answers(answer_timeout(ghost.instance, session.instance)):
+                        ghost.abandon()
+                raise TunnelTaken(holder, session)
         candidates = self._candidates.setdefault(tunnel_id, [])
         candidates.append(session)
         if len(candidates) > MOST_CANDIDATES:
@@ -268,18 +280,19 @@ class LocalDirectory(Directory):
             candidates.append(session)
         for ghost in self._ghosts(tunnel_id, session):
             ghost.replace(session.instance)
-        # Between reading the holder and replacing it there is no checkpoint, except while the holder is pinged. After
-        # that the loop reads the holder again.
-        while (holder := self._sessions.get(tunnel_id)) is not None:
-            match rules.verdict(holder=holder, newcomer=session):
-                case Verdict.REPLACE if holder.draining and same_gateway(holder.instance, session.instance):
-                    break  # it has asked for this session, and ends by itself
+        # Between reading the holders and replacing them there is no checkpoint, except while one is pinged. After that
+        # the loop reads the holders again.
+        while (rival := self._rival(tunnel_id, session, rules)) is not None:
+            holder, verdict = rival
+            match verdict:
                 case Verdict.REPLACE:
-                    holder.replace(session.instance)
-                    break
+                    self._drop(self._holders, tunnel_id, holder)
+                    # One that drains has asked for this session, and ends by itself.
+                    if not (holder.draining and same_gateway(holder.instance, session.instance)):
+                        holder.replace(session.instance)
                 case Verdict.RETIRE:
+                    self._drop(self._holders, tunnel_id, holder)
                     self._retire(tunnel_id, holder, by=session.instance)
-                    break
                 case Verdict.ASK:
                     answers = await holder.answers(answer_timeout(holder.instance, session.instance))
                     if answers or session not in self._candidates.get(tunnel_id, ()):  # replaced meanwhile
@@ -287,7 +300,15 @@ class LocalDirectory(Directory):
                     holder.abandon()
                     await self.leave(tunnel_id, holder)
         self._replace_older_candidates(tunnel_id, session, rules)
-        self._sessions[tunnel_id] = session
+        self._holders.setdefault(tunnel_id, []).append(session)
+
+    def _rival(self, tunnel_id: str, session: LiveSession, rules: TakeoverRules) -> tuple[LiveSession, Verdict] | None:
+        """A holder that does not stay as it is when `session` has the tunnel, and the verdict about it."""
+        for holder in self._holders.get(tunnel_id, ()):
+            verdict = rules.verdict(holder=holder, newcomer=session)
+            if verdict is not Verdict.BESIDE:
+                return holder, verdict
+        return None
 
     def _replace_older_candidates(self, tunnel_id: str, session: LiveSession, rules: TakeoverRules) -> None:
         """End the older candidates that `session` would replace, so that none of them replaces it later."""
@@ -303,30 +324,37 @@ class LocalDirectory(Directory):
             self._candidates[tunnel_id] = staying
 
     def _ghosts(self, tunnel_id: str, session: LiveSession) -> list[LiveSession]:
-        """Retired sessions of the same gateway and key as `session`."""
+        """Retired sessions of the same gateway, key and link as `session`."""
         return [
             retired
             for retired in self._retired.get(tunnel_id, ())
-            if retired.key_id == session.key_id and same_gateway(retired.instance, session.instance)
+            if retired.key_id == session.key_id
+            and same_gateway(retired.instance, session.instance)
+            and not other_link(retired, session)
         ]
 
     def _retire(self, tunnel_id: str, session: LiveSession, *, by: str) -> None:
         session.retire(by)
         retired = self._retired.setdefault(tunnel_id, [])
         retired.append(session)
-        if len(retired) > MOST_KEYS:
+        if len(retired) > MOST_KEYS * (1 if session.place is None else session.place.of):
             retired.pop(0).replace(by)
 
     async def leave(self, tunnel_id: str, session: LiveSession) -> None:
-        if self._sessions.get(tunnel_id) is session:
-            del self._sessions[tunnel_id]
-        for others in (self._retired, self._candidates):
-            staying = [other for other in others.pop(tunnel_id, []) if other is not session]
-            if staying:
-                others[tunnel_id] = staying
+        for sessions in (self._holders, self._retired, self._candidates):
+            self._drop(sessions, tunnel_id, session)
+
+    @staticmethod
+    def _drop(sessions: dict[str, list[LiveSession]], tunnel_id: str, session: LiveSession) -> None:
+        staying = [other for other in sessions.pop(tunnel_id, []) if other is not session]
+        if staying:
+            sessions[tunnel_id] = staying
 
     async def find(self, tunnel_id: str) -> LiveSession | None:
-        return self._sessions.get(tunnel_id)
+        return self.find_nowait(tunnel_id)
 
     def find_nowait(self, tunnel_id: str) -> LiveSession | None:
-        return self._sessions.get(tunnel_id)
+        holders = self._holders.get(tunnel_id, ())
+        if len(holders) < 2:
+            return holders[0] if holders else None
+        return min(holders, key=lambda holder: (not holder.sound, holder.draining, *holder.burden))

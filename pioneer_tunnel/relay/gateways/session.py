@@ -31,6 +31,7 @@ import trio
 from ..._model.stats import SessionStats
 from ..._net.log_limiter import LogLimiter
 from ..._wire.handshake import Claim
+from ..._wire.links import LinkPlace
 from ..._wire.messages import DRAINING, Spread, draining_text, replaced_text, spread_text
 from ..._wire.services import Located
 from ...resume import ResumableLink
@@ -101,6 +102,7 @@ class GatewaySession(LiveSession):
         services: what the gateway offers; None when it knows no services.
         engine: the WebSocket engine.
         on_first_bytes: awaited when the gateway's first bytes have come; see `YamuxConnection`.
+        place: which of the gateway's links it is; None if it is the only one.
 
     Attributes:
         id: random, 16 hexadecimal digits.
@@ -124,6 +126,7 @@ class GatewaySession(LiveSession):
         services: OfferedServices | None,
         engine: EngineName,
         on_first_bytes: Callable[[], Awaitable[None]],
+        place: LinkPlace | None = None,
     ) -> None:
         self.id: Final = secrets.token_hex(8)
         self.tunnel_id: Final = tunnel_id
@@ -131,6 +134,7 @@ class GatewaySession(LiveSession):
         self.extensions: Sequence[str] = ()
         self.spread: Spread | None = None
         self._claim: Final = claim
+        self._place: Final = place
         self._since: Final = since
         self._grace: Final = rotation_grace
         self._services: Final = services
@@ -176,6 +180,20 @@ class GatewaySession(LiveSession):
     @property
     def draining(self) -> bool:
         return self._draining.is_set()
+
+    @property
+    def place(self) -> LinkPlace | None:
+        return self._place
+
+    @property
+    def sound(self) -> bool:
+        suspended = isinstance(self._link, ResumableLink) and self._link.suspended
+        return not (suspended or self.ended or self._connection.in_doubt)
+
+    @property
+    def burden(self) -> tuple[int, float]:
+        session = self._connection.session
+        return session.stream_count, session.round_trips.shortest or math.inf
 
     @property
     def ended(self) -> bool:

@@ -495,19 +495,19 @@ class Ingress:
             Refusal: the gateway is not connected, does not serve this service, or takes no stream within
                 `OPEN_TIMEOUT`.
         """
-        tried: LiveSession | None = None
+        tried: list[LiveSession] = []
         self.opening += 1
         try:
             with trio.move_on_after(OPEN_TIMEOUT):
                 await self._expected.wait(route.entry.id)
-                while (session := await self._directory.find(route.entry.id)) is not tried and session is not None:
+                while (session := await self._directory.find(route.entry.id)) is not None and session not in tried:
                     try:
                         stream = await session.open_stream()
                     except GatewayAway as away:
                         retry_after = ("Retry-After", str(away.retry_after))
                         raise Refusal(503, _AWAY, headers=[retry_after], reason="gateway_away") from None
                     except trio.BrokenResourceError:
-                        tried = session  # it just ended or was retired: look for its successor
+                        tried.append(session)  # it just ended or was retired: look for another one
                         continue
                     try:
                         # Not earlier: a gateway that comes back may offer other services.
