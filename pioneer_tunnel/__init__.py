@@ -41,7 +41,7 @@ from ._model.keys import PublicKey, RelayKey, new_relay_key
 from ._model.proxies import Proxy, ProxyCredentials
 from ._model.public_names import publish as _publish
 from ._model.stats import SessionStats, StreamStats, TunnelStats
-from ._model.status import ErrorKind, State, Status
+from ._model.status import ErrorKind, LinkStatus, State, Status
 from ._net.closing import abandon
 from ._net.dialing import Dialer, dial_tcp
 from ._net.prefixed_stream import PrefixedStream
@@ -82,6 +82,7 @@ __all__ = [
     "Keystore",
     "Limits",
     "LinkLostError",
+    "LinkStatus",
     "LocalGatewayError",
     "LocalProtocolError",
     "MemoryKeystore",

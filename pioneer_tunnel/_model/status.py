@@ -137,9 +137,10 @@ class Status:
         message: for a person; at most 300 characters on one line, without secrets.
         updated_at_unix: wall time of the last change of state, error_kind or message, in seconds.
         public_url: where visitors reach the gateway, as the relay sent it; kept while reconnecting.
-        attempt: the number of the attempt in this generation, from 1.
+        attempt: the number of the attempt in this generation, from 1. The first attempts of all links count as one.
         retry_at_unix: wall time of the next attempt, in seconds; None unless one is planned.
-        relay_rtt_ms: the last round trip to the relay, in milliseconds.
+        relay_rtt_ms: the last round trip to the relay, in milliseconds; with several links, of the first one that is
+            up, as are `public_url` and `services`.
         services: where visitors reach each service that the gateway offers, by name, as the relay sent it; None for a
             gateway that offers no named ones.
         links_up: how many links are up; None for a tunnel with one link.
@@ -229,5 +230,5 @@ _WIRE_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
 }
 
 
-def _which_are_up(status: Status) -> list[tuple[bool, str | None]]:
-    return [(link.up, link.public_url) for link in status.links or ()]
+def _which_are_up(status: Status) -> list[tuple[int, str | None]]:
+    return [(index, link.public_url) for index, link in enumerate(status.links or ()) if link.up]

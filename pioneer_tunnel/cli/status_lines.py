@@ -44,7 +44,8 @@ def _where(status: Status, public_url: str) -> str:
     if services is None and "://*." in public_url:
         return f"no visitors come in: each service has a name of its own in {public_url}, so write NAME=LOCAL"
     named = ", ".join(f"{address} ({name})" for name, address in (services or {}).items() if name)
-    return f"visitors come in at {named or public_url}"
+    others = [link.public_url for link in status.links or () if link.public_url not in {None, public_url}]
+    return f"visitors come in at {named or ', '.join(map(str, dict.fromkeys([public_url, *others])))}"
 
 
 def _is_final(status: Status) -> bool:
@@ -93,6 +94,8 @@ class StatusLines:
             words.append(_where(status, status.public_url))
         if status.message:
             words.append(status.message)
+        if status.links_wanted is not None:
+            words.append(f"({status.links_up} of {status.links_wanted} links up)")
         if status.retry_at_unix is not None:
             words.append(f"(tried again in {max(status.retry_at_unix - int(time.time()), 0)} s)")
         return " ".join(words)

@@ -465,11 +465,6 @@ class Session:
         """The streams that are not closed, or have something to send."""
         return [*self._streams.values()]
 
-    @property
-    def stream_count(self) -> int:
-        """How many streams there are in `live_streams`."""
-        return len(self._streams)
-
     def reset_overdue(self, now: float, movement: Movement, *, since: float = -math.inf) -> float | None:
         """Reset streams that are overdue:
 

@@ -66,6 +66,8 @@ CONTRACT_DEFAULTS = {
     "services": {},
     "proxy": None,
     "proxy_credentials_file": None,
+    "relay_addrs": (),
+    "links": None,
 }
 
 scalars = (
@@ -367,9 +369,9 @@ def test_a_key_mode_is_for_relays_that_have_one() -> None:
 
 def test_an_unknown_key_is_told_with_the_nearest_known_one() -> None:
     with pytest.raises(InvalidSettingsError) as error:
-        RemoteAccessConfig.from_table({"relay_adress": "relay:1", "restart-max-ms": 1, "sp ace": 1, "base_dir": "."})
+        RemoteAccessConfig.from_table({"relay_adr": "relay:1", "restart-max-ms": 1, "sp ace": 1, "base_dir": "."})
     assert [(problem.key, problem.nearest) for problem in error.value.problems][:2] == [
-        ("gateway.remote_access.relay_adress", "relay_addr"),
+        ("gateway.remote_access.relay_adr", "relay_addr"),
         ("gateway.remote_access.restart-max-ms", "restart_max_ms"),
     ]
     assert "gateway.remote_access.'sp ace': unknown key" in str(error.value)
@@ -630,3 +632,45 @@ def test_a_tunnel_program_has_to_be_told_of_the_proxy() -> None:
 @pytest.mark.parametrize("change", [{"forwarded_headers": "set"}, {"host_header": "localhost:3000"}])
 def test_requests_that_a_tunnel_program_carries_cannot_be_changed(change: dict[str, str]) -> None:
     assert [problem.key for problem in refused(transport="process", **change)] == [*change]
+
+
+# Several relays
+
+TWO = ["wss://one.example", "wss://other.example"]
+
+
+def test_several_relays_stand_for_the_one() -> None:
+    config = RemoteAccessConfig.from_table({"relay_addrs": TWO})
+    assert [*map(str, config.effective_relay_addrs)] == TWO
+    assert str(config.relay_addr) == str(config.effective_relay_addr) == TWO[0]
+    assert config.effective_transport is Transport.WEBSOCKET
+    assert config.effective_links == 2
+    assert RemoteAccessConfig(relay_addrs=TWO, links=1).effective_links == 1
+    assert RemoteAccessConfig(relay_addrs=[f"wss://{number}.example" for number in "abcdefghij"]).effective_links == 8
+    assert attrs.evolve(config, links=3).effective_links == 3
+
+
+def test_one_relay_has_one_link() -> None:
+    config = RemoteAccessConfig(relay_addr="relay.example:1", transport="websocket")
+    assert config.effective_links == 1
+    assert [*map(str, config.effective_relay_addrs)] == ["wss://relay.example:1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "why"),
+    [
+        ({"relay_addrs": "wss://one"}, "relay_addrs", "an array of addresses"),
+        ({"relay_addrs": ["wss://one", "http://other"]}, "relay_addrs[1]", "ws and wss"),
+        ({"relay_addrs": ["wss://one"] * 17}, "relay_addrs", "16 relays at most"),
+        ({"relay_addrs": TWO, "relay_addr": "wss://third.example"}, "relay_addrs", "leave one of them out"),
+        ({"relay_addrs": ["wss://one", "other:1"]}, "relay_addrs", "write all in the same way"),
+        ({"relay_addrs": ["one:1", "other:1"], "transport": "process"}, "relay_addrs", "one relay"),
+        ({"links": 2, "transport": "process"}, "links", "leave it out"),
+        ({"links": 9}, "links", "from 1 to 8"),
+        ({"links": True}, "links", "from 1 to 8"),
+    ],
+)
+def test_relays_that_do_not_fit_are_named(given: dict[str, Any], key: str, why: str) -> None:
+    (problem,) = refused(**given)
+    assert problem.key == key
+    assert why in problem.message

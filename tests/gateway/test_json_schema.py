@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from schema import SCHEMA, problems_with
 
 from pioneer_tunnel._model.keys import RelayKey
-from pioneer_tunnel._model.status import ErrorKind, State, Status
+from pioneer_tunnel._model.status import ErrorKind, LinkStatus, State, Status
 from pioneer_tunnel.gateway.rpc import STATUS_CHANGED
 from pioneer_tunnel.gateway.settings import SettingsUpdate
 from pioneer_tunnel.gateway.snapshot import Snapshot
@@ -27,6 +27,12 @@ def test_it_has_the_fields_that_the_types_have(name: str, cls: type[attrs.AttrsI
     assert [*SCHEMA["$defs"][name]["properties"]] == [field.name for field in attrs.fields(cls)]
     required = [field.name for field in attrs.fields(cls) if field.default is attrs.NOTHING]
     assert SCHEMA["$defs"][name]["required"] == required
+
+
+def test_it_has_the_fields_of_a_link() -> None:
+    link = SCHEMA["$defs"]["STATUS"]["properties"]["links"]["items"]
+    assert sorted(link["properties"]) == sorted(field.name for field in attrs.fields(LinkStatus))
+    assert link["properties"]["error_kind"]["enum"] == SCHEMA["$defs"]["STATUS"]["properties"]["error_kind"]["enum"]
 
 
 def test_closed_lists_are_those_of_the_contract() -> None:
@@ -70,6 +76,9 @@ def test_fields_are_those_of_the_contract() -> None:
         "retry_at_unix",
         "relay_rtt_ms",
         "services",
+        "links_up",
+        "links_wanted",
+        "links",
     }
     assert definitions["SNAPSHOT"]["required"] == ["enabled", "transport", "has_key", "status"]
     assert definitions["SNAPSHOT"]["properties"].keys() == {
@@ -96,6 +105,22 @@ statuses = st.builds(
     attempt=st.one_of(st.none(), st.integers(1, 10**6)),
     retry_at_unix=st.one_of(st.none(), st.integers(0, 2**40)),
     relay_rtt_ms=st.one_of(st.none(), st.floats(0, 10**6)),
+    links_up=st.one_of(st.none(), st.integers(0, 8)),
+    links_wanted=st.one_of(st.none(), st.integers(2, 8)),
+    links=st.one_of(
+        st.none(),
+        st.lists(
+            st.builds(
+                LinkStatus,
+                up=st.booleans(),
+                relay=st.sampled_from([None, "wss://relay.example.com"]),
+                public_url=st.sampled_from([None, "https://office.example.com"]),
+                error_kind=st.one_of(st.none(), st.sampled_from(ErrorKind)),
+                message=st.one_of(st.none(), st.text(max_size=1000)),
+            ),
+            max_size=8,
+        ),
+    ),
 )
 
 

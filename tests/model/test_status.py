@@ -15,7 +15,7 @@ from fuzzing import examples
 from hypothesis import given, settings, strategies as st
 from statuses import states_of
 
-from pioneer_tunnel._model.status import ErrorKind, State, Status
+from pioneer_tunnel._model.status import ErrorKind, LinkStatus, State, Status
 from pioneer_tunnel._model.text import clean_message
 from pioneer_tunnel.tunnel.status_feed import StatusFeed
 
@@ -33,6 +33,17 @@ statuses = st.builds(
     retry_at_unix=st.none() | seconds,
     relay_rtt_ms=st.none() | st.floats(0, 1e6),
     services=st.none() | st.dictionaries(st.text(max_size=9), st.text(max_size=9), max_size=3),
+    links_up=st.none() | st.integers(0, 8),
+    links=st.none()
+    | st.lists(
+        st.builds(
+            LinkStatus,
+            up=st.booleans(),
+            relay=st.none() | st.just("wss://r"),
+            error_kind=st.none() | st.sampled_from(ErrorKind),
+        ),
+        max_size=3,
+    ),
 )
 
 CONNECTED = Status(state=State.CONNECTED, updated_at_unix=1_700_000_000)
@@ -120,6 +131,11 @@ def test_unknown_keys_and_nulls_of_another_gateway_are_passed_over() -> None:
         ({"retry_at_unix": {}}, "'retry_at_unix' is {}, not of type int"),
         ({"public_url": 1}, "'public_url' is 1, not of type str"),
         ({"relay_rtt_ms": "fast"}, "'relay_rtt_ms' is 'fast', not of type int or float"),
+        ({"links_up": "two"}, "'links_up' is 'two', not of type int"),
+        ({"links": {}}, "'links' is not an array"),
+        ({"links": [{}]}, "'links' is not an array of objects with 'up'"),
+        ({"links": [{"up": True, "relay": 7}]}, "'relay' of 'links' is 7, no text"),
+        ({"links": [{"up": True, "error_kind": "odd"}]}, "'error_kind' is 'odd'"),
         ({"services": ["web"]}, "'services' is not an object of texts"),
         ({"services": {"web": 1}}, "'services' is not an object of texts"),
     ],
@@ -172,6 +188,8 @@ def test_what_becomes_of_a_message(text: str, message: str) -> None:
         ({"public_url": "https://other.test"}, False, True),
         ({"retry_at_unix": 1}, False, True),
         ({"relay_rtt_ms": 1.0}, False, False),
+        ({"links_up": 1, "links": [LinkStatus(up=True), LinkStatus(up=False)]}, False, True),
+        ({"links_up": 0, "links": [LinkStatus(up=False, message="why")]}, False, False),
         ({"attempt": 2}, False, False),
         ({}, False, False),
     ],

@@ -193,7 +193,7 @@ class GatewaySession(LiveSession):
     @property
     def burden(self) -> tuple[int, float]:
         session = self._connection.session
-        return session.stream_count, session.round_trips.shortest or math.inf
+        return session.streams_open, session.round_trips.shortest or math.inf
 
     @property
     def ended(self) -> bool:
