@@ -205,6 +205,14 @@ class StatusContract:
         self._rule(seen.attempt is None or seen.attempt >= 1, f"attempt is {seen.attempt}; attempts count from 1")
         if phase is _Phase.STARTING:
             self._rule(seen.attempt in {None, 1}, "starting again: while a generation retries it keeps its state")
+        if seen.links_wanted is not None:
+            up = [link.up for link in seen.links or ()]
+            self._rule(
+                (len(up), sum(up)) == (seen.links_wanted, seen.links_up), "links_up and links_wanted do not count links"
+            )
+            self._rule(
+                any(up) == (phase is _Phase.CONNECTED) or phase in _AT_REST, f"{phase.value} with {sum(up)} links up"
+            )
         if seen.relay_rtt_ms is not None:
             self._rule(
                 math.isfinite(seen.relay_rtt_ms) and seen.relay_rtt_ms >= 0,
@@ -236,13 +244,14 @@ class StatusContract:
                 f"{_named(seen.error_kind)} takes an attempt, and there was none: the tunnel was {before.value!r}",
             )
         if last.attempt is not None and seen.attempt is not None and self._same_generation(before, phase, seen):
+            # While one link still makes its first attempt, other ones may have made several.
+            following = last.attempt + 1 if seen.links_wanted is None or before is not _Phase.STARTING else math.inf
             self._rule(
-                last.attempt <= seen.attempt <= last.attempt + 1,
-                f"attempt {seen.attempt} follows attempt {last.attempt}",
+                last.attempt <= seen.attempt <= following, f"attempt {seen.attempt} follows attempt {last.attempt}"
             )
             if seen.attempt > last.attempt:
                 # A connected gateway makes another attempt when its relay drains.
-                may_begin = before in _WAITS_TO_RETRY or phase is before is _Phase.CONNECTED
+                may_begin = before in _WAITS_TO_RETRY or phase is before is _Phase.CONNECTED or following == math.inf
                 self._rule(may_begin, f"another attempt, though the tunnel is {before.value!r}")
 
     @staticmethod

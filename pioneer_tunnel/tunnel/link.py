@@ -204,8 +204,9 @@ class Link:
     async def _next_run(self) -> _Run:
         standing = self.standing
         while (relay := self._relays.choose(self.index)) is None:
-            standing.without_relay = True
-            self._observer.changed()
+            if not standing.without_relay:
+                standing.without_relay = True
+                self._observer.changed()
             await self._observer.next_change()
         standing.without_relay = False
         standing.relay = relay

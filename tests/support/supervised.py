@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Final, final
@@ -81,6 +81,8 @@ class Supervised:
         probe: Callable[[], Awaitable[None]] | None = None,
         seed: int = 0,
         feed: StatusFeed | None = None,
+        relays: Sequence[RelayAddress] = (),
+        links: int = 1,
     ) -> None:
         self.feed: Final = feed or StatusFeed(Status(state=State.DISABLED, updated_at_unix=int(wall_clock())))
         self.supervisor: Final = Supervisor(
@@ -92,6 +94,8 @@ class Supervised:
             random=Random(seed),
             wall_clock=wall_clock,
             probe=probe,
+            relays=relays,
+            links=links,
         )
         self.published: Final[list[Published]] = []
         self.failure: TunnelError | None = None
@@ -155,9 +159,11 @@ async def supervised(
     probe: Callable[[], Awaitable[None]] | None = None,
     seed: int = 0,
     feed: StatusFeed | None = None,
+    relays: Sequence[RelayAddress] = (),
+    links: int = 1,
 ) -> AsyncIterator[Supervised]:
     """Run a generation for the length of an `async with`; every status has kept the contract when it ends."""
-    generation = Supervised(transport, policy=policy, probe=probe, seed=seed, feed=feed)
+    generation = Supervised(transport, policy=policy, probe=probe, seed=seed, feed=feed, relays=relays, links=links)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(generation.run)
         yield generation

@@ -49,7 +49,7 @@ def test_a_gateway_with_one_link_does_not_choose_it() -> None:
 @pytest.mark.parametrize("chosen", VECTORS["malformed"])
 def test_a_malformed_choice_is_refused(chosen: dict[str, Any]) -> None:
     claim = claimed(lambda _: chosen, dict(offer_links()))
-    with pytest.raises(RemoteProtocolError, match="index|of"):
+    with pytest.raises(RemoteProtocolError, match=r"index|of"):
         link_place(claim.extensions)
 
 
