@@ -83,11 +83,12 @@ class Supervised:
         feed: StatusFeed | None = None,
         relays: Sequence[RelayAddress] = (),
         links: int = 1,
+        target: Target = TARGET,
     ) -> None:
         self.feed: Final = feed or StatusFeed(Status(state=State.DISABLED, updated_at_unix=int(wall_clock())))
         self.supervisor: Final = Supervisor(
             transport,
-            TARGET,
+            target,
             refuse_visitors,
             feed=self.feed,
             policy=policy,
@@ -161,9 +162,12 @@ async def supervised(
     feed: StatusFeed | None = None,
     relays: Sequence[RelayAddress] = (),
     links: int = 1,
+    target: Target = TARGET,
 ) -> AsyncIterator[Supervised]:
     """Run a generation for the length of an `async with`; every status has kept the contract when it ends."""
-    generation = Supervised(transport, policy=policy, probe=probe, seed=seed, feed=feed, relays=relays, links=links)
+    generation = Supervised(
+        transport, policy=policy, probe=probe, seed=seed, feed=feed, relays=relays, links=links, target=target
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(generation.run)
         yield generation

@@ -16,7 +16,7 @@ import trio
 import trio.testing
 from fuzzing import examples
 from hypothesis import example, given, settings, strategies as st
-from supervised import Supervised, supervised
+from supervised import TARGET, Supervised, supervised
 
 from pioneer_tunnel._model.addresses import RelayAddress
 from pioneer_tunnel._model.errors import (
@@ -36,6 +36,7 @@ from pioneer_tunnel.transports.interface import (
     Event,
     LinkLost,
     LinkRestored,
+    Replaced,
     Report,
     Session,
     Target,
@@ -140,13 +141,15 @@ class Run:
 class Rising(trio.TaskStatus[Session]):
     """Notes that a run is up, and whether its relay keeps several links."""
 
-    def __init__(self, run: Run, task_status: trio.TaskStatus[Session], *, knowing: bool) -> None:
-        self._run, self._task_status, self._knowing = run, task_status, knowing
+    def __init__(self, run: Run, task_status: trio.TaskStatus[Session], shown: set[RelayAddress] | None) -> None:
+        self._run, self._task_status, self._shown = run, task_status, shown
 
     def started(self, value: Session | None = None) -> None:
         assert value is not None
         self._run.up = True
-        self._task_status.started(attrs.evolve(value, beside_others=self._knowing))
+        if self._shown is not None:
+            self._shown.add(self._run.relay)
+        self._task_status.started(attrs.evolve(value, beside_others=self._shown is not None))
 
 
 @final
@@ -158,6 +161,8 @@ class Teller:
         self.runs: Final[list[Run]] = []
         self.shown: Final[set[RelayAddress]] = set()
         """Relays where a session has shown that they keep several links."""
+        self.fights: Final[list[tuple[Run, Run]]] = []
+        """Runs at a relay that keeps one link, or that may be such, and the ones that were there already."""
 
     def knows(self, relay: RelayAddress) -> bool:
         return self.relays.index(relay) in self.story.knowing
@@ -167,10 +172,9 @@ class Teller:
     ) -> NoReturn:
         assert target.place is not None
         run = Run(place=target.place, relay=target.address)
-        # Two links never fight for a relay that keeps one, nor for one that may be such.
         rivals = [other for other in self.runs if other.relay == run.relay and not (other.ended or other.drains)]
-        assert all(rival.place.index != run.place.index for rival in rivals)
-        assert not rivals or self.knows(run.relay)
+        if run.relay not in self.shown or any(rival.place.index == run.place.index for rival in rivals):
+            self.fights.extend((run, rival) for rival in rivals)
         self.runs.append(run)
 
         def note(event: Event) -> None:
@@ -184,7 +188,7 @@ class Teller:
                     run.lost = False
             report(event)
 
-        rising = Rising(run, task_status, knowing=self.knows(run.relay))
+        rising = Rising(run, task_status, self.shown if self.knows(run.relay) else None)
         try:
             await self.transports[run.place.index](target, deliver, note, task_status=rising)
         except Exception as error:
@@ -214,6 +218,7 @@ class Teller:
         assert all(run.ended for run in self.runs)
 
     def judge(self, generation: Supervised) -> None:
+        assert not self.fights
         status, now = generation.status, trio.current_time()
         serving = [run for run in self.runs if run.serves]
         handing_over = [run for run in self.runs if run.drains and now <= run.drained_at + run.drains_for + HANDOVER]
@@ -222,6 +227,7 @@ class Teller:
         if generation.over is not None:
             self.judge_end(generation)
             return
+        assert self.story.max_restarts or self.may_be_up(), "no link can be up, and it goes on"
         assert len(serving) <= status.links_up <= len(serving) + len({run.place for run in handing_over})
         assert (status.state is State.CONNECTED) == (status.links_up > 0)
         # A link that serves at a relay says so.
@@ -232,6 +238,17 @@ class Teller:
         if serving and not handing_over:
             first = min(serving, key=lambda run: run.place.index)
             assert status.public_url == shown[first.place.index].public_url
+
+    def may_be_up(self) -> bool:
+        """Whether some link runs, or is to be tried again because its last failure was not final."""
+        last = {run.place.index: run for run in self.runs}
+        was_up = {run.relay for run in self.runs if run.up}
+        return any(
+            not isinstance(run.error, TunnelError)
+            or not run.error.final
+            or (run.error.rejection and (run.relay in was_up or len(self.relays) > 1))
+            for run in last.values()
+        )
 
     def judge_end(self, generation: Supervised) -> None:
         """It ends only when no link can be up."""
@@ -274,6 +291,66 @@ LOST: Final = LinkLost(LinkLostError("gone"))
 @example(Story([[Connect(reports=((5.0, Draining(3.0)),)), Fail()], []], 1, frozenset({0}), [Wait(6), Wait(9)]))
 def test_the_tunnel_is_connected_while_one_link_is_up(story: Story) -> None:
     in_virtual_time(story)
+
+
+async def test_a_link_that_is_retried_counts_for_more_than_one_that_was_rejected(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    teller = Teller(Story([[Fail(TunnelAuthError)], [Connect(10, after=1), Stall(50)]], 2, frozenset(), []))
+    async with supervised(teller.serve, relays=RELAYS[:2], links=2) as generation:
+        await trio.sleep(30)
+        assert generation.said == ["starting", "connected", "reconnecting/relay_connect_failed"]
+        assert generation.status.message == "wss://relay1.test: the link is lost, as the script has it"
+
+
+async def test_restarts_are_not_used_up_while_another_link_is_up(autojump_clock: trio.testing.MockClock) -> None:
+    failing: list[Step] = [Fail()] * 9
+    teller = Teller(Story([[Connect(100, then=Fail(StorageError))], failing], 2, frozenset(), []))
+    policy = RestartPolicy(max_restarts=2, jitter=0)
+    async with supervised(teller.serve, policy=policy, relays=RELAYS[:2], links=2) as generation:
+        await trio.sleep(101)
+        assert generation.status.state is State.RECONNECTING
+        assert isinstance(await generation.finish(), StorageError)
+        assert generation.over == 123  # the next attempt of the other link has failed as well
+
+
+async def test_two_addresses_of_one_old_relay_are_noticed(autojump_clock: trio.testing.MockClock) -> None:
+    """The relay ends the older session before the newer one counts as up, and the other way round."""
+    for order in (-0.1, 0.1):
+        dials: list[float] = []
+        replaced = [trio.Event(), trio.Event()]
+
+        async def serve(
+            target: Target,
+            deliver: Deliver,
+            report: Report,
+            *,
+            task_status: trio.TaskStatus[Session],
+            order: float = order,
+            dials: list[float] = dials,
+            replaced: list[trio.Event] = replaced,
+        ) -> NoReturn:
+            assert target.place is not None
+            dials.append(trio.current_time())
+            await trio.sleep(1 + target.place.index)
+            if target.place.index == 1:
+                if order < 0:
+                    replaced[0].set()
+                    await trio.sleep(-order)
+                task_status.started(Session())
+                await trio.sleep(max(order, 0))
+                replaced[0].set()
+            else:
+                task_status.started(Session())
+            await replaced[target.place.index].wait()
+            report(Replaced(target.instance or ""))
+            raise LinkLostError("a newer session of this gateway took the tunnel over")
+
+        target = attrs.evolve(TARGET, instance="it")
+        async with supervised(serve, relays=RELAYS[:2], links=2, target=target) as generation:
+            await trio.sleep(1000)
+            assert len(dials) == 2
+            assert (generation.status.state, generation.status.links_up) == (State.CONNECTED, 1)
 
 
 async def outage_of(autojump_clock: trio.testing.MockClock, scripts: Mapping[int, list[Step]]) -> list[str]:
