@@ -1,6 +1,6 @@
 """Asks the running transport to check its link now.
 
-The supervisor asks, and each transport that runs for its generation listens; there may be two. A check costs little
+The supervisor asks, and each transport that runs for its generation listens; there may be several. A check costs little
 while the link lives. What it does depends on the transport:
 
     websocket    a ping. Without a sign of life within 2 seconds the link is restored, or ends

@@ -54,17 +54,8 @@ async def test_a_relay_that_is_killed_costs_its_own_streams_alone(tmp_path: Path
         async with trio.open_nursery() as nursery:
             listeners = await nursery.start(functools.partial(trio.serve_tcp, serve_local, 0, host="127.0.0.1"))
             local = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
-            arguments: list[str | Path] = [
-                "expose",
-                local,
-                "--relay",
-                one.url,
-                "--relay",
-                other.url,
-                "--key-file",
-                one.folder / "key",
-            ]
-            with running(*arguments, "--json") as gateway:
+            both = ["--relay", one.url, "--relay", other.url]
+            with running("expose", local, *both, "--key-file", one.folder / "key", "--json") as gateway:
                 await links_are(gateway, 2)
                 async with trio.open_nursery() as visitors:
                     for _ in range(5):
