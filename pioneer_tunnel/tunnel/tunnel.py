@@ -7,8 +7,8 @@ A visitor's bytes take this path:
 
     visitor ─ relay ═ WebSocket ═ link ─ yamux ─ Tunnel ─ handler, or `forward` to a local gateway
 
-`transports` has the left part of the path, and `yamux` the middle. A `link` keeps itself up, and `supervisor` keeps all
-links of the tunnel and publishes its status. A `Tunnel` outlives its connections: while the supervisor reconnects, `accept` waits.
+`transports` has the left part of the path, and `yamux` the middle. A `link` keeps itself up, and `supervisor` keeps the
+links of the tunnel and publishes its status. A `Tunnel` outlives its connections: while they come back, `accept` waits.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ from pioneer_tunnel.relay.gateways.takeover import (
     TakeoverRules,
     Verdict,
     answer_timeout,
+    other_link,
 )
 from pioneer_tunnel.testing import StatusContract
 from pioneer_tunnel.websocket import EngineName, Opening, load_engine
@@ -150,6 +151,83 @@ def test_an_instance_is_shown_cleaned_and_short() -> None:
     assert len(instance_shown("x" * 1024)) < 80
     assert "\n" not in instance_shown("a\nERROR forged\x1b[2J")
     assert "without name" in instance_shown("")
+
+
+# The links of a gateway, in the directory
+
+
+@attrs.define(eq=False)
+class LinkSession(LiveSession):
+    """A session of one link. `orders` are those that it got."""
+
+    instance: str
+    key_id: str
+    place: LinkPlace | None
+    sound: bool = True
+    draining: bool = False
+    burden: tuple[int, float] = (0, 0.0)
+    since: float = 0.0
+    orders: list[str] = attrs.field(factory=list)
+
+    async def open_stream(self) -> ByteStream:
+        raise trio.BrokenResourceError("it has no streams")
+
+    async def answers(self, within: float) -> bool:
+        return self.sound
+
+    def replace(self, by: str) -> None:
+        self.orders.append(f"replaced by {by}")
+
+    def retire(self, by: str) -> None:
+        self.orders.append(f"retired by {by}")
+
+    def abandon(self) -> None:
+        self.orders.append("abandoned")
+
+
+places = st.none() | st.integers(2, 3).flatmap(lambda of: st.builds(LinkPlace, st.integers(0, of - 1), st.just(of)))
+link_sessions = st.builds(
+    LinkSession,
+    st.sampled_from(["a", "b"]),
+    st.sampled_from(KEYS),
+    places,
+    sound=st.booleans(),
+    draining=st.booleans(),
+    burden=st.tuples(st.integers(0, 3), st.sampled_from([0.01, 0.2])),
+)
+
+
+@given(came=st.lists(link_sessions, max_size=8), leaving=st.sets(st.integers(0, 7)), first=st.booleans())
+def test_visitors_go_to_a_link_that_lives(came: list[LinkSession], leaving: set[int], first: bool) -> None:
+    rules = TakeoverRules(takeover=Takeover.FIRST if first else Takeover.NEWEST, keys=KEYS)
+
+    async def tell() -> None:
+        directory = LocalDirectory()
+        has_it: list[LinkSession] = []
+        for number, session in enumerate(came):
+            try:
+                await directory.enter("office", session, rules=rules)
+            except TunnelTaken:
+                await directory.leave("office", session)
+                assert has_it
+                continue
+            has_it = [other for other in has_it if not other.orders and other_link(other, session)] + [session]
+            # Whoever has lost the tunnel was told, or drains and ends by itself.
+            assert not session.orders
+            if number in leaving:
+                await directory.leave("office", session)
+                has_it.remove(session)
+            holders = [holder for holder in has_it if not holder.orders]
+            found = await directory.find("office")
+            assert found in holders if holders else found is None
+            if found is not None:
+                assert found.sound or not any(holder.sound for holder in holders)
+                alike = [each for each in holders if (each.sound, each.draining) == (found.sound, found.draining)]
+                assert found.burden == min(each.burden for each in alike)
+            assert len({holder.instance for holder in holders}) <= 1
+            assert len({holder.place for holder in holders}) == len(holders)
+
+    trio.run(tell)
 
 
 # Two hosts with one key

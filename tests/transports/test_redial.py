@@ -180,6 +180,23 @@ async def test_addresses_take_turns_until_one_works() -> None:
             await dial("relay.test", port)
 
 
+async def test_links_go_to_different_addresses_of_one_name() -> None:
+    one = Redial()
+    other = Redial(one)
+    third = Redial(other)
+    async with listening(BAD, GOOD) as port:
+        with resolving(BAD, GOOD):
+            assert await reached(one.dialer(dial_tcp, timeout=60), port) == BAD
+            one.note_up()
+            assert await reached(other.dialer(dial_tcp, timeout=60), port) == GOOD
+            other.note_up()
+            assert await reached(third.dialer(dial_tcp, timeout=60), port) == BAD, "both are in use"
+            assert sorted(one.addresses) == sorted(third.addresses) == [BAD, BAD, GOOD]
+            one.note_down()
+            third.note_down()
+            assert await reached(other.dialer(dial_tcp, timeout=60), port) == BAD
+
+
 async def test_an_address_that_is_tried_is_better_than_none() -> None:
     redial = Redial()
     dial = redial.dialer(dial_tcp, timeout=60)
