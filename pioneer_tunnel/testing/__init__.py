@@ -30,7 +30,7 @@ from .faults import (
     Up,
 )
 from .faulty_dialer import Dial, FaultyDialer
-from .memory_relay import MemoryRelay, open_memory_relay
+from .memory_relay import MemoryRelay, dial_memory_relays, open_memory_relay
 from .memory_stream import MemoryConnection, MemoryStream
 from .pioneer_relay import Moment, ScriptedPioneerRelay, Trouble, Way, open_pioneer_relay
 from .scenario import run
@@ -88,6 +88,7 @@ __all__ = [
     "Way",
     "check_task_leak",
     "count_tasks",
+    "dial_memory_relays",
     "open_memory_relay",
     "open_pioneer_relay",
     "open_status_recorder",

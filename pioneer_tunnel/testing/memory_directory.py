@@ -39,12 +39,12 @@ class Sessions(Directory):
     """A directory that records the `Dial` of each session.
 
     Attributes:
-        dials: the dial of each live session, by tunnel id.
+        dials: the dials of the live sessions of each tunnel, by its id; the newest comes last.
         last_dials: the dial of the last session of each tunnel, live or ended.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
-        self.dials: Final[dict[str, Dial]] = {}
+        self.dials: Final[dict[str, list[Dial]]] = {}
         self.last_dials: Final[dict[str, Dial]] = {}
         self._carriers: Final[dict[LiveSession, Dial]] = {}
         self._sessions: Final = LocalDirectory()
@@ -61,36 +61,42 @@ class Sessions(Directory):
         before = self._carriers.get(session)
         if before is not None:  # otherwise it has just ended
             before.ended_at = trio.current_time()
+            self._gone(tunnel_id, before)
             self._carried_by(dial_of_this_task.get(), tunnel_id, session)
 
     def _carried_by(self, dial: Dial, tunnel_id: str, session: LiveSession) -> None:
         dial.connected_at = trio.current_time()
-        self._carriers[session] = self.dials[tunnel_id] = self.last_dials[tunnel_id] = dial
+        self._carriers[session] = self.last_dials[tunnel_id] = dial
+        self.dials.setdefault(tunnel_id, []).append(dial)
         self._wake()
+
+    def _gone(self, tunnel_id: str, dial: Dial) -> None:
+        staying = [other for other in self.dials.pop(tunnel_id, []) if other is not dial]
+        if staying:
+            self.dials[tunnel_id] = staying
 
     async def leave(self, tunnel_id: str, session: LiveSession) -> None:
         await self._sessions.leave(tunnel_id, session)
         dial = self._carriers.pop(session, dial_of_this_task.get())
         if dial.connected_at is not None:
             dial.ended_at = trio.current_time()
-        if self.dials.get(tunnel_id) is dial:
-            del self.dials[tunnel_id]
+        self._gone(tunnel_id, dial)
         self._wake()
 
     async def find(self, tunnel_id: str) -> LiveSession | None:
         return await self._sessions.find(tunnel_id)
 
-    async def drain(self, tunnel_id: str) -> None:
-        """Drain the live session, as a relay that stops."""
-        session = await self._sessions.find(tunnel_id)
+    async def drain(self, tunnel_id: str, dial: Dial) -> None:
+        """Drain the live session of `dial`, as a relay that stops."""
+        session = next(session for session, carrier in self._carriers.items() if carrier is dial)
         assert isinstance(session, GatewaySession)
         session.drain(0.0)
         session.finish()
-        del self.dials[tunnel_id]
+        self._gone(tunnel_id, dial)
         self._wake()
 
     async def take_over(self, tunnel_id: str, *, own: bool) -> None:
-        """Replace the live session with a newer one, which ends at once."""
+        """Replace the live sessions with a newer one, which ends at once."""
         session = await self._sessions.find(tunnel_id)
         assert session is not None
         newer = _BriefSession(session, session.instance if own else "another-gateway")

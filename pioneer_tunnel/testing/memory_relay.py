@@ -14,6 +14,7 @@ from .._model.addresses import Address
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
 from .._net.adopted import watch
+from .._net.dialing import Dialer
 from .._net.tls.certificate import Certificate
 from ..relay.config import RelayConfig
 from ..relay.connection import contain_errors
@@ -28,7 +29,7 @@ from .memory_directory import Sessions, Tunnels, dial_of_this_task
 from .memory_stream import MemoryConnection, MemoryStream
 from .virtual_time import stop_the_clock_for_threads, wall_clock
 
-__all__ = ["MemoryRelay", "open_memory_relay"]
+__all__ = ["MemoryRelay", "dial_memory_relays", "open_memory_relay"]
 
 KEY: Final = RelayKey("ptk1_the-key-of-the-test-kit-0123456789abcdef")
 NAME: Final = "relay.test"
@@ -65,12 +66,14 @@ class MemoryRelay:
         engine: the relay's WebSocket engine; None for the fastest that is installed.
         resume_timeout: seconds that the relay keeps the session of a gateway whose connection is cut (default 0: a cut
             ends the session at once).
+        name: the relay's host name (default `"relay.test"`). For a gateway with several relays each has another one.
 
     Attributes:
         dial: the `Dialer` for `open_tunnel(dial=...)` and `RemoteAccess(dial=...)`. A second gateway needs a
             `FaultyDialer` of its own.
         key: the key of the tunnel `"office"`, which exists from the start.
         heartbeat: the argument `heartbeat`.
+        name: the argument `name`.
     """
 
     def __init__(
@@ -81,7 +84,9 @@ class MemoryRelay:
         certificate: Certificate | None = None,
         engine: EngineName | None = None,
         resume_timeout: float = 0.0,
+        name: str = NAME,
     ) -> None:
+        self.name: Final = name
         self.key: Final = KEY
         self.heartbeat: Final = heartbeat
         self._certificate: Final = certificate
@@ -91,7 +96,7 @@ class MemoryRelay:
             control_addr=self.address,
             ingress_addr=INGRESS,
             id="relay-in-memory",
-            public_names=[NAME],
+            public_names=[name],
             control_tls=False,
             ingress_tls=False,
             heartbeat_ms=round(heartbeat * 1000),
@@ -121,12 +126,12 @@ class MemoryRelay:
     @property
     def address(self) -> Address:
         """The address that gateways connect to. Only `dial` can resolve its name."""
-        return Address(NAME, 443 if self._certificate else 80)
+        return Address(self.name, 443 if self._certificate else 80)
 
     @property
     def url(self) -> str:
         """The relay address for a gateway's settings: `ws://relay.test`, or `wss://relay.test` with a certificate."""
-        return f"{'wss' if self._certificate else 'ws'}://{NAME}"
+        return f"{'wss' if self._certificate else 'ws'}://{self.name}"
 
     def register(self, tunnel: str, key: RelayKey, *, service: str | None = None, services: Sequence[str] = ()) -> None:
         """Add the tunnel `tunnel` with the public URL `http://<tunnel>.test`, or replace it.
@@ -175,9 +180,9 @@ class MemoryRelay:
         return self.is_reachable(TUNNEL)
 
     def is_reachable(self, tunnel: str) -> bool:
-        """Whether a visitor would get through now: the gateway has a session, and its connection is whole."""
-        dial = self._sessions.dials.get(tunnel)
-        return dial is not None and dial.connection is not None and dial.connection.whole
+        """Whether a visitor may get through now: the gateway has a session, and its connection is whole."""
+        dials = self._sessions.dials.get(tunnel, ())
+        return any(dial.connection is not None and dial.connection.whole for dial in dials)
 
     def is_silent(self, tunnel: str) -> bool:
         """Whether the gateway's last connection is a black hole, so that only a timeout can detect it."""
@@ -254,16 +259,16 @@ class MemoryRelay:
             dial.connection.cut()
 
     async def reconnect(self, tunnel: str = TUNNEL) -> None:
-        """Cut the gateway's connection, and wait for its next session. The caller sets the deadline.
+        """Cut the gateway's newest connection, and wait for its next session. The caller sets the deadline.
 
         Raises:
             RuntimeError: the gateway is not connected.
         """
-        dial = self._sessions.dials.get(tunnel)
-        if dial is None or dial.connection is None:
+        before = [*self._sessions.dials.get(tunnel, ())]
+        if not before or before[-1].connection is None:
             raise RuntimeError(f"no gateway is connected to the tunnel {tunnel!r}; wait_reachable waits for it")
-        dial.connection.cut()
-        while self._sessions.dials.get(tunnel) in {None, dial}:
+        before[-1].connection.cut()
+        while not any(dial not in before for dial in self._sessions.dials.get(tunnel, ())):
             await self.change()
 
     def listen(self, server: _Server, address: Address = LOCAL) -> None:
@@ -352,7 +357,7 @@ class MemoryRelay:
     async def take_over(self, dial: Dial, *, own: bool) -> bool:
         """Let another session take over the tunnel of `dial`; False if `dial` has no session."""
         for tunnel, carrying in self._sessions.dials.items():
-            if carrying is dial:
+            if dial in carrying:
                 await self._sessions.take_over(tunnel, own=own)
                 return True
         return False
@@ -360,8 +365,8 @@ class MemoryRelay:
     async def drain(self, dial: Dial) -> bool:
         """See `RelayInMemory`."""
         for tunnel, carrying in self._sessions.dials.items():
-            if carrying is dial:
-                await self._sessions.drain(tunnel)
+            if dial in carrying:
+                await self._sessions.drain(tunnel, dial)
                 return True
         return False
 
@@ -398,6 +403,22 @@ async def _serve(server: _Server, connected: MemoryStream) -> None:
         await trio.aclose_forcefully(connected)
 
 
+def dial_memory_relays(*relays: MemoryRelay) -> Dialer:
+    """A `Dialer` for a gateway with several relays in memory: each is dialled by its `dial`, with its plan.
+
+    Other addresses are dialled by the first one.
+
+    Args:
+        relays: at least one, each with another `name`.
+    """
+    by_name = {relay.name: relay for relay in relays}
+
+    async def dial(host: str, port: int) -> trio.abc.Stream:
+        return await by_name.get(host, relays[0]).dial(host, port)
+
+    return dial
+
+
 @asynccontextmanager
 async def open_memory_relay(
     plan: FaultPlan | None = None,
@@ -406,6 +427,7 @@ async def open_memory_relay(
     certificate: Certificate | None = None,
     engine: EngineName | None = None,
     resume_timeout: float = 0.0,
+    name: str = NAME,
 ) -> AsyncIterator[MemoryRelay]:
     """Run a `MemoryRelay` during an `async with`. The arguments are those of `MemoryRelay`.
 
@@ -413,7 +435,7 @@ async def open_memory_relay(
     the test's assertion.
     """
     relay = MemoryRelay(
-        plan, heartbeat=heartbeat, certificate=certificate, engine=engine, resume_timeout=resume_timeout
+        plan, heartbeat=heartbeat, certificate=certificate, engine=engine, resume_timeout=resume_timeout, name=name
     )
     with lone_error_bare():
         async with trio.open_nursery() as nursery:
