@@ -46,7 +46,7 @@ class RelayTunnelStats:
 
     Attributes:
         sessions: of its gateways that have, or had, the tunnel, and are not gone. The last one gets new visitors,
-            unless it drains. Empty while no gateway is connected.
+            unless it drains; with several links of a gateway, each gets some. Empty while no gateway is connected.
         streams: visitors' streams of all its services.
         services: the same for each configured service, and for each other one that had a visitor, by name. The empty
             name stands for the service of an entry with a single one. Below a wildcard, the first 256 names of a tunnel

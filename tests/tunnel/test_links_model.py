@@ -278,7 +278,7 @@ def in_virtual_time(story: Story) -> None:
 LOST: Final = LinkLost(LinkLostError("gone"))
 
 
-@settings(deadline=None, derandomize=True, max_examples=examples(400))
+@settings(deadline=None, derandomize=True, max_examples=examples(250))
 @given(story=stories)
 @example(Story([[], []], 2, frozenset(), [Wait(10)]))
 @example(Story([[], []], 1, frozenset(), [Wait(10)]))
