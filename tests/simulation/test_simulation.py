@@ -20,6 +20,7 @@ from pioneer_tunnel.testing import FaultPlan, Leave, Up
 from pioneer_tunnel.testing.memory_stream import MemoryConnection, MemoryStream
 from pioneer_tunnel.testing.virtual_time import virtual_time
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
+from pioneer_tunnel.tunnel.link import Link
 from pioneer_tunnel.tunnel.restart_policy import Restarts
 from pioneer_tunnel.tunnel.supervisor import Supervisor
 from pioneer_tunnel.yamux import YamuxConnection
@@ -170,10 +171,10 @@ def test_a_handler_that_fails_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gateway_that_does_not_come_back_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def wait(real: Any, supervisor: Supervisor, delay: float, failure: Any) -> None:
-        await real(supervisor, delay * 1000, failure)
+    async def wait(real: Any, link: Link, delay: float) -> None:
+        await real(link, delay * 1000)
 
-    plant(monkeypatch, Supervisor, "_wait", wait)
+    plant(monkeypatch, Link, "_wait", wait)
     assert "it is not well" in str(first_failure().failure)
 
 
