@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
@@ -14,7 +16,8 @@ from hypothesis import example, given, settings, strategies as st
 from rig import in_background
 from trio.testing import MockClock
 
-from pioneer_tunnel import State, Tunnel, TunnelStream, open_tunnel
+from pioneer_tunnel import Services, State, Tunnel, TunnelStream, open_tunnel
+from pioneer_tunnel.relay import TunnelEntry
 from pioneer_tunnel.testing import (
     BlackHole,
     CutAfter,
@@ -30,6 +33,7 @@ from pioneer_tunnel.testing import (
     Up,
     open_memory_relay,
 )
+from pioneer_tunnel.testing.memory_directory import Tunnels
 from pioneer_tunnel.transports import native
 from pioneer_tunnel.transports.resuming import Resuming
 from pioneer_tunnel.websocket import ENGINES
@@ -41,12 +45,17 @@ each_engine = pytest.mark.parametrize("engine", ENGINES)
 
 @asynccontextmanager
 async def resumable(
-    plan: FaultPlan | None = None, *, timeout: float = TIMEOUT, engine: Any = None, heartbeat: float = 15.0
+    plan: FaultPlan | None = None,
+    *,
+    timeout: float = TIMEOUT,
+    engine: Any = None,
+    heartbeat: float = 15.0,
+    services: Services | None = None,
 ) -> AsyncIterator[tuple[MemoryRelay, Tunnel]]:
     """A relay and a tunnel that can resume; the gateway sends back what visitors send."""
     async with (
         open_memory_relay(plan, resume_timeout=timeout, engine=engine, heartbeat=heartbeat) as relay,
-        open_tunnel(relay.url, key=relay.key, dial=relay.dial, websocket_engine=engine) as tunnel,
+        open_tunnel(relay.url, key=relay.key, dial=relay.dial, websocket_engine=engine, services=services) as tunnel,
         in_background(lambda: trio.serve_listeners(echo, [tunnel])),
     ):
         await tunnel.wait_connected()
@@ -288,7 +297,9 @@ async def test_a_new_visitor_does_not_wait_for_long(autojump_clock: MockClock) -
 
 
 @asynccontextmanager
-async def suspicious(plan: FaultPlan) -> AsyncIterator[tuple[MemoryRelay, Tunnel, Callable[[], None]]]:
+async def suspicious(
+    plan: FaultPlan, *, services: Services | None = None
+) -> AsyncIterator[tuple[MemoryRelay, Tunnel, Callable[[], None]]]:
     """As `resumable`, and what lets the gateway suspect its connection."""
     made: list[Resuming] = []
 
@@ -298,7 +309,7 @@ async def suspicious(plan: FaultPlan) -> AsyncIterator[tuple[MemoryRelay, Tunnel
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "Resuming", make)
-        async with resumable(plan) as (relay, tunnel):
+        async with resumable(plan, services=services) as (relay, tunnel):
             yield relay, tunnel, made[0].suspect
 
 
@@ -334,6 +345,36 @@ async def test_a_live_connection_is_replaced_under_traffic(autojump_clock: MockC
                 await trio.sleep(0.1)
                 suspect()
         assert len(relay.dials) == 6
+
+
+async def test_a_relay_is_asked_and_answers_when_the_gateway_has_gone_on(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The relay takes so long to look up the tunnel that the counters of the old connection have moved on."""
+    caplog.set_level(logging.INFO, "pioneer_tunnel")
+    by_key_id = Tunnels.by_key_id
+    waits = deque([0.0, 0.0, 0.0, 20.0])  # the proof and the services: of the first connection, and of the second
+
+    async def slowly(self: Tunnels, key_id: str) -> TunnelEntry | None:
+        await trio.sleep(waits.popleft() if waits else 0.0)
+        return await by_key_id(self, key_id)
+
+    monkeypatch.setattr(Tunnels, "by_key_id", slowly)
+    services = Services({"": "127.0.0.1:1"})
+    async with suspicious(FaultPlan([Up(), BlackHole(1)], then=Refuse()), services=services) as (
+        relay,
+        tunnel,
+        suspect,
+    ):
+        suspect()
+        await trio.sleep(15)
+        assert not waits
+        await talk(await relay.visit(), 20_000)
+        await trio.sleep(15)
+        await talk(await relay.visit(), 20_000)
+        assert tunnel.status.attempt == 1
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert "cannot be resumed: it has received" in caplog.text
 
 
 # Clocks

@@ -19,7 +19,7 @@ import attrs
 import trio
 
 from ..._http.head import RequestHead, wants_upgrade
-from ..._model.errors import ProtocolError
+from ..._model.errors import ProtocolError, RemoteProtocolError
 from ..._model.exception_groups import leaves
 from ..._model.keys import SigningIdentity
 from ..._model.services import FIRST_SERVICE
@@ -68,6 +68,9 @@ OPENING_TIMEOUT: Final = 10.0
 
 OPENING_ALLOWANCE: Final = Allowance(size=24 * 1024, frames=16)
 """What a gateway may send until then, including its WebSocket request. A proxy on the way may add pings."""
+
+MOST_REASON: Final = 120
+"""Characters of an error in a WebSocket close frame; these are ASCII."""
 
 MOST_RECONNECT_WITHIN: Final = 3.0
 """Seconds over which gateways reconnect, at the most, when the relay stops. The next one holds visitors for longer."""
@@ -175,7 +178,9 @@ class GatewayEndpoint:
 
         Sessions of gateways that cannot resume run in the task of their connection.
         """
-        self._session_tasks = tasks if self._config.resume_timeout_ms else None
+        if self._config.resume_timeout_ms:
+            self._session_tasks = tasks
+            tasks.start_soon(self._resumable.limit_bytes)
 
     async def serve(
         self,
@@ -369,7 +374,7 @@ class GatewayEndpoint:
             self._counts.refused(rejection.reason, None if entry is None else entry.id)
             await _reject(websocket, claim, entry, rejection)
         except ProtocolError as error:
-            await websocket.close(1002, str(error)[:120])
+            await websocket.close(1002, str(error)[:MOST_REASON])
         return None
 
     def _busy(self, wait: float) -> Rejection:
@@ -385,7 +390,11 @@ class GatewayEndpoint:
         assert self._session_tasks is not None
         kept = self._resumable.find(proved.resumption, choice, tunnel_id=proved.entry.id, key_id=proved.claim.key_id)
         if kept is not None:
-            await self._resume(kept, carrier, proved, choice, arrival)
+            try:
+                await self._resume(kept, carrier, proved, choice, arrival)
+            except RemoteProtocolError as error:  # the gateway has gone on over the old connection meanwhile
+                self._resumable.note_refused(kept, error)
+                await proved.websocket.close(1002, str(error)[:MOST_REASON])
             return
         deadline = trio.CancelScope(deadline=trio.current_time() + OPENING_TIMEOUT)
         tail = Tail(window=self._window, peer_window=choice.window)
@@ -410,7 +419,11 @@ class GatewayEndpoint:
     async def _resume(
         self, kept: Kept, carrier: Carrier, proved: _Proved, choice: ResumeChoice, arrival: Arrival | None
     ) -> None:
-        """Let a suspended session go on over this connection, until it is given up."""
+        """Let a suspended session go on over this connection, until it is given up.
+
+        Raises:
+            RemoteProtocolError: the gateway is elsewhere than it has said when it asked. The session stays as it is.
+        """
         assert proved.resumption is not None
         kept.attempts = attempt = kept.attempts + 1
         session, link = kept.session, kept.link
@@ -421,6 +434,7 @@ class GatewayEndpoint:
             confirmed[services.SERVICES] = services.located_fields(located)
         counters = link.pause()
         try:
+            link.check(choice.counters)
             confirmed[RESUME] = proved.resumption.confirm(choice, kept.secret, session.id, counters)
             with trio.fail_after(OPENING_TIMEOUT):
                 await proved.websocket.send([self._welcome(proved, session, confirmed)])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final, final
+from typing import Final, NoReturn, final
 
 import attrs
 import trio
@@ -25,6 +25,9 @@ from ..limits import RelayLimits
 from .session import GatewaySession
 
 __all__ = ["Kept", "ResumableSessions", "hold"]
+
+LOOK_INTERVAL: Final = 1.0
+"""Seconds between two looks at what suspended sessions hold."""
 
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.session"))
 
@@ -58,6 +61,7 @@ class ResumableSessions:
         self._most_bytes: Final = limits.suspended_bytes
         self._kept: Final[dict[str, Kept]] = {}
         self._suspended: Final[dict[str, Kept]] = {}  # the one that is suspended for the longest time comes first
+        self._some_suspended = trio.Event()
 
     @property
     def suspended(self) -> int:
@@ -87,9 +91,13 @@ class ResumableSessions:
         try:
             kept.link.check(choice.counters)
         except RemoteProtocolError as error:
-            _log(session, "cannot be resumed", error)
+            self.note_refused(kept, error)
             return None
         return kept
+
+    def note_refused(self, kept: Kept, error: RemoteProtocolError) -> None:
+        """A gateway that has the secret is elsewhere than the session."""
+        _log(kept.session, "cannot be resumed", error)
 
     def suspend(self, session_id: str, loss: Loss) -> None:
         """A session has lost its connection. Ends suspended sessions if there are too many."""
@@ -103,6 +111,20 @@ class ResumableSessions:
         self._suspended.pop(session_id, None)
         self._suspended[session_id] = kept
         self._limit("too many sessions are suspended")
+        self._limit_bytes()
+        self._some_suspended.set()
+
+    async def limit_bytes(self) -> NoReturn:
+        """Keep what suspended sessions hold within the limit: their visitors may go on sending."""
+        while True:
+            # No deadline: most of the time no session is suspended.
+            await self._some_suspended.wait()
+            await trio.sleep(LOOK_INTERVAL)
+            self._limit_bytes()
+            if not self._suspended:
+                self._some_suspended = trio.Event()
+
+    def _limit_bytes(self) -> None:
         while sum(each.session.held for each in self._suspended.values()) > self._most_bytes:
             greediest = max(self._suspended.values(), key=lambda each: each.session.held)
             self._give_up(greediest, "suspended sessions hold too many bytes")

@@ -485,7 +485,7 @@ class Ingress:
         try:
             return _Opened(session.open_stream_nowait(), proxy_header, self.counts.streams_of(route))
         except (trio.WouldBlock, trio.BrokenResourceError):
-            self._admission.end_visit(route.entry.id)
+            self._admission.cancel_visit(route.entry.id)  # `_enter_and_open` counts the visitor again
             return None
 
     async def _open(self, visit: Visit, route: Route) -> _Opened:
