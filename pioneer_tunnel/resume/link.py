@@ -68,11 +68,14 @@ class Loss:
         reason: how.
         stuck: whether the path seemed to drop large packets, see `Delivery`.
         silence: seconds in which nothing had come.
+        ended: whether it was ended by the other end, or by something on the way. False if this end gave it up, since
+            nothing came.
     """
 
     reason: Exception
     stuck: bool
     silence: float
+    ended: bool
 
 
 def _ignore(loss: Loss) -> None:
@@ -503,9 +506,9 @@ class ResumableLink(Link):
         if isinstance(error, WebSocketClosed) and (error.code in _FOR_GOOD or error.code >= 4000):
             self.end(error)
         else:
-            self._lose(carrier, error)
+            self._lose(carrier, error, ended=True)
 
-    def _lose(self, carrier: Carrier, reason: Exception) -> None:
+    def _lose(self, carrier: Carrier, reason: Exception, *, ended: bool = False) -> None:
         if carrier is not self._carrier or self._failure is not None:
             return
         delivery, silence = carrier.link.delivery(), trio.current_time() - carrier.link.last_received
@@ -514,7 +517,8 @@ class ResumableLink(Link):
         self._on_interrupted()
         self._wake_run()
         self._changed.unpark_all()
-        self.on_lost(Loss(reason, stuck=delivery is not None and delivery.stuck, silence=silence))
+        stuck = delivery is not None and delivery.stuck
+        self.on_lost(Loss(reason, stuck=stuck, silence=silence, ended=ended))
 
     def _give_up_carrier(self) -> None:
         carrier, self._carrier = self._carrier, None

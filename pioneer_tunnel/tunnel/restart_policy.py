@@ -83,6 +83,11 @@ class Restarts:
     comes back, its gateways together dial at most 3 times as often as it takes them (benchmarks/storm.py). A relay that
     answers `busy` is up, and says itself when to come.
 
+    A session that can be resumed wants its link back at once, since visitors wait. Where this gateway alone has lost
+    its link, it dials at once. Where its relay may be gone, it takes half of the span (`redial_delay`): then all
+    gateways together dial twice as often as the relay takes them, and those that it refuses come in turn beside them.
+    The relay takes the gateways of a second at once, so a delay of less than a second is none.
+
     Args:
         policy: the policy.
         random: the source of jitter.
@@ -113,15 +118,21 @@ class Restarts:
         self._waited += delay
         return delay
 
-    def redial_delay(self, failed: int, spread: Spread | None) -> float:
-        """Seconds to wait before the next attempt to restore a lost link.
+    def redial_delay(self, failed: int, spread: Spread | None, *, retry_after: float | None = None) -> float:
+        """Seconds to wait before the next attempt to restore a link that may have been lost with its relay.
 
         Args:
-            failed: how many attempts have failed before the last one.
+            failed: how many attempts have failed since the loss.
             spread: what the relay has asked for the time after a loss; None if it asked nothing.
+            retry_after: seconds that the relay asked for after the last attempt.
         """
-        delay = min(self.policy.initial * 2 ** min(failed, 64), self.policy.maximum, LONGEST_REDIAL_DELAY)
-        return self._jittered(delay if spread is None else max(delay, spread.span))
+        share = 0.0
+        if spread is not None and retry_after is None:
+            share = self._random.uniform(0, spread.span / 2)
+        if not failed:
+            return share if share >= 1.0 else 0.0
+        delay = min(self.policy.initial * 2 ** min(failed - 1, 64), self.policy.maximum, LONGEST_REDIAL_DELAY)
+        return max(self._jittered(delay) + share, min(retry_after or 0.0, LONGEST_WAIT))
 
     def _own_delay(self, ending: RunEnd) -> float:
         policy, spread = self.policy, ending.spread

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final
+from random import Random
+from typing import Any, Final, final
 
 import pytest
 import trio
@@ -17,16 +18,20 @@ from rig import in_background
 from trio.testing import MockClock
 
 from pioneer_tunnel import Services, State, Tunnel, TunnelStream, open_tunnel
+from pioneer_tunnel._wire.messages import Spread
 from pioneer_tunnel.relay import TunnelEntry
+from pioneer_tunnel.relay.gateways.spreading import Spreading
 from pioneer_tunnel.testing import (
     BlackHole,
     CutAfter,
+    Drain,
     Fault,
     FaultPlan,
     FaultyDialer,
     MemoryRelay,
     MemoryStream,
     Refuse,
+    Reject,
     Stage,
     StallAt,
     StatusContract,
@@ -50,12 +55,15 @@ async def resumable(
     timeout: float = TIMEOUT,
     engine: Any = None,
     heartbeat: float = 15.0,
-    services: Services | None = None,
+    **options: Any,
 ) -> AsyncIterator[tuple[MemoryRelay, Tunnel]]:
-    """A relay and a tunnel that can resume; the gateway sends back what visitors send."""
+    """A relay and a tunnel that can resume; the gateway sends back what visitors send.
+
+    `options` are those of `open_tunnel`.
+    """
     async with (
         open_memory_relay(plan, resume_timeout=timeout, engine=engine, heartbeat=heartbeat) as relay,
-        open_tunnel(relay.url, key=relay.key, dial=relay.dial, websocket_engine=engine, services=services) as tunnel,
+        open_tunnel(relay.url, key=relay.key, dial=relay.dial, websocket_engine=engine, **options) as tunnel,
         in_background(lambda: trio.serve_listeners(echo, [tunnel])),
     ):
         await tunnel.wait_connected()
@@ -138,6 +146,113 @@ async def test_a_link_that_is_cut_again_and_again_is_dialled_less_and_less_often
         await trio.sleep(16)  # it was steady, so that its loss is healed at once
         await talk(await relay.visit(), 2_000)
         assert len(relay.dials) <= 11
+
+
+# When to dial again
+
+
+@final
+class Network:
+    """A `WatchNetwork` of a test."""
+
+    def __init__(self) -> None:
+        self.change: Callable[[str], object] = str
+
+    async def __call__(self, changed: Callable[[str], object], _: Callable[[], Collection[str]]) -> None:
+        self.change = changed
+        await trio.sleep_forever()
+
+
+def tell_span(patch: pytest.MonkeyPatch, span: float) -> None:
+    """Let the relay ask its gateways for so many seconds, as if there were many."""
+    patch.setattr(Spreading, "advice", lambda *_: Spread(span=span, longest=span))
+
+
+async def seconds_until_dialled(relay: MemoryRelay) -> float:
+    dials, started = len(relay.dials), trio.current_time()
+    while len(relay.dials) == dials:
+        await trio.sleep(0.1)
+    return relay.dials[dials].at - started
+
+
+@pytest.mark.parametrize("span", [0.0, 1.9, 300.0])
+async def test_a_link_that_may_be_lost_with_its_relay_takes_a_share_of_the_span(
+    span: float, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell_span(monkeypatch, span)
+    async with resumable(random=Random(3)) as (relay, _):
+        relay.cut()
+        waited = await seconds_until_dialled(relay)
+        assert waited == 0 if span < 2 else 10 < waited < 60
+
+
+async def test_a_relay_that_refuses_is_dialled_at_its_rate(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody listens: the relay is gone, with all its gateways."""
+    tell_span(monkeypatch, 60.0)
+    async with resumable(FaultPlan([Up(60)], then=Refuse()), random=Random(1)) as (relay, _):
+        await trio.sleep(120)
+        assert 2 <= len(relay.dials) <= 6
+        assert {dial.at >= 61 for dial in relay.dials[1:]} == {True}
+
+
+async def test_a_relay_that_is_busy_says_when_to_come(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell_span(monkeypatch, 300.0)
+    plan = FaultPlan([Up(5), Reject("busy", retry_after=7.0)])
+    async with resumable(plan, random=Random(3)) as (relay, _):
+        await trio.sleep(100)
+        _, second, third = relay.dials
+        assert third.at == pytest.approx(second.at + 7, abs=0.1)
+
+
+async def test_a_path_that_is_silent_is_left_at_once(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay that stops closes its connections. So this gateway is alone."""
+    tell_span(monkeypatch, 300.0)
+    async with resumable(FaultPlan([BlackHole(30)]), random=Random(3)) as (relay, tunnel):
+        await trio.sleep(65)
+        assert len(relay.dials) == 2
+        assert tunnel.status.state is State.CONNECTED
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_link_that_is_lost_with_the_network_is_restored_at_once(
+    before: bool, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell_span(monkeypatch, 300.0)
+    network = Network()
+    async with resumable(random=Random(3), watch_network=network) as (relay, _):
+        await trio.sleep(100)
+        if before:
+            network.change("another network")
+            await trio.sleep(1)
+        relay.cut()
+        if not before:
+            await trio.sleep(1)
+            network.change("another network")
+        await trio.sleep(0.1)
+        assert len(relay.dials) == 2
+        await talk(await relay.visit(), 2_000)
+
+
+async def test_a_change_of_the_network_begins_an_attempt_anew(autojump_clock: MockClock) -> None:
+    network = Network()
+    for stage in Stage:
+        plan = FaultPlan([Up(5), StallAt(stage), StallAt(stage)])
+        async with resumable(plan, watch_network=network) as (relay, tunnel):
+            started = trio.current_time()
+            visitor = await relay.visit()
+            await trio.sleep(6)
+            for seconds in (1, 2):
+                network.change("another network")
+                await trio.sleep(seconds)
+            await talk(visitor, 2_000)
+            assert [round(dial.at - started) for dial in relay.dials] == [0, 5, 6, 7]
+            assert tunnel.status.attempt == 1
 
 
 # Ends
@@ -226,6 +341,64 @@ async def test_a_restarted_relay_gets_a_new_session(autojump_clock: MockClock) -
         assert trio.current_time() < 3
 
 
+@pytest.mark.parametrize("offers", [True, False])
+async def test_a_relay_that_has_lost_the_session_grants_another_in_the_same_handshake(
+    offers: bool, autojump_clock: MockClock
+) -> None:
+    services = Services({"": "127.0.0.1:1"}) if offers else None
+    async with resumable(services=services) as (relay, tunnel):
+        for _ in range(3):
+            visitor = await relay.visit()
+            await visitor.send_all(b"hello")
+            assert await visitor.receive_some() == b"hello"
+            await relay.stop(abruptly=True)
+            with pytest.raises(trio.BrokenResourceError):
+                await visitor.receive_some()
+            dials = len(relay.dials)
+            await relay.start()
+            await relay.wait_reachable()
+            await talk(await relay.visit(), 2_000)
+            await trio.sleep(20)
+            assert len(relay.dials) == dials + 1
+            assert (tunnel.status.state, tunnel.status.attempt) == (State.CONNECTED, 1)
+        relay.cut()  # the last session can be resumed, as any other one
+        await talk(await relay.visit(), 20_000)
+        assert len(relay.dials) == dials + 2
+
+
+async def test_a_relay_that_loses_its_sessions_again_and_again_is_dialled_less_and_less_often(
+    autojump_clock: MockClock,
+) -> None:
+    async with resumable() as (relay, _):
+        await trio.sleep(20)
+        for _ in range(60):
+            await relay.stop(abruptly=True)
+            await relay.start()
+            await trio.sleep(0.5)
+        assert 6 <= sum(dial.connection is not None for dial in relay.dials) <= 14
+
+
+async def test_a_session_that_drains_takes_no_tunnel_from_its_successor(autojump_clock: MockClock) -> None:
+    """Its visitors wait for it, but the relay has lost it."""
+    async with resumable(FaultPlan([Drain(5)])) as (relay, tunnel):
+        visitor = await relay.visit()
+        await visitor.send_all(b"hello")
+        assert await visitor.receive_some() == b"hello"
+        await trio.sleep(6)
+        await talk(await relay.visit(), 2_000)
+        [session] = [each for each in relay._control._sessions if each.draining]
+        relay._control._resumable.remove(session.id)
+        first, second = relay.dials
+        assert first.connection is not None
+        first.connection.cut()
+        with pytest.raises(trio.BrokenResourceError):
+            await visitor.receive_some()
+        await trio.sleep(1)
+        assert second.ended_at is None
+        await talk(await relay.visit(), 2_000)
+        assert [status.state for status in tunnel.history].count(State.RECONNECTING) == 0
+
+
 async def test_a_revoked_key_does_not_resume(autojump_clock: MockClock) -> None:
     async with resumable(FaultPlan([Up(5)])) as (relay, tunnel):
         relay.revoke()
@@ -252,7 +425,7 @@ async def test_another_gateway_with_the_same_key_ends_a_suspended_session(autoju
                 await visitor.receive_some()
             # When the old gateway comes back, it cannot resume. Its new session is the newest, which wins.
             await trio.sleep(30)
-            assert (tunnel.status.state, tunnel.status.attempt) == (State.CONNECTED, 2)
+            assert (tunnel.status.state, tunnel.status.attempt) == (State.CONNECTED, 1)
             assert other.status.state is State.FAILED
 
 

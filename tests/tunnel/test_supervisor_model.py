@@ -49,6 +49,7 @@ from pioneer_tunnel.transports.interface import (
     Report,
     RoundTrip,
     Session,
+    SessionRenewed,
     Target,
 )
 from pioneer_tunnel.tunnel.restart_policy import LONGEST_WAIT, RestartPolicy
@@ -140,7 +141,14 @@ events = st.one_of(
     st.just(LocalDialFailed("connection refused")),
     st.just(LocalDialOk()),
     st.sampled_from(
-        [LinkLost(LinkLostError("gone")), LinkRestored(), Draining(0.0), Draining(3.0), Replaced("another")]
+        [
+            LinkLost(LinkLostError("gone")),
+            LinkRestored(),
+            SessionRenewed(Session()),
+            Draining(0.0),
+            Draining(3.0),
+            Replaced("another"),
+        ]
     ),
 )
 fails = st.builds(
@@ -245,7 +253,7 @@ class Teller:
                 drain.within = max(drain.within, event.reconnect_within)
             if attempt.connected is not None and any(attempt is running for running in self.running()):
                 self.link_is_lost = isinstance(event, LinkLost) or (
-                    self.link_is_lost and not isinstance(event, LinkRestored)
+                    self.link_is_lost and not isinstance(event, LinkRestored | SessionRenewed)
                 )
             report(event)
 
