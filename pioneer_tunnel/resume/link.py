@@ -161,6 +161,11 @@ class ResumableLink(Link):
         return self._tail.counters
 
     @property
+    def ends_at(self) -> float:
+        """When it ends, if it is suspended and no carrier comes."""
+        return self._usable_since + self._timeout
+
+    @property
     def ended(self) -> bool:
         return self._failure is not None
 
@@ -170,7 +175,7 @@ class ResumableLink(Link):
             # No deadline: an idle link has nothing to report.
             await self._due.wait()
             if self.suspended:
-                with trio.move_on_at(self._usable_since + self._timeout):
+                with trio.move_on_at(self.ends_at):
                     await self.restored()
                     continue
                 self.end(trio.BrokenResourceError(f"the link was not restored within {self._timeout:g} seconds"))

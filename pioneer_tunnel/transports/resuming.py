@@ -233,9 +233,15 @@ class Resuming:
         attempt.cancel()
 
     async def _wait(self, error: TunnelError) -> None:
-        """Wait before the next attempt, because of `error`. A check that is asked for ends this."""
+        """Wait before the next attempt, because of `error`. A check that is asked for ends this.
+
+        Raises:
+            TunnelError: `error`, if the relay asks for a wait that the session does not survive.
+        """
         self._waits_first = False
         delay = self._target.redial_delay(self._redials.failed, error.retry_after)
+        if self.link.suspended and error.retry_after is not None and trio.current_time() + delay >= self.link.ends_at:
+            raise error  # the next session takes the turn that this one was given
         if self.link.suspended and delay:
             self._report(LinkLost(error, retry_in=delay))
         with trio.move_on_after(delay):

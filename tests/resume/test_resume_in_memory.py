@@ -208,6 +208,21 @@ async def test_a_relay_that_is_busy_says_when_to_come(
         assert third.at == pytest.approx(second.at + 7, abs=0.1)
 
 
+async def test_a_relay_that_is_busy_for_too_long_gets_another_session_in_turn(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell_span(monkeypatch, 300.0)
+    async with resumable(FaultPlan([Up(5), Reject("busy", retry_after=90.0)]), random=Random(3)) as (relay, tunnel):
+        visitor = await relay.visit()
+        await visitor.send_all(b"hello")
+        assert await visitor.receive_some() == b"hello"
+        with pytest.raises(trio.BrokenResourceError):
+            await visitor.receive_some()
+        await tunnel.wait_connected()
+        _, second, third = relay.dials
+        assert third.at == pytest.approx(second.at + 90, abs=0.1)
+
+
 async def test_a_path_that_is_silent_is_left_at_once(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
