@@ -23,11 +23,14 @@ from pioneer_tunnel.relay import TunnelEntry
 from pioneer_tunnel.relay.gateways.spreading import Spreading
 from pioneer_tunnel.testing import (
     BlackHole,
+    ChangeNetwork,
     CutAfter,
+    CutAtWelcome,
     Drain,
     Fault,
     FaultPlan,
     FaultyDialer,
+    HostSleep,
     MemoryRelay,
     MemoryStream,
     Refuse,
@@ -55,19 +58,24 @@ async def resumable(
     timeout: float = TIMEOUT,
     engine: Any = None,
     heartbeat: float = 15.0,
+    told: bool = False,
     **options: Any,
 ) -> AsyncIterator[tuple[MemoryRelay, Tunnel]]:
     """A relay and a tunnel that can resume; the gateway sends back what visitors send.
 
-    `options` are those of `open_tunnel`.
+    Args:
+        told: whether the gateway's system tells it of changes of its network.
+        options: of `open_tunnel`.
     """
-    async with (
-        open_memory_relay(plan, resume_timeout=timeout, engine=engine, heartbeat=heartbeat) as relay,
-        open_tunnel(relay.url, key=relay.key, dial=relay.dial, websocket_engine=engine, **options) as tunnel,
-        in_background(lambda: trio.serve_listeners(echo, [tunnel])),
-    ):
-        await tunnel.wait_connected()
-        yield relay, tunnel
+    async with open_memory_relay(plan, resume_timeout=timeout, engine=engine, heartbeat=heartbeat) as relay:
+        if told:
+            options["watch_network"] = relay.watch_network
+        async with (
+            open_tunnel(relay.url, key=relay.key, dial=relay.dial, websocket_engine=engine, **options) as tunnel,
+            in_background(lambda: trio.serve_listeners(echo, [tunnel])),
+        ):
+            await tunnel.wait_connected()
+            yield relay, tunnel
 
 
 async def echo(stream: TunnelStream) -> None:
@@ -136,6 +144,65 @@ def test_no_byte_is_lost_or_doubled(faults: list[Fault], engine: str) -> None:
             assert tunnel.status.attempt == 1
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+# Faults of the path at any time, each with the seconds until the next one. After a drain there are two connections: the
+# old one finishes its streams. Both are hit by what follows.
+happenings = st.one_of(
+    st.builds(CutAfter, st.integers(0, 30_000), towards=st.sampled_from([None, "relay", "gateway"])),
+    st.builds(ChangeNetwork),
+    st.builds(HostSleep, seconds=st.floats(1, 20)),
+    st.builds(Drain),
+    st.builds(CutAtWelcome),
+)
+
+
+@settings(deadline=None, max_examples=examples(50))
+@given(
+    story=st.lists(st.tuples(happenings, st.floats(0, 5)), max_size=5),
+    told=st.booleans(),
+    engine=st.sampled_from(ENGINES),
+)
+@example(story=[(Drain(), 0.5), (CutAfter(0), 3)], told=True, engine=ENGINES[0])
+@example(story=[(Drain(), 0.0), (CutAtWelcome(), 0.0), (CutAfter(3000), 3)], told=True, engine=ENGINES[0])
+@example(
+    story=[(CutAtWelcome(), 0.0), (CutAfter(0), 0.01), (Drain(), 0.0), (HostSleep(seconds=9), 1)],
+    told=True,
+    engine=ENGINES[1],
+)
+def test_whatever_happens_at_whatever_byte(story: list[tuple[Fault, float]], told: bool, engine: str) -> None:
+    async def main() -> None:
+        async with resumable(engine=engine, heartbeat=4.0, told=told) as (relay, tunnel):
+            async with trio.open_nursery() as nursery:
+                for amount, pause in ((200_000, 0.01), (20_000, 0.1), (1_000, 0.0)):
+                    nursery.start_soon(talk, await relay.visit(), amount, pause)
+                for fault, seconds in story:
+                    await let_happen(relay, fault)
+                    await trio.sleep(seconds)
+            await tunnel.wait_connected()
+            await talk(await relay.visit(), 2_000)
+            contract = StatusContract()
+            for status in tunnel.history:
+                contract.see(status)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+async def let_happen(relay: MemoryRelay, fault: Fault) -> None:
+    """Let a fault happen to the connections that there are, or to the next one."""
+    match fault:
+        case ChangeNetwork():
+            relay.change_network()
+        case HostSleep(seconds=seconds):
+            relay.sleep(seconds)
+        case CutAtWelcome():
+            relay.follow(FaultPlan([fault]))
+        case Drain():
+            await relay.drain(relay.dials[-1])
+        case CutAfter(amount=amount, towards=end):
+            for dial in relay.dials:
+                if dial.connection is not None:
+                    dial.connection.cut_after(amount, towards={None: None, "relay": "server", "gateway": "client"}[end])
 
 
 async def test_a_link_that_is_cut_again_and_again_is_dialled_less_and_less_often(autojump_clock: MockClock) -> None:
