@@ -66,7 +66,11 @@ class Sessions(Directory):
         before = self._carriers.get(session)
         if before is not None:  # otherwise it has just ended
             before.ended_at = trio.current_time()
-            self._carried_by(dial_of_this_task.get(), tunnel_id, session)
+            dial = dial_of_this_task.get()
+            if self.dials.get(tunnel_id) is before:
+                self._carried_by(dial, tunnel_id, session)
+            else:  # it drains, and takes no visitors any more
+                dial.connected_at, self._carriers[session] = trio.current_time(), dial
             _cut_at_welcome()
 
     def _carried_by(self, dial: Dial, tunnel_id: str, session: LiveSession) -> None:
