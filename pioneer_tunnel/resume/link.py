@@ -36,7 +36,11 @@ __all__ = ["Carrier", "Loss", "ResumableLink"]
 REPORT_DELAY: Final = 0.1
 """Seconds until what was received is reported, if it is less than a quarter of the peer's tail."""
 
-_LOOK_EVERY: Final = 64 * 1024
+_LOOK_EVERY: Final = 256 * 1024
+"""Bytes that are sent between two looks whether the tail is full."""
+
+_LOOK_WHILE_SHORT: Final = 64 * 1024
+"""The same while memory is short."""
 
 _BATCH: Final = 256 * 1024
 """Bytes that are sent again at once."""
@@ -440,11 +444,12 @@ class ResumableLink(Link):
     # Inside
 
     def _has_space(self) -> bool:
-        """Whether the tail takes more. Looks after every 64 KiB."""
+        """Whether the tail takes more, until `_look_at`."""
         self._charge()
-        if self._tail.is_full(short=self._budget is not None and self._budget.is_short):
+        short = self._budget is not None and self._budget.is_short
+        if self._tail.is_full(short=short):
             return False
-        self._look_at = self._tail.sent + _LOOK_EVERY
+        self._look_at = self._tail.sent + (_LOOK_WHILE_SHORT if short else _LOOK_EVERY)
         return True
 
     async def _usable(self) -> WebSocketLink:
@@ -466,8 +471,9 @@ class ResumableLink(Link):
     def _charge(self) -> None:
         """Let the budget know how long the tail is."""
         if self._budget is not None:
-            self._budget.take(self._tail.held - self._charged)
-            self._charged = self._tail.held
+            held = self._tail.held
+            self._budget.take(held - self._charged)
+            self._charged = held
 
     def _notice(self) -> None:
         """Enough was received to report it, now or soon."""
