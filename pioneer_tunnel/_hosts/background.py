@@ -80,7 +80,9 @@ async def run_tunnel(
                         certificate=certificate,
                     )
                 else:
-                    await accept_visitors(tunnel, with_certificate(serves(tunnel), certificate), nursery)
+                    await accept_visitors(
+                        tunnel, with_certificate(serves(tunnel), certificate or tunnel.certificates), nursery
+                    )
             except TunnelError as error:
                 _log.error("the tunnel has failed for good: %s", error)
         await trio.sleep_forever()

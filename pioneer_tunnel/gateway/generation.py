@@ -20,7 +20,9 @@ from .._model.stats import SessionStats
 from .._net.dialing import Dialer
 from .._net.log_limiter import LogLimiter
 from .._net.network_changes import WatchNetwork
+from ..certificates.keeper import AcmeCertificates
 from ..transports.tunnel_stream import Handler, TunnelStream
+from ..tunnel.automatic_tls import keep_certificates
 from ..tunnel.forward import Forwarder, LocalServers, forward, probe_local
 from ..tunnel.network import chosen_watch, follow_network
 from ..tunnel.status_feed import StatusFeed
@@ -62,6 +64,7 @@ class Generation:
         wall_clock: Callable[[], float],
     ) -> None:
         self._plan: Final = plan
+        self._feed: Final = feed
         self._access: Final = plan.config.access_rules
         take = self._forward if handler is None else handler
         self._handler: Final = with_certificate(take, plan.certificate)
@@ -99,6 +102,8 @@ class Generation:
                     self._tasks = nursery
                     if self._forwards_unchanged:
                         self._forwarder = self._make_forwarder(nursery)
+                if isinstance(self._plan.certificate, AcmeCertificates):
+                    nursery.start_soon(keep_certificates, self._plan.certificate, self._feed)
                 nursery.start_soon(follow_network, self._watch_network, self._supervisor, self._plan.target)
                 try:
                     await self._supervisor.run()

@@ -20,6 +20,7 @@ from .._net.dialing import Dialer, dial_tcp
 from .._net.tls.certificate import Certificate
 from .._net.tls.client import client_tls
 from .._storage.validation import refusal
+from ..certificates.keeper import AcmeCertificates
 from ..transports.built_in import TRANSPORTS, configured_transport
 from ..transports.interface import Serve, Target, usable_key
 from ..transports.process.config import TunnelProgram
@@ -41,13 +42,13 @@ class Plan:
         config: the effective configuration.
         serve: the transport, with its options.
         target: what the transport connects to.
-        certificate: ends visitors' TLS; None where this library does not end it.
+        certificate: ends visitors' TLS, with files or automatically; None where this library does not end it.
     """
 
     config: RemoteAccessConfig
     serve: Serve
     target: Target
-    certificate: Certificate | None = None
+    certificate: Certificate | AcmeCertificates | None = None
 
 
 def effective_config(config: RemoteAccessConfig, settings: Settings) -> RemoteAccessConfig:

@@ -39,6 +39,7 @@ from .._net.network_changes import WatchNetwork
 from .._net.tls.certificate import Certificate
 from ..access.guard import check_files
 from ..access.rules import Access
+from ..certificates.keeper import AcmeCertificates
 from ..transports.built_in import TRANSPORTS
 from ..transports.counts import TunnelCounts
 from ..transports.interface import Serve
@@ -497,6 +498,9 @@ class RemoteAccess:
         rules = [access for access in config.access_rules.values() if access is not None]
         if rules:
             await trio.to_thread.run_sync(self._check_access, rules)
+        if config.acme_config is not None:
+            acme = await trio.to_thread.run_sync(AcmeCertificates, config.acme_config)
+            return attrs.evolve(plan, certificate=acme)
         if config.tls is None:
             return plan
         return attrs.evolve(plan, certificate=await trio.to_thread.run_sync(Certificate, *config.tls_paths))

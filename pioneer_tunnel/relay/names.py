@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias, final
 
@@ -31,6 +31,10 @@ _LIMIT: Final = 64 * 1024 * 1024
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _log: Final = logging.getLogger("pioneer_tunnel.relay.names")
+
+
+def _nothing() -> None:
+    """The default of `on_claim`."""
 
 
 def why_no_label(label: str) -> str | None:
@@ -64,6 +68,13 @@ class NameBook:
         self._reserved: Final = frozenset(reserved)
         self._keys: _Names = {} if path is None else _read(path)
         self._writing: Final = trio.Lock()
+        self.on_claim: Callable[[], object] = _nothing
+        """Called when a name has been claimed."""
+
+    @property
+    def hosts(self) -> Collection[str]:
+        """All names that belong to somebody."""
+        return self._keys.keys()
 
     def keys_of(self, host: str) -> frozenset[str]:
         """The ids of the keys that `host` belongs to; empty if nobody has claimed it."""
@@ -84,15 +95,17 @@ class NameBook:
         async with self._writing:
             if self.keys_of(host) >= keys:
                 return None
-            if self._path is None:
-                self._keys, why_not = _claimed(self._keys, host, keys)
-                return why_not
             try:
-                # Not to be abandoned: the file and the memory have to say the same.
-                self._keys, why_not = await trio.to_thread.run_sync(_claim_in_file, self._path, host, keys)
+                if self._path is None:
+                    self._keys, why_not = _claimed(self._keys, host, keys)
+                else:
+                    # Not to be abandoned: the file and the memory have to say the same.
+                    self._keys, why_not = await trio.to_thread.run_sync(_claim_in_file, self._path, host, keys)
             except StorageError as error:
                 _log.error("the name %s cannot be stored: %s", host, error)
                 return "the relay cannot store it at the moment"
+            if why_not is None:
+                self.on_claim()
             return why_not
 
 

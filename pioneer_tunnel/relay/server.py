@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -24,7 +23,8 @@ import trio
 
 from .._async_library import need_trio
 from .._http.head import RequestHead
-from .._model.addresses import Address, bracketed, is_loopback, normal_audience
+from .._model.addresses import Address, bracketed, is_ip_address, is_loopback, normal_audience
+from .._model.certificate_status import CertificateStatus
 from .._model.errors import InvalidSettingsError, StorageError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import SigningIdentity
@@ -37,6 +37,7 @@ from .._net.tls.stream import TlsServerStream
 from .._storage import files
 from .._storage.networks import is_within
 from ..access.guard import check_files
+from ..certificates.keeper import AcmeCertificates
 from ..exchange.carrier import Carrier
 from ..websocket import EngineName
 from ..yamux import Limits
@@ -61,13 +62,12 @@ from .tunnels import Route, each_address
 from .visitors.arriving import Arriving
 from .visitors.ingress import Ingress, Visit
 from .visitors.proxy_header import introduce
-from .visitors.tls import SniRouter, accept_tls
+from .visitors.tls import SniRouter, accept_gateway
 
 __all__ = ["Relay", "RelayAddresses"]
 
 _IDENTITY_LIMIT: Final = 64 * 1024
 _ANY_HOST: Final = {"0.0.0.0", "::"}  # noqa: S104  # it is read, not bound
-_PORT: Final = re.compile(r":\d+$")
 _DRAIN_LOOK: Final = 0.1
 """Seconds between looks at what is left, while the relay drains."""
 
@@ -84,12 +84,14 @@ class RelayAddresses:
         all_ingress: the addresses for visitors.
         all_tunnels: for each tunnel with a `bind_addr`, by tunnel id, the addresses for its visitors.
         dashboard: the address of the operator's page; None if there is none.
+        all_http: the addresses for visitors without TLS beside those with it.
     """
 
     all_control: tuple[Address, ...]
     all_ingress: tuple[Address, ...]
     all_tunnels: dict[str, tuple[Address, ...]]
     dashboard: DashboardAddress | None = None
+    all_http: tuple[Address, ...] = ()
 
     @property
     def control(self) -> Address:
@@ -121,9 +123,10 @@ class Relay:
         wall_clock: seconds since 1970, for the `*_unix` fields of statistics.
 
     Raises:
-        InvalidSettingsError: a certificate, a key or a file of access rules cannot be used.
+        InvalidSettingsError: a certificate, a key or a file of access rules cannot be used; or the extra `acme` is
+            missing.
         StorageError: the identity key file or a file of access rules cannot be read, or the group or others may read or
-            write it.
+            write it; or the folder of automatic certificates cannot be used.
     """
 
     def __init__(
@@ -143,6 +146,7 @@ class Relay:
             # A gateway that creates the relay's own name would take its visitors, and other gateways.
             own = {name.partition(".")[0] for name in config.public_names}
             names = NameBook(config.names_path, reserved=own.union(config.reserved_names))
+            names.on_claim = self._want_certificates
             own_registry = LocalRegistry(config.tunnels, names)
         registry = registry or own_registry
         assert registry is not None
@@ -167,7 +171,12 @@ class Relay:
             proxies=(*config.accept_proxy_from, *config.trust_forwarded_from),
             counts=self._counts,
         )
-        self._certificate: Final = _certificate(config)
+        acme = config.acme_config
+        # With an address in clear, no other listener has to be at port 443 for the authority.
+        by_http = config.http_addr is not None or not config.ingress_tls
+        self._acme: Final = None if acme is None else AcmeCertificates(acme, http=by_http)
+        self._certificate: Final = self._acme or _certificate(config)
+        self._want_certificates()
         self._gateways: Final = GatewayEndpoint(
             config,
             registry,
@@ -190,8 +199,27 @@ class Relay:
             trust_forwarded_from=config.trust_forwarded_from,
             carrier=self._carrier,
             folder=config.base_dir,
+            http_answer=None if self._acme is None else self._acme.http_answer,
         )
         self._sni_router: Final = SniRouter(registry, self._ingress, self._certificate)
+
+    @property
+    def certificates(self) -> dict[str, CertificateStatus]:
+        """The status of each certificate that `acme` orders, by host; empty without `acme`."""
+        return {} if self._acme is None else self._acme.status
+
+    def _want_certificates(self) -> None:
+        """Say which hosts need a certificate. Those of a `registry` that was given to `Relay` are its owner's."""
+        if self._acme is None:
+            return
+        config, hosts = self._config, [*self._config.public_hosts]
+        if self._own_registry is not None and config.ingress_tls:
+            hosts += [
+                host
+                for host, route in self._own_registry.all_hosts
+                if not route.passes_tls and route.url is not None and route.url.scheme == "https"
+            ]
+        self._acme.want(host for host in hosts if not is_ip_address(host.strip("[]")))
 
     async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen and serve, until cancelled or drained. Then send each gateway a go-away and close code 1001.
@@ -259,6 +287,9 @@ class Relay:
             if self._own_registry is not None:
                 self._own_registry.replace(applied.tunnels)
                 self._counts.keep_only({entry.id for entry in applied.tunnels})
+            if self._acme is not None:
+                self._want_certificates()
+                self._acme.retry_now()
             await self._gateways.registry_changed()
             self._addresses = attrs.evolve(self._addresses, all_tunnels=self._bound.addresses)
             _log.info("the configuration was applied; changes of tunnels: %s", changes)
@@ -297,7 +328,11 @@ class Relay:
             connections.start_soon(self._gateways.keep_told)
             await connections.start(self._carrier.run)
             self._gateways.let_sessions_resume(connections)
+            if self._acme is not None:
+                await self._acme.load()
             async with trio.open_nursery() as accepting:
+                if self._acme is not None:
+                    accepting.start_soon(self._acme.run)  # a successor orders when this one does no more
                 self._addresses = await self._listen(accepting, connections)
                 self._inherited.close_rest()
                 self._expected.begin()
@@ -333,6 +368,10 @@ class Relay:
         for address in ingress:
             if address not in control:
                 listening[address] = await listen(address, self._begin_ingress, only_visitors=True)
+        http = [
+            await listen(address, _in_task(self._serve_http), only_visitors=True)
+            for address in each_address(config.http_addr)
+        ]
         self._bound = BoundListeners(
             accept_loop, connections, lambda route: functools.partial(self._begin_bound, route), self._inherited
         )
@@ -343,6 +382,7 @@ class Relay:
             all_ingress=tuple(listening[address] for address in ingress),
             all_tunnels=self._bound.addresses,
             dashboard=dashboard,
+            all_http=tuple(http),
         )
 
     async def _open_dashboard(self, address: DashboardAddress, accepting: trio.Nursery) -> DashboardAddress:
@@ -409,8 +449,14 @@ class Relay:
         _end_with_fin(watched)
         if self._config.control_tls:
             assert self._certificate is not None
-            stream = await accept_tls(watched, self._certificate)
+            secured = await accept_gateway(watched, self._certificate)
+            if secured is None:
+                return
+            stream = secured
         await self._gateways.serve(stream, watched, connection.arrival, certificate=self._certificate_of(stream))
+
+    async def _serve_http(self, connection: Connection) -> None:
+        await self._ingress.serve(attrs.evolve(await self._introduced(connection), in_clear=True))
 
     def _begin_ingress(self, connection: Connection) -> None:
         if not self._read_head(connection, self._begin_visitor, self._serve_ingress):
@@ -525,7 +571,7 @@ class Relay:
             return str(route.url)
         address = None if self._bound is None else self._bound.address_of(route)
         address = address or each_address(route.bind_addr)[0]
-        public = _PORT.sub("", self._config.public_names[0])
+        public = self._config.public_hosts[0]
         return f"tcp://{public if address.host in _ANY_HOST else bracketed(address.host)}:{address.port}"
 
     def _is_public(self, head: RequestHead) -> bool:

@@ -47,12 +47,13 @@ async def forward_visitors(
     Args:
         local, proxy_protocol, forwarded_headers, host_header, raw_services, access: see `forward`.
         nursery: for what takes time.
-        certificate: ends visitors' TLS; None where the relay ends it.
+        certificate: ends visitors' TLS; None for the tunnel's own `certificates`, or where the relay ends it.
 
     Raises:
         TunnelError: the tunnel has failed for good.
     """
-    if certificate is None and forwarded_headers is None and host_header is None and access is None:
+    certificates = certificate or tunnel.certificates
+    if certificates is None and forwarded_headers is None and host_header is None and access is None:
         forwarder = Forwarder(nursery, local, proxy_protocol=proxy_protocol, report=tunnel.report)
         tunnel._divert(forwarder.begin)
         await _accept(tunnel, forwarder.begin)  # those that wait already
@@ -68,7 +69,7 @@ async def forward_visitors(
             access=access,
             report=tunnel.report,
         )
-        await accept_visitors(tunnel, with_certificate(handler, certificate), nursery)
+        await accept_visitors(tunnel, with_certificate(handler, certificates), nursery)
 
 
 async def _accept(tunnel: Tunnel, take: Callable[[TunnelStream], object]) -> None:

@@ -29,6 +29,7 @@ from ..._storage.networks import Network, is_within
 from ..._wire.proxy_v2 import ProxyHeader
 from ...access.guard import Guard, guard_of
 from ...access.rules import Access
+from ...certificates.answers import CHALLENGE_PATH
 from ...exchange.carrier import Carrier
 from ...exchange.pump import Pump
 from ...exchange.task_leg import leg_of
@@ -41,6 +42,7 @@ from ..request_head import HEAD_TIMEOUT, Refusal, read_head, refuse
 from ..tunnels import Route
 from .followed_leg import FollowedLeg
 from .forwarded_for import named_visitor
+from .plain import HttpAnswer, send_text, to_https
 from .turns import Turn, Turns
 
 __all__ = ["Ingress", "Visit"]
@@ -70,6 +72,7 @@ class Visit:
         source: the visitor's address as limits count it; None when it is exempt from limits per address.
         settle: called when the tunnel is known; raises `OverLimit` when there are too many visitors.
         connection: what the exchange keeps when it goes on without a task; None if the task has to stay.
+        in_clear: whether it came to an address that sends visitors to https://.
     """
 
     stream: ByteStream = attrs.field(converter=adopt)
@@ -79,6 +82,7 @@ class Visit:
     source: str | None = None
     settle: Callable[[], None] = _no_limit
     connection: Connection | None = None
+    in_clear: bool = False
 
 
 class _Opened(NamedTuple):
@@ -153,6 +157,7 @@ class Ingress:
         trust_forwarded_from: the networks of HTTP proxies that say whom each request is from.
         carrier: carries visitors whose `Visit` has a connection, without a task for each.
         folder: where relative paths of access rules start from.
+        http_answer: answers an ACME authority, at any host; by default nobody does.
 
     Attributes:
         counts: as of the admission.
@@ -171,6 +176,7 @@ class Ingress:
         trust_forwarded_from: Sequence[Network] = (),
         carrier: Carrier | None = None,
         folder: Path = Path(),
+        http_answer: HttpAnswer | None = None,
     ) -> None:
         limits = limits or RelayLimits()
         self._registry: Final = registry
@@ -182,6 +188,7 @@ class Ingress:
         self._turns: Final = Turns()
         self._trusted: Final = trust_forwarded_from
         self._folder: Final = folder
+        self._http_answer: Final = http_answer
         self._rules: Final[dict[Access, Access]] = {}
         self._keep_alive_timeout: Final = limits.keep_alive_timeout_ms / 1000 or math.inf
         self._followed: Final[set[FollowedLeg]] = set()
@@ -243,11 +250,18 @@ class Ingress:
         Returns:
             The visitor's leg after the exchange; None if the request was refused, or if the carrier has the visit.
         """
+        text = None if self._http_answer is None else self._http_answer(head.host, head.target)
+        if text is not None:
+            await send_text(visit.stream, text, omit_body=head.omit_body)
+            return None
         route = None
         try:
             route = await self._registry.by_host(head.host)
             if route is None:
                 raise Refusal(404, "there is no tunnel for this host", reason="unknown_host")
+            if visit.in_clear and not head.target.startswith(CHALLENGE_PATH):
+                await refuse(visit.stream, to_https(head, route))
+                return None
             if route.passes_tls:
                 # The tunnel's owner chose that the relay can read nothing of what reaches the gateway.
                 raise Refusal(
@@ -256,6 +270,8 @@ class Ingress:
                     reason="passthrough_only",
                 )
             asker = self._asker(visit, head)
+            if visit.in_clear:
+                asker = asker._replace(stream_of=_a_stream_of_its_own)  # so that each request is looked at here
             guard = self._guard(route)
             if guard is not None:
                 await _check(guard, asker.visit, head)
@@ -282,6 +298,8 @@ class Ingress:
         try:
             route = self._registry.by_host_nowait(head.host)
         except trio.WouldBlock:
+            return False
+        if head.target.startswith(CHALLENGE_PATH):
             return False
         if route is None or route.passes_tls or route.access is not None or self._trusted_proxy(visit) is not None:
             return False
@@ -536,6 +554,10 @@ async def _check(guard: Guard, visit: Visit, head: RequestHead) -> None:
     if denial is not None:
         reason = "access_denied" if denial.status < 500 else "access_unavailable"
         raise Refusal(denial.status, denial.text, headers=denial.headers, reason=reason)
+
+
+def _a_stream_of_its_own(_head: RequestHead) -> Hashable:
+    return object()
 
 
 def _stream_of_allowed(
