@@ -8,6 +8,7 @@ is here.
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,8 @@ REQUEST_TIMEOUT: Final = 30
 CHECK_INTERVAL: Final = 6 * 3600.0
 """Seconds until the authority is asked again when to renew, if it does not say (RFC 9773, 4.3.3)."""
 _CHECK_BOUNDS: Final = (60.0, 24 * 3600.0)
+
+_OBJECT: Final = re.compile(r"(<.*?>|\w+\(.*?\)): ")
 
 _NAME_CODES: Final = frozenset(
     {"rejectedIdentifier", "unsupportedIdentifier", "caa", "dns", "dnssec", "malformed", "badCSR"}
@@ -208,7 +211,8 @@ class AcmeAuthority(Authority):
         self, error: messages.Error, name: str | None, kind: ChallengeKind | None, *, placing: bool = False
     ) -> OrderFailed:
         """What a problem document of the authority means."""
-        code, said = error.code or "", error.detail or error.title or str(error.typ)
+        code = str(error.typ).removeprefix(messages.ERROR_PREFIX)
+        said = error.detail or error.title or str(error.typ)
         if code == "rateLimited" and name is not None:
             scope = Scope.RATE_LIMIT
         elif code in {"badNonce", "serverInternal"} or (placing and code not in _NAME_CODES):
@@ -325,8 +329,8 @@ def _certificate_id(certificate: bytes) -> str | None:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost reason; those around it repeat it, with addresses of objects."""
+    """The innermost reason; those around it repeat it, and it begins with the object that has failed."""
     inner = error.args[0] if error.args else None
     inner = getattr(inner, "reason", inner)
     text = str(inner if isinstance(inner, BaseException) else error)
-    return text.rpartition(">: ")[2] or text
+    return text.removeprefix(found[0]) if (found := _OBJECT.match(text)) else text

@@ -25,6 +25,7 @@ from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
 from .._version import __version__
 from ..access.guard import check_files
 from ..access.rules import Access
+from ..certificates.config import AcmeConfig
 from ..relay import Relay
 from ..relay.handover import Predecessor
 from ..relay.inherited import from_systemd
@@ -35,6 +36,7 @@ from ..tunnel.accepting import forward_visitors
 from ..tunnel.forward import first_local
 from ..tunnel.tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
 from ..websocket import EngineName
+from .acme import with_acme
 from .arguments import Choice, Command, Commands, ExistingFile, local_servers, read_key, read_proxy
 from .diagnose import diagnose
 from .exposure import Exposure
@@ -159,6 +161,7 @@ def new_identity() -> None:
 )
 @click.option("--tls-certificate", type=_FILE, help="End visitors' TLS with this, where the relay passes it through.")
 @click.option("--tls-private-key", type=_FILE, help="The certificate's private key.")
+@with_acme
 @click.option("--local-ca-file", type=_FILE, help="PEM certificates to trust for a LOCAL with https://.")
 @click.option("--proxy-protocol", type=Choice(["v2"]), help="Tell the local gateway who visits, in this form.")
 @click.option(
@@ -216,6 +219,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
     websocket_engine: EngineName | None,
     stop_grace_ms: int,
     as_json: bool,
+    acme: AcmeConfig | None,
 ) -> None:
     """Make what listens at LOCAL reachable through a relay, until interrupted.
 
@@ -255,6 +259,10 @@ def expose(  # noqa: PLR0917  # click passes them by name
     )
     if (tls_certificate is None) != (tls_private_key is None):
         raise click.UsageError("--tls-certificate and --tls-private-key come together")
+    if acme is not None and tls_certificate is not None:
+        raise click.UsageError("--acme orders the certificate that --tls-certificate names; leave one of them out")
+    if acme is not None and transport != "websocket":
+        raise click.UsageError("--acme is for a relay of --transport websocket, which says where visitors come in")
     certificate: Certificate | None = None
     lines = StatusLines(as_json=as_json)
 
@@ -275,6 +283,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
             local=first_local(addresses),
             services=services,
             proxy_protocol=proxy_protocol,
+            acme=acme,
         )
 
     async def forward_all(tunnel: Tunnel, nursery: trio.Nursery) -> None:

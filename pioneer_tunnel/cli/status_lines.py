@@ -80,6 +80,7 @@ class StatusLines:
             words.append(_where(status, status.public_url))
         if status.message:
             words.append(status.message)
+        words += [f"(TLS of {host}: {one.message})" for host, one in (status.certificates or {}).items() if one.message]
         if status.retry_at_unix is not None:
             words.append(f"(tried again in {max(status.retry_at_unix - int(time.time()), 0)} s)")
         return " ".join(words)

@@ -19,7 +19,6 @@ from rig import (
     no_hang,
     read_all,
     relay_rig,
-    request,
     tunnel_entry,
 )
 
@@ -50,12 +49,11 @@ def at_ports(authority: Pebble, *, http: bool, **changes: Any) -> dict[str, Any]
 
 
 async def certificate_at(address: Address, name: str, context: ssl.SSLContext) -> dict[str, Any]:
-    stream = trio.SSLStream(await connect(address), context, server_hostname=name, https_compatible=True)
-    with no_hang():
-        await stream.do_handshake()
-        found: Any = stream.getpeercert()
-        await trio.aclose_forcefully(stream)
-    return dict(found)
+    async with await connect(address) as stream:
+        secured = trio.SSLStream(stream, context, server_hostname=name, https_compatible=True)
+        with no_hang():
+            await secured.do_handshake()
+        return dict(secured.getpeercert() or {})
 
 
 @pytest.mark.parametrize("http", [True, False], ids=["HTTP-01", "TLS-ALPN-01"])
@@ -168,9 +166,9 @@ async def test_other_tokens_are_for_the_gateway(authority: Pebble, tmp_path: Pat
                         await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\ncertbot!")
 
                 async with in_background(gateway), await connect(clear) as visitor:
-                    await visitor.send_all(request("GET /.well-known/acme-challenge/theirs HTTP/1.1"))
+                    await visitor.send_all(get("/.well-known/acme-challenge/theirs"))
                     assert (await visitor.receive_some()).endswith(b"certbot!")
-                    await visitor.send_all(request("GET /account?id=1 HTTP/1.1"))
+                    await visitor.send_all(get("/account?id=1"))
                     answer = await read_all(visitor)
                     assert answer.startswith(b"HTTP/1.1 308 "), "no later request reaches the gateway in clear"
                     assert f"Location: https://{HOST}/account?id=1\r\n".encode() in answer
@@ -180,9 +178,13 @@ async def test_other_tokens_are_for_the_gateway(authority: Pebble, tmp_path: Pat
             assert (await ask_in_clear(clear, "/", host="unknown.test")).startswith(b"HTTP/1.1 404 ")
 
 
+def get(target: str, *, host: str = HOST) -> bytes:
+    return f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+
+
 async def ask_in_clear(address: Address, target: str, *, host: str = HOST) -> bytes:
     async with await connect(address) as visitor:
-        await visitor.send_all(request(f"GET {target} HTTP/1.1", host=host))
+        await visitor.send_all(get(target, host=host))
         return await read_all(visitor)
 
 

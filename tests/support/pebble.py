@@ -225,7 +225,7 @@ class Front:
             def do_GET(self) -> None:
                 self._pass_on()
 
-            do_POST = do_HEAD = do_GET
+            do_POST = do_HEAD = do_GET  # noqa: N815
 
             def log_message(self, *_arguments: object) -> None:
                 """Say nothing."""
