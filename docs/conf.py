@@ -36,6 +36,7 @@ nitpick_ignore = [
         "pioneer_tunnel._model.addresses.PublicUrl",
         "pioneer_tunnel._model.keys.SigningIdentity",
         "pioneer_tunnel._net.network_changes.WatchNetwork",
+        "pioneer_tunnel._net.tls.by_name.Certificates",
         "pioneer_tunnel._net.proxies.choice.ProxyChoice",
         "pioneer_tunnel._wire.messages.Spread",
         "pioneer_tunnel.gateway.keystore.system._Backend",

@@ -20,12 +20,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from .._net.tls.by_name import ACME_TLS
-from .authority import Challenge, ChallengeKind
+from .authority import CHALLENGE_PATH, Challenge, ChallengeKind
 
-__all__ = ["CHALLENGE_PATH", "Answers", "challenge_context"]
+__all__ = ["Answers", "challenge_context"]
 
-CHALLENGE_PATH: Final = b"/.well-known/acme-challenge/"
-"""Where an authority asks by HTTP."""
 _ACME_IDENTIFIER: Final = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
 _OCTET_STRING: Final = b"\x04\x20"
 """The tag of DER, and the length of a SHA-256."""

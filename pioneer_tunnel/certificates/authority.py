@@ -7,7 +7,10 @@ from typing import Final, Protocol, final
 
 import attrs
 
-__all__ = ["Authority", "Challenge", "ChallengeKind", "Order", "OrderFailed", "Scope"]
+__all__ = ["CHALLENGE_PATH", "Authority", "Challenge", "ChallengeKind", "Order", "OrderFailed", "Scope"]
+
+CHALLENGE_PATH: Final = b"/.well-known/acme-challenge/"
+"""Where an authority asks by HTTP-01."""
 
 
 @final

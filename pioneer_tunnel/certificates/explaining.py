@@ -16,7 +16,7 @@ _CURES: Final[Mapping[str, str]] = {
     "dnssec": "repair DNSSEC of the domain of {name}",
     "connection": "let port {port} of {name} be reached from the Internet, and lead to the relay",
     "caa": "add this authority to the CAA records of the domain of {name}, or name another directory",
-    "rateLimited": "nothing; it is tried again when the authority allows it",
+    "rateLimited": "it is tried again when the authority allows it",
     "rejectedIdentifier": "the authority makes no certificates for {name}; name another directory, or use files",
     "invalidContact": "correct email of the acme table",
     "unsupportedContact": "correct email of the acme table",

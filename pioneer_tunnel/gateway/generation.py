@@ -20,7 +20,6 @@ from .._model.stats import SessionStats
 from .._net.dialing import Dialer
 from .._net.log_limiter import LogLimiter
 from .._net.network_changes import WatchNetwork
-from ..certificates.keeper import AcmeCertificates
 from ..transports.tunnel_stream import Handler, TunnelStream
 from ..tunnel.automatic_tls import keep_certificates
 from ..tunnel.forward import Forwarder, LocalServers, forward, probe_local
@@ -67,7 +66,7 @@ class Generation:
         self._feed: Final = feed
         self._access: Final = plan.config.access_rules
         take = self._forward if handler is None else handler
-        self._handler: Final = with_certificate(take, plan.certificate)
+        self._handler: Final = with_certificate(take, plan.certificate or plan.automatic)
         self._forwards: Final = handler is None
         self._forwarder: Forwarder | None = None  # if nothing else is done for a visitor
         self._dial: Final = dial
@@ -102,8 +101,8 @@ class Generation:
                     self._tasks = nursery
                     if self._forwards_unchanged:
                         self._forwarder = self._make_forwarder(nursery)
-                if isinstance(self._plan.certificate, AcmeCertificates):
-                    nursery.start_soon(keep_certificates, self._plan.certificate, self._feed)
+                if self._plan.automatic is not None:
+                    nursery.start_soon(keep_certificates, self._plan.automatic, self._feed)
                 nursery.start_soon(follow_network, self._watch_network, self._supervisor, self._plan.target)
                 try:
                     await self._supervisor.run()
@@ -173,7 +172,7 @@ class Generation:
         plan = self._plan
         changed = plan.config.forwarded_headers is not None or plan.config.host_header is not None
         guarded = any(access is not None for access in self._access.values())
-        return plan.certificate is None and not changed and not guarded
+        return (plan.certificate or plan.automatic) is None and not changed and not guarded
 
     def _make_forwarder(self, tasks: trio.Nursery) -> Forwarder:
         return Forwarder(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import attrs
 
@@ -20,7 +20,6 @@ from .._net.dialing import Dialer, dial_tcp
 from .._net.tls.certificate import Certificate
 from .._net.tls.client import client_tls
 from .._storage.validation import refusal
-from ..certificates.keeper import AcmeCertificates
 from ..transports.built_in import TRANSPORTS, configured_transport
 from ..transports.interface import Serve, Target, usable_key
 from ..transports.process.config import TunnelProgram
@@ -29,6 +28,9 @@ from ..tunnel.restart_policy import RestartPolicy
 from ..yamux import Limits
 from .config import RemoteAccessConfig, Transport
 from .settings import Settings, SettingsUpdate
+
+if TYPE_CHECKING:
+    from ..certificates.keeper import AcmeCertificates
 
 __all__ = ["Plan", "effective_config", "make_plan", "restart_policy", "settle_config", "why_refused"]
 
@@ -42,13 +44,15 @@ class Plan:
         config: the effective configuration.
         serve: the transport, with its options.
         target: what the transport connects to.
-        certificate: ends visitors' TLS, with files or automatically; None where this library does not end it.
+        certificate: ends visitors' TLS; None where this library does not end it.
+        automatic: the same, where `acme` orders it.
     """
 
     config: RemoteAccessConfig
     serve: Serve
     target: Target
-    certificate: Certificate | AcmeCertificates | None = None
+    certificate: Certificate | None = None
+    automatic: AcmeCertificates | None = None
 
 
 def effective_config(config: RemoteAccessConfig, settings: Settings) -> RemoteAccessConfig:

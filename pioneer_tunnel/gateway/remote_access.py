@@ -39,7 +39,7 @@ from .._net.network_changes import WatchNetwork
 from .._net.tls.certificate import Certificate
 from ..access.guard import check_files
 from ..access.rules import Access
-from ..certificates.keeper import AcmeCertificates
+from ..certificates.opening import open_certificates
 from ..transports.built_in import TRANSPORTS
 from ..transports.counts import TunnelCounts
 from ..transports.interface import Serve
@@ -499,8 +499,8 @@ class RemoteAccess:
         if rules:
             await trio.to_thread.run_sync(self._check_access, rules)
         if config.acme_config is not None:
-            acme = await trio.to_thread.run_sync(AcmeCertificates, config.acme_config)
-            return attrs.evolve(plan, certificate=acme)
+            automatic = await trio.to_thread.run_sync(open_certificates, config.acme_config)
+            return attrs.evolve(plan, automatic=automatic)
         if config.tls is None:
             return plan
         return attrs.evolve(plan, certificate=await trio.to_thread.run_sync(Certificate, *config.tls_paths))

@@ -37,7 +37,7 @@ from .._net.tls.stream import TlsServerStream
 from .._storage import files
 from .._storage.networks import is_within
 from ..access.guard import check_files
-from ..certificates.keeper import AcmeCertificates
+from ..certificates.opening import open_certificates
 from ..exchange.carrier import Carrier
 from ..websocket import EngineName
 from ..yamux import Limits
@@ -174,7 +174,7 @@ class Relay:
         acme = config.acme_config
         # With an address in clear, no other listener has to be at port 443 for the authority.
         by_http = config.http_addr is not None or not config.ingress_tls
-        self._acme: Final = None if acme is None else AcmeCertificates(acme, http=by_http)
+        self._acme: Final = None if acme is None else open_certificates(acme, http=by_http)
         self._certificate: Final = self._acme or _certificate(config)
         self._want_certificates()
         self._gateways: Final = GatewayEndpoint(
@@ -219,7 +219,8 @@ class Relay:
                 for host, route in self._own_registry.all_hosts
                 if not route.passes_tls and route.url is not None and route.url.scheme == "https"
             ]
-        self._acme.want(host for host in hosts if not is_ip_address(host.strip("[]")))
+        # No authority knows a name without a dot, and few know addresses.
+        self._acme.want(host for host in hosts if "." in host and not is_ip_address(host))
 
     async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen and serve, until cancelled or drained. Then send each gateway a go-away and close code 1001.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
 from .._model.addresses import PublicUrl, is_ip_address
 from .._model.services import MOST_SERVICES
 from .._model.status import State, Status
-from ..certificates.keeper import AcmeCertificates
 from .status_feed import StatusFeed
+
+if TYPE_CHECKING:
+    from ..certificates.keeper import AcmeCertificates
 
 __all__ = ["keep_certificates"]
 

@@ -56,7 +56,8 @@ class StatusFeed:
 
         Its `certificates` are those of `note_certificates`.
         """
-        status = attrs.evolve(status, certificates=self._certificates)
+        if status.certificates != self._certificates:
+            status = attrs.evolve(status, certificates=self._certificates)
         if status == self._current:
             return
         if attrs.evolve(status, relay_rtt_ms=self._current.relay_rtt_ms) == self._current:

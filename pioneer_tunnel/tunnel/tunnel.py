@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
@@ -39,7 +39,7 @@ from .._net.proxies.choice import ProxyChoice
 from .._net.tls.by_name import Certificates
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
 from ..certificates.config import AcmeConfig
-from ..certificates.keeper import AcmeCertificates
+from ..certificates.opening import open_certificates
 from ..transports.built_in import TRANSPORTS, configured_transport
 from ..transports.counts import TunnelCounts
 from ..transports.interface import Event, Serve, Target, usable_key
@@ -55,6 +55,9 @@ from .network import chosen_watch, follow_network
 from .restart_policy import RestartPolicy
 from .status_feed import StatusFeed
 from .supervisor import Supervisor, announce
+
+if TYPE_CHECKING:
+    from ..certificates.keeper import AcmeCertificates
 
 __all__ = ["Tunnel", "open_tunnel"]
 
@@ -454,7 +457,7 @@ def _address(relay: str | RelayAddress, transport: Serve | str) -> RelayAddress:
 def _certificates(acme: AcmeConfig, transport: Serve | str) -> AcmeCertificates:
     if transport in _BARE:
         raise InvalidSettingsError("acme: only a relay of transport websocket says under which names visitors come")
-    return AcmeCertificates(acme)
+    return open_certificates(acme)
 
 
 def _services(services: Services | Mapping[str, str | LocalAddress] | None, transport: Serve | str) -> Services | None:

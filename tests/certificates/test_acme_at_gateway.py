@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import trio
@@ -27,7 +27,7 @@ from pioneer_tunnel import (
 from pioneer_tunnel.tunnel.accepting import accept_visitors
 from pioneer_tunnel.tunnel.tunnel import Tunnel
 
-BLIND = {"tunnels": [tunnel_entry(url=f"https://{HOST}", tls="passthrough")]}
+BLIND: Final[dict[str, Any]] = {"tunnels": [tunnel_entry(url=f"https://{HOST}", tls="passthrough")]}
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ async def test_remote_access_with_the_table(authority: Pebble, tmp_path: Path) -
 
 
 async def test_a_relay_that_ends_tls_itself_is_the_reason(authority: Pebble, tmp_path: Path) -> None:
-    changes = {
+    changes: dict[str, Any] = {
         "tunnels": [tunnel_entry(url=f"https://{HOST}")],
         "acme": authority.config(folder=tmp_path / "relay"),
         "ingress_addr": f"127.0.0.1:{authority.tls_port}",

@@ -60,6 +60,7 @@ CONTRACT_DEFAULTS = {
     "resume_timeout_ms": 60000,
     "process": None,
     "tls": None,
+    "acme": None,
     "system_trust": "openssl",
     "local_ca_file": None,
     "local_verify": True,

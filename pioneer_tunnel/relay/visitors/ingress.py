@@ -29,7 +29,7 @@ from ..._storage.networks import Network, is_within
 from ..._wire.proxy_v2 import ProxyHeader
 from ...access.guard import Guard, guard_of
 from ...access.rules import Access
-from ...certificates.answers import CHALLENGE_PATH
+from ...certificates.authority import CHALLENGE_PATH
 from ...exchange.carrier import Carrier
 from ...exchange.pump import Pump
 from ...exchange.task_leg import leg_of
