@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import trio
-from pebble import Pebble, pebble
+from pebble import Pebble
 from rig import HOST, KEY, RELAY_NAME, RelayRig, connect, echo, eventually, no_hang, relay_rig, tunnel_entry
 
 from pioneer_tunnel import (
@@ -28,12 +27,6 @@ from pioneer_tunnel.tunnel.accepting import accept_visitors
 from pioneer_tunnel.tunnel.tunnel import Tunnel
 
 BLIND: Final[dict[str, Any]] = {"tunnels": [tunnel_entry(url=f"https://{HOST}", tls="passthrough")]}
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Iterator[Pebble]:
-    with pebble(tmp_path) as running:
-        yield running
 
 
 async def talk(rig: RelayRig, trust: ssl.SSLContext, *, name: str = HOST) -> tuple[bytes, dict[str, Any]]:
@@ -77,7 +70,7 @@ async def test_end_to_end_tls_and_the_relay_has_no_key(authority: Pebble) -> Non
 
 async def test_remote_access_with_the_table(authority: Pebble, tmp_path: Path) -> None:
     """Its status says how it goes; the next run has the certificate though the authority is gone."""
-    acme = {"directory": authority.directory, "terms_accepted": True, "ca_file": "web-ca.pem"}
+    acme = {"directory": authority.directory, "terms_accepted": True, "ca_file": str(authority.folder / "web-ca.pem")}
     async with relay_rig(ingress_addr=f"127.0.0.1:{authority.tls_port}", **BLIND) as rig:
         table = {"relay_addr": f"ws://{RELAY_NAME}", "acme": acme}
         remote_access = RemoteAccess(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import trio
-from pebble import Pebble, pebble
+from pebble import Pebble
 from rig import (
     HOST,
     RELAY_NAME,
@@ -29,12 +28,6 @@ from pioneer_tunnel.certificates.authority import Challenge, ChallengeKind
 
 BLIND: Final = "blind.test"
 KEY_OF_BOX: Final = RelayKey("ptk1_the-key-of-a-box-0123456789abcdef")
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Iterator[Pebble]:
-    with pebble(tmp_path) as running:
-        yield running
 
 
 def at_ports(authority: Pebble, *, http: bool, **changes: Any) -> dict[str, Any]:
@@ -164,13 +157,14 @@ async def test_other_tokens_are_for_the_gateway(authority: Pebble, tmp_path: Pat
                         assert stream.tls is False
                         await stream.receive_some()
                         await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\ncertbot!")
+                        assert await read_all(stream) == b"", "no later request reaches the gateway in clear"
 
                 async with in_background(gateway), await connect(clear) as visitor:
                     await visitor.send_all(get("/.well-known/acme-challenge/theirs"))
                     assert (await visitor.receive_some()).endswith(b"certbot!")
                     await visitor.send_all(get("/account?id=1"))
                     answer = await read_all(visitor)
-                    assert answer.startswith(b"HTTP/1.1 308 "), "no later request reaches the gateway in clear"
+                    assert answer.startswith(b"HTTP/1.1 308 ")
                     assert f"Location: https://{HOST}/account?id=1\r\n".encode() in answer
             assert f"Location: https://{BLIND}:8443/\r\n".encode() in await ask_in_clear(clear, "/", host=BLIND)
             own = await ask_in_clear(clear, "/.well-known/acme-challenge/x", host=BLIND)

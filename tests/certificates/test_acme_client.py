@@ -32,8 +32,8 @@ NAME, OTHER = "a.test", "b.test"
 
 
 @pytest.fixture
-def front(tmp_path: Path) -> Iterator[Front]:
-    with pebble(tmp_path) as authority, Front(authority).running() as running:
+def front(authority: Pebble) -> Iterator[Front]:
+    with Front(authority).running() as running:
         yield running
 
 

@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner
 from rig import relay_config, tunnel_entry
 
-from pioneer_tunnel import AcmeConfig, InvalidSettingsError, RemoteAccessConfig
+from pioneer_tunnel import AcmeConfig, CertificateStatus, InvalidSettingsError, RemoteAccessConfig, State, Status
 from pioneer_tunnel.cli.commands import expose
+from pioneer_tunnel.cli.status_lines import StatusLines
 from pioneer_tunnel.relay import RelayConfig
 
 STAGING = "https://acme-staging-v02.api.letsencrypt.org/directory"
@@ -111,3 +112,10 @@ def test_options_of_expose_that_do_not_go_together(
     result = CliRunner().invoke(expose, ["8000", *relay, *words])
     assert result.exit_code == 2
     assert told in result.output
+
+
+def test_expose_says_what_is_wrong_with_a_certificate(capsys: pytest.CaptureFixture[str]) -> None:
+    certificates = {"a.test": CertificateStatus(message="no"), "b.test": CertificateStatus(not_after_unix=1)}
+    status = Status(state=State.CONNECTED, public_url="https://a.test", certificates=certificates)
+    StatusLines(as_json=False).catch_up([status], 0)
+    assert capsys.readouterr().err == "connected    visitors come in at https://a.test (TLS of a.test: no)\n"

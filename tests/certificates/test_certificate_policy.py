@@ -207,7 +207,7 @@ class Runs(RuleBasedStateMachine):
             assert (self.policy.status(name, self.now).not_after_unix is not None) is (name in self.held)
 
 
-TestRuns = fuzzed_machine(Runs.TestCase, 60, stateful_step_count=40)
+TestRuns = fuzzed_machine(Runs.TestCase, 40, stateful_step_count=30)
 
 
 @fuzzed(20)

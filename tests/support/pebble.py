@@ -29,7 +29,7 @@ from rig import HANG, free_port
 
 from pioneer_tunnel.certificates.config import AcmeConfig
 
-__all__ = ["CA", "Front", "Pebble", "missing", "pebble"]
+__all__ = ["CA", "Front", "Pebble", "authority", "missing", "pebble", "pebble_of_the_module"]
 
 CA: Final = trustme.CA()
 """The authority of pebble's own web server."""
@@ -52,6 +52,7 @@ class Pebble:
 
     Attributes:
         folder: for files.
+        folder_of_orders: the folder of `config`.
         directory: the URL of its directory.
         http_port: where it looks by HTTP-01.
         tls_port: where it looks by TLS-ALPN-01.
@@ -63,6 +64,7 @@ class Pebble:
     tls_port: int
     _management: str
     _arguments: list[str]
+    folder_of_orders: Path = Path()
     _process: subprocess.Popen[bytes] | None = None
     _nonces_rejected: int = 0
 
@@ -71,13 +73,15 @@ class Pebble:
         fields: dict[str, Any] = {
             "directory": directory or self.directory,
             "terms_accepted": True,
-            "folder": self.folder / "certificates",
+            "folder": self.folder_of_orders / "certificates",
             "ca_file": self.folder / "web-ca.pem",
         }
         return AcmeConfig(**(fields | changes))
 
     def start(self) -> None:
-        """Start it, with another root, and with no memory of accounts."""
+        """Start it, with another root, and with no memory of accounts; unless it runs."""
+        if self._process is not None:
+            return
         variables = {
             "PEBBLE_VA_NOSLEEP": "1",
             "PEBBLE_AUTHZREUSE": "0",
@@ -123,6 +127,20 @@ class Pebble:
         return bool(found["Status"] == "Revoked")
 
 
+@pytest.fixture(scope="module")
+def pebble_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pebble]:
+    with pebble(tmp_path_factory.mktemp("pebble")) as running:
+        yield running
+
+
+@pytest.fixture
+def authority(pebble_of_the_module: Pebble, tmp_path: Path) -> Pebble:
+    """An authority that runs, and that may know of other tests. Whoever orders has a new folder."""
+    pebble_of_the_module.start()
+    pebble_of_the_module.folder_of_orders = tmp_path
+    return pebble_of_the_module
+
+
 def client_context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     CA.configure_trust(context)
@@ -136,12 +154,11 @@ def server_context() -> ssl.SSLContext:
 
 
 @contextmanager
-def pebble(folder: Path, *, nonces_rejected: int = 0, started: bool = True) -> Iterator[Pebble]:
+def pebble(folder: Path, *, nonces_rejected: int = 0) -> Iterator[Pebble]:
     """Run an authority that resolves every name to loopback.
 
     Args:
         nonces_rejected: how many of a hundred nonces are refused for no reason.
-        started: False to `start` it later.
     """
     why = missing()
     if why is not None:
@@ -176,11 +193,11 @@ def pebble(folder: Path, *, nonces_rejected: int = 0, started: bool = True) -> I
         ports["tls"],
         f"https://{_HOST}:{ports['management']}",
         arguments,
+        folder_of_orders=folder,
         nonces_rejected=nonces_rejected,
     )
     try:
-        if started:
-            running.start()
+        running.start()
         yield running
     finally:
         running.stop()
