@@ -8,6 +8,7 @@ is here.
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ CHECK_INTERVAL: Final = 6 * 3600.0
 _CHECK_BOUNDS: Final = (60.0, 24 * 3600.0)
 
 _OBJECT: Final = re.compile(r"(<.*?>|\w+\(.*?\)): ")
+
+_log: Final = logging.getLogger("pioneer_tunnel.certificates")
 
 _NAME_CODES: Final = frozenset(
     {"rejectedIdentifier", "unsupportedIdentifier", "caa", "dns", "dnssec", "malformed", "badCSR"}
@@ -182,6 +185,8 @@ class AcmeAuthority(Authority):
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         self._store.keep_account({"uri": uri, "key": pem.decode("ascii")})
+        terms = acme.directory["meta"].terms_of_service
+        _log.info("there is an account at %s now; its terms of service: %s", self._host, terms or "none")
 
     def _note_retry_after(self, response: requests.Response, *_others: Any, **_options: Any) -> None:
         self._retry_after = retry_after_seconds(response.headers.get("Retry-After"))

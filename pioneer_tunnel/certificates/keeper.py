@@ -247,11 +247,13 @@ class AcmeCertificates(Certificates):
 
     async def _check(self, name: str) -> None:
         now = self._wall_clock()
+        renew_at, again = None, _CHECK_RETRY
         try:
             renew_at, again = await _in_thread(partial(self._authority.suggestion, self._chains[name]))
-        except OrderFailed as failed:
-            _log.info("%s", failed)
-            renew_at, again = None, _CHECK_RETRY
+        except (OrderFailed, StorageError) as error:
+            _log.info("it is not known when the certificate of %s should be renewed: %s", name, error)
+        except Exception:  # noqa: BLE001  # as above
+            _log.exception("asking when to renew the certificate of %s has failed in an unforeseen way", name)
         self._schedule.note_suggestion(name, renew_at, check_at=now + again)
 
     # The disk

@@ -49,9 +49,17 @@ async def certificate_at(address: Address, name: str, context: ssl.SSLContext) -
         return dict(secured.getpeercert() or {})
 
 
-@pytest.mark.parametrize("http", [True, False], ids=["HTTP-01", "TLS-ALPN-01"])
-async def test_it_gets_certificates_for_its_name_and_for_hosts_of_tunnels(authority: Pebble, http: bool) -> None:
-    async with relay_rig(**at_ports(authority, http=http)) as rig:
+WAYS: Final = ["HTTP-01", "TLS-ALPN-01", "TLS-ALPN-01 where gateways come in", "TLS-ALPN-01 where both come in"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_it_gets_certificates_for_its_name_and_for_hosts_of_tunnels(authority: Pebble, way: str) -> None:
+    fields = at_ports(authority, http=way == "HTTP-01")
+    if "where" in way:
+        fields["control_addr"] = fields["ingress_addr"]
+    if "where gateways" in way:
+        fields["ingress_addr"] = "127.0.0.1:0"
+    async with relay_rig(**fields) as rig:
         with no_hang():
             await eventually(lambda: all(one.not_after_unix for one in rig.relay.certificates.values()))
         assert [*rig.relay.certificates] == [RELAY_NAME, HOST]

@@ -68,7 +68,7 @@ class Scripted(Authority):
     failures: dict[str, list[Exception]] = attrs.field(factory=dict)
     orders: list[tuple[float, str]] = attrs.field(factory=list)
     replaced: list[bytes | None] = attrs.field(factory=list)
-    suggestions: list[float | None] = attrs.field(factory=list)
+    suggestions: list[float | Exception | None] = attrs.field(factory=list)
     polls: int = 2
     another_key: bool = False
 
@@ -80,7 +80,10 @@ class Scripted(Authority):
         return ScriptedOrder(self, name, csr, kind, self.polls)
 
     def suggestion(self, certificate: bytes) -> tuple[float | None, float]:
-        return (self.suggestions.pop(0) if self.suggestions else None), DAY
+        found = self.suggestions.pop(0) if self.suggestions else None
+        if isinstance(found, Exception):
+            raise found
+        return found, DAY
 
 
 @attrs.define(eq=False)
@@ -291,6 +294,18 @@ async def test_a_suggestion_renews_early(tmp_path: Path) -> None:
         assert len(authority.orders) == 1
         await trio.sleep(DAY)
         assert len(authority.orders) == 2
+
+
+@in_virtual_time
+async def test_no_suggestion_is_no_harm(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    failures = [no("it does not say"), StorageError("damaged"), KeyError("a bug")]
+    authority = Scripted(suggestions=[*failures, wall_clock() - 1])
+    async with running(keeper(tmp_path / "c", authority), "a.test"):
+        await trio.sleep(4 * HOUR)
+        assert len(authority.orders) == 2, "it is asked again"
+    for told in ("it does not say", "damaged", "unforeseen"):
+        assert told in caplog.text
 
 
 @in_virtual_time
