@@ -173,7 +173,12 @@ class Schedule:
         if self._free_at(now) > now:
             return None
         due = [name for name in names if self._due(name, now) <= now]
-        return min(due, key=lambda name: (self._is_valid(name, now), self._due(name, now)), default=None)
+        return min(due, key=lambda name: self._rank(name, now), default=None)
+
+    def _rank(self, name: str, now: float) -> tuple[int, bool, float]:
+        """The lowest is first. Names that fail are last: whoever creates many of them must not keep others waiting."""
+        record = self._records.get(name)
+        return 0 if record is None else record.failures, self._is_valid(name, now), self._due(name, now)
 
     def next_check(self, names: Collection[str], now: float) -> str | None:
         """The name whose certificate the authority is to be asked about; None if there is none."""

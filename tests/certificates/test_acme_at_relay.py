@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from rig import (
 
 from pioneer_tunnel._model.addresses import Address
 from pioneer_tunnel._model.keys import RelayKey
+from pioneer_tunnel._model.status import State
 from pioneer_tunnel.certificates.answers import Answers, challenge_context
 from pioneer_tunnel.certificates.authority import Challenge, ChallengeKind
 
@@ -66,6 +68,25 @@ async def test_it_gets_certificates_for_its_name_and_for_hosts_of_tunnels(author
         trust = authority.trust()
         for address, name in ((rig.addresses.control, RELAY_NAME), (rig.addresses.ingress, HOST)):
             assert (await certificate_at(address, name, trust))["subjectAltName"] == (("DNS", name),)
+
+
+async def test_it_renews_while_it_serves(authority: Pebble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The authority is answered before a gateway that has the same name for its visitors."""
+    tunnels = [tunnel_entry(url=f"http://{RELAY_NAME}")]
+    clear = {"ingress_addr": f"127.0.0.1:{authority.http_port}", "ingress_tls": False, "control_tls": True}
+    async with relay_rig(acme=authority.config(), tunnels=tunnels, **clear) as rig:
+        trust = authority.trust()
+        with no_hang():
+            await eventually(lambda: all(one.not_after_unix for one in rig.relay.certificates.values()))
+            before = await certificate_at(rig.addresses.control, RELAY_NAME, trust)
+            async with rig.tunnel(relay=f"wss://{RELAY_NAME}", ca_file=root_of(authority, tmp_path)) as tunnel:
+                await tunnel.wait_connected()
+                assert rig.relay._acme is not None
+                monkeypatch.setattr(rig.relay._acme, "_wall_clock", lambda: time.time() + 4 * 365 * 86_400)
+                await rig.apply()
+                while await certificate_at(rig.addresses.control, RELAY_NAME, trust) == before:
+                    await trio.sleep(0.05)
+                assert tunnel.status.state is State.CONNECTED
 
 
 async def test_a_restart_uses_what_it_has_though_the_authority_is_down(authority: Pebble) -> None:

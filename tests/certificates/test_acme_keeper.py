@@ -236,15 +236,17 @@ async def test_two_of_them_do_not_order_at_once(tmp_path: Path) -> None:
     """As while a relay hands over to its successor."""
     authority = Scripted()
     first, second = keeper(tmp_path / "c", authority), keeper(tmp_path / "c", authority)
-    second.want(["a.test", "b.test"])
+    second.want(["a.test", "b.test", "c.test"])
     async with trio.open_nursery() as nursery:
         async with running(first, "a.test"):
             nursery.start_soon(second.run)
+            await trio.sleep(10)
+            first.want(["b.test"])
             await trio.sleep(60)
-            assert [name for _, name in authority.orders] == ["a.test"]
+            assert [name for _, name in authority.orders] == ["a.test", "b.test"]
             assert await second.context_of("a.test") is not None, "it uses what the other one has made before"
         await trio.sleep(10)
-        assert [name for _, name in authority.orders] == ["a.test", "b.test"]
+        assert [name for _, name in authority.orders] == ["a.test", "b.test", "c.test"], "and after"
         nursery.cancel_scope.cancel()
 
 

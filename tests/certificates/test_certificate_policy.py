@@ -77,6 +77,22 @@ def test_a_name_that_fails_waits_longer_and_longer_and_stops_no_other() -> None:
     assert policy.wake_at(["a.test"], now) - now < 2 * MINUTE, "a success clears the count"
 
 
+def test_names_that_fail_do_not_use_up_the_hour() -> None:
+    policy, now = schedule(), NOW
+    policy.note_certificate("a.test", ninety_days(NOW - 60 * DAY + HOUR))
+    policy.note_suggestion("a.test", NOW + HOUR, check_at=math.inf)
+    failing = [f"bad{number}.test" for number in range(30)]
+    while now < NOW + 2 * HOUR:
+        name = policy.next_order([*failing, "a.test"], now)
+        if name == "a.test":
+            break
+        if name is not None:
+            policy.note_order(name, now)
+            policy.note_failure(name, now, "no")
+        now += 30
+    assert now < NOW + 2 * HOUR, "a renewal comes before what has failed"
+
+
 def test_what_the_authority_asks_for_is_not_cut_short() -> None:
     policy = schedule()
     policy.note_rate_limit("a.test", NOW, "too many", retry_after=5 * HOUR)
