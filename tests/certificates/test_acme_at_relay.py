@@ -73,7 +73,11 @@ async def test_it_gets_certificates_for_its_name_and_for_hosts_of_tunnels(author
 async def test_it_renews_while_it_serves(authority: Pebble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The authority is answered before a gateway that has the same name for its visitors."""
     tunnels = [tunnel_entry(url=f"http://{RELAY_NAME}")]
-    clear = {"ingress_addr": f"127.0.0.1:{authority.http_port}", "ingress_tls": False, "control_tls": True}
+    clear: dict[str, Any] = {
+        "ingress_addr": f"127.0.0.1:{authority.http_port}",
+        "ingress_tls": False,
+        "control_tls": True,
+    }
     async with relay_rig(acme=authority.config(), tunnels=tunnels, **clear) as rig:
         trust = authority.trust()
         with no_hang():
