@@ -80,7 +80,8 @@ async def accept_gateway(stream: trio.abc.Stream, certificate: Certificate | Cer
         trio.BrokenResourceError, trio.TooSlowError: as `accept_tls`.
     """
     if isinstance(certificate, Certificate):
-        return await accept_tls(stream, await certificate.context())
+        with trio.fail_after(HANDSHAKE_TIMEOUT):
+            return await accept_tls(stream, await certificate.context())
     try:
         with trio.fail_after(HELLO_TIMEOUT):
             hello, received = await read_hello(stream)
@@ -93,11 +94,11 @@ async def accept_gateway(stream: trio.abc.Stream, certificate: Certificate | Cer
 async def _by_name(
     stream: trio.abc.Stream, hello: ClientHello, certificate: Certificate | Certificates
 ) -> TlsServerStream | None:
-    if is_challenge(hello) and not isinstance(certificate, Certificate):
-        with trio.fail_after(HANDSHAKE_TIMEOUT):
+    with trio.fail_after(HANDSHAKE_TIMEOUT):  # to find the context may take time, too
+        if is_challenge(hello) and not isinstance(certificate, Certificate):
             await answer_challenge(stream, hello, certificate)
-        return None
-    return await accept_tls(stream, await context_for(hello, certificate))
+            return None
+        return await accept_tls(stream, await context_for(hello, certificate))
 
 
 @final
