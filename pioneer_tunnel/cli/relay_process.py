@@ -51,7 +51,7 @@ class RelayProcess:
                 tell_systemd(f"READY=1\nMAINPID={os.getpid()}")
                 if restarts is not None:
                     nursery.start_soon(self._hand_over, restarts)
-                await follow(self._file, self._relay.apply, reload_now=reloads)
+                await follow(self._file, self._relay.apply, reload_now=reloads and _Reopening(reloads, self._relay))
 
     async def stop(self) -> None:
         """Let visitors finish, and end `run`."""
@@ -71,6 +71,20 @@ class RelayProcess:
         # Not within the scope: whoever stops this process now does not stop the successor.
         if not self._handing_over.cancelled_caught:
             await self._relay.drain()
+
+
+@final
+class _Reopening(AsyncIterator[object]):
+    """Signals to reload, each of which reopens the access log as well."""
+
+    def __init__(self, signals: AsyncIterator[object], relay: Relay) -> None:
+        self._signals: Final = signals
+        self._relay: Final = relay
+
+    async def __anext__(self) -> object:
+        signal = await anext(self._signals)
+        self._relay.reopen_access_log()
+        return signal
 
 
 def tell_systemd(state: str) -> None:

@@ -23,7 +23,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, final
+from typing import Any, ClassVar, Final, Literal, final
 
 import attrs
 
@@ -47,6 +47,8 @@ from .._storage.validation import (
     structure,
     whole_number,
 )
+from ..access_log.entry import LogFormat, a_log_format, full_or_short
+from ..access_log.writer import STANDARD_OUTPUT
 from ..certificates.config import AcmeConfig, an_acme
 from .dashboard.address import DashboardAddress, dashboard_address
 from .limits import RelayLimits
@@ -263,6 +265,9 @@ class RelayConfig:
         reserved_names: names that no gateway may create below a wildcard.
         dashboard: where a page for the operator listens, a loopback address or a Unix socket; None (default) for no
             page. It has no login: whoever can connect there can read it.
+        access_log: the file of the access log, `-` for standard output, None (default) for none; see `access_log_path`.
+        access_log_format: `common` (default) or `json`.
+        access_log_addresses: `full` (default), or `short` for visitors' networks: an IPv4 /24, an IPv6 /48.
         base_dir: the folder that relative paths start from: that of the file. Not a key of the table.
 
     Raises:
@@ -294,6 +299,9 @@ class RelayConfig:
     dashboard: DashboardAddress | None = attrs.field(
         default=None, converter=attrs.converters.optional(dashboard_address)
     )
+    access_log: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
+    access_log_format: LogFormat = attrs.field(default=LogFormat.COMMON, converter=a_log_format)
+    access_log_addresses: Literal["full", "short"] = attrs.field(default="full", validator=full_or_short)
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
@@ -390,6 +398,11 @@ class RelayConfig:
     def identity_key_path(self) -> Path | None:
         """The path of `identity_key_file`, from `base_dir`."""
         return self._below(self.identity_key_file)
+
+    @property
+    def access_log_path(self) -> Path | None:
+        """The path of `access_log`, from `base_dir`; `-` as it is."""
+        return self.access_log if self.access_log == STANDARD_OUTPUT else self._below(self.access_log)
 
     def _below(self, path: Path | None) -> Path | None:
         return None if path is None else self.base_dir / path

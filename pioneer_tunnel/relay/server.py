@@ -15,6 +15,7 @@ import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final, final
 
@@ -37,6 +38,7 @@ from .._net.tls.stream import TlsServerStream
 from .._storage import files
 from .._storage.networks import is_within
 from ..access.guard import check_files
+from ..access_log.writer import AccessLog
 from ..certificates.opening import open_certificates
 from ..exchange.carrier import Carrier
 from ..websocket import EngineName
@@ -165,6 +167,9 @@ class Relay:
         self._wall_clock: Final = wall_clock
         self._handed_over = False
         self._counts: Final = RelayCounts()
+        path = config.access_log_path
+        short = config.access_log_addresses == "short"
+        self._access_log: Final = None if path is None else AccessLog(path, config.access_log_format, shortened=short)
         self._admission: Final = Admission(
             config.limits,
             descriptors=descriptor_limit(),
@@ -200,6 +205,8 @@ class Relay:
             carrier=self._carrier,
             folder=config.base_dir,
             http_answer=None if self._acme is None else self._acme.http_answer,
+            access_log=self._access_log,
+            wall_clock=wall_clock,
         )
         self._sni_router: Final = SniRouter(registry, self._ingress, self._certificate)
 
@@ -298,6 +305,15 @@ class Relay:
                 _log.warning("these have changed too, and take a restart: %s", ", ".join(changes.for_a_restart))
             return self._addresses
 
+    def reopen_access_log(self) -> None:
+        """Open the file of the access log anew, after it was renamed. Does not wait.
+
+        Without an access log it does nothing.
+        The command does that on SIGHUP.
+        """
+        if self._access_log is not None:
+            self._access_log.reopen()
+
     def stats(self) -> RelayStats:
         """What the relay has done and holds, as of now. Also before and after `serve`. Does not wait.
 
@@ -325,7 +341,8 @@ class Relay:
         )
 
     async def _serve(self, task_status: trio.TaskStatus[RelayAddresses]) -> None:
-        async with trio.open_nursery() as connections:
+        logging_access = nullcontext() if self._access_log is None else self._access_log.kept()
+        async with logging_access, trio.open_nursery() as connections:
             connections.start_soon(self._gateways.keep_told)
             await connections.start(self._carrier.run)
             self._gateways.let_sessions_resume(connections)
@@ -487,12 +504,15 @@ class Relay:
         def on_tls(received: bytes) -> None:
             connection.start(serve, connection, received)
 
-        arriving = Arriving(connection, leg, self._carrier, on_head=on_head, on_tls=on_tls)
+        arriving = Arriving(connection, leg, self._carrier, on_head=on_head, on_tls=on_tls, answer=self._refuse)
         try:
             arriving.begin()
         except OSError:
             return False
         return True
+
+    async def _refuse(self, connection: Connection, refusal: Refusal) -> None:
+        await self._ingress.refuse(_visit(connection), refusal)
 
     def _begin_visitor(self, connection: Connection, leg: Leg, head: RequestHead, received: bytes) -> None:
         visit = _visit(connection)

@@ -521,7 +521,7 @@ def _deliver_if_complete(
         stream.reset()
         return True
     counter = counts.services.of(header.service or FIRST_SERVICE)
-    counter.from_visitors.bytes += len(received) - used
+    counter.from_visitors.total += len(received) - used
     stream.count_as(counter)
     try:
         deliver(TunnelStream(stream, header, received[used:]))
