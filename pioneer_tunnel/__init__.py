@@ -50,6 +50,8 @@ from ._net.tls.certificate import Certificate
 from ._version import __version__
 from ._wire.proxy_v2 import ProxyHeader
 from .access.rules import Access
+from .access_log.entry import AccessLogFormat
+from .access_log.writer import AccessLog
 from .certificates.config import AcmeConfig
 from .gateway.config import RemoteAccessConfig, Transport
 from .gateway.keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
@@ -70,6 +72,8 @@ from .yamux import Limits
 __all__ = [
     "Access",
     "AcmeConfig",
+    "AccessLog",
+    "AccessLogFormat",
     "Address",
     "Cause",
     "Certificate",

@@ -18,7 +18,7 @@ import attrs
 from .._http.head import RequestHead
 from .._model.addresses import Address
 
-__all__ = ["Entry", "LogFormat", "a_log_format", "full_or_short", "request_entry", "shown_address"]
+__all__ = ["Entry", "AccessLogFormat", "a_log_format", "full_or_short", "request_entry", "shown_address"]
 
 LONGEST_PATH: Final = 2048
 """Bytes of a path; the rest is cut off. `...` at the end says so."""
@@ -33,21 +33,21 @@ _NOT_PLAIN: Final = re.compile(rb"[^!#-\[\]-~]")
 _MONTHS: Final = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 
 
-class LogFormat(enum.StrEnum):
+class AccessLogFormat(enum.StrEnum):
     """The format of an access log."""
 
     COMMON = "common"
     JSON = "json"
 
 
-def a_log_format(value: Any) -> LogFormat:
+def a_log_format(value: Any) -> AccessLogFormat:
     """The converter of a configuration's field.
 
     Raises:
         ValueError: there is no such format.
     """
     try:
-        return LogFormat(value)
+        return AccessLogFormat(value)
     except ValueError:
         raise ValueError("allowed are 'common' and 'json'") from None
 
@@ -97,9 +97,9 @@ class Entry:
     request_id: bytes | None = None
     complete: bool = True
 
-    def line(self, form: LogFormat) -> str:
+    def line(self, form: AccessLogFormat) -> str:
         """The line, without its end."""
-        return self._json() if form is LogFormat.JSON else self._common()
+        return self._json() if form is AccessLogFormat.JSON else self._common()
 
     def _common(self) -> str:
         """The Common Log Format, and after it host, service, seconds and request id."""

@@ -71,11 +71,11 @@ class VisitorLog:
             )
         )
 
-    def refused(self, head: RequestHead | None, status: int) -> None:
-        """A request was answered here. `head` is None if it makes no sense."""
+    def refused(self, head: RequestHead | None, status: int | None) -> None:
+        """A request was answered here, or not at all. `head` is None if it makes no sense."""
         now = trio.current_time()
         entry = Entry(time_unix=0.0, seconds=0.0, address=None) if head is None else request_entry(head)
-        self.write(attrs.evolve(entry, status=status), now)
+        self.write(attrs.evolve(entry, status=status, complete=status is not None), now)
 
 
 @final

@@ -15,11 +15,11 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, NoReturn, final
+from typing import Final, Literal, NoReturn, final
 
 import trio
 
-from .entry import Entry, LogFormat
+from .entry import AccessLogFormat, Entry
 
 __all__ = ["STANDARD_OUTPUT", "AccessLog"]
 
@@ -56,7 +56,7 @@ class AccessLog:
         shortened: whether visitors' addresses are shortened to a /24 or a /48.
     """
 
-    def __init__(self, path: Path, form: LogFormat = LogFormat.COMMON, *, shortened: bool = False) -> None:
+    def __init__(self, path: Path, form: AccessLogFormat = AccessLogFormat.COMMON, *, shortened: bool = False) -> None:
         self.shortened: Final = shortened
         self._path: Final = path
         self._form: Final = form
@@ -81,6 +81,13 @@ class AccessLog:
         """Close the file, and open it anew at its path, as after a rename by logrotate. Does not wait."""
         self._reopens = True
         self._news.set()
+
+    @classmethod
+    def configured(
+        cls, path: Path | None, form: AccessLogFormat, addresses: Literal["full", "short"]
+    ) -> AccessLog | None:
+        """The log that a configuration asks for; None if it has no path."""
+        return None if path is None else cls(path, form, shortened=addresses == "short")
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:

@@ -25,6 +25,8 @@ from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
 from .._version import __version__
 from ..access.guard import check_files
 from ..access.rules import Access
+from ..access_log.entry import AccessLogFormat
+from ..access_log.writer import AccessLog
 from ..certificates.config import AcmeConfig
 from ..relay import Relay
 from ..relay.handover import Predecessor
@@ -78,7 +80,8 @@ pioneer_tunnel.add_command(diagnose)
 def relay(context: click.Context, config: Path | None, websocket_engine: EngineName | None) -> None:
     """Run a relay until it is interrupted.
 
-    Its tunnels follow the file: it is read again when it changes, and on SIGHUP. SIGUSR2 starts a successor, which
+    Its tunnels follow the file: it is read again when it changes, and on SIGHUP, which also reopens the access log.
+    SIGUSR2 starts a successor, which
     takes over without refusing a connection. SIGINT and SIGTERM let visitors finish; a second one ends at once.
     """
     if context.invoked_subcommand is not None:
@@ -181,6 +184,15 @@ def new_identity() -> None:
 @click.option("--deny", multiple=True, metavar="NETWORK", help="Admit no visitors from there. May be repeated.")
 @click.option("--basic-auth", type=_FILE, help="An htpasswd file (htpasswd -B): visitors need a user and a password.")
 @click.option("--bearer-tokens", type=_FILE, help="A file with a token on each line: visitors need one of them.")
+@click.option("--access-log", type=click.Path(path_type=Path), help="A file for a line of each request; - for stdout.")
+@click.option("--access-log-format", type=Choice(["common", "json"]), default="common", show_default=True)
+@click.option(
+    "--access-log-addresses",
+    type=Choice(["full", "short"]),
+    default="full",
+    show_default=True,
+    help="Whether the access log shortens visitors' addresses.",
+)
 @_websocket_engine
 @click.option(
     "--stop-grace-ms",
@@ -216,6 +228,9 @@ def expose(  # noqa: PLR0917  # click passes them by name
     deny: tuple[str, ...],
     basic_auth: Path | None,
     bearer_tokens: Path | None,
+    access_log: Path | None,
+    access_log_format: str,
+    access_log_addresses: Literal["full", "short"],
     websocket_engine: EngineName | None,
     stop_grace_ms: int,
     as_json: bool,
@@ -227,7 +242,8 @@ def expose(  # noqa: PLR0917  # click passes them by name
 
     NAME=LOCAL is for a service, where the relay's entry of the tunnel has several: expose web=8000 ssh=127.0.0.1:22
 
-    SIGHUP rereads the key file. SIGINT and SIGTERM let visitors finish; a second one ends at once.
+    SIGHUP rereads the key file, and reopens the access log. SIGINT and SIGTERM let visitors finish; a second one ends
+    at once.
 
     Status lines go to standard error. The exit status is 0 after an interruption, 1 after a failure that is final.
     """
@@ -263,6 +279,9 @@ def expose(  # noqa: PLR0917  # click passes them by name
         raise click.UsageError("--acme orders the certificate that --tls-certificate names; leave one of them out")
     if acme is not None and transport != "websocket":
         raise click.UsageError("--acme is for a relay of --transport websocket, which says where visitors come in")
+    if access_log is None and (access_log_format != "common" or access_log_addresses != "full"):
+        raise click.UsageError("--access-log-format and --access-log-addresses are for --access-log")
+    log = AccessLog.configured(access_log, AccessLogFormat(access_log_format), access_log_addresses)
     certificate: Certificate | None = None
     lines = StatusLines(as_json=as_json)
 
@@ -296,6 +315,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
             host_header=host_header,
             raw_services=raw_services,
             access=access,
+            access_log=log,
             certificate=certificate,
         )
 
@@ -305,6 +325,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
         functools.partial(read_key, key_file, native=transport == "websocket"),
         lines,
         stop_grace=stop_grace_ms / 1000,
+        access_log=log,
     )
     try:
         if ca_file is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final, TypeAlias, final
 
 import click
@@ -12,6 +12,7 @@ import trio
 
 from .._model.errors import TunnelError
 from .._model.keys import RelayKey
+from ..access_log.writer import AccessLog
 from ..tunnel.tunnel import Tunnel
 from .signals import received
 from .status_lines import StatusLines
@@ -35,6 +36,7 @@ class Exposure:
         serve: serves the visitors of a tunnel in a nursery, until the tunnel is closed.
         read_key: reads the key file.
         lines: prints statuses.
+        access_log: is kept meanwhile, and reopened on SIGHUP; None if there is none.
         stop_grace: seconds that visitors have to finish.
     """
 
@@ -46,7 +48,9 @@ class Exposure:
         lines: StatusLines,
         *,
         stop_grace: float,
+        access_log: AccessLog | None = None,
     ) -> None:
+        self._access_log: Final = access_log
         self._open: Final = open_tunnel
         self._serve_visitors: Final = serve
         self._read_key: Final = read_key
@@ -64,7 +68,8 @@ class Exposure:
         """
         try:
             with self._running, received("SIGHUP") as reloads, received("SIGUSR1") as checks:
-                async with trio.open_nursery() as nursery:
+                keeping = nullcontext() if self._access_log is None else self._access_log.kept()
+                async with keeping, trio.open_nursery() as nursery:
                     self._tunnel = await nursery.start(self._serve, self._key)
                     nursery.start_soon(self._show, self._tunnel)
                     if reloads is not None:
@@ -108,6 +113,8 @@ class Exposure:
 
     async def _reload_on(self, asked: AsyncIterator[object], nursery: trio.Nursery) -> None:
         async for _ in asked:
+            if self._access_log is not None:
+                self._access_log.reopen()
             try:
                 key = await trio.to_thread.run_sync(self._read_key)
             except click.ClickException as error:

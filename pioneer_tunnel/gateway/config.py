@@ -44,6 +44,8 @@ from .._storage.validation import (
 )
 from .._wire.handshake import MAX_HEARTBEAT_MS, MIN_HEARTBEAT_MS
 from ..access.rules import Access, an_access
+from ..access_log.entry import AccessLogFormat, a_log_format, full_or_short
+from ..access_log.writer import STANDARD_OUTPUT
 from ..certificates.config import AcmeConfig, an_acme
 from ..transports.process.config import ProcessConfig, a_process
 from ..transports.rathole.key_mode import KeyMode
@@ -288,6 +290,12 @@ def _requests_out_of_reach(value: str | None, transport: Transport | None, relay
     return "a tunnel program brings visitors past this library, which cannot change their requests; leave it out"
 
 
+def _log_out_of_reach(path: Path | None, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
+    if path is None or _effective(transport, relay_addr) is not Transport.PROCESS:
+        return None
+    return "a tunnel program brings visitors past this library, which cannot see them; leave it out"
+
+
 def _access_out_of_reach(access: Access | None, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
     if access is None:
         return None
@@ -391,6 +399,10 @@ class RemoteAccessConfig:
         services: further services that the tunnel carries, by the names that the relay's operator gave them, and where
             each listens; `local_addr` is the first one's. `websocket` only. `local_ca_file` and `local_verify` do not
             apply to them.
+        access_log: the file of the access log of visitors that are forwarded, `-` for standard output, None (default)
+            for none; `access_log_path` is its resolved path.
+        access_log_format: `common` (default) or `json`.
+        access_log_addresses: `full` (default), or `short` for visitors' networks: an IPv4 /24, an IPv6 /48.
         base_dir: the folder of the file, to which relative paths are relative. Not a key of the table.
 
     Raises:
@@ -436,6 +448,9 @@ class RemoteAccessConfig:
     acme: AcmeConfig | None = attrs.field(default=None, converter=an_acme)
     process: ProcessConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_process))
     services: Mapping[str, LocalAddress] = attrs.field(factory=dict, converter=_services, hash=False)
+    access_log: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
+    access_log_format: AccessLogFormat = attrs.field(default=AccessLogFormat.COMMON, converter=a_log_format)
+    access_log_addresses: Literal["full", "short"] = attrs.field(default="full", validator=full_or_short)
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
@@ -450,6 +465,7 @@ class RemoteAccessConfig:
         Rule(("forwarded_headers", "transport", "relay_addr"), _requests_out_of_reach),
         Rule(("host_header", "transport", "relay_addr"), _requests_out_of_reach),
         Rule(("access", "transport", "relay_addr"), _access_out_of_reach),
+        Rule(("access_log", "transport", "relay_addr"), _log_out_of_reach),
         Rule(("service_access", "access", "raw_services"), _raw_service_with_password),
         Rule(("service_access", "services", "transport", "relay_addr"), _access_to_nothing),
         Rule(("local_addr", "transport", "relay_addr"), _local_out_of_reach),
@@ -539,6 +555,13 @@ class RemoteAccessConfig:
     def acme_config(self) -> AcmeConfig | None:
         """`acme`, with its paths resolved."""
         return None if self.acme is None else self.acme.below(self.base_dir)
+
+    @property
+    def access_log_path(self) -> Path | None:
+        """The path of `access_log`, from `base_dir`; `-` as it is."""
+        if self.access_log is None or self.access_log == STANDARD_OUTPUT:
+            return self.access_log
+        return self.base_dir / self.access_log
 
     @property
     def tls_paths(self) -> tuple[Path, Path]:

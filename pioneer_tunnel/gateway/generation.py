@@ -20,6 +20,7 @@ from .._model.stats import SessionStats
 from .._net.dialing import Dialer
 from .._net.log_limiter import LogLimiter
 from .._net.network_changes import WatchNetwork
+from ..access_log.writer import AccessLog
 from ..transports.tunnel_stream import Handler, TunnelStream
 from ..tunnel.automatic_tls import keep_certificates
 from ..tunnel.forward import Forwarder, LocalServers, forward, probe_local
@@ -41,6 +42,7 @@ class Generation:
     Args:
         plan: what it is made of.
         feed: gets the statuses.
+        access_log: gets the requests of visitors that are forwarded; None for none.
         handler: takes visitors in this process; None forwards them to the local gateway.
         host_tasks: a nursery for the host's handlers. They may outlive the generation, with broken streams. Forwarding
             does not outlive it.
@@ -55,6 +57,7 @@ class Generation:
         plan: Plan,
         feed: StatusFeed,
         *,
+        access_log: AccessLog | None,
         handler: Handler | None,
         host_tasks: trio.Nursery,
         dial: Dialer,
@@ -64,6 +67,7 @@ class Generation:
     ) -> None:
         self._plan: Final = plan
         self._feed: Final = feed
+        self._access_log: Final = access_log
         self._access: Final = plan.config.access_rules
         take = self._forward if handler is None else handler
         self._handler: Final = with_certificate(take, plan.certificate or plan.automatic)
@@ -172,7 +176,7 @@ class Generation:
         plan = self._plan
         changed = plan.config.forwarded_headers is not None or plan.config.host_header is not None
         guarded = any(access is not None for access in self._access.values())
-        return (plan.certificate or plan.automatic) is None and not changed and not guarded
+        return (plan.certificate or plan.automatic) is None and not (changed or guarded or self._access_log)
 
     def _make_forwarder(self, tasks: trio.Nursery) -> Forwarder:
         return Forwarder(
@@ -198,6 +202,7 @@ class Generation:
             host_header=config.host_header,
             raw_services=config.raw_services,
             access=self._access,
+            access_log=self._access_log,
             report=self._supervisor.report,
             dial=self._dial,
         )

@@ -47,7 +47,7 @@ from .._storage.validation import (
     structure,
     whole_number,
 )
-from ..access_log.entry import LogFormat, a_log_format, full_or_short
+from ..access_log.entry import AccessLogFormat, a_log_format, full_or_short
 from ..access_log.writer import STANDARD_OUTPUT
 from ..certificates.config import AcmeConfig, an_acme
 from .dashboard.address import DashboardAddress, dashboard_address
@@ -300,7 +300,7 @@ class RelayConfig:
         default=None, converter=attrs.converters.optional(dashboard_address)
     )
     access_log: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
-    access_log_format: LogFormat = attrs.field(default=LogFormat.COMMON, converter=a_log_format)
+    access_log_format: AccessLogFormat = attrs.field(default=AccessLogFormat.COMMON, converter=a_log_format)
     access_log_addresses: Literal["full", "short"] = attrs.field(default="full", validator=full_or_short)
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
 

@@ -167,9 +167,9 @@ class Relay:
         self._wall_clock: Final = wall_clock
         self._handed_over = False
         self._counts: Final = RelayCounts()
-        path = config.access_log_path
-        short = config.access_log_addresses == "short"
-        self._access_log: Final = None if path is None else AccessLog(path, config.access_log_format, shortened=short)
+        self._access_log: Final = AccessLog.configured(
+            config.access_log_path, config.access_log_format, config.access_log_addresses
+        )
         self._admission: Final = Admission(
             config.limits,
             descriptors=descriptor_limit(),

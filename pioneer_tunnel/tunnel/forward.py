@@ -29,12 +29,16 @@ from .._storage.networks import customer_of
 from .._wire.proxy_v2 import ProxyHeader
 from ..access.guard import Guard, guard_of
 from ..access.rules import Access
+from ..access_log.following import RequestLog, VisitorLog
+from ..access_log.watching import Watch
+from ..access_log.writer import AccessLog
 from ..exchange.carrier import Carrier
 from ..exchange.pump import Pump, pump
 from ..exchange.task_leg import leg_of
 from ..transports.interface import LocalDialFailed, LocalDialOk, Report, VisitorRefused
 from ..transports.tunnel_stream import TunnelStream
 from .guarded import pump_checked
+from .logged_leg import LoggedLeg
 from .rewriting_leg import RewritingLeg
 
 __all__ = ["ForwardedHeaders", "Forwarder", "LocalServers", "ProxyProtocol", "first_local", "forward", "probe_local"]
@@ -94,6 +98,7 @@ async def forward(
     host_header: str | None = None,
     raw_services: Collection[str] = (),
     access: Access | Mapping[str, Access | None] | None = None,
+    access_log: AccessLog | None = None,
     report: Report = _ignore,
     dial: Dialer = dial_tcp,
 ) -> None:
@@ -126,6 +131,8 @@ async def forward(
             connection by itself; others are answered here. Of a visitor in another protocol, the address alone is
             checked. Or a mapping from the names of services to such rules, and from `*` to those of all others; the
             visitor of a service that it does not have is reset. None (default) admits everybody.
+        access_log: gets a line for each request, or for each stream in which no request is found. None (default) for
+            none. Its `kept` has to be entered.
         report: gets an event that says whether the gateway answered; of several services, only about the one to which
             streams without a name go.
         dial: makes the connection, unless `local` is a Unix socket.
@@ -158,7 +165,10 @@ async def forward(
             stream.reset()
             return
         guard = None
-    await forwarding.run(stream, server, rules=rules, guard=guard)
+    log = (
+        None if access_log is None else VisitorLog(access_log, stream.visitor, service=stream.service or FIRST_SERVICE)
+    )
+    await forwarding.run(stream, server, rules=rules, guard=guard, log=log, raw=name in raw_services)
 
 
 _Server: TypeAlias = tuple[LocalAddress, Report]
@@ -210,6 +220,8 @@ class _Forwarding:
         *,
         rules: HeaderRules | None = None,
         guard: Guard | None = None,
+        log: VisitorLog | None = None,
+        raw: bool = False,
     ) -> None:
         """Forward `stream` to its end.
 
@@ -218,6 +230,8 @@ class _Forwarding:
             attempt: the connection to it, if that has begun.
             rules: what to change in requests; None for nothing.
             guard: checks each request; None to check none.
+            log: gets its requests; None for none.
+            raw: whether it is known that they are no HTTP requests.
         """
         local, report = server
 
@@ -235,13 +249,16 @@ class _Forwarding:
         try:
             if guard is not None:
                 rules = rules or HeaderRules(set_forwarded=False)
-                await _pump_checked(stream, connect, rules, guard, self.report)
+                await _pump_checked(stream, connect, rules, guard, report=self.report, log=log)
             elif (connection := await connect()) is None:
-                pass
-            elif rules is None:
-                await pump(stream, connection)
+                if log is not None:
+                    Watch(log).end(in_order=False)
+            elif rules is not None:
+                await _pump_requests(stream, connection, rules, self.report, log)
+            elif log is not None:
+                await _pump_watched(stream, connection, Watch(log, raw=raw))
             else:
-                await _pump_requests(stream, connection, rules, self.report)
+                await pump(stream, connection)
         except Exception as error:  # noqa: BLE001  # it must not affect other visitors
             _log_unforeseen(error)
         finally:
@@ -391,12 +408,30 @@ def header_rules(
     )
 
 
-async def _pump_requests(stream: TunnelStream, connection: ByteStream, rules: HeaderRules, report: Report) -> None:
+async def _pump_watched(stream: TunnelStream, connection: ByteStream, watch: Watch) -> None:
+    in_order = False
+    try:
+        in_order = await pump(connection, stream, second_leg=LoggedLeg(leg_of(stream), watch))
+    finally:
+        watch.end(in_order=in_order)
+
+
+async def _pump_requests(
+    stream: TunnelStream, connection: ByteStream, rules: HeaderRules, report: Report, log: VisitorLog | None
+) -> None:
     """Pump, and change the heads of requests. A request that cannot be followed is answered here."""
-    leg = RewritingLeg(leg_of(stream), rules)
-    await pump(connection, stream, second_leg=leg)
+    requests = None if log is None else RequestLog(log)
+    leg = RewritingLeg(leg_of(stream), rules, observer=requests)
+    in_order = False
+    try:
+        in_order = await pump(connection, stream, second_leg=leg)
+    finally:
+        if requests is not None:
+            requests.end(in_order=in_order)
     refused = leg.refused_request
     if refused is not None:
+        if log is not None:
+            log.refused(None, refused.status)
         report(VisitorRefused("bad_request"))
         _log_limiter.log("refused", f"a visitor's request was refused: {refused.reason}", level=logging.INFO)
         if leg.handed_over:
@@ -408,14 +443,16 @@ async def _pump_checked(
     connect: Callable[[], Awaitable[ByteStream | None]],
     rules: HeaderRules,
     guard: Guard,
+    *,
     report: Report,
+    log: VisitorLog | None,
 ) -> None:
     visitor = _host(stream)
     rules = attrs.evolve(rules, removed=guard.removes)
     # Visitors whose address nobody knows count as one.
     source = "" if visitor is None else customer_of(visitor)
     try:
-        refused = await pump_checked(stream, connect, rules, guard, visitor=visitor, source=source)
+        refused = await pump_checked(stream, connect, rules, guard, visitor=visitor, source=source, log=log)
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         return
     if refused is not None:

@@ -12,7 +12,7 @@ import trio
 from rig import eventually, no_hang
 
 from pioneer_tunnel.access_log import writer
-from pioneer_tunnel.access_log.entry import Entry, LogFormat
+from pioneer_tunnel.access_log.entry import AccessLogFormat, Entry
 from pioneer_tunnel.access_log.writer import AccessLog
 
 
@@ -123,7 +123,7 @@ async def test_nobody_waits_for_a_file_that_blocks(tmp_path: Path) -> None:
 
 async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(writer, "MOST_WAITING", 10)
-    log = AccessLog(tmp_path / "access.log", LogFormat.COMMON)
+    log = AccessLog(tmp_path / "access.log", AccessLogFormat.COMMON)
     async with log.kept():
         for number in range(100):
             log.write(entry(number))

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from pioneer_tunnel._http.head import HeadReader, RequestHead
 from pioneer_tunnel._model.addresses import Address
-from pioneer_tunnel.access_log.entry import LONGEST_PATH, Entry, LogFormat, request_entry, shown_address
+from pioneer_tunnel.access_log.entry import LONGEST_PATH, AccessLogFormat, Entry, request_entry, shown_address
 
 COMMON: Final = re.compile(
     r'(?P<address>\S+) - - \[30/Nov/2026:17:00:00 \+0000\] "(?P<request>[^"]*)" (?P<status>\d+|-) (?P<bytes>\d+)'
@@ -34,13 +34,13 @@ def entry_of(target: bytes, *headers: bytes, method: bytes = b"GET") -> Entry:
 
 
 def test_a_request_in_the_common_format() -> None:
-    line = attrs.evolve(entry_of(b"/a/b", b"X-Request-ID: 4711"), service="web").line(LogFormat.COMMON)
+    line = attrs.evolve(entry_of(b"/a/b", b"X-Request-ID: 4711"), service="web").line(AccessLogFormat.COMMON)
     expected = '192.0.2.7 - - [30/Nov/2026:17:00:00 +0000] "GET /a/b HTTP/1.1" 200 512 office.test web 0.250 4711'
     assert line == expected
 
 
 def test_a_request_in_json() -> None:
-    line = attrs.evolve(entry_of(b"/a/b"), tunnel="office", service="web").line(LogFormat.JSON)
+    line = attrs.evolve(entry_of(b"/a/b"), tunnel="office", service="web").line(AccessLogFormat.JSON)
     assert json.loads(line) == {
         "time_unix": WHEN,
         "seconds": 0.25,
@@ -59,13 +59,13 @@ def test_a_request_in_json() -> None:
 
 def test_a_stream() -> None:
     entry = Entry(time_unix=WHEN, seconds=1.5, address="2001:db8::1", service="ssh", sent_bytes=7, received_bytes=9)
-    line = entry.line(LogFormat.COMMON)
+    line = entry.line(AccessLogFormat.COMMON)
     assert line == '2001:db8::1 - - [30/Nov/2026:17:00:00 +0000] "STREAM" - 7 - ssh 1.500 -'
-    assert json.loads(entry.line(LogFormat.JSON))["received_bytes"] == 9
+    assert json.loads(entry.line(AccessLogFormat.JSON))["received_bytes"] == 9
 
 
-@pytest.mark.parametrize("form", LogFormat)
-def test_secrets_are_not_in_it(form: LogFormat) -> None:
+@pytest.mark.parametrize("form", AccessLogFormat)
+def test_secrets_are_not_in_it(form: AccessLogFormat) -> None:
     secrets = (b"Cookie: s3cret", b"Authorization: Bearer s3cret", b"Referer: http://s3cret/", b"X-Api-Key: s3cret")
     for target in (b"/a?token=s3cret", b"http://office.test/a?s3cret", b"/?s3cret", b"http://office.test?s3cret"):
         line = entry_of(target, *secrets).line(form)
@@ -85,16 +85,16 @@ def test_secrets_are_not_in_it(form: LogFormat) -> None:
     ],
 )
 def test_the_path_in_the_common_format(target: bytes, path: str) -> None:
-    found = COMMON.fullmatch(entry_of(target).line(LogFormat.COMMON))
+    found = COMMON.fullmatch(entry_of(target).line(AccessLogFormat.COMMON))
     assert found is not None
     assert found["request"] == f"GET {path} HTTP/1.1"
 
 
 def test_a_long_path_is_cut() -> None:
-    assert len(entry_of(b"/" + b"x" * 16_000).line(LogFormat.COMMON)) < LONGEST_PATH + 200
-    assert len(entry_of(b"/" + b"\xff" * 16_000).line(LogFormat.JSON)) < 8 * LONGEST_PATH
-    assert len(entry_of(b"/", b"X-Request-ID: " + b"i" * 10_000).line(LogFormat.COMMON)) < 400
-    assert len(entry_of(b"/", method=b"M" * 10_000).line(LogFormat.COMMON)) < 300
+    assert len(entry_of(b"/" + b"x" * 16_000).line(AccessLogFormat.COMMON)) < LONGEST_PATH + 200
+    assert len(entry_of(b"/" + b"\xff" * 16_000).line(AccessLogFormat.JSON)) < 8 * LONGEST_PATH
+    assert len(entry_of(b"/", b"X-Request-ID: " + b"i" * 10_000).line(AccessLogFormat.COMMON)) < 400
+    assert len(entry_of(b"/", method=b"M" * 10_000).line(AccessLogFormat.COMMON)) < 300
 
 
 @given(
@@ -118,12 +118,12 @@ def test_nobody_can_write_another_line(method: bytes, path: bytes, request_id: b
         host=host,
         service=service,
     )
-    for form in LogFormat:
+    for form in AccessLogFormat:
         line = entry.line(form)
         assert line.isascii()
         assert line.isprintable()
-    assert COMMON.fullmatch(entry.line(LogFormat.COMMON)) is not None
-    assert json.loads(entry.line(LogFormat.JSON))["address"] == "192.0.2.7"
+    assert COMMON.fullmatch(entry.line(AccessLogFormat.COMMON)) is not None
+    assert json.loads(entry.line(AccessLogFormat.JSON))["address"] == "192.0.2.7"
 
 
 @pytest.mark.parametrize(
