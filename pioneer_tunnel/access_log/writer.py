@@ -19,6 +19,7 @@ from typing import Final, Literal, NoReturn, final
 
 import trio
 
+from .._model.log_fields import about
 from .entry import AccessLogFormat, Entry
 
 __all__ = ["STANDARD_OUTPUT", "AccessLog"]
@@ -134,10 +135,14 @@ class AccessLog:
         if error is not None:
             if not self._failed:
                 self._failed = True
-                _log.error("the access log %s cannot be written, and is incomplete: %s", self._path, error.strerror)
+                fields = about("access_log_failed", file=self._path, reason=error.strerror)
+                line = "the access log %s cannot be written, and is incomplete: %s"
+                _log.error(line, self._path, error.strerror, extra=fields)
         elif self._failed or self._dropped:
             self._failed = False
-            _log.warning("the access log %s is written again; lines that are missing: %d", self._path, self._dropped)
+            fields = about("access_log_incomplete", file=self._path, dropped=self._dropped)
+            line = "the access log %s is written again; lines that are missing: %d"
+            _log.warning(line, self._path, self._dropped, extra=fields)
             self._dropped = 0
 
     # In a thread

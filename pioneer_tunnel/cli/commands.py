@@ -57,6 +57,14 @@ _websocket_engine: Final = click.option(
     help="What speaks WebSocket; by default the fastest that is installed.",
 )
 
+_log_format: Final = click.option(
+    "--log-format",
+    type=Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How log lines are written.",
+)
+
 
 @click.group(cls=Commands)
 @click.version_option(__version__, prog_name="pioneer-tunnel")
@@ -76,8 +84,9 @@ pioneer_tunnel.add_command(diagnose)
 @pioneer_tunnel.group(invoke_without_command=True)
 @click.option("--config", type=_FILE, help="The relay's TOML file, with [relay] and [[relay.tunnels]].")
 @_websocket_engine
+@_log_format
 @click.pass_context
-def relay(context: click.Context, config: Path | None, websocket_engine: EngineName | None) -> None:
+def relay(context: click.Context, config: Path | None, websocket_engine: EngineName | None, log_format: str) -> None:
     """Run a relay until it is interrupted.
 
     Its tunnels follow the file: it is read again when it changes, and on SIGHUP, which also reopens the access log.
@@ -88,6 +97,8 @@ def relay(context: click.Context, config: Path | None, websocket_engine: EngineN
         return
     if config is None:
         raise click.UsageError("name the relay's file with --config FILE")
+    if log_format == "json":
+        write_json_lines(context.obj)
     try:
         file = ConfigFile(config)
         predecessor = Predecessor.from_environment()
@@ -202,6 +213,7 @@ def new_identity() -> None:
     help="How long visitors may stay after SIGINT or SIGTERM.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Status lines (with 'state') and log lines (with 'log') as JSON.")
+@_log_format
 @click.pass_obj
 def expose(  # noqa: PLR0917  # click passes them by name
     log_handler: logging.Handler,
@@ -235,6 +247,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
     stop_grace_ms: int,
     as_json: bool,
     acme: AcmeConfig | None,
+    log_format: str,
 ) -> None:
     """Make what listens at LOCAL reachable through a relay, until interrupted.
 
@@ -247,7 +260,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
 
     Status lines go to standard error. The exit status is 0 after an interruption, 1 after a failure that is final.
     """
-    if as_json:
+    if as_json or log_format == "json":
         write_json_lines(log_handler)
     addresses = local_servers(local, ca_file=local_ca_file)
     if host_header is not None:

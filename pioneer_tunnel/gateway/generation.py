@@ -16,6 +16,7 @@ import trio
 
 from .._model.addresses import LocalAddress
 from .._model.errors import TunnelError
+from .._model.log_fields import about
 from .._model.stats import SessionStats
 from .._net.dialing import Dialer
 from .._net.log_limiter import LogLimiter
@@ -160,7 +161,8 @@ class Generation:
             await self._handler(stream)
         except Exception as error:  # noqa: BLE001  # one visitor must not end the tunnel
             line = "a handler failed; its visitor's connection is reset"
-            _log_limiter.log("handler", line, level=logging.ERROR, error=error)
+            fields = about("handler_failed", service=stream.service, reason=type(error).__name__)
+            _log_limiter.log("handler", line, level=logging.ERROR, error=error, about=fields)
         finally:
             stream.reset()  # does nothing after a graceful end
             self._note_left(stream)

@@ -20,6 +20,7 @@ import idna
 import trio
 
 from .._model.errors import StorageError
+from .._model.log_fields import about
 from .._model.services import MOST_SERVICES
 from .._storage import files
 from .tunnels import TunnelEntry
@@ -102,7 +103,9 @@ class NameBook:
                     # Not to be abandoned: the file and the memory have to say the same.
                     self._keys, why_not = await trio.to_thread.run_sync(_claim_in_file, self._path, host, keys)
             except StorageError as error:
-                _log.error("the name %s cannot be stored: %s", host, error)
+                _log.error(
+                    "the name %s cannot be stored: %s", host, error, extra=about("name_not_stored", reason=error)
+                )
                 return "the relay cannot store it at the moment"
             if why_not is None:
                 self.on_claim()

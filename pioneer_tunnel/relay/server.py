@@ -29,6 +29,7 @@ from .._model.certificate_status import CertificateStatus
 from .._model.errors import InvalidSettingsError, StorageError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import SigningIdentity
+from .._model.log_fields import about
 from .._net.adopted import Watched
 from .._net.descriptor_limit import descriptor_limit
 from .._net.leg import Leg
@@ -300,9 +301,13 @@ class Relay:
                 self._acme.retry_now()
             await self._gateways.registry_changed()
             self._addresses = attrs.evolve(self._addresses, all_tunnels=self._bound.addresses)
-            _log.info("the configuration was applied; changes of tunnels: %s", changes)
+            _log.info(
+                "the configuration was applied; changes of tunnels: %s", changes, extra=about("configuration_applied")
+            )
             if changes.for_a_restart:
-                _log.warning("these have changed too, and take a restart: %s", ", ".join(changes.for_a_restart))
+                keys = ", ".join(changes.for_a_restart)
+                fields = about("restart_needed", reason=keys)
+                _log.warning("these have changed too, and take a restart: %s", keys, extra=fields)
             return self._addresses
 
     def reopen_access_log(self) -> None:
@@ -419,16 +424,19 @@ class Relay:
         return bound_address(address, listeners) if isinstance(address, Address) else address
 
     def _log_start(self, addresses: RelayAddresses) -> None:
-        _log.info("gateways at %s, visitors at %s", _listed(addresses.all_control), _listed(addresses.all_ingress))
+        gateways, visitors = _listed(addresses.all_control), _listed(addresses.all_ingress)
+        _log.info("gateways at %s, visitors at %s", gateways, visitors, extra=about("listening"))
         for tunnel_id, bound in addresses.all_tunnels.items():
-            _log.info("visitors of tunnel %s at %s", tunnel_id, _listed(bound))
+            fields = about("listening", tunnel=tunnel_id)
+            _log.info("visitors of tunnel %s at %s", tunnel_id, _listed(bound), extra=fields)
         if addresses.dashboard is not None:
-            _log.info("the operator's page at %s", addresses.dashboard)
+            _log.info("the operator's page at %s", addresses.dashboard, extra=about("listening"))
         self._warn_of_clear_text(addresses)
         if self._admission.most_connections < self._config.limits.connections:
             _log.warning(
                 "this process may have so few descriptors that it takes %d connections at the most, not the %d"
                 " of its limits; see ulimit -n", self._admission.most_connections, self._config.limits.connections,
+                extra=about("few_descriptors"),
             )  # fmt: skip
 
     async def _let_finish(self) -> None:
@@ -444,7 +452,7 @@ class Relay:
             while self._admission.connections:
                 await trio.sleep(_DRAIN_LOOK)
             return
-        _log.info("visitors are left after %g seconds; they are reset", seconds)
+        _log.warning("visitors are left after %g seconds; they are reset", seconds, extra=about("visitors_reset"))
 
     def _warn_of_clear_text(self, addresses: RelayAddresses) -> None:
         """Log a warning of each side that others than this host can reach without TLS."""
@@ -459,6 +467,7 @@ class Relay:
                 _log.warning(
                     "%s come to %s without TLS: on the way, what visitors send and get can be read and changed; set"
                     " tls_certificate and tls_private_key, or let a proxy in front end TLS", who, _listed(reachable),
+                    extra=about("in_clear"),
                 )  # fmt: skip
 
     async def _serve_control(self, connection: Connection) -> None:

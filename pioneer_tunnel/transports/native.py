@@ -21,6 +21,7 @@ from .._model.addresses import RelayAddress, is_loopback
 from .._model.errors import InvalidSettingsError, LinkLostError, RelayConnectError, RemoteProtocolError, ReplacedError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import PublicKey, RelayKey
+from .._model.log_fields import about
 from .._model.retry_after import retry_after_seconds
 from .._model.services import FIRST_SERVICE
 from .._model.stats import SessionStats
@@ -170,7 +171,7 @@ class NativeTransport:
         )
         if self.relay_identity is not None:
             raise RelayConnectError(f"{line}; since relay_identity pins the relay, that is refused")
-        _log_limiter.log(("opened", address), line, level=logging.WARNING)
+        _log_limiter.log(("opened", address), line, about=about("tls_intercepted", peer=address))
 
     def _resumption(self) -> GatewayResumption | None:
         if not self.resume_timeout:
@@ -396,13 +397,15 @@ async def _carry(
             )
         )
         if not target.address.secure and not is_loopback(target.address.host):
-            _log.warning(IN_CLEAR, target.address, "a wss:// address")
+            fields = about("in_clear", peer=target.address)
+            _log.warning(IN_CLEAR, target.address, "a wss:// address", extra=fields)
 
     async with trio.open_nursery() as nursery:
 
         def on_doubt(silence: float) -> bool:
             line = f"nothing came from {target.address} for {silence:.0f} seconds"
-            _log_limiter.log(("doubt", target.address), line, level=logging.INFO)
+            fields = about("link_in_doubt", session=welcome.session, peer=target.address)
+            _log_limiter.log(("doubt", target.address), line, level=logging.INFO, about=fields)
             return link.restore()
 
         async def check_when_asked() -> NoReturn:

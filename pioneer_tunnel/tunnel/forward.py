@@ -19,6 +19,7 @@ from .._http.forwarded import HeaderRules
 from .._http.head import error_response
 from .._model.addresses import HttpsAddress, LocalAddress, local_address, normal_audience
 from .._model.errors import LocalGatewayError
+from .._model.log_fields import about
 from .._model.services import ANY_SERVICE, FIRST_SERVICE
 from .._net.closing import abandon, close_after_answer
 from .._net.dialing import Attempt, Dialer, begin_dial_local, dial_local, dial_tcp, secure_local
@@ -151,7 +152,8 @@ async def forward(
     try:
         guard = _guard(access, name)
     except KeyError:
-        _log_limiter.log(("access", name), f"there are no access rules for the service {name!r}")
+        line = f"there are no access rules for the service {name!r}"
+        _log_limiter.log(("access", name), line, about=about("unknown_service", service=name))
         server = guard = None
     if server is None:
         report(VisitorRefused("unknown_service"))
@@ -202,7 +204,8 @@ class _Forwarding:
         name = stream.service or first
         if name in local:
             return local_address(local[name]), self.report if name == first else _ignore
-        _log_limiter.log(("service", name), f"there is no local server for the service {name!r}")
+        line = f"there is no local server for the service {name!r}"
+        _log_limiter.log(("service", name), line, about=about("unknown_service", service=name))
         return None
 
     def header(self, stream: TunnelStream) -> bytes:
@@ -239,7 +242,8 @@ class _Forwarding:
             try:
                 connection = await _connect(local, self.header(stream), self.dial, attempt)
             except LocalGatewayError as error:
-                _log_limiter.log(local, f"{error}; a visitor was turned away")
+                fields = about("local_unavailable", service=stream.service, peer=local, reason=error)
+                _log_limiter.log(local, f"{error}; a visitor was turned away", about=fields)
                 report(LocalDialFailed(str(error)))
                 self.report(VisitorRefused("local_unavailable"))
                 return None
@@ -433,7 +437,9 @@ async def _pump_requests(
         if log is not None:
             log.refused(None, refused.status)
         report(VisitorRefused("bad_request"))
-        _log_limiter.log("refused", f"a visitor's request was refused: {refused.reason}", level=logging.INFO)
+        line = f"a visitor's request was refused: {refused.reason}"
+        fields = about("bad_request", service=stream.service, reason=refused.reason)
+        _log_limiter.log("refused", line, level=logging.INFO, about=fields)
         if leg.handed_over:
             await _answer(stream, error_response(refused.status, refused.reason, omit_body=refused.omit_body))
 
@@ -468,7 +474,9 @@ async def _answer(stream: TunnelStream, answer: bytes) -> None:
 
 
 def _log_unforeseen(error: Exception) -> None:
-    _log_limiter.log("unforeseen", "a visitor could not be forwarded", level=logging.ERROR, error=error)
+    fields = about("unforeseen", reason=type(error).__name__)
+    line = "a visitor could not be forwarded"
+    _log_limiter.log("unforeseen", line, level=logging.ERROR, error=error, about=fields)
 
 
 async def _connect(local: LocalAddress, header: bytes, dial: Dialer, attempt: Attempt | None = None) -> ByteStream:

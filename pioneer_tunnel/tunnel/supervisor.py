@@ -35,6 +35,7 @@ from .._model.errors import (
     UnknownError,
 )
 from .._model.exception_groups import leaves, lone_error_bare
+from .._model.log_fields import about
 from .._model.stats import SessionStats
 from .._model.status import ErrorKind, State, Status
 from .._wire.messages import Spread
@@ -524,7 +525,8 @@ def _failure_in(error: BaseException, *, bugs: tuple[type[Exception], ...]) -> T
     expected = [leaf for leaf in errors if isinstance(leaf, TunnelError) and not isinstance(leaf, not_of_a_transport)]
     whole = errors[0] if len(errors) == 1 else error
     if len(expected) < len(errors):
-        _log.error("an unforeseen failure of the tunnel", exc_info=whole)
+        fields = about("unforeseen", reason=type(whole).__name__)
+        _log.error("an unforeseen failure of the tunnel", exc_info=whole, extra=fields)
     final_ones = [failure for failure in expected if failure.final]
     if final_ones:
         return final_ones[0]

@@ -14,6 +14,7 @@ from typing import Final, final
 import attrs
 import trio
 
+from .._model.log_fields import about
 from .._net.closing import close_after_answer
 from .._net.leg import Leg
 from .._net.log_limiter import LogLimiter
@@ -48,7 +49,8 @@ def terminate_tls(handler: Handler, certificate: Certificate | Certificates) -> 
         try:
             visitor = await _decrypted(stream, certificate)
         except trio.BrokenResourceError as error:
-            _log_limiter.log("turned away", f"{error}; it was turned away", level=logging.INFO)
+            fields = about("visitor_tls_failed", peer=stream.visitor, reason=error)
+            _log_limiter.log("turned away", f"{error}; it was turned away", level=logging.INFO, about=fields)
         else:
             if visitor is not None:
                 await handler(visitor)

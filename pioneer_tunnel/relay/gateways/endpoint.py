@@ -22,6 +22,7 @@ from ..._http.head import RequestHead, wants_upgrade
 from ..._model.errors import ProtocolError, RemoteProtocolError
 from ..._model.exception_groups import leaves
 from ..._model.keys import SigningIdentity
+from ..._model.log_fields import about
 from ..._model.services import FIRST_SERVICE
 from ..._model.stats import SessionStats
 from ..._model.text import clean_message
@@ -238,7 +239,11 @@ class GatewayEndpoint:
                             deadline.deadline = float("inf")
                             await self._carry_resumable(Carrier(link), proved, proved.choice, arrival)
             except* (WebSocketRefused, trio.BrokenResourceError, trio.ClosedResourceError) as group:
-                _log.debug("a gateway connection ended in its opening: %s", leaves(group)[0])
+                _log.debug(
+                    "a gateway connection ended in its opening: %s",
+                    leaves(group)[0],
+                    extra=about("gateway_opening_ended", reason=leaves(group)[0]),
+                )
         if deadline.cancelled_caught:
             _log_too_slow()
 
@@ -355,7 +360,9 @@ class GatewayEndpoint:
                         self._handshakes.proved(trio.current_time())
                         if certificate is not None and sees_another_certificate(claim.extensions, certificate):
                             line = f"tunnel {entry.id}: its gateway sees another certificate; TLS is opened on the way"
-                            _log_limiter.log(("opened", entry.id), line, level=logging.WARNING)
+                            _log_limiter.log(
+                                ("opened", entry.id), line, about=about("tls_intercepted", tunnel=entry.id)
+                            )
                         wanted = claim.extensions.get(services.SERVICES)
                         chosen = claim.extensions.get(RESUME)
                         return _Proved(
@@ -516,7 +523,8 @@ class GatewayEndpoint:
             if arrival is not None:
                 arrival.settle()
             line = f"tunnel {entry.id}: session {session.id} is connected ({claim.agent})"
-            _log_limiter.log(("connected", entry.id), line, level=logging.INFO)
+            fields = about("session_connected", tunnel=entry.id, session=session.id, peer=link.peer)
+            _log_limiter.log(("connected", entry.id), line, level=logging.INFO, about=fields)
 
         session = GatewaySession(
             entry.id,
@@ -552,8 +560,10 @@ class GatewayEndpoint:
                     await self._directory.leave(entry.id, session)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError) as group:
             when = "" if session.entered else " before its gateway accepted the relay"
-            line = f"tunnel {entry.id}: session {session.id} has ended{when}: {leaves(group)[0]}"
-            _log_limiter.log(("ended", entry.id), line, level=logging.INFO)
+            why = leaves(group)[0]
+            line = f"tunnel {entry.id}: session {session.id} has ended{when}: {why}"
+            fields = about("session_ended", tunnel=entry.id, session=session.id, reason=why)
+            _log_limiter.log(("ended", entry.id), line, level=logging.INFO, about=fields)
         finally:
             self._sessions.discard(session)
             self._sessions_changed.set()
@@ -566,13 +576,16 @@ def _ignore_text(text: str) -> None:
 
 def _log_too_slow() -> None:
     line = f"a gateway connection did not finish its opening within {OPENING_TIMEOUT:g} seconds"
-    _log_limiter.log("no opening", line, level=logging.INFO)
+    _log_limiter.log("no opening", line, level=logging.INFO, about=about("gateway_too_slow"))
 
 
 async def _reject(websocket: WebSocket, claim: Claim | None, entry: TunnelEntry | None, rejection: Rejection) -> None:
     named = clean_message(claim.key_id) if claim is not None else "?"
     kind = (rejection.reason, None if entry is None else entry.id)
-    _log_limiter.log(kind, f"a gateway with the key id {named} was rejected: {rejection}", level=logging.INFO)
+    fields = about("gateway_rejected", tunnel=None if entry is None else entry.id, reason=rejection.reason)
+    # A wrong key is the operator's business: a mistake, or an attempt. Others come again by themselves.
+    level = logging.WARNING if rejection.reason == "auth_failed" else logging.INFO
+    _log_limiter.log(kind, f"a gateway with the key id {named} was rejected: {rejection}", level=level, about=fields)
     await websocket.send([rejection.text])
     await websocket.close(1008, rejection.reason)
 

@@ -18,6 +18,7 @@ import attrs
 import trio
 
 from ..._model.errors import RemoteProtocolError
+from ..._model.log_fields import about
 from ..._net.log_limiter import LogLimiter
 from ..._wire.resumption import RelayResumption, ResumeChoice, SessionSecret
 from ...resume import Carrier, Loss, ResumableLink
@@ -97,7 +98,7 @@ class ResumableSessions:
 
     def note_refused(self, kept: Kept, error: RemoteProtocolError) -> None:
         """A gateway that has the secret is elsewhere than the session."""
-        _log(kept.session, "cannot be resumed", error)
+        _log(kept.session, "session_not_resumable", "cannot be resumed", error)
 
     def suspend(self, session_id: str, loss: Loss) -> None:
         """A session has lost its connection. Ends suspended sessions if there are too many."""
@@ -107,7 +108,8 @@ class ResumableSessions:
         if not kept.session.entered:
             kept.link.end(loss.reason)
             return
-        _log(kept.session, "has lost its connection, and waits for its gateway", loss.reason)
+        what = "has lost its connection, and waits for its gateway"
+        _log(kept.session, "session_suspended", what, loss.reason)
         self._suspended.pop(session_id, None)
         self._suspended[session_id] = kept
         self._limit("too many sessions are suspended")
@@ -141,7 +143,7 @@ class ResumableSessions:
     def resumed(self, kept: Kept) -> None:
         """A session has a connection again."""
         self._suspended.pop(kept.session.id, None)
-        _log(kept.session, "is resumed")
+        _log(kept.session, "session_resumed", "is resumed")
 
     def _give_up(self, kept: Kept, why: str) -> None:
         self._suspended.pop(kept.session.id)
@@ -162,6 +164,7 @@ async def hold(carrier: Carrier, on_cancel: Callable[[], object]) -> None:
         raise
 
 
-def _log(session: GatewaySession, what: str, why: Exception | None = None) -> None:
+def _log(session: GatewaySession, event: str, what: str, why: Exception | None = None) -> None:
     line = f"tunnel {session.tunnel_id}: session {session.id} {what}{'' if why is None else f': {why}'}"
-    _log_limiter.log((what, session.tunnel_id), line, level=logging.INFO)
+    fields = about(event, tunnel=session.tunnel_id, session=session.id, reason=why)
+    _log_limiter.log((what, session.tunnel_id), line, level=logging.INFO, about=fields)

@@ -26,6 +26,7 @@ from typing import Final, final
 import attrs
 import trio
 
+from ..._model.log_fields import about
 from ..._net.closing import close_after_answer
 from ..._net.prefixed_stream import PrefixedStream
 from ..._net.tls.by_name import Certificates, answer_challenge, context_for, is_challenge, read_hello
@@ -134,7 +135,8 @@ class SniRouter:
         try:
             hello, received = await _read_hello(visit.stream, tls=tls)
         except BadClientHello as error:
-            _log.debug("a visitor's ClientHello was refused: %s", error)
+            fields = about("client_hello_refused", peer=visit.visitor, reason=error)
+            _log.debug("a visitor's ClientHello was refused: %s", error, extra=fields)
             self._ingress.counts.refused("bad_request")
             await _send_alert(visit.stream, error.alert)
             return None
