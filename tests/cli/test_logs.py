@@ -21,7 +21,14 @@ def test_both_ends_log_requests_and_go_on_in_a_new_file_after_a_rename(tmp_path:
     more = 'access_log = "relay.log"\naccess_log_format = "json"'
     with relay_in(tmp_path, more=more) as relay:
         here, there = tmp_path / "gateway.log", tmp_path / "relay.log"
-        arguments = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+        arguments: list[str | Path] = [
+            "expose",
+            local_gateway,
+            "--relay",
+            relay.url,
+            "--key-file",
+            relay.folder / "key",
+        ]
         with running(*arguments, "--access-log", here, "--access-log-format", "json") as gateway:
             gateway.wait_for("connected .*http://office.test")
             assert relay.ask("/one?token=s3cret").endswith(b"hello from /one?token=s3cret")
@@ -39,7 +46,14 @@ def test_both_ends_log_requests_and_go_on_in_a_new_file_after_a_rename(tmp_path:
 
 def test_an_access_log_that_cannot_be_written_stops_nobody(tmp_path: Path, local_gateway: str) -> None:
     with relay_in(tmp_path, more='access_log = "/dev/full"') as relay:
-        arguments = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
+        arguments: list[str | Path] = [
+            "expose",
+            local_gateway,
+            "--relay",
+            relay.url,
+            "--key-file",
+            relay.folder / "key",
+        ]
         with running(*arguments, "--access-log", tmp_path / "no folder" / "access.log") as gateway:
             gateway.wait_for("access log .* cannot be written.*No such file")
             gateway.wait_for("connected .*http://office.test")
@@ -51,7 +65,15 @@ def test_an_access_log_that_cannot_be_written_stops_nobody(tmp_path: Path, local
 
 @pytest.mark.parametrize("option", ["--log-format=json", "--json"])
 def test_log_lines_as_json(relay: Relay, local_gateway: str, option: str) -> None:
-    arguments = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key", option]
+    arguments: list[str | Path] = [
+        "expose",
+        local_gateway,
+        "--relay",
+        relay.url,
+        "--key-file",
+        relay.folder / "key",
+        option,
+    ]
     with running(*arguments) as gateway:
         gateway.wait_for("connected")
         gateway.process.send_signal(signal.SIGUSR1)
@@ -74,7 +96,7 @@ def test_the_log_of_a_relay_as_json(tmp_path: Path) -> None:
 
 def test_options_of_an_access_log_need_one(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(KEY.reveal())
-    arguments = ["expose", "1", "--relay", "wss://relay.test", "--key-file", tmp_path / "key"]
+    arguments: list[str | Path] = ["expose", "1", "--relay", "wss://relay.test", "--key-file", tmp_path / "key"]
     result = run(*arguments, "--access-log-format", "json")
     assert result.process.returncode == 2
     assert "are for --access-log" in result.errors
