@@ -12,6 +12,7 @@ import trio
 
 from .._model.errors import TunnelError
 from .._model.keys import RelayKey
+from .._model.log_fields import about
 from ..access_log.writer import AccessLog
 from ..tunnel.tunnel import Tunnel
 from .signals import received
@@ -94,7 +95,9 @@ class Exposure:
             except TunnelError as error:
                 if tunnel is self._tunnel:
                     raise
-                _log.error("the tunnel with the new key has failed, and the one before goes on: %s", error)
+                fields = about("key_refused", reason=error)
+                line = "the tunnel with the new key has failed, and the one before goes on: %s"
+                _log.error(line, error, extra=fields)
 
     async def _show(self, tunnel: Tunnel) -> None:
         async for _ in tunnel.watch():
@@ -118,7 +121,7 @@ class Exposure:
             try:
                 key = await trio.to_thread.run_sync(self._read_key)
             except click.ClickException as error:
-                _log.error("the key stays: %s", error.message)
+                _log.error("the key stays: %s", error.message, extra=about("key_refused", reason=error.message))
                 continue
             if key == self._key:
                 _log.info("the key has not changed; files for TLS are read again when they are used")
@@ -134,11 +137,12 @@ class Exposure:
             with trio.fail_after(CONNECT_TIMEOUT):
                 await tunnel.wait_connected()
         except (TunnelError, trio.TooSlowError):
-            _log.error("the tunnel with the new key does not come up; the key stays")
+            fields = about("key_refused")
+            _log.error("the tunnel with the new key does not come up; the key stays", extra=fields)
             await tunnel.drain(0)
             return
         self._key, self._tunnel = key, tunnel
         self._lines.restart()
         nursery.start_soon(self._show, tunnel)
-        _log.info("the tunnel has a new key")
+        _log.info("the tunnel has a new key", extra=about("key_changed"))
         await before.drain(self._stop_grace)

@@ -10,6 +10,7 @@ from typing import Final, final
 
 import trio
 
+from .._model.log_fields import about
 from ..relay import Relay
 from ..relay.handover import NoSuccessor, Predecessor, start_successor
 from ..relay.reload import ConfigFile, follow
@@ -65,7 +66,8 @@ class RelayProcess:
                 try:
                     await start_successor(self._relay.handover())
                 except NoSuccessor as error:
-                    _log.error("there is no successor, and this process goes on: %s", error)
+                    fields = about("no_successor", reason=error)
+                    _log.error("there is no successor, and this process goes on: %s", error, extra=fields)
                 else:
                     break
         # Not within the scope: whoever stops this process now does not stop the successor.

@@ -32,6 +32,7 @@ from .._async_library import need_trio
 from .._model.errors import InvalidSettingsError, StorageError, TunnelError, UnknownError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
+from .._model.log_fields import about
 from .._model.stats import TunnelStats
 from .._model.status import State, Status
 from .._net.dialing import Dialer, dial_tcp
@@ -561,5 +562,5 @@ def _unforeseen_named(doing: str) -> Iterator[None]:
     except TunnelError:
         raise
     except Exception as error:
-        _log.exception("an unforeseen failure in %s", doing)
+        _log.exception("an unforeseen failure in %s", doing, extra=about("unforeseen", reason=doing))
         raise UnknownError(f"an unforeseen failure, see the log: {type(error).__name__}") from error
