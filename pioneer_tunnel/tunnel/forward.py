@@ -245,7 +245,8 @@ class _Forwarding:
                 fields = about("local_unavailable", service=stream.service, peer=local, reason=error)
                 _log_limiter.log(local, f"{error}; a visitor was turned away", about=fields)
                 report(LocalDialFailed(str(error)))
-                self.report(VisitorRefused("local_unavailable"))
+                if report is not self.report:  # else that says it
+                    self.report(VisitorRefused("local_unavailable"))
                 return None
             report(LocalDialOk())
             return connection

@@ -284,8 +284,9 @@ class Supervisor:
 
     def report(self, event: Event) -> None:
         """Take an event of the forwarding to the local gateway. Late events are ignored."""
-        if isinstance(event, VisitorRefused):
-            self._target.counts.refusals[event.reason] += 1
+        if isinstance(event, VisitorRefused | LocalDialFailed):
+            reason = event.reason if isinstance(event, VisitorRefused) else "local_unavailable"
+            self._target.counts.refusals[reason] += 1
         if self._carrying is None or self._over:
             return
         match event:
