@@ -103,7 +103,7 @@ class TunnelStats:
 
     Attributes:
         since_unix: when counting began, in seconds since 1970.
-        sessions: those that are up, suspended ones included. The last one gets new visitors; others drain.
+        sessions: those that are up, suspended ones included. The last one of a link gets new visitors; others drain.
         streams: visitors' streams of all services.
         services: the same for each service that had a visitor, by name. The empty name stands for the tunnel's first
             service, where the relay does not name it. Services that are offered no more keep their counts.

@@ -9,6 +9,7 @@ from typing import Any, Final, final
 
 import attrs
 
+from .certificate_status import CertificateStatus
 from .text import clean_message
 
 __all__ = ["ErrorKind", "LinkStatus", "State", "Status"]
@@ -52,14 +53,21 @@ def _mapping(services: Mapping[str, str] | None) -> Mapping[str, str] | None:
     return None if services is None else MappingProxyType(dict(services))
 
 
+def _certificates(by_host: Mapping[str, CertificateStatus] | None) -> Mapping[str, CertificateStatus] | None:
+    """`by_host` as a status holds it: a copy that nobody changes."""
+    return None if by_host is None else MappingProxyType(dict(by_host))
+
+
 def _on_wire(value: object) -> object:
     match value:
         case enum.StrEnum():
             return str(value)
         case Mapping():
-            return dict(value)
+            return {name: _on_wire(item) for name, item in value.items()}
         case tuple():
             return [link.to_wire() for link in value]
+        case CertificateStatus():
+            return value.to_wire()
     return value
 
 
@@ -146,6 +154,7 @@ class Status:
         links_up: how many links are up; None for a tunnel with one link.
         links_wanted: how many it has; None for a tunnel with one link.
         links: each of them; None for a tunnel with one link.
+        certificates: the status of each certificate that this gateway orders by `acme`, by host; None without `acme`.
     """
 
     state: State
@@ -160,6 +169,9 @@ class Status:
     links_up: int | None = None
     links_wanted: int | None = None
     links: tuple[LinkStatus, ...] | None = attrs.field(default=None, converter=_links)
+    certificates: Mapping[str, CertificateStatus] | None = attrs.field(
+        default=None, converter=_certificates, hash=False
+    )
 
     def says_the_same_as(self, other: Status) -> bool:
         """True when state, error kind and message are equal. Then `updated_at_unix` stays."""
@@ -168,14 +180,15 @@ class Status:
     def is_news_after(self, other: Status) -> bool:
         """True when a client that has been notified of `other` must be notified of this.
 
-        That is so when state, error kind, message, public URL or services change, when a link comes up or goes down, or
-        when there is a new retry time. A new round trip, and a retry time that is over, are no news.
+        That is so when state, error kind, message, public URL, services or certificates change, when a link comes up or
+        goes down, or when there is a new retry time. A new round trip, and a retry time that is over, are no news.
         """
         return (
             not self.says_the_same_as(other)
             or self.public_url != other.public_url
             or self.services != other.services
             or _which_are_up(self) != _which_are_up(other)
+            or self.certificates != other.certificates
             or (self.retry_at_unix is not None and self.retry_at_unix != other.retry_at_unix)
         )
 
@@ -209,6 +222,13 @@ class Status:
             and all(isinstance(text, str) for service in services.items() for text in service)
         ):
             raise ValueError("status: 'services' is not an object of texts")
+        if "certificates" in fields:
+            try:
+                fields["certificates"] = {
+                    host: CertificateStatus.from_wire(item) for host, item in fields["certificates"].items()
+                }
+            except (AttributeError, TypeError):
+                raise ValueError("status: 'certificates' is not an object of objects with the right fields") from None
         for name, kinds_of in _WIRE_TYPES.items():
             value = fields.get(name)
             if value is not None and (not isinstance(value, kinds_of) or isinstance(value, bool)):

@@ -26,7 +26,16 @@ from .._model.services import FIRST_SERVICE, SERVICE_NAMES, is_service_name
 from .._model.text import redact_reason, shown
 from .._storage import files
 
-__all__ = ["Choice", "Command", "Commands", "ExistingFile", "local_servers", "read_key", "read_proxy"]
+__all__ = [
+    "Choice",
+    "Command",
+    "Commands",
+    "ExistingFile",
+    "local_servers",
+    "read_key",
+    "read_proxy",
+    "with_options_named",
+]
 
 if TYPE_CHECKING:
     _AnyChoice = click.Choice[str]
@@ -37,6 +46,22 @@ _log: Final = logging.getLogger("pioneer_tunnel.cli")
 _KEY_FILE_LIMIT: Final = 64 * 1024
 _LIKE_A_NAME: Final = re.compile(r"[\w.-]+")
 _WORDS: Final = "pioneer_tunnel: words of the command line"
+
+# What the library calls its parameters, as a word of a message; a part of a path is none.
+_PARAMETERS: Final = {
+    "ca_file": "--ca-file",
+    "key_mode": "--key-mode",
+    "proxy_credentials_file": "--proxy-credentials-file",
+    "relay_identity": "--relay-identity",
+    "service_name": "--service",
+    "system_trust": "--system-trust",
+}
+_PARAMETER: Final = re.compile(rf"(?<![\w/.'-])({'|'.join(_PARAMETERS)})(?![\w/.'-])")
+
+
+def with_options_named(message: str) -> str:
+    """A message of the library, with our names of its parameters."""
+    return _PARAMETER.sub(lambda match: _PARAMETERS[match[0]], message)
 
 
 class Commands(click.Group):
@@ -157,7 +182,7 @@ def read_proxy(_context: click.Context, _option: click.Parameter, value: str | N
     try:
         return configured_proxy(value)
     except ValueError as error:
-        raise click.BadParameter(redact_reason(str(error), value)) from None
+        raise click.BadParameter(with_options_named(redact_reason(str(error), value))) from None
 
 
 def read_key(path: Path, *, native: bool) -> RelayKey:

@@ -27,6 +27,9 @@ from .._version import __version__
 from .._wire.links import MOST_LINKS
 from ..access.guard import check_files
 from ..access.rules import Access
+from ..access_log.entry import AccessLogFormat
+from ..access_log.writer import AccessLog
+from ..certificates.config import AcmeConfig
 from ..relay import Relay
 from ..relay.handover import Predecessor
 from ..relay.inherited import from_systemd
@@ -37,6 +40,7 @@ from ..tunnel.accepting import forward_visitors
 from ..tunnel.forward import first_local
 from ..tunnel.tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
 from ..websocket import EngineName
+from .acme import with_acme
 from .arguments import Choice, Command, Commands, ExistingFile, local_servers, read_key, read_proxy
 from .diagnose import diagnose
 from .exposure import Exposure
@@ -53,6 +57,14 @@ _websocket_engine: Final = click.option(
     "--websocket-engine",
     type=Choice(get_args(EngineName)),
     help="What speaks WebSocket; by default the fastest that is installed.",
+)
+
+_log_format: Final = click.option(
+    "--log-format",
+    type=Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How log lines are written.",
 )
 
 
@@ -74,17 +86,21 @@ pioneer_tunnel.add_command(diagnose)
 @pioneer_tunnel.group(invoke_without_command=True)
 @click.option("--config", type=_FILE, help="The relay's TOML file, with [relay] and [[relay.tunnels]].")
 @_websocket_engine
+@_log_format
 @click.pass_context
-def relay(context: click.Context, config: Path | None, websocket_engine: EngineName | None) -> None:
+def relay(context: click.Context, config: Path | None, websocket_engine: EngineName | None, log_format: str) -> None:
     """Run a relay until it is interrupted.
 
-    Its tunnels follow the file: it is read again when it changes, and on SIGHUP. SIGUSR2 starts a successor, which
+    Its tunnels follow the file: it is read again when it changes, and on SIGHUP, which also reopens the access log.
+    SIGUSR2 starts a successor, which
     takes over without refusing a connection. SIGINT and SIGTERM let visitors finish; a second one ends at once.
     """
     if context.invoked_subcommand is not None:
         return
     if config is None:
         raise click.UsageError("name the relay's file with --config FILE")
+    if log_format == "json":
+        write_json_lines(context.obj)
     try:
         file = ConfigFile(config)
         predecessor = Predecessor.from_environment()
@@ -172,6 +188,7 @@ def new_identity() -> None:
 )
 @click.option("--tls-certificate", type=_FILE, help="End visitors' TLS with this, where the relay passes it through.")
 @click.option("--tls-private-key", type=_FILE, help="The certificate's private key.")
+@with_acme
 @click.option("--local-ca-file", type=_FILE, help="PEM certificates to trust for a LOCAL with https://.")
 @click.option("--proxy-protocol", type=Choice(["v2"]), help="Tell the local gateway who visits, in this form.")
 @click.option(
@@ -191,6 +208,15 @@ def new_identity() -> None:
 @click.option("--deny", multiple=True, metavar="NETWORK", help="Admit no visitors from there. May be repeated.")
 @click.option("--basic-auth", type=_FILE, help="An htpasswd file (htpasswd -B): visitors need a user and a password.")
 @click.option("--bearer-tokens", type=_FILE, help="A file with a token on each line: visitors need one of them.")
+@click.option("--access-log", type=click.Path(path_type=Path), help="A file for a line of each request; - for stdout.")
+@click.option("--access-log-format", type=Choice(["common", "json"]), default="common", show_default=True)
+@click.option(
+    "--access-log-addresses",
+    type=Choice(["full", "short"]),
+    default="full",
+    show_default=True,
+    help="Whether the access log shortens visitors' addresses.",
+)
 @_websocket_engine
 @click.option(
     "--stop-grace-ms",
@@ -200,6 +226,7 @@ def new_identity() -> None:
     help="How long visitors may stay after SIGINT or SIGTERM.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Status lines (with 'state') and log lines (with 'log') as JSON.")
+@_log_format
 @click.pass_obj
 def expose(  # noqa: PLR0917  # click passes them by name
     log_handler: logging.Handler,
@@ -227,9 +254,14 @@ def expose(  # noqa: PLR0917  # click passes them by name
     deny: tuple[str, ...],
     basic_auth: Path | None,
     bearer_tokens: Path | None,
+    access_log: Path | None,
+    access_log_format: str,
+    access_log_addresses: Literal["full", "short"],
     websocket_engine: EngineName | None,
     stop_grace_ms: int,
     as_json: bool,
+    acme: AcmeConfig | None,
+    log_format: str,
 ) -> None:
     """Make what listens at LOCAL reachable through a relay, until interrupted.
 
@@ -237,11 +269,12 @@ def expose(  # noqa: PLR0917  # click passes them by name
 
     NAME=LOCAL is for a service, where the relay's entry of the tunnel has several: expose web=8000 ssh=127.0.0.1:22
 
-    SIGHUP rereads the key file. SIGINT and SIGTERM let visitors finish; a second one ends at once.
+    SIGHUP rereads the key file, and reopens the access log. SIGINT and SIGTERM let visitors finish; a second one ends
+    at once.
 
     Status lines go to standard error. The exit status is 0 after an interruption, 1 after a failure that is final.
     """
-    if as_json:
+    if as_json or log_format == "json":
         write_json_lines(log_handler)
     addresses = local_servers(local, ca_file=local_ca_file)
     if host_header is not None:
@@ -269,6 +302,13 @@ def expose(  # noqa: PLR0917  # click passes them by name
     )
     if (tls_certificate is None) != (tls_private_key is None):
         raise click.UsageError("--tls-certificate and --tls-private-key come together")
+    if acme is not None and tls_certificate is not None:
+        raise click.UsageError("--acme orders the certificate that --tls-certificate names; leave one of them out")
+    if acme is not None and transport != "websocket":
+        raise click.UsageError("--acme is for a relay of --transport websocket, which says where visitors come in")
+    if access_log is None and (access_log_format != "common" or access_log_addresses != "full"):
+        raise click.UsageError("--access-log-format and --access-log-addresses are for --access-log")
+    log = AccessLog.configured(access_log, AccessLogFormat(access_log_format), access_log_addresses)
     certificate: Certificate | None = None
     lines = StatusLines(as_json=as_json)
 
@@ -290,6 +330,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
             local=first_local(addresses),
             services=services,
             proxy_protocol=proxy_protocol,
+            acme=acme,
         )
 
     async def forward_all(tunnel: Tunnel, nursery: trio.Nursery) -> None:
@@ -302,6 +343,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
             host_header=host_header,
             raw_services=raw_services,
             access=access,
+            access_log=log,
             certificate=certificate,
         )
 
@@ -311,6 +353,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
         functools.partial(read_key, key_file, native=transport == "websocket"),
         lines,
         stop_grace=stop_grace_ms / 1000,
+        access_log=log,
     )
     try:
         if ca_file is not None:

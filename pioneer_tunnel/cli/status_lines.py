@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Sequence
 from typing import Final, final
@@ -13,6 +12,7 @@ import click
 
 from .._model.errors import TunnelError
 from .._model.status import State, Status
+from .arguments import with_options_named
 
 __all__ = ["StatusLines"]
 
@@ -22,18 +22,6 @@ _COLOURS: Final = {
     State.STARTING: "yellow",
     State.FAILED: "red",
 }
-
-
-# What the library calls its parameters, as a word of a message; a part of a path is none.
-_PARAMETERS: Final = {
-    "ca_file": "--ca-file",
-    "key_mode": "--key-mode",
-    "proxy_credentials_file": "--proxy-credentials-file",
-    "relay_identity": "--relay-identity",
-    "service_name": "--service",
-    "system_trust": "--system-trust",
-}
-_PARAMETER: Final = re.compile(rf"(?<![\w/.'-])({'|'.join(_PARAMETERS)})(?![\w/.'-])")
 
 
 def _where(status: Status, public_url: str) -> str:
@@ -82,8 +70,7 @@ class StatusLines:
 
     def _show(self, status: Status) -> None:
         if status.message:
-            message = _PARAMETER.sub(lambda match: _PARAMETERS[match[0]], status.message)
-            status = attrs.evolve(status, message=message)
+            status = attrs.evolve(status, message=with_options_named(status.message))
         click.echo(self._line(status), err=True)
 
     def _line(self, status: Status) -> str:
@@ -96,6 +83,7 @@ class StatusLines:
             words.append(status.message)
         if status.links_wanted is not None:
             words.append(f"({status.links_up} of {status.links_wanted} links up)")
+        words += [f"(TLS of {host}: {one.message})" for host, one in (status.certificates or {}).items() if one.message]
         if status.retry_at_unix is not None:
             words.append(f"(tried again in {max(status.retry_at_unix - int(time.time()), 0)} s)")
         return " ".join(words)

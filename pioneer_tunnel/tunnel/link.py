@@ -29,6 +29,7 @@ import trio
 
 from .._model.addresses import RelayAddress
 from .._model.errors import LinkLostError, RelayConnectError, TunnelError, fresh_copy
+from .._model.log_fields import about
 from .._model.stats import SessionStats
 from .._net.log_limiter import LogLimiter
 from .._wire.links import LinkPlace
@@ -46,8 +47,10 @@ from ..transports.interface import (
     Serve,
     ServicesMoved,
     Session,
+    SessionRenewed,
     SpreadTold,
     Target,
+    VisitorRefused,
 )
 from ..transports.redial import Redial
 from .opening import Opening
@@ -76,8 +79,8 @@ class LinkObserver(Protocol):
     def came_up(self, link: Link, *, was_down: bool) -> None:
         """A run has come up. `was_down`: no visitor got through this link before."""
 
-    def local_event(self, event: LocalDialFailed | LocalDialOk) -> None:
-        """A transport that dials the local gateway itself says how that went."""
+    def report(self, event: Event) -> None:
+        """A transport that dials the local gateway itself says how that went, or that it has refused a visitor."""
 
     def replaced_by_own(self, link: Link) -> None:
         """The relay has ended the session for a newer one of this gateway."""
@@ -263,7 +266,8 @@ class Link:
         standing = self.standing
         if self._observer.serves_without(self):
             line = f"the link to {standing.relay} is down: {cause}"
-            _log_limiter.log((standing.relay, type(cause)), line, level=logging.WARNING)
+            fields = about("link_down", peer=standing.relay, reason=cause)
+            _log_limiter.log((standing.relay, type(cause)), line, about=fields)
         self._carrying = None
         standing.up, standing.lost, standing.round_trip = False, None, None
         standing.cause = cause if standing.hopeless else _without_frames(cause)
@@ -336,6 +340,15 @@ class Link:
                 if was_lost is not None and carries:
                     self.standing.lost = self.standing.retry_at_unix = None
                     self._observer.changed()
+            case SessionRenewed(session=session):
+                run.session, run.lost = session, None
+                run.connected_at, run.since_unix = trio.current_time(), self._wall_clock()
+                self._target.counts.sessions += 1
+                if carries:
+                    self._relays.note_up(self.index, beside_others=session.beside_others)
+                    self.standing.session = session
+                    self.standing.lost = self.standing.retry_at_unix = None
+                    self._observer.changed()
             case ServicesMoved(services=services):
                 if carries:
                     assert self.standing.session is not None
@@ -344,9 +357,8 @@ class Link:
             case Replaced(by=by):
                 if carries and by and by == self._target.instance:
                     self._observer.replaced_by_own(self)
-            case LocalDialFailed() | LocalDialOk():
-                if not self._over:
-                    self._observer.local_event(event)
+            case LocalDialFailed() | LocalDialOk() | VisitorRefused():
+                self._observer.report(event)
 
     async def _run(self, run: _Run) -> None:
         """Run the transport until it fails, also while its relay drains."""
@@ -409,8 +421,9 @@ class Link:
         if len(self._draining) > MOST_DRAINING:
             self._draining.popleft().scope.cancel()
 
-    def _redial_delay(self, failed: int) -> float:
-        return self._restarts.redial_delay(failed, None if self._carrying is None else self._carrying.spread)
+    def _redial_delay(self, failed: int, retry_after: float | None) -> float:
+        spread = None if self._carrying is None else self._carrying.spread
+        return self._restarts.redial_delay(failed, spread, retry_after=retry_after)
 
     def _is_lost(self, run: _Run, error: TunnelError, retry_in: float | None) -> None:
         """`run` has lost its connection, and its transport tries to restore it. If it drains, that changes nothing."""

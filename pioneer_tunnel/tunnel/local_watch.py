@@ -9,6 +9,7 @@ from typing import Final, final
 import trio
 
 from .._model.errors import LocalGatewayError
+from .._model.log_fields import about
 
 __all__ = ["LocalWatch"]
 
@@ -81,7 +82,8 @@ class LocalWatch:
                 except LocalGatewayError as error:
                     self._fails(error)
                 except Exception as error:  # noqa: BLE001  # its mistake must not end the tunnel
-                    _log.exception("a check of the local gateway failed in a way that was not foreseen")
+                    fields = about("unforeseen", reason=type(error).__name__)
+                    _log.exception("a check of the local gateway failed in a way that was not foreseen", extra=fields)
                     self._fails(LocalGatewayError(f"its check failed, see the log: {type(error).__name__}"))
                 else:
                     self.answers()

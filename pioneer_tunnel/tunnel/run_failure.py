@@ -9,6 +9,7 @@ import trio
 
 from .._model.errors import LocalGatewayError, RestartLimitError, TunnelError, UnknownError
 from .._model.exception_groups import leaves
+from .._model.log_fields import about
 
 __all__ = ["failure_in"]
 
@@ -29,7 +30,8 @@ def failure_in(error: BaseException, *, bugs: tuple[type[Exception], ...]) -> Tu
     expected = [leaf for leaf in errors if isinstance(leaf, TunnelError) and not isinstance(leaf, not_of_a_transport)]
     whole = errors[0] if len(errors) == 1 else error
     if len(expected) < len(errors):
-        _log.error("an unforeseen failure of the tunnel", exc_info=whole)
+        fields = about("unforeseen", reason=type(whole).__name__)
+        _log.error("an unforeseen failure of the tunnel", exc_info=whole, extra=fields)
     final_ones = [failure for failure in expected if failure.final]
     if final_ones:
         return final_ones[0]

@@ -127,6 +127,8 @@ class Supervisor(LinkObserver):
             raise failure
         finally:
             self._over = True
+            for link in self._links:
+                link.end()
 
     async def drain(self) -> None:
         """Ask the relays for no more visitors, and wait until those who are there have gone.
@@ -158,7 +160,7 @@ class Supervisor(LinkObserver):
         An attempt that is under way begins anew, since it may wait for answers on the way that is gone. A wait that a
         relay has asked for is not cut short.
         """
-        self._target.checks.ask()
+        self._target.checks.ask(moved=True)
         for link in self._links:
             link.network_changed()
 
@@ -168,11 +170,17 @@ class Supervisor(LinkObserver):
             link.retry_if_rejected()
 
     def report(self, event: Event) -> None:
-        """Take an event of the forwarding to the local gateway. Late events are ignored."""
-        if isinstance(event, VisitorRefused):
-            self._target.counts.refusals[event.reason] += 1
-        if isinstance(event, LocalDialFailed | LocalDialOk) and not self._over:
-            self.local_event(event)
+        """Take an event of the forwarding to the local gateway. Late events are only counted."""
+        if isinstance(event, VisitorRefused | LocalDialFailed):
+            reason = event.reason if isinstance(event, VisitorRefused) else "local_unavailable"
+            self._target.counts.refusals[reason] += 1
+        if self._over or not any(standing.up for standing in self._standings):
+            return
+        match event:
+            case LocalDialFailed(message=message):
+                self._local.dial_failed(message)
+            case LocalDialOk():
+                self._local.answers()
 
     # What links tell and ask
 
@@ -193,15 +201,6 @@ class Supervisor(LinkObserver):
             self._local.tunnel_is_up(self._tasks)
         self._find_twins()
         self.changed()
-
-    def local_event(self, event: LocalDialFailed | LocalDialOk) -> None:
-        if not any(standing.up for standing in self._standings):
-            return
-        match event:
-            case LocalDialFailed(message=message):
-                self._local.dial_failed(message)
-            case LocalDialOk():
-                self._local.answers()
 
     def replaced_by_own(self, link: Link) -> None:
         self._replaced_at[link] = trio.current_time()
