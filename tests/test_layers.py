@@ -31,6 +31,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "exchange": _STREAMS,
     "transports": _MUX,
     "tunnel": _MUX | {"transports", "_http", "access"},
+    "_control": _STREAMS | {"_wire"},
     "gateway": _TUNNEL,
     "asgi": _TUNNEL,
     "diagnosis": _TUNNEL | {"gateway"},

@@ -45,6 +45,10 @@ _MAX_LINKS: Final = 40
 _TEMPORARY_SUFFIX: Final = ".pioneer-tmp"
 
 
+class LockHeldError(StorageError):
+    """Another writer has held a lock until the timeout."""
+
+
 def read(path: Path, *, limit: int, private: bool = False) -> memoryview | None:
     """The content of `path`, or None when there is no such file.
 
@@ -233,7 +237,8 @@ def locked(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
         seconds: the timeout.
 
     Raises:
-        StorageError: the lock cannot be taken, or another writer held it until the timeout.
+        LockHeldError: another writer held the lock until the timeout.
+        StorageError: it cannot be taken.
     """
     _require_posix(path)
     # Closing the descriptor releases the lock.
@@ -247,7 +252,7 @@ def locked(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
             deadline = time.monotonic() + seconds
             while not _try_lock(descriptor):
                 if time.monotonic() >= deadline:
-                    raise StorageError(
+                    raise LockHeldError(
                         f"{path} is being written by another program, which has held {sidecar} for {seconds:g} s"
                     )
                 time.sleep(_LOCK_POLL_SECONDS)
@@ -310,6 +315,24 @@ def refuse_exposed_folder(folder: Path) -> None:
     if not stat.S_ISDIR(status.st_mode):
         raise StorageError(f"{folder} is not a folder")
     _refuse_exposed(folder, status)
+
+
+@contextlib.contextmanager
+def opened_private_folder(folder: Path) -> Iterator[int]:
+    """The descriptor of `folder`, to reach its entries, while the block runs.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        StorageError: it cannot be opened, a link of another user leads to it, or the group or others may access it.
+    """
+    _require_posix(folder)
+    with contextlib.ExitStack() as stack:
+        with _errors_name(folder, "opened", missing_too=False):
+            above, name = stack.enter_context(_resolved(folder))
+            descriptor = _open_folder(name, above)
+        stack.callback(os.close, descriptor)
+        _refuse_exposed(folder, os.fstat(descriptor))
+        yield descriptor
 
 
 def _refuse_exposed(path: Path, status: os.stat_result) -> None:
@@ -462,9 +485,11 @@ def _sync_folder(folder: int) -> None:
 
 
 @contextlib.contextmanager
-def _errors_name(path: Path, done: str) -> Iterator[None]:
-    """Turn an `OSError` into a `StorageError` that names `path`."""
+def _errors_name(path: Path, done: str, *, missing_too: bool = True) -> Iterator[None]:
+    """Turn an `OSError` into a `StorageError` that names `path`; a `FileNotFoundError` only with `missing_too`."""
     try:
         yield
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not missing_too:
+            raise
         raise StorageError(f"{path} cannot be {done}: {error.strerror or error}") from error
