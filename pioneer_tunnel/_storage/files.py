@@ -317,6 +317,27 @@ def refuse_exposed_folder(folder: Path) -> None:
     _refuse_exposed(folder, status)
 
 
+def refuse_writable(path: Path) -> None:
+    """Check that only its owner, who is us or root, may write `path`. A file that does not exist is fine.
+
+    Raises:
+        StorageError: somebody else may; the message says how to fix that.
+    """
+    if not _IS_POSIX:
+        return  # files of a user's profile are the user's
+    with _errors_name(path, "read"):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return
+    if status.st_uid not in {0, os.geteuid()}:
+        raise StorageError(
+            f"{path} belongs to another user (uid {status.st_uid}), who may change it; use one of your own"
+        )
+    if status.st_mode & 0o022:
+        raise StorageError(f"{path} can be written by others; run: chmod go-w {shlex.quote(str(path))}")
+
+
 @contextlib.contextmanager
 def opened_private_folder(folder: Path) -> Iterator[int]:
     """The descriptor of `folder`, to reach its entries, while the block runs.

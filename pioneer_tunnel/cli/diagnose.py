@@ -24,7 +24,8 @@ from ..gateway.config import RemoteAccessConfig, Transport
 from ..gateway.runtime_folder import stored_instance
 from ..transports.rathole.key_mode import KeyMode
 from ..websocket import EngineName
-from .arguments import Choice, Command, ExistingFile, local_servers, read_key, read_proxy
+from .arguments import Choice, Command, ExistingFile, local_servers, read_proxy
+from .keys import read_key
 from .standard_error import write_json_lines
 
 __all__ = ["diagnose"]

@@ -13,6 +13,7 @@ import click
 
 from .._model.errors import TunnelError
 from .._model.status import State, Status
+from .qr import QrCode
 
 __all__ = ["StatusLines"]
 
@@ -53,9 +54,15 @@ def _is_final(status: Status) -> bool:
 
 @final
 class StatusLines:
-    """Prints each status that is news (`Status.is_news_after`), once."""
+    """Prints each status that is news (`Status.is_news_after`), once.
 
-    def __init__(self, *, as_json: bool) -> None:
+    Args:
+        as_json: as JSON, and not for a person.
+        qr: prints the public address once more.
+    """
+
+    def __init__(self, *, as_json: bool, qr: QrCode | None = None) -> None:
+        self._qr: Final = qr
         self._as_json: Final = as_json
         self._shown = 0
         self._last: Status | None = None
@@ -84,6 +91,10 @@ class StatusLines:
             message = _PARAMETER.sub(lambda match: _PARAMETERS[match[0]], status.message)
             status = attrs.evolve(status, message=message)
         click.echo(self._line(status), err=True)
+        if self._qr is not None and status.state is State.CONNECTED:
+            address = next(iter((status.services or {}).values()), status.public_url)
+            if address is not None and "://*." not in address:
+                self._qr.show(address)
 
     def _line(self, status: Status) -> str:
         if self._as_json:
