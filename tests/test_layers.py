@@ -32,7 +32,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "transports": _MUX,
     "tunnel": _MUX | {"transports", "_http", "access"},
     "_control": _STREAMS | {"_wire"},
-    "gateway": _TUNNEL,
+    "gateway": _TUNNEL | {"_control"},
     "asgi": _TUNNEL,
     "diagnosis": _TUNNEL | {"gateway"},
     "_hosts": _TUNNEL | {"gateway"},

@@ -48,7 +48,9 @@ def hold(folder: Path, *, seconds: float = 0) -> Iterator[None]:
     try:
         lock.__enter__()
     except files.LockHeldError:
-        raise AlreadyServedError(f"another process serves {folder}; stop it first, or name another folder") from None
+        raise AlreadyServedError(
+            f"another process already runs with {folder}; stop it first, or name another folder"
+        ) from None
     try:
         yield
     finally:

@@ -24,6 +24,8 @@ from .arguments import Choice, Command, Commands, ExistingFile
 from .diagnose import diagnose
 from .expose import expose
 from .relay_process import RelayProcess
+from .run import run
+from .settings import disable, enable, key_commands, status
 from .signals import run_until_stopped
 
 __all__ = ["pioneer_tunnel"]
@@ -50,7 +52,7 @@ def pioneer_tunnel(context: click.Context, verbose: bool) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", handlers=[handler])
 
 
-for _command in (expose, diagnose):
+for _command in (expose, run, status, enable, disable, key_commands, diagnose):
     pioneer_tunnel.add_command(_command)
 
 

@@ -6,9 +6,8 @@ import io
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from typing import Final, final
-
-import click
 
 __all__ = ["QrCode"]
 
@@ -22,7 +21,7 @@ _RESET: Final = "\x1b[0m"
 
 @final
 class QrCode:
-    """Prints an address as a QR code on standard error, once for each address.
+    """Prints an address as a QR code once for each address.
 
     Args:
         wanted: True for every terminal that is wide enough, False for none, None where it also fits in height.
@@ -32,8 +31,8 @@ class QrCode:
         self._wanted: Final = wanted
         self._shown: str | None = None
 
-    def show(self, address: str) -> None:
-        """Print it, unless it was the last one that was printed."""
+    def show(self, address: str, echo: Callable[[str], None]) -> None:
+        """Print it with `echo`, unless it was the last one that was printed."""
         if self._wanted is False or not sys.stderr.isatty() or address == self._shown:
             return
         self._shown = address
@@ -41,7 +40,7 @@ class QrCode:
         size = shutil.get_terminal_size()
         fits = len(lines) + _LINES_FOR_THE_REST <= size.lines
         if len(lines[0]) <= size.columns and (self._wanted or fits):
-            click.echo("\n".join(lines), err=True)
+            echo("\n".join(lines))
 
 
 def _drawn(address: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import AsyncIterator
 from typing import Final, final
 
@@ -13,6 +12,7 @@ import trio
 from ..relay import Relay
 from ..relay.handover import NoSuccessor, Predecessor, start_successor
 from ..relay.reload import ConfigFile, follow
+from .service_manager import tell_systemd
 from .signals import received
 
 __all__ = ["RelayProcess"]
@@ -71,16 +71,3 @@ class RelayProcess:
         # Not within the scope: whoever stops this process now does not stop the successor.
         if not self._handing_over.cancelled_caught:
             await self._relay.drain()
-
-
-def tell_systemd(state: str) -> None:
-    """Tell the service manager the state of this process, see sd_notify(3). Nothing happens without one."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if path is None:
-        return
-    address = "\0" + path[1:] if path.startswith("@") else path
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
-            notifier.sendto(state.encode(), address)
-    except OSError as error:
-        _log.warning("the service manager cannot be told %r: %s", state, error)

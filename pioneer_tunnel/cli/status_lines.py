@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, final
 
 import attrs
@@ -15,9 +16,9 @@ from .._model.errors import TunnelError
 from .._model.status import State, Status
 from .qr import QrCode
 
-__all__ = ["StatusLines"]
+__all__ = ["STATE_COLOURS", "StatusLines", "where_visitors_come_in"]
 
-_COLOURS: Final = {
+STATE_COLOURS: Final = {
     State.CONNECTED: "green",
     State.RECONNECTING: "yellow",
     State.STARTING: "yellow",
@@ -37,7 +38,7 @@ _PARAMETERS: Final = {
 _PARAMETER: Final = re.compile(rf"(?<![\w/.'-])({'|'.join(_PARAMETERS)})(?![\w/.'-])")
 
 
-def _where(status: Status, public_url: str) -> str:
+def where_visitors_come_in(status: Status, public_url: str) -> str:
     """Where visitors come in, with each service if there is something to tell apart."""
     services = status.services
     if services is not None and not services:
@@ -59,9 +60,11 @@ class StatusLines:
     Args:
         as_json: as JSON, and not for a person.
         qr: prints the public address once more.
+        echo: prints a line; by default on standard error.
     """
 
-    def __init__(self, *, as_json: bool, qr: QrCode | None = None) -> None:
+    def __init__(self, *, as_json: bool, qr: QrCode | None = None, echo: Callable[[str], None] | None = None) -> None:
+        self._echo: Final = functools.partial(click.echo, err=True) if echo is None else echo
         self._qr: Final = qr
         self._as_json: Final = as_json
         self._shown = 0
@@ -77,6 +80,10 @@ class StatusLines:
             self._last = status
         self._shown = dropped + len(history)
 
+    def skip(self, history: Sequence[Status]) -> None:
+        """Take `history`, the first one, as printed."""
+        self._shown, self._last = len(history), history[-1]
+
     def restart(self) -> None:
         """What comes next is the history of another tunnel, from its beginning."""
         self._shown = 0
@@ -90,18 +97,20 @@ class StatusLines:
         if status.message:
             message = _PARAMETER.sub(lambda match: _PARAMETERS[match[0]], status.message)
             status = attrs.evolve(status, message=message)
-        click.echo(self._line(status), err=True)
+        self._echo(self.line(status))
         if self._qr is not None and status.state is State.CONNECTED:
             address = next(iter((status.services or {}).values()), status.public_url)
             if address is not None and "://*." not in address:
-                self._qr.show(address)
+                self._qr.show(address, self._echo)
 
-    def _line(self, status: Status) -> str:
+    def line(self, status: Status) -> str:
+        """A status as a line."""
         if self._as_json:
             return json.dumps(status.to_wire())
-        words = [click.style(f"{status.state:<12}", fg=_COLOURS.get(status.state))]
+        words = [click.style(f"{status.state:<12}", fg=STATE_COLOURS.get(status.state))]
         if status.state is State.CONNECTED and status.public_url:
-            words.append(_where(status, status.public_url))
+            where = where_visitors_come_in(status, status.public_url)
+            words.append(f"{where};" if status.message else where)
         if status.message:
             words.append(status.message)
         if status.retry_at_unix is not None:

@@ -319,6 +319,16 @@ class RemoteAccess:
             if not self._running or status.state is not State.STARTING:
                 return
 
+    async def wait_failed(self) -> Status:
+        """Wait until remote access has failed for good, so that nothing is retried; returns its status.
+
+        There is no deadline. An update that starts a new generation makes it wait for the failure of that one.
+        """
+        _need_trio()
+        while not (self._running and self._generation_ended and self.status.state is State.FAILED):
+            await self._progress.wait()
+        return self.status
+
     def retry_now(self) -> None:
         """Retry now, if the tunnel waits before a retry; if it is up, check the link. See `Tunnel.retry_now`.
 
@@ -454,6 +464,7 @@ class RemoteAccess:
             await self._generation.run()
         finally:
             self._generation, self._generation_ended = None, True
+            self._make_progress()
 
     def _note_taken_up(self, wanted: int, status: Status | None = None) -> None:
         if status is not None:

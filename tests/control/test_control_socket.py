@@ -100,7 +100,7 @@ async def test_a_long_path_has_a_socket_too(folder: Path) -> None:
 
 async def test_two_at_once_are_refused(folder: Path) -> None:
     async with serving(folder):
-        with pytest.raises(AlreadyServedError, match="another process serves"), hold(folder):
+        with pytest.raises(AlreadyServedError, match="another process already runs"), hold(folder):
             pass
         async with connect(folder) as client:  # the first one goes on
             assert client is not None
