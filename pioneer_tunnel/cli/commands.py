@@ -21,6 +21,7 @@ from ..relay.inherited import from_systemd
 from ..relay.reload import ConfigFile
 from ..websocket import EngineName
 from .arguments import Choice, Command, Commands, ExistingFile
+from .config import config_commands
 from .diagnose import diagnose
 from .expose import expose
 from .relay_process import RelayProcess
@@ -52,7 +53,7 @@ def pioneer_tunnel(context: click.Context, verbose: bool) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", handlers=[handler])
 
 
-for _command in (expose, run, status, enable, disable, key_commands, diagnose):
+for _command in (expose, run, status, enable, disable, key_commands, config_commands, diagnose):
     pioneer_tunnel.add_command(_command)
 
 

@@ -66,17 +66,34 @@ def _keystore(text: str | None, beside: Path) -> Keystore:
     return FileKeystore(text)
 
 
-def gateway_options(command: _CommandT) -> _CommandT:
-    """Adds the options; the command gets a `GatewayFiles` as `files`. Our errors become an exit status."""
+def gateway_options(*, required: bool = True) -> Callable[[_CommandT], _CommandT]:
+    """Adds the options; the command gets a `GatewayFiles` as `files`. Our errors become an exit status.
 
-    @functools.wraps(command)
-    def wrapped(*arguments: Any, config: Path, settings: Path | None, keystore: str | None, **options: Any) -> None:
-        beside = config.absolute().parent
-        files = GatewayFiles(config, settings or beside / "gateway-settings.toml", _keystore(keystore, beside))
-        with failures_explained():
-            command(*arguments, files=files, **options)
+    Args:
+        required: whether there must be a configuration; else `files` may be None.
+    """
 
-    for option in (
+    def add(command: _CommandT) -> _CommandT:
+        @functools.wraps(command)
+        def wrapped(
+            *arguments: Any, config: Path | None, settings: Path | None, keystore: str | None, **options: Any
+        ) -> None:
+            files = None
+            if config is not None:
+                beside = config.absolute().parent
+                files = GatewayFiles(config, settings or beside / "gateway-settings.toml", _keystore(keystore, beside))
+            with failures_explained():
+                command(*arguments, files=files, **options)
+
+        for option in _options(required=required):
+            wrapped = option(wrapped)
+        return wrapped  # type: ignore[return-value]  # click calls it
+
+    return add
+
+
+def _options(*, required: bool) -> tuple[Callable[[Any], Any], ...]:
+    return (
         click.option(
             "--keystore",
             envvar="PIONEER_TUNNEL_KEYSTORE",
@@ -93,11 +110,9 @@ def gateway_options(command: _CommandT) -> _CommandT:
         click.option(
             "--config",
             type=ExistingFile(),
-            required=True,
+            required=required,
             envvar="PIONEER_TUNNEL_GATEWAY_CONFIG",
             metavar="FILE",
             help="The gateway's TOML file, with [gateway.remote_access].",
         ),
-    ):
-        wrapped = option(wrapped)
-    return wrapped  # type: ignore[return-value]  # click calls it
+    )

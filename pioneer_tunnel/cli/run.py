@@ -22,7 +22,7 @@ __all__ = ["run"]
 
 
 @click.command(cls=Command)
-@gateway_options
+@gateway_options()
 @click.option("--stay", is_flag=True, help="Go on after a failure that is final, until the settings change.")
 @click.option("--qr/--no-qr", default=None, help="The public address as a QR code as well, on a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="Status lines (with 'state') and log lines (with 'log') as JSON.")

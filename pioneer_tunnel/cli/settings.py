@@ -44,7 +44,7 @@ def _run(work: Callable[..., Awaitable[_ResultT]], *arguments: Any) -> _ResultT:
 
 
 @click.command(cls=Command)
-@gateway_options
+@gateway_options()
 @click.option("--watch", is_flag=True, help="Print each new status of a running gateway as well, until interrupted.")
 @_as_json
 def status(*, files: GatewayFiles, watch: bool, as_json: bool) -> None:
@@ -90,7 +90,7 @@ def _print(section: dict[str, Any], *, running: bool, as_json: bool) -> None:
 
 
 @click.command(cls=Command)
-@gateway_options
+@gateway_options()
 @_as_json
 def enable(*, files: GatewayFiles, as_json: bool) -> None:
     """Switch a gateway's remote access on, and wait for what comes of it.
@@ -103,7 +103,7 @@ def enable(*, files: GatewayFiles, as_json: bool) -> None:
 
 
 @click.command(cls=Command)
-@gateway_options
+@gateway_options()
 @_as_json
 def disable(*, files: GatewayFiles, as_json: bool) -> None:
     """Switch a gateway's remote access off.
@@ -143,7 +143,7 @@ def key_commands() -> None:
 
 
 @key_commands.command("set", cls=Command)
-@gateway_options
+@gateway_options()
 @click.option("--key-file", type=KEY_FILE, help="A file whose first line is the key; - for standard input.")
 @_as_json
 def set_(*, files: GatewayFiles, key_file: Path | None, as_json: bool) -> None:
@@ -166,7 +166,7 @@ async def _store(remote_access: RemoteAccess, secret: RelayKey, as_json: bool) -
 
 
 @key_commands.command("clear", cls=Command)
-@gateway_options
+@gateway_options()
 @_as_json
 def clear(*, files: GatewayFiles, as_json: bool) -> None:
     """Delete the relay key. Remote access stays enabled, and fails without it.
@@ -179,7 +179,7 @@ def clear(*, files: GatewayFiles, as_json: bool) -> None:
 
 
 @key_commands.command("show-id", cls=Command)
-@gateway_options
+@gateway_options()
 @_as_json
 def show_id(*, files: GatewayFiles, as_json: bool) -> None:
     """Print the public half of the stored key: what the relay's registry holds. The key itself is never printed.

@@ -47,6 +47,8 @@ __all__ = [
     "ServicesMoved",
     "Session",
     "SpreadTold",
+    "TLS_OF_NATIVE",
+    "TLS_OF_RATHOLE",
     "Target",
     "VisitorRefused",
     "usable_key",
@@ -57,6 +59,9 @@ IN_CLEAR: Final = (
     "%s is reached in clear, without TLS: on the way, visitors' traffic and tokens can be read and changed; use %s"
 )
 """The warning about a link, with the relay's address and what to use instead."""
+
+TLS_OF_NATIVE: Final = "a wss:// address"
+TLS_OF_RATHOLE: Final = "the transport tls, or a wss:// address (a bare host:port alone means tcp)"
 
 
 def _doubled(failed: int) -> float:

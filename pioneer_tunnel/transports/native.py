@@ -59,6 +59,7 @@ from ..yamux import Limits, Role, YamuxConnection, YamuxStream
 from .counts import TunnelCounts
 from .interface import (
     IN_CLEAR,
+    TLS_OF_NATIVE,
     Deliver,
     Draining,
     LinkRestored,
@@ -372,7 +373,7 @@ async def _carry(
             )
         )
         if not target.address.secure and not is_loopback(target.address.host):
-            _log.warning(IN_CLEAR, target.address, "a wss:// address")
+            _log.warning(IN_CLEAR, target.address, TLS_OF_NATIVE)
 
     async with trio.open_nursery() as nursery:
 

@@ -197,7 +197,9 @@ def test_a_relay_that_goes_away_is_waited_for(relay: Relay, local_gateway: str) 
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_wrong_key_has_an_exit_status_of_its_own(shared_relay: Relay, tmp_path: Path, local_gateway: str, as_json: bool) -> None:
+def test_a_wrong_key_has_an_exit_status_of_its_own(
+    shared_relay: Relay, tmp_path: Path, local_gateway: str, as_json: bool
+) -> None:
     wrong = "ptk1_a-key-that-nobody-has-registered-here"
     key = key_file(tmp_path, wrong)
     arguments: list[str | Path] = ["expose", local_gateway, "--relay", shared_relay.url, "--key-file", key]

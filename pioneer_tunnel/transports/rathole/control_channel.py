@@ -40,7 +40,7 @@ from ..._net.dialing import Dialer, dial_relay, dial_tcp
 from ..._net.lent_socket import LentSocket
 from ..._net.socket_options import keep_alive
 from ..._net.tls.client import client_tls, why_alerted
-from ..interface import IN_CLEAR, Deliver, Report, Session, Target, usable_key
+from ..interface import IN_CLEAR, TLS_OF_RATHOLE, Deliver, Report, Session, Target, usable_key
 from ..link_checks import LinkChecks
 from .codec import Ack, Challenge, ChannelKind, ControlChannel, ControlCommand, ControlEvent, Hello, OtherVersionError
 from .data_channels import DataChannels, staying
@@ -116,7 +116,7 @@ class RatholeTransport:
                         nursery.start_soon(_check_when_asked, target.checks, connected)
                     task_status.started(Session(drain=channels.drain))
                     if tls is None:
-                        _log.warning(IN_CLEAR, address, "the transport tls")
+                        _log.warning(IN_CLEAR, address, TLS_OF_RATHOLE)
                     try:
                         await _obey(channel, early, stream, channels, target)
                     finally:
