@@ -31,6 +31,7 @@ __all__ = [
     "ClientCommand",
     "client_file_option",
     "key_of",
+    "load_client_file",
     "read_client_file",
     "usual_client_file",
     "variable_of",
@@ -61,7 +62,13 @@ def _config_folder() -> Path | None:
 
 
 def usual_client_file() -> Path | None:
-    """The client file in the user's configuration folder; None if there is none."""
+    """The client file that the environment names, or that is in the user's configuration folder; None if there is none.
+
+    One that the environment names and that does not exist is an error for its reader.
+    """
+    named = os.environ.get(f"{_PREFIX}CONFIG")
+    if named:
+        return Path(named)
     folder = _config_folder()
     path = None if folder is None else folder / _NAME
     return path if path is not None and path.exists() else None
@@ -130,15 +137,16 @@ def _read(parameter: click.Parameter, value: object, folder: Path) -> object:
         raise ValueError("allowed is true or false" if not isinstance(value, bool) else "allowed is no true or false")
     if isinstance(parameter.type, click.Path):
         values = [str(folder / os.path.expanduser(str(one))) for one in values]  # noqa: PTH111
+    read = values if many else values[0]
     try:
-        for one in values:
-            parameter.type.convert(one, None, None)
+        parameter.process_value(click.Context(click.Command(None)), read)
     except click.ClickException as error:
         raise ValueError(error.message) from None
-    return values if many else values[0]
+    return read
 
 
-def _load(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
+def load_client_file(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
+    """The callback of an option that names the client file: its values become defaults of the command's options."""
     path = usual_client_file() if path is None else path
     if path is None:
         return
@@ -156,7 +164,7 @@ client_file_option: Final = click.option(
     type=ExistingFile(),
     is_eager=True,
     expose_value=False,
-    callback=_load,
+    callback=load_client_file,
     help=f"A file with options; by default {_NAME} in your configuration folder.",
 )
 
@@ -173,7 +181,8 @@ class ClientCommand(Command):
         super().__init__(*arguments, **options)
         self.keys: Final = keys
         for parameter in self.params:
-            parameter.envvar = variable_of(parameter)
+            if parameter.name != "config":
+                parameter.envvar = variable_of(parameter)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for parameter in self.params:

@@ -20,6 +20,7 @@ from ..relay.handover import Predecessor
 from ..relay.inherited import from_systemd
 from ..relay.reload import ConfigFile
 from ..websocket import EngineName
+from .about import demo, version
 from .arguments import Choice, Command, Commands, ExistingFile
 from .config import config_commands
 from .diagnose import diagnose
@@ -53,7 +54,18 @@ def pioneer_tunnel(context: click.Context, verbose: bool) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s", handlers=[handler])
 
 
-for _command in (expose, run, status, enable, disable, key_commands, config_commands, diagnose):
+for _command in (
+    expose,
+    run,
+    status,
+    enable,
+    disable,
+    key_commands,
+    config_commands,
+    diagnose,
+    demo,
+    version,
+):
     pioneer_tunnel.add_command(_command)
 
 
