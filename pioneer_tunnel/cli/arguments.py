@@ -72,7 +72,7 @@ def _no_secret_quoted(words: Sequence[str]) -> Iterator[None]:
 
 
 class Command(click.Command):
-    """A command that does not quote surplus arguments: one of them may be the key."""
+    """A command that does not quote surplus arguments: one of them may be the key. Its help fits narrow terminals."""
 
     allow_extra_args = True
 
@@ -82,6 +82,12 @@ class Command(click.Command):
             usage = " ".join(self.collect_usage_pieces(ctx))
             raise click.UsageError(f"there are too many arguments; write {usage}", ctx)
         return ctx.args
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click does it, with a narrower column for the options where there is little room."""
+        records = [record for parameter in self.get_params(ctx) if (record := parameter.get_help_record(ctx))]
+        with formatter.section("Options"):
+            formatter.write_dl(records, col_max=min(30, max(formatter.width - 50, 8)))
 
 
 class Choice(_AnyChoice):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,7 @@ from typing import Any, Final, TypeVar
 import click
 import trio
 
-from .._model.errors import InvalidSettingsError, MissingKeyError
+from .._model.errors import InvalidSettingsError, MissingKeyError, StorageError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
 from .._model.status import State, Status
@@ -50,6 +51,8 @@ def _run(work: Callable[..., Awaitable[_ResultT]], *arguments: Any) -> _ResultT:
 def status(*, files: GatewayFiles, watch: bool, as_json: bool) -> None:
     """Show whether a gateway's remote access runs, and its settings. The key is never shown.
 
+    With --watch it ends when the gateway does.
+
     \b
     Examples:
       pioneer-tunnel status --config gateway.toml
@@ -64,11 +67,13 @@ async def _show(remote_access: RemoteAccess, watch: bool, as_json: bool) -> None
         _print(section, running=running, as_json=as_json)
         if not watch or not running:
             return
-        lines, seen = StatusLines(as_json=as_json, echo=click.echo), [Status.from_wire(section["status"])]
-        lines.skip(seen)
-        while True:
-            seen.append(Status.from_wire((await gateway.notification())["params"]["status"]))
-            lines.catch_up(seen[-1:], len(seen) - 1)
+        lines = StatusLines(as_json=as_json, echo=click.echo)
+        lines.skip(Status.from_wire(section["status"]))
+        try:
+            for count in itertools.count():
+                lines.catch_up([Status.from_wire((await gateway.notification())["params"]["status"])], count)
+        except StorageError as error:  # the gateway has ended, and so does this
+            click.echo(str(error), err=True)
 
 
 def _print(section: dict[str, Any], *, running: bool, as_json: bool) -> None:

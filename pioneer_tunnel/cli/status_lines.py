@@ -80,9 +80,9 @@ class StatusLines:
             self._last = status
         self._shown = dropped + len(history)
 
-    def skip(self, history: Sequence[Status]) -> None:
-        """Take `history`, the first one, as printed."""
-        self._shown, self._last = len(history), history[-1]
+    def skip(self, status: Status) -> None:
+        """Take `status`, which comes before all others, as printed."""
+        self._last = status
 
     def restart(self) -> None:
         """What comes next is the history of another tunnel, from its beginning."""

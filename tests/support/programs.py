@@ -38,6 +38,7 @@ class Program:
         source: the folder that holds the package; by default the one that is tested.
         command: what starts it, before its arguments.
         pass_fds: descriptors that it inherits.
+        stdin: its standard input; by default an empty one.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Program:
         source: Path = SOURCE,
         command: Sequence[str] = PROGRAM,
         pass_fds: Sequence[int] = (),
+        stdin: int | IO[str] | None = subprocess.DEVNULL,
     ) -> None:
         self.arguments = [*map(str, arguments)]
         environment = os.environ | {"COLUMNS": "400", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "error"}
@@ -55,6 +57,7 @@ class Program:
         closed = ["sh", "-c", 'exec "$@" 2>&-', "sh"] if stderr is None else []
         self.process = subprocess.Popen(
             [*closed, *command, *self.arguments],
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=environment,
@@ -100,8 +103,9 @@ def running(
     cwd: Path | None = None,
     stderr: int | IO[bytes] | None = subprocess.PIPE,
     source: Path = SOURCE,
+    stdin: int | IO[str] | None = subprocess.DEVNULL,
 ) -> Iterator[Program]:
-    program = Program(*arguments, cwd=cwd, stderr=stderr, source=source)
+    program = Program(*arguments, cwd=cwd, stderr=stderr, source=source, stdin=stdin)
     try:
         yield program
     finally:
