@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .._model.status import State, Status
+from ..gateway.remote_access import RemoteAccess
 from .arguments import Command
 from .exit_codes import EXIT_CODES
 from .gateway_options import GatewayFiles, gateway_options
@@ -48,7 +49,7 @@ def run(
     process = GatewayProcess(
         remote_access,
         files.load,
-        _view(log_handler, str(remote_access.config.local), qr=qr, as_json=as_json),
+        _view(log_handler, remote_access, qr=qr, as_json=as_json),
         stay=stay,
     )
     run_until_stopped(process.run, process.stop)
@@ -61,9 +62,12 @@ def _exit_code(failure: Status) -> int:
     return 1 if failure.error_kind is None else EXIT_CODES[failure.error_kind]
 
 
-def _view(log_handler: logging.StreamHandler[Any], local: str, *, qr: bool | None, as_json: bool) -> StatusView:
+def _view(
+    log_handler: logging.StreamHandler[Any], remote_access: RemoteAccess, *, qr: bool | None, as_json: bool
+) -> StatusView:
     if as_json:
         write_json_lines(log_handler)
     if as_json or not sys.stderr.isatty():
         return PlainView(as_json=as_json)
-    return LiveView(local, qr=QrCode(qr), log_handler=log_handler)
+    local = str(remote_access.config.local)
+    return LiveView(local, remote_access.stats, qr=QrCode(qr), log_handler=log_handler)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, final
 
 import trio
 
+from .._model.stats import TunnelStats
 from .._model.status import State, Status
 from .qr import QrCode
 from .status_lines import STATE_COLOURS, StatusLines, where_visitors_come_in
@@ -57,11 +58,14 @@ class LiveView:
 
     Args:
         local: where visitors are forwarded to.
+        stats: what remote access has done.
         qr: prints the public address once more.
         log_handler: writes the log, which has to go above the bar.
     """
 
-    def __init__(self, local: str, *, qr: QrCode, log_handler: logging.StreamHandler[Any]) -> None:
+    def __init__(
+        self, local: str, stats: Callable[[], TunnelStats], *, qr: QrCode, log_handler: logging.StreamHandler[Any]
+    ) -> None:
         from rich.console import Console  # noqa: PLC0415  # only who shows it pays for it
         from rich.live import Live  # noqa: PLC0415
 
@@ -71,6 +75,7 @@ class LiveView:
         )
         self._lines: Final = StatusLines(as_json=False, qr=qr, echo=self._echo)
         self._local: Final = local
+        self._stats: Final = stats
         self._log_handler: Final = log_handler
         self._since = time.monotonic()
         self._status = Status(state=State.STARTING)
@@ -96,6 +101,7 @@ class LiveView:
 
     def _draw(self) -> None:
         from rich.console import Group  # noqa: PLC0415
+        from rich.filesize import decimal  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
         status = self._status
@@ -111,7 +117,11 @@ class LiveView:
             second.append(f"  {where_visitors_come_in(status, status.public_url)}")
         elif status.retry_at_unix is not None:
             second.append(f"  tried again in {max(status.retry_at_unix - int(time.time()), 0)} s")
-        self._live.update(Group(first, second), refresh=True)
+        streams = self._stats().streams
+        third = Text(no_wrap=True, overflow="ellipsis")
+        third.append(f"  visitors: {streams.open} now, {streams.opened_total} so far")
+        third.append(f", {decimal(streams.to_visitors_bytes_total)} to them", style="dim")
+        self._live.update(Group(first, second, third), refresh=True)
 
     def _echo(self, text: str) -> None:
         from rich.text import Text  # noqa: PLC0415

@@ -325,9 +325,11 @@ class RemoteAccess:
         There is no deadline. An update that starts a new generation makes it wait for the failure of that one.
         """
         _need_trio()
-        while not (self._running and self._generation_ended and self.status.state is State.FAILED):
+        while True:
+            settled = self._running and self._generation_ended and self._taken_up == self._wanted
+            if settled and self.status.state is State.FAILED:
+                return self.status
             await self._progress.wait()
-        return self.status
 
     def retry_now(self) -> None:
         """Retry now, if the tunnel waits before a retry; if it is up, check the link. See `Tunnel.retry_now`.

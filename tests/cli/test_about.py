@@ -14,6 +14,8 @@ from programs import run
 from pioneer_tunnel._version import __version__
 from pioneer_tunnel.cli.commands import pioneer_tunnel
 
+pytestmark = pytest.mark.usefixtures("user_config")
+
 
 def test_the_demo_does_the_main_job() -> None:
     program = run("demo")

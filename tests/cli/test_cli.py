@@ -37,6 +37,8 @@ from pioneer_tunnel.cli.exit_codes import EXIT_CODES
 from pioneer_tunnel.cli.status_lines import StatusLines
 from pioneer_tunnel.tunnel.status_feed import StatusFeed
 
+pytestmark = pytest.mark.usefixtures("user_config")
+
 # relay new-key
 
 

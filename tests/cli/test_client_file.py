@@ -18,6 +18,8 @@ from pioneer_tunnel.cli.client_file import ClientCommand, client_file_option, ke
 from pioneer_tunnel.cli.commands import pioneer_tunnel
 from pioneer_tunnel.cli.expose import expose
 
+pytestmark = pytest.mark.usefixtures("user_config")
+
 __all__ = ["local_gateway", "shared_relay"]
 
 

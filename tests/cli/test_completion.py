@@ -12,6 +12,8 @@ from typing import Final
 import pytest
 from rig import HANG
 
+pytestmark = pytest.mark.usefixtures("user_config")
+
 SCRIPT: Final = """
 eval "$(_PIONEER_TUNNEL_COMPLETE=bash_source pioneer-tunnel)" || exit 9
 COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))

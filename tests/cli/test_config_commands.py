@@ -13,6 +13,8 @@ from programs import KEY
 from pioneer_tunnel.cli.commands import pioneer_tunnel
 from pioneer_tunnel.transports.interface import IN_CLEAR, TLS_OF_NATIVE, TLS_OF_RATHOLE
 
+pytestmark = pytest.mark.usefixtures("user_config")
+
 
 def ask(*arguments: str | Path) -> tuple[int, str]:
     result = CliRunner().invoke(pioneer_tunnel, ["config", *map(str, arguments)])

@@ -32,6 +32,8 @@ from pioneer_tunnel._wire.json_rpc import INTERNAL_ERROR, INVALID_PARAMS, RpcErr
 from pioneer_tunnel.cli.commands import pioneer_tunnel
 from pioneer_tunnel.cli.exit_codes import EXIT_CODES, Failed, failures_explained
 
+pytestmark = pytest.mark.usefixtures("user_config")
+
 SECRET: Final = KEY.reveal()
 
 

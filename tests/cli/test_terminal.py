@@ -21,6 +21,8 @@ from rig import HANG
 
 from pioneer_tunnel.cli.commands import pioneer_tunnel
 
+pytestmark = pytest.mark.usefixtures("user_config")
+
 pty = pytest.importorskip("pty")
 termios = pytest.importorskip("termios")
 fcntl = pytest.importorskip("fcntl")
@@ -58,9 +60,11 @@ class Terminal:
     def wait_for(self, pattern: str) -> None:
         deadline = time.monotonic() + HANG
         while re.search(pattern, ESCAPE.sub("", self.said)) is None:
-            assert time.monotonic() < deadline, self.said
             if select.select([self._own], [], [], 1)[0]:
                 self.said += os.read(self._own, 65536).decode()
+            else:
+                assert self.process.poll() is None, self.said
+                assert time.monotonic() < deadline, self.said
 
     def type(self, text: str) -> None:
         os.write(self._own, text.encode())
@@ -144,7 +148,10 @@ def test_run_has_a_bar_that_goes_away_at_the_end(
     config = gateway(tmp_path, shared_relay, local_gateway)
     with terminal("run", "--config", config, columns=columns) as person:
         person.wait_for(r"● connected  0:00:0[1-9]")
-        bars = [line for line in re.split(r"[\r\n]+", ESCAPE.sub("", person.said)) if line.startswith("●")]
+        assert shared_relay.ask("/one").endswith(b"hello from /one")
+        person.wait_for("visitors: 0 now, 1 so far")
+        lines = re.split(r"[\r\n]+", ESCAPE.sub("", person.said))
+        bars = [line for line in lines if line.startswith(("●", "  vis"))]
         assert max(map(len, bars)) <= columns
         person.type("\x03")
         assert person.finish() == 0

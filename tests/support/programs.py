@@ -136,6 +136,17 @@ class Gateway(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
+def user_config(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's configuration folder, which is empty; none of the developer's own variables is there."""
+    folder = tmp_path_factory.mktemp("config")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
+    for name in [*os.environ]:
+        if name == "NO_COLOR" or (name.startswith("PIONEER_TUNNEL_") and "TEST" not in name):
+            monkeypatch.delenv(name)
+    return folder
+
+
+@pytest.fixture
 def local_gateway() -> Iterator[str]:
     """A local HTTP gateway's address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
