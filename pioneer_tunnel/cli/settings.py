@@ -67,7 +67,7 @@ async def _show(remote_access: RemoteAccess, watch: bool, as_json: bool) -> None
         _print(section, running=running, as_json=as_json)
         if not watch or not running:
             return
-        lines = StatusLines(as_json=as_json, echo=click.echo)
+        lines = StatusLines(as_json=as_json, of_options=False, echo=click.echo)
         lines.skip(Status.from_wire(section["status"]))
         try:
             for count in itertools.count():

@@ -59,11 +59,21 @@ class StatusLines:
 
     Args:
         as_json: as JSON, and not for a person.
+        of_options: messages name options of the command line, where the library names parameters. False for what is
+            configured in a file, whose keys have the names of the parameters.
         qr: prints the public address once more.
         echo: prints a line; by default on standard error.
     """
 
-    def __init__(self, *, as_json: bool, qr: QrCode | None = None, echo: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        as_json: bool,
+        of_options: bool = True,
+        qr: QrCode | None = None,
+        echo: Callable[[str], None] | None = None,
+    ) -> None:
+        self._of_options: Final = of_options
         self._echo: Final = functools.partial(click.echo, err=True) if echo is None else echo
         self._qr: Final = qr
         self._as_json: Final = as_json
@@ -94,7 +104,7 @@ class StatusLines:
             self._show(Status(state=State.FAILED, error_kind=error.kind, message=str(error)))
 
     def _show(self, status: Status) -> None:
-        if status.message:
+        if status.message and self._of_options:
             message = _PARAMETER.sub(lambda match: _PARAMETERS[match[0]], status.message)
             status = attrs.evolve(status, message=message)
         self._echo(self.line(status))

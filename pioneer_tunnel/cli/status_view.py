@@ -40,7 +40,7 @@ class PlainView:
     """
 
     def __init__(self, *, as_json: bool) -> None:
-        self._lines: Final = StatusLines(as_json=as_json)
+        self._lines: Final = StatusLines(as_json=as_json, of_options=False)
 
     async def run(self) -> None:
         """Nothing is to be done."""
@@ -73,7 +73,7 @@ class LiveView:
         self._live: Final = Live(
             console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False, transient=True
         )
-        self._lines: Final = StatusLines(as_json=False, qr=qr, echo=self._echo)
+        self._lines: Final = StatusLines(as_json=False, of_options=False, qr=qr, echo=self._echo)
         self._local: Final = local
         self._stats: Final = stats
         self._log_handler: Final = log_handler

@@ -135,6 +135,11 @@ def test_messages_name_options_as_the_command_line_writes_them(capsys: pytest.Ca
     assert "the --ca-file '/etc/ca_file/ca_file.pem'; --key-mode has to be rathole" in capsys.readouterr().err
 
 
+def test_messages_about_a_file_name_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    StatusLines(as_json=False, of_options=False).show_failure(InvalidSettingsError("the ca_file 'x'"))
+    assert "the ca_file 'x'" in capsys.readouterr().err
+
+
 def test_a_round_trip_does_not_print_every_status_again(capsys: pytest.CaptureFixture[str]) -> None:
     feed = StatusFeed(Status(state=State.STARTING))
     lines = StatusLines(as_json=True)
