@@ -10,6 +10,7 @@ gateway, `relay.rates.HandshakeRate` in the relay. Only the times on the way are
     fixed     the relay advises nothing, and asks every gateway that it refuses to wait for 5 seconds
     turns     the relay advises nothing, and gives each gateway that it refuses a turn: gateways of an older release
     spread    the relay has told its gateways the span and the longest backoff
+    resume    the same, and the gateways keep their sessions for a minute and try to resume them
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pioneer_tunnel.tunnel.restart_policy import RestartPolicy, Restarts, RunEnd
 
 __all__ = ["Advice", "Storm", "simulate"]
 
-Advice: TypeAlias = Literal["fixed", "turns", "spread"]
+Advice: TypeAlias = Literal["fixed", "turns", "spread", "resume"]
 
 SIZES: Final = (1, 10, 100, 1_000, 10_000, 100_000)
 RATE: Final = 500.0
@@ -39,6 +40,7 @@ TO_THE_DOOR: Final = 3.5 * ROUND_TRIP
 """Seconds until the relay has the request: TCP, TLS and the upgrade. A proof takes another round trip."""
 FIXED_WAIT: Final = 5.0
 LONG_SESSION: Final = 3600.0
+RESUME_TIMEOUT: Final = 60.0
 
 MOST_BIN: Final = 3.0
 """The goal: in no second more connects than so many times the relay's rate."""
@@ -84,8 +86,9 @@ def simulate(gateways: int, advice: Advice, *, rate: float = RATE, outage: float
     random = Random(seed)
     gate = HandshakeRate(rate)
     span = gateways / rate
-    spread = Spread(span=span, longest=span) if advice == "spread" else None
+    spread = Spread(span=span, longest=span) if advice in {"spread", "resume"} else None
     restarts = [Restarts(RestartPolicy(), random) for _ in range(gateways)]
+    redials: Counter[int] = Counter()  # that have failed, by gateway
     events: list[tuple[float, int, str]] = []
     connects: Counter[int] = Counter()
     back: list[float] = []
@@ -99,14 +102,31 @@ def simulate(gateways: int, advice: Advice, *, rate: float = RATE, outage: float
         assert delay is not None  # the policy never gives up
         heapq.heappush(events, (now + delay, gateway, "dials"))
 
+    def redial(now: float, gateway: int, *, retry_after: float | None = None) -> None:
+        """As `retry`, of a gateway that still has its session, or has it until the next attempt would begin."""
+        if advice == "resume" and now < RESUME_TIMEOUT:
+            at = now + restarts[gateway].redial_delay(redials[gateway], spread, retry_after=retry_after)
+            redials[gateway] += 1
+            if at < RESUME_TIMEOUT:
+                heapq.heappush(events, (at, gateway, "dials"))
+            elif retry_after is not None:
+                retry(now, gateway, connected_for=LONG_SESSION, retry_after=retry_after)
+            else:
+                retry(RESUME_TIMEOUT, gateway, connected_for=LONG_SESSION)
+        else:
+            retry(now, gateway, retry_after=retry_after)
+
     for gateway in range(gateways):
-        retry(0.0, gateway, connected_for=LONG_SESSION)
+        if advice == "resume":
+            redial(0.0, gateway)
+        else:
+            retry(0.0, gateway, connected_for=LONG_SESSION)
     while events:
         now, gateway, event = heapq.heappop(events)
         if event == "dials":
             attempts += 1
             if now < outage:
-                retry(now + ROUND_TRIP, gateway)
+                redial(now + ROUND_TRIP, gateway)
             else:
                 connects[int(now - outage)] += 1
                 heapq.heappush(events, (now + TO_THE_DOOR, gateway, "arrives"))
@@ -116,7 +136,7 @@ def simulate(gateways: int, advice: Advice, *, rate: float = RATE, outage: float
         elif (wait := gate.wait(now)) is None:
             heapq.heappush(events, (now + ROUND_TRIP, gateway, "proves"))
         else:
-            retry(now + ROUND_TRIP / 2, gateway, retry_after=FIXED_WAIT if advice == "fixed" else wait)
+            redial(now + ROUND_TRIP / 2, gateway, retry_after=FIXED_WAIT if advice == "fixed" else wait)
     return Storm(
         gateways=gateways,
         rate=rate,

@@ -15,6 +15,7 @@ _end_quietly_in_our_program()  # before the imports below, which take a while
 
 from ._deprecation import PioneerTunnelDeprecationWarning
 from ._model.addresses import Address, HttpsAddress, RelayAddress, UnixAddress
+from ._model.certificate_status import CertificateStatus
 from ._model.errors import (
     InvalidSettingsError,
     LinkLostError,
@@ -50,6 +51,9 @@ from ._version import __version__
 from ._wire.json_rpc import RpcError
 from ._wire.proxy_v2 import ProxyHeader
 from .access.rules import Access
+from .access_log.entry import AccessLogFormat
+from .access_log.writer import AccessLog
+from .certificates.config import AcmeConfig
 from .gateway.config import RemoteAccessConfig, Transport
 from .gateway.keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
 from .gateway.remote_access import RemoteAccess
@@ -68,9 +72,13 @@ from .yamux import Limits
 
 __all__ = [
     "Access",
+    "AcmeConfig",
+    "AccessLog",
+    "AccessLogFormat",
     "Address",
     "Cause",
     "Certificate",
+    "CertificateStatus",
     "Dialer",
     "EnvironmentKeystore",
     "ErrorKind",

@@ -51,6 +51,7 @@ KNOWN: Final = {name: getattr(pioneer_tunnel, name) for name in pioneer_tunnel._
 KEY: Final = pioneer_tunnel.RelayKey("ptk1_any-key-will-do-0123456789abcdef")
 
 RUN_ELSEWHERE: Final = {
+    DOCS / "certificates.md": "tests/certificates/test_docs_certificates.py",
     DOCS / "headers.md": "tests/tunnel/test_headers_at_servers.py",
     DOCS / "testing.md": "tests/testing/test_plugin.py",
     TRANSPORT: "test_the_transport_of_the_guide_works",
@@ -306,6 +307,12 @@ def commands() -> list[Any]:
     ]
 
 
+OTHER_PROGRAMS: Final = {
+    *("apt-get", "chmod", "curl", "echo", "env", "htpasswd", "mkdir", "openssl", "pebble-challtestsrv", "python"),
+    *("tail", "touch", "uvicorn"),
+}
+
+
 @pytest.mark.parametrize("command", commands())
 def test_a_command_is_one(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = words_of(command)
@@ -331,7 +338,7 @@ def test_a_command_is_one(command: str, tmp_path: Path, monkeypatch: pytest.Monk
                 source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
                 assert [option for option in options if option.startswith("-") and f'"{option}"' not in source] == []
         case program, *_:
-            assert program in {"chmod", "curl", "echo", "htpasswd", "mkdir", "python", "tail", "touch", "uvicorn"}
+            assert program in OTHER_PROGRAMS
 
 
 def parse(command: click.Command, arguments: list[str], parent: click.Context | None = None) -> None:

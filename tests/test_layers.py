@@ -12,7 +12,7 @@ _STREAMS: Final = {"_model", "_storage", "_net"}
 _MUX: Final = _STREAMS | {
     "_version", "_deprecation", "_async_library", "_wire", "yamux", "websocket", "resume", "exchange"
 }  # fmt: skip
-_TUNNEL: Final = _MUX | {"_http", "access", "transports", "tunnel"}
+_TUNNEL: Final = _MUX | {"_http", "access", "access_log", "certificates", "transports", "tunnel"}
 _FACES: Final = _TUNNEL | {"gateway", "_hosts"}
 
 ALLOWED: Final[dict[str, set[str]]] = {
@@ -24,13 +24,15 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "_wire": {"_version", "_model"},
     "_http": {"_model"},
     "access": {"_model", "_storage", "_http"},
+    "access_log": {"_model", "_http"},
     "_net": _BOTTOM,
+    "certificates": _STREAMS | {"_version"},
     "yamux": _STREAMS,
     "websocket": _STREAMS,
     "resume": _STREAMS | {"_wire", "websocket"},
     "exchange": _STREAMS,
     "transports": _MUX,
-    "tunnel": _MUX | {"transports", "_http", "access"},
+    "tunnel": _MUX | {"transports", "_http", "access", "access_log", "certificates"},
     "_control": _STREAMS | {"_wire"},
     "gateway": _TUNNEL | {"_control"},
     "asgi": _TUNNEL,
@@ -38,7 +40,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "_hosts": _TUNNEL | {"gateway"},
     "aio": _FACES | {"asgi"},
     "blocking": _FACES,
-    "relay": _MUX | {"_http", "access"},
+    "relay": _MUX | {"_http", "access", "access_log", "certificates"},
 }
 """For each folder, what it may import. What is not here (the package's `__init__`, `cli`, `testing`) may import all."""
 

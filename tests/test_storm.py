@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.storm import MOST_BIN, MOST_TIME, simulate
+from benchmarks.storm import MOST_BIN, MOST_TIME, Advice, simulate
 
 
 @pytest.mark.parametrize("gateways", [1, 30, 1_000, 10_000])
-@pytest.mark.parametrize("seed", [1, 2])
-def test_gateways_that_were_told_a_span_come_back_as_fast_as_the_relay_takes_them(gateways: int, seed: int) -> None:
-    storm = simulate(gateways, "spread", seed=seed)
+@pytest.mark.parametrize("advice", ["spread", "resume"])
+def test_gateways_that_were_told_a_span_come_back_as_fast_as_the_relay_takes_them(
+    gateways: int, advice: Advice
+) -> None:
+    storm = simulate(gateways, advice)
     assert storm.most <= MOST_BIN
     assert storm.back[0] <= MOST_TIME * storm.best
 
@@ -23,6 +25,13 @@ def test_gateways_that_were_told_a_span_come_back_as_fast_as_the_relay_takes_the
 def test_however_long_the_relay_was_away_they_do_not_flood_it(outage: float) -> None:
     storm = simulate(40_000, "spread", outage=outage, rate=200)  # as long as 100,000 take at 500/s
     assert storm.most <= MOST_BIN
+    assert storm.back[0] <= MOST_TIME * storm.best
+
+
+@pytest.mark.parametrize("outage", [1, 15, 150])
+def test_gateways_that_try_to_resume_come_a_little_more_often(outage: float) -> None:
+    storm = simulate(20_000, "resume", outage=outage, rate=200)
+    assert storm.most <= 3.5
     assert storm.back[0] <= MOST_TIME * storm.best
 
 

@@ -12,6 +12,7 @@ import trio
 from .._model.addresses import LocalAddress, RelayAddress
 from .._model.errors import TunnelError
 from .._model.keys import RelayKey
+from .._model.log_fields import about
 from .._net.tls.certificate import Certificate
 from ..access.rules import Access
 from ..gateway.remote_access import RemoteAccess
@@ -80,9 +81,11 @@ async def run_tunnel(
                         certificate=certificate,
                     )
                 else:
-                    await accept_visitors(tunnel, with_certificate(serves(tunnel), certificate), nursery)
+                    await accept_visitors(
+                        tunnel, with_certificate(serves(tunnel), certificate or tunnel.certificates), nursery
+                    )
             except TunnelError as error:
-                _log.error("the tunnel has failed for good: %s", error)
+                _log.error("the tunnel has failed for good: %s", error, extra=about("tunnel_failed", reason=error))
         await trio.sleep_forever()
     raise AssertionError("it ends only by being cancelled")
 

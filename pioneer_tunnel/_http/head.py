@@ -91,7 +91,7 @@ _MOST_MEMBERS: Final = 64
 
 _CR: Final = 0x0D
 _TLS_HANDSHAKE: Final = 0x16
-_STATUSES: Final = frozenset({400, 401, 403, 404, 408, 421, 429, 431, 502, 503, 504})
+_STATUSES: Final = frozenset({308, 400, 401, 403, 404, 408, 421, 429, 431, 502, 503, 504})
 
 
 @final

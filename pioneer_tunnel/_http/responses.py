@@ -20,13 +20,13 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple, final
+from typing import Final, NamedTuple, Protocol, final
 
 from .._model.errors import RemoteProtocolError
 from .bodies import MAX_WORK, BodyReader, Data
 from .head import FIELD, MAX_HEAD, VALUE, RequestHead, read_framing, wants_upgrade
 
-__all__ = ["ResponseFollower", "ResponsePhase"]
+__all__ = ["ResponseFollower", "ResponseObserver", "ResponsePhase"]
 
 _HEAD_COST: Final = 8  # in units of `Turn.spend`
 _START: Final = b"HTTP/1."
@@ -83,16 +83,36 @@ class _Expected(NamedTuple):
     upgrade: bool
 
 
+class ResponseObserver(Protocol):
+    """Is told of the requests and responses of one stream, in order."""
+
+    def expected(self, head: RequestHead) -> None:
+        """A request is forwarded."""
+
+    def answered(self, status: int) -> None:
+        """The oldest request without an answer gets one, of this status. Interim responses do not count."""
+
+    def passed(self, amount: int) -> None:
+        """So many bytes of that answer follow its head."""
+
+    def ended(self) -> None:
+        """That answer is whole."""
+
+
 @final
 class ResponseFollower:
     """Follows the responses of one stream to a gateway. See the module.
+
+    Args:
+        observer: is told of them; None for nobody.
 
     Attributes:
         phase: what the next byte belongs to.
         work: the cost of the last `feed`, in units of `Turn.spend`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observer: ResponseObserver | None = None) -> None:
+        self._observer: Final = observer
         self.phase = ResponsePhase.HEAD
         self.work = 0
         self._max_work = MAX_WORK
@@ -128,6 +148,8 @@ class ResponseFollower:
     def expect(self, head: RequestHead) -> None:
         """Expect the response to a request with this head."""
         self._expected.append(_Expected(head.omit_body, wants_upgrade(head) is not None))
+        if self._observer is not None:
+            self._observer.expected(head)
 
     def feed(self, data: Data, start: int = 0, max_work: int = MAX_WORK) -> int:
         """Take the gateway's bytes from `data[start:]`. Returns the position up to which they may pass.
@@ -139,6 +161,8 @@ class ResponseFollower:
         while start < len(data) and self.work < max_work and not self.idle:
             read = self._readers.get(self.phase)
             if read is None:
+                if self._observer is not None:
+                    self._observer.passed(len(data) - start)
                 return len(data)
             try:
                 start = read(data, start)
@@ -186,12 +210,15 @@ class ResponseFollower:
         if status == _NO_CONTENT and (codings or lengths not in ([], [b"0"])):
             raise RemoteProtocolError("a response without a body has a length")
         omit_body, upgrade = self._expected.pop(0)
+        if self._observer is not None:
+            self._observer.answered(status)
         if status == _SWITCHING:
             if not upgrade:
                 raise RemoteProtocolError("a response is a 101 that was not asked for")
             self._go(_Found.SWITCHING)
         elif omit_body or status in {_NO_CONTENT, _NOT_MODIFIED}:
             self._go(_Found.WITHOUT_BODY)
+            self._tell_end()
         else:
             content_length, chunked = read_framing(lengths, codings, b"1." + match[1])
             self._body.begin(content_length, chunked=chunked)
@@ -199,14 +226,24 @@ class ResponseFollower:
                 self._go(_Found.WITH_BODY)
             else:
                 self._go(_Found.WITHOUT_LENGTH if content_length is None else _Found.WITHOUT_BODY)
+                if content_length is not None:
+                    self._tell_end()
 
     def _read_body(self, data: Data, start: int) -> int:
         self._body.work = self.work
         end = self._body.read(data, start, self._max_work)
         self.work = self._body.work
+        end = len(data) if end is None else end
+        if self._observer is not None:
+            self._observer.passed(end - start)
         if self._body.complete:
             self._go(_Found.END)
-        return len(data) if end is None else end
+            self._tell_end()
+        return end
+
+    def _tell_end(self) -> None:
+        if self._observer is not None:
+            self._observer.ended()
 
     def _go(self, found: _Found) -> None:
         self.phase = _TRANSITIONS[self.phase][found]

@@ -17,10 +17,10 @@ MOST_COUNTED: Final = 256
 class Amount:
     """A number of bytes that grows."""
 
-    __slots__ = ("bytes",)
+    __slots__ = ("total",)
 
     def __init__(self) -> None:
-        self.bytes: int = 0
+        self.total: int = 0
 
 
 UNCOUNTED: Final = Amount()
@@ -59,8 +59,8 @@ class StreamCounter:
         return StreamStats(
             open=self.open,
             opened_total=self.opened,
-            from_visitors_bytes_total=self.from_visitors.bytes,
-            to_visitors_bytes_total=self.to_visitors.bytes,
+            from_visitors_bytes_total=self.from_visitors.total,
+            to_visitors_bytes_total=self.to_visitors.total,
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final, final
 
 import attrs
 
+from .certificate_status import CertificateStatus
 from .text import clean_message
 
 __all__ = ["ErrorKind", "State", "Status"]
@@ -52,12 +53,19 @@ def _mapping(services: Mapping[str, str] | None) -> Mapping[str, str] | None:
     return None if services is None else MappingProxyType(dict(services))
 
 
+def _certificates(by_host: Mapping[str, CertificateStatus] | None) -> Mapping[str, CertificateStatus] | None:
+    """`by_host` as a status holds it: a copy that nobody changes."""
+    return None if by_host is None else MappingProxyType(dict(by_host))
+
+
 def _on_wire(value: object) -> object:
     match value:
         case enum.StrEnum():
             return str(value)
         case Mapping():
-            return dict(value)
+            return {name: _on_wire(item) for name, item in value.items()}
+        case CertificateStatus():
+            return value.to_wire()
     return value
 
 
@@ -77,6 +85,7 @@ class Status:
         relay_rtt_ms: the last round trip to the relay, in milliseconds.
         services: where visitors reach each service that the gateway offers, by name, as the relay sent it; None for a
             gateway that offers no named ones.
+        certificates: the status of each certificate that this gateway orders by `acme`, by host; None without `acme`.
     """
 
     state: State
@@ -88,6 +97,9 @@ class Status:
     retry_at_unix: int | None = None
     relay_rtt_ms: float | None = None
     services: Mapping[str, str] | None = attrs.field(default=None, converter=_mapping, hash=False)
+    certificates: Mapping[str, CertificateStatus] | None = attrs.field(
+        default=None, converter=_certificates, hash=False
+    )
 
     def says_the_same_as(self, other: Status) -> bool:
         """True when state, error kind and message are equal. Then `updated_at_unix` stays."""
@@ -96,13 +108,14 @@ class Status:
     def is_news_after(self, other: Status) -> bool:
         """True when a client that has been notified of `other` must be notified of this.
 
-        That is so when state, error kind, message, public URL or services change, or when there is a new retry time. A
-        new round trip, and a retry time that is over, are no news.
+        That is so when state, error kind, message, public URL, services or certificates change, or when there is a new
+        retry time. A new round trip, and a retry time that is over, are no news.
         """
         return (
             not self.says_the_same_as(other)
             or self.public_url != other.public_url
             or self.services != other.services
+            or self.certificates != other.certificates
             or (self.retry_at_unix is not None and self.retry_at_unix != other.retry_at_unix)
         )
 
@@ -140,6 +153,13 @@ class Status:
             and all(isinstance(text, str) for service in services.items() for text in service)
         ):
             raise ValueError("status: 'services' is not an object of texts")
+        if "certificates" in fields:
+            try:
+                fields["certificates"] = {
+                    host: CertificateStatus.from_wire(item) for host, item in fields["certificates"].items()
+                }
+            except (AttributeError, TypeError):
+                raise ValueError("status: 'certificates' is not an object of objects with the right fields") from None
         for name, kinds_of in _WIRE_TYPES.items():
             value = fields.get(name)
             if value is not None and (not isinstance(value, kinds_of) or isinstance(value, bool)):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Final, TypeAlias, final
 
 import trio
@@ -44,7 +44,13 @@ class LogLimiter:
         self._log: Final = log
 
     def log(
-        self, kind: Hashable, text: str, *, level: int = logging.WARNING, error: BaseException | None = None
+        self,
+        kind: Hashable,
+        text: str,
+        *,
+        level: int = logging.WARNING,
+        error: BaseException | None = None,
+        about: Mapping[str, object] | None = None,
     ) -> None:
         """Write `text`, unless there were too many lines of its kind.
 
@@ -53,6 +59,7 @@ class LogLimiter:
             text: the line.
             level: of the line.
             error: adds its traceback.
+            about: the fields of the record, see `log_fields`.
         """
         if not self._log.isEnabledFor(level):
             return
@@ -66,7 +73,8 @@ class LogLimiter:
             kinds.popitem(last=False)
         if may_write:
             more = f" ({dropped} more since the last such line)" if dropped else ""
-            self._log.log(level, "%s%s", text, more, exc_info=error)
+            fields = {**(about or {}), "dropped": dropped} if dropped else about
+            self._log.log(level, "%s%s", text, more, exc_info=error, extra=fields)
 
 
 def _kinds() -> _Kinds:

@@ -22,6 +22,7 @@ from typing import Final, NoReturn, Protocol, TypeAlias
 
 import trio
 
+from .._model.log_fields import about
 from . import netlink
 from .suspension import watch_suspension
 from .ways import Way, Ways
@@ -94,7 +95,8 @@ async def _watch_ways(look: _Look, note: Callable[[str], object]) -> NoReturn:
             with closing(_subscribe()) as notices:
                 await _follow(notices, ways, look, note)
         except OSError as error:
-            _log.debug("the kernel tells of no changes of the network: %s", error)
+            fields = about("no_netlink", reason=error)
+            _log.debug("the kernel tells of no changes of the network: %s", error, extra=fields)
     while True:
         if ways.look(look(_source_to)):
             note("the network has changed")

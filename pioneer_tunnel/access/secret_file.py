@@ -11,6 +11,7 @@ from typing import Final, Generic, TypeAlias, TypeVar, final
 import trio
 
 from .._model.errors import InvalidSettingsError, StorageError
+from .._model.log_fields import about
 from .._storage import files
 
 __all__ = ["CHECK_INTERVAL", "SecretFile"]
@@ -98,7 +99,8 @@ class SecretFile(Generic[_T]):
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 stays = "nobody is let in by it" if self.value is None else "what it had before stays in use"
-                _log.error("%s; %s, until the file changes", error, stays)
+                fields = about("file_refused", reason=error)
+                _log.error("%s; %s, until the file changes", error, stays, extra=fields)
 
     def _stamp_now(self) -> _Stamp:
         try:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Final, final
 
+from .._model.log_fields import about
 from ..asgi.interface import AsgiApp
 from ..asgi.lifespan import Lifespan
 from ..asgi.options import Options
@@ -73,7 +74,7 @@ class AppServer:
         try:
             await wire.open()
         except OSError as error:
-            _log.warning("a visitor was turned away: %s", error)
+            _log.warning("a visitor was turned away: %s", error, extra=about("visitor_refused", reason=error))
         else:
             await self._worker.serve(wire, bridged.visitor)
         finally:

@@ -227,11 +227,12 @@ async def serve(
         accepting = trio.CancelScope()
 
         async def accept() -> None:
-            handler = with_certificate(_bridged(server.bridge, tunnel._tunnel), certificate)
+            trio_tunnel = tunnel._tunnel
+            handler = with_certificate(_bridged(server.bridge, trio_tunnel), certificate or trio_tunnel.certificates)
             with lone_error_bare():
                 async with trio.open_nursery() as nursery:
                     with accepting:
-                        await accept_visitors(tunnel._tunnel, handler, nursery)
+                        await accept_visitors(trio_tunnel, handler, nursery)
 
         visitors = tasks.create_task(call(tunnel._thread, accept))
         if shutdown_trigger is not None:

@@ -191,7 +191,7 @@ async def serve(
                 await worker.serve(_TrioWire(stream), visitor_of(stream, tunnel.public_url))
 
             with accepting:
-                await accept_visitors(tunnel, with_certificate(handler, certificate), nursery)
+                await accept_visitors(tunnel, with_certificate(handler, certificate or tunnel.certificates), nursery)
             worker.stop()
             await worker.wait_drained()
             nursery.cancel_scope.cancel()

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Final, TypeVar, final
 
 from .._hosts.trio_thread import Call, CallCancelled, Stopped, TrioThread
+from .._model.log_fields import about
 from .._model.status import Status
 from ..tunnel.status_feed import StatusFeed
 
@@ -121,7 +122,7 @@ class Runner:
             try:
                 on_status(status)
             except Exception:  # noqa: BLE001  # a host's callback may raise anything, and the next status counts
-                _log.exception("on_status has failed")
+                _log.exception("on_status has failed", extra=about("unforeseen"))
 
 
 @final

@@ -23,7 +23,17 @@ from .._model.proxies import Direct, Proxy, configured_proxy
 from .._model.services import FIRST_SERVICE, SERVICE_NAMES, is_service_name
 from .._model.text import redact_reason, shown
 
-__all__ = ["Choice", "Command", "Commands", "STDIN", "ExistingFile", "local_servers", "read_proxy"]
+__all__ = [
+    "STDIN",
+    "Choice",
+    "Command",
+    "Commands",
+    "ExistingFile",
+    "local_servers",
+    "log_format_option",
+    "read_proxy",
+    "with_options_named",
+]
 
 if TYPE_CHECKING:
     _AnyChoice = click.Choice[str]
@@ -35,6 +45,22 @@ STDIN: Final = Path("-")
 
 _LIKE_A_NAME: Final = re.compile(r"[\w.-]+")
 _WORDS: Final = "pioneer_tunnel: words of the command line"
+
+# What the library calls its parameters, as a word of a message; a part of a path is none.
+_PARAMETERS: Final = {
+    "ca_file": "--ca-file",
+    "key_mode": "--key-mode",
+    "proxy_credentials_file": "--proxy-credentials-file",
+    "relay_identity": "--relay-identity",
+    "service_name": "--service",
+    "system_trust": "--system-trust",
+}
+_PARAMETER: Final = re.compile(rf"(?<![\w/.'-])({'|'.join(_PARAMETERS)})(?![\w/.'-])")
+
+
+def with_options_named(message: str) -> str:
+    """A message of the library, with our names of its parameters."""
+    return _PARAMETER.sub(lambda match: _PARAMETERS[match[0]], message)
 
 
 class Commands(click.Group):
@@ -187,4 +213,13 @@ def read_proxy(_context: click.Context, _option: click.Parameter, value: str | N
     try:
         return configured_proxy(value)
     except ValueError as error:
-        raise click.BadParameter(redact_reason(str(error), value)) from None
+        raise click.BadParameter(with_options_named(redact_reason(str(error), value))) from None
+
+
+log_format_option: Final = click.option(
+    "--log-format",
+    type=Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How log lines are written.",
+)

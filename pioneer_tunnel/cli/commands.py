@@ -21,7 +21,7 @@ from ..relay.inherited import from_systemd
 from ..relay.reload import ConfigFile
 from ..websocket import EngineName
 from .about import demo, version
-from .arguments import Choice, Command, Commands, ExistingFile
+from .arguments import Choice, Command, Commands, ExistingFile, log_format_option
 from .config import config_commands
 from .diagnose import diagnose
 from .expose import expose
@@ -29,6 +29,7 @@ from .relay_process import RelayProcess
 from .run import run
 from .settings import disable, enable, key_commands, status
 from .signals import run_until_stopped
+from .standard_error import write_json_lines
 
 __all__ = ["pioneer_tunnel"]
 
@@ -72,17 +73,21 @@ for _command in (
 @pioneer_tunnel.group(invoke_without_command=True)
 @click.option("--config", type=_FILE, help="The relay's TOML file, with [relay] and [[relay.tunnels]].")
 @_websocket_engine
+@log_format_option
 @click.pass_context
-def relay(context: click.Context, config: Path | None, websocket_engine: EngineName | None) -> None:
+def relay(context: click.Context, config: Path | None, websocket_engine: EngineName | None, log_format: str) -> None:
     """Run a relay until it is interrupted.
 
-    Its tunnels follow the file: it is read again when it changes, and on SIGHUP. SIGUSR2 starts a successor, which
-    takes over without refusing a connection. SIGINT and SIGTERM let visitors finish; a second one ends at once.
+    Its tunnels follow the file: it is read again when it changes, and on SIGHUP, which also reopens the access log.
+    SIGUSR2 starts a successor, which takes over without refusing a connection. SIGINT and SIGTERM let visitors finish;
+    a second one ends at once.
     """
     if context.invoked_subcommand is not None:
         return
     if config is None:
         raise click.UsageError("name the relay's file with --config FILE")
+    if log_format == "json":
+        write_json_lines(context.obj)
     try:
         file = ConfigFile(config)
         predecessor = Predecessor.from_environment()

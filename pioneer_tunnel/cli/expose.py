@@ -21,13 +21,17 @@ from .._net.tls.certificate import Certificate
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
 from ..access.guard import check_files
 from ..access.rules import Access
+from ..access_log.entry import AccessLogFormat
+from ..access_log.writer import AccessLog
+from ..certificates.config import AcmeConfig
 from ..transports.rathole.key_mode import KeyMode
 from ..transports.services import Services
 from ..tunnel.accepting import forward_visitors
 from ..tunnel.forward import first_local
 from ..tunnel.tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
 from ..websocket import EngineName
-from .arguments import Choice, ExistingFile, local_servers, read_proxy
+from .acme import with_acme
+from .arguments import Choice, ExistingFile, local_servers, log_format_option, read_proxy
 from .client_file import ClientCommand, client_file_option
 from .exit_codes import EXIT_CODES
 from .exposure import Exposure
@@ -88,6 +92,7 @@ _FILE: Final = ExistingFile()
 )
 @click.option("--tls-certificate", type=_FILE, help="End visitors' TLS with this, where the relay passes it through.")
 @click.option("--tls-private-key", type=_FILE, help="The certificate's private key.")
+@with_acme
 @click.option("--local-ca-file", type=_FILE, help="PEM certificates to trust for a LOCAL with https://.")
 @click.option("--proxy-protocol", type=Choice(["v2"]), help="Tell the local gateway who visits, in this form.")
 @click.option(
@@ -107,6 +112,15 @@ _FILE: Final = ExistingFile()
 @click.option("--deny", multiple=True, metavar="NETWORK", help="Admit no visitors from there. May be repeated.")
 @click.option("--basic-auth", type=_FILE, help="An htpasswd file (htpasswd -B): visitors need a user and a password.")
 @click.option("--bearer-tokens", type=_FILE, help="A file with a token on each line: visitors need one of them.")
+@click.option("--access-log", type=click.Path(path_type=Path), help="A file for a line of each request; - for stdout.")
+@click.option("--access-log-format", type=Choice(["common", "json"]), default="common", show_default=True)
+@click.option(
+    "--access-log-addresses",
+    type=Choice(["full", "short"]),
+    default="full",
+    show_default=True,
+    help="Whether the access log shortens visitors' addresses.",
+)
 @click.option(
     "--websocket-engine",
     type=Choice(get_args(EngineName)),
@@ -126,6 +140,7 @@ _FILE: Final = ExistingFile()
     help="The public address as a QR code as well, on a terminal; by default where it fits.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Status lines (with 'state') and log lines (with 'log') as JSON.")
+@log_format_option
 @click.pass_context
 def expose(  # noqa: PLR0917  # click passes them by name
     context: click.Context,
@@ -153,10 +168,15 @@ def expose(  # noqa: PLR0917  # click passes them by name
     deny: tuple[str, ...],
     basic_auth: Path | None,
     bearer_tokens: Path | None,
+    access_log: Path | None,
+    access_log_format: str,
+    access_log_addresses: Literal["full", "short"],
     websocket_engine: EngineName | None,
     stop_grace_ms: int,
     qr: bool | None,
     as_json: bool,
+    acme: AcmeConfig | None,
+    log_format: str,
 ) -> None:
     """Make what listens at LOCAL reachable through a relay, until interrupted.
 
@@ -170,13 +190,13 @@ def expose(  # noqa: PLR0917  # click passes them by name
       pass show relay | pioneer-tunnel expose :8000 --key-file -
 
     Options may also come from environment variables (PIONEER_TUNNEL_RELAY for --relay) and from the file
-    pioneer-tunnel.toml in your configuration folder. SIGHUP rereads the key file. SIGUSR1 checks the link. SIGINT and
-    SIGTERM let visitors finish; a second one ends at once.
+    pioneer-tunnel.toml in your configuration folder. SIGHUP rereads the key file, and reopens the access
+    log. SIGUSR1 checks the link. SIGINT and SIGTERM let visitors finish; a second one ends at once.
 
     Status lines go to standard error. The exit status is 0 after an interruption; after a failure that is final it
     names the error kind.
     """
-    if as_json:
+    if as_json or log_format == "json":
         write_json_lines(context.obj)
     addresses = local_servers(local, ca_file=local_ca_file)
     if host_header is not None:
@@ -206,6 +226,13 @@ def expose(  # noqa: PLR0917  # click passes them by name
         _ask_for_scheme(relay_address)
     if (tls_certificate is None) != (tls_private_key is None):
         raise click.UsageError("--tls-certificate and --tls-private-key come together")
+    if acme is not None and tls_certificate is not None:
+        raise click.UsageError("--acme orders the certificate that --tls-certificate names; leave one of them out")
+    if acme is not None and transport != "websocket":
+        raise click.UsageError("--acme is for a relay of --transport websocket, which says where visitors come in")
+    if access_log is None and (access_log_format != "common" or access_log_addresses != "full"):
+        raise click.UsageError("--access-log-format and --access-log-addresses are for --access-log")
+    log = AccessLog.configured(access_log, AccessLogFormat(access_log_format), access_log_addresses)
     certificate: Certificate | None = None
     lines = StatusLines(as_json=as_json, qr=QrCode(False if as_json else qr))
 
@@ -226,6 +253,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
             local=first_local(addresses),
             services=services,
             proxy_protocol=proxy_protocol,
+            acme=acme,
         )
 
     async def forward_all(tunnel: Tunnel, nursery: trio.Nursery) -> None:
@@ -238,6 +266,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
             host_header=host_header,
             raw_services=raw_services,
             access=access,
+            access_log=log,
             certificate=certificate,
         )
 
@@ -247,6 +276,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
         key_source(key_file, native=transport == "websocket"),
         lines,
         stop_grace=stop_grace_ms / 1000,
+        access_log=log,
     )
     try:
         if ca_file is not None:

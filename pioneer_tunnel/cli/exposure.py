@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final, TypeAlias, final
 
 import click
@@ -12,6 +12,8 @@ import trio
 
 from .._model.errors import TunnelError
 from .._model.keys import RelayKey
+from .._model.log_fields import about
+from ..access_log.writer import AccessLog
 from ..tunnel.tunnel import Tunnel
 from .signals import received
 from .status_lines import StatusLines
@@ -35,6 +37,7 @@ class Exposure:
         serve: serves the visitors of a tunnel in a nursery, until the tunnel is closed.
         read_key: reads the key file.
         lines: prints statuses.
+        access_log: is kept meanwhile, and reopened on SIGHUP; None if there is none.
         stop_grace: seconds that visitors have to finish.
     """
 
@@ -46,7 +49,9 @@ class Exposure:
         lines: StatusLines,
         *,
         stop_grace: float,
+        access_log: AccessLog | None = None,
     ) -> None:
+        self._access_log: Final = access_log
         self._open: Final = open_tunnel
         self._serve_visitors: Final = serve
         self._read_key: Final = read_key
@@ -64,7 +69,8 @@ class Exposure:
         """
         try:
             with self._running, received("SIGHUP") as reloads, received("SIGUSR1") as checks:
-                async with trio.open_nursery() as nursery:
+                keeping = nullcontext() if self._access_log is None else self._access_log.kept()
+                async with keeping, trio.open_nursery() as nursery:
                     self._tunnel = await nursery.start(self._serve, self._key)
                     nursery.start_soon(self._show, self._tunnel)
                     if reloads is not None:
@@ -89,7 +95,9 @@ class Exposure:
             except TunnelError as error:
                 if tunnel is self._tunnel:
                     raise
-                _log.error("the tunnel with the new key has failed, and the one before goes on: %s", error)
+                fields = about("key_refused", reason=error)
+                line = "the tunnel with the new key has failed, and the one before goes on: %s"
+                _log.error(line, error, extra=fields)
 
     async def _show(self, tunnel: Tunnel) -> None:
         async for _ in tunnel.watch():
@@ -108,10 +116,12 @@ class Exposure:
 
     async def _reload_on(self, asked: AsyncIterator[object], nursery: trio.Nursery) -> None:
         async for _ in asked:
+            if self._access_log is not None:
+                self._access_log.reopen()
             try:
                 key = await trio.to_thread.run_sync(self._read_key)
             except click.ClickException as error:
-                _log.error("the key stays: %s", error.message)
+                _log.error("the key stays: %s", error.message, extra=about("key_refused", reason=error.message))
                 continue
             if key == self._key:
                 _log.info("the key has not changed; files for TLS are read again when they are used")
@@ -127,11 +137,12 @@ class Exposure:
             with trio.fail_after(CONNECT_TIMEOUT):
                 await tunnel.wait_connected()
         except (TunnelError, trio.TooSlowError):
-            _log.error("the tunnel with the new key does not come up; the key stays")
+            fields = about("key_refused")
+            _log.error("the tunnel with the new key does not come up; the key stays", extra=fields)
             await tunnel.drain(0)
             return
         self._key, self._tunnel = key, tunnel
         self._lines.restart()
         nursery.start_soon(self._show, tunnel)
-        _log.info("the tunnel has a new key")
+        _log.info("the tunnel has a new key", extra=about("key_changed"))
         await before.drain(self._stop_grace)

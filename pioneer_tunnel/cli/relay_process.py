@@ -9,6 +9,7 @@ from typing import Final, final
 
 import trio
 
+from .._model.log_fields import about
 from ..relay import Relay
 from ..relay.handover import NoSuccessor, Predecessor, start_successor
 from ..relay.reload import ConfigFile, follow
@@ -51,7 +52,7 @@ class RelayProcess:
                 tell_systemd(f"READY=1\nMAINPID={os.getpid()}")
                 if restarts is not None:
                     nursery.start_soon(self._hand_over, restarts)
-                await follow(self._file, self._relay.apply, reload_now=reloads)
+                await follow(self._file, self._relay.apply, reload_now=reloads and _Reopening(reloads, self._relay))
 
     async def stop(self) -> None:
         """Let visitors finish, and end `run`."""
@@ -65,9 +66,24 @@ class RelayProcess:
                 try:
                     await start_successor(self._relay.handover())
                 except NoSuccessor as error:
-                    _log.error("there is no successor, and this process goes on: %s", error)
+                    fields = about("no_successor", reason=error)
+                    _log.error("there is no successor, and this process goes on: %s", error, extra=fields)
                 else:
                     break
         # Not within the scope: whoever stops this process now does not stop the successor.
         if not self._handing_over.cancelled_caught:
             await self._relay.drain()
+
+
+@final
+class _Reopening(AsyncIterator[object]):
+    """Signals to reload, each of which reopens the access log as well."""
+
+    def __init__(self, signals: AsyncIterator[object], relay: Relay) -> None:
+        self._signals: Final = signals
+        self._relay: Final = relay
+
+    async def __anext__(self) -> object:
+        signal = await anext(self._signals)
+        self._relay.reopen_access_log()
+        return signal

@@ -11,6 +11,7 @@ from typing import Final
 import trio
 
 from .._model.exception_groups import lone_error_bare
+from .._model.log_fields import about
 
 __all__ = ["received", "run_until_stopped"]
 
@@ -59,8 +60,8 @@ async def _stop_on(
         name = signal.Signals(number).name
         if not stopping:
             stopping = True
-            _log.info("stopping: %s", name)
+            _log.info("stopping: %s", name, extra=about("stopping", reason=name))
             nursery.start_soon(stop)
         elif not serving.cancel_called:
-            _log.info("stopping at once: %s", name)
+            _log.info("stopping at once: %s", name, extra=about("stopping", reason=name))
             serving.cancel()

@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TextIO, final
 
+from .._model.log_fields import LOG_FIELDS
+
 __all__ = ["JsonFormatter", "QueuedStream", "queue_standard_error", "write_json_lines"]
 
 MAX_QUEUED: Final = 256 * 1024
@@ -135,18 +137,18 @@ class QueuedStream(io.TextIOBase):
 
 @final
 class JsonFormatter(logging.Formatter):
-    """Log lines as JSON objects with the keys `log` (the text), `level`, `logger` and `time_unix`."""
+    """Log lines as JSON objects: `log` (the text), `level`, `logger`, `time_unix`, and its `LOG_FIELDS`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
-        return json.dumps(
-            {
-                "log": super().format(record),
-                "level": record.levelname,
-                "logger": record.name,
-                "time_unix": int(record.created),
-            }
-        )
+        line = {
+            "log": super().format(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "time_unix": int(record.created),
+        }
+        fields = {name: value for name in LOG_FIELDS if (value := getattr(record, name, None)) is not None}
+        return json.dumps(line | fields)
 
 
 def queue_standard_error() -> None:

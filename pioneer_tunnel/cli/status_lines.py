@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, final
@@ -14,6 +13,7 @@ import click
 
 from .._model.errors import TunnelError
 from .._model.status import State, Status
+from .arguments import with_options_named
 from .qr import QrCode
 
 __all__ = ["STATE_COLOURS", "StatusLines", "where_visitors_come_in"]
@@ -24,18 +24,6 @@ STATE_COLOURS: Final = {
     State.STARTING: "yellow",
     State.FAILED: "red",
 }
-
-
-# What the library calls its parameters, as a word of a message; a part of a path is none.
-_PARAMETERS: Final = {
-    "ca_file": "--ca-file",
-    "key_mode": "--key-mode",
-    "proxy_credentials_file": "--proxy-credentials-file",
-    "relay_identity": "--relay-identity",
-    "service_name": "--service",
-    "system_trust": "--system-trust",
-}
-_PARAMETER: Final = re.compile(rf"(?<![\w/.'-])({'|'.join(_PARAMETERS)})(?![\w/.'-])")
 
 
 def where_visitors_come_in(status: Status, public_url: str) -> str:
@@ -105,8 +93,7 @@ class StatusLines:
 
     def _show(self, status: Status) -> None:
         if status.message and self._of_options:
-            message = _PARAMETER.sub(lambda match: _PARAMETERS[match[0]], status.message)
-            status = attrs.evolve(status, message=message)
+            status = attrs.evolve(status, message=with_options_named(status.message))
         self._echo(self.line(status))
         if self._qr is not None and status.state is State.CONNECTED:
             address = next(iter((status.services or {}).values()), status.public_url)
@@ -123,6 +110,7 @@ class StatusLines:
             words.append(f"{where};" if status.message else where)
         if status.message:
             words.append(status.message)
+        words += [f"(TLS of {host}: {one.message})" for host, one in (status.certificates or {}).items() if one.message]
         if status.retry_at_unix is not None:
             words.append(f"(tried again in {max(status.retry_at_unix - int(time.time()), 0)} s)")
         return " ".join(words)

@@ -127,9 +127,10 @@ class Checks:
 
     @contextmanager
     def check(self, name: Name, cure: str | None = None, *, started: float | None = None) -> Iterator[Finding]:
-        """Run a check: the block says what it found. A `TunnelError` in the block is a failure with `cure`.
+        """Run a check: the block says what it found. A `TunnelError` in the block is a failure.
 
         Args:
+            cure: of that failure, if the block has set no better one.
             started: when it began, if that was before the block.
 
         Raises:
@@ -140,7 +141,7 @@ class Checks:
         try:
             yield finding
         except TunnelError as error:
-            finding.failed(str(error), cure)
+            finding.failed(str(error), finding.cure or cure)
             cause = error
         self._add(name, finding, self._clock() - started)
         if finding.outcome is Outcome.FAILED:

@@ -33,6 +33,10 @@ _PATIENCE: Final = 1.0
 """Seconds that other addresses still have when one has answered."""
 
 _CONNECTED: Final = "connected"
+_REFUSED: Final = (
+    "The host answers, and nothing listens at this port. Compare the port with what the relay's operator gave you. If"
+    " it is right, the relay does not run."
+)
 _NO_WAY: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 
@@ -74,11 +78,19 @@ async def check_names(checks: Checks, subject: Subject) -> list[str]:
 @final
 @attrs.define
 class _Attempt:
-    """An attempt to connect to one address: what came of it, and whether this host has no way to the address at all."""
+    """An attempt to connect to one address.
+
+    Attributes:
+        host, why: the address, and what came of it.
+        no_way: whether this host has no way to the address at all.
+        refused: whether the host at the address has refused.
+        stream: the connection.
+    """
 
     host: str
     why: str
     no_way: bool = False
+    refused: bool = False
     stream: Watched | None = None
 
     def __str__(self) -> str:
@@ -96,6 +108,10 @@ async def check_tcp(checks: Checks, subject: Subject, addresses: Sequence[str]) 
         attempts = await _connect_to_all(addresses, port, timeout)
         told = "; ".join(map(str, attempts))
         connected = next((attempt for attempt in attempts if attempt.stream is not None), None)
+        if any(attempt.refused for attempt in attempts) and all(
+            attempt.refused or attempt.no_way for attempt in attempts
+        ):
+            finding.cure = _REFUSED
         if connected is None or connected.stream is None:
             raise RelayConnectError(f"no connection to port {port}: {told}")
         if all(attempt.no_way or attempt.why == _CONNECTED for attempt in attempts):
@@ -114,6 +130,7 @@ async def _connect_to_all(addresses: Sequence[str], port: int, timeout: float) -
             stream = await dial_tcp(attempt.host, port)
         except OSError as error:
             attempt.why, attempt.no_way = error.strerror or str(error), error.errno in _NO_WAY
+            attempt.refused = isinstance(error, ConnectionRefusedError)
             return
         attempt.why = _CONNECTED
         if any(other.stream is not None for other in attempts):

@@ -205,7 +205,7 @@ class _Flow:
                     return moved
                 if amount:
                     moved += amount
-                    self._amount.bytes += amount
+                    self._amount.total += amount
                     self._size = LARGEST_READ if amount >= _WORTH_A_PIPE else _SMALLEST_READ
                     continue
             wanted = min(size, room)
@@ -218,7 +218,7 @@ class _Flow:
                 return moved
             self.spoke = True
             moved += amount
-            self._amount.bytes += amount
+            self._amount.total += amount
             try:
                 sink.send(data)
             except trio.BrokenResourceError:

@@ -25,6 +25,7 @@ __all__ = ["HandedOver", "Pump", "pump"]
 
 _APOLOGY_TIMEOUT: Final = 5.0
 _DRAIN_TIMEOUT: Final = 1.0
+_IN_ORDER: Final = frozenset({Ending.CLOSED, Ending.ENDED, Ending.HANDED_OVER})
 
 
 async def pump(
@@ -89,8 +90,8 @@ class Pump:
             other = self._second_leg or leg_of(self._second)
             one = leg_of(self._first)
             forth, back = self._amounts
-            forth.bytes += len(one.prefix)
-            back.bytes += len(other.prefix)
+            forth.total += len(one.prefix)
+            back.total += len(other.prefix)
             other.prefix = self._preface + other.prefix
             self._legs = one, other
         one, other = self._legs
@@ -136,6 +137,11 @@ class Pump:
     def closed(self) -> bool:
         """Whether both streams are closed in order already, so that `finish` has nothing to do."""
         return self._exchange.ending is Ending.CLOSED
+
+    @property
+    def in_order(self) -> bool:
+        """After its end: whether both streams ended in order, or the first one did and the second goes on."""
+        return hasattr(self, "_exchange") and self._exchange.ending in _IN_ORDER
 
     async def finish(self) -> bool:
         """Close or reset the streams, as the end of the exchange asks for. Returns and raises as `pump`."""

@@ -44,6 +44,9 @@ from .._storage.validation import (
 )
 from .._wire.handshake import MAX_HEARTBEAT_MS, MIN_HEARTBEAT_MS
 from ..access.rules import Access, an_access
+from ..access_log.entry import AccessLogFormat, a_log_format, full_or_short
+from ..access_log.writer import STANDARD_OUTPUT
+from ..certificates.config import AcmeConfig, an_acme
 from ..transports.process.config import ProcessConfig, a_process
 from ..transports.rathole.key_mode import KeyMode
 from .tls_config import TlsConfig, a_tls
@@ -287,6 +290,12 @@ def _requests_out_of_reach(value: str | None, transport: Transport | None, relay
     return "a tunnel program brings visitors past this library, which cannot change their requests; leave it out"
 
 
+def _log_out_of_reach(path: Path | None, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
+    if path is None or _effective(transport, relay_addr) is not Transport.PROCESS:
+        return None
+    return "a tunnel program brings visitors past this library, which cannot see them; leave it out"
+
+
 def _access_out_of_reach(access: Access | None, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
     if access is None:
         return None
@@ -318,6 +327,17 @@ def _access_to_nothing(
         return "only a relay of transport websocket carries several services; leave it out"
     unknown = [name for name in service_access if name not in services]
     return f"services does not have {unknown[0]!r}" if unknown else None
+
+
+def _acme_out_of_reach(acme: AcmeConfig | None, transport: Transport | None, relay_addr: RelayAddress) -> str | None:
+    effective = _effective(transport, relay_addr)
+    if acme is None or effective in (Transport.WEBSOCKET, Transport.NOISE):
+        return None
+    return f"only a relay of transport websocket says under which names visitors come, and this is {effective}"
+
+
+def _two_certificates(acme: AcmeConfig | None, tls: TlsConfig | None) -> str | None:
+    return None if acme is None or tls is None else "stands beside tls; leave one of them out"
 
 
 def _no_local_tls(file: Path | None, local: LocalAddress) -> str | None:
@@ -373,10 +393,16 @@ class RemoteAccessConfig:
         service_access: the same for one service each, by name, in place of `access`.
         tls: the certificate that ends visitors' TLS here, where the relay passes TLS through and the local gateway does
             not end it; `tls_paths` are its resolved paths.
+        acme: orders certificates from an authority in place of `tls`; `acme_config` has its paths resolved. See
+            docs/certificates.md.
         process: the program of transport `process`; other transports ignore it.
         services: further services that the tunnel carries, by the names that the relay's operator gave them, and where
             each listens; `local_addr` is the first one's. `websocket` only. `local_ca_file` and `local_verify` do not
             apply to them.
+        access_log: the file of the access log of visitors that are forwarded, `-` for standard output, None (default)
+            for none; `access_log_path` is its resolved path.
+        access_log_format: `common` (default) or `json`.
+        access_log_addresses: `full` (default), or `short` for visitors' networks: an IPv4 /24, an IPv6 /48.
         base_dir: the folder of the file, to which relative paths are relative. Not a key of the table.
 
     Raises:
@@ -419,8 +445,12 @@ class RemoteAccessConfig:
     access: Access | None = attrs.field(default=None, converter=attrs.converters.optional(an_access))
     service_access: Mapping[str, Access] = attrs.field(factory=dict, converter=_service_access, hash=False)
     tls: TlsConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_tls))
+    acme: AcmeConfig | None = attrs.field(default=None, converter=an_acme)
     process: ProcessConfig | None = attrs.field(default=None, converter=attrs.converters.optional(a_process))
     services: Mapping[str, LocalAddress] = attrs.field(factory=dict, converter=_services, hash=False)
+    access_log: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
+    access_log_format: AccessLogFormat = attrs.field(default=AccessLogFormat.COMMON, converter=a_log_format)
+    access_log_addresses: Literal["full", "short"] = attrs.field(default="full", validator=full_or_short)
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
@@ -430,9 +460,12 @@ class RemoteAccessConfig:
         Rule(("heartbeat_ms", "transport", "relay_addr"), _heartbeat_means_nothing),
         Rule(("key_mode", "transport", "relay_addr"), _key_mode_means_nothing),
         Rule(("tls", "transport", "relay_addr"), _tls_out_of_reach),
+        Rule(("acme", "transport", "relay_addr"), _acme_out_of_reach),
+        Rule(("acme", "tls"), _two_certificates),
         Rule(("forwarded_headers", "transport", "relay_addr"), _requests_out_of_reach),
         Rule(("host_header", "transport", "relay_addr"), _requests_out_of_reach),
         Rule(("access", "transport", "relay_addr"), _access_out_of_reach),
+        Rule(("access_log", "transport", "relay_addr"), _log_out_of_reach),
         Rule(("service_access", "access", "raw_services"), _raw_service_with_password),
         Rule(("service_access", "services", "transport", "relay_addr"), _access_to_nothing),
         Rule(("local_addr", "transport", "relay_addr"), _local_out_of_reach),
@@ -517,6 +550,18 @@ class RemoteAccessConfig:
         """The rules of each service, and of all others under `*`, with the paths of their files."""
         rules = {**self.service_access, ANY_SERVICE: self.access}
         return {name: None if access is None else access.below(self.base_dir) for name, access in rules.items()}
+
+    @property
+    def acme_config(self) -> AcmeConfig | None:
+        """`acme`, with its paths resolved."""
+        return None if self.acme is None else self.acme.below(self.base_dir)
+
+    @property
+    def access_log_path(self) -> Path | None:
+        """The path of `access_log`, from `base_dir`; `-` as it is."""
+        if self.access_log is None or self.access_log == STANDARD_OUTPUT:
+            return self.access_log
+        return self.base_dir / self.access_log
 
     @property
     def tls_paths(self) -> tuple[Path, Path]:

@@ -16,11 +16,14 @@ import trio
 
 from .._model.addresses import LocalAddress
 from .._model.errors import TunnelError
+from .._model.log_fields import about
 from .._model.stats import SessionStats
 from .._net.dialing import Dialer
 from .._net.log_limiter import LogLimiter
 from .._net.network_changes import WatchNetwork
+from ..access_log.writer import AccessLog
 from ..transports.tunnel_stream import Handler, TunnelStream
+from ..tunnel.automatic_tls import keep_certificates
 from ..tunnel.forward import Forwarder, LocalServers, forward, probe_local
 from ..tunnel.network import chosen_watch, follow_network
 from ..tunnel.status_feed import StatusFeed
@@ -40,6 +43,7 @@ class Generation:
     Args:
         plan: what it is made of.
         feed: gets the statuses.
+        access_log: gets the requests of visitors that are forwarded; None for none.
         handler: takes visitors in this process; None forwards them to the local gateway.
         host_tasks: a nursery for the host's handlers. They may outlive the generation, with broken streams. Forwarding
             does not outlive it.
@@ -54,6 +58,7 @@ class Generation:
         plan: Plan,
         feed: StatusFeed,
         *,
+        access_log: AccessLog | None,
         handler: Handler | None,
         host_tasks: trio.Nursery,
         dial: Dialer,
@@ -62,9 +67,11 @@ class Generation:
         wall_clock: Callable[[], float],
     ) -> None:
         self._plan: Final = plan
+        self._feed: Final = feed
+        self._access_log: Final = access_log
         self._access: Final = plan.config.access_rules
         take = self._forward if handler is None else handler
-        self._handler: Final = with_certificate(take, plan.certificate)
+        self._handler: Final = with_certificate(take, plan.certificate or plan.automatic)
         self._forwards: Final = handler is None
         self._forwarder: Forwarder | None = None  # if nothing else is done for a visitor
         self._dial: Final = dial
@@ -99,6 +106,8 @@ class Generation:
                     self._tasks = nursery
                     if self._forwards_unchanged:
                         self._forwarder = self._make_forwarder(nursery)
+                if self._plan.automatic is not None:
+                    nursery.start_soon(keep_certificates, self._plan.automatic, self._feed)
                 nursery.start_soon(follow_network, self._watch_network, self._supervisor, self._plan.target)
                 try:
                     await self._supervisor.run()
@@ -152,7 +161,8 @@ class Generation:
             await self._handler(stream)
         except Exception as error:  # noqa: BLE001  # one visitor must not end the tunnel
             line = "a handler failed; its visitor's connection is reset"
-            _log_limiter.log("handler", line, level=logging.ERROR, error=error)
+            fields = about("handler_failed", service=stream.service, reason=type(error).__name__)
+            _log_limiter.log("handler", line, level=logging.ERROR, error=error, about=fields)
         finally:
             stream.reset()  # does nothing after a graceful end
             self._note_left(stream)
@@ -168,7 +178,7 @@ class Generation:
         plan = self._plan
         changed = plan.config.forwarded_headers is not None or plan.config.host_header is not None
         guarded = any(access is not None for access in self._access.values())
-        return plan.certificate is None and not changed and not guarded
+        return (plan.certificate or plan.automatic) is None and not (changed or guarded or self._access_log)
 
     def _make_forwarder(self, tasks: trio.Nursery) -> Forwarder:
         return Forwarder(
@@ -194,6 +204,7 @@ class Generation:
             host_header=config.host_header,
             raw_services=config.raw_services,
             access=self._access,
+            access_log=self._access_log,
             report=self._supervisor.report,
             dial=self._dial,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import attrs
 
@@ -29,6 +29,9 @@ from ..yamux import Limits
 from .config import RemoteAccessConfig, Transport
 from .settings import Settings, SettingsUpdate
 
+if TYPE_CHECKING:
+    from ..certificates.keeper import AcmeCertificates
+
 __all__ = ["Plan", "effective_config", "make_plan", "restart_policy", "settle_config", "why_refused"]
 
 
@@ -42,12 +45,14 @@ class Plan:
         serve: the transport, with its options.
         target: what the transport connects to.
         certificate: ends visitors' TLS; None where this library does not end it.
+        automatic: the same, where `acme` orders it.
     """
 
     config: RemoteAccessConfig
     serve: Serve
     target: Target
     certificate: Certificate | None = None
+    automatic: AcmeCertificates | None = None
 
 
 def effective_config(config: RemoteAccessConfig, settings: Settings) -> RemoteAccessConfig:

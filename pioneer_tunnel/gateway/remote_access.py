@@ -20,7 +20,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from random import Random
 from typing import Final, final
@@ -32,6 +32,7 @@ from .._async_library import need_trio
 from .._model.errors import InvalidSettingsError, StorageError, TunnelError, UnknownError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
+from .._model.log_fields import about
 from .._model.stats import TunnelStats
 from .._model.status import State, Status
 from .._net.dialing import Dialer, dial_tcp
@@ -39,6 +40,8 @@ from .._net.network_changes import WatchNetwork
 from .._net.tls.certificate import Certificate
 from ..access.guard import check_files
 from ..access.rules import Access
+from ..access_log.writer import AccessLog
+from ..certificates.opening import open_certificates
 from ..transports.built_in import TRANSPORTS
 from ..transports.counts import TunnelCounts
 from ..transports.interface import Serve
@@ -114,6 +117,7 @@ class RemoteAccess:
         self._random: Final = random or Random()  # noqa: S311  # jitter, no secret
         self._wall_clock: Final = wall_clock
         self._counts: Final = TunnelCounts(wall_clock())
+        self._access_log: AccessLog | None = None  # of the generation
         self._feed: Final = StatusFeed(Status(state=State.DISABLED, updated_at_unix=int(wall_clock())))
         self._applying: Final = trio.Lock()
         self._running = self._stopping = False
@@ -331,6 +335,14 @@ class RemoteAccess:
                 return self.status
             await self._progress.wait()
 
+    def reopen_access_log(self) -> None:
+        """Open the file of the access log anew, after it was renamed. Does not wait.
+
+        Without an access log, and while `run` is not running, it does nothing.
+        """
+        if self._access_log is not None:
+            self._access_log.reopen()
+
     def retry_now(self) -> None:
         """Retry now, if the tunnel waits before a retry; if it is up, check the link. See `Tunnel.retry_now`.
 
@@ -451,20 +463,27 @@ class RemoteAccess:
             if plan is None:
                 self._note_taken_up(wanted, Status(state=State.DISABLED))
                 return
-            self._generation = Generation(
-                plan,
-                self._feed,
-                handler=self._handler,
-                host_tasks=host_tasks,
-                dial=self._dial,
-                watch_network=self._watch_network,
-                random=self._random,
-                wall_clock=self._wall_clock,
+            config = plan.config
+            self._access_log = AccessLog.configured(
+                config.access_log_path, config.access_log_format, config.access_log_addresses
             )
-            # Tasks that this wakes see `starting`: a generation publishes it before its first checkpoint.
-            self._note_taken_up(wanted)
-            await self._generation.run()
+            async with nullcontext() if self._access_log is None else self._access_log.kept():
+                self._generation = Generation(
+                    plan,
+                    self._feed,
+                    access_log=self._access_log,
+                    handler=self._handler,
+                    host_tasks=host_tasks,
+                    dial=self._dial,
+                    watch_network=self._watch_network,
+                    random=self._random,
+                    wall_clock=self._wall_clock,
+                )
+                # Tasks that this wakes see `starting`: a generation publishes it before its first checkpoint.
+                self._note_taken_up(wanted)
+                await self._generation.run()
         finally:
+            self._access_log = None
             self._generation, self._generation_ended = None, True
             self._make_progress()
 
@@ -507,9 +526,14 @@ class RemoteAccess:
         instance = self._instance[1]
         plan = self._plan_of(config, serve, key, instance=instance)
         plan = attrs.evolve(plan, target=attrs.evolve(plan.target, counts=self._counts))
+        if config.access_log is not None and self._handler is not None:
+            raise InvalidSettingsError("access_log is for visitors that are forwarded; here the program takes them")
         rules = [access for access in config.access_rules.values() if access is not None]
         if rules:
             await trio.to_thread.run_sync(self._check_access, rules)
+        if config.acme_config is not None:
+            automatic = await trio.to_thread.run_sync(open_certificates, config.acme_config)
+            return attrs.evolve(plan, automatic=automatic)
         if config.tls is None:
             return plan
         return attrs.evolve(plan, certificate=await trio.to_thread.run_sync(Certificate, *config.tls_paths))
@@ -551,5 +575,5 @@ def _unforeseen_named(doing: str) -> Iterator[None]:
     except TunnelError:
         raise
     except Exception as error:
-        _log.exception("an unforeseen failure in %s", doing)
+        _log.exception("an unforeseen failure in %s", doing, extra=about("unforeseen", reason=doing))
         raise UnknownError(f"an unforeseen failure, see the log: {type(error).__name__}") from error

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, final
 
 from .._model.errors import TunnelError
+from .._model.log_fields import about
 from .._model.status import Status
 from .._model.text import clean_message
 from .._net.log_limiter import LogLimiter
@@ -69,7 +70,8 @@ class RemoteAccessRpc:
             raise RpcError(INTERNAL_ERROR, str(error)) from error
         except Exception as error:
             line = f"an unforeseen failure in answering {method}"
-            _log_limiter.log(method, line, level=logging.ERROR, error=error)
+            fields = about("unforeseen", reason=type(error).__name__)
+            _log_limiter.log(method, line, level=logging.ERROR, error=error, about=fields)
             raise RpcError(INTERNAL_ERROR, f"an unforeseen failure, see the log: {type(error).__name__}") from error
         del update  # it may hold the key, also in a wrong field
         raise RpcError(INVALID_PARAMS, f"{_SECTION}: {result}")

@@ -16,6 +16,7 @@ import trio
 
 from .._model.errors import InvalidSettingsError, StorageError, TunnelError
 from .._model.keys import RelayKey
+from .._model.log_fields import about
 from .detached import LAST_SECONDS, Detached, read_in_thread
 from .keystore import Keystore
 from .settings import Settings, SettingsFile, SettingsUpdate
@@ -206,7 +207,8 @@ class Stores:
             if work.abandoned:
                 transaction.given_up = True
                 self._hanging_writes += 1
-                _log.error("an update was given up: %s has not ended", transaction.doing)
+                fields = about("update_given_up", reason=transaction.doing)
+                _log.error("an update was given up: %s has not ended", transaction.doing, extra=fields)
 
     async def _carry_out(self, transaction: _Transaction) -> Written | TunnelError:
         try:
@@ -319,7 +321,8 @@ class _Transaction:
             # A write that fails may still have happened: it may be the fsync at its end that fails.
             left = await self._put_back(before, after, stored)
             if isinstance(error, _GivenUpError) and not left:
-                _log.warning("an update that was given up has been undone: %s", self.doing)
+                fields = about("update_undone", reason=self.doing)
+                _log.warning("an update that was given up has been undone: %s", self.doing, extra=fields)
             if left and isinstance(error, TunnelError):
                 raise StorageError("; ".join([str(error), *left])) from error
             raise
@@ -342,7 +345,7 @@ class _Transaction:
         try:
             return await self._read(lambda: _key_or_loss(keystore, reference), _SHORT_PATIENCE)
         except Exception:  # noqa: BLE001  # `run` reads it again, and reports the error
-            _log.debug("the stored relay key cannot be read now")
+            _log.debug("the stored relay key cannot be read now", extra=about("key_unreadable"))
             return NotRead.YET
 
     async def _put(self, reference: str, key: RelayKey) -> None:
@@ -377,7 +380,7 @@ class _Transaction:
         except TunnelError as error:
             left.append(f"nor could the settings be put back as they were: {error}")
         for problem in left:
-            _log.error("an update failed; %s", problem)
+            _log.error("an update failed; %s", problem, extra=about("update_failed", reason=problem))
         return left
 
 
@@ -386,7 +389,7 @@ async def _key_or_loss(keystore: Keystore, reference: str) -> StoredKey:
         return await keystore.get(reference)
     except StorageError as error:
         # A key that cannot be opened cannot be put back. Saving or clearing a key is how a person repairs that.
-        _log.warning("the stored relay key cannot be opened: %s", error)
+        _log.warning("the stored relay key cannot be opened: %s", error, extra=about("key_unreadable"))
         return error
 
 

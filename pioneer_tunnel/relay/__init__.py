@@ -15,6 +15,7 @@ gateways/session               a connected gateway
 gateways/takeover              the rules when two gateways want one tunnel
 gateways/registry              which tunnels exist, and which session each one has
 gateways/expected              tunnels whose gateway was connected to the process before
+visitors/plain                 answer an ACME authority, and send visitors to https://
 visitors/tls                   route TLS by the name in the ClientHello
 visitors/ingress               route HTTP by the Host, and carry visitors
 visitors/arriving              read the first request head, without a task

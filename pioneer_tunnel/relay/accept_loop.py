@@ -19,6 +19,7 @@ from typing import Final, NoReturn, TypeAlias, final
 import trio
 
 from .._model.addresses import Address
+from .._model.log_fields import about
 from .._net.adopted import Watched, watch
 from .._net.fastpath.event_loop import Reactor, Stay
 from .._net.log_limiter import LogLimiter
@@ -195,7 +196,8 @@ class _Acceptor:
             )
         except OverLimit as reason:
             self._admission.counts.refused(reason.reason)
-            _log_limiter.log(str(reason), f"a connection was turned away: {reason}")
+            fields = about("connection_refused", peer=peer, reason=reason.reason)
+            _log_limiter.log(str(reason), f"a connection was turned away: {reason}", about=fields)
             connection.reset()
             return
         try:
@@ -206,7 +208,9 @@ class _Acceptor:
 
 
 def _log_overload(error: OSError) -> None:
-    _log_limiter.log(error.errno, f"no connection can be accepted: {error.strerror}")
+    fields = about("accept_failed", reason=error.strerror)
+    line = f"no connection can be accepted: {error.strerror}"
+    _log_limiter.log(error.errno, line, level=logging.ERROR, about=fields)
 
 
 def _prepare(sock: socket.socket) -> None:

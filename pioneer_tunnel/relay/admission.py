@@ -292,6 +292,11 @@ class Admission:
             self._count(source, now)
         self._visits[tunnel_id] += 1
 
+    def cancel_visit(self, tunnel_id: str) -> None:
+        """Undo `begin_visit`, since no stream was opened: the same visitor tries again in another way."""
+        self._opens.give_back(tunnel_id)
+        self.end_visit(tunnel_id)
+
     def end_visit(self, tunnel_id: str, *, source: str | None = None) -> None:
         """Count a visitor of a tunnel no more. `source` is as for `begin_visit`."""
         _count_down(self._visits, tunnel_id)

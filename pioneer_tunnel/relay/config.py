@@ -20,9 +20,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, final
+from typing import Any, ClassVar, Final, Literal, final
 
 import attrs
 
@@ -46,6 +47,9 @@ from .._storage.validation import (
     structure,
     whole_number,
 )
+from ..access_log.entry import AccessLogFormat, a_log_format, full_or_short
+from ..access_log.writer import STANDARD_OUTPUT
+from ..certificates.config import AcmeConfig, an_acme
 from .dashboard.address import DashboardAddress, dashboard_address
 from .limits import RelayLimits
 from .tunnels import LABEL_LIMIT, Addresses, Route, TunnelEntry, each_address, listening_addresses, tunnels
@@ -53,6 +57,7 @@ from .tunnels import LABEL_LIMIT, Addresses, Route, TunnelEntry, each_address, l
 __all__ = ["RelayConfig"]
 
 _TABLE: Final = "relay"
+_PORT: Final = re.compile(r":\d+$")
 # fmt: off
 RESERVED_NAMES: Final = (
     "admin", "administrator", "autoconfig", "autodiscover", "ftp", "hostmaster", "imap", "mail", "mta-sts", "ns1",
@@ -109,10 +114,47 @@ def _half_a_pair(certificate: Path | None, private_key: Path | None) -> str | No
     return f"{missing} is missing; name both or neither"
 
 
-def _no_certificate(tls: bool, certificate: Path | None) -> str | None:
-    if not tls or certificate is not None:
+def _no_certificate(tls: bool, certificate: Path | None, acme: AcmeConfig | None) -> str | None:
+    if not tls or certificate is not None or acme is not None:
         return None
-    return "TLS needs tls_certificate and tls_private_key; what passes through, with tls = 'passthrough', needs neither"
+    return (
+        "TLS needs tls_certificate and tls_private_key, or acme; what passes through, with tls = 'passthrough', needs"
+        " none of them"
+    )
+
+
+def _two_certificates(acme: AcmeConfig | None, certificate: Path | None) -> str | None:
+    return None if acme is None or certificate is None else "stands beside tls_certificate; leave one of them out"
+
+
+def _nothing_to_certify(acme: AcmeConfig | None, control_tls: bool, ingress_tls: bool) -> str | None:
+    if acme is None or control_tls or ingress_tls:
+        return None
+    return "its certificates would serve nobody, since control_tls and ingress_tls are false"
+
+
+def _out_of_sight(acme: AcmeConfig | None, tunnels: Sequence[TunnelEntry], names: Sequence[str]) -> str | None:
+    """A public name whose TLS passes through at the ports that an authority looks at."""
+    if acme is None:
+        return None
+    for path, route in _routes(tunnels):
+        if route.passes_tls and route.host in {_PORT.sub("", name) for name in names}:
+            return f"{path} takes all TLS for the public name '{route.host}', for which the relay cannot order then"
+    return None
+
+
+def _in_clear_already(http_addr: Addresses | None, ingress_tls: bool) -> str | None:
+    if http_addr is None or ingress_tls:
+        return None
+    return "is for visitors without TLS beside an ingress_addr with TLS; here ingress_addr takes them itself"
+
+
+def _taken(http_addr: Addresses | None, control_addr: Addresses, ingress_addr: Addresses) -> str | None:
+    for name, own in (("control_addr", control_addr), ("ingress_addr", ingress_addr)):
+        for address in _shared(http_addr, own):
+            if address.port != 0:
+                return f"is {name} too, '{address}'; it needs an address of its own"
+    return None
 
 
 def _public_name_passes_through(
@@ -141,10 +183,14 @@ def _shared_address_needs_one_tls_setting(
 
 
 def _tunnel_address_is_taken(
-    tunnels: Sequence[TunnelEntry], control_addr: Addresses, ingress_addr: Addresses
+    tunnels: Sequence[TunnelEntry],
+    control_addr: Addresses,
+    ingress_addr: Addresses,
+    http_addr: Addresses | None,
 ) -> str | None:
+    relay = (("control_addr", control_addr), ("ingress_addr", ingress_addr), ("http_addr", http_addr))
     for path, route in _routes(tunnels):
-        for name, own in (("control_addr", control_addr), ("ingress_addr", ingress_addr)):
+        for name, own in relay:
             for address in _shared(route.bind_addr, own):
                 if address.port != 0:
                     return f"{path}.bind_addr is {name} too, '{address}'; it needs an address of its own"
@@ -152,9 +198,12 @@ def _tunnel_address_is_taken(
 
 
 def _page_needs_an_address(
-    dashboard: DashboardAddress | None, control_addr: Addresses, ingress_addr: Addresses
+    dashboard: DashboardAddress | None,
+    control_addr: Addresses,
+    ingress_addr: Addresses,
+    http_addr: Addresses | None,
 ) -> str | None:
-    for name, own in (("control_addr", control_addr), ("ingress_addr", ingress_addr)):
+    for name, own in (("control_addr", control_addr), ("ingress_addr", ingress_addr), ("http_addr", http_addr)):
         if isinstance(dashboard, Address) and dashboard.port != 0 and dashboard in each_address(own):
             return f"is {name} too; it needs an address of its own"
     return None
@@ -188,7 +237,11 @@ class RelayConfig:
             another name is refused. Give the port only if the gateways' URL names it.
         tls_certificate: the file of the certificate chain, PEM; see `tls_certificate_path`.
         tls_private_key: the file of its private key, PEM; see `tls_private_key_path`.
-        control_tls: whether gateways connect with TLS (default: whether there is a certificate).
+        acme: how certificates are ordered from an authority, for the public names and for the hosts of tunnels whose
+            TLS ends here; None (default) not at all. `acme_config` has its paths resolved. See docs/certificates.md.
+        http_addr: one address or several, most often port 80, for visitors without TLS beside an `ingress_addr` with
+            it. They are sent to https://; an authority's HTTP-01 is answered here, or passed to the gateway.
+        control_tls: whether gateways connect with TLS (default: whether there is a certificate, or `acme`).
         ingress_tls: the same for visitors. Visitors of tunnels with `passthrough` use TLS in any case.
         identity_key_file: the file of the relay's Ed25519 private seed, 64 hexadecimal digits, with which the relay
             proves itself to gateways; see `identity_key_path`.
@@ -212,6 +265,9 @@ class RelayConfig:
         reserved_names: names that no gateway may create below a wildcard.
         dashboard: where a page for the operator listens, a loopback address or a Unix socket; None (default) for no
             page. It has no login: whoever can connect there can read it.
+        access_log: the file of the access log, `-` for standard output, None (default) for none; see `access_log_path`.
+        access_log_format: `common` (default) or `json`.
+        access_log_addresses: `full` (default), or `short` for visitors' networks: an IPv4 /24, an IPv6 /48.
         base_dir: the folder that relative paths start from: that of the file. Not a key of the table.
 
     Raises:
@@ -224,6 +280,8 @@ class RelayConfig:
     public_names: tuple[str, ...] = attrs.field(converter=_public_names)
     tls_certificate: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     tls_private_key: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
+    acme: AcmeConfig | None = attrs.field(default=None, converter=an_acme)
+    http_addr: Addresses | None = attrs.field(default=None, converter=attrs.converters.optional(listening_addresses))
     control_tls: bool = attrs.field(validator=a_flag)
     ingress_tls: bool = attrs.field(validator=a_flag)
     identity_key_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
@@ -241,23 +299,31 @@ class RelayConfig:
     dashboard: DashboardAddress | None = attrs.field(
         default=None, converter=attrs.converters.optional(dashboard_address)
     )
+    access_log: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
+    access_log_format: AccessLogFormat = attrs.field(default=AccessLogFormat.COMMON, converter=a_log_format)
+    access_log_addresses: Literal["full", "short"] = attrs.field(default="full", validator=full_or_short)
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(("tls_certificate", "tls_private_key"), _half_a_pair),
-        Rule(("control_tls", "tls_certificate"), _no_certificate),
-        Rule(("ingress_tls", "tls_certificate"), _no_certificate),
+        Rule(("control_tls", "tls_certificate", "acme"), _no_certificate),
+        Rule(("ingress_tls", "tls_certificate", "acme"), _no_certificate),
+        Rule(("acme", "tls_certificate"), _two_certificates),
+        Rule(("acme", "control_tls", "ingress_tls"), _nothing_to_certify),
+        Rule(("acme", "tunnels", "public_names"), _out_of_sight),
+        Rule(("http_addr", "ingress_tls"), _in_clear_already),
+        Rule(("http_addr", "control_addr", "ingress_addr"), _taken),
         Rule(("ingress_tls", "control_tls", "ingress_addr", "control_addr"), _shared_address_needs_one_tls_setting),
         Rule(("names_file", "tunnels"), _no_file_for_names),
-        Rule(("dashboard", "control_addr", "ingress_addr"), _page_needs_an_address),
-        Rule(("tunnels", "control_addr", "ingress_addr"), _tunnel_address_is_taken),
+        Rule(("dashboard", "control_addr", "ingress_addr", "http_addr"), _page_needs_an_address),
+        Rule(("tunnels", "control_addr", "ingress_addr", "http_addr"), _tunnel_address_is_taken),
         Rule(("tunnels", "public_names", "control_addr", "ingress_addr"), _public_name_passes_through),
     )
 
     @control_tls.default
     @ingress_tls.default
     def _tls_with_certificate(self) -> bool:
-        return self.tls_certificate is not None
+        return self.tls_certificate is not None or self.acme is not None
 
     def __attrs_post_init__(self) -> None:
         settle(self)
@@ -297,10 +363,15 @@ class RelayConfig:
         return structure(cls, table, where=_TABLE, source=source, base_dir=base_dir)
 
     @property
+    def public_hosts(self) -> tuple[str, ...]:
+        """`public_names` without ports."""
+        return tuple(dict.fromkeys(_PORT.sub("", name) for name in self.public_names))
+
+    @property
     def all_addresses(self) -> frozenset[Address]:
         """Every address that the relay listens at."""
         bound = (route.bind_addr for tunnel in self.tunnels for route in tunnel.routes)
-        keys = (self.control_addr, self.ingress_addr, *bound)
+        keys = (self.control_addr, self.ingress_addr, self.http_addr, *bound)
         return frozenset(address for key in keys for address in each_address(key))
 
     @property
@@ -314,6 +385,11 @@ class RelayConfig:
         return self._below(self.tls_private_key)
 
     @property
+    def acme_config(self) -> AcmeConfig | None:
+        """`acme`, with paths from `base_dir`."""
+        return None if self.acme is None else self.acme.below(self.base_dir)
+
+    @property
     def names_path(self) -> Path | None:
         """The path of `names_file`, from `base_dir`."""
         return self._below(self.names_file)
@@ -322,6 +398,11 @@ class RelayConfig:
     def identity_key_path(self) -> Path | None:
         """The path of `identity_key_file`, from `base_dir`."""
         return self._below(self.identity_key_file)
+
+    @property
+    def access_log_path(self) -> Path | None:
+        """The path of `access_log`, from `base_dir`; `-` as it is."""
+        return self.access_log if self.access_log == STANDARD_OUTPUT else self._below(self.access_log)
 
     def _below(self, path: Path | None) -> Path | None:
         return None if path is None else self.base_dir / path

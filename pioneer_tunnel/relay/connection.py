@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias, final
 import trio
 
 from .._model.addresses import Address
+from .._model.log_fields import about
 from .._net.adopted import Watched
 from .._net.closing import abandon
 from .._net.log_limiter import LogLimiter
@@ -121,7 +122,9 @@ async def contain_errors(stream: trio.abc.AsyncResource, serve: Serve, *argument
 
 def log_unforeseen(error: Exception) -> None:
     """Log a bug that concerns one connection alone."""
-    _log_limiter.log("unforeseen", "a connection failed in an unforeseen way", level=logging.ERROR, error=error)
+    fields = about("unforeseen", reason=type(error).__name__)
+    line = "a connection failed in an unforeseen way"
+    _log_limiter.log("unforeseen", line, level=logging.ERROR, error=error, about=fields)
 
 
 def address_of(name: Callable[[], tuple[Any, ...]]) -> Address | None:

@@ -24,6 +24,7 @@ from typing import Final, final
 import attrs
 import trio
 
+from .._model.log_fields import about
 from .inherited import Inherited
 
 __all__ = ["Handover", "NoSuccessor", "Predecessor", "start_successor"]
@@ -93,7 +94,7 @@ async def start_successor(handover: Handover, command: Sequence[str] | None = No
             status = None if listens else await _end(pid)
     if not listens:
         raise NoSuccessor(f"it does not listen, and has ended with status {status}")
-    _log.info("the successor, process %d, listens", pid)
+    _log.info("the successor, process %d, listens", pid, extra=about("successor_listens"))
 
 
 def _spawn(command: Sequence[str], channel: int, inherited: Sequence[int]) -> int:
@@ -148,7 +149,7 @@ class Predecessor:
             try:
                 self._channel.sendall(_READY)
             except OSError:
-                _log.warning("the process that has started this one is gone")
+                _log.warning("the process that has started this one is gone", extra=about("predecessor_gone"))
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str] = os.environ) -> Predecessor | None:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from typing import Final, final
 
 from .._model.addresses import Address
+from .._model.log_fields import about
 
 __all__ = ["Inherited", "from_systemd"]
 
@@ -43,7 +44,8 @@ class Inherited:
     def close_rest(self) -> None:
         """Close the sockets that nobody took: the configuration has changed."""
         for name, sockets in self._sockets.items():
-            _log.warning("nothing listens at %s any more: the configuration does not name it", name)
+            fields = about("socket_unused", peer=name)
+            _log.warning("nothing listens at %s any more: the configuration does not name it", name, extra=fields)
             for left in sockets:
                 left.close()
         self._sockets.clear()

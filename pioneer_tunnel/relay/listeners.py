@@ -15,6 +15,7 @@ from typing import Final, TypeAlias, final
 import trio
 
 from .._model.addresses import Address
+from .._model.log_fields import about
 from .._net.socket_options import reset_on_close
 from .._net.tcp import CAN_USE_DESCRIPTORS
 from .accept_loop import AcceptLoop, Handler
@@ -69,7 +70,8 @@ async def _open(address: Address, beside: Collection[Address]) -> list[trio.Sock
         return [await _open_for_both(address.port)]
     except OSError as error:
         listeners = await trio.open_tcp_listeners(address.port, host=address.host, backlog=BACKLOG)
-        _log.warning("%s serves IPv6 alone; IPv4 at this port: %s", address, error.strerror)
+        fields = about("no_ipv4", reason=error.strerror)
+        _log.warning("%s serves IPv6 alone; IPv4 at this port: %s", address, error.strerror, extra=fields)
         return listeners
 
 
@@ -80,7 +82,8 @@ def _listening(address: Address, inherited: Sequence[socket.socket]) -> list[tri
             listeners.append(trio.SocketListener(trio.socket.from_stdlib_socket(given)))
         except ValueError as error:  # a systemd unit with Accept=yes, for example
             raise OSError(errno.EINVAL, f"the socket that was passed for it cannot be used: {error}") from None
-    _log.info("the socket for %s was passed by the process before, or by systemd", address)
+    fields = about("socket_inherited")
+    _log.info("the socket for %s was passed by the process before, or by systemd", address, extra=fields)
     return listeners
 
 

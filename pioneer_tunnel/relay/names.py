@@ -12,15 +12,15 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Collection, Mapping
-from functools import partial
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, TypeAlias, final
 
 import idna
 import trio
 
 from .._model.errors import StorageError
+from .._model.log_fields import about
 from .._model.services import MOST_SERVICES
 from .._storage import files
 from .tunnels import TunnelEntry
@@ -32,6 +32,10 @@ _LIMIT: Final = 64 * 1024 * 1024
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _log: Final = logging.getLogger("pioneer_tunnel.relay.names")
+
+
+def _nothing() -> None:
+    """The default of `on_claim`."""
 
 
 def why_no_label(label: str) -> str | None:
@@ -63,8 +67,15 @@ class NameBook:
     def __init__(self, path: Path | None, *, reserved: Collection[str] = ()) -> None:
         self._path: Final = path
         self._reserved: Final = frozenset(reserved)
-        self._keys: dict[str, frozenset[str]] = {} if path is None else _read(path)
+        self._keys: _Names = {} if path is None else _read(path)
         self._writing: Final = trio.Lock()
+        self.on_claim: Callable[[], object] = _nothing
+        """Called when a name has been claimed."""
+
+    @property
+    def hosts(self) -> Collection[str]:
+        """All names that belong to somebody."""
+        return self._keys.keys()
 
     def keys_of(self, host: str) -> frozenset[str]:
         """The ids of the keys that `host` belongs to; empty if nobody has claimed it."""
@@ -83,30 +94,45 @@ class NameBook:
             return "the relay's operator has reserved it"
         host, keys = f"{label}.{domain}", frozenset(entry.keys_by_id)
         async with self._writing:
-            if self._path is not None and not self.keys_of(host) >= keys:
-                # While a relay hands over to its successor, two processes have the file.
-                try:
-                    self._keys = await trio.to_thread.run_sync(_read, self._path)
-                except StorageError as error:
-                    _log.error("the name %s cannot be stored: %s", host, error)
-                    return "the relay cannot store it at the moment"
-            owner = self.keys_of(host)
-            if owner and not owner & keys:
-                return "another key has it"
-            if owner >= keys:
+            if self.keys_of(host) >= keys:
                 return None
-            if not owner and sum(not known.isdisjoint(keys) for known in self._keys.values()) >= MOST_SERVICES:
-                return f"this tunnel has claimed {MOST_SERVICES} names already"
-            changed = self._keys | {host: owner | keys}
-            if self._path is not None:
-                try:
+            try:
+                if self._path is None:
+                    self._keys, why_not = _claimed(self._keys, host, keys)
+                else:
                     # Not to be abandoned: the file and the memory have to say the same.
-                    await trio.to_thread.run_sync(partial(files.replace, self._path, _written(changed)))
-                except StorageError as error:
-                    _log.error("the name %s cannot be stored: %s", host, error)
-                    return "the relay cannot store it at the moment"
-            self._keys = changed
-            return None
+                    self._keys, why_not = await trio.to_thread.run_sync(_claim_in_file, self._path, host, keys)
+            except StorageError as error:
+                _log.error(
+                    "the name %s cannot be stored: %s", host, error, extra=about("name_not_stored", reason=error)
+                )
+                return "the relay cannot store it at the moment"
+            if why_not is None:
+                self.on_claim()
+            return why_not
+
+
+_Names: TypeAlias = Mapping[str, frozenset[str]]
+
+
+def _claim_in_file(path: Path, host: str, keys: frozenset[str]) -> tuple[_Names, str | None]:
+    """Claim `host` in the file. While a relay hands over to its successor, two processes write it, so it is locked."""
+    with files.locked(path):
+        known = _read(path)
+        claimed, why_not = _claimed(known, host, keys)
+        if claimed != known:
+            files.replace(path, _written(claimed))
+    return claimed, why_not
+
+
+def _claimed(known: _Names, host: str, keys: frozenset[str]) -> tuple[_Names, str | None]:
+    """The names when `keys` claim `host`, and None; or the same names, and why it is refused, for a person."""
+    owner = known.get(host, frozenset())
+    if owner and not owner & keys:
+        return known, "another key has it"
+    if not owner and sum(not others.isdisjoint(keys) for others in known.values()) >= MOST_SERVICES:
+        return known, f"this tunnel has claimed {MOST_SERVICES} names already"
+    return {**known, host: owner | keys}, None
 
 
 def _read(path: Path) -> dict[str, frozenset[str]]:
@@ -122,6 +148,6 @@ def _read(path: Path) -> dict[str, frozenset[str]]:
         ) from None
 
 
-def _written(keys_by_host: Mapping[str, frozenset[str]]) -> bytes:
+def _written(keys_by_host: _Names) -> bytes:
     names = {host: sorted(keys) for host, keys in sorted(keys_by_host.items())}
     return json.dumps({"names": names}, indent=1).encode() + b"\n"

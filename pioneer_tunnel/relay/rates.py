@@ -54,6 +54,12 @@ class TokenBuckets:
             self._buckets.popitem(last=False)
         return enough
 
+    def give_back(self, key: Hashable) -> None:
+        """Undo the last `take` of `key`, which got a token that was not used."""
+        if key in self._buckets:
+            tokens, filled_at = self._buckets[key]
+            self._buckets[key] = (min(tokens + 1, self._size), filled_at)
+
 
 @final
 class FailureBackoff:

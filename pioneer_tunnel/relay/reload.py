@@ -21,6 +21,7 @@ import attrs
 import trio
 
 from .._model.errors import TunnelError
+from .._model.log_fields import about
 from .config import RelayConfig
 
 __all__ = ["POLL_INTERVAL", "Changes", "ConfigFile", "follow"]
@@ -144,4 +145,5 @@ async def follow(
             if not await file.has_changed():  # else it was written while it was read; the next check finds the change
                 await apply(config)
         except (TunnelError, OSError) as error:
-            _log.error("%s is not applied, the relay goes on as before: %s", file.path, error)
+            fields = about("configuration_refused", file=file.path, reason=error)
+            _log.error("%s is not applied, the relay goes on as before: %s", file.path, error, extra=fields)

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final, final
 
@@ -24,10 +24,12 @@ import trio
 
 from .._async_library import need_trio
 from .._http.head import RequestHead
-from .._model.addresses import Address, bracketed, is_loopback, normal_audience
+from .._model.addresses import Address, bracketed, is_ip_address, is_loopback, normal_audience
+from .._model.certificate_status import CertificateStatus
 from .._model.errors import InvalidSettingsError, StorageError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import SigningIdentity
+from .._model.log_fields import about
 from .._net.adopted import Watched
 from .._net.descriptor_limit import descriptor_limit
 from .._net.leg import Leg
@@ -37,6 +39,8 @@ from .._net.tls.stream import TlsServerStream
 from .._storage import files
 from .._storage.networks import is_within
 from ..access.guard import check_files
+from ..access_log.writer import AccessLog
+from ..certificates.opening import open_certificates
 from ..exchange.carrier import Carrier
 from ..websocket import EngineName
 from ..yamux import Limits
@@ -61,13 +65,12 @@ from .tunnels import Route, each_address
 from .visitors.arriving import Arriving
 from .visitors.ingress import Ingress, Visit
 from .visitors.proxy_header import introduce
-from .visitors.tls import SniRouter, accept_tls
+from .visitors.tls import SniRouter, accept_gateway
 
 __all__ = ["Relay", "RelayAddresses"]
 
 _IDENTITY_LIMIT: Final = 64 * 1024
 _ANY_HOST: Final = {"0.0.0.0", "::"}  # noqa: S104  # it is read, not bound
-_PORT: Final = re.compile(r":\d+$")
 _DRAIN_LOOK: Final = 0.1
 """Seconds between looks at what is left, while the relay drains."""
 
@@ -84,12 +87,14 @@ class RelayAddresses:
         all_ingress: the addresses for visitors.
         all_tunnels: for each tunnel with a `bind_addr`, by tunnel id, the addresses for its visitors.
         dashboard: the address of the operator's page; None if there is none.
+        all_http: the addresses for visitors without TLS beside those with it.
     """
 
     all_control: tuple[Address, ...]
     all_ingress: tuple[Address, ...]
     all_tunnels: dict[str, tuple[Address, ...]]
     dashboard: DashboardAddress | None = None
+    all_http: tuple[Address, ...] = ()
 
     @property
     def control(self) -> Address:
@@ -121,9 +126,10 @@ class Relay:
         wall_clock: seconds since 1970, for the `*_unix` fields of statistics.
 
     Raises:
-        InvalidSettingsError: a certificate, a key or a file of access rules cannot be used.
+        InvalidSettingsError: a certificate, a key or a file of access rules cannot be used; or the extra `acme` is
+            missing.
         StorageError: the identity key file or a file of access rules cannot be read, or the group or others may read or
-            write it.
+            write it; or the folder of automatic certificates cannot be used.
     """
 
     def __init__(
@@ -143,6 +149,7 @@ class Relay:
             # A gateway that creates the relay's own name would take its visitors, and other gateways.
             own = {name.partition(".")[0] for name in config.public_names}
             names = NameBook(config.names_path, reserved=own.union(config.reserved_names))
+            names.on_claim = self._want_certificates
             own_registry = LocalRegistry(config.tunnels, names)
         registry = registry or own_registry
         assert registry is not None
@@ -161,13 +168,21 @@ class Relay:
         self._wall_clock: Final = wall_clock
         self._handed_over = False
         self._counts: Final = RelayCounts()
+        self._access_log: Final = AccessLog.configured(
+            config.access_log_path, config.access_log_format, config.access_log_addresses
+        )
         self._admission: Final = Admission(
             config.limits,
             descriptors=descriptor_limit(),
             proxies=(*config.accept_proxy_from, *config.trust_forwarded_from),
             counts=self._counts,
         )
-        self._certificate: Final = _certificate(config)
+        acme = config.acme_config
+        # With an address in clear, no other listener has to be at port 443 for the authority.
+        by_http = config.http_addr is not None or not config.ingress_tls
+        self._acme: Final = None if acme is None else open_certificates(acme, http=by_http)
+        self._certificate: Final = self._acme or _certificate(config)
+        self._want_certificates()
         self._gateways: Final = GatewayEndpoint(
             config,
             registry,
@@ -190,8 +205,30 @@ class Relay:
             trust_forwarded_from=config.trust_forwarded_from,
             carrier=self._carrier,
             folder=config.base_dir,
+            http_answer=None if self._acme is None else self._acme.http_answer,
+            access_log=self._access_log,
+            wall_clock=wall_clock,
         )
         self._sni_router: Final = SniRouter(registry, self._ingress, self._certificate)
+
+    @property
+    def certificates(self) -> dict[str, CertificateStatus]:
+        """The status of each certificate that `acme` orders, by host; empty without `acme`."""
+        return {} if self._acme is None else self._acme.status
+
+    def _want_certificates(self) -> None:
+        """Say which hosts need a certificate. Those of a `registry` that was given to `Relay` are its owner's."""
+        if self._acme is None:
+            return
+        config, hosts = self._config, [*self._config.public_hosts]
+        if self._own_registry is not None and config.ingress_tls:
+            hosts += [
+                host
+                for host, route in self._own_registry.all_hosts
+                if not route.passes_tls and route.url is not None and route.url.scheme == "https"
+            ]
+        # No authority knows a name without a dot, and few know addresses.
+        self._acme.want(host for host in hosts if "." in host and not is_ip_address(host))
 
     async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen and serve, until cancelled or drained. Then send each gateway a go-away and close code 1001.
@@ -259,12 +296,28 @@ class Relay:
             if self._own_registry is not None:
                 self._own_registry.replace(applied.tunnels)
                 self._counts.keep_only({entry.id for entry in applied.tunnels})
+            if self._acme is not None:
+                self._want_certificates()
+                self._acme.retry_now()
             await self._gateways.registry_changed()
             self._addresses = attrs.evolve(self._addresses, all_tunnels=self._bound.addresses)
-            _log.info("the configuration was applied; changes of tunnels: %s", changes)
+            _log.info(
+                "the configuration was applied; changes of tunnels: %s", changes, extra=about("configuration_applied")
+            )
             if changes.for_a_restart:
-                _log.warning("these have changed too, and take a restart: %s", ", ".join(changes.for_a_restart))
+                keys = ", ".join(changes.for_a_restart)
+                fields = about("restart_needed", reason=keys)
+                _log.warning("these have changed too, and take a restart: %s", keys, extra=fields)
             return self._addresses
+
+    def reopen_access_log(self) -> None:
+        """Open the file of the access log anew, after it was renamed. Does not wait.
+
+        Without an access log it does nothing.
+        The command does that on SIGHUP.
+        """
+        if self._access_log is not None:
+            self._access_log.reopen()
 
     def stats(self) -> RelayStats:
         """What the relay has done and holds, as of now. Also before and after `serve`. Does not wait.
@@ -293,11 +346,16 @@ class Relay:
         )
 
     async def _serve(self, task_status: trio.TaskStatus[RelayAddresses]) -> None:
-        async with trio.open_nursery() as connections:
+        logging_access = nullcontext() if self._access_log is None else self._access_log.kept()
+        async with logging_access, trio.open_nursery() as connections:
             connections.start_soon(self._gateways.keep_told)
             await connections.start(self._carrier.run)
             self._gateways.let_sessions_resume(connections)
+            if self._acme is not None:
+                await self._acme.load()
             async with trio.open_nursery() as accepting:
+                if self._acme is not None:
+                    accepting.start_soon(self._acme.run)  # a successor orders when this one does no more
                 self._addresses = await self._listen(accepting, connections)
                 self._inherited.close_rest()
                 self._expected.begin()
@@ -333,6 +391,10 @@ class Relay:
         for address in ingress:
             if address not in control:
                 listening[address] = await listen(address, self._begin_ingress, only_visitors=True)
+        http = [
+            await listen(address, _in_task(self._serve_http), only_visitors=True)
+            for address in each_address(config.http_addr)
+        ]
         self._bound = BoundListeners(
             accept_loop, connections, lambda route: functools.partial(self._begin_bound, route), self._inherited
         )
@@ -343,6 +405,7 @@ class Relay:
             all_ingress=tuple(listening[address] for address in ingress),
             all_tunnels=self._bound.addresses,
             dashboard=dashboard,
+            all_http=tuple(http),
         )
 
     async def _open_dashboard(self, address: DashboardAddress, accepting: trio.Nursery) -> DashboardAddress:
@@ -361,16 +424,19 @@ class Relay:
         return bound_address(address, listeners) if isinstance(address, Address) else address
 
     def _log_start(self, addresses: RelayAddresses) -> None:
-        _log.info("gateways at %s, visitors at %s", _listed(addresses.all_control), _listed(addresses.all_ingress))
+        gateways, visitors = _listed(addresses.all_control), _listed(addresses.all_ingress)
+        _log.info("gateways at %s, visitors at %s", gateways, visitors, extra=about("listening"))
         for tunnel_id, bound in addresses.all_tunnels.items():
-            _log.info("visitors of tunnel %s at %s", tunnel_id, _listed(bound))
+            fields = about("listening", tunnel=tunnel_id)
+            _log.info("visitors of tunnel %s at %s", tunnel_id, _listed(bound), extra=fields)
         if addresses.dashboard is not None:
-            _log.info("the operator's page at %s", addresses.dashboard)
+            _log.info("the operator's page at %s", addresses.dashboard, extra=about("listening"))
         self._warn_of_clear_text(addresses)
         if self._admission.most_connections < self._config.limits.connections:
             _log.warning(
                 "this process may have so few descriptors that it takes %d connections at the most, not the %d"
                 " of its limits; see ulimit -n", self._admission.most_connections, self._config.limits.connections,
+                extra=about("few_descriptors"),
             )  # fmt: skip
 
     async def _let_finish(self) -> None:
@@ -386,7 +452,7 @@ class Relay:
             while self._admission.connections:
                 await trio.sleep(_DRAIN_LOOK)
             return
-        _log.info("visitors are left after %g seconds; they are reset", seconds)
+        _log.warning("visitors are left after %g seconds; they are reset", seconds, extra=about("visitors_reset"))
 
     def _warn_of_clear_text(self, addresses: RelayAddresses) -> None:
         """Log a warning of each side that others than this host can reach without TLS."""
@@ -401,6 +467,7 @@ class Relay:
                 _log.warning(
                     "%s come to %s without TLS: on the way, what visitors send and get can be read and changed; set"
                     " tls_certificate and tls_private_key, or let a proxy in front end TLS", who, _listed(reachable),
+                    extra=about("in_clear"),
                 )  # fmt: skip
 
     async def _serve_control(self, connection: Connection) -> None:
@@ -409,8 +476,14 @@ class Relay:
         _end_with_fin(watched)
         if self._config.control_tls:
             assert self._certificate is not None
-            stream = await accept_tls(watched, self._certificate)
+            secured = await accept_gateway(watched, self._certificate)
+            if secured is None:
+                return
+            stream = secured
         await self._gateways.serve(stream, watched, connection.arrival, certificate=self._certificate_of(stream))
+
+    async def _serve_http(self, connection: Connection) -> None:
+        await self._ingress.serve(attrs.evolve(await self._introduced(connection), in_clear=True))
 
     def _begin_ingress(self, connection: Connection) -> None:
         if not self._read_head(connection, self._begin_visitor, self._serve_ingress):
@@ -440,12 +513,15 @@ class Relay:
         def on_tls(received: bytes) -> None:
             connection.start(serve, connection, received)
 
-        arriving = Arriving(connection, leg, self._carrier, on_head=on_head, on_tls=on_tls)
+        arriving = Arriving(connection, leg, self._carrier, on_head=on_head, on_tls=on_tls, answer=self._refuse)
         try:
             arriving.begin()
         except OSError:
             return False
         return True
+
+    async def _refuse(self, connection: Connection, refusal: Refusal) -> None:
+        await self._ingress.refuse(_visit(connection), refusal)
 
     def _begin_visitor(self, connection: Connection, leg: Leg, head: RequestHead, received: bytes) -> None:
         visit = _visit(connection)
@@ -525,7 +601,7 @@ class Relay:
             return str(route.url)
         address = None if self._bound is None else self._bound.address_of(route)
         address = address or each_address(route.bind_addr)[0]
-        public = _PORT.sub("", self._config.public_names[0])
+        public = self._config.public_hosts[0]
         return f"tcp://{public if address.host in _ANY_HOST else bracketed(address.host)}:{address.port}"
 
     def _is_public(self, head: RequestHead) -> bool:

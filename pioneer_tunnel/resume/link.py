@@ -36,7 +36,11 @@ __all__ = ["Carrier", "Loss", "ResumableLink"]
 REPORT_DELAY: Final = 0.1
 """Seconds until what was received is reported, if it is less than a quarter of the peer's tail."""
 
-_LOOK_EVERY: Final = 64 * 1024
+_LOOK_EVERY: Final = 256 * 1024
+"""Bytes that are sent between two looks whether the tail is full."""
+
+_LOOK_WHILE_SHORT: Final = 64 * 1024
+"""The same while memory is short."""
 
 _BATCH: Final = 256 * 1024
 """Bytes that are sent again at once."""
@@ -68,11 +72,14 @@ class Loss:
         reason: how.
         stuck: whether the path seemed to drop large packets, see `Delivery`.
         silence: seconds in which nothing had come.
+        ended: whether it was ended by the other end, or by something on the way. False if this end gave it up, since
+            nothing came.
     """
 
     reason: Exception
     stuck: bool
     silence: float
+    ended: bool
 
 
 def _ignore(loss: Loss) -> None:
@@ -158,6 +165,11 @@ class ResumableLink(Link):
         return self._tail.counters
 
     @property
+    def ends_at(self) -> float:
+        """When it ends, if it is suspended and no carrier comes."""
+        return self._usable_since + self._timeout
+
+    @property
     def ended(self) -> bool:
         return self._failure is not None
 
@@ -167,7 +179,7 @@ class ResumableLink(Link):
             # No deadline: an idle link has nothing to report.
             await self._due.wait()
             if self.suspended:
-                with trio.move_on_at(self._usable_since + self._timeout):
+                with trio.move_on_at(self.ends_at):
                     await self.restored()
                     continue
                 self.end(trio.BrokenResourceError(f"the link was not restored within {self._timeout:g} seconds"))
@@ -432,11 +444,12 @@ class ResumableLink(Link):
     # Inside
 
     def _has_space(self) -> bool:
-        """Whether the tail takes more. Looks after every 64 KiB."""
+        """Whether the tail takes more, until `_look_at`."""
         self._charge()
-        if self._tail.is_full(short=self._budget is not None and self._budget.is_short):
+        short = self._budget is not None and self._budget.is_short
+        if self._tail.is_full(short=short):
             return False
-        self._look_at = self._tail.sent + _LOOK_EVERY
+        self._look_at = self._tail.sent + (_LOOK_WHILE_SHORT if short else _LOOK_EVERY)
         return True
 
     async def _usable(self) -> WebSocketLink:
@@ -458,8 +471,9 @@ class ResumableLink(Link):
     def _charge(self) -> None:
         """Let the budget know how long the tail is."""
         if self._budget is not None:
-            self._budget.take(self._tail.held - self._charged)
-            self._charged = self._tail.held
+            held = self._tail.held
+            self._budget.take(held - self._charged)
+            self._charged = held
 
     def _notice(self) -> None:
         """Enough was received to report it, now or soon."""
@@ -503,9 +517,9 @@ class ResumableLink(Link):
         if isinstance(error, WebSocketClosed) and (error.code in _FOR_GOOD or error.code >= 4000):
             self.end(error)
         else:
-            self._lose(carrier, error)
+            self._lose(carrier, error, ended=True)
 
-    def _lose(self, carrier: Carrier, reason: Exception) -> None:
+    def _lose(self, carrier: Carrier, reason: Exception, *, ended: bool = False) -> None:
         if carrier is not self._carrier or self._failure is not None:
             return
         delivery, silence = carrier.link.delivery(), trio.current_time() - carrier.link.last_received
@@ -514,7 +528,8 @@ class ResumableLink(Link):
         self._on_interrupted()
         self._wake_run()
         self._changed.unpark_all()
-        self.on_lost(Loss(reason, stuck=delivery is not None and delivery.stuck, silence=silence))
+        stuck = delivery is not None and delivery.stuck
+        self.on_lost(Loss(reason, stuck=stuck, silence=silence, ended=ended))
 
     def _give_up_carrier(self) -> None:
         carrier, self._carrier = self._carrier, None

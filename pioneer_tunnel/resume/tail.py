@@ -42,7 +42,7 @@ class Tail:
     """One end's counters and its unacknowledged bytes.
 
     Args:
-        window: bytes that the tail may have; it may exceed that by one send.
+        window: bytes that the tail may have; it may exceed that by what is sent between two looks.
         peer_window: the same of the peer's tail, which decides when to report.
 
     Attributes:
@@ -50,7 +50,7 @@ class Tail:
         report_every: when so many received bytes are not reported, the peer may soon have to wait.
     """
 
-    __slots__ = ("_chunks", "_start", "acknowledged", "received", "report_every", "reported", "sent", "window")
+    __slots__ = ("_batches", "acknowledged", "received", "report_every", "reported", "sent", "window")
 
     def __init__(self, *, window: int = DEFAULT_WINDOW, peer_window: int = DEFAULT_WINDOW) -> None:
         self.window: Final = max(window, LEAST_WINDOW)
@@ -59,8 +59,9 @@ class Tail:
         self.acknowledged: int = 0
         self.received: int = 0
         self.reported: int = 0
-        self._chunks: deque[Bytes] = deque()
-        self._start = 0  # the position of the first chunk, of which a part may be acknowledged
+        # What each send has passed on, and how much was sent then. Of the first one a part may be acknowledged. Chunks
+        # are many, so none of them is looked at when it is acknowledged.
+        self._batches: deque[tuple[int, tuple[Bytes, ...]]] = deque()
 
     @property
     def counters(self) -> Counters:
@@ -82,8 +83,8 @@ class Tail:
 
     def keep(self, chunks: Sequence[Bytes]) -> None:
         """Count and keep `chunks`, which are sent now. They must not change any more."""
-        self.sent += sum(map(len, chunks))
-        self._chunks.extend(chunks)
+        self.sent = sent = self.sent + sum(map(len, chunks))
+        self._batches.append((sent, tuple(chunks)))
 
     def acknowledge(self, total: int) -> bool:
         """The peer reports that it has received `total` bytes. Returns whether the tail is shorter now.
@@ -98,10 +99,9 @@ class Tail:
         if total <= self.acknowledged:
             return False
         self.acknowledged = total
-        chunks, start = self._chunks, self._start
-        while chunks and start + len(chunks[0]) <= total:
-            start += len(chunks.popleft())
-        self._start = start
+        batches = self._batches
+        while batches and batches[0][0] <= total:
+            batches.popleft()
         return True
 
     def receive(self, chunks: Sequence[Bytes]) -> int:
@@ -133,13 +133,17 @@ class Tail:
         self.check(peer)
         self.acknowledge(peer.received)
         self.reported = self.received  # the peer has got our counters
-        again = [*self._chunks]
-        known = self.acknowledged - self._start
+        again = [chunk for _, chunks in self._batches for chunk in chunks]
+        known = sum(map(len, again)) - self.held
+        first = 0
+        while known and known >= len(again[first]):
+            known -= len(again[first])
+            first += 1
         if known:
-            again[0] = memoryview(again[0])[known:]
-        return again
+            again[first] = memoryview(again[first])[known:]
+        return again[first:]
 
     def clear(self) -> None:
         """Drop the tail, since the session has ended."""
-        self.acknowledged = self._start = self.sent
-        self._chunks.clear()
+        self.acknowledged = self.sent
+        self._batches.clear()

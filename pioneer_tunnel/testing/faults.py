@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterable
-from typing import Final, TypeAlias, final
+from typing import Final, Literal, TypeAlias, final
 
 import attrs
 
@@ -27,7 +27,9 @@ __all__ = [
     "BadTls",
     "BlackHole",
     "CaptivePortal",
+    "ChangeNetwork",
     "CutAfter",
+    "CutAtWelcome",
     "Drain",
     "Fault",
     "FaultPlan",
@@ -173,6 +175,16 @@ class Reject(_Retried):
         return self.reason in _REASONS
 
 
+@final
+@attrs.frozen(repr=False)
+class CutAtWelcome(_Retried):
+    """The relay admits the gateway, or resumes its session, and the connection is cut before its welcome arrives.
+
+    So after a fault such as `Up(60.0)`, the link is lost in the middle of a resume, when the relay has changed to the
+    new connection and the gateway has not.
+    """
+
+
 # Once the tunnel is up
 
 
@@ -199,10 +211,14 @@ class CutAfter(_Retried):
     """The connection is cut after a number of bytes: during the set-up or later.
 
     Attributes:
-        amount: bytes, both directions together. The set-up takes somewhat more than a thousand.
+        amount: bytes. The set-up takes somewhat more than a thousand, and about as many in each direction.
+        towards: the end at which they arrive, `"relay"` or `"gateway"`; None counts both directions together (default).
     """
 
     amount: int
+    towards: Literal["relay", "gateway"] | None = attrs.field(
+        default=None, kw_only=True, validator=attrs.validators.in_([None, "relay", "gateway"])
+    )
 
 
 @final
@@ -292,6 +308,8 @@ class Drain(_Retried):
 class HostSleep(_Retried):
     """The gateway's host sleeps: the clock jumps, and the connection is dead. Needs virtual time.
 
+    A gateway that gets `watch_network=relay.watch_network` is told of it, if it takes more than 5 seconds.
+
     Attributes:
         after: seconds since the connect.
         seconds: length of the sleep (default: 8 hours).
@@ -299,6 +317,20 @@ class HostSleep(_Retried):
 
     after: float = 0.0
     seconds: float = 8 * 3600.0
+
+
+@final
+@attrs.frozen(repr=False)
+class ChangeNetwork(_Retried):
+    """The gateway's network changes: the connection is dead, and another one can be made at once.
+
+    A gateway that gets `watch_network=relay.watch_network` is told of it, as its system tells it in the field.
+
+    Attributes:
+        after: seconds since the connect.
+    """
+
+    after: float = 0.0
 
 
 Fault: TypeAlias = (
@@ -309,6 +341,7 @@ Fault: TypeAlias = (
     | Unavailable
     | StallAt
     | Reject
+    | CutAtWelcome
     | Up
     | CutAfter
     | Drain
@@ -316,11 +349,12 @@ Fault: TypeAlias = (
     | Slow
     | Takeover
     | HostSleep
+    | ChangeNetwork
 )
 """A fault of one attempt to connect."""
 
 
-MAY_BE_UP: Final = (Up, CutAfter, Drain, BlackHole, Slow, Takeover, HostSleep)
+MAY_BE_UP: Final = (Up, CutAfter, Drain, BlackHole, Slow, Takeover, HostSleep, ChangeNetwork)
 """Faults that may let the tunnel come up."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Final, Protocol, TypeAlias, final
 
@@ -12,8 +12,11 @@ import trio
 import trio.testing
 
 from .._model.addresses import Address
+from .._net.suspension import NOTICED
 from .faults import (
+    MAY_BE_UP,
     BlackHole,
+    ChangeNetwork,
     CutAfter,
     Drain,
     Fault,
@@ -113,6 +116,7 @@ class FaultyDialer:
         self._over = False
         self._was_up = False
         self._changed = trio.Event()
+        self._watchers: Final[list[Callable[[str], object]]] = []
 
     @property
     def plan(self) -> FaultPlan:
@@ -163,14 +167,60 @@ class FaultyDialer:
                 await trio.sleep_forever()  # no deadline: the gateway has one
         fault = dial.fault
         impostor = fault if isinstance(fault, IMPOSTORS) else None
-        if impostor is None:
+        if isinstance(fault, MAY_BE_UP):
             self._was_up = True
-        elif impostor.final and not self._was_up:
+        elif impostor is not None and impostor.final and not self._was_up:
             self._over = True
             self._wake()
         connection = dial.connection = self._relay.new_connection()
         self._relay.serve(dial, impostor, self._apply(fault, dial, connection))
         return connection.client
+
+    # The network and the host of the gateway
+
+    async def watch_network(
+        self,
+        changed: Callable[[str], object],
+        relay_addresses: Callable[[], Collection[str]],  # noqa: ARG002  # every change concerns this relay
+    ) -> None:
+        """Tell a gateway of `change_network` and `sleep`, and of the faults that do the same.
+
+        For the argument `watch_network` of `open_tunnel` and `RemoteAccess`. The system of a gateway in the field tells
+        it of such changes.
+        """
+        self._watchers.append(changed)
+        try:
+            await trio.sleep_forever()  # no deadline: the gateway cancels it
+        finally:
+            self._watchers.remove(changed)
+
+    def change_network(self) -> None:
+        """Change the gateway's network: its connections are dead, and it can make others at once."""
+        self._lose_paths()
+        self._tell("the network has changed")
+
+    def sleep(self, seconds: float) -> None:
+        """Let the gateway's host sleep: the clock jumps, and its connections are dead.
+
+        Raises:
+            TypeError: the clock cannot jump: it is no `trio.testing.MockClock`.
+        """
+        clock = trio.lowlevel.current_clock()
+        if not isinstance(clock, trio.testing.MockClock):
+            raise TypeError(f"HostSleep needs a clock that can jump, a trio.testing.MockClock; this is {clock!r}")
+        self._lose_paths()
+        clock.jump(seconds)
+        if seconds > NOTICED:
+            self._tell(f"resumed after {seconds:.0f} seconds")
+
+    def _lose_paths(self) -> None:
+        for dial in self.dials:
+            if dial.connection is not None:
+                dial.connection.black_hole()
+
+    def _tell(self, what: str) -> None:
+        for changed in self._watchers:
+            changed(what)
 
     def _take_fault(self) -> Fault | None:
         if not self._relay.running:
@@ -182,8 +232,10 @@ class FaultyDialer:
     def _apply(self, fault: Fault, dial: Dial, connection: MemoryConnection) -> list[_Task]:
         """Apply `fault` to a new connection; returns the tasks for its later parts."""
         match fault:
-            case CutAfter(amount=amount):
+            case CutAfter(amount=amount, towards=None):
                 connection.cut_after(amount)
+            case CutAfter(amount=amount, towards=end):
+                connection.cut_after(amount, towards="server" if end == "relay" else "client")
             case Slow(bytes_per_second=speed, seconds=seconds):
                 connection.slow_down(speed)
                 return [_at(seconds, connection.cut)]
@@ -192,7 +244,9 @@ class FaultyDialer:
             case BlackHole(after=after, seconds=seconds):
                 return [_at(after, connection.black_hole), _at(after + seconds, connection.heal)]
             case HostSleep(after=after, seconds=seconds):
-                return [_at(after, partial(_sleep_through, seconds, connection))]
+                return [_at(after, partial(self.sleep, seconds))]
+            case ChangeNetwork(after=after):
+                return [_at(after, self.change_network)]
             case Drain(after=after):
                 return [partial(self._drain, after, dial)]
             case Takeover(after=after, own=own):
@@ -223,12 +277,3 @@ def _at(seconds: float, happen: Callable[[], None]) -> _Task:
         happen()
 
     return wait
-
-
-def _sleep_through(seconds: float, connection: MemoryConnection) -> None:
-    """The host sleeps: the clock jumps, and no byte moves."""
-    clock = trio.lowlevel.current_clock()
-    if not isinstance(clock, trio.testing.MockClock):
-        raise TypeError(f"HostSleep needs a clock that can jump, a trio.testing.MockClock; this is {clock!r}")
-    connection.black_hole()
-    clock.jump(seconds)

@@ -40,7 +40,9 @@ async def secured(connected: trio.abc.Stream, certificate: Certificate | None) -
         trio.TooSlowError: the TLS handshake timed out.
     """
     watched = watch(connected)
-    return (watched if certificate is None else await accept_tls(watched, certificate)), watched
+    if certificate is None:
+        return watched, watched
+    return await accept_tls(watched, await certificate.context()), watched
 
 
 async def impersonate(

@@ -12,6 +12,7 @@ from ..relay.gateways.registry import Directory, LiveSession, LocalDirectory, Re
 from ..relay.gateways.session import GatewaySession
 from ..relay.gateways.takeover import NEWEST_WINS, TakeoverRules
 from ..relay.tunnels import Route, TunnelEntry
+from .faults import CutAtWelcome
 from .faulty_dialer import Dial
 
 __all__ = ["Sessions", "Tunnels", "dial_of_this_task"]
@@ -28,6 +29,9 @@ class Tunnels(Registry):
         self.entries: Final[dict[str, TunnelEntry]] = {}
 
     async def by_key_id(self, key_id: str) -> TunnelEntry | None:
+        dial = dial_of_this_task.get(None)
+        if dial is not None and dial.connection is not None and isinstance(dial.fault, CutAtWelcome):
+            dial.connection.deafen_client()  # its proof has come; what follows is the welcome, or a rejection
         return next((entry for entry in self.entries.values() if key_id in entry.keys_by_id), None)
 
     async def by_host(self, host: str) -> Route | None:
@@ -52,6 +56,7 @@ class Sessions(Directory):
 
     async def admit(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
         await self._sessions.admit(tunnel_id, session, rules=rules)
+        _cut_at_welcome()
 
     async def enter(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
         await self._sessions.enter(tunnel_id, session, rules=rules)
@@ -61,7 +66,12 @@ class Sessions(Directory):
         before = self._carriers.get(session)
         if before is not None:  # otherwise it has just ended
             before.ended_at = trio.current_time()
-            self._carried_by(dial_of_this_task.get(), tunnel_id, session)
+            dial = dial_of_this_task.get()
+            if self.dials.get(tunnel_id) is before:
+                self._carried_by(dial, tunnel_id, session)
+            else:  # it drains, and takes no visitors any more
+                dial.connected_at, self._carriers[session] = trio.current_time(), dial
+            _cut_at_welcome()
 
     def _carried_by(self, dial: Dial, tunnel_id: str, session: LiveSession) -> None:
         dial.connected_at = trio.current_time()
@@ -98,6 +108,12 @@ class Sessions(Directory):
         await self._sessions.leave(tunnel_id, newer)
         del self.dials[tunnel_id]
         self._wake()
+
+
+def _cut_at_welcome() -> None:
+    dial = dial_of_this_task.get()
+    if dial.connection is not None and isinstance(dial.fault, CutAtWelcome):
+        dial.connection.cut()
 
 
 @final

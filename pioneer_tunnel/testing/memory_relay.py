@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, NoReturn, TypeAlias, final
@@ -189,6 +189,20 @@ class MemoryRelay:
         await trio.lowlevel.checkpoint()
         while self.is_reachable(tunnel) is not reachable:
             await self.change()
+
+    async def watch_network(
+        self, changed: Callable[[str], object], relay_addresses: Callable[[], Collection[str]]
+    ) -> None:
+        """For `watch_network` of `open_tunnel` and `RemoteAccess`; see `FaultyDialer.watch_network`."""
+        await self.dial.watch_network(changed, relay_addresses)
+
+    def change_network(self) -> None:
+        """See `FaultyDialer.change_network`."""
+        self.dial.change_network()
+
+    def sleep(self, seconds: float) -> None:
+        """See `FaultyDialer.sleep`."""
+        self.dial.sleep(seconds)
 
     def follow(self, plan: FaultPlan) -> None:
         """Start another plan of `dial`; see `FaultyDialer.follow`."""

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from operator import index
-from typing import Final, final
+from typing import Final, Literal, final
 
 import trio
 
@@ -63,6 +63,7 @@ class MemoryConnection:
         self._is_cut = False
         self._cut_at = math.inf
         self._is_black_hole = False
+        self._client_hears_nothing = False
         self._swallowed: list[Callable[[], None]] = []
         up, down = _Direction(self, buffer), _Direction(self, buffer)
         self._directions: Final = (up, down)
@@ -88,15 +89,28 @@ class MemoryConnection:
                 direction.receiver_breaks(_CUT)
             self._on_change()
 
-    def cut_after(self, amount: int) -> None:
-        """Cut after exactly `amount` more bytes have arrived, both directions together."""
-        self._cut_at = self.carried + amount
+    def cut_after(self, amount: int, *, towards: Literal["client", "server"] | None = None) -> None:
+        """Cut after exactly `amount` more bytes have arrived.
+
+        Args:
+            amount: bytes.
+            towards: the end at which they arrive; None counts both directions together.
+        """
+        if towards is None:
+            self._cut_at = self.carried + amount
+        else:
+            direction = self._directions[towards == "client"]
+            direction.cut_at = direction.carried + amount
         self._cut_if_due()
 
     def black_hole(self) -> None:
         """Let nothing arrive from now on: no byte, FIN or RST. Bytes that have arrived can still be read."""
         self._is_black_hole = True
         self._on_change()
+
+    def deafen_client(self) -> None:
+        """Let nothing arrive at the client from now on, until the connection is cut."""
+        self._client_hears_nothing = True
 
     def heal(self) -> None:
         """End a black hole. All that was sent meanwhile arrives in order, as after TCP retransmissions."""
@@ -122,23 +136,33 @@ class MemoryConnection:
         else:
             arrive()
 
-    def _most_to_carry(self) -> float:
-        return self._cut_at - self.carried
+    def _most_to_carry(self, direction: _Direction) -> float:
+        if self._client_hears_nothing and direction is self._directions[1]:
+            return 0
+        return min(self._cut_at - self.carried, direction.cut_at - direction.carried)
 
-    def _carry(self, amount: int) -> None:
+    def _carry(self, direction: _Direction, amount: int) -> None:
         self.carried += amount
+        direction.carried += amount
         self._cut_if_due()
 
     def _cut_if_due(self) -> None:
-        if self.carried >= self._cut_at:
+        if self.carried >= self._cut_at or any(each.carried >= each.cut_at for each in self._directions):
             self.cut()
 
 
 @final
 class _Direction:
-    """One direction: its bytes, and the state of its sender and its receiver."""
+    """One direction: its bytes, and the state of its sender and its receiver.
+
+    Attributes:
+        carried: bytes that have arrived.
+        cut_at: after so many bytes the connection is cut.
+    """
 
     def __init__(self, connection: MemoryConnection, capacity: int) -> None:
+        self.carried: int = 0
+        self.cut_at: float = math.inf
         self._connection: Final = connection
         self._capacity: Final = capacity
         self._arrived: Final = bytearray()
@@ -230,11 +254,11 @@ class _Direction:
 
     def _bytes_arrive(self, piece: bytes) -> None:
         self._under_way -= len(piece)
-        most = min(len(piece), self._connection._most_to_carry())
+        most = min(len(piece), self._connection._most_to_carry(self))
         if self._receiver_broken is None and not self._receiver_closed:
             self._arrived.extend(piece[: int(most)])
         self._wake()
-        self._connection._carry(int(most))
+        self._connection._carry(self, int(most))
 
     def _end_arrives(self) -> None:
         self._ended = True

@@ -46,6 +46,7 @@ __all__ = [
     "Serve",
     "ServicesMoved",
     "Session",
+    "SessionRenewed",
     "SpreadTold",
     "TLS_OF_NATIVE",
     "TLS_OF_RATHOLE",
@@ -64,9 +65,9 @@ TLS_OF_NATIVE: Final = "a wss:// address"
 TLS_OF_RATHOLE: Final = "the transport tls, or a wss:// address (a bare host:port alone means tcp)"
 
 
-def _doubled(failed: int) -> float:
+def _doubled(failed: int, retry_after: float | None) -> float:
     """The default of `Target.redial_delay`."""
-    return min(2.0**failed, 30.0)
+    return max(min(2.0 ** (failed - 1), 30.0) if failed else 0.0, retry_after or 0.0)
 
 
 @final
@@ -87,8 +88,9 @@ class Target:
         services: what the gateway offers; None for a gateway that takes visitors of the tunnel's first service alone.
         checks: asks for checks of the link; a transport that can check its link listens while it is up.
         counts: counts visitors' streams and refusals.
-        redial_delay: seconds to wait after an attempt to restore a lost link has failed; it is given how many have
-            failed before.
+        redial_delay: seconds to wait before the next attempt to restore a lost link. It is given how many have failed
+            since the loss, and how many seconds the relay has asked for. Without a failed attempt it is called if the
+            relay may be gone.
     """
 
     address: RelayAddress
@@ -103,7 +105,7 @@ class Target:
     services: Services | None = attrs.field(default=None, eq=False)
     checks: LinkChecks = attrs.field(factory=LinkChecks, eq=False, repr=False)
     counts: TunnelCounts = attrs.field(factory=TunnelCounts, eq=False, repr=False)
-    redial_delay: Callable[[int], float] = attrs.field(default=_doubled, eq=False, repr=False)
+    redial_delay: Callable[[int, float | None], float] = attrs.field(default=_doubled, eq=False, repr=False)
 
 
 @final
@@ -145,6 +147,14 @@ class LinkLost:
 @attrs.frozen
 class LinkRestored:
     """The session goes on over a new connection."""
+
+
+@final
+@attrs.frozen
+class SessionRenewed:
+    """The relay did not have the session any more, and has granted this one. The streams of the old one are gone."""
+
+    session: Session
 
 
 @final
@@ -212,6 +222,7 @@ class VisitorRefused:
 Event: TypeAlias = (
     LinkLost
     | LinkRestored
+    | SessionRenewed
     | Draining
     | Replaced
     | ServicesMoved

@@ -29,12 +29,23 @@ class LinkChecks:
     def __init__(self) -> None:
         self.asked_at: float = -math.inf
         self._listeners: Final = trio.lowlevel.ParkingLot()
+        self._openers: Final = trio.lowlevel.ParkingLot()
 
-    def ask(self) -> None:
-        """Ask for a check. It changes nothing for a transport that is not up, or that checks its link already."""
+    def ask(self, *, moved: bool = False) -> None:
+        """Ask for a check. It changes nothing for a transport that is not up, or that checks its link already.
+
+        Args:
+            moved: the network has changed.
+        """
         self.asked_at = trio.current_time()
         self._listeners.unpark_all()
+        if moved:
+            self._openers.unpark_all()
 
     async def asked(self) -> None:
         """Wait until a check is asked for. No deadline: most links are never checked."""
         await self._listeners.park()
+
+    async def moved(self) -> None:
+        """Wait until the network has changed. No deadline: a network may stay as it is for ever."""
+        await self._openers.park()

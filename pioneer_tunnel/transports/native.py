@@ -10,7 +10,7 @@ import functools
 import hashlib
 import logging
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final, NoReturn, final
 
@@ -21,6 +21,7 @@ from .._model.addresses import RelayAddress, is_loopback
 from .._model.errors import InvalidSettingsError, LinkLostError, RelayConnectError, RemoteProtocolError, ReplacedError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import PublicKey, RelayKey
+from .._model.log_fields import about
 from .._model.retry_after import retry_after_seconds
 from .._model.services import FIRST_SERVICE
 from .._model.stats import SessionStats
@@ -43,7 +44,7 @@ from .._wire.handshake import (
 from .._wire.heartbeat import HEARTBEAT, choose_heartbeat
 from .._wire.proxy_v2 import MAX_LENGTH, ProxyHeader
 from .._wire.resumption import RESUME, Confirmation, GatewayResumption
-from ..resume import DEFAULT_WINDOW, Carrier, ResumableLink
+from ..resume import DEFAULT_WINDOW, ResumableLink
 from ..websocket import (
     ENGINES,
     EngineName,
@@ -62,17 +63,19 @@ from .interface import (
     TLS_OF_NATIVE,
     Deliver,
     Draining,
+    Event,
     LinkRestored,
     Replaced,
     Report,
     RoundTrip,
     ServicesMoved,
     Session,
+    SessionRenewed,
     SpreadTold,
     Target,
     usable_key,
 )
-from .resuming import Opened, Resuming
+from .resuming import Opened, Redials, Resuming
 from .service_offer import ServiceOffer
 from .tunnel_stream import TunnelStream
 
@@ -135,35 +138,32 @@ class NativeTransport:
         """See `Serve`."""
         self.check(target.key)
         offer = ServiceOffer(target.services)
-        over = trio.Event()
+        redials = Redials()
+        started: Callable[[Session], None] = task_status.started
         with lone_error_bare():
             async with trio.open_nursery() as connections:
-                try:
-                    opened = await connections.start(self._hold_first, target, offer, report, over)
-                    carrier = opened.carrier(over)
-                    await self._carry(
-                        opened, carrier, target, offer, deliver=deliver, report=report, task_status=task_status
+                opened = await connections.start(self._hold_first, target, offer, report)
+                while True:
+                    opened = await self._carry(
+                        opened,
+                        connections,
+                        target,
+                        offer,
+                        redials=redials,
+                        deliver=deliver,
+                        report=report,
+                        started=started,
                     )
-                finally:
-                    over.set()
-        raise AssertionError("a connection ends by raising")
+                    started = functools.partial(_renewed, report)
 
     async def _hold_first(
-        self,
-        target: Target,
-        offer: ServiceOffer,
-        report: Report,
-        over: trio.Event,
-        *,
-        task_status: trio.TaskStatus[Opened],
+        self, target: Target, offer: ServiceOffer, report: Report, *, task_status: trio.TaskStatus[Opened]
     ) -> None:
-        """Open the session's first WebSocket, and close it when it carries no more."""
+        """Open the first session's first WebSocket, and close it when it carries no more."""
         async with self._open(target, offer, report, self._resumption()) as opened:
             task_status.started(opened)
             await trio.lowlevel.checkpoint_if_cancelled()  # the last chance, if `start` was cancelled
-            # No deadline: the session's end sets it. Shielded, since yamux says goodbye over the WebSocket.
-            with trio.CancelScope(shield=True):
-                await over.wait()
+            await opened.hold()
 
     def _tls_is_opened(self, address: RelayAddress) -> None:
         line = (
@@ -172,7 +172,7 @@ class NativeTransport:
         )
         if self.relay_identity is not None:
             raise RelayConnectError(f"{line}; since relay_identity pins the relay, that is refused")
-        _log_limiter.log(("opened", address), line, level=logging.WARNING)
+        _log_limiter.log(("opened", address), line, about=about("tls_intercepted", peer=address))
 
     def _resumption(self) -> GatewayResumption | None:
         if not self.resume_timeout:
@@ -229,16 +229,26 @@ class NativeTransport:
     async def _carry(
         self,
         opened: Opened,
-        carrier: Carrier,
+        connections: trio.Nursery,
         target: Target,
         offer: ServiceOffer,
         *,
+        redials: Redials,
         deliver: Deliver,
         report: Report,
-        task_status: trio.TaskStatus[Session],
-    ) -> NoReturn:
+        started: Callable[[Session], None],
+    ) -> Opened:
+        """Carry one session until it fails. Returns what carries the next one, if the relay has granted one already."""
+        drains = False
+        resuming: Resuming | None = None
+
+        def note(event: Event) -> None:
+            nonlocal drains
+            drains = drains or isinstance(event, Draining)
+            report(event)
+
         def on_text(text: str) -> None:
-            _take_text(text, target, report, offer)
+            _take_text(text, target, note, offer)
 
         def on_restored() -> None:
             report(LinkRestored())
@@ -255,28 +265,43 @@ class NativeTransport:
             engine=self.engine or ENGINES[0],
             deliver=deliver,
             report=report,
-            task_status=task_status,
+            started=started,
         )
-        if opened.confirmation is None:
-            carrier.link.on_text = on_text
-            await carry(carrier.link)
-        resuming = Resuming(
-            opened.welcome.session,
-            carrier,
-            opened.confirmation,
-            target,
-            timeout=self.resume_timeout,
-            heartbeat=opened.heartbeat,
-            report=report,
-            on_text=on_text,
-            on_restored=on_restored,
-            reopen=functools.partial(self._open, target, offer, report),
-        )
-        with lone_error_bare():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(resuming.run)
-                await carry(resuming.link)
-        raise AssertionError("a connection ends by raising")
+        try:
+            if opened.confirmation is None:
+                carrier = opened.carrier()
+                carrier.link.on_text = on_text
+                await carry(carrier.link)
+            resuming = Resuming(
+                opened,
+                opened.confirmation,
+                target,
+                redials,
+                timeout=self.resume_timeout,
+                report=report,
+                on_text=on_text,
+                on_restored=on_restored,
+                reopen=functools.partial(self._open, target, offer, report),
+                may_renew=lambda: not drains,  # otherwise the session would take the tunnel from its successor
+            )
+            with lone_error_bare():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(carry, resuming.link)
+                    await resuming.run(connections)
+                    nursery.cancel_scope.cancel()  # before the link ends, so that its end is no failure
+                    resuming.link.end(trio.BrokenResourceError("the relay has granted another session"))
+        except BaseException:
+            if resuming is not None and resuming.granted is not None:
+                resuming.granted.over.set()
+            raise
+        finally:
+            opened.over.set()
+        assert resuming.granted is not None
+        return resuming.granted
+
+
+def _renewed(report: Report, session: Session) -> None:
+    report(SessionRenewed(session))
 
 
 def _confirmation(welcome: Welcome, resumption: GatewayResumption | None) -> Confirmation | None:
@@ -329,7 +354,7 @@ async def _carry(
     engine: EngineName,
     deliver: Deliver,
     report: Report,
-    task_status: trio.TaskStatus[Session],
+    started: Callable[[Session], None],
 ) -> NoReturn:
     """Report that the tunnel is up, and carry visitors until the link ends."""
     counted = trio.Event()
@@ -363,7 +388,7 @@ async def _carry(
     async def start() -> None:
         with trio.move_on_after(COUNTED_TIMEOUT):
             await counted.wait()
-        task_status.started(
+        started(
             Session(
                 id=welcome.session,
                 public_url=welcome.public_url,
@@ -373,13 +398,15 @@ async def _carry(
             )
         )
         if not target.address.secure and not is_loopback(target.address.host):
-            _log.warning(IN_CLEAR, target.address, TLS_OF_NATIVE)
+            fields = about("in_clear", peer=target.address)
+            _log.warning(IN_CLEAR, target.address, TLS_OF_NATIVE, extra=fields)
 
     async with trio.open_nursery() as nursery:
 
         def on_doubt(silence: float) -> bool:
             line = f"nothing came from {target.address} for {silence:.0f} seconds"
-            _log_limiter.log(("doubt", target.address), line, level=logging.INFO)
+            fields = about("link_in_doubt", session=welcome.session, peer=target.address)
+            _log_limiter.log(("doubt", target.address), line, level=logging.INFO, about=fields)
             return link.restore()
 
         async def check_when_asked() -> NoReturn:
@@ -498,7 +525,7 @@ def _deliver_if_complete(
         stream.reset()
         return True
     counter = counts.services.of(header.service or FIRST_SERVICE)
-    counter.from_visitors.bytes += len(received) - used
+    counter.from_visitors.total += len(received) - used
     stream.count_as(counter)
     try:
         deliver(TunnelStream(stream, header, received[used:]))

@@ -28,6 +28,7 @@ import trio
 
 from .._model.addresses import RelayAddress
 from .._model.errors import InvalidSettingsError, RelayConnectError, StorageError
+from .._model.log_fields import about
 from .._model.proxies import ProxyCredentials
 from .._net.dialing import HEAD_START, Dialer, ResolvingDialer, dial_tcp, first_to_connect, ip_address_of
 from .._net.proxies.choice import ProxyChoice
@@ -207,7 +208,7 @@ class _Renewed(Generic[_T]):
                 problem = error
         if self._value is None or not was_up:
             raise problem
-        _log.warning("%s; the last good ones stay in use", problem)
+        _log.warning("%s; the last good ones stay in use", problem, extra=about("file_refused", reason=problem))
         return self._value
 
 

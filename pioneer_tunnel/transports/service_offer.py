@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NoReturn, final
 
+from .._model.log_fields import about
 from .._model.services import FIRST_SERVICE
 from .._net.log_limiter import LogLimiter
 from .._wire import services as wire
@@ -66,7 +67,7 @@ class ServiceOffer:
         self._located = located
         for name, why in located.refused.items():
             line = f"the relay sends no visitors of the service {name!r}: {why}"
-            _log_limiter.log((name, why), line)
+            _log_limiter.log((name, why), line, about=about("service_refused", service=name, reason=why))
 
     @property
     def addresses(self) -> Mapping[str, str] | None:

@@ -10,6 +10,7 @@ import trio
 from .._model.addresses import LocalAddress
 from .._net.tls.certificate import Certificate
 from ..access.rules import Access
+from ..access_log.writer import AccessLog
 from ..transports.tunnel_stream import Handler, TunnelStream
 from .forward import ForwardedHeaders, Forwarder, LocalServers, ProxyProtocol, forward
 from .tunnel import Tunnel
@@ -40,19 +41,22 @@ async def forward_visitors(
     host_header: str | None = None,
     raw_services: Collection[str] = (),
     access: Access | Mapping[str, Access | None] | None = None,
+    access_log: AccessLog | None = None,
     certificate: Certificate | None,
 ) -> None:
     """Forward each visitor until the tunnel is closed, in `nursery`, or without a task where that is possible.
 
     Args:
-        local, proxy_protocol, forwarded_headers, host_header, raw_services, access: see `forward`.
+        local, proxy_protocol, forwarded_headers, host_header, raw_services, access, access_log: see `forward`.
         nursery: for what takes time.
-        certificate: ends visitors' TLS; None where the relay ends it.
+        certificate: ends visitors' TLS; None for the tunnel's own `certificates`, or where the relay ends it.
 
     Raises:
         TunnelError: the tunnel has failed for good.
     """
-    if certificate is None and forwarded_headers is None and host_header is None and access is None:
+    certificates = certificate or tunnel.certificates
+    changes = (forwarded_headers, host_header, access, access_log)
+    if certificates is None and all(each is None for each in changes):
         forwarder = Forwarder(nursery, local, proxy_protocol=proxy_protocol, report=tunnel.report)
         tunnel._divert(forwarder.begin)
         await _accept(tunnel, forwarder.begin)  # those that wait already
@@ -66,9 +70,10 @@ async def forward_visitors(
             host_header=host_header,
             raw_services=raw_services,
             access=access,
+            access_log=access_log,
             report=tunnel.report,
         )
-        await accept_visitors(tunnel, with_certificate(handler, certificate), nursery)
+        await accept_visitors(tunnel, with_certificate(handler, certificates), nursery)
 
 
 async def _accept(tunnel: Tunnel, take: Callable[[TunnelStream], object]) -> None:

@@ -19,6 +19,7 @@ from .._http.forwarded import HeaderRules
 from .._http.head import error_response
 from .._model.addresses import HttpsAddress, LocalAddress, local_address, normal_audience
 from .._model.errors import LocalGatewayError
+from .._model.log_fields import about
 from .._model.services import ANY_SERVICE, FIRST_SERVICE
 from .._net.closing import abandon, close_after_answer
 from .._net.dialing import Attempt, Dialer, begin_dial_local, dial_local, dial_tcp, secure_local
@@ -29,12 +30,16 @@ from .._storage.networks import customer_of
 from .._wire.proxy_v2 import ProxyHeader
 from ..access.guard import Guard, guard_of
 from ..access.rules import Access
+from ..access_log.following import RequestLog, VisitorLog
+from ..access_log.watching import Watch
+from ..access_log.writer import AccessLog
 from ..exchange.carrier import Carrier
 from ..exchange.pump import Pump, pump
 from ..exchange.task_leg import leg_of
 from ..transports.interface import LocalDialFailed, LocalDialOk, Report, VisitorRefused
 from ..transports.tunnel_stream import TunnelStream
 from .guarded import pump_checked
+from .logged_leg import LoggedLeg
 from .rewriting_leg import RewritingLeg
 
 __all__ = ["ForwardedHeaders", "Forwarder", "LocalServers", "ProxyProtocol", "first_local", "forward", "probe_local"]
@@ -94,6 +99,7 @@ async def forward(
     host_header: str | None = None,
     raw_services: Collection[str] = (),
     access: Access | Mapping[str, Access | None] | None = None,
+    access_log: AccessLog | None = None,
     report: Report = _ignore,
     dial: Dialer = dial_tcp,
 ) -> None:
@@ -126,6 +132,8 @@ async def forward(
             connection by itself; others are answered here. Of a visitor in another protocol, the address alone is
             checked. Or a mapping from the names of services to such rules, and from `*` to those of all others; the
             visitor of a service that it does not have is reset. None (default) admits everybody.
+        access_log: gets a line for each request, or for each stream in which no request is found. None (default) for
+            none. Its `kept` has to be entered.
         report: gets an event that says whether the gateway answered; of several services, only about the one to which
             streams without a name go.
         dial: makes the connection, unless `local` is a Unix socket.
@@ -144,7 +152,8 @@ async def forward(
     try:
         guard = _guard(access, name)
     except KeyError:
-        _log_limiter.log(("access", name), f"there are no access rules for the service {name!r}")
+        line = f"there are no access rules for the service {name!r}"
+        _log_limiter.log(("access", name), line, about=about("unknown_service", service=name))
         server = guard = None
     if server is None:
         report(VisitorRefused("unknown_service"))
@@ -158,7 +167,10 @@ async def forward(
             stream.reset()
             return
         guard = None
-    await forwarding.run(stream, server, rules=rules, guard=guard)
+    log = (
+        None if access_log is None else VisitorLog(access_log, stream.visitor, service=stream.service or FIRST_SERVICE)
+    )
+    await forwarding.run(stream, server, rules=rules, guard=guard, log=log, raw=name in raw_services)
 
 
 _Server: TypeAlias = tuple[LocalAddress, Report]
@@ -192,7 +204,8 @@ class _Forwarding:
         name = stream.service or first
         if name in local:
             return local_address(local[name]), self.report if name == first else _ignore
-        _log_limiter.log(("service", name), f"there is no local server for the service {name!r}")
+        line = f"there is no local server for the service {name!r}"
+        _log_limiter.log(("service", name), line, about=about("unknown_service", service=name))
         return None
 
     def header(self, stream: TunnelStream) -> bytes:
@@ -210,6 +223,8 @@ class _Forwarding:
         *,
         rules: HeaderRules | None = None,
         guard: Guard | None = None,
+        log: VisitorLog | None = None,
+        raw: bool = False,
     ) -> None:
         """Forward `stream` to its end.
 
@@ -218,6 +233,8 @@ class _Forwarding:
             attempt: the connection to it, if that has begun.
             rules: what to change in requests; None for nothing.
             guard: checks each request; None to check none.
+            log: gets its requests; None for none.
+            raw: whether it is known that they are no HTTP requests.
         """
         local, report = server
 
@@ -225,9 +242,11 @@ class _Forwarding:
             try:
                 connection = await _connect(local, self.header(stream), self.dial, attempt)
             except LocalGatewayError as error:
-                _log_limiter.log(local, f"{error}; a visitor was turned away")
+                fields = about("local_unavailable", service=stream.service, peer=local, reason=error)
+                _log_limiter.log(local, f"{error}; a visitor was turned away", about=fields)
                 report(LocalDialFailed(str(error)))
-                self.report(VisitorRefused("local_unavailable"))
+                if report is not self.report:  # else that says it
+                    self.report(VisitorRefused("local_unavailable"))
                 return None
             report(LocalDialOk())
             return connection
@@ -235,13 +254,16 @@ class _Forwarding:
         try:
             if guard is not None:
                 rules = rules or HeaderRules(set_forwarded=False)
-                await _pump_checked(stream, connect, rules, guard, self.report)
+                await _pump_checked(stream, connect, rules, guard, report=self.report, log=log)
             elif (connection := await connect()) is None:
-                pass
-            elif rules is None:
-                await pump(stream, connection)
+                if log is not None:
+                    Watch(log).end(in_order=False)
+            elif rules is not None:
+                await _pump_requests(stream, connection, rules, self.report, log)
+            elif log is not None:
+                await _pump_watched(stream, connection, Watch(log, raw=raw))
             else:
-                await _pump_requests(stream, connection, rules, self.report)
+                await pump(stream, connection)
         except Exception as error:  # noqa: BLE001  # it must not affect other visitors
             _log_unforeseen(error)
         finally:
@@ -391,14 +413,34 @@ def header_rules(
     )
 
 
-async def _pump_requests(stream: TunnelStream, connection: ByteStream, rules: HeaderRules, report: Report) -> None:
+async def _pump_watched(stream: TunnelStream, connection: ByteStream, watch: Watch) -> None:
+    in_order = False
+    try:
+        in_order = await pump(connection, stream, second_leg=LoggedLeg(leg_of(stream), watch))
+    finally:
+        watch.end(in_order=in_order)
+
+
+async def _pump_requests(
+    stream: TunnelStream, connection: ByteStream, rules: HeaderRules, report: Report, log: VisitorLog | None
+) -> None:
     """Pump, and change the heads of requests. A request that cannot be followed is answered here."""
-    leg = RewritingLeg(leg_of(stream), rules)
-    await pump(connection, stream, second_leg=leg)
+    requests = None if log is None else RequestLog(log)
+    leg = RewritingLeg(leg_of(stream), rules, observer=requests)
+    in_order = False
+    try:
+        in_order = await pump(connection, stream, second_leg=leg)
+    finally:
+        if requests is not None:
+            requests.end(in_order=in_order)
     refused = leg.refused_request
     if refused is not None:
+        if log is not None:
+            log.refused(None, refused.status)
         report(VisitorRefused("bad_request"))
-        _log_limiter.log("refused", f"a visitor's request was refused: {refused.reason}", level=logging.INFO)
+        line = f"a visitor's request was refused: {refused.reason}"
+        fields = about("bad_request", service=stream.service, reason=refused.reason)
+        _log_limiter.log("refused", line, level=logging.INFO, about=fields)
         if leg.handed_over:
             await _answer(stream, error_response(refused.status, refused.reason, omit_body=refused.omit_body))
 
@@ -408,14 +450,16 @@ async def _pump_checked(
     connect: Callable[[], Awaitable[ByteStream | None]],
     rules: HeaderRules,
     guard: Guard,
+    *,
     report: Report,
+    log: VisitorLog | None,
 ) -> None:
     visitor = _host(stream)
     rules = attrs.evolve(rules, removed=guard.removes)
     # Visitors whose address nobody knows count as one.
     source = "" if visitor is None else customer_of(visitor)
     try:
-        refused = await pump_checked(stream, connect, rules, guard, visitor=visitor, source=source)
+        refused = await pump_checked(stream, connect, rules, guard, visitor=visitor, source=source, log=log)
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         return
     if refused is not None:
@@ -431,7 +475,9 @@ async def _answer(stream: TunnelStream, answer: bytes) -> None:
 
 
 def _log_unforeseen(error: Exception) -> None:
-    _log_limiter.log("unforeseen", "a visitor could not be forwarded", level=logging.ERROR, error=error)
+    fields = about("unforeseen", reason=type(error).__name__)
+    line = "a visitor could not be forwarded"
+    _log_limiter.log("unforeseen", line, level=logging.ERROR, error=error, about=fields)
 
 
 async def _connect(local: LocalAddress, header: bytes, dial: Dialer, attempt: Attempt | None = None) -> ByteStream:

@@ -15,6 +15,7 @@ from .._http.forwarded import HeaderRules
 from .._http.head import BadRequest, HeadReader, RequestHead, error_response
 from .._net.streams import ByteStream
 from ..access.guard import Guard
+from ..access_log.following import RequestLog, VisitorLog
 from ..exchange.pump import pump
 from ..exchange.task_leg import leg_of
 from ..transports.tunnel_stream import TunnelStream
@@ -36,6 +37,7 @@ async def pump_checked(
     *,
     visitor: str | None,
     source: str,
+    log: VisitorLog | None = None,
 ) -> tuple[str, bytes] | None:
     """Carry a visitor's requests to the local server, each after its check.
 
@@ -45,6 +47,7 @@ async def pump_checked(
         rules: what to change in each request.
         guard: checks them.
         visitor, source: see `Guard.check`.
+        log: gets the requests; None for none.
 
     Returns:
         Why a request is refused, as for `VisitorRefused`, and the answer to send as the last one; None when the
@@ -58,23 +61,37 @@ async def pump_checked(
         try:
             head, received = await _read_head(stream, received)
         except BadRequest as refused:
+            if log is not None:
+                log.refused(None, refused.status)
             return "bad_request", error_response(refused.status, refused.reason, omit_body=refused.omit_body)
         if head is None:
             await stream.aclose()
             return None
         denial = await guard.check(head, visitor, source)
         if denial is not None:
+            if log is not None:
+                log.refused(head, denial.status)
             return "access_denied", denial.response(omit_body=head.omit_body)
         connection = await connect()
         if connection is None:
+            if log is not None:
+                log.refused(head, None)
             return None
         gate = _Gate(guard, visitor, source)
-        leg = RewritingLeg(leg_of(stream), rules, received=received, allows=gate.allows)
-        await pump(connection, stream, second_leg=leg)
+        requests = None if log is None else RequestLog(log)
+        leg = RewritingLeg(leg_of(stream), rules, received=received, allows=gate.allows, observer=requests)
+        in_order = False
+        try:
+            in_order = await pump(connection, stream, second_leg=leg)
+        finally:
+            if requests is not None:
+                requests.end(in_order=in_order)
         if not leg.handed_over:
             return None
         request = leg.refused_request
         if request is not None:
+            if log is not None:
+                log.refused(None, request.status)
             return "bad_request", error_response(request.status, request.reason, omit_body=request.omit_body)
         assert leg.next_request is not None
         _, received = leg.next_request

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection
 from typing import Final
 
+from .._model.log_fields import about
 from .._net.dialing import Dialer, dial_tcp
 from .._net.log_limiter import LogLimiter
 from .._net.network_changes import WatchNetwork, watch_network
@@ -28,7 +29,9 @@ async def follow_network(watch: WatchNetwork | None, supervisor: Supervisor, tar
         return
 
     def changed(what: str) -> None:
-        _log_limiter.log("changed", f"{what}: checking the way to the relay", level=logging.INFO)
+        fields = about("network_changed", reason=what)
+        line = f"{what}: checking the way to the relay"
+        _log_limiter.log("changed", line, level=logging.INFO, about=fields)
         supervisor.network_changed()
 
     def relay_addresses() -> Collection[str]:
@@ -38,4 +41,5 @@ async def follow_network(watch: WatchNetwork | None, supervisor: Supervisor, tar
         await watch(changed, relay_addresses)
     except Exception as error:  # noqa: BLE001  # a tunnel works without it
         line = "changes of the network are not noticed any more"
-        _log_limiter.log("failed", line, level=logging.ERROR, error=error)
+        fields = about("unforeseen", reason=type(error).__name__)
+        _log_limiter.log("failed", line, level=logging.ERROR, error=error, about=fields)

@@ -13,6 +13,7 @@ from .._model.proxies import Proxy
 from .._net.dialing import Dialer
 from .._net.network_changes import WatchNetwork
 from .._net.tls.client import SystemTrust
+from ..certificates.config import AcmeConfig
 from ..transports import Serve
 from ..transports.rathole.key_mode import KeyMode
 from ..transports.services import Services
@@ -45,5 +46,6 @@ class TunnelOptions(TypedDict, total=False):
     key_mode: KeyMode | str
     services: Services | Mapping[str, str | LocalAddress] | None
     websocket_engine: EngineName | None
+    acme: AcmeConfig | None
     random: Random | None
     wall_clock: Callable[[], float]

@@ -20,6 +20,9 @@ __all__ = ["LONGEST_WAIT", "RunEnd", "RestartPolicy", "Restarts"]
 LONGEST_REDIAL_DELAY: Final = 4.0
 """Seconds between two attempts to restore a lost link, before jitter: visitors wait meanwhile."""
 
+FIRST_SHARE: Final = 2 / 3
+"""Share of the span in which the first attempt to restore a lost link comes."""
+
 
 def _finite(_policy: object, attribute: attrs.Attribute[float], value: float) -> None:
     if not math.isfinite(value):
@@ -83,6 +86,12 @@ class Restarts:
     comes back, its gateways together dial at most 3 times as often as it takes them (benchmarks/storm.py). A relay that
     answers `busy` is up, and says itself when to come.
 
+    A session that can be resumed wants its link back at once, since visitors wait. Where this gateway alone has lost
+    its link, it dials at once. Where its relay may be gone, its first attempt comes within two thirds of the span
+    (`redial_delay`): then all gateways together dial 1.5 times as often as the relay takes them, and those that it
+    refuses come in turn beside them. The relay takes the gateways of a second at once, so a delay of less than a second
+    is none. Later attempts take the whole span each, since an attempt that failed says that the relay is gone.
+
     Args:
         policy: the policy.
         random: the source of jitter.
@@ -113,15 +122,21 @@ class Restarts:
         self._waited += delay
         return delay
 
-    def redial_delay(self, failed: int, spread: Spread | None) -> float:
-        """Seconds to wait before the next attempt to restore a lost link.
+    def redial_delay(self, failed: int, spread: Spread | None, *, retry_after: float | None = None) -> float:
+        """Seconds to wait before the next attempt to restore a link that may have been lost with its relay.
 
         Args:
-            failed: how many attempts have failed before the last one.
+            failed: how many attempts have failed since the loss.
             spread: what the relay has asked for the time after a loss; None if it asked nothing.
+            retry_after: seconds that the relay asked for after the last attempt.
         """
-        delay = min(self.policy.initial * 2 ** min(failed, 64), self.policy.maximum, LONGEST_REDIAL_DELAY)
-        return self._jittered(delay if spread is None else max(delay, spread.span))
+        share = 0.0
+        if spread is not None and retry_after is None:
+            share = self._random.uniform(0, spread.span if failed else FIRST_SHARE * spread.span)
+        if not failed:
+            return share if share >= 1.0 else 0.0
+        delay = min(self.policy.initial * 2 ** min(failed - 1, 64), self.policy.maximum, LONGEST_REDIAL_DELAY)
+        return max(self._jittered(delay) + share, min(retry_after or 0.0, LONGEST_WAIT))
 
     def _own_delay(self, ending: RunEnd) -> float:
         policy, spread = self.policy, ending.spread
@@ -132,7 +147,7 @@ class Restarts:
             return self._jittered(longest)
         if ending.reconnect_within is not None and self.used == 1:
             return self._random.uniform(0, min(ending.reconnect_within, longest))
-        if ending.connected_for is not None and self.used == 1:
+        if ending.connected_for is not None and self.used == 1 and ending.retry_after is None:
             return self._random.uniform(0, 2 * policy.initial if spread is None else spread.span)
         doublings = min(self.used - 1, 64)  # a larger power has long passed every maximum
         delay = policy.initial * 2**doublings

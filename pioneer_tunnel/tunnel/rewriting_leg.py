@@ -23,7 +23,7 @@ import trio
 from .._http.forwarded import HeaderRules
 from .._http.head import BadRequest, RequestHead
 from .._http.requests import Phase, Piece
-from .._http.responses import ResponseFollower, ResponsePhase
+from .._http.responses import ResponseFollower, ResponseObserver, ResponsePhase
 from .._http.rewriting import RequestRewriter
 from .._net.fastpath.event_loop import Reactor
 from .._net.leg import Bytes, Leg, nothing
@@ -49,6 +49,7 @@ class RewritingLeg(Leg):
         rules: the changes.
         received: bytes that were read from the visitor before.
         allows: see `RequestRewriter`.
+        observer: is told of requests and responses; None for nobody.
 
     Attributes:
         handed_over: True when the exchange has left the visitor's stream open, for the answer to `refused_request` or
@@ -62,11 +63,12 @@ class RewritingLeg(Leg):
         *,
         received: bytes = b"",
         allows: Callable[[RequestHead], bool] | None = None,
+        observer: ResponseObserver | None = None,
     ) -> None:
         super().__init__()
         self.handed_over: bool = False
         self._leg: Final = leg
-        self._responses: Final = ResponseFollower()
+        self._responses: Final = ResponseFollower(observer)
         self._requests: Final = (
             RequestRewriter(rules, self._responses)
             if allows is None

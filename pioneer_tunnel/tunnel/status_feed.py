@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Final, final
 
 import attrs
 import trio
 
 from .._async_library import need_trio
+from .._model.certificate_status import CertificateStatus
 from .._model.status import Status
 
 __all__ = ["StatusFeed"]
@@ -33,6 +34,7 @@ class StatusFeed:
         self._changed = trio.Event()
         self._history: deque[Status] = deque([initial], maxlen=HISTORY_LIMIT)
         self._dropped = 0
+        self._certificates: Mapping[str, CertificateStatus] | None = None
 
     @property
     def current(self) -> Status:
@@ -50,7 +52,12 @@ class StatusFeed:
         return self._dropped
 
     def publish(self, status: Status) -> None:
-        """Make `status` the newest. If it equals the current one, nothing changes and no watcher wakes."""
+        """Make `status` the newest. If it equals the current one, nothing changes and no watcher wakes.
+
+        Its `certificates` are those of `note_certificates`.
+        """
+        if status.certificates != self._certificates:
+            status = attrs.evolve(status, certificates=self._certificates)
         if status == self._current:
             return
         if attrs.evolve(status, relay_rtt_ms=self._current.relay_rtt_ms) == self._current:
@@ -61,6 +68,11 @@ class StatusFeed:
         self._current = status
         self._sequence += 1
         self._wake()
+
+    def note_certificates(self, certificates: Mapping[str, CertificateStatus] | None) -> None:
+        """Publish these with the current status and all that follow. None for none."""
+        self._certificates = certificates
+        self.publish(self._current)
 
     def end(self) -> None:
         """Let watchers finish once they have seen the newest status. Ending twice is ending once."""

@@ -35,6 +35,7 @@ from .._model.errors import (
     UnknownError,
 )
 from .._model.exception_groups import leaves, lone_error_bare
+from .._model.log_fields import about
 from .._model.stats import SessionStats
 from .._model.status import ErrorKind, State, Status
 from .._wire.messages import Spread
@@ -50,6 +51,7 @@ from ..transports.interface import (
     Serve,
     ServicesMoved,
     Session,
+    SessionRenewed,
     SpreadTold,
     Target,
     VisitorRefused,
@@ -269,7 +271,7 @@ class Supervisor:
         An attempt that is under way begins anew, since it may wait for answers on the way that is gone. A wait that the
         relay has asked for is not cut short.
         """
-        self._target.checks.ask()
+        self._target.checks.ask(moved=True)
         if self._opening is not None:
             self._opening.give_up()
         if self._hurries:
@@ -282,8 +284,9 @@ class Supervisor:
 
     def report(self, event: Event) -> None:
         """Take an event of the forwarding to the local gateway. Late events are ignored."""
-        if isinstance(event, VisitorRefused):
-            self._target.counts.refusals[event.reason] += 1
+        if isinstance(event, VisitorRefused | LocalDialFailed):
+            reason = event.reason if isinstance(event, VisitorRefused) else "local_unavailable"
+            self._target.counts.refusals[reason] += 1
         if self._carrying is None or self._over:
             return
         match event:
@@ -314,6 +317,13 @@ class Supervisor:
                 self._target.counts.resumes += 1
                 if was_lost is not None and self._carrying is link and not self._over:
                     self._retry_at_unix = None
+                    self._publish(State.CONNECTED, self._local_error)
+            case SessionRenewed(session=session):
+                link.session, link.lost = session, None
+                link.connected_at, link.since_unix = trio.current_time(), self._wall_clock()
+                self._target.counts.sessions += 1
+                if self._carrying is link and not self._over:
+                    self._session, self._retry_at_unix = session, None
                     self._publish(State.CONNECTED, self._local_error)
             case ServicesMoved(services=services):
                 if self._carrying is link and not self._over:
@@ -391,8 +401,9 @@ class Supervisor:
         if len(self._draining) > MOST_DRAINING:
             self._draining.popleft().scope.cancel()
 
-    def _redial_delay(self, failed: int) -> float:
-        return self._restarts.redial_delay(failed, None if self._carrying is None else self._carrying.spread)
+    def _redial_delay(self, failed: int, retry_after: float | None) -> float:
+        spread = None if self._carrying is None else self._carrying.spread
+        return self._restarts.redial_delay(failed, spread, retry_after=retry_after)
 
     def _is_lost(self, link: _Link, error: TunnelError, retry_in: float | None) -> None:
         """`link` has lost its connection, and its transport tries to restore it. If it drains, that changes nothing."""
@@ -515,7 +526,8 @@ def _failure_in(error: BaseException, *, bugs: tuple[type[Exception], ...]) -> T
     expected = [leaf for leaf in errors if isinstance(leaf, TunnelError) and not isinstance(leaf, not_of_a_transport)]
     whole = errors[0] if len(errors) == 1 else error
     if len(expected) < len(errors):
-        _log.error("an unforeseen failure of the tunnel", exc_info=whole)
+        fields = about("unforeseen", reason=type(whole).__name__)
+        _log.error("an unforeseen failure of the tunnel", exc_info=whole, extra=fields)
     final_ones = [failure for failure in expected if failure.final]
     if final_ones:
         return final_ones[0]

@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
@@ -36,7 +36,10 @@ from .._model.text import redact_reason
 from .._net.dialing import Dialer, dial_tcp
 from .._net.network_changes import WatchNetwork
 from .._net.proxies.choice import ProxyChoice
+from .._net.tls.by_name import Certificates
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
+from ..certificates.config import AcmeConfig
+from ..certificates.opening import open_certificates
 from ..transports.built_in import TRANSPORTS, configured_transport
 from ..transports.counts import TunnelCounts
 from ..transports.interface import Event, Serve, Target, usable_key
@@ -46,11 +49,15 @@ from ..transports.services import Services
 from ..transports.tunnel_stream import TunnelStream
 from ..websocket import EngineName
 from ..yamux import Limits
+from .automatic_tls import keep_certificates
 from .forward import ProxyProtocol, probe_local
 from .network import chosen_watch, follow_network
 from .restart_policy import RestartPolicy
 from .status_feed import StatusFeed
 from .supervisor import Supervisor, announce
+
+if TYPE_CHECKING:
+    from ..certificates.keeper import AcmeCertificates
 
 __all__ = ["Tunnel", "open_tunnel"]
 
@@ -78,6 +85,8 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
         self._running: Final = trio.CancelScope()
         self._ended: Final = trio.Event()
         self._supervisor: Final = supervisor(self)
+        self.certificates: Certificates | None = None
+        """The certificates that `acme` orders, for `terminate_tls`; None without `acme`."""
 
     @property
     def status(self) -> Status:
@@ -256,6 +265,7 @@ async def open_tunnel(
     local: str | LocalAddress | None = None,
     services: Services | Mapping[str, str | LocalAddress] | None = None,
     proxy_protocol: ProxyProtocol | None = None,
+    acme: AcmeConfig | None = None,
     random: Random | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Tunnel]:
@@ -308,6 +318,8 @@ async def open_tunnel(
             (None), and with a relay that knows no services, visitors of the tunnel's first service come, and no others.
             `websocket` only.
         proxy_protocol: what you `forward` with, so that a local gateway with TLS is dialled in the same way.
+        acme: orders certificates for the tunnel's hosts, where the relay passes TLS through; None (default) for none.
+            `Tunnel.certificates` has them. `websocket` only.
         random: the source of jitter; a seeded one makes the delays reproducible.
         wall_clock: seconds since 1970, for the `*_unix` fields of statuses.
 
@@ -317,6 +329,7 @@ async def open_tunnel(
             too short for the transport. When the relay rejects the key, `Tunnel.accept` and `Tunnel.wait_connected`
             raise.
         UnsupportedTransportError: there is no transport of that name, or the WebSocket engine is not installed.
+        StorageError: the folder of `acme` cannot be used.
     """
     need_trio("pioneer_tunnel.open_tunnel", "pioneer_tunnel.aio.open_tunnel")
     if not isinstance(key, RelayKey):
@@ -348,6 +361,7 @@ async def open_tunnel(
         proxy=choice,
         counts=TunnelCounts(wall_clock()),
     )
+    certificates = None if acme is None else await trio.to_thread.run_sync(_certificates, acme, transport)
     feed = StatusFeed(Status(state=State.STARTING, updated_at_unix=int(wall_clock())))
     tunnel = Tunnel(
         feed,
@@ -368,9 +382,12 @@ async def open_tunnel(
         backlog,
         target.counts,
     )
+    tunnel.certificates = certificates
     try:
         async with open_tasks_beside_body() as nursery:
             nursery.start_soon(tunnel._run)
+            if certificates is not None:
+                nursery.start_soon(keep_certificates, certificates, feed)
             nursery.start_soon(follow_network, chosen_watch(watch_network, dial), tunnel._supervisor, target)
             try:
                 yield tunnel
@@ -435,6 +452,12 @@ def _address(relay: str | RelayAddress, transport: Serve | str) -> RelayAddress:
             )
         return relay
     return relay if relay.scheme is not None else relay.with_scheme("wss")
+
+
+def _certificates(acme: AcmeConfig, transport: Serve | str) -> AcmeCertificates:
+    if transport in _BARE:
+        raise InvalidSettingsError("acme: only a relay of transport websocket says under which names visitors come")
+    return open_certificates(acme)
 
 
 def _services(services: Services | Mapping[str, str | LocalAddress] | None, transport: Serve | str) -> Services | None:

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import logging
 import ssl
+from contextlib import suppress
 from typing import Final, final
 
 import attrs
 import trio
 
+from .._model.log_fields import about
 from .._net.closing import close_after_answer
 from .._net.leg import Leg
 from .._net.log_limiter import LogLimiter
+from .._net.prefixed_stream import PrefixedStream
 from .._net.streams import GuardedStream
+from .._net.tls.by_name import Certificates, answer_challenge, context_for, is_challenge, read_hello
 from .._net.tls.certificate import Certificate
+from .._net.tls.client_hello import Alert, BadClientHello
 from .._net.tls.stream import TlsStream
 from ..transports.tunnel_stream import Handler, TunnelStream
 
@@ -29,8 +34,10 @@ HANDSHAKE_TIMEOUT: Final = 10.0
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.visitor_tls"))
 
 
-def terminate_tls(handler: Handler, certificate: Certificate) -> Handler:
+def terminate_tls(handler: Handler, certificate: Certificate | Certificates) -> Handler:
     """A handler that terminates visitors' TLS with `certificate` and passes the decrypted stream to `handler`.
+
+    In place of a `Certificate` it may be the `Tunnel.certificates` of a tunnel with `acme`.
 
     That stream has the visitor's address and `tls=True`, also if the relay does not report TLS. EOF without
     `close_notify` counts as EOF, as for every web server.
@@ -42,29 +49,47 @@ def terminate_tls(handler: Handler, certificate: Certificate) -> Handler:
         try:
             visitor = await _decrypted(stream, certificate)
         except trio.BrokenResourceError as error:
-            _log_limiter.log("turned away", f"{error}; it was turned away", level=logging.INFO)
+            fields = about("visitor_tls_failed", peer=stream.visitor, reason=error)
+            _log_limiter.log("turned away", f"{error}; it was turned away", level=logging.INFO, about=fields)
         else:
-            await handler(visitor)
+            if visitor is not None:
+                await handler(visitor)
 
     return decrypt
 
 
-def with_certificate(handler: Handler, certificate: Certificate | None) -> Handler:
+def with_certificate(handler: Handler, certificate: Certificate | Certificates | None) -> Handler:
     """`terminate_tls`, where there is a certificate; else `handler` itself."""
     return handler if certificate is None else terminate_tls(handler, certificate)
 
 
-async def _decrypted(stream: TunnelStream, certificate: Certificate) -> TunnelStream:
+async def _decrypted(stream: TunnelStream, certificate: Certificate | Certificates) -> TunnelStream | None:
     """Make the handshake. The result owns `stream`; if this raises, `stream` is closed.
+
+    Returns:
+        The decrypted stream; None if an ACME authority came, and has seen what it came for.
 
     Raises:
         trio.BrokenResourceError: the handshake failed or timed out.
     """
     try:
         with trio.move_on_after(HANDSHAKE_TIMEOUT):
-            tls = TlsStream(stream, await certificate.context(), server_side=True, https=True)
+            if isinstance(certificate, Certificate):
+                tls = TlsStream(stream, await certificate.context(), server_side=True, https=True)
+            else:
+                hello, received = await read_hello(stream)
+                begun = PrefixedStream(stream, received)
+                if is_challenge(hello):
+                    await answer_challenge(begun, hello, certificate)
+                    return None
+                tls = TlsStream(begun, await context_for(hello, certificate), server_side=True, https=True)
             await tls.do_handshake()
             return TunnelStream(_DecryptedStream(tls, stream), attrs.evolve(stream.proxy_header, tls=True))
+    except BadClientHello as error:
+        with trio.move_on_after(HANDSHAKE_TIMEOUT), suppress(trio.BrokenResourceError):
+            await stream.send_all(error.alert.record)
+        await close_after_answer(stream)
+        raise trio.BrokenResourceError(f"a visitor from {stream.visitor} and TLS: {_why(error)}") from error
     except trio.BrokenResourceError as error:
         await close_after_answer(stream)  # so that the alert arrives
         raise trio.BrokenResourceError(f"a visitor from {stream.visitor} and TLS: {_why(error)}") from error
@@ -77,8 +102,9 @@ async def _decrypted(stream: TunnelStream, certificate: Certificate) -> TunnelSt
     )
 
 
-def _why(error: trio.BrokenResourceError) -> str:
-    if isinstance(error.__cause__, ssl.SSLError) and error.__cause__.reason == "HTTP_REQUEST":
+def _why(error: trio.BrokenResourceError | BadClientHello) -> str:
+    in_clear = isinstance(error.__cause__, ssl.SSLError) and error.__cause__.reason == "HTTP_REQUEST"
+    if in_clear or (isinstance(error, BadClientHello) and error.alert is Alert.UNEXPECTED_MESSAGE):
         return "what came is HTTP in clear; has the tunnel tls = 'passthrough' at the relay?"
     return str(error)
 

@@ -27,6 +27,7 @@ import trio
 
 from .._model.errors import RemoteProtocolError, fresh_copy
 from .._model.exception_groups import leaves
+from .._model.log_fields import about
 from .._model.stats import SessionStats
 from .._net.delivery import LONGEST_PAUSE, Movement
 from .._net.fastpath.event_loop import Reactor, Stay
@@ -608,7 +609,8 @@ class YamuxConnection:
                 stream.reset()
             except Exception as error:  # noqa: BLE001  # an error about one stream must not end the others
                 line = "a stream could not be handed on; it is reset"
-                _log_limiter.log("unforeseen", line, level=logging.ERROR, error=error)
+                fields = about("unforeseen", reason=type(error).__name__)
+                _log_limiter.log("unforeseen", line, level=logging.ERROR, error=error, about=fields)
                 stream.reset()
         self._tell_if_gone()
         return bool(events)

@@ -350,7 +350,7 @@ class Session:
         """
         if not self._outbox.frame_early(stream, data):
             return False
-        stream.sent_amount.bytes += len(data)
+        stream.sent_amount.total += len(data)
         return True
 
     def send(self, stream: Stream, data: Buffer) -> None:
@@ -366,7 +366,7 @@ class Session:
         if data:
             # A view, so that cutting a large piece into frames does not copy what is left of it.
             stream.enqueue(data)
-            stream.sent_amount.bytes += len(data)
+            stream.sent_amount.total += len(data)
             self._outbox.put_ready(stream)
 
     def send_fin(self, stream: Stream) -> None:
@@ -397,7 +397,7 @@ class Session:
         if not stream.receive_queue:
             self._with_unread.discard(stream)
         self.unread -= size
-        stream.received_amount.bytes += size
+        stream.received_amount.total += size
         self._grant(stream, size, now)
         return data
 

@@ -320,7 +320,10 @@ EXPOSE: Final = ["expose", "127.0.0.1:1", "--key-file", "key"]
         ([*EXPOSE, "--relay", "ws://h", "--relay-identity", "x"], "--relay-identity: .*ed25519:"),
         (["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", "key", "--proxy-protocol", "v1"], "v2"),
         ([*EXPOSE, "--relay", "ws://h", "--proxy", "gopher://p"], "--proxy.*another scheme.*socks5"),
-        ([*EXPOSE, "--relay", "ws://h", "--proxy", "http://u:p@h"], "--proxy.*user:password to a file"),
+        (
+            [*EXPOSE, "--relay", "ws://h", "--proxy", "http://u:p@h"],
+            "to a file, and name it in --proxy-credentials-file",
+        ),
         ([*EXPOSE, "--relay", "ws://h", "--proxy-credentials-file", "key"], "--proxy-credentials-file: it is for"),
         ([*EXPOSE, "--relay", "ws://h", "--proxy", "https://p", "--ca-file", "nowhere"], "there is no file 'nowhere'"),
         ([*EXPOSE, "--relay", "ws://h", "--host-header", "http://h"], "--host-header: the address"),

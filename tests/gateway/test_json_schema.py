@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 from jsonschema import Draft202012Validator
 from schema import SCHEMA, problems_with
 
+from pioneer_tunnel._model.certificate_status import CertificateStatus
 from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._model.status import ErrorKind, State, Status
 from pioneer_tunnel.gateway.rpc import STATUS_CHANGED
@@ -70,6 +71,7 @@ def test_fields_are_those_of_the_contract() -> None:
         "retry_at_unix",
         "relay_rtt_ms",
         "services",
+        "certificates",
     }
     assert definitions["SNAPSHOT"]["required"] == ["enabled", "transport", "has_key", "status"]
     assert definitions["SNAPSHOT"]["properties"].keys() == {
@@ -86,6 +88,13 @@ def test_fields_are_those_of_the_contract() -> None:
     assert definitions["UPDATE"]["properties"]["key"]["writeOnly"]
 
 
+certificates = st.builds(
+    CertificateStatus,
+    not_after_unix=st.none() | st.integers(0, 2**40),
+    renew_at_unix=st.none() | st.integers(0, 2**40),
+    message=st.none() | st.text(max_size=1000),
+    retry_at_unix=st.none() | st.integers(0, 2**40),
+)
 statuses = st.builds(
     Status,
     state=st.sampled_from(State),
@@ -96,6 +105,7 @@ statuses = st.builds(
     attempt=st.one_of(st.none(), st.integers(1, 10**6)),
     retry_at_unix=st.one_of(st.none(), st.integers(0, 2**40)),
     relay_rtt_ms=st.one_of(st.none(), st.floats(0, 10**6)),
+    certificates=st.none() | st.dictionaries(st.text(max_size=9), certificates, max_size=3),
 )
 
 

@@ -15,6 +15,7 @@ from fuzzing import examples
 from hypothesis import given, settings, strategies as st
 from statuses import states_of
 
+from pioneer_tunnel._model.certificate_status import CertificateStatus
 from pioneer_tunnel._model.status import ErrorKind, State, Status
 from pioneer_tunnel._model.text import clean_message
 from pioneer_tunnel.tunnel.status_feed import StatusFeed
@@ -22,6 +23,9 @@ from pioneer_tunnel.tunnel.status_feed import StatusFeed
 COMMON = settings(deadline=None, derandomize=True, max_examples=examples(200))
 
 seconds = st.integers(0, 2**40)
+certificates = st.builds(
+    CertificateStatus, not_after_unix=st.none() | seconds, message=st.none() | st.text(max_size=400)
+)
 statuses = st.builds(
     Status,
     state=st.sampled_from(State),
@@ -33,6 +37,7 @@ statuses = st.builds(
     retry_at_unix=st.none() | seconds,
     relay_rtt_ms=st.none() | st.floats(0, 1e6),
     services=st.none() | st.dictionaries(st.text(max_size=9), st.text(max_size=9), max_size=3),
+    certificates=st.none() | st.dictionaries(st.text(max_size=9), certificates, max_size=3),
 )
 
 CONNECTED = Status(state=State.CONNECTED, updated_at_unix=1_700_000_000)
@@ -122,6 +127,9 @@ def test_unknown_keys_and_nulls_of_another_gateway_are_passed_over() -> None:
         ({"relay_rtt_ms": "fast"}, "'relay_rtt_ms' is 'fast', not of type int or float"),
         ({"services": ["web"]}, "'services' is not an object of texts"),
         ({"services": {"web": 1}}, "'services' is not an object of texts"),
+        ({"certificates": ["a.test"]}, "'certificates' is not an object of objects"),
+        ({"certificates": {"a.test": 1}}, "'certificates' is not an object of objects"),
+        ({"certificates": {"a.test": {"not_after_unix": "soon"}}}, "'certificates' is not an object of objects"),
     ],
 )
 def test_a_field_that_the_contract_does_not_allow_is_named(wire: dict[str, Any], named: str) -> None:

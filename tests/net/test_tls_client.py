@@ -203,6 +203,7 @@ def test_no_public_option_switches_verification_off() -> None:
     }
     about_tls = re.compile("tls|ssl|cert|ca_|trust|verif|insecure|check|name_|host|unsafe|skip|pin|identity|allow")
     assert {option for option in options if about_tls.search(option)} == {
+        "acme_ca_file",  # for the authority's web server, with --acme
         "allow",  # addresses of visitors
         "allow_server_override",  # which relay, not whether it is checked
         "ca_file",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from rig import KEY, RelayRig, ask, eventually, no_hang, read_all, relay_rig, re
 
 from pioneer_tunnel import RelayKey, Services
 from pioneer_tunnel._model.errors import InvalidSettingsError, StorageError
+from pioneer_tunnel._storage import files
 from pioneer_tunnel.relay import RelayConfig, TunnelEntry
 from pioneer_tunnel.relay.names import NameBook, why_no_label
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
@@ -174,6 +176,28 @@ async def test_two_claims_at_once_have_one_winner(tmp_path: Path) -> None:
         for key in (KEY, OTHER):
             nursery.start_soon(claim, key)
     assert sorted(answers, key=str) == [None, "another key has it"]
+
+
+async def test_of_two_processes_that_claim_at_once_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while a relay hands over to its successor. Each is in the middle of its claim when the other one begins."""
+    replace = files.replace
+
+    def replace_slowly(path: Path, content: bytes) -> bool:
+        time.sleep(0.1)
+        return replace(path, content)
+
+    monkeypatch.setattr(files, "replace", replace_slowly)
+    path = tmp_path / "names.json"
+    answers: list[str | None] = []
+
+    async def claim(key: RelayKey, name: str) -> None:
+        answers.append(await NameBook(path).claim(entry_of(key), name, DOMAIN))
+
+    async with trio.open_nursery() as nursery:
+        for key, name in ((KEY, "grafana"), (OTHER, "grafana"), (NEXT, "wiki")):
+            nursery.start_soon(claim, key, name)
+    assert sorted(answers, key=str) == [None, None, "another key has it"]
+    assert json.loads(path.read_text())["names"].keys() == {f"grafana.{DOMAIN}", f"wiki.{DOMAIN}"}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"names":[]}', '{"names":{"a":1}}', "\u00ff"])

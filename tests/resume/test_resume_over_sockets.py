@@ -33,6 +33,7 @@ from rig import (
 )
 
 from pioneer_tunnel import RelayKey, Services, State, Tunnel, TunnelStream
+from pioneer_tunnel.relay.gateways import resuming
 from pioneer_tunnel.websocket import ENGINES, EngineName
 
 each_engine = pytest.mark.parametrize("engine", ENGINES)
@@ -219,6 +220,26 @@ async def test_a_visitor_who_has_waited_gets_the_services_of_now() -> None:
 # Limits of a relay
 
 
+async def test_a_visitor_who_waits_for_a_gateway_counts_once() -> None:
+    limits = {"connects_per_second_per_address": 0, "opens_per_second_per_tunnel": 1}  # 4 at once
+    with no_hang():
+        async with (
+            relay_rig(None, limits=limits) as rig,
+            cutting(rig, lambda: math.inf) as proxy,
+            rig.tunnel(dial=proxy.dial) as tunnel,
+            in_background(lambda: trio.serve_listeners(echo, [tunnel])),
+        ):
+            await tunnel.wait_connected()
+            proxy.open = False
+            proxy.cut()
+            await eventually(lambda: tunnel.status.state is State.RECONNECTING)
+            async with trio.open_nursery() as nursery:
+                for number in range(3):
+                    nursery.start_soon(talk, rig, 1_000, number)
+                await eventually(lambda: rig.relay._ingress.opening == 3)
+                proxy.open = True
+
+
 OTHER_KEY: Final = RelayKey("ptk1_another-key-of-the-tests-0123456789")
 
 
@@ -282,6 +303,38 @@ async def test_a_suspended_session_that_holds_too_much_ends() -> None:
                         await read_all(visitor)
                 assert tunnel.status.state is State.RECONNECTING
                 nursery.cancel_scope.cancel()
+
+
+async def test_a_session_ends_that_holds_too_much_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is suspended it holds nothing, but its visitors go on sending."""
+    monkeypatch.setattr(resuming, "LOOK_INTERVAL", 0.05)
+    limits = {"connects_per_second_per_address": 0, "suspended_bytes": 1024 * 1024}
+    with no_hang():
+        async with (
+            relay_rig(None, limits=limits) as rig,
+            cutting(rig, lambda: math.inf) as proxy,
+            rig.tunnel(dial=proxy.dial) as tunnel,
+        ):
+            await tunnel.wait_connected()
+            async with AsyncExitStack() as open_visitors:
+                visitors = [await open_visitors.enter_async_context(await rig.visit()) for _ in range(8)]
+                for visitor in visitors:
+                    await visitor.send_all(upload())
+                    await read_exactly(await tunnel.accept(), len(upload()))
+                proxy.open = False
+                proxy.cut()
+                await eventually(lambda: tunnel.status.state is State.RECONNECTING)
+                with trio.fail_after(20):  # long before the session ends anyway
+                    async with trio.open_nursery() as nursery:
+                        for visitor in visitors:
+                            nursery.start_soon(send_until_reset, visitor)
+            assert tunnel.status.state is State.RECONNECTING
+
+
+async def send_until_reset(stream: trio.abc.Stream) -> None:
+    with suppress(trio.BrokenResourceError):
+        while True:
+            await stream.send_all(bytes(64 * 1024))
 
 
 async def send_for_ever(stream: TunnelStream) -> None:

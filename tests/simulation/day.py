@@ -17,7 +17,9 @@ from pioneer_tunnel.testing.faults import (
     BadTls,
     BlackHole,
     CaptivePortal,
+    ChangeNetwork,
     CutAfter,
+    CutAtWelcome,
     Fault,
     FaultPlan,
     HostSleep,
@@ -201,6 +203,7 @@ class Day(Printable):
         hours: its length.
         heartbeat: the relay's heartbeat in seconds.
         resume_timeout: seconds that the relay keeps a session without connection (default: 0).
+        told: whether the gateway's system tells it of sleep and of other networks (default: it does not).
         forwards: whether visitors are forwarded to a local gateway (default: the gateway serves them itself).
         patience: seconds until a user applies the settings again after the gateway has given up.
         acts: the events, in order.
@@ -211,6 +214,7 @@ class Day(Printable):
     hours: float
     heartbeat: float = 15.0
     resume_timeout: float = 0.0
+    told: bool = False
     forwards: bool = False
     patience: float = 300.0
     acts: tuple[At, ...] = attrs.field(default=(), converter=_acts_of)
@@ -243,6 +247,7 @@ def make_day(seed: int, *, hours: float = 24.0) -> Day:
         hours,
         heartbeat=heartbeat,
         resume_timeout=60.0 if seed % 2 else 0.0,
+        told=seed % 4 > 1,
         forwards=random.random() < 0.5,
         patience=random.choice([5.0, 60.0, 600.0]),
         acts=tuple(acts),
@@ -305,6 +310,9 @@ _FAULTS: Final[tuple[Callable[[Random], Fault], ...]] = (
     lambda random: Takeover(_seconds(random, 600)),
     lambda random: Takeover(_seconds(random, 600), own=True),
     lambda random: HostSleep(_seconds(random, 600), random.choices([30.0, 3600.0, 8 * 3600.0], [6, 3, 1])[0]),
+    lambda random: ChangeNetwork(_seconds(random, 600)),
+    lambda random: CutAfter(random.choice([1500, 5000, 100_000]), towards=random.choice(["relay", "gateway"])),
+    lambda _: CutAtWelcome(),
 )
 
 

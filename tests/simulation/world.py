@@ -102,6 +102,7 @@ class World:
             keystore=MemoryKeystore(),
             handler=None if day.forwards else self._answer,
             dial=self._dial,
+            watch_network=relay.watch_network if day.told else None,
             random=Random(day.seed),  # jitter
             wall_clock=wall_clock,
         )

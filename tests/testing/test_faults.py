@@ -19,7 +19,9 @@ from pioneer_tunnel.testing import (
     BadTls,
     BlackHole,
     CaptivePortal,
+    ChangeNetwork,
     CutAfter,
+    CutAtWelcome,
     Drain,
     Fault,
     FaultPlan,
@@ -68,6 +70,9 @@ OPENINGS: Final[list[tuple[Fault, ErrorKind, bool, str, tuple[float, float] | No
     (Reject("too_early"), CONNECT, False, "for the reason 'too_early'", (24, 36)),
     (CutAfter(0), CONNECT, False, "", (0.8, 1.2)),
     (CutAfter(700), CONNECT, False, "broke off the opening", (0.8, 1.2)),
+    (CutAfter(400, towards="relay"), CONNECT, False, "broke off the opening", (0.8, 1.2)),
+    (CutAfter(300, towards="gateway"), CONNECT, False, "broke off the opening", (0.8, 1.2)),
+    (CutAtWelcome(), CONNECT, False, "broke off the opening", (0.8, 1.2)),
     (BlackHole(), CONNECT, False, "within 10 seconds", (0.8, 1.2)),
 ]
 ONCE_UP: Final[list[tuple[Fault, ErrorKind, bool, str]]] = [
@@ -77,6 +82,7 @@ ONCE_UP: Final[list[tuple[Fault, ErrorKind, bool, str]]] = [
     (BlackHole(100, 3600), CONNECT, False, "no byte came for 30 seconds"),
     (Slow(4096, 100), CONNECT, False, "is lost"),
     (HostSleep(100), CONNECT, False, "no byte came for 30 seconds"),
+    (ChangeNetwork(100), CONNECT, False, "no byte came for 30 seconds"),
     (Takeover(100, own=True), CONNECT, False, "a newer session of this gateway"),
     (Takeover(100), INVALID, True, "instance 'another-gateway'"),
 ]
@@ -173,6 +179,42 @@ async def test_faults_come_about_inside_tls_as_well(tmp_path: Path) -> None:
     kinds = {entry.attempt: (entry.error_kind, entry.message) for entry in tunnel.history if entry.retry_at_unix}
     assert [kinds[number + 1][0] for number in range(len(faults))] == [fault.kind for fault in faults]
     assert "TLS with wss://relay.test failed" in (kinds[faults.index(BadTls()) + 1][1] or "")
+
+
+@pytest.mark.parametrize("fault", [HostSleep(100), ChangeNetwork(100)], ids=repr)
+@pytest.mark.parametrize("resume_timeout", [0.0, 60.0])
+@virtual_time
+async def test_a_gateway_whose_system_tells_it_is_back_in_seconds(fault: Fault, resume_timeout: float) -> None:
+    async with (
+        open_memory_relay(FaultPlan([fault]), resume_timeout=resume_timeout) as relay,
+        open_status_recorder(relay, grace=5.0) as recorder,
+        open_tunnel(relay.url, key=relay.key, dial=relay.dial, watch_network=relay.watch_network) as tunnel,
+    ):
+        recorder.watch(tunnel)
+        await trio.sleep(101)
+        await relay.wait_reachable()
+        happened_at = 100 + (fault.seconds if isinstance(fault, HostSleep) else 0)
+        assert relay.dials[1].at <= happened_at + 3
+        await tunnel.wait_connected()
+        assert tunnel.status.attempt == (1 if resume_timeout else 2)
+
+
+@virtual_time
+async def test_a_resume_is_lost_when_only_the_relay_has_made_it() -> None:
+    async with (
+        open_memory_relay(FaultPlan([Up(5), CutAtWelcome(), CutAtWelcome()]), resume_timeout=60) as relay,
+        open_tunnel(relay.url, key=relay.key, dial=relay.dial) as tunnel,
+    ):
+        await tunnel.wait_connected()
+        visitor = await relay.visit()
+        await visitor.send_all(b"hello")
+        stream = await tunnel.accept()
+        assert await stream.receive_some() == b"hello"
+        await trio.sleep(6)
+        await stream.send_all(b"good day")
+        assert await visitor.receive_some() == b"good day"
+        assert [dial.connected_at is not None for dial in relay.dials] == [True] * 4  # it was resumed three times
+        assert tunnel.status.attempt == 1
 
 
 async def test_a_clock_that_cannot_jump_is_named() -> None:

@@ -126,6 +126,22 @@ async def test_so_many_bytes_come_through_and_no_more(amount: int) -> None:
     assert received == b"abcdef"[: 3 * (amount > 3) + 3 * (amount > 6)]
 
 
+@pytest.mark.parametrize("amount", range(5))
+@virtual_time
+async def test_one_direction_is_cut_after_so_many_bytes(amount: int) -> None:
+    connection = MemoryConnection()
+    connection.cut_after(amount, towards="client")
+    received = b""
+    try:
+        await connection.client.send_all(b"abcdefg")
+        for letter in (b"x", b"y", b"z"):
+            await connection.server.send_all(letter)
+            received += await connection.client.receive_some()
+    except trio.BrokenResourceError:
+        assert amount <= 3
+    assert received == b"xyz"[: max(amount - 1, 0)] if amount <= 3 else received == b"xyz"
+
+
 @virtual_time
 async def test_into_a_black_hole_goes_a_buffer_and_no_more() -> None:
     connection = MemoryConnection(buffer=8)

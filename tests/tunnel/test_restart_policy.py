@@ -12,7 +12,14 @@ from fuzzing import examples
 from hypothesis import given, settings, strategies as st
 
 from pioneer_tunnel._wire.messages import Spread
-from pioneer_tunnel.tunnel.restart_policy import LONGEST_WAIT, RestartPolicy, Restarts, RunEnd
+from pioneer_tunnel.tunnel.restart_policy import (
+    FIRST_SHARE,
+    LONGEST_REDIAL_DELAY,
+    LONGEST_WAIT,
+    RestartPolicy,
+    Restarts,
+    RunEnd,
+)
 
 seconds = st.floats(0.001, 10_000)
 policies = st.builds(
@@ -48,7 +55,7 @@ def own_delay(policy: RestartPolicy, ending: RunEnd, used: int, waited: float) -
         middle = longest
     elif ending.reconnect_within is not None and used == 1:
         return 0, min(ending.reconnect_within, longest)
-    elif ending.connected_for is not None and used == 1:
+    elif ending.connected_for is not None and used == 1 and ending.retry_after is None:
         return 0, 2 * policy.initial if spread is None else spread.span
     else:
         middle = policy.initial * 2 ** (used - 1)
@@ -251,3 +258,25 @@ def test_a_changed_way_is_tried_at_once_and_counts_as_no_restart() -> None:
     assert restarts.after(RunEnd()) is not None
     assert restarts.after(RunEnd(retry_at_once=True)) == 0
     assert restarts.after(RunEnd()) is None
+
+
+@COMMON
+@given(policy=policies, failed=st.integers(0, 200), spread=st.none() | spreads, seed=seeds)
+def test_a_lost_link_is_restored_within_the_span(
+    policy: RestartPolicy, failed: int, spread: Spread | None, seed: int
+) -> None:
+    share = 0.0 if spread is None else spread.span if failed else FIRST_SHARE * spread.span
+    delay = Restarts(policy, Random(seed)).redial_delay(failed, spread)
+    own = min(policy.initial * 2 ** (failed - 1), policy.maximum, LONGEST_REDIAL_DELAY) if failed else 0.0
+    assert own * (1 - policy.jitter) <= delay <= own * (1 + policy.jitter) + share + 1e-9
+    assert failed or delay == 0.0 or delay >= 1.0
+
+
+@COMMON
+@given(policy=policies, failed=st.integers(0, 200), spread=st.none() | spreads, wanted=st.floats(0, 5000), seed=seeds)
+def test_a_busy_relay_says_when_to_restore_a_link(
+    policy: RestartPolicy, failed: int, spread: Spread | None, wanted: float, seed: int
+) -> None:
+    delay = Restarts(policy, Random(seed)).redial_delay(failed + 1, spread, retry_after=wanted)
+    own = Restarts(policy, Random(seed)).redial_delay(failed + 1, None)
+    assert delay == max(own, min(wanted, LONGEST_WAIT))

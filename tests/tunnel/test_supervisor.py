@@ -65,6 +65,7 @@ from pioneer_tunnel.transports.interface import (
     Report,
     RoundTrip,
     Session,
+    SessionRenewed,
     SpreadTold,
     Target,
 )
@@ -706,6 +707,37 @@ async def test_a_lost_link_that_is_restored_is_one_session(autojump_clock: MockC
     ]
 
 
+async def test_a_session_that_the_relay_has_renewed_is_the_same_run(autojump_clock: MockClock) -> None:
+    """No attempt is counted, and its addresses are those of now. What the local gateway does goes on."""
+    old, new = "https://office.test", "https://office.relay.test"
+    renewed = SessionRenewed(Session(id="two", public_url=new, services={"web": new}))
+    reports: list[tuple[float, Event]] = [
+        *[(5.0, LocalDialFailed("no"))] * 3,
+        (10, LinkLost(LinkLostError("gone"), retry_in=3.0)),
+        (13, renewed),
+        (20, LocalDialOk()),
+    ]
+    transport = ScriptedTransport([Connect(60, reports=tuple(reports), public_url=old)])
+    async with supervised(transport) as generation:
+        await trio.sleep(40)
+        seen = [each.status for each in generation.published if each.at > 6]
+    told = [(each.state, each.error_kind, each.retry_at_unix, each.public_url, each.attempt) for each in seen[1:]]
+    assert [each.state for each in seen] == [State.RECONNECTING, State.CONNECTED, State.CONNECTED]
+    assert told == [
+        (State.CONNECTED, ErrorKind.LOCAL_GATEWAY_UNAVAILABLE, None, new, 1),
+        (State.CONNECTED, None, None, new, 1),
+    ]
+    assert seen[-1].services == {"web": new}
+
+
+async def test_a_renewed_session_that_ends_soon_was_not_stable(autojump_clock: MockClock) -> None:
+    reports: list[tuple[float, Event]] = [(90, LinkLost(LinkLostError("gone"))), (91, SessionRenewed(Session()))]
+    transport = ScriptedTransport([Connect(1), Connect(100, reports=tuple(reports)), Stall()])
+    async with supervised(transport, policy=RestartPolicy(max_restarts=1)) as generation:
+        await trio.sleep(200)
+        assert generation.status.error_kind is ErrorKind.RESTART_LIMIT_REACHED
+
+
 LATE: list[Event] = [
     RoundTrip(0.02),
     LocalDialFailed("no"),
@@ -714,6 +746,7 @@ LATE: list[Event] = [
     LocalDialOk(),
     LinkLost(LinkLostError("gone")),
     LinkRestored(),
+    SessionRenewed(Session(public_url="https://late.test")),
     Draining(3),
 ]
 

@@ -49,6 +49,7 @@ from pioneer_tunnel.transports.interface import (
     Report,
     RoundTrip,
     Session,
+    SessionRenewed,
     Target,
 )
 from pioneer_tunnel.tunnel.restart_policy import LONGEST_WAIT, RestartPolicy
@@ -140,7 +141,14 @@ events = st.one_of(
     st.just(LocalDialFailed("connection refused")),
     st.just(LocalDialOk()),
     st.sampled_from(
-        [LinkLost(LinkLostError("gone")), LinkRestored(), Draining(0.0), Draining(3.0), Replaced("another")]
+        [
+            LinkLost(LinkLostError("gone")),
+            LinkRestored(),
+            SessionRenewed(Session()),
+            Draining(0.0),
+            Draining(3.0),
+            Replaced("another"),
+        ]
     ),
 )
 fails = st.builds(
@@ -245,7 +253,7 @@ class Teller:
                 drain.within = max(drain.within, event.reconnect_within)
             if attempt.connected is not None and any(attempt is running for running in self.running()):
                 self.link_is_lost = isinstance(event, LinkLost) or (
-                    self.link_is_lost and not isinstance(event, LinkRestored)
+                    self.link_is_lost and not isinstance(event, LinkRestored | SessionRenewed)
                 )
             report(event)
 
@@ -318,7 +326,10 @@ class Teller:
         assert len(running) <= 1
         if any(attempt.connected is not None for attempt in running):
             assert status.state is (State.RECONNECTING if self.link_is_lost else State.CONNECTED)
-        elif not any(trio.current_time() <= drain.at + drain.within + 3 + 1e-6 for drain in self.drains.values()):
+        elif not any(
+            trio.current_time() <= self.drained_at(number) + drain.within + 3 + 1e-6
+            for number, drain in self.drains.items()
+        ):
             assert status.state is not State.CONNECTED
         if generation.over is not None:
             assert generation.failure is not None
@@ -349,7 +360,7 @@ class Teller:
             next_one = first[number + 1]
             least, most = self.allowed_wait(number, used)
             if self.has_drained(number):
-                planned_at = self.drains[number].at
+                planned_at = self.drained_at(number)
                 waited = next_one.at - planned_at
                 assert waited <= most + 1e-6
                 continue
@@ -376,11 +387,15 @@ class Teller:
         """Whether the relay of an attempt that was up has said that it drains."""
         return number in self.drains and self.attempts[number].connected is not None
 
+    def drained_at(self, number: int) -> float:
+        """When it first said so while it was up. What it said while it came up counts from when it was."""
+        return max(self.drains[number].at, self.attempts[number].connected or 0.0)
+
     def was_stable(self, number: int) -> bool:
         attempt = self.attempts.get(number)
         if attempt is None or attempt.connected is None or attempt.ended is None:
             return False
-        ended = self.drains[number].at if self.has_drained(number) else attempt.ended
+        ended = self.drained_at(number) if self.has_drained(number) else attempt.ended
         return ended - attempt.connected >= self.story.policy.stable
 
     def allowed_wait(self, number: int, used: int) -> tuple[float, float]:
@@ -446,6 +461,7 @@ DIALS_FAIL: Final[list[HostAction]] = [Reported(LocalDialFailed("connection refu
 @example(Story([Chapter([Connect(), Fail(TunnelAuthError)], [Wait(35), Reported(Draining(0.0)), Wait(5000)])]))
 @example(Story([Chapter([Connect(9, reports=((0.0, LinkLost(LinkLostError("gone"))),))], [Wait(5)])]))
 @example(Story([Chapter([], [Wait(1), Reported(LinkLost(LinkLostError("gone"))), Reported(Draining(0.0)), Wait(9)])]))
+@example(Story([Chapter([Connect(0.0, after=0.5, then=Fail())], [Reported(Draining(0.0)), Wait(600)])]))
 @example(Story([Chapter([Crash(TunnelError)], [Wait(10)])]))
 @example(Story([Chapter([Connect(5, then=Fail(LocalGatewayError))], [Wait(10)])]))
 @example(Story([Chapter([], [Wait(1), *DIALS_FAIL, LocalGatewayIs(False), Wait(100)], probed=True)] * 2))

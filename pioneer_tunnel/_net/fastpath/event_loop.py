@@ -23,6 +23,7 @@ from typing import Final, final
 
 import trio
 
+from ..._model.log_fields import about
 from ..log_limiter import LogLimiter
 from ..turn import Turn
 from .pipe_pool import Pipes
@@ -316,7 +317,8 @@ class Reactor:
 
 def _log_failure(error: Exception) -> None:
     line = "a callback failed in an unforeseen way"
-    _log_limiter.log("callback", line, level=logging.ERROR, error=error)
+    fields = about("unforeseen", reason=type(error).__name__)
+    _log_limiter.log("callback", line, level=logging.ERROR, error=error, about=fields)
 
 
 _reactor: Final[trio.lowlevel.RunVar[Reactor]] = trio.lowlevel.RunVar("pioneer_tunnel.reactor")

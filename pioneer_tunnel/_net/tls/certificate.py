@@ -19,6 +19,7 @@ from typing import Final, TypeAlias, final
 import trio
 
 from ..._model.errors import InvalidSettingsError, StorageError
+from ..._model.log_fields import about
 from ..._storage import files
 
 __all__ = ["Certificate", "certificate_hash"]
@@ -94,9 +95,11 @@ class Certificate:
         self._stamp = stamp
         try:
             self._context = self._load()
-            _log.info("the TLS certificate %s was renewed", self._files[0])
+            fields = about("certificate_renewed", file=self._files[0])
+            _log.info("the TLS certificate %s was renewed", self._files[0], extra=fields)
         except InvalidSettingsError as error:
-            _log.warning("%s; the one in use stays, until the files change again", error)
+            fields = about("file_refused", file=self._files[0], reason=error)
+            _log.warning("%s; the one in use stays, until the files change again", error, extra=fields)
 
     def _stamps(self) -> _Stamp:
         """The files' status, which differs when their content may."""

@@ -19,9 +19,10 @@ import attrs
 import trio
 
 from ..._http.head import RequestHead, wants_upgrade
-from ..._model.errors import ProtocolError
+from ..._model.errors import ProtocolError, RemoteProtocolError
 from ..._model.exception_groups import leaves
 from ..._model.keys import SigningIdentity
+from ..._model.log_fields import about
 from ..._model.services import FIRST_SERVICE
 from ..._model.stats import SessionStats
 from ..._model.text import clean_message
@@ -68,6 +69,9 @@ OPENING_TIMEOUT: Final = 10.0
 
 OPENING_ALLOWANCE: Final = Allowance(size=24 * 1024, frames=16)
 """What a gateway may send until then, including its WebSocket request. A proxy on the way may add pings."""
+
+MOST_REASON: Final = 120
+"""Characters of an error in a WebSocket close frame; these are ASCII."""
 
 MOST_RECONNECT_WITHIN: Final = 3.0
 """Seconds over which gateways reconnect, at the most, when the relay stops. The next one holds visitors for longer."""
@@ -175,7 +179,9 @@ class GatewayEndpoint:
 
         Sessions of gateways that cannot resume run in the task of their connection.
         """
-        self._session_tasks = tasks if self._config.resume_timeout_ms else None
+        if self._config.resume_timeout_ms:
+            self._session_tasks = tasks
+            tasks.start_soon(self._resumable.limit_bytes)
 
     async def serve(
         self,
@@ -233,7 +239,11 @@ class GatewayEndpoint:
                             deadline.deadline = float("inf")
                             await self._carry_resumable(Carrier(link), proved, proved.choice, arrival)
             except* (WebSocketRefused, trio.BrokenResourceError, trio.ClosedResourceError) as group:
-                _log.debug("a gateway connection ended in its opening: %s", leaves(group)[0])
+                _log.debug(
+                    "a gateway connection ended in its opening: %s",
+                    leaves(group)[0],
+                    extra=about("gateway_opening_ended", reason=leaves(group)[0]),
+                )
         if deadline.cancelled_caught:
             _log_too_slow()
 
@@ -350,7 +360,9 @@ class GatewayEndpoint:
                         self._handshakes.proved(trio.current_time())
                         if certificate is not None and sees_another_certificate(claim.extensions, certificate):
                             line = f"tunnel {entry.id}: its gateway sees another certificate; TLS is opened on the way"
-                            _log_limiter.log(("opened", entry.id), line, level=logging.WARNING)
+                            _log_limiter.log(
+                                ("opened", entry.id), line, about=about("tls_intercepted", tunnel=entry.id)
+                            )
                         wanted = claim.extensions.get(services.SERVICES)
                         chosen = claim.extensions.get(RESUME)
                         return _Proved(
@@ -369,7 +381,7 @@ class GatewayEndpoint:
             self._counts.refused(rejection.reason, None if entry is None else entry.id)
             await _reject(websocket, claim, entry, rejection)
         except ProtocolError as error:
-            await websocket.close(1002, str(error)[:120])
+            await websocket.close(1002, str(error)[:MOST_REASON])
         return None
 
     def _busy(self, wait: float) -> Rejection:
@@ -385,7 +397,11 @@ class GatewayEndpoint:
         assert self._session_tasks is not None
         kept = self._resumable.find(proved.resumption, choice, tunnel_id=proved.entry.id, key_id=proved.claim.key_id)
         if kept is not None:
-            await self._resume(kept, carrier, proved, choice, arrival)
+            try:
+                await self._resume(kept, carrier, proved, choice, arrival)
+            except RemoteProtocolError as error:  # the gateway has gone on over the old connection meanwhile
+                self._resumable.note_refused(kept, error)
+                await proved.websocket.close(1002, str(error)[:MOST_REASON])
             return
         deadline = trio.CancelScope(deadline=trio.current_time() + OPENING_TIMEOUT)
         tail = Tail(window=self._window, peer_window=choice.window)
@@ -410,7 +426,11 @@ class GatewayEndpoint:
     async def _resume(
         self, kept: Kept, carrier: Carrier, proved: _Proved, choice: ResumeChoice, arrival: Arrival | None
     ) -> None:
-        """Let a suspended session go on over this connection, until it is given up."""
+        """Let a suspended session go on over this connection, until it is given up.
+
+        Raises:
+            RemoteProtocolError: the gateway is elsewhere than it has said when it asked. The session stays as it is.
+        """
         assert proved.resumption is not None
         kept.attempts = attempt = kept.attempts + 1
         session, link = kept.session, kept.link
@@ -421,6 +441,7 @@ class GatewayEndpoint:
             confirmed[services.SERVICES] = services.located_fields(located)
         counters = link.pause()
         try:
+            link.check(choice.counters)
             confirmed[RESUME] = proved.resumption.confirm(choice, kept.secret, session.id, counters)
             with trio.fail_after(OPENING_TIMEOUT):
                 await proved.websocket.send([self._welcome(proved, session, confirmed)])
@@ -502,7 +523,8 @@ class GatewayEndpoint:
             if arrival is not None:
                 arrival.settle()
             line = f"tunnel {entry.id}: session {session.id} is connected ({claim.agent})"
-            _log_limiter.log(("connected", entry.id), line, level=logging.INFO)
+            fields = about("session_connected", tunnel=entry.id, session=session.id, peer=link.peer)
+            _log_limiter.log(("connected", entry.id), line, level=logging.INFO, about=fields)
 
         session = GatewaySession(
             entry.id,
@@ -538,8 +560,10 @@ class GatewayEndpoint:
                     await self._directory.leave(entry.id, session)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError) as group:
             when = "" if session.entered else " before its gateway accepted the relay"
-            line = f"tunnel {entry.id}: session {session.id} has ended{when}: {leaves(group)[0]}"
-            _log_limiter.log(("ended", entry.id), line, level=logging.INFO)
+            why = leaves(group)[0]
+            line = f"tunnel {entry.id}: session {session.id} has ended{when}: {why}"
+            fields = about("session_ended", tunnel=entry.id, session=session.id, reason=why)
+            _log_limiter.log(("ended", entry.id), line, level=logging.INFO, about=fields)
         finally:
             self._sessions.discard(session)
             self._sessions_changed.set()
@@ -552,13 +576,16 @@ def _ignore_text(text: str) -> None:
 
 def _log_too_slow() -> None:
     line = f"a gateway connection did not finish its opening within {OPENING_TIMEOUT:g} seconds"
-    _log_limiter.log("no opening", line, level=logging.INFO)
+    _log_limiter.log("no opening", line, level=logging.INFO, about=about("gateway_too_slow"))
 
 
 async def _reject(websocket: WebSocket, claim: Claim | None, entry: TunnelEntry | None, rejection: Rejection) -> None:
     named = clean_message(claim.key_id) if claim is not None else "?"
     kind = (rejection.reason, None if entry is None else entry.id)
-    _log_limiter.log(kind, f"a gateway with the key id {named} was rejected: {rejection}", level=logging.INFO)
+    fields = about("gateway_rejected", tunnel=None if entry is None else entry.id, reason=rejection.reason)
+    # A wrong key is the operator's business: a mistake, or an attempt. Others come again by themselves.
+    level = logging.WARNING if rejection.reason == "auth_failed" else logging.INFO
+    _log_limiter.log(kind, f"a gateway with the key id {named} was rejected: {rejection}", level=level, about=fields)
     await websocket.send([rejection.text])
     await websocket.close(1008, rejection.reason)
 

@@ -12,7 +12,7 @@ Both are interfaces whose methods may take time, since in a fleet of relays they
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, Protocol, final
 
 import trio
@@ -231,6 +231,17 @@ class LocalRegistry(Registry):
 
     def by_host_nowait(self, host: str) -> Route | None:
         return self._by_host.get(host)
+
+    @property
+    def all_hosts(self) -> Iterator[tuple[str, Route]]:
+        """Every host that visitors can name now, with its route: no wildcards, but the names below them."""
+        for host, route in self._by_host.items():
+            if route.url is not None and not route.url.wildcard:
+                yield host, route
+        for host in self._names.hosts:
+            route_below = None if host in self._by_host else self._created(host)
+            if route_below is not None:
+                yield host, route_below
 
 
 @final

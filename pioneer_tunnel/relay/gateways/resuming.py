@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final, final
+from typing import Final, NoReturn, final
 
 import attrs
 import trio
 
 from ..._model.errors import RemoteProtocolError
+from ..._model.log_fields import about
 from ..._net.log_limiter import LogLimiter
 from ..._wire.resumption import RelayResumption, ResumeChoice, SessionSecret
 from ...resume import Carrier, Loss, ResumableLink
@@ -25,6 +26,9 @@ from ..limits import RelayLimits
 from .session import GatewaySession
 
 __all__ = ["Kept", "ResumableSessions", "hold"]
+
+LOOK_INTERVAL: Final = 1.0
+"""Seconds between two looks at what suspended sessions hold."""
 
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.session"))
 
@@ -58,6 +62,7 @@ class ResumableSessions:
         self._most_bytes: Final = limits.suspended_bytes
         self._kept: Final[dict[str, Kept]] = {}
         self._suspended: Final[dict[str, Kept]] = {}  # the one that is suspended for the longest time comes first
+        self._some_suspended = trio.Event()
 
     @property
     def suspended(self) -> int:
@@ -87,9 +92,13 @@ class ResumableSessions:
         try:
             kept.link.check(choice.counters)
         except RemoteProtocolError as error:
-            _log(session, "cannot be resumed", error)
+            self.note_refused(kept, error)
             return None
         return kept
+
+    def note_refused(self, kept: Kept, error: RemoteProtocolError) -> None:
+        """A gateway that has the secret is elsewhere than the session."""
+        _log(kept.session, "session_not_resumable", "cannot be resumed", error)
 
     def suspend(self, session_id: str, loss: Loss) -> None:
         """A session has lost its connection. Ends suspended sessions if there are too many."""
@@ -99,10 +108,25 @@ class ResumableSessions:
         if not kept.session.entered:
             kept.link.end(loss.reason)
             return
-        _log(kept.session, "has lost its connection, and waits for its gateway", loss.reason)
+        what = "has lost its connection, and waits for its gateway"
+        _log(kept.session, "session_suspended", what, loss.reason)
         self._suspended.pop(session_id, None)
         self._suspended[session_id] = kept
         self._limit("too many sessions are suspended")
+        self._limit_bytes()
+        self._some_suspended.set()
+
+    async def limit_bytes(self) -> NoReturn:
+        """Keep what suspended sessions hold within the limit: their visitors may go on sending."""
+        while True:
+            # No deadline: most of the time no session is suspended.
+            await self._some_suspended.wait()
+            await trio.sleep(LOOK_INTERVAL)
+            self._limit_bytes()
+            if not self._suspended:
+                self._some_suspended = trio.Event()
+
+    def _limit_bytes(self) -> None:
         while sum(each.session.held for each in self._suspended.values()) > self._most_bytes:
             greediest = max(self._suspended.values(), key=lambda each: each.session.held)
             self._give_up(greediest, "suspended sessions hold too many bytes")
@@ -119,7 +143,7 @@ class ResumableSessions:
     def resumed(self, kept: Kept) -> None:
         """A session has a connection again."""
         self._suspended.pop(kept.session.id, None)
-        _log(kept.session, "is resumed")
+        _log(kept.session, "session_resumed", "is resumed")
 
     def _give_up(self, kept: Kept, why: str) -> None:
         self._suspended.pop(kept.session.id)
@@ -140,6 +164,7 @@ async def hold(carrier: Carrier, on_cancel: Callable[[], object]) -> None:
         raise
 
 
-def _log(session: GatewaySession, what: str, why: Exception | None = None) -> None:
+def _log(session: GatewaySession, event: str, what: str, why: Exception | None = None) -> None:
     line = f"tunnel {session.tunnel_id}: session {session.id} {what}{'' if why is None else f': {why}'}"
-    _log_limiter.log((what, session.tunnel_id), line, level=logging.INFO)
+    fields = about(event, tunnel=session.tunnel_id, session=session.id, reason=why)
+    _log_limiter.log((what, session.tunnel_id), line, level=logging.INFO, about=fields)

@@ -28,6 +28,7 @@ from typing import Final, final
 import attrs
 import trio
 
+from ..._model.log_fields import about
 from ..._model.stats import SessionStats
 from ..._net.log_limiter import LogLimiter
 from ..._wire.handshake import Claim
@@ -307,11 +308,12 @@ class GatewaySession(LiveSession):
                 finally:
                     self._tasks = None
         assert self._ending is not None
-        self._log_limited("was ended", f": {self._ending.reason}")
+        self._log_limited("session_ended", "was ended", self._ending.reason)
 
-    def _log_limited(self, what: str, why: str) -> None:
-        line = f"tunnel {self.tunnel_id}: session {self.id} {what}{why}"
-        _log_limiter.log((what, self.tunnel_id), line, level=logging.INFO)
+    def _log_limited(self, event: str, what: str, why: str) -> None:
+        line = f"tunnel {self.tunnel_id}: session {self.id} {what}: {why}"
+        fields = about(event, tunnel=self.tunnel_id, session=self.id, reason=why or None)
+        _log_limiter.log((what, self.tunnel_id), line, level=logging.INFO, about=fields)
 
     async def _drain_when_asked(self) -> None:
         # No deadline here and below, except as said: the relay ends what has not ended in time.
@@ -334,7 +336,7 @@ class GatewaySession(LiveSession):
         # No deadline: most sessions are never retired.
         await self._retired.wait()
         by = self._successor or ""
-        self._log_limited("is retired", ", a newer key has the tunnel")
+        self._log_limited("session_retired", "is retired", "a newer key has the tunnel")
         if not await self.answers(answer_timeout(self.instance, by)):
             self.abandon()
             return

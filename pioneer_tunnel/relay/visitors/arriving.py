@@ -6,7 +6,7 @@ serve a visitor that begins with TLS.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, final
 
 import trio
@@ -23,6 +23,10 @@ from .tls import HELLO_TIMEOUT
 __all__ = ["Arriving"]
 
 
+async def _refuse(connection: Connection, refusal: Refusal) -> None:
+    await refuse(connection.stream, refusal)
+
+
 @final
 class Arriving:
     """A connection whose first request head has not come yet.
@@ -32,10 +36,11 @@ class Arriving:
         leg: of its stream.
         carrier: resets the connection if it is cancelled first.
         on_head: called with the head and all that was read. The leg is still attached, and belongs to the callee.
+        answer: sends the answer to a request that is refused, and closes the connection.
         on_tls: called with what was read if that looks like TLS. The leg is detached.
     """
 
-    __slots__ = ("_carrier", "_connection", "_leg", "_on_head", "_on_tls", "_over", "_reader", "_timer")
+    __slots__ = ("_answer", "_carrier", "_connection", "_leg", "_on_head", "_on_tls", "_over", "_reader", "_timer")
 
     def __init__(
         self,
@@ -45,7 +50,9 @@ class Arriving:
         *,
         on_head: Callable[[Connection, Leg, RequestHead, bytes], object],
         on_tls: Callable[[bytes], object],
+        answer: Callable[[Connection, Refusal], Awaitable[None]] = _refuse,
     ) -> None:
+        self._answer: Final = answer
         self._connection: Final = connection
         self._leg: Final = leg
         self._carrier: Final = carrier
@@ -131,5 +138,4 @@ class Arriving:
     def _refuse(self, refusal: Refusal) -> None:
         self._leave()
         self._leg.detach()
-        self._connection.arrival.count_refusal(refusal.reason)
-        self._connection.start(refuse, self._connection.stream, refusal)
+        self._connection.start(self._answer, self._connection, refusal)

@@ -32,7 +32,7 @@ import trio
 
 from ..._http.head import BadRequest, RequestHead
 from ..._http.requests import Phase, Piece, RequestFollower, host_of
-from ..._http.responses import ResponseFollower, ResponsePhase
+from ..._http.responses import ResponseFollower, ResponseObserver, ResponsePhase
 from ..._net.fastpath.event_loop import Reactor
 from ..._net.leg import Bytes, Leg, nothing
 from ...exchange.exchange import HandedOver
@@ -64,6 +64,7 @@ class FollowedLeg(Leg):
         head_timeout: seconds for a later head, from its first byte.
         keep_alive_timeout: seconds that the connection may be idle between requests.
         stream_of, removes: see `RequestFollower`.
+        observer: is told of requests and responses; None for nobody.
 
     Attributes:
         handed_over: True when the exchange has left the connection open.
@@ -80,11 +81,12 @@ class FollowedLeg(Leg):
         keep_alive_timeout: float = math.inf,
         stream_of: Callable[[RequestHead], Hashable] = host_of,
         removes: Collection[bytes] = (),
+        observer: ResponseObserver | None = None,
     ) -> None:
         super().__init__()
         self.handed_over: bool = False
         self._leg: Final = leg
-        self._responses: Final = ResponseFollower()
+        self._responses: Final = ResponseFollower(observer)
         self._follower: Final = RequestFollower(head, self._responses, stream_of, removes)
         self._head_timeout: Final = head_timeout
         self._keep_alive_timeout = keep_alive_timeout

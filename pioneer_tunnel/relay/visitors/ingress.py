@@ -6,6 +6,7 @@ A visitor that cannot be served gets a plain answer with the reason, see docs/op
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Hashable, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,9 @@ from ..._storage.networks import Network, is_within
 from ..._wire.proxy_v2 import ProxyHeader
 from ...access.guard import Guard, guard_of
 from ...access.rules import Access
+from ...access_log.following import RequestLog, StreamLog, VisitorLog
+from ...access_log.writer import AccessLog
+from ...certificates.authority import CHALLENGE_PATH
 from ...exchange.carrier import Carrier
 from ...exchange.pump import Pump
 from ...exchange.task_leg import leg_of
@@ -41,6 +45,7 @@ from ..request_head import HEAD_TIMEOUT, Refusal, read_head, refuse
 from ..tunnels import Route
 from .followed_leg import FollowedLeg
 from .forwarded_for import named_visitor
+from .plain import HttpAnswer, send_text, to_https
 from .turns import Turn, Turns
 
 __all__ = ["Ingress", "Visit"]
@@ -70,6 +75,7 @@ class Visit:
         source: the visitor's address as limits count it; None when it is exempt from limits per address.
         settle: called when the tunnel is known; raises `OverLimit` when there are too many visitors.
         connection: what the exchange keeps when it goes on without a task; None if the task has to stay.
+        in_clear: whether it came to an address that sends visitors to https://.
     """
 
     stream: ByteStream = attrs.field(converter=adopt)
@@ -79,17 +85,20 @@ class Visit:
     source: str | None = None
     settle: Callable[[], None] = _no_limit
     connection: Connection | None = None
+    in_clear: bool = False
 
 
 class _Opened(NamedTuple):
     """A stream to a gateway.
 
     Attributes:
+        route: where it leads.
         stream: the stream.
         header: the PROXY header that it begins with.
         counter: counts the streams of its service.
     """
 
+    route: Route
     stream: ByteStream
     header: bytes
     counter: StreamCounter
@@ -119,7 +128,7 @@ class _Asker(NamedTuple):
 class _Passage:
     """A visit to a tunnel: one stream to its gateway."""
 
-    __slots__ = ("counter", "followed", "pump", "route", "source", "visit")
+    __slots__ = ("counter", "followed", "log", "pump", "route", "source", "visit")
 
     def __init__(
         self,
@@ -130,8 +139,10 @@ class _Passage:
         counter: StreamCounter,
         followed: FollowedLeg | None = None,
         source: str | None = None,
+        log: RequestLog | StreamLog | None = None,
     ) -> None:
         counter.begin()
+        self.log: Final = log
         self.visit: Final = visit
         self.route: Final = route
         self.counter: Final = counter
@@ -153,6 +164,9 @@ class Ingress:
         trust_forwarded_from: the networks of HTTP proxies that say whom each request is from.
         carrier: carries visitors whose `Visit` has a connection, without a task for each.
         folder: where relative paths of access rules start from.
+        http_answer: answers an ACME authority, at any host; by default nobody does.
+        access_log: gets the requests and streams of visitors; None for none.
+        wall_clock: seconds since 1970, for the access log.
 
     Attributes:
         counts: as of the admission.
@@ -171,6 +185,9 @@ class Ingress:
         trust_forwarded_from: Sequence[Network] = (),
         carrier: Carrier | None = None,
         folder: Path = Path(),
+        http_answer: HttpAnswer | None = None,
+        access_log: AccessLog | None = None,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         limits = limits or RelayLimits()
         self._registry: Final = registry
@@ -182,6 +199,9 @@ class Ingress:
         self._turns: Final = Turns()
         self._trusted: Final = trust_forwarded_from
         self._folder: Final = folder
+        self._http_answer: Final = http_answer
+        self._access_log: Final = access_log
+        self._wall_clock: Final = wall_clock
         self._rules: Final[dict[Access, Access]] = {}
         self._keep_alive_timeout: Final = limits.keep_alive_timeout_ms / 1000 or math.inf
         self._followed: Final[set[FollowedLeg]] = set()
@@ -214,10 +234,30 @@ class Ingress:
             followed = await self._carry(visit, *request)
             request = None if followed is None else await self._after(visit, followed)
 
-    async def refuse(self, visit: Visit, refusal: Refusal, route: Route | None = None) -> None:
-        """Count a refusal, send its answer, and close. `route` is where the visitor wanted to go, if that is known."""
+    async def refuse(
+        self, visit: Visit, refusal: Refusal, route: Route | None = None, head: RequestHead | None = None
+    ) -> None:
+        """Count a refusal, send its answer, and close.
+
+        Args:
+            visit: whose.
+            refusal: the answer.
+            route: where the visitor wanted to go, if that is known.
+            head: of the request, if it makes sense.
+        """
         self.counts.refused(refusal.reason, None if route is None else route.entry.id)
+        if self._access_log is not None:
+            self._visitor_log(self._access_log, visit, route).refused(head, refusal.status)
         await refuse(visit.stream, refusal)
+
+    def _visitor_log(self, log: AccessLog, visit: Visit, route: Route | None) -> VisitorLog:
+        return VisitorLog(
+            log,
+            visit.visitor,
+            tunnel=None if route is None else route.entry.id,
+            service=(route and route.service) or FIRST_SERVICE,
+            wall_clock=self._wall_clock,
+        )
 
     async def _go_on(self, visit: Visit, followed: FollowedLeg) -> None:
         """Serve what follows an exchange that had no task and has left the visitor's connection open."""
@@ -243,11 +283,18 @@ class Ingress:
         Returns:
             The visitor's leg after the exchange; None if the request was refused, or if the carrier has the visit.
         """
-        route = None
+        text = None if self._http_answer is None else self._http_answer(head.host, head.target)
+        if text is not None:
+            await send_text(visit.stream, text, omit_body=head.omit_body)
+            return None
+        route, asker = None, None
         try:
             route = await self._registry.by_host(head.host)
             if route is None:
                 raise Refusal(404, "there is no tunnel for this host", reason="unknown_host")
+            if visit.in_clear and not head.target.startswith(CHALLENGE_PATH):
+                await refuse(visit.stream, to_https(head, route))
+                return None
             if route.passes_tls:
                 # The tunnel's owner chose that the relay can read nothing of what reaches the gateway.
                 raise Refusal(
@@ -256,6 +303,8 @@ class Ingress:
                     reason="passthrough_only",
                 )
             asker = self._asker(visit, head)
+            if visit.in_clear:
+                asker = asker._replace(stream_of=_a_stream_of_its_own)  # so that each request is looked at here
             guard = self._guard(route)
             if guard is not None:
                 await _check(guard, asker.visit, head)
@@ -264,11 +313,10 @@ class Ingress:
             opened = await self._enter_and_open(asker.visit, route, asker.source)
         except Refusal as refusal:
             refusal.omit_body = head.omit_body
-            await self.refuse(visit, refusal, route)
+            await self.refuse(visit if asker is None else asker.visit, refusal, route, head)
             return None
-        followed, pump = self._pump(asker, leg_of(visit.stream), (head, received), route, opened)
-        passage = _Passage(visit, route, pump, counter=opened.counter, followed=followed, source=asker.source)
-        return followed if await self._run(passage) else None
+        passage = self._request_passage(visit, asker, leg_of(visit.stream), (head, received), opened)
+        return passage.followed if await self._run(passage) else None
 
     def begin_request(self, visit: Visit, leg: Leg, head: RequestHead, received: bytes) -> bool:
         """Like `serve_request`, from the beginning without a task.
@@ -283,20 +331,25 @@ class Ingress:
             route = self._registry.by_host_nowait(head.host)
         except trio.WouldBlock:
             return False
+        if head.target.startswith(CHALLENGE_PATH):
+            return False
         if route is None or route.passes_tls or route.access is not None or self._trusted_proxy(visit) is not None:
             return False
         opened = self._enter_and_open_nowait(visit, route)
         if opened is None:
             return False
-        followed, pump = self._pump(_Asker(visit, None, host_of), leg, (head, received), route, opened)
-        self._begin(_Passage(visit, route, pump, counter=opened.counter, followed=followed))
+        asker = _Asker(visit, None, host_of)
+        self._begin(self._request_passage(visit, asker, leg, (head, received), opened))
         return True
 
-    def _pump(
-        self, asker: _Asker, leg: Leg, request: tuple[RequestHead, bytes], route: Route, opened: _Opened
-    ) -> tuple[FollowedLeg, Pump]:
+    def _request_passage(
+        self, visit: Visit, asker: _Asker, leg: Leg, request: tuple[RequestHead, bytes], opened: _Opened
+    ) -> _Passage:
         head, received = request
-        stream, proxy_header, counter = opened
+        route, stream, proxy_header, counter = opened
+        log = None
+        if self._access_log is not None:
+            log = RequestLog(self._visitor_log(self._access_log, asker.visit, route))
         followed = FollowedLeg(
             leg,
             head,
@@ -306,15 +359,18 @@ class Ingress:
             keep_alive_timeout=0.0 if self._draining else self._keep_alive_timeout,
             stream_of=asker.stream_of,
             removes=() if asker.guard is None else asker.guard.removes,
+            observer=log,
         )
         self._followed.add(followed)
         first = received[: head.length] if asker.guard is None else without_headers(head, received, asker.guard.removes)
         preface = b"".join([proxy_header, first, *followed.take_ready()])
-        counter.from_visitors.bytes += len(preface) - len(proxy_header)
+        counter.from_visitors.total += len(preface) - len(proxy_header)
 
         def apology() -> bytes:
             status, why = (504, _TAKES_NO_VISITORS) if stream.timed_out else (502, _BROKE_OFF)
             self.counts.refused("gateway_timeout" if stream.timed_out else "gateway_broke_off", route.entry.id)
+            if log is not None:
+                log.apology = status
             return error_response(status, why, omit_body=head.omit_body)
 
         pump = Pump(
@@ -326,7 +382,7 @@ class Ingress:
             forth=counter.to_visitors,
             back=counter.from_visitors,
         )
-        return followed, pump
+        return _Passage(visit, route, pump, counter=counter, followed=followed, source=asker.source, log=log)
 
     async def serve_hello(self, visit: Visit, route: Route, received: bytes) -> None:
         """Serve a TLS connection for `route`; `received` is its ClientHello and all that was read after it.
@@ -335,17 +391,8 @@ class Ingress:
             Refusal: the visitor's address is not admitted, the gateway cannot be reached, or a limit is exceeded.
         """
         self._admit(visit, route)
-        stream, proxy_header, counter = await self._enter_and_open(visit, route)
-        counter.from_visitors.bytes += len(received)
-        pump = Pump(
-            stream,
-            visit.stream,
-            preface=proxy_header + received,
-            apology=Alert.INTERNAL_ERROR.record,
-            forth=counter.to_visitors,
-            back=counter.from_visitors,
-        )
-        await self._run(_Passage(visit, route, pump, counter=counter))
+        opened = await self._enter_and_open(visit, route)
+        await self._run(self._stream_passage(visit, opened, received, apology=Alert.INTERNAL_ERROR.record))
 
     async def serve_bound(self, visit: Visit, route: Route) -> None:
         """Serve a connection at a tunnel's `bind_addr`, in any protocol. If that is not possible, reset it."""
@@ -356,20 +403,29 @@ class Ingress:
             self.counts.refused(refusal.reason, route.entry.id)
             await abandon(visit.stream)
         else:
-            await self._run(self._bound_passage(visit, route, opened))
+            await self._run(self._stream_passage(visit, opened))
 
     def begin_bound(self, visit: Visit, route: Route) -> bool:
         """Like `serve_bound`, from the beginning without a task. False if that takes one: then call `serve_bound`."""
         opened = None if route.access is not None else self._enter_and_open_nowait(visit, route)
         if opened is None:
             return False
-        self._begin(self._bound_passage(visit, route, opened))
+        self._begin(self._stream_passage(visit, opened))
         return True
 
-    def _bound_passage(self, visit: Visit, route: Route, opened: _Opened) -> _Passage:
-        stream, proxy_header, counter = opened
-        pump = Pump(stream, visit.stream, preface=proxy_header, forth=counter.to_visitors, back=counter.from_visitors)
-        return _Passage(visit, route, pump, counter=counter)
+    def _stream_passage(
+        self, visit: Visit, opened: _Opened, received: bytes = b"", *, apology: bytes = b""
+    ) -> _Passage:
+        """A passage whose bytes are not followed, of which `received` has come already."""
+        route, stream, proxy_header, counter = opened
+        log, forth, back = None, counter.to_visitors, counter.from_visitors
+        if self._access_log is not None:
+            visitor = self._visitor_log(self._access_log, visit, route)
+            log = StreamLog(visitor, host=route.host, from_visitor=back, to_visitor=forth)
+            forth, back = log.to_visitor, log.from_visitor
+        back.total += len(received)
+        pump = Pump(stream, visit.stream, preface=proxy_header + received, apology=apology, forth=forth, back=back)
+        return _Passage(visit, route, pump, counter=counter, log=log)
 
     def _begin(self, passage: _Passage) -> None:
         """Begin without a task, if possible."""
@@ -405,6 +461,8 @@ class Ingress:
         if passage.followed is not None:
             self._followed.remove(passage.followed)
         passage.counter.end()
+        if passage.log is not None:
+            passage.log.end(in_order=passage.pump.in_order)
         self._admission.end_visit(passage.route.entry.id, source=passage.source)
 
     def _after_carried(self, passage: _Passage, connection: Connection) -> None:
@@ -483,9 +541,9 @@ class Ingress:
         except (trio.WouldBlock, OverLimit, Refusal):
             return None
         try:
-            return _Opened(session.open_stream_nowait(), proxy_header, self.counts.streams_of(route))
+            return _Opened(route, session.open_stream_nowait(), proxy_header, self.counts.streams_of(route))
         except (trio.WouldBlock, trio.BrokenResourceError):
-            self._admission.end_visit(route.entry.id)
+            self._admission.cancel_visit(route.entry.id)  # `_enter_and_open` counts the visitor again
             return None
 
     async def _open(self, visit: Visit, route: Route) -> _Opened:
@@ -512,7 +570,7 @@ class Ingress:
                     try:
                         # Not earlier: a gateway that comes back may offer other services.
                         header = _proxy_header(visit, _name_for(route, session.services))
-                        return _Opened(stream, header, self.counts.streams_of(route))
+                        return _Opened(route, stream, header, self.counts.streams_of(route))
                     except Refusal:
                         await abandon(stream)
                         raise
@@ -536,6 +594,10 @@ async def _check(guard: Guard, visit: Visit, head: RequestHead) -> None:
     if denial is not None:
         reason = "access_denied" if denial.status < 500 else "access_unavailable"
         raise Refusal(denial.status, denial.text, headers=denial.headers, reason=reason)
+
+
+def _a_stream_of_its_own(_head: RequestHead) -> Hashable:
+    return object()
 
 
 def _stream_of_allowed(

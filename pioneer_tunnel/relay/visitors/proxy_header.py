@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from ..._model.errors import RemoteProtocolError
+from ..._model.log_fields import about
 from ..._net.log_limiter import LogLimiter
 from ..._net.prefixed_stream import PrefixedStream
 from ..._storage.networks import Network, is_within
@@ -54,7 +55,8 @@ async def introduce(visit: Visit, arrival: Arrival, balancers: Sequence[Network]
             header, rest = await _read(visit.stream)
     except (RemoteProtocolError, trio.TooSlowError) as error:
         why = str(error) or f"none came within {HEADER_TIMEOUT:g} seconds"
-        _log_limiter.log(peer.host, f"a connection from {peer.host} needs a PROXY header, and was reset: {why}")
+        line = f"a connection from {peer.host} needs a PROXY header, and was reset: {why}"
+        _log_limiter.log(peer.host, line, about=about("proxy_header_missing", peer=peer, reason=why))
         raise trio.BrokenResourceError(why) from error
     stream = PrefixedStream(visit.stream, rest) if rest else visit.stream
     if header.visitor is None:
@@ -63,7 +65,8 @@ async def introduce(visit: Visit, arrival: Arrival, balancers: Sequence[Network]
         arrival.identify(header.visitor.host, trio.current_time())
     except OverLimit as reason:
         arrival.count_refusal(reason.reason)
-        _log_limiter.log(str(reason), f"a connection was turned away: {reason}")
+        fields = about("connection_refused", peer=header.visitor, reason=reason.reason)
+        _log_limiter.log(str(reason), f"a connection was turned away: {reason}", about=fields)
         raise trio.BrokenResourceError(str(reason)) from None
     return attrs.evolve(
         visit,

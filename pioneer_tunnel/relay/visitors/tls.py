@@ -3,18 +3,22 @@
     the name in the ClientHello             then
     belongs to a tunnel with passthrough    the tunnel gets every byte unchanged; TLS ends behind the tunnel, and the
                                             relay has no key to it
-    anything else, `ingress_tls` is on      the relay ends TLS with its own certificate
+    anything else, `ingress_tls` is on      the relay ends TLS with its own certificate, or with that of the name
     anything else, `ingress_tls` is off     a TLS alert, then the end
 
 A visitor of a passthrough tunnel that cannot be served also gets an alert, since it does not understand HTTP yet:
 `internal_error` when its gateway cannot be reached, and `access_denied` when the access rules do not admit the
 visitor's address. Without TLS at the listener, the alert is `unrecognized_name` when no passthrough tunnel has the
-name, and `missing_extension` when there is no name.
+name, and `missing_extension` when there is no name. With TLS there, and automatic certificates, it is
+`unrecognized_name` when there is no certificate for the name.
+
+An ACME authority that validates by TLS-ALPN-01 is answered here, unless the name's TLS passes through.
 """
 
 from __future__ import annotations
 
 import logging
+import ssl
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Final, final
@@ -22,8 +26,10 @@ from typing import Final, final
 import attrs
 import trio
 
+from ..._model.log_fields import about
 from ..._net.closing import close_after_answer
 from ..._net.prefixed_stream import PrefixedStream
+from ..._net.tls.by_name import Certificates, answer_challenge, context_for, is_challenge, read_hello
 from ..._net.tls.certificate import Certificate
 from ..._net.tls.client_hello import Alert, BadClientHello, ClientHello, ClientHelloReader, looks_like_tls
 from ..._net.tls.stream import TlsServerStream
@@ -31,7 +37,7 @@ from ..gateways.registry import Registry
 from ..request_head import Refusal, nothing_came
 from .ingress import Ingress, Visit
 
-__all__ = ["SniRouter", "accept_tls"]
+__all__ = ["SniRouter", "accept_gateway", "accept_tls"]
 
 HELLO_TIMEOUT: Final = 10.0
 """Seconds for a ClientHello."""
@@ -48,7 +54,7 @@ _READ_SIZE: Final = 2 * 1024
 _log: Final = logging.getLogger("pioneer_tunnel.relay.tls_door")
 
 
-async def accept_tls(stream: trio.abc.Stream, certificate: Certificate) -> TlsServerStream:
+async def accept_tls(stream: trio.abc.Stream, context: ssl.SSLContext) -> TlsServerStream:
     """Do a TLS handshake as the server, and return the stream in clear.
 
     Raises:
@@ -57,12 +63,43 @@ async def accept_tls(stream: trio.abc.Stream, certificate: Certificate) -> TlsSe
     """
     try:
         with trio.fail_after(HANDSHAKE_TIMEOUT):
-            secured = TlsServerStream(stream, await certificate.context())
+            secured = TlsServerStream(stream, context)
             await secured.do_handshake()
     except trio.BrokenResourceError:
         await stream.aclose()  # a FIN, not a RST, so that the alert arrives
         raise
     return secured
+
+
+async def accept_gateway(stream: trio.abc.Stream, certificate: Certificate | Certificates) -> TlsServerStream | None:
+    """Do a TLS handshake at an address for gateways alone.
+
+    Returns:
+        The stream in clear. None when an ACME authority came, or when there is no certificate for the name.
+
+    Raises:
+        trio.BrokenResourceError, trio.TooSlowError: as `accept_tls`.
+    """
+    if isinstance(certificate, Certificate):
+        with trio.fail_after(HANDSHAKE_TIMEOUT):
+            return await accept_tls(stream, await certificate.context())
+    try:
+        with trio.fail_after(HELLO_TIMEOUT):
+            hello, received = await read_hello(stream)
+        return await _by_name(PrefixedStream(stream, received), hello, certificate)
+    except BadClientHello as error:
+        await _send_alert(stream, error.alert)
+        return None
+
+
+async def _by_name(
+    stream: trio.abc.Stream, hello: ClientHello, certificate: Certificate | Certificates
+) -> TlsServerStream | None:
+    with trio.fail_after(HANDSHAKE_TIMEOUT):  # to find the context may take time, too
+        if is_challenge(hello) and not isinstance(certificate, Certificate):
+            await answer_challenge(stream, hello, certificate)
+            return None
+        return await accept_tls(stream, await context_for(hello, certificate))
 
 
 @final
@@ -72,10 +109,10 @@ class SniRouter:
     Args:
         registry: the route of each name.
         ingress: carries the visitors of passthrough tunnels.
-        certificate: the relay's own; None when no listener needs it.
+        certificate: the relay's own, or those of each name; None when no listener needs it.
     """
 
-    def __init__(self, registry: Registry, ingress: Ingress, certificate: Certificate | None) -> None:
+    def __init__(self, registry: Registry, ingress: Ingress, certificate: Certificate | Certificates | None) -> None:
         self._registry: Final = registry
         self._ingress: Final = ingress
         self._certificate: Final = certificate
@@ -98,7 +135,8 @@ class SniRouter:
         try:
             hello, received = await _read_hello(visit.stream, tls=tls)
         except BadClientHello as error:
-            _log.debug("a visitor's ClientHello was refused: %s", error)
+            fields = about("client_hello_refused", peer=visit.visitor, reason=error)
+            _log.debug("a visitor's ClientHello was refused: %s", error, extra=fields)
             self._ingress.counts.refused("bad_request")
             await _send_alert(visit.stream, error.alert)
             return None
@@ -121,7 +159,16 @@ class SniRouter:
                 await _send_alert(visit.stream, alert)
         elif tls:
             assert self._certificate is not None  # the configuration was checked for it
-            return attrs.evolve(visit, stream=await accept_tls(stream, self._certificate), tls=True)
+            try:
+                secured = await _by_name(stream, hello, self._certificate)
+            except BadClientHello as error:
+                if route is None:
+                    self._ingress.counts.refused("unknown_host")
+                else:
+                    self._ingress.counts.refused("no_certificate", route.entry.id)
+                await _send_alert(visit.stream, error.alert)
+                return None
+            return None if secured is None else attrs.evolve(visit, stream=secured, tls=True)
         else:
             self._ingress.counts.refused("unknown_host")
             alert = Alert.MISSING_EXTENSION if hello.server_name is None else Alert.UNRECOGNIZED_NAME

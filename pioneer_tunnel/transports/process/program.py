@@ -35,6 +35,7 @@ from ..._model.errors import (
 )
 from ..._model.exception_groups import lone_error_bare
 from ..._model.keys import RelayKey
+from ..._model.log_fields import about
 from ..._model.proxies import Proxy
 from ..._net.tls.client import client_tls
 from ..._storage import files
@@ -317,7 +318,8 @@ class _Run:
             try:
                 files.remove(path)
             except StorageError as error:
-                _log.warning("a file of the tunnel program is left behind: %s", error)
+                fields = about("file_left_behind", reason=error)
+                _log.warning("a file of the tunnel program is left behind: %s", error, extra=fields)
 
     def orders(self, key: RelayKey, secrets: Secrets) -> Orders:
         """The orders for the guardian.

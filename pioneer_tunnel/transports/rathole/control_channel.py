@@ -35,6 +35,7 @@ from ..._model.errors import (
 )
 from ..._model.exception_groups import lone_error_bare
 from ..._model.keys import RelayKey
+from ..._model.log_fields import about
 from ..._net.adopted import Watched
 from ..._net.dialing import Dialer, dial_relay, dial_tcp
 from ..._net.lent_socket import LentSocket
@@ -116,7 +117,8 @@ class RatholeTransport:
                         nursery.start_soon(_check_when_asked, target.checks, connected)
                     task_status.started(Session(drain=channels.drain))
                     if tls is None:
-                        _log.warning(IN_CLEAR, address, TLS_OF_RATHOLE)
+                        fields = about("in_clear", peer=address)
+                        _log.warning(IN_CLEAR, address, TLS_OF_RATHOLE, extra=fields)
                     try:
                         await _obey(channel, early, stream, channels, target)
                     finally:

@@ -23,6 +23,7 @@ import trio
 
 from ..._model.addresses import Address
 from ..._model.errors import LinkLostError, RelayConnectError, RemoteProtocolError
+from ..._model.log_fields import about
 from ..._model.services import FIRST_SERVICE
 from ..._model.text import clean_message
 from ..._net.adopted import Watched, watch
@@ -302,7 +303,8 @@ class DataChannels:
             self._complain("lost", f"a data channel to {self._target.address} came to nothing: {why}")
 
     def _complain(self, kind: str, text: str) -> None:
-        _log_limiter.log((kind, self._target.address), text)
+        fields = about("data_channel_failed", peer=self._target.address, reason=kind)
+        _log_limiter.log((kind, self._target.address), text, about=fields)
 
     async def _wait_for_visitor(self, stream: Watched | TlsStream) -> bool:
         visited = False
