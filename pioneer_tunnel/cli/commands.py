@@ -25,6 +25,7 @@ from .arguments import Choice, Command, Commands, ExistingFile, log_format_optio
 from .config import config_commands
 from .diagnose import diagnose
 from .expose import expose
+from .relay_commands import RELAY_COMMANDS
 from .relay_process import RelayProcess
 from .run import run
 from .settings import disable, enable, key_commands, status
@@ -99,6 +100,10 @@ def relay(context: click.Context, config: Path | None, websocket_engine: EngineN
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(error.strerror or str(error)) from error
+
+
+for _command in RELAY_COMMANDS:
+    relay.add_command(_command)
 
 
 @relay.command("new-key", cls=Command)
