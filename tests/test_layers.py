@@ -40,7 +40,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "_hosts": _TUNNEL | {"gateway"},
     "aio": _FACES | {"asgi"},
     "blocking": _FACES,
-    "relay": _MUX | {"_http", "access", "access_log", "certificates"},
+    "relay": _MUX | {"_http", "access", "access_log", "certificates", "_control"},
 }
 """For each folder, what it may import. What is not here (the package's `__init__`, `cli`, `testing`) may import all."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from pathlib import Path
@@ -12,7 +11,9 @@ import attrs
 import click
 import trio
 
+from .._model.errors import StorageError
 from ..relay.administration.check import Finding, check as check_relay
+from ..relay.administration.running import ask_running
 from .arguments import Command
 from .relay_options import config_option, errors_name
 
@@ -36,12 +37,20 @@ def check(config: Path, as_json: bool) -> None:
       pioneer-tunnel relay check --config relay.toml --json
     """
     with errors_name({}):
-        found = trio.run(functools.partial(check_relay, config, running=False))
+        found = trio.run(_check, config)
     if as_json:
         click.echo(json.dumps([attrs.asdict(finding) for finding in found]))
     else:
         show_findings(config, found)
     sys.exit(any(finding.severity == "error" for finding in found))
+
+
+async def _check(config: Path) -> list[Finding]:
+    try:
+        running = await ask_running(config)
+    except StorageError:  # of another user; its addresses are taken then, and that is said
+        running = None
+    return await check_relay(config, running=running is not None)
 
 
 def show_findings(path: Path, found: list[Finding]) -> None:

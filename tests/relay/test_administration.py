@@ -133,7 +133,8 @@ def test_edits_at_the_same_time_lose_nothing(config: Path) -> None:
 
 def test_the_edit_of_a_program_without_our_lock_is_not_lost(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An editor saves the file between our reading and our writing."""
-    replace, saved = files.replace, []
+    replace = files.replace
+    saved: list[Path] = []
 
     def save_first(path: Path, content: bytes, **options: Any) -> bool:
         if not saved:
