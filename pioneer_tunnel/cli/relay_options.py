@@ -12,6 +12,7 @@ import click
 
 from .._model.errors import InvalidSettingsError, TunnelError
 from .arguments import ExistingFile
+from .exit_codes import Failed
 
 __all__ = ["config_option", "errors_name"]
 
@@ -52,7 +53,7 @@ def errors_name(options: Mapping[str, str]) -> Iterator[None]:
     except InvalidSettingsError as error:
         ours = [problem for problem in error.problems if problem.source is None]
         if not ours or len(ours) < len(error.problems):
-            raise click.ClickException(str(error)) from error
+            raise Failed(str(error), error.kind) from error
         lines = []
         for problem in ours:
             field = _FIELD.match(problem.key)
@@ -60,4 +61,4 @@ def errors_name(options: Mapping[str, str]) -> Iterator[None]:
             lines.append(f"{option}: {problem.message}" if option else problem.message)
         raise click.UsageError("\n".join(lines)) from error
     except TunnelError as error:
-        raise click.ClickException(str(error)) from error
+        raise Failed(str(error), error.kind) from error

@@ -226,7 +226,7 @@ def test_what_cannot_be_done_names_the_option_and_changes_nothing(
 ) -> None:
     monkeypatch.chdir(config.parent)
     result = invoke(*words, "--config", config)
-    assert result.exit_code in {1, 2}
+    assert result.exit_code != 0
     assert re.search(said, result.output.replace("\n", " ")), result.output
     assert config.read_text() == CONFIG
     assert {path.name for path in config.parent.iterdir()} <= {"relay.toml", "relay.toml.lock"}
