@@ -38,6 +38,7 @@ from rig import connect, eventually, free_port, no_hang, read_all
 
 import pioneer_tunnel
 from pioneer_tunnel import RemoteAccessConfig, State, aio, asgi, blocking, new_relay_key
+from pioneer_tunnel.cli import relay_options
 from pioneer_tunnel.cli.client_file import read_client_file
 from pioneer_tunnel.cli.commands import pioneer_tunnel as command_line
 from pioneer_tunnel.cli.expose import expose
@@ -319,6 +320,8 @@ def test_a_command_is_one(command: str, tmp_path: Path, monkeypatch: pytest.Monk
     match Path(words[0]).name, *words[1:]:
         case "pioneer-tunnel", *arguments:
             monkeypatch.chdir(tmp_path)
+            monkeypatch.setattr(relay_options, "USUAL_CONFIG", tmp_path / "usual.toml")
+            (tmp_path / "usual.toml").touch()
             for option, value in itertools.pairwise(arguments):
                 if re.fullmatch("--(config|.*-(file|certificate|private-key))", option):
                     Path(value).touch()

@@ -11,6 +11,7 @@ from typing import Final
 import click
 
 from .._model.errors import InvalidSettingsError, TunnelError
+from .._storage import files
 from .arguments import ExistingFile
 from .exit_codes import Failed
 
@@ -25,11 +26,12 @@ _FIELD: Final = re.compile(r"\w+")
 def _find_config(context: click.Context, _option: click.Parameter, value: Path | None) -> Path:
     if value is None and context.parent is not None:
         value = context.parent.params.get("config")
-    if value is None and USUAL_CONFIG.exists():
-        value = USUAL_CONFIG
-    if value is None:
-        raise click.UsageError("name the relay's file with --config FILE", context)
-    return value
+    if value is not None:
+        return value
+    with errors_name({}):
+        if files.exists(USUAL_CONFIG):
+            return USUAL_CONFIG
+    raise click.UsageError("name the relay's file with --config FILE", context)
 
 
 config_option: Final = click.option(
