@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import operator
 import os
 import secrets
 import shlex
@@ -38,6 +40,11 @@ except ModuleNotFoundError:  # Windows
     _IS_POSIX = False
 else:
     _IS_POSIX = True
+
+# O_NONBLOCK: opening a FIFO would block; a FIFO is refused then. Of these, Windows has O_BINARY alone, and POSIX not.
+_TO_READ: Final = os.O_RDONLY | functools.reduce(
+    operator.or_, (getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"))
+)
 
 LOCK_SECONDS: Final = 5.0
 _LOCK_POLL_SECONDS: Final = 0.01
@@ -69,7 +76,7 @@ def read(path: Path, *, limit: int, private: bool = False) -> memoryview | None:
             # One byte more, to notice that the file has grown. Some file systems report a size of 0.
             content = memoryview(bytearray((os.fstat(descriptor).st_size or limit) + 1))
             length = 0
-            while got := os.readv(descriptor, [content[length:]]):
+            while got := _read_into(descriptor, content[length:]):
                 length += got
         finally:
             os.close(descriptor)
@@ -100,9 +107,16 @@ def pinned(path: Path, *, limit: int) -> Iterator[str]:
         os.close(descriptor)
 
 
+def _read_into(descriptor: int, buffer: memoryview) -> int:
+    if hasattr(os, "readv"):
+        return os.readv(descriptor, [buffer])
+    data = os.read(descriptor, len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
+
+
 def _open_to_read(path: Path, *, limit: int, private: bool) -> int:
-    # O_NONBLOCK: opening a FIFO would block; it is refused below.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    descriptor = os.open(path, _TO_READ)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -240,7 +254,6 @@ def locked(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
         LockHeldError: another writer held the lock until the timeout.
         StorageError: it cannot be taken.
     """
-    _require_posix(path)
     # Closing the descriptor releases the lock.
     with contextlib.ExitStack() as stack:
         sidecar = path.with_name(path.name + ".lock")
@@ -286,7 +299,6 @@ def make_private_folder(folder: Path) -> None:
     Raises:
         StorageError: it cannot be made, or a link of another user leads to its place.
     """
-    _require_posix(folder)
     with _errors_name(folder, "made"), _resolved(folder, follow=False) as (above, name):
         try:
             os.mkdir(name, 0o700, dir_fd=above)
@@ -346,7 +358,6 @@ def opened_private_folder(folder: Path) -> Iterator[int]:
         FileNotFoundError: it does not exist.
         StorageError: it cannot be opened, a link of another user leads to it, or the group or others may access it.
     """
-    _require_posix(folder)
     with contextlib.ExitStack() as stack:
         with _errors_name(folder, "opened", missing_too=False):
             above, name = stack.enter_context(_resolved(folder))
@@ -357,6 +368,8 @@ def opened_private_folder(folder: Path) -> Iterator[int]:
 
 
 def _refuse_exposed(path: Path, status: os.stat_result) -> None:
+    if not _IS_POSIX:
+        return  # modes say nothing; who may read a file of a user's profile is for its access list
     # Write access counts, too: a user who may write the file could store his own key there.
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
@@ -378,6 +391,7 @@ def _resolved(path: Path, *, follow: bool = True) -> Iterator[tuple[int, str]]:
     Raises:
         StorageError: a link on the way belongs to another user.
     """
+    _require_posix(path)
     walked = Path(path.absolute().anchor)
     left = deque(path.absolute().parts[1:])
     folder, links = _open_folder(str(walked)), 0
