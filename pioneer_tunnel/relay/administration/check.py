@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import stat
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -127,9 +127,13 @@ def _line_of(key: str, lines: Mapping[str, int]) -> int | None:
 
 
 def _of_modes(path: Path) -> Iterator[Finding]:
-    if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if _others_may(0o022, path):
         message = f"other users may write {path}, and so open tunnels; run: chmod go-w {path}"
         yield Finding(severity="warning", key="", message=message)
+
+
+def _others_may(rights: int, path: Path) -> bool:
+    return os.name == "posix" and bool(path.stat().st_mode & rights)  # elsewhere modes say nothing
 
 
 def _of_identity(config: RelayConfig) -> Iterator[Finding]:
@@ -167,7 +171,7 @@ def _of_certificate(config: RelayConfig, now: datetime) -> Iterator[Finding]:
     except TunnelError as error:
         yield Finding(severity="error", key="relay.tls_certificate", message=str(error))
         return
-    if private_key.stat().st_mode & 0o077:
+    if _others_may(0o077, private_key):
         message = f"other users may read {private_key} or write it; run: chmod go= {private_key}"
         yield Finding(severity="warning", key="relay.tls_private_key", message=message)
     try:
