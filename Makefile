@@ -25,7 +25,7 @@ endef
 .PHONY: demo test test-all lint types unit unit-all docs linkcheck wheel lowest coverage fuzz audit interop bench bench-check storm mutation soak clean
 
 demo: $(RUNS)
-	$(BIN)/python examples/demo.py
+	$(BIN)/python -m pioneer_tunnel demo
 
 test: lint types unit
 

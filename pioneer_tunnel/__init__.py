@@ -48,6 +48,7 @@ from ._net.dialing import Dialer, dial_tcp
 from ._net.prefixed_stream import PrefixedStream
 from ._net.tls.certificate import Certificate
 from ._version import __version__
+from ._wire.json_rpc import RpcError
 from ._wire.proxy_v2 import ProxyHeader
 from .access.rules import Access
 from .access_log.entry import AccessLogFormat
@@ -56,7 +57,7 @@ from .certificates.config import AcmeConfig
 from .gateway.config import RemoteAccessConfig, Transport
 from .gateway.keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
 from .gateway.remote_access import RemoteAccess
-from .gateway.rpc import RemoteAccessRpc, RpcError
+from .gateway.rpc import RemoteAccessRpc
 from .gateway.settings import Settings, SettingsFile, SettingsUpdate
 from .gateway.snapshot import Snapshot
 from .transports.rathole.key_mode import KeyMode

@@ -20,6 +20,13 @@ pytest_plugins = ["reaper", "programs", "gateway", "pebble"]
 for variable in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
     os.environ.pop(variable, None)
 
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where relays that the tests start put their control sockets."""
+    os.environ["XDG_RUNTIME_DIR"] = str(tmp_path_factory.mktemp("runtime"))
+
+
 # The same examples each time, however slow the machine is.
 settings.register_profile(
     "unit",

@@ -1,7 +1,7 @@
 """Every code block of the documents is run, or read by what reads it in the end.
 
 - Python runs, here or in the test that `RUN_ELSEWHERE` names.
-- TOML is loaded as the configuration of a gateway or a relay.
+- TOML is loaded as the configuration of a gateway or a relay, or as the client file of `expose`.
 - Commands are parsed by the command line, or by what else they call.
 - The five minutes of README.md are spent.
 """
@@ -38,7 +38,10 @@ from rig import connect, eventually, free_port, no_hang, read_all
 
 import pioneer_tunnel
 from pioneer_tunnel import RemoteAccessConfig, State, aio, asgi, blocking, new_relay_key
+from pioneer_tunnel.cli import relay_options
+from pioneer_tunnel.cli.client_file import read_client_file
 from pioneer_tunnel.cli.commands import pioneer_tunnel as command_line
+from pioneer_tunnel.cli.expose import expose
 from pioneer_tunnel.relay import RelayConfig
 from pioneer_tunnel.testing import ScriptedTransport, open_memory_relay
 
@@ -277,7 +280,7 @@ def test_a_configuration_is_accepted(block: Block, tmp_path: Path) -> None:
         text = "\n".join(line.partition("# ")[2].partition("(")[0] for line in text.splitlines()[1:])
     text = re.sub("ed25519:…", lambda _: str(new_relay_key().identity().public_key), text)
     tables = tomllib.loads(text)
-    if not tables.keys() & {"relay", "gateway"}:
+    if not tables.keys() & {"relay", "gateway", "expose"}:
         text = PROCESS + text
         tables = tomllib.loads(text)
     if "relay" in tables:
@@ -289,6 +292,9 @@ def test_a_configuration_is_accepted(block: Block, tmp_path: Path) -> None:
         RelayConfig.load(file)
     if "gateway" in tables:
         RemoteAccessConfig.load(file)
+    if "expose" in tables:
+        (tmp_path / tables["expose"]["key_file"]).touch()
+        assert read_client_file(file, expose.params).keys() == tables["expose"].keys()
 
 
 # Commands
@@ -314,6 +320,8 @@ def test_a_command_is_one(command: str, tmp_path: Path, monkeypatch: pytest.Monk
     match Path(words[0]).name, *words[1:]:
         case "pioneer-tunnel", *arguments:
             monkeypatch.chdir(tmp_path)
+            monkeypatch.setattr(relay_options, "USUAL_CONFIG", tmp_path / "usual.toml")
+            (tmp_path / "usual.toml").touch()
             for option, value in itertools.pairwise(arguments):
                 if re.fullmatch("--(config|.*-(file|certificate|private-key))", option):
                     Path(value).touch()

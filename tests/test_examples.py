@@ -58,17 +58,6 @@ def test_every_example_is_run_here() -> None:
     assert all(f'"{example.name}"' in here for example in EXAMPLES.glob("*.py"))
 
 
-async def test_the_demo_does_the_main_job() -> None:
-    with no_hang():
-        done = await trio.run_process(
-            command("demo.py"), capture_stdout=True, stderr=subprocess.STDOUT, check=False, env=ENVIRONMENT
-        )
-    said = done.stdout.decode()
-    assert done.returncode == 0, said
-    for text in ("gets 200", "without gets 401", "32 MiB", "hears its echo", "gets 200 again", "exit status"):
-        assert text in said
-
-
 async def test_the_custom_server_says_back_what_visitors_say(tmp_path: Path) -> None:
     key_file = tmp_path / "relay-key.txt"
     key_file.write_text(f"{KEY.reveal()}\n")

@@ -33,13 +33,14 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "exchange": _STREAMS,
     "transports": _MUX,
     "tunnel": _MUX | {"transports", "_http", "access", "access_log", "certificates"},
-    "gateway": _TUNNEL,
+    "_control": _STREAMS | {"_wire"},
+    "gateway": _TUNNEL | {"_control"},
     "asgi": _TUNNEL,
     "diagnosis": _TUNNEL | {"gateway"},
     "_hosts": _TUNNEL | {"gateway"},
     "aio": _FACES | {"asgi"},
     "blocking": _FACES,
-    "relay": _MUX | {"_http", "access", "access_log", "certificates"},
+    "relay": _MUX | {"_http", "access", "access_log", "certificates", "_control"},
 }
 """For each folder, what it may import. What is not here (the package's `__init__`, `cli`, `testing`) may import all."""
 

@@ -10,7 +10,17 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-PROGRAM = Path(__file__).parent / "support" / "without_posix.py"
+TESTS = Path(__file__).parent
+PROGRAM = TESTS / "support" / "without_posix.py"
+
+CORE = (
+    "wire", "tunnel/test_supervisor.py", "tunnel/test_tunnel.py", "relay/test_relay.py",
+    "relay/test_relay_takeover.py",
+)  # fmt: skip
+NOT_THERE = (
+    "relay/test_relay.py::test_an_identity_file_that_cannot_be_used_is_named",  # modes of files
+    "tunnel/test_tunnel.py::test_a_clock_that_fails_still_ends_the_watch",  # the clock of Linux
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it takes away what Linux has")
@@ -21,3 +31,18 @@ def test_it_works_without(kind: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("all of it works\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it takes away what Linux has")
+@pytest.mark.timeout(600)  # it runs hundreds of tests
+def test_the_tests_of_the_core_pass_without() -> None:
+    options = [word for name in NOT_THERE for word in ("--deselect", f"tests/{name}")]
+    done = subprocess.run(
+        [sys.executable, PROGRAM, "windows", *(f"tests/{name}" for name in CORE), *options],
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        timeout=580,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout

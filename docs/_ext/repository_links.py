@@ -1,7 +1,7 @@
 """Links that are good to read in the repository become good to read on the site.
 
-A link to a file of the repository, such as `../examples/demo.py`, leads to the page that shows it. A link to a page is
-called by the title of the page or section, not by the name of its file.
+A link to a file of the repository, such as `../examples/small_gateway.py`, leads to the page that shows it. A link to
+a page is called by the title of the page or section, not by the name of its file.
 """
 
 from __future__ import annotations

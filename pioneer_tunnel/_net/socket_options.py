@@ -107,6 +107,8 @@ def resend_within(sock: Socket, seconds: float) -> None:
     It doubles with each attempt, by default up to 120 seconds. So after a pause of the path of 20 seconds TCP may wait
     for 20 more. A bound below the round trip would send packets again that are not lost.
     """
+    if sys.platform != "linux":
+        return  # the number may mean something else
     with suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, round(seconds * 1000))
 

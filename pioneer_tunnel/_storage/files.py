@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import operator
 import os
 import secrets
 import shlex
@@ -39,10 +41,19 @@ except ModuleNotFoundError:  # Windows
 else:
     _IS_POSIX = True
 
+# O_NONBLOCK: opening a FIFO would block; a FIFO is refused then. Of these, Windows has O_BINARY alone, and POSIX not.
+_TO_READ: Final = os.O_RDONLY | functools.reduce(
+    operator.or_, (getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"))
+)
+
 LOCK_SECONDS: Final = 5.0
 _LOCK_POLL_SECONDS: Final = 0.01
 _MAX_LINKS: Final = 40
 _TEMPORARY_SUFFIX: Final = ".pioneer-tmp"
+
+
+class LockHeldError(StorageError):
+    """Another writer has held a lock until the timeout."""
 
 
 def read(path: Path, *, limit: int, private: bool = False) -> memoryview | None:
@@ -65,7 +76,7 @@ def read(path: Path, *, limit: int, private: bool = False) -> memoryview | None:
             # One byte more, to notice that the file has grown. Some file systems report a size of 0.
             content = memoryview(bytearray((os.fstat(descriptor).st_size or limit) + 1))
             length = 0
-            while got := os.readv(descriptor, [content[length:]]):
+            while got := _read_into(descriptor, content[length:]):
                 length += got
         finally:
             os.close(descriptor)
@@ -96,9 +107,16 @@ def pinned(path: Path, *, limit: int) -> Iterator[str]:
         os.close(descriptor)
 
 
+def _read_into(descriptor: int, buffer: memoryview) -> int:
+    if hasattr(os, "readv"):
+        return os.readv(descriptor, [buffer])
+    data = os.read(descriptor, len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
+
+
 def _open_to_read(path: Path, *, limit: int, private: bool) -> int:
-    # O_NONBLOCK: opening a FIFO would block; it is refused below.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    descriptor = os.open(path, _TO_READ)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -233,9 +251,9 @@ def locked(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
         seconds: the timeout.
 
     Raises:
-        StorageError: the lock cannot be taken, or another writer held it until the timeout.
+        LockHeldError: another writer held the lock until the timeout.
+        StorageError: it cannot be taken.
     """
-    _require_posix(path)
     # Closing the descriptor releases the lock.
     with contextlib.ExitStack() as stack:
         sidecar = path.with_name(path.name + ".lock")
@@ -247,7 +265,7 @@ def locked(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
             deadline = time.monotonic() + seconds
             while not _try_lock(descriptor):
                 if time.monotonic() >= deadline:
-                    raise StorageError(
+                    raise LockHeldError(
                         f"{path} is being written by another program, which has held {sidecar} for {seconds:g} s"
                     )
                 time.sleep(_LOCK_POLL_SECONDS)
@@ -281,7 +299,6 @@ def make_private_folder(folder: Path) -> None:
     Raises:
         StorageError: it cannot be made, or a link of another user leads to its place.
     """
-    _require_posix(folder)
     with _errors_name(folder, "made"), _resolved(folder, follow=False) as (above, name):
         try:
             os.mkdir(name, 0o700, dir_fd=above)
@@ -312,7 +329,47 @@ def refuse_exposed_folder(folder: Path) -> None:
     _refuse_exposed(folder, status)
 
 
+def refuse_writable(path: Path) -> None:
+    """Check that only its owner, who is us or root, may write `path`. A file that does not exist is fine.
+
+    Raises:
+        StorageError: somebody else may; the message says how to fix that.
+    """
+    if not _IS_POSIX:
+        return  # files of a user's profile are the user's
+    with _errors_name(path, "read"):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return
+    if status.st_uid not in {0, os.geteuid()}:
+        raise StorageError(
+            f"{path} belongs to another user (uid {status.st_uid}), who may change it; use one of your own"
+        )
+    if status.st_mode & 0o022:
+        raise StorageError(f"{path} can be written by others; run: chmod go-w {shlex.quote(str(path))}")
+
+
+@contextlib.contextmanager
+def opened_private_folder(folder: Path) -> Iterator[int]:
+    """The descriptor of `folder`, to reach its entries, while the block runs.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        StorageError: it cannot be opened, a link of another user leads to it, or the group or others may access it.
+    """
+    with contextlib.ExitStack() as stack:
+        with _errors_name(folder, "opened", missing_too=False):
+            above, name = stack.enter_context(_resolved(folder))
+            descriptor = _open_folder(name, above)
+        stack.callback(os.close, descriptor)
+        _refuse_exposed(folder, os.fstat(descriptor))
+        yield descriptor
+
+
 def _refuse_exposed(path: Path, status: os.stat_result) -> None:
+    if not _IS_POSIX:
+        return  # modes say nothing; who may read a file of a user's profile is for its access list
     # Write access counts, too: a user who may write the file could store his own key there.
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
@@ -334,6 +391,7 @@ def _resolved(path: Path, *, follow: bool = True) -> Iterator[tuple[int, str]]:
     Raises:
         StorageError: a link on the way belongs to another user.
     """
+    _require_posix(path)
     walked = Path(path.absolute().anchor)
     left = deque(path.absolute().parts[1:])
     folder, links = _open_folder(str(walked)), 0
@@ -462,9 +520,11 @@ def _sync_folder(folder: int) -> None:
 
 
 @contextlib.contextmanager
-def _errors_name(path: Path, done: str) -> Iterator[None]:
-    """Turn an `OSError` into a `StorageError` that names `path`."""
+def _errors_name(path: Path, done: str, *, missing_too: bool = True) -> Iterator[None]:
+    """Turn an `OSError` into a `StorageError` that names `path`; a `FileNotFoundError` only with `missing_too`."""
     try:
         yield
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not missing_too:
+            raise
         raise StorageError(f"{path} cannot be {done}: {error.strerror or error}") from error

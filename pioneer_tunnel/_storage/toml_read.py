@@ -18,9 +18,11 @@ from .._model.text import hide_secrets, shown
 from . import files
 from .validation import refusal
 
-__all__ = ["read_toml", "subtable"]
+__all__ = ["FILE_LIMIT", "parse_toml", "read_toml", "subtable"]
 
-_FILE_LIMIT: Final = 64 * 1024 * 1024
+FILE_LIMIT: Final = 64 * 1024 * 1024
+"""Bytes that a TOML file may have."""
+
 _TOML_ERROR: Final = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
 
 
@@ -32,12 +34,21 @@ def read_toml(path: Path) -> dict[str, Any]:
         InvalidSettingsError: it is not TOML; the message has line and column.
     """
     try:
-        content = files.read(path, limit=_FILE_LIMIT)
+        content = files.read(path, limit=FILE_LIMIT)
     except ValueError as error:  # the path holds a null character
         raise StorageError(f"{path} cannot be read: {error}") from error
     if content is None:
         raise StorageError(f"{path} cannot be read: {os.strerror(errno.ENOENT)}")
-    document = _parse(bytes(content))
+    return parse_toml(bytes(content), path)
+
+
+def parse_toml(content: bytes, path: Path) -> dict[str, Any]:
+    """Parse the content of a TOML file, as `read_toml` does.
+
+    Raises:
+        InvalidSettingsError: it is not TOML; the message has line and column.
+    """
+    document = _parse(content)
     if isinstance(document, str):
         raise refusal([Problem(source=str(path), message=document)])
     return document

@@ -7,32 +7,30 @@ value that may be one, and no name of a file that does not exist where a key is 
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import attrs
 import click
 
-from .._model.addresses import HttpsAddress, LocalAddress, local_address
-from .._model.errors import StorageError
-from .._model.keys import KEY_PREFIX, RelayKey
+from .._model.addresses import Address, HttpsAddress, LocalAddress, PublicUrl, local_address
+from .._model.keys import KEY_PREFIX
 from .._model.proxies import Direct, Proxy, configured_proxy
 from .._model.services import FIRST_SERVICE, SERVICE_NAMES, is_service_name
 from .._model.text import redact_reason, shown
-from .._storage import files
 
 __all__ = [
+    "STDIN",
     "Choice",
     "Command",
     "Commands",
     "ExistingFile",
     "local_servers",
-    "read_key",
+    "log_format_option",
     "read_proxy",
     "with_options_named",
 ]
@@ -42,8 +40,9 @@ if TYPE_CHECKING:
 else:
     _AnyChoice = click.Choice  # generic from click 8.2 on
 
-_log: Final = logging.getLogger("pioneer_tunnel.cli")
-_KEY_FILE_LIMIT: Final = 64 * 1024
+STDIN: Final = Path("-")
+"""In place of the path of a file: standard input."""
+
 _LIKE_A_NAME: Final = re.compile(r"[\w.-]+")
 _WORDS: Final = "pioneer_tunnel: words of the command line"
 
@@ -99,7 +98,7 @@ def _no_secret_quoted(words: Sequence[str]) -> Iterator[None]:
 
 
 class Command(click.Command):
-    """A command that does not quote surplus arguments: one of them may be the key."""
+    """A command that does not quote surplus arguments: one of them may be the key. Its help fits narrow terminals."""
 
     allow_extra_args = True
 
@@ -109,6 +108,12 @@ class Command(click.Command):
             usage = " ".join(self.collect_usage_pieces(ctx))
             raise click.UsageError(f"there are too many arguments; write {usage}", ctx)
         return ctx.args
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click does it, with a narrower column for the options where there is little room."""
+        records = [record for parameter in self.get_params(ctx) if (record := parameter.get_help_record(ctx))]
+        with formatter.section("Options"):
+            formatter.write_dl(records, col_max=min(30, max(formatter.width - 50, 8)))
 
 
 class Choice(_AnyChoice):
@@ -121,14 +126,30 @@ class Choice(_AnyChoice):
             self.fail(f"allowed is {', '.join(self.choices)}", param, ctx)
 
 
-class ExistingFile(click.Path):
-    """The path of a file that exists. A file that does not is no mistake in the usage: the exit status is 1."""
+@final
+class _NoFileError(click.ClickException):
+    """A file that does not exist: no mistake in the usage, so the exit status is 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, message: str, param: click.Parameter | None) -> None:
+        super().__init__(message)
+        self.param: Final = param
+
+
+class ExistingFile(click.Path):
+    """The path of a file that exists.
+
+    Args:
+        or_stdin: allow `-`, for standard input.
+    """
+
+    def __init__(self, *, or_stdin: bool = False) -> None:
         super().__init__(path_type=Path, dir_okay=False)
+        self._or_stdin: Final = or_stdin
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = super().convert(value, param, ctx)
+        if self._or_stdin and path == STDIN:
+            return path
         if not os.path.exists(path):  # noqa: PTH110  # `Path.exists` raises for a name that is too long
             name = shown("" if param is None or param.name is None else param.name, value)
             why = (
@@ -136,7 +157,7 @@ class ExistingFile(click.Path):
                 if name is None
                 else f"there is no file {name}"
             )
-            raise click.ClickException(why if param is None else f"{param.opts[0]}: {why}")
+            raise _NoFileError(why if param is None else f"{param.opts[0]}: {why}", param)
         return path
 
 
@@ -160,7 +181,7 @@ def local_servers(words: Sequence[str], *, ca_file: Path | None = None) -> dict[
                 raise ValueError(f"the service {word.partition('=')[0]!r}: allowed are {SERVICE_NAMES}")
             if name in servers:
                 raise ValueError(f"the service {name!r} is there twice" if name else "name each service: NAME=LOCAL")
-            servers[name] = local_address(f"127.0.0.1:{address}" if address.isdecimal() else address)
+            servers[name] = _local(address)
         except ValueError as error:
             raise click.BadParameter(redact_reason(str(error), address), param_hint="LOCAL") from None
     if ca_file is None:
@@ -169,6 +190,16 @@ def local_servers(words: Sequence[str], *, ca_file: Path | None = None) -> dict[
     if not secure:
         raise click.UsageError("--local-ca-file is for a LOCAL with https://")
     return servers | {name: attrs.evolve(address, ca_file=ca_file) for name, address in secure.items()}
+
+
+def _local(text: str) -> LocalAddress:
+    """An address as people type it: a port alone, with or without a colon, or what they have in their browser."""
+    if text.isdecimal() or (text[:1] == ":" and text[1:].isdecimal()):
+        return local_address(f"127.0.0.1:{text.removeprefix(':')}")
+    if text.lower().startswith("http://"):
+        url = PublicUrl.parse(text)
+        return Address(url.host, url.port)
+    return local_address(text)
 
 
 def read_proxy(_context: click.Context, _option: click.Parameter, value: str | None) -> Proxy | Direct | None:
@@ -185,28 +216,10 @@ def read_proxy(_context: click.Context, _option: click.Parameter, value: str | N
         raise click.BadParameter(with_options_named(redact_reason(str(error), value))) from None
 
 
-def read_key(path: Path, *, native: bool) -> RelayKey:
-    """The key on the first line of a file. The second line may be the public key, as `relay new-key` prints it."""
-    try:
-        content = files.read(path, limit=_KEY_FILE_LIMIT)
-        if content is None:
-            raise click.ClickException(f"the key file {str(path)!r} is gone")
-        text = str(content, "utf-8")
-    except StorageError as error:
-        raise click.ClickException(f"the key file {str(path)!r}: {error}") from None
-    except UnicodeDecodeError:
-        raise click.ClickException(f"the key file {str(path)!r} is not a text file") from None
-    first, *others = text.strip().splitlines() or [""]
-    if any(not line.startswith("ed25519:") for line in others if line.strip()):
-        raise click.ClickException(f"the key file {str(path)!r} holds more than a key on its first line")
-    if path.stat().st_mode & 0o077:
-        _log.warning("the key file %s can be read by others; 'chmod 600 %s' mends that", path, path)
-    try:
-        key = RelayKey(first)
-    except ValueError as error:
-        problem: str | None = str(error)
-    else:
-        problem = key.why_unusable(native=native)
-        if problem is None:
-            return key
-    raise click.ClickException(f"the key file {str(path)!r}: {problem}")
+log_format_option: Final = click.option(
+    "--log-format",
+    type=Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How log lines are written.",
+)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import shutil
 import sys
 import textwrap
@@ -13,6 +12,7 @@ from typing import Any, Final, get_args
 
 import click
 import trio
+from click.core import ParameterSource
 
 from .._model.errors import TunnelError
 from .._model.exception_groups import lone_error_bare
@@ -24,7 +24,10 @@ from ..gateway.config import RemoteAccessConfig, Transport
 from ..gateway.runtime_folder import stored_instance
 from ..transports.rathole.key_mode import KeyMode
 from ..websocket import EngineName
-from .arguments import Choice, Command, ExistingFile, local_servers, read_key, read_proxy
+from .arguments import Choice, ExistingFile, local_servers, read_proxy
+from .client_file import ClientCommand, load_client_file
+from .expose import expose
+from .keys import KEY_FILE, key_source
 from .standard_error import write_json_lines
 
 __all__ = ["diagnose"]
@@ -36,13 +39,25 @@ _NARROWEST: Final = 20
 _COLOURS: Final = {Outcome.OK: "green", Outcome.WARNING: "yellow", Outcome.FAILED: "red", Outcome.SKIPPED: None}
 
 
-@click.command(cls=Command)
+def _or_client_file(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    if path is None:
+        load_client_file(context, option, None)
+    return path
+
+
+@click.command(cls=ClientCommand, keys=expose.params)
 @click.argument("local", nargs=-1)
-@click.option("--config", type=_FILE, help="The gateway's TOML file, with [gateway.remote_access].")
+@click.option(
+    "--config",
+    type=_FILE,
+    is_eager=True,
+    callback=_or_client_file,
+    help="The gateway's TOML file, with [gateway.remote_access].",
+)
 @click.option("--relay", "relay_addr", help="ws:// or wss:// URL, or host:port; instead of --config.")
 @click.option("--transport", type=Choice(["websocket", "tcp", "tls"]), help="By default websocket, as for expose.")
 @click.option("--key-mode", type=Choice([str(mode) for mode in KeyMode]), help="As for expose.")
-@click.option("--key-file", type=_FILE, help="A file whose first line is the relay key. Without it, no proof is tried.")
+@click.option("--key-file", type=KEY_FILE, help="As for expose. Without it, no proof is tried.")
 @click.option("--ca-file", type=_FILE, help="PEM certificates to trust beside the system's.")
 @click.option("--system-trust", type=Choice(SYSTEM_TRUSTS), help="As for expose.")
 @click.option("--proxy", callback=read_proxy, help="As for expose.")
@@ -53,9 +68,9 @@ _COLOURS: Final = {Outcome.OK: "green", Outcome.WARNING: "yellow", Outcome.FAILE
 @click.option("--proxy-protocol", type=Choice(["v2"]), help="What expose is called with.")
 @click.option("--websocket-engine", type=Choice(get_args(EngineName)), help="As for expose.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.pass_obj
+@click.pass_context
 def diagnose(  # noqa: PLR0917  # click passes them by name
-    log_handler: logging.Handler,
+    context: click.Context,
     /,
     local: tuple[str, ...],
     config: Path | None,
@@ -67,16 +82,26 @@ def diagnose(  # noqa: PLR0917  # click passes them by name
 ) -> None:
     """Check each step to the relay, and the gateway at LOCAL. A running gateway is not disturbed.
 
-    Takes what expose takes, or the configuration file of a gateway.
+    Takes what expose takes, also from the environment and from the client file; or a gateway's configuration.
+
+    \b
+    Examples:
+      pioneer-tunnel diagnose
+      pioneer-tunnel diagnose 8000 --relay wss://relay.example.com --key-file key
+      pioneer-tunnel diagnose --config gateway.toml
 
     The exit status is 0 when no check failed, else that of the first one that did: 10 names, 11 tcp, 12 proxy, 13 tls,
     14 interception, 15 captive portal, 16 upgrade, 17 clock, 18 proof, 19 mtu, 20 local gateway.
     """
     if as_json:
-        write_json_lines(log_handler)
+        write_json_lines(context.obj)
     named = {key: value for key, value in options.items() if value is not None}
-    if config is not None and (named or local or local_ca_file):
-        raise click.UsageError("--config has everything but the key; leave LOCAL and the other options out")
+    if config is not None:
+        # What the environment holds is for another relay.
+        given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        if given & {*options, "local", "local_ca_file"}:
+            raise click.UsageError("--config has everything but the key; leave LOCAL and the other options out")
+        key_file, named, local, local_ca_file = key_file if "key_file" in given else None, {}, (), None
     if config is None and "relay_addr" not in named:
         raise click.UsageError("name the relay with --relay, or the gateway's file with --config")
     servers = local_servers(local, ca_file=local_ca_file)
@@ -87,7 +112,7 @@ def diagnose(  # noqa: PLR0917  # click passes them by name
             settings = RemoteAccessConfig.load(config)
             servers = {FIRST_SERVICE: settings.local, **settings.services}
         native = settings.effective_transport is Transport.WEBSOCKET
-        key = None if key_file is None else read_key(key_file, native=native)
+        key = None if key_file is None else key_source(key_file, native=native)()
         instance = None if config is None else stored_instance(settings.runtime_path)
     except TunnelError as error:
         raise click.ClickException(str(error)) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import AsyncIterator
 from typing import Final, final
 
@@ -12,8 +11,10 @@ import trio
 
 from .._model.log_fields import about
 from ..relay import Relay
+from ..relay.administration.running import serve_control_socket
 from ..relay.handover import NoSuccessor, Predecessor, start_successor
 from ..relay.reload import ConfigFile, follow
+from .service_manager import tell_systemd
 from .signals import received
 
 __all__ = ["RelayProcess"]
@@ -36,6 +37,7 @@ class RelayProcess:
         self._file: Final = file
         self._predecessor: Final = predecessor
         self._handing_over: Final = trio.CancelScope()
+        self._answering: Final = trio.CancelScope()
 
     async def run(self) -> None:
         """Serve until `stop`, or until a successor serves. Reload on SIGHUP, and start a successor on SIGUSR2."""
@@ -50,6 +52,7 @@ class RelayProcess:
                 if self._predecessor is not None:
                     self._predecessor.we_listen()
                 tell_systemd(f"READY=1\nMAINPID={os.getpid()}")
+                nursery.start_soon(self._answer)
                 if restarts is not None:
                     nursery.start_soon(self._hand_over, restarts)
                 await follow(self._file, self._relay.apply, reload_now=reloads and _Reopening(reloads, self._relay))
@@ -60,6 +63,11 @@ class RelayProcess:
         self._handing_over.cancel()
         await self._relay.drain()
 
+    async def _answer(self) -> None:
+        """Answer `relay status`, until a successor does."""
+        with self._answering:
+            await serve_control_socket(self._relay, self._file.path)
+
     async def _hand_over(self, asked: AsyncIterator[object]) -> None:
         with self._handing_over:
             async for _ in asked:
@@ -69,6 +77,7 @@ class RelayProcess:
                     fields = about("no_successor", reason=error)
                     _log.error("there is no successor, and this process goes on: %s", error, extra=fields)
                 else:
+                    self._answering.cancel()
                     break
         # Not within the scope: whoever stops this process now does not stop the successor.
         if not self._handing_over.cancelled_caught:
@@ -87,16 +96,3 @@ class _Reopening(AsyncIterator[object]):
         signal = await anext(self._signals)
         self._relay.reopen_access_log()
         return signal
-
-
-def tell_systemd(state: str) -> None:
-    """Tell the service manager the state of this process, see sd_notify(3). Nothing happens without one."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if path is None:
-        return
-    address = "\0" + path[1:] if path.startswith("@") else path
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
-            notifier.sendto(state.encode(), address)
-    except OSError as error:
-        _log.warning("the service manager cannot be told %r: %s", state, error)

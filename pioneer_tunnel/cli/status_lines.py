@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, final
 
 import attrs
@@ -13,10 +14,11 @@ import click
 from .._model.errors import TunnelError
 from .._model.status import State, Status
 from .arguments import with_options_named
+from .qr import QrCode
 
-__all__ = ["StatusLines"]
+__all__ = ["STATE_COLOURS", "StatusLines", "where_visitors_come_in"]
 
-_COLOURS: Final = {
+STATE_COLOURS: Final = {
     State.CONNECTED: "green",
     State.RECONNECTING: "yellow",
     State.STARTING: "yellow",
@@ -24,7 +26,7 @@ _COLOURS: Final = {
 }
 
 
-def _where(status: Status, public_url: str) -> str:
+def where_visitors_come_in(status: Status, public_url: str) -> str:
     """Where visitors come in, with each service if there is something to tell apart."""
     services = status.services
     if services is not None and not services:
@@ -42,9 +44,27 @@ def _is_final(status: Status) -> bool:
 
 @final
 class StatusLines:
-    """Prints each status that is news (`Status.is_news_after`), once."""
+    """Prints each status that is news (`Status.is_news_after`), once.
 
-    def __init__(self, *, as_json: bool) -> None:
+    Args:
+        as_json: as JSON, and not for a person.
+        of_options: messages name options of the command line, where the library names parameters. False for what is
+            configured in a file, whose keys have the names of the parameters.
+        qr: prints the public address once more.
+        echo: prints a line; by default on standard error.
+    """
+
+    def __init__(
+        self,
+        *,
+        as_json: bool,
+        of_options: bool = True,
+        qr: QrCode | None = None,
+        echo: Callable[[str], None] | None = None,
+    ) -> None:
+        self._of_options: Final = of_options
+        self._echo: Final = functools.partial(click.echo, err=True) if echo is None else echo
+        self._qr: Final = qr
         self._as_json: Final = as_json
         self._shown = 0
         self._last: Status | None = None
@@ -59,6 +79,10 @@ class StatusLines:
             self._last = status
         self._shown = dropped + len(history)
 
+    def skip(self, status: Status) -> None:
+        """Take `status`, which comes before all others, as printed."""
+        self._last = status
+
     def restart(self) -> None:
         """What comes next is the history of another tunnel, from its beginning."""
         self._shown = 0
@@ -69,16 +93,22 @@ class StatusLines:
             self._show(Status(state=State.FAILED, error_kind=error.kind, message=str(error)))
 
     def _show(self, status: Status) -> None:
-        if status.message:
+        if status.message and self._of_options:
             status = attrs.evolve(status, message=with_options_named(status.message))
-        click.echo(self._line(status), err=True)
+        self._echo(self.line(status))
+        if self._qr is not None and status.state is State.CONNECTED:
+            address = next(iter((status.services or {}).values()), status.public_url)
+            if address is not None and "://*." not in address:
+                self._qr.show(address, self._echo)
 
-    def _line(self, status: Status) -> str:
+    def line(self, status: Status) -> str:
+        """A status as a line."""
         if self._as_json:
             return json.dumps(status.to_wire())
-        words = [click.style(f"{status.state:<12}", fg=_COLOURS.get(status.state))]
+        words = [click.style(f"{status.state:<12}", fg=STATE_COLOURS.get(status.state))]
         if status.state is State.CONNECTED and status.public_url:
-            words.append(_where(status, status.public_url))
+            where = where_visitors_come_in(status, status.public_url)
+            words.append(f"{where};" if status.message else where)
         if status.message:
             words.append(status.message)
         if status.links_wanted is not None:

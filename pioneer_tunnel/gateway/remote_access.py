@@ -323,6 +323,18 @@ class RemoteAccess:
             if not self._running or status.state is not State.STARTING:
                 return
 
+    async def wait_failed(self) -> Status:
+        """Wait until remote access has failed for good, so that nothing is retried; returns its status.
+
+        There is no deadline. An update that starts a new generation makes it wait for the failure of that one.
+        """
+        _need_trio()
+        while True:
+            settled = self._running and self._generation_ended and self._taken_up == self._wanted
+            if settled and self.status.state is State.FAILED:
+                return self.status
+            await self._progress.wait()
+
     def reopen_access_log(self) -> None:
         """Open the file of the access log anew, after it was renamed. Does not wait.
 
@@ -473,6 +485,7 @@ class RemoteAccess:
         finally:
             self._access_log = None
             self._generation, self._generation_ended = None, True
+            self._make_progress()
 
     def _note_taken_up(self, wanted: int, status: Status | None = None) -> None:
         if status is not None:

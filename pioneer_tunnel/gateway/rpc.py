@@ -19,47 +19,21 @@ from .._model.log_fields import about
 from .._model.status import Status
 from .._model.text import clean_message
 from .._net.log_limiter import LogLimiter
+from .._wire.json_rpc import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, RpcError
 from .remote_access import RemoteAccess
 from .settings import SettingsUpdate
 from .snapshot import Snapshot
 
 __all__ = [
-    "INTERNAL_ERROR",
-    "INVALID_PARAMS",
-    "METHOD_NOT_FOUND",
     "STATUS_CHANGED",
     "Notifications",
     "RemoteAccessRpc",
-    "RpcError",
 ]
-
-METHOD_NOT_FOUND: Final = -32601
-INVALID_PARAMS: Final = -32602
-INTERNAL_ERROR: Final = -32603
 
 STATUS_CHANGED: Final = "gateway/remote_access/status_changed"
 _SECTION: Final = "remote_access"
 
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.jsonrpc"))
-
-
-@final
-class RpcError(Exception):
-    """The error of a JSON-RPC response.
-
-    Attributes:
-        code: the code of JSON-RPC 2.0.
-        message: for a person; holds no secret.
-    """
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code: Final = code
-        self.message: Final = message
-
-    def to_wire(self) -> dict[str, Any]:
-        """The `error` object of a response."""
-        return {"code": self.code, "message": self.message}
 
 
 @final

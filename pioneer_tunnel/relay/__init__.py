@@ -2,6 +2,8 @@
 
 config, tunnels, limits        what the operator decides
 reload                         reread the file when it changes
+administration/…               make the file, change it, check it; ask a relay that runs
+identity                       the key with which the relay proves itself
 server                         the relay as a whole
 listeners                      the sockets that listen
 inherited, handover            sockets from systemd or from the process before; a successor that takes over

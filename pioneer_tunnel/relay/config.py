@@ -31,7 +31,7 @@ from .._model.addresses import Address, bracketed, normal_audience
 from .._model.errors import InvalidSettingsError, Problem
 from .._model.text import redact_reason, shown
 from .._storage.networks import Network, proxy_networks
-from .._storage.toml_read import read_toml, subtable
+from .._storage.toml_read import parse_toml, read_toml, subtable
 from .._storage.validation import (
     NOT_A_KEY,
     RefusedItemsError,
@@ -54,7 +54,7 @@ from .dashboard.address import DashboardAddress, dashboard_address
 from .limits import RelayLimits
 from .tunnels import LABEL_LIMIT, Addresses, Route, TunnelEntry, each_address, listening_addresses, tunnels
 
-__all__ = ["RelayConfig"]
+__all__ = ["RelayConfig", "config_of"]
 
 _TABLE: Final = "relay"
 _PORT: Final = re.compile(r":\d+$")
@@ -337,14 +337,7 @@ class RelayConfig:
             InvalidSettingsError: the file is not TOML, has no table `[relay]`, or the table is wrong; see the class.
         """
         file = Path(path)
-        document = read_toml(file)
-        table = subtable(document, _TABLE, source=str(file))
-        if table is None:
-            tables = [name for name, value in document.items() if isinstance(value, Mapping)]
-            raise refusal(
-                [Problem(source=str(file), key=_TABLE, message="the table is missing", nearest=nearest(_TABLE, tables))]
-            )
-        return cls.from_table(table, source=str(file), base_dir=file.absolute().parent)
+        return _config_in(read_toml(file), file)
 
     @classmethod
     def from_table(
@@ -406,3 +399,22 @@ class RelayConfig:
 
     def _below(self, path: Path | None) -> Path | None:
         return None if path is None else self.base_dir / path
+
+
+def config_of(content: bytes, file: Path) -> RelayConfig:
+    """The configuration that `RelayConfig.load` would read if `file` had this content.
+
+    Raises:
+        InvalidSettingsError: as there.
+    """
+    return _config_in(parse_toml(content, file), file)
+
+
+def _config_in(document: Mapping[str, Any], file: Path) -> RelayConfig:
+    table = subtable(document, _TABLE, source=str(file))
+    if table is None:
+        tables = [name for name, value in document.items() if isinstance(value, Mapping)]
+        raise refusal(
+            [Problem(source=str(file), key=_TABLE, message="the table is missing", nearest=nearest(_TABLE, tables))]
+        )
+    return RelayConfig.from_table(table, source=str(file), base_dir=file.absolute().parent)

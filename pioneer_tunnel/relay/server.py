@@ -16,7 +16,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Final, final
 
 import attrs
@@ -26,9 +25,7 @@ from .._async_library import need_trio
 from .._http.head import RequestHead
 from .._model.addresses import Address, bracketed, is_ip_address, is_loopback, normal_audience
 from .._model.certificate_status import CertificateStatus
-from .._model.errors import InvalidSettingsError, StorageError
 from .._model.exception_groups import lone_error_bare
-from .._model.keys import SigningIdentity
 from .._model.log_fields import about
 from .._net.adopted import Watched
 from .._net.descriptor_limit import descriptor_limit
@@ -36,7 +33,6 @@ from .._net.leg import Leg
 from .._net.prefixed_stream import PrefixedStream
 from .._net.tls.certificate import Certificate
 from .._net.tls.stream import TlsServerStream
-from .._storage import files
 from .._storage.networks import is_within
 from ..access.guard import check_files
 from ..access_log.writer import AccessLog
@@ -55,6 +51,7 @@ from .gateways.endpoint import GatewayEndpoint, wants_gateway
 from .gateways.expected import Expected
 from .gateways.registry import Directory, LocalDirectory, LocalRegistry, Registry
 from .handover import Handover
+from .identity import identity_of
 from .inherited import Inherited
 from .listeners import BoundListeners, bound_address, name_of, open_listeners
 from .names import NameBook
@@ -69,7 +66,6 @@ from .visitors.tls import SniRouter, accept_gateway
 
 __all__ = ["Relay", "RelayAddresses"]
 
-_IDENTITY_LIMIT: Final = 64 * 1024
 _ANY_HOST: Final = {"0.0.0.0", "::"}  # noqa: S104  # it is read, not bound
 _DRAIN_LOOK: Final = 0.1
 """Seconds between looks at what is left, while the relay drains."""
@@ -189,7 +185,7 @@ class Relay:
             directory,
             expected=self._expected,
             counts=self._counts,
-            identity=_identity(config),
+            identity=identity_of(config),
             limits=limits,
             engine=engine,
             address_of=self._address_of,
@@ -655,27 +651,3 @@ def _check_access(config: RelayConfig) -> None:
         for route in tunnel.routes:
             if route.access is not None:
                 check_files(route.access.below(config.base_dir))
-
-
-def _identity(config: RelayConfig) -> SigningIdentity | None:
-    path = config.identity_key_path
-    if path is None:
-        return None
-    return SigningIdentity.from_seed(_read_seed(path))
-
-
-def _read_seed(path: Path) -> bytes:
-    """Read the seed from the first line. The second line may hold the public half, as `relay new-identity` prints."""
-    content = files.read(path, limit=_IDENTITY_LIMIT, private=True)
-    if content is None:
-        raise StorageError(f"the identity key file {str(path)!r} cannot be read: there is none")
-    try:
-        seed = bytes.fromhex(str(content, "ascii").strip().partition("\n")[0])
-    except ValueError:
-        seed = b""
-    if len(seed) != 32:
-        raise InvalidSettingsError(
-            f"the identity key file {str(path)!r} does not hold 64 hexadecimal digits on its first line;"
-            " 'pioneer-tunnel relay new-identity' prints them"
-        )
-    return seed

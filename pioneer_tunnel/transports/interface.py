@@ -49,6 +49,8 @@ __all__ = [
     "Session",
     "SessionRenewed",
     "SpreadTold",
+    "TLS_OF_NATIVE",
+    "TLS_OF_RATHOLE",
     "Target",
     "VisitorRefused",
     "usable_key",
@@ -59,6 +61,9 @@ IN_CLEAR: Final = (
     "%s is reached in clear, without TLS: on the way, visitors' traffic and tokens can be read and changed; use %s"
 )
 """The warning about a link, with the relay's address and what to use instead."""
+
+TLS_OF_NATIVE: Final = "a wss:// address"
+TLS_OF_RATHOLE: Final = "the transport tls, or a wss:// address (a bare host:port alone means tcp)"
 
 
 def _doubled(failed: int, retry_after: float | None) -> float:

@@ -61,6 +61,7 @@ from ..yamux import Limits, Role, YamuxConnection, YamuxStream
 from .counts import TunnelCounts
 from .interface import (
     IN_CLEAR,
+    TLS_OF_NATIVE,
     Deliver,
     Draining,
     Event,
@@ -402,7 +403,7 @@ async def _carry(
         )
         if not target.address.secure and not is_loopback(target.address.host):
             fields = about("in_clear", peer=target.address)
-            _log.warning(IN_CLEAR, target.address, "a wss:// address", extra=fields)
+            _log.warning(IN_CLEAR, target.address, TLS_OF_NATIVE, extra=fields)
 
     async with trio.open_nursery() as nursery:
 

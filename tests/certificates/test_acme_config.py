@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from rig import relay_config, tunnel_entry
 
 from pioneer_tunnel import AcmeConfig, CertificateStatus, InvalidSettingsError, RemoteAccessConfig, State, Status
-from pioneer_tunnel.cli.commands import expose
+from pioneer_tunnel.cli.expose import expose
 from pioneer_tunnel.cli.status_lines import StatusLines
 from pioneer_tunnel.relay import RelayConfig
 
@@ -108,7 +108,7 @@ def test_options_of_expose_that_do_not_go_together(
     key = tmp_path / "key"
     key.write_text("ptk1_the-key-of-the-tests-0123456789abcdef\n")
     words = [str(key) if word == "KEY" else word for word in options]
-    relay = ["--relay", "relay.test:2333", "--key-file", str(key)]
+    relay = ["--relay", "wss://relay.test", "--key-file", str(key)]
     result = CliRunner().invoke(expose, ["8000", *relay, *words])
     assert result.exit_code == 2
     assert told in result.output

@@ -31,10 +31,13 @@ from statuses import states_of
 from pioneer_tunnel import cli
 from pioneer_tunnel._model.errors import InvalidSettingsError, TunnelAuthError
 from pioneer_tunnel._model.keys import PublicKey, RelayKey, SigningIdentity
-from pioneer_tunnel._model.status import State, Status
+from pioneer_tunnel._model.status import ErrorKind, State, Status
 from pioneer_tunnel.cli.commands import pioneer_tunnel
+from pioneer_tunnel.cli.exit_codes import EXIT_CODES
 from pioneer_tunnel.cli.status_lines import StatusLines
 from pioneer_tunnel.tunnel.status_feed import StatusFeed
+
+pytestmark = pytest.mark.usefixtures("user_config")
 
 # relay new-key
 
@@ -132,6 +135,11 @@ def test_messages_name_options_as_the_command_line_writes_them(capsys: pytest.Ca
     assert "the --ca-file '/etc/ca_file/ca_file.pem'; --key-mode has to be rathole" in capsys.readouterr().err
 
 
+def test_messages_about_a_file_name_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    StatusLines(as_json=False, of_options=False).show_failure(InvalidSettingsError("the ca_file 'x'"))
+    assert "the ca_file 'x'" in capsys.readouterr().err
+
+
 def test_a_round_trip_does_not_print_every_status_again(capsys: pytest.CaptureFixture[str]) -> None:
     feed = StatusFeed(Status(state=State.STARTING))
     lines = StatusLines(as_json=True)
@@ -196,12 +204,14 @@ def test_a_relay_that_goes_away_is_waited_for(relay: Relay, local_gateway: str) 
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_wrong_key_is_exit_status_1(shared_relay: Relay, tmp_path: Path, local_gateway: str, as_json: bool) -> None:
+def test_a_wrong_key_has_an_exit_status_of_its_own(
+    shared_relay: Relay, tmp_path: Path, local_gateway: str, as_json: bool
+) -> None:
     wrong = "ptk1_a-key-that-nobody-has-registered-here"
     key = key_file(tmp_path, wrong)
     arguments: list[str | Path] = ["expose", local_gateway, "--relay", shared_relay.url, "--key-file", key]
     program = run(*arguments, *["--json"] * as_json)
-    assert program.process.returncode == 1
+    assert program.process.returncode == EXIT_CODES[ErrorKind.TUNNEL_AUTH_FAILED] == 37
     assert "rejected the key" in program.errors
     assert wrong not in program.errors
     if as_json:
@@ -333,7 +343,7 @@ def test_bad_arguments_are_explained(
     key_file(tmp_path, KEY.reveal())
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(pioneer_tunnel, arguments)
-    assert result.exit_code in {1, 2}
+    assert result.exit_code in {1, 2, EXIT_CODES[ErrorKind.INVALID_SETTINGS]}
     assert isinstance(result.exception, SystemExit), "explained, not thrown"
     assert re.search(told, " ".join(result.output.split())), result.output
     assert KEY.reveal() not in result.output
@@ -402,7 +412,7 @@ def test_a_key_in_the_wrong_place_is_not_shown(
     key_file(tmp_path, KEY.reveal())
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(pioneer_tunnel, [word.replace("SECRET", secret) for word in PLACES[place]])
-    assert result.exit_code in {1, 2}
+    assert result.exit_code in {1, 2, EXIT_CODES[ErrorKind.INVALID_SETTINGS]}
     assert isinstance(result.exception, SystemExit), "explained, not thrown"
     assert secret not in result.output
     if secret == KEY.reveal():

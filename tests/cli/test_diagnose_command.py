@@ -18,6 +18,8 @@ from rig import HANG, free_port
 from pioneer_tunnel.cli.commands import pioneer_tunnel
 from pioneer_tunnel.diagnosis.checks import Name
 
+pytestmark = pytest.mark.usefixtures("user_config")
+
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "diagnose.md"
 
 

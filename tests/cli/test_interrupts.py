@@ -58,7 +58,7 @@ def test_an_interrupted_start_ends_without_a_traceback(tmp_path: Path, module: s
     assert process.returncode == INTERRUPTED == 130
 
 
-EXAMPLES: Final = ("custom_server", "demo", "embedded_gateway", "remote_access_client", "small_gateway")
+EXAMPLES: Final = ("custom_server", "embedded_gateway", "remote_access_client", "small_gateway")
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

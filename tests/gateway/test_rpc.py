@@ -17,15 +17,9 @@ from shown import everything_shown
 
 from pioneer_tunnel._model.errors import RelayResolveError, TunnelAuthError
 from pioneer_tunnel._model.keys import RelayKey
+from pioneer_tunnel._wire.json_rpc import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, RpcError
 from pioneer_tunnel.gateway.keystore import DEFAULT_SECRET_REF, FileKeystore
-from pioneer_tunnel.gateway.rpc import (
-    INTERNAL_ERROR,
-    INVALID_PARAMS,
-    METHOD_NOT_FOUND,
-    STATUS_CHANGED,
-    RemoteAccessRpc,
-    RpcError,
-)
+from pioneer_tunnel.gateway.rpc import STATUS_CHANGED, RemoteAccessRpc
 from pioneer_tunnel.gateway.settings import Settings
 from pioneer_tunnel.testing import Connect, Fail, ScriptedTransport, Stall
 from pioneer_tunnel.transports.interface import RoundTrip

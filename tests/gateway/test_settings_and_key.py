@@ -22,13 +22,15 @@ import trio.testing
 from gateway import EPOCH, KEY, OTHER_KEY, Gateway, connected, in_virtual_time, running, shown
 from trio.testing import MockClock
 
+from pioneer_tunnel import RpcError
 from pioneer_tunnel._model.errors import StorageError
 from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._model.status import ErrorKind, State
 from pioneer_tunnel._storage import files
+from pioneer_tunnel._wire.json_rpc import INTERNAL_ERROR
 from pioneer_tunnel.gateway import settings as settings_module
 from pioneer_tunnel.gateway.keystore import DEFAULT_SECRET_REF, FileKeystore, KeyringKeystore
-from pioneer_tunnel.gateway.rpc import INTERNAL_ERROR, RemoteAccessRpc, RpcError
+from pioneer_tunnel.gateway.rpc import RemoteAccessRpc
 from pioneer_tunnel.gateway.settings import Settings, SettingsUpdate
 from pioneer_tunnel.gateway.settings_and_key import PATIENCE
 from pioneer_tunnel.testing import ScriptedTransport

@@ -40,7 +40,7 @@ from pioneer_tunnel._model.status import ErrorKind, State
 from pioneer_tunnel._net.dialing import dial_relay
 from pioneer_tunnel._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls, why_tls_failed
 from pioneer_tunnel._net.tls.stream import TlsStream
-from pioneer_tunnel.cli.commands import expose
+from pioneer_tunnel.cli.expose import expose
 from pioneer_tunnel.gateway.settings import Settings
 from pioneer_tunnel.relay import RelayConfig, TunnelEntry
 

@@ -18,7 +18,7 @@ from pioneer_tunnel import EnvironmentKeystore, FileKeystore, RemoteAccessConfig
 from pioneer_tunnel._model.errors import TunnelError
 from pioneer_tunnel._net.tls.certificate import Certificate
 from pioneer_tunnel._net.tls.client import client_tls
-from pioneer_tunnel.cli.arguments import read_key
+from pioneer_tunnel.cli.keys import read_key
 from pioneer_tunnel.gateway.runtime_folder import load_instance
 from pioneer_tunnel.relay import Relay, RelayConfig
 from pioneer_tunnel.testing.virtual_time import stop_the_clock_for_threads

@@ -38,6 +38,7 @@ class Program:
         source: the folder that holds the package; by default the one that is tested.
         command: what starts it, before its arguments.
         pass_fds: descriptors that it inherits.
+        stdin: its standard input; by default an empty one.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Program:
         source: Path = SOURCE,
         command: Sequence[str] = PROGRAM,
         pass_fds: Sequence[int] = (),
+        stdin: int | IO[str] | None = subprocess.DEVNULL,
     ) -> None:
         self.arguments = [*map(str, arguments)]
         environment = os.environ | {"COLUMNS": "400", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "error"}
@@ -55,6 +57,7 @@ class Program:
         closed = ["sh", "-c", 'exec "$@" 2>&-', "sh"] if stderr is None else []
         self.process = subprocess.Popen(
             [*closed, *command, *self.arguments],
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=environment,
@@ -100,8 +103,9 @@ def running(
     cwd: Path | None = None,
     stderr: int | IO[bytes] | None = subprocess.PIPE,
     source: Path = SOURCE,
+    stdin: int | IO[str] | None = subprocess.DEVNULL,
 ) -> Iterator[Program]:
-    program = Program(*arguments, cwd=cwd, stderr=stderr, source=source)
+    program = Program(*arguments, cwd=cwd, stderr=stderr, source=source, stdin=stdin)
     try:
         yield program
     finally:
@@ -129,6 +133,17 @@ class Gateway(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         """Keep quiet."""
+
+
+@pytest.fixture
+def user_config(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's configuration folder, which is empty; none of the developer's own variables is there."""
+    folder = tmp_path_factory.mktemp("config")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
+    for name in [*os.environ]:
+        if name == "NO_COLOR" or (name.startswith("PIONEER_TUNNEL_") and "TEST" not in name):
+            monkeypatch.delenv(name)
+    return folder
 
 
 @pytest.fixture

@@ -1,7 +1,12 @@
 """A program: what works where the modules of POSIX cannot be imported. tests/test_portability.py runs it.
 
-python tests/support/without_posix.py modules     no fcntl, termios, resource and so on
-python tests/support/without_posix.py windows     nor what Windows lacks in os, select, signal and socket
+python tests/support/without_posix.py modules           no fcntl, termios, resource and so on
+python tests/support/without_posix.py windows           nor what Windows lacks in os, select, signal and socket
+python tests/support/without_posix.py windows TESTS     runs these tests in that state
+
+Everything of ours is imported while these are gone. Then this system gets them back, because its Trio and its pytest
+need them, and our modules alone go on without: each sees a copy of `os`, `select`, `signal`, `socket` and `sys` that
+lacks them.
 """
 
 from __future__ import annotations
@@ -17,22 +22,28 @@ import signal
 import socket
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import click
+import click.testing
 import hypothesis
 import pytest
 import trio
 import trio.testing
 import trio_websocket
+import trustme
 
 BLOCKED = ("fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty")
 LACKING = {
-    os: ("O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "fchmod", "fchown", "fork", "geteuid", "getuid",
-         "killpg", "pipe2", "readv", "splice", *(name for name in dir(os) if name.startswith("SPLICE_"))),
+    os: ("O_CLOEXEC", "O_DIRECTORY", "O_NOCTTY", "O_NOFOLLOW", "O_NONBLOCK", "O_PATH", "WNOHANG", "fchmod", "fchown",
+         "fork", "geteuid", "getpgid", "getuid", "killpg", "pidfd_open", "pipe2", "posix_spawn", "readv",
+         "set_blocking", "setsid", "splice", "waitid", "writev",
+         *(name for name in dir(os) if name.startswith("SPLICE_"))),
     select: ("epoll", "poll", *(name for name in dir(select) if name.startswith("EPOLL"))),
-    signal: ("SIGHUP", "SIGKILL", "SIGQUIT", "SIGPIPE", "SIGCHLD"),
-    socket: ("AF_UNIX",),
+    signal: ("SIGALRM", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGUSR1", "SIGUSR2"),
+    socket: ("AF_NETLINK", "AF_UNIX", "SOCK_CLOEXEC", "SOCK_NONBLOCK", "SO_PEERCRED", "TCP_CONGESTION", "TCP_INFO",
+             "TCP_NOTSENT_LOWAT", "TCP_USER_TIMEOUT", "recv_fds", "send_fds"),
 }  # fmt: skip
 
 
@@ -125,30 +136,96 @@ async def remote_access_says_why_not() -> None:
             raise AssertionError(told)
 
 
-async def everything(kind: str) -> None:
+def files_are_read_and_not_written() -> None:
+    from pioneer_tunnel import Certificate, StorageError
+    from pioneer_tunnel._net.tls.client import client_tls
+    from pioneer_tunnel._storage import files
+    from pioneer_tunnel.cli.commands import pioneer_tunnel
+    from pioneer_tunnel.cli.keys import read_key
+    from pioneer_tunnel.relay import RelayConfig
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        authority = trustme.CA()
+        issued = authority.issue_cert("relay.test")
+        authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+        issued.private_key_pem.write_to_path(str(folder / "key.pem"))
+        issued.cert_chain_pems[0].write_to_path(str(folder / "cert.pem"))
+        client_tls(folder / "ca.pem")
+        Certificate(folder / "cert.pem", folder / "key.pem")
+        secret = folder / "secret.txt"
+        secret.write_text("ptk1_0123456789abcdef0123456789abcdef")
+        assert not read_key(secret, native=True).is_weak
+        config = folder / "relay.toml"
+        config.write_text(
+            '[relay]\nid = "r"\npublic_names = ["relay.test"]\n'
+            'control_addr = "127.0.0.1:0"\ningress_addr = "127.0.0.1:0"\n'
+        )
+        assert RelayConfig.load(config).id == "r"
+        for command, said in {
+            "list": "has no tunnels",
+            "check": "nothing is wrong",
+            "add": "and this system has no fcntl",
+            "status": "this system",
+        }.items():
+            words = ["relay", command, *(["home"] if command == "add" else []), "--config", str(config)]
+            output = click.testing.CliRunner().invoke(pioneer_tunnel, words).output
+            if said not in " ".join(output.split()):
+                raise AssertionError(output)
+        for write in (lambda: files.replace(config, b""), lambda: files.remove(config)):
+            with pytest.raises(StorageError, match="fcntl"):
+                write()
+
+
+async def everything() -> None:
     with trio.fail_after(30):
         await through_memory()
         await through_sockets()
-        if kind == "modules":
-            await remote_access_says_why_not()
+        await remote_access_says_why_not()
+
+
+def without(real: types.ModuleType, names: tuple[str, ...], **others: object) -> types.ModuleType:
+    """A copy of a module without some names."""
+    copy = types.ModuleType(real.__name__)
+    vars(copy).update({name: value for name, value in vars(real).items() if name not in names} | others)
+    return copy
+
+
+def take_away(*, as_on_windows: bool) -> None:
+    """Import everything of ours without what POSIX alone has, and leave it without."""
+    for name in BLOCKED:
+        sys.modules[name] = None  # type: ignore[assignment]
+    if not as_on_windows:
+        import_everything()
+        return
+    taken = {(module, name): getattr(module, name) for module, names in LACKING.items() for name in names}
+    platform, sys.platform = sys.platform, "win32"
+    for module, name in taken:
+        delattr(module, name)
+    import_everything()
+    sys.platform = platform
+    for (module, name), value in taken.items():
+        setattr(module, name, value)
+    for name in BLOCKED:
+        del sys.modules[name]
+    copies = {module: without(module, names) for module, names in LACKING.items()}
+    copies[sys] = without(sys, (), platform="win32")
+    for ours in [module for name, module in sys.modules.items() if name.partition(".")[0] == "pioneer_tunnel"]:
+        for name, value in [*vars(ours).items()]:
+            if isinstance(value, types.ModuleType) and value in copies:
+                setattr(ours, name, copies[value])
+
+
+def main(kind: str, *tests: str) -> None:
+    assert all((asyncio, click, hypothesis, pytest, trio.testing, trio_websocket))
+    take_away(as_on_windows=kind == "windows")
+    if tests:
+        options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        sys.exit(pytest.main([*options, *tests]))
+    trio.run(everything)
+    files_are_read_and_not_written()
     print("all of it works")
 
 
-def main(kind: str) -> None:
-    assert all((asyncio, click, hypothesis, pytest, trio.testing, trio_websocket))
-    for name in BLOCKED:
-        sys.modules[name] = None  # type: ignore[assignment]
-    taken = {(module, name): getattr(module, name) for module, names in LACKING.items() for name in names}
-    if kind == "windows":
-        sys.platform = "win32"
-        for module, name in taken:
-            delattr(module, name)
-    import_everything()
-    for (module, name), value in taken.items():
-        if module in {select, socket}:
-            setattr(module, name, value)  # this system's Trio needs it
-    trio.run(everything, kind)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -41,7 +41,7 @@ from ..._net.dialing import Dialer, dial_relay, dial_tcp
 from ..._net.lent_socket import LentSocket
 from ..._net.socket_options import keep_alive
 from ..._net.tls.client import client_tls, why_alerted
-from ..interface import IN_CLEAR, Deliver, Report, Session, Target, usable_key
+from ..interface import IN_CLEAR, TLS_OF_RATHOLE, Deliver, Report, Session, Target, usable_key
 from ..link_checks import LinkChecks
 from .codec import Ack, Challenge, ChannelKind, ControlChannel, ControlCommand, ControlEvent, Hello, OtherVersionError
 from .data_channels import DataChannels, staying
@@ -118,7 +118,7 @@ class RatholeTransport:
                     task_status.started(Session(drain=channels.drain))
                     if tls is None:
                         fields = about("in_clear", peer=address)
-                        _log.warning(IN_CLEAR, address, "the transport tls", extra=fields)
+                        _log.warning(IN_CLEAR, address, TLS_OF_RATHOLE, extra=fields)
                     try:
                         await _obey(channel, early, stream, channels, target)
                     finally:

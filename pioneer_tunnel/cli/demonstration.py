@@ -1,19 +1,11 @@
-"""A relay, a gateway, a tunnel and visitors on this machine, in some seconds.
+"""What `demo` shows: a relay, a gateway, a tunnel and visitors on this machine, in some seconds.
 
-A relay runs in a process of its own. A gateway that requires a bearer token listens on loopback. A tunnel makes the
-gateway reachable at the relay's public address, where visitors connect. Then the demo cuts the link, and the tunnel
-reconnects. `make demo` runs this.
+A relay runs in a process of its own. A tunnel makes an ASGI application that requires a bearer token reachable at the
+relay's public address, where visitors connect. Then the link is cut, and the tunnel reconnects.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C during the imports below shows no traceback
-
-import functools
 import hashlib
 import random
 import socket
@@ -24,33 +16,68 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
+from typing import Final
 
 import attrs
+import click
 import h11
 import trio
-from small_gateway import PIECE, Gateway
 from trio_websocket import wrap_client_stream
 
-from pioneer_tunnel import (
-    Address,
-    RelayKey,
-    RestartPolicy,
-    State,
-    Tunnel,
-    dial_tcp,
-    forward,
-    new_relay_key,
-    open_tunnel,
-)
+from .._model.addresses import Address
+from .._model.keys import RelayKey, new_relay_key
+from .._model.status import State
+from .._net.dialing import dial_tcp
+from ..asgi import serve
+from ..asgi.interface import Receive, Scope, Send
+from ..tunnel.restart_policy import RestartPolicy
+from ..tunnel.tunnel import Tunnel, open_tunnel
 
-TOKEN = "correct-horse-battery-staple"  # noqa: S105  # the demo's own
-HOST = "gateway.localhost"
-DOWNLOAD = 32 * 1024 * 1024
-STARTED = time.monotonic()
+__all__ = ["demonstrate"]
+
+_TOKEN: Final = "correct-horse-battery-staple"  # noqa: S105  # the demo's own
+_HOST: Final = "gateway.localhost"
+_DOWNLOAD: Final = 32 * 1024 * 1024
+_STARTED: Final = time.monotonic()
+_PIECE: Final = bytes(range(256)) * 256
 
 
 def say(text: str) -> None:
-    print(f"{time.monotonic() - STARTED:6.2f} s  {text}", flush=True)
+    click.echo(f"{time.monotonic() - _STARTED:6.2f} s  {text}")
+
+
+@attrs.define
+class Application:
+    """An ASGI application: `/hello`, `/download`, and a WebSocket that echoes a message.
+
+    Attributes:
+        visitors: where its visitors came from, as the relay attests it.
+    """
+
+    visitors: set[str] = attrs.field(factory=set)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        if scope["type"] == "lifespan":
+            return
+        self.visitors.add(scope["client"][0] if scope["client"] else "nobody knows where")
+        known = [value for name, value in scope["headers"] if name == b"authorization"] == [f"Bearer {_TOKEN}".encode()]
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"} if known else {"type": "websocket.close"})
+            message = await receive()
+            await send({"type": "websocket.send", "text": message.get("text")})
+            await receive()
+            return
+        pieces = [b"hello\n"] if known else [b"who are you?\n"]
+        if known and scope["path"] == "/download":
+            pieces = [_PIECE] * (_DOWNLOAD // len(_PIECE))
+        length = str(sum(map(len, pieces))).encode()
+        headers = [(b"content-length", length)]
+        await send({"type": "http.response.start", "status": 200 if known else 401, "headers": headers})
+        for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body"})
 
 
 @attrs.define
@@ -82,7 +109,7 @@ def start_relay(folder: Path, key: RelayKey) -> tuple[Popen[str], Address, Addre
 
         [[relay.tunnels]]
         id = "demo"
-        url = "http://{HOST}:{ingress.port}"
+        url = "http://{_HOST}:{ingress.port}"
         key = "{key.identity().public_key}"
         """
     )
@@ -112,7 +139,7 @@ def free_port() -> int:
 
 async def get(ingress: Address, target: str, *, token: str | None) -> tuple[int, int, str]:
     """Send a visitor's request to the public address; returns status, size and SHA-256 of the body."""
-    headers = [("Host", HOST)] + ([("Authorization", f"Bearer {token}")] if token else [])
+    headers = [("Host", _HOST)] + ([("Authorization", f"Bearer {token}")] if token else [])
     http = h11.Connection(h11.CLIENT)
     digest, size, status = hashlib.sha256(), 0, 0
     async with await dial_tcp(ingress.host, ingress.port) as stream:
@@ -134,9 +161,9 @@ async def get(ingress: Address, target: str, *, token: str | None) -> tuple[int,
 async def echo_over_websocket(ingress: Address) -> str | bytes:
     """Open a visitor's WebSocket at the public address, send a message and return the answer."""
     stream = await dial_tcp(ingress.host, ingress.port)
-    headers = [(b"Authorization", f"Bearer {TOKEN}".encode())]
+    headers = [(b"Authorization", f"Bearer {_TOKEN}".encode())]
     async with stream, trio.open_nursery() as nursery:
-        websocket = await wrap_client_stream(nursery, stream, HOST, "/echo", extra_headers=headers)
+        websocket = await wrap_client_stream(nursery, stream, _HOST, "/echo", extra_headers=headers)
         await websocket.send_message("is anybody there?")
         answer = await websocket.get_message()
         await websocket.aclose()
@@ -152,16 +179,16 @@ async def show_statuses(tunnel: Tunnel, seen: list[State]) -> None:
 
 async def visit(ingress: Address) -> None:
     """Make all requests of this demo, and check the answers."""
-    status, _, _ = await get(ingress, "/hello", token=TOKEN)
+    status, _, _ = await get(ingress, "/hello", token=_TOKEN)
     say(f"a visitor with the token gets {status}")
     assert status == 200
     status, _, _ = await get(ingress, "/hello", token=None)
     say(f"a visitor without gets {status}")
     assert status == 401
     began = time.perf_counter()
-    _, size, digest = await get(ingress, f"/download?n={DOWNLOAD}", token=TOKEN)
+    _, size, digest = await get(ingress, "/download", token=_TOKEN)
     rate = size / (time.perf_counter() - began) / 1e6
-    assert digest == hashlib.sha256(PIECE * (DOWNLOAD // len(PIECE))).hexdigest()
+    assert digest == hashlib.sha256(_PIECE * (_DOWNLOAD // len(_PIECE))).hexdigest()
     say(f"a visitor downloads {size >> 20} MiB at {rate:.0f} MB/s, and its SHA-256 is right")
     answer = await echo_over_websocket(ingress)
     assert answer == "is anybody there?"
@@ -172,46 +199,38 @@ async def demo(folder: Path) -> None:
     key = new_relay_key()
     relay, control, ingress = start_relay(folder, key)
     say(f"a relay runs as process {relay.pid}: gateways come to {control}, visitors to {ingress}")
-    visitors: set[str] = set()
-    gateway = Gateway(TOKEN, lambda visitor, _: visitors.add(visitor.host if visitor else "nobody knows where"))
+    application = Application()
     network = Network()
     seen: list[State] = []
     try:
         await wait_until_listening(ingress)
-        async with trio.open_nursery() as nursery:
-            listener: trio.SocketListener
-            (listener,) = await nursery.start(functools.partial(trio.serve_tcp, gateway.serve, 0, host="127.0.0.1"))
-            local = Address(*listener.socket.getsockname())
-            say(f"a gateway that asks for a token listens on {local}, and expects the PROXY protocol")
-            async with open_tunnel(
-                f"ws://{control}", key=key, dial=network.dial, restart=RestartPolicy(initial=0.2)
-            ) as tunnel:
-                nursery.start_soon(show_statuses, tunnel, seen)
-                handler = functools.partial(forward, local=local, proxy_protocol="v2")
-                nursery.start_soon(trio.serve_listeners, handler, [tunnel])
-                with trio.fail_after(60):
-                    await tunnel.wait_connected()
-                await visit(ingress)
-                say("now somebody cuts the link")
-                network.cut()
-                with trio.fail_after(60):
-                    while seen[-2:] != [State.RECONNECTING, State.CONNECTED]:
-                        await trio.sleep(0.01)
-                status, _, _ = await get(ingress, "/hello", token=TOKEN)
-                say(f"a visitor gets {status} again")
-                assert status == 200
-                nursery.cancel_scope.cancel()
+        async with (
+            trio.open_nursery() as nursery,
+            open_tunnel(f"ws://{control}", key=key, dial=network.dial, restart=RestartPolicy(initial=0.2)) as tunnel,
+        ):
+            nursery.start_soon(show_statuses, tunnel, seen)
+            nursery.start_soon(serve, application, tunnel)
+            with trio.fail_after(60):
+                await tunnel.wait_connected()
+            say(f"a gateway in this process asks for a token; visitors come in at {tunnel.status.public_url}")
+            await visit(ingress)
+            say("now somebody cuts the link")
+            network.cut()
+            with trio.fail_after(60):
+                while seen[-2:] != [State.RECONNECTING, State.CONNECTED]:
+                    await trio.sleep(0.01)
+            status, _, _ = await get(ingress, "/hello", token=_TOKEN)
+            say(f"a visitor gets {status} again")
+            assert status == 200
+            nursery.cancel_scope.cancel()
     finally:
         relay.terminate()
         relay.wait(10)
-    say(f"the gateway saw its visitors come from {', '.join(sorted(visitors))}, as the PROXY header told")
+    say(f"the gateway saw its visitors come from {', '.join(sorted(application.visitors))}, as the relay attests")
     say(f"statuses: {', '.join(seen)}; the relay ended with exit status {relay.returncode}")
 
 
-if __name__ == "__main__":
-    try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on the demo removes what it made
-        with tempfile.TemporaryDirectory() as folder:
-            trio.run(demo, Path(folder))
-    except* KeyboardInterrupt:
-        sys.exit(130)
+def demonstrate() -> None:
+    """Show it. What it makes is removed, also after Ctrl-C."""
+    with tempfile.TemporaryDirectory() as folder:
+        trio.run(demo, Path(folder))

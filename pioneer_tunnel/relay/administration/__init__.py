@@ -1,0 +1,1 @@
+"""What an operator does with a relay's file: make it, add and remove tunnels, check it."""

@@ -1,0 +1,48 @@
+"""Completion in bash, as docs/command-line.md sets it up."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+from rig import HANG
+
+pytestmark = pytest.mark.usefixtures("user_config")
+
+SCRIPT: Final = """
+eval "$(_PIONEER_TUNNEL_COMPLETE=bash_source pioneer-tunnel)" || exit 9
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+_pioneer_tunnel_completion pioneer-tunnel
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+FOLDER: Final = Path(sys.executable).parent
+
+
+@pytest.mark.skipif(
+    shutil.which("bash") is None or not (FOLDER / "pioneer-tunnel").exists(), reason="there is no bash, or no script"
+)
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["ex"], ["expose"]),
+        (["key", "s"], ["set", "show-id"]),
+        (["expose", "--key"], ["--key-mode", "--key-file"]),
+        (["expose", "--transport", "t"], ["tcp", "tls"]),
+    ],
+)
+def test_bash_completes(words: list[str], offered: list[str]) -> None:
+    environment = os.environ | {"PATH": f"{FOLDER}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", SCRIPT, "bash", "pioneer-tunnel", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=True,
+    )
+    assert done.stdout.split() == offered
