@@ -29,6 +29,7 @@ __all__ = [
     "Command",
     "Commands",
     "ExistingFile",
+    "RelayText",
     "local_servers",
     "log_format_option",
     "read_proxy",
@@ -159,6 +160,14 @@ class ExistingFile(click.Path):
             )
             raise _NoFileError(why if param is None else f"{param.opts[0]}: {why}", param)
         return path
+
+
+@final
+class RelayText(click.types.StringParamType):
+    """The address of a relay. An environment variable may hold several, separated by white space or commas."""
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        return rv.replace(",", " ").split()
 
 
 def local_servers(words: Sequence[str], *, ca_file: Path | None = None) -> dict[str, LocalAddress]:

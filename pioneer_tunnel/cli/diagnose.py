@@ -24,7 +24,7 @@ from ..gateway.config import RemoteAccessConfig, Transport
 from ..gateway.runtime_folder import stored_instance
 from ..transports.rathole.key_mode import KeyMode
 from ..websocket import EngineName
-from .arguments import Choice, ExistingFile, local_servers, read_proxy
+from .arguments import Choice, ExistingFile, RelayText, local_servers, read_proxy
 from .client_file import ClientCommand, load_client_file
 from .expose import expose
 from .keys import KEY_FILE, key_source
@@ -54,7 +54,13 @@ def _or_client_file(context: click.Context, option: click.Parameter, path: Path 
     callback=_or_client_file,
     help="The gateway's TOML file, with [gateway.remote_access].",
 )
-@click.option("--relay", "relay_addr", help="ws:// or wss:// URL, or host:port; instead of --config.")
+@click.option(
+    "--relay",
+    "relays",
+    type=RelayText(),
+    multiple=True,
+    help="ws:// or wss:// URL, or host:port; instead of --config. Of several, the first is checked.",
+)
 @click.option("--transport", type=Choice(["websocket", "tcp", "tls"]), help="By default websocket, as for expose.")
 @click.option("--key-mode", type=Choice([str(mode) for mode in KeyMode]), help="As for expose.")
 @click.option("--key-file", type=KEY_FILE, help="As for expose. Without it, no proof is tried.")
@@ -74,6 +80,7 @@ def diagnose(  # noqa: PLR0917  # click passes them by name
     /,
     local: tuple[str, ...],
     config: Path | None,
+    relays: tuple[str, ...],
     key_file: Path | None,
     local_ca_file: Path | None,
     websocket_engine: EngineName | None,
@@ -96,10 +103,12 @@ def diagnose(  # noqa: PLR0917  # click passes them by name
     if as_json:
         write_json_lines(context.obj)
     named = {key: value for key, value in options.items() if value is not None}
+    if relays:
+        named["relay_addr"] = relays[0]
     if config is not None:
         # What the environment holds is for another relay.
         given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-        if given & {*options, "local", "local_ca_file"}:
+        if given & {*options, "relays", "local", "local_ca_file"}:
             raise click.UsageError("--config has everything but the key; leave LOCAL and the other options out")
         key_file, named, local, local_ca_file = key_file if "key_file" in given else None, {}, (), None
     if config is None and "relay_addr" not in named:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -19,6 +20,7 @@ from .._model.services import FIRST_SERVICE
 from .._model.text import redact_reason, shown
 from .._net.tls.certificate import Certificate
 from .._net.tls.client import SYSTEM_TRUSTS, SystemTrust, client_tls
+from .._wire.links import MOST_LINKS
 from ..access.guard import check_files
 from ..access.rules import Access
 from ..access_log.entry import AccessLogFormat
@@ -31,7 +33,7 @@ from ..tunnel.forward import first_local
 from ..tunnel.tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
 from ..websocket import EngineName
 from .acme import with_acme
-from .arguments import Choice, ExistingFile, local_servers, log_format_option, read_proxy
+from .arguments import Choice, ExistingFile, RelayText, local_servers, log_format_option, read_proxy
 from .client_file import ClientCommand, client_file_option
 from .exit_codes import EXIT_CODES
 from .exposure import Exposure
@@ -49,7 +51,19 @@ _FILE: Final = ExistingFile()
 @click.command(cls=ClientCommand)
 @click.argument("local", nargs=-1, required=True)
 @client_file_option
-@click.option("--relay", "relay_address", required=True, help="ws:// or wss:// URL, or host:port (for wss, tcp, tls).")
+@click.option(
+    "--relay",
+    "relay_addresses",
+    type=RelayText(),
+    required=True,
+    multiple=True,
+    help="ws:// or wss:// URL, or host:port (for wss, tcp, tls). May be repeated for several relays.",
+)
+@click.option(
+    "--links",
+    type=click.IntRange(1, MOST_LINKS),
+    help="How many links to keep; by default one to each relay.",
+)
 @click.option(
     "--transport",
     type=Choice(["websocket", "tcp", "tls"]),
@@ -146,7 +160,8 @@ def expose(  # noqa: PLR0917  # click passes them by name
     context: click.Context,
     /,
     local: tuple[str, ...],
-    relay_address: str,
+    relay_addresses: tuple[str, ...],
+    links: int | None,
     transport: str,
     key_mode: str,
     key_file: Path | None,
@@ -213,7 +228,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
     if services is not None and transport != "websocket":
         raise click.UsageError("NAME=LOCAL is for a relay of --transport websocket")
     _refuse_idle_options(
-        relay_address,
+        relay_addresses,
         transport,
         tls_to_proxy=isinstance(proxy, Proxy) and proxy.scheme == "https",
         ca_file=ca_file,
@@ -223,7 +238,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
         heartbeat=heartbeat,
     )
     if context.get_parameter_source("transport") is ParameterSource.DEFAULT:
-        _ask_for_scheme(relay_address)
+        _ask_for_scheme(relay_addresses)
     if (tls_certificate is None) != (tls_private_key is None):
         raise click.UsageError("--tls-certificate and --tls-private-key come together")
     if acme is not None and tls_certificate is not None:
@@ -238,8 +253,9 @@ def expose(  # noqa: PLR0917  # click passes them by name
 
     def open_with(key: RelayKey) -> AbstractAsyncContextManager[Tunnel]:
         return open_tunnel(
-            relay_address,
+            relay_addresses,
             key=key,
+            links=links,
             service=service,
             ca_file=ca_file,
             system_trust=system_trust,
@@ -310,21 +326,22 @@ def _access(
     return access
 
 
-def _ask_for_scheme(relay_address: str) -> None:
+def _ask_for_scheme(relay_addresses: Sequence[str]) -> None:
     """Refuse a bare address that is not of this machine: in a gateway's file the same text means no encryption."""
-    try:
-        address = RelayAddress.parse(relay_address)
-    except ValueError:
-        return  # `open_tunnel` explains it
-    if address.scheme is None and not is_loopback(address.host):
-        raise click.UsageError(
-            f"--relay {shown('', address) or '…'} does not say how it is reached: write wss:// before it, or add"
-            " --transport tls or tcp for a Pioneer Relay or rathole"
-        )
+    for text in relay_addresses:
+        try:
+            address = RelayAddress.parse(text)
+        except ValueError:
+            continue  # `open_tunnel` explains it
+        if address.scheme is None and not is_loopback(address.host):
+            raise click.UsageError(
+                f"--relay {shown('', address) or '…'} does not say how it is reached: write wss:// before it, or add"
+                " --transport tls or tcp for a Pioneer Relay or rathole"
+            )
 
 
 def _refuse_idle_options(
-    relay_address: str,
+    relay_addresses: Sequence[str],
     transport: str,
     *,
     tls_to_proxy: bool,
@@ -336,7 +353,8 @@ def _refuse_idle_options(
 ) -> None:
     """Refuse options that would have no effect. Whoever names a CA expects TLS, for example."""
     native = transport == "websocket"
-    if not tls_to_proxy and (transport == "tcp" or (native and relay_address.lower().startswith("ws://"))):
+    in_clear = all(address.lower().startswith("ws://") for address in relay_addresses)
+    if not tls_to_proxy and (transport == "tcp" or (native and in_clear)):
         wanted = "a wss:// address" if native else "--transport tls"
         for option, given in (("--ca-file", ca_file is not None), ("--system-trust", system_trust != "openssl")):
             if given:

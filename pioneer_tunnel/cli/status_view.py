@@ -111,6 +111,8 @@ class LiveView:
         first.append(f"  {minutes // 60}:{minutes % 60:02}:{seconds:02}")
         if status.state is State.CONNECTED and status.relay_rtt_ms is not None:
             first.append(f"  relay {status.relay_rtt_ms:.0f} ms")
+        if status.links_wanted is not None:
+            first.append(f"  {status.links_up} of {status.links_wanted} links up")
         first.append(f"  → {self._local}  (Ctrl-C stops)", style="dim")
         second = Text(no_wrap=True, overflow="ellipsis")
         if status.state is State.CONNECTED and status.public_url:

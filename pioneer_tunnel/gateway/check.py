@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Final, Literal, final
 
 import attrs
 import trio
@@ -31,6 +31,7 @@ __all__ = ["Finding", "Origin", "check_gateway", "lines_in", "origins", "told"]
 
 _TABLE = "gateway.remote_access"
 _SETTINGS_TABLE = "remote_access"
+_IN_SETTINGS: Final = {"relay_addr": "server", "relay_addrs": "server"}
 
 
 @final
@@ -114,12 +115,13 @@ def _files_of(config: RemoteAccessConfig) -> Iterator[tuple[str, Callable[[], ob
 
 def _in_clear(config: RemoteAccessConfig, file: str) -> Iterator[Problem]:
     """The warning that the log has when the tunnel is up."""
-    address, transport = config.effective_relay_addr, config.effective_transport
+    transport = config.effective_transport
     native = transport is Transport.WEBSOCKET
-    if is_loopback(address.host) or not (transport is Transport.TCP or (native and not address.secure)):
-        return
+    key = f"{_TABLE}.{'relay_addrs' if config.relay_addrs else 'relay_addr'}"
     instead = TLS_OF_NATIVE if native else TLS_OF_RATHOLE
-    yield Problem(source=file, key=f"{_TABLE}.relay_addr", message=IN_CLEAR % (address, instead))
+    for address in config.effective_relay_addrs:
+        if not is_loopback(address.host) and (transport is Transport.TCP or (native and not address.secure)):
+            yield Problem(source=file, key=key, message=IN_CLEAR % (address, instead))
 
 
 def _findings(
@@ -193,12 +195,13 @@ def origins(
         if NOT_A_KEY in field.metadata:
             continue
         value, line = getattr(effective, field.name), ours.get(f"{_TABLE}.{field.name}")
-        in_settings = theirs.get(f"{_SETTINGS_TABLE}.{'server' if field.name == 'relay_addr' else field.name}")
+        in_settings = theirs.get(f"{_SETTINGS_TABLE}.{_IN_SETTINGS.get(field.name, field.name)}")
         if value != getattr(config, field.name) and in_settings is not None:
             found[field.name] = Origin(value=value, file=settings_file, line=in_settings)
         else:
             found[field.name] = Origin(value=value, file=None if line is None else config_file, line=line)
     if found["transport"].value is None:
         found["transport"] = Origin(value=effective.effective_transport)
-    found["relay_addr"] = attrs.evolve(found["relay_addr"], value=effective.effective_relay_addr)
+    first = found["relay_addrs" if effective.relay_addrs else "relay_addr"]
+    found["relay_addr"] = attrs.evolve(first, value=effective.effective_relay_addr)
     return found

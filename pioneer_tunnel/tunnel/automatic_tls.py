@@ -45,7 +45,8 @@ async def keep_certificates(certificates: AcmeCertificates, feed: StatusFeed) ->
 
 def _hosts(status: Status) -> Iterator[str]:
     """The hosts whose visitors come with TLS. What the relay says is not trusted to be well-formed."""
-    for text in (status.services or {"": status.public_url or ""}).values():
+    of_links = [link.public_url for link in status.links or () if link.public_url is not None]
+    for text in [*status.services.values()] if status.services else [status.public_url or "", *of_links]:
         try:
             url = PublicUrl.parse(text)
         except ValueError:

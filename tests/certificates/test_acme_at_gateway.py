@@ -8,12 +8,14 @@ from typing import Any, Final
 
 import pytest
 import trio
+import trio.testing
 from pebble import Pebble
 from rig import HOST, KEY, RELAY_NAME, RelayRig, connect, echo, eventually, no_hang, relay_rig, tunnel_entry
 
 from pioneer_tunnel import (
     AcmeConfig,
     InvalidSettingsError,
+    LinkStatus,
     MemoryKeystore,
     RemoteAccess,
     RemoteAccessConfig,
@@ -24,6 +26,8 @@ from pioneer_tunnel import (
     terminate_tls,
 )
 from pioneer_tunnel.tunnel.accepting import accept_visitors
+from pioneer_tunnel.tunnel.automatic_tls import keep_certificates
+from pioneer_tunnel.tunnel.status_feed import StatusFeed
 from pioneer_tunnel.tunnel.tunnel import Tunnel
 
 BLIND: Final[dict[str, Any]] = {"tunnels": [tunnel_entry(url=f"https://{HOST}", tls="passthrough")]}
@@ -129,3 +133,33 @@ async def test_what_cannot_work_is_refused_at_once(tmp_path: Path) -> None:
         RemoteAccessConfig(relay_addr="relay.test:2333", transport="tcp", acme=acme)
     with pytest.raises(InvalidSettingsError, match="stands beside tls; leave one of them out"):
         RemoteAccessConfig(relay_addr="wss://relay.test", acme=acme, tls={"certificate": "a", "private_key": "b"})
+
+
+class Wanted:
+    """Stands in for the certificates, and notes what is asked of them."""
+
+    status = None
+
+    def __init__(self) -> None:
+        self.names: list[list[str]] = []
+
+    def set_reachable(self, reachable: bool) -> None:
+        """Nothing is ordered here."""
+
+    def want(self, names: list[str]) -> None:
+        self.names.append([*dict.fromkeys(names)])
+
+    async def run(self) -> None:
+        await trio.sleep_forever()
+
+
+async def test_the_hosts_of_all_links_get_certificates() -> None:
+    urls = [f"https://{host}.test" for host in ("one", "other")]
+    links = [LinkStatus(up=True, public_url=url) for url in urls]
+    feed = StatusFeed(Status(state=State.CONNECTED, public_url=urls[0], links=links))
+    certificates: Any = Wanted()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_certificates, certificates, feed)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert certificates.names == [["one.test", "other.test"]]

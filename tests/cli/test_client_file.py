@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from programs import KEY, PROGRAM, Relay, key_file, local_gateway, running, shared_relay
 from rig import HANG
 
+from pioneer_tunnel.cli.arguments import RelayText
 from pioneer_tunnel.cli.client_file import ClientCommand, client_file_option, key_of, variable_of
 from pioneer_tunnel.cli.commands import pioneer_tunnel
 from pioneer_tunnel.cli.expose import expose
@@ -28,6 +29,7 @@ __all__ = ["local_gateway", "shared_relay"]
 @client_file_option
 @click.option("--relay")
 @click.option("--heartbeat", type=click.FloatRange(1, 60))
+@click.option("--relays", type=RelayText(), multiple=True)
 @click.option("--allow", multiple=True)
 @click.option("--raw", is_flag=True)
 @click.option("--ca-file", type=click.Path(path_type=Path))
@@ -67,6 +69,7 @@ def test_the_file_in_the_users_configuration_folder_is_read(user_config: Path) -
     assert shown() == {
         "local": "('web=8000', 'ssh=22')",
         "relay": "wss://from-file",
+        "relays": "()",
         "heartbeat": "20.0",
         "allow": "('192.0.2.0/24',)",
         "raw": "True",
@@ -86,6 +89,19 @@ def test_the_command_line_comes_before_the_environment_and_that_before_the_file(
     assert values["allow"] == "('192.0.2.1', '192.0.2.2')"
     assert shown("--relay", "wss://from-here", "9000")["relay"] == "wss://from-here"
     assert shown("9000")["local"] == "('9000',)"
+
+
+@pytest.mark.parametrize("text", ["wss://one wss://other:1", "wss://one,wss://other:1", " wss://one ,\twss://other:1,"])
+def test_a_variable_may_hold_several_relays(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("PIONEER_TUNNEL_RELAYS", text)
+    assert shown()["relays"] == "('wss://one', 'wss://other:1')"
+
+
+def test_the_file_may_hold_several_relays(user_config: Path) -> None:
+    write(user_config, '[expose]\nrelays = ["wss://one", "wss://other:1"]\n')
+    assert shown()["relays"] == "('wss://one', 'wss://other:1')"
+    write(user_config, '[expose]\nrelays = "wss://one"\n')
+    assert shown()["relays"] == "('wss://one',)"
 
 
 def test_another_file_can_be_named_and_the_current_folder_is_never_looked_at(
@@ -195,6 +211,12 @@ def test_a_bare_address_that_is_not_of_this_machine_needs_a_scheme(tmp_path: Pat
     key = str(key_file(tmp_path, KEY.reveal()))
     result = refused("8000", "--relay", address, "--key-file", key)
     assert f"--relay '{address}' does not say how it is reached: write wss:// before it" in result.output
+
+
+def test_of_several_relays_each_needs_a_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIONEER_TUNNEL_RELAY", "wss://relay.example.com,other.example.com:443")
+    result = refused("8000", "--key-file", "-", stdin=KEY.reveal())
+    assert "--relay 'other.example.com:443' does not say how it is reached" in result.output
 
 
 @pytest.mark.parametrize("local", ["http://localhost:8000/path", ":http", ":", "http://"])

@@ -108,6 +108,14 @@ def test_a_bare_address_means_no_encryption_and_the_warning_says_so() -> None:
     assert "bare host:port alone means tcp" in TLS_OF_RATHOLE
 
 
+def test_each_of_several_relays_is_warned_about(tmp_path: Path) -> None:
+    config = write(tmp_path, 'relay_addrs = ["wss://one.test", "ws://two.test", "ws://three.test"]')
+    with_key(config)
+    begin = f"{config}:2: warning: gateway.remote_access.relay_addrs: "
+    told = [begin + IN_CLEAR % (address, TLS_OF_NATIVE) for address in ("ws://two.test", "ws://three.test")]
+    assert ask("check", "--config", config)[1].splitlines() == told
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:2333", "ws://localhost:80", "wss://relay.example.com"])
 def test_no_warning_on_this_machine_or_with_tls(tmp_path: Path, address: str) -> None:
     config = write(tmp_path, f'relay_addr = "{address}"')
@@ -135,6 +143,19 @@ def test_show_says_where_each_value_is_from(tmp_path: Path) -> None:
     assert rows["max_restarts"] == {"value": "0", "source": "default"}
     assert rows["proxy"] == {"value": None, "source": "default"}
     assert KEY.reveal() not in ask("show", "--config", config)[1]
+
+
+def test_show_says_where_several_relays_are_from(tmp_path: Path) -> None:
+    config = write(tmp_path, 'relay_addrs = ["wss://one.test", "wss://two.test"]', "allow_server_override = true")
+    with_key(config)
+    rows = shown("--config", config)
+    assert rows["relay_addr"] == {"value": "'wss://one.test'", "source": f"{config}:2"}
+    assert rows["relay_addrs"] == {"value": "'wss://one.test', 'wss://two.test'", "source": f"{config}:2"}
+    settings = tmp_path / "gateway-settings.toml"
+    settings.write_text('[remote_access]\nserver = "wss://mine.test"\n')
+    rows = shown("--config", config)
+    assert rows["relay_addr"] == {"value": "'wss://mine.test'", "source": f"{settings}:2"}
+    assert rows["relay_addrs"]["value"] is None
 
 
 def test_show_of_the_client(user_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
