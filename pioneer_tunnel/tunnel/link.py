@@ -341,7 +341,10 @@ class Link:
                     self.standing.lost = self.standing.retry_at_unix = None
                     self._observer.changed()
             case SessionRenewed(session=session):
-                run.session, run.lost = session, None
+                run.lost = None
+                if run.session is None:  # a run that is not up has none to renew
+                    return
+                run.session = session
                 run.connected_at, run.since_unix = trio.current_time(), self._wall_clock()
                 self._target.counts.sessions += 1
                 if carries:

@@ -462,6 +462,9 @@ DIALS_FAIL: Final[list[HostAction]] = [Reported(LocalDialFailed("connection refu
 @example(Story([Chapter([Connect(9, reports=((0.0, LinkLost(LinkLostError("gone"))),))], [Wait(5)])]))
 @example(Story([Chapter([], [Wait(1), Reported(LinkLost(LinkLostError("gone"))), Reported(Draining(0.0)), Wait(9)])]))
 @example(Story([Chapter([Connect(0.0, after=0.5, then=Fail())], [Reported(Draining(0.0)), Wait(600)])]))
+@example(
+    Story([Chapter([Return(after=0.5)], [Reported(SessionRenewed(Session())), Wait(600)])], RestartPolicy(jitter=0.0))
+)
 @example(Story([Chapter([Crash(TunnelError)], [Wait(10)])]))
 @example(Story([Chapter([Connect(5, then=Fail(LocalGatewayError))], [Wait(10)])]))
 @example(Story([Chapter([], [Wait(1), *DIALS_FAIL, LocalGatewayIs(False), Wait(100)], probed=True)] * 2))
