@@ -60,7 +60,7 @@ class Outbox:
         self._round: deque[Stream] = deque()
 
     def __bool__(self) -> bool:
-        return bool(self._replies) or self.has_traffic
+        return bool(self._replies or self._early or self._control or self._fresh or self._round)
 
     @property
     def has_traffic(self) -> bool:
@@ -85,7 +85,7 @@ class Outbox:
         ):
             return False
         stream.send_window.credit -= size
-        self._early += (encode_header(_DATA, 0, stream.id, size), data)
+        self._early.append(encode_header(_DATA, 0, stream.id, size) + data)  # one piece: each costs time below
         self._early_size += HEADER_SIZE + size
         return True
 

@@ -145,11 +145,10 @@ class Session:
         """
         try:
             for item in self._decoder.receive_data(data):
-                if type(item) is bytes:
-                    self._receive_body(item)
-                else:
-                    assert isinstance(item, Header)
+                if type(item) is Header:
                     self._receive_header(item, now)
+                else:
+                    self._receive_body(item)
         except RemoteProtocolError:
             self.going_away = True
             self._outbox = Outbox()
