@@ -17,7 +17,6 @@ from .._net.closing import abandon, close_after_answer
 from .._net.fastpath.event_loop import Reactor
 from .._net.leg import Leg
 from .._net.streams import ByteStream
-from .._net.turn import Turn
 from .exchange import Ending, Exchange, HandedOver
 from .task_leg import leg_of
 
@@ -125,9 +124,9 @@ class Pump:
         assert self._legs is not None
         (one, other), self._legs = self._legs, None
         forth, back = self._amounts
-        soon = Reactor.current().queue
-        self._exchange = Exchange(one, other, on_end=on_end, soon=soon, forth=forth, back=back)
-        Turn.current().run(self._exchange.begin)
+        reactor = Reactor.current()
+        self._exchange = Exchange(one, other, on_end=on_end, soon=reactor.queue, forth=forth, back=back)
+        reactor.turn.run(self._exchange.begin)
 
     def stop(self) -> None:
         """Copy no more; `finish` then resets both streams. Does nothing if the exchange is over."""

@@ -73,21 +73,31 @@ class Outbox:
         This costs less time than the queues. It is for data that is sent at once, at the end of the turn.
         """
         size = len(data)
-        if (
-            self._replies
-            or self._control
-            or self._fresh
-            or self._round
-            or stream.queued
-            or size > stream.send_window.credit
-            or self._early_size + size > MOST_EARLY
-            or not stream.may_send
-        ):
+        if size > stream.send_window.credit or not self._may_overtake(stream, size):
             return False
         stream.send_window.credit -= size
         self._early.append(encode_header(_DATA, 0, stream.id, size) + data)  # one piece: each costs time below
         self._early_size += HEADER_SIZE + size
         return True
+
+    def end_early(self, stream: Stream) -> bool:
+        """Make the frame of the FIN of `stream` now, on the same conditions."""
+        if not self._may_overtake(stream, 0):
+            return False
+        self._early.append(encode_header(FrameType.WINDOW_UPDATE, FIN, stream.id, 0))
+        self._early_size += HEADER_SIZE
+        return True
+
+    def _may_overtake(self, stream: Stream, size: int) -> bool:
+        """Whether `stream` may send a frame of `size` bytes, and nothing waits that has to be sent before it."""
+        return stream.may_send and not (
+            self._replies
+            or self._control
+            or self._fresh
+            or self._round
+            or stream.queued
+            or self._early_size + size > MOST_EARLY
+        )
 
     def put_first(self, frame_type: FrameType, flags: int, stream_id: int, length: int) -> None:
         """Queue a frame that is sent before stream control and data."""

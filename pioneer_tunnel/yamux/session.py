@@ -352,6 +352,14 @@ class Session:
         stream.sent_amount.total += len(data)
         return True
 
+    def send_fin_early(self, stream: Stream) -> bool:
+        """Frame the FIN now, if nothing waits. Otherwise False: use `send_fin`. See `send_early`."""
+        if not self._outbox.end_early(stream):
+            return False
+        stream.advance(Step.SEND_FIN)
+        self._forget_if_done(stream)
+        return True
+
     def send(self, stream: Stream, data: Buffer) -> None:
         """Queue `data`, without copying it. The peer's credit and the other streams decide when it is sent.
 
@@ -541,6 +549,8 @@ class Session:
     def _drop_unread(self, stream: Stream) -> int:
         """Drop unread data; returns the number of bytes."""
         stream.lend(0)
+        if not stream.receive_queue:
+            return 0
         dropped = sum(map(len, stream.receive_queue))
         stream.receive_queue.clear()
         self._with_unread.discard(stream)
