@@ -102,7 +102,7 @@ class Pump:
             await trio.lowlevel.checkpoint_if_cancelled()
             with Reactor.current().stay() as stay:
                 tasks = self.prepare()
-                self.begin(stay.end)
+                self.begin(stay.end, stay.reactor)
                 try:
                     if not tasks:
                         await stay.wait()
@@ -119,12 +119,11 @@ class Pump:
             raise
         return await self.finish()
 
-    def begin(self, on_end: Callable[[], None]) -> None:
+    def begin(self, on_end: Callable[[], None], reactor: Reactor) -> None:
         """Begin to copy. `on_end` is called once, when that is over; then `finish` is to be called. After `prepare`."""
         assert self._legs is not None
         (one, other), self._legs = self._legs, None
         forth, back = self._amounts
-        reactor = Reactor.current()
         self._exchange = Exchange(one, other, on_end=on_end, soon=reactor.queue, forth=forth, back=back)
         reactor.turn.run(self._exchange.begin)
 

@@ -308,7 +308,7 @@ class Session:
     @property
     def has_work(self) -> bool:
         """True when `data_to_send` or `events` may return something."""
-        return bool(self._outbox or self._events)
+        return bool(self._events or self._outbox)
 
     def open_stream(self, now: float) -> Stream:
         """Open a stream. Its SYN is sent with its first data, if there is some before the next `data_to_send`.
