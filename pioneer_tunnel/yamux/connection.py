@@ -440,7 +440,6 @@ class YamuxConnection:
         if self._asked_at is not None:
             self._asked_at = None
             self._answer_waiters.unpark_all()
-        self._heard_at = self.turn.now()
         total = 0
         for chunk in chunks:
             size = len(chunk)
@@ -457,6 +456,8 @@ class YamuxConnection:
         unprocessed = self._unprocessed
         now = self.turn.now()
         more = bool(self._events) and self._dispatch()
+        if unprocessed:
+            self._heard_at = now
         while unprocessed and not more:
             portion = unprocessed.popleft()
             self.session.receive_data(portion, now)

@@ -67,37 +67,17 @@ class Outbox:
         """Whether frames of streams are queued, other than replies."""
         return bool(self._early or self._control or self._fresh or self._round)
 
-    def frame_early(self, stream: Stream, data: Buffer) -> bool:
-        """Make a DATA frame of all of `data` now, if nothing waits that has to be sent before it. False otherwise.
+    def frame_early(self, frame_type: FrameType, flags: int, stream_id: int, body: Buffer = b"") -> bool:
+        """Make a frame now, if nothing waits that has to be sent before it. False otherwise.
 
-        This costs less time than the queues. It is for data that is sent at once, at the end of the turn.
+        This costs less time than the queues. It is for what is sent at once, at the end of the turn.
         """
-        size = len(data)
-        if size > stream.send_window.credit or not self._may_overtake(stream, size):
+        size = len(body)
+        if self._replies or self._control or self._fresh or self._round or self._early_size + size > MOST_EARLY:
             return False
-        stream.send_window.credit -= size
-        self._early.append(encode_header(_DATA, 0, stream.id, size) + data)  # one piece: each costs time below
+        self._early.append(encode_header(frame_type, flags, stream_id, size) + body)  # one piece: each costs time below
         self._early_size += HEADER_SIZE + size
         return True
-
-    def end_early(self, stream: Stream) -> bool:
-        """Make the frame of the FIN of `stream` now, on the same conditions."""
-        if not self._may_overtake(stream, 0):
-            return False
-        self._early.append(encode_header(FrameType.WINDOW_UPDATE, FIN, stream.id, 0))
-        self._early_size += HEADER_SIZE
-        return True
-
-    def _may_overtake(self, stream: Stream, size: int) -> bool:
-        """Whether `stream` may send a frame of `size` bytes, and nothing waits that has to be sent before it."""
-        return stream.may_send and not (
-            self._replies
-            or self._control
-            or self._fresh
-            or self._round
-            or stream.queued
-            or self._early_size + size > MOST_EARLY
-        )
 
     def put_first(self, frame_type: FrameType, flags: int, stream_id: int, length: int) -> None:
         """Queue a frame that is sent before stream control and data."""

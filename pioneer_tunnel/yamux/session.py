@@ -347,14 +347,18 @@ class Session:
 
         For data that is sent at once: the caller calls `data_to_send` before it lets other tasks run.
         """
-        if not self._outbox.frame_early(stream, data):
+        size = len(data)
+        if size > stream.send_window.credit or not stream.may_send or stream.queued:
             return False
-        stream.sent_amount.total += len(data)
+        if not self._outbox.frame_early(_DATA, 0, stream.id, data):
+            return False
+        stream.send_window.credit -= size
+        stream.sent_amount.total += size
         return True
 
     def send_fin_early(self, stream: Stream) -> bool:
         """Frame the FIN now, if nothing waits. Otherwise False: use `send_fin`. See `send_early`."""
-        if not self._outbox.end_early(stream):
+        if not stream.may_send or stream.queued or not self._outbox.frame_early(_WINDOW_UPDATE, FIN, stream.id):
             return False
         stream.advance(Step.SEND_FIN)
         self._forget_if_done(stream)
