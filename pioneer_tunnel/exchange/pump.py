@@ -6,9 +6,9 @@ Bytes are neither inspected nor changed.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Final, final
+from typing import Any, Final, final
 
 import trio
 
@@ -27,20 +27,20 @@ _DRAIN_TIMEOUT: Final = 1.0
 _IN_ORDER: Final = frozenset({Ending.CLOSED, Ending.ENDED, Ending.HANDED_OVER})
 
 
-async def pump(
+def pump(
     first: ByteStream,
     second: ByteStream,
     *,
     second_leg: Leg | None = None,
     preface: bytes = b"",
     apology: bytes | Callable[[], bytes] = b"",
-) -> bool:
+) -> Coroutine[Any, Any, bool]:
     """Run a `Pump` from its start to its end.
 
     Returns:
         True unless both streams were reset. Raises only `trio.Cancelled` and what a bug raises.
     """
-    return await Pump(first, second, second_leg=second_leg, preface=preface, apology=apology).run()
+    return Pump(first, second, second_leg=second_leg, preface=preface, apology=apology).run()
 
 
 @final

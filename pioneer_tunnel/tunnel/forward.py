@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias, final
 
 import attrs
@@ -246,26 +247,12 @@ class _Forwarding:
             log: gets its requests; None for none.
             raw: whether it is known that they are no HTTP requests.
         """
-        local, report = server
-
-        async def connect() -> ByteStream | None:
-            try:
-                connection = await _connect(local, self.header(stream), self.dial, attempt)
-            except LocalGatewayError as error:
-                fields = about("local_unavailable", service=stream.service, peer=local, reason=error)
-                _log_limiter.log(local, f"{error}; a visitor was turned away", about=fields)
-                report(LocalDialFailed(str(error)))
-                if report is not self.report:  # else that says it
-                    self.report(VisitorRefused("local_unavailable"))
-                return None
-            report(LocalDialOk())
-            return connection
-
         try:
             if guard is not None:
+                connect = partial(self._connect, stream, server, attempt)
                 rules = rules or HeaderRules(set_forwarded=False)
                 await _pump_checked(stream, connect, rules, guard, report=self.report, log=log)
-            elif (connection := await connect()) is None:
+            elif (connection := await self._connect(stream, server, attempt)) is None:
                 if log is not None:
                     Watch(log).end(in_order=False)
             elif rules is not None:
@@ -278,6 +265,20 @@ class _Forwarding:
             _log_unforeseen(error)
         finally:
             stream.reset()  # does nothing after a graceful end
+
+    async def _connect(self, stream: TunnelStream, server: _Server, attempt: Attempt | None) -> ByteStream | None:
+        local, report = server
+        try:
+            connection = await _connect(local, self.header(stream), self.dial, attempt)
+        except LocalGatewayError as error:
+            fields = about("local_unavailable", service=stream.service, peer=local, reason=error)
+            _log_limiter.log(local, f"{error}; a visitor was turned away", about=fields)
+            report(LocalDialFailed(str(error)))
+            if report is not self.report:  # else that says it
+                self.report(VisitorRefused("local_unavailable"))
+            return None
+        report(LocalDialOk())
+        return connection
 
 
 @final

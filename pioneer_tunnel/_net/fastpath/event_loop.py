@@ -102,13 +102,12 @@ class Stay:
 
     async def sleep(self) -> None:
         """Sleep until `wake` is called."""
-
-        def on_cancellation(_: object) -> trio.lowlevel.Abort:
-            self.task = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
         self.task = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(on_cancellation)
+        await trio.lowlevel.wait_task_rescheduled(self._on_cancellation)
+
+    def _on_cancellation(self, _: object) -> trio.lowlevel.Abort:
+        self.task = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
     def wake(self) -> None:
         """Wake the task if it sleeps: its stay is over, or it becomes the leader."""
