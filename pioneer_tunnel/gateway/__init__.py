@@ -6,7 +6,7 @@ from .._model.public_names import publish as _publish
 from .config import RemoteAccessConfig, Transport
 from .keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
 from .remote_access import RemoteAccess
-from .rpc import RemoteAccessRpc, RpcError
+from .rpc import RemoteAccessRpc
 from .settings import Settings, SettingsFile, SettingsUpdate
 from .snapshot import Snapshot
 
@@ -19,7 +19,6 @@ __all__ = [
     "RemoteAccess",
     "RemoteAccessConfig",
     "RemoteAccessRpc",
-    "RpcError",
     "Settings",
     "SettingsFile",
     "SettingsUpdate",
