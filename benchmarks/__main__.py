@@ -27,6 +27,8 @@ ROUND_TRIPS: Final = 2000
 SEQUENTIAL: Final = 1000
 CONCURRENT: Final = 2000
 IDLE_STREAMS: Final = 1000
+STREAMS: Final = (1, 8, 64)
+"""How many of them carry a throughput together."""
 SETTLE: Final = 0.3
 """Seconds for a tunnel to clear up after a measurement before the next."""
 
@@ -57,10 +59,10 @@ def measure(way: Way, mib: int) -> Figures:
     figures["round_trip_p50"], figures["round_trip_p99"] = times[len(times) // 2], times[len(times) * 99 // 100]
 
     before = cpu()
-    for streams in (1, 8):
+    for streams in STREAMS:
         figures[f"down_{streams}"] = throughput(endpoint, "down", streams=streams, total=mib << 20)
         figures[f"up_{streams}"] = throughput(endpoint, "up", streams=streams, total=mib << 20)
-    note("cpu_gib", cpu_since(before), 4 * mib / 1024)
+    note("cpu_gib", cpu_since(before), 2 * len(STREAMS) * mib / 1024)
 
     before = cpu()
     figures["connections_1"] = connections_a_second(endpoint, count=SEQUENTIAL, at_once=1)

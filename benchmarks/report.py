@@ -22,8 +22,10 @@ BASELINE: Final = "direct"
 _ROWS: Final[dict[str, str]] = {
     "down_1": "down, 1 stream, MB/s",
     "down_8": "down, 8 streams, MB/s",
+    "down_64": "down, 64 streams, MB/s",
     "up_1": "up, 1 stream, MB/s",
     "up_8": "up, 8 streams, MB/s",
+    "up_64": "up, 64 streams, MB/s",
     "round_trip_p50": "1-byte round trip, p50, µs",
     "round_trip_p99": "1-byte round trip, p99, µs",
     "connections_1": "new connections/s, 1 at a time",

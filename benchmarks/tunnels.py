@@ -5,6 +5,7 @@ What a process costs is read from /proc, so this is for Linux.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -13,12 +14,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from subprocess import Popen
 from tempfile import TemporaryDirectory
 from typing import Final, Literal, TypeAlias, final
 
 import attrs
+from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from pioneer_tunnel import new_relay_key
@@ -82,13 +85,19 @@ Contestant: TypeAlias = Callable[[], AbstractContextManager[Way]]
 
 
 def contestants(origin: Endpoint) -> dict[str, Contestant]:
-    """All ways to `origin` that this project can open, by name. `direct` is the one that others are compared with."""
-    return {
+    """All ways to `origin` that this project can open, by name. `direct` is the one that others are compared with.
+
+    The peer `snitun` is among them where its package is installed.
+    """
+    ways: dict[str, Contestant] = {
         "direct": lambda: nullcontext(Way(origin)),
         "websockets": partial(_tunnel, origin, "websockets"),
         "trio-websocket": partial(_tunnel, origin, "trio-websocket"),
         "wss": partial(_tunnel, origin, "websockets", tls=True),
     }
+    if find_spec("snitun") is not None:
+        ways["snitun"] = partial(_snitun, origin)
+    return ways
 
 
 def rathole_contestants(origin: Endpoint, program: Path) -> dict[str, Contestant]:
@@ -164,6 +173,25 @@ def _tunnel(origin: Endpoint, engine: EngineName, *, tls: bool = False, command:
             endpoint = (LOOPBACK, int(ingress.rpartition(":")[2]))
             _wait_until_open(endpoint, folder, first, second)
             yield Way(endpoint, dict(zip(PROCESSES, (Process(first.pid), Process(second.pid)), strict=True)))
+
+
+@contextmanager
+def _snitun(origin: Endpoint) -> Iterator[Way]:
+    """A relay and a gateway of snitun. Its link is TCP, and encrypts only the headers of its frames."""
+    control, visitors = _free_port(), _free_port()
+    told = {"control": control, "visitors": visitors, "origin": origin, "fernet": Fernet.generate_key().decode()}
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        file = folder / "told.json"
+        file.touch(mode=0o600)
+        file.write_text(json.dumps({**told, "key": os.urandom(32).hex(), "iv": os.urandom(16).hex()}))
+        command = [sys.executable, "-m", f"{__package__}.snitun_peer"]
+        with _program(folder, "relay", [*command, "relay", str(file)], Path()) as first:
+            _wait_until_listening((LOOPBACK, control), folder, first)
+            with _program(folder, "expose", [*command, "gateway", str(file)], Path()) as second:
+                endpoint = (LOOPBACK, visitors)
+                _wait_until_open(endpoint, folder, first, second)
+                yield Way(endpoint, dict(zip(PROCESSES, (Process(first.pid), Process(second.pid)), strict=True)))
 
 
 @contextmanager
@@ -248,9 +276,10 @@ def _make_pkcs12(folder: Path) -> None:
 
 
 @contextmanager
-def _program(folder: Path, name: str, command: list[str]) -> Iterator[Popen[str]]:
+def _program(folder: Path, name: str, command: list[str], cwd: Path | None = None) -> Iterator[Popen[str]]:
+    """Run `command` in `folder`, or in `cwd`."""
     with (folder / f"{name}.log").open("w") as log:
-        process = Popen(command, cwd=folder, stdout=log, stderr=log, text=True)
+        process = Popen(command, cwd=cwd or folder, stdout=log, stderr=log, text=True)
     with _ended(process):
         yield process
 

@@ -9,6 +9,8 @@ This is for Trio. `pioneer_tunnel.asgi` serves ASGI applications, `pioneer_tunne
 
 from __future__ import annotations
 
+import typing as _typing
+
 from ._interrupts import end_quietly_in_our_program as _end_quietly_in_our_program
 
 _end_quietly_in_our_program()  # before the imports below, which take a while
@@ -54,12 +56,6 @@ from .access.rules import Access
 from .access_log.entry import AccessLogFormat
 from .access_log.writer import AccessLog
 from .certificates.config import AcmeConfig
-from .gateway.config import RemoteAccessConfig, Transport
-from .gateway.keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
-from .gateway.remote_access import RemoteAccess
-from .gateway.rpc import RemoteAccessRpc
-from .gateway.settings import Settings, SettingsFile, SettingsUpdate
-from .gateway.snapshot import Snapshot
 from .transports.rathole.key_mode import KeyMode
 from .transports.services import Services
 from .transports.tunnel_stream import TunnelStream
@@ -69,6 +65,14 @@ from .tunnel.status_feed import StatusFeed
 from .tunnel.tunnel import Tunnel, open_tunnel
 from .tunnel.visitor_tls import terminate_tls
 from .yamux import Limits
+
+if _typing.TYPE_CHECKING:
+    from .gateway.config import RemoteAccessConfig, Transport
+    from .gateway.keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
+    from .gateway.remote_access import RemoteAccess
+    from .gateway.rpc import RemoteAccessRpc
+    from .gateway.settings import Settings, SettingsFile, SettingsUpdate
+    from .gateway.snapshot import Snapshot
 
 __all__ = [
     "Access",
@@ -149,3 +153,17 @@ __all__ = [
 ]
 
 _publish(globals())
+
+if not _typing.TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Import what a gateway embeds when it is first used: a tunnel alone starts sooner without it."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from . import gateway  # noqa: PLC0415  # see above
+
+        value = globals()[name] = getattr(gateway, name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

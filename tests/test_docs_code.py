@@ -358,11 +358,10 @@ def parse(command: click.Command, arguments: list[str], parent: click.Context | 
 async def test_the_five_minutes(tmp_path: Path) -> None:
     """The commands of README.md, typed in three terminals. Only the ports are others."""
     section = section_of(README, "Start in five minutes")
-    _install, key, run_relay, expose, visit = [
+    _install, run_relay, expose, visit = [
         block for block in blocks(README) if block.text in section and block.language == "console"
     ]
-    (config,) = [block.text for block in blocks(README, language="toml")]
-    ports = {port: str(free_port()) for port in ("7300", "7380", "8000")}
+    ports = {port: str(free_port()) for port in ("7300", "8000")}
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     def with_ports(text: str) -> str:
@@ -372,16 +371,11 @@ async def test_the_five_minutes(tmp_path: Path) -> None:
         script = with_ports("\n".join(commands_of(block)))
         return {"command": ["bash", "-ec", script], "cwd": tmp_path, "env": environment}
 
-    assert "\n".join(commands_of(key)).startswith("(umask 077")
-    said = await trio.run_process(**terminal(key), capture_stdout=True)
-    public_key = said.stdout.decode().strip()
-    assert public_key.startswith("ed25519:")
-    (tmp_path / "relay.toml").write_text(with_ports(config).replace("ed25519:…", public_key))
     with no_hang():
         async with open_terminal(**terminal(run_relay)) as relay_says:
             await relay_says("visitors at")
             async with open_terminal(**terminal(expose)) as says:
-                await says(f"connected    visitors come in at http://home.localhost:{ports['7380']}")
+                await says(f"connected    visitors come in at http://home.localhost:{ports['7300']}")
                 heard = await trio.run_process(**terminal(visit), capture_stdout=True)
                 assert heard.stdout.decode() == visit.text.partition("\n")[2] == "hello\n"
 

@@ -73,8 +73,8 @@ def published() -> list[Any]:
     return [
         pytest.param(module, value, id=f"{module}.{name}")
         for module in [*PUBLIC_MODULES, "pioneer_tunnel.relay", "pioneer_tunnel.testing.strategies"]
-        for name, value in vars(importlib.import_module(module)).items()
-        if name in importlib.import_module(module).__all__ and (inspect.isclass(value) or inspect.isfunction(value))
+        for name in importlib.import_module(module).__all__
+        if inspect.isclass(value := getattr(importlib.import_module(module), name)) or inspect.isfunction(value)
     ]
 
 
@@ -84,6 +84,20 @@ def test_all_is_a_list_of_names_that_exist_once_each(module_name: str) -> None:
     assert module.__all__
     assert len(module.__all__) == len(set(module.__all__))
     assert not [name for name in module.__all__ if not hasattr(module, name)]
+
+
+def test_importing_the_package_leaves_out_what_a_tunnel_alone_does_not_need() -> None:
+    unneeded = {"cattrs", "tomlkit", "h11", "importlib.metadata", "pioneer_tunnel.gateway"}
+    code = f"import sys, pioneer_tunnel; assert not {unneeded} & sys.modules.keys(), {unneeded} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_name_that_is_imported_later_is_there_and_others_are_not() -> None:
+    code = (
+        "import pioneer_tunnel; assert 'Settings' in dir(pioneer_tunnel); from pioneer_tunnel import Settings, Tunnels"
+    )
+    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "cannot import name 'Tunnels' from 'pioneer_tunnel'" in failed.stderr
 
 
 @pytest.mark.parametrize("module_name", PUBLIC_MODULES)

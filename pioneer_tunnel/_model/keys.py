@@ -17,7 +17,6 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 __all__ = ["PublicKey", "RelayKey", "SigningIdentity", "new_relay_key"]
 
@@ -218,7 +217,7 @@ class SigningIdentity:
 
     def __init__(self, private: Ed25519PrivateKey) -> None:
         self._private = private
-        self.public_key: Final = PublicKey(private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+        self.public_key: Final = PublicKey(private.public_key().public_bytes_raw())
 
     @classmethod
     def from_seed(cls, seed: bytes) -> SigningIdentity:

@@ -35,6 +35,8 @@ class Carrier:
         on_bug: called with an exception that only a bug raises.
     """
 
+    _reactor: Reactor  # since it runs
+
     def __init__(self, on_bug: Callable[[Exception], object]) -> None:
         self._on_bug: Final = on_bug
         self._carried: Final[dict[Pump, Callable[[], object]]] = {}  # with what to call after it
@@ -45,6 +47,7 @@ class Carrier:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Own exchanges until cancelled. Then both streams of each are reset, and nothing is left behind."""
         with Reactor.current().stay() as stay:
+            self._reactor = stay.reactor
             async with trio.open_nursery() as nursery:
                 self._endings, self._context = nursery, copy_context()
                 task_status.started()
@@ -77,7 +80,7 @@ class Carrier:
         nursery = self._endings
         assert nursery is not None
         self._carried[pump] = after
-        pump.begin(partial(self._on_end, pump, nursery))
+        pump.begin(partial(self._on_end, pump, nursery), self._reactor)
 
     def _on_end(self, pump: Pump, nursery: trio.Nursery) -> None:
         after = self._carried.pop(pump)

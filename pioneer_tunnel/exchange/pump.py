@@ -6,9 +6,9 @@ Bytes are neither inspected nor changed.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Final, final
+from typing import Any, Final, final
 
 import trio
 
@@ -17,7 +17,6 @@ from .._net.closing import abandon, close_after_answer
 from .._net.fastpath.event_loop import Reactor
 from .._net.leg import Leg
 from .._net.streams import ByteStream
-from .._net.turn import Turn
 from .exchange import Ending, Exchange, HandedOver
 from .task_leg import leg_of
 
@@ -28,20 +27,20 @@ _DRAIN_TIMEOUT: Final = 1.0
 _IN_ORDER: Final = frozenset({Ending.CLOSED, Ending.ENDED, Ending.HANDED_OVER})
 
 
-async def pump(
+def pump(
     first: ByteStream,
     second: ByteStream,
     *,
     second_leg: Leg | None = None,
     preface: bytes = b"",
     apology: bytes | Callable[[], bytes] = b"",
-) -> bool:
+) -> Coroutine[Any, Any, bool]:
     """Run a `Pump` from its start to its end.
 
     Returns:
         True unless both streams were reset. Raises only `trio.Cancelled` and what a bug raises.
     """
-    return await Pump(first, second, second_leg=second_leg, preface=preface, apology=apology).run()
+    return Pump(first, second, second_leg=second_leg, preface=preface, apology=apology).run()
 
 
 @final
@@ -103,7 +102,7 @@ class Pump:
             await trio.lowlevel.checkpoint_if_cancelled()
             with Reactor.current().stay() as stay:
                 tasks = self.prepare()
-                self.begin(stay.end)
+                self.begin(stay.end, stay.reactor)
                 try:
                     if not tasks:
                         await stay.wait()
@@ -120,14 +119,13 @@ class Pump:
             raise
         return await self.finish()
 
-    def begin(self, on_end: Callable[[], None]) -> None:
+    def begin(self, on_end: Callable[[], None], reactor: Reactor) -> None:
         """Begin to copy. `on_end` is called once, when that is over; then `finish` is to be called. After `prepare`."""
         assert self._legs is not None
         (one, other), self._legs = self._legs, None
         forth, back = self._amounts
-        soon = Reactor.current().queue
-        self._exchange = Exchange(one, other, on_end=on_end, soon=soon, forth=forth, back=back)
-        Turn.current().run(self._exchange.begin)
+        self._exchange = Exchange(one, other, on_end=on_end, soon=reactor.queue, forth=forth, back=back)
+        reactor.turn.run(self._exchange.begin)
 
     def stop(self) -> None:
         """Copy no more; `finish` then resets both streams. Does nothing if the exchange is over."""

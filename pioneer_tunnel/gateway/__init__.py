@@ -1,1 +1,29 @@
-"""What a gateway embeds: configuration, settings, keystore, `RemoteAccess`, JSON-RPC."""
+"""What a gateway embeds: configuration, settings, keystore, `RemoteAccess`, JSON-RPC. `pioneer_tunnel` publishes it."""
+
+from __future__ import annotations
+
+from .._model.public_names import publish as _publish
+from .config import RemoteAccessConfig, Transport
+from .keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
+from .remote_access import RemoteAccess
+from .rpc import RemoteAccessRpc
+from .settings import Settings, SettingsFile, SettingsUpdate
+from .snapshot import Snapshot
+
+__all__ = [
+    "EnvironmentKeystore",
+    "FileKeystore",
+    "KeyringKeystore",
+    "Keystore",
+    "MemoryKeystore",
+    "RemoteAccess",
+    "RemoteAccessConfig",
+    "RemoteAccessRpc",
+    "Settings",
+    "SettingsFile",
+    "SettingsUpdate",
+    "Snapshot",
+    "Transport",
+]
+
+_publish({**globals(), "__name__": "pioneer_tunnel"})

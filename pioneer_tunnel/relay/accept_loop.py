@@ -25,6 +25,7 @@ from .._net.fastpath.event_loop import Reactor, Stay
 from .._net.log_limiter import LogLimiter
 from .._net.socket_options import descriptor_of, keep_alive, limit_unsent
 from .._net.tcp import TcpStream
+from .._net.turn import Turn
 from .admission import Admission, OverLimit
 from .connection import Connection, address_of, log_unforeseen
 
@@ -101,6 +102,7 @@ class _Acceptor:
         self._connections: Final = connections
         self._only_visitors: Final = only_visitors
         self._context: Final = copy_context()  # the event loop may call back in a task of somebody else
+        self._turn: Final = Turn.current()
         # While the event loop accepts:
         self._stay: Stay | None = None
         self._socket: socket.socket | None = None
@@ -190,7 +192,7 @@ class _Acceptor:
         try:
             connection.arrival = self._admission.arrive(
                 None if peer is None else peer.host,
-                trio.current_time(),
+                self._turn.now(),
                 connection.evict,
                 only_visitors=self._only_visitors,
             )

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias, final
 
 import attrs
@@ -146,15 +147,17 @@ async def forward(
     rules = header_rules(stream.proxy_header, forwarded_headers, host_header)
     forwarding = _Forwarding(local, proxy_protocol, report, dial)
     server = forwarding.server_for(stream)
-    name = stream.service or (_first_service(local) if isinstance(local, Mapping) else FIRST_SERVICE)
-    if isinstance(local, Mapping) and name in raw_services:
+    name = forwarding.service_of(stream)
+    if forwarding.serves_several and name in raw_services:
         rules = None
-    try:
-        guard = _guard(access, name)
-    except KeyError:
-        line = f"there are no access rules for the service {name!r}"
-        _log_limiter.log(("access", name), line, about=about("unknown_service", service=name))
-        server = guard = None
+    guard = None
+    if access is not None:
+        try:
+            guard = _guard(access, name)
+        except KeyError:
+            line = f"there are no access rules for the service {name!r}"
+            _log_limiter.log(("access", name), line, about=about("unknown_service", service=name))
+            server = None
     if server is None:
         report(VisitorRefused("unknown_service"))
         stream.reset()
@@ -181,7 +184,7 @@ _Server: TypeAlias = tuple[LocalAddress, Report]
 class _Forwarding:
     """How visitors are forwarded. See `forward`."""
 
-    __slots__ = ("_local", "_sends_header", "dial", "report")
+    __slots__ = ("_sends_header", "_server", "_services", "dial", "report")
 
     def __init__(
         self,
@@ -190,20 +193,28 @@ class _Forwarding:
         report: Report,
         dial: Dialer,
     ) -> None:
-        self._local: Final = local if isinstance(local, Mapping) else local_address(local)
+        self._services: Final[LocalServers] = local if isinstance(local, Mapping) else {}
+        self._server: Final = None if isinstance(local, Mapping) else (local_address(local), report)
         self.report: Final = report
         self._sends_header: Final = proxy_protocol == "v2"
         self.dial: Final = dial
 
+    @property
+    def serves_several(self) -> bool:
+        """Whether it has a server for each service."""
+        return self._server is None
+
+    def service_of(self, stream: TunnelStream) -> str:
+        """The name of the service that a visitor wants."""
+        return stream.service or _first_service(self._services)
+
     def server_for(self, stream: TunnelStream) -> _Server | None:
         """Where a visitor goes, and what reports on that server; None, and a line in the log, if there is no server."""
-        local = self._local
-        if not isinstance(local, Mapping):
-            return local, self.report
-        first = _first_service(local)
-        name = stream.service or first
-        if name in local:
-            return local_address(local[name]), self.report if name == first else _ignore
+        if self._server is not None:
+            return self._server
+        services, name = self._services, self.service_of(stream)
+        if name in services:
+            return local_address(services[name]), self.report if name == _first_service(services) else _ignore
         line = f"there is no local server for the service {name!r}"
         _log_limiter.log(("service", name), line, about=about("unknown_service", service=name))
         return None
@@ -236,26 +247,12 @@ class _Forwarding:
             log: gets its requests; None for none.
             raw: whether it is known that they are no HTTP requests.
         """
-        local, report = server
-
-        async def connect() -> ByteStream | None:
-            try:
-                connection = await _connect(local, self.header(stream), self.dial, attempt)
-            except LocalGatewayError as error:
-                fields = about("local_unavailable", service=stream.service, peer=local, reason=error)
-                _log_limiter.log(local, f"{error}; a visitor was turned away", about=fields)
-                report(LocalDialFailed(str(error)))
-                if report is not self.report:  # else that says it
-                    self.report(VisitorRefused("local_unavailable"))
-                return None
-            report(LocalDialOk())
-            return connection
-
         try:
             if guard is not None:
+                connect = partial(self._connect, stream, server, attempt)
                 rules = rules or HeaderRules(set_forwarded=False)
                 await _pump_checked(stream, connect, rules, guard, report=self.report, log=log)
-            elif (connection := await connect()) is None:
+            elif (connection := await self._connect(stream, server, attempt)) is None:
                 if log is not None:
                     Watch(log).end(in_order=False)
             elif rules is not None:
@@ -268,6 +265,20 @@ class _Forwarding:
             _log_unforeseen(error)
         finally:
             stream.reset()  # does nothing after a graceful end
+
+    async def _connect(self, stream: TunnelStream, server: _Server, attempt: Attempt | None) -> ByteStream | None:
+        local, report = server
+        try:
+            connection = await _connect(local, self.header(stream), self.dial, attempt)
+        except LocalGatewayError as error:
+            fields = about("local_unavailable", service=stream.service, peer=local, reason=error)
+            _log_limiter.log(local, f"{error}; a visitor was turned away", about=fields)
+            report(LocalDialFailed(str(error)))
+            if report is not self.report:  # else that says it
+                self.report(VisitorRefused("local_unavailable"))
+            return None
+        report(LocalDialOk())
+        return connection
 
 
 @final

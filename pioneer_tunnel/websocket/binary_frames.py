@@ -6,7 +6,7 @@ module knows only the layout of a frame (RFC 6455, 5.2). No I/O.
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Sequence
 from typing import Final, final
 
@@ -155,5 +155,5 @@ def encode(chunks: Sequence[Bytes], size: int, *, mask: bool) -> list[Bytes]:
         header = bytes((_FIN | _BINARY, flag | _SIZE_64)) + size.to_bytes(8)
     if not mask:
         return [header, *chunks]
-    key = secrets.token_bytes(4)
+    key = os.urandom(4)
     return [header + key, apply_mask(b"".join(chunks), key)]

@@ -121,10 +121,11 @@ class WebSocketLink(Link):
     def _bytes_in(self, messages: Sequence[Message]) -> list[Bytes]:
         received: list[Bytes] = []
         for message in messages:
-            if isinstance(message, str):
-                self.on_text(message)
-            else:
-                received.append(message)
+            match message:
+                case str():
+                    self.on_text(message)
+                case _:
+                    received.append(message)
         return received
 
     async def send_text(self, text: str) -> None:

@@ -257,25 +257,21 @@ class WebsocketsWebSocket(WebSocket):
             self._protocol.receive_eof()
             self._take_events()
         elif self._frames is not None:
-            self._split(self._frames)
+            used, pieces = self._frames.split(data)
+            self._unparsed = data[used:]
+            for binary, piece in pieces:
+                if not binary:
+                    self._feed(piece)
+                elif self._closed is None:
+                    self._inbox.append(piece)
+            if self._frames.failure is not None:
+                self._fail(*self._frames.failure)
         else:
             amount = self.meter.admit(data)
             self._unparsed = data[amount:]
             self._feed(data[:amount])
             if self.meter.trusted and self.meter.between_frames:
                 self._frames = BinaryFrames(masked=not self._is_client)
-
-    def _split(self, frames: BinaryFrames) -> None:
-        """Take binary messages; the protocol gets the rest."""
-        used, pieces = frames.split(self._unparsed)
-        self._unparsed = self._unparsed[used:]
-        for binary, piece in pieces:
-            if not binary:
-                self._feed(piece)
-            elif self._closed is None:
-                self._inbox.append(piece)
-        if frames.failure is not None:
-            self._fail(*frames.failure)
 
     def _feed(self, data: Bytes) -> None:
         for start in range(0, len(data), _FED_AT_ONCE):

@@ -445,7 +445,6 @@ class YamuxConnection:
         if self._asked_at is not None:
             self._asked_at = None
             self._answer_waiters.unpark_all()
-        self._heard_at = self._link.last_received
         total = 0
         for chunk in chunks:
             size = len(chunk)
@@ -462,6 +461,8 @@ class YamuxConnection:
         unprocessed = self._unprocessed
         now = self.turn.now()
         more = bool(self._events) and self._dispatch()
+        if unprocessed:
+            self._heard_at = now
         while unprocessed and not more:
             portion = unprocessed.popleft()
             self.session.receive_data(portion, now)
@@ -586,38 +587,40 @@ class YamuxConnection:
         wakes = 0
         while events and wakes < WAKES_PER_TURN:
             event = events.popleft()
-            if isinstance(event, StreamReadable):
-                if event.stream.owner is not None:
-                    wakes += event.stream.owner.wake_readers()
-            elif isinstance(event, StreamWritable):
-                if event.stream.owner is not None:
-                    wakes += event.stream.owner.wake_writers()
-            elif isinstance(event, StreamOpened):
-                if event.stream.was_reset:
-                    self.session.reset(event.stream)  # it was opened and reset at once: drop its data
-                else:
-                    opened.append(YamuxStream(self, event.stream))
-                    wakes += 1
-            elif isinstance(event, OpenAllowed):
-                if self._open_waiters:
-                    self._open_waiters.unpark()
-            elif isinstance(event, PongReceived):
-                self._on_round_trip(event.round_trip)
-            else:
-                self._receive_go_away(event)
-        for stream in opened:
+            match event:
+                case StreamReadable(stream):
+                    if stream.owner is not None:
+                        wakes += stream.owner.wake_readers()
+                case StreamWritable(stream):
+                    if stream.owner is not None:
+                        wakes += stream.owner.wake_writers()
+                case StreamOpened(stream):
+                    if stream.was_reset:
+                        self.session.reset(stream)  # it was opened and reset at once: drop its data
+                    else:
+                        opened.append(YamuxStream(self, stream))
+                        wakes += 1
+                case OpenAllowed():
+                    if self._open_waiters:
+                        self._open_waiters.unpark()
+                case PongReceived(round_trip):
+                    self._on_round_trip(round_trip)
+                case GoAwayReceived():
+                    self._receive_go_away(event)
+        for delivered in opened:
             # Last, so that a stream is delivered with the data that arrived together with it.
             try:
                 assert self._on_stream is not None
-                self._on_stream(stream)
+                self._on_stream(delivered)
             except trio.WouldBlock:
-                stream.reset()
+                delivered.reset()
             except Exception as error:  # noqa: BLE001  # an error about one stream must not end the others
                 line = "a stream could not be handed on; it is reset"
                 fields = about("unforeseen", reason=type(error).__name__)
                 _log_limiter.log("unforeseen", line, level=logging.ERROR, error=error, about=fields)
-                stream.reset()
-        self._tell_if_gone()
+                delivered.reset()
+        if self._gone is not None:
+            self._tell_if_gone()
         return bool(events)
 
     def _tell_if_gone(self) -> None:

@@ -20,7 +20,7 @@ __all__ = [
 
 
 @final
-@attrs.frozen
+@attrs.define
 class StreamOpened:
     """The peer opened `stream`. It waits for `Session.acknowledge` or `Session.reset`."""
 
@@ -28,7 +28,7 @@ class StreamOpened:
 
 
 @final
-@attrs.frozen
+@attrs.define
 class StreamReadable:
     """`Session.read` of `stream` has something new: data, the end, or a reset."""
 
@@ -36,7 +36,7 @@ class StreamReadable:
 
 
 @final
-@attrs.frozen
+@attrs.define
 class StreamWritable:
     """`stream` may send more, or everything queued was sent, or it was reset."""
 
@@ -44,13 +44,13 @@ class StreamWritable:
 
 
 @final
-@attrs.frozen
+@attrs.define
 class OpenAllowed:
     """The peer acknowledged a stream that we opened, or that stream is closed. So another one may be opened."""
 
 
 @final
-@attrs.frozen
+@attrs.define
 class PongReceived:
     """The peer answered a ping; `round_trip` is in seconds."""
 
@@ -58,7 +58,7 @@ class PongReceived:
 
 
 @final
-@attrs.frozen
+@attrs.define
 class GoAwayReceived:
     """The peer accepts no more streams (code 0), or ends the session because of the error `code`."""
 

@@ -72,6 +72,7 @@ _new: Final = tuple.__new__
 """Makes a `Header` without the Python function that a named tuple has for this."""
 
 
+@final
 class Header(NamedTuple):
     """One header. The meaning of `length` depends on the frame type."""
 

@@ -60,32 +60,22 @@ class Outbox:
         self._round: deque[Stream] = deque()
 
     def __bool__(self) -> bool:
-        return bool(self._replies) or self.has_traffic
+        return bool(self._replies or self._early or self._control or self._fresh or self._round)
 
     @property
     def has_traffic(self) -> bool:
         """Whether frames of streams are queued, other than replies."""
         return bool(self._early or self._control or self._fresh or self._round)
 
-    def frame_early(self, stream: Stream, data: Buffer) -> bool:
-        """Make a DATA frame of all of `data` now, if nothing waits that has to be sent before it. False otherwise.
+    def frame_early(self, frame_type: FrameType, flags: int, stream_id: int, body: Buffer = b"") -> bool:
+        """Make a frame now, if nothing waits that has to be sent before it. False otherwise.
 
-        This costs less time than the queues. It is for data that is sent at once, at the end of the turn.
+        This costs less time than the queues. It is for what is sent at once, at the end of the turn.
         """
-        size = len(data)
-        if (
-            self._replies
-            or self._control
-            or self._fresh
-            or self._round
-            or stream.queued
-            or size > stream.send_window.credit
-            or self._early_size + size > MOST_EARLY
-            or not stream.may_send
-        ):
+        size = len(body)
+        if self._replies or self._control or self._fresh or self._round or self._early_size + size > MOST_EARLY:
             return False
-        stream.send_window.credit -= size
-        self._early += (encode_header(_DATA, 0, stream.id, size), data)
+        self._early.append(encode_header(frame_type, flags, stream_id, size) + body)  # one piece: each costs time below
         self._early_size += HEADER_SIZE + size
         return True
 

@@ -145,11 +145,10 @@ class Session:
         """
         try:
             for item in self._decoder.receive_data(data):
-                if type(item) is bytes:
-                    self._receive_body(item)
-                else:
-                    assert isinstance(item, Header)
+                if type(item) is Header:
                     self._receive_header(item, now)
+                else:
+                    self._receive_body(item)
         except RemoteProtocolError:
             self.going_away = True
             self._outbox = Outbox()
@@ -309,7 +308,7 @@ class Session:
     @property
     def has_work(self) -> bool:
         """True when `data_to_send` or `events` may return something."""
-        return bool(self._outbox or self._events)
+        return bool(self._events or self._outbox)
 
     def open_stream(self, now: float) -> Stream:
         """Open a stream. Its SYN is sent with its first data, if there is some before the next `data_to_send`.
@@ -348,9 +347,21 @@ class Session:
 
         For data that is sent at once: the caller calls `data_to_send` before it lets other tasks run.
         """
-        if not self._outbox.frame_early(stream, data):
+        size = len(data)
+        if size > stream.send_window.credit or not stream.may_send or stream.queued:
             return False
-        stream.sent_amount.total += len(data)
+        if not self._outbox.frame_early(_DATA, 0, stream.id, data):
+            return False
+        stream.send_window.credit -= size
+        stream.sent_amount.total += size
+        return True
+
+    def send_fin_early(self, stream: Stream) -> bool:
+        """Frame the FIN now, if nothing waits. Otherwise False: use `send_fin`. See `send_early`."""
+        if not stream.may_send or stream.queued or not self._outbox.frame_early(_WINDOW_UPDATE, FIN, stream.id):
+            return False
+        stream.advance(Step.SEND_FIN)
+        self._forget_if_done(stream)
         return True
 
     def send(self, stream: Stream, data: Buffer) -> None:
@@ -542,6 +553,8 @@ class Session:
     def _drop_unread(self, stream: Stream) -> int:
         """Drop unread data; returns the number of bytes."""
         stream.lend(0)
+        if not stream.receive_queue:
+            return 0
         dropped = sum(map(len, stream.receive_queue))
         stream.receive_queue.clear()
         self._with_unread.discard(stream)

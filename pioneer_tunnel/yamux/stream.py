@@ -140,7 +140,7 @@ class YamuxStream(ByteStream):
     def _receive_nowait(self, max_bytes: int) -> bytes | None:
         stream = self._stream
         if not self._closed:
-            data = self._session.read(stream, max_bytes, trio.current_time())
+            data = self._session.read(stream, max_bytes, self._connection.turn.now())
             if data:
                 self._connection.wake_writer()
                 return data
@@ -226,7 +226,7 @@ class YamuxStream(ByteStream):
         """Do what `aclose` does, and return at once."""
         if not self._closed:
             self._closed = True
-            self._session.close(self._stream, trio.current_time())
+            self._session.close(self._stream, self._connection.turn.now())
             self._connection.wake_writer()
             self._wake()
 

@@ -70,7 +70,10 @@ class StreamLeg(Leg):
         self._state.lend(amount)
 
     def send_eof(self) -> None:
-        self._stream.put_eof()
+        if self._session.send_fin_early(self._state):
+            self._connection.wake_writer()
+        else:
+            self._stream.put_eof()
 
     def close(self) -> bool:
         self.detach()

@@ -68,6 +68,8 @@ class Stream:
         id: odd if the client opened it.
         opened_here: whether this end opened it.
         state: which halves are open. `LOCAL_ENDED` means that a FIN was queued; it may still wait behind data.
+        may_send: True until a FIN is queued or the stream is reset.
+        may_receive: True while the peer may still send.
         was_reset: whether either end reset it.
         timed_out: whether this end reset it because the peer did not accept it in time.
         end_received: the peer's FIN has arrived. So what the peer sent is complete, even if a reset follows.
@@ -94,6 +96,8 @@ class Stream:
         "grant_due",
         "id",
         "lent",
+        "may_receive",
+        "may_send",
         "opened_at",
         "opened_here",
         "owner",
@@ -121,6 +125,8 @@ class Stream:
         self.opened_here: Final = opened_here
         self.opened_at: Final = now
         self.state: State = State.OPEN
+        self.may_send: bool = True
+        self.may_receive: bool = True
         self.was_reset: bool = False
         self.timed_out: bool = False
         self.acknowledged: bool = False
@@ -146,16 +152,6 @@ class Stream:
         self.received_amount: Amount = UNCOUNTED
         self.sent_amount: Amount = UNCOUNTED
         self.owner: Any = None
-
-    @property
-    def may_send(self) -> bool:
-        """True until a FIN is queued or the stream is reset."""
-        return self.state is State.OPEN or self.state is State.REMOTE_ENDED
-
-    @property
-    def may_receive(self) -> bool:
-        """True while the peer may still send."""
-        return self.state is State.OPEN or self.state is State.LOCAL_ENDED
 
     @property
     def ended(self) -> bool:
@@ -221,6 +217,8 @@ class Stream:
             error = LocalProtocolError if step is Step.SEND_FIN else RemoteProtocolError
             raise error(f"{step.value} on {self!r}")
         self.state = state
+        self.may_send = state is State.OPEN or state is State.REMOTE_ENDED
+        self.may_receive = state is State.OPEN or state is State.LOCAL_ENDED
 
     def enqueue(self, data: Buffer) -> None:
         """Append `data` to the send queue. Data of 1 KiB or more is not copied, now or later."""

@@ -46,7 +46,7 @@ _MOST_ROUNDS: Final = 4
 """Times that the epoll is asked again before other tasks run."""
 
 _TURN_SECONDS: Final = 0.005
-"""Seconds after which the epoll is not asked again before other tasks run."""
+"""A round that begins so many seconds after the first one is the last before other tasks run."""
 
 HUNG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR if sys.platform == "linux" else 0
 """The flags after which there may be no more edges."""
@@ -102,13 +102,12 @@ class Stay:
 
     async def sleep(self) -> None:
         """Sleep until `wake` is called."""
-
-        def on_cancellation(_: object) -> trio.lowlevel.Abort:
-            self.task = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
         self.task = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(on_cancellation)
+        await trio.lowlevel.wait_task_rescheduled(self._on_cancellation)
+
+    def _on_cancellation(self, _: object) -> trio.lowlevel.Abort:
+        self.task = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
     def wake(self) -> None:
         """Wake the task if it sleeps: its stay is over, or it becomes the leader."""
@@ -272,12 +271,13 @@ class Reactor:
     @trio.lowlevel.enable_ki_protection
     def _take_turns(self) -> None:
         """Run callbacks until there are none, or for a while."""
-        turn, left, now = self.turn, _TURN, trio.current_time()
-        until = now + _TURN_SECONDS
+        turn, left, until = self.turn, _TURN, 0.0
         for _ in range(_MOST_ROUNDS):
             events = [] if self._epoll is None else self._epoll.poll(0, _MOST_EVENTS)
             if not events and not self._ready:
                 break
+            now = trio.current_time()
+            until = until or now + _TURN_SECONDS
             turn.running, turn.started = True, now
             for descriptor, flags in events:
                 on_events = self._watched.get(descriptor)
@@ -292,7 +292,6 @@ class Reactor:
                 turn.end()
             except Exception as error:  # noqa: BLE001  # as above
                 _log_failure(error)
-            now = trio.current_time()
             if left <= 0 or now > until:
                 break
 

@@ -19,7 +19,6 @@ from ..tls.handshake import begin_tls
 from ..tls.stream import TlsStream
 from .choice import ChosenProxy
 from .handshake import LONGEST_ANSWER, CredentialsRefused, Handshake, ProxyRefusal
-from .http_connect import HttpConnect
 from .socks5 import Socks5
 
 __all__ = ["Via"]
@@ -76,11 +75,17 @@ class Via:
             raise
         return stream
 
+    def _handshake(self, host: str, port: int) -> Handshake:
+        if self.proxy.scheme == "socks5":
+            return Socks5(host, port, self.proxy.credentials)
+        from .http_connect import HttpConnect  # noqa: PLC0415  # h11 is imported only when it is used
+
+        return HttpConnect(host, port, self.proxy.credentials)
+
     async def _ask(self, stream: trio.abc.Stream, host: str, port: int, timeout: float) -> None:
-        kind = Socks5 if self.proxy.scheme == "socks5" else HttpConnect
         try:
             with trio.fail_after(timeout):
-                await _shake_hands(kind(host, port, self.proxy.credentials), stream)
+                await _shake_hands(self._handshake(host, port), stream)
         except trio.TooSlowError:
             raise RelayConnectError(
                 f"{self} did not make a tunnel within {timeout:g} seconds; does it reach the relay, and is its URL"

@@ -44,7 +44,6 @@ from ..interface import Deliver, Report, Session, Target, usable_key
 from .config import ProcessConfig, TunnelProgram
 from .guarded import Program, StartRefused, guarded
 from .guardian import Orders
-from .http_probe import ask_for_status
 from .output import Output, Secrets
 
 __all__ = ["ProcessTransport"]
@@ -241,6 +240,8 @@ class _Probe:
 
     async def until_answered(self, waiting: trio.CancelScope) -> None:
         """Cancel `waiting` at the first answer that counts."""
+        from .http_probe import ask_for_status  # noqa: PLC0415  # h11 is imported only when it is used
+
         config, target = self._config, self._target
         assert config.probe_url is not None
         while True:
