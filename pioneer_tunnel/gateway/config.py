@@ -47,6 +47,7 @@ from ..access.rules import Access, an_access
 from ..access_log.entry import AccessLogFormat, a_log_format, full_or_short
 from ..access_log.writer import STANDARD_OUTPUT
 from ..certificates.config import AcmeConfig, an_acme
+from ..monitoring.address import SiteAddress, site_address
 from ..transports.process.config import ProcessConfig, a_process
 from ..transports.rathole.key_mode import KeyMode
 from .tls_config import TlsConfig, a_tls
@@ -403,6 +404,8 @@ class RemoteAccessConfig:
             for none; `access_log_path` is its resolved path.
         access_log_format: `common` (default) or `json`.
         access_log_addresses: `full` (default), or `short` for visitors' networks: an IPv4 /24, an IPv6 /48.
+        metrics: where `RemoteAccess.run` serves metrics and health checks, `host:port` or `unix:/path`; None for
+            nowhere, see `pioneer_tunnel.monitoring.serve_metrics`. A change takes effect when `run` begins anew.
         base_dir: the folder of the file, to which relative paths are relative. Not a key of the table.
 
     Raises:
@@ -451,6 +454,7 @@ class RemoteAccessConfig:
     access_log: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     access_log_format: AccessLogFormat = attrs.field(default=AccessLogFormat.COMMON, converter=a_log_format)
     access_log_addresses: Literal["full", "short"] = attrs.field(default="full", validator=full_or_short)
+    metrics: SiteAddress | None = attrs.field(default=None, converter=attrs.converters.optional(site_address))
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
 
     _RULES: ClassVar[tuple[Rule, ...]] = (

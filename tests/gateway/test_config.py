@@ -70,6 +70,7 @@ CONTRACT_DEFAULTS = {
     "services": {},
     "proxy": None,
     "proxy_credentials_file": None,
+    "metrics": None,
 }
 
 scalars = (
