@@ -18,6 +18,7 @@ import attrs
 import pytest
 import trio
 import trustme
+from documents import DOCS
 from example_programs import running_program
 from rig import KEY, eventually, free_port, no_hang, read_all, read_until, tunnel_entry
 from trio_websocket import wrap_client_stream, wrap_server_stream
@@ -28,6 +29,7 @@ from pioneer_tunnel._model.stats import StreamStats
 from pioneer_tunnel.cli.commands import pioneer_tunnel as command_line
 from pioneer_tunnel.monitoring import collect_metrics, serve_metrics
 from pioneer_tunnel.relay import ConnectionStats, Relay, RelayAddresses, RelayConfig, RelayStats, RelayTunnelStats
+from pioneer_tunnel.relay.administration.unit import unit_text
 from pioneer_tunnel.relay.metrics import relay_families
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.accepting import accept_visitors
@@ -395,6 +397,16 @@ def test_units_start_a_command_that_is_understood(unit: Path) -> None:
     here = [str(DEPLOY / "relay.toml") if word.startswith("/etc/") else word for word in arguments]
     context = command_line.commands[name].make_context(name, here)
     assert context.params["config" if name == "relay" else "key_file"] == DEPLOY / "relay.toml"
+
+
+def test_the_relays_unit_is_the_one_that_relay_init_writes() -> None:
+    command = ["/opt/pioneer/bin/pioneer-tunnel", "relay", "--config", "/etc/pioneer-tunnel/relay.toml"]
+    assert (DEPLOY / "pioneer-relay.service").read_text() == unit_text(command=command, user="pioneer-relay", port=443)
+
+
+def test_the_guide_explains_every_alert() -> None:
+    alerts = {*re.findall(r"- alert: (\w+)", (DEPLOY / "alerts.yml").read_text())}
+    assert alerts == {*re.findall(r"`(Pioneer\w+)`", (DOCS / "monitoring.md").read_text())}
 
 
 @pytest.mark.slow

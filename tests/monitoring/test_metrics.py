@@ -12,6 +12,8 @@ import attrs
 import prometheus_client
 import pytest
 import trio
+from documents import DOCS
+from metrics_table import TABLES
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -214,6 +216,11 @@ def test_every_number_of_a_relay_is_a_metric() -> None:
 def test_every_number_of_a_gateway_is_a_metric() -> None:
     assert {*numbers(TunnelStats, TunnelStats(since_unix=0))} <= read_by(gateway_metrics.GATEWAY)
     assert {*numbers(StreamStats, StreamStats())} <= read_by(gateway_metrics.STREAMS)
+
+
+def test_the_guide_lists_every_metric() -> None:
+    guide = (DOCS / "monitoring.md").read_text()
+    assert all(table in guide for table in TABLES)
 
 
 def test_a_round_trip_is_in_seconds() -> None:
