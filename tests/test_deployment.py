@@ -174,6 +174,7 @@ async def test_visitors_and_gateways_get_through(name: str, tmp_path: Path) -> N
     front_port, relay_port = free_port(), free_port()
     write_certificate(tmp_path)
     came: list[TunnelStream] = []
+    heads: list[bytes] = []
 
     async def serve(stream: TunnelStream) -> None:
         """Answer requests; speak WebSocket if that is asked for."""
@@ -181,6 +182,7 @@ async def test_visitors_and_gateways_get_through(name: str, tmp_path: Path) -> N
         with suppress(trio.BrokenResourceError):  # at the end, for a connection that HAProxy has kept
             async with stream:
                 head = await read_until(stream, b"\r\n\r\n")
+                heads.append(head)
                 if b"upgrade: websocket" in head.lower():
                     await _echo_websocket(stream, head)
                     return
@@ -205,6 +207,8 @@ async def test_visitors_and_gateways_get_through(name: str, tmp_path: Path) -> N
                 try:
                     await _connected(tunnel)
                     await _visit_it(front_port, came)
+                    ids = {line for head in heads for line in head.lower().splitlines() if b"x-request-id" in line}
+                    assert len(ids) == (2 if front.relay == "relay.toml" else 0), ids
                     if front.checks:
                         accepted = relay.stats().connections.accepted_total
                         await eventually(lambda: relay.stats().connections.accepted_total > accepted)  # health checks

@@ -103,6 +103,11 @@ _FILE: Final = ExistingFile()
 )
 @click.option("--host-header", help="The Host that LOCAL gets, such as localhost:3000.")
 @click.option(
+    "--request-id",
+    type=Choice(["set", "keep"]),
+    help="Give each request an X-Request-ID: a new one, or only where there is none.",
+)
+@click.option(
     "--raw-service",
     "raw_services",
     multiple=True,
@@ -170,6 +175,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
     proxy_protocol: Literal["v2"] | None,
     forwarded_headers: bool,
     host_header: str | None,
+    request_id: Literal["set", "keep"] | None,
     raw_services: tuple[str, ...],
     allow: tuple[str, ...],
     deny: tuple[str, ...],
@@ -272,6 +278,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
             proxy_protocol=proxy_protocol,
             forwarded_headers="set" if forwarded_headers else None,
             host_header=host_header,
+            request_id=request_id,
             raw_services=raw_services,
             access=access,
             access_log=log,

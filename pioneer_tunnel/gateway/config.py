@@ -154,6 +154,11 @@ def _forwarded_headers(_instance: Any, _field: Any, value: Any) -> None:
         raise ValueError("allowed is 'set'; leave it out for none")
 
 
+def _request_id(_instance: Any, _field: Any, value: Any) -> None:
+    if value is not None and value not in {"set", "keep"}:
+        raise ValueError("allowed are 'set' and 'keep'; leave it out for none")
+
+
 def _host_header(value: str) -> str:
     return normal_audience(a_text(value, "allowed is host or host:port, as a string"))
 
@@ -389,7 +394,9 @@ class RemoteAccessConfig:
         forwarded_headers: `set` sets X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host, X-Real-IP and Forwarded in
             each HTTP request, from what the relay says of the visitor, in place of the visitor's own.
         host_header: the Host that the local gateway gets in each HTTP request; None keeps the visitor's.
-        raw_services: names of services that are not HTTP. `forwarded_headers` and `host_header` change nothing there.
+        request_id: `set` gives each HTTP request a new X-Request-ID, and `keep` only where there is none.
+        raw_services: names of services that are not HTTP. `forwarded_headers`, `host_header` and `request_id` change
+            nothing there.
         access: who may reach the local gateway and the services; None (default) for everybody.
         service_access: the same for one service each, by name, in place of `access`.
         tls: the certificate that ends visitors' TLS here, where the relay passes TLS through and the local gateway does
@@ -444,6 +451,7 @@ class RemoteAccessConfig:
     proxy_protocol: Literal["v2"] | None = attrs.field(default=None, validator=_proxy_protocol)
     forwarded_headers: Literal["set"] | None = attrs.field(default=None, validator=_forwarded_headers)
     host_header: str | None = attrs.field(default=None, converter=attrs.converters.optional(_host_header))
+    request_id: Literal["set", "keep"] | None = attrs.field(default=None, validator=_request_id)
     raw_services: tuple[str, ...] = attrs.field(default=(), converter=_raw_services)
     access: Access | None = attrs.field(default=None, converter=attrs.converters.optional(an_access))
     service_access: Mapping[str, Access] = attrs.field(factory=dict, converter=_service_access, hash=False)
@@ -468,6 +476,7 @@ class RemoteAccessConfig:
         Rule(("acme", "tls"), _two_certificates),
         Rule(("forwarded_headers", "transport", "relay_addr"), _requests_out_of_reach),
         Rule(("host_header", "transport", "relay_addr"), _requests_out_of_reach),
+        Rule(("request_id", "transport", "relay_addr"), _requests_out_of_reach),
         Rule(("access", "transport", "relay_addr"), _access_out_of_reach),
         Rule(("access_log", "transport", "relay_addr"), _log_out_of_reach),
         Rule(("service_access", "access", "raw_services"), _raw_service_with_password),

@@ -71,6 +71,7 @@ CONTRACT_DEFAULTS = {
     "proxy": None,
     "proxy_credentials_file": None,
     "metrics": None,
+    "request_id": None,
 }
 
 scalars = (
