@@ -91,7 +91,7 @@ _MOST_MEMBERS: Final = 64
 
 _CR: Final = 0x0D
 _TLS_HANDSHAKE: Final = 0x16
-_STATUSES: Final = frozenset({200, 308, 400, 401, 403, 404, 408, 421, 429, 431, 502, 503, 504})
+_STATUSES: Final = frozenset({308, 400, 401, 403, 404, 408, 421, 429, 431, 502, 503, 504})
 
 
 @final
@@ -453,7 +453,7 @@ def wants_upgrade(head: RequestHead) -> Upgrade | None:
 def error_response(
     status: int, text: str, *, omit_body: bool = False, headers: Sequence[tuple[str, str]] = ()
 ) -> bytes:
-    """The bytes of an error response, or of a health check's, after which the connection is closed.
+    """The bytes of an error response, after which the connection is closed.
 
     Args:
         status: one of those in docs/operating.md.

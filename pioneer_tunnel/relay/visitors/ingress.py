@@ -264,8 +264,10 @@ class Ingress:
 
     async def _say_health(self, visit: Visit, head: RequestHead) -> None:
         """Answer a health check, and close."""
-        status, line = (503, "the relay drains") if self._draining else (200, "ready")
-        await refuse(visit.stream, Refusal(status, line, omit_body=head.omit_body))
+        if self._draining:
+            await refuse(visit.stream, Refusal(503, "the relay drains", omit_body=head.omit_body))
+        else:
+            await send_text(visit.stream, b"ready\n", omit_body=head.omit_body)
 
     async def _go_on(self, visit: Visit, followed: FollowedLeg) -> None:
         """Serve what follows an exchange that had no task and has left the visitor's connection open."""
