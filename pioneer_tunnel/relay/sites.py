@@ -77,11 +77,18 @@ class Sites:
         Raises:
             OSError: the system refused; the message names the address.
         """
-        found = {}
-        for address in self._pages:
-            name = name_of_socket(address)
-            self.listeners[name] = await listen(address, inherited.take(name))
-            found[address] = bound(address, self.listeners[name])
+        found: dict[SiteAddress, SiteAddress] = {}
+        try:
+            for address in self._pages:
+                name = name_of_socket(address)
+                self.listeners[name] = await listen(address, inherited.take(name))
+                found[address] = bound(address, self.listeners[name])
+        except BaseException:
+            for address in found:
+                for listener in self.listeners[name_of_socket(address)]:
+                    listener.socket.close()
+                remove_socket(address)
+            raise
         return found
 
     async def serve(self, handed_over: Callable[[], bool]) -> None:

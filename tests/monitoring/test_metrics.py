@@ -25,6 +25,7 @@ from rig import (
     no_hang,
     read_all,
     read_until,
+    relay_config,
     relay_rig,
     request,
     tunnel_entry,
@@ -36,7 +37,7 @@ from pioneer_tunnel._model.certificate_status import CertificateStatus
 from pioneer_tunnel._model.stats import SessionStats, StreamStats
 from pioneer_tunnel.monitoring import collect_metrics, gateway_metrics, serve_metrics
 from pioneer_tunnel.monitoring.exposition import Measure
-from pioneer_tunnel.relay import ConnectionStats, RelayStats, RelayTunnelStats, metrics as relay_metrics
+from pioneer_tunnel.relay import ConnectionStats, Relay, RelayStats, RelayTunnelStats, metrics as relay_metrics
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.accepting import accept_visitors
 
@@ -276,6 +277,14 @@ async def test_the_page_and_metrics_may_share_an_address(tmp_path: Path) -> None
         assert rig.addresses.metrics == rig.addresses.dashboard
         assert (await get(rig.addresses.metrics, "/metrics"))[0] == 200
         assert (await get(rig.addresses.metrics, "/report.json"))[0] == 200
+    assert [*tmp_path.iterdir()] == []
+
+
+async def test_a_relay_that_cannot_have_its_metrics_leaves_nothing(tmp_path: Path) -> None:
+    async with relay_rig(metrics="127.0.0.1:0") as rig:
+        config = relay_config(metrics=str(rig.addresses.metrics), dashboard=f"unix:{tmp_path / 'relay.sock'}")
+        with no_hang(), pytest.raises(OSError, match=f"cannot listen at {rig.addresses.metrics}: "):
+            await Relay(config).serve()
     assert [*tmp_path.iterdir()] == []
 
 
