@@ -70,6 +70,8 @@ CONTRACT_DEFAULTS = {
     "services": {},
     "proxy": None,
     "proxy_credentials_file": None,
+    "metrics": None,
+    "request_id": None,
 }
 
 scalars = (
