@@ -70,7 +70,7 @@ wheel: $(READY)
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEEL) .
 	$(PYTHON) -m venv $(WHEEL)/venv
 	$(WHEEL)/venv/bin/python -m pip install --quiet --disable-pip-version-check \
-		"$$(echo $(WHEEL)/*.whl)[access,cli,speed,testing]" jsonschema pytest-timeout trustme
+		"$$(echo $(WHEEL)/*.whl)[access,cli,metrics,speed,testing]" jsonschema pytest-timeout trustme
 	$(WHEEL)/venv/bin/python -P -c "import pioneer_tunnel as p; assert 'site-packages' in p.__file__, p.__file__"
 	$(WHEEL)/venv/bin/python -P -m pytest -q -p no:cacheprovider $(WHEEL_TESTS)
 
@@ -81,7 +81,7 @@ LOWEST := build/lowest
 lowest: tests/lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/lowest.txt \
-		-e '.[access,acme,cli,speed,keyring,testing,truststore]' anyio jsonschema pytest-timeout pytest-xdist trustme uvloop
+		-e '.[access,acme,cli,speed,keyring,metrics,testing,truststore]' anyio jsonschema pytest-timeout pytest-xdist trustme uvloop
 	$(LOWEST)/bin/pytest -q -p no:cacheprovider -n $(WORKERS) --dist worksteal -m '' \
 		--ignore tests/test_host_examples.py --ignore tests/test_readme.py --ignore tests/test_docs_site.py \
 		--ignore tests/tunnel/test_headers_at_servers.py

@@ -47,7 +47,9 @@ def test_every_page_is_in_a_toctree() -> None:
 
 def test_every_example_is_on_the_page_of_examples() -> None:
     shown = {block.language.partition("../")[2] for block in blocks(DOCS / "examples.md")}
-    assert shown == {str(path.relative_to(ROOT)) for path in (ROOT / "examples").rglob("*.py")}
+    deployed = [path for path in (ROOT / "examples" / "deploy").iterdir() if path.suffix != ".json"]
+    files = [*(ROOT / "examples").rglob("*.py"), *deployed]
+    assert shown == {str(path.relative_to(ROOT)) for path in files}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

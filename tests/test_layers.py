@@ -27,6 +27,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "access_log": {"_model", "_http"},
     "_net": _BOTTOM,
     "certificates": _STREAMS | {"_version"},
+    "monitoring": _STREAMS | {"_version", "_async_library"},
     "yamux": _STREAMS,
     "websocket": _STREAMS,
     "resume": _STREAMS | {"_wire", "websocket"},
@@ -34,13 +35,13 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "transports": _MUX,
     "tunnel": _MUX | {"transports", "_http", "access", "access_log", "certificates"},
     "_control": _STREAMS | {"_wire"},
-    "gateway": _TUNNEL | {"_control"},
+    "gateway": _TUNNEL | {"_control", "monitoring"},
     "asgi": _TUNNEL,
     "diagnosis": _TUNNEL | {"gateway"},
     "_hosts": _TUNNEL | {"gateway"},
     "aio": _FACES | {"asgi"},
     "blocking": _FACES,
-    "relay": _MUX | {"_http", "access", "access_log", "certificates", "_control"},
+    "relay": _MUX | {"_http", "access", "access_log", "certificates", "monitoring", "_control"},
 }
 """For each folder, what it may import. What is not here (the package's `__init__`, `cli`, `testing`) may import all."""
 

@@ -22,6 +22,7 @@ PUBLIC_MODULES = [
     "pioneer_tunnel.aio",
     "pioneer_tunnel.asgi",
     "pioneer_tunnel.blocking",
+    "pioneer_tunnel.monitoring",
     "pioneer_tunnel.testing",
     "pioneer_tunnel.transports",
 ]

@@ -41,6 +41,7 @@ MODULES: Final = (
     "pioneer_tunnel.aio",
     "pioneer_tunnel.asgi",
     "pioneer_tunnel.blocking",
+    "pioneer_tunnel.monitoring",
     "pioneer_tunnel.relay",
     "pioneer_tunnel.testing",
     "pioneer_tunnel.testing.strategies",

@@ -18,7 +18,7 @@ from ..access.rules import Access
 from ..gateway.remote_access import RemoteAccess
 from ..transports.tunnel_stream import Handler
 from ..tunnel.accepting import accept_visitors, forward_visitors
-from ..tunnel.forward import ForwardedHeaders, LocalServers, ProxyProtocol, first_local
+from ..tunnel.forward import ForwardedHeaders, LocalServers, ProxyProtocol, RequestIds, first_local
 from ..tunnel.options import TunnelOptions
 from ..tunnel.tunnel import Tunnel, open_tunnel
 from ..tunnel.visitor_tls import with_certificate
@@ -41,6 +41,7 @@ class Forwards:
     proxy_protocol: ProxyProtocol | None
     forwarded_headers: ForwardedHeaders | None
     host_header: str | None
+    request_id: RequestIds | None
     raw_services: Collection[str]
     access: Access | Mapping[str, Access | None] | None
 
@@ -76,6 +77,7 @@ async def run_tunnel(
                         proxy_protocol=proxy_protocol,
                         forwarded_headers=serves.forwarded_headers,
                         host_header=serves.host_header,
+                        request_id=serves.request_id,
                         raw_services=serves.raw_services,
                         access=serves.access,
                         certificate=certificate,

@@ -15,6 +15,9 @@ visitor can send these headers too. So every header that a server could take for
 `Upgrade` is kept for a WebSocket alone. After another upgrade, such as h2c, the visitor could send requests that are
 not followed here. A server may always ignore an Upgrade (RFC 9110, 7.8), so a request without the header is served.
 
+`X-Request-ID` names a request in the logs of all who handle it. A visitor may send any; so may one who wants to confuse
+the logs. Only a proxy in front of the relay that sets it itself makes it worth keeping.
+
 An absolute URL as the target becomes a path, as RFC 9112, 3.2.1 has it for a server: its host and scheme are the
 visitor's.
 """
@@ -22,8 +25,9 @@ visitor's.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Final, final
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Final, Literal, final
 
 import attrs
 
@@ -57,6 +61,8 @@ _NAMES: Final = frozenset(
     }
 )
 _PREFIXES: Final = (b"forwarded", b"x-forwarded")
+_REQUEST_ID: Final = b"x-request-id"
+_GOOD_ID: Final = re.compile(rb"[A-Za-z0-9._:+=/-]{1,128}")
 _UPGRADE: Final = frozenset({b"upgrade", b"http2-settings"})
 _MOST_OPTIONS: Final = 64
 
@@ -74,6 +80,11 @@ def plain_name(name: bytes) -> bytes:
     return name.translate(_PLAIN)
 
 
+def new_request_id() -> bytes:
+    """An id that nobody else makes."""
+    return uuid.uuid4().hex.encode("ascii")
+
+
 @final
 @attrs.frozen(kw_only=True)
 class HeaderRules:
@@ -84,6 +95,9 @@ class HeaderRules:
         visitor: the visitor's IP address; None where it is not known, and then no header has it.
         tls: whether the visitor came over TLS; None where it is not known, and then no header says so.
         host_header: the Host that the server gets; None keeps the visitor's.
+        request_id: `set` gives each request an `X-Request-ID` of its own; `keep` keeps the visitor's if there is one
+            of at most 128 letters, digits and `._:+=/-`; None leaves it alone.
+        make_id: makes ids.
         removed: further headers that the server must not get; lower-case letters alone.
     """
 
@@ -91,11 +105,15 @@ class HeaderRules:
     visitor: str | None = None
     tls: bool | None = None
     host_header: bytes | None = None
+    request_id: Literal["set", "keep"] | None = None
+    make_id: Callable[[], bytes] = new_request_id
     removed: frozenset[bytes] = frozenset()
 
     def replaces(self, name: bytes) -> bool:
         """Whether a header or trailer of this name is removed: the visitor's word about itself, or one of `removed`."""
         plain = plain_name(name)
+        if plain == _REQUEST_ID and self.request_id is not None:
+            return True
         return plain in self.removed or (self.set_forwarded and (plain in _NAMES or plain.startswith(_PREFIXES)))
 
     def apply(self, head: RequestHead, received: bytes) -> tuple[RequestHead, bytes]:
@@ -106,11 +124,12 @@ class HeaderRules:
             received: its bytes. Headers that are not changed stay as they are written there, in their order.
 
         Returns:
-            The head, without an Upgrade that is not kept, and the changed bytes.
+            The head, without an Upgrade that is not kept and with the request's id, and the changed bytes.
 
         Raises:
             BadRequest: it has more than 64 options in a Connection header.
         """
+        request_id = self._request_id(head)
         upgrade = wants_upgrade(head)
         keeps_upgrade = upgrade is not None and upgrade.websocket and upgrade.protocols == ("websocket",)
         removed = frozenset() if keeps_upgrade else _UPGRADE
@@ -129,10 +148,22 @@ class HeaderRules:
                 changed = options
             lines.append(line if changed is value else line[: len(name)] + b": " + changed)
         lines += [b"%s: %s" % line for line in self._forwarded(head)]
+        if request_id is not None:
+            lines.append(b"X-Request-ID: " + request_id)
+            others = tuple(field for field in head.headers if plain_name(field[0]) != _REQUEST_ID)
+            head = attrs.evolve(head, headers=(*others, (_REQUEST_ID, request_id)))
         if upgrade is not None and not keeps_upgrade:
             kept = tuple(field for field in head.headers if plain_name(field[0]) not in removed)
             head = attrs.evolve(head, headers=kept)
         return head, b"\r\n".join([*lines, b"", b""])
+
+    def _request_id(self, head: RequestHead) -> bytes | None:
+        if self.request_id is None:
+            return None
+        given = [value for name, value in head.headers if plain_name(name) == _REQUEST_ID]
+        if self.request_id == "keep" and len(given) == 1 and _GOOD_ID.fullmatch(given[0]):
+            return given[0]
+        return self.make_id()
 
     def _options(self, value: bytes, removed: frozenset[bytes]) -> bytes | None:
         """A Connection header without the names of headers that are set or removed here; None if nothing is left."""

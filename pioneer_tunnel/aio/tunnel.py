@@ -25,7 +25,7 @@ from ..asgi.options import DEFAULTS, Options
 from ..transports.tunnel_stream import Handler, TunnelStream
 from ..tunnel import tunnel as trio_face
 from ..tunnel.accepting import accept_visitors
-from ..tunnel.forward import ForwardedHeaders, LocalServers, ProxyProtocol
+from ..tunnel.forward import ForwardedHeaders, LocalServers, ProxyProtocol, RequestIds
 from ..tunnel.options import TunnelOptions
 from ..tunnel.visitor_tls import with_certificate
 from .bridge import Bridge
@@ -110,6 +110,7 @@ async def open_tunnel(
     proxy_protocol: ProxyProtocol | None = None,
     forwarded_headers: ForwardedHeaders | None = None,
     host_header: str | None = None,
+    request_id: RequestIds | None = None,
     raw_services: Collection[str] = (),
     access: Access | Mapping[str, Access | None] | None = None,
     app: AsgiApp | None = None,
@@ -138,6 +139,8 @@ async def open_tunnel(
         forwarded_headers: `"set"` for headers that name the visitor in each HTTP request, as for
             `pioneer_tunnel.forward`; None for none (default).
         host_header: the Host that the local server gets; None (default) for the visitor's.
+        request_id: `"set"` or `"keep"` for an X-Request-ID in each HTTP request, as for `forward`; None (default) for
+            none.
         raw_services: the names of services that are not HTTP, whose bytes pass unchanged.
         access: who may reach the local server, as for `pioneer_tunnel.forward`; None (default) admits everybody.
         app: an ASGI 3 application that is running already, and so its lifespan is not run: for the lifespan of
@@ -158,7 +161,9 @@ async def open_tunnel(
     async with AsyncExitStack() as stack:
         serves: Serves | Forwards | None = None
         if forward_to is not None:
-            serves = Forwards(forward_to, proxy_protocol, forwarded_headers, host_header, raw_services, access)
+            serves = Forwards(
+                forward_to, proxy_protocol, forwarded_headers, host_header, request_id, raw_services, access
+            )
         elif app is not None:
             server = await stack.enter_async_context(open_app_server(app, "off", app_options))
             serves = partial(_bridged, server.bridge)

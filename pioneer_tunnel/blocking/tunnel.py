@@ -17,7 +17,7 @@ from .._model.status import Status
 from .._net.tls.certificate import Certificate
 from ..access.rules import Access
 from ..tunnel import tunnel as trio_face
-from ..tunnel.forward import ForwardedHeaders, LocalServers, ProxyProtocol
+from ..tunnel.forward import ForwardedHeaders, LocalServers, ProxyProtocol, RequestIds
 from ..tunnel.options import TunnelOptions
 from .runner import OnStatus, Runner
 
@@ -117,6 +117,7 @@ def open_tunnel(
     proxy_protocol: ProxyProtocol | None = None,
     forwarded_headers: ForwardedHeaders | None = None,
     host_header: str | None = None,
+    request_id: RequestIds | None = None,
     raw_services: Collection[str] = (),
     access: Access | Mapping[str, Access | None] | None = None,
     certificate: Certificate | None = None,
@@ -141,6 +142,8 @@ def open_tunnel(
         forwarded_headers: `"set"` for headers that name the visitor in each HTTP request, as for
             `pioneer_tunnel.forward`; None for none (default).
         host_header: the Host that the local server gets; None (default) for the visitor's.
+        request_id: `"set"` or `"keep"` for an X-Request-ID in each HTTP request, as for `forward`; None (default) for
+            none.
         raw_services: the names of services that are not HTTP, whose bytes pass unchanged.
         access: who may reach the local server, as for `pioneer_tunnel.forward`; None (default) admits everybody.
         certificate: ends visitors' TLS, where the relay passes it through; None (default) where the relay ends it.
@@ -157,7 +160,7 @@ def open_tunnel(
     serves = (
         None
         if forward_to is None
-        else Forwards(forward_to, proxy_protocol, forwarded_headers, host_header, raw_services, access)
+        else Forwards(forward_to, proxy_protocol, forwarded_headers, host_header, request_id, raw_services, access)
     )
 
     async def run(started: Callable[[], None]) -> None:

@@ -22,6 +22,7 @@ from .._model.keys import KEY_PREFIX
 from .._model.proxies import Direct, Proxy, configured_proxy
 from .._model.services import FIRST_SERVICE, SERVICE_NAMES, is_service_name
 from .._model.text import redact_reason, shown
+from ..monitoring.address import SiteAddress, site_address
 
 __all__ = [
     "STDIN",
@@ -33,6 +34,7 @@ __all__ = [
     "local_servers",
     "log_format_option",
     "read_proxy",
+    "read_site_address",
     "with_options_named",
 ]
 
@@ -232,3 +234,15 @@ log_format_option: Final = click.option(
     show_default=True,
     help="How log lines are written.",
 )
+
+
+def read_site_address(_context: click.Context, _option: click.Parameter, value: str | None) -> SiteAddress | None:
+    """The callback of the option for metrics.
+
+    Raises:
+        click.BadParameter: it is no address.
+    """
+    try:
+        return None if value is None else site_address(value)
+    except ValueError as error:
+        raise click.BadParameter(redact_reason(str(error), value or "")) from None

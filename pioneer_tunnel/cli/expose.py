@@ -26,6 +26,7 @@ from ..access.rules import Access
 from ..access_log.entry import AccessLogFormat
 from ..access_log.writer import AccessLog
 from ..certificates.config import AcmeConfig
+from ..monitoring.address import SiteAddress
 from ..transports.rathole.key_mode import KeyMode
 from ..transports.services import Services
 from ..tunnel.accepting import forward_visitors
@@ -33,7 +34,15 @@ from ..tunnel.forward import first_local
 from ..tunnel.tunnel import DEFAULT_SERVICE, Tunnel, open_tunnel
 from ..websocket import EngineName
 from .acme import with_acme
-from .arguments import Choice, ExistingFile, RelayText, local_servers, log_format_option, read_proxy
+from .arguments import (
+    Choice,
+    ExistingFile,
+    RelayText,
+    local_servers,
+    log_format_option,
+    read_proxy,
+    read_site_address,
+)
 from .client_file import ClientCommand, client_file_option
 from .exit_codes import EXIT_CODES
 from .exposure import Exposure
@@ -116,6 +125,11 @@ _FILE: Final = ExistingFile()
 )
 @click.option("--host-header", help="The Host that LOCAL gets, such as localhost:3000.")
 @click.option(
+    "--request-id",
+    type=Choice(["set", "keep"]),
+    help="Give each request an X-Request-ID: a new one, or only where there is none.",
+)
+@click.option(
     "--raw-service",
     "raw_services",
     multiple=True,
@@ -153,6 +167,12 @@ _FILE: Final = ExistingFile()
     default=None,
     help="The public address as a QR code as well, on a terminal; by default where it fits.",
 )
+@click.option(
+    "--metrics",
+    callback=read_site_address,
+    metavar="ADDRESS",
+    help="Serve metrics and health checks at this host:port or unix:/path (extra metrics).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Status lines (with 'state') and log lines (with 'log') as JSON.")
 @log_format_option
 @click.pass_context
@@ -178,6 +198,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
     proxy_protocol: Literal["v2"] | None,
     forwarded_headers: bool,
     host_header: str | None,
+    request_id: Literal["set", "keep"] | None,
     raw_services: tuple[str, ...],
     allow: tuple[str, ...],
     deny: tuple[str, ...],
@@ -188,6 +209,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
     access_log_addresses: Literal["full", "short"],
     websocket_engine: EngineName | None,
     stop_grace_ms: int,
+    metrics: SiteAddress | None,
     qr: bool | None,
     as_json: bool,
     acme: AcmeConfig | None,
@@ -280,6 +302,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
             proxy_protocol=proxy_protocol,
             forwarded_headers="set" if forwarded_headers else None,
             host_header=host_header,
+            request_id=request_id,
             raw_services=raw_services,
             access=access,
             access_log=log,
@@ -292,6 +315,7 @@ def expose(  # noqa: PLR0917  # click passes them by name
         key_source(key_file, native=transport == "websocket"),
         lines,
         stop_grace=stop_grace_ms / 1000,
+        metrics=metrics,
         access_log=log,
     )
     try:
@@ -300,6 +324,8 @@ def expose(  # noqa: PLR0917  # click passes them by name
         if tls_certificate is not None and tls_private_key is not None:
             certificate = Certificate(tls_certificate, tls_private_key)
         run_until_stopped(exposure.run, exposure.stop)
+    except OSError as error:
+        raise click.ClickException(error.strerror or str(error)) from error
     except TunnelError as error:
         lines.show_failure(error)
         sys.exit(EXIT_CODES[error.kind])

@@ -13,7 +13,11 @@ import trio
 from .._model.errors import TunnelError
 from .._model.keys import RelayKey
 from .._model.log_fields import about
+from .._model.stats import TunnelStats
+from .._model.status import Status
 from ..access_log.writer import AccessLog
+from ..monitoring.address import SiteAddress
+from ..monitoring.serving import serve_metrics
 from ..tunnel.tunnel import Tunnel
 from .signals import received
 from .status_lines import StatusLines
@@ -39,6 +43,7 @@ class Exposure:
         lines: prints statuses.
         access_log: is kept meanwhile, and reopened on SIGHUP; None if there is none.
         stop_grace: seconds that visitors have to finish.
+        metrics: where metrics and health checks are; None for nowhere.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class Exposure:
         *,
         stop_grace: float,
         access_log: AccessLog | None = None,
+        metrics: SiteAddress | None = None,
     ) -> None:
         self._access_log: Final = access_log
         self._open: Final = open_tunnel
@@ -57,6 +63,7 @@ class Exposure:
         self._read_key: Final = read_key
         self._lines: Final = lines
         self._stop_grace: Final = stop_grace
+        self._metrics: Final = metrics
         self._key = read_key()
         self._tunnel: Tunnel | None = None
         self._running: Final = trio.CancelScope()
@@ -66,6 +73,7 @@ class Exposure:
 
         Raises:
             TunnelError: the tunnel has failed for good.
+            OSError: there can be no metrics at that address.
         """
         try:
             with self._running, received("SIGHUP") as reloads, received("SIGUSR1") as checks:
@@ -73,6 +81,8 @@ class Exposure:
                 async with keeping, trio.open_nursery() as nursery:
                     self._tunnel = await nursery.start(self._serve, self._key)
                     nursery.start_soon(self._show, self._tunnel)
+                    if self._metrics is not None:
+                        await nursery.start(serve_metrics, self, self._metrics)
                     if reloads is not None:
                         nursery.start_soon(self._reload_on, reloads, nursery)
                     if checks is not None:
@@ -80,6 +90,17 @@ class Exposure:
         finally:
             if self._tunnel is not None:
                 self._catch_up(self._tunnel)
+
+    @property
+    def status(self) -> Status:
+        """That of the tunnel, for metrics."""
+        assert self._tunnel is not None
+        return self._tunnel.status
+
+    def stats(self) -> TunnelStats:
+        """Those of the tunnel, for metrics. With a new key they begin anew."""
+        assert self._tunnel is not None
+        return self._tunnel.stats()
 
     async def stop(self) -> None:
         """Let visitors finish, and end `run`."""

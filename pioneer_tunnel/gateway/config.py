@@ -48,6 +48,7 @@ from ..access.rules import Access, an_access
 from ..access_log.entry import AccessLogFormat, a_log_format, full_or_short
 from ..access_log.writer import STANDARD_OUTPUT
 from ..certificates.config import AcmeConfig, an_acme
+from ..monitoring.address import SiteAddress, site_address
 from ..transports.process.config import ProcessConfig, a_process
 from ..transports.rathole.key_mode import KeyMode
 from .tls_config import TlsConfig, a_tls
@@ -179,6 +180,11 @@ def _proxy_protocol(_instance: Any, _field: Any, value: Any) -> None:
 def _forwarded_headers(_instance: Any, _field: Any, value: Any) -> None:
     if value is not None and value != "set":
         raise ValueError("allowed is 'set'; leave it out for none")
+
+
+def _request_id(_instance: Any, _field: Any, value: Any) -> None:
+    if value is not None and value not in {"set", "keep"}:
+        raise ValueError("allowed are 'set' and 'keep'; leave it out for none")
 
 
 def _host_header(value: str) -> str:
@@ -439,7 +445,9 @@ class RemoteAccessConfig:
         forwarded_headers: `set` sets X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host, X-Real-IP and Forwarded in
             each HTTP request, from what the relay says of the visitor, in place of the visitor's own.
         host_header: the Host that the local gateway gets in each HTTP request; None keeps the visitor's.
-        raw_services: names of services that are not HTTP. `forwarded_headers` and `host_header` change nothing there.
+        request_id: `set` gives each HTTP request a new X-Request-ID, and `keep` only where there is none.
+        raw_services: names of services that are not HTTP. `forwarded_headers`, `host_header` and `request_id` change
+            nothing there.
         access: who may reach the local gateway and the services; None (default) for everybody.
         service_access: the same for one service each, by name, in place of `access`.
         tls: the certificate that ends visitors' TLS here, where the relay passes TLS through and the local gateway does
@@ -454,6 +462,8 @@ class RemoteAccessConfig:
             for none; `access_log_path` is its resolved path.
         access_log_format: `common` (default) or `json`.
         access_log_addresses: `full` (default), or `short` for visitors' networks: an IPv4 /24, an IPv6 /48.
+        metrics: where `RemoteAccess.run` serves metrics and health checks, `host:port` or `unix:/path`; None for
+            nowhere, see `pioneer_tunnel.monitoring.serve_metrics`. A change takes effect when `run` begins anew.
         base_dir: the folder of the file, to which relative paths are relative. Not a key of the table.
 
     Raises:
@@ -494,6 +504,7 @@ class RemoteAccessConfig:
     proxy_protocol: Literal["v2"] | None = attrs.field(default=None, validator=_proxy_protocol)
     forwarded_headers: Literal["set"] | None = attrs.field(default=None, validator=_forwarded_headers)
     host_header: str | None = attrs.field(default=None, converter=attrs.converters.optional(_host_header))
+    request_id: Literal["set", "keep"] | None = attrs.field(default=None, validator=_request_id)
     raw_services: tuple[str, ...] = attrs.field(default=(), converter=_raw_services)
     access: Access | None = attrs.field(default=None, converter=attrs.converters.optional(an_access))
     service_access: Mapping[str, Access] = attrs.field(factory=dict, converter=_service_access, hash=False)
@@ -504,6 +515,7 @@ class RemoteAccessConfig:
     access_log: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     access_log_format: AccessLogFormat = attrs.field(default=AccessLogFormat.COMMON, converter=a_log_format)
     access_log_addresses: Literal["full", "short"] = attrs.field(default="full", validator=full_or_short)
+    metrics: SiteAddress | None = attrs.field(default=None, converter=attrs.converters.optional(site_address))
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
@@ -519,6 +531,7 @@ class RemoteAccessConfig:
         Rule(("acme", "tls"), _two_certificates),
         Rule(("forwarded_headers", "transport", "relay_addr"), _requests_out_of_reach),
         Rule(("host_header", "transport", "relay_addr"), _requests_out_of_reach),
+        Rule(("request_id", "transport", "relay_addr"), _requests_out_of_reach),
         Rule(("access", "transport", "relay_addr"), _access_out_of_reach),
         Rule(("access_log", "transport", "relay_addr"), _log_out_of_reach),
         Rule(("service_access", "access", "raw_services"), _raw_service_with_password),

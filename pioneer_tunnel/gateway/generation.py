@@ -177,8 +177,9 @@ class Generation:
 
     @property
     def _forwards_unchanged(self) -> bool:
-        plan = self._plan
-        changed = plan.config.forwarded_headers is not None or plan.config.host_header is not None
+        plan, config = self._plan, self._plan.config
+        changes = (config.forwarded_headers, config.host_header, config.request_id)
+        changed = any(each is not None for each in changes)
         guarded = any(access is not None for access in self._access.values())
         return (plan.certificate or plan.automatic) is None and not (changed or guarded or self._access_log)
 
@@ -204,6 +205,7 @@ class Generation:
             proxy_protocol=config.proxy_protocol,
             forwarded_headers=config.forwarded_headers,
             host_header=config.host_header,
+            request_id=config.request_id,
             raw_services=config.raw_services,
             access=self._access,
             access_log=self._access_log,

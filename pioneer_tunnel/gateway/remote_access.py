@@ -42,6 +42,8 @@ from ..access.guard import check_files
 from ..access.rules import Access
 from ..access_log.writer import AccessLog
 from ..certificates.opening import open_certificates
+from ..monitoring.address import SiteAddress
+from ..monitoring.serving import serve_metrics
 from ..transports.built_in import TRANSPORTS
 from ..transports.counts import TunnelCounts
 from ..transports.interface import Serve
@@ -385,6 +387,8 @@ class RemoteAccess:
             with lone_error_bare():
                 async with trio.open_nursery() as host_tasks:
                     host_tasks.start_soon(self._generations, host_tasks)
+                    if self._config.metrics is not None:
+                        host_tasks.start_soon(self._serve_metrics, self._config.metrics)
                     while self._taken_up < 0:
                         # No deadline: reading the stores, which the first status depends on, has one.
                         await self._progress.wait()
@@ -402,6 +406,13 @@ class RemoteAccess:
             finally:
                 self._feed.end()
                 self._ended.set()
+
+    async def _serve_metrics(self, address: SiteAddress) -> None:
+        try:
+            await serve_metrics(self, address)
+        except (OSError, TunnelError) as error:
+            line = "there are no metrics, and remote access goes on without: %s"
+            _log.error(line, error, extra=about("no_metrics", reason=error))
 
     async def stop(self) -> None:
         """Stop `run` in order: ask the relay for no more visitors, wait for those who are there, and disconnect.

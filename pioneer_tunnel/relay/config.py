@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Final, Literal, final
 
 import attrs
 
-from .._model.addresses import Address, bracketed, normal_audience
+from .._model.addresses import Address, bracketed, normal_audience, normal_host, quotable
 from .._model.errors import InvalidSettingsError, Problem
 from .._model.text import redact_reason, shown
 from .._storage.networks import Network, proxy_networks
@@ -50,7 +50,7 @@ from .._storage.validation import (
 from ..access_log.entry import AccessLogFormat, a_log_format, full_or_short
 from ..access_log.writer import STANDARD_OUTPUT
 from ..certificates.config import AcmeConfig, an_acme
-from .dashboard.address import DashboardAddress, dashboard_address
+from ..monitoring.address import SiteAddress, local_address, site_address
 from .limits import RelayLimits
 from .tunnels import LABEL_LIMIT, Addresses, Route, TunnelEntry, each_address, listening_addresses, tunnels
 
@@ -197,15 +197,31 @@ def _tunnel_address_is_taken(
     return None
 
 
-def _page_needs_an_address(
-    dashboard: DashboardAddress | None,
+def _site_needs_an_address(
+    site: SiteAddress | None,
     control_addr: Addresses,
     ingress_addr: Addresses,
     http_addr: Addresses | None,
 ) -> str | None:
     for name, own in (("control_addr", control_addr), ("ingress_addr", ingress_addr), ("http_addr", http_addr)):
-        if isinstance(dashboard, Address) and dashboard.port != 0 and dashboard in each_address(own):
+        if isinstance(site, Address) and site.port != 0 and site in each_address(own):
             return f"is {name} too; it needs an address of its own"
+    return None
+
+
+def _health_host(value: str) -> str:
+    text = a_text(value, "allowed is a host name without port")
+    return normal_host(text, quotable(text))
+
+
+def _health_host_is_taken(host: str | None, tunnels: Sequence[TunnelEntry], names: Sequence[str]) -> str | None:
+    if host is None:
+        return None
+    if host in {name.rpartition(":")[0] or name for name in names}:
+        return "is a public name of the relay too; health checks need a host of their own, such as 'health.invalid'"
+    for path, route in _routes(tunnels):
+        if route.host == host:
+            return f"{path}.url has this host too; health checks need a host of their own, such as 'health.invalid'"
     return None
 
 
@@ -268,6 +284,11 @@ class RelayConfig:
         access_log: the file of the access log, `-` for standard output, None (default) for none; see `access_log_path`.
         access_log_format: `common` (default) or `json`.
         access_log_addresses: `full` (default), or `short` for visitors' networks: an IPv4 /24, an IPv6 /48.
+        metrics: where Prometheus finds metrics, at `/metrics`, and balancers health checks, at `/-/healthy` and
+            `/-/ready`; None (default) for nowhere. It has no login. It may be the address of `dashboard`. It needs the
+            package prometheus-client (extra `metrics`).
+        health_host: the Host of health checks at the addresses for visitors; None (default) for none. The relay answers
+            requests for it itself: 200, or 503 while it drains.
         base_dir: the folder that relative paths start from: that of the file. Not a key of the table.
 
     Raises:
@@ -296,9 +317,9 @@ class RelayConfig:
     tunnels: tuple[TunnelEntry, ...] = attrs.field(default=(), converter=tunnels)
     names_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     reserved_names: tuple[str, ...] = attrs.field(default=RESERVED_NAMES, converter=_labels)
-    dashboard: DashboardAddress | None = attrs.field(
-        default=None, converter=attrs.converters.optional(dashboard_address)
-    )
+    dashboard: SiteAddress | None = attrs.field(default=None, converter=attrs.converters.optional(local_address))
+    metrics: SiteAddress | None = attrs.field(default=None, converter=attrs.converters.optional(site_address))
+    health_host: str | None = attrs.field(default=None, converter=attrs.converters.optional(_health_host))
     access_log: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     access_log_format: AccessLogFormat = attrs.field(default=AccessLogFormat.COMMON, converter=a_log_format)
     access_log_addresses: Literal["full", "short"] = attrs.field(default="full", validator=full_or_short)
@@ -315,7 +336,9 @@ class RelayConfig:
         Rule(("http_addr", "control_addr", "ingress_addr"), _taken),
         Rule(("ingress_tls", "control_tls", "ingress_addr", "control_addr"), _shared_address_needs_one_tls_setting),
         Rule(("names_file", "tunnels"), _no_file_for_names),
-        Rule(("dashboard", "control_addr", "ingress_addr", "http_addr"), _page_needs_an_address),
+        Rule(("dashboard", "control_addr", "ingress_addr", "http_addr"), _site_needs_an_address),
+        Rule(("metrics", "control_addr", "ingress_addr", "http_addr"), _site_needs_an_address),
+        Rule(("health_host", "tunnels", "public_names"), _health_host_is_taken),
         Rule(("tunnels", "control_addr", "ingress_addr", "http_addr"), _tunnel_address_is_taken),
         Rule(("tunnels", "public_names", "control_addr", "ingress_addr"), _public_name_passes_through),
     )

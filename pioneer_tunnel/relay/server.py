@@ -38,6 +38,7 @@ from ..access.guard import check_files
 from ..access_log.writer import AccessLog
 from ..certificates.opening import open_certificates
 from ..exchange.carrier import Carrier
+from ..monitoring.address import SiteAddress
 from ..websocket import EngineName
 from ..yamux import Limits
 from .accept_loop import AcceptLoop, Handler
@@ -45,8 +46,6 @@ from .admission import Admission
 from .config import RelayConfig
 from .connection import Connection, log_unforeseen
 from .counts import RelayCounts
-from .dashboard.address import DashboardAddress, listen as listen_locally, name_of_socket, remove_socket
-from .dashboard.site import Dashboard
 from .gateways.endpoint import GatewayEndpoint, wants_gateway
 from .gateways.expected import Expected
 from .gateways.registry import Directory, LocalDirectory, LocalRegistry, Registry
@@ -57,6 +56,7 @@ from .listeners import BoundListeners, bound_address, name_of, open_listeners
 from .names import NameBook
 from .reload import Changes
 from .request_head import Refusal, read_head
+from .sites import Sites
 from .stats import RelayStats
 from .tunnels import Route, each_address
 from .visitors.arriving import Arriving
@@ -84,12 +84,14 @@ class RelayAddresses:
         all_tunnels: for each tunnel with a `bind_addr`, by tunnel id, the addresses for its visitors.
         dashboard: the address of the operator's page; None if there is none.
         all_http: the addresses for visitors without TLS beside those with it.
+        metrics: the address of metrics and health checks; None if there is none.
     """
 
     all_control: tuple[Address, ...]
     all_ingress: tuple[Address, ...]
     all_tunnels: dict[str, tuple[Address, ...]]
-    dashboard: DashboardAddress | None = None
+    dashboard: SiteAddress | None = None
+    metrics: SiteAddress | None = None
     all_http: tuple[Address, ...] = ()
 
     @property
@@ -142,8 +144,9 @@ class Relay:
         _check_access(config)
         own_registry = None
         if registry is None:
-            # A gateway that creates the relay's own name would take its visitors, and other gateways.
-            own = {name.partition(".")[0] for name in config.public_names}
+            # A gateway that creates a name of the relay's own would take its visitors, and other gateways.
+            hosts = (*config.public_names, *filter(None, [config.health_host]))
+            own = {host.partition(".")[0] for host in hosts}
             names = NameBook(config.names_path, reserved=own.union(config.reserved_names))
             names.on_claim = self._want_certificates
             own_registry = LocalRegistry(config.tunnels, names)
@@ -179,6 +182,9 @@ class Relay:
         self._acme: Final = None if acme is None else open_certificates(acme, http=by_http)
         self._certificate: Final = self._acme or _certificate(config)
         self._want_certificates()
+        self._sites: Final = Sites(
+            self, lambda: self._config, ready=lambda: not self._drain_asked.is_set(), wall_clock=wall_clock
+        )
         self._gateways: Final = GatewayEndpoint(
             config,
             registry,
@@ -204,6 +210,7 @@ class Relay:
             http_answer=None if self._acme is None else self._acme.http_answer,
             access_log=self._access_log,
             wall_clock=wall_clock,
+            health_host=config.health_host,
         )
         self._sni_router: Final = SniRouter(registry, self._ingress, self._certificate)
 
@@ -336,7 +343,7 @@ class Relay:
         return Handover(
             descriptors={
                 name: [listener.socket.fileno() for listener in listeners]
-                for name, listeners in (self._listeners | self._bound.listeners).items()
+                for name, listeners in (self._listeners | self._sites.listeners | self._bound.listeners).items()
             },
             connected=[*self._gateways.connected],
         )
@@ -359,6 +366,8 @@ class Relay:
                 task_status.started(self._addresses)
                 # No deadline: a relay serves until it is drained or cancelled.
                 await self._drain_asked.wait()
+                if self._handed_over:
+                    self._sites.stop()
                 accepting.cancel_scope.cancel()
             async with self._apply_lock:
                 assert self._bound is not None
@@ -395,29 +404,16 @@ class Relay:
             accept_loop, connections, lambda route: functools.partial(self._begin_bound, route), self._inherited
         )
         await self._bound.update(config.tunnels, config.all_addresses)
-        dashboard = None if config.dashboard is None else await self._open_dashboard(config.dashboard, accepting)
+        sites = await self._sites.open(self._inherited)
+        connections.start_soon(self._sites.serve, lambda: self._handed_over)
         return RelayAddresses(
             all_control=tuple(listening[address] for address in control),
             all_ingress=tuple(listening[address] for address in ingress),
             all_tunnels=self._bound.addresses,
-            dashboard=dashboard,
+            dashboard=None if config.dashboard is None else sites[config.dashboard],
+            metrics=None if config.metrics is None else sites[config.metrics],
             all_http=tuple(http),
         )
-
-    async def _open_dashboard(self, address: DashboardAddress, accepting: trio.Nursery) -> DashboardAddress:
-        name = name_of_socket(address)
-        self._listeners[name] = listeners = await listen_locally(address, self._inherited.take(name))
-        dashboard = Dashboard(lambda: self._config, self.stats, self._wall_clock)
-
-        async def serve() -> None:
-            try:
-                await dashboard.serve(listeners)
-            finally:
-                if not self._handed_over:  # else it is the successor's
-                    remove_socket(address)
-
-        accepting.start_soon(serve)
-        return bound_address(address, listeners) if isinstance(address, Address) else address
 
     def _log_start(self, addresses: RelayAddresses) -> None:
         gateways, visitors = _listed(addresses.all_control), _listed(addresses.all_ingress)
@@ -427,6 +423,8 @@ class Relay:
             _log.info("visitors of tunnel %s at %s", tunnel_id, _listed(bound), extra=fields)
         if addresses.dashboard is not None:
             _log.info("the operator's page at %s", addresses.dashboard, extra=about("listening"))
+        if addresses.metrics is not None:
+            _log.info("metrics and health checks at %s", addresses.metrics, extra=about("listening"))
         self._warn_of_clear_text(addresses)
         if self._admission.most_connections < self._config.limits.connections:
             _log.warning(
@@ -465,6 +463,9 @@ class Relay:
                     " tls_certificate and tls_private_key, or let a proxy in front end TLS", who, _listed(reachable),
                     extra=about("in_clear"),
                 )  # fmt: skip
+        if isinstance(addresses.metrics, Address) and not is_loopback(addresses.metrics.host):
+            line = "metrics at %s have no login: whoever can connect there can read them"
+            _log.warning(line, addresses.metrics, extra=about("metrics_open"))
 
     async def _serve_control(self, connection: Connection) -> None:
         stream: trio.abc.Stream

@@ -12,7 +12,7 @@ from .._net.tls.certificate import Certificate
 from ..access.rules import Access
 from ..access_log.writer import AccessLog
 from ..transports.tunnel_stream import Handler, TunnelStream
-from .forward import ForwardedHeaders, Forwarder, LocalServers, ProxyProtocol, forward
+from .forward import ForwardedHeaders, Forwarder, LocalServers, ProxyProtocol, RequestIds, forward
 from .tunnel import Tunnel
 from .visitor_tls import with_certificate
 
@@ -39,6 +39,7 @@ async def forward_visitors(
     proxy_protocol: ProxyProtocol | None,
     forwarded_headers: ForwardedHeaders | None = None,
     host_header: str | None = None,
+    request_id: RequestIds | None = None,
     raw_services: Collection[str] = (),
     access: Access | Mapping[str, Access | None] | None = None,
     access_log: AccessLog | None = None,
@@ -47,7 +48,8 @@ async def forward_visitors(
     """Forward each visitor until the tunnel is closed, in `nursery`, or without a task where that is possible.
 
     Args:
-        local, proxy_protocol, forwarded_headers, host_header, raw_services, access, access_log: see `forward`.
+        local, proxy_protocol, forwarded_headers, host_header, request_id, raw_services, access, access_log: see
+            `forward`.
         nursery: for what takes time.
         certificate: ends visitors' TLS; None for the tunnel's own `certificates`, or where the relay ends it.
 
@@ -55,7 +57,7 @@ async def forward_visitors(
         TunnelError: the tunnel has failed for good.
     """
     certificates = certificate or tunnel.certificates
-    changes = (forwarded_headers, host_header, access, access_log)
+    changes = (forwarded_headers, host_header, request_id, access, access_log)
     if certificates is None and all(each is None for each in changes):
         forwarder = Forwarder(nursery, local, proxy_protocol=proxy_protocol, report=tunnel.report)
         tunnel._divert(forwarder.begin)
@@ -68,6 +70,7 @@ async def forward_visitors(
             proxy_protocol=proxy_protocol,
             forwarded_headers=forwarded_headers,
             host_header=host_header,
+            request_id=request_id,
             raw_services=raw_services,
             access=access,
             access_log=access_log,

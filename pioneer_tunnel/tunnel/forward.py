@@ -43,10 +43,20 @@ from .guarded import pump_checked
 from .logged_leg import LoggedLeg
 from .rewriting_leg import RewritingLeg
 
-__all__ = ["ForwardedHeaders", "Forwarder", "LocalServers", "ProxyProtocol", "first_local", "forward", "probe_local"]
+__all__ = [
+    "ForwardedHeaders",
+    "Forwarder",
+    "LocalServers",
+    "ProxyProtocol",
+    "RequestIds",
+    "first_local",
+    "forward",
+    "probe_local",
+]
 
 ProxyProtocol: TypeAlias = Literal["v2"]
 ForwardedHeaders: TypeAlias = Literal["set"]
+RequestIds: TypeAlias = Literal["set", "keep"]
 LocalServers: TypeAlias = Mapping[str, str | LocalAddress]
 """The local server of each service, by name."""
 
@@ -98,6 +108,7 @@ async def forward(
     proxy_protocol: ProxyProtocol | None = None,
     forwarded_headers: ForwardedHeaders | None = None,
     host_header: str | None = None,
+    request_id: RequestIds | None = None,
     raw_services: Collection[str] = (),
     access: Access | Mapping[str, Access | None] | None = None,
     access_log: AccessLog | None = None,
@@ -109,9 +120,10 @@ async def forward(
     To the gateway the connection looks local: it comes from this host. With `proxy_protocol="v2"` it begins with a
     PROXY protocol v2 header that names the visitor. The gateway has to expect that header.
 
-    With `forwarded_headers` or `host_header`, visitors have to speak HTTP/1, in clear at this point, and each request
-    reaches the gateway with changed headers. A request that cannot be followed is answered with 400 or 431, and not
-    passed on. After the 101 of a WebSocket the bytes pass unchanged; other upgrades are not offered to the gateway.
+    With `forwarded_headers`, `host_header` or `request_id`, visitors have to speak HTTP/1, in clear at this point, and
+    each request reaches the gateway with changed headers. A request that cannot be followed is answered with 400 or
+    431, and not passed on. After the 101 of a WebSocket the bytes pass unchanged; other upgrades are not offered to the
+    gateway.
 
     When the gateway does not answer within 10 seconds, the visitor is reset. Returns when the visitor's connection is
     over, whether it went well or not. When cancelled, it resets both ends.
@@ -128,6 +140,9 @@ async def forward(
             from what the relay says of the visitor, and removes the visitor's own. What the relay does not say is not
             set. None (default) passes the visitor's own.
         host_header: the Host that the gateway gets, such as `localhost:3000`; None (default) for the visitor's.
+        request_id: `"set"` gives each request a new `X-Request-ID`, in place of the visitor's. `"keep"` keeps the
+            visitor's, if it has at most 128 letters, digits and `._:+=/-`: where a proxy in front of the relay sets it.
+            None (default) passes it on.
         raw_services: the names of services that are not HTTP. Their bytes pass unchanged.
         access: who may reach the gateway. Nothing of a request reaches it before it is let through, each request of a
             connection by itself; others are answered here. Of a visitor in another protocol, the address alone is
@@ -144,7 +159,7 @@ async def forward(
             token from the visitors of a service that is not HTTP.
     """
     need_trio("pioneer_tunnel.forward", "pioneer_tunnel.aio.open_tunnel(..., forward_to=...)")
-    rules = header_rules(stream.proxy_header, forwarded_headers, host_header)
+    rules = header_rules(stream.proxy_header, forwarded_headers, host_header, request_id)
     forwarding = _Forwarding(local, proxy_protocol, report, dial)
     server = forwarding.server_for(stream)
     name = forwarding.service_of(stream)
@@ -407,20 +422,24 @@ def _guard(access: Access | Mapping[str, Access | None] | None, service: str) ->
 
 
 def header_rules(
-    header: ProxyHeader, forwarded_headers: ForwardedHeaders | None, host_header: str | None
+    header: ProxyHeader,
+    forwarded_headers: ForwardedHeaders | None,
+    host_header: str | None,
+    request_id: RequestIds | None = None,
 ) -> HeaderRules | None:
     """What to change in the requests of a visitor; None for nothing.
 
     Raises:
         ValueError: `host_header` is no host.
     """
-    if forwarded_headers is None and host_header is None:
+    if forwarded_headers is None and host_header is None and request_id is None:
         return None
     return HeaderRules(
         set_forwarded=forwarded_headers == "set",
         visitor=None if header.visitor is None else header.visitor.host.partition("%")[0],
         tls=header.tls,
         host_header=None if host_header is None else normal_audience(host_header).encode("ascii"),
+        request_id=request_id,
     )
 
 

@@ -30,6 +30,7 @@ from rig import (
     no_hang,
     open_sockets,
     relay_config,
+    request,
     wait_until,
 )
 from shared_relay import running_relay
@@ -128,6 +129,16 @@ async def forwarded(relay: RelayRig) -> bytes:
 
 def test_visitors_are_forwarded_to_a_local_server(relay: RelayRig, run: Any) -> None:
     assert run(forwarded(relay)) == b"hello"
+
+
+def test_the_local_server_gets_request_ids(relay: RelayRig, run: Any) -> None:
+    async def main() -> bytes:
+        options_ = options(relay, request_id="set")
+        async with local_server() as local, open_tunnel(URL, **options_, forward_to=local) as tunnel:
+            await tunnel.wait_connected()
+            return await ask(relay, request())
+
+    assert b"\r\nX-Request-ID: " in run(main())
 
 
 def test_the_statuses_end_after_stopped(relay: RelayRig, run: Any) -> None:

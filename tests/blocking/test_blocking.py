@@ -21,7 +21,7 @@ import pytest
 import trio
 import trustme
 from gateway import Gateway
-from rig import AT_ONCE, HANG, KEY, RELAY_NAME, RelayRig, free_port, open_sockets, wait_until
+from rig import AT_ONCE, HANG, KEY, RELAY_NAME, RelayRig, free_port, open_sockets, request, wait_until
 from shared_relay import running_relay
 
 from pioneer_tunnel import (
@@ -106,6 +106,12 @@ def test_visitors_are_forwarded_to_a_local_server(relay: RelayRig) -> None:
     tunnel.retry_now()
     with pytest.raises(RuntimeError, match="stopped"):
         tunnel.wait_connected()
+
+
+def test_the_local_server_gets_request_ids(relay: RelayRig) -> None:
+    with local_echo() as local, opened(relay, local, request_id="set") as tunnel:
+        tunnel.wait_connected(timeout=HANG)
+        assert b"\r\nX-Request-ID: " in ask(relay, request())
 
 
 def test_visitors_with_tls_are_forwarded_without_it(relay: RelayRig, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -262,6 +263,21 @@ def test_visitors_need_the_password_of_a_file(shared_relay: Relay, tmp_path: Pat
             assert visitor.recv(100).startswith(b"HTTP/1.1 401 ")
 
 
+def test_expose_has_metrics(shared_relay: Relay) -> None:
+    port = free_port()
+    key = shared_relay.folder / "key"
+    arguments = ["expose", f"127.0.0.1:{free_port()}", "--relay", shared_relay.url, "--key-file", str(key)]
+    with running(*arguments, "--metrics", f"127.0.0.1:{port}") as program:
+        program.wait_for("connected")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=HANG) as answer:
+            metrics = answer.read().decode()
+        assert 'pioneer_tunnel_gateway_state="connected"} 1.0' in metrics
+        with running(*arguments, "--metrics", f"127.0.0.1:{port}") as again:
+            assert again.finish() == 1
+            assert f"cannot listen at 127.0.0.1:{port}: " in again.errors
+        program.interrupt(signal.SIGTERM)
+
+
 @pytest.mark.slow
 def test_expose_connects_before_the_local_gateway_is_there(relay: Relay) -> None:
     port = free_port()
@@ -292,6 +308,7 @@ EXPOSE: Final = ["expose", "127.0.0.1:1", "--key-file", "key"]
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        ([*EXPOSE, "--relay", "ws://h", "--metrics", "9101"], "--metrics.*'9101'"),
         (["expose", "nonsense", "--relay", "ws://h", "--key-file", "key"], "LOCAL.*'nonsense'"),
         (["expose", "unix:relative", "--relay", "ws://h", "--key-file", "key"], "LOCAL.*'relative'"),
         (["expose", "unix:/s", "--relay", "ws://h", "--key-file", "key", "--local-ca-file", "key"], "LOCAL with https"),

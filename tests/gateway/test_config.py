@@ -72,6 +72,8 @@ CONTRACT_DEFAULTS = {
     "proxy_credentials_file": None,
     "relay_addrs": (),
     "links": None,
+    "metrics": None,
+    "request_id": None,
 }
 
 scalars = (

@@ -316,3 +316,56 @@ def test_bodies_and_other_headers_pass_whatever_the_pieces(
     passed += feed(rewriter, stream)
     assert rewriter.refusal is None
     assert passed == expected
+
+
+# Request ids
+
+IDS: Final = HeaderRules(set_forwarded=False, request_id="set", make_id=lambda: b"made-here")
+KEPT: Final = HeaderRules(set_forwarded=False, request_id="keep", make_id=lambda: b"made-here")
+
+
+@pytest.mark.parametrize(
+    ("rules", "sent", "id_"),
+    [
+        (IDS, [], "made-here"),
+        (IDS, ["X-Request-ID: theirs"], "made-here"),
+        (KEPT, [], "made-here"),
+        (KEPT, ["x-request-id: 0b5a-Z_.:+=/"], "0b5a-Z_.:+=/"),
+        (KEPT, ["X-Request-ID: " + "x" * 128], "x" * 128),
+        (KEPT, ["X-Request-ID: " + "x" * 129], "made-here"),
+        (KEPT, ["X-Request-ID: "], "made-here"),
+        (KEPT, ['X-Request-ID: a" b'], "made-here"),
+        (KEPT, ["X-Request-ID: one", "X-Request-ID: two"], "made-here"),
+        (KEPT, ["X-Request-ID: one", "X_Request_ID: two"], "made-here"),
+    ],
+)
+def test_each_request_has_one_id(rules: HeaderRules, sent: list[str], id_: str) -> None:
+    data = request(*sent, "X-Other: kept", "Connection: X-Request-ID, keep-alive")
+    lines = changed(data, rules)
+    assert lines == [
+        b"GET / HTTP/1.1",
+        b"Host: a.test",
+        b"X-Other: kept",
+        b"Connection: keep-alive",
+        f"X-Request-ID: {id_}".encode(),
+    ]
+    head, _ = rules.apply(head_of(data), data)
+    assert [*head.values(b"x-request-id")] == [id_.encode()]  # what the access log tells
+
+
+def test_without_the_rule_ids_pass() -> None:
+    assert b"X-Request-ID: theirs" in changed(request("X-Request-ID: theirs"))
+
+
+def test_ids_are_made_anew() -> None:
+    rules = HeaderRules(set_forwarded=False, request_id="set")
+    made = {changed(GET, rules)[-1] for _ in range(100)}
+    assert len(made) == 100
+    assert all(len(line) == len("X-Request-ID: ") + 32 for line in made)
+
+
+def test_a_trailer_cannot_be_an_id() -> None:
+    chunked = request("Transfer-Encoding: chunked", method="POST") + b"0\r\nX-Request-ID: theirs\r\n\r\n"
+    rewriter, _ = rewriting(IDS)
+    assert b"theirs" not in feed(rewriter, chunked)
+    assert rewriter.refusal is not None

@@ -86,16 +86,16 @@ async def test_every_state_can_be_read_by_everybody(tmp_path: Path, monkeypatch:
         step += 1
         return attrs.evolve(staged(real, step), draining=draining)
 
-    serve = site.Dashboard.serve
+    take_samples = site.Dashboard.take_samples
 
-    async def serve_staged(self: site.Dashboard, listeners: Any) -> None:
+    async def take_staged(self: site.Dashboard) -> None:
         real = self._stats
         monkeypatch.setattr(self, "_stats", lambda: stats(real()))
         for _ in range(110):
             self._history.add(self._stats())
-        await serve(self, listeners)
+        await take_samples(self)
 
-    monkeypatch.setattr(site.Dashboard, "serve", serve_staged)
+    monkeypatch.setattr(site.Dashboard, "take_samples", take_staged)
     tunnels = [
         tunnel_entry(id=name, url=f"https://{name[:20]}.example.com", key=str(new_relay_key().identity().public_key))
         for name in TUNNELS

@@ -108,6 +108,29 @@ async def test_each_request_has_a_line(tmp_path: Path, options: dict[str, Any]) 
     assert "s3cret" not in path.read_text()
 
 
+async def test_a_line_has_the_request_id_that_the_server_got(tmp_path: Path) -> None:
+    got: list[bytes] = []
+
+    async def server(stream: trio.SocketStream) -> None:
+        async with stream:
+            async for data in stream:
+                got.append(bytes(data))
+                await stream.send_all(OK)
+
+    path = tmp_path / "access.log"
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(functools.partial(trio.serve_tcp, server, 0, host="127.0.0.1"))
+        local = f"127.0.0.1:{listener.socket.getsockname()[1]}"
+        async with forwarding(path, local=local, request_id="keep") as rig:
+            await exchange(rig, asks("/a", "X-Request-ID: of-a-proxy"), asks("/b"), asks("/c", "X-Request-ID: a b"))
+            lines = await logged(path, 3)
+        nursery.cancel_scope.cancel()
+    ids = [line["request_id"] for line in lines]
+    assert ids[0] == "of-a-proxy"
+    assert len({*ids}) == 3
+    assert [f"X-Request-ID: {id_}".encode() in head for id_, head in zip(ids, got, strict=True)] == [True] * 3
+
+
 async def test_another_protocol_has_a_line_for_its_stream(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     async with forwarding(path) as rig:

@@ -167,6 +167,7 @@ class Ingress:
         http_answer: answers an ACME authority, at any host; by default nobody does.
         access_log: gets the requests and streams of visitors; None for none.
         wall_clock: seconds since 1970, for the access log.
+        health_host: requests for this Host are answered here, whether the relay takes visitors.
 
     Attributes:
         counts: as of the admission.
@@ -188,6 +189,7 @@ class Ingress:
         http_answer: HttpAnswer | None = None,
         access_log: AccessLog | None = None,
         wall_clock: Callable[[], float] = time.time,
+        health_host: str | None = None,
     ) -> None:
         limits = limits or RelayLimits()
         self._registry: Final = registry
@@ -202,6 +204,7 @@ class Ingress:
         self._http_answer: Final = http_answer
         self._access_log: Final = access_log
         self._wall_clock: Final = wall_clock
+        self._health_host: Final = health_host
         self._rules: Final[dict[Access, Access]] = {}
         self._keep_alive_timeout: Final = limits.keep_alive_timeout_ms / 1000 or math.inf
         self._followed: Final[set[FollowedLeg]] = set()
@@ -259,6 +262,13 @@ class Ingress:
             wall_clock=self._wall_clock,
         )
 
+    async def _say_health(self, visit: Visit, head: RequestHead) -> None:
+        """Answer a health check, and close."""
+        if self._draining:
+            await refuse(visit.stream, Refusal(503, "the relay drains", omit_body=head.omit_body))
+        else:
+            await send_text(visit.stream, b"ready\n", omit_body=head.omit_body)
+
     async def _go_on(self, visit: Visit, followed: FollowedLeg) -> None:
         """Serve what follows an exchange that had no task and has left the visitor's connection open."""
         request = await self._after(visit, followed)
@@ -286,6 +296,9 @@ class Ingress:
         text = None if self._http_answer is None else self._http_answer(head.host, head.target)
         if text is not None:
             await send_text(visit.stream, text, omit_body=head.omit_body)
+            return None
+        if head.host == self._health_host:
+            await self._say_health(visit, head)
             return None
         route, asker = None, None
         try:
@@ -327,6 +340,8 @@ class Ingress:
         Returns:
             False if that takes a task. Then `serve_request` is to be called.
         """
+        if head.host == self._health_host:
+            return False
         try:
             route = self._registry.by_host_nowait(head.host)
         except trio.WouldBlock:

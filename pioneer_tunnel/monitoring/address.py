@@ -1,4 +1,8 @@
-"""Where the operator's page listens: a loopback port, or a Unix socket. It has no login, so other hosts get nothing."""
+"""Where a site for operators listens: a port, or a Unix socket.
+
+No site has a login. So the operator's page is at loopback or a Unix socket alone, and metrics are elsewhere only where
+the operator names another address.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +16,46 @@ from typing import Final, TypeAlias
 
 import trio
 
-from ..._model.addresses import Address, UnixAddress, is_loopback
-from ..._storage.validation import a_text
+from .._model.addresses import Address, UnixAddress, is_loopback
+from .._storage.validation import a_text
 
-__all__ = ["DashboardAddress", "dashboard_address", "listen", "name_of_socket", "remove_socket"]
+__all__ = ["SiteAddress", "local_address", "bound", "listen", "name_of_socket", "remove_socket", "site_address"]
 
-DashboardAddress: TypeAlias = Address | UnixAddress
+SiteAddress: TypeAlias = Address | UnixAddress
 
 _ALLOWED: Final = 'allowed is a loopback address such as "127.0.0.1:9090", or "unix:/path/to/socket"'
 
 
-def dashboard_address(value: str | DashboardAddress) -> DashboardAddress:
-    """A converter: the address of the operator's page.
+def local_address(value: str | SiteAddress) -> SiteAddress:
+    """A converter: the address of a site that is for this host alone.
 
     Raises:
         ValueError: it can be reached from other hosts, or is no address.
     """
-    if not isinstance(value, Address | UnixAddress):
-        text = a_text(value, _ALLOWED)
-        value = UnixAddress.parse(text) if text.startswith("unix:") else Address.parse(text, listening=True)
-    if isinstance(value, Address) and not is_loopback(value.host):
+    address = site_address(value)
+    if isinstance(address, Address) and not is_loopback(address.host):
         raise ValueError(f"other hosts could reach it there, and it has no login; {_ALLOWED}")
-    return value
+    return address
 
 
-def name_of_socket(address: DashboardAddress) -> str:
+def site_address(value: str | SiteAddress) -> SiteAddress:
+    """A converter: the address of a site that other hosts may reach.
+
+    Raises:
+        ValueError: it is no address.
+    """
+    if isinstance(value, Address | UnixAddress):
+        return value
+    text = a_text(value, _ALLOWED)
+    return UnixAddress.parse(text) if text.startswith("unix:") else Address.parse(text, listening=True)
+
+
+def name_of_socket(address: SiteAddress) -> str:
     """The name of its socket among those that a process inherits, see `Inherited`."""
     return address.path if isinstance(address, UnixAddress) else str(address)
 
 
-async def listen(address: DashboardAddress, inherited: Sequence[socket.socket] = ()) -> list[trio.SocketListener]:
+async def listen(address: SiteAddress, inherited: Sequence[socket.socket] = ()) -> list[trio.SocketListener]:
     """Listen at `address`, or go on listening with the sockets that were `inherited` for it.
 
     Only the user of this process may connect to a Unix socket that is made here. One that nobody listens at any more is
@@ -60,7 +74,14 @@ async def listen(address: DashboardAddress, inherited: Sequence[socket.socket] =
         raise OSError(error.errno, f"cannot listen at {address}: {error.strerror}") from error
 
 
-def remove_socket(address: DashboardAddress) -> None:
+def bound(address: SiteAddress, listeners: Sequence[trio.SocketListener]) -> SiteAddress:
+    """`address`, with the port that the system chose where it has port 0."""
+    if isinstance(address, UnixAddress) or address.port != 0:
+        return address
+    return Address(address.host, listeners[0].socket.getsockname()[1])
+
+
+def remove_socket(address: SiteAddress) -> None:
     """Remove the file of a Unix socket."""
     if isinstance(address, UnixAddress):
         with suppress(FileNotFoundError):
