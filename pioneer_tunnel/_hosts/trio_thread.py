@@ -24,12 +24,17 @@ from typing import Final, Generic, TypeVar, final
 
 import trio
 
-__all__ = ["Call", "CallCancelled", "Stopped", "TrioThread"]
+__all__ = ["Call", "CallCancelled", "Stopped", "TrioThread", "at_once"]
 
 EXIT_TIMEOUT: Final = 5.0
 """Seconds that an exiting interpreter waits. A tunnel says goodbye within one."""
 
 _T = TypeVar("_T")
+
+
+async def at_once(work: Callable[[], _T]) -> _T:
+    """What a function of the thread returns that does not wait."""
+    return work()
 
 
 @final

@@ -12,7 +12,8 @@ from typing import Any, Final, Self, TypeVar, final
 
 from .._async_library import need_asyncio
 from .._hosts.background import run_remote_access
-from .._hosts.trio_thread import Stopped, TrioThread
+from .._hosts.trio_thread import Stopped, TrioThread, at_once
+from .._model.stats import TunnelStats
 from .._model.status import Status
 from .._net.dialing import Dialer, dial_tcp
 from .._net.network_changes import WatchNetwork
@@ -197,6 +198,10 @@ class RemoteAccess:
     async def snapshot(self) -> Snapshot:
         """See `pioneer_tunnel.RemoteAccess.snapshot`."""
         return await self._call(self._inner.snapshot)
+
+    async def stats(self) -> TunnelStats:
+        """What it has done and holds, as of now; see `pioneer_tunnel.RemoteAccess.stats`."""
+        return await self._call(partial(at_once, self._inner.stats))
 
     async def apply(self, update: SettingsUpdate) -> None:
         """See `pioneer_tunnel.RemoteAccess.apply`."""

@@ -12,10 +12,11 @@ import trio
 
 from .._async_library import need_asyncio
 from .._hosts.background import Forwards, Serves, run_tunnel
-from .._hosts.trio_thread import Stopped, TrioThread
+from .._hosts.trio_thread import Stopped, TrioThread, at_once
 from .._model.addresses import LocalAddress, RelayAddress
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
+from .._model.stats import TunnelStats
 from .._model.status import Status
 from .._net.tls.certificate import Certificate
 from ..access.rules import Access
@@ -82,6 +83,10 @@ class Tunnel:
             return await call(self._thread, self._tunnel.wait_connected)
         except trio.ClosedResourceError as error:
             raise Stopped(str(error)) from None
+
+    async def stats(self) -> TunnelStats:
+        """What it has done and holds, as of now; see `pioneer_tunnel.Tunnel.stats`."""
+        return await call(self._thread, partial(at_once, self._tunnel.stats))
 
     async def drain(self, grace: float = trio_face.STOP_GRACE) -> None:
         """Stop in order: take no more visitors, wait until those who are there have gone, and disconnect.

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar, final
 
 from .._hosts.background import run_remote_access
-from .._hosts.trio_thread import Stopped
+from .._hosts.trio_thread import Stopped, at_once
+from .._model.stats import TunnelStats
 from .._model.status import Status
 from .._net.dialing import Dialer, dial_tcp
 from .._net.network_changes import WatchNetwork
@@ -173,6 +174,10 @@ class RemoteAccess:
     def snapshot(self) -> Snapshot:
         """See `pioneer_tunnel.RemoteAccess.snapshot`."""
         return self._call(self._inner.snapshot)
+
+    def stats(self) -> TunnelStats:
+        """What it has done and holds, as of now; see `pioneer_tunnel.RemoteAccess.stats`."""
+        return self._call(partial(at_once, self._inner.stats))
 
     def apply(self, update: SettingsUpdate) -> None:
         """See `pioneer_tunnel.RemoteAccess.apply`."""

@@ -10,9 +10,10 @@ from typing import Final, Self, Unpack, final
 import trio
 
 from .._hosts.background import Forwards, run_tunnel
-from .._hosts.trio_thread import Stopped
+from .._hosts.trio_thread import Stopped, at_once
 from .._model.addresses import LocalAddress, RelayAddress
 from .._model.keys import RelayKey
+from .._model.stats import TunnelStats
 from .._model.status import Status
 from .._net.tls.certificate import Certificate
 from ..access.rules import Access
@@ -75,6 +76,10 @@ class Tunnel:
             return self._runner.call(self._tunnel.wait_connected, timeout)
         except trio.ClosedResourceError as error:
             raise Stopped(str(error)) from None
+
+    def stats(self) -> TunnelStats:
+        """What it has done and holds, as of now; see `pioneer_tunnel.Tunnel.stats`."""
+        return self._runner.call(partial(at_once, self._tunnel.stats))
 
     def drain(self, grace: float = trio_face.STOP_GRACE) -> None:
         """Stop in order: take no more visitors, wait until those who are there have gone, and disconnect.

@@ -556,6 +556,7 @@ def test_remote_access_is_switched_on_and_off(relay: RelayRig, run: Any, tmp_pat
             await remote.settled()
             assert state(remote) is State.CONNECTED
             assert (await remote.snapshot()).has_key
+            assert (await remote.stats()).since_unix > 0
             assert (await remote.settings()).enabled
             assert (await ask(relay, REQUEST)).endswith(b"hello")
             await remote.configure(Gateway(tmp_path).config(relay_addr=URL, restart_initial_ms=11))
@@ -584,6 +585,7 @@ def test_a_tunnel_and_remote_access_stop_in_order(relay: RelayRig, run: Any, tmp
     async def main() -> None:
         async with open_tunnel(URL, **options(relay)) as tunnel:
             await tunnel.wait_connected()
+            assert (await tunnel.stats()).sessions_total == 1
             await tunnel.drain(1.0)
             assert tunnel.status.state is State.STOPPED
             with pytest.raises(RuntimeError, match="closed"):

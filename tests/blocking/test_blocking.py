@@ -320,6 +320,7 @@ def test_a_tunnel_is_drained(relay: RelayRig) -> None:
         with socket.create_connection(("127.0.0.1", relay.addresses.tunnels["office"].port)) as visitor:
             visitor.sendall(b"hello")
             assert visitor.recv(100) == b"hello"
+            assert (tunnel.stats().streams.open, tunnel.stats().streams.from_visitors_bytes_total) == (1, 5)
             draining = threading.Thread(target=tunnel.drain, args=(HANG,))
             draining.start()
             visitor.sendall(b"again")
@@ -366,6 +367,7 @@ def test_remote_access_is_started_applied_to_and_stopped(relay: RelayRig, tmp_pa
     assert remote.has_key()
     assert remote.settings().enabled
     assert remote.snapshot().enabled
+    assert remote.stats().since_unix > 0
     remote.retry_now()
     remote.configure(Gateway(tmp_path).config(relay_addr=URL, restart_initial_ms=11))
     assert remote.config.restart_initial_ms == 11
