@@ -92,24 +92,16 @@ class Guard:
 
     def allows_now(self, head: RequestHead, visitor: str | None, source: str | None) -> bool:
         """Whether a request is let through, as far as that is known already. Its arguments are those of `check`."""
-        if not self.admits(visitor):
-            return False
-        if not self.access.needs_http:
-            return True
-        given = head.values(AUTHORIZATION)
-        if len(given) > 1:
-            return False
-        if is_exempt(self.access, head):
-            return True
+        found = self._before_credentials(head, visitor, source)
+        if not isinstance(found, bytes):
+            return found is None
         now = trio.current_time()
-        if not given or self._wait(source, now):
-            return False
         if self._tokens is not None:
             tokens = self._tokens.value if self._tokens.is_fresh(now) else None
-            token = bearer_token(given[0])
+            token = bearer_token(found)
             return tokens is not None and token is not None and tokens.holds(token)
         fresh = self._users is not None and self._users.is_fresh(now)
-        passwords, named = self._current_passwords() if fresh else None, password(given[0])
+        passwords, named = self._current_passwords() if fresh else None, password(found)
         return passwords is not None and named is not None and passwords.known(named) is True
 
     async def check(self, head: RequestHead, visitor: str | None, source: str | None) -> Denial | None:
@@ -122,6 +114,22 @@ class Guard:
 
         Returns:
             None to let the request through; otherwise the answer.
+        """
+        found = self._before_credentials(head, visitor, source)
+        if not isinstance(found, bytes):
+            return found
+        if self._tokens is not None:
+            await self._tokens.check()
+            return self._check_token(self._tokens.value, bearer_token(found), source)
+        assert self._users is not None
+        await self._users.check()
+        return await self._check_password(self._current_passwords(), password(found), source)
+
+    def _before_credentials(self, head: RequestHead, visitor: str | None, source: str | None) -> Denial | bytes | None:
+        """The first steps of `check`, which never wait.
+
+        Returns:
+            The Authorization header, if its password or token decides. Otherwise as `check`.
         """
         if not self.admits(visitor):
             return _FORBIDDEN
@@ -136,12 +144,7 @@ class Guard:
             return self._unauthorized()
         if wait := self._wait(source, trio.current_time()):
             return _too_many(wait)
-        if self._tokens is not None:
-            await self._tokens.check()
-            return self._check_token(self._tokens.value, bearer_token(given[0]), source)
-        assert self._users is not None
-        await self._users.check()
-        return await self._check_password(self._current_passwords(), password(given[0]), source)
+        return given[0]
 
     def _check_token(self, tokens: Tokens | None, token: bytes | None, source: str | None) -> Denial | None:
         if tokens is None:
