@@ -24,7 +24,7 @@ from .._net.network_changes import WatchNetwork
 from ..access_log.writer import AccessLog
 from ..transports.tunnel_stream import Handler, TunnelStream
 from ..tunnel.automatic_tls import keep_certificates
-from ..tunnel.forward import Forwarder, LocalServers, forward, probe_local
+from ..tunnel.forward import Forwarder, LocalServers, forward, needs_no_task, probe_local
 from ..tunnel.network import chosen_watch, follow_network
 from ..tunnel.status_feed import StatusFeed
 from ..tunnel.supervisor import Supervisor
@@ -102,15 +102,23 @@ class Generation:
 
         The first status is published before the first checkpoint. At the end all streams are reset.
         """
+        plan = self._plan
         try:
             async with trio.open_nursery() as nursery:
                 if self._forwards:
                     self._tasks = nursery
-                    if self._forwards_unchanged:
+                    if needs_no_task(
+                        certificate=plan.certificate or plan.automatic,
+                        forwarded_headers=plan.config.forwarded_headers,
+                        host_header=plan.config.host_header,
+                        request_id=plan.config.request_id,
+                        access=self._access,
+                        access_log=self._access_log,
+                    ):
                         self._forwarder = self._make_forwarder(nursery)
-                if self._plan.automatic is not None:
-                    nursery.start_soon(keep_certificates, self._plan.automatic, self._feed)
-                nursery.start_soon(follow_network, self._watch_network, self._supervisor, self._plan.target)
+                if plan.automatic is not None:
+                    nursery.start_soon(keep_certificates, plan.automatic, self._feed)
+                nursery.start_soon(follow_network, self._watch_network, self._supervisor, plan.target)
                 try:
                     await self._supervisor.run()
                 except TunnelError:
@@ -174,14 +182,6 @@ class Generation:
         if self._visitor_left.statistics().tasks_waiting:
             self._visitor_left.set()
             self._visitor_left = trio.Event()
-
-    @property
-    def _forwards_unchanged(self) -> bool:
-        plan, config = self._plan, self._plan.config
-        changes = (config.forwarded_headers, config.host_header, config.request_id)
-        changed = any(each is not None for each in changes)
-        guarded = any(access is not None for access in self._access.values())
-        return (plan.certificate or plan.automatic) is None and not (changed or guarded or self._access_log)
 
     def _make_forwarder(self, tasks: trio.Nursery) -> Forwarder:
         return Forwarder(

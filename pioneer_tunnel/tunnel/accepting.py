@@ -12,7 +12,7 @@ from .._net.tls.certificate import Certificate
 from ..access.rules import Access
 from ..access_log.writer import AccessLog
 from ..transports.tunnel_stream import Handler, TunnelStream
-from .forward import ForwardedHeaders, Forwarder, LocalServers, ProxyProtocol, RequestIds, forward
+from .forward import ForwardedHeaders, Forwarder, LocalServers, ProxyProtocol, RequestIds, forward, needs_no_task
 from .tunnel import Tunnel
 from .visitor_tls import with_certificate
 
@@ -57,8 +57,14 @@ async def forward_visitors(
         TunnelError: the tunnel has failed for good.
     """
     certificates = certificate or tunnel.certificates
-    changes = (forwarded_headers, host_header, request_id, access, access_log)
-    if certificates is None and all(each is None for each in changes):
+    if needs_no_task(
+        certificate=certificates,
+        forwarded_headers=forwarded_headers,
+        host_header=host_header,
+        request_id=request_id,
+        access=access,
+        access_log=access_log,
+    ):
         forwarder = Forwarder(nursery, local, proxy_protocol=proxy_protocol, report=tunnel.report)
         tunnel._divert(forwarder.begin)
         await _accept(tunnel, forwarder.begin)  # those that wait already

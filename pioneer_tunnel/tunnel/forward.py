@@ -51,6 +51,7 @@ __all__ = [
     "RequestIds",
     "first_local",
     "forward",
+    "needs_no_task",
     "probe_local",
 ]
 
@@ -294,6 +295,26 @@ class _Forwarding:
             return None
         report(LocalDialOk())
         return connection
+
+
+def needs_no_task(
+    *,
+    certificate: object,
+    forwarded_headers: ForwardedHeaders | None = None,
+    host_header: str | None = None,
+    request_id: RequestIds | None = None,
+    access: Access | Mapping[str, Access | None] | None = None,
+    access_log: AccessLog | None = None,
+) -> bool:
+    """Whether a `Forwarder` does all that is to be done for visitors: their bytes pass unchanged and unread.
+
+    Args:
+        certificate: what ends visitors' TLS; None where nothing does.
+        forwarded_headers, host_header, request_id, access, access_log: see `forward`.
+    """
+    rules = access.values() if isinstance(access, Mapping) else (access,)
+    changes = (forwarded_headers, host_header, request_id, access_log, *rules)
+    return certificate is None and all(each is None for each in changes)
 
 
 @final
