@@ -60,9 +60,10 @@ from .sites import Sites
 from .stats import RelayStats
 from .tunnels import Route, each_address
 from .visitors.arriving import Arriving
-from .visitors.ingress import Ingress, Visit
+from .visitors.ingress import Ingress
 from .visitors.proxy_header import introduce
 from .visitors.tls import SniRouter, accept_gateway
+from .visitors.visit import Visit
 
 __all__ = ["Relay", "RelayAddresses"]
 
@@ -518,10 +519,10 @@ class Relay:
         return True
 
     async def _refuse(self, connection: Connection, refusal: Refusal) -> None:
-        await self._ingress.refuse(_visit(connection), refusal)
+        await self._ingress.refuse(Visit.of(connection), refusal)
 
     def _begin_visitor(self, connection: Connection, leg: Leg, head: RequestHead, received: bytes) -> None:
-        visit = _visit(connection)
+        visit = Visit.of(connection)
         if not self._ingress.begin_request(visit, leg, head, received):
             leg.detach()
             connection.start(self._ingress.serve_request, visit, head, received)
@@ -571,7 +572,7 @@ class Relay:
         )
 
     def _begin_bound(self, route: Route, connection: Connection) -> None:
-        if self._awaits_introduction(connection) or not self._ingress.begin_bound(_visit(connection), route):
+        if self._awaits_introduction(connection) or not self._ingress.begin_bound(Visit.of(connection), route):
             connection.start(self._serve_bound, route, connection)
 
     async def _serve_bound(self, route: Route, connection: Connection) -> None:
@@ -584,7 +585,7 @@ class Relay:
 
     async def _introduced(self, connection: Connection) -> Visit:
         """A new connection at an address for visitors, after the PROXY header if a balancer has to send one."""
-        return await introduce(_visit(connection), connection.arrival, self._config.accept_proxy_from)
+        return await introduce(Visit.of(connection), connection.arrival, self._config.accept_proxy_from)
 
     def _certificate_of(self, stream: trio.abc.Stream) -> bytes | None:
         """The hash of the certificate that gateways of this relay have to see; None if nobody can tell."""
@@ -623,18 +624,6 @@ def _end_with_fin(link: Watched) -> None:
     lent = link.plain_socket
     if lent is not None:
         lent.disarm_reset()
-
-
-def _visit(connection: Connection) -> Visit:
-    return Visit(
-        stream=connection.stream,
-        visitor=connection.peer,
-        local=connection.local,
-        tls=False,
-        source=connection.arrival.source,
-        settle=connection.arrival.settle_as_visitor,
-        connection=connection,
-    )
 
 
 def _listed(addresses: tuple[Address, ...]) -> str:

@@ -20,7 +20,8 @@ from ..relay.config import RelayConfig
 from ..relay.connection import contain_errors
 from ..relay.gateways.endpoint import GatewayEndpoint
 from ..relay.tunnels import TunnelEntry
-from ..relay.visitors.ingress import Ingress, Visit
+from ..relay.visitors.ingress import Ingress
+from ..relay.visitors.visit import Visit
 from ..websocket import EngineName
 from .faults import FaultPlan
 from .faulty_dialer import Dial, FaultyDialer

@@ -36,8 +36,8 @@ from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay.admission import Admission, OverLimit
 from pioneer_tunnel.relay.config import RelayConfig
 from pioneer_tunnel.relay.limits import RelayLimits
-from pioneer_tunnel.relay.visitors.ingress import Visit
 from pioneer_tunnel.relay.visitors.proxy_header import introduce
+from pioneer_tunnel.relay.visitors.visit import Visit
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 
 VISITOR: Final = Address("203.0.113.9", 5555)

@@ -51,7 +51,8 @@ from pioneer_tunnel.relay import Relay, TunnelEntry
 from pioneer_tunnel.relay.gateways.endpoint import GatewayEndpoint
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.visitors import tls as visitors_tls
-from pioneer_tunnel.relay.visitors.ingress import Ingress, Visit
+from pioneer_tunnel.relay.visitors.ingress import Ingress
+from pioneer_tunnel.relay.visitors.visit import Visit
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.tunnel import Tunnel
 from pioneer_tunnel.websocket import EngineName, Opening, WebSocketClosed, load_engine

@@ -15,7 +15,8 @@ from yamux_rig import Running, pipe
 
 from pioneer_tunnel.relay import TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
-from pioneer_tunnel.relay.visitors.ingress import Ingress, Visit
+from pioneer_tunnel.relay.visitors.ingress import Ingress
+from pioneer_tunnel.relay.visitors.visit import Visit
 from pioneer_tunnel.testing.memory_stream import MemoryConnection
 from pioneer_tunnel.yamux import Role, YamuxConnection, YamuxStream
 from pioneer_tunnel.yamux.frames import ACK, SYN, FrameDecoder, FrameType, Header, encode_header

@@ -31,7 +31,8 @@ from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel.relay import TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.gateways.takeover import ANSWER_TIMEOUT
-from pioneer_tunnel.relay.visitors.ingress import Ingress, Visit
+from pioneer_tunnel.relay.visitors.ingress import Ingress
+from pioneer_tunnel.relay.visitors.visit import Visit
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.tunnel import Tunnel
 from pioneer_tunnel.websocket import EngineName, WebSocketClosed

@@ -37,7 +37,8 @@ from pioneer_tunnel.relay import TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LiveSession, LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.limits import RelayLimits
 from pioneer_tunnel.relay.visitors import followed_leg
-from pioneer_tunnel.relay.visitors.ingress import Ingress, Visit
+from pioneer_tunnel.relay.visitors.ingress import Ingress
+from pioneer_tunnel.relay.visitors.visit import Visit
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.websocket import EngineName
 

@@ -36,8 +36,9 @@ from pioneer_tunnel._net.tls.client_hello import Alert
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay import Relay, TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
-from pioneer_tunnel.relay.visitors.ingress import Ingress, Visit
+from pioneer_tunnel.relay.visitors.ingress import Ingress
 from pioneer_tunnel.relay.visitors.tls import SniRouter
+from pioneer_tunnel.relay.visitors.visit import Visit
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.tunnel import Tunnel
 

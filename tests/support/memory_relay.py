@@ -12,7 +12,8 @@ from yamux_rig import PipeEnd, pipe
 from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel.relay.gateways.endpoint import GatewayEndpoint
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
-from pioneer_tunnel.relay.visitors.ingress import Ingress, Visit
+from pioneer_tunnel.relay.visitors.ingress import Ingress
+from pioneer_tunnel.relay.visitors.visit import Visit
 from pioneer_tunnel.tunnel.tunnel import Tunnel, open_tunnel
 from pioneer_tunnel.websocket import EngineName
 

@@ -21,7 +21,6 @@ from ..._http.requests import host_of
 from ..._model.addresses import Address
 from ..._model.counters import StreamCounter
 from ..._model.services import FIRST_SERVICE
-from ..._net.adopted import adopt
 from ..._net.closing import abandon, close_after_answer
 from ..._net.leg import Leg
 from ..._net.streams import ByteStream
@@ -47,8 +46,9 @@ from .followed_leg import FollowedLeg
 from .forwarded_for import named_visitor
 from .plain import HttpAnswer, send_text, to_https
 from .turns import Turn, Turns
+from .visit import Visit
 
-__all__ = ["Ingress", "Visit"]
+__all__ = ["Ingress"]
 
 OPEN_TIMEOUT: Final = 10.0
 """Seconds for opening a stream to the gateway."""
@@ -56,36 +56,6 @@ OPEN_TIMEOUT: Final = 10.0
 _TAKES_NO_VISITORS: Final = "the gateway takes no visitors at the moment"
 _AWAY: Final = "the gateway has lost its connection; try again in a moment"
 _BROKE_OFF: Final = "the gateway broke off before it answered"
-
-
-def _no_limit() -> None:
-    """The `settle` of a visit that no limit applies to."""
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Visit:
-    """A visitor's connection.
-
-    Attributes:
-        stream: the connection, in clear.
-        visitor: the visitor's address; None where it is unknown.
-        local: the relay's address that the visitor connected to; None where it is unknown.
-        tls: whether the visitor came over TLS; None where only a balancer in front knows, and does not say.
-        source: the visitor's address as limits count it; None when it is exempt from limits per address.
-        settle: called when the tunnel is known; raises `OverLimit` when there are too many visitors.
-        connection: what the exchange keeps when it goes on without a task; None if the task has to stay.
-        in_clear: whether it came to an address that sends visitors to https://.
-    """
-
-    stream: ByteStream = attrs.field(converter=adopt)
-    visitor: Address | None
-    local: Address | None
-    tls: bool | None
-    source: str | None = None
-    settle: Callable[[], None] = _no_limit
-    connection: Connection | None = None
-    in_clear: bool = False
 
 
 class _Opened(NamedTuple):
@@ -510,7 +480,7 @@ class Ingress:
             Refusal: it is not admitted, or the rules want a password or a token, which only HTTP has.
         """
         guard = self._guard(route)
-        if guard is not None and (guard.access.needs_http or not guard.admits(_host(visit))):
+        if guard is not None and (guard.access.needs_http or not guard.admits(visit.host)):
             raise Refusal(403, "visitors from this address are not admitted here", reason="access_denied")
 
     def _trusted_proxy(self, visit: Visit) -> Address | None:
@@ -595,17 +565,13 @@ class Ingress:
             self.opening -= 1
 
 
-def _host(visit: Visit) -> str | None:
-    return None if visit.visitor is None else visit.visitor.host
-
-
 async def _check(guard: Guard, visit: Visit, head: RequestHead) -> None:
     """Check a request against the rules of its tunnel.
 
     Raises:
         Refusal: it is not let through.
     """
-    denial = await guard.check(head, _host(visit), visit.source)
+    denial = await guard.check(head, visit.host, visit.source)
     if denial is not None:
         reason = "access_denied" if denial.status < 500 else "access_unavailable"
         raise Refusal(denial.status, denial.text, headers=denial.headers, reason=reason)
@@ -619,7 +585,7 @@ def _stream_of_allowed(
     guard: Guard, visit: Visit, stream_of: Callable[[RequestHead], Hashable], head: RequestHead
 ) -> Hashable:
     """`stream_of` a request that is let through at once. Any other needs a stream of its own, and `_check` before."""
-    return stream_of(head) if guard.allows_now(head, _host(visit), visit.source) else object()
+    return stream_of(head) if guard.allows_now(head, visit.host, visit.source) else object()
 
 
 def _name_for(route: Route, served: Collection[str] | None) -> str | None:

@@ -23,7 +23,7 @@ from ..._storage.networks import Network, is_within
 from ..._wire.proxy_v1 import parse_v1
 from ..._wire.proxy_v2 import MAX_LENGTH, ProxyHeader
 from ..admission import Arrival, OverLimit
-from .ingress import Visit
+from .visit import Visit
 
 __all__ = ["introduce"]
 

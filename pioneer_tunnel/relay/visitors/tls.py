@@ -35,7 +35,8 @@ from ..._net.tls.client_hello import Alert, BadClientHello, ClientHello, ClientH
 from ..._net.tls.stream import TlsServerStream
 from ..gateways.registry import Registry
 from ..request_head import Refusal, nothing_came
-from .ingress import Ingress, Visit
+from .ingress import Ingress
+from .visit import Visit
 
 __all__ = ["SniRouter", "accept_gateway", "accept_tls"]
 

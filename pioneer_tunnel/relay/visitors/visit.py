@@ -1,0 +1,63 @@
+"""A visitor's connection, as the modules that serve it pass it on to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+import attrs
+
+from ..._model.addresses import Address
+from ..._net.adopted import adopt
+from ..._net.streams import ByteStream
+from ..connection import Connection
+
+__all__ = ["Visit"]
+
+
+def _no_limit() -> None:
+    """The `settle` of a visit that no limit applies to."""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Visit:
+    """A visitor's connection.
+
+    Attributes:
+        stream: the connection, in clear.
+        visitor: the visitor's address; None where it is unknown.
+        local: the relay's address that the visitor connected to; None where it is unknown.
+        tls: whether the visitor came over TLS; None where only a balancer in front knows, and does not say.
+        source: the visitor's address as limits count it; None when it is exempt from limits per address.
+        settle: called when the tunnel is known; raises `OverLimit` when there are too many visitors.
+        connection: what the exchange keeps when it goes on without a task; None if the task has to stay.
+        in_clear: whether it came to an address that sends visitors to https://.
+    """
+
+    stream: ByteStream = attrs.field(converter=adopt)
+    visitor: Address | None
+    local: Address | None
+    tls: bool | None
+    source: str | None = None
+    settle: Callable[[], None] = _no_limit
+    connection: Connection | None = None
+    in_clear: bool = False
+
+    @classmethod
+    def of(cls, connection: Connection) -> Visit:
+        """The visit of a new connection, from which nothing was read."""
+        return cls(
+            stream=connection.stream,
+            visitor=connection.peer,
+            local=connection.local,
+            tls=False,
+            source=connection.arrival.source,
+            settle=connection.arrival.settle_as_visitor,
+            connection=connection,
+        )
+
+    @property
+    def host(self) -> str | None:
+        """The visitor's IP address; None where it is unknown."""
+        return None if self.visitor is None else self.visitor.host
