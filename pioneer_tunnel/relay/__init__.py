@@ -19,8 +19,11 @@ gateways/registry              which tunnels exist, and which session each one h
 gateways/expected              tunnels whose gateway was connected to the process before
 visitors/plain                 answer an ACME authority, and send visitors to https://
 visitors/tls                   route TLS by the name in the ClientHello
-visitors/ingress               route HTTP by the Host, and carry visitors
 visitors/arriving              read the first request head, without a task
+visitors/ingress               route HTTP by the Host, and serve visitors
+visitors/rules, asking         whether a request is let through, and for whom
+visitors/opening               find the session, and open a stream to the gateway
+visitors/passage               carry a visit over its stream, with a task or without
 visitors/followed_leg, turns   follow the requests of a visitor's connection, in fair turns
 """
 

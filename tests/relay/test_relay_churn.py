@@ -125,7 +125,7 @@ def counts_of(rig: RelayRig) -> dict[str, object]:
         "by source": sum(admission._by_source.values()),
         "visits": sum(admission._visits.values()),
         "visitors": admission._visitors,
-        "followed": len(ingress._followed),
+        "followed": len(ingress._passages._followed),
         "opening": ingress.opening,
         "carried": len(carrier._carried),
         "owned": len(carrier._owned),
