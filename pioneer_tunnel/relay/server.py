@@ -484,29 +484,31 @@ class Relay:
         await self._ingress.serve(attrs.evolve(await self._introduced(connection), in_clear=True))
 
     def _begin_ingress(self, connection: Connection) -> None:
-        if not self._read_head(connection, self._begin_visitor, self._serve_ingress):
-            connection.start(self._serve_ingress, connection)
+        self._begin_with_head(connection, self._begin_visitor, self._serve_ingress)
 
     def _begin_either(self, connection: Connection) -> None:
         """Begin with a connection at an address that gateways and visitors share.
 
         It is a gateway's when its first request is an upgrade to our protocol on a public name of the relay.
         """
-        if not self._read_head(connection, self._begin_gateway_or_visitor, self._serve_either):
-            connection.start(self._serve_either, connection)
+        self._begin_with_head(connection, self._begin_gateway_or_visitor, self._serve_either)
 
-    def _read_head(
+    def _begin_with_head(
         self,
         connection: Connection,
         on_head: Callable[[Connection, Leg, RequestHead, bytes], object],
-        serve: Callable[[Connection, bytes], Awaitable[object]],
-    ) -> bool:
-        """Read the head of the first request, or begin a task if TLS comes. False if it takes a task to read it."""
-        if self._config.ingress_tls or not self._carrier.running or self._awaits_introduction(connection):
-            return False
-        leg = connection.stream.leg()
+        serve: Callable[..., Awaitable[object]],
+    ) -> None:
+        """Read the head of the first request without a task, for `on_head`. In a task, `serve` does all.
+
+        It takes a task where something else may come before the head: a PROXY header or TLS.
+        """
+        leg = None
+        if not self._config.ingress_tls and self._carrier.running and not self._awaits_introduction(connection):
+            leg = connection.stream.leg()
         if leg is None:
-            return False
+            connection.start(serve, connection)
+            return
 
         def on_tls(received: bytes) -> None:
             connection.start(serve, connection, received)
@@ -515,17 +517,13 @@ class Relay:
         try:
             arriving.begin()
         except OSError:
-            return False
-        return True
+            connection.start(serve, connection)
 
     async def _refuse(self, connection: Connection, refusal: Refusal) -> None:
         await self._ingress.refuse(Visit.of(connection), refusal)
 
     def _begin_visitor(self, connection: Connection, leg: Leg, head: RequestHead, received: bytes) -> None:
-        visit = Visit.of(connection)
-        if not self._ingress.begin_request(visit, leg, head, received):
-            leg.detach()
-            connection.start(self._ingress.serve_request, visit, head, received)
+        self._ingress.begin_request(Visit.of(connection), leg, head, received)
 
     def _begin_gateway_or_visitor(self, connection: Connection, leg: Leg, head: RequestHead, received: bytes) -> None:
         if wants_gateway(head) and self._is_public(head):
@@ -572,8 +570,10 @@ class Relay:
         )
 
     def _begin_bound(self, route: Route, connection: Connection) -> None:
-        if self._awaits_introduction(connection) or not self._ingress.begin_bound(Visit.of(connection), route):
+        if self._awaits_introduction(connection):
             connection.start(self._serve_bound, route, connection)
+        else:
+            self._ingress.begin_bound(Visit.of(connection), route)
 
     async def _serve_bound(self, route: Route, connection: Connection) -> None:
         await self._ingress.serve_bound(await self._introduced(connection), route)

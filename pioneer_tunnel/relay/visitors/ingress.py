@@ -30,6 +30,7 @@ from ...certificates.authority import CHALLENGE_PATH
 from ...exchange.carrier import Carrier
 from ...exchange.task_leg import leg_of
 from ..admission import Admission
+from ..connection import Connection
 from ..gateways.expected import Expected
 from ..gateways.registry import Directory, Registry
 from ..limits import RelayLimits
@@ -37,7 +38,7 @@ from ..request_head import Refusal, read_head, refuse
 from ..tunnels import Route
 from .asking import Asker, Askers
 from .followed_leg import FollowedLeg
-from .opening import StreamOpener
+from .opening import Opened, StreamOpener
 from .passage import Passages
 from .plain import HttpAnswer, send_text, to_https
 from .rules import Rules, check
@@ -68,7 +69,8 @@ class Ingress:
     Attributes:
         counts: as of the admission.
 
-    The methods that serve return when the visit has ended, or when the carrier has taken it over.
+    The methods that serve return when the visit has ended, or when the carrier has taken it over. Those that begin
+    never wait, and start a task of the visit's connection for what does.
     """
 
     def __init__(
@@ -221,31 +223,31 @@ class Ingress:
         passage = self._passages.of_requests(visit, asker, leg_of(visit.stream), (head, received), opened)
         return passage.followed if await self._passages.run(passage) else None
 
-    def begin_request(self, visit: Visit, leg: Leg, head: RequestHead, received: bytes) -> bool:
-        """Like `serve_request`, from the beginning without a task.
+    def begin_request(self, visit: Visit, leg: Leg, head: RequestHead, received: bytes) -> None:
+        """Like `serve_request`, for a visit with a connection, and without a task as long as none is needed.
 
         Args:
             leg: of the visit's stream; the exchange begins with it as it is.
-
-        Returns:
-            False if that takes a task. Then `serve_request` is to be called.
         """
-        if head.host == self._health_host:
-            return False
+        opened = self._opened_at_once(visit, head)
+        if opened is None:
+            leg.detach()
+            _connection_of(visit).start(self.serve_request, visit, head, received)
+        else:
+            asker = Asker.visitor(visit)
+            self._passages.begin(self._passages.of_requests(visit, asker, leg, (head, received), opened))
+
+    def _opened_at_once(self, visit: Visit, head: RequestHead) -> Opened | None:
+        """A stream for a request; None if it takes a task to open one, or to look at the request before."""
+        if head.host == self._health_host or head.target.startswith(CHALLENGE_PATH):
+            return None
         try:
             route = self._registry.by_host_nowait(head.host)
         except trio.WouldBlock:
-            return False
-        if head.target.startswith(CHALLENGE_PATH):
-            return False
+            return None
         if route is None or route.passes_tls or route.access is not None or self._askers.proxy_of(visit) is not None:
-            return False
-        opened = self._opener.open_nowait(visit, route)
-        if opened is None:
-            return False
-        asker = Asker.visitor(visit)
-        self._passages.begin(self._passages.of_requests(visit, asker, leg, (head, received), opened))
-        return True
+            return None
+        return self._opener.open_nowait(visit, route)
 
     async def serve_hello(self, visit: Visit, route: Route, received: bytes) -> None:
         """Serve a TLS connection for `route`; `received` is its ClientHello and all that was read after it.
@@ -268,10 +270,15 @@ class Ingress:
         else:
             await self._passages.run(self._passages.of_stream(visit, opened))
 
-    def begin_bound(self, visit: Visit, route: Route) -> bool:
-        """Like `serve_bound`, from the beginning without a task. False if that takes one: then call `serve_bound`."""
+    def begin_bound(self, visit: Visit, route: Route) -> None:
+        """Like `serve_bound`, for a visit with a connection, and without a task as long as none is needed."""
         opened = None if route.access is not None else self._opener.open_nowait(visit, route)
         if opened is None:
-            return False
-        self._passages.begin(self._passages.of_stream(visit, opened))
-        return True
+            _connection_of(visit).start(self.serve_bound, visit, route)
+        else:
+            self._passages.begin(self._passages.of_stream(visit, opened))
+
+
+def _connection_of(visit: Visit) -> Connection:
+    assert visit.connection is not None
+    return visit.connection
