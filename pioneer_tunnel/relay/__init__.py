@@ -5,6 +5,8 @@ reload                         reread the file when it changes
 administration/…               make the file, change it, check it; ask a relay that runs
 identity                       the key with which the relay proves itself
 server                         the relay as a whole
+addresses, start_log           where it listens, and what it logs of that
+routing                        pass each connection to the gateways' or the visitors' side
 listeners                      the sockets that listen
 inherited, handover            sockets from systemd or from the process before; a successor that takes over
 accept_loop                    accept connections, or reset them
@@ -30,10 +32,11 @@ visitors/followed_leg, turns   follow the requests of a visitor's connection, in
 from __future__ import annotations
 
 from .._model.public_names import publish as _publish
+from .addresses import RelayAddresses
 from .config import RelayConfig
 from .gateways.takeover import Takeover
 from .limits import RelayLimits
-from .server import Relay, RelayAddresses
+from .server import Relay
 from .stats import ConnectionStats, RelayStats, RelayTunnelStats
 from .tunnels import Route, ServiceEntry, TunnelEntry
 
