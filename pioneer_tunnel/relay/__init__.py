@@ -6,6 +6,7 @@ administration/…               make the file, change it, check it; ask a relay
 identity                       the key with which the relay proves itself
 server                         the relay as a whole
 addresses, start_log           where it listens, and what it logs of that
+certificates                   what its TLS shows: files, or ordered of an authority
 routing                        pass each connection to the gateways' or the visitors' side
 listeners                      the sockets that listen
 inherited, handover            sockets from systemd or from the process before; a successor that takes over

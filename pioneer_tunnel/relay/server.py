@@ -21,21 +21,19 @@ import attrs
 import trio
 
 from .._async_library import need_trio
-from .._model.addresses import is_ip_address
 from .._model.certificate_status import CertificateStatus
 from .._model.exception_groups import lone_error_bare
 from .._model.log_fields import about
 from .._net.descriptor_limit import descriptor_limit
-from .._net.tls.certificate import Certificate
 from ..access.guard import check_files
 from ..access_log.writer import AccessLog
-from ..certificates.opening import open_certificates
 from ..exchange.carrier import Carrier
 from ..websocket import EngineName
 from ..yamux import Limits
 from .accept_loop import AcceptLoop
 from .addresses import Listening, RelayAddresses
 from .admission import Admission
+from .certificates import RelayCertificates
 from .config import RelayConfig
 from .connection import log_unforeseen
 from .counts import RelayCounts
@@ -94,13 +92,12 @@ class Relay:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         _check_access(config)
-        own_registry = None
+        names, own_registry = None, None
         if registry is None:
             # A gateway that creates a name of the relay's own would take its visitors, and other gateways.
             hosts = (*config.public_names, *filter(None, [config.health_host]))
             own = {host.partition(".")[0] for host in hosts}
             names = NameBook(config.names_path, reserved=own.union(config.reserved_names))
-            names.on_claim = self._want_certificates
             own_registry = LocalRegistry(config.tunnels, names)
         registry = registry or own_registry
         assert registry is not None
@@ -127,12 +124,9 @@ class Relay:
             proxies=(*config.accept_proxy_from, *config.trust_forwarded_from),
             counts=self._counts,
         )
-        acme = config.acme_config
-        # With an address in clear, no other listener has to be at port 443 for the authority.
-        by_http = config.http_addr is not None or not config.ingress_tls
-        self._acme: Final = None if acme is None else open_certificates(acme, http=by_http)
-        certificate = self._acme or _certificate(config)
-        self._want_certificates()
+        self._certificates: Final = RelayCertificates(config, own_registry)
+        if names is not None:
+            names.on_claim = self._certificates.want
         self._sites: Final = Sites(
             self, lambda: self._config, ready=lambda: not self._drain_asked.is_set(), wall_clock=wall_clock
         )
@@ -158,7 +152,7 @@ class Relay:
             trust_forwarded_from=config.trust_forwarded_from,
             carrier=self._carrier,
             folder=config.base_dir,
-            http_answer=None if self._acme is None else self._acme.http_answer,
+            http_answer=self._certificates.http_answer,
             access_log=self._access_log,
             wall_clock=wall_clock,
             health_host=config.health_host,
@@ -167,29 +161,15 @@ class Relay:
             config,
             self._gateways,
             self._ingress,
-            SniRouter(registry, self._ingress, certificate),
+            SniRouter(registry, self._ingress, self._certificates.shown),
             carrier=self._carrier,
-            certificate=certificate,
+            certificate=self._certificates.shown,
         )
 
     @property
     def certificates(self) -> dict[str, CertificateStatus]:
         """The status of each certificate that `acme` orders, by host; empty without `acme`."""
-        return {} if self._acme is None else self._acme.status
-
-    def _want_certificates(self) -> None:
-        """Say which hosts need a certificate. Those of a `registry` that was given to `Relay` are its owner's."""
-        if self._acme is None:
-            return
-        config, hosts = self._config, [*self._config.public_hosts]
-        if self._own_registry is not None and config.ingress_tls:
-            hosts += [
-                host
-                for host, route in self._own_registry.all_hosts
-                if not route.passes_tls and route.url is not None and route.url.scheme == "https"
-            ]
-        # No authority knows a name without a dot, and few know addresses.
-        self._acme.want(host for host in hosts if "." in host and not is_ip_address(host))
+        return self._certificates.status
 
     async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen and serve, until cancelled or drained. Then send each gateway a go-away and close code 1001.
@@ -257,9 +237,7 @@ class Relay:
             if self._own_registry is not None:
                 self._own_registry.replace(applied.tunnels)
                 self._counts.keep_only({entry.id for entry in applied.tunnels})
-            if self._acme is not None:
-                self._want_certificates()
-                self._acme.retry_now()
+            self._certificates.want_at_once()
             await self._gateways.registry_changed()
             self._addresses = attrs.evolve(self._addresses, all_tunnels=self._listening.of_tunnels)
             _log.info(
@@ -311,11 +289,12 @@ class Relay:
             connections.start_soon(self._gateways.keep_told)
             await connections.start(self._carrier.run)
             self._gateways.let_sessions_resume(connections)
-            if self._acme is not None:
-                await self._acme.load()
+            acme = self._certificates.acme
+            if acme is not None:
+                await acme.load()
             async with trio.open_nursery() as accepting:
-                if self._acme is not None:
-                    accepting.start_soon(self._acme.run)  # a successor orders when this one does no more
+                if acme is not None:
+                    accepting.start_soon(acme.run)  # a successor orders when this one does no more
                 self._addresses = await self._listen(accepting, connections)
                 self._inherited.close_rest()
                 self._expected.begin()
@@ -358,11 +337,6 @@ class Relay:
                 await trio.sleep(_DRAIN_LOOK)
             return
         _log.warning("visitors are left after %g seconds; they are reset", seconds, extra=about("visitors_reset"))
-
-
-def _certificate(config: RelayConfig) -> Certificate | None:
-    certificate, private_key = config.tls_certificate_path, config.tls_private_key_path
-    return None if certificate is None or private_key is None else Certificate(certificate, private_key)
 
 
 def _check_access(config: RelayConfig) -> None:

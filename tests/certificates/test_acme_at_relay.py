@@ -85,8 +85,8 @@ async def test_it_renews_while_it_serves(authority: Pebble, tmp_path: Path, monk
             before = await certificate_at(rig.addresses.control, RELAY_NAME, trust)
             async with rig.tunnel(relay=f"wss://{RELAY_NAME}", ca_file=root_of(authority, tmp_path)) as tunnel:
                 await tunnel.wait_connected()
-                assert rig.relay._acme is not None
-                monkeypatch.setattr(rig.relay._acme, "_wall_clock", lambda: time.time() + 4 * 365 * 86_400)
+                assert rig.relay._certificates.acme is not None
+                monkeypatch.setattr(rig.relay._certificates.acme, "_wall_clock", lambda: time.time() + 4 * 365 * 86_400)
                 await rig.apply()
                 while await certificate_at(rig.addresses.control, RELAY_NAME, trust) == before:
                     await trio.sleep(0.05)
