@@ -64,29 +64,22 @@ class Listening:
     """Listens at the addresses of a relay.
 
     Args:
-        config: the configuration.
+        config: the configuration to begin with.
         inherited: sockets that listen already.
     """
 
     def __init__(self, config: RelayConfig, inherited: Inherited) -> None:
-        self._public: Final = config.public_hosts[0]
+        self._config: Final = config
         self._inherited: Final = inherited
         self._listeners: Final[dict[str, list[trio.SocketListener]]] = {}
         self._bound: BoundListeners | None = None
 
     async def begin(
-        self,
-        config: RelayConfig,
-        accept_loop: AcceptLoop,
-        router: Router,
-        *,
-        accepting: trio.Nursery,
-        connections: trio.Nursery,
+        self, accept_loop: AcceptLoop, router: Router, *, accepting: trio.Nursery, connections: trio.Nursery
     ) -> RelayAddresses:
         """Open all addresses, except those of `Sites`.
 
         Args:
-            config: the configuration.
             accept_loop: accepts the connections.
             router: serves them.
             accepting: when it is cancelled, the listeners close, except those of tunnels.
@@ -95,6 +88,7 @@ class Listening:
         Raises:
             OSError: the relay cannot listen at an address.
         """
+        config = self._config
 
         async def listen(address: Address, handler: Handler, *, only_visitors: bool = False) -> Address:
             name = name_of(address)
@@ -154,7 +148,8 @@ class Listening:
             return str(route.url)
         address = None if self._bound is None else self._bound.address_of(route)
         address = address or each_address(route.bind_addr)[0]
-        return f"tcp://{self._public if address.host in _ANY_HOST else bracketed(address.host)}:{address.port}"
+        public = self._config.public_hosts[0]
+        return f"tcp://{public if address.host in _ANY_HOST else bracketed(address.host)}:{address.port}"
 
     @property
     def _of_tunnels(self) -> BoundListeners:

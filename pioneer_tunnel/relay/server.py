@@ -311,9 +311,9 @@ class Relay:
             connections.cancel_scope.cancel()
 
     async def _listen(self, accepting: trio.Nursery, connections: trio.Nursery) -> RelayAddresses:
-        config, accept_loop = self._config, AcceptLoop(self._admission)
+        config = self._config
         addresses = await self._listening.begin(
-            config, accept_loop, self._router, accepting=accepting, connections=connections
+            AcceptLoop(self._admission), self._router, accepting=accepting, connections=connections
         )
         sites = await self._sites.open(self._inherited)
         connections.start_soon(self._sites.serve, lambda: self._handed_over)
