@@ -6,6 +6,7 @@ it stops looking. A stream in which it has not found a whole request gets the en
 
 from __future__ import annotations
 
+import sys
 from typing import Final, final
 
 from .._http.bodies import BodyReader, Data
@@ -19,6 +20,9 @@ __all__ = ["Watch"]
 
 MOST_HELD: Final = 64 * 1024
 """Bytes after a request with Upgrade that are kept until its response has come."""
+
+MOST_OUTSTANDING: Final = 1024
+"""Requests without a response that are remembered. A visitor may send many more than the local server reads."""
 
 
 @final
@@ -47,6 +51,11 @@ class Watch:
         self._held = b""
         self._found = False
         self._lost = raw
+
+    @property
+    def read_size(self) -> int:
+        """The most bytes to take from the visitor at once. The bound keeps calls short: they may be many requests."""
+        return sys.maxsize if self._lost else self._requests.read_size
 
     def from_visitor(self, data: bytes) -> None:
         """The visitor has sent `data`."""
@@ -77,10 +86,12 @@ class Watch:
         requests.feed(data)
         while requests.has_more:
             requests.feed(b"")
+        outstanding = self._responses.outstanding
         if requests.phase is Phase.REFUSED:
             self._lost = True
         else:
-            self._found = self._found or self._responses.outstanding > 0
+            self._found = self._found or outstanding > 0
+            self._lost = outstanding > MOST_OUTSTANDING
 
     def end(self, *, in_order: bool) -> None:
         """The stream has ended; `in_order` if both sides ended it."""

@@ -7,6 +7,8 @@ from typing import Final, Protocol, final
 
 import attrs
 
+from .._model.text import clean_message
+
 __all__ = ["CHALLENGE_PATH", "Authority", "Challenge", "ChallengeKind", "Order", "OrderFailed", "Scope"]
 
 CHALLENGE_PATH: Final = b"/.well-known/acme-challenge/"
@@ -42,7 +44,7 @@ class OrderFailed(Exception):
     """
 
     def __init__(self, text: str, *, scope: Scope, retry_after: float | None = None) -> None:
-        super().__init__(text)
+        super().__init__(clean_message(text))  # the authority may have said it
         self.scope: Final = scope
         self.retry_after: Final = retry_after
 

@@ -26,8 +26,10 @@ from josepy.errors import Error as JoseError
 from josepy.json_util import field
 from josepy.jwa import ES256
 from josepy.jwk import JWK, JWKEC
+from requests.adapters import HTTPAdapter
 
 from .._model.retry_after import retry_after_seconds
+from .._model.text import clean_message
 from .._version import __version__
 from .authority import Authority, Challenge, ChallengeKind, Order, OrderFailed, Scope
 from .explaining import explain
@@ -39,6 +41,9 @@ REQUEST_TIMEOUT: Final = 30
 """Seconds for one request."""
 CHECK_INTERVAL: Final = 6 * 3600.0
 """Seconds until the authority is asked again when to renew, if it does not say (RFC 9773, 4.3.3)."""
+ANSWER_LIMIT: Final = 1024 * 1024
+"""Bytes of one answer."""
+MOST_REDIRECTS: Final = 4
 _CHECK_BOUNDS: Final = (60.0, 24 * 3600.0)
 
 _OBJECT: Final = re.compile(r"(<.*?>|\w+\(.*?\)): ")
@@ -63,6 +68,22 @@ class _TlsAlpn01(challenges.KeyAuthorizationChallenge):
 
     def validation(self, account_key: JWK, **_others: Any) -> str:
         return self.key_authorization(account_key)
+
+
+@final
+class _Bounded(HTTPAdapter):
+    """Reads answers of bounded length."""
+
+    def send(self, *arguments: Any, **options: Any) -> requests.Response:
+        response = super().send(*arguments, **options)
+        content = bytearray()
+        for piece in response.iter_content(16 * 1024):
+            content += piece
+            if len(content) > ANSWER_LIMIT:
+                response.close()
+                raise errors.ClientError(f"more than {ANSWER_LIMIT} bytes")
+        response._content = bytes(content)
+        return response
 
 
 class _NewOrder(messages.NewOrder):
@@ -159,6 +180,9 @@ class AcmeAuthority(Authority):
                 )
                 if self._ca_file is not None:
                     network.verify_ssl = str(self._ca_file)  # type: ignore[assignment]  # requests takes a path, too
+                network.session.mount("https://", _Bounded())
+                del network.session.adapters["http://"]  # RFC 8555, 6.1; also where the authority redirects to
+                network.session.max_redirects = MOST_REDIRECTS
                 network.session.hooks["response"].append(self._note_retry_after)
                 directory = client.ClientV2.get_directory(self._url, network)
                 if isinstance(account.get("uri"), str):
@@ -186,7 +210,8 @@ class AcmeAuthority(Authority):
         )
         self._store.keep_account({"uri": uri, "key": pem.decode("ascii")})
         terms = acme.directory["meta"].terms_of_service
-        _log.info("there is an account at %s now; its terms of service: %s", self._host, terms or "none")
+        line = "there is an account at %s now; its terms of service: %s"
+        _log.info(line, self._host, clean_message(terms or "none"))
 
     def _note_retry_after(self, response: requests.Response, *_others: Any, **_options: Any) -> None:
         self._retry_after = retry_after_seconds(response.headers.get("Retry-After"))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from random import Random
@@ -38,6 +38,8 @@ __all__ = ["AcmeCertificates"]
 
 VALIDATION_TIMEOUT: Final = 120.0
 """Seconds that an authority has to look at a name, and to make the certificate."""
+CALL_TIMEOUT: Final = 300.0
+"""Seconds for one call of the client, which may be six requests. An authority can send an answer byte by byte."""
 _FIRST_POLL, _LAST_POLL = 0.1, 5.0
 _LONGEST_SLEEP: Final = 3600.0
 """Seconds between two looks at the clock, which may have been set."""
@@ -91,6 +93,7 @@ class AcmeCertificates(Certificates):
         self._looked_at: Final[set[str]] = set()
         self._reachable = True
         self._running: Final = trio.Lock()
+        self._asking: Final = trio.CapacityLimiter(1)
         self._changed = trio.Event()
         self._told: Mapping[str, CertificateStatus] = {}
         self.on_change: Callable[[], object] = _nothing
@@ -161,6 +164,7 @@ class AcmeCertificates(Certificates):
 
     async def _do_next(self) -> None:
         now, changed = self._wall_clock(), self._changed
+        self._schedule.note_time(now)
         names = [name for name in self._names if name in self._looked_at] if self._reachable else []
         if (name := self._schedule.next_order(names, now)) is not None:
             await self._order(name)
@@ -218,7 +222,7 @@ class AcmeCertificates(Certificates):
         """Order a certificate, and use it."""
         key, csr = await _in_thread(partial(_key_and_request, name))
         place = partial(self._authority.order, name, csr, kind=self._kind, replaces=self._chains.get(name))
-        order = await _in_thread(place)
+        order = await self._ask(place)
         challenges = order.challenges
         contexts = [
             await _in_thread(partial(challenge_context, challenge))
@@ -228,9 +232,9 @@ class AcmeCertificates(Certificates):
         deadline = trio.current_time() + VALIDATION_TIMEOUT
         with self._answers.offered(challenges, contexts):
             if challenges:
-                await _in_thread(order.begin_validation)
-                await _until(order.is_validated, deadline)
-        chain = await _until(order.certificate, deadline)
+                await self._ask(order.begin_validation)
+                await _until(partial(self._ask, order.is_validated), deadline)
+        chain = await _until(partial(self._ask, order.certificate), deadline)
         if not _belongs_to(chain, key):
             raise OrderFailed("the authority has sent a certificate of another key", scope=Scope.AUTHORITY)
         self._loaded[name] = await trio.to_thread.run_sync(self._store_and_load, name, key, chain)
@@ -245,11 +249,21 @@ class AcmeCertificates(Certificates):
         path = self._store.path_of(name)
         return Certificate(path, path)
 
+    async def _ask(self, call: Callable[[], _T]) -> _T:
+        """Call the authority. If cancelled or too late, the thread is abandoned; until its end, no other is begun.
+
+        Raises:
+            OrderFailed: what the call raises; or it takes longer than `CALL_TIMEOUT`.
+        """
+        with trio.move_on_after(CALL_TIMEOUT):
+            return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._asking)
+        raise OrderFailed(f"the authority did not answer within {CALL_TIMEOUT:g} seconds", scope=Scope.AUTHORITY)
+
     async def _check(self, name: str) -> None:
         now = self._wall_clock()
         renew_at, again = None, _CHECK_RETRY
         try:
-            renew_at, again = await _in_thread(partial(self._authority.suggestion, self._chains[name]))
+            renew_at, again = await self._ask(partial(self._authority.suggestion, self._chains[name]))
         except (OrderFailed, StorageError) as error:
             _log.info("it is not known when the certificate of %s should be renewed: %s", name, error)
         except Exception:  # noqa: BLE001  # as above
@@ -313,19 +327,19 @@ def _authority(config: AcmeConfig, store: Store) -> Authority:
 
 
 async def _in_thread(call: Callable[[], _T]) -> _T:
-    """Run a blocking call. Each request of it has a timeout. If cancelled, the thread is abandoned."""
+    """Run a blocking call that takes no network. If cancelled, the thread is abandoned."""
     return await trio.to_thread.run_sync(call, abandon_on_cancel=True)
 
 
-async def _until(poll: Callable[[], _T | None], deadline: float) -> _T:
-    """Call `poll` until it returns something that is true.
+async def _until(poll: Callable[[], Awaitable[_T | None]], deadline: float) -> _T:
+    """Await `poll` until it returns something that is true.
 
     Raises:
         OrderFailed: what it raises; or it has not until `deadline`.
     """
     delay = _FIRST_POLL
     while trio.current_time() < deadline:
-        if result := await _in_thread(poll):
+        if result := await poll():
             return result
         await trio.sleep(delay)
         delay = min(2 * delay, _LAST_POLL)

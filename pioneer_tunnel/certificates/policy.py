@@ -1,7 +1,8 @@
 """Decides which certificate is ordered next, and when. Sans-I/O: the caller says what time it is.
 
 All times are wall time, in seconds since 1970, since that is what certificates are valid by. Nothing here depends on
-how long the caller has slept, so a clock that is set, or a machine that was suspended, does no harm.
+how long the caller has slept, so a machine that was suspended does no harm. When the clock is set back, what waits is
+set back with it (`note_time`): it waits no longer than it should.
 
     a name without a certificate     is ordered at once
     a certificate                    is renewed at the time that the authority suggests (RFC 9773); without a
@@ -99,8 +100,20 @@ class Schedule:
         self._authority_failures = 0
         self._authority_message: str | None = None
         self._pause_until = 0.0
+        self._seen_at = -math.inf
 
     # What happens
+
+    def note_time(self, now: float) -> None:
+        """The time is `now`. To be called before each look at what is to be done."""
+        back, self._seen_at = self._seen_at - now, now
+        if 0 < back < math.inf:
+            self._pause_until -= back
+            for record in self._records.values():
+                record.retry_at -= back
+                record.orders = [order - back for order in record.orders]
+            for held in self._held.values():
+                held.check_at -= back
 
     def note_certificate(self, name: str, lifetime: Lifetime) -> None:
         """There is a certificate: a new one, or one from the disk."""

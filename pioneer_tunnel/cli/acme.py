@@ -61,10 +61,19 @@ def with_acme(command: Callable[..., None]) -> Callable[..., None]:
 
 def _config(given: dict[str, Any]) -> AcmeConfig:
     if "folder" not in given:
-        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "pioneer-tunnel"
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        given = given | {"folder": state / "certificates"}
+        given = given | {"folder": _usual_folder()}
     try:
         return AcmeConfig(terms_accepted=True, **given)
     except TunnelError as error:
         raise click.UsageError(f"--acme: {error}") from None
+
+
+def _usual_folder() -> Path:
+    """The folder for certificates in the one that the user has for the state of programs, which is made."""
+    named = Path(os.environ.get("XDG_STATE_HOME", ""))
+    try:
+        state = (named if named.is_absolute() else Path.home() / ".local" / "state") / "pioneer-tunnel"
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # a user without a home is a RuntimeError
+        raise click.UsageError(f"there is no folder for certificates ({error}); name one with --acme-folder") from None
+    return state / "certificates"

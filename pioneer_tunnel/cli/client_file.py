@@ -71,7 +71,8 @@ def usual_client_file() -> Path | None:
         return Path(named)
     folder = _config_folder()
     path = None if folder is None else folder / _NAME
-    return path if path is not None and path.exists() else None
+    # `Path.exists` raises where this user may not look, as with the HOME of another one after `sudo -u`.
+    return path if path is not None and os.path.exists(path) else None  # noqa: PTH110
 
 
 def variable_of(parameter: click.Parameter) -> str:

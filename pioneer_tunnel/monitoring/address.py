@@ -71,7 +71,7 @@ async def listen(address: SiteAddress, inherited: Sequence[socket.socket] = ()) 
             return [_listen_unix(address.path)]
         return await trio.open_tcp_listeners(address.port, host=address.host)
     except OSError as error:
-        raise OSError(error.errno, f"cannot listen at {address}: {error.strerror}") from error
+        raise OSError(error.errno, f"cannot listen at {address}: {error.strerror or error}") from error
 
 
 def bound(address: SiteAddress, listeners: Sequence[trio.SocketListener]) -> SiteAddress:
@@ -92,7 +92,8 @@ def _listen_unix(path: str) -> trio.SocketListener:
     if not hasattr(socket, "AF_UNIX"):
         raise OSError(errno.EAFNOSUPPORT, "this system has no Unix sockets")
     with socket.socket(socket.AF_UNIX) as probe:
-        if probe.connect_ex(path) == 0:
+        probe.setblocking(False)  # a process that hangs accepts nobody
+        if probe.connect_ex(path) in {0, errno.EAGAIN}:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     if Path(path).exists() and not Path(path).is_socket():
         raise OSError(errno.EEXIST, "there is a file of another kind")

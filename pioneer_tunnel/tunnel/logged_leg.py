@@ -52,7 +52,7 @@ class LoggedLeg(Leg):
         self.on_writable()
 
     def receive(self, max_bytes: int) -> Bytes | None:
-        data = self._leg.receive(max_bytes)
+        data = self._leg.receive(min(max_bytes, self._watch.read_size))
         if data:
             self._watch.from_visitor(bytes(data))
         return data

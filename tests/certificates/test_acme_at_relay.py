@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import time
 from pathlib import Path
@@ -170,6 +171,19 @@ async def test_only_hosts_whose_tls_ends_here_are_ordered(authority: Pebble, tmp
             async with rig.tunnel(relay=f"wss://{RELAY_NAME}", ca_file=root_of(authority, tmp_path), **options):
                 await eventually(lambda: "web.box.test" in rig.relay.certificates)
                 await eventually(lambda: rig.relay.certificates["web.box.test"].not_after_unix)
+
+
+async def test_what_the_relay_answers_in_clear_is_in_the_access_log(authority: Pebble, tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    log = {"access_log": str(path), "access_log_format": "json"}
+    async with relay_rig(**at_ports(authority, http=True, **log)) as rig:
+        with no_hang():
+            await eventually(lambda: all(one.not_after_unix for one in rig.relay.certificates.values()))
+            await ask_in_clear(rig.addresses.all_http[0], "/a?secret=1")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    redirect = lines.pop()
+    assert (redirect["tunnel"], redirect["path"], redirect["status"]) == ("office", "/a", 308)
+    assert {(line["host"], line["status"]) for line in lines} == {(HOST, 200), (RELAY_NAME, 200)}
 
 
 async def test_other_tokens_are_for_the_gateway(authority: Pebble, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -24,7 +25,7 @@ from rig import eventually, free_port, no_hang
 from pioneer_tunnel import AcmeConfig, PrefixedStream
 from pioneer_tunnel._net.tls.by_name import answer_challenge, read_hello
 from pioneer_tunnel.certificates.authority import ChallengeKind, OrderFailed, Scope
-from pioneer_tunnel.certificates.client import AcmeAuthority
+from pioneer_tunnel.certificates.client import ANSWER_LIMIT, AcmeAuthority
 from pioneer_tunnel.certificates.keeper import AcmeCertificates
 from pioneer_tunnel.certificates.store import Store
 
@@ -216,6 +217,32 @@ def test_something_else_than_an_authority(front: Front) -> None:
         assert failed.value.scope is Scope.AUTHORITY
     with pytest.raises(OrderFailed, match=r"cannot be reached: \[SSL: CERTIFICATE_VERIFY_FAILED\]"):
         ordering(front.behind.config(directory=front.directory, ca_file=None))()
+
+
+def test_an_answer_without_end_is_not_kept(front: Front) -> None:
+    huge = {"hello": "x" * ANSWER_LIMIT}
+    front.refusals["/dir"] = [(200, {"Content-Type": "application/json"}, huge)]
+    with pytest.raises(OrderFailed, match=f"something else than ACME: more than {ANSWER_LIMIT} bytes"):
+        ordering(front.behind.config(directory=front.directory))()
+
+
+def test_an_authority_leads_to_no_server_without_tls(front: Front) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.setblocking(False)
+        port = elsewhere.getsockname()[1]
+        front.refusals["/dir"] = [(302, {"Location": f"http://127.0.0.1:{port}/dir"}, {})]
+        with pytest.raises(OrderFailed, match="cannot be reached"):
+            ordering(front.behind.config(directory=front.directory))()
+        with pytest.raises(BlockingIOError):
+            elsewhere.accept()
+
+
+def test_what_an_authority_says_is_one_line_of_a_log(front: Front) -> None:
+    problem = {"type": "urn:ietf:params:acme:error:caa", "detail": "no\n2026-11-30 INFO all is well\x1b[2J"}
+    front.refusals["/order-plz"] = [(403, {}, problem)]
+    with pytest.raises(OrderFailed) as failed:
+        ordering(front.behind.config(directory=front.directory))()
+    assert str(failed.value).isprintable()
 
 
 def test_an_authority_for_customers_alone(front: Front) -> None:

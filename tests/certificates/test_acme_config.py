@@ -114,6 +114,24 @@ def test_options_of_expose_that_do_not_go_together(
     assert told in result.output
 
 
+def test_certificates_go_to_no_folder_below_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", "state")
+    options = ["--acme", "--transport", "tls", "--relay", "tls://relay.test", "--key-file", "none"]
+    CliRunner().invoke(expose, ["8000", *options])
+    assert [*(tmp_path / "here").iterdir()] == []
+
+
+def test_without_a_folder_for_certificates_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    result = CliRunner().invoke(expose, ["8000", "--acme", "--relay", "wss://relay.test"])
+    assert result.exit_code == 2
+    assert "name one with --acme-folder" in result.output
+
+
 def test_expose_says_what_is_wrong_with_a_certificate(capsys: pytest.CaptureFixture[str]) -> None:
     certificates = {"a.test": CertificateStatus(message="no"), "b.test": CertificateStatus(not_after_unix=1)}
     status = Status(state=State.CONNECTED, public_url="https://a.test", certificates=certificates)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pioneer_tunnel import InvalidSettingsError, StorageError
+from pioneer_tunnel.certificates import keeper as keeper_module
 from pioneer_tunnel.certificates.authority import Authority, Challenge, ChallengeKind, Order, OrderFailed, Scope
 from pioneer_tunnel.certificates.config import AcmeConfig
 from pioneer_tunnel.certificates.keeper import AcmeCertificates
@@ -361,3 +363,32 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(__import__("sys").modules, "pioneer_tunnel.certificates.client", None)
     with pytest.raises(InvalidSettingsError, match=r"pip install 'pioneer-tunnel\[acme\]'"):
         AcmeCertificates(AcmeConfig(terms_accepted=True, folder=tmp_path / "c"))
+
+
+async def test_an_authority_that_does_not_end_its_answer_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "CALL_TIMEOUT", 0.1)
+    answered, calls = threading.Event(), 0
+
+    class Endless(Scripted):
+        def order(self, *arguments: Any, **options: Any) -> Order:
+            nonlocal calls
+            calls += 1
+            answered.wait()
+            raise no()
+
+    certificates = keeper(tmp_path / "c", Endless())
+    certificates.want(["a.test"])
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(certificates.run)
+            with trio.fail_after(60):
+                while "did not answer within" not in (certificates.status["a.test"].message or ""):
+                    await trio.sleep(0.01)
+            certificates.retry_now()
+            await trio.sleep(0.3)
+            assert calls == 1, "its thread is not joined by others"
+            nursery.cancel_scope.cancel()
+    finally:
+        answered.set()

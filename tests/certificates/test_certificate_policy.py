@@ -144,6 +144,26 @@ def test_a_clock_that_was_wrong_does_no_lasting_harm() -> None:
     assert restored.wake_at(["a.test"], NOW) <= NOW + 7 * DAY
 
 
+def test_what_waits_is_set_back_with_the_clock() -> None:
+    """As on a machine without a clock of its own, which has begun in the future, and has no network yet."""
+    policy, in_2100 = schedule(), 4_102_444_800.0
+    policy.note_time(in_2100)
+    policy.note_certificate("c.test", Lifetime(NOW - DAY, in_2100 + DAY))
+    policy.note_suggestion("c.test", None, check_at=in_2100 + DAY)
+    policy.note_order("a.test", in_2100)
+    policy.note_failure("a.test", in_2100, "no")
+    policy.note_order("b.test", in_2100)
+    policy.note_authority_failure(in_2100, "cannot be reached")
+    policy.note_time(NOW)
+    assert policy.wake_at(["b.test"], NOW) <= NOW + 2 * MINUTE
+    assert policy.wake_at(["a.test"], NOW) <= NOW + 2 * MINUTE
+    assert policy.wake_at(["c.test"], NOW) <= NOW + DAY
+    for _ in range(MOST_ORDERS_OF_A_NAME - 1):
+        policy.note_order("a.test", NOW)
+    policy.retry_now()
+    assert policy.next_order(["a.test"], NOW + 10 * MINUTE) is None, "the order of before counts"
+
+
 @pytest.mark.parametrize("wrong", ['{"a": 1}', '{"a": {}}', '{"a": {"orders": 1, "failures": 0}}', "[]"])
 def test_records_that_are_none_are_refused(wrong: str) -> None:
     with pytest.raises(ValueError, match="no records of orders"):

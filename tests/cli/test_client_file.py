@@ -15,7 +15,13 @@ from programs import KEY, PROGRAM, Relay, key_file, local_gateway, running, shar
 from rig import HANG
 
 from pioneer_tunnel.cli.arguments import RelayText
-from pioneer_tunnel.cli.client_file import ClientCommand, client_file_option, key_of, variable_of
+from pioneer_tunnel.cli.client_file import (
+    ClientCommand,
+    client_file_option,
+    key_of,
+    usual_client_file,
+    variable_of,
+)
 from pioneer_tunnel.cli.commands import pioneer_tunnel
 from pioneer_tunnel.cli.expose import expose
 
@@ -121,6 +127,21 @@ def test_a_relative_xdg_config_home_counts_for_none(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("XDG_CONFIG_HOME", ".")
     monkeypatch.setenv("HOME", "/nonexistent")
     assert shown()["relay"] == "None"
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_that_this_user_may_not_look_into_has_no_file(user_config: Path) -> None:
+    """As after `sudo -u somebody`, with the HOME of the user before."""
+    write(user_config, ALL)
+    user_config.chmod(0o700)
+    child = os.fork()
+    if not child:
+        try:
+            os.setuid(65534)
+            os._exit(usual_client_file() is not None)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such modes")

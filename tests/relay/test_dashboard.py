@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -221,6 +221,28 @@ async def test_at_a_unix_socket(tmp_path: Path) -> None:
     with no_hang(), pytest.raises(OSError, match="a file of another kind"):
         await Relay(relay_config(dashboard=f"unix:{path}")).serve()
     assert path.read_text() == "somebody's file"
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there are no Unix sockets")
+async def test_a_process_that_hangs_at_its_socket_does_not_hang_the_relay(tmp_path: Path) -> None:
+    path = str(tmp_path / "dashboard.sock")
+    with ExitStack() as stack:
+        hanging = stack.enter_context(socket.socket(socket.AF_UNIX))
+        hanging.bind(path)
+        hanging.listen(0)
+        for _ in range(2):  # its backlog is full
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            waiting.connect_ex(path)
+        with no_hang(), pytest.raises(OSError, match=r"cannot listen at unix:.*in use"):
+            await Relay(relay_config(dashboard=f"unix:{path}")).serve()
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there are no Unix sockets")
+async def test_a_socket_that_cannot_be_made_is_told_with_the_reason(tmp_path: Path) -> None:
+    path = str(tmp_path / "s").ljust(107, "s")
+    with no_hang(), pytest.raises(OSError, match=r"cannot listen at unix:.*too long"):
+        await Relay(relay_config(dashboard=f"unix:{path}")).serve()
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there are no Unix sockets")

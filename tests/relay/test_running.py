@@ -144,3 +144,17 @@ async def test_a_relay_that_cannot_be_asked_says_so_and_goes_on(config: Path, ca
     assert "'relay status' cannot ask this relay: " in caplog.text
     with pytest.raises(StorageError, match=r"relay\.toml\.run"):
         await ask_running(config)
+
+
+async def test_a_relative_runtime_folder_counts_for_none(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the socket would be where the relay happens to have been started."""
+    (tmp_path / "here").mkdir(mode=0o700)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", ".")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_control_socket, Relay(CONFIG), config)
+        await answers(config)
+        assert [*(tmp_path / "here").iterdir()] == []
+        nursery.cancel_scope.cancel()

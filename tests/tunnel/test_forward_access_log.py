@@ -233,3 +233,15 @@ async def test_it_keeps_little_while_it_waits_for_the_answer_to_an_upgrade() -> 
     watch.to_visitor(SWITCHED)
     watch.end(in_order=True)
     assert len(lines.entries) == 1
+
+
+async def test_it_keeps_little_of_requests_that_get_no_answer() -> None:
+    lines = Lines()
+    watch = Watch(VisitorLog(lines, None))  # type: ignore[arg-type]  # as above
+    assert watch.read_size <= 64 * 1024, "a call is short, however small the requests are"
+    many = request() * 200
+    for _ in range(50):
+        watch.from_visitor(many)
+    watch.to_visitor(OK)
+    watch.end(in_order=True)
+    assert watching.MOST_OUTSTANDING <= len(lines.entries) <= watching.MOST_OUTSTANDING + 200

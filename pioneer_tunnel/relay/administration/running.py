@@ -62,8 +62,8 @@ def _of_systemd() -> Path | None:
 
 
 def _of_user() -> Path | None:
-    named = os.environ.get("XDG_RUNTIME_DIR", "")
-    return Path(named) / _NAME if named else None
+    named = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    return named / _NAME if named.is_absolute() else None  # a relative one counts for none
 
 
 def _choose_place(config: Path) -> Path:

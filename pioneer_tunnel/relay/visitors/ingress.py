@@ -149,10 +149,14 @@ class Ingress:
             head: of the request, if it makes sense.
         """
         self.counts.refused(refusal.reason, None if route is None else route.entry.id)
+        self._log_answer(visit, route, head, refusal.status)
+        await refuse(visit.stream, refusal)
+
+    def _log_answer(self, visit: Visit, route: Route | None, head: RequestHead | None, status: int) -> None:
+        """Note an answer of the relay itself in the access log."""
         log = self._logs.of(visit, route)
         if log is not None:
-            log.refused(head, refusal.status)
-        await refuse(visit.stream, refusal)
+            log.refused(head, status)
 
     async def _say_health(self, visit: Visit, head: RequestHead) -> None:
         """Answer a health check, and close."""
@@ -187,6 +191,7 @@ class Ingress:
         """
         text = None if self._http_answer is None else self._http_answer(head.host, head.target)
         if text is not None:
+            self._log_answer(visit, None, head, 200)
             await send_text(visit.stream, text, omit_body=head.omit_body)
             return None
         if head.host == self._health_host:
@@ -198,7 +203,9 @@ class Ingress:
             if route is None:
                 raise Refusal(404, "there is no tunnel for this host", reason="unknown_host")
             if visit.in_clear and not head.target.startswith(CHALLENGE_PATH):
-                await refuse(visit.stream, to_https(head, route))
+                redirect = to_https(head, route)
+                self._log_answer(visit, route, head, redirect.status)
+                await refuse(visit.stream, redirect)
                 return None
             if route.passes_tls:
                 # The tunnel's owner chose that the relay can read nothing of what reaches the gateway.
