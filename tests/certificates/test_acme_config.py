@@ -116,10 +116,11 @@ def test_options_of_expose_that_do_not_go_together(
 
 def test_certificates_go_to_no_folder_below_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
+    (tmp_path / "key").write_text("ptk1_the-key-of-the-tests-0123456789abcdef\n")
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", "state")
-    options = ["--acme", "--transport", "tls", "--relay", "tls://relay.test", "--key-file", "none"]
+    options = ["--acme", "--transport", "tls", "--relay", "tls://relay.test", "--key-file", str(tmp_path / "key")]
     CliRunner().invoke(expose, ["8000", *options])
     assert [*(tmp_path / "here").iterdir()] == []
 
