@@ -114,6 +114,7 @@ class AcmeCertificates(Certificates):
         wanted = tuple(dict.fromkeys(names))
         if wanted != self._names:
             self._names = wanted
+            self._looked_at.intersection_update(wanted)  # a relay may name others again and again
             self._wake()
 
     def set_reachable(self, reachable: bool) -> None:

@@ -59,7 +59,7 @@ class GatewayProcess:
     async def run(self) -> None:
         """Run until `stop`, or until remote access has failed for good.
 
-        On SIGHUP read the configuration again; on SIGUSR1 check the link or retry now.
+        On SIGHUP read the configuration again, and reopen the access log; on SIGUSR1 check the link or retry now.
 
         Raises:
             StorageError: the runtime folder cannot be used, or another process uses it.
@@ -119,6 +119,7 @@ class GatewayProcess:
     async def _reload_on(self, asked: AsyncIterator[object]) -> None:
         async for _ in asked:
             tell_reloading()
+            self._remote_access.reopen_access_log()  # also if the configuration is the same, or is refused
             try:
                 config = await trio.to_thread.run_sync(self._load)
             except TunnelError as error:

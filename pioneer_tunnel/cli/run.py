@@ -39,8 +39,8 @@ def run(
       pioneer-tunnel enable --config gateway.toml
       pioneer-tunnel run --config gateway.toml
 
-    The commands status, enable, disable and key speak to it while it runs. SIGHUP rereads the configuration. SIGUSR1
-    checks the link. SIGINT and SIGTERM let visitors finish; a second one ends at once.
+    The commands status, enable, disable and key speak to it while it runs. SIGHUP rereads the configuration, and
+    reopens the access log. SIGUSR1 checks the link. SIGINT and SIGTERM let visitors finish; a second one ends at once.
 
     Status lines go to standard error; on a terminal a bar below them shows what goes on. systemd is told of it
     (Type=notify-reload, WatchdogSec). The exit status after a failure that is final names the error kind.

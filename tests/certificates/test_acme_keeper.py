@@ -392,3 +392,18 @@ async def test_an_authority_that_does_not_end_its_answer_is_told_of(
             nursery.cancel_scope.cancel()
     finally:
         answered.set()
+
+
+@in_virtual_time
+async def test_names_that_are_wanted_no_more_are_not_kept(tmp_path: Path) -> None:
+    certificates = keeper(tmp_path / "c", Scripted())
+    certificates.set_reachable(False)
+    async with running(certificates, "a.test"):
+        for number in range(100):
+            certificates.want([f"host{number}.test"])
+            await trio.sleep(1)
+        assert len(certificates._looked_at) <= 2
+        certificates.set_reachable(True)
+        certificates.want(["a.test"])
+        await trio.sleep(60)
+        assert certificates.status["a.test"].not_after_unix, "one that comes back is looked at again"
