@@ -224,6 +224,11 @@ class RemoteAccess:
         if self._thread is not None:
             self._thread.soon(self._inner.retry_now)
 
+    def reopen_access_log(self) -> None:
+        """See `pioneer_tunnel.RemoteAccess.reopen_access_log`."""
+        if self._thread is not None:
+            self._thread.soon(self._inner.reopen_access_log)
+
 
 async def _stop_after_body(
     stop: Callable[[], Awaitable[None]],

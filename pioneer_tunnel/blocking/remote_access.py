@@ -200,6 +200,11 @@ class RemoteAccess:
         if self._runner is not None:
             self._runner.soon(self._inner.retry_now)
 
+    def reopen_access_log(self) -> None:
+        """See `pioneer_tunnel.RemoteAccess.reopen_access_log`."""
+        if self._runner is not None:
+            self._runner.soon(self._inner.reopen_access_log)
+
 
 @final
 class RemoteAccessRpc:

@@ -547,6 +547,21 @@ def remote_access(relay: RelayRig, folder: Path, **changes: Any) -> RemoteAccess
     )
 
 
+def test_the_access_log_of_remote_access_is_reopened(relay: RelayRig, run: Any, tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+
+    async def main() -> None:
+        async with remote_access(relay, tmp_path, access_log=log) as remote:
+            await remote.apply(SettingsUpdate(enabled=True, key=KEY))
+            await remote.settled()
+            log.rename(tmp_path / "access.log.1")
+            remote.reopen_access_log()
+            while not log.exists():
+                await asyncio.sleep(0.01)
+
+    run(main())
+
+
 def test_remote_access_is_switched_on_and_off(relay: RelayRig, run: Any, tmp_path: Path) -> None:
     async def main() -> None:
         async with remote_access(relay, tmp_path, app=hello) as remote:

@@ -384,6 +384,20 @@ def test_remote_access_is_started_applied_to_and_stopped(relay: RelayRig, tmp_pa
     assert seen.count(State.STOPPED) == 2
 
 
+def test_the_access_log_of_remote_access_is_reopened(relay: RelayRig, tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    remote = remote_access(relay, tmp_path)
+    remote.reopen_access_log()
+    remote.start()
+    remote.configure(Gateway(tmp_path).config(relay_addr=URL, restart_initial_ms=10, access_log=log))
+    remote.apply(SettingsUpdate(enabled=True, key=KEY))
+    remote.settled(timeout=HANG)
+    log.rename(tmp_path / "access.log.1")
+    remote.reopen_access_log()
+    wait_until(log.exists)
+    remote.stop()
+
+
 def test_remote_access_raises_the_errors_of_its_trio_face(relay: RelayRig, tmp_path: Path) -> None:
     with remote_access(relay, tmp_path) as remote, pytest.raises(InvalidSettingsError, match="public half"):
         remote.apply(SettingsUpdate(key=RelayKey(str(KEY.identity().public_key))))
