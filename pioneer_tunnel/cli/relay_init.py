@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar, cast
 
 import click
 
@@ -18,7 +18,7 @@ from .._model.keys import SigningIdentity
 from .._net.tls.certificate import Certificate
 from ..relay.administration.check import check_file
 from ..relay.administration.for_gateways import relay_url
-from ..relay.administration.new_relay import CertificateFiles, NewRelay, Tls, write_new_relay
+from ..relay.administration.new_relay import TERMS, CertificateFiles, NewRelay, Tls, write_new_relay
 from ..relay.administration.unit import is_user
 from ..relay.config import RelayConfig
 from .arguments import Choice, Command, ExistingFile
@@ -31,6 +31,7 @@ _T = TypeVar("_T")
 _FILES: Final = "files"
 _MODES: Final = {
     _FILES: "with TLS: you have a certificate, as two PEM files",
+    "acme": f"with TLS: certificates of Let's Encrypt, whose terms you accept by this: {TERMS}",
     "proxy": "through a proxy on this host, which ends TLS",
     "none": "without TLS: for a test, or inside another tunnel",
 }
@@ -72,6 +73,7 @@ def init(  # noqa: PLR0917  # click passes them by name
       pioneer-tunnel relay init
       pioneer-tunnel relay init --yes --host relay.example.com \\
           --tls-certificate fullchain.pem --tls-private-key privkey.pem
+      pioneer-tunnel relay init --yes --host relay.example.com --tls acme
       pioneer-tunnel relay init --yes --host localhost:7300 --tls none --folder .
     """
     public_name = _answer(host, "--host", "Name of the relay", _public_name, default=None, yes=yes)
@@ -143,8 +145,8 @@ def _tls(mode: str | None, certificate: Path | None, private_key: Path | None, *
             for name, meaning in _MODES.items():
                 click.echo(f"  {name:<6} {meaning}")
         mode = _answer(None, "--tls", "Choose", _mode, default="none" if local else _FILES, yes=yes)
-    if mode in {"proxy", "none"}:
-        return "proxy" if mode == "proxy" else "none"
+    if mode in {"acme", "proxy", "none"}:
+        return cast('Literal["acme", "proxy", "none"]', mode)
 
     def readable(text: str) -> Path:
         if not Path(text).is_file():
@@ -214,6 +216,11 @@ def _tell(new: NewRelay, config: RelayConfig, identity: SigningIdentity, *, user
     if not is_loopback(new.dialled.host):
         steps.append(
             f"DNS: {new.dialled.host} and the names of the tunnels, such as *.{new.dialled.host}, lead to this host."
+        )
+    if new.tls == "acme":
+        steps.append(
+            "Certificates: ports 80 and 443 of this host can be reached from the Internet, and the extra acme is"
+            " installed.\n   For a first try, take the '#' from the line 'directory' in the file."
         )
     if new.tls == "proxy":
         steps.append(

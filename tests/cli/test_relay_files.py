@@ -21,8 +21,10 @@ from programs import Program, run, running
 from rig import HANG, free_port
 
 from pioneer_tunnel._model.keys import RelayKey, new_relay_key
+from pioneer_tunnel.certificates.config import AcmeConfig
 from pioneer_tunnel.cli.commands import pioneer_tunnel
 from pioneer_tunnel.relay import RelayConfig
+from pioneer_tunnel.relay.tunnels import each_address
 
 
 def invoke(*words: str | Path, answers: str = "") -> Result:
@@ -122,7 +124,12 @@ def test_three_questions(tmp_path: Path, certificate: tuple[Path, Path]) -> None
     ]
     result = invoke("init", answers="".join(f"{answer}\n" for answer in answers))
     assert result.exit_code == 0, result.output
-    for said in ("the address 'not a name'", "allowed are files, proxy, none", "there is no file", "cannot be used"):
+    for said in (
+        "the address 'not a name'",
+        "allowed are files, acme, proxy, none",
+        "there is no file",
+        "cannot be used",
+    ):
         assert said in result.output
     config = RelayConfig.load(folder / "relay.toml")
     assert config.public_names == ("relay.example.com",)
@@ -132,6 +139,37 @@ def test_three_questions(tmp_path: Path, certificate: tuple[Path, Path]) -> None
     assert f"the relay's address: wss://relay.example.com\n   its identity:        {public_key}" in result.output
     assert (folder / "identity.hex").read_text().split()[0] not in result.output
     assert f"--config {folder}/relay.toml" in (folder / "pioneer-relay.service").read_text()
+
+
+def test_automatic_certificates(tmp_path: Path) -> None:
+    folder = tmp_path / "new relay"
+    result = invoke("init", answers=f"relay.example.com\nacme\n{folder}\n")
+    assert result.exit_code == 0, result.output
+    assert "whose terms you accept by this: https://letsencrypt.org/repository/" in result.output
+    assert "ports 80 and 443" in result.output
+    assert invoke("add", "office", "--config", folder / "relay.toml").exit_code == 0
+    text = (folder / "relay.toml").read_text()
+    config = RelayConfig.load(folder / "relay.toml")
+    assert config.acme_config == AcmeConfig(terms_accepted=True, folder=folder / "certificates")
+    (ours,), (http,) = each_address(config.ingress_addr), each_address(config.http_addr)
+    assert (ours.host, ours.port, http.port) == (http.host, 443, 80)
+    assert config.control_tls and config.ingress_tls
+    # The unit lets it write its certificates, and nothing else that is not its own.
+    assert (folder / "certificates").stat().st_mode & 0o777 == 0o700
+    unit = (folder / "pioneer-relay.service").read_text()
+    assert f'ReadWritePaths="{folder}/certificates"\n' in unit
+    assert "AmbientCapabilities=CAP_NET_BIND_SERVICE\n" in unit
+    # What is proposed in a comment is valid, too.
+    (folder / "relay.toml").write_text(re.sub("^# (directory|email)", r"\1", text, flags=re.MULTILINE))
+    tried = RelayConfig.load(folder / "relay.toml").acme_config
+    assert tried is not None
+    assert ("staging" in tried.directory, tried.email) == (True, "you@example.com")
+
+
+def test_a_port_of_its_own_leaves_the_authority_port_80(tmp_path: Path) -> None:
+    words = ["init", "--yes", "--host", "relay.example.com:8443", "--tls", "acme", "--folder", tmp_path]
+    assert invoke(*words).exit_code == 0
+    assert "AmbientCapabilities=CAP_NET_BIND_SERVICE\n" in (tmp_path / "pioneer-relay.service").read_text()
 
 
 def test_what_exists_is_replaced_only_on_request(tmp_path: Path) -> None:
@@ -154,7 +192,9 @@ def test_what_exists_is_replaced_only_on_request(tmp_path: Path) -> None:
         ([], "nobody answers the question; give --host"),
         (["--host", "localhost"], "nobody answers the question; give --tls"),
         (["--host", "a b"], "--host: the address 'a b'"),
-        (["--host", "localhost", "--tls", "maybe"], "'--tls': allowed is files, proxy, none"),
+        (["--host", "localhost", "--tls", "maybe"], "'--tls': allowed is files, acme, proxy, none"),
+        (["--host", "localhost", "--tls", "acme", "--yes"], "certifies no 'localhost'.*name in the public DNS"),
+        (["--host", "192.0.2.1", "--tls", "acme", "--yes"], "certifies no '192.0.2.1'"),
         (["--host", "localhost", "--tls", "files", "--yes"], "--tls-certificate is missing"),
         (["--host", "localhost", "--tls-certificate", "none.pem"], "--tls-certificate: there is no file"),
         (["--host", "localhost", "--tls", "none", "--yes", "--listen", "7300"], "the address '7300' has no port"),

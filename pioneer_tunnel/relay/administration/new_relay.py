@@ -23,11 +23,29 @@ from ..identity import identity_of
 from ..tunnels import LABEL_LIMIT
 from .unit import unit_text
 
-__all__ = ["CONFIG_NAME", "IDENTITY_NAME", "UNIT_NAME", "CertificateFiles", "NewRelay", "Tls", "write_new_relay"]
+__all__ = [
+    "CONFIG_NAME",
+    "IDENTITY_NAME",
+    "TERMS",
+    "UNIT_NAME",
+    "CertificateFiles",
+    "NewRelay",
+    "Tls",
+    "write_new_relay",
+]
 
 CONFIG_NAME: Final = "relay.toml"
 IDENTITY_NAME: Final = "identity.hex"
 UNIT_NAME: Final = "pioneer-relay.service"
+
+TERMS: Final = "https://letsencrypt.org/repository/"
+"""The terms of service of Let's Encrypt."""
+
+CERTIFICATES_NAME: Final = "certificates"
+"""The folder for what is ordered, beside the configuration."""
+
+HTTP_PORT: Final = 80
+"""Where an authority looks."""
 
 PROXY_PORT: Final = 8080
 """Where a relay behind a proxy listens, on loopback."""
@@ -51,8 +69,8 @@ class CertificateFiles:
     private_key: Path = attrs.field(validator=_printable)
 
 
-Tls: TypeAlias = CertificateFiles | Literal["proxy", "none"]
-"""Where TLS ends: at the relay, at a proxy in front, or nowhere."""
+Tls: TypeAlias = CertificateFiles | Literal["acme", "proxy", "none"]
+"""Where TLS ends: at the relay, with files or with certificates of Let's Encrypt; at a proxy in front; or nowhere."""
 
 
 @final
@@ -67,13 +85,18 @@ class NewRelay:
         listen: the address for gateways and visitors; None for the one that follows from the name and from `tls`.
 
     Raises:
-        ValueError: the name is not one, or a path cannot be printed.
+        ValueError: the name is not one, no authority gives a certificate for it, or a path cannot be printed.
     """
 
     public_name: str = attrs.field(converter=normal_audience)
     tls: Tls
     folder: Path = attrs.field(converter=_absolute, validator=_printable)
     listen: Address | None = None
+
+    def __attrs_post_init__(self) -> None:
+        host = self.dialled.host
+        if self.tls == "acme" and (is_ip_address(host) or is_loopback(host) or "." not in host):
+            raise ValueError(f"Let's Encrypt certifies no {host!r}; with acme the relay needs a name in the public DNS")
 
     @property
     def dialled(self) -> RelayAddress:
@@ -91,6 +114,16 @@ class NewRelay:
         if is_loopback(host):
             return Address(host if is_ip_address(host) else "127.0.0.1", port)
         return Address("::" if socket.has_dualstack_ipv6() else "0.0.0.0", port)  # noqa: S104  # it is for everybody
+
+    @property
+    def http_address(self) -> Address | None:
+        """Where the relay answers the authority, and sends visitors without TLS to https://; None for nowhere."""
+        return Address(self.address.host, HTTP_PORT) if self.tls == "acme" else None
+
+    @property
+    def certificates_path(self) -> Path | None:
+        """The folder for ordered certificates; None if none are ordered."""
+        return self.folder / CERTIFICATES_NAME if self.tls == "acme" else None
 
     @property
     def config_path(self) -> Path:
@@ -126,6 +159,8 @@ def write_new_relay(
     text = _config_text(new).encode()
     config = config_of(text, new.config_path)
     files.make_private_folder(new.folder)
+    if new.certificates_path is not None:
+        files.make_private_folder(new.certificates_path)  # the unit names it
     with files.locked(new.config_path):
         files.remove_temporaries(new.folder)
         made: list[Path] = []
@@ -138,7 +173,10 @@ def write_new_relay(
             identity = identity_of(config)
             assert identity is not None
             unit = unit_text(
-                command=[*program, "relay", "--config", str(new.config_path)], user=user, port=new.address.port
+                command=[*program, "relay", "--config", str(new.config_path)],
+                user=user,
+                port=min(address.port for address in (new.address, new.http_address) if address is not None),
+                writes=new.certificates_path,
             )
             for path, content in ((new.unit_path, unit.encode()), (new.config_path, text)):
                 if files.exists(path):
@@ -179,12 +217,23 @@ def _config_text(new: NewRelay) -> str:
             f"tls_private_key = {_quoted(_from(new.folder, new.tls.private_key))}",
         ]
         comments += ["the certificate and its chain", "both are read again when they change"]
+    elif new.http_address is not None:
+        lines.append(f"http_addr = {_quoted(str(new.http_address))}")
+        comments.append("answers Let's Encrypt, and sends visitors without TLS to https://")
     elif new.tls == "proxy":
         lines.append('trust_forwarded_from = ["127.0.0.1", "::1"]')
         comments.append("the proxy in front, which ends TLS")
     width = max(len(line) for line in lines[3:])
     commented = [f"{line:<{width}}  # {comment}" for line, comment in zip(lines[3:], comments, strict=True)]
+    acme = [
+        "",
+        "[relay.acme]",
+        '# directory = "letsencrypt-staging"  # to try it: no browser trusts its certificates, but its limits are high',
+        '# email = "you@example.com"          # where the authority may write',
+        f"terms_accepted = true              # the terms of Let's Encrypt: {TERMS}",
+    ]
     after = [
+        *(acme if new.tls == "acme" else []),
         "",
         "# Each tunnel has an entry [[relay.tunnels]] below: 'pioneer-tunnel relay add NAME' writes one, and",
         "# 'pioneer-tunnel relay remove NAME' removes it. A running relay reads this file when it changes.",

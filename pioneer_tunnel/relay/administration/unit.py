@@ -47,7 +47,7 @@ AmbientCapabilities={capability}
 CapabilityBoundingSet={capability}
 NoNewPrivileges=yes
 ProtectSystem=strict
-ProtectHome={home}
+{writes}ProtectHome={home}
 PrivateTmp=yes
 PrivateDevices=yes
 ProtectClock=yes
@@ -73,13 +73,14 @@ WantedBy=multi-user.target
 """
 
 
-def unit_text(*, command: Sequence[str], user: str, port: int) -> str:
+def unit_text(*, command: Sequence[str], user: str, port: int, writes: PurePath | None = None) -> str:
     """The unit.
 
     Args:
         command: what starts the relay, with absolute paths.
         user: as whom it runs.
         port: where it listens; for a port below 1024 it gets the capability for that.
+        writes: a folder that it may write; None for none but its own of systemd.
     """
     at_home = any(str(PurePath(word)).startswith(_HOMES) for word in command)
     return _UNIT.format(
@@ -87,6 +88,7 @@ def unit_text(*, command: Sequence[str], user: str, port: int) -> str:
         command=" ".join([_quoted(command[0]), *(_quoted(word.replace("$", "$$")) for word in command[1:])]),
         capability="CAP_NET_BIND_SERVICE" if 0 < port < _FIRST_FREE_PORT else "",
         home="read-only" if at_home else "yes",
+        writes="" if writes is None else f"ReadWritePaths={_quoted(str(writes))}\n",
     )
 
 
