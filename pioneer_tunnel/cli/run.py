@@ -10,7 +10,7 @@ import click
 
 from .._model.status import State, Status
 from ..gateway.remote_access import RemoteAccess
-from .arguments import Command
+from .arguments import Command, log_format_option
 from .exit_codes import EXIT_CODES
 from .gateway_options import GatewayFiles, gateway_options
 from .gateway_process import GatewayProcess
@@ -27,9 +27,17 @@ __all__ = ["run"]
 @click.option("--stay", is_flag=True, help="Go on after a failure that is final, until the settings change.")
 @click.option("--qr/--no-qr", default=None, help="The public address as a QR code as well, on a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="Status lines (with 'state') and log lines (with 'log') as JSON.")
+@log_format_option
 @click.pass_obj
 def run(
-    log_handler: logging.StreamHandler[Any], /, *, files: GatewayFiles, stay: bool, qr: bool | None, as_json: bool
+    log_handler: logging.StreamHandler[Any],
+    /,
+    *,
+    files: GatewayFiles,
+    stay: bool,
+    qr: bool | None,
+    as_json: bool,
+    log_format: str,
 ) -> None:
     """Run a gateway's remote access, until interrupted. Visitors are forwarded to local_addr.
 
@@ -45,6 +53,8 @@ def run(
     Status lines go to standard error; on a terminal a bar below them shows what goes on. systemd is told of it
     (Type=notify-reload, WatchdogSec). The exit status after a failure that is final names the error kind.
     """
+    if as_json or log_format == "json":
+        write_json_lines(log_handler)
     remote_access = files.remote_access()
     process = GatewayProcess(
         remote_access,
@@ -65,8 +75,6 @@ def _exit_code(failure: Status) -> int:
 def _view(
     log_handler: logging.StreamHandler[Any], remote_access: RemoteAccess, *, qr: bool | None, as_json: bool
 ) -> StatusView:
-    if as_json:
-        write_json_lines(log_handler)
     if as_json or not sys.stderr.isatty():
         return PlainView(as_json=as_json)
     local = str(remote_access.config.local)
