@@ -16,7 +16,7 @@ import trio
 from .._model.errors import InvalidSettingsError, MissingKeyError, StorageError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
-from .._model.status import State, Status
+from .._model.status import ErrorKind, State, Status
 from ..gateway.config import Transport
 from ..gateway.control import ReachedGateway, reach_gateway
 from ..gateway.planning import effective_config
@@ -120,7 +120,10 @@ def disable(*, files: GatewayFiles, as_json: bool) -> None:
     _run(_update, files.remote_access(), {"enabled": False}, as_json)
 
 
-async def _update(remote_access: RemoteAccess, update: dict[str, Any], as_json: bool) -> None:
+async def _update(
+    remote_access: RemoteAccess, update: dict[str, Any], as_json: bool, *, expected: ErrorKind | None = None
+) -> None:
+    """Change the settings, show them, and end with the status of a failure, unless it is the one that was asked for."""
     async with reach_gateway(remote_access, change=True) as (gateway, running):
         result = await gateway.call("settings/update", {"update": {_SECTION: update}})
         del update  # it may hold the key
@@ -129,7 +132,7 @@ async def _update(remote_access: RemoteAccess, update: dict[str, Any], as_json: 
             section = await _settled(gateway, section)
         _print(section, running=running, as_json=as_json)
     now = Status.from_wire(section["status"])
-    if running and now.state is State.FAILED and now.error_kind is not None:
+    if running and now.state is State.FAILED and now.error_kind is not None and now.error_kind is not expected:
         sys.exit(EXIT_CODES[now.error_kind])
 
 
@@ -174,13 +177,14 @@ async def _store(remote_access: RemoteAccess, secret: RelayKey, as_json: bool) -
 @gateway_options()
 @_as_json
 def clear(*, files: GatewayFiles, as_json: bool) -> None:
-    """Delete the relay key. Remote access stays enabled, and fails without it.
+    """Delete the relay key. Remote access stays enabled, and fails without it. So a `run` without --stay ends.
 
     \b
     Example:
       pioneer-tunnel key clear --config gateway.toml
     """
-    _run(_update, files.remote_access(), {"clear_key": True}, as_json)
+    update = functools.partial(_update, expected=ErrorKind.MISSING_KEY)
+    _run(update, files.remote_access(), {"clear_key": True}, as_json)
 
 
 @key_commands.command("show-id", cls=Command)

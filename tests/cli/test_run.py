@@ -16,7 +16,7 @@ from typing import Any, Final
 import pytest
 from click.testing import CliRunner
 from programs import KEY, Program, Relay, run, running
-from rig import HANG
+from rig import HANG, wait_until
 
 from pioneer_tunnel._model.errors import (
     InvalidSettingsError,
@@ -104,6 +104,35 @@ def test_settings_and_key_are_kept_in_files_while_nothing_runs(
     assert status(config)["remote_access"]["has_key"] is False
     result = CliRunner().invoke(pioneer_tunnel, ["key", "show-id", "--config", str(config)])
     assert (result.exit_code, "no relay key is stored" in result.output) == (32, True)
+
+
+def test_a_log_in_json_and_an_access_log_that_a_rename_and_sighup_rotate(
+    shared_relay: Relay, tmp_path: Path, local_gateway: str
+) -> None:
+    """As logrotate does it."""
+    log = tmp_path / "access.log"
+    config = gateway(tmp_path / "gateway", shared_relay.url, local_gateway, more=f'access_log = "{log}"')
+    ready(config)
+    with running("run", "--config", config, "--log-format", "json") as program:
+        program.wait_for("connected +visitors come in at")
+        assert shared_relay.ask("/one").endswith(b"hello from /one")
+        wait_until(lambda: log.exists() and "/one" in log.read_text())
+        log.rename(tmp_path / "old.log")
+        program.process.send_signal(signal.SIGHUP)
+        program.wait_for('"log": "SIGHUP: the configuration was read again"')
+        assert shared_relay.ask("/two").endswith(b"hello from /two")
+        wait_until(lambda: log.exists() and "/two" in log.read_text())
+        assert "/two" not in (tmp_path / "old.log").read_text()
+        assert program.interrupt(signal.SIGTERM) == 0
+
+
+def test_a_key_that_is_deleted_on_request_is_no_failure_of_the_command(shared_relay: Relay, tmp_path: Path) -> None:
+    config = gateway(tmp_path / "gateway", shared_relay.url)
+    ready(config)
+    with running("run", "--stay", "--config", config) as program:
+        program.wait_for("connected")
+        assert "no relay key is stored" in command("key", "clear", config=config)
+        assert program.interrupt(signal.SIGTERM) == 0
 
 
 def test_a_second_one_is_refused_and_a_killed_one_is_replaced(shared_relay: Relay, tmp_path: Path) -> None:
