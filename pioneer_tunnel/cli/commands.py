@@ -24,8 +24,10 @@ from .about import demo, version
 from .arguments import Choice, Command, Commands, ExistingFile, log_format_option
 from .config import config_commands
 from .diagnose import diagnose
+from .exit_codes import Failed
 from .expose import expose
 from .relay_commands import RELAY_COMMANDS
+from .relay_options import USUAL_CONFIG, find_config
 from .relay_process import RelayProcess
 from .run import run
 from .settings import disable, enable, key_commands, status
@@ -72,7 +74,7 @@ for _command in (
 
 
 @pioneer_tunnel.group(invoke_without_command=True)
-@click.option("--config", type=_FILE, help="The relay's TOML file, with [relay] and [[relay.tunnels]].")
+@click.option("--config", type=_FILE, metavar="FILE", help=f"The relay's TOML file; by default {USUAL_CONFIG}.")
 @_websocket_engine
 @log_format_option
 @click.pass_context
@@ -85,8 +87,7 @@ def relay(context: click.Context, config: Path | None, websocket_engine: EngineN
     """
     if context.invoked_subcommand is not None:
         return
-    if config is None:
-        raise click.UsageError("name the relay's file with --config FILE")
+    config = find_config(context, config)
     if log_format == "json":
         write_json_lines(context.obj)
     try:
@@ -97,7 +98,7 @@ def relay(context: click.Context, config: Path | None, websocket_engine: EngineN
         process = RelayProcess(server, file, predecessor)
         run_until_stopped(process.run, process.stop)
     except TunnelError as error:
-        raise click.ClickException(str(error)) from error
+        raise Failed(str(error), error.kind) from error
     except OSError as error:
         raise click.ClickException(error.strerror or str(error)) from error
 

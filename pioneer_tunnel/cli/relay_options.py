@@ -15,7 +15,7 @@ from .._storage import files
 from .arguments import ExistingFile
 from .exit_codes import Failed
 
-__all__ = ["config_option", "errors_name"]
+__all__ = ["USUAL_CONFIG", "config_option", "errors_name", "find_config"]
 
 USUAL_CONFIG: Final = Path("/etc/pioneer-tunnel/relay.toml")
 """Never a file of the current folder: that may be somebody else's."""
@@ -23,21 +23,30 @@ USUAL_CONFIG: Final = Path("/etc/pioneer-tunnel/relay.toml")
 _FIELD: Final = re.compile(r"\w+")
 
 
-def _find_config(context: click.Context, _option: click.Parameter, value: Path | None) -> Path:
-    if value is None and context.parent is not None:
-        value = context.parent.params.get("config")
-    if value is not None:
-        return value
+def find_config(context: click.Context, given: Path | None) -> Path:
+    """The relay's file: the one that is given, else the usual one.
+
+    Raises:
+        click.UsageError: there is none.
+    """
+    if given is not None:
+        return given
     with errors_name({}):
         if files.exists(USUAL_CONFIG):
             return USUAL_CONFIG
     raise click.UsageError("name the relay's file with --config FILE", context)
 
 
+def _of_command(context: click.Context, _option: click.Parameter, value: Path | None) -> Path:
+    if value is None and context.parent is not None:
+        value = context.parent.params.get("config")
+    return find_config(context, value)
+
+
 config_option: Final = click.option(
     "--config",
     type=ExistingFile(),
-    callback=_find_config,
+    callback=_of_command,
     metavar="FILE",
     help=f"The relay's TOML file; by default {USUAL_CONFIG}.",
 )
