@@ -64,6 +64,7 @@ __all__ = [
     "UnsupportedTransportError",
     "fresh_copy",
     "is_copy",
+    "told",
 ]
 
 ErrorT = TypeVar("ErrorT", bound=BaseException)
@@ -96,6 +97,12 @@ class Problem:
         place = f"{self.key} = {self.value}" if show_value else self.key
         nearest = f"; the nearest known one is {self.nearest!r}" if self.nearest is not None else ""
         return ": ".join(part for part in (self.source, place, self.message + nearest) if part)
+
+
+def told(problem: Problem) -> str:
+    """What is wrong, without the place."""
+    bare = str(attrs.evolve(problem, source=None, key="", value=None))
+    return bare if problem.value is None or problem.value in bare else f"{problem.value} is refused: {bare}"
 
 
 class TunnelError(Exception):

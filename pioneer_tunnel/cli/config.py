@@ -13,11 +13,11 @@ import click
 import trio
 
 from .._model.addresses import HttpsAddress, UnixAddress
-from .._model.errors import InvalidSettingsError
+from .._model.errors import InvalidSettingsError, told
 from .._model.exception_groups import lone_error_bare
 from .._model.text import hide_secrets, shown
 from ..access.rules import Access
-from ..gateway.check import Finding, check_gateway, lines_in, origins, told
+from ..gateway.check import Finding, check_gateway, lines_in, origins
 from ..gateway.settings import SettingsFile
 from ..gateway.tls_config import TlsConfig
 from ..transports.process.config import ProcessConfig

@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from .._model.addresses import is_loopback
-from .._model.errors import MissingKeyError, Problem, TunnelError
+from .._model.errors import MissingKeyError, Problem, TunnelError, told
 from .._net.dialing import dial_tcp
 from .._net.tls.certificate import Certificate
 from .._net.tls.client import client_tls
@@ -27,7 +27,7 @@ from .keystore import Keystore
 from .planning import effective_config, make_plan, settle_config
 from .settings import Settings, SettingsFile
 
-__all__ = ["Finding", "Origin", "check_gateway", "lines_in", "origins", "told"]
+__all__ = ["Finding", "Origin", "check_gateway", "lines_in", "origins"]
 
 _TABLE = "gateway.remote_access"
 _SETTINGS_TABLE = "remote_access"
@@ -140,12 +140,6 @@ def _findings(
             line=_line(lines.get(source, {}), key),
             message=told(problem),
         )
-
-
-def told(problem: Problem) -> str:
-    """What is wrong, without the place."""
-    bare = str(attrs.evolve(problem, source=None, key="", value=None))
-    return bare if problem.value is None or problem.value in bare else f"{problem.value} is refused: {bare}"
 
 
 def _line(lines: Mapping[str, int], key: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -308,6 +309,7 @@ def test_each_problem_has_its_key_and_its_line(config: Path) -> None:
         "relay.tunnels[0].uri": 'uri = "http://office.test"',
         "relay.limits.pending": "pending = -1",
     }
+    assert re.search(r"error \d+ -1 is refused: allowed is", found(config)["relay.limits.pending"])
 
 
 def test_a_file_that_is_not_toml(config: Path) -> None:
@@ -415,3 +417,12 @@ async def test_addresses_that_are_not_free(config: Path) -> None:
         assert all("Address already in use" in finding.message for finding in taken)
         assert await check(config, running=True) == []
         nursery.cancel_scope.cancel()
+
+
+async def test_the_address_that_an_authority_asks_at_is_not_free(config: Path) -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        port = listener.socket.getsockname()[1]
+        text = CONFIG.replace("7300", str(free_port())).replace("7380", "0").replace("http:", "https:")
+        config.write_text(text.replace("[[", f'http_addr = "127.0.0.1:{port}"\nacme = true\n\n[[', 1))
+        assert [finding.key for finding in await check(config, running=False)] == ["relay.http_addr"]

@@ -14,7 +14,7 @@ import trio
 from cryptography import x509
 
 from ..._model.addresses import RelayAddress, is_ip_address
-from ..._model.errors import InvalidSettingsError, StorageError, TunnelError
+from ..._model.errors import InvalidSettingsError, StorageError, TunnelError, told
 from ..._net.tls.certificate import Certificate
 from ..._storage import files
 from ..._storage.toml_read import FILE_LIMIT
@@ -98,10 +98,7 @@ def _examine(content: bytes, path: Path, now: datetime) -> tuple[RelayConfig | N
     try:
         config = config_of(content, path)
     except InvalidSettingsError as error:
-        return None, [
-            Finding(severity="error", key=problem.key, message=str(attrs.evolve(problem, source=None, key="")))
-            for problem in error.problems
-        ]
+        return None, [Finding(severity="error", key=problem.key, message=told(problem)) for problem in error.problems]
     return config, [
         *_of_modes(path),
         *_of_identity(config),
@@ -245,6 +242,7 @@ async def _of_addresses(config: RelayConfig, *, running: bool) -> list[Finding]:
         address: key
         for key, value in (
             *((f"{key}.bind_addr", route.bind_addr) for key, route in _routes(config)),
+            ("relay.http_addr", config.http_addr),
             ("relay.ingress_addr", config.ingress_addr),
             ("relay.control_addr", config.control_addr),
         )
