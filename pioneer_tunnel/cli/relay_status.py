@@ -90,8 +90,10 @@ async def _show_again_and_again(config: Path, screen: Screen, as_json: bool) -> 
         elif running is None:
             screen.show(trouble)
         else:
-            earlier = before if before is not None and before.pid == running.pid else running
-            screen.show(_summary(running), _COLUMNS, _rows(running, _rates(earlier.stats.tunnels, passed)))
+            rates: _Bytes = _no_rates
+            if before is not None and before.pid == running.pid:
+                rates = _rates(before.stats.tunnels, passed)
+            screen.show(_summary(running), _COLUMNS, _rows(running, rates))
         before = running
         await trio.sleep(_INTERVAL)
 
@@ -129,6 +131,11 @@ _Bytes: TypeAlias = Callable[[str, StreamStats], tuple[str, str]]
 
 def _totals(_tunnel_id: str, streams: StreamStats) -> tuple[str, str]:
     return f"{amount(streams.from_visitors_bytes_total)}B", f"{amount(streams.to_visitors_bytes_total)}B"
+
+
+def _no_rates(_tunnel_id: str, _streams: StreamStats) -> tuple[str, str]:
+    """Before there are two times to compare."""
+    return "-", "-"
 
 
 def _rates(before: Mapping[str, RelayTunnelStats], seconds: float) -> _Bytes:
