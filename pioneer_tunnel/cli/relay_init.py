@@ -217,10 +217,11 @@ def _tell(new: NewRelay, config: RelayConfig, identity: SigningIdentity, *, user
         steps.append(
             f"DNS: {new.dialled.host} and the names of the tunnels, such as *.{new.dialled.host}, lead to this host."
         )
-    if new.tls == "acme":
+    if new.http_address is not None:
         steps.append(
-            "Certificates: ports 80 and 443 of this host can be reached from the Internet, and the extra acme is"
-            " installed.\n   For a first try, take the '#' from the line 'directory' in the file."
+            f"Certificates: ports {new.http_address.port} and {new.address.port} of this host can be reached from the"
+            " Internet, and the extra acme is installed.\n"
+            "   For a first try, take the '#' from the line 'directory' in the file."
         )
     if new.tls == "proxy":
         steps.append(

@@ -21,8 +21,11 @@ from programs import Program, run, running
 from rig import HANG, free_port
 
 from pioneer_tunnel._model.keys import RelayKey, new_relay_key
+from pioneer_tunnel._model.status import ErrorKind
 from pioneer_tunnel.certificates.config import AcmeConfig
+from pioneer_tunnel.cli import relay_options
 from pioneer_tunnel.cli.commands import pioneer_tunnel
+from pioneer_tunnel.cli.exit_codes import EXIT_CODES
 from pioneer_tunnel.relay import RelayConfig
 from pioneer_tunnel.relay.tunnels import each_address
 
@@ -153,7 +156,8 @@ def test_automatic_certificates(tmp_path: Path) -> None:
     assert config.acme_config == AcmeConfig(terms_accepted=True, folder=folder / "certificates")
     (ours,), (http,) = each_address(config.ingress_addr), each_address(config.http_addr)
     assert (ours.host, ours.port, http.port) == (http.host, 443, 80)
-    assert config.control_tls and config.ingress_tls
+    assert config.control_tls
+    assert config.ingress_tls
     # The unit lets it write its certificates, and nothing else that is not its own.
     assert (folder / "certificates").stat().st_mode & 0o777 == 0o700
     unit = (folder / "pioneer-relay.service").read_text()
@@ -167,7 +171,16 @@ def test_automatic_certificates(tmp_path: Path) -> None:
 
 
 def test_a_port_of_its_own_leaves_the_authority_port_80(tmp_path: Path) -> None:
-    words = ["init", "--yes", "--host", "relay.example.com:8443", "--tls", "acme", "--folder", tmp_path]
+    words: list[str | Path] = [
+        "init",
+        "--yes",
+        "--host",
+        "relay.example.com:8443",
+        "--tls",
+        "acme",
+        "--folder",
+        tmp_path,
+    ]
     assert invoke(*words).exit_code == 0
     assert "AmbientCapabilities=CAP_NET_BIND_SERVICE\n" in (tmp_path / "pioneer-relay.service").read_text()
 
@@ -278,6 +291,17 @@ def test_the_file_has_to_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "relay.toml").write_text(CONFIG)
     assert "name the relay's file with --config FILE" in invoke("list").output
     assert invoke("--config", "relay.toml", "list").exit_code == 0
+
+
+def test_a_relay_finds_the_usual_file_as_its_commands_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = tmp_path / "usual.toml"
+    monkeypatch.setattr(relay_options, "USUAL_CONFIG", usual)
+    assert "name the relay's file with --config FILE" in invoke().output
+    usual.write_text("[relay]\nid = 3\n")
+    for words in ((), ("list",)):
+        result = invoke(*words)
+        assert "usual.toml: relay.id" in result.output
+        assert result.exit_code == EXIT_CODES[ErrorKind.INVALID_SETTINGS]
 
 
 def test_a_key_on_standard_output_and_nowhere_else(config: Path) -> None:
