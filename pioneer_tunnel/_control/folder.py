@@ -49,7 +49,7 @@ def hold(folder: Path, *, seconds: float = 0) -> Iterator[None]:
         lock.__enter__()
     except files.LockHeldError:
         raise AlreadyServedError(
-            f"another process already runs with {folder}; stop it first, or name another folder"
+            f"another process already runs with {folder}; stop it first, or name another runtime_dir"
         ) from None
     try:
         yield
