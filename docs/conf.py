@@ -38,6 +38,7 @@ nitpick_ignore = [
         "pioneer_tunnel._net.network_changes.WatchNetwork",
         "pioneer_tunnel._net.tls.by_name.Certificates",
         "pioneer_tunnel._net.proxies.choice.ProxyChoice",
+        "pioneer_tunnel._wire.links.LinkPlace",
         "pioneer_tunnel._wire.messages.Spread",
         "pioneer_tunnel.access_log.entry.Entry",
         "pioneer_tunnel.gateway.keystore.system._Backend",

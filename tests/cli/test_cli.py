@@ -471,7 +471,7 @@ def test_a_key_file_may_be_what_new_key_printed_but_others_should_not_read_it(
 def test_every_problem_of_a_relays_file_is_shown(tmp_path: Path) -> None:
     (tmp_path / "relay.toml").write_text('[relay]\ncontrol_adr = "x"\ningress_addr = "y"\nid = ""\npublic_names = []\n')
     result = CliRunner().invoke(pioneer_tunnel, ["relay", "--config", str(tmp_path / "relay.toml")])
-    assert result.exit_code == 1
+    assert result.exit_code == EXIT_CODES[ErrorKind.INVALID_SETTINGS]
     for told in (
         "relay.toml",
         "control_adr",

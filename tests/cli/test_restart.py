@@ -55,7 +55,7 @@ def test_a_successor_that_does_not_start_changes_nothing(relay: Relay, local_gat
         good = config.read_text()
         config.write_text(good.replace("[relay]", "[relay]\nheartbeat_ms = 1"))
         relay.program.process.send_signal(signal.SIGUSR2)
-        relay.program.wait_for(r"there is no successor, and this process goes on: .* status 1")
+        relay.program.wait_for(r"there is no successor, and this process goes on: .* status 31")
         assert relay.ask("/one").endswith(b"hello from /one")
         config.write_text(good)
         relay.program.process.send_signal(signal.SIGUSR2)

@@ -197,22 +197,6 @@ def test_sighup_reads_the_configuration_again(shared_relay: Relay, tmp_path: Pat
         assert program.interrupt(signal.SIGTERM) == 0
 
 
-def test_sighup_reopens_the_access_log_though_the_configuration_is_the_same(
-    shared_relay: Relay, tmp_path: Path, local_gateway: str
-) -> None:
-    log = tmp_path / "access.log"
-    config = gateway(tmp_path / "gateway", shared_relay.url, local_gateway, f'access_log = "{log}"')
-    ready(config)
-    with running("run", "--config", config) as program:
-        program.wait_for("connected")
-        log.rename(tmp_path / "access.log.1")
-        program.process.send_signal(signal.SIGHUP)
-        program.wait_for("the configuration was read again")
-        shared_relay.ask_until("/one", b"hello from /one")
-        assert program.interrupt(signal.SIGTERM) == 0
-    assert "/one" in log.read_text()
-
-
 @contextmanager
 def service_manager(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
