@@ -21,7 +21,7 @@ __all__ = ["demo", "version"]
 _PACKAGES: Final = ("trio", "trio-websocket", "websockets", "h11", "wsproto", "attrs", "cryptography", "click", "rich")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Run a relay, a gateway and visitors here.")
 def demo() -> None:
     """Run a relay, a gateway, a tunnel and visitors on this machine, and say what happens.
 

@@ -107,7 +107,7 @@ for _command in RELAY_COMMANDS:
     relay.add_command(_command)
 
 
-@relay.command("new-key", cls=Command)
+@relay.command("new-key", cls=Command, short_help="Print a fresh relay key, and its public half.")
 def new_key() -> None:
     """Print a fresh key on the first line, and on the second what the relay's registry needs to know of it.
 
@@ -118,7 +118,7 @@ def new_key() -> None:
     click.echo(key.identity().public_key)
 
 
-@relay.command("new-identity", cls=Command)
+@relay.command("new-identity", cls=Command, short_help="Print a fresh identity for a relay.")
 def new_identity() -> None:
     """Print a fresh identity for a relay: the private seed on the first line, what gateways pin on the second.
 

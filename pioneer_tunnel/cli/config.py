@@ -44,7 +44,7 @@ _NOT_SECRET: Final = {
 """Their names sound like secrets. They hold names of files, public keys and choices."""
 
 
-@click.group("config")
+@click.group("config", short_help="Check a configuration, and show its values.")
 def config_commands() -> None:
     """Check a configuration, or show what is in force and where each value is from.
 

@@ -57,7 +57,7 @@ __all__ = ["expose"]
 _FILE: Final = ExistingFile()
 
 
-@click.command(cls=ClientCommand)
+@click.command(cls=ClientCommand, short_help="Make what listens at LOCAL reachable through a relay.")
 @click.argument("local", nargs=-1, required=True)
 @client_file_option
 @click.option(

@@ -22,7 +22,7 @@ __all__ = ["check", "show_findings"]
 _COLOURS: Final = {"error": "red", "warning": "yellow"}
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Check a relay's file, certificates and addresses.")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="An array of objects: severity, key, line, message.")
 def check(config: Path, as_json: bool) -> None:

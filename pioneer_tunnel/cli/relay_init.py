@@ -38,7 +38,7 @@ _MODES: Final = {
 _SERVICE_USER: Final = "pioneer-tunnel"
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Make the files of a new relay.")
 @click.option(
     "--host", metavar="NAME", help="Question 1: the name by which gateways dial the relay, with :PORT if unusual."
 )

@@ -30,7 +30,7 @@ _INTERVAL: Final = 1.0
 _COLUMNS: Final = ["tunnel", "gateway", "visitors", "from them", "to them", "refused"]
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Show what a running relay does.")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="An object; with --watch, one on each line.")
 @click.option("--watch", is_flag=True, help="Show it each second, until interrupted.")

@@ -44,7 +44,7 @@ _OPTIONS: Final = {
 }
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Add a tunnel to a relay's file, with a key.")
 @click.argument("name")
 @click.argument("services", nargs=-1, metavar="[SERVICE=WHERE]...")
 @config_option

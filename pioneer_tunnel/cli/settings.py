@@ -94,7 +94,7 @@ def _print(section: dict[str, Any], *, running: bool, as_json: bool) -> None:
         click.echo(f"{name + ':':<15}{value}")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Switch a gateway's remote access on.")
 @gateway_options()
 @_as_json
 def enable(*, files: GatewayFiles, as_json: bool) -> None:
@@ -145,7 +145,7 @@ async def _settled(gateway: ReachedGateway, section: dict[str, Any]) -> dict[str
     return section
 
 
-@click.group("key")
+@click.group("key", short_help="Store, delete or identify a gateway's relay key.")
 def key_commands() -> None:
     """Store or delete a gateway's relay key, or show what its relay's operator needs to know of it."""
 
@@ -187,7 +187,7 @@ def clear(*, files: GatewayFiles, as_json: bool) -> None:
     _run(update, files.remote_access(), {"clear_key": True}, as_json)
 
 
-@key_commands.command("show-id", cls=Command)
+@key_commands.command("show-id", cls=Command, short_help="Print the public half of the stored key.")
 @gateway_options()
 @_as_json
 def show_id(*, files: GatewayFiles, as_json: bool) -> None:

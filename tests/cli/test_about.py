@@ -57,3 +57,9 @@ def test_help_fits_a_narrow_terminal() -> None:
         text = command.get_help(click.Context(command, info_name=" ".join(words), terminal_width=40))
         wide = [line for line in text.splitlines() if len(line) > 40 and " " in line.strip()]
         assert all(re.match(r"\s+(pioneer-tunnel|pass|-|<)|Usage", line) for line in wide), wide
+
+
+@pytest.mark.parametrize("words", [[], ["relay"], ["key"], ["config"]], ids=str)
+def test_no_summary_of_a_command_is_cut_off(words: list[str]) -> None:
+    result = CliRunner().invoke(pioneer_tunnel, [*words, "--help"], terminal_width=80)
+    assert not [line for line in result.output.partition("Commands:")[2].splitlines() if line.endswith("...")]
