@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from rig import relay_config, tunnel_entry
 
 from pioneer_tunnel import AcmeConfig, CertificateStatus, InvalidSettingsError, RemoteAccessConfig, State, Status
-from pioneer_tunnel.cli.expose import expose
+from pioneer_tunnel.cli.commands import pioneer_tunnel
 from pioneer_tunnel.cli.status_lines import StatusLines
 from pioneer_tunnel.relay import RelayConfig
 
@@ -109,7 +109,7 @@ def test_options_of_expose_that_do_not_go_together(
     key.write_text("ptk1_the-key-of-the-tests-0123456789abcdef\n")
     words = [str(key) if word == "KEY" else word for word in options]
     relay = ["--relay", "wss://relay.test", "--key-file", str(key)]
-    result = CliRunner().invoke(expose, ["8000", *relay, *words])
+    result = CliRunner().invoke(pioneer_tunnel, ["expose", "8000", *relay, *words])
     assert result.exit_code == 2
     assert told in result.output
 
@@ -121,14 +121,14 @@ def test_certificates_go_to_no_folder_below_the_current_one(tmp_path: Path, monk
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", "state")
     options = ["--acme", "--transport", "tls", "--relay", "tls://relay.test", "--key-file", str(tmp_path / "key")]
-    CliRunner().invoke(expose, ["8000", *options])
+    CliRunner().invoke(pioneer_tunnel, ["expose", "8000", *options])
     assert [*(tmp_path / "here").iterdir()] == []
 
 
 def test_without_a_folder_for_certificates_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    result = CliRunner().invoke(expose, ["8000", "--acme", "--relay", "wss://relay.test"])
+    result = CliRunner().invoke(pioneer_tunnel, ["expose", "8000", "--acme", "--relay", "wss://relay.test"])
     assert result.exit_code == 2
     assert "name one with --acme-folder" in result.output
 
