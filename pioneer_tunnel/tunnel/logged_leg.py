@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, final
 
-from .._net.leg import Bytes, Leg, nothing
+from .._net.leg import Bytes, Leg
 from ..access_log.watching import Watch
+from .leg_around import LegAround
 
 __all__ = ["LoggedLeg"]
 
 
 @final
-class LoggedLeg(Leg):
+class LoggedLeg(LegAround):
     """The visitor's side of an exchange.
 
     Args:
@@ -21,72 +21,17 @@ class LoggedLeg(Leg):
     """
 
     def __init__(self, leg: Leg, watch: Watch) -> None:
-        super().__init__()
-        self._leg: Final = leg
+        super().__init__(leg)
         self._watch: Final = watch
         self.prefix, leg.prefix = leg.prefix, b""
         watch.from_visitor(self.prefix)
 
-    @property
-    def tasks(self) -> Sequence[Callable[[], Awaitable[None]]]:
-        return self._leg.tasks
-
-    def attach(self) -> None:
-        self._leg.on_readable, self._leg.on_writable = self._on_leg_readable, self._on_leg_writable
-        self._leg.attach()
-
-    def detach(self) -> None:
-        self._leg.detach()
-        self._leg.on_readable = self._leg.on_writable = nothing
-
-    def close(self) -> bool:
-        closed = self._leg.close()
-        self._leg.on_readable = self._leg.on_writable = nothing
-        return closed
-
-    def _on_leg_readable(self) -> None:
-        self.on_readable()
-
-    def _on_leg_writable(self) -> None:
-        self.refusal = self.refusal or self._leg.refusal
-        self.on_writable()
-
     def receive(self, max_bytes: int) -> Bytes | None:
-        data = self._leg.receive(min(max_bytes, self._watch.read_size))
+        data = super().receive(min(max_bytes, self._watch.read_size))
         if data:
             self._watch.from_visitor(bytes(data))
         return data
 
     def send(self, data: Bytes) -> None:
-        self._leg.send(data)
+        super().send(data)
         self._watch.to_visitor(bytes(data))
-
-    @property
-    def drained(self) -> bool:
-        return self._leg.drained
-
-    @property
-    def held(self) -> int:
-        return self._leg.held
-
-    @property
-    def room(self) -> int:
-        return self._leg.room
-
-    @property
-    def sent(self) -> bool:
-        return self._leg.sent
-
-    @property
-    def broken(self) -> bool:
-        return self._leg.broken
-
-    @property
-    def can_half_close(self) -> bool:
-        return self._leg.can_half_close
-
-    def lend(self, amount: int) -> None:
-        self._leg.lend(amount)
-
-    def send_eof(self) -> None:
-        self._leg.send_eof()

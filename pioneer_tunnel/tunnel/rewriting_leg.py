@@ -15,7 +15,7 @@ There are no deadlines: the server has its own, as for any connection.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from typing import Final, final
 
 import trio
@@ -26,8 +26,9 @@ from .._http.requests import Phase, Piece
 from .._http.responses import ResponseFollower, ResponseObserver, ResponsePhase
 from .._http.rewriting import RequestRewriter
 from .._net.fastpath.event_loop import Reactor
-from .._net.leg import Bytes, Leg, nothing
+from .._net.leg import Bytes, Leg
 from ..exchange.exchange import HandedOver
+from .leg_around import LegAround
 
 __all__ = ["RewritingLeg"]
 
@@ -41,7 +42,7 @@ _WITHOUT_END: Final = frozenset({ResponsePhase.UNKNOWN, ResponsePhase.SWITCHED})
 
 
 @final
-class RewritingLeg(Leg):
+class RewritingLeg(LegAround):
     """The visitor's side of an exchange with a local server.
 
     Args:
@@ -65,9 +66,8 @@ class RewritingLeg(Leg):
         allows: Callable[[RequestHead], bool] | None = None,
         observer: ResponseObserver | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(leg)
         self.handed_over: bool = False
-        self._leg: Final = leg
         self._responses: Final = ResponseFollower(observer)
         self._requests: Final = (
             RequestRewriter(rules, self._responses)
@@ -97,31 +97,6 @@ class RewritingLeg(Leg):
     def _goes_on(self) -> bool:
         """Whether the visitor's stream is needed after the responses: for an answer, or for another request."""
         return self._requests.refusal is not None or self._requests.next_request is not None
-
-    @property
-    def tasks(self) -> Sequence[Callable[[], Awaitable[None]]]:
-        return self._leg.tasks
-
-    def attach(self) -> None:
-        self._leg.on_readable, self._leg.on_writable = self._on_leg_readable, self._on_leg_writable
-        self._leg.attach()
-
-    def detach(self) -> None:
-        self._leg.detach()
-        self._leg.on_readable = self._leg.on_writable = nothing
-
-    def close(self) -> bool:
-        closed = self._leg.close()
-        self._leg.on_readable = self._leg.on_writable = nothing
-        return closed
-
-    @property
-    def broken(self) -> bool:
-        return self._leg.broken
-
-    @property
-    def can_half_close(self) -> bool:
-        return self._leg.can_half_close
 
     # From the visitor
 
@@ -203,18 +178,8 @@ class RewritingLeg(Leg):
     def drained(self) -> bool:
         return self._requests.phase is Phase.OPAQUE and not self._ready and self._leg.drained
 
-    @property
-    def held(self) -> int:
-        return self._leg.held
-
     def move_bulk(self, sink: Leg) -> int:
         return self._leg.move_bulk(sink) if self._requests.phase is Phase.OPAQUE and not self._ready else 0
-
-    def lend(self, amount: int) -> None:
-        self._leg.lend(amount)
-
-    def _on_leg_readable(self) -> None:
-        self.on_readable()
 
     # To the visitor
 
@@ -235,17 +200,8 @@ class RewritingLeg(Leg):
             self.on_readable()
 
     def _on_leg_writable(self) -> None:
-        self.refusal = self.refusal or self._leg.refusal
-        self.on_writable()
+        super()._on_leg_writable()
         self._look_at_responses()
-
-    @property
-    def room(self) -> int:
-        return self._leg.room
-
-    @property
-    def sent(self) -> bool:
-        return self._leg.sent
 
     def send_eof(self) -> None:
         self._server_ended = True
