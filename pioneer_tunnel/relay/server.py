@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Final, final
 
@@ -248,6 +248,17 @@ class Relay:
                 fields = about("restart_needed", reason=keys)
                 _log.warning("these have changed too, and take a restart: %s", keys, extra=fields)
             return self._addresses
+
+    def expect(self, tunnels: Iterable[str]) -> None:
+        """Let visitors of these tunnels wait for the gateway, as after a restart: for 5 seconds at most.
+
+        A session of the tunnel ends the wait, and so does `gateway_has_come`.
+        """
+        self._expected.add(tunnels)
+
+    def gateway_has_come(self, tunnel_id: str) -> None:
+        """The gateway of this tunnel has a session at another process."""
+        self._expected.has_come(tunnel_id)
 
     def reopen_access_log(self) -> None:
         """Open the file of the access log anew, after it was renamed. Does not wait.
