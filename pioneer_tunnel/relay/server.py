@@ -47,12 +47,12 @@ from .names import NameBook
 from .reload import Changes
 from .routing import Router
 from .sites import Sites
-from .start_log import log_start
+from .start_log import log_changes, log_start
 from .stats import RelayStats
 from .visitors.ingress import Ingress
 from .visitors.tls import SniRouter
 
-__all__ = ["Relay"]
+__all__ = ["Relay", "check_access"]
 
 _DRAIN_LOOK: Final = 0.1
 """Seconds between looks at what is left, while the relay drains."""
@@ -91,7 +91,7 @@ class Relay:
         inherited: Inherited | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        _check_access(config)
+        check_access(config)
         names, own_registry = None, None
         if registry is None:
             # A gateway that creates a name of the relay's own would take its visitors, and other gateways.
@@ -229,7 +229,7 @@ class Relay:
             if self._addresses is None:
                 raise RuntimeError("a relay that does not serve cannot be reconfigured: make another one")
             changes = Changes.between(self._config, config)
-            await trio.to_thread.run_sync(_check_access, config)
+            await trio.to_thread.run_sync(check_access, config)
             applied = attrs.evolve(self._config, tunnels=config.tunnels)
             if not self._drain_asked.is_set():
                 await self._listening.update(applied)
@@ -240,13 +240,7 @@ class Relay:
             self._certificates.want_at_once()
             await self._gateways.registry_changed()
             self._addresses = attrs.evolve(self._addresses, all_tunnels=self._listening.of_tunnels)
-            _log.info(
-                "the configuration was applied; changes of tunnels: %s", changes, extra=about("configuration_applied")
-            )
-            if changes.for_a_restart:
-                keys = ", ".join(changes.for_a_restart)
-                fields = about("restart_needed", reason=keys)
-                _log.warning("these have changed too, and take a restart: %s", keys, extra=fields)
+            log_changes(changes)
             return self._addresses
 
     def expect(self, tunnels: Iterable[str]) -> None:
@@ -350,8 +344,12 @@ class Relay:
         _log.warning("visitors are left after %g seconds; they are reset", seconds, extra=about("visitors_reset"))
 
 
-def _check_access(config: RelayConfig) -> None:
-    """Read the files of access rules, so that what is wrong with them is known before a visitor comes."""
+def check_access(config: RelayConfig) -> None:
+    """Read the files of access rules, so that what is wrong with them is known before a visitor comes. Blocks.
+
+    Raises:
+        InvalidSettingsError, StorageError: a file cannot be used.
+    """
     for tunnel in config.tunnels:
         for route in tunnel.routes:
             if route.access is not None:

@@ -10,7 +10,10 @@ from typing import Final
 
 import trio
 
-__all__ = ["end_child", "own_command", "spawn"]
+__all__ = ["WORKER_VARIABLE", "end_child", "own_command", "spawn"]
+
+WORKER_VARIABLE: Final = "PIONEER_TUNNEL_WORKER"
+"""The environment variable of a worker, see `workers.process`: the descriptor of its end of its channel."""
 
 END_LOOK: Final = 0.02
 

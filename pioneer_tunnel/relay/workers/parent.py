@@ -1,4 +1,4 @@
-"""The parent of the workers: it starts them, replaces those that end, and tells them what to do. It serves nobody itself.
+"""The parent of the workers: it starts them, replaces those that end, and tells them what to do. It serves nobody.
 
 A worker that ends by itself is replaced at once, and later and later when that happens again and again. Its sockets
 stay open, so those who wait to be accepted are served by its successor.
@@ -8,42 +8,36 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, final
 
 import attrs
 import trio
 
-from ..._model.certificate_status import CertificateStatus
-from ..._model.errors import StorageError, TunnelError
+from ..._model.errors import TunnelError
 from ..._model.exception_groups import lone_error_bare
 from ..._model.log_fields import about
+from ..._net.descriptor_limit import descriptor_limit
 from ..addresses import RelayAddresses
-from ..config import RelayConfig, config_of
+from ..admission import SPARE_DESCRIPTORS
+from ..config import RelayConfig
 from ..inherited import Inherited
-from ..listeners import name_of
 from ..reload import Changes, ConfigFile
 from ..server import check_access
 from ..sites import Sites
 from ..spawning import own_command
-from ..start_log import log_start
-from ..stats import RelayStats, WorkerStats
-from ..tunnels import each_address
+from ..start_log import log_changes, log_start
+from .folder import private_folder
+from .overview import Overview
 from .process import NoWorker, WorkerProcess
-from .reports import Report, past, total
+from .records import ParentRecords
+from .reports import Report
 from .setup import Setup
 from .shares import share_of
 from .sockets import SharedSockets
 
 __all__ = ["Parent"]
-
-MOST_WORKERS: Final = 256
-REPORT_TIMEOUT: Final = 5.0
-"""Seconds that a worker has to report. Of one that is stuck, the last report counts."""
-
-REPORT_AGE: Final = 0.5
-"""Seconds for which reports are good, so that who reads several pages gets one state."""
 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
 """Seconds until a worker is started again that has ended again."""
@@ -51,6 +45,10 @@ FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
 LIVED: Final = 10.0
 """Seconds after which the end of a worker counts as the first one."""
 
+MOVE_TIMEOUT: Final = 5.0
+"""Seconds that the gateways of a worker have to go to others, before the next one is replaced."""
+
+_MOVE_LOOK: Final = 0.05
 _log: Final = logging.getLogger("pioneer_tunnel.relay.workers")
 
 
@@ -109,60 +107,32 @@ class Parent:
         self._sockets: Final = SharedSockets(workers, self._inherited)
         self._slots: Final = [_Slot(index, file.content) for index in range(workers)]
         self._processes: Final[set[WorkerProcess]] = set()
-        self._past: RelayStats | None = None
-        self._reported_at = float("-inf")
-        self._reporting: Final = trio.Lock()
+        self._records: Final = ParentRecords(self._expect)
+        self._folder: Path | None = None
         self._applying: Final = trio.Lock()
         self._drain_asked: Final = trio.Event()
         self._ended: Final = trio.Event()
         self._changed = trio.Event()
         self._nursery: trio.Nursery | None = None
-        self._reviving: Final = trio.CancelScope()
-        self._since: Final = wall_clock()
-        self._sites: Final = Sites(
-            self, lambda: self._config, ready=self._is_ready, wall_clock=wall_clock, refresh=self.refresh
+        self._replacing: trio.Nursery
+        self._overview: Final = Overview(
+            self._processes, lambda: self._config, self._drain_asked.is_set, since_unix=wall_clock()
         )
-
-    # What it tells
+        self._sites: Final = Sites(
+            self._overview,
+            lambda: self._config,
+            ready=self._is_ready,
+            wall_clock=wall_clock,
+            refresh=self._overview.refresh,
+        )
 
     @property
-    def certificates(self) -> dict[str, CertificateStatus]:
-        """The status of each certificate that the relay orders, by host."""
-        return {name: status for report in self._reports() for name, status in report.certificates.items()}
-
-    def stats(self) -> RelayStats:
-        """What all workers do and have done, as far as they have reported; see `refresh`."""
-        reports = [process.report.stats for process in self._processes if process.report is not None]
-        return total(
-            reports if self._past is None else [*reports, self._past],
-            since_unix=self._since,
-            draining=self._drain_asked.is_set(),
-            tunnels=[entry.id for entry in self._config.tunnels],
-            workers=[_told(process) for process in sorted(self._processes, key=_order) if process.report is not None],
-        )
-
-    async def refresh(self) -> None:
-        """Let all workers report, unless they have done so half a second ago. It takes 5 seconds at most."""
-        async with self._reporting:
-            if trio.current_time() < self._reported_at + REPORT_AGE:
-                return
-            async with trio.open_nursery() as nursery:
-                for process in self._processes:
-                    if process.listens:
-                        nursery.start_soon(self._ask_report, process)
-            self._reported_at = trio.current_time()
+    def overview(self) -> Overview:
+        """What the workers do, for `relay status`."""
+        return self._overview
 
     def _is_ready(self) -> bool:
         return not self._drain_asked.is_set() and any(slot.current is not None for slot in self._slots)
-
-    async def _ask_report(self, process: WorkerProcess) -> None:
-        try:
-            process.report = Report.from_wire(await process.call("report", timeout=REPORT_TIMEOUT))
-        except NoWorker as error:
-            _log.debug("worker %d does not report: %s", process.index, error)
-
-    def _reports(self) -> list[Report]:
-        return [process.report for process in self._processes if process.report is not None]
 
     # What it does
 
@@ -174,9 +144,12 @@ class Parent:
             NoWorker: a worker did not start.
         """
         try:
-            with lone_error_bare():
+            with lone_error_bare(), private_folder() as folder:
+                self._folder = folder
                 async with trio.open_nursery() as nursery:
-                    await self._serve(nursery, task_status)
+                    self._nursery = nursery
+                    await self._serve(task_status)
+                    nursery.cancel_scope.cancel()
         finally:
             self._sockets.close()
             self._ended.set()
@@ -186,94 +159,249 @@ class Parent:
         self._drain_asked.set()
         await self._ended.wait()
 
-    async def _serve(self, nursery: trio.Nursery, task_status: trio.TaskStatus[RelayAddresses]) -> None:
-        self._nursery = nursery
+    async def apply(self, config: RelayConfig) -> None:
+        """Serve the tunnels of `config`, which the file holds, in all workers: see `Relay.apply`.
+
+        Raises:
+            InvalidSettingsError, StorageError, OSError: see `Relay.apply`. Nothing has changed then, in no worker.
+        """
+        async with self._applying:
+            changes = Changes.between(self._config, config)
+            await trio.to_thread.run_sync(check_access, config)
+            applied = attrs.evolve(self._config, tunnels=config.tunnels)
+            opened = {} if self._drain_asked.is_set() else await self._sockets.open(applied)
+            self._config, self._tunnels = applied, self._file.content
+            async with trio.open_nursery() as nursery:
+                for process in self._processes:
+                    process.give({name: of_all[process.index] for name, of_all in opened.items()})
+                    nursery.start_soon(self._apply_at, process, self._tunnels.decode())
+            self._close_unused()
+            log_changes(changes)
+
+    def reopen_access_log(self) -> None:
+        """Let each worker open the file of the access log anew. Does not wait."""
+        for process in self._processes:
+            process.tell("reopen")
+
+    async def restart(self) -> None:
+        """Replace the workers one by one. They start with the file as it is now, and with the package as it is now.
+
+        A worker drains when its successor listens. The next one is replaced when its gateways have come back, or after
+        some seconds. If the first one cannot be replaced, nothing changes; the log says why.
+        """
+        before = self._config, self._tunnels
+        replaced: list[int] = []
+        try:
+            config = await trio.to_thread.run_sync(self._file.load)
+            share_of(config, len(self._slots))
+            await self._sockets.open(config)
+            self._config, self._tunnels = config, self._file.content
+            for slot in self._slots:
+                async with self._applying:
+                    retired = await self._replace(slot, base=self._tunnels)
+                replaced.append(slot.index)
+                if retired is not None:
+                    await self._wait_moved(retired)
+        except (NoWorker, TunnelError, OSError) as error:
+            if not replaced:
+                self._config, self._tunnels = before
+            which = f"worker {len(replaced)}"
+            fields = about("no_successor", worker=len(replaced), reason=error)
+            _log.error("there is no successor of %s, and it goes on: %s", which, error, extra=fields)
+        self._close_unused()
+
+    async def _serve(self, task_status: trio.TaskStatus[RelayAddresses]) -> None:
+        assert self._nursery is not None
         config = self._config
         await self._sockets.open(config)
         sites = await self._sites.open(self._inherited)
         self._inherited.close_rest()
-        nursery.start_soon(self._sites.serve, lambda: False)
-        async with trio.open_nursery() as starting:
-            for slot in self._slots:
-                starting.start_soon(self._start, slot)
-        addresses = RelayAddresses(
-            all_control=tuple(self._sockets.bound(name_of(one)) for one in each_address(config.control_addr)),
-            all_ingress=tuple(self._sockets.bound(name_of(one)) for one in each_address(config.ingress_addr)),
-            all_tunnels=self._bound(config),
-            all_http=tuple(self._sockets.bound(name_of(one)) for one in each_address(config.http_addr)),
-            dashboard=None if config.dashboard is None else sites[config.dashboard],
-            metrics=None if config.metrics is None else sites[config.metrics],
-        )
-        log_start(config, addresses, most_connections=config.limits.connections)
-        task_status.started(addresses)
-        # No deadline: it serves until it is drained or cancelled.
-        await self._drain_asked.wait()
-        self._reviving.cancel()
+        self._nursery.start_soon(self._sites.serve, lambda: False)
+        async with trio.open_nursery() as replacing:
+            self._replacing = replacing
+            async with trio.open_nursery() as starting:
+                for slot in self._slots:
+                    starting.start_soon(self._replace, slot)
+            addresses = attrs.evolve(
+                self._sockets.addresses(config),
+                dashboard=None if config.dashboard is None else sites[config.dashboard],
+                metrics=None if config.metrics is None else sites[config.metrics],
+            )
+            log_start(config, addresses, most_connections=self._most_connections(config))
+            task_status.started(addresses)
+            # No deadline: it serves until it is drained or cancelled.
+            await self._drain_asked.wait()
+            replacing.cancel_scope.cancel()
         self._sockets.close()
         for process in self._processes:
             process.tell("drain")
         while self._processes:
             await self._changed.wait()  # no deadline: each worker has one
-        nursery.cancel_scope.cancel()
 
-    def _bound(self, config: RelayConfig) -> dict[str, tuple[Any, ...]]:
-        """The addresses of each tunnel with a `bind_addr`, by its id."""
-        found: dict[str, tuple[Any, ...]] = {}
-        for tunnel in config.tunnels:
-            for route in tunnel.routes:
-                for address in each_address(route.bind_addr):
-                    found[tunnel.id] = (*found.get(tunnel.id, ()), self._sockets.bound(name_of(address, route)))
-        return found
+    def _most_connections(self, config: RelayConfig) -> int:
+        """How many connections all workers take."""
+        descriptors = descriptor_limit()
+        most = config.limits.connections
+        return most if descriptors is None else min(most, len(self._slots) * (descriptors - SPARE_DESCRIPTORS))
+
+    def _close_unused(self) -> None:
+        """Close the sockets of addresses that the configuration does not name any more."""
+        if len({slot.base for slot in self._slots}) == 1:
+            self._sockets.keep_only(self._config)
+
+    async def _apply_at(self, process: WorkerProcess, content: str) -> None:
+        try:
+            await process.call("apply", content)
+        except NoWorker as error:
+            if process.ended.is_set() or process.retired:
+                return
+            # It was checked here. So this is no mistake of the operator, and the others have applied it.
+            line = "worker %d does not apply the configuration, and is replaced: %s"
+            fields = about("worker_replaced", worker=process.index, reason=error)
+            _log.error(line, process.index, error, extra=fields)
+            self._replacing.start_soon(self._replace_quietly, process)
 
     # Starting and replacing
 
-    async def _start(self, slot: _Slot, base: bytes | None = None) -> WorkerProcess:
-        """Start a worker, and wait until it listens. It is the current one then.
+    async def _replace(
+        self, slot: _Slot, *, base: bytes | None = None, only: WorkerProcess | None = None
+    ) -> WorkerProcess | None:
+        """Start a worker, and when it listens, let the one before it drain. Returns that one.
+
+        Args:
+            slot: where.
+            base: the file whose keys are in force there; by default the same as before.
+            only: do it only if this is the current one.
 
         Raises:
-            NoWorker: it does not listen.
+            NoWorker: it does not listen. The one before it goes on.
+        """
+        async with slot.changing:
+            before = slot.current
+            if only is not None and before is not only:
+                return None
+            base = base or slot.base
+            slot.current = await self._start(slot.index, base)
+            slot.base = base
+            if before is not None and not before.ended.is_set():
+                self._retire(before)
+            return before
+
+    async def _start(self, index: int, base: bytes) -> WorkerProcess:
+        """Start a worker, and wait until it listens.
+
+        Raises:
+            NoWorker: it does not.
         """
         assert self._nursery is not None
-        slot.base = base or slot.base
-        process = WorkerProcess(slot.index, self._command, partial(self._answer, slot), partial(self._hear, slot))
+        assert self._folder is not None
+        process = WorkerProcess(index, self._command, self._answer, self._hear)
         self._processes.add(process)
-        self._nursery.start_soon(self._watch, slot, process)
+        self._tell_who()
+        self._nursery.start_soon(self._watch, process)
         setup = Setup(
-            index=slot.index, workers=len(self._slots), base=slot.base.decode(), tunnels=self._tunnels.decode()
+            index=index,
+            workers=len(self._slots),
+            base=base.decode(),
+            tunnels=self._tunnels.decode(),
+            process=process.id,
+            folder=str(self._folder),
         )
         try:
-            await process.begin(setup.to_wire(), self._sockets.of_worker(slot.index))
-        except BaseException:
-            process.tell("end")
-            raise
-        slot.current = process
+            self._sockets.restore(index)
+            await process.begin(setup.to_wire(), self._sockets.of_worker(index))
+            if process.ended.is_set():
+                raise NoWorker(f"it has ended: {process.how_it_ended}")
+        except OSError as error:
+            raise NoWorker(error.strerror or str(error)) from error
+        finally:
+            if not process.listens:
+                process.tell("end")
         line = "worker %d, process %d, listens"
-        _log.info(line, slot.index, process.pid, extra=about("worker_listens", worker=slot.index))
+        _log.info(line, index, process.pid, extra=about("worker_listens", worker=index))
         return process
 
-    async def _watch(self, slot: _Slot, process: WorkerProcess) -> None:
+    def _retire(self, process: WorkerProcess) -> None:
+        """Let a worker drain. Visitors wait for the gateways that it had."""
+        process.retired = True
+        self._expect(self._records.tunnels_of(process.id))
+        process.tell("drain")
+
+    async def _wait_moved(self, retired: WorkerProcess) -> None:
+        """Wait until the gateways of a worker are at others, or have had the time for that."""
+        with trio.move_on_after(MOVE_TIMEOUT):
+            while not all(self._records.has_other(one, retired.id) for one in self._records.tunnels_of(retired.id)):
+                await trio.sleep(_MOVE_LOOK)
+
+    async def _replace_quietly(self, process: WorkerProcess) -> None:
+        """Replace a worker that shall go."""
+        try:
+            await self._replace(self._slots[process.index], only=process)
+        except NoWorker as error:
+            fields = about("no_successor", worker=process.index, reason=error)
+            _log.error("there is no successor of worker %d: %s", process.index, error, extra=fields)
+
+    async def _watch(self, process: WorkerProcess) -> None:
         """Wait for the end of a worker, and replace it if nobody has asked for that."""
+        slot = self._slots[process.index]
         try:
             await process.run()
         finally:
             self._processes.discard(process)
             self._changed.set()
             self._changed = trio.Event()
-            if process.report is not None:
-                stats = past(process.report.stats)
-                self._past = stats if self._past is None else self._sum_of_past([self._past, stats])
+            self._records.leave(process.id)
+            self._tell_who()
+            self._overview.keep_counts_of(process)
         if slot.current is process:
             slot.current = None
             if not self._drain_asked.is_set():
-                why = process.how_it_ended
+                slot.failures = slot.failures + 1 if trio.current_time() < process.since + LIVED else 0
                 line = "worker %d, process %d, has ended: %s; another one is started"
-                fields = about("worker_ended", worker=slot.index, reason=why)
-                _log.error(line, slot.index, process.pid, why, extra=fields)
-                slot.failures = 0 if trio.current_time() - process.since >= LIVED else slot.failures + 1
-                assert self._nursery is not None
-                self._nursery.start_soon(self._revive, slot)
+                fields = about("worker_ended", worker=slot.index, reason=process.how_it_ended)
+                _log.error(line, slot.index, process.pid, process.how_it_ended, extra=fields)
+                self._replacing.start_soon(self._revive, slot)
 
     async def _revive(self, slot: _Slot) -> None:
-        """Start a worker in the place of one that has ended."""
-        with self._reviving:
-            pass
+        """Start a worker in the place of one that has ended, until that succeeds."""
+        while slot.current is None:
+            if slot.failures:
+                await trio.sleep(min(FIRST_DELAY * 2 ** (slot.failures - 1), LONGEST_DELAY))
+            try:
+                await self._replace(slot)
+            except NoWorker as error:
+                slot.failures += 1
+                self._sockets.withdraw(slot.index)
+                fields = about("worker_not_started", worker=slot.index, reason=error)
+                _log.error("worker %d cannot be started: %s", slot.index, error, extra=fields)
+
+    # What workers say
+
+    def _hear(self, process: WorkerProcess, method: str, _params: Any) -> None:
+        if method == "leave" and not self._drain_asked.is_set():
+            self._replacing.start_soon(self._replace_quietly, process)
+
+    async def _answer(self, process: WorkerProcess, method: str, params: Any) -> Any:
+        match method:
+            case "join":
+                return self._records.join(process.id, process.tell)
+            case "read":
+                return self._records.read(params)
+            case "write":
+                return self._records.write(process.id, params)
+            case "last report":
+                process.report = Report.from_wire(params)
+                return None
+        raise LookupError(f"the parent does not know the method {method!r}")
+
+    def _expect(self, tunnels: Sequence[str]) -> None:
+        """Let visitors of these tunnels wait for their gateways, at all workers that get new visitors."""
+        for process in self._processes:
+            if not process.retired:
+                process.tell("expect", [*tunnels])
+
+    def _tell_who(self) -> None:
+        """Tell all workers which process is which worker, so that they trust each other and nobody else."""
+        who = {str(process.pid): process.index for process in self._processes}
+        for process in self._processes:
+            process.tell("who", who)

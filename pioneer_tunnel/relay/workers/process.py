@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, final
 
 import trio
 
 from ..._model.status import ErrorKind
-from ..spawning import end_child, spawn
-from .channel import Answer, CallFailed, Channel, Hear
+from ..spawning import WORKER_VARIABLE, end_child, spawn
+from .channel import CallFailed, Channel
 from .reports import Report
 
-__all__ = ["VARIABLE", "NoWorker", "WorkerProcess"]
-
-VARIABLE: Final = "PIONEER_TUNNEL_WORKER"
-"""The environment variable with the descriptor of the worker's end of its channel."""
+__all__ = ["NoWorker", "WorkerProcess"]
 
 START_TIMEOUT: Final = 60.0
 """Seconds that a worker has to start and listen."""
@@ -53,12 +52,13 @@ class WorkerProcess:
     Args:
         index: which worker it is, from 0.
         command: starts it. Its environment is that of this process, and the descriptor of its channel.
-        answer: answers its calls.
-        hear: hears its messages.
+        answer: answers its calls. Gets this object first.
+        hear: hears its messages. Gets this object first.
 
     Attributes:
         index: as above.
         pid: its process id.
+        id: a random name, by which other workers tell it from its successor.
         since: when it was started, as `trio.current_time` counts.
         listens: whether it has said that it listens.
         retired: whether it was told to drain.
@@ -70,11 +70,17 @@ class WorkerProcess:
         NoWorker: it cannot be started.
     """
 
-    def __init__(self, index: int, command: Sequence[str], answer: Answer, hear: Hear) -> None:
+    def __init__(
+        self,
+        index: int,
+        command: Sequence[str],
+        answer: Callable[[WorkerProcess, str, Any], Awaitable[Any]],
+        hear: Callable[[WorkerProcess, str, Any], object],
+    ) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             environment = {name: value for name, value in os.environ.items() if name not in _OF_THE_PARENT}
-            environment[VARIABLE] = str(theirs.fileno())
+            environment[WORKER_VARIABLE] = str(theirs.fileno())
             try:
                 self.pid: Final = spawn(command, environment, [theirs.fileno()])
             except OSError as error:
@@ -87,7 +93,10 @@ class WorkerProcess:
         self.status: int | None = None
         self.ended: Final = trio.Event()
         self.report: Report | None = None
-        self._channel: Final = Channel(ours, answer, hear)
+        self.id: Final = secrets.token_hex(8)
+        self._channel: Final = Channel(
+            ours, partial(answer, self), lambda method, params, _sockets: hear(self, method, params)
+        )
 
     async def run(self) -> None:
         """Carry messages until it has ended. If cancelled, end it at once."""

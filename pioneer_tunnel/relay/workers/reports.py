@@ -17,24 +17,19 @@ from ..._model.certificate_status import CertificateStatus
 from ..._model.stats import StreamStats
 from ..stats import ConnectionStats, RelayStats, RelayTunnelStats, WorkerStats
 
-__all__ = ["Report", "past", "total"]
+__all__ = ["Report", "past", "summed_up", "total"]
 
-_GAUGES: Final = ("open", "limit", "visitors_open", "visitors_limit", "pending", "pending_limit")
-NOTHING: Final = RelayStats(
-    since_unix=0.0,
-    draining=False,
-    connections=ConnectionStats(
-        open=0,
-        limit=0,
-        visitors_open=0,
-        visitors_limit=0,
-        pending=0,
-        pending_limit=0,
-        accepted_total=0,
-        evicted_total=0,
-    ),
+_NUMBERS: Final = (
+    "sessions_open",
+    "sessions_total",
+    "resumes_total",
+    "suspended_sessions",
+    "suspended_sessions_limit",
+    "unsent_bytes",
+    "unsent_limit_bytes",
 )
-"""The statistics of no worker."""
+_GAUGES: Final = ("open", "limit", "visitors_open", "visitors_limit", "pending", "pending_limit")
+_COUNTERS: Final = ("accepted_total", "evicted_total")
 
 
 @final
@@ -104,13 +99,19 @@ def total(
     return RelayStats(
         since_unix=since_unix,
         draining=draining,
-        connections=ConnectionStats(**_sums([one.connections for one in stats], attrs.fields(ConnectionStats))),
+        connections=ConnectionStats(**_sums([one.connections for one in stats], (*_GAUGES, *_COUNTERS))),
         tunnels={name: _tunnel([one.tunnels[name] for one in stats if name in one.tunnels]) for name in tunnels},
         streams=sum((one.streams for one in stats), StreamStats()),
         refusals_total=_added(one.refusals_total for one in stats),
         workers=tuple(workers),
-        **_sums(stats, [field for field in attrs.fields(RelayStats) if field.type == "int"]),
+        **_sums(stats, _NUMBERS),
     )
+
+
+def summed_up(stats: Sequence[RelayStats]) -> RelayStats:
+    """The sum of what is past, with all tunnels that it has."""
+    tunnels = dict.fromkeys(name for one in stats for name in one.tunnels)
+    return total(stats, since_unix=0.0, draining=False, tunnels=tunnels)
 
 
 def _tunnel(parts: Sequence[RelayTunnelStats]) -> RelayTunnelStats:
@@ -128,8 +129,8 @@ def _tunnel(parts: Sequence[RelayTunnelStats]) -> RelayTunnelStats:
     )
 
 
-def _sums(parts: Sequence[Any], fields: Iterable[attrs.Attribute[Any]]) -> dict[str, int]:
-    return {field.name: sum(getattr(part, field.name) for part in parts) for field in fields}
+def _sums(parts: Sequence[object], names: Iterable[str]) -> dict[str, int]:
+    return {name: sum(getattr(part, name) for part in parts) for name in names}
 
 
 def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

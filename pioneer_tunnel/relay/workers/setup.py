@@ -25,6 +25,8 @@ class Setup:
         workers: how many there are.
         base: the relay's file when the worker before it was started, or when this one is: its keys are in force.
         tunnels: the relay's file whose tunnels are in force.
+        process: tells this process from the one before it and the one after it.
+        folder: where the workers reach each other. It is private.
         connected: the ids of the tunnels whose gateways are expected.
     """
 
@@ -32,6 +34,8 @@ class Setup:
     workers: int
     base: str
     tunnels: str
+    process: str
+    folder: str
     connected: Sequence[str] = ()
 
     def to_wire(self) -> dict[str, Any]:

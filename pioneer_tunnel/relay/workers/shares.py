@@ -9,7 +9,7 @@ the visitors of its tunnel.
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -50,8 +50,8 @@ def _share_of_limits(limits: RelayLimits, workers: int) -> RelayLimits:
     if limits.connections < LEAST_CONNECTIONS * workers:
         text = f"is less than {LEAST_CONNECTIONS} for each of {workers} workers"
         raise refusal([Problem(key="relay.limits.connections", value=str(limits.connections), message=text)])
-    divided = {name: _part(name, getattr(limits, name), workers) for name in DIVIDED}
-    by_address = {name: _part_of_address(getattr(limits, name), workers) for name in DIVIDED_BY_ADDRESS}
+    divided: dict[str, Any] = {name: _part(name, getattr(limits, name), workers) for name in DIVIDED}
+    by_address: dict[str, Any] = {name: _part_of_address(getattr(limits, name), workers) for name in DIVIDED_BY_ADDRESS}
     return attrs.evolve(limits, **divided, **by_address)
 
 

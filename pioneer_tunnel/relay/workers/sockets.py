@@ -16,10 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, final
 
 from ..._model.addresses import Address
+from ..addresses import RelayAddresses
 from ..config import RelayConfig
 from ..inherited import Inherited
 from ..listeners import BACKLOG, bound_address, name_of, open_listeners
-from ..tunnels import each_address
+from ..tunnels import Addresses, each_address
 
 __all__ = ["SharedSockets"]
 
@@ -90,9 +91,23 @@ class SharedSockets:
             if not of_all[index]:
                 of_all[index] = [_another(one) for one in next(filter(None, of_all))]
 
-    def bound(self, name: str) -> Address:
-        """The address of this name, with the port that the system chose if it is 0."""
-        return self._addresses[name]
+    def addresses(self, config: RelayConfig) -> RelayAddresses:
+        """Where the relay listens, without its sites."""
+        tunnels: dict[str, tuple[Address, ...]] = {}
+        for tunnel in config.tunnels:
+            for route in tunnel.routes:
+                for address in each_address(route.bind_addr):
+                    bound = self._addresses[name_of(address, route)]
+                    tunnels[tunnel.id] = (*tunnels.get(tunnel.id, ()), bound)
+        return RelayAddresses(
+            all_control=self._all_of(config.control_addr),
+            all_ingress=self._all_of(config.ingress_addr),
+            all_tunnels=tunnels,
+            all_http=self._all_of(config.http_addr),
+        )
+
+    def _all_of(self, key: Addresses | None) -> tuple[Address, ...]:
+        return tuple(self._addresses[name_of(address)] for address in each_address(key))
 
     def close(self) -> None:
         """Close all of them."""

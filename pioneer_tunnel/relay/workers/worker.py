@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn, final
 
@@ -22,8 +23,8 @@ from ..._model.log_fields import about
 from ...websocket import EngineName
 from ..inherited import Inherited
 from ..server import Relay
+from ..spawning import WORKER_VARIABLE
 from .channel import CallFailed, Channel
-from .process import VARIABLE
 from .reports import Report
 from .setup import Setup
 
@@ -81,7 +82,7 @@ class Worker:
         environment: MutableMapping[str, str] = os.environ,
     ) -> Worker | None:
         """The worker that this process is; None if no parent has started it as one. Its variable is removed."""
-        descriptor = environment.pop(VARIABLE, None)
+        descriptor = environment.pop(WORKER_VARIABLE, None)
         if descriptor is None:
             return None
         connection = socket.socket(fileno=int(descriptor))
@@ -150,10 +151,8 @@ class Worker:
 
     async def _report_last(self, relay: Relay) -> None:
         with trio.CancelScope(shield=True), trio.move_on_after(REPORT_TIMEOUT):
-            try:
+            with suppress(CallFailed, trio.BrokenResourceError):  # nobody is left to know
                 await self._channel.call("last report", self._report(relay))
-            except (CallFailed, trio.BrokenResourceError):
-                pass  # nobody is left to know
 
     def _drain(self) -> None:
         self._drain_asked.set()
@@ -162,10 +161,10 @@ class Worker:
 
     def _hear(self, method: str, params: Any, sockets: Sequence[socket.socket]) -> None:
         match method:
-            case "sockets" if self._inherited is None:
-                self._given[params] = sockets
-            case "sockets":
+            case "sockets" if self._inherited is not None:
                 self._inherited.add(params, sockets)
+            case "sockets":
+                self._given[params] = sockets
             case "drain":
                 self._drain()
             case "end":
