@@ -150,9 +150,9 @@ class Worker:
             await relay.drain()
 
     async def _report_last(self, relay: Relay) -> None:
-        with trio.CancelScope(shield=True), trio.move_on_after(REPORT_TIMEOUT):
-            with suppress(CallFailed, trio.BrokenResourceError):  # nobody is left to know
-                await self._channel.call("last report", self._report(relay))
+        gone = suppress(CallFailed, trio.BrokenResourceError)  # nobody is left to know
+        with gone, trio.CancelScope(shield=True), trio.move_on_after(REPORT_TIMEOUT):
+            await self._channel.call("last report", self._report(relay))
 
     def _drain(self) -> None:
         self._drain_asked.set()
