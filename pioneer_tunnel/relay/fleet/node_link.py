@@ -1,8 +1,8 @@
 """The kept link to one other node: dialled when it is needed first, and again when it was lost.
 
-A node may be two processes for a while: one that drains, and its successor, which has the address. So when a process
-does not have a session, the address is dialled again. If another process answers, both are asked from then on, the
-newer one first, until the older one ends.
+A node has two processes while it is restarted: one that drains, and its successor, which has the address. The link to
+the first one stays until it ends. When a session is in a process to which there is no link, the address is dialled, at
+most once a second.
 """
 
 from __future__ import annotations
@@ -41,13 +41,16 @@ ANSWER_TIMEOUT: Final = 10.0
 
 SHORTEST_BACKOFF: Final = 0.25
 LONGEST_BACKOFF: Final = 15.0
-"""Seconds before the next attempt, when one has failed. They double; meanwhile requests fail at once."""
+"""Seconds before the next attempt, when one has failed. They double."""
+
+LONGEST_WAIT: Final = 1.0
+"""Seconds that a request waits for the next attempt. If that is later, the request fails at once."""
 
 STEADY: Final = 10.0
 """Seconds that a link has to last, so that its loss is not one more failed attempt."""
 
 LOOK_INTERVAL: Final = 1.0
-"""Seconds between two looks whether another process has the address."""
+"""Seconds between two looks whether another process has the address, while one is connected."""
 
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.fleet"))
 
@@ -154,55 +157,61 @@ class NodeLink:
         if not self._processes and self._dialling is None and trio.current_time() >= self._not_before:
             self._dial()
 
-    async def ask(self, fields: Mapping[str, Any]) -> tuple[YamuxStream, Message]:
+    async def ask(self, fields: Mapping[str, Any], process: str | None = None) -> tuple[YamuxStream, Message]:
         """Open a stream with a request, and wait for the answer.
+
+        Args:
+            fields: the request.
+            process: which process of the node; None for the one that has its address now.
 
         Returns:
             The stream after the answer, and the answer, which is not `gone`.
 
         Raises:
-            trio.BrokenResourceError: the node cannot be reached, or has not what is asked for.
+            trio.BrokenResourceError: the process cannot be reached, or has not what is asked for.
         """
-        asked: list[_Process] = []
         with trio.move_on_after(ANSWER_TIMEOUT):
-            while True:
-                process = self._next(asked) or await self._dialled(asked)
-                stream = await process.connection.open_stream(announce=False)
-                try:
-                    stream.put(framed(fields))
-                    answer = await receive_message(stream)
-                except RemoteProtocolError as error:
-                    stream.reset()
-                    raise trio.BrokenResourceError(f"node {self._node} breaks the protocol: {error}") from error
-                except BaseException:
-                    stream.reset()
-                    raise
-                if answer.type != GONE:
-                    return stream, answer
+            found = self._find(process) or await self._dialled(process)
+            stream = await found.connection.open_stream(announce=False)
+            try:
+                stream.put(framed(fields))
+                answer = await receive_message(stream)
+            except RemoteProtocolError as error:
                 stream.reset()
-                asked.append(process)
+                raise trio.BrokenResourceError(f"node {self._node} breaks the protocol: {error}") from error
+            except BaseException:
+                stream.reset()
+                raise
+            if answer.type == GONE:
+                stream.reset()
+                raise trio.BrokenResourceError(f"node {self._node} does not have it any more")
+            return stream, answer
         raise trio.BrokenResourceError(f"node {self._node} did not answer within {ANSWER_TIMEOUT:g} seconds")
 
-    def _next(self, asked: list[_Process]) -> _Process | None:
-        return next((each for each in self._processes if each.takes_streams and each not in asked), None)
+    def _find(self, process: str | None) -> _Process | None:
+        for each in self._processes:
+            if each.takes_streams and process in {None, each.name}:
+                return each
+        return None
 
-    async def _dialled(self, asked: list[_Process]) -> _Process:
-        """A process that was not asked yet."""
-        now = trio.current_time()
+    async def _dialled(self, process: str | None) -> _Process:
+        """What `_find` does not find yet."""
+        if self._dialling is None and trio.current_time() < self._not_before <= trio.current_time() + LONGEST_WAIT:
+            await trio.sleep_until(self._not_before)
         if self._dialling is None:
-            if asked and now < self._dialled_at + LOOK_INTERVAL:
-                raise trio.BrokenResourceError(f"node {self._node} does not have it")
+            now = trio.current_time()
             if now < self._not_before:
                 raise trio.BrokenResourceError(f"node {self._node} cannot be reached: {self._why_not}")
+            if self._processes and now < self._dialled_at + LOOK_INTERVAL:
+                raise trio.BrokenResourceError(f"that process of node {self._node} cannot be reached")
             self._dial()
         dialling = self._dialling
         assert dialling is not None
         await dialling.wait()
-        process = self._next(asked)
-        if process is None:
-            why = self._why_not or "it does not have it"
-            raise trio.BrokenResourceError(f"node {self._node} cannot be reached: {why}")
-        return process
+        found = self._find(process)
+        if found is None:
+            raise trio.BrokenResourceError(f"node {self._node} cannot be reached: {self._why_not or 'no more'}")
+        return found
 
     def _dial(self) -> None:
         self._dialling, self._dialled_at = trio.Event(), trio.current_time()

@@ -6,7 +6,6 @@ import functools
 import logging
 import math
 import random
-import secrets
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -62,6 +61,7 @@ class NodeLinks(Peers):
 
     Args:
         node: the name of this node.
+        process: the id of this process, see `Holding`.
         asked: what the others may ask.
         machines: the way to other machines; None if there are none.
         workers: the way to the other workers of this machine; None if there are none.
@@ -73,6 +73,7 @@ class NodeLinks(Peers):
     def __init__(
         self,
         node: str,
+        process: str,
         asked: Asked,
         *,
         machines: MachineNetwork | None = None,
@@ -88,7 +89,7 @@ class NodeLinks(Peers):
         self._listeners: Final = listeners
         self._serve_gateway: Final = serve_gateway
         self._random: Final = random
-        self._process: Final = secrets.token_hex(8)
+        self._process: Final = process
         self._sending: Final = SendBudget(UNSENT_LIMIT)
         self._links: Final[dict[str, NodeLink]] = {}
         self._accepted: Final[dict[str, list[trio.CancelScope]]] = {}
@@ -138,7 +139,9 @@ class NodeLinks(Peers):
     # What the directory asks
 
     async def open_stream(self, tunnel_id: str, holding: Holding) -> Hop:
-        stream, answer = await self._link(holding.node).ask(visit_fields(tunnel_id, holding.session))
+        stream, answer = await self._link(holding.node).ask(
+            visit_fields(tunnel_id, holding.session), holding.process
+        )
         try:
             if answer.type == AWAY:
                 raise GatewayAway
@@ -155,7 +158,7 @@ class NodeLinks(Peers):
     async def order(self, tunnel_id: str, holding: Holding, order: Order) -> bool:
         try:
             link = self._link(holding.node)
-            stream, answer = await link.ask(order_fields(tunnel_id, holding.session, order))
+            stream, answer = await link.ask(order_fields(tunnel_id, holding.session, order), holding.process)
         except trio.BrokenResourceError:
             return False
         stream.close_soon()

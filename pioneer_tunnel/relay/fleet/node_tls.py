@@ -7,7 +7,7 @@ node whose certificate may sign others, by mistake, adds nobody to the fleet.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, final
 
@@ -49,6 +49,7 @@ class NodeTls:
             self._ders[name] = der
         self._names: Final = {der: name for name, der in self._ders.items()}
         self._server: Final = _context(ssl.PROTOCOL_TLS_SERVER, certificate, private_key, self._ders.values())
+        self._server.num_tickets = 0  # a link is kept, and nobody resumes it
         self._clients: Final = {
             name: _context(ssl.PROTOCOL_TLS_CLIENT, certificate, private_key, [der]) for name, der in self._ders.items()
         }
@@ -87,7 +88,7 @@ def _shown_by(secured: TlsStream) -> bytes:
     return certificates[0] if certificates else b""
 
 
-def _context(kind: int, certificate: Path, private_key: Path, trusted: object) -> ssl.SSLContext:
+def _context(kind: int, certificate: Path, private_key: Path, trusted: Iterable[bytes]) -> ssl.SSLContext:
     context = ssl.SSLContext(kind)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
@@ -95,14 +96,13 @@ def _context(kind: int, certificate: Path, private_key: Path, trusted: object) -
     # A certificate that is trusted by itself, as `NodeTls` compares the whole of it. Not `VERIFY_X509_STRICT`, which
     # is Python's default from 3.13 on, and asks for what a self-signed certificate need not have.
     context.verify_flags = (context.verify_flags | ssl.VERIFY_X509_PARTIAL_CHAIN) & ~ssl.VERIFY_X509_STRICT
-    context.num_tickets = 0  # a link is kept; nobody resumes it
     try:
         with (
             files.pinned(certificate, limit=_FILE_LIMIT) as certificate_path,
             files.pinned(private_key, limit=_FILE_LIMIT) as key_path,
         ):
             context.load_cert_chain(certificate_path, key_path, password="")
-        for der in trusted:  # type: ignore[attr-defined]
+        for der in trusted:
             context.load_verify_locations(cadata=der)
     except (StorageError, OSError) as error:
         raise InvalidSettingsError(
