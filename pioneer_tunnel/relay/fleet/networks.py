@@ -41,8 +41,12 @@ class Network(Protocol):
     def reaches(self, node: str) -> bool:
         """Whether there is a way to a node."""
 
-    async def dial(self, node: str) -> Reached:
+    async def dial(self, node: str, process: str | None) -> Reached:
         """Connect to a node that it `reaches`. The caller sets the deadline.
+
+        Args:
+            node: its name.
+            process: which process of the node, if the network can tell; None for the one that began last.
 
         Raises:
             trio.BrokenResourceError, OSError: it cannot be reached, or it is somebody else.
@@ -77,7 +81,7 @@ class MachineNetwork(Network):
     def reaches(self, node: str) -> bool:
         return machine_of(node) in self.addresses
 
-    async def dial(self, node: str) -> Reached:
+    async def dial(self, node: str, process: str | None) -> Reached:  # noqa: ARG002  # one process has the address
         machine, _, worker = node.partition("/")
         address = self.addresses[machine]
         stream = await trio.open_tcp_stream(address.host, address.port + (int(worker) if worker.isdecimal() else 0))

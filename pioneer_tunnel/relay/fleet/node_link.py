@@ -147,6 +147,11 @@ class NodeLink:
         self._why_not = ""
 
     @property
+    def is_idle(self) -> bool:
+        """Whether there is no link, and nobody waits for one."""
+        return not self._processes and self._dialling is None
+
+    @property
     def round_trip(self) -> float:
         for process in self._processes:
             return process.connection.session.round_trips.shortest or math.inf
@@ -154,8 +159,8 @@ class NodeLink:
 
     def want(self) -> None:
         """Dial if there is no link, and no attempt has just failed. Does not wait."""
-        if not self._processes and self._dialling is None and trio.current_time() >= self._not_before:
-            self._dial()
+        if self.is_idle and trio.current_time() >= self._not_before:
+            self._dial(None)
 
     async def ask(self, fields: Mapping[str, Any], process: str | None = None) -> tuple[YamuxStream, Message]:
         """Open a stream with a request, and wait for the answer.
@@ -204,7 +209,7 @@ class NodeLink:
                 raise trio.BrokenResourceError(f"node {self._node} cannot be reached: {self._why_not}")
             if self._processes and now < self._dialled_at + LOOK_INTERVAL:
                 raise trio.BrokenResourceError(f"that process of node {self._node} cannot be reached")
-            self._dial()
+            self._dial(process)
         dialling = self._dialling
         assert dialling is not None
         await dialling.wait()
@@ -213,15 +218,15 @@ class NodeLink:
             raise trio.BrokenResourceError(f"node {self._node} cannot be reached: {self._why_not or 'no more'}")
         return found
 
-    def _dial(self) -> None:
+    def _dial(self, wanted: str | None) -> None:
         self._dialling, self._dialled_at = trio.Event(), trio.current_time()
-        self._tasks.start_soon(self._keep, self._dialling)
+        self._tasks.start_soon(self._keep, wanted, self._dialling)
 
-    async def _keep(self, dialling: trio.Event) -> None:
+    async def _keep(self, wanted: str | None, dialling: trio.Event) -> None:
         """Dial once, and run the link until it ends."""
         process = None
         try:
-            process = await self._reach()
+            process = await self._reach(wanted)
         finally:
             self._dialling = None
             dialling.set()
@@ -237,11 +242,11 @@ class NodeLink:
         if trio.current_time() < since + STEADY:
             self._back_off("the link was lost soon")
 
-    async def _reach(self) -> _Process | None:
+    async def _reach(self, wanted: str | None) -> _Process | None:
         """Dial. None if that failed, or if the process is one that is connected already."""
         try:
             with trio.fail_after(DIAL_TIMEOUT):
-                reached = await self._network.dial(self._node)
+                reached = await self._network.dial(self._node, wanted)
                 try:
                     name = await self._greeted(reached)
                 except BaseException:

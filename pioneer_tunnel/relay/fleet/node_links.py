@@ -91,7 +91,7 @@ class NodeLinks(Peers):
         self._random: Final = random
         self._process: Final = process
         self._sending: Final = SendBudget(UNSENT_LIMIT)
-        self._links: Final[dict[str, NodeLink]] = {}
+        self._links: Final[dict[tuple[str, str | None], NodeLink]] = {}
         self._accepted: Final[dict[str, list[trio.CancelScope]]] = {}
         self._greeting = 0
         self._tasks: trio.Nursery | None = None
@@ -114,9 +114,9 @@ class NodeLinks(Peers):
                 listeners.append((self._machines, [*self._listeners]))
             if self._workers is not None:
                 stack.enter_context(self._workers.opened())
-                listening = trio.socket.from_stdlib_socket(self._workers.listen(LINKS, socket.SOCK_STREAM))
-                stack.callback(listening.close)
-                listeners.append((self._workers, [trio.SocketListener(listening)]))
+                listening = stack.enter_context(self._workers.listening(LINKS, socket.SOCK_STREAM))
+                listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+                listeners.append((self._workers, [listener]))
             async with trio.open_nursery() as nursery:
                 self._tasks = nursery
                 carrier = Carrier(log_unforeseen)
@@ -139,7 +139,7 @@ class NodeLinks(Peers):
     # What the directory asks
 
     async def open_stream(self, tunnel_id: str, holding: Holding) -> Hop:
-        stream, answer = await self._link(holding.node).ask(
+        stream, answer = await self._link(holding.node, holding.process).ask(
             visit_fields(tunnel_id, holding.session), holding.process
         )
         try:
@@ -157,7 +157,7 @@ class NodeLinks(Peers):
 
     async def order(self, tunnel_id: str, holding: Holding, order: Order) -> bool:
         try:
-            link = self._link(holding.node)
+            link = self._link(holding.node, holding.process)
             stream, answer = await link.ask(order_fields(tunnel_id, holding.session, order), holding.process)
         except trio.BrokenResourceError:
             return False
@@ -196,15 +196,19 @@ class NodeLinks(Peers):
                 return network
         return None
 
-    def _link(self, node: str) -> NodeLink:
-        link = self._links.get(node)
+    def _link(self, node: str, process: str | None = None) -> NodeLink:
+        network = self._network(node)
+        if network is None:
+            raise trio.BrokenResourceError(f"node {node} is none that this one knows")
+        # Each process of a worker has a socket of its own.
+        key = (node, process if network is self._workers else None)
+        link = self._links.get(key)
         if link is None:
-            network = self._network(node)
-            if network is None:
-                raise trio.BrokenResourceError(f"node {node} is none that this one knows")
             if self._tasks is None:
                 raise trio.BrokenResourceError("this node is not linked to others yet, or no more")
-            link = self._links[node] = NodeLink(
+            for other in [other for other in self._links if other[0] == node and self._links[other].is_idle]:
+                del self._links[other]  # of a process that has ended
+            link = self._links[key] = NodeLink(
                 node,
                 own=self._node,
                 process=self._process,

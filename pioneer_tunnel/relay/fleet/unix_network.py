@@ -3,16 +3,17 @@
 The kernel says which process is at the other end (SO_PEERCRED), and the parent process says which processes are
 workers. So nobody else is served, and no worker can pretend to be another one.
 
-A worker's socket goes by the number of the worker. A successor puts its own in the place of its predecessor's, which
-then gets no new connections.
+While a worker is restarted it has two processes, and each of them is reached by the id of the process. The number of
+the worker leads to the process that began last.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, final
 
@@ -26,6 +27,7 @@ from .networks import Network, Reached, machine_of
 __all__ = ["WorkerNetwork"]
 
 _BACKLOG: Final = 64
+_NAME: Final = re.compile(r"[0-9a-f]{1,16}")
 LINKS: Final = "links"
 VISITORS: Final = "visitors"
 """The kinds of sockets of a worker."""
@@ -37,14 +39,16 @@ class WorkerNetwork(Network):
 
     Args:
         node: the name of this worker.
+        process: the id of this process, see `Holding`.
         folder: where the sockets are. It is private: mode 0700.
         who: the name of the worker that a process is; None if it is none. It may change.
 
     It works within `opened`.
     """
 
-    def __init__(self, node: str, folder: Path, who: Callable[[int], str | None]) -> None:
-        self.node: Final = node
+    def __init__(self, node: str, process: str, folder: Path, who: Callable[[int], str | None]) -> None:
+        self._node: Final = node
+        self._process: Final = process
         self._folder: Final = folder
         self._who: Final = who
         self._descriptor: int | None = None
@@ -64,26 +68,29 @@ class WorkerNetwork(Network):
                 self._descriptor = None
 
     def reaches(self, node: str) -> bool:
-        return "/" in node and node != self.node and machine_of(node) == machine_of(self.node)
+        return "/" in node and machine_of(node) == machine_of(self._node)
 
-    async def dial(self, node: str) -> Reached:
-        connected = await self.connect(node, LINKS, socket.SOCK_STREAM)
+    async def dial(self, node: str, process: str | None) -> Reached:
+        connected = await self.connect(node, process, LINKS, socket.SOCK_STREAM)
         return Reached(watched := watch(trio.SocketStream(connected)), watched, node)
 
     async def accept(self, stream: trio.SocketStream) -> Reached:
         node = self.name_of(stream.socket)
         return Reached(watched := watch(stream), watched, node)
 
-    async def connect(self, node: str, kind: str, socket_type: int) -> trio.socket.SocketType:
+    async def connect(self, node: str, process: str | None, kind: str, socket_type: int) -> trio.socket.SocketType:
         """Connect to a socket of another worker.
 
         Raises:
             OSError: nobody listens there.
             trio.BrokenResourceError: somebody else does.
         """
+        name = process or node.rpartition("/")[2]
+        if not _NAME.fullmatch(name):  # it may come from another machine
+            raise trio.BrokenResourceError("no process has such a name")
         connected = trio.socket.socket(socket.AF_UNIX, socket_type)
         try:
-            await connected.connect(self._path(node, kind))
+            await connected.connect(self._path(kind, name))
             if self.name_of(connected) != node:
                 raise trio.BrokenResourceError("another process is there")
         except BaseException:
@@ -91,27 +98,25 @@ class WorkerNetwork(Network):
             raise
         return connected
 
-    def listen(self, kind: str, socket_type: int) -> socket.socket:
-        """Listen, in the place of a predecessor.
+    @contextmanager
+    def listening(self, kind: str, socket_type: int) -> Iterator[socket.socket]:
+        """Listen while the block runs.
 
         Raises:
             OSError: the system refused.
         """
-        path = self._path(self.node, kind)
-        temporary = f"{path}.{os.getpid()}"
-        listener = socket.socket(socket.AF_UNIX, socket_type)
-        try:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)  # noqa: PTH108  # it goes by a descriptor
-            listener.bind(temporary)
-            os.chmod(temporary, 0o600)  # noqa: PTH101  # as above; until now the folder alone kept others out
-            listener.listen(_BACKLOG)
-            listener.setblocking(False)
-            os.replace(temporary, path)  # noqa: PTH105  # as above
-        except BaseException:
-            listener.close()
-            raise
-        return listener
+        path, latest = self._path(kind, self._process), self._path(kind, self._node.rpartition("/")[2])
+        with socket.socket(socket.AF_UNIX, socket_type) as listener:
+            listener.bind(path)
+            try:
+                os.chmod(path, 0o600)  # noqa: PTH101  # it goes by a descriptor; the folder alone keeps others out, too
+                listener.listen(_BACKLOG)
+                listener.setblocking(False)
+                os.link(path, f"{path}.new")
+                os.replace(f"{path}.new", latest)  # noqa: PTH105  # as above
+                yield listener
+            finally:
+                os.unlink(path)  # noqa: PTH108  # as above
 
     def name_of(self, connected: trio.socket.SocketType) -> str:
         """The name of the worker at the other end.
@@ -128,6 +133,6 @@ class WorkerNetwork(Network):
             raise trio.BrokenResourceError(f"process {pid} is no worker of this relay")
         return name
 
-    def _path(self, node: str, kind: str) -> str:
+    def _path(self, kind: str, name: str) -> str:
         assert self._descriptor is not None
-        return f"/proc/self/fd/{self._descriptor}/{kind}-{node.rpartition('/')[2]}"
+        return f"/proc/self/fd/{self._descriptor}/{kind}-{name}"

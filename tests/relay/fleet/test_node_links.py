@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import random
 import socket
+import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -34,14 +36,16 @@ from rig import (
 )
 
 from pioneer_tunnel._model.addresses import Address
-from pioneer_tunnel._model.errors import InvalidSettingsError
+from pioneer_tunnel._model.errors import InvalidSettingsError, StorageError
 from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel.relay import Relay, RelayAddresses
 from pioneer_tunnel.relay.fleet.networks import MachineNetwork
 from pioneer_tunnel.relay.fleet.node_links import NodeLinks
+from pioneer_tunnel.relay.fleet.node_messages import GatewayRequest
 from pioneer_tunnel.relay.fleet.node_tls import NodeTls
 from pioneer_tunnel.relay.fleet.peers import Order, OrderKind, Peers
 from pioneer_tunnel.relay.fleet.records import Holding
+from pioneer_tunnel.relay.fleet.unix_network import WorkerNetwork
 from pioneer_tunnel.relay.gateways.registry import Directory, GatewayAway, LiveSession, LocalDirectory
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.tunnel import Tunnel, open_tunnel
@@ -109,7 +113,13 @@ Handler: TypeAlias = Callable[[TunnelStream], Awaitable[None]]
 
 @asynccontextmanager
 async def gateway_behind(
-    near: NodeLinks, far: NodeLinks, sessions: Sessions, handler: Handler, **changes: Any
+    near: NodeLinks,
+    far: NodeLinks,
+    sessions: Sessions,
+    handler: Handler,
+    *,
+    held: Holding | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Scene]:
     directory = LocalDirectory()
     async with trio.open_nursery() as nursery:
@@ -127,7 +137,7 @@ async def gateway_behind(
             assert session is not None
             sessions.held["s"] = session
             nursery.start_soon(trio.serve_listeners, handler, [tunnel])
-            far_directory = FarDirectory(far, holding("near"))
+            far_directory = FarDirectory(far, held or holding("near"))
             visitors = await nursery.start(partial(serve_relay, far_directory, **changes))
             yield Scene(near, far, sessions, tunnel, visitors.ingress)
             nursery.cancel_scope.cancel()
@@ -349,3 +359,81 @@ async def test_a_lost_link_breaks_its_streams_and_the_next_visitor_gets_another_
                     await visitor.send_eof()
                     assert await read_all(visitor) == ANSWER
             nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def worker(
+    folder: Path, number: int, sessions: Sessions | None = None, *, process: str = "", who: str | None = "m/0"
+) -> AsyncIterator[NodeLinks]:
+    """A worker of the machine `m`. `who` is what it takes this process for, which is at both ends."""
+    process = process or f"{number:016x}"
+    network = WorkerNetwork(f"m/{number}", process, folder, lambda pid: who if pid == os.getpid() else None)
+    links = NodeLinks(f"m/{number}", process, sessions or Sessions(), workers=network, random=random.Random(1))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(links.run)
+        yield links
+        nursery.cancel_scope.cancel()
+
+
+def private(folder: Path) -> Path:
+    (folder / "workers").mkdir(mode=0o700)
+    return folder / "workers"
+
+
+async def test_workers_of_one_machine_reach_each_other_over_unix_sockets(tmp_path: Path) -> None:
+    sessions, folder = Sessions(), private(tmp_path)
+    with no_hang():
+        async with (
+            worker(folder, 0, sessions, who="m/1") as near,
+            worker(folder, 1) as far,
+            gateway_behind(near, far, sessions, tell_visitor, held=holding("m/0", process=f"{0:016x}")) as at,
+        ):
+            async with await at.visit() as visitor:
+                own = Address.of_socket(visitor.socket.getsockname())
+                await visitor.send_all(request(body=bytes(SEVERAL_WINDOWS)))
+                await visitor.send_eof()
+                assert (await read_all(visitor)).decode().startswith(f"{own} ")
+            assert far.distance("m/0") == 0
+            assert stat.S_IMODE((folder / "links-0").stat().st_mode) == 0o600
+    # The next process of a worker replaces what is left.
+    assert {path.name for path in folder.iterdir()} == {"links-0", "links-1"}
+
+
+async def test_while_a_worker_is_restarted_both_of_its_processes_are_reached(tmp_path: Path) -> None:
+    folder, old, new = private(tmp_path), Sessions(), Sessions()
+    with no_hang():
+        async with (
+            worker(folder, 0, old, process="a" * 16, who="m/1"),
+            worker(folder, 0, new, process="b" * 16, who="m/1"),
+            worker(folder, 1) as far,
+        ):
+            for order in (Order(OrderKind.REPLACE), Order(OrderKind.RETIRE)):
+                await far.order("office", holding("m/0", process="a" * 16), order)
+                await far.order("office", holding("m/0", process="b" * 16), order)
+            assert len(old.orders) == len(new.orders) == 2
+            assert not await far.order("office", holding("m/0", process="c" * 16), Order(OrderKind.REPLACE))
+            assert not await far.order("office", holding("m/0", process="../links-0"), Order(OrderKind.REPLACE))
+            with pytest.raises(trio.BrokenResourceError, match="node m/0 takes no gateways of others"):
+                await far.pass_gateway("m/0", GatewayRequest())  # the number leads to the newer process
+
+
+@pytest.mark.parametrize("wrong", [None, "m/2"], ids=["no worker", "another worker"])
+@pytest.mark.parametrize("dials", [True, False], ids=["dials", "listens"])
+async def test_a_process_that_the_parent_does_not_name_is_refused(
+    tmp_path: Path, wrong: str | None, dials: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, sessions = private(tmp_path), Sessions()
+    seen_by_listener, seen_by_dialler = (wrong, "m/0") if dials else ("m/1", wrong)
+    with no_hang():
+        async with worker(folder, 0, sessions, who=seen_by_listener), worker(folder, 1, who=seen_by_dialler) as far:
+            assert not await far.order("office", holding("m/0", process=f"{0:016x}"), Order(OrderKind.REPLACE))
+    assert not sessions.orders
+    assert "is refused" in caplog.text or "node m/0 cannot be reached" in caplog.text
+
+
+async def test_the_folder_of_workers_has_to_be_private(tmp_path: Path) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir(mode=0o755)
+    with pytest.RaisesGroup(StorageError, flatten_subgroups=True):
+        async with worker(folder, 0):
+            pass
