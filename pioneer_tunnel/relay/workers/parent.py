@@ -48,6 +48,9 @@ LIVED: Final = 10.0
 MOVE_TIMEOUT: Final = 5.0
 """Seconds that the gateways of a worker have to go to others, before the next one is replaced."""
 
+EXPECT_TIMEOUT: Final = 2.0
+"""Seconds that workers have to say that their visitors wait. Not longer: one may be stuck."""
+
 _MOVE_LOOK: Final = 0.05
 _log: Final = logging.getLogger("pioneer_tunnel.relay.workers")
 
@@ -107,7 +110,7 @@ class Parent:
         self._sockets: Final = SharedSockets(workers, self._inherited)
         self._slots: Final = [_Slot(index, file.content) for index in range(workers)]
         self._processes: Final[set[WorkerProcess]] = set()
-        self._records: Final = ParentRecords(self._expect)
+        self._records: Final = ParentRecords(self._lost)
         self._folder: Path | None = None
         self._applying: Final = trio.Lock()
         self._drain_asked: Final = trio.Event()
@@ -284,7 +287,7 @@ class Parent:
             slot.current = await self._start(slot.index, base)
             slot.base = base
             if before is not None and not before.ended.is_set():
-                self._retire(before)
+                await self._retire(before)
             return before
 
     async def _start(self, index: int, base: bytes) -> WorkerProcess:
@@ -321,10 +324,13 @@ class Parent:
         _log.info(line, index, process.pid, extra=about("worker_listens", worker=index))
         return process
 
-    def _retire(self, process: WorkerProcess) -> None:
-        """Let a worker drain. Visitors wait for the gateways that it had."""
+    async def _retire(self, process: WorkerProcess) -> None:
+        """Let a worker drain. Visitors wait for the gateways that it had, at all workers that get new visitors."""
         process.retired = True
-        self._expect(self._records.tunnels_of(process.id))
+        with trio.move_on_after(EXPECT_TIMEOUT):
+            async with trio.open_nursery() as nursery:
+                for other in self._serving():
+                    nursery.start_soon(other.call, "expect", self._expectation(process.id))
         process.tell("drain")
 
     async def _wait_moved(self, retired: WorkerProcess) -> None:
@@ -394,11 +400,16 @@ class Parent:
                 return None
         raise LookupError(f"the parent does not know the method {method!r}")
 
-    def _expect(self, tunnels: Sequence[str]) -> None:
-        """Let visitors of these tunnels wait for their gateways, at all workers that get new visitors."""
-        for process in self._processes:
-            if not process.retired:
-                process.tell("expect", [*tunnels])
+    def _lost(self, process: str) -> None:
+        """A worker is gone. Visitors wait for the gateways that it had."""
+        for other in self._serving():
+            other.tell("expect", self._expectation(process))
+
+    def _expectation(self, process: str) -> dict[str, Any]:
+        return {"process": process, "tunnels": self._records.tunnels_of(process)}
+
+    def _serving(self) -> list[WorkerProcess]:
+        return [process for process in self._processes if not process.retired]
 
     def _tell_who(self) -> None:
         """Tell all workers which process is which worker, so that they trust each other and nobody else."""

@@ -30,10 +30,10 @@ class ParentRecords:
     """The records, in the parent. Each change is told to all workers, in the same order.
 
     Args:
-        on_lost: called with the tunnels of a worker that is gone, before their records change.
+        on_lost: called with the id of a worker that is gone, before the records of its tunnels change.
     """
 
-    def __init__(self, on_lost: Callable[[Sequence[str]], object]) -> None:
+    def __init__(self, on_lost: Callable[[str], object]) -> None:
         self._on_lost: Final = on_lost
         self._records: Final = MemoryRecords(lease=float("inf"))
         self._records.on_write = self._written
@@ -51,8 +51,7 @@ class ParentRecords:
     def leave(self, process: str) -> None:
         """A worker has ended. What it had is dropped at once."""
         if self._joined.pop(process, None) is not None:
-            if lost := self.tunnels_of(process):
-                self._on_lost(lost)
+            self._on_lost(process)
             self._records.drop(process)
 
     def tunnels_of(self, process: str) -> list[str]:
@@ -142,8 +141,8 @@ class ParentStore(Store):
             self.reachable = False
         raise AssertionError
 
-    def hear(self, message: Any) -> None:
-        """A record has changed. This comes before the answer to who has changed it."""
+    def hear(self, message: Any) -> Record:
+        """A record has changed; returns it. This comes before the answer to who has changed it."""
         tunnel_id, record = message["tunnel"], cattrs.structure(message["record"], Record)
         if record.holdings:
             self._replica[tunnel_id] = record
@@ -151,6 +150,7 @@ class ParentStore(Store):
             self._replica.pop(tunnel_id, None)
         if message["by"] != self.process:
             self.on_change(tunnel_id, record)
+        return record
 
     async def _ask(self, method: str, params: Any) -> Any:
         if not self.reachable:

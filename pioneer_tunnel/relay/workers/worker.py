@@ -25,6 +25,7 @@ from ..inherited import Inherited
 from ..server import Relay
 from ..spawning import WORKER_VARIABLE
 from .channel import CallFailed, Channel
+from .node import WorkerNode
 from .reports import Report
 from .setup import Setup
 
@@ -70,6 +71,8 @@ class Worker:
         self._drain_asked: Final = trio.Event()
         self._setup: Setup | None = None
         self._relay: Relay | None = None
+        self._node: WorkerNode | None = None
+        self._others: dict[str, int] = {}
         self._failure: TunnelError | OSError | None = None
 
     @classmethod
@@ -124,10 +127,12 @@ class Worker:
         self._on_index(setup.index)
         try:
             config = await trio.to_thread.run_sync(setup.config, self._file)
-            self._inherited = Inherited(self._given, connected=setup.connected)
-            relay = Relay(config, engine=self._engine, inherited=self._inherited)
+            self._inherited = Inherited(self._given)
+            self._node = node = WorkerNode(config.id, setup, self._channel, self._note_holder)
+            node.know(self._others)
+            relay = Relay(config, directory=node.directory, engine=self._engine, inherited=self._inherited)
             with lone_error_bare():
-                await self._serve_relay(relay)
+                await self._serve_relay(relay, node)
         except (TunnelError, OSError) as error:
             if self._settled.is_set():
                 raise
@@ -136,8 +141,9 @@ class Worker:
             # No deadline: the parent ends this process, or is gone.
             await trio.sleep_forever()
 
-    async def _serve_relay(self, relay: Relay) -> None:
+    async def _serve_relay(self, relay: Relay, node: WorkerNode) -> None:
         async with trio.open_nursery() as nursery:
+            await nursery.start(node.run)
 
             async def serve(*, task_status: trio.TaskStatus[object]) -> None:
                 await relay.serve(task_status=task_status)
@@ -172,8 +178,14 @@ class Worker:
                 self._serving.cancel()
             case "reopen" if self._relay is not None:
                 self._relay.reopen_access_log()
-            case "expect" if self._relay is not None:
-                self._relay.expect(params)
+            case "who":
+                self._others = params
+                if self._node is not None:
+                    self._node.know(params)
+            case "record" if self._node is not None:
+                self._node.hear_record(params)
+            case "expect":
+                self._expect(params)
 
     async def _answer(self, method: str, params: Any) -> Any:
         if method == "start":
@@ -186,11 +198,23 @@ class Worker:
         match method:
             case "start":
                 return None
+            case "expect":
+                return self._expect(params)
             case "apply":
                 return await self._apply(self._relay, params)
             case "report":
                 return self._report(self._relay)
         raise CallFailed(f"a worker does not know the method {method!r}")
+
+    def _expect(self, params: Any) -> None:
+        if self._node is not None:
+            self._node.note_leaving(params["process"])
+        if self._relay is not None:
+            self._relay.expect(params["tunnels"])
+
+    def _note_holder(self, tunnel_id: str) -> None:
+        if self._relay is not None:
+            self._relay.gateway_has_come(tunnel_id)
 
     async def _apply(self, relay: Relay, content: str) -> None:
         assert self._setup is not None
