@@ -56,9 +56,11 @@ class Expected:
         if arrival is not None:
             arrival.set()
 
-    async def wait(self, tunnel_id: str) -> None:
-        """Wait until the gateway of this tunnel has come, for `HOLD` at most. At once if it is not expected."""
+    async def wait(self, tunnel_id: str) -> bool:
+        """Wait until the gateway of this tunnel has come, for `HOLD` at most. False, at once, if it is not expected."""
         arrival = self._arrivals.get(tunnel_id)
-        if arrival is not None:
-            with trio.move_on_at(min(self._until, trio.current_time() + HOLD)):
-                await arrival.wait()
+        if arrival is None:
+            return False
+        with trio.move_on_at(min(self._until, trio.current_time() + HOLD)):
+            await arrival.wait()
+        return True

@@ -107,7 +107,11 @@ class StreamOpener:
             return None
 
     async def _find(self, tunnel_id: str) -> Holder | None:
-        await self._expected.wait(tunnel_id)
+        """The holder of a tunnel; waits for it where it is expected, also if it is lost at this moment."""
+        if not await self._expected.wait(tunnel_id):
+            found = await self._directory.find(tunnel_id)
+            if found is not None or not await self._expected.wait(tunnel_id):
+                return found
         return await self._directory.find(tunnel_id)
 
     async def _open(self, visit: Visit, route: Route) -> Opened:

@@ -22,6 +22,7 @@ from ..._net.descriptor_limit import descriptor_limit
 from ..addresses import RelayAddresses
 from ..admission import SPARE_DESCRIPTORS
 from ..config import RelayConfig
+from ..gateways.expected import Expected
 from ..inherited import Inherited
 from ..reload import Changes, ConfigFile
 from ..server import check_access
@@ -110,7 +111,8 @@ class Parent:
         self._sockets: Final = SharedSockets(workers, self._inherited)
         self._slots: Final = [_Slot(index, file.content) for index in range(workers)]
         self._processes: Final[set[WorkerProcess]] = set()
-        self._records: Final = ParentRecords(self._lost)
+        self._records: Final = ParentRecords()
+        self._expected: Final = Expected()
         self._folder: Path | None = None
         self._applying: Final = trio.Lock()
         self._drain_asked: Final = trio.Event()
@@ -205,6 +207,7 @@ class Parent:
                 replaced.append(slot.index)
                 if retired is not None:
                     await self._wait_moved(retired)
+            _log.info("all workers are replaced", extra=about("workers_replaced"))
         except (NoWorker, TunnelError, OSError) as error:
             if not replaced:
                 self._config, self._tunnels = before
@@ -298,7 +301,7 @@ class Parent:
         """
         assert self._nursery is not None
         assert self._folder is not None
-        process = WorkerProcess(index, self._command, self._answer, self._hear)
+        process = WorkerProcess(index, self._command, self._answer, self._hear, self._gone)
         self._processes.add(process)
         self._tell_who()
         self._nursery.start_soon(self._watch, process)
@@ -309,6 +312,7 @@ class Parent:
             tunnels=self._tunnels.decode(),
             process=process.id,
             folder=str(self._folder),
+            connected=[one for one in self._expected.missing if not self._records.has_other(one, process.id)],
         )
         try:
             self._sockets.restore(index)
@@ -330,7 +334,7 @@ class Parent:
         with trio.move_on_after(EXPECT_TIMEOUT):
             async with trio.open_nursery() as nursery:
                 for other in self._serving():
-                    nursery.start_soon(other.call, "expect", self._expectation(process.id))
+                    nursery.start_soon(other.call, "expect", self._expectation(process))
         process.tell("drain")
 
     async def _wait_moved(self, retired: WorkerProcess) -> None:
@@ -356,7 +360,6 @@ class Parent:
             self._processes.discard(process)
             self._changed.set()
             self._changed = trio.Event()
-            self._records.leave(process.id)
             self._tell_who()
             self._overview.keep_counts_of(process)
         if slot.current is process:
@@ -392,6 +395,9 @@ class Parent:
             case "join":
                 return self._records.join(process.id, process.tell)
             case "read":
+                # A worker asks since another one is gone. That is known here, too, after two rounds of the event loop.
+                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()
                 return self._records.read(params)
             case "write":
                 return self._records.write(process.id, params)
@@ -400,13 +406,18 @@ class Parent:
                 return None
         raise LookupError(f"the parent does not know the method {method!r}")
 
-    def _lost(self, process: str) -> None:
+    def _gone(self, process: WorkerProcess) -> None:
         """A worker is gone. Visitors wait for the gateways that it had."""
-        for other in self._serving():
-            other.tell("expect", self._expectation(process))
+        if not process.retired:
+            expectation = self._expectation(process)
+            for other in self._serving():
+                other.tell("expect", expectation)
+        self._records.leave(process.id)
 
-    def _expectation(self, process: str) -> dict[str, Any]:
-        return {"process": process, "tunnels": self._records.tunnels_of(process)}
+    def _expectation(self, process: WorkerProcess) -> dict[str, Any]:
+        tunnels = self._records.tunnels_of(process.id)
+        self._expected.add(tunnels)
+        return {"process": process.id, "tunnels": tunnels}
 
     def _serving(self) -> list[WorkerProcess]:
         return [process for process in self._processes if not process.retired]

@@ -54,6 +54,7 @@ class WorkerProcess:
         command: starts it. Its environment is that of this process, and the descriptor of its channel.
         answer: answers its calls. Gets this object first.
         hear: hears its messages. Gets this object first.
+        on_gone: called with this object as soon as it cannot be spoken to any more, before `ended`.
 
     Attributes:
         index: as above.
@@ -76,6 +77,7 @@ class WorkerProcess:
         command: Sequence[str],
         answer: Callable[[WorkerProcess, str, Any], Awaitable[Any]],
         hear: Callable[[WorkerProcess, str, Any], object],
+        on_gone: Callable[[WorkerProcess], object],
     ) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
@@ -93,6 +95,7 @@ class WorkerProcess:
         self.status: int | None = None
         self.ended: Final = trio.Event()
         self.report: Report | None = None
+        self._on_gone: Final = on_gone
         self.id: Final = secrets.token_hex(8)
         self._channel: Final = Channel(
             ours, partial(answer, self), lambda method, params, _sockets: hear(self, method, params)
@@ -106,6 +109,7 @@ class WorkerProcess:
         async def carry() -> None:
             with carrying:
                 await self._channel.run()
+            self._on_gone(self)
             gone.set()
 
         async with trio.open_nursery() as nursery:

@@ -27,14 +27,9 @@ Tell: TypeAlias = Callable[[str, Any], object]
 
 @final
 class ParentRecords:
-    """The records, in the parent. Each change is told to all workers, in the same order.
+    """The records, in the parent. Each change is told to all workers, in the same order."""
 
-    Args:
-        on_lost: called with the id of a worker that is gone, before the records of its tunnels change.
-    """
-
-    def __init__(self, on_lost: Callable[[str], object]) -> None:
-        self._on_lost: Final = on_lost
+    def __init__(self) -> None:
         self._records: Final = MemoryRecords(lease=float("inf"))
         self._records.on_write = self._written
         self._all: Final[dict[str, Record]] = {}
@@ -51,7 +46,6 @@ class ParentRecords:
     def leave(self, process: str) -> None:
         """A worker has ended. What it had is dropped at once."""
         if self._joined.pop(process, None) is not None:
-            self._on_lost(process)
             self._records.drop(process)
 
     def tunnels_of(self, process: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -26,6 +27,7 @@ class Setup:
         tunnels: the relay's file whose tunnels are in force.
         process: tells this process from the one before it and the one after it.
         folder: where the workers reach each other. It is private.
+        connected: the ids of the tunnels whose gateways are expected.
     """
 
     index: int
@@ -34,6 +36,7 @@ class Setup:
     tunnels: str
     process: str
     folder: str
+    connected: Sequence[str] = ()
 
     def to_wire(self) -> dict[str, Any]:
         """As an object of JSON."""

@@ -127,10 +127,11 @@ class Worker:
         self._on_index(setup.index)
         try:
             config = await trio.to_thread.run_sync(setup.config, self._file)
-            self._inherited = Inherited(self._given)
+            self._inherited = Inherited(self._given, connected=setup.connected)
             self._node = node = WorkerNode(config.id, setup, self._channel, self._note_holder)
             node.know(self._others)
             relay = Relay(config, directory=node.directory, engine=self._engine, inherited=self._inherited)
+            self._relay = relay
             with lone_error_bare():
                 await self._serve_relay(relay, node)
         except (TunnelError, OSError) as error:
@@ -150,7 +151,6 @@ class Worker:
                 nursery.cancel_scope.cancel()
 
             await nursery.start(serve)
-            self._relay = relay
             self._settled.set()
             await self._drain_asked.wait()  # no deadline: it serves until then
             await relay.drain()
@@ -162,7 +162,7 @@ class Worker:
 
     def _drain(self) -> None:
         self._drain_asked.set()
-        if self._relay is None:
+        if not self._settled.is_set() or self._failure is not None:
             self._serving.cancel()
 
     def _hear(self, method: str, params: Any, sockets: Sequence[socket.socket]) -> None:
