@@ -1,7 +1,7 @@
 """The metrics of a relay: `Relay.stats` as metric families, one metric for each number. docs/monitoring.md lists them.
 
-Labels are tunnels, services, workers, hosts of certificates and reasons, all of which are bounded. Sessions have no label: their
-numbers are sums of a tunnel's sessions. A tunnel that was removed has no metrics any more.
+Labels are tunnels, services, workers, hosts of certificates and reasons, all of which are bounded. Sessions have no
+label: their numbers are sums of a tunnel's sessions. A tunnel that was removed has no metrics any more.
 """
 
 from __future__ import annotations
