@@ -15,7 +15,7 @@ from typing import Any, Final, final
 
 import trio
 
-from ..._model.errors import RemoteProtocolError
+from ..._model.errors import RemoteProtocolError, StorageError
 from ..._model.log_fields import about
 from ..._net.log_limiter import LogLimiter
 from ..._net.stream_link import StreamLink
@@ -252,7 +252,13 @@ class NodeLink:
                 except BaseException:
                     await trio.aclose_forcefully(reached.stream)
                     raise
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, RemoteProtocolError) as error:
+        except (
+            OSError,
+            StorageError,
+            trio.BrokenResourceError,
+            trio.ClosedResourceError,
+            RemoteProtocolError,
+        ) as error:
             self._back_off(str(error))
             self._note(logging.WARNING, "node_unreachable", "cannot be reached", error)
             return None

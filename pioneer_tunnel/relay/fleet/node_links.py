@@ -113,7 +113,6 @@ class NodeLinks(Peers):
             if self._machines is not None:
                 listeners.append((self._machines, [*self._listeners]))
             if self._workers is not None:
-                stack.enter_context(self._workers.opened())
                 listening = stack.enter_context(self._workers.listening(LINKS, socket.SOCK_STREAM))
                 listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
                 listeners.append((self._workers, [listener]))

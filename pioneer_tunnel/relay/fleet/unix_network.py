@@ -42,8 +42,6 @@ class WorkerNetwork(Network):
         process: the id of this process, see `Holding`.
         folder: where the sockets are. It is private: mode 0700.
         who: the name of the worker that a process is; None if it is none. It may change.
-
-    It works within `opened`.
     """
 
     def __init__(self, node: str, process: str, folder: Path, who: Callable[[int], str | None]) -> None:
@@ -51,21 +49,6 @@ class WorkerNetwork(Network):
         self._process: Final = process
         self._folder: Final = folder
         self._who: Final = who
-        self._descriptor: int | None = None
-
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Use the folder while the block runs.
-
-        Raises:
-            StorageError: it cannot be opened, or others may access it.
-        """
-        with files.opened_private_folder(self._folder) as descriptor:
-            self._descriptor = descriptor
-            try:
-                yield
-            finally:
-                self._descriptor = None
 
     def reaches(self, node: str) -> bool:
         return "/" in node and machine_of(node) == machine_of(self._node)
@@ -83,6 +66,7 @@ class WorkerNetwork(Network):
 
         Raises:
             OSError: nobody listens there.
+            StorageError: the folder cannot be used, or others may access it.
             trio.BrokenResourceError: somebody else does.
         """
         name = process or node.rpartition("/")[2]
@@ -90,7 +74,8 @@ class WorkerNetwork(Network):
             raise trio.BrokenResourceError("no process has such a name")
         connected = trio.socket.socket(socket.AF_UNIX, socket_type)
         try:
-            await connected.connect(self._path(kind, name))
+            with files.opened_private_folder(self._folder) as folder:
+                await connected.connect(_path(folder, kind, name))
             if self.name_of(connected) != node:
                 raise trio.BrokenResourceError("another process is there")
         except BaseException:
@@ -104,9 +89,14 @@ class WorkerNetwork(Network):
 
         Raises:
             OSError: the system refused.
+            StorageError: the folder cannot be used, or others may access it.
         """
-        path, latest = self._path(kind, self._process), self._path(kind, self._node.rpartition("/")[2])
-        with socket.socket(socket.AF_UNIX, socket_type) as listener:
+        with (
+            files.opened_private_folder(self._folder) as folder,
+            socket.socket(socket.AF_UNIX, socket_type) as listener,
+        ):
+            path = _path(folder, kind, self._process)
+            latest = _path(folder, kind, self._node.rpartition("/")[2])
             listener.bind(path)
             try:
                 os.chmod(path, 0o600)  # noqa: PTH101  # it goes by a descriptor; the folder alone keeps others out, too
@@ -133,6 +123,7 @@ class WorkerNetwork(Network):
             raise trio.BrokenResourceError(f"process {pid} is no worker of this relay")
         return name
 
-    def _path(self, kind: str, name: str) -> str:
-        assert self._descriptor is not None
-        return f"/proc/self/fd/{self._descriptor}/{kind}-{name}"
+
+def _path(folder: int, kind: str, name: str) -> str:
+    """The path of a socket, by the descriptor of its folder: it is short."""
+    return f"/proc/self/fd/{folder}/{kind}-{name}"
