@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Set as AbstractSet
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any, Final, final
@@ -11,8 +12,10 @@ import trio
 
 from ..fleet.directory import FleetDirectory
 from ..fleet.node_links import NodeLinks
+from ..fleet.passing import SocketPassing
 from ..fleet.peers import Asked, Order
-from ..fleet.records import Record
+from ..fleet.records import Holding, Record
+from ..fleet.remote import RemoteSession
 from ..fleet.unix_network import WorkerNetwork
 from ..gateways.registry import LiveSession
 from .channel import Channel
@@ -35,6 +38,7 @@ class WorkerNode:
     Attributes:
         name: of this worker, for the others.
         directory: the sessions of all workers.
+        passing: passes a visitor to the worker that has the session of the tunnel.
     """
 
     def __init__(self, relay_id: str, setup: Setup, channel: Channel, on_holder: Callable[[str], object]) -> None:
@@ -45,13 +49,10 @@ class WorkerNode:
         self._on_holder: Final = on_holder
         self._store: Final = ParentStore(self.name, setup.process, channel)
         asked = _Asked()
-        self._links: Final = NodeLinks(
-            self.name,
-            setup.process,
-            asked,
-            workers=WorkerNetwork(self.name, setup.process, Path(setup.folder), self._who.get),
-            random=Random(),  # noqa: S311  # it spreads attempts, and is no secret
-        )
+        network = WorkerNetwork(self.name, setup.process, Path(setup.folder), self._who.get)
+        random = Random()  # noqa: S311  # it spreads attempts, and is no secret
+        self._links: Final = NodeLinks(self.name, setup.process, asked, workers=network, random=random)
+        self.passing: Final = SocketPassing(network, self._where, random)
         self.directory: Final = FleetDirectory(self._store, self._links)
         asked.directory = self.directory
 
@@ -61,6 +62,15 @@ class WorkerNode:
             await nursery.start(self._links.run)
             await nursery.start(self.directory.run)
             task_status.started()
+
+    def _where(self, tunnel_id: str) -> Holding | None:
+        """The session of another worker that the next visitor of a tunnel goes to; None if there is none."""
+        with suppress(trio.WouldBlock):
+            holder = self.directory.find_nowait(tunnel_id)
+            # One that drains takes no visitors. They wait here for the next session.
+            if isinstance(holder, RemoteSession) and holder.holding.process not in self._leaving:
+                return holder.holding
+        return None
 
     def know(self, workers: dict[str, int]) -> None:
         """Trust these processes, and no other ones: the workers of now, by their process ids."""

@@ -130,8 +130,13 @@ class Worker:
             self._inherited = Inherited(self._given, connected=setup.connected)
             self._node = node = WorkerNode(config.id, setup, self._channel, self._note_holder)
             node.know(self._others)
-            relay = Relay(config, directory=node.directory, engine=self._engine, inherited=self._inherited)
-            self._relay = relay
+            self._relay = relay = Relay(
+                config,
+                directory=node.directory,
+                engine=self._engine,
+                inherited=self._inherited,
+                passing=node.passing,
+            )
             with lone_error_bare():
                 await self._serve_relay(relay, node)
         except (TunnelError, OSError) as error:
