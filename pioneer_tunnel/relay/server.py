@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from contextvars import Context, copy_context
 from functools import partial
-from typing import Final, final
+from typing import Any, Final, final
 
 import attrs
 import trio
@@ -50,6 +50,7 @@ from .inherited import Inherited
 from .names import NameBook
 from .reload import Changes
 from .routing import Router
+from .sharing import Announce, Sharing
 from .sites import Sites
 from .start_log import log_changes, log_start
 from .stats import RelayStats
@@ -77,6 +78,7 @@ class Relay:
         engine: the WebSocket engine; None chooses the fastest that is installed.
         inherited: sockets that listen already, see `relay.inherited`; by default none.
         passing: passes connections to other processes that listen at the same addresses; by default there are none.
+        announce: lets other processes of the same relay know something, for `hear` there; by default there are none.
         wall_clock: seconds since 1970, for the `*_unix` fields of statistics.
 
     Raises:
@@ -96,6 +98,7 @@ class Relay:
         engine: EngineName | None = None,
         inherited: Inherited | None = None,
         passing: Passing | None = None,
+        announce: Announce | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         check_access(config)
@@ -123,7 +126,10 @@ class Relay:
         self._handed_over = False
         self._counts: Final = RelayCounts()
         self._access_log: Final = AccessLog.configured(
-            config.access_log_path, config.access_log_format, config.access_log_addresses
+            config.access_log_path,
+            config.access_log_format,
+            config.access_log_addresses,
+            shared=announce is not None,
         )
         self._admission: Final = Admission(
             config.limits,
@@ -134,6 +140,7 @@ class Relay:
         self._certificates: Final = RelayCertificates(config, own_registry)
         if names is not None:
             names.on_claim = self._certificates.want
+        self._sharing: Final = None if announce is None else Sharing(announce, names, self._certificates.acme)
         self._sites: Final = Sites(
             self, lambda: self._config, ready=lambda: not self._drain_asked.is_set(), wall_clock=wall_clock
         )
@@ -179,6 +186,11 @@ class Relay:
     def certificates(self) -> dict[str, CertificateStatus]:
         """The status of each certificate that `acme` orders, by host; empty without `acme`."""
         return self._certificates.status
+
+    @property
+    def orders_certificates(self) -> bool:
+        """Whether it is this process that orders certificates."""
+        return self._certificates.acme is not None and self._certificates.acme.orders
 
     async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen and serve, until cancelled or drained. Then send each gateway a go-away and close code 1001.
@@ -262,6 +274,11 @@ class Relay:
     def gateway_has_come(self, tunnel_id: str) -> None:
         """The gateway of this tunnel has a session at another process."""
         self._expected.has_come(tunnel_id)
+
+    async def hear(self, message: Any) -> None:
+        """Another process of the same relay has passed this to its `announce`."""
+        if self._sharing is not None:
+            await self._sharing.hear(message)
 
     def reopen_access_log(self) -> None:
         """Open the file of the access log anew, after it was renamed. Does not wait.

@@ -104,7 +104,7 @@ class Channel:
                 nursery.start_soon(self._write)
                 await self._read(nursery)
                 nursery.cancel_scope.cancel()
-        except* OSError as group:
+        except* (OSError, trio.ClosedResourceError) as group:
             _log.debug("the channel to another process has ended: %s", group.exceptions[0])
         finally:
             self.close()

@@ -55,7 +55,8 @@ class Overview:
     @property
     def certificates(self) -> dict[str, CertificateStatus]:
         """The status of each certificate that the relay orders, by host."""
-        return {name: status for _, report in self._reports() for name, status in report.certificates.items()}
+        reports = sorted((report for _, report in self._reports()), key=lambda report: report.orders_certificates)
+        return {name: status for report in reports for name, status in report.certificates.items()}
 
     def stats(self) -> RelayStats:
         """What all workers do and have done, as far as they have reported; see `refresh`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -49,8 +50,8 @@ LIVED: Final = 10.0
 MOVE_TIMEOUT: Final = 5.0
 """Seconds that the gateways of a worker have to go to others, before the next one is replaced."""
 
-EXPECT_TIMEOUT: Final = 2.0
-"""Seconds that workers have to say that their visitors wait. Not longer: one may be stuck."""
+KNOW_TIMEOUT: Final = 2.0
+"""Seconds that workers have to say that they know something. Not longer: one may be stuck."""
 
 _MOVE_LOOK: Final = 0.05
 _log: Final = logging.getLogger("pioneer_tunnel.relay.workers")
@@ -194,7 +195,7 @@ class Parent:
         A worker drains when its successor listens. The next one is replaced when its gateways have come back, or after
         some seconds. If the first one cannot be replaced, nothing changes; the log says why.
         """
-        before = self._config, self._tunnels
+        earlier = self._config, self._tunnels
         replaced: list[int] = []
         try:
             config = await trio.to_thread.run_sync(self._file.load)
@@ -203,14 +204,15 @@ class Parent:
             self._config, self._tunnels = config, self._file.content
             for slot in self._slots:
                 async with self._applying:
-                    retired = await self._replace(slot, base=self._tunnels)
+                    before = slot.current
+                    tunnels = await self._replace(slot, base=self._tunnels)
                 replaced.append(slot.index)
-                if retired is not None:
-                    await self._wait_moved(retired)
+                if before is not None:
+                    await self._wait_moved(before, tunnels)
             _log.info("all workers are replaced", extra=about("workers_replaced"))
         except (NoWorker, TunnelError, OSError) as error:
             if not replaced:
-                self._config, self._tunnels = before
+                self._config, self._tunnels = earlier
             which = f"worker {len(replaced)}"
             fields = about("no_successor", worker=len(replaced), reason=error)
             _log.error("there is no successor of %s, and it goes on: %s", which, error, extra=fields)
@@ -271,8 +273,8 @@ class Parent:
 
     async def _replace(
         self, slot: _Slot, *, base: bytes | None = None, only: WorkerProcess | None = None
-    ) -> WorkerProcess | None:
-        """Start a worker, and when it listens, let the one before it drain. Returns that one.
+    ) -> Sequence[str]:
+        """Start a worker, and when it listens, let the one before it drain. Returns the ids of the tunnels of that one.
 
         Args:
             slot: where.
@@ -285,13 +287,11 @@ class Parent:
         async with slot.changing:
             before = slot.current
             if only is not None and before is not only:
-                return None
+                return ()
             base = base or slot.base
             slot.current = await self._start(slot.index, base)
             slot.base = base
-            if before is not None and not before.ended.is_set():
-                await self._retire(before)
-            return before
+            return () if before is None or before.ended.is_set() else await self._retire(before)
 
     async def _start(self, index: int, base: bytes) -> WorkerProcess:
         """Start a worker, and wait until it listens.
@@ -328,19 +328,19 @@ class Parent:
         _log.info(line, index, process.pid, extra=about("worker_listens", worker=index))
         return process
 
-    async def _retire(self, process: WorkerProcess) -> None:
-        """Let a worker drain. Visitors wait for the gateways that it had, at all workers that get new visitors."""
+    async def _retire(self, process: WorkerProcess) -> Sequence[str]:
+        """Let a worker drain; returns the ids of its tunnels. Visitors wait for their gateways at all other workers."""
         process.retired = True
-        with trio.move_on_after(EXPECT_TIMEOUT):
-            async with trio.open_nursery() as nursery:
-                for other in self._serving():
-                    nursery.start_soon(other.call, "expect", self._expectation(process))
+        expectation = self._expectation(process)
+        await self._let_all_know(self._serving(), "expect", expectation)
         process.tell("drain")
+        tunnels: list[str] = expectation["tunnels"]
+        return tunnels
 
-    async def _wait_moved(self, retired: WorkerProcess) -> None:
+    async def _wait_moved(self, retired: WorkerProcess, tunnels: Sequence[str]) -> None:
         """Wait until the gateways of a worker are at others, or have had the time for that."""
         with trio.move_on_after(MOVE_TIMEOUT):
-            while not all(self._records.has_other(one, retired.id) for one in self._records.tunnels_of(retired.id)):
+            while not all(self._records.has_other(one, retired.id) for one in tunnels):
                 await trio.sleep(_MOVE_LOOK)
 
     async def _replace_quietly(self, process: WorkerProcess) -> None:
@@ -401,10 +401,19 @@ class Parent:
                 return self._records.read(params)
             case "write":
                 return self._records.write(process.id, params)
+            case "announce":
+                await self._let_all_know([one for one in self._processes if one is not process], "announced", params)
+                return None
             case "last report":
                 process.report = Report.from_wire(params)
                 return None
         raise LookupError(f"the parent does not know the method {method!r}")
+
+    async def _let_all_know(self, processes: Sequence[WorkerProcess], method: str, params: Any) -> None:
+        """Tell workers something, and wait until they know it, or are stuck."""
+        async with trio.open_nursery() as nursery:
+            for process in processes:
+                nursery.start_soon(_let_know, process, method, params)
 
     def _gone(self, process: WorkerProcess) -> None:
         """A worker is gone. Visitors wait for the gateways that it had."""
@@ -427,3 +436,8 @@ class Parent:
         who = {str(process.pid): process.index for process in self._processes}
         for process in self._processes:
             process.tell("who", who)
+
+
+async def _let_know(process: WorkerProcess, method: str, params: Any) -> None:
+    with suppress(NoWorker):  # it ends, or is stuck
+        await process.call(method, params, timeout=KNOW_TIMEOUT)

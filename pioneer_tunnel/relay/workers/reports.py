@@ -39,13 +39,15 @@ class Report:
 
     Attributes:
         stats: of its relay.
-        certificates: those that it orders, by host.
+        certificates: those that it shows, by host.
+        orders_certificates: whether it is this worker that orders them, and knows why one is missing.
         cpu_seconds: processor time of its process.
         memory_bytes: resident memory of its process; None where the system does not tell.
     """
 
     stats: RelayStats
     certificates: Mapping[str, CertificateStatus]
+    orders_certificates: bool
     cpu_seconds: float
     memory_bytes: int | None
 

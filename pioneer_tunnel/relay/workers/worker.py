@@ -34,6 +34,9 @@ __all__ = ["Worker"]
 REPORT_TIMEOUT: Final = 2.0
 """Seconds that the parent has to take the last report."""
 
+ANNOUNCE_TIMEOUT: Final = 5.0
+"""Seconds that the parent has to let the others know something. It waits for 2 seconds at most."""
+
 _IGNORED: Final = ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 """Signals that a terminal or an operator sends to all processes. The parent acts on them."""
 
@@ -136,6 +139,7 @@ class Worker:
                 engine=self._engine,
                 inherited=self._inherited,
                 passing=node.passing,
+                announce=self._announce,
             )
             with lone_error_bare():
                 await self._serve_relay(relay, node)
@@ -205,6 +209,8 @@ class Worker:
                 return None
             case "expect":
                 return self._expect(params)
+            case "announced":
+                return await self._relay.hear(params)
             case "apply":
                 return await self._apply(self._relay, params)
             case "report":
@@ -221,6 +227,10 @@ class Worker:
         if self._relay is not None:
             self._relay.gateway_has_come(tunnel_id)
 
+    async def _announce(self, message: Any) -> None:
+        with suppress(CallFailed, trio.BrokenResourceError), trio.move_on_after(ANNOUNCE_TIMEOUT):
+            await self._channel.call("announce", message)
+
     async def _apply(self, relay: Relay, content: str) -> None:
         assert self._setup is not None
         setup = attrs.evolve(self._setup, tunnels=content)
@@ -232,6 +242,7 @@ class Worker:
         return Report(
             stats=relay.stats(),
             certificates=relay.certificates,
+            orders_certificates=relay.orders_certificates,
             cpu_seconds=used.user + used.system,
             memory_bytes=_resident_bytes(),
         ).to_wire()
