@@ -1,1 +1,1 @@
-"""Several relays that work as one: a directory of all sessions, links between nodes, and tunnels that a key signs."""
+"""Several relay processes that serve the same tunnels."""
