@@ -69,6 +69,9 @@ class SignedEntries:
         ours: the ids of the tunnels in the node's own file, which no entry replaces.
         on_change: called with the ids of tunnels that may have changed or ended.
         wall_clock: seconds since 1970.
+
+    Attributes:
+        ever_confirmed: set when all entries that were seen were compared with Redis, for the first time.
     """
 
     def __init__(
@@ -88,6 +91,8 @@ class SignedEntries:
         self._on_change: Final = on_change
         self._wall_clock: Final = wall_clock
         self._confirmed = 0.0
+        self._up_to_date = False
+        self.ever_confirmed: Final = trio.Event()
         self._known: Final[OrderedDict[str, SignedEntry]] = OrderedDict()
         self._by_way: Final[dict[str, str]] = {}
         self._absent: Final[OrderedDict[str, float]] = OrderedDict()
@@ -103,7 +108,7 @@ class SignedEntries:
     @property
     def unconfirmed_for(self) -> float:
         """Seconds since all entries were known to be Redis's last; 0 while they are."""
-        return max(0.0, self._wall_clock() - self._confirmed)
+        return 0.0 if self._up_to_date else max(0.0, self._wall_clock() - self._confirmed)
 
     def find_nowait(self, way: str) -> SignedEntry | None:
         """The entry that a key, `key:ID`, or a host, `host:HOST`, leads to, if it counts now. None if there is none.
@@ -193,7 +198,7 @@ class SignedEntries:
     async def look_for_ends(self) -> NoReturn:
         """Tell of entries that end, or that have not been confirmed for too long."""
         self._confirmed = max(self._confirmed, await in_thread(self._seen.confirmed) or 0.0)
-        was_too_long = False
+        was_too_long = True
         while True:
             too_long = self._too_long_unconfirmed
             now = self._wall_clock()
@@ -226,14 +231,16 @@ class SignedEntries:
         while True:
             await self._compare(published)
             await in_thread(self._seen.forget_old, self._wall_clock())
-            with trio.move_on_after(COMPARE_INTERVAL):
-                while True:  # the connection is alive: it is pinged, and everything that is written arrives
-                    await self._confirm()
-                    await trio.sleep(CONFIRM_INTERVAL)
-
-    async def _confirm(self) -> None:
-        self._confirmed = self._wall_clock()
-        await in_thread(self._seen.note_confirmed, self._confirmed)
+            self._up_to_date = True
+            try:
+                with trio.move_on_after(COMPARE_INTERVAL):
+                    while True:  # the connection is alive: it is pinged, and everything that is written arrives
+                        self._confirmed = self._wall_clock()
+                        self.ever_confirmed.set()
+                        await in_thread(self._seen.note_confirmed, self._confirmed)
+                        await trio.sleep(CONFIRM_INTERVAL)
+            finally:
+                self._up_to_date = False
 
     async def _compare(self, published: Published) -> None:
         """Compare all that this node has seen with Redis; write back what Redis has lost."""

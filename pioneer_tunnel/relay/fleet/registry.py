@@ -94,7 +94,6 @@ class FleetRegistry(Registry):
         self._own: Final = LocalRegistry(())
         self._reachable = False
         self._complaint = ""
-        self._first_answer: Final = trio.Event()
         self._seen: Final = SeenFile(config.state_file)
         with self._seen.opened():
             pass  # so that what is wrong with it is known before anybody comes
@@ -113,6 +112,7 @@ class FleetRegistry(Registry):
                 wall_clock=wall_clock,
             )
         )
+        self._ready: Final = trio.Event() if self._signed is None else self._signed.ever_confirmed
         self.replace(tunnels)
 
     def replace(self, tunnels: Iterable[TunnelEntry]) -> None:
@@ -146,7 +146,7 @@ class FleetRegistry(Registry):
                     nursery.start_soon(self._signed.look_for_ends)
                 nursery.start_soon(self._stay_connected)
                 with trio.move_on_after(START_WAIT):
-                    await self._first_answer.wait()
+                    await self._ready.wait()
                 task_status.started()
         raise AssertionError  # it runs until it is cancelled
 
@@ -241,7 +241,8 @@ class FleetRegistry(Registry):
             nursery.start_soon(self._names.follow, published)
             if self._signed is not None:
                 nursery.start_soon(self._signed.follow, published)
-            self._first_answer.set()
+            else:
+                self._ready.set()
             async for text in messages:
                 if self._signed is not None:
                     await self._signed.hear(text)
