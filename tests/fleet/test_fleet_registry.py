@@ -10,7 +10,7 @@ from typing import Any, Final, final
 
 import pytest
 import trio
-from redis_server import RedisServer, redis_server
+from redis_server import RealRedis, real_redis
 from rig import HANG, eventually
 
 from pioneer_tunnel._model.keys import PublicKey, SigningIdentity, new_relay_key
@@ -38,8 +38,8 @@ def table(name: str = "office", key: PublicKey | None = None, **more: object) ->
 
 
 @pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(tmp_path) as server:
+def redis() -> Iterator[RealRedis]:
+    with real_redis() as server:
         yield server
 
 
@@ -47,7 +47,7 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 class World:
     """Nodes that share a Redis, and the operator, with a wall clock that tests set."""
 
-    def __init__(self, redis: RedisServer, folder: Path) -> None:
+    def __init__(self, redis: RealRedis, folder: Path) -> None:
         self.redis: Final = redis
         self.now = time.time()
         self._folder: Final = folder
@@ -82,7 +82,7 @@ class World:
 
     @asynccontextmanager
     async def operator(self) -> AsyncIterator[Published]:
-        async with connected(self.config("fra1").redis_access, name="operator") as published:
+        async with connected(self.config("fra1").redis_access) as published:
             yield published
 
     async def publish(self, tunnel: dict[str, Any], *, days: float = 90) -> SignedEntry:
@@ -95,7 +95,7 @@ class World:
 
 
 @pytest.fixture
-def world(redis: RedisServer, tmp_path: Path) -> World:
+def world(redis: RealRedis, tmp_path: Path) -> World:
     return World(redis, tmp_path)
 
 
@@ -139,8 +139,8 @@ async def test_a_revoked_tunnel_is_told_at_once_and_never_comes_back(world: Worl
         await until_finds(node, key, None)
         assert changed == ["office"]
         # Whoever may write to Redis brings back the entry, which is signed and valid.
-        world.redis.command("SET", "pioneer-tunnel:entry:office", entry.text)
-        world.redis.command("PUBLISH", "pioneer-tunnel:registry", entry.text)
+        world.redis.call("SET", "pioneer:entry:office", entry.text)
+        world.redis.call("PUBLISH", "pioneer:registry", entry.text)
         await trio.sleep(0.3)
         assert await finds(node, key) is None
     async with world.node() as again:  # its state file remembers
@@ -177,10 +177,10 @@ async def test_what_the_operator_has_not_signed_adds_nothing(world: World) -> No
     )
     async with world.node() as node:
         for text in (entry.text, b"", b"\xff" * 1000, b"1 2 3"):
-            world.redis.command("SET", "pioneer-tunnel:entry:evil", text)
-            world.redis.command("SET", f"pioneer-tunnel:key:{key.key_id}", "evil")
-            world.redis.command("SET", "pioneer-tunnel:host:evil.example.com", "evil")
-            world.redis.command("PUBLISH", "pioneer-tunnel:registry", text)
+            world.redis.call("SET", "pioneer:entry:evil", text)
+            world.redis.call("SET", f"pioneer:key:{key.key_id}", "evil")
+            world.redis.call("SET", "pioneer:host:evil.example.com", "evil")
+            world.redis.call("PUBLISH", "pioneer:registry", text)
             assert await finds(node, key) is None
             assert await node.by_host("evil.example.com") is None
     async with world.operator() as published:
@@ -192,8 +192,8 @@ async def test_a_way_that_leads_elsewhere_finds_nothing(world: World) -> None:
     evil = new_key()
     await world.publish(table())
     async with world.node() as node:
-        world.redis.command("SET", f"pioneer-tunnel:key:{evil.key_id}", "office")
-        world.redis.command("SET", "pioneer-tunnel:host:bank.example.com", "office")
+        world.redis.call("SET", f"pioneer:key:{evil.key_id}", "office")
+        world.redis.call("SET", "pioneer:host:bank.example.com", "office")
         assert await finds(node, evil) is None
         assert await node.by_host("bank.example.com") is None
 
@@ -247,8 +247,8 @@ async def test_nodes_write_back_what_redis_has_lost_and_a_tombstone_wins(world: 
             await eventually(lambda: one.state.reachable)
             await until_finds(other, revoked, None)
             assert await finds(other, kept) == "kept"
-            await eventually(lambda: b"revoked" in world.redis.command("GET", "pioneer-tunnel:entry:gone"))
-            assert b"kept" in world.redis.command("GET", "pioneer-tunnel:entry:kept")
+            await eventually(lambda: b"revoked" in world.redis.call("GET", "pioneer:entry:gone"))
+            assert b"kept" in world.redis.call("GET", "pioneer:entry:kept")
 
 
 async def test_unconfirmed_tunnels_end_after_the_stated_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,16 +295,16 @@ async def test_a_name_belongs_to_the_first_key_at_every_node(world: World) -> No
 
 async def test_a_name_survives_a_redis_that_forgets_it_or_gives_it_away(world: World) -> None:
     first, second = (wildcard(name, new_key()) for name in ("one", "two"))
-    key = "pioneer-tunnel:name:blog.box.example.com"
+    key = "pioneer:name:blog.box.example.com"
     async with world.node("fra1", (first, second)) as node:
         assert (await node.created(first, ["blog"]))[1] == {}
-        world.redis.command("DEL", key)
+        world.redis.call("DEL", key)
         assert (await node.created(second, ["blog"]))[1] == {"blog": "another tunnel has it"}
         forged = sign_claim("fra2", OPERATOR, host="blog.box.example.com", keys=frozenset(second.keys_by_id), since=1)
-        world.redis.command("SET", key, forged.text)
+        world.redis.call("SET", key, forged.text)
         assert (await node.created(second, ["blog"]))[1] == {"blog": "another tunnel has it"}
     async with world.node("fra1", (first, second)):
-        await eventually(lambda: first.valid_keys[0].key_id.encode() in world.redis.command("GET", key))
+        await eventually(lambda: first.valid_keys[0].key_id.encode() in world.redis.call("GET", key))
 
 
 async def test_a_tunnel_has_so_many_names_at_most(world: World) -> None:

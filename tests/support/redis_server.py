@@ -1,4 +1,4 @@
-"""A real redis-server for tests, on a free port of loopback or with a Unix socket, that keeps nothing on disk."""
+"""A real redis-server for tests, as Debian packages it: on a Unix socket, and without a file of its data."""
 
 from __future__ import annotations
 
@@ -6,106 +6,124 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, final
 
 import pytest
-from rig import HANG, free_port
+from rig import HANG
 
-__all__ = ["RedisServer", "redis_server"]
+from pioneer_tunnel.relay.fleet.redis_store import RedisServer
 
-_PROGRAM: Final = "redis-server"
+__all__ = ["RealRedis", "real_redis", "redis_of_the_module"]
 
 
 @final
-class RedisServer:
-    """A server that can be killed, stopped and started again with nothing in it.
+class RealRedis:
+    """A server that a test starts, stops and pauses.
 
     Args:
-        folder: for its files.
-        password: of the default user; None for no password.
-
-    Attributes:
-        url: for `redis` of `[relay.fleet]`.
-        socket_url: the same server, by its Unix socket.
-        port: its port.
+        folder: of its socket; the path has to be short.
+        arguments: more of them.
     """
 
-    def __init__(self, folder: Path, *, password: str | None = None) -> None:
-        self.port: Final = free_port()
-        self.url: Final = f"redis://127.0.0.1:{self.port}/0"
-        self._socket: Final = folder / "redis.sock"
-        self.socket_url: Final = f"unix://{self._socket}"
-        self._folder: Final = folder
-        self._password: Final = password
+    def __init__(self, folder: Path, arguments: Sequence[str] = ()) -> None:
+        self.path: Final = folder / "redis"
+        self._away: Final = folder / "away"
+        self._arguments: Final = arguments
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def url(self) -> str:
+        """For `redis` of `[relay.fleet]`."""
+        return f"unix://{self.path}"
+
+    @property
+    def server(self) -> RedisServer:
+        return RedisServer(path=str(self.path))
+
     def start(self) -> None:
-        """Start it, with nothing in it, and wait until it answers."""
-        options = {
-            "port": str(self.port),
-            "bind": "127.0.0.1",
-            "unixsocket": str(self._socket),
-            "dir": str(self._folder),
-            "save": "",
-            "appendonly": "no",
-        } | ({} if self._password is None else {"requirepass": self._password})
-        words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        self._process = subprocess.Popen([_PROGRAM, *words], stdout=subprocess.DEVNULL)
+        """Start it, empty."""
+        self.path.unlink(missing_ok=True)
+        self._process = subprocess.Popen(
+            ["redis-server", "--port", "0", "--unixsocket", str(self.path), "--save", "", "--appendonly", "no",
+             "--dir", str(self.path.parent), "--daemonize", "no", *self._arguments],
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
         deadline = time.monotonic() + HANG
         while True:
             try:
-                self.command("PING")
+                if self.call("PING") == b"+PONG":
+                    break
             except OSError:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-            else:
-                return
+                assert self._process.poll() is None
+                assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def kill(self) -> None:
-        """SIGKILL: all that is in it is lost."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-        self._process.kill()
-        self._process.wait()
+        """Kill it: its data are lost."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(HANG)
+            self._process = None
 
     def pause(self) -> None:
-        """SIGSTOP: it accepts connections, and does not answer."""
+        """Stop the process; connections stay."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
-    def resume(self) -> None:
-        """SIGCONT."""
+    def go_on(self) -> None:
+        """Let it go on after `pause`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
-    def command(self, *words: str | bytes) -> bytes:
-        """Send a command, as anybody who may write to it can; returns the answer as it comes."""
-        with socket.create_connection(("127.0.0.1", self.port), HANG) as connection:
-            if self._password is not None:
-                _send(connection, "AUTH", self._password)
-                connection.recv(4096)
-            _send(connection, *words)
-            return connection.recv(1024 * 1024)
+    def cut(self) -> None:
+        """Close all connections, and take no new ones."""
+        self.path.rename(self._away)
+        self._call(self._away, "CLIENT", "KILL", "SKIPME", "yes")
+        self._call(self._away, "CLIENT", "KILL", "TYPE", "pubsub")
 
+    def mend(self) -> None:
+        """Take connections again after `cut`."""
+        self._away.rename(self.path)
 
-def _send(connection: socket.socket, *words: str | bytes) -> None:
-    parts = [word.encode() if isinstance(word, str) else word for word in words]
-    connection.sendall(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts))
+    def call(self, *words: str | bytes) -> bytes:
+        """Run a command, and return the first line of the answer, or the text that it is."""
+        return self._call(self.path, *words)
+
+    @staticmethod
+    def _call(path: Path, *words: str | bytes) -> bytes:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(HANG)
+            connection.connect(str(path))
+            raw = [word.encode() if isinstance(word, str) else word for word in words]
+            parts = [b"*%d\r\n" % len(raw), *(b"$%d\r\n%b\r\n" % (len(word), word) for word in raw)]
+            connection.sendall(b"".join(parts))
+            with connection.makefile("rb") as answers:
+                line = answers.readline()
+                if line.startswith(b"$") and line != b"$-1\r\n":
+                    return answers.read(int(line[1:]))
+                return line.rstrip()
 
 
 @contextmanager
-def redis_server(folder: Path, *, password: str | None = None) -> Iterator[RedisServer]:
-    """A server that runs while the block does. The test is skipped where the program is missing."""
-    if shutil.which(_PROGRAM) is None:
-        pytest.skip(f"{_PROGRAM} is not installed: apt-get install redis-server")
-    server = RedisServer(folder, password=password)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.kill()
+def real_redis(*arguments: str) -> Iterator[RealRedis]:
+    """A server that runs; it ends with the test."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed: apt-get install redis-server")
+    with tempfile.TemporaryDirectory(prefix="pt-") as folder:
+        redis = RealRedis(Path(folder), arguments)
+        try:
+            redis.start()
+            yield redis
+        finally:
+            redis.kill()
+
+
+@pytest.fixture(scope="module")
+def redis_of_the_module() -> Iterator[RealRedis]:
+    with real_redis() as redis:
+        yield redis

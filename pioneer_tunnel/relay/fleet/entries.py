@@ -198,18 +198,18 @@ class SignedEntries:
     async def look_for_ends(self) -> NoReturn:
         """Tell of entries that end, or that have not been confirmed for too long."""
         self._confirmed = max(self._confirmed, await in_thread(self._seen.confirmed) or 0.0)
-        was_too_long = True
+        told = False
         while True:
             too_long = self._too_long_unconfirmed
             now = self._wall_clock()
             ended = [name for name, entry in self._known.items() if entry.tunnel is not None and entry.not_after < now]
             for name in ended:
                 self._drop(name)
-            if too_long and not was_too_long:
+            if too_long and not told and self.ever_confirmed.is_set():
                 line = f"Redis could not be asked for {self._unconfirmed:g} seconds: its tunnels are served no more"
                 _log.error(line, extra=about("registry_unconfirmed"))
                 ended += self._known
-            was_too_long = too_long
+            told = too_long
             if ended:
                 self._on_change(ended)
             await trio.sleep(LOOK_INTERVAL)

@@ -1,11 +1,11 @@
 """What Redis keeps for the registry: texts that the operator has signed, and claims of names that nodes have signed.
 
-    pioneer-tunnel:entry:ID                 what the operator has said about the tunnel ID
-    pioneer-tunnel:key:KEY-ID               the id of the tunnel that a key opens
-    pioneer-tunnel:host:HOST                the id of the tunnel that a host leads to
-    pioneer-tunnel:name:HOST                the claim of a name below a wildcard
-    pioneer-tunnel:names:KEY-ID             the names that a key has claimed, to count them
-    pioneer-tunnel:registry                 a channel: each entry that is written
+    pioneer:entry:ID                what the operator has said about the tunnel ID
+    pioneer:key:KEY-ID              the id of the tunnel that a key opens
+    pioneer:host:HOST               the id of the tunnel that a host leads to
+    pioneer:name:HOST               the claim of a name below a wildcard
+    pioneer:names:KEY-ID            the names that a key has claimed, to count them
+    pioneer:registry                a channel: each entry that is written
 
 Only texts count, and the caller checks their signatures. The rest says where to look. Entries expire when they are not
 valid any more, and tombstones when all that they revoke has expired.
@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
-from ..._model.errors import InvalidSettingsError
 from ..._model.exception_groups import leaves
 from ..._model.text import clean_message
 from .redis_address import RedisAccess
@@ -39,8 +37,7 @@ TIMEOUT: Final = 3.0
 IDLE: Final = 5.0
 """Seconds of silence after which Redis is asked whether it is there."""
 
-MOST_CONNECTIONS: Final = 8
-_PREFIX: Final = "pioneer-tunnel"
+_PREFIX: Final = "pioneer"
 _CHANNEL: Final = f"{_PREFIX}:registry"
 _MOST_ID: Final = 512
 """Bytes of an id."""
@@ -81,53 +78,24 @@ class RedisUnreachable(Exception):
 
 
 @contextlib.asynccontextmanager
-async def connected(access: RedisAccess, *, name: str) -> AsyncIterator[Published]:
+async def connected(access: RedisAccess) -> AsyncIterator[Published]:
     """A connection to Redis, while the block runs. The files of `access` are read each time.
 
     The block is cancelled when Redis is lost, if it reads `Published.messages`.
 
     Args:
         access: where Redis is, with complete paths.
-        name: as `CLIENT LIST` of Redis shows it.
 
     Raises:
         RedisUnreachable: it does not answer now, refuses the password, or was lost.
         InvalidSettingsError: a file holds something else than it should, or the extra `fleet` is missing.
         StorageError: a file cannot be read, or others may access it.
     """
-    client = await trio.to_thread.run_sync(_client, access, name)
+    server = await trio.to_thread.run_sync(access.server)
     with _failures_told():
-        async with client:
+        async with server.connect() as client:
             await _within(client.ping())
             yield Published(client)
-
-
-def _client(access: RedisAccess, name: str) -> Redis[bytes]:
-    try:
-        from coredis import Redis  # noqa: PLC0415  # an extra
-        from coredis.retry import NoRetryPolicy  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise InvalidSettingsError(
-            "relay.fleet needs the package coredis: pip install 'pioneer-tunnel[fleet]'"
-        ) from error
-    place, password = access.redis.place, access.password()
-    where: dict[str, Any] = (
-        {"unix_socket_path": str(place)}
-        if isinstance(place, Path)
-        else {"host": place.host, "port": place.port, "ssl_context": access.tls_context()}
-    )
-    return Redis(
-        **where,
-        db=access.redis.database,
-        username=access.redis.user,
-        password=None if password is None else password.reveal(),
-        stream_timeout=TIMEOUT,
-        connect_timeout=TIMEOUT,
-        pool_timeout=TIMEOUT,
-        max_connections=MOST_CONNECTIONS,
-        client_name=name,
-        retry_policy=NoRetryPolicy(),
-    )
 
 
 @final

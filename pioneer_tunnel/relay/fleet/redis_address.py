@@ -1,12 +1,11 @@
-"""How Redis is reached: its URL, and the files with its password and its authorities. No I/O, but for `load`."""
+"""How Redis is reached: its URL, and the files with its password and its authorities."""
 
 from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Final, final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 from urllib.parse import unquote
 
 import attrs
@@ -16,7 +15,10 @@ from ..._model.errors import InvalidSettingsError, StorageError
 from ..._storage import files
 from ..._storage.validation import Rule, a_path, a_text, hold_back, settle
 
-__all__ = ["RedisAccess", "RedisAddress", "Secret", "a_redis_address", "ca_without_tls", "password_without_file"]
+if TYPE_CHECKING:
+    from .redis_store import RedisServer
+
+__all__ = ["RedisAccess", "RedisAddress", "a_redis_address", "ca_without_tls", "password_without_file"]
 
 _PASSWORD_LIMIT: Final = 4096
 _CA_LIMIT: Final = 1024 * 1024
@@ -94,19 +96,6 @@ def ca_without_tls(file: Path | None, redis: RedisAddress) -> str | None:
 
 
 @final
-class Secret:
-    """A password. It has no printable form."""
-
-    __slots__ = ("reveal",)
-
-    def __init__(self, reveal: Callable[[], str]) -> None:
-        self.reveal: Final = reveal
-
-    def __repr__(self) -> str:
-        return "Secret(***)"
-
-
-@final
 @attrs.frozen(kw_only=True, field_transformer=hold_back)
 class RedisAccess:
     """How a Redis is reached.
@@ -139,17 +128,35 @@ class RedisAccess:
         }
         return attrs.evolve(self, **changes)
 
-    def password(self) -> Secret | None:
-        """Read the password: the first line of its file. None without a file. Blocks.
+    def server(self) -> RedisServer:
+        """What connects to it. Reads the files. Blocks.
 
         Raises:
-            StorageError: the file cannot be read, or the group or others may access it.
-            InvalidSettingsError: it holds no password.
+            StorageError: a file cannot be read, or others may access the one with the password.
+            InvalidSettingsError: a file holds something else than it should, or the extra `fleet` is missing.
         """
+        try:
+            from .redis_store import RedisServer  # noqa: PLC0415  # an extra
+        except ModuleNotFoundError as error:
+            raise InvalidSettingsError(
+                "relay.fleet needs the package coredis: pip install 'pioneer-tunnel[fleet]'"
+            ) from error
+        place, tls = self.redis.place, self._tls()
+        if self.redis_password_file is not None:
+            self._password()  # so that what is wrong with it is known now
+        where: dict[str, Any] = {"path": str(place)} if isinstance(place, Path) else attrs.asdict(place)
+        return RedisServer(
+            **where,
+            database=self.redis.database,
+            username=self.redis.user,
+            password=None if self.redis_password_file is None else self._password,
+            tls=tls,
+        )
+
+    def _password(self) -> str:
+        """Read the password: the first line of its file. It may have changed since the last connection."""
         path = self.redis_password_file
-        if path is None:
-            return None
-        content = files.read(path, limit=_PASSWORD_LIMIT, private=True)
+        content = None if path is None else files.read(path, limit=_PASSWORD_LIMIT, private=True)
         if content is None:
             raise StorageError(f"the password file {str(path)!r} cannot be read: there is none")
         try:
@@ -158,15 +165,10 @@ class RedisAccess:
             password = ""
         if not password:
             raise InvalidSettingsError(f"the password file {str(path)!r} has no text on its first line")
-        return Secret(lambda: password)
+        return password
 
-    def tls_context(self) -> ssl.SSLContext | None:
-        """What its certificate is checked with; None without TLS. Blocks.
-
-        Raises:
-            StorageError: the file of authorities cannot be read.
-            InvalidSettingsError: it holds no certificate.
-        """
+    def _tls(self) -> ssl.SSLContext | None:
+        """What its certificate is checked with; None without TLS."""
         if not self.redis.tls:
             return None
         path = self.redis_ca_file

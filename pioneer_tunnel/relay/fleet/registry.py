@@ -89,7 +89,6 @@ class FleetRegistry(Registry):
     ) -> None:
         self.on_change: Callable[[Collection[str]], object] = _ignore
         self._access: Final = config.redis_access
-        self._client_name: Final = f"pioneer-tunnel-{config.node}"
         self._ids: frozenset[str] = frozenset()
         self._own: Final = LocalRegistry(())
         self._reachable = False
@@ -220,7 +219,7 @@ class FleetRegistry(Registry):
         wait = FIRST_WAIT
         while True:
             try:
-                async with connected(self._access, name=self._client_name) as published:
+                async with connected(self._access) as published:
                     self._note_reachable()
                     wait = FIRST_WAIT
                     await self._follow(published)
