@@ -200,12 +200,12 @@ class SignedEntries:
         self._confirmed = max(self._confirmed, await in_thread(self._seen.confirmed) or 0.0)
         told = False
         while True:
-            too_long = self._too_long_unconfirmed
+            too_long = self._too_long_unconfirmed and self.ever_confirmed.is_set()
             now = self._wall_clock()
             ended = [name for name, entry in self._known.items() if entry.tunnel is not None and entry.not_after < now]
             for name in ended:
                 self._drop(name)
-            if too_long and not told and self.ever_confirmed.is_set():
+            if too_long and not told:
                 line = f"Redis could not be asked for {self._unconfirmed:g} seconds: its tunnels are served no more"
                 _log.error(line, extra=about("registry_unconfirmed"))
                 ended += self._known
