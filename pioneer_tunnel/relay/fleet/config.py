@@ -43,14 +43,15 @@ from ..._storage.validation import (
 )
 from .redis_address import RedisAccess, RedisAddress, a_redis_address, ca_without_tls, password_without_file
 
-__all__ = ["FleetConfig", "FleetNode", "a_fleet"]
+__all__ = ["FleetConfig", "FleetNode", "a_fleet", "a_node_name"]
 
 MOST_WORKERS: Final = 256
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
 _DAY: Final = 86_400_000
 
 
-def _node_name(_instance: Any, _field: Any, value: Any) -> None:
+def a_node_name(_instance: Any, _field: Any, value: Any) -> None:
+    """A validator: the name of a node."""
     allowed = "allowed are 1 to 63 lower-case letters, digits, '-' and '.', with a letter or digit at both ends"
     if not _NAME.fullmatch(a_text(value, allowed)):
         raise ValueError(allowed)
@@ -82,7 +83,7 @@ class FleetNode:
         InvalidSettingsError: its `problems` name all that is wrong.
     """
 
-    name: str = attrs.field(validator=_node_name)
+    name: str = attrs.field(validator=a_node_name)
     address: Address = attrs.field(converter=_address)
     certificate: Path = attrs.field(converter=a_path)
     workers: int = attrs.field(default=1, validator=whole_number(1, MOST_WORKERS))
@@ -145,7 +146,7 @@ class FleetConfig:
         InvalidSettingsError: its `problems` name all that is wrong.
     """
 
-    node: str = attrs.field(validator=_node_name)
+    node: str = attrs.field(validator=a_node_name)
     redis: RedisAddress = attrs.field(converter=a_redis_address)
     redis_password_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     redis_ca_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))

@@ -27,7 +27,7 @@ from ..._model.log_fields import about
 from ..._net.log_limiter import LogLimiter
 from ..gateways.registry import RegistryAway
 from .published import Published, RedisUnreachable
-from .seen import SeenFile, in_thread, ways_of
+from .seen import SeenFile, in_thread
 from .signed import Forged, SignedEntry, read_entry
 
 __all__ = ["COMPARE_INTERVAL", "SignedEntries"]
@@ -162,7 +162,7 @@ class SignedEntries:
             # Redis has lost it, or hides it. What this node has seen counts as long as nothing newer is there.
             text = await in_thread(self._seen.entry_by, way)
             entry = None if text is None else await self.take(text)
-        if entry is None or way not in ways_of(entry):
+        if entry is None or way not in entry.ways:
             if away:
                 raise RegistryAway
             self._note_absent(way)
@@ -219,7 +219,7 @@ class SignedEntries:
         entry = self._read(text)
         if entry is None:
             return
-        for way in ways_of(entry):
+        for way in entry.ways:
             self._absent.pop(way, None)
         if entry.tunnel is not None and entry.id not in self._known:
             seen = await in_thread(self._seen.entry, entry.id)
@@ -263,7 +263,7 @@ class SignedEntries:
         counting = self._known.get(entry.id, entry)
         if counting.text == ours and entry.not_after > self._wall_clock():
             # Another node may be faster, with the same text.
-            await published.put(entry, ways_of(entry), expected=theirs, overrule=False)
+            await published.put(entry, entry.ways, expected=theirs, overrule=False)
 
     def _read(self, text: bytes) -> SignedEntry | None:
         try:
@@ -278,12 +278,12 @@ class SignedEntries:
         if before is not None and before.serial >= entry.serial:  # another task was faster
             entry = before
         self._known[entry.id] = entry
-        for way in ways_of(entry):
+        for way in entry.ways:
             self._absent.pop(way, None)
             rival = self._known.get(self._by_way.get(way, ""))
             if rival is None or rival.serial < entry.serial:
                 self._by_way[way] = entry.id
-        for way in () if before is None else ways_of(before):
+        for way in () if before is None else before.ways:
             if way not in self._by_way:
                 self._note_absent(way)
         if len(self._known) > MOST_KNOWN:
@@ -300,7 +300,7 @@ class SignedEntries:
 
     def _drop(self, tunnel_id: str) -> SignedEntry | None:
         entry = self._known.pop(tunnel_id, None)
-        for way in () if entry is None else ways_of(entry):
+        for way in () if entry is None else entry.ways:
             if self._by_way.get(way) == tunnel_id:
                 del self._by_way[way]
         return entry

@@ -94,7 +94,8 @@ async def connected(access: RedisAccess) -> AsyncIterator[Published]:
     server = await trio.to_thread.run_sync(access.server)
     with _failures_told():
         async with server.connect() as client:
-            await _within(client.ping())
+            for script in (_PUT, _CLAIM):  # so that none is missing when it is run
+                await _within(client.script_load(script))
             yield Published(client)
 
 

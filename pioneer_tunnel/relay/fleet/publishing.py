@@ -11,7 +11,6 @@ from ..._model.errors import Problem, StorageError
 from ..._model.keys import PublicKey, SigningIdentity
 from ..._storage.validation import refusal
 from .published import Published
-from .seen import ways_of
 from .signed import MOST_VALID, Forged, SignedEntry, publishable, read_entry, sign
 
 __all__ = ["PublishedTunnels", "publish", "published_tunnels", "revoke"]
@@ -55,9 +54,9 @@ async def publish(
     for _ in range(_ATTEMPTS):
         text, serial = await _next_serial(published, operator.public_key, entry.id, now)
         signed = sign(operator, tunnel, serial=serial, not_after=int(now + valid))
-        for way in ways_of(signed):
+        for way in signed.ways:
             await _refuse_taken(published, operator.public_key, signed, way, now)
-        if await published.put(signed, ways_of(signed), expected=text, overrule=True):
+        if await published.put(signed, signed.ways, expected=text, overrule=True):
             return signed
     raise StorageError("the tunnel is written by somebody else all the time")
 
@@ -105,7 +104,7 @@ async def _next_serial(
 async def _refuse_taken(published: Published, operator: PublicKey, signed: SignedEntry, way: str, now: float) -> None:
     text = await published.entry_of(way)
     other = None if text is None else _read(text, operator)
-    if other is None or other.id == signed.id or other.not_after <= now or way not in ways_of(other):
+    if other is None or other.id == signed.id or other.not_after <= now or way not in other.ways:
         return
     what, _, name = way.partition(":")
     key = "key" if what == "key" else "url"

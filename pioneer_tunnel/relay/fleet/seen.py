@@ -25,7 +25,7 @@ from ..._net.log_limiter import LogLimiter
 from ..._storage import files
 from .signed import SignedEntry, serial_of
 
-__all__ = ["SeenFile", "in_thread", "ways_of"]
+__all__ = ["SeenFile", "in_thread"]
 
 _BUSY_SECONDS: Final = 5.0
 _SCHEMA: Final = """
@@ -94,7 +94,7 @@ class SeenFile:
         return self._one("SELECT text FROM entries WHERE id = ?", tunnel_id)
 
     def entry_by(self, way: str) -> bytes | None:
-        """The text about the tunnel that has a key or a host, see `ways_of`; None if none is known."""
+        """The text about the tunnel that has a key or a host, see `SignedEntry.ways`; None if none is known."""
         return self._one("SELECT text FROM entries NATURAL JOIN ways WHERE way = ?", way)
 
     def note(self, entry: SignedEntry) -> bytes:
@@ -106,7 +106,7 @@ class SeenFile:
                 return bytes(row[0])
             self._database.execute("DELETE FROM ways WHERE id = ?", (entry.id,))
             self._database.executemany(
-                "INSERT OR REPLACE INTO ways VALUES (?, ?)", [(way, entry.id) for way in ways_of(entry)]
+                "INSERT OR REPLACE INTO ways VALUES (?, ?)", [(way, entry.id) for way in entry.ways]
             )
             self._database.execute(
                 "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)",
@@ -194,9 +194,3 @@ async def in_thread(
     except StorageError as error:
         _log_limiter.log("state file", f"{error}", level=logging.ERROR, about=about("file_refused", reason=error))
         return None
-
-
-def ways_of(entry: SignedEntry) -> list[str]:
-    """How an entry is found: `key:` and the id of a key, `host:` and a host."""
-    keys, hosts = entry.index
-    return [*(f"key:{key_id}" for key_id in keys), *(f"host:{host}" for host in hosts)]

@@ -70,16 +70,16 @@ class SignedEntry:
         return self.serial / 1000 + MOST_VALID
 
     @property
-    def index(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The ids of its keys, and its hosts without wildcards; none for a tombstone."""
+    def ways(self) -> tuple[str, ...]:
+        """How it is found: `key:` and the id of a key, `host:` and a host. No wildcards; nothing finds a tombstone."""
         if self.tunnel is None:
-            return (), ()
+            return ()
         hosts = [
             route.host
             for route in self.tunnel.routes
             if route.host is not None and route.url is not None and not route.url.wildcard
         ]
-        return tuple(self.tunnel.keys_by_id), tuple(dict.fromkeys(hosts))
+        return (*(f"key:{key_id}" for key_id in self.tunnel.keys_by_id), *(f"host:{host}" for host in hosts))
 
 
 def publishable(tunnel: Mapping[str, Any]) -> TunnelEntry:

@@ -28,13 +28,13 @@ def test_a_signed_entry_is_read_as_it_was_signed() -> None:
     assert read_entry(entry.text, OPERATOR.public_key) == entry
     assert entry.tunnel is not None
     assert (entry.id, entry.serial, entry.not_after) == ("office", NOW * 1000, NOW + 1000)
-    assert entry.index == ((entry.tunnel.valid_keys[0].key_id,), ("office.example.com",))
+    assert entry.ways == (f"key:{entry.tunnel.valid_keys[0].key_id}", "host:office.example.com")
 
 
 def test_a_tombstone_names_the_tunnel_and_outlives_what_it_revokes() -> None:
     tombstone = sign(OPERATOR, "office", serial=NOW * 1000 + 5, not_after=NOW + MOST_VALID)
     read = read_entry(tombstone.text, OPERATOR.public_key)
-    assert (read.id, read.tunnel, read.index) == ("office", None, ((), ()))
+    assert (read.id, read.tunnel, read.ways) == ("office", None, ())
     assert read.memorable_until >= NOW + MOST_VALID
 
 
