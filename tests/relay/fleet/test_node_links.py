@@ -53,7 +53,6 @@ from pioneer_tunnel.tunnel.tunnel import Tunnel, open_tunnel
 SEVERAL_WINDOWS: Final = 3 * 1024 * 1024
 
 
-@final
 @attrs.define(eq=False)
 class FarSession(LiveSession):
     """A session of another node, as a directory shows it."""
@@ -62,12 +61,24 @@ class FarSession(LiveSession):
     held: Holding
     known: Any = None
 
-    instance = key_id = ""
+    id = instance = key_id = ""
     since = 0.0
 
     @property
     def services(self) -> Any:
         return self.known
+
+    async def answers(self, within: float) -> bool:
+        return True
+
+    def replace(self, by: str) -> None:
+        raise NotImplementedError
+
+    def retire(self, by: str) -> None:
+        raise NotImplementedError
+
+    def abandon(self) -> None:
+        raise NotImplementedError
 
     async def open_stream(self) -> ByteStream:
         hop = await self.peers.open_stream("office", self.held)
