@@ -12,9 +12,12 @@ The command line runs a `Relay` as a process. To run one inside your own program
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from contextvars import Context, copy_context
+from functools import partial
 from typing import Final, final
 
 import attrs
@@ -25,17 +28,18 @@ from .._model.certificate_status import CertificateStatus
 from .._model.exception_groups import lone_error_bare
 from .._model.log_fields import about
 from .._net.descriptor_limit import descriptor_limit
+from .._net.tcp import TcpStream
 from ..access.guard import check_files
 from ..access_log.writer import AccessLog
 from ..exchange.carrier import Carrier
 from ..websocket import EngineName
 from ..yamux import Limits
-from .accept_loop import AcceptLoop
+from .accept_loop import AcceptLoop, admit
 from .addresses import Listening, RelayAddresses
 from .admission import Admission
 from .certificates import RelayCertificates
 from .config import RelayConfig
-from .connection import log_unforeseen
+from .connection import Connection, log_unforeseen
 from .counts import RelayCounts
 from .gateways.endpoint import GatewayEndpoint
 from .gateways.expected import Expected
@@ -50,6 +54,7 @@ from .sites import Sites
 from .start_log import log_start
 from .stats import RelayStats
 from .visitors.ingress import Ingress
+from .visitors.passing import Passed, Passing, Stage
 from .visitors.tls import SniRouter
 
 __all__ = ["Relay"]
@@ -71,6 +76,7 @@ class Relay:
         limits: of each gateway's yamux session; by default they follow from `config.limits`.
         engine: the WebSocket engine; None chooses the fastest that is installed.
         inherited: sockets that listen already, see `relay.inherited`; by default none.
+        passing: passes connections to other processes that listen at the same addresses; by default there are none.
         wall_clock: seconds since 1970, for the `*_unix` fields of statistics.
 
     Raises:
@@ -89,6 +95,7 @@ class Relay:
         limits: Limits | None = None,
         engine: EngineName | None = None,
         inherited: Inherited | None = None,
+        passing: Passing | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         _check_access(config)
@@ -142,6 +149,7 @@ class Relay:
             address_of=self._listening.address_of,
             wall_clock=wall_clock,
         )
+        self._passing: Final = passing
         self._carrier: Final = Carrier(log_unforeseen)
         self._ingress: Final = Ingress(
             registry,
@@ -156,12 +164,13 @@ class Relay:
             access_log=self._access_log,
             wall_clock=wall_clock,
             health_host=config.health_host,
+            passing=passing,
         )
         self._router: Final = Router(
             config,
             self._gateways,
             self._ingress,
-            SniRouter(registry, self._ingress, self._certificates.shown),
+            SniRouter(registry, self._ingress, self._certificates.shown, passing),
             carrier=self._carrier,
             certificate=self._certificates.shown,
         )
@@ -296,6 +305,8 @@ class Relay:
                 if acme is not None:
                     accepting.start_soon(acme.run)  # a successor orders when this one does no more
                 self._addresses = await self._listen(accepting, connections)
+                if self._passing is not None:
+                    await accepting.start(self._passing.serve, partial(self._take_passed, connections, copy_context()))
                 self._inherited.close_rest()
                 self._expected.begin()
                 log_start(self._config, self._addresses, most_connections=self._admission.most_connections)
@@ -322,6 +333,19 @@ class Relay:
             dashboard=None if config.dashboard is None else sites[config.dashboard],
             metrics=None if config.metrics is None else sites[config.metrics],
         )
+
+    def _take_passed(self, connections: trio.Nursery, context: Context, passed: Passed) -> None:
+        """Serve a connection that another process has accepted."""
+        accepted = socket.socket(fileno=passed.descriptor)
+        accepted.setblocking(False)
+        connection = Connection(TcpStream(accepted, resets=True), passed.peer, passed.local, connections, context)
+        connection.may_pass = False
+        route = None
+        if passed.stage is Stage.BOUND:
+            route = self._listening.route_of(passed.tunnel, passed.service or None)
+        handler = partial(self._router.begin_passed, passed, route)
+        now = trio.current_time()
+        admit(connection, self._admission, handler, now, only_visitors=passed.stage is not Stage.GATEWAY)
 
     async def _let_finish(self) -> None:
         """Wait until no connection is left, for `drain_timeout_ms` at most."""
