@@ -14,11 +14,11 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from contextvars import Context, copy_context
 from functools import partial
-from typing import Final, final
+from typing import Any, Final, final
 
 import attrs
 import trio
@@ -50,14 +50,15 @@ from .inherited import Inherited
 from .names import NameBook
 from .reload import Changes
 from .routing import Router
+from .sharing import Announce, Sharing
 from .sites import Sites
-from .start_log import log_start
+from .start_log import log_changes, log_start
 from .stats import RelayStats
 from .visitors.ingress import Ingress
 from .visitors.passing import Passed, Passing, Stage
 from .visitors.tls import SniRouter
 
-__all__ = ["Relay"]
+__all__ = ["Relay", "check_access"]
 
 _DRAIN_LOOK: Final = 0.1
 """Seconds between looks at what is left, while the relay drains."""
@@ -77,6 +78,7 @@ class Relay:
         engine: the WebSocket engine; None chooses the fastest that is installed.
         inherited: sockets that listen already, see `relay.inherited`; by default none.
         passing: passes connections to other processes that listen at the same addresses; by default there are none.
+        announce: lets other processes of the same relay know something, for `hear` there; by default there are none.
         wall_clock: seconds since 1970, for the `*_unix` fields of statistics.
 
     Raises:
@@ -96,9 +98,10 @@ class Relay:
         engine: EngineName | None = None,
         inherited: Inherited | None = None,
         passing: Passing | None = None,
+        announce: Announce | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        _check_access(config)
+        check_access(config)
         names, own_registry = None, None
         if registry is None:
             # A gateway that creates a name of the relay's own would take its visitors, and other gateways.
@@ -123,7 +126,10 @@ class Relay:
         self._handed_over = False
         self._counts: Final = RelayCounts()
         self._access_log: Final = AccessLog.configured(
-            config.access_log_path, config.access_log_format, config.access_log_addresses
+            config.access_log_path,
+            config.access_log_format,
+            config.access_log_addresses,
+            shared=announce is not None,
         )
         self._admission: Final = Admission(
             config.limits,
@@ -134,6 +140,7 @@ class Relay:
         self._certificates: Final = RelayCertificates(config, own_registry)
         if names is not None:
             names.on_claim = self._certificates.want
+        self._sharing: Final = None if announce is None else Sharing(announce, names, self._certificates.acme)
         self._sites: Final = Sites(
             self, lambda: self._config, ready=lambda: not self._drain_asked.is_set(), wall_clock=wall_clock
         )
@@ -179,6 +186,11 @@ class Relay:
     def certificates(self) -> dict[str, CertificateStatus]:
         """The status of each certificate that `acme` orders, by host; empty without `acme`."""
         return self._certificates.status
+
+    @property
+    def orders_certificates(self) -> bool:
+        """Whether it is this process that orders certificates."""
+        return self._certificates.acme is not None and self._certificates.acme.orders
 
     async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen and serve, until cancelled or drained. Then send each gateway a go-away and close code 1001.
@@ -238,7 +250,7 @@ class Relay:
             if self._addresses is None:
                 raise RuntimeError("a relay that does not serve cannot be reconfigured: make another one")
             changes = Changes.between(self._config, config)
-            await trio.to_thread.run_sync(_check_access, config)
+            await trio.to_thread.run_sync(check_access, config)
             applied = attrs.evolve(self._config, tunnels=config.tunnels)
             if not self._drain_asked.is_set():
                 await self._listening.update(applied)
@@ -249,14 +261,24 @@ class Relay:
             self._certificates.want_at_once()
             await self._gateways.registry_changed()
             self._addresses = attrs.evolve(self._addresses, all_tunnels=self._listening.of_tunnels)
-            _log.info(
-                "the configuration was applied; changes of tunnels: %s", changes, extra=about("configuration_applied")
-            )
-            if changes.for_a_restart:
-                keys = ", ".join(changes.for_a_restart)
-                fields = about("restart_needed", reason=keys)
-                _log.warning("these have changed too, and take a restart: %s", keys, extra=fields)
+            log_changes(changes)
             return self._addresses
+
+    def expect(self, tunnels: Iterable[str]) -> None:
+        """Let visitors of these tunnels wait for the gateway, as after a restart: for 5 seconds at most.
+
+        A session of the tunnel ends the wait, and so does `gateway_has_come`.
+        """
+        self._expected.add(tunnels)
+
+    def gateway_has_come(self, tunnel_id: str) -> None:
+        """The gateway of this tunnel has a session at another process."""
+        self._expected.has_come(tunnel_id)
+
+    async def hear(self, message: Any) -> None:
+        """Another process of the same relay has passed this to its `announce`."""
+        if self._sharing is not None:
+            await self._sharing.hear(message)
 
     def reopen_access_log(self) -> None:
         """Open the file of the access log anew, after it was renamed. Does not wait.
@@ -363,8 +385,12 @@ class Relay:
         _log.warning("visitors are left after %g seconds; they are reset", seconds, extra=about("visitors_reset"))
 
 
-def _check_access(config: RelayConfig) -> None:
-    """Read the files of access rules, so that what is wrong with them is known before a visitor comes."""
+def check_access(config: RelayConfig) -> None:
+    """Read the files of access rules, so that what is wrong with them is known before a visitor comes. Blocks.
+
+    Raises:
+        InvalidSettingsError, StorageError: a file cannot be used.
+    """
     for tunnel in config.tunnels:
         for route in tunnel.routes:
             if route.access is not None:
