@@ -27,7 +27,10 @@ from .._async_library import need_trio
 from .._model.certificate_status import CertificateStatus
 from .._model.exception_groups import lone_error_bare
 from .._model.log_fields import about
+from .._net.adopted import watch
+from .._net.closing import abandon
 from .._net.descriptor_limit import descriptor_limit
+from .._net.streams import ByteStream
 from .._net.tcp import TcpStream
 from ..access.guard import check_files
 from ..access_log.writer import AccessLog
@@ -36,13 +39,14 @@ from ..websocket import EngineName
 from ..yamux import Limits
 from .accept_loop import AcceptLoop, admit
 from .addresses import Listening, RelayAddresses
-from .admission import Admission
+from .admission import Admission, OverLimit
 from .certificates import RelayCertificates
 from .config import RelayConfig
 from .connection import Connection, log_unforeseen
 from .counts import RelayCounts
 from .gateways.endpoint import GatewayEndpoint
 from .gateways.expected import Expected
+from .gateways.other_nodes import OtherNodes, PassedGateway
 from .gateways.registry import Directory, LocalDirectory, LocalRegistry, Registry
 from .handover import Handover
 from .identity import identity_of
@@ -79,6 +83,7 @@ class Relay:
         inherited: sockets that listen already, see `relay.inherited`; by default none.
         passing: passes connections to other processes that listen at the same addresses; by default there are none.
         announce: lets other processes of the same relay know something, for `hear` there; by default there are none.
+        nodes: the other nodes of a fleet; by default there is none. The relay sets its `serve_gateway`.
         wall_clock: seconds since 1970, for the `*_unix` fields of statistics.
 
     Raises:
@@ -99,6 +104,7 @@ class Relay:
         inherited: Inherited | None = None,
         passing: Passing | None = None,
         announce: Announce | None = None,
+        nodes: OtherNodes | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         check_access(config)
@@ -154,8 +160,11 @@ class Relay:
             limits=limits,
             engine=engine,
             address_of=self._listening.address_of,
+            node=None if nodes is None else nodes.name,
             wall_clock=wall_clock,
         )
+        if nodes is not None:
+            nodes.serve_gateway = self._serve_passed_gateway
         self._passing: Final = passing
         self._carrier: Final = Carrier(log_unforeseen)
         self._ingress: Final = Ingress(
@@ -180,6 +189,8 @@ class Relay:
             SniRouter(registry, self._ingress, self._certificates.shown, passing),
             carrier=self._carrier,
             certificate=self._certificates.shown,
+            passing=passing,
+            nodes=nodes,
         )
 
     @property
@@ -390,10 +401,29 @@ class Relay:
         now = trio.current_time()
         admit(connection, self._admission, handler, now, only_visitors=passed.stage is not Stage.GATEWAY)
 
+    async def _serve_passed_gateway(self, stream: ByteStream, passed: PassedGateway) -> None:
+        """Serve a gateway's connection that came to another node."""
+        watched, peer = watch(stream), passed.peer
+        with trio.CancelScope() as scope:
+            try:
+                arrival = self._admission.arrive(None if peer is None else peer.host, trio.current_time(), scope.cancel)
+            except OverLimit as reason:
+                self._admission.counts.refused(reason.reason)
+                await abandon(stream)
+                return
+            try:
+                await self._gateways.serve_request(
+                    watched, watched, arrival, certificate=passed.certificate, peer=passed.peer
+                )
+            finally:
+                arrival.leave()
+                await abandon(stream)
+
     async def _let_finish(self) -> None:
         """Wait until no connection is left, for `drain_timeout_ms` at most."""
         self._gateways.drain()
         self._ingress.drain()
+        self._router.drain()
         seconds = self._config.drain_timeout_ms / 1000
         with trio.move_on_after(seconds):
             # A visitor that has connected still gets its stream.

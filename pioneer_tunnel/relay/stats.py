@@ -117,8 +117,9 @@ class RelayStats:
             Visitors: `unknown_host`, `no_certificate` (`acme` has none yet), `bad_request`, `access_denied`,
             `access_unavailable` (the rules cannot be checked now), `passthrough_only`, `streams_per_tunnel`,
             `opens_per_second_per_tunnel`, `gateway_away` (not connected, or without connection for too long),
-            `service_away` (not offered now), `gateway_timeout` (it took no new visitor in time), `gateway_broke_off`
-            (it ended the stream before it answered, and the visitor got a 502).
+            `service_away` (not offered now), `registry_away` (Redis cannot be asked for the tunnel now),
+            `gateway_timeout` (it took no new visitor in time), `gateway_broke_off` (it ended the stream before it
+            answered, and the visitor got a 502).
             Gateways: `auth_failed`, `busy` (the handshakes of a second are used up), `tunnel_taken`, and other
             reasons of the handshake: see docs/protocol.md.
         workers: the processes of a relay with workers, whose sums all other fields are; empty for a relay without.

@@ -47,7 +47,7 @@ _PER_TURN: Final = 32
 """Connections that are taken before others have their turn."""
 
 _DESCRIPTOR: Final = struct.Struct("=i")
-_SPACE: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)
+_SPACE: Final = socket.CMSG_LEN(_DESCRIPTOR.size)
 _MOST_BYTES: Final = MOST_RECEIVED + 4 * 1024
 
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.fleet"))
@@ -76,7 +76,7 @@ class SocketPassing(Passing):
         self._network: Final = network
         self._where: Final = where
         self._random: Final = random
-        self._channels: Final[dict[tuple[str, str | None], _Channel]] = {}
+        self._channels: Final[dict[tuple[str, str | None], Channel]] = {}
         self._tasks: trio.Nursery | None = None
         self.passed = 0
         self.taken = 0
@@ -116,13 +116,13 @@ class SocketPassing(Passing):
         self.passed += 1
         return True
 
-    def _open(self, to: _To) -> _Channel | None:
+    def _open(self, to: _To) -> Channel | None:
         """Begin to open a channel. None if there is no way to that process."""
         if self._tasks is None or not self._network.reaches(to[0]):
             return None
         for other in [other for other, channel in self._channels.items() if channel.is_over]:
             del self._channels[other]
-        channel = self._channels[to] = _Channel(self._random)
+        channel = self._channels[to] = Channel(self._random)
         self._tasks.start_soon(channel.run, self._network, *to)
         return channel
 
@@ -154,7 +154,7 @@ class SocketPassing(Passing):
             return
         with socket.socket(fileno=connected.detach()) as channel, Reactor.current().stay() as stay:
             channel.setblocking(False)
-            source = _Source(channel, take, stay)
+            source = Source(channel, take, stay)
             with suppress(OSError):  # the event loop cannot watch it: out of memory
                 source.begin()
                 try:
@@ -169,7 +169,7 @@ _To: TypeAlias = tuple[str, str | None]
 
 
 @final
-class _Channel:
+class Channel:
     """The channel to another process."""
 
     def __init__(self, random: random.Random) -> None:
@@ -214,7 +214,7 @@ class _Channel:
 
 
 @final
-class _Source:
+class Source:
     """What another process passes to this one.
 
     Args:

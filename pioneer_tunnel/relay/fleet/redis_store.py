@@ -65,9 +65,6 @@ DEFAULT_PREFIX: Final = "pioneer:"
 TIMEOUT: Final = 2.0
 """Seconds for a connection, and for an answer."""
 
-RETRY: Final = 1.0
-"""Seconds between two attempts to reach Redis, at the most; half of it at the least, so that nodes spread."""
-
 KEPT_FOR: Final = 24 * 3600.0
 """Seconds after which a record expires that nobody has read or written. Its holder reads it four times in that time."""
 
@@ -81,7 +78,7 @@ _log: Final = logging.getLogger("pioneer_tunnel.relay.fleet")
 _log_limiter: Final = LogLimiter(_log)
 
 _ours: Final[ContextVar[bool]] = ContextVar("_ours", default=False)
-"""Whether a connection is one of a `RedisStore`, which writes the log lines about it, without tracebacks."""
+"""Whether a connection is one of ours. We write the log lines about it, without tracebacks."""
 
 logging.getLogger("coredis").addFilter(lambda _record: not _ours.get())
 
@@ -112,7 +109,8 @@ class RedisServer:
         return self.path or f"{self.host}:{self.port}"
 
     def connect(self) -> Redis[bytes]:
-        """A new client. It connects when it is used."""
+        """A new client. It connects when it is used. Its failures are for the caller to log."""
+        _ours.set(True)
         return Redis(
             self.host,
             self.port,
@@ -150,7 +148,8 @@ class RedisStore(ContactStore):
         lease: seconds that the lease of this process lives after it was renewed.
         is_node: whether a name is that of a node. Holdings of others do not count.
         routes: what it knows; by default a new cache.
-        rng: spreads the attempts to reach Redis.
+        retry: seconds between two attempts to reach Redis, at the most; half of it at the least, so that nodes spread.
+        rng: for that.
     """
 
     def __init__(
@@ -162,12 +161,14 @@ class RedisStore(ContactStore):
         lease: float = LEASE,
         is_node: Callable[[str], bool] = lambda _name: True,
         routes: KnownRoutes | None = None,
+        retry: float = 1.0,
         rng: random.Random | None = None,
     ) -> None:
         super().__init__(node, lease=lease, routes=routes)
         self._server: Final = server
         self._prefix: Final = prefix
         self._is_node: Final = is_node
+        self._retry: Final = retry
         self._rng: Final = rng or random.Random()  # noqa: S311  # nothing secret depends on it
         self._client: Redis[bytes] | None = None
         self._failed = trio.Event()
@@ -285,7 +286,7 @@ class RedisStore(ContactStore):
                     try:
                         await self._contact(start)
                     except* (*FAILURES, StoreUnreachable) as group:
-                        why = _first_cause(leaves(group)[0])
+                        why = next(filter(None, map(_first_cause, leaves(group))), "the connection is lost")
                         line = f"redis at {self._server} cannot be used, and sessions are not announced: {why}"
                         if not stopping.is_set():
                             _log_limiter.log("unreachable", line, about=about("store_unreachable", reason=why))
@@ -293,12 +294,11 @@ class RedisStore(ContactStore):
                         self._lost()
                     start()
                     # No deadline: a node tries for as long as it runs.
-                    await trio.sleep(self._rng.uniform(RETRY / 2, RETRY))
+                    await trio.sleep(self._rng.uniform(self._retry / 2, self._retry))
 
     async def _contact(self, start: Callable[[], None]) -> NoReturn:
         """Connect, and keep the lease alive until something fails."""
         self._failed = trio.Event()
-        _ours.set(True)
         async with self._server.connect() as client:
             messages = client.pubsub(
                 channels=[f"{self._prefix}to:{self.process}"],
@@ -354,4 +354,4 @@ def _first_cause(error: BaseException) -> str:
     """Why it failed, in the words of whoever noticed it first."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error) or type(error).__name__
+    return str(error)

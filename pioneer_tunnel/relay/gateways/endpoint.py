@@ -12,13 +12,14 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from typing import Any, Final, NoReturn, final
 
 import attrs
 import trio
 
 from ..._http.head import RequestHead, wants_upgrade
+from ..._model.addresses import Address
 from ..._model.errors import ProtocolError, RemoteProtocolError
 from ..._model.exception_groups import leaves
 from ..._model.keys import SigningIdentity
@@ -35,6 +36,7 @@ from ..._wire.handshake import SUBPROTOCOL, Claim, Extensions, Rejection, RelayH
 from ..._wire.heartbeat import HEARTBEAT, agreed_heartbeat, offer_heartbeat
 from ..._wire.links import LINKS, LinkPlace, link_place, offer_links
 from ..._wire.messages import DRAINING, SPREAD
+from ..._wire.node import NODE
 from ..._wire.resumption import RESUME, RelayResumption, ResumeChoice
 from ..._wire.services import Located
 from ...resume import DEFAULT_WINDOW, Carrier, ResumableLink, Tail
@@ -58,7 +60,7 @@ from ..request_head import Refusal, read_head, refuse
 from ..tunnels import Route, TunnelEntry
 from .expected import Expected
 from .offered_services import OfferedServices
-from .registry import Directory, Registry, TunnelTaken
+from .registry import Directory, Registry, RegistryAway, TunnelTaken
 from .resuming import Kept, ResumableSessions, hold
 from .session import GatewaySession
 from .spreading import Spreading
@@ -76,6 +78,8 @@ MOST_REASON: Final = 120
 
 MOST_RECONNECT_WITHIN: Final = 3.0
 """Seconds over which gateways reconnect, at the most, when the relay stops. The next one holds visitors for longer."""
+
+_REGISTRY_AWAY: Final = "the relay cannot look it up at the moment"
 
 BUSY_RETRY_MS: Final = 5_000
 """Milliseconds that a gateway is asked to wait when another one has its tunnel."""
@@ -137,6 +141,7 @@ class GatewayEndpoint:
         limits: of each yamux session; by default they follow from `config.limits`.
         engine: the WebSocket engine; None chooses the fastest that is installed.
         address_of: where visitors reach a route; by default its URL.
+        node: the name of this relay in its fleet; None if there is none.
         wall_clock: seconds since 1970, for the time in messages to a rejected gateway.
     """
 
@@ -152,6 +157,7 @@ class GatewayEndpoint:
         limits: Limits | None = None,
         engine: EngineName | None = None,
         address_of: Callable[[Route], str] = lambda route: str(route.url),
+        node: str | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._config: Final = config
@@ -171,6 +177,7 @@ class GatewayEndpoint:
         self._window: Final = min(DEFAULT_WINDOW, self._limits.unsent // 2)
         self._sending: Final = SendBudget(config.limits.unsent_bytes)
         self._address_of: Final = address_of
+        self._node: Final = node
         self._wall_clock: Final = wall_clock
         self._sessions: Final[set[GatewaySession]] = set()
         self._handshakes: Final = HandshakeRate(config.limits.handshakes_per_second)
@@ -197,21 +204,28 @@ class GatewayEndpoint:
         *,
         certificate: bytes | None = None,
     ) -> None:
-        """Serve a connection from its first byte until it ends. Any request but ours gets a 404.
+        """Serve a connection from its first byte until it ends. For the arguments see `serve_request`."""
+        request = await self.read_request(stream)
+        if request is not None:
+            await self.serve_request(PrefixedStream(stream, request[1]), watched, arrival, certificate=certificate)
 
-        For the arguments see `serve_request`.
+    async def read_request(self, stream: trio.abc.Stream) -> tuple[RequestHead, bytes] | None:
+        """Read the request of a connection at an address for gateways alone. Any request but ours gets a 404.
+
+        Returns:
+            The head of the request, and all that was read; None if it was refused, or none came.
         """
         try:
             head, received = await read_head(stream)
             if head is None:
-                return
+                return None
             if not wants_gateway(head):
                 text = f"this address is for gateways, which upgrade to the WebSocket subprotocol {SUBPROTOCOL}"
                 raise Refusal(404, text, omit_body=head.omit_body)
         except Refusal as refusal:
             await refuse(stream, refusal)
-            return
-        await self.serve_request(PrefixedStream(stream, received), watched, arrival, certificate=certificate)
+            return None
+        return head, received
 
     async def serve_request(
         self,
@@ -220,6 +234,7 @@ class GatewayEndpoint:
         arrival: Arrival | None = None,
         *,
         certificate: bytes | None = None,
+        peer: Address | None = None,
     ) -> None:
         """Serve a connection from its WebSocket request until it ends, then close `stream`.
 
@@ -229,6 +244,7 @@ class GatewayEndpoint:
             arrival: the connection's entry in the limits; it is settled when the session has the tunnel, and it delays
                 the answer to a wrong proof. None applies no limits.
             certificate: the SHA-256 of the certificate that the gateway has to see; None if it cannot be compared.
+            peer: the gateway's address; None to ask the socket.
         """
         deadline = trio.CancelScope(deadline=trio.current_time() + OPENING_TIMEOUT)
         with deadline:
@@ -238,7 +254,7 @@ class GatewayEndpoint:
                     proved = await self._open(websocket, arrival, certificate)
                     if proved is not None:
                         websocket.trust()
-                        link = WebSocketLink(websocket, watched, _ignore_text)
+                        link = WebSocketLink(websocket, watched, _ignore_text, peer=peer)
                         if proved.choice is None:
                             await self._carry(link, proved, arrival=arrival, deadline=deadline)
                         else:
@@ -293,10 +309,21 @@ class GatewayEndpoint:
             session.finish()
         self._resumable.finish()
 
-    async def registry_changed(self) -> None:
-        """End each session whose key no longer opens its tunnel; tell the others the addresses of their services."""
+    async def registry_changed(self, tunnel_ids: Container[str] | None = None) -> None:
+        """End each session whose key no longer opens its tunnel; tell the others the addresses of their services.
+
+        Args:
+            tunnel_ids: only sessions of these tunnels; None for all.
+        """
         for session in [*self._sessions]:
-            entry = await self._registry.by_key_id(session.key_id)
+            if tunnel_ids is not None and session.tunnel_id not in tunnel_ids:
+                continue
+            try:
+                entry = await self._registry.by_key_id(session.key_id)
+            except RegistryAway as away:
+                if away.for_long:
+                    session.revoke()
+                continue
             if entry is None or entry.id != session.tunnel_id:
                 session.revoke()
             else:
@@ -304,7 +331,10 @@ class GatewayEndpoint:
 
     async def _locate(self, key_id: str, names: Collection[str]) -> Located:
         """Where visitors reach the services of the tunnel that a key opens, when its gateway offers `names`."""
-        entry = await self._registry.by_key_id(key_id)
+        try:
+            entry = await self._registry.by_key_id(key_id)
+        except RegistryAway:
+            return Located(refused=dict.fromkeys(names, _REGISTRY_AWAY))
         if entry is None:
             return Located()
         routes = {route.service or FIRST_SERVICE: route for route in entry.routes}
@@ -338,6 +368,8 @@ class GatewayEndpoint:
             **self._spreading.offer,
             HEARTBEAT: offer_heartbeat(config.heartbeat_ms),
         }
+        if self._node is not None:
+            offers[NODE] = {}
         if certificate is not None:
             offers[CERTIFICATE] = offer_certificate(certificate)
         resumption = None
@@ -356,7 +388,7 @@ class GatewayEndpoint:
                         return None
                     claim = handshake.receive(message)
                     if claim is not None:
-                        entry = await self._registry.by_key_id(claim.key_id)
+                        entry = await self._entry(claim.key_id)
                         handshake.verify(
                             claim,
                             None if entry is None else entry.keys_by_id.get(claim.key_id),
@@ -390,6 +422,17 @@ class GatewayEndpoint:
         except ProtocolError as error:
             await websocket.close(1002, str(error)[:MOST_REASON])
         return None
+
+    async def _entry(self, key_id: str) -> TunnelEntry | None:
+        """The tunnel that a key opens.
+
+        Raises:
+            Rejection: that is not known now. The gateway comes again; its key is not wrong.
+        """
+        try:
+            return await self._registry.by_key_id(key_id)
+        except RegistryAway as away:
+            raise Rejection("busy", str(away), retry_after_ms=away.retry_after * 1000) from None
 
     def _limits_of(self, place: LinkPlace | None) -> Limits:
         """The limits of a session. The links of a gateway share what may be unread, but for 1 MiB each."""
@@ -485,6 +528,8 @@ class GatewayEndpoint:
         if SPREAD in proved.claim.extensions:
             session.spread = self._spreading.advice(len(self._sessions))
             confirmed[SPREAD] = session.spread.fields()
+        if NODE in proved.claim.extensions:
+            confirmed[NODE] = {"name": self._node}
         session.extensions = [*confirmed]
         return proved.handshake.welcome(
             proved.claim,
