@@ -142,6 +142,7 @@ class Worker:
                 engine=self._engine,
                 inherited=self._inherited,
                 passing=node.passing,
+                nodes=node.links,
                 announce=self._announce,
             )
             with lone_error_bare():
