@@ -133,7 +133,7 @@ def _tunnel(parts: Sequence[RelayTunnelStats]) -> RelayTunnelStats:
     )
 
 
-def _sums(parts: Sequence[object], names: Iterable[str]) -> dict[str, int]:
+def _sums(parts: Sequence[object], names: Iterable[str]) -> dict[str, Any]:
     return {name: sum(getattr(part, name) for part in parts) for name in names}
 
 
