@@ -207,11 +207,9 @@ class Parent:
             self._config, self._tunnels = config, self._file.content
             for slot in self._slots:
                 async with self._applying:
-                    before = slot.current
                     tunnels = await self._replace(slot, base=self._tunnels)
                 replaced.append(slot.index)
-                if before is not None:
-                    await self._wait_moved(before, tunnels)
+                await self._wait_moved(tunnels)
             _log.info("all workers are replaced", extra=about("workers_replaced"))
         except (NoWorker, TunnelError, OSError) as error:
             if not replaced:
@@ -309,6 +307,7 @@ class Parent:
         self._processes.add(process)
         self._tell_who()
         self._nursery.start_soon(self._watch, process)
+        serving = self._serving_ids()
         setup = Setup(
             index=index,
             workers=len(self._slots),
@@ -316,7 +315,7 @@ class Parent:
             tunnels=self._tunnels.decode(),
             process=process.id,
             folder=str(self._folder),
-            connected=[one for one in self._expected.missing if not self._records.has_other(one, process.id)],
+            connected=[one for one in self._expected.missing if not self._records.has_one_of(one, serving)],
         )
         try:
             await process.begin(setup.to_wire(), self._sockets.of_worker(index))
@@ -355,10 +354,10 @@ class Parent:
         tunnels: list[str] = expectation["tunnels"]
         return tunnels
 
-    async def _wait_moved(self, retired: WorkerProcess, tunnels: Sequence[str]) -> None:
-        """Wait until the gateways of a worker are at others, or have had the time for that."""
+    async def _wait_moved(self, tunnels: Sequence[str]) -> None:
+        """Wait until the gateways of a worker that drains are at others, or have had the time for that."""
         with trio.move_on_after(MOVE_TIMEOUT):
-            while not all(self._records.has_other(one, retired.id) for one in tunnels):
+            while not all(self._records.has_one_of(one, self._serving_ids()) for one in tunnels):
                 await trio.sleep(_MOVE_LOOK)
 
     async def _replace_quietly(self, process: WorkerProcess) -> None:
@@ -442,12 +441,17 @@ class Parent:
         self._records.leave(process.id)
 
     def _expectation(self, process: WorkerProcess) -> dict[str, Any]:
-        tunnels = self._records.tunnels_of(process.id)
+        others = self._serving_ids()
+        tunnels = [one for one in self._records.tunnels_of(process.id) if not self._records.has_one_of(one, others)]
         self._expected.add(tunnels)
         return {"process": process.id, "tunnels": tunnels}
 
+    def _serving_ids(self) -> frozenset[str]:
+        return frozenset(process.id for process in self._serving())
+
     def _serving(self) -> list[WorkerProcess]:
-        return [process for process in self._processes if not process.retired]
+        """The workers that get new visitors."""
+        return [process for process in self._processes if not process.retired and not process.gone]
 
     def _tell_who(self) -> None:
         """Tell all workers which process is which worker, so that they trust each other and nobody else."""

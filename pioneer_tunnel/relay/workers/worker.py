@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable, MutableMapping, Sequence
@@ -74,6 +75,7 @@ class Worker:
         self._serving: Final = trio.CancelScope()
         self._drain_asked: Final = trio.Event()
         self._setup: Setup | None = None
+        self._parent_is_gone = False
         self._relay: Relay | None = None
         self._node: WorkerNode | None = None
         self._others: dict[str, int] = {}
@@ -114,6 +116,8 @@ class Worker:
                     await self._serve(self._setup)
             if self._relay is not None:
                 await self._report_last(self._relay)
+            if self._parent_is_gone and self._setup is not None:
+                shutil.rmtree(self._setup.folder, ignore_errors=True)  # nobody else does
             nursery.cancel_scope.cancel()
 
     async def _carry(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -121,6 +125,7 @@ class Worker:
         await self._channel.run()
         if not self._drain_asked.is_set():
             _log.warning("the parent process is gone; this worker drains", extra=about("parent_gone"))
+            self._parent_is_gone = True
         self._drain()
 
     async def _leave_on_signal(self) -> NoReturn:
