@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import signal
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, final
 
 import trio
 from programs import Program
 from redis_server import RealRedis, real_redis
-from rig import HANG, free_port
+from rig import HANG, free_port, wait_until
 
 from pioneer_tunnel import RelayKey, Tunnel, TunnelStream, open_tunnel
 from pioneer_tunnel._model.keys import SigningIdentity, new_relay_key
+from pioneer_tunnel.relay import RelayStats
 from pioneer_tunnel.relay.administration.fleet_file import write_node_key, write_operator_key
+from pioneer_tunnel.relay.administration.running import ask_running
 from pioneer_tunnel.relay.fleet.keys import operator_identity
+from pioneer_tunnel.relay.stats import FleetStats
 
 __all__ = ["Fleet", "FleetNodeProcess", "ask", "fleet_of", "hashing_gateway"]
 
@@ -43,17 +46,42 @@ class FleetNodeProcess:
         self.file: Final = folder / f"{name}.toml"
         self.log: Final = folder / f"{name}.log"
         self._program: Program | None = None
+        self._started_at = 0
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was started, and neither killed nor stopped."""
+        return self._program is not None
+
+    def begin(self) -> None:
+        """Start it."""
+        with self.log.open("ab") as log:
+            self._started_at = log.tell()
+            self._program = Program("relay", "--config", self.file, stderr=log)
+
+    @property
+    def serves(self) -> bool:
+        """Whether it has said that it serves."""
+        assert self._program is not None
+        assert self._program.process.poll() is None, self.lines
+        return b"gateways at" in self.log.read_bytes()[self._started_at :]
 
     def start(self) -> None:
         """Start it, and wait until it serves."""
-        with self.log.open("ab") as log:
-            before = log.tell()
-            self._program = Program("relay", "--config", self.file, stderr=log)
-        deadline = time.monotonic() + HANG
-        while b"gateways at" not in self.log.read_bytes()[before:]:
-            assert self._program.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        self.begin()
+        wait_until(lambda: self.serves)
+
+    async def stats(self) -> FleetStats:
+        """What it tells about itself as a node."""
+        stats = (await self.running()).fleet
+        assert stats is not None
+        return stats
+
+    async def running(self) -> RelayStats:
+        """What it does, as `relay status` asks it."""
+        running = await ask_running(self.file)
+        assert running is not None
+        return running.stats
 
     def signal(self, number: int) -> None:
         assert self._program is not None
@@ -105,6 +133,7 @@ class Fleet:
         self.nodes: Final = [FleetNodeProcess(name, folder) for name in names]
         self.keys: Final = {name: new_relay_key() for name in tunnels}
         self.balancer: Final = free_port()
+        self._carried: Final[list[trio.SocketStream]] = []
         key_file, public = write_operator_key(folder)
         self.operator: Final[SigningIdentity] = operator_identity(key_file)
         for name in names:
@@ -137,8 +166,13 @@ class Fleet:
                 operator_key = "{public}"
                 state_file = "{node.name}.db"
                 """
-                 f"\n{others}\n{own}"
+                f"\n{others}\n{own}"
             )
+
+    def cut_gateways(self) -> None:
+        """Break all connections that gateways have through the balancer, as a network does that goes away."""
+        while self._carried:
+            self._carried.pop().socket.shutdown(trio.socket.SHUT_RDWR)
 
     @asynccontextmanager
     async def balanced(self, choose: Callable[[], Sequence[FleetNodeProcess]]) -> AsyncIterator[str]:
@@ -153,11 +187,13 @@ class Fleet:
                 await client.aclose()
                 return
             async with client, server:
+                self._carried.append(client)
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(_copy, client, server, nursery)
                         nursery.start_soon(_copy, server, client, nursery)
 
+        self._carried.clear()
         async with trio.open_nursery() as nursery:
             await nursery.start(trio.serve_tcp, serve, self.balancer)
             yield f"ws://127.0.0.1:{self.balancer}"
@@ -195,7 +231,9 @@ def fleet_of(folder: Path, *names: str, tunnels: Sequence[str] = ("office",), mo
         fleet = Fleet(folder, redis, names, tunnels=tunnels, more=more)
         for node in fleet.nodes:
             stack.callback(node.kill)
-            node.start()
+            node.begin()
+        for node in fleet.nodes:
+            wait_until(partial(getattr, node, "serves"))
         yield fleet
 
 

@@ -45,6 +45,11 @@ class RealRedis:
     def server(self) -> RedisServer:
         return RedisServer(path=str(self.path))
 
+    @property
+    def runs(self) -> bool:
+        """Whether it was started and not killed."""
+        return self._process is not None
+
     def start(self) -> None:
         """Start it, empty."""
         self.path.unlink(missing_ok=True)
