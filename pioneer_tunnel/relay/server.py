@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
 from contextvars import Context, copy_context
 from functools import partial
@@ -308,6 +308,27 @@ class Relay:
     def gateway_has_come(self, tunnel_id: str) -> None:
         """The gateway of this tunnel has a session at another process."""
         self._expected.has_come(tunnel_id)
+
+    async def accept_at(self, name: str, sockets: Sequence[socket.socket]) -> None:
+        """Accept at further sockets of one of the relay's addresses, until cancelled, or drained. Then close them.
+
+        Args:
+            name: of the address, as in `relay.inherited`.
+            sockets: they listen there.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def accept() -> None:
+                    await self._listening.accept_at(name, sockets)
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(accept)
+                await self._drain_asked.wait()  # no deadline: it accepts until it shall not
+                nursery.cancel_scope.cancel()
+        finally:
+            for one in sockets:
+                one.close()
 
     async def hear(self, message: Any) -> None:
         """Another process of the same relay has passed this to its `announce`."""

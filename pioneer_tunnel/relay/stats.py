@@ -72,6 +72,7 @@ class WorkerStats:
     Attributes:
         index: which one, from 0. A process that drains has the index of its successor.
         pid: the process.
+        version: of its package, which may be newer than the parent's.
         since_unix: when counting began, in seconds since 1970.
         draining: whether it stops, since it is replaced or the relay stops.
         connections: its own.
@@ -83,6 +84,7 @@ class WorkerStats:
 
     index: int
     pid: int
+    version: str
     since_unix: float
     draining: bool
     connections: ConnectionStats

@@ -1,7 +1,7 @@
 """The parent of the workers: it starts them, replaces those that end, and tells them what to do. It serves nobody.
 
 A worker that ends by itself is replaced at once, and later and later when that happens again and again. Its sockets
-stay open, so those who wait to be accepted are served by its successor.
+stay open, and another worker accepts there until its successor does.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class _Slot:
         base: the file whose keys are in force there.
         current: the process that serves; None while there is none.
         failures: how often one after the other it has ended, or has not started.
+        stand_in: the worker that accepts at its sockets while there is none.
         changing: is held while the process is replaced.
     """
 
@@ -74,6 +75,7 @@ class _Slot:
     base: bytes
     current: WorkerProcess | None = None
     failures: int = 0
+    stand_in: WorkerProcess | None = None
     changing: trio.Lock = attrs.field(factory=trio.Lock)
 
 
@@ -182,6 +184,7 @@ class Parent:
                     process.give({name: of_all[process.index] for name, of_all in opened.items()})
                     nursery.start_soon(self._apply_at, process, self._tunnels.decode())
             self._close_unused()
+            self._share_out(anew=True)
             log_changes(changes)
 
     def reopen_access_log(self) -> None:
@@ -291,6 +294,7 @@ class Parent:
             base = base or slot.base
             slot.current = await self._start(slot.index, base)
             slot.base = base
+            self._share_out()
             return () if before is None or before.ended.is_set() else await self._retire(before)
 
     async def _start(self, index: int, base: bytes) -> WorkerProcess:
@@ -315,18 +319,32 @@ class Parent:
             connected=[one for one in self._expected.missing if not self._records.has_other(one, process.id)],
         )
         try:
-            self._sockets.restore(index)
             await process.begin(setup.to_wire(), self._sockets.of_worker(index))
             if process.ended.is_set():
                 raise NoWorker(f"it has ended: {process.how_it_ended}")
-        except OSError as error:
-            raise NoWorker(error.strerror or str(error)) from error
         finally:
             if not process.listens:
                 process.tell("end")
         line = "worker %d, process %d, listens"
         _log.info(line, index, process.pid, extra=about("worker_listens", worker=index))
         return process
+
+    def _share_out(self, *, anew: bool = False) -> None:
+        """Let others accept at the sockets of workers that are missing.
+
+        Args:
+            anew: the addresses have changed.
+        """
+        serving = [slot.current for slot in self._slots if slot.current is not None]
+        for slot in self._slots:
+            stand_in = serving[slot.index % len(serving)] if slot.current is None and serving else None
+            if slot.stand_in is not None and (anew or stand_in is not slot.stand_in):
+                slot.stand_in.tell("stand back", slot.index)
+                slot.stand_in = None
+            if stand_in is not None and slot.stand_in is None:
+                slot.stand_in = stand_in
+                for name, listening in self._sockets.only_of_worker(slot.index).items():
+                    stand_in.tell("stand in", {"worker": slot.index, "name": name}, listening)
 
     async def _retire(self, process: WorkerProcess) -> Sequence[str]:
         """Let a worker drain; returns the ids of its tunnels. Visitors wait for their gateways at all other workers."""
@@ -365,6 +383,7 @@ class Parent:
         if slot.current is process:
             slot.current = None
             if not self._drain_asked.is_set():
+                self._share_out()
                 slot.failures = slot.failures + 1 if trio.current_time() < process.since + LIVED else 0
                 line = "worker %d, process %d, has ended: %s; another one is started"
                 fields = about("worker_ended", worker=slot.index, reason=process.how_it_ended)
@@ -380,7 +399,6 @@ class Parent:
                 await self._replace(slot)
             except NoWorker as error:
                 slot.failures += 1
-                self._sockets.withdraw(slot.index)
                 fields = about("worker_not_started", worker=slot.index, reason=error)
                 _log.error("worker %d cannot be started: %s", slot.index, error, extra=fields)
 
