@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from fleet_rig import Fleet, FleetNodeProcess, ask, fleet_of, hashing_gateway
+from fleet_processes import Fleet, FleetNodeProcess, ask, fleet_of, hashing_gateway
 from rig import eventually, in_background, no_hang
 
 from pioneer_tunnel import State, Tunnel
