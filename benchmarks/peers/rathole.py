@@ -18,7 +18,7 @@ from ..connections import Endpoint
 from ..processes import LOOPBACK, free_port
 from ..way import Contestant, Programs, Way
 from .certificates import certify, make_pkcs12
-from .ours import COMMAND
+from .ours import COMMAND, EXPOSED
 from .pair import pair
 
 __all__ = ["contestants"]
@@ -45,6 +45,7 @@ def contestants(programs: Programs) -> list[Contestant]:
             open=partial(_tunnel, program=program or Path(), client=client, kind=kind),
             missing=missing,
             by_default=kind != "tls",
+            most_streams=EXPOSED if client == "ours" else 10_000,
         )
         for client, kind, about in kinds
     ]
