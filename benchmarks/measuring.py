@@ -71,7 +71,15 @@ class Sizes:
 
 DEFAULT: Final = Sizes()
 QUICK: Final = Sizes(
-    mib=32, round_trips=200, connections=200, seconds=0.5, http_seconds=0.5, streams=1_000, growth_round_trips=100
+    mib=32,
+    round_trips=200,
+    connections=100,
+    seconds=0.5,
+    http_seconds=0.3,
+    streams=1_000,
+    growth_round_trips=50,
+    away=0.2,
+    settle=0.1,
 )
 
 

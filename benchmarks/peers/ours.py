@@ -29,10 +29,10 @@ TLS_LINES: Final = 'tls_certificate = "relay.crt"\ntls_private_key = "relay.key"
 
 def contestants(_: Programs) -> list[Contestant]:
     kinds: tuple[tuple[str, EngineName, bool, str], ...] = (
-        ("ws", "websockets", False, "this project, a link over ws, with the extra `speed`"),
-        ("ws-trio", "trio-websocket", False, "the same with trio-websocket alone"),
-        ("wss", "websockets", True, "TLS between gateway and relay, but not for visitors"),
-        ("wss-trio", "trio-websocket", True, "the same with trio-websocket alone"),
+        ("ws", "websockets", False, "this project, over ws, with the extra `speed`"),
+        ("ws-trio", "trio-websocket", False, "this project, over ws, with trio-websocket alone"),
+        ("wss", "websockets", True, "this project, over wss, with `speed`; visitors come without TLS"),
+        ("wss-trio", "trio-websocket", True, "this project, over wss, with trio-websocket alone"),
     )
     many_streams = (sys.executable, "-m", f"{__package__}.many_streams")
     return [
