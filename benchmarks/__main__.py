@@ -144,8 +144,8 @@ def main() -> None:
     heading = (
         f"{machine()}. {time.strftime('%d %B %Y')}, {(time.monotonic() - began) / 60:.0f} minutes. Before each run,"
         f" other programs used {median(others):.0%} of the machine as a rule, and {max(others):.0%} at most.\n\n"
-        f"Medians of {rounds} round{'s'[: rounds > 1]}, and in brackets from the worst to the best; {sizes.mib} MiB for each"
-        " throughput. Memory, growth and figures in one process were measured once."
+        f"Medians of {rounds} round{'s'[: rounds > 1]}, and in brackets from the worst to the best; {sizes.mib} MiB"
+        " for each throughput. Memory, growth and figures in one process were measured once."
     )
     print(write(options.out, collect(results.memory, results.rounds, alone), results, heading))
     print(f"in {options.out}: bench.md, bench.json and bench.svg", file=sys.stderr)
