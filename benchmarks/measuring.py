@@ -11,10 +11,10 @@ import attrs
 from .processes import wait_until_listening
 from .visitors import (
     IdleStreams,
+    KeptConnections,
     bulk_download,
     connections,
     dial_echo,
-    http_requests,
     percentile,
     round_trips,
     stalled_readers,
@@ -34,6 +34,7 @@ GROWTH: Final = (1, 100, 1_000, 10_000)
 """How many idle streams there are beside a round trip."""
 BRIEFLY: Final = 1.0
 """Seconds that a visitor waits for a tunnel that may not be there."""
+HTTP_VISITORS: Final = 100
 KIB: Final = 1024
 
 
@@ -149,9 +150,9 @@ def _connections(way: Way, sizes: Sizes, figures: Figures) -> None:
 
 
 def _http(way: Way, sizes: Sizes, figures: Figures) -> None:
-    with _Costs(way, sizes, figures, "request", 0) as costs:
-        figures["http"] = http_requests(way.endpoint, visitors=100, seconds=sizes.http_seconds)
-        costs.amount = figures["http"] * sizes.http_seconds / 1000
+    with KeptConnections(way.endpoint, HTTP_VISITORS) as visitors, _Costs(way, sizes, figures, "request", 0) as costs:
+        done, figures["http"] = visitors.requests(sizes.http_seconds)
+        costs.amount = done / 1000
 
 
 def _busy(way: Way, sizes: Sizes, figures: Figures) -> None:
