@@ -40,6 +40,15 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
 
 
 @pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that systemd makes for a service."""
+    folder = tmp_path / "runtime"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(folder))
+    return folder
+
+
+@pytest.fixture
 def relay(tmp_path: Path) -> Iterator[Relay]:
     with relay_in(tmp_path, workers=2) as started:
         yield started
@@ -222,7 +231,7 @@ def test_an_operator_sees_all_workers_and_reloads_them_together(
 
 
 def test_a_worker_that_is_asked_to_end_is_replaced_first_and_all_end_with_their_parent(
-    relay: Relay, local_gateway: str
+    runtime: Path, relay: Relay, local_gateway: str
 ) -> None:
     with exposed(relay, local_gateway):
         leaving = pid_of(relay, 0)
@@ -237,8 +246,9 @@ def test_a_worker_that_is_asked_to_end_is_replaced_first_and_all_end_with_their_
     wait_until(lambda: all(map(is_gone, workers)))
     with socket.create_server(("127.0.0.1", relay.ingress)):
         pass  # nobody holds the port
-    relay.program.finish()
+    relay.program.finish()  # without a traceback
     assert relay.program.errors.count("the parent process is gone; this worker drains") == 2
+    assert [*runtime.glob("pioneer-tunnel-workers-*")] == [], "nothing is left behind"
 
 
 def test_a_relay_that_cannot_start_says_why_once(tmp_path: Path) -> None:

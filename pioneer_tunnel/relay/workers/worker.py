@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import socket
 from collections.abc import Callable, MutableMapping, Sequence
@@ -27,6 +26,7 @@ from ..inherited import Inherited
 from ..server import Relay
 from ..spawning import WORKER_VARIABLE
 from .channel import CallFailed, Channel
+from .folder import remove_if_left
 from .node import WorkerNode
 from .reports import Report
 from .setup import PROTOCOL, Setup
@@ -117,7 +117,7 @@ class Worker:
             if self._relay is not None:
                 await self._report_last(self._relay)
             if self._parent_is_gone and self._setup is not None:
-                shutil.rmtree(self._setup.folder, ignore_errors=True)  # nobody else does
+                remove_if_left(Path(self._setup.folder))  # nobody else does
             nursery.cancel_scope.cancel()
 
     async def _carry(self, *, task_status: trio.TaskStatus[None]) -> None:
