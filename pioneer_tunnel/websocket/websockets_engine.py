@@ -219,11 +219,14 @@ class WebsocketsWebSocket(WebSocket):
                 self._raise_if_eof()
             if not self._unparsed:
                 assert self._watched is not None
-                amount = self._watched.receive_into_nowait(self._free())
+                amount = self._watched.receive_into_nowait(self._free() if self._begun else self._buffer)
                 if amount is None:
                     return None
+                self.drained = self._watched.drained
                 self._keep(amount)
             self._parse()
+            if self._unparsed or self._closed is not None:
+                self.drained = False
         messages, self._inbox = self._inbox, []
         return messages
 
@@ -248,18 +251,20 @@ class WebsocketsWebSocket(WebSocket):
     def _free(self) -> memoryview:
         """The part of the buffer to read into."""
         size = len(self._begun)
-        if size:
-            self._buffer[:size] = self._begun
-            self._begun = self._buffer[:size]
+        self._buffer[:size] = self._begun
+        self._begun = self._buffer[:size]
         return self._buffer[size:]
 
     def _keep(self, amount: int) -> None:
         """Keep what was read. The buffer grows when a trusted peer fills it."""
-        size = len(self._begun) + amount if amount else 0
-        self._unparsed, self._begun = self._buffer[:size], self._buffer[:0]
-        self._is_full = size == len(self._buffer)
-        if self._is_full and size < READ_SIZE and self.meter.trusted:
-            self._buffer = memoryview(bytearray(min(4 * size, READ_SIZE)))
+        buffer = self._buffer
+        if self._begun:
+            amount = amount and len(self._begun) + amount  # an incomplete message at EOF is lost
+            self._begun = buffer[:0]
+        self._unparsed = buffer[:amount]
+        self._is_full = amount == len(buffer)
+        if self._is_full and amount < READ_SIZE and self.meter.trusted:
+            self._buffer = memoryview(bytearray(min(4 * amount, READ_SIZE)))
 
     def _parse(self) -> None:
         """Parse what was read, or as many frames of it as a turn may have."""
