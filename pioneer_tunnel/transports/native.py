@@ -192,7 +192,9 @@ class NativeTransport:
         if address.secure:
             tls = await target.redial.tls(make_tls, address, timeout=timeout)
         dial = target.redial.dialer(target.dial, timeout=timeout)
-        stream, watched = await dial_relay(address, dial=dial, tls=tls, timeout=timeout, via=via)
+        stream, watched = await dial_relay(
+            address, dial=dial, tls=tls, timeout=timeout, via=via, resumption=target.redial.resumption
+        )
         opening = Opening(subprotocol=SUBPROTOCOL, address=address, agent=AGENT)
         with failures_named(address), lone_error_bare():
             deadline = trio.CancelScope(deadline=trio.current_time() + timeout)

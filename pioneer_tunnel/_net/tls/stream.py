@@ -135,9 +135,14 @@ class TlsStream(DelegatingStream):
 
     @property
     def peer_certificates(self) -> list[bytes]:
-        """The peer's certificate, DER, and after it the chain to a trusted authority (from Python 3.13 on)."""
+        """The peer's certificate, DER, and after it the chain to a trusted authority (from Python 3.13 on).
+
+        Of a session that was resumed, only the certificate is known.
+        """
         if hasattr(self._tls, "get_verified_chain") and self._tls.context.verify_mode is not ssl.CERT_NONE:
-            return [*self._tls.get_verified_chain()]
+            chain = [*self._tls.get_verified_chain()]
+            if chain:  # a resumed session has none
+                return chain
         own = self._tls.getpeercert(binary_form=True)
         return [] if own is None else [own]
 
