@@ -221,20 +221,28 @@ class TlsStream(DelegatingStream):
         watched, wire = self._watched, self._buffer
         if watched is None or wire is None:
             raise trio.ClosedResourceError("this stream was closed")
+        done, self.drained = 0, False
         while True:
-            if self._ahead:
-                data = self._read_ahead(len(buffer))
-                amount = len(data)
-                buffer[:amount] = data
-            else:
-                amount = self._decrypt_into(buffer)
-            if amount or self.end_received:
-                return amount
-            if self.owes_reply and not self._to_wire.locked():
-                self._send_outgoing_nowait(watched)
-            received = watched.receive_into_nowait(wire)
+            try:
+                if self._ahead:
+                    done = len(data := self._read_ahead(len(buffer)))
+                    buffer[:done] = data
+                else:
+                    done += self._decrypt_into(buffer[done:] if done else buffer)
+                if done == len(buffer) or self.end_received:
+                    return done
+                if self.owes_reply and not self._to_wire.locked():
+                    self._send_outgoing_nowait(watched)
+                if done and watched.drained:
+                    self.drained = not self._received
+                    return done
+                received = watched.receive_into_nowait(wire)
+            except trio.BrokenResourceError:
+                if done:
+                    return done  # the next call raises it again
+                raise
             if received is None:
-                return None
+                return done or None
             self.take_received(wire[:received])
 
     def send_nowait(self, pieces: Sequence[Bytes]) -> list[Bytes]:
