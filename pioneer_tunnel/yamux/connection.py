@@ -60,6 +60,9 @@ STALL_LOOK: Final = 1.0
 ACKNOWLEDGE_WITHIN: Final = 0.1
 """Seconds until a stream that was accepted and has sent nothing is acknowledged by a frame of its own."""
 
+MOST_HELD_BACK: Final = 64
+"""Acceptances after which those that have not left are sent at once: a peer may wait for them when 256 are missing."""
+
 BULK_PAUSE: Final = 1.0
 """Seconds without a full batch after which the next one starts bulk data again."""
 
@@ -169,6 +172,7 @@ class YamuxConnection:
         self._unprocessed: Final[deque[Bytes]] = deque()  # was received
         self._stay: Stay | None = None  # while the event loop calls back for the link
         self._acknowledging: Timer | None = None  # at the same time
+        self._held_back = 0  # acceptances since the last `_send_acknowledgements`
         self._receive_failure: Exception | None = None
         self._pacing: Final = Pacing()
         self._presses = False  # whether the last batch was full
@@ -352,13 +356,15 @@ class YamuxConnection:
     def acknowledge(self, stream: Stream) -> None:
         """Accept a stream that the peer opened. Most streams answer soon, and the first frame says that, too."""
         timer = self._acknowledging
-        self.session.acknowledge(stream, hold=timer is not None)
-        if timer is None:
+        self.session.acknowledge(stream, hold=True)
+        self._held_back += 1
+        if timer is None or self._held_back >= MOST_HELD_BACK:
             self._send_acknowledgements()
         elif timer.deadline == math.inf:
             timer.move(self.turn.now() + ACKNOWLEDGE_WITHIN)
 
     def _send_acknowledgements(self) -> None:
+        self._held_back = 0
         self.session.release_acknowledgements()
         # In a turn, so that it leaves at the end of it, and takes no step of the writer.
         self.turn.run(self.wake_writer)
