@@ -1,0 +1,92 @@
+"""What keeps the records of a fleet's tunnels: an interface.
+
+A holding counts while the *lease* of its node lives. A node has one lease, which it renews; so a fleet pays for its
+nodes, not for its sessions. A lease has an incarnation, which is random and belongs to one process: the holdings of a
+node that has restarted are void at once.
+
+A write is a compare-and-set on the version of the record. So of two nodes that want a tunnel at the same time, one has
+to decide again, with the other one's holding before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NoReturn, Protocol
+
+import trio
+
+from .records import Holding, Record
+
+__all__ = ["Changed", "Store", "StoreUnreachable"]
+
+
+class StoreUnreachable(Exception):
+    """The store does not answer. A write may have been carried out all the same."""
+
+
+class Changed(Exception):
+    """The record has another version than the writer expected.
+
+    Args:
+        record: the record as it is.
+    """
+
+    def __init__(self, record: Record) -> None:
+        super().__init__(f"the record is of version {record.version} now")
+        self.record = record
+
+
+class Store(Protocol):
+    """What one node sees of the store.
+
+    Attributes:
+        node: the name of this node.
+        reachable: whether the store answers, as far as is known. While it is False, `read` and `write` fail at once.
+        on_change: called with the id of a tunnel and its record, when another node has changed a record that this node
+            has, or had, a holding in. It may also be called for other changes. It must not raise.
+        on_gap: called when changes may have been missed, and holdings of this node may have got lost: the store is
+            reachable again, or this node's lease had expired. It must not raise.
+    """
+
+    node: str
+    reachable: bool
+    on_change: Callable[[str, Record], object]
+    on_gap: Callable[[], object]
+
+    async def read(self, tunnel_id: str) -> Record:
+        """The record of a tunnel now.
+
+        Raises:
+            StoreUnreachable: the store does not answer. It takes a few seconds at most to find out.
+        """
+
+    def known(self, tunnel_id: str) -> Record | None:
+        """What this node knows without asking, and may act on; None if it has to `read`.
+
+        It may be out of date: whoever acts on it finds out, and reads. While the store is unreachable, what was known
+        stays known.
+        """
+
+    async def write(self, tunnel_id: str, *, expected: int, holdings: Sequence[Holding]) -> Record:
+        """Replace the holdings of a tunnel, unless its record has changed. All nodes in it learn of it.
+
+        Args:
+            tunnel_id: the tunnel.
+            expected: the version of the record that the caller has decided on.
+            holdings: those of other nodes that stay, from that record, and all of this node. One with the fence 0 gets
+                a fence above all that were ever given. One that has a fence keeps it.
+
+        Returns:
+            The record as it is now.
+
+        Raises:
+            Changed: it had another version; nothing was written.
+            StoreUnreachable: as `read`. Whether it was written is not known.
+        """
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Keep this node's lease alive, and receive changes. Ends the lease when it is cancelled.
+
+        It starts when the store has answered, or after some seconds: a store that is down does not keep a relay from
+        starting.
+        """
