@@ -19,8 +19,9 @@ class Holding(Party):
 
     Attributes:
         node: the name of the node that has the session.
+        process: which process of that node: random, 16 hexadecimal digits. While a node is restarted it has two.
         session: the session's id.
-        fence: orders the holdings of a tunnel: one that came later has a higher one. 0: the store has given it none yet.
+        fence: orders the holdings of a tunnel: one that came later has a higher one. 0: the store has given none yet.
         key_id: the id of the key that its gateway has proved.
         instance: tells its gateway from others with the same key; empty if the gateway sent none.
         place: which of its gateway's links this is; None if it is the only one.
@@ -28,6 +29,7 @@ class Holding(Party):
     """
 
     node: str
+    process: str
     session: str
     fence: int = 0
     key_id: str
@@ -43,7 +45,7 @@ class Record:
 
     Attributes:
         version: changes with each write, and grows; 0 if there is no record.
-        holdings: the sessions that have the tunnel. Those of dead nodes are not among them.
+        holdings: the sessions that have the tunnel. Those of dead processes are not among them.
     """
 
     version: int

@@ -1,8 +1,8 @@
 """What keeps the records of a fleet's tunnels: an interface.
 
-A holding counts while the *lease* of its node lives. A node has one lease, which it renews; so a fleet pays for its
-nodes, not for its sessions. A lease has an incarnation, which is random and belongs to one process: the holdings of a
-node that has restarted are void at once.
+A holding counts while the *lease* of its process lives. A process has one lease, which it renews; so a fleet pays for
+its processes, not for its sessions. While a node is restarted, its two processes have a lease each, and the sessions of
+both count.
 
 A write is a compare-and-set on the version of the record. So of two nodes that want a tunnel at the same time, one has
 to decide again, with the other one's holding before it.
@@ -41,14 +41,16 @@ class Store(Protocol):
 
     Attributes:
         node: the name of this node.
+        process: the id of this process.
         reachable: whether the store answers, as far as is known. While it is False, `read` and `write` fail at once.
-        on_change: called with the id of a tunnel and its record, when another node has changed a record that this node
-            has, or had, a holding in. It may also be called for other changes. It must not raise.
-        on_gap: called when changes may have been missed, and holdings of this node may have got lost: the store is
-            reachable again, or this node's lease had expired. It must not raise.
+        on_change: called with the id of a tunnel and its record, when another process has changed a record that this
+            one has, or had, a holding in. It may also be called for other changes. It must not raise.
+        on_gap: called when changes may have been missed, and holdings of this process may have got lost: the store is
+            reachable again, or the lease had expired. It must not raise.
     """
 
     node: str
+    process: str
     reachable: bool
     on_change: Callable[[str, Record], object]
     on_gap: Callable[[], object]
@@ -73,19 +75,20 @@ class Store(Protocol):
         Args:
             tunnel_id: the tunnel.
             expected: the version of the record that the caller has decided on.
-            holdings: those of other nodes that stay, from that record, and all of this node. One with the fence 0 gets
-                a fence above all that were ever given. One that has a fence keeps it.
+            holdings: those of other processes that stay, from that record, and all of this process. One with the fence
+                0 gets a fence above all that were ever given. One that has a fence keeps it.
 
         Returns:
             The record as it is now.
 
         Raises:
             Changed: it had another version; nothing was written.
-            StoreUnreachable: as `read`. Whether it was written is not known.
+            StoreUnreachable: as `read`. Whether it was written is not known. `reachable` is False after it, until
+                `on_gap` is called.
         """
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Keep this node's lease alive, and receive changes. Ends the lease when it is cancelled.
+        """Keep the lease of this process alive, and receive changes. Ends the lease when it is cancelled.
 
         It starts when the store has answered, or after some seconds: a store that is down does not keep a relay from
         starting.
