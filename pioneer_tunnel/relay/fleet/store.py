@@ -4,6 +4,9 @@ A holding counts while the *lease* of its process lives. A process has one lease
 its processes, not for its sessions. While a node is restarted, its two processes have a lease each, and the sessions of
 both count.
 
+Leases that have expired while nobody could renew them prove nothing. So a process that has reached the store again
+takes all holdings as valid for the time of one lease, in which the others renew theirs.
+
 A write is a compare-and-set on the version of the record. So of two nodes that want a tunnel at the same time, one has
 to decide again, with the other one's holding before it.
 """
@@ -11,13 +14,16 @@ to decide again, with the other one's holding before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NoReturn, Protocol
+from typing import Final, NoReturn, Protocol
 
 import trio
 
 from .records import Holding, Record
 
-__all__ = ["Changed", "Store", "StoreUnreachable"]
+__all__ = ["LEASE", "Changed", "Store", "StoreUnreachable"]
+
+LEASE: Final = 15.0
+"""Seconds that a lease lives after it was renewed. It is renewed three times in that time."""
 
 
 class StoreUnreachable(Exception):
