@@ -155,9 +155,10 @@ class GatewayAway(Exception):
 
 
 class TunnelTaken(Exception):
-    """Another session keeps the tunnel; the text names its instance and the time since when it is connected."""
+    """Another session, `holder`, keeps the tunnel; the text names its instance, and since when it is connected."""
 
     def __init__(self, holder: Holder, newcomer: Party) -> None:
+        self.holder: Final = holder
         came = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.since))
         how = "" if holder.key_id == newcomer.key_id else " with a later key of the relay's list,"
         super().__init__(
