@@ -65,9 +65,6 @@ DEFAULT_PREFIX: Final = "pioneer:"
 TIMEOUT: Final = 2.0
 """Seconds for a connection, and for an answer."""
 
-RETRY: Final = 1.0
-"""Seconds between two attempts to reach Redis, at the most; half of it at the least, so that nodes spread."""
-
 KEPT_FOR: Final = 24 * 3600.0
 """Seconds after which a record expires that nobody has read or written. Its holder reads it four times in that time."""
 
@@ -150,7 +147,8 @@ class RedisStore(ContactStore):
         lease: seconds that the lease of this process lives after it was renewed.
         is_node: whether a name is that of a node. Holdings of others do not count.
         routes: what it knows; by default a new cache.
-        rng: spreads the attempts to reach Redis.
+        retry: seconds between two attempts to reach Redis, at the most; half of it at the least, so that nodes spread.
+        rng: for that.
     """
 
     def __init__(
@@ -162,12 +160,14 @@ class RedisStore(ContactStore):
         lease: float = LEASE,
         is_node: Callable[[str], bool] = lambda _name: True,
         routes: KnownRoutes | None = None,
+        retry: float = 1.0,
         rng: random.Random | None = None,
     ) -> None:
         super().__init__(node, lease=lease, routes=routes)
         self._server: Final = server
         self._prefix: Final = prefix
         self._is_node: Final = is_node
+        self._retry: Final = retry
         self._rng: Final = rng or random.Random()  # noqa: S311  # nothing secret depends on it
         self._client: Redis[bytes] | None = None
         self._failed = trio.Event()
@@ -293,7 +293,7 @@ class RedisStore(ContactStore):
                         self._lost()
                     start()
                     # No deadline: a node tries for as long as it runs.
-                    await trio.sleep(self._rng.uniform(RETRY / 2, RETRY))
+                    await trio.sleep(self._rng.uniform(self._retry / 2, self._retry))
 
     async def _contact(self, start: Callable[[], None]) -> NoReturn:
         """Connect, and keep the lease alive until something fails."""
