@@ -285,7 +285,7 @@ class RedisStore(ContactStore):
                     try:
                         await self._contact(start)
                     except* (*FAILURES, StoreUnreachable) as group:
-                        why = _first_cause(leaves(group)[0])
+                        why = next(filter(None, map(_first_cause, leaves(group))), "the connection is lost")
                         line = f"redis at {self._server} cannot be used, and sessions are not announced: {why}"
                         if not stopping.is_set():
                             _log_limiter.log("unreachable", line, about=about("store_unreachable", reason=why))
@@ -354,4 +354,4 @@ def _first_cause(error: BaseException) -> str:
     """Why it failed, in the words of whoever noticed it first."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error) or type(error).__name__
+    return str(error)
