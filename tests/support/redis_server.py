@@ -85,17 +85,18 @@ class RealRedis:
         """Take connections again after `cut`."""
         self._away.rename(self.path)
 
-    def call(self, *words: str) -> bytes:
+    def call(self, *words: str | bytes) -> bytes:
         """Run a command, and return the first line of the answer, or the text that it is."""
         return self._call(self.path, *words)
 
     @staticmethod
-    def _call(path: Path, *words: str) -> bytes:
+    def _call(path: Path, *words: str | bytes) -> bytes:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(HANG)
             connection.connect(str(path))
             parts = [b"*%d\r\n" % len(words)]
-            parts += [b"$%d\r\n%b\r\n" % (len(word.encode()), word.encode()) for word in words]
+            encoded = [word.encode() if isinstance(word, str) else word for word in words]
+            parts += [b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded]
             connection.sendall(b"".join(parts))
             with connection.makefile("rb") as answers:
                 line = answers.readline()
