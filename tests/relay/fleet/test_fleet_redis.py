@@ -89,8 +89,9 @@ LINE: Final = '5 0123456789abcdef fra1 session ["key","host",1.5,0,2]'
         LINE.replace("5", "0", 1), LINE.replace("5", str(MOST_NUMBER), 1),
         LINE.replace("0,2", "2,2"), LINE.replace("0,2", "0,9"), LINE.replace("0,2", "-1,2"), LINE.replace(",0,2", ",0"),
         LINE.replace("1.5", "true"), LINE.replace("1.5", "NaN"), LINE.replace("1.5", "1e999"),
-        LINE.replace("1.5", "-1"), LINE.replace("1.5", "9" * 5000), LINE.replace("host", "h" * 1025), LINE.replace('"key"', "1"),
-        LINE.replace("]", ""), LINE.replace("[", "{"), "5 0123456789abcdef f s " + "[" * 9000 + "]",
+        LINE.replace("1.5", "-1"), LINE.replace("1.5", "9" * 5000), LINE.replace("host", "h" * 1025),
+        LINE.replace('"key"', "1"), LINE.replace("]", ""), LINE.replace("[", "{"),
+        "5 0123456789abcdef f s " + "[" * 9000 + "]",
     ],
 )  # fmt: skip
 def test_a_line_that_is_no_holding_breaks_the_record(line: str) -> None:
