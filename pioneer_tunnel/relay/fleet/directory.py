@@ -97,6 +97,7 @@ class FleetDirectory(Directory, Asked):
         self._tunnels: Final[dict[str, _Tunnel]] = {}
         self._locks: Final[dict[str, tuple[trio.Lock, int]]] = {}
         self._to_reconcile: Final[dict[str, None]] = {}
+        self._reconciling = 0
         self._wake = trio.Event()
         self._tasks: trio.Nursery | None = None
         self._finder: Final = Finder(store, peers, self._local)
@@ -106,7 +107,7 @@ class FleetDirectory(Directory, Asked):
     @property
     def to_reconcile(self) -> int:
         """How many tunnels differ from their records, or may: sessions that are not announced yet are among them."""
-        return len(self._to_reconcile)
+        return len(self._to_reconcile) + self._reconciling
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Run the store, and keep the records true. Starts when the store does."""
@@ -142,9 +143,6 @@ class FleetDirectory(Directory, Asked):
                 await self._take(tunnel_id, session, tunnel, self._store.known(tunnel_id) or NOTHING_KNOWN)
             except StoreUnreachable:
                 self._reconcile_soon(tunnel_id)
-            except BaseException:
-                self._reconcile_soon(tunnel_id)  # it may have been written
-                raise
             self._local.enter_nowait(tunnel_id, session, rules)
 
     async def leave(self, tunnel_id: str, session: LiveSession) -> None:
@@ -271,11 +269,14 @@ class FleetDirectory(Directory, Asked):
                 await self._wake.wait()
             tunnel_id = next(iter(self._to_reconcile))
             del self._to_reconcile[tunnel_id]
+            self._reconciling += 1
             try:
                 async with self._lock(tunnel_id):
                     await self._reconcile(tunnel_id)
             except StoreUnreachable:
                 self._reconcile_soon(tunnel_id)
+            finally:
+                self._reconciling -= 1
 
     async def _reconcile(self, tunnel_id: str) -> None:
         """Make the record and the sessions of this process agree; see the module.

@@ -43,12 +43,13 @@ class _Look:
     Attributes:
         done: set at its end.
         record: what was read; None if that failed.
-        at: when it ended; inf while it runs.
+        began, ended: when. `ended` is inf while it runs.
     """
 
     done: trio.Event = attrs.field(factory=trio.Event)
     record: Record | None = None
-    at: float = math.inf
+    began: float = attrs.field(factory=trio.current_time)
+    ended: float = math.inf
 
 
 @final
@@ -87,7 +88,7 @@ class Finder:
         try:
             return self.find_nowait(tunnel_id)
         except trio.WouldBlock:
-            record = await self.look(tunnel_id)
+            record = await self.look(tunnel_id, after=self._failed_at(self._store.known(tunnel_id) or NOTHING_KNOWN))
             found, _ = self._choose(tunnel_id, self._local.find_nowait(tunnel_id), record or NOTHING_KNOWN)
             return found
 
@@ -114,14 +115,33 @@ class Finder:
         return chosen, is_gone
 
     def _is_gone(self, holding: Holding) -> None:
+        now = trio.current_time()
+        if now - self._gone.get(holding.session, -math.inf) < GONE_FOR:
+            return  # the first time counts: records that were read after it need not be read again
         self._gone.pop(holding.session, None)
-        self._gone[holding.session] = trio.current_time()
+        self._gone[holding.session] = now
         if len(self._gone) > MOST_GONE:
             self._gone.popitem(last=False)
 
-    async def look(self, tunnel_id: str) -> Record | None:
-        """Read a record for a visitor: once for all that wait, and not again at once. None if that is not possible."""
-        while (look := self._looks.get(tunnel_id)) is not None and trio.current_time() - look.at < LOOK_AGAIN:
+    def _failed_at(self, record: Record) -> float:
+        """When a session of a record could not be reached; -inf if that did not happen."""
+        return max((self._gone.get(holding.session, -math.inf) for holding in record.holdings), default=-math.inf)
+
+    async def look(self, tunnel_id: str, *, after: float = -math.inf) -> Record | None:
+        """Read a record for a visitor: once for all that wait, and not again at once.
+
+        Args:
+            tunnel_id: the tunnel.
+            after: what was read at this time or before is out of date.
+
+        Returns:
+            The record. If the store is unreachable, what was known; None if that is nothing.
+        """
+        while (
+            (look := self._looks.get(tunnel_id)) is not None
+            and look.began > after
+            and trio.current_time() - look.ended < LOOK_AGAIN
+        ):
             # The deadline is the visitor's. Who reads may be cancelled; then the next one reads.
             await look.done.wait()
             if look.record is not None or not self._store.reachable:
@@ -137,6 +157,6 @@ class Finder:
         except StoreUnreachable:
             return self._store.known(tunnel_id)
         finally:
-            look.at = trio.current_time()
+            look.ended = trio.current_time()
             look.done.set()
         return look.record

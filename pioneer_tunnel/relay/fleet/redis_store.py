@@ -25,6 +25,11 @@ Losing Redis loses nothing: each node announces its sessions again. Whoever can 
 unreachable, and end sessions. It cannot add a node, and visitors reach no other process than those nodes: their names
 and certificates stand in the configuration.
 
+A user of its own needs no more than this, for the default prefix:
+
+    ACL SETUSER relay on >PASSWORD ~pioneer:* &pioneer:to:* -@all +hello +auth +ping +script|load +evalsha
+        +get +set +del +exists +pttl +pexpire +time +publish +subscribe +unsubscribe +punsubscribe
+
 The scripts use several keys. In a Redis Cluster they need a prefix with a hash tag, such as `{pioneer}:`, and then one
 of its servers has all keys.
 """
@@ -64,9 +69,6 @@ DEFAULT_PREFIX: Final = "pioneer:"
 
 TIMEOUT: Final = 2.0
 """Seconds for a connection, and for an answer."""
-
-RETRY: Final = 1.0
-"""Seconds between two attempts to reach Redis, at the most; half of it at the least, so that nodes spread."""
 
 KEPT_FOR: Final = 24 * 3600.0
 """Seconds after which a record expires that nobody has read or written. Its holder reads it four times in that time."""
@@ -150,7 +152,8 @@ class RedisStore(ContactStore):
         lease: seconds that the lease of this process lives after it was renewed.
         is_node: whether a name is that of a node. Holdings of others do not count.
         routes: what it knows; by default a new cache.
-        rng: spreads the attempts to reach Redis.
+        retry: seconds between two attempts to reach Redis, at the most; half of it at the least, so that nodes spread.
+        rng: for that.
     """
 
     def __init__(
@@ -162,12 +165,14 @@ class RedisStore(ContactStore):
         lease: float = LEASE,
         is_node: Callable[[str], bool] = lambda _name: True,
         routes: KnownRoutes | None = None,
+        retry: float = 1.0,
         rng: random.Random | None = None,
     ) -> None:
         super().__init__(node, lease=lease, routes=routes)
         self._server: Final = server
         self._prefix: Final = prefix
         self._is_node: Final = is_node
+        self._retry: Final = retry
         self._rng: Final = rng or random.Random()  # noqa: S311  # nothing secret depends on it
         self._client: Redis[bytes] | None = None
         self._failed = trio.Event()
@@ -183,12 +188,13 @@ class RedisStore(ContactStore):
 
     async def write(self, tunnel_id: str, *, expected: int, holdings: Sequence[Holding]) -> Record:
         seen = max((self._seen, *(holding.fence for holding in holdings)))
-        arguments = [self._prefix, *self._common, self.process, tunnel_id, str(expected), str(seen)]
+        arguments = [self._prefix, *self._common, self.process, tunnel_id, str(expected), str(seen), *self._lease]
         lines = [encode_holding(holding) for holding in holdings]
-        answer = await self._call(
-            self._write, [self._key_of(tunnel_id), f"{self._prefix}counter"], [*arguments, *lines]
-        )
-        written, found = answer if isinstance(answer, list) and len(answer) == 2 else (0, b"")
+        keys = [self._key_of(tunnel_id), self._counter_key, self._lease_key]
+        answer = await self._call(self._write, keys, [*arguments, *lines])
+        written, found, lived = answer if isinstance(answer, list) and len(answer) == 3 else (0, b"", 1)
+        if lived == 0 and self.reachable:
+            self._renewed(lived=False)
         record = self._take_in(tunnel_id, found)
         if written != 1:
             raise Changed(record)
@@ -200,6 +206,14 @@ class RedisStore(ContactStore):
 
     def _key_of(self, tunnel_id: str) -> str:
         return f"{self._prefix}t:{tunnel_id}"
+
+    @property
+    def _counter_key(self) -> str:
+        return f"{self._prefix}counter"
+
+    @property
+    def _lease(self) -> tuple[str, str]:
+        return self.node, str(int(self.lease * 1000))
 
     @property
     def _lease_key(self) -> str:
@@ -285,15 +299,13 @@ class RedisStore(ContactStore):
                     try:
                         await self._contact(start)
                     except* (*FAILURES, StoreUnreachable) as group:
-                        why = _first_cause(leaves(group)[0])
+                        why = next(filter(None, map(_first_cause, leaves(group))), "the connection is lost")
                         line = f"redis at {self._server} cannot be used, and sessions are not announced: {why}"
                         if not stopping.is_set():
                             _log_limiter.log("unreachable", line, about=about("store_unreachable", reason=why))
-                    finally:
-                        self._lost()
                     start()
                     # No deadline: a node tries for as long as it runs.
-                    await trio.sleep(self._rng.uniform(RETRY / 2, RETRY))
+                    await trio.sleep(self._rng.uniform(self._retry / 2, self._retry))
 
     async def _contact(self, start: Callable[[], None]) -> NoReturn:
         """Connect, and keep the lease alive until something fails."""
@@ -308,26 +320,25 @@ class RedisStore(ContactStore):
                 max_idle_seconds=self.lease / 3,
             )
             async with messages, trio.open_nursery() as nursery:
-                for script in (self._read, self._write, self._renew):
-                    await client.script_load(script.script)
-                self._client = client
-                await self._renew_lease()
-                _log.info("redis at %s is in use", self._server, extra=about("store_reachable"))
-                start()
-                nursery.start_soon(self._receive, messages)
-                nursery.start_soon(self._end_contact_when_it_fails)
-                while True:
-                    # No deadline: a lease is renewed for as long as the process runs.
-                    await trio.sleep(self.lease / 3)
+                try:
+                    for script in (self._read, self._write, self._renew):
+                        await client.script_load(script.script)
+                    self._client = client
                     await self._renew_lease()
+                    _log.info("redis at %s is in use", self._server, extra=about("store_reachable"))
+                    start()
+                    nursery.start_soon(self._receive, messages)
+                    nursery.start_soon(self._end_contact_when_it_fails)
+                    while True:
+                        # No deadline: a lease is renewed for as long as the process runs.
+                        await trio.sleep(self.lease / 3)
+                        await self._renew_lease()
+                finally:
+                    self._lost()  # before the client closes: it raises all kinds of errors then
         raise AssertionError
 
     async def _renew_lease(self) -> None:
-        lived = await self._call(
-            self._renew,
-            [self._lease_key, f"{self._prefix}counter"],
-            [self.node, str(int(self.lease * 1000)), str(self._seen)],
-        )
+        lived = await self._call(self._renew, [self._lease_key, self._counter_key], [*self._lease, str(self._seen)])
         self._renewed(lived=lived == 1)
 
     async def _end_contact_when_it_fails(self) -> NoReturn:
@@ -354,4 +365,4 @@ def _first_cause(error: BaseException) -> str:
     """Why it failed, in the words of whoever noticed it first."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error) or type(error).__name__
+    return str(error)
