@@ -12,9 +12,12 @@ The command line runs a `Relay` as a process. To run one inside your own program
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from contextvars import Context, copy_context
+from functools import partial
 from typing import Final, final
 
 import attrs
@@ -24,21 +27,27 @@ from .._async_library import need_trio
 from .._model.certificate_status import CertificateStatus
 from .._model.exception_groups import lone_error_bare
 from .._model.log_fields import about
+from .._net.adopted import watch
+from .._net.closing import abandon
 from .._net.descriptor_limit import descriptor_limit
+from .._net.streams import ByteStream
+from .._net.tcp import TcpStream
+from .._wire.node import is_node_name
 from ..access.guard import check_files
 from ..access_log.writer import AccessLog
 from ..exchange.carrier import Carrier
 from ..websocket import EngineName
 from ..yamux import Limits
-from .accept_loop import AcceptLoop
+from .accept_loop import AcceptLoop, admit
 from .addresses import Listening, RelayAddresses
-from .admission import Admission
+from .admission import Admission, OverLimit
 from .certificates import RelayCertificates
 from .config import RelayConfig
-from .connection import log_unforeseen
+from .connection import Connection, log_unforeseen
 from .counts import RelayCounts
 from .gateways.endpoint import GatewayEndpoint
 from .gateways.expected import Expected
+from .gateways.other_nodes import OtherNodes, PassedGateway
 from .gateways.registry import Directory, LocalDirectory, LocalRegistry, Registry
 from .handover import Handover
 from .identity import identity_of
@@ -50,6 +59,7 @@ from .sites import Sites
 from .start_log import log_start
 from .stats import RelayStats
 from .visitors.ingress import Ingress
+from .visitors.passing import Passed, Passing, Stage
 from .visitors.tls import SniRouter
 
 __all__ = ["Relay"]
@@ -71,6 +81,8 @@ class Relay:
         limits: of each gateway's yamux session; by default they follow from `config.limits`.
         engine: the WebSocket engine; None chooses the fastest that is installed.
         inherited: sockets that listen already, see `relay.inherited`; by default none.
+        passing: passes connections to other processes that listen at the same addresses; by default there are none.
+        nodes: the other nodes of a fleet; by default there is none. The relay sets its `serve_gateway`.
         wall_clock: seconds since 1970, for the `*_unix` fields of statistics.
 
     Raises:
@@ -89,6 +101,8 @@ class Relay:
         limits: Limits | None = None,
         engine: EngineName | None = None,
         inherited: Inherited | None = None,
+        passing: Passing | None = None,
+        nodes: OtherNodes | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         _check_access(config)
@@ -140,8 +154,13 @@ class Relay:
             limits=limits,
             engine=engine,
             address_of=self._listening.address_of,
+            # The id of a relay, which names its workers, may have characters that no header can have.
+            node=None if nodes is None or not is_node_name(nodes.name) else nodes.name,
             wall_clock=wall_clock,
         )
+        if nodes is not None:
+            nodes.serve_gateway = self._serve_passed_gateway
+        self._passing: Final = passing
         self._carrier: Final = Carrier(log_unforeseen)
         self._ingress: Final = Ingress(
             registry,
@@ -156,14 +175,17 @@ class Relay:
             access_log=self._access_log,
             wall_clock=wall_clock,
             health_host=config.health_host,
+            passing=passing,
         )
         self._router: Final = Router(
             config,
             self._gateways,
             self._ingress,
-            SniRouter(registry, self._ingress, self._certificates.shown),
+            SniRouter(registry, self._ingress, self._certificates.shown, passing),
             carrier=self._carrier,
             certificate=self._certificates.shown,
+            passing=passing,
+            nodes=nodes,
         )
 
     @property
@@ -296,6 +318,8 @@ class Relay:
                 if acme is not None:
                     accepting.start_soon(acme.run)  # a successor orders when this one does no more
                 self._addresses = await self._listen(accepting, connections)
+                if self._passing is not None:
+                    await accepting.start(self._passing.serve, partial(self._take_passed, connections, copy_context()))
                 self._inherited.close_rest()
                 self._expected.begin()
                 log_start(self._config, self._addresses, most_connections=self._admission.most_connections)
@@ -323,10 +347,42 @@ class Relay:
             metrics=None if config.metrics is None else sites[config.metrics],
         )
 
+    def _take_passed(self, connections: trio.Nursery, context: Context, passed: Passed) -> None:
+        """Serve a connection that another process has accepted."""
+        accepted = socket.socket(fileno=passed.descriptor)
+        accepted.setblocking(False)
+        connection = Connection(TcpStream(accepted, resets=True), passed.peer, passed.local, connections, context)
+        connection.may_pass = False
+        route = None
+        if passed.stage is Stage.BOUND:
+            route = self._listening.route_of(passed.tunnel, passed.service or None)
+        handler = partial(self._router.begin_passed, passed, route)
+        now = trio.current_time()
+        admit(connection, self._admission, handler, now, only_visitors=passed.stage is not Stage.GATEWAY)
+
+    async def _serve_passed_gateway(self, stream: ByteStream, passed: PassedGateway) -> None:
+        """Serve a gateway's connection that came to another node."""
+        watched, peer = watch(stream), passed.peer
+        with trio.CancelScope() as scope:
+            try:
+                arrival = self._admission.arrive(None if peer is None else peer.host, trio.current_time(), scope.cancel)
+            except OverLimit as reason:
+                self._admission.counts.refused(reason.reason)
+                await abandon(stream)
+                return
+            try:
+                await self._gateways.serve_request(
+                    watched, watched, arrival, certificate=passed.certificate, peer=passed.peer
+                )
+            finally:
+                arrival.leave()
+                await abandon(stream)
+
     async def _let_finish(self) -> None:
         """Wait until no connection is left, for `drain_timeout_ms` at most."""
         self._gateways.drain()
         self._ingress.drain()
+        self._router.drain()
         seconds = self._config.drain_timeout_ms / 1000
         with trio.move_on_after(seconds):
             # A visitor that has connected still gets its stream.

@@ -17,7 +17,7 @@ from ..._net.streams import ByteStream
 from ..._wire.proxy_v2 import ProxyHeader
 from ..admission import Admission, OverLimit
 from ..gateways.expected import Expected
-from ..gateways.registry import Directory, GatewayAway, LiveSession
+from ..gateways.registry import Directory, GatewayAway, Holder
 from ..request_head import Refusal
 from ..tunnels import Route
 from .visit import Visit
@@ -107,7 +107,7 @@ class StreamOpener:
             return None
 
     async def _open(self, visit: Visit, route: Route) -> Opened:
-        tried: list[LiveSession] = []
+        tried: list[Holder] = []
         self.opening += 1
         try:
             with trio.move_on_after(OPEN_TIMEOUT):
