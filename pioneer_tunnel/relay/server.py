@@ -14,17 +14,18 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
 from contextvars import Context, copy_context
 from functools import partial
-from typing import Final, final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
 import attrs
 import trio
 
 from .._async_library import need_trio
 from .._model.certificate_status import CertificateStatus
+from .._model.errors import InvalidSettingsError
 from .._model.exception_groups import lone_error_bare
 from .._model.log_fields import about
 from .._net.adopted import watch
@@ -55,14 +56,18 @@ from .inherited import Inherited
 from .names import NameBook
 from .reload import Changes
 from .routing import Router
+from .sharing import Announce, Sharing
 from .sites import Sites
-from .start_log import log_start
+from .start_log import log_changes, log_start
 from .stats import RelayStats
 from .visitors.ingress import Ingress
 from .visitors.passing import Passed, Passing, Stage
 from .visitors.tls import SniRouter
 
-__all__ = ["Relay"]
+if TYPE_CHECKING:
+    from .fleet.node import FleetNode
+
+__all__ = ["Relay", "check_access"]
 
 _DRAIN_LOOK: Final = 0.1
 """Seconds between looks at what is left, while the relay drains."""
@@ -82,6 +87,7 @@ class Relay:
         engine: the WebSocket engine; None chooses the fastest that is installed.
         inherited: sockets that listen already, see `relay.inherited`; by default none.
         passing: passes connections to other processes that listen at the same addresses; by default there are none.
+        announce: lets other processes of the same relay know something, for `hear` there; by default there are none.
         nodes: the other nodes of a fleet; by default there is none. The relay sets its `serve_gateway`.
         wall_clock: seconds since 1970, for the `*_unix` fields of statistics.
 
@@ -102,23 +108,25 @@ class Relay:
         engine: EngineName | None = None,
         inherited: Inherited | None = None,
         passing: Passing | None = None,
+        announce: Announce | None = None,
         nodes: OtherNodes | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        _check_access(config)
-        names, own_registry = None, None
-        if registry is None:
-            # A gateway that creates a name of the relay's own would take its visitors, and other gateways.
-            hosts = (*config.public_names, *filter(None, [config.health_host]))
-            own = {host.partition(".")[0] for host in hosts}
-            names = NameBook(config.names_path, reserved=own.union(config.reserved_names))
-            own_registry = LocalRegistry(config.tunnels, names)
-        registry = registry or own_registry
-        assert registry is not None
-        directory = directory or LocalDirectory()
+        check_access(config)
         self._config = config
-        self._own_registry: Final = own_registry
         self._inherited: Final = inherited or Inherited()
+        names, own_registry = None, None
+        self._fleet: Final = self._node(wall_clock) if registry is None and directory is None else None
+        if self._fleet is not None:
+            registry, directory, nodes = self._fleet.registry, self._fleet.directory, self._fleet.links
+            self._fleet.registry.on_change = self._note_changed_tunnels
+        elif registry is None:
+            names = NameBook(config.names_path, reserved=self._reserved)
+            registry = own_registry = LocalRegistry(config.tunnels, names)
+        directory = directory or LocalDirectory()
+        self._own_registry: Final = own_registry if self._fleet is None else self._fleet.registry
+        self._changed_tunnels: Final[set[str]] = set()
+        self._tunnels_changed = trio.Event()
         self._expected: Final = Expected(self._inherited.connected)
         self._listening: Final = Listening(config, self._inherited)
         self._addresses: RelayAddresses | None = None
@@ -130,7 +138,10 @@ class Relay:
         self._handed_over = False
         self._counts: Final = RelayCounts()
         self._access_log: Final = AccessLog.configured(
-            config.access_log_path, config.access_log_format, config.access_log_addresses
+            config.access_log_path,
+            config.access_log_format,
+            config.access_log_addresses,
+            shared=announce is not None,
         )
         self._admission: Final = Admission(
             config.limits,
@@ -141,6 +152,7 @@ class Relay:
         self._certificates: Final = RelayCertificates(config, own_registry)
         if names is not None:
             names.on_claim = self._certificates.want
+        self._sharing: Final = None if announce is None else Sharing(announce, names, self._certificates.acme)
         self._sites: Final = Sites(
             self, lambda: self._config, ready=lambda: not self._drain_asked.is_set(), wall_clock=wall_clock
         )
@@ -188,10 +200,33 @@ class Relay:
             nodes=nodes,
         )
 
+    def _node(self, wall_clock: Callable[[], float]) -> FleetNode | None:
+        """This node of a fleet; None if the configuration has none."""
+        if self._config.fleet is None:
+            return None
+        try:
+            from .fleet.node import FleetNode  # noqa: PLC0415  # an extra
+        except ModuleNotFoundError as error:
+            raise InvalidSettingsError(
+                "relay.fleet needs the package coredis: pip install 'pioneer-tunnel[fleet]'"
+            ) from error
+        return FleetNode(self._config, reserved=self._reserved, inherited=self._inherited, wall_clock=wall_clock)
+
+    @property
+    def _reserved(self) -> frozenset[str]:
+        """Names that no gateway may create: it would take the relay's own visitors, and other gateways."""
+        hosts = (*self._config.public_names, *filter(None, [self._config.health_host]))
+        return frozenset(host.partition(".")[0] for host in hosts).union(self._config.reserved_names)
+
     @property
     def certificates(self) -> dict[str, CertificateStatus]:
         """The status of each certificate that `acme` orders, by host; empty without `acme`."""
         return self._certificates.status
+
+    @property
+    def orders_certificates(self) -> bool:
+        """Whether it is this process that orders certificates."""
+        return self._certificates.acme is not None and self._certificates.acme.orders
 
     async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen and serve, until cancelled or drained. Then send each gateway a go-away and close code 1001.
@@ -251,25 +286,56 @@ class Relay:
             if self._addresses is None:
                 raise RuntimeError("a relay that does not serve cannot be reconfigured: make another one")
             changes = Changes.between(self._config, config)
-            await trio.to_thread.run_sync(_check_access, config)
+            await trio.to_thread.run_sync(check_access, config)
             applied = attrs.evolve(self._config, tunnels=config.tunnels)
             if not self._drain_asked.is_set():
                 await self._listening.update(applied)
             self._config = applied
             if self._own_registry is not None:
                 self._own_registry.replace(applied.tunnels)
-                self._counts.keep_only({entry.id for entry in applied.tunnels})
+                self._counts.drop(changes.removed)
             self._certificates.want_at_once()
             await self._gateways.registry_changed()
             self._addresses = attrs.evolve(self._addresses, all_tunnels=self._listening.of_tunnels)
-            _log.info(
-                "the configuration was applied; changes of tunnels: %s", changes, extra=about("configuration_applied")
-            )
-            if changes.for_a_restart:
-                keys = ", ".join(changes.for_a_restart)
-                fields = about("restart_needed", reason=keys)
-                _log.warning("these have changed too, and take a restart: %s", keys, extra=fields)
+            log_changes(changes)
             return self._addresses
+
+    def expect(self, tunnels: Iterable[str]) -> None:
+        """Let visitors of these tunnels wait for the gateway, as after a restart: for 5 seconds at most.
+
+        A session of the tunnel ends the wait, and so does `gateway_has_come`.
+        """
+        self._expected.add(tunnels)
+
+    def gateway_has_come(self, tunnel_id: str) -> None:
+        """The gateway of this tunnel has a session at another process."""
+        self._expected.has_come(tunnel_id)
+
+    async def accept_at(self, name: str, sockets: Sequence[socket.socket]) -> None:
+        """Accept at further sockets of one of the relay's addresses, until cancelled, or drained. Then close them.
+
+        Args:
+            name: of the address, as in `relay.inherited`.
+            sockets: they listen there.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def accept() -> None:
+                    await self._listening.accept_at(name, sockets)
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(accept)
+                await self._drain_asked.wait()  # no deadline: it accepts until it shall not
+                nursery.cancel_scope.cancel()
+        finally:
+            for one in sockets:
+                one.close()
+
+    async def hear(self, message: Any) -> None:
+        """Another process of the same relay has passed this to its `announce`."""
+        if self._sharing is not None:
+            await self._sharing.hear(message)
 
     def reopen_access_log(self) -> None:
         """Open the file of the access log anew, after it was renamed. Does not wait.
@@ -285,22 +351,27 @@ class Relay:
 
         It takes time in proportion to the tunnels and sessions, some milliseconds for a thousand of them.
         """
+        sessions, tunnels, fleet = self._gateways.sessions(), self._config.tunnels, None
+        if self._fleet is not None:
+            fleet = self._fleet.stats()
+            tunnels = (*tunnels, *self._fleet.registry.signed({*sessions, *self._counts.with_streams()}))
         stats = self._counts.stats(
-            self._config.tunnels,
-            self._gateways.sessions(),
+            tunnels,
+            sessions,
             since_unix=self._since,
             draining=self._drain_asked.is_set(),
             connections=self._admission.stats(),
         )
-        return attrs.evolve(stats, **self._gateways.holds())
+        return attrs.evolve(stats, fleet=fleet, **self._gateways.holds())
 
     def handover(self) -> Handover:
         """What a successor of this process needs. Call it while `serve` runs."""
         self._handed_over = True
+        of_fleet = {} if self._fleet is None else self._fleet.listeners
         return Handover(
             descriptors={
                 name: [listener.socket.fileno() for listener in listeners]
-                for name, listeners in (self._listening.listeners | self._sites.listeners).items()
+                for name, listeners in (self._listening.listeners | self._sites.listeners | of_fleet).items()
             },
             connected=[*self._gateways.connected],
         )
@@ -311,6 +382,9 @@ class Relay:
             connections.start_soon(self._gateways.keep_told)
             await connections.start(self._carrier.run)
             self._gateways.let_sessions_resume(connections)
+            if self._fleet is not None:
+                await connections.start(self._fleet.run)
+                connections.start_soon(self._tell_changed_tunnels)
             acme = self._certificates.acme
             if acme is not None:
                 await acme.load()
@@ -328,11 +402,27 @@ class Relay:
                 await self._drain_asked.wait()
                 if self._handed_over:
                     self._sites.stop()
+                    if self._fleet is not None:
+                        self._fleet.links.stop_listening()
                 accepting.cancel_scope.cancel()
             async with self._apply_lock:
                 await self._listening.end_tunnels()
             await self._let_finish()
             connections.cancel_scope.cancel()
+
+    def _note_changed_tunnels(self, ids: Collection[str]) -> None:
+        self._changed_tunnels.update(ids)
+        self._tunnels_changed.set()
+
+    async def _tell_changed_tunnels(self) -> NoReturn:
+        """End sessions of tunnels that were revoked, and tell others what has changed."""
+        while True:
+            # No deadline: without a change there is nothing to tell.
+            await self._tunnels_changed.wait()
+            self._tunnels_changed = trio.Event()
+            changed = frozenset(self._changed_tunnels)
+            self._changed_tunnels.clear()
+            await self._gateways.registry_changed(changed)
 
     async def _listen(self, accepting: trio.Nursery, connections: trio.Nursery) -> RelayAddresses:
         config = self._config
@@ -395,8 +485,12 @@ class Relay:
         _log.warning("visitors are left after %g seconds; they are reset", seconds, extra=about("visitors_reset"))
 
 
-def _check_access(config: RelayConfig) -> None:
-    """Read the files of access rules, so that what is wrong with them is known before a visitor comes."""
+def check_access(config: RelayConfig) -> None:
+    """Read the files of access rules, so that what is wrong with them is known before a visitor comes. Blocks.
+
+    Raises:
+        InvalidSettingsError, StorageError: a file cannot be used.
+    """
     for tunnel in config.tunnels:
         for route in tunnel.routes:
             if route.access is not None:

@@ -23,7 +23,7 @@ from ..connection import contain_errors, log_unforeseen
 from ..gateways.other_nodes import OtherNodes, PassedGateway, ServeGateway
 from ..gateways.registry import GatewayAway
 from .hops import Hops
-from .networks import MachineNetwork, Network, Reached
+from .networks import MachineNetwork, Network, Reached, machine_of
 from .node_link import HEARTBEAT, LIMITS, NodeLink, greet
 from .node_messages import (
     AWAY,
@@ -98,6 +98,7 @@ class NodeLinks(Peers, OtherNodes):
         self._greeting = 0
         self._tasks: trio.Nursery | None = None
         self._hops: Hops | None = None
+        self._listening: Final = trio.CancelScope()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Answer the other nodes, and keep links to them, until cancelled. Streams that are open then are reset.
@@ -135,7 +136,30 @@ class NodeLinks(Peers, OtherNodes):
         raise AssertionError("it ends only by being cancelled")
 
     async def _listen(self, network: Network, listeners: list[trio.SocketListener]) -> None:
-        await trio.serve_listeners(functools.partial(self._accept, network), listeners)
+        with self._listening:
+            await trio.serve_listeners(functools.partial(self._accept, network), listeners, handler_nursery=self._tasks)
+
+    def stop_listening(self) -> None:
+        """Accept no more links. Those that there are stay. Does not wait."""
+        self._listening.cancel()
+
+    # What there is to tell
+
+    def round_trip(self, node: str) -> float | None:
+        """The shortest round trip to a machine of late, in seconds; None while there is no link to it."""
+        found = [link.round_trip for (name, _), link in self._links.items() if machine_of(name) == node]
+        shortest = min(found, default=math.inf)
+        return None if shortest == math.inf else shortest
+
+    @property
+    def hops_open(self) -> int:
+        """Visitors of this node whose streams other nodes carry now."""
+        return sum(link.streams_open for link in self._links.values())
+
+    @property
+    def hops_served(self) -> int:
+        """Visitors of other nodes that this one has carried."""
+        return 0 if self._hops is None else self._hops.total
 
     # What the directory asks
 

@@ -83,7 +83,7 @@ _log: Final = logging.getLogger("pioneer_tunnel.relay.fleet")
 _log_limiter: Final = LogLimiter(_log)
 
 _ours: Final[ContextVar[bool]] = ContextVar("_ours", default=False)
-"""Whether a connection is one of a `RedisStore`, which writes the log lines about it, without tracebacks."""
+"""Whether a connection is one of ours. We write the log lines about it, without tracebacks."""
 
 logging.getLogger("coredis").addFilter(lambda _record: not _ours.get())
 
@@ -114,7 +114,8 @@ class RedisServer:
         return self.path or f"{self.host}:{self.port}"
 
     def connect(self) -> Redis[bytes]:
-        """A new client. It connects when it is used."""
+        """A new client. It connects when it is used. Its failures are for the caller to log."""
+        _ours.set(True)
         return Redis(
             self.host,
             self.port,
@@ -310,7 +311,6 @@ class RedisStore(ContactStore):
     async def _contact(self, start: Callable[[], None]) -> NoReturn:
         """Connect, and keep the lease alive until something fails."""
         self._failed = trio.Event()
-        _ours.set(True)
         async with self._server.connect() as client:
             messages = client.pubsub(
                 channels=[f"{self._prefix}to:{self.process}"],

@@ -35,6 +35,7 @@ __all__ = [
     "LocalDirectory",
     "LocalRegistry",
     "Registry",
+    "RegistryAway",
     "TunnelTaken",
 ]
 
@@ -42,11 +43,30 @@ MOST_CANDIDATES: Final = 16
 """Candidates that a tunnel may have."""
 
 
+class RegistryAway(Exception):
+    """The registry is elsewhere and does not answer, so it is not known whether there is such a tunnel.
+
+    Args:
+        for_long: sessions that are connected end as well.
+    """
+
+    retry_after: Final = 5
+    """Seconds after which a visitor or a gateway may try again."""
+
+    def __init__(self, *, for_long: bool = False) -> None:
+        super().__init__("the registry of tunnels does not answer at the moment")
+        self.for_long: Final = for_long
+
+
 class Registry(Protocol):
     """The tunnels of a relay."""
 
     async def by_key_id(self, key_id: str) -> TunnelEntry | None:
-        """The tunnel that the key `key_id` opens; None if there is none."""
+        """The tunnel that the key `key_id` opens; None if there is none.
+
+        Raises:
+            RegistryAway: that is not known now.
+        """
 
     async def created(
         self,
@@ -65,7 +85,11 @@ class Registry(Protocol):
         return {}, dict.fromkeys(names, "its entry of this tunnel has no such service")
 
     async def by_host(self, host: str) -> Route | None:
-        """The way for visitors of `host` (lower-case, without port and trailing dot); None if there is none."""
+        """The way for visitors of `host` (lower-case, without port and trailing dot); None if there is none.
+
+        Raises:
+            RegistryAway: that is not known now.
+        """
 
     def by_host_nowait(self, host: str) -> Route | None:  # noqa: ARG002  # the default
         """Like `by_host`, but it never waits.

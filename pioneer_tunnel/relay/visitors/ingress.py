@@ -33,7 +33,7 @@ from ...exchange.task_leg import leg_of
 from ..admission import Admission
 from ..connection import Connection
 from ..gateways.expected import Expected
-from ..gateways.registry import Directory, Registry
+from ..gateways.registry import Directory, Registry, RegistryAway
 from ..limits import RelayLimits
 from ..request_head import Refusal, read_head, refuse
 from ..tunnels import Route
@@ -208,7 +208,7 @@ class Ingress:
             return None
         route, asker = None, None
         try:
-            route = await self._registry.by_host(head.host)
+            route = await self._route(head)
             if route is None:
                 raise Refusal(404, "there is no tunnel for this host", reason="unknown_host")
             if visit.in_clear and not head.target.startswith(CHALLENGE_PATH):
@@ -238,6 +238,13 @@ class Ingress:
             return None
         passage = self._passages.of_requests(visit, asker, leg_of(visit.stream), (head, received), opened)
         return passage.followed if await self._passages.run(passage) else None
+
+    async def _route(self, head: RequestHead) -> Route | None:
+        try:
+            return await self._registry.by_host(head.host)
+        except RegistryAway as away:
+            retry_after = ("Retry-After", str(away.retry_after))
+            raise Refusal(503, str(away), headers=[retry_after], reason="registry_away") from None
 
     def begin_request(self, visit: Visit, leg: Leg, head: RequestHead, received: bytes) -> None:
         """Like `serve_request`, for a visit with a connection, and without a task as long as none is needed.

@@ -33,7 +33,7 @@ from ..._net.tls.by_name import Certificates, answer_challenge, context_for, is_
 from ..._net.tls.certificate import Certificate
 from ..._net.tls.client_hello import Alert, BadClientHello, ClientHello, ClientHelloReader, looks_like_tls
 from ..._net.tls.stream import TlsServerStream
-from ..gateways.registry import Registry
+from ..gateways.registry import Registry, RegistryAway
 from ..request_head import Refusal, nothing_came
 from .ingress import Ingress
 from .passing import Passing, Stage
@@ -159,7 +159,13 @@ class SniRouter:
                 return attrs.evolve(visit, stream=stream)
             await stream.aclose()
             return None
-        route = None if hello.server_name is None else await self._registry.by_host(hello.server_name)
+        try:
+            route = None if hello.server_name is None else await self._registry.by_host(hello.server_name)
+        except RegistryAway:
+            # Not to be opened here: the tunnel may be one whose TLS ends at the gateway.
+            self._ingress.counts.refused("registry_away")
+            await _send_alert(visit.stream, Alert.INTERNAL_ERROR)
+            return None
         if (
             route is not None
             and self._passing is not None
