@@ -171,6 +171,23 @@ def test_a_key_file_is_new_and_private_and_goes_with_a_failure(tmp_path: Path) -
     assert path.read_text() == "another key"
 
 
+def test_two_key_files_of_one_name_at_the_same_moment_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, first, second = tmp_path / "key.txt", new_relay_key(), new_relay_key()
+    replace = os.replace
+
+    def after_another(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        with pytest.raises(StorageError, match="exists already"), new_key_file(path, second):
+            pytest.fail("both were written")
+        replace(*arguments, **options)
+
+    monkeypatch.setattr(os, "replace", after_another)
+    with new_key_file(path, first):
+        assert os.replace is replace
+    assert path.read_text().startswith(first.reveal())
+    assert [*tmp_path.iterdir()] == [path]
+
+
 # What gateways need
 
 
