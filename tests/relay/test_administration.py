@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -443,3 +444,15 @@ async def test_the_address_that_an_authority_asks_at_is_not_free(config: Path) -
         text = CONFIG.replace("7300", str(free_port())).replace("7380", "0").replace("http:", "https:")
         config.write_text(text.replace("[[", f'http_addr = "127.0.0.1:{port}"\nacme = true\n\n[[', 1))
         assert [finding.key for finding in await check(config, running=False)] == ["relay.http_addr"]
+
+
+def test_a_missing_extra_for_automatic_certificates_is_found(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = CONFIG.replace("http:", "https:").replace("[[", "acme = true\n\n[[", 1)
+    config.write_text(text)
+    assert check_file(config) == []
+    monkeypatch.setitem(sys.modules, "pioneer_tunnel.certificates.client", None)
+    (finding,) = check_file(config)
+    assert (finding.severity, finding.key) == ("error", "relay.acme")
+    assert "pip install 'pioneer-tunnel[acme]'" in finding.message
+    assert config.read_text().splitlines()[(finding.line or 0) - 1] == "acme = true"
+    assert [*config.parent.iterdir()] == [config], "nothing was made"
