@@ -99,6 +99,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """The same for what a module has imported and left; tests that collect garbage go through all the rest."""
+    if nextitem is not None and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.fixture
 def delivered(monkeypatch: pytest.MonkeyPatch) -> list[TunnelStream]:
     """The visitors that the tunnels of a test have taken for `accept` so far."""

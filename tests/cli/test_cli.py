@@ -62,7 +62,7 @@ def test_new_identity_prints_the_seed_and_what_gateways_pin() -> None:
 # relay and expose
 
 
-@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("by", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_gateway_is_exposed_until_it_is_interrupted(relay: Relay, local_gateway: str, by: signal.Signals) -> None:
     arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
     with running(*arguments) as program:
@@ -204,7 +204,7 @@ def test_a_relay_that_goes_away_is_waited_for(relay: Relay, local_gateway: str) 
             assert program.interrupt(signal.SIGINT) == 0
 
 
-@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("as_json", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_wrong_key_has_an_exit_status_of_its_own(
     shared_relay: Relay, tmp_path: Path, local_gateway: str, as_json: bool
 ) -> None:
@@ -224,8 +224,10 @@ def test_a_wrong_key_has_an_exit_status_of_its_own(
     ("options", "expected"),
     [
         (["--proxy-protocol", "v2"], b"\r\n\r\n\0\r\nQUIT\n"),
-        (["--host-header", "localhost:3000"], b"GET / HTTP/1.1\r\nHost: localhost:3000\r\n\r\n"),
-        (["--forwarded-headers"], b"GET / HTTP/1.1\r\nHost: office.test\r\nX-Forwarded-For: 127.0.0.1\r\n"),
+        (
+            ["--forwarded-headers", "--host-header", "localhost:3000"],
+            b"GET / HTTP/1.1\r\nHost: localhost:3000\r\nX-Forwarded-For: 127.0.0.1\r\n",
+        ),
     ],
 )
 def test_what_the_local_server_is_told_of_visitors(
@@ -514,23 +516,19 @@ def test_verbose_logs_more_and_never_the_key(shared_relay: Relay, local_gateway:
     assert '"proof"' not in program.errors
 
 
-@pytest.mark.parametrize("command", ["relay", "expose"])
-def test_each_command_raises_its_limit_of_descriptors(relay: Relay, local_gateway: str, command: str) -> None:
+def test_each_command_raises_its_limit_of_descriptors(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
-    if command == "relay":
-        assert relay.program.interrupt(signal.SIGINT) == 0
-        arguments = ["relay", "--config", relay.folder / "relay.toml"]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard - 1), hard))
     try:
-        program = Program(*arguments)
+        with relay_in(tmp_path) as relay:
+            arguments: list[str | Path] = ["expose", "1", "--relay", relay.url, "--key-file", relay.folder / "key"]
+            with running(*arguments) as gateway:
+                gateway.wait_for("connected")
+                for program in (relay.program, gateway):
+                    assert resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+                assert gateway.interrupt(signal.SIGINT) == 0
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    try:
-        program.wait_for("connected|gateways at")
-        assert resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
-    finally:
-        assert program.interrupt(signal.SIGINT) == 0
 
 
 def test_the_version_is_told() -> None:

@@ -174,7 +174,7 @@ def stopping(program: Program) -> None:
     program.wait_for("stopping: SIGTERM")
 
 
-@pytest.mark.parametrize("who", ["expose", "relay"])
+@pytest.mark.parametrize("who", [pytest.param("expose", marks=pytest.mark.slow), "relay"])
 def test_a_visitor_may_finish(relay: Relay, local: Slow, who: str) -> None:
     with running(*expose(relay, local.address)) as gateway:
         gateway.wait_for("connected")
@@ -189,7 +189,7 @@ def test_a_visitor_may_finish(relay: Relay, local: Slow, who: str) -> None:
         assert program.finish() == 0
 
 
-@pytest.mark.parametrize("who", ["expose", "relay"])
+@pytest.mark.parametrize("who", ["expose", pytest.param("relay", marks=pytest.mark.slow)])
 def test_a_second_signal_ends_at_once(relay: Relay, local: Slow, who: str) -> None:
     with running(*expose(relay, local.address), "--stop-grace-ms", "600000") as gateway:
         gateway.wait_for("connected")
