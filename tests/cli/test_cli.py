@@ -531,10 +531,22 @@ def test_each_command_raises_its_limit_of_descriptors(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+GARBAGE_IS_LOOKED_FOR: Final = """
+import atexit, gc
+from pioneer_tunnel.cli import main
+atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 10_000))
+main()
+"""
+
+
 def test_the_version_is_told() -> None:
     from pioneer_tunnel._version import __version__
 
-    assert run("--version").out.decode().strip().endswith(__version__)
+    program = Program("--version", command=[sys.executable, "-c", GARBAGE_IS_LOOKED_FOR])
+    assert program.finish() == 0
+    version, looked_for = program.out.decode().splitlines()
+    assert version.endswith(__version__)
+    assert looked_for == "True True"
 
 
 def test_without_click_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
