@@ -97,6 +97,7 @@ def pytest_collection_finish() -> None:
     find(strategies.none(), lambda _: True)  # Hypothesis warns when the collector does not know its random generator
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)  # it is 700 otherwise; rounds of the collector made a twentieth of all
 
 
 @pytest.hookimpl(trylast=True)

@@ -203,6 +203,7 @@ def test_a_second_signal_ends_at_once(relay: Relay, local: Slow, who: str) -> No
                 visitor.recv(100)
 
 
+@pytest.mark.slow
 def test_the_grace_of_expose_has_an_end(relay: Relay, local: Slow) -> None:
     with running(*expose(relay, local.address), "--stop-grace-ms", "100") as gateway:
         gateway.wait_for("connected")

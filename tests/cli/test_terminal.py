@@ -165,7 +165,9 @@ def test_run_has_a_bar_that_goes_away_at_the_end(
         assert "\x1b[2K" in person.said[person.said.rindex("●") :], "the bar was cleared"
 
 
-@pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+@pytest.mark.parametrize(
+    ("variables", "coloured"), [({}, True), pytest.param({"NO_COLOR": "1"}, False, marks=pytest.mark.slow)]
+)
 def test_colours_are_for_terminals_and_not_with_no_color(
     shared_relay: Relay, tmp_path: Path, local_gateway: str, variables: dict[str, str], coloured: bool
 ) -> None:
