@@ -65,7 +65,7 @@ def test_new_identity_prints_the_seed_and_what_gateways_pin() -> None:
 @pytest.mark.parametrize("by", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_gateway_is_exposed_until_it_is_interrupted(relay: Relay, local_gateway: str, by: signal.Signals) -> None:
     arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
-    with running(*arguments) as program:
+    with running(*arguments, started=True) as program:
         program.wait_for("connected .*http://office.test")
         assert relay.ask("/one").endswith(b"hello from /one")
         shown = Path(f"/proc/{program.process.pid}/cmdline").read_bytes()
@@ -520,9 +520,9 @@ def test_each_command_raises_its_limit_of_descriptors(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard - 1), hard))
     try:
-        with relay_in(tmp_path) as relay:
+        with relay_in(tmp_path, started=True) as relay:
             arguments: list[str | Path] = ["expose", "1", "--relay", relay.url, "--key-file", relay.folder / "key"]
-            with running(*arguments) as gateway:
+            with running(*arguments, started=True) as gateway:
                 gateway.wait_for("connected")
                 for program in (relay.program, gateway):
                     assert resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
