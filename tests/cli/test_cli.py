@@ -62,7 +62,7 @@ def test_new_identity_prints_the_seed_and_what_gateways_pin() -> None:
 # relay and expose
 
 
-@pytest.mark.parametrize("by", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_a_gateway_is_exposed_until_it_is_interrupted(relay: Relay, local_gateway: str, by: signal.Signals) -> None:
     arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
     with running(*arguments, started=True) as program:
@@ -204,7 +204,7 @@ def test_a_relay_that_goes_away_is_waited_for(relay: Relay, local_gateway: str) 
             assert program.interrupt(signal.SIGINT) == 0
 
 
-@pytest.mark.parametrize("as_json", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("as_json", [False, True])
 def test_a_wrong_key_has_an_exit_status_of_its_own(
     shared_relay: Relay, tmp_path: Path, local_gateway: str, as_json: bool
 ) -> None:

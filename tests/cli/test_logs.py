@@ -63,7 +63,7 @@ def test_an_access_log_that_cannot_be_written_stops_nobody(tmp_path: Path, local
             assert gateway.interrupt(signal.SIGTERM) == 0
 
 
-@pytest.mark.parametrize("option", ["--log-format=json", pytest.param("--json", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("option", ["--log-format=json", "--json"])
 def test_log_lines_as_json(shared_relay: Relay, local_gateway: str, option: str) -> None:
     arguments: list[str | Path] = [
         "expose",

@@ -174,7 +174,7 @@ def stopping(program: Program) -> None:
     program.wait_for("stopping: SIGTERM")
 
 
-@pytest.mark.parametrize("who", [pytest.param("expose", marks=pytest.mark.slow), "relay"])
+@pytest.mark.parametrize("who", ["expose", "relay"])
 def test_a_visitor_may_finish(relay: Relay, local: Slow, who: str) -> None:
     with running(*expose(relay, local.address)) as gateway:
         gateway.wait_for("connected")
@@ -189,7 +189,7 @@ def test_a_visitor_may_finish(relay: Relay, local: Slow, who: str) -> None:
         assert program.finish() == 0
 
 
-@pytest.mark.parametrize("who", ["expose", pytest.param("relay", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("who", ["expose", "relay"])
 def test_a_second_signal_ends_at_once(relay: Relay, local: Slow, who: str) -> None:
     with running(*expose(relay, local.address), "--stop-grace-ms", "600000") as gateway:
         gateway.wait_for("connected")
@@ -203,7 +203,6 @@ def test_a_second_signal_ends_at_once(relay: Relay, local: Slow, who: str) -> No
                 visitor.recv(100)
 
 
-@pytest.mark.slow
 def test_the_grace_of_expose_has_an_end(relay: Relay, local: Slow) -> None:
     with running(*expose(relay, local.address), "--stop-grace-ms", "100") as gateway:
         gateway.wait_for("connected")

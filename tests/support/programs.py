@@ -104,7 +104,7 @@ class Program:
         self.out += out
         self.err += err or b""
         assert b"Traceback" not in self.err
-        return self.process.returncode
+        return self.process.wait()
 
     def interrupt(self, by: signal.Signals) -> int:
         self.process.send_signal(by)
@@ -115,7 +115,7 @@ class Program:
         return " ".join(self.err.decode().split())
 
 
-def _descriptor(stream: int | IO[str] | IO[bytes] | None) -> int:
+def _descriptor(stream: int | IO[Any] | None) -> int:
     assert stream is not None
     return stream if isinstance(stream, int) else stream.fileno()
 
