@@ -20,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = ["CAN_FORK", "Forked", "end_server"]
 
 # What coverage measures is started by `exec`: it does not follow forks.
 CAN_FORK: Final = hasattr(os, "pidfd_open") and "COVERAGE_PROCESS_CONFIG" not in os.environ
+_one_at_a_time: Final = threading.Lock()
 _LIMIT: Final = 1024 * 1024
 _SOURCE: Final = Path(__file__).parents[2]
 
@@ -67,11 +69,12 @@ class Forked:
             err, stderr = os.pipe()
             given.append(stderr)
         asked = json.dumps([arguments, dict(environment), str(cwd or Path.cwd())])
-        _, server = _server()
-        socket.send_fds(server, [asked.encode()], [stdin, its_out, stderr, its_end])
+        with _one_at_a_time:
+            _, server = _server()
+            socket.send_fds(server, [asked.encode()], [stdin, its_out, stderr, its_end])
+            self.pid: Final = int(server.recv(100))
         for descriptor in given:
             os.close(descriptor)
-        self.pid: Final = int(server.recv(100))
         self.stdout: Final[IO[bytes]] = os.fdopen(out, "rb")
         self.stderr: Final[IO[bytes] | None] = None if err is None else os.fdopen(err, "rb")
         self._ended: Final = os.fdopen(ended, "rb")
@@ -159,7 +162,7 @@ def end_server() -> None:
 
 
 def _serve(requests: socket.socket) -> list[str]:
-    """Fork at each request. Returns in the new process, with its arguments; ends when the tests have ended."""
+    """Fork at each request. Returns in the new process, with its arguments; does not return when the tests end."""
     running: dict[int, tuple[int, int]] = {}
     poll = select.poll()
     poll.register(requests, select.POLLIN)
@@ -196,6 +199,7 @@ def _become(asked: list[object], descriptors: list[int], others: list[int]) -> l
     arguments, environment, cwd = asked
     assert isinstance(arguments, list)
     assert isinstance(environment, dict)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for standard, descriptor in enumerate(descriptors[:3]):
         os.dup2(descriptor, standard)
     for descriptor in {*descriptors, *others}:
@@ -207,6 +211,7 @@ def _become(asked: list[object], descriptors: list[int], others: list[int]) -> l
 
 
 def _main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest, and its end is the end of this
     gc.disable()
     import pioneer_tunnel.cli.commands  # noqa: F401
 
