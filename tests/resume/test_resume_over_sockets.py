@@ -29,6 +29,7 @@ from rig import (
     read_exactly,
     relay_rig,
     request,
+    seeds,
     tunnel_entry,
     upload,
 )
@@ -90,7 +91,7 @@ async def talk(rig: RelayRig, amount: int, seed: int) -> None:
 
 
 @each_engine
-@pytest.mark.parametrize("seed", range(3))
+@seeds(3, quick=1)
 async def test_no_byte_is_lost_under_bulk_traffic(engine: EngineName, seed: int) -> None:
     dice = random.Random(seed)
     with no_hang(), nothing_left_behind():
