@@ -255,11 +255,11 @@ def test_a_relay_that_cannot_start_says_why_once(tmp_path: Path) -> None:
     config = tmp_path / "relay.toml"
     text = '[relay]\ncontrol_addr = "127.0.0.1:0"\ningress_addr = "127.0.0.1:0"\nid = "r"\npublic_names = ["r.test"]\n'
     config.write_text(f'{text}identity_key_file = "none.hex"\n')
-    failed = run("relay", "--workers", "2", "--config", config)
+    failed = run("relay", "--workers", "2", "--config", config, started=True)
     assert failed.process.returncode == 41
     assert failed.errors.count("Error: the identity key file") == 1
     config.write_text(f"{text}[relay.limits]\nconnections = 20\n")
-    failed = run("relay", "--workers", "2", "--config", config)
+    failed = run("relay", "--workers", "2", "--config", config, started=True)
     assert failed.process.returncode == 31
     assert "relay.limits.connections" in failed.errors
     assert "16 for each of 2 workers" in failed.errors

@@ -141,8 +141,13 @@ def running(
         program.process.wait()
 
 
-def run(*arguments: str | Path, cwd: Path | None = None, stderr: int | IO[bytes] | None = subprocess.PIPE) -> Program:
-    with running(*arguments, cwd=cwd, stderr=stderr) as program:
+def run(
+    *arguments: str | Path,
+    cwd: Path | None = None,
+    stderr: int | IO[bytes] | None = subprocess.PIPE,
+    started: bool = False,
+) -> Program:
+    with running(*arguments, cwd=cwd, stderr=stderr, started=started) as program:
         program.finish()
         return program
 
