@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
-__all__ = ["private_folder"]
+__all__ = ["private_folder", "remove_if_left"]
+
+_OF_A_PROCESS: Final = re.compile(r".*-[0-9a-f]{16}")
+"""The socket of a process. It removes that itself when it ends."""
 
 
 @contextmanager
@@ -25,6 +30,13 @@ def private_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_if_left(folder: Path) -> None:
+    """Remove the folder of a parent that was killed, if no worker uses it any more."""
+    with suppress(OSError):  # another worker does the same at this moment
+        if not any(_OF_A_PROCESS.fullmatch(path.name) for path in folder.iterdir()):
+            shutil.rmtree(folder)
 
 
 def _above() -> Iterator[str]:

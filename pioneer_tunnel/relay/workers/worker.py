@@ -26,6 +26,7 @@ from ..inherited import Inherited
 from ..server import Relay
 from ..spawning import WORKER_VARIABLE
 from .channel import CallFailed, Channel
+from .folder import remove_if_left
 from .node import WorkerNode
 from .reports import Report
 from .setup import PROTOCOL, Setup
@@ -74,6 +75,7 @@ class Worker:
         self._serving: Final = trio.CancelScope()
         self._drain_asked: Final = trio.Event()
         self._setup: Setup | None = None
+        self._parent_is_gone = False
         self._relay: Relay | None = None
         self._node: WorkerNode | None = None
         self._others: dict[str, int] = {}
@@ -114,6 +116,8 @@ class Worker:
                     await self._serve(self._setup)
             if self._relay is not None:
                 await self._report_last(self._relay)
+            if self._parent_is_gone and self._setup is not None:
+                remove_if_left(Path(self._setup.folder))  # nobody else does
             nursery.cancel_scope.cancel()
 
     async def _carry(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -121,6 +125,7 @@ class Worker:
         await self._channel.run()
         if not self._drain_asked.is_set():
             _log.warning("the parent process is gone; this worker drains", extra=about("parent_gone"))
+            self._parent_is_gone = True
         self._drain()
 
     async def _leave_on_signal(self) -> NoReturn:
@@ -219,7 +224,7 @@ class Worker:
             raise self._failure
         assert self._relay is not None
         match method:
-            case "start":
+            case "start" | "ping":
                 return None
             case "expect":
                 return self._expect(params)
