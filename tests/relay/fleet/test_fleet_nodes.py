@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -148,6 +149,24 @@ async def until_not_connected(tunnel: Tunnel) -> None:
                 return
 
 
+async def test_a_node_that_restarts_in_place_cuts_nobody_off(fleet: Fleet) -> None:
+    first, _, third = fleet.nodes
+    async with fleet.gateway("office", first) as tunnel, in_background(lambda: hashing_gateway(tunnel)):
+        assert await served(third)
+        asked = [0]
+
+        async def ask_all_the_time() -> None:
+            while True:
+                for node in fleet.nodes:
+                    assert await served(node, body=b"z" * 10_000), f"a visitor at {node.name} was refused"
+                    asked[0] += 1
+
+        async with in_background(ask_all_the_time):
+            await first.restart()
+            before = asked[0]
+            await eventually(lambda: asked[0] > before + 30)
+
+
 async def test_a_session_resumes_at_its_node_through_another_one(fleet: Fleet) -> None:
     first, second, third = fleet.nodes
     entry = [first]
@@ -200,7 +219,8 @@ async def test_whoever_writes_redis_adds_nothing(fleet: Fleet) -> None:
                 with pytest.raises(TunnelAuthError):
                     await intruder.wait_connected()
             assert (await ask(third, "evil.test"))[0] == 404
-        for record in (*holdings, "nonsense", b"\xff" * 100_000):
+        records: list[str | bytes] = [*holdings, "nonsense", b"\xff" * 100_000]
+        for record in records:
             call("SET", "pioneer:t:office", record)
             call("SET", "pioneer:lease:0123456789abcdef", "evil1")
             for node in fleet.nodes:
@@ -209,5 +229,5 @@ async def test_whoever_writes_redis_adds_nothing(fleet: Fleet) -> None:
         fleet.redis.kill()
         fleet.redis.start()
         for node in fleet.nodes:
-            await eventually(lambda node=node: served_soon(node))
+            await eventually(partial(served_soon, node))
     assert {*(await third.stats()).nodes} == {"fra1", "fra2"}
