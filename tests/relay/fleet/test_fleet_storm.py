@@ -56,9 +56,9 @@ class Storm:
                 case "stop":
                     self._stopped.add(well[0])
                     well[0].signal(signal.SIGSTOP)
-                case "restart" if not self._stopped:
+                case "restart":
                     await trio.to_thread.run_sync(well[0].kill)
-                    await trio.to_thread.run_sync(well[0].start)
+                    await self._start(well[0])
                 case "redis killed":
                     redis.kill()
                     await trio.sleep(self._random.uniform(0, 3))
@@ -74,10 +74,15 @@ class Storm:
         """Let all nodes run."""
         for node in self._fleet.nodes:
             if not node.runs:
-                await trio.to_thread.run_sync(node.start)
+                await self._start(node)
         for node in [*self._stopped]:
             node.signal(signal.SIGCONT)
             self._stopped.discard(node)
+
+    async def _start(self, node: FleetNodeProcess) -> None:
+        self._stopped.add(node)
+        await trio.to_thread.run_sync(node.start)
+        self._stopped.discard(node)
 
     async def visit(self) -> None:
         """One visitor after the other, at nodes that are well."""
