@@ -7,6 +7,9 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench
 NPM_READY := tests/interop/node_modules/.ready
 
+# Each worker of the tests, and each program that they start, would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Install this checkout with EXTRAS, and name each package as it comes. pip writes errors to standard error.
 define install
 @echo 'installing .[$(EXTRAS)] into $(VENV)'
@@ -28,27 +31,44 @@ endef
 demo: $(RUNS)
 	$(BIN)/python -m pioneer_tunnel demo
 
-test: lint types unit
+LINT = $(BIN)/ruff check . && $(BIN)/ruff format --check . \
+	&& $(BIN)/bandit --quiet --recursive --configfile pyproject.toml pioneer_tunnel examples
+TYPES = $(BIN)/mypy
+
+# Many tests wait, for the clock of a real socket or a process. So there are two workers for each core.
+WORKERS = $(shell $(BIN)/python -c 'import os; print(2 * (os.cpu_count() or 1))')
+UNIT = $(BIN)/pytest -n $(WORKERS) --dist worksteal
+UNIT_ALL = HYPOTHESIS_PROFILE=thorough $(UNIT) -m ''
+
+# Run tests, and meanwhile lint and types, which are quiet unless they find something.
+define beside_lint_and_types
+@mkdir -p build
+@echo 'ruff, bandit and mypy run meanwhile; what they find is printed at the end'
+@{ $(LINT) && $(TYPES); } > build/checks.log 2>&1 & checks=$$!; \
+trap 'kill $$checks' INT TERM; \
+$(1); tests=$$?; \
+wait $$checks || { cat build/checks.log; exit 1; }; \
+exit $$tests
+endef
+
+test: $(READY) $(NPM_READY)
+	$(call beside_lint_and_types,$(UNIT))
 
 # What `make test` does, the tests that are marked `slow`, and more examples of Hypothesis: before a release.
-test-all: lint types unit-all
+test-all: $(READY) $(NPM_READY)
+	$(call beside_lint_and_types,$(UNIT_ALL))
 
 lint: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml pioneer_tunnel examples
+	$(LINT)
 
 types: $(READY)
-	$(BIN)/mypy
-
-# Most tests wait, for the clock of a real socket or a process. So there are two workers for each core.
-WORKERS = $(shell $(BIN)/python -c 'import os; print(2 * (os.cpu_count() or 1))')
+	$(TYPES)
 
 unit: $(READY) $(NPM_READY)
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+	$(UNIT)
 
 unit-all: $(READY) $(NPM_READY)
-	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -n $(WORKERS) --dist worksteal -m ''
+	$(UNIT_ALL)
 
 # The documentation as a site. With ONLINE=1, names of Python, Trio and others link to their documentation.
 SITE := build/site

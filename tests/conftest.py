@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Generator
 
 import pytest
+import trustme
 from fuzzing import SEARCHING
 from hypothesis import HealthCheck, Phase, find, settings, strategies
 from mutation import JUDGES
@@ -19,6 +21,14 @@ pytest_plugins = ["reaper", "programs", "gateway", "pebble", "redis_server"]
 # The proxy of the machine is none of the tests'.
 for variable in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
     os.environ.pop(variable, None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def trusted_by_the_system(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No public authority: OpenSSL reads a hundred and more of them for each context, which takes it 30 ms."""
+    folder = tmp_path_factory.mktemp("authorities")
+    trustme.CA().cert_pem.write_to_path(str(folder / "nobody.pem"))
+    os.environ |= {"SSL_CERT_FILE": str(folder / "nobody.pem"), "SSL_CERT_DIR": str(folder)}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,11 +56,30 @@ settings.register_profile(
 )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """While mutmut runs a mutant, run only the tests of its module, the quick ones first.
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Let each worker of pytest-xdist begin with other modules.
 
-    mutmut gives the tests in no order; in this one, a mutant that makes a state machine hang is mostly dead before.
+    pytest compiles a module when it is first collected, and caches that. Together, the workers compile each one once.
     """
+    report = yield
+    worker = getattr(collector.config, "workerinput", None)
+    if isinstance(collector, pytest.Dir) and worker is not None and report.result:
+        start = len(report.result) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+        report.result = [*report.result[start:], *report.result[:start]]
+    return report
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give all workers of pytest-xdist the same order.
+
+    While mutmut runs a mutant, run only the tests of its module, the quick ones first. mutmut gives the tests in no
+    order; in this one, a mutant that makes a state machine hang is mostly dead before.
+    """
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.path)
     judges = JUDGES.get(os.environ.get("MUTANT_UNDER_TEST", "").rpartition(".")[0])
     if judges is not None:
         config.hook.pytest_deselected(items=[item for item in items if item.path.name not in judges])
@@ -68,6 +97,15 @@ def pytest_collection_finish() -> None:
     find(strategies.none(), lambda _: True)  # Hypothesis warns when the collector does not know its random generator
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)  # it is 700 otherwise; rounds of the collector made a twentieth of all
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """The same for what a module has imported and left; tests that collect garbage go through all the rest."""
+    if nextitem is not None and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def programs() -> list[str]:
 
 def cases() -> list[object]:
     return [
-        pytest.param(program, surroundings, id=f"{part}-{number}")
+        pytest.param(program, surroundings, id=f"{part}-{number}", marks=[pytest.mark.slow] * (number > 0))
         for program in programs()
         for part, of_program in CASES.items()
         if part in program

@@ -5,10 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from benchmarks.storm import MOST_BIN, MOST_TIME, Advice, simulate
+
+OUTAGES: Final = [pytest.param(1, marks=pytest.mark.slow), 15, pytest.param(150, marks=pytest.mark.slow)]
+"""Seconds."""
 
 
 @pytest.mark.parametrize("gateways", [1, 30, 1_000, 10_000])
@@ -21,14 +25,14 @@ def test_gateways_that_were_told_a_span_come_back_as_fast_as_the_relay_takes_the
     assert storm.back[0] <= MOST_TIME * storm.best
 
 
-@pytest.mark.parametrize("outage", [1, 15, 150])
+@pytest.mark.parametrize("outage", OUTAGES)
 def test_however_long_the_relay_was_away_they_do_not_flood_it(outage: float) -> None:
     storm = simulate(40_000, "spread", outage=outage, rate=200)  # as long as 100,000 take at 500/s
     assert storm.most <= MOST_BIN
     assert storm.back[0] <= MOST_TIME * storm.best
 
 
-@pytest.mark.parametrize("outage", [1, 15, 150])
+@pytest.mark.parametrize("outage", OUTAGES)
 def test_gateways_that_try_to_resume_come_a_little_more_often(outage: float) -> None:
     storm = simulate(20_000, "resume", outage=outage, rate=200)
     assert storm.most <= 3.5

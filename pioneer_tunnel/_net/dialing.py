@@ -30,6 +30,7 @@ from .socket_options import limit_segment, limit_unsent, reset_on_close
 from .tcp import CAN_USE_DESCRIPTORS, TcpStream
 from .tls.client import client_tls, why_tls_failed
 from .tls.handshake import begin_tls
+from .tls.resumption import Resumption
 from .tls.stream import TlsStream
 
 __all__ = [
@@ -268,6 +269,7 @@ async def dial_relay(
     timeout: float,
     via: Via | None = None,
     what: str = "the relay",
+    resumption: Resumption | None = None,
 ) -> tuple[trio.abc.Stream, Watched]:
     """Connect to a relay, with TLS when a context is given; returns the stream, and the lowest stream below it.
 
@@ -276,6 +278,7 @@ async def dial_relay(
             proxy, and the TLS handshake.
         via: the proxy on the way; None (default) for none. With a proxy its name alone is resolved here.
         what: names what is dialled, for the errors.
+        resumption: has the TLS session of the last connection to the relay; None to begin a new one.
 
     Raises:
         RelayResolveError: the name of the relay, or of the proxy, does not resolve, or not in time.
@@ -300,6 +303,7 @@ async def dial_relay(
             timeout=timeout,
             https=True,
             hint="" if via is None else "; a proxy that opens TLS shows a certificate of its own",
+            resumption=resumption,
         )
     except BaseException:
         await trio.aclose_forcefully(watched)

@@ -132,6 +132,9 @@ class Link(trio.abc.AsyncResource):
     def unwatch(self) -> None:  # the default
         """Call back no more. To be called before the stay ends."""
 
+    drained: bool = False
+    """True if `receive_nowait` would return None now, as far as the last call knows."""
+
     def receive_nowait(self) -> Sequence[Bytes] | None:
         """Like `receive`, but it never waits: None when nothing has come. After `watch` only.
 

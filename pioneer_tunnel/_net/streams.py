@@ -100,6 +100,9 @@ class ByteStream(trio.abc.HalfCloseableStream):
     def unwatch(self) -> None:
         """Call back no more. To be called before the stay ends."""
 
+    drained: bool = False
+    """True if `receive_into_nowait` would return None now, as far as is known without trying."""
+
     def receive_into_nowait(self, buffer: memoryview) -> int | None:
         """Like `receive_into`, but it never waits: None when nothing has come. After `watch` only."""
         raise NotImplementedError

@@ -63,7 +63,6 @@ class TcpStream(ByteStream):
 
     __slots__ = (
         "_calls",
-        "_empty",
         "_end_sent",
         "_hung_up",
         "_lent",
@@ -75,6 +74,7 @@ class TcpStream(ByteStream):
         "_was_lost",
         "_watched",
         "_writable_waiters",
+        "drained",
         "last_received",
         "socket",
     )
@@ -92,7 +92,7 @@ class TcpStream(ByteStream):
         self._writable_waiters: trio.lowlevel.ParkingLot | None = None
         self._end_sent = False
         self._watched: int | None = None  # the descriptor, while it is watched
-        self._empty = False  # nothing to read until the next edge
+        self.drained: bool = False  # until the next edge
         self._hung_up = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -178,7 +178,7 @@ class TcpStream(ByteStream):
         self._turn = reactor.turn
 
         def on_events(events: int) -> None:
-            self._empty = False
+            self.drained = False
             self._hung_up |= bool(events & HUNG_UP)
             on_readable()
 
@@ -204,7 +204,7 @@ class TcpStream(ByteStream):
     def receive_into_nowait(self, buffer: memoryview) -> int | None:
         if self._watched is None:
             raise trio.ClosedResourceError("this stream was closed")
-        if self._empty:
+        if self.drained:
             return None
         try:
             amount = os.readv(self._watched, (buffer,))
@@ -215,7 +215,7 @@ class TcpStream(ByteStream):
         if not amount:
             self._raise_if_reset()
         # Edges are reported once: a short read has emptied the socket, unless there are no more edges.
-        self._empty = amount < len(buffer) and not self._hung_up
+        self.drained = amount < len(buffer) and not self._hung_up
         now = self._turn.started
         self.last_received = self._turn.now() if now is None else now
         return amount

@@ -205,6 +205,39 @@ def replace(
     return True
 
 
+def create(path: Path, content: bytes | memoryview) -> bool:
+    """Write a new file, for the owner of its folder alone. The content is durable when this returns.
+
+    Of two writers at the same moment, one makes the file. A writer that is killed may leave it empty.
+
+    Args:
+        path: the file; its folder must exist.
+        content: what to write; a memoryview when it is secret.
+
+    Returns:
+        Whether the file was made: False when there was one, which stays as it is.
+
+    Raises:
+        StorageError: it cannot be written, or a link of another user leads to it. Then there is no file.
+    """
+    with _errors_name(path, "written"), _resolved(path) as (folder, name):
+        # Not a link from a temporary file, which would be exclusive too: some file systems have no hard links.
+        try:
+            descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        except FileExistsError:
+            return False
+        try:
+            try:
+                _copy_owner(descriptor, os.fstat(folder), None)
+            finally:
+                os.close(descriptor)
+            return replace(path, content, private=True)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=folder)
+            raise
+
+
 def remove(path: Path) -> None:
     """Remove `path` durably. Does nothing when it does not exist. Of a symbolic link, the link is removed.
 

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from random import Random
-from typing import Any, Final, NoReturn, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, final
 
 import attrs
 import trio
@@ -35,7 +35,10 @@ from .config import AcmeConfig
 from .policy import Lifetime, Schedule
 from .store import Store, lifetime_of
 
-__all__ = ["AcmeCertificates"]
+if TYPE_CHECKING:
+    from .client import AcmeAuthority
+
+__all__ = ["AcmeCertificates", "authority_class"]
 
 VALIDATION_TIMEOUT: Final = 120.0
 """Seconds that an authority has to look at a name, and to make the certificate."""
@@ -345,14 +348,23 @@ class AcmeCertificates(Certificates):
             yield
 
 
-def _authority(config: AcmeConfig, store: Store) -> Authority:
+def authority_class() -> type[AcmeAuthority]:
+    """What speaks to an authority.
+
+    Raises:
+        InvalidSettingsError: the extra `acme` is not installed.
+    """
     try:
         from .client import AcmeAuthority  # noqa: PLC0415  # an extra
     except ModuleNotFoundError as error:
         raise InvalidSettingsError(
             f"automatic certificates need the extra acme ({error}): pip install 'pioneer-tunnel[acme]'"
         ) from None
-    return AcmeAuthority(config.directory, email=config.email, ca_file=config.ca_file, store=store)
+    return AcmeAuthority
+
+
+def _authority(config: AcmeConfig, store: Store) -> Authority:
+    return authority_class()(config.directory, email=config.email, ca_file=config.ca_file, store=store)
 
 
 async def _in_thread(call: Callable[[], _T]) -> _T:

@@ -28,8 +28,8 @@ _COLOURS: Final = {"error": "red", "warning": "yellow"}
 def check(config: Path, as_json: bool) -> None:
     """Check a relay's file as the relay reads it, and what it names.
 
-    That is: certificate, its dates and hosts; identity key; files of access rules; file modes; whether the addresses
-    are free. The exit status is 1 if there is an error, else 0.
+    That is: certificate, its dates and hosts; the extra acme, if it is needed; identity key; files of access rules;
+    file modes; whether the addresses are free. The exit status is 1 if there is an error, else 0.
 
     \b
     Examples:

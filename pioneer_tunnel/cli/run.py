@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from .._model.errors import TunnelError
 from .._model.status import State, Status
 from ..gateway.remote_access import RemoteAccess
 from .arguments import Command, log_format_option
@@ -17,6 +18,7 @@ from .gateway_process import GatewayProcess
 from .qr import QrCode
 from .signals import run_until_stopped
 from .standard_error import write_json_lines
+from .status_lines import StatusLines
 from .status_view import LiveView, PlainView, StatusView
 
 __all__ = ["run"]
@@ -55,14 +57,20 @@ def run(
     """
     if as_json or log_format == "json":
         write_json_lines(log_handler)
-    remote_access = files.remote_access()
-    process = GatewayProcess(
-        remote_access,
-        files.load,
-        _view(log_handler, remote_access, qr=qr, as_json=as_json),
-        stay=stay,
-    )
-    run_until_stopped(process.run, process.stop)
+    try:
+        remote_access = files.remote_access()
+        process = GatewayProcess(
+            remote_access,
+            files.load,
+            _view(log_handler, remote_access, qr=qr, as_json=as_json),
+            stay=stay,
+        )
+        run_until_stopped(process.run, process.stop)
+    except TunnelError as error:
+        if not as_json:
+            raise
+        StatusLines(as_json=True, of_options=False).show_failure(error)
+        sys.exit(EXIT_CODES[error.kind])
     if process.failure is not None:
         sys.exit(_exit_code(process.failure))
 

@@ -12,6 +12,7 @@ import trio
 
 from .._model.exception_groups import lone_error_bare
 from .._model.log_fields import about
+from .memory import keep_freed_memory
 
 __all__ = ["received", "run_until_stopped"]
 
@@ -45,6 +46,7 @@ def run_until_stopped(serve: Callable[[], Awaitable[object]], stop: Callable[[],
                     await serve()
                 nursery.cancel_scope.cancel()
 
+    keep_freed_memory()
     with lone_error_bare():
         trio.run(until_stopped)
 

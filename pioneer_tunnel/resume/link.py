@@ -422,6 +422,7 @@ class ResumableLink(Link):
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._fail(link, error)
             return None
+        self.drained = link.drained
         if chunks and self._tail.receive(chunks) >= self._notice_at:
             self._notice()
         return chunks

@@ -1,31 +1,73 @@
-"""The transports of this library, by the names that a configuration uses."""
+"""The transports of this library, by the names that a configuration uses.
+
+A transport other than `websocket` is imported when it is first asked for: few processes use one, and each takes time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
-
-import attrs
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, final
 
 from .._model.keys import PublicKey
 from ..websocket import EngineName
 from ..yamux import Limits
 from .interface import BuiltInTransport
 from .native import NativeTransport
-from .process.config import TunnelProgram
-from .process.program import ProcessTransport
-from .rathole.control_channel import RatholeTransport
 from .rathole.key_mode import KeyMode
+
+if TYPE_CHECKING:
+    from .process.config import TunnelProgram
 
 __all__ = ["TRANSPORTS", "configured_transport"]
 
-TRANSPORTS: Final[Mapping[str, BuiltInTransport]] = {
-    "websocket": NativeTransport(),
-    "tcp": RatholeTransport(),
-    "tls": RatholeTransport(tls=True),
-    "process": ProcessTransport(),
-}
+_NAMES: Final = ("websocket", "tcp", "tls", "process")
+
+
+@final
+class _Transports(Mapping[str, BuiltInTransport]):
+    def __getitem__(self, name: str) -> BuiltInTransport:
+        transport = _default(str(name))  # one for a name, also if that is of an enum
+        if transport is None:
+            raise KeyError(name)
+        return transport
+
+    def __contains__(self, name: object) -> bool:
+        return name in _NAMES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_NAMES)
+
+    def __len__(self) -> int:
+        return len(_NAMES)
+
+
+TRANSPORTS: Final[Mapping[str, BuiltInTransport]] = _Transports()
 """The transports that this installation has, with the default options."""
+
+
+@cache
+def _default(name: str) -> BuiltInTransport | None:
+    return _make(name, {}, {}, {})
+
+
+def _make(
+    name: str, websocket: Mapping[str, Any], rathole: Mapping[str, Any], process: Mapping[str, Any]
+) -> BuiltInTransport | None:
+    """The transport called `name`, with those of the options that are its own."""
+    match name:
+        case "websocket":
+            return NativeTransport(**websocket)
+        case "tcp" | "tls":
+            from .rathole.control_channel import RatholeTransport  # noqa: PLC0415  # see the module
+
+            return RatholeTransport(tls=name == "tls", **rathole)
+        case "process":
+            from .process.program import ProcessTransport  # noqa: PLC0415  # see the module
+
+            return ProcessTransport(**process)
+        case _:
+            return None
 
 
 def configured_transport(
@@ -40,19 +82,12 @@ def configured_transport(
     program: TunnelProgram | None = None,
 ) -> BuiltInTransport | None:
     """The transport called `name`, with those of the options that it has; None when there is none of that name."""
-    match TRANSPORTS.get(name):
-        case NativeTransport() as native:
-            return attrs.evolve(
-                native,
-                relay_identity=relay_identity,
-                limits=limits,
-                engine=websocket_engine,
-                heartbeat=heartbeat,
-                resume_timeout=resume_timeout,
-            )
-        case RatholeTransport() as rathole:
-            return attrs.evolve(rathole, key_mode=key_mode, max_streams=limits.streams)
-        case ProcessTransport() as process:
-            return attrs.evolve(process, program=program)
-        case _:
-            return None
+    websocket = {
+        "relay_identity": relay_identity,
+        "limits": limits,
+        "engine": websocket_engine,
+        "heartbeat": heartbeat,
+        "resume_timeout": resume_timeout,
+    }
+    rathole = {"key_mode": key_mode, "max_streams": limits.streams}
+    return _make(name, websocket, rathole, {"program": program})

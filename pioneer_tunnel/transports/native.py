@@ -193,7 +193,9 @@ class NativeTransport:
         if address.secure:
             tls = await target.redial.tls(make_tls, address, timeout=timeout)
         dial = target.redial.dialer(target.dial, timeout=timeout)
-        stream, watched = await dial_relay(address, dial=dial, tls=tls, timeout=timeout, via=via)
+        stream, watched = await dial_relay(
+            address, dial=dial, tls=tls, timeout=timeout, via=via, resumption=target.redial.resumption
+        )
         node = None if resumption is None else resumption.node
         headers = {} if node is None else {NODE_HEADER: node}
         opening = Opening(subprotocol=SUBPROTOCOL, address=address, agent=AGENT, headers=headers)

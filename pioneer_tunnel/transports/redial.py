@@ -35,6 +35,8 @@ from .._net.dialing import HEAD_START, Dialer, ResolvingDialer, dial_tcp, first_
 from .._net.proxies.choice import ProxyChoice
 from .._net.proxies.credentials_file import read_credentials
 from .._net.proxies.entering import Via
+from .._net.tls.client import trust_alike
+from .._net.tls.resumption import Resumption
 from .._wire.handshake import DEFAULT_HEARTBEAT_MS
 
 __all__ = ["Redial"]
@@ -63,7 +65,9 @@ class Redial:
         self._was_up = False
         self._tried: Final[dict[str, None]] = {}  # the address that was tried the longest time ago comes first
         self._connected_to: str | None = None
+        self.resumption: Final = Resumption()
         self._context: Final[_Renewed[ssl.SSLContext]] = _Renewed()
+        self._kept_context: ssl.SSLContext | None = None
         self._credentials: Final[_Renewed[ProxyCredentials]] = _Renewed()
         self._told_of_proxy = False
         self._narrowed = 0  # index into SEGMENTS
@@ -144,6 +148,8 @@ class Redial:
     async def tls(self, make: Callable[[], ssl.SSLContext], address: RelayAddress, *, timeout: float) -> ssl.SSLContext:
         """The TLS context for the next attempt. A thread makes it: that reads files and takes up to 0.4 seconds.
 
+        It is the last one if both trust the same, so that its sessions can be resumed.
+
         Args:
             make: makes the context.
             address: the relay, for the error.
@@ -154,8 +160,15 @@ class Redial:
             StorageError: the same.
             RelayConnectError: it took too long.
         """
+
+        def make_or_keep() -> ssl.SSLContext:
+            made = make()
+            if self._kept_context is None or not trust_alike(made, self._kept_context):
+                self._kept_context = made
+            return self._kept_context
+
         what = f"the certificates for TLS with {address}"
-        return await self._context.renewed(make, what=what, timeout=timeout, was_up=self._was_up)
+        return await self._context.renewed(make_or_keep, what=what, timeout=timeout, was_up=self._was_up)
 
     async def via(
         self, choice: ProxyChoice, make_tls: Callable[[], ssl.SSLContext], address: RelayAddress, *, timeout: float

@@ -7,41 +7,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Final, Literal, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, final
 
 import attrs
 import trio
 
 from .._async_library import need_trio
-from .._http.forwarded import HeaderRules
-from .._http.head import error_response
-from .._model.addresses import HttpsAddress, LocalAddress, local_address, normal_audience
+from .._model.addresses import HttpsAddress, LocalAddress, local_address
 from .._model.errors import LocalGatewayError
 from .._model.log_fields import about
-from .._model.services import ANY_SERVICE, FIRST_SERVICE
-from .._net.closing import abandon, close_after_answer
+from .._model.services import FIRST_SERVICE
+from .._net.closing import abandon
 from .._net.dialing import Attempt, Dialer, begin_dial_local, dial_local, dial_tcp, secure_local
 from .._net.log_limiter import LogLimiter
 from .._net.streams import ByteStream
 from .._net.tcp import TcpStream
-from .._storage.networks import customer_of
 from .._wire.proxy_v2 import ProxyHeader
-from ..access.guard import Guard, guard_of
 from ..access.rules import Access
-from ..access_log.following import RequestLog, VisitorLog
-from ..access_log.watching import Watch
 from ..access_log.writer import AccessLog
 from ..exchange.carrier import Carrier
 from ..exchange.pump import Pump, pump
-from ..exchange.task_leg import leg_of
 from ..transports.interface import LocalDialFailed, LocalDialOk, Report, VisitorRefused
 from ..transports.tunnel_stream import TunnelStream
-from .guarded import pump_checked
-from .logged_leg import LoggedLeg
-from .rewriting_leg import RewritingLeg
+
+if TYPE_CHECKING:
+    from .requests import Requests
 
 __all__ = [
     "ForwardedHeaders",
@@ -62,8 +54,6 @@ LocalServers: TypeAlias = Mapping[str, str | LocalAddress]
 """The local server of each service, by name."""
 
 LOCAL_TIMEOUT: Final = 10.0
-REFUSAL_TIMEOUT: Final = 10.0
-"""Seconds for the answer to a request that is refused here."""
 
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.forward"))
 
@@ -160,36 +150,31 @@ async def forward(
             token from the visitors of a service that is not HTTP.
     """
     need_trio("pioneer_tunnel.forward", "pioneer_tunnel.aio.open_tunnel(..., forward_to=...)")
-    rules = header_rules(stream.proxy_header, forwarded_headers, host_header, request_id)
     forwarding = _Forwarding(local, proxy_protocol, report, dial)
-    server = forwarding.server_for(stream)
-    name = forwarding.service_of(stream)
-    if forwarding.serves_several and name in raw_services:
-        rules = None
-    guard = None
-    if access is not None:
-        try:
-            guard = _guard(access, name)
-        except KeyError:
-            line = f"there are no access rules for the service {name!r}"
-            _log_limiter.log(("access", name), line, about=about("unknown_service", service=name))
-            server = None
-    if server is None:
-        report(VisitorRefused("unknown_service"))
+    server, name = forwarding.server_for(stream), forwarding.service_of(stream)
+    requests: Requests | str | None = "unknown_service"
+    if server is not None:
+        requests = None
+        if any(each is not None for each in (forwarded_headers, host_header, request_id, access, access_log)):
+            from .requests import requests_of  # noqa: PLC0415  # it imports much, and most visitors do not need it
+
+            requests = requests_of(
+                stream,
+                name,
+                forwarded_headers=forwarded_headers,
+                host_header=host_header,
+                request_id=request_id,
+                raw=name in raw_services,
+                only_service=not forwarding.serves_several,
+                access=access,
+                access_log=access_log,
+                report=report,
+            )
+    if server is None or isinstance(requests, str):
+        report(VisitorRefused(str(requests)))
         stream.reset()
-        return
-    if guard is not None and name in raw_services and guard.access.needs_http:
-        raise ValueError(f"the service {name!r} is not HTTP, so its visitors cannot send a password or a token")
-    if guard is not None and rules is None and not guard.access.needs_http:
-        if not guard.admits(_host(stream)):
-            report(VisitorRefused("access_denied"))
-            stream.reset()
-            return
-        guard = None
-    log = (
-        None if access_log is None else VisitorLog(access_log, stream.visitor, service=stream.service or FIRST_SERVICE)
-    )
-    await forwarding.run(stream, server, rules=rules, guard=guard, log=log, raw=name in raw_services)
+    else:
+        await forwarding.run(stream, server, requests=requests)
 
 
 _Server: TypeAlias = tuple[LocalAddress, Report]
@@ -248,34 +233,20 @@ class _Forwarding:
         server: _Server,
         attempt: Attempt | None = None,
         *,
-        rules: HeaderRules | None = None,
-        guard: Guard | None = None,
-        log: VisitorLog | None = None,
-        raw: bool = False,
+        requests: Requests | None = None,
     ) -> None:
         """Forward `stream` to its end.
 
         Args:
             server: from `server_for`.
             attempt: the connection to it, if that has begun.
-            rules: what to change in requests; None for nothing.
-            guard: checks each request; None to check none.
-            log: gets its requests; None for none.
-            raw: whether it is known that they are no HTTP requests.
+            requests: carries it, if more is done than to pass its bytes on.
         """
+        connect = partial(self._connect, stream, server, attempt)
         try:
-            if guard is not None:
-                connect = partial(self._connect, stream, server, attempt)
-                rules = rules or HeaderRules(set_forwarded=False)
-                await _pump_checked(stream, connect, rules, guard, report=self.report, log=log)
-            elif (connection := await self._connect(stream, server, attempt)) is None:
-                if log is not None:
-                    Watch(log).end(in_order=False)
-            elif rules is not None:
-                await _pump_requests(stream, connection, rules, self.report, log)
-            elif log is not None:
-                await _pump_watched(stream, connection, Watch(log, raw=raw))
-            else:
+            if requests is not None:
+                await requests.carry(connect)
+            elif (connection := await connect()) is not None:
                 await pump(stream, connection)
         except Exception as error:  # noqa: BLE001  # it must not affect other visitors
             _log_unforeseen(error)
@@ -425,104 +396,6 @@ def first_local(local: str | LocalAddress | LocalServers | None) -> str | LocalA
 
 def _first_service(services: LocalServers) -> str:
     return FIRST_SERVICE if FIRST_SERVICE in services else next(iter(services), FIRST_SERVICE)
-
-
-def _host(stream: TunnelStream) -> str | None:
-    return None if stream.visitor is None else stream.visitor.host
-
-
-def _guard(access: Access | Mapping[str, Access | None] | None, service: str) -> Guard | None:
-    """The guard of a service; None if everybody is admitted.
-
-    Raises:
-        KeyError: a mapping has no rules for it.
-    """
-    if isinstance(access, Mapping):
-        access = access[service if service in access else ANY_SERVICE]
-    return None if access is None else guard_of(access)
-
-
-def header_rules(
-    header: ProxyHeader,
-    forwarded_headers: ForwardedHeaders | None,
-    host_header: str | None,
-    request_id: RequestIds | None = None,
-) -> HeaderRules | None:
-    """What to change in the requests of a visitor; None for nothing.
-
-    Raises:
-        ValueError: `host_header` is no host.
-    """
-    if forwarded_headers is None and host_header is None and request_id is None:
-        return None
-    return HeaderRules(
-        set_forwarded=forwarded_headers == "set",
-        visitor=None if header.visitor is None else header.visitor.host.partition("%")[0],
-        tls=header.tls,
-        host_header=None if host_header is None else normal_audience(host_header).encode("ascii"),
-        request_id=request_id,
-    )
-
-
-async def _pump_watched(stream: TunnelStream, connection: ByteStream, watch: Watch) -> None:
-    in_order = False
-    try:
-        in_order = await pump(connection, stream, second_leg=LoggedLeg(leg_of(stream), watch))
-    finally:
-        watch.end(in_order=in_order)
-
-
-async def _pump_requests(
-    stream: TunnelStream, connection: ByteStream, rules: HeaderRules, report: Report, log: VisitorLog | None
-) -> None:
-    """Pump, and change the heads of requests. A request that cannot be followed is answered here."""
-    requests = None if log is None else RequestLog(log)
-    leg = RewritingLeg(leg_of(stream), rules, observer=requests)
-    in_order = False
-    try:
-        in_order = await pump(connection, stream, second_leg=leg)
-    finally:
-        if requests is not None:
-            requests.end(in_order=in_order)
-    refused = leg.refused_request
-    if refused is not None:
-        if log is not None:
-            log.refused(None, refused.status)
-        report(VisitorRefused("bad_request"))
-        line = f"a visitor's request was refused: {refused.reason}"
-        fields = about("bad_request", service=stream.service, reason=refused.reason)
-        _log_limiter.log("refused", line, level=logging.INFO, about=fields)
-        if leg.handed_over:
-            await _answer(stream, error_response(refused.status, refused.reason, omit_body=refused.omit_body))
-
-
-async def _pump_checked(
-    stream: TunnelStream,
-    connect: Callable[[], Awaitable[ByteStream | None]],
-    rules: HeaderRules,
-    guard: Guard,
-    *,
-    report: Report,
-    log: VisitorLog | None,
-) -> None:
-    visitor = _host(stream)
-    rules = attrs.evolve(rules, removed=guard.removes)
-    # Visitors whose address nobody knows count as one.
-    source = "" if visitor is None else customer_of(visitor)
-    try:
-        refused = await pump_checked(stream, connect, rules, guard, visitor=visitor, source=source, log=log)
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        return
-    if refused is not None:
-        reason, answer = refused
-        report(VisitorRefused(reason))
-        await _answer(stream, answer)
-
-
-async def _answer(stream: TunnelStream, answer: bytes) -> None:
-    with trio.move_on_after(REFUSAL_TIMEOUT), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-        await stream.send_all(answer)
-        await close_after_answer(stream)
 
 
 def _log_unforeseen(error: Exception) -> None:

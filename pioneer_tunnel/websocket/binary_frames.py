@@ -39,10 +39,12 @@ class BinaryFrames:
     Attributes:
         failure: the close code and the reason, when a binary message is longer than 1 MiB, or another message begins
             inside of one. What comes after that is dropped.
+        incomplete: whether the last `split` has left the beginning of a message.
     """
 
     def __init__(self, *, masked: bool) -> None:
         self.failure: tuple[int, str] | None = None
+        self.incomplete: bool = False
         self._masked: Final = _MASKED if masked else 0
         self._mask = b""
         self._ours = False  # whether the current frame is one of a binary message
@@ -51,8 +53,12 @@ class BinaryFrames:
         self._inside_other = False  # whether more frames of a message will come that the library takes
         self._partial = b""
 
-    def split(self, data: memoryview) -> tuple[int, list[tuple[bool, Bytes]]]:
+    def split(self, data: memoryview, *, more: bool = False) -> tuple[int, list[tuple[bool, Bytes]]]:
         """Cut `data` at the borders of frames; at most 64 frames begin in what is used.
+
+        Args:
+            more: whether more has come already. Then a whole message at the end of `data` is not used, except at its
+                beginning, if the rest of it is missing: in two pieces it costs twice the time above.
 
         Returns:
             How many bytes were used, and the pieces in order: `(True, payload)` of binary messages, a view of `data`
@@ -60,6 +66,7 @@ class BinaryFrames:
         """
         pieces: list[tuple[bool, Bytes]] = []
         position, end, frames = 0, len(data), FRAMES_PER_TURN
+        self.incomplete = False
         while position < end:
             if self.failure is not None:
                 return end, pieces
@@ -74,9 +81,12 @@ class BinaryFrames:
             frames -= 1
             if data[position] == _WHOLE and end - position >= LONGEST_HEADER and not self._partial:
                 after = self._take_whole(data, position, end, pieces)
-                if after:
+                if after > position:
                     position = after
                     continue
+                if after and more:
+                    self.incomplete = True
+                    break
             known = len(self._partial)
             header = self._partial + bytes(data[position : position + LONGEST_HEADER - known])
             size = header_size(header)
@@ -91,9 +101,10 @@ class BinaryFrames:
         return position, pieces
 
     def _take_whole(self, data: memoryview, position: int, end: int, pieces: list[tuple[bool, Bytes]]) -> int:
-        """Take a frame that is a whole message of less than 64 KiB, as most are; returns where it ends, or 0.
+        """Take a frame that is a whole message of less than 64 KiB, as most are; returns where it ends.
 
-        This does what the general way does, with fewer calls.
+        Or `position` if only a part of it has come, and 0 if it is no such frame. This does what the general way does,
+        with fewer calls.
         """
         size, start = data[position + 1] ^ self._masked, position + 2
         if size == _SIZE_16:
@@ -105,7 +116,7 @@ class BinaryFrames:
         payload = start + _MASK_SIZE if self._masked else start
         after = payload + size
         if after > end:
-            return 0
+            return position
         piece = data[payload:after]
         pieces.append((True, apply_mask(piece, bytes(data[start:payload])) if self._masked else piece))
         return after

@@ -162,10 +162,12 @@ class WebSocket(trio.abc.AsyncResource):
         subprotocol: the one that both ends agreed on; None when there is none.
         date: the `Date` header of the server's response, as it was sent; None on the server, and when there is none.
         meter: counts what the peer sends.
+        drained: see `Link.drained`.
     """
 
     subprotocol: str | None
     date: str | None = None
+    drained: bool = False
     meter: FrameMeter
 
     def trust(self) -> None:

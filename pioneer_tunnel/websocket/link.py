@@ -121,7 +121,9 @@ class WebSocketLink(Link):
         self._websocket.unwatch()
 
     def receive_nowait(self) -> Sequence[Bytes] | None:
-        messages, self._early = self._early or self._websocket.receive_nowait(), ()
+        websocket = self._websocket
+        messages, self._early = self._early or websocket.receive_nowait(), ()
+        self.drained = websocket.drained
         return None if messages is None else self._bytes_in(messages)
 
     def _bytes_in(self, messages: Sequence[Message]) -> list[Bytes]:

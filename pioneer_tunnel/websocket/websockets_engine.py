@@ -126,6 +126,8 @@ class WebsocketsWebSocket(WebSocket):
         self._eof = False
         self._buffer = memoryview(bytearray(FIRST_READ))
         self._unparsed = self._buffer[:0]
+        self._begun = self._buffer[:0]  # of a message, whose rest comes with the next read
+        self._is_full = False  # whether the last read has filled the buffer, so that more has come
         self._unsent: list[Bytes] = []
         self._is_client: Final = isinstance(protocol, ClientProtocol)
         self._frames: BinaryFrames | None = None  # once the opening is over and the peer is trusted
@@ -218,11 +220,14 @@ class WebsocketsWebSocket(WebSocket):
                 self._raise_if_eof()
             if not self._unparsed:
                 assert self._watched is not None
-                amount = self._watched.receive_into_nowait(self._buffer)
+                amount = self._watched.receive_into_nowait(self._free() if self._begun else self._buffer)
                 if amount is None:
                     return None
+                self.drained = self._watched.drained
                 self._keep(amount)
             self._parse()
+            if self._unparsed or self._closed is not None:
+                self.drained = False
         messages, self._inbox = self._inbox, []
         return messages
 
@@ -235,7 +240,7 @@ class WebsocketsWebSocket(WebSocket):
         if self._unparsed:
             await trio.lowlevel.checkpoint()
         else:
-            self._keep(await self._stream.receive_into(self._buffer))
+            self._keep(await self._stream.receive_into(self._free()))
         data = self._unparsed
         self._parse()
         return data[: len(data) - len(self._unparsed)]
@@ -244,10 +249,22 @@ class WebsocketsWebSocket(WebSocket):
         if self._eof:
             raise trio.BrokenResourceError("the connection ended without a close frame")
 
+    def _free(self) -> memoryview:
+        """The part of the buffer to read into."""
+        size = len(self._begun)
+        self._buffer[:size] = self._begun
+        self._begun = self._buffer[:size]
+        return self._buffer[size:]
+
     def _keep(self, amount: int) -> None:
         """Keep what was read. The buffer grows when a trusted peer fills it."""
-        self._unparsed = self._buffer[:amount]
-        if amount == len(self._buffer) < READ_SIZE and self.meter.trusted:
+        buffer = self._buffer
+        if self._begun:
+            amount = amount and len(self._begun) + amount  # an incomplete message at EOF is lost
+            self._begun = buffer[:0]
+        self._unparsed = buffer[:amount]
+        self._is_full = amount == len(buffer)
+        if self._is_full and amount < READ_SIZE and self.meter.trusted:
             self._buffer = memoryview(bytearray(min(4 * amount, READ_SIZE)))
 
     def _parse(self) -> None:
@@ -258,8 +275,12 @@ class WebsocketsWebSocket(WebSocket):
             self._protocol.receive_eof()
             self._take_events()
         elif self._frames is not None:
-            used, pieces = self._frames.split(data)
-            self._unparsed = data[used:]
+            used, pieces = self._frames.split(data, more=self._is_full)
+            rest = data[used:]
+            if self._frames.incomplete:
+                self._unparsed, self._begun = rest[:0], rest
+            else:
+                self._unparsed = rest
             for binary, piece in pieces:
                 if not binary:
                     self._feed(piece)

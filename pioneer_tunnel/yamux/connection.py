@@ -31,6 +31,7 @@ from .._model.log_fields import about
 from .._model.stats import SessionStats
 from .._net.delivery import LONGEST_PAUSE, Movement
 from .._net.fastpath.event_loop import Reactor, Stay
+from .._net.fastpath.timers import Timer
 from .._net.link import Link
 from .._net.log_limiter import LogLimiter
 from .._net.streams import Bytes
@@ -43,6 +44,7 @@ from .limits import Limits
 from .pacing import LARGEST_BATCH, Pacing
 from .session import Role, Session
 from .stream import YamuxStream
+from .stream_state import Stream
 
 __all__ = ["YamuxConnection"]
 
@@ -54,6 +56,12 @@ STALL_TIMEOUT: Final = 30.0
 
 STALL_LOOK: Final = 1.0
 """Seconds until the clock task looks again whether the peer takes bytes, while some wait for it."""
+
+ACKNOWLEDGE_WITHIN: Final = 0.1
+"""Seconds until a stream that was accepted and has sent nothing is acknowledged by a frame of its own."""
+
+MOST_HELD_BACK: Final = 64
+"""Acceptances after which those that have not left are sent at once: a peer may wait for them when 256 are missing."""
 
 BULK_PAUSE: Final = 1.0
 """Seconds without a full batch after which the next one starts bulk data again."""
@@ -163,6 +171,8 @@ class YamuxConnection:
         self.turn: Final = Turn.current()
         self._unprocessed: Final[deque[Bytes]] = deque()  # was received
         self._stay: Stay | None = None  # while the event loop calls back for the link
+        self._acknowledging: Timer | None = None  # at the same time
+        self._held_back = 0  # acceptances since the last `_send_acknowledgements`
         self._receive_failure: Exception | None = None
         self._pacing: Final = Pacing()
         self._presses = False  # whether the last batch was full
@@ -343,6 +353,22 @@ class YamuxConnection:
         elif self._writer_idle and self.session.has_work:
             self._start_writer()
 
+    def acknowledge(self, stream: Stream) -> None:
+        """Accept a stream that the peer opened. Most streams answer soon, and the first frame says that, too."""
+        timer = self._acknowledging
+        self.session.acknowledge(stream, hold=True)
+        self._held_back += 1
+        if timer is None or self._held_back >= MOST_HELD_BACK:
+            self._send_acknowledgements()
+        elif timer.deadline == math.inf:
+            timer.move(self.turn.now() + ACKNOWLEDGE_WITHIN)
+
+    def _send_acknowledgements(self) -> None:
+        self._held_back = 0
+        self.session.release_acknowledgements()
+        # In a turn, so that it leaves at the end of it, and takes no step of the writer.
+        self.turn.run(self.wake_writer)
+
     def _start_writer(self) -> None:
         self._writer_idle = False
         self._idle_writer.unpark()
@@ -405,11 +431,13 @@ class YamuxConnection:
         with Reactor.current().stay() as stay:
             if self._link.watch(self._on_readable):
                 self._stay = stay
+                self._acknowledging = stay.reactor.timer(self._send_acknowledgements)
                 stay.reactor.queue(self._on_readable)  # something may have come already
                 try:
                     await stay.wait()
                 finally:
                     self._link.unwatch()
+                    self._acknowledging.close()
                 assert self._receive_failure is not None
                 raise self._receive_failure
         while True:
@@ -423,12 +451,13 @@ class YamuxConnection:
         assert self._stay is not None
         if self._ending or self._receive_failure is not None:
             return 0  # it was queued before the end
-        taken = 0
+        taken, link, drained = 0, self._link, False
         try:
             while not ((self._unprocessed or self._events) and self._process()) and taken < _TURN:
-                chunks = self._link.receive_nowait()
+                chunks = None if drained else link.receive_nowait()
                 if chunks is None:
                     return taken
+                drained = link.drained
                 if not chunks:
                     break
                 taken += self._keep(chunks)

@@ -24,6 +24,8 @@ __all__ = [
     "Buffer",
     "FIN",
     "HEADER_SIZE",
+    "LARGEST_BODY",
+    "LARGEST_FRAME",
     "RST",
     "SYN",
     "FrameDecoder",
@@ -38,6 +40,10 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 HEADER_SIZE: Final = 12
 _HEADER: Final = struct.Struct(">BBHII")
+
+LARGEST_BODY: Final = 64 * 1024 - 256
+"""Bytes of DATA in the largest frame that we send: it fits into one message of 64 KiB, with a few small frames."""
+LARGEST_FRAME: Final = HEADER_SIZE + LARGEST_BODY
 
 # Plain integers, because every frame is tested for them, and an enum is slower.
 SYN: Final = 1

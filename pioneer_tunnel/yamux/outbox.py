@@ -23,7 +23,7 @@ from collections import deque
 from typing import Final, final
 
 from .._model.errors import RemoteProtocolError
-from .frames import ACK, FIN, HEADER_SIZE, SYN, Buffer, FrameType, encode_header
+from .frames import ACK, FIN, HEADER_SIZE, LARGEST_BODY, SYN, Buffer, FrameType, encode_header
 from .stream_state import Stream
 
 __all__ = ["Outbox"]
@@ -33,8 +33,6 @@ TURNS_OF_BATCH: Final = 4
 """Turns that a large batch has at least. A batch is large on a fast path, and there larger frames cost less time."""
 LEAST_TURN: Final = 2 * 1024
 """A batch may become so much larger than it should be, rather than end with a tiny frame."""
-LONE_TURN: Final = 64 * 1024 - 256
-"""Fits into one message of 64 KiB, together with its header and a few small frames."""
 
 MOST_EARLY: Final = 4 * 1024
 """Bytes that are framed early at the most: they cannot be overtaken."""
@@ -133,13 +131,13 @@ class Outbox:
         fresh, others = self._fresh, self._round
         if not (fresh or others):
             return out, senders, size
-        shared_turn = min(max(max_bytes // TURNS_OF_BATCH, SHARED_TURN), LONE_TURN)
+        shared_turn = min(max(max_bytes // TURNS_OF_BATCH, SHARED_TURN), LARGEST_BODY)
         while (fresh or others) and size < max_bytes:
             is_fresh = bool(fresh)
             stream = fresh.popleft() if is_fresh else others.popleft()
             if stream.has_something_to_send:
                 room = min(max_bytes, max(max_bytes - size, LEAST_TURN))
-                size += _take_turn(stream, min(room, shared_turn if fresh or others else LONE_TURN), out)
+                size += _take_turn(stream, min(room, shared_turn if fresh or others else LARGEST_BODY), out)
                 senders.append(stream)
             if stream.has_something_to_send or (is_fresh and others):
                 others.append(stream)  # perhaps with nothing to send, so that it is not fresh before its turn

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Final, final
 
+from .frames import LARGEST_FRAME
+
 __all__ = ["FIRST_BATCH", "LARGEST_BATCH", "SMALLEST_BATCH", "Pacing"]
 
 BATCH_SECONDS: Final = 0.005
@@ -20,7 +22,8 @@ SMALLEST_BATCH: Final = 2 * 1024
 """More than a packet. The kernel makes small packets of small pieces, and each packet's headers cost capacity."""
 
 FIRST_BATCH: Final = 16 * 1024
-LARGEST_BATCH: Final = 255 * 1024
+LARGEST_BATCH: Final = 4 * LARGEST_FRAME
+"""Whole frames: what is left of one would be sent as another, and cost as much."""
 
 _MEASURED_BATCHES: Final = 16
 _LONGEST_MEASUREMENT: Final = 0.25

@@ -126,6 +126,7 @@ class Session:
         self._peer_ids = PeerIds(0 if role is Role.CLIENT else 1)
         self._peer_streams = 0
         self._unaccepted: OrderedDict[int, Stream] = OrderedDict()
+        self._held: list[Stream] = []  # with an acknowledgement that is not queued
         self._unreported = 0
         self._unacknowledged = 0
         self._late_credit: OrderedDict[int, int] = OrderedDict()
@@ -336,11 +337,25 @@ class Session:
         """True when this end can never open a stream again: an end has sent a go-away, or the ids are used up."""
         return self.going_away or self.peer_going_away or self._next_id > _LAST_ID
 
-    def acknowledge(self, stream: Stream) -> None:
-        """Accept a stream that the peer opened. A second call changes nothing."""
+    def acknowledge(self, stream: Stream, *, hold: bool = False) -> None:
+        """Accept a stream that the peer opened. A second call changes nothing.
+
+        Args:
+            hold: send that with the first frame of the stream, or after `release_acknowledgements`.
+        """
         if self._unaccepted.pop(stream.id, None) is not None:
             stream.acknowledged = stream.ack_due = True
-            self._outbox.put_control(stream)
+            if hold:
+                self._held.append(stream)
+            else:
+                self._outbox.put_control(stream)
+
+    def release_acknowledgements(self) -> None:
+        """Queue the acknowledgements that are held and were not sent."""
+        held, self._held = self._held, []
+        for stream in held:
+            if stream.ack_due:
+                self._outbox.put_control(stream)
 
     def send_early(self, stream: Stream, data: Buffer) -> bool:
         """Frame all of `data` now, if the stream's credit allows it and nothing waits. Otherwise False: use `send`.
@@ -350,16 +365,19 @@ class Session:
         size = len(data)
         if size > stream.send_window.credit or not stream.may_send or stream.queued:
             return False
-        if not self._outbox.frame_early(_DATA, 0, stream.id, data):
+        if not self._outbox.frame_early(_DATA, ACK if stream.ack_due else 0, stream.id, data):
             return False
+        stream.ack_due = False
         stream.send_window.credit -= size
         stream.sent_amount.total += size
         return True
 
     def send_fin_early(self, stream: Stream) -> bool:
         """Frame the FIN now, if nothing waits. Otherwise False: use `send_fin`. See `send_early`."""
-        if not stream.may_send or stream.queued or not self._outbox.frame_early(_WINDOW_UPDATE, FIN, stream.id):
+        flags = FIN | ACK if stream.ack_due else FIN
+        if not stream.may_send or stream.queued or not self._outbox.frame_early(_WINDOW_UPDATE, flags, stream.id):
             return False
+        stream.ack_due = False
         stream.advance(Step.SEND_FIN)
         self._forget_if_done(stream)
         return True

@@ -44,6 +44,8 @@ class Connection(Protocol):
 
     def wake_writer(self) -> None: ...
 
+    def acknowledge(self, stream: Stream) -> None: ...
+
 
 @final
 class _Use:
@@ -109,9 +111,7 @@ class YamuxStream(ByteStream):
 
     def acknowledge(self) -> None:
         """Accept a stream that the peer opened. One that is not accepted within 30 seconds is reset."""
-        self._session.acknowledge(self._stream)
-        # In a turn, so that it leaves at the end of it, and takes no step of the writer.
-        self._connection.turn.run(self._connection.wake_writer)
+        self._connection.acknowledge(self._stream)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Wait for data and return at most `max_bytes` of it (default 256 KiB); b"" after the peer's FIN.

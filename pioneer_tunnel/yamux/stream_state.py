@@ -11,7 +11,7 @@ from typing import Any, Final, final
 from .._model.counters import UNCOUNTED, Amount, StreamCounter
 from .._model.errors import LocalProtocolError, RemoteProtocolError
 from .flow import SEND_AHEAD, SEND_BOUND, ReceiveWindow, SendBudget, SendWindow
-from .frames import Buffer
+from .frames import LARGEST_BODY, Buffer
 
 __all__ = ["State", "Step", "Stream"]
 
@@ -167,7 +167,8 @@ class Stream:
     def room(self) -> int:
         """Bytes that a sender may queue now.
 
-        It is 0 until the queue is at most half full, so that a sender gets room in portions that are worth a read.
+        It is 0 until the queue is at most half full, so that a sender gets room in portions that are worth a read; and
+        these fill frames, since the rest of one would cost as much as a whole one.
         """
         # Data for which there is credit leaves as fast as the link takes it, and large batches cost less time.
         bound = self.send_budget.bound
@@ -175,7 +176,10 @@ class Stream:
             credit = self.send_window.credit
             if credit > bound:
                 bound = min(SEND_AHEAD, credit)
-        return bound - self.queued if self.queued <= bound // 2 else 0
+        if self.queued > bound // 2:
+            return 0
+        room = bound - self.queued
+        return room if room <= LARGEST_BODY else room - room % LARGEST_BODY
 
     def may_return(self) -> bool:
         """True when so little is queued that a send may return."""

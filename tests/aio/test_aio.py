@@ -445,7 +445,7 @@ else:
     ("way", "code", "says"),
     [
         ("ctrl-c", -2, ["connected", "left"]),
-        ("exits", 5, ["connected", "left"]),
+        pytest.param("exits", 5, ["connected", "left"], marks=pytest.mark.slow),
         ("forever", 0, ["connected", "interrupted", "left"]),
     ],
 )

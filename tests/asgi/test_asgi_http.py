@@ -331,8 +331,8 @@ async def test_a_visitor_sends_no_faster_than_the_application_reads(face: Face) 
 
         @nursery.start_soon
         async def upload() -> None:
-            await stream.send_all(head("POST", "/", f"Content-Length: {64 * MIB}"))
-            for _ in range(64):
+            await stream.send_all(head("POST", "/", f"Content-Length: {32 * MIB}"))
+            for _ in range(32):
                 await stream.send_all(bytes(MIB))
             done.set()
 
@@ -341,7 +341,7 @@ async def test_a_visitor_sends_no_faster_than_the_application_reads(face: Face) 
             await in_thread(done)
         assert not done.is_set()
         go.set()
-        assert (await Browser(stream).answer()).body == str(64 * MIB).encode()
+        assert (await Browser(stream).answer()).body == str(32 * MIB).encode()
 
 
 async def test_an_application_sends_no_faster_than_the_visitor_reads(face: Face) -> None:
@@ -350,15 +350,15 @@ async def test_an_application_sends_no_faster_than_the_visitor_reads(face: Face)
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await no_lifespan(scope)
         await send({"type": "http.response.start", "status": 200})
-        for n in range(64):
-            await send({"type": "http.response.body", "body": bytes(MIB), "more_body": n < 63})
+        for n in range(32):
+            await send({"type": "http.response.body", "body": bytes(MIB), "more_body": n < 31})
             sent.append(n)
 
     async with serving(app, face) as served, await served.visit() as stream:
         await stream.send_all(head("GET", "/"))
         await trio.sleep(0.3)  # as above
-        assert len(sent) < 64
-        assert len((await Browser(stream).answer()).body) == 64 * MIB
+        assert len(sent) < 32
+        assert len((await Browser(stream).answer()).body) == 32 * MIB
 
 
 # What is no HTTP, or what another server may take for another request

@@ -407,13 +407,13 @@ async def test_a_visitor_sends_no_faster_than_the_application_receives(face: Fac
         await receive()
         await send({"type": "websocket.accept"})
         await until(go)
-        sizes.extend([len((await receive())["bytes"]) for _ in range(64)])
+        sizes.extend([len((await receive())["bytes"]) for _ in range(32)])
 
     async with serving(app, face) as served, opened(served) as socket, trio.open_nursery() as nursery:
 
         @nursery.start_soon
         async def upload() -> None:
-            for _ in range(64):
+            for _ in range(32):
                 await socket.send(BytesMessage(data=bytes(MIB)))
             done.set()
 
@@ -422,7 +422,7 @@ async def test_a_visitor_sends_no_faster_than_the_application_receives(face: Fac
         assert not done.is_set()
         go.set()
         assert await socket.hear() == CloseConnection(code=1000, reason="")
-    assert sizes == [MIB] * 64
+    assert sizes == [MIB] * 32
 
 
 async def test_a_graceful_stop_closes_with_code_1012(face: Face) -> None:

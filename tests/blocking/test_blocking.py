@@ -283,8 +283,8 @@ match way:
 @pytest.mark.parametrize(
     ("way", "code", "says", "complains"),
     [
-        ("forgotten", 0, ["connected"], ""),
-        ("raises", 1, ["connected"], "KeyError"),
+        pytest.param("forgotten", 0, ["connected"], "", marks=pytest.mark.slow),
+        pytest.param("raises", 1, ["connected"], "KeyError", marks=pytest.mark.slow),
         ("interrupted", 0, ["connected", "stopped"], ""),
         (
             "forked",

@@ -65,7 +65,7 @@ def test_new_identity_prints_the_seed_and_what_gateways_pin() -> None:
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_a_gateway_is_exposed_until_it_is_interrupted(relay: Relay, local_gateway: str, by: signal.Signals) -> None:
     arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
-    with running(*arguments) as program:
+    with running(*arguments, started=True) as program:
         program.wait_for("connected .*http://office.test")
         assert relay.ask("/one").endswith(b"hello from /one")
         shown = Path(f"/proc/{program.process.pid}/cmdline").read_bytes()
@@ -224,8 +224,10 @@ def test_a_wrong_key_has_an_exit_status_of_its_own(
     ("options", "expected"),
     [
         (["--proxy-protocol", "v2"], b"\r\n\r\n\0\r\nQUIT\n"),
-        (["--host-header", "localhost:3000"], b"GET / HTTP/1.1\r\nHost: localhost:3000\r\n\r\n"),
-        (["--forwarded-headers"], b"GET / HTTP/1.1\r\nHost: office.test\r\nX-Forwarded-For: 127.0.0.1\r\n"),
+        (
+            ["--forwarded-headers", "--host-header", "localhost:3000"],
+            b"GET / HTTP/1.1\r\nHost: localhost:3000\r\nX-Forwarded-For: 127.0.0.1\r\n",
+        ),
     ],
 )
 def test_what_the_local_server_is_told_of_visitors(
@@ -514,29 +516,37 @@ def test_verbose_logs_more_and_never_the_key(shared_relay: Relay, local_gateway:
     assert '"proof"' not in program.errors
 
 
-@pytest.mark.parametrize("command", ["relay", "expose"])
-def test_each_command_raises_its_limit_of_descriptors(relay: Relay, local_gateway: str, command: str) -> None:
+def test_each_command_raises_its_limit_of_descriptors(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
-    if command == "relay":
-        assert relay.program.interrupt(signal.SIGINT) == 0
-        arguments = ["relay", "--config", relay.folder / "relay.toml"]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard - 1), hard))
     try:
-        program = Program(*arguments)
+        with relay_in(tmp_path, started=True) as relay:
+            arguments: list[str | Path] = ["expose", "1", "--relay", relay.url, "--key-file", relay.folder / "key"]
+            with running(*arguments, started=True) as gateway:
+                gateway.wait_for("connected")
+                for program in (relay.program, gateway):
+                    assert resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+                assert gateway.interrupt(signal.SIGINT) == 0
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    try:
-        program.wait_for("connected|gateways at")
-        assert resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
-    finally:
-        assert program.interrupt(signal.SIGINT) == 0
+
+
+GARBAGE_IS_LOOKED_FOR: Final = """
+import atexit, gc
+from pioneer_tunnel.cli import main
+atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 10_000))
+main()
+"""
 
 
 def test_the_version_is_told() -> None:
     from pioneer_tunnel._version import __version__
 
-    assert run("--version").out.decode().strip().endswith(__version__)
+    program = Program("--version", command=[sys.executable, "-c", GARBAGE_IS_LOOKED_FOR])
+    assert program.finish() == 0
+    version, looked_for = program.out.decode().splitlines()
+    assert version.endswith(__version__)
+    assert looked_for == "True True"
 
 
 def test_without_click_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import jsonschema
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from programs import KEY, Relay, key_file, running
 from rig import HANG, free_port
 
@@ -23,7 +23,14 @@ pytestmark = pytest.mark.usefixtures("user_config")
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "diagnose.md"
 
 
-def diagnosed(*arguments: str | Path, columns: int = 80) -> subprocess.CompletedProcess[str]:
+def diagnosed(*arguments: str | Path, columns: int = 80) -> Result:
+    """What the command prints here, without a process of its own."""
+    result = CliRunner().invoke(pioneer_tunnel, ["diagnose", *map(str, arguments)], env={"COLUMNS": str(columns)})
+    assert KEY.reveal() not in result.output
+    return result
+
+
+def diagnosed_apart(*arguments: str | Path, columns: int = 80) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", "-m", "pioneer_tunnel", "diagnose", *map(str, arguments)]
     environment = {"COLUMNS": str(columns), "PATH": "/usr/bin:/bin"}
     completed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG, check=False)
@@ -31,15 +38,15 @@ def diagnosed(*arguments: str | Path, columns: int = 80) -> subprocess.Completed
     return completed
 
 
-def test_the_table_fits_80_columns(relay: Relay, local_gateway: str) -> None:
+def test_the_table_fits_80_columns(shared_relay: Relay, local_gateway: str) -> None:
     gone = f"127.0.0.1:{free_port()}"
-    completed = diagnosed(gone, "--relay", relay.url, "--key-file", relay.folder / "key")
+    completed = diagnosed_apart(gone, "--relay", shared_relay.url, "--key-file", shared_relay.folder / "key")
     table = re.sub(r"differs from the relay's by \d s", "differs from the relay's by 0 s", completed.stdout)
     table = re.sub(r"packets of \d+ bytes", "packets of 32768 bytes", table)
     assert (
         table
         == f"""\
-relay {relay.url}, transport websocket
+relay {shared_relay.url}, transport websocket
 
 names           ok       127.0.0.1 is an IP address, not a name
 tcp             ok       127.0.0.1: connected
@@ -60,7 +67,9 @@ local gateway   failed   the local gateway at {gone} does not answer:
     )
     assert completed.returncode == 20
     assert completed.stderr == ""
-    assert diagnosed(local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key").returncode == 0
+    assert (
+        diagnosed(local_gateway, "--relay", shared_relay.url, "--key-file", shared_relay.folder / "key").exit_code == 0
+    )
 
 
 def test_no_line_is_wider_than_the_terminal() -> None:
@@ -75,15 +84,15 @@ def schema() -> dict[str, Any]:
     return loaded
 
 
-def test_the_json_has_the_documented_schema(relay: Relay) -> None:
-    completed = diagnosed("--relay", relay.url, "--key-file", relay.folder / "key", "--json")
+def test_the_json_has_the_documented_schema(shared_relay: Relay) -> None:
+    completed = diagnosed("--relay", shared_relay.url, "--key-file", shared_relay.folder / "key", "--json")
     report = json.loads(completed.stdout)
     jsonschema.validate(report, schema())
-    assert report["exit_status"] == completed.returncode == 0
+    assert report["exit_status"] == completed.exit_code == 0
     assert [check["name"] for check in report["checks"]] == [*Name]
     failed = diagnosed("--relay", "ws://127.0.0.1:1", "--json")
     jsonschema.validate(json.loads(failed.stdout), schema())
-    assert json.loads(failed.stdout)["exit_status"] == failed.returncode == 11
+    assert json.loads(failed.stdout)["exit_status"] == failed.exit_code == 11
 
 
 def test_the_document_has_every_check_and_its_exit_status() -> None:
@@ -94,14 +103,14 @@ def test_the_document_has_every_check_and_its_exit_status() -> None:
     assert all(f"{status} {name}" in help_text for name, status in rows)
 
 
-def test_a_file_of_a_gateway_and_the_key_are_enough(relay: Relay, local_gateway: str, tmp_path: Path) -> None:
+def test_a_file_of_a_gateway_and_the_key_are_enough(shared_relay: Relay, local_gateway: str, tmp_path: Path) -> None:
     home = tmp_path / "gateway"
     (home / "remote-access").mkdir(parents=True)
     (home / "remote-access" / "instance").write_text("0123456789abcdef" * 2)
     (home / "gateway.toml").write_text(
-        f'[gateway.remote_access]\nrelay_addr = "{relay.url}"\nlocal_addr = "{local_gateway}"\n'
+        f'[gateway.remote_access]\nrelay_addr = "{shared_relay.url}"\nlocal_addr = "{local_gateway}"\n'
     )
-    completed = diagnosed("--config", home / "gateway.toml", "--key-file", relay.folder / "key", "--json")
+    completed = diagnosed("--config", home / "gateway.toml", "--key-file", shared_relay.folder / "key", "--json")
     assert [check["outcome"] for check in json.loads(completed.stdout)["checks"]].count("ok") == 8
     assert [path.name for path in (home / "remote-access").iterdir()] == ["instance"]  # nothing is written
 
@@ -131,12 +140,12 @@ def test_a_file_has_everything(tmp_path: Path) -> None:
     assert "leave LOCAL and the other options out" in result.output
 
 
-def test_a_gateway_that_runs_serves_on(relay: Relay, local_gateway: str) -> None:
-    arguments: list[str | Path] = ["--relay", relay.url, "--key-file", relay.folder / "key"]
+def test_a_gateway_that_runs_serves_on(shared_relay: Relay, local_gateway: str) -> None:
+    arguments: list[str | Path] = ["--relay", shared_relay.url, "--key-file", shared_relay.folder / "key"]
     with running("expose", local_gateway, *arguments) as exposed:
         exposed.wait_for("connected .*http://office.test")
-        assert diagnosed(local_gateway, *arguments).returncode == 0
-        assert relay.ask("/after").endswith(b"hello from /after")
+        assert diagnosed(local_gateway, *arguments).exit_code == 0
+        assert shared_relay.ask("/after").endswith(b"hello from /after")
         exposed.process.terminate()
         exposed.finish()
         assert exposed.errors.count("connected") == 1

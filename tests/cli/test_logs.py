@@ -64,14 +64,14 @@ def test_an_access_log_that_cannot_be_written_stops_nobody(tmp_path: Path, local
 
 
 @pytest.mark.parametrize("option", ["--log-format=json", "--json"])
-def test_log_lines_as_json(relay: Relay, local_gateway: str, option: str) -> None:
+def test_log_lines_as_json(shared_relay: Relay, local_gateway: str, option: str) -> None:
     arguments: list[str | Path] = [
         "expose",
         local_gateway,
         "--relay",
-        relay.url,
+        shared_relay.url,
         "--key-file",
-        relay.folder / "key",
+        shared_relay.folder / "key",
         option,
     ]
     with running(*arguments) as gateway:

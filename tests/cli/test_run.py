@@ -336,6 +336,11 @@ def test_a_configuration_that_cannot_be_used_is_explained(tmp_path: Path) -> Non
     for name in ("run", "status", "enable"):
         result = CliRunner().invoke(pioneer_tunnel, [name, "--config", str(config)])
         assert (result.exit_code, "relay_adr: unknown key" in result.output) == (31, True)
+    result = CliRunner().invoke(pioneer_tunnel, ["run", "--json", "--config", str(config)])
+    assert (result.exit_code, result.stdout) == (31, "")
+    failure = json.loads(result.stderr)
+    assert (failure["state"], failure["error_kind"]) == ("failed", "invalid_settings")
+    assert "relay_adr: unknown key" in failure["message"]
     result = CliRunner().invoke(pioneer_tunnel, ["run"])
     assert (result.exit_code, "--config" in result.output) == (2, True)
     assert [*tmp_path.iterdir()] == [config], "nothing was made"

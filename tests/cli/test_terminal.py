@@ -119,7 +119,13 @@ def test_ctrl_c_at_the_question_leaves_a_terminal_with_an_echo(shared_relay: Rel
 
 
 @pytest.mark.parametrize(
-    ("lines", "options", "shown"), [(40, [], True), (20, [], False), (20, ["--qr"], True), (40, ["--no-qr"], False)]
+    ("lines", "options", "shown"),
+    [
+        (40, [], True),
+        (20, [], False),
+        pytest.param(20, ["--qr"], True, marks=pytest.mark.slow),
+        pytest.param(40, ["--no-qr"], False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_qr_code_is_there_where_it_fits_or_is_asked_for(
     shared_relay: Relay, local_gateway: str, lines: int, options: list[str], shown: bool
@@ -141,7 +147,7 @@ def gateway(folder: Path, relay: Relay, local: str) -> Path:
     return config
 
 
-@pytest.mark.parametrize("columns", [40, 100])
+@pytest.mark.parametrize("columns", [40, pytest.param(100, marks=pytest.mark.slow)])
 def test_run_has_a_bar_that_goes_away_at_the_end(
     shared_relay: Relay, tmp_path: Path, local_gateway: str, columns: int
 ) -> None:
@@ -159,7 +165,9 @@ def test_run_has_a_bar_that_goes_away_at_the_end(
         assert "\x1b[2K" in person.said[person.said.rindex("●") :], "the bar was cleared"
 
 
-@pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+@pytest.mark.parametrize(
+    ("variables", "coloured"), [({}, True), pytest.param({"NO_COLOR": "1"}, False, marks=pytest.mark.slow)]
+)
 def test_colours_are_for_terminals_and_not_with_no_color(
     shared_relay: Relay, tmp_path: Path, local_gateway: str, variables: dict[str, str], coloured: bool
 ) -> None:

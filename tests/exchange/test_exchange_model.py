@@ -58,7 +58,7 @@ class Talker:
 
 @pytest.mark.parametrize("buffers", [None, 8192])
 @pytest.mark.parametrize("may_reset", [False, True], ids=["orderly", "resets"])
-@seeds(40, quick=8)
+@seeds(40, quick=5)
 async def test_nothing_is_lost_changed_or_cut_and_taken_for_whole(
     seed: int, may_reset: bool, buffers: int | None
 ) -> None:

@@ -700,7 +700,7 @@ KILLED_AT_EACH_STEP: Final = """
 """
 
 
-@pytest.mark.parametrize("done", ["put", "rotate"])
+@pytest.mark.parametrize("done", [pytest.param("put", marks=pytest.mark.slow), "rotate"])
 def test_kill_9_at_each_step(folder: Path, done: str) -> None:
     killed = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(KILLED_AT_EACH_STEP), str(folder), done],

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -169,6 +170,23 @@ def test_a_key_file_is_new_and_private_and_goes_with_a_failure(tmp_path: Path) -
     with pytest.raises(StorageError, match="exists already"), new_key_file(path, key):
         pytest.fail("it was replaced")
     assert path.read_text() == "another key"
+
+
+def test_two_key_files_of_one_name_at_the_same_moment_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, first, second = tmp_path / "key.txt", new_relay_key(), new_relay_key()
+    replace = os.replace
+
+    def after_another(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        with pytest.raises(StorageError, match="exists already"), new_key_file(path, second):
+            pytest.fail("both were written")
+        replace(*arguments, **options)
+
+    monkeypatch.setattr(os, "replace", after_another)
+    with new_key_file(path, first):
+        assert os.replace is replace
+    assert path.read_text().startswith(first.reveal())
+    assert [*tmp_path.iterdir()] == [path]
 
 
 # What gateways need
@@ -426,3 +444,15 @@ async def test_the_address_that_an_authority_asks_at_is_not_free(config: Path) -
         text = CONFIG.replace("7300", str(free_port())).replace("7380", "0").replace("http:", "https:")
         config.write_text(text.replace("[[", f'http_addr = "127.0.0.1:{port}"\nacme = true\n\n[[', 1))
         assert [finding.key for finding in await check(config, running=False)] == ["relay.http_addr"]
+
+
+def test_a_missing_extra_for_automatic_certificates_is_found(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = CONFIG.replace("http:", "https:").replace("[[", "acme = true\n\n[[", 1)
+    config.write_text(text)
+    assert check_file(config) == []
+    monkeypatch.setitem(sys.modules, "pioneer_tunnel.certificates.client", None)
+    (finding,) = check_file(config)
+    assert (finding.severity, finding.key) == ("error", "relay.acme")
+    assert "pip install 'pioneer-tunnel[acme]'" in finding.message
+    assert config.read_text().splitlines()[(finding.line or 0) - 1] == "acme = true"
+    assert [*config.parent.iterdir()] == [config], "nothing was made"

@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 import trio
 from cutting_proxy import CuttingProxy
-from rig import RelayRig, connect, eventually, no_hang, relay_rig, request, tunnel_entry
+from rig import RelayRig, connect, eventually, no_hang, relay_rig, request, seeds, tunnel_entry
 
 from pioneer_tunnel import TunnelStream
 from pioneer_tunnel._net.closing import abandon
@@ -136,7 +136,7 @@ GATEWAY: Final = {"connections": 1, "by source": 1}
 
 
 @pytest.mark.parametrize("ingress", ["127.0.0.1:0", "localhost:0"], ids=["shared", "apart"])
-@pytest.mark.parametrize("seed", range(2))
+@seeds(2, quick=1)
 async def test_nobody_is_left(seed: int, ingress: str) -> None:
     chance = random.Random(seed)
     with no_hang():

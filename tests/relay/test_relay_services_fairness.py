@@ -162,23 +162,27 @@ async def test_thirty_services_are_added_and_removed_while_all_carry_data() -> N
         async def offers(wanted: set[str]) -> None:
             await eventually(lambda: {*(tunnel.status.services or ())} == wanted)
 
+        async def one_is_refused() -> None:
+            """On a busy machine, few visitors come by chance while a service is away."""
+            before = refused
+            await eventually(lambda: refused > before)
+
         with no_hang():
             async with trio.open_nursery() as visitors:
                 for name in names:
                     visitors.start_soon(visit, name)
-                for number in range(400):  # on a busy machine, few visitors come while a service is away
+                for number in range(10):
                     name = names[source.randrange(1, 30)]
                     del services[name]
                     await offers({*names} - {name})
+                    if number % 5 == 0:
+                        await one_is_refused()
                     services[name] = "127.0.0.1:1"
                     await offers({*names})
-                    if number >= 10 and refused and all(came.values()):
-                        break
                 await eventually(lambda: all(came.values()))
                 changing = False
         stats = tunnel.stats()
         assert tunnel.status.attempt == 1
     assert came == sent
-    assert refused, "no visitor met a service that was removed"
     assert stats.losses_total == 0
     assert {*stats.services} >= {*names}

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import math
 import random
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -28,11 +29,14 @@ from rig import (
     read_exactly,
     relay_rig,
     request,
+    seeds,
     tunnel_entry,
     upload,
 )
 
 from pioneer_tunnel import RelayKey, Services, State, Tunnel, TunnelStream
+from pioneer_tunnel._net.tls.resumption import Resumption
+from pioneer_tunnel._net.tls.stream import TlsStream
 from pioneer_tunnel.relay.gateways import resuming
 from pioneer_tunnel.websocket import ENGINES, EngineName
 
@@ -87,7 +91,7 @@ async def talk(rig: RelayRig, amount: int, seed: int) -> None:
 
 
 @each_engine
-@pytest.mark.parametrize("seed", range(3))
+@seeds(3, quick=1)
 async def test_no_byte_is_lost_under_bulk_traffic(engine: EngineName, seed: int) -> None:
     dice = random.Random(seed)
     with no_hang(), nothing_left_behind():
@@ -99,7 +103,16 @@ async def test_no_byte_is_lost_under_bulk_traffic(engine: EngineName, seed: int)
             assert tunnel.status.attempt == 1
 
 
-async def test_over_tls(tmp_path: Path) -> None:
+async def test_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each connection after the first one resumes the session of TLS, too."""
+    connections: list[TlsStream] = []
+    note = Resumption.note
+
+    def note_and_keep(self: Resumption, context: ssl.SSLContext, host: str, stream: TlsStream) -> None:
+        connections.append(stream)
+        note(self, context, host, stream)
+
+    monkeypatch.setattr(Resumption, "note", note_and_keep)
     authority = trustme.CA()
     certificate = authority.issue_cert(RELAY_NAME)
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
@@ -124,6 +137,10 @@ async def test_over_tls(tmp_path: Path) -> None:
                     nursery.start_soon(talk, rig, 1_000_000, number)
             assert proxy.connections > 3
             assert tunnel.status.attempt == 1
+    # The first ones may be cut before the relay has sent what a session needs.
+    reused = [connection.session_reused for connection in connections]
+    assert not reused[0]
+    assert sum(reused) >= len(reused) - 2
 
 
 async def test_a_visitor_waits_while_the_link_is_away() -> None:

@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any, Final
 
 import pytest
+from fuzzing import examples
 from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -237,4 +238,4 @@ class TwoEnds(RuleBasedStateMachine):
 
 
 test_both_ends: Any = TwoEnds.TestCase
-test_both_ends.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+test_both_ends.settings = settings(max_examples=examples(200), stateful_step_count=40, deadline=None)

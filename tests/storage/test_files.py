@@ -160,8 +160,9 @@ def test_what_root_writes_stays_the_gateways(tmp_path: Path) -> None:
     path = folder / "f"
     with files.locked(path):
         files.replace(path, b"new")
+    files.create(folder / "new", b"")
     files.make_private_folder(folder / "inner")
-    for made in (path, folder / "f.lock", folder / "inner"):
+    for made in (path, folder / "f.lock", folder / "new", folder / "inner"):
         assert (made.stat().st_uid, made.stat().st_gid) == (12345, 23456)
     os.chown(path, 111, 222)
     files.replace(path, b"newer")
@@ -199,6 +200,23 @@ def test_nothing_is_replaced_when_asked_to_leave_it(tmp_path: Path) -> None:
     assert not files.replace(path, b"new", only_if=lambda: False)
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["f"]
+
+
+def test_a_new_file_is_private_and_replaces_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    assert files.create(path, b"new")
+    assert mode(path) == 0o600
+    assert not files.create(path, b"newer")
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
+def test_a_new_file_that_cannot_be_written_is_not_there(tmp_path: Path, step: str) -> None:
+    with failing(step, errno.ENOSPC), pytest.raises(StorageError, match="No space left"):
+        files.create(tmp_path / "f", b"new")
+    assert names(tmp_path) == []
+    assert files.create(tmp_path / "f", b"new")
 
 
 def test_the_content_is_durable_before_the_name_and_the_name_before_the_return(tmp_path: Path) -> None:

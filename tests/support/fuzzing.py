@@ -1,6 +1,6 @@
 """What makes a test a fuzz target: `@fuzzed()` above its `@given`, and nothing else.
 
-In `make test-all` a target runs a few examples, the same ones each time; in `make test` it runs half of them. In
+In `make test-all` a target runs a few examples, the same ones each time; in `make test` it runs a third of them. In
 `make fuzz` it runs ten times as many, others in each round, round after round; a failure prints how to repeat it. It
 is kept in `.hypothesis`, and comes first the next time. What was found becomes a test of its own, with a name.
 """
@@ -24,8 +24,8 @@ _Test = TypeVar("_Test", bound=Callable[..., Any])
 
 
 def examples(number: int) -> int:
-    """So many in `make test-all`, half of them in `make test`: for tests whose examples are costly."""
-    return number // 2 if _PROFILE is None else number
+    """So many in `make test-all`, a third of them in `make test`: for tests whose examples are costly."""
+    return number // 3 if _PROFILE is None else number
 
 
 def searching(max_examples: int = 100, **changes: Any) -> settings:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Final, final
 
 import pytest
+from forked import CAN_FORK, Forked, end_server
 from rig import HANG, free_port
 
 from pioneer_tunnel import __main__ as entry_point
@@ -27,6 +28,10 @@ from pioneer_tunnel._model.keys import RelayKey
 PROGRAM: Final = [sys.executable, "-m", "pioneer_tunnel"]
 SOURCE: Final = Path(entry_point.__file__).parents[1]
 KEY: Final = RelayKey("ptk1_the-key-of-the-tests-0123456789abcdef")
+
+
+def pytest_sessionfinish() -> None:
+    end_server()
 
 
 @final
@@ -39,6 +44,7 @@ class Program:
         command: what starts it, before its arguments.
         pass_fds: descriptors that it inherits.
         stdin: its standard input; by default an empty one.
+        started: whether it is started as a user starts it, or forked, with all imports done (see `forked`).
     """
 
     def __init__(
@@ -50,20 +56,32 @@ class Program:
         command: Sequence[str] = PROGRAM,
         pass_fds: Sequence[int] = (),
         stdin: int | IO[str] | None = subprocess.DEVNULL,
+        started: bool = False,
     ) -> None:
         self.arguments = [*map(str, arguments)]
         environment = os.environ | {"COLUMNS": "400", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "error"}
         environment["PYTHONPATH"] = str(source)
         closed = ["sh", "-c", 'exec "$@" 2>&-', "sh"] if stderr is None else []
-        self.process = subprocess.Popen(
-            [*closed, *command, *self.arguments],
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=environment,
-            cwd=cwd,
-            pass_fds=pass_fds,
-        )
+        forks = CAN_FORK and not (started or closed or pass_fds) and (source, command) == (SOURCE, PROGRAM)
+        self.process: subprocess.Popen[bytes] | Forked
+        if forks:
+            self.process = Forked(
+                self.arguments,
+                stdin=None if stdin == subprocess.DEVNULL else _descriptor(stdin),
+                stderr=None if stderr == subprocess.PIPE else _descriptor(stderr),
+                environment=environment,
+                cwd=cwd,
+            )
+        else:
+            self.process = subprocess.Popen(
+                [*closed, *command, *self.arguments],
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=environment,
+                cwd=cwd,
+                pass_fds=pass_fds,
+            )
         self.out = b""
         self.err = b""
 
@@ -86,7 +104,7 @@ class Program:
         self.out += out
         self.err += err or b""
         assert b"Traceback" not in self.err
-        return self.process.returncode
+        return self.process.wait()
 
     def interrupt(self, by: signal.Signals) -> int:
         self.process.send_signal(by)
@@ -97,6 +115,11 @@ class Program:
         return " ".join(self.err.decode().split())
 
 
+def _descriptor(stream: int | IO[Any] | None) -> int:
+    assert stream is not None
+    return stream if isinstance(stream, int) else stream.fileno()
+
+
 @contextmanager
 def running(
     *arguments: str | Path,
@@ -104,8 +127,9 @@ def running(
     stderr: int | IO[bytes] | None = subprocess.PIPE,
     source: Path = SOURCE,
     stdin: int | IO[str] | None = subprocess.DEVNULL,
+    started: bool = False,
 ) -> Iterator[Program]:
-    program = Program(*arguments, cwd=cwd, stderr=stderr, source=source, stdin=stdin)
+    program = Program(*arguments, cwd=cwd, stderr=stderr, source=source, stdin=stdin, started=started)
     try:
         yield program
     finally:
@@ -193,8 +217,10 @@ def shared_relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
 
 
 @contextmanager
-def relay_in(folder: Path, *, source: Path = SOURCE, more: str = "", workers: int | None = None) -> Iterator[Relay]:
-    """See `relay`. `more` are lines of its configuration."""
+def relay_in(
+    folder: Path, *, source: Path = SOURCE, more: str = "", workers: int | None = None, started: bool = False
+) -> Iterator[Relay]:
+    """See `relay`. `more` are lines of its configuration; `started` as `Program` has it."""
     control, ingress = free_port(), free_port()
     (folder / "relay.toml").write_text(
         f"""
@@ -213,7 +239,9 @@ def relay_in(folder: Path, *, source: Path = SOURCE, more: str = "", workers: in
     )
     key_file(folder, KEY.reveal() + "\n")
     with_workers = [] if workers is None else ["--workers", str(workers)]
-    with running("relay", *with_workers, "--config", folder / "relay.toml", source=source) as program:
+    # A parent starts its workers by its own command line, which a fork does not have.
+    started = started or workers is not None
+    with running("relay", *with_workers, "--config", folder / "relay.toml", source=source, started=started) as program:
         program.wait_for("gateways at")
         yield Relay(folder, program, f"ws://127.0.0.1:{control}", ingress)
         if program.process.poll() is None:

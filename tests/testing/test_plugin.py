@@ -79,14 +79,16 @@ def test_under_asyncio_it_says_what_to_set(pytester: pytest.Pytester) -> None:
             await trio.sleep(0)
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-o", "asyncio_mode=auto")
+    scope = ["-o", "asyncio_default_fixture_loop_scope=function"]  # without it, it warns
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-o", "asyncio_mode=auto", *scope)
     result.assert_outcomes(errors=3)
     said = result.stdout.str()
     for fixture in ("virtual_clock", "tunnel_relay"):
         assert f"the fixture '{fixture}' needs Trio, and asyncio runs this test" in said
     assert 'set asyncio_mode = "strict"' in said
     assert "RunContext" not in said
-    pytester.runpytest_subprocess("-p", "no:cacheprovider", "-o", "asyncio_mode=strict").assert_outcomes(passed=3)
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-o", "asyncio_mode=strict", *scope)
+    result.assert_outcomes(passed=3)
 
 
 def test_the_guide_is_right_and_a_gateway_that_lies_fails_the_test(pytester: pytest.Pytester) -> None:

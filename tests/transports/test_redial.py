@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -16,12 +17,15 @@ import trio
 import trio.testing
 import trustme
 from resolving import resolving
-from rig import AT_ONCE, KEY, RELAY_NAME, connect, eventually, nothing_left_behind, relay_rig
+from rig import AT_ONCE, KEY, RELAY_NAME, RelayRig, connect, eventually, nothing_left_behind, relay_rig
 
 from pioneer_tunnel._model.addresses import Address, RelayAddress
 from pioneer_tunnel._model.errors import InvalidSettingsError, RelayConnectError
 from pioneer_tunnel._model.status import State
-from pioneer_tunnel._net.dialing import dial_tcp, first_to_connect
+from pioneer_tunnel._net.closing import abandon
+from pioneer_tunnel._net.dialing import dial_relay, dial_tcp, first_to_connect
+from pioneer_tunnel._net.tls.client import client_tls
+from pioneer_tunnel._net.tls.stream import TlsStream
 from pioneer_tunnel.testing import ScriptedPioneerRelay, open_pioneer_relay
 from pioneer_tunnel.transports.process.config import ProbeUrl
 from pioneer_tunnel.transports.process.http_probe import ask_for_status
@@ -147,6 +151,60 @@ async def test_a_probe_asks_the_next_address_too() -> None:
             assert "did not answer" in str(await ask())
             assert await ask() == 204
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def relay_with_tls(ca_file: Path) -> AsyncIterator[RelayRig]:
+    issued = CA.issue_cert(RELAY_NAME)
+    issued.private_key_and_cert_chain_pem.write_to_path(str(ca_file.parent / "relay.pem"))
+    files: dict[str, Any] = {"tls_certificate": "relay.pem", "tls_private_key": "relay.pem", "base_dir": ca_file.parent}
+    async with relay_rig(**files, control_tls=True, ingress_tls=False) as rig:
+        yield rig
+
+
+async def dial_again(rig: RelayRig, redial: Redial, make_tls: Callable[[], ssl.SSLContext]) -> bool:
+    """Connect, hear something and lose the connection; whether it has resumed the TLS session of the one before."""
+    tls = await redial.tls(make_tls, RELAY, timeout=60)
+    stream, watched = await dial_relay(RELAY, dial=rig.dial, tls=tls, timeout=60, resumption=redial.resumption)
+    assert isinstance(stream, TlsStream)
+    await stream.send_all(b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n")
+    assert await stream.receive_some()
+    reused = stream.session_reused
+    assert len(stream.peer_certificates) >= 1
+    await abandon(watched)
+    await trio.aclose_forcefully(stream)
+    return reused
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_redial_resumes_the_session_of_tls(ca_file: Path, version: ssl.TLSVersion) -> None:
+    def make_tls() -> ssl.SSLContext:
+        context = client_tls(ca_file)
+        context.minimum_version = context.maximum_version = version
+        return context
+
+    async with relay_with_tls(ca_file) as rig:
+        redial = Redial()
+        with trio.fail_after(60):
+            assert [await dial_again(rig, redial, make_tls) for _ in range(4)] == [False, True, True, True]
+            await rig.stop()
+            await rig.start()  # with other keys for tickets
+            assert [await dial_again(rig, redial, make_tls) for _ in range(3)] == [False, True, True]
+            assert not await dial_again(rig, Redial(), make_tls), "another tunnel has its own"
+
+
+async def test_a_session_of_tls_is_not_resumed_after_what_is_trusted_has_changed(ca_file: Path) -> None:
+    make_tls = partial(client_tls, ca_file)
+    async with relay_with_tls(ca_file) as rig:
+        redial = Redial()
+        with trio.fail_after(60):
+            assert [await dial_again(rig, redial, make_tls) for _ in range(2)] == [False, True]
+            with ca_file.open("ab") as file:
+                file.write(trustme.CA().cert_pem.bytes())
+            assert [await dial_again(rig, redial, make_tls) for _ in range(2)] == [False, True]
+            trustme.CA().cert_pem.write_to_path(str(ca_file))
+            with pytest.raises(RelayConnectError, match="not trusted"):
+                await dial_again(rig, redial, make_tls)
 
 
 @asynccontextmanager

@@ -19,16 +19,25 @@ from pioneer_tunnel.websocket.binary_frames import BinaryFrames, encode
 from pioneer_tunnel.websocket.frame_meter import FRAMES_PER_TURN
 
 
-def split(data: list[bytes], *, masked: bool, fails_with: int | None = None) -> tuple[bytes, bytes]:
-    """The payload of binary messages in `data`, and what the library gets."""
+def split(
+    data: list[bytes], *, masked: bool, fails_with: int | None = None, fills: bool = False
+) -> tuple[bytes, bytes]:
+    """The payload of binary messages in `data`, and what the library gets.
+
+    Args:
+        fills: whether each piece but the last fills the buffer that it was read into.
+    """
     frames = BinaryFrames(masked=masked)
     binary, rest = bytearray(), bytearray()
-    for piece in data:
-        view = memoryview(piece)
+    begun = b""
+    for number, piece in enumerate(data, start=1):
+        view, begun = memoryview(begun + piece), b""
         while view:
-            used, pieces = frames.split(view)
+            used, pieces = frames.split(view, more=fills and number < len(data))
             assert used
             view = view[used:]
+            if frames.incomplete:
+                view, begun = view[:0], bytes(view)
             for ours, some in pieces:
                 (binary if ours else rest).extend(some)
     assert (frames.failure and frames.failure[0]) == fails_with
@@ -40,10 +49,13 @@ messages = st.lists(st.binary(max_size=70_000) | st.binary(max_size=200), min_si
 
 
 @given(
-    st.booleans(), st.lists(st.tuples(messages, st.lists(controls, max_size=2)), max_size=4), st.lists(st.integers(0))
+    st.booleans(),
+    st.booleans(),
+    st.lists(st.tuples(messages, st.lists(controls, max_size=2)), max_size=4),
+    st.lists(st.integers(0)),
 )
 def test_what_comes_out_is_what_went_in(
-    masked: bool, sent: list[tuple[list[bytes], list[tuple[int, bytes]]]], places: list[int]
+    masked: bool, fills: bool, sent: list[tuple[list[bytes], list[tuple[int, bytes]]]], places: list[int]
 ) -> None:
     """Fragments with control frames between them, empty frames, and cuts anywhere."""
     frame = functools.partial(hostile.frame, masked=masked)
@@ -61,7 +73,22 @@ def test_what_comes_out_is_what_went_in(
             rest += frame(TEXT, b"text", fin=False) + frame(CONTINUATION, b"more")
         wire += b"".join(encode([b"enc", b"oded"], 7, mask=masked))
         binary += b"encoded"
-    assert split(cut(bytes(wire), places), masked=masked) == (bytes(binary), bytes(rest))
+    assert split(cut(bytes(wire), places), masked=masked, fills=fills) == (bytes(binary), bytes(rest))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_beginning_of_a_message_waits_for_the_rest_if_that_has_come(masked: bool) -> None:
+    message = b"".join(encode([b"abcdef"], 6, mask=masked)) * 4
+    for cut_at in range(len(message) // 4 + 1, len(message)):
+        frames = BinaryFrames(masked=masked)
+        used, pieces = frames.split(memoryview(message)[:cut_at], more=True)
+        if frames.incomplete:
+            assert {bytes(piece) for _, piece in pieces} == {b"abcdef"}
+            again, rest = frames.split(memoryview(message)[used:])
+            assert [bytes(piece) for _, piece in pieces + rest] == [b"abcdef"] * 4
+            assert (used + again, frames.incomplete) == (len(message), False)
+        else:  # not even the header is complete
+            assert used == cut_at
 
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY, 3, 7])

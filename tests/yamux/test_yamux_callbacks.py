@@ -12,14 +12,14 @@ import trio
 import trio.testing
 from callback_link import CallbackLink
 from rig import eventually, no_hang, tcp_pair
-from yamux_rig import DATA, GO_AWAY, go_away, parse, ping, update
+from yamux_rig import DATA, GO_AWAY, WINDOW_UPDATE, go_away, parse, ping, update
 
 from pioneer_tunnel._model.errors import RemoteProtocolError
 from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, Reactor
 from pioneer_tunnel._net.tcp import TcpStream
 from pioneer_tunnel._net.turn import Turn
 from pioneer_tunnel.yamux import Role, YamuxConnection, YamuxStream
-from pioneer_tunnel.yamux.connection import WAKES_PER_TURN
+from pioneer_tunnel.yamux.connection import ACKNOWLEDGE_WITHIN, MOST_HELD_BACK, WAKES_PER_TURN
 from pioneer_tunnel.yamux.frames import ACK, FIN, SYN
 
 pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="this system has no epoll")
@@ -55,6 +55,54 @@ async def test_a_cancelled_session_finishes_what_left_in_part_at_the_end_of_a_tu
     frames = parse([bytes(link.sent)])
     assert sum(len(frame.body) for frame in frames if frame.type == DATA) == 5000
     assert frames[-1].type == GO_AWAY
+
+
+def frames_of(link: CallbackLink) -> list[tuple[int, int, int]]:
+    """The type, the flags and the stream of the frames of streams that were sent."""
+    return [(frame.type, frame.flags, frame.stream_id) for frame in parse([bytes(link.sent)]) if frame.stream_id]
+
+
+@asynccontextmanager
+async def accepting(count: int) -> AsyncIterator[tuple[CallbackLink, list[YamuxStream]]]:
+    """A link by which so many streams have come, which were not accepted."""
+    link, streams = CallbackLink(), list[YamuxStream]()
+    connection = YamuxConnection(link, Role.SERVER, heartbeat=15.0, on_stream=streams.append)
+    with Reactor.current().stay():
+        async with running(connection, link):
+            link.come(b"".join(update(1 + 2 * number, SYN) for number in range(count)))
+            await eventually(lambda: len(streams) == count)
+            yield link, streams
+
+
+async def test_an_acceptance_leaves_with_the_first_frame_of_the_stream(autojump_clock: trio.testing.MockClock) -> None:
+    async with accepting(4) as (link, (small, large, ended, silent)):
+        for stream in (small, large, ended, silent):
+            stream.acknowledge()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not frames_of(link)
+        turn = Turn.current()
+        turn.run(lambda: small.put(b"answer"))
+        turn.run(lambda: large.put(bytes(50_000)))
+        turn.run(ended.put_eof)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        answers = [(DATA, ACK, 1), (DATA, ACK, 3), (WINDOW_UPDATE, ACK | FIN, 5)]
+        assert [frame for frame in frames_of(link) if frame[1]] == answers
+        await trio.sleep(2 * ACKNOWLEDGE_WITHIN)
+        assert [frame for frame in frames_of(link) if frame[1]] == [*answers, (WINDOW_UPDATE, ACK, 7)]
+        turn.run(lambda: silent.put(b"late"))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert frames_of(link)[-1] == (DATA, 0, 7)
+
+
+async def test_many_acceptances_leave_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    """An opener keeps at most 256 streams that are not accepted."""
+    async with accepting(2 * MOST_HELD_BACK - 1) as (link, streams):
+        for stream in streams:
+            stream.acknowledge()
+        accepted = [(WINDOW_UPDATE, ACK, 1 + 2 * number) for number in range(len(streams))]
+        assert frames_of(link) == accepted[:MOST_HELD_BACK]
+        await trio.sleep(2 * ACKNOWLEDGE_WITHIN)
+        assert frames_of(link) == accepted
 
 
 async def test_a_go_away_that_comes_up_at_the_end_of_a_turn_ends_its_own_session_alone() -> None:

@@ -36,6 +36,7 @@ from pioneer_tunnel.yamux.frames import (
     ACK,
     FIN,
     HEADER_SIZE,
+    LARGEST_BODY,
     RST,
     SYN,
     Buffer,
@@ -44,7 +45,7 @@ from pioneer_tunnel.yamux.frames import (
     encode_header,
 )
 from pioneer_tunnel.yamux.limits import Limits
-from pioneer_tunnel.yamux.outbox import LONE_TURN, MAX_REPLIES, SHARED_TURN
+from pioneer_tunnel.yamux.outbox import MAX_REPLIES, SHARED_TURN
 from pioneer_tunnel.yamux.peer_ids import MAX_REMEMBERED_GAPS, PeerIds
 from pioneer_tunnel.yamux.session import (
     ACCEPT_TIMEOUT,
@@ -875,7 +876,7 @@ def test_turns_are_a_quarter_of_a_large_batch(server: Session) -> None:
     for stream in streams:
         server.send(stream, bytes(200 * KIB))
     assert [frame.length for frame in sent(server, 128 * KIB)][:3] == [32 * KIB] * 3
-    assert [frame.length for frame in sent(server, 1024 * KIB)][:3] == [LONE_TURN] * 3
+    assert [frame.length for frame in sent(server, 1024 * KIB)][:3] == [LARGEST_BODY] * 3
 
 
 def test_a_turn_is_a_message_while_nobody_waits(server: Session) -> None:
@@ -883,8 +884,8 @@ def test_a_turn_is_a_message_while_nobody_waits(server: Session) -> None:
     server.send(stream, bytes(200 * KIB))
     server.send_fin(stream)
     frames = sent(server)
-    assert [frame.length for frame in frames[:3]] == [LONE_TURN] * 3
-    assert LONE_TURN + 2 * HEADER_SIZE <= 64 * KIB
+    assert [frame.length for frame in frames[:3]] == [LARGEST_BODY] * 3
+    assert LARGEST_BODY + 2 * HEADER_SIZE <= 64 * KIB
 
 
 def test_a_small_stream_does_not_wait_for_the_turns_of_large_ones(server: Session) -> None:
@@ -951,7 +952,7 @@ def test_what_is_taken_is_at_most_one_frame_more_than_asked_for(sizes: list[int]
         server.send_fin(stream)
     bodies: dict[int, int] = {}
     while chunks := server.data_to_send(max_bytes):
-        assert sum(map(len, chunks)) < max_bytes + LONE_TURN + 2 * HEADER_SIZE
+        assert sum(map(len, chunks)) < max_bytes + LARGEST_BODY + 2 * HEADER_SIZE
         for frame in parse(chunks):
             bodies[frame.stream_id] = bodies.get(frame.stream_id, 0) + frame.length
     assert bodies == {2 * index + 1: size for index, size in enumerate(sizes)}
@@ -1527,7 +1528,7 @@ class TwoSessions(RuleBasedStateMachine):
     @rule(end=ends, max_bytes=st.sampled_from([1, 20 * KIB, 256 * KIB]))
     def write(self, end: int, max_bytes: int) -> None:
         chunks = self.ends[end].session.data_to_send(max_bytes)
-        assert sum(map(len, chunks)) <= max_bytes + LONE_TURN + 2 * HEADER_SIZE
+        assert sum(map(len, chunks)) <= max_bytes + LARGEST_BODY + 2 * HEADER_SIZE
         self.ends[1 - end].inbound.put(chunks)
         self.notice(end)
 

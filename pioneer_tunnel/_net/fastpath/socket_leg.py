@@ -56,6 +56,11 @@ class SocketLeg(Leg):
         "_watched_writable",
     )
 
+    # Not as properties, since each call costs a short connection time.
+    tasks = ()
+    held = 0
+    can_half_close = True
+
     def __init__(self, lent: LentSocket, reactor: Reactor | None = None) -> None:
         super().__init__()
         self._lent: Final = lent

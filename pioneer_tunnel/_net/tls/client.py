@@ -13,6 +13,7 @@ The name and the chain are always checked. No setting switches that off.
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
@@ -21,7 +22,7 @@ from ..._model.errors import InvalidSettingsError, StorageError
 from ..._storage import files
 from .alerts import advice_on, alert_in, is_tls
 
-__all__ = ["SYSTEM_TRUSTS", "SystemTrust", "blocks", "client_tls", "why_alerted", "why_tls_failed"]
+__all__ = ["SYSTEM_TRUSTS", "SystemTrust", "blocks", "client_tls", "trust_alike", "why_alerted", "why_tls_failed"]
 
 SystemTrust: TypeAlias = Literal["openssl", "os"]
 SYSTEM_TRUSTS: Final[tuple[SystemTrust, ...]] = get_args(SystemTrust)
@@ -35,6 +36,9 @@ _OTHER_NAME: Final = frozenset({62, 64})
 _UNKNOWN_AUTHORITY: Final = frozenset({2, 18, 19, 20, 21})
 _CA_FILE: Final = "_pioneer_tunnel_ca_file"
 """The attribute of a context that holds the path of its CA file."""
+
+_TRUST: Final = "_pioneer_tunnel_trust"
+"""The attribute of a context that holds what it trusts, in a form that can be compared."""
 
 _HTTP: Final = b"HTTP/"
 
@@ -56,15 +60,36 @@ def client_tls(ca_file: Path | None = None, *, system_trust: SystemTrust = "open
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
+    system = ssl.get_default_verify_paths().capath  # a folder, of which OpenSSL reads the files that it needs
+    trust = [_state_of(system)]
     if ca_file is not None:
         try:
             with files.pinned(ca_file, limit=_FILE_LIMIT) as path:
                 context.load_verify_locations(path)
+                trust.append(_state_of(path))
         except (StorageError, ssl.SSLError) as error:
             why = "it holds no certificate" if isinstance(error, ssl.SSLError) else str(error)
             raise InvalidSettingsError(f"the CA file {str(ca_file)!r} cannot be used: {why}") from error
         setattr(context, _CA_FILE, ca_file)
+    if not blocks(context):
+        loaded = hashlib.sha256(b"".join(context.get_ca_certs(binary_form=True))).digest()
+        setattr(context, _TRUST, (loaded, trust))
     return context
+
+
+def _state_of(path: str | None) -> object:
+    """Differs when the file or folder has changed, or another one is there."""
+    try:
+        found = None if path is None else Path(path).stat()
+    except OSError:
+        return None
+    return found and (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def trust_alike(first: ssl.SSLContext, second: ssl.SSLContext) -> bool:
+    """Whether both trusted the same when `client_tls` made them. False with the trust of the operating system."""
+    trust: object = getattr(first, _TRUST, None)
+    return trust is not None and trust == getattr(second, _TRUST, None)
 
 
 def _operating_system() -> ssl.SSLContext:

@@ -8,6 +8,7 @@ import trio
 
 from ..._model.errors import RelayConnectError
 from .client import why_tls_failed
+from .resumption import Resumption
 from .stream import TlsStream
 
 __all__ = ["begin_tls"]
@@ -23,6 +24,7 @@ async def begin_tls(
     timeout: float,
     https: bool,
     hint: str = "",
+    resumption: Resumption | None = None,
 ) -> TlsStream:
     """Make the handshake over `stream`, which is the caller's to close when this raises.
 
@@ -33,11 +35,13 @@ async def begin_tls(
         timeout: seconds.
         https: see `TlsStream`.
         hint: what the error adds if the certificate is not accepted.
+        resumption: has the session of the last connection to the same end; None to begin a new one.
 
     Raises:
         RelayConnectError: the handshake failed, or took too long.
     """
-    secured = TlsStream(stream, context, server_hostname=host, https=https)
+    session = None if resumption is None else resumption.session(context, host)
+    secured = TlsStream(stream, context, server_hostname=host, session=session, https=https)
     try:
         with trio.fail_after(timeout):
             await secured.do_handshake()
@@ -48,4 +52,6 @@ async def begin_tls(
         why = why_tls_failed(cause, context, host=host, beginning=secured.beginning, without_tls=without_tls)
         added = hint if isinstance(cause, ssl.SSLCertVerificationError) else ""
         raise RelayConnectError(f"TLS with {what} failed: {why}{added}") from error
+    if resumption is not None:
+        resumption.note(context, host, secured)
     return secured

@@ -135,9 +135,14 @@ class TlsStream(DelegatingStream):
 
     @property
     def peer_certificates(self) -> list[bytes]:
-        """The peer's certificate, DER, and after it the chain to a trusted authority (from Python 3.13 on)."""
+        """The peer's certificate, DER, and after it the chain to a trusted authority (from Python 3.13 on).
+
+        Of a session that was resumed, only the certificate is known.
+        """
         if hasattr(self._tls, "get_verified_chain") and self._tls.context.verify_mode is not ssl.CERT_NONE:
-            return [*self._tls.get_verified_chain()]
+            chain = [*self._tls.get_verified_chain()]
+            if chain:  # a resumed session has none
+                return chain
         own = self._tls.getpeercert(binary_form=True)
         return [] if own is None else [own]
 
@@ -216,20 +221,28 @@ class TlsStream(DelegatingStream):
         watched, wire = self._watched, self._buffer
         if watched is None or wire is None:
             raise trio.ClosedResourceError("this stream was closed")
+        done, self.drained = 0, False
         while True:
-            if self._ahead:
-                data = self._read_ahead(len(buffer))
-                amount = len(data)
-                buffer[:amount] = data
-            else:
-                amount = self._decrypt_into(buffer)
-            if amount or self.end_received:
-                return amount
-            if self.owes_reply and not self._to_wire.locked():
-                self._send_outgoing_nowait(watched)
-            received = watched.receive_into_nowait(wire)
+            try:
+                if self._ahead:
+                    done = len(data := self._read_ahead(len(buffer)))
+                    buffer[:done] = data
+                else:
+                    done += self._decrypt_into(buffer[done:] if done else buffer)
+                if done == len(buffer) or self.end_received:
+                    return done
+                if self.owes_reply and not self._to_wire.locked():
+                    self._send_outgoing_nowait(watched)
+                if done and watched.drained:
+                    self.drained = not self._received
+                    return done
+                received = watched.receive_into_nowait(wire)
+            except trio.BrokenResourceError:
+                if done:
+                    return done  # the next call raises it again
+                raise
             if received is None:
-                return None
+                return done or None
             self.take_received(wire[:received])
 
     def send_nowait(self, pieces: Sequence[Bytes]) -> list[Bytes]:

@@ -20,6 +20,7 @@ from ..._storage import files
 from ..._storage.toml_read import FILE_LIMIT
 from ..._storage.toml_statements import lines_of_keys
 from ...access.guard import check_files
+from ...certificates.opening import require_extra
 from ..config import RelayConfig, config_of
 from ..identity import identity_of
 from ..listeners import open_listeners
@@ -106,6 +107,7 @@ def _examine(content: bytes, path: Path, now: datetime) -> tuple[RelayConfig | N
         *_of_modes(path),
         *_of_identity(config),
         *_of_certificate(config, now),
+        *_of_acme(config),
         *_of_names(config),
         *_of_access(config),
         *_of_fleet(config),
@@ -246,6 +248,14 @@ def _names_of(leaf: x509.Certificate) -> frozenset[str]:
         return frozenset()
     dns = (name.lower() for name in found.get_values_for_type(x509.DNSName))
     return frozenset([*dns, *map(str, found.get_values_for_type(x509.IPAddress))])
+
+
+def _of_acme(config: RelayConfig) -> Iterator[Finding]:
+    if config.acme_config is not None:
+        try:
+            require_extra()
+        except TunnelError as error:
+            yield Finding(severity="error", key="relay.acme", message=str(error))
 
 
 # Addresses

@@ -25,8 +25,7 @@ def new_key_file(path: Path, key: RelayKey) -> Iterator[None]:
     Raises:
         StorageError: the file exists, or cannot be written.
     """
-    content = memoryview(key_text(key).encode())
-    if not files.replace(path, content, private=True, only_if=lambda: not files.exists(path)):
+    if not files.create(path, memoryview(key_text(key).encode())):
         raise StorageError(f"{path} exists already; it may hold the key of another tunnel, so it is not replaced")
     try:
         yield

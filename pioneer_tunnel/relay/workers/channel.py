@@ -174,11 +174,12 @@ class Channel:
             await self._news.wait()
             self._news = trio.Event()
             while self._queue:
-                data, descriptors = self._queue[0]
-                await self._write_message(memoryview(data), descriptors)
-                self._queue.popleft()
-                self._queued -= len(data) - _HEAD.size
-                _close_all(descriptors)
+                data, descriptors = self._queue.popleft()
+                try:
+                    await self._write_message(memoryview(data), descriptors)
+                finally:
+                    self._queued -= len(data) - _HEAD.size
+                    _close_all(descriptors)
 
     async def _write_message(self, data: memoryview, descriptors: Sequence[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []

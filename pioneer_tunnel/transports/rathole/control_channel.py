@@ -93,7 +93,9 @@ class RatholeTransport:
         via = await target.redial.via(target.proxy, make_tls, address, timeout=timeout)
         tls = await target.redial.tls(make_tls, address, timeout=timeout) if self.tls else None
         dial = target.redial.dialer(target.dial, timeout=timeout)
-        stream, watched = await dial_relay(address, dial=dial, tls=tls, timeout=timeout, via=via)
+        stream, watched = await dial_relay(
+            address, dial=dial, tls=tls, timeout=timeout, via=via, resumption=target.redial.resumption
+        )
         try:
             connected = watched.lowest_socket
             if connected is not None:
