@@ -43,6 +43,7 @@ from pioneer_tunnel.cli.client_file import read_client_file
 from pioneer_tunnel.cli.commands import pioneer_tunnel as command_line
 from pioneer_tunnel.cli.expose import expose
 from pioneer_tunnel.relay import RelayConfig
+from pioneer_tunnel.relay.administration.fleet_file import FleetFile
 from pioneer_tunnel.testing import ScriptedTransport, open_memory_relay
 
 README: Final = ROOT / "README.md"
@@ -288,7 +289,9 @@ def test_a_configuration_is_accepted(block: Block, tmp_path: Path) -> None:
         text = "\n".join(["[relay]", *missing, text.replace("[relay]\n", "", 1)])
     file = tmp_path / "config.toml"
     file.write_text(text)
-    if "relay" in tables:
+    if "relay" in tables and "node" not in tables["relay"].get("fleet", {"node"}):
+        FleetFile.load(file)  # an operator's
+    elif "relay" in tables:
         RelayConfig.load(file)
     if "gateway" in tables:
         RemoteAccessConfig.load(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -38,26 +39,28 @@ class FleetNodeProcess:
         control, ingress: its ports for gateways and visitors.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, options: Sequence[str]) -> None:
         self.name: Final = name
+        self._options: Final = options
         self.control: Final = free_port()
         self.ingress: Final = free_port()
         self.between: Final = free_port()
         self.file: Final = folder / f"{name}.toml"
         self.log: Final = folder / f"{name}.log"
         self._program: Program | None = None
+        self._successor: int | None = None
         self._started_at = 0
 
     @property
     def runs(self) -> bool:
         """Whether it was started, and neither killed nor stopped."""
-        return self._program is not None
+        return self._program is not None or self._successor is not None
 
     def begin(self) -> None:
         """Start it."""
         with self.log.open("ab") as log:
             self._started_at = log.tell()
-            self._program = Program("relay", "--config", self.file, stderr=log)
+            self._program = Program("relay", "--config", self.file, *self._options, stderr=log)
 
     @property
     def serves(self) -> bool:
@@ -83,24 +86,37 @@ class FleetNodeProcess:
         assert running is not None
         return running.stats
 
-    def signal(self, number: int) -> None:
+    async def restart(self) -> None:
+        """SIGUSR2: a successor takes over, and this process ends."""
         assert self._program is not None
-        self._program.process.send_signal(number)
+        self._program.process.send_signal(signal.SIGUSR2)
+        with trio.fail_after(HANG):
+            while self._program.process.poll() is None:
+                await trio.sleep(0.02)
+        self._end()
+        while (running := await ask_running(self.file)) is None:
+            await trio.sleep(0.02)
+        self._successor = running.pid
+
+    def signal(self, number: int) -> None:
+        os.kill(self._successor or self._program.process.pid, number)  # type: ignore[union-attr]
 
     def kill(self) -> None:
         """SIGKILL."""
+        if self._successor is not None:
+            os.kill(self._successor, signal.SIGKILL)
+            wait_until(lambda: not Path(f"/proc/{self._successor}").exists())
+            self._successor = None
         if self._program is not None:
             self._program.process.kill()
             self._program.process.wait()
-            if self._program.process.stdout is not None:
-                self._program.process.stdout.close()
-            self._program = None
+            self._end()
 
-    def stop(self) -> int:
-        """SIGTERM, and wait."""
+    def _end(self) -> None:
         assert self._program is not None
-        program, self._program = self._program, None
-        return program.interrupt(signal.SIGTERM)
+        if self._program.process.stdout is not None:
+            self._program.process.stdout.close()
+        self._program = None
 
     @property
     def lines(self) -> str:
@@ -116,7 +132,7 @@ class Fleet:
         folder: for their files.
         redis: the Redis.
         names: of the nodes.
-        more: lines of each node's file, in `[relay]`.
+        options: more words of their commands.
 
     Attributes:
         nodes: the nodes, in the order of their names.
@@ -126,11 +142,11 @@ class Fleet:
     """
 
     def __init__(
-        self, folder: Path, redis: RealRedis, names: Sequence[str], *, tunnels: Sequence[str], more: str = ""
+        self, folder: Path, redis: RealRedis, names: Sequence[str], *, tunnels: Sequence[str], options: Sequence[str]
     ) -> None:
         self.redis: Final = redis
         self.folder: Final = folder
-        self.nodes: Final = [FleetNodeProcess(name, folder) for name in names]
+        self.nodes: Final = [FleetNodeProcess(name, folder, options) for name in names]
         self.keys: Final = {name: new_relay_key() for name in tunnels}
         self.balancer: Final = free_port()
         self._carried: Final[list[trio.SocketStream]] = []
@@ -156,7 +172,6 @@ class Fleet:
                 id = "fleet"
                 public_names = ["127.0.0.1:{self.balancer}"]
                 heartbeat_ms = {HEARTBEAT * 1000:.0f}
-                {more}
 
                 [relay.fleet]
                 node = "{node.name}"
@@ -224,11 +239,13 @@ async def _copy(source: trio.SocketStream, to: trio.SocketStream, nursery: trio.
 
 
 @contextmanager
-def fleet_of(folder: Path, *names: str, tunnels: Sequence[str] = ("office",), more: str = "") -> Iterator[Fleet]:
+def fleet_of(
+    folder: Path, *names: str, tunnels: Sequence[str] = ("office",), options: Sequence[str] = ()
+) -> Iterator[Fleet]:
     """A fleet that runs, while the block does."""
     with ExitStack() as stack:
         redis = stack.enter_context(real_redis())
-        fleet = Fleet(folder, redis, names, tunnels=tunnels, more=more)
+        fleet = Fleet(folder, redis, names, tunnels=tunnels, options=options)
         for node in fleet.nodes:
             stack.callback(node.kill)
             node.begin()

@@ -4,7 +4,7 @@
     node = "fra1"
     redis = "rediss://fleet@redis.example.com:6379/0"
     redis_password_file = "redis.password"
-    listen = "10.0.0.1:7300"                   # for other nodes; worker k listens at this port + k
+    listen = "10.0.0.1:7300"                   # for other nodes
     key_file = "fra1.key"                      # 'pioneer-tunnel relay fleet key --node fra1' makes it
     operator_key = "ed25519:…"                 # tunnels that its owner has signed are served, too
 
@@ -45,7 +45,6 @@ from .redis_address import RedisAccess, RedisAddress, a_redis_address, ca_withou
 
 __all__ = ["FleetConfig", "FleetMember", "a_fleet", "a_node_name"]
 
-MOST_WORKERS: Final = 256
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
 _DAY: Final = 86_400_000
 
@@ -63,11 +62,6 @@ def _address(value: str | Address) -> Address:
     return Address.parse(a_text(value, "allowed is host:port, as a string"))
 
 
-def _not_enough_ports(address: Address, workers: int) -> str | None:
-    last = address.port + workers - 1
-    return None if last <= 65535 else f"has {workers} workers, and the port of the last one would be {last}"
-
-
 @final
 @attrs.frozen(kw_only=True, field_transformer=hold_back)
 class FleetMember:
@@ -75,9 +69,8 @@ class FleetMember:
 
     Attributes:
         name: its name.
-        address: where other nodes reach it. Its worker k has this port + k.
+        address: where other nodes reach it.
         certificate: the file of its certificate, PEM. Exactly this certificate is trusted for it.
-        workers: how many workers it has (default 1).
 
     Raises:
         InvalidSettingsError: its `problems` name all that is wrong.
@@ -86,17 +79,11 @@ class FleetMember:
     name: str = attrs.field(validator=a_node_name)
     address: Address = attrs.field(converter=_address)
     certificate: Path = attrs.field(converter=a_path)
-    workers: int = attrs.field(default=1, validator=whole_number(1, MOST_WORKERS))
 
-    _RULES: ClassVar[tuple[Rule, ...]] = (Rule(("address", "workers"), _not_enough_ports),)
+    _RULES: ClassVar[tuple[Rule, ...]] = ()
 
     def __attrs_post_init__(self) -> None:
         settle(self)
-
-    @property
-    def ports(self) -> range:
-        """The ports of its workers."""
-        return range(self.address.port, self.address.port + self.workers)
 
 
 def _nodes(value: Sequence[FleetMember | Mapping[str, Any]]) -> tuple[FleetMember, ...]:

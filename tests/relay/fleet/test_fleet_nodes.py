@@ -8,17 +8,20 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
 import pytest
 import trio
 from fleet_processes import Fleet, FleetNodeProcess, ask, fleet_of, hashing_gateway
 from rig import eventually, in_background, no_hang
 
-from pioneer_tunnel import State, Tunnel
-from pioneer_tunnel._model.keys import new_relay_key
+from pioneer_tunnel import State, Tunnel, TunnelAuthError, open_tunnel
+from pioneer_tunnel._model.keys import SigningIdentity, new_relay_key
 from pioneer_tunnel.relay.administration.fleet_file import FleetFile
 from pioneer_tunnel.relay.fleet.published import Published, connected
 from pioneer_tunnel.relay.fleet.publishing import publish, revoke
+from pioneer_tunnel.relay.fleet.signed import sign
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +90,7 @@ async def test_a_gateway_whose_node_is_killed_is_back_at_another(fleet: Fleet) -
         assert await served(second)
 
 
+@pytest.mark.slow
 async def test_a_gateway_whose_node_is_stopped_is_back_at_another(fleet: Fleet) -> None:
     first, second, third = answering = [*fleet.nodes]
     async with (
@@ -145,6 +149,26 @@ async def until_not_connected(tunnel: Tunnel) -> None:
                 return
 
 
+async def test_a_node_that_restarts_in_place_refuses_nobody_and_is_known_again(fleet: Fleet) -> None:
+    first, _, third = fleet.nodes
+    async with fleet.gateway("office", first) as tunnel, in_background(lambda: hashing_gateway(tunnel)):
+        assert await served(third)
+        asked = [0]
+
+        async def ask_all_the_time() -> None:
+            while True:
+                assert await served(first, body=b"z" * 10_000), "a visitor at this node was refused"
+                asked[0] += 1
+                await served(third, body=b"z" * 10_000)  # no wrong byte; until it knows the successor, a 503 may come
+
+        async with in_background(ask_all_the_time):
+            await first.restart()
+            before = asked[0]
+            await eventually(lambda: asked[0] > before + 10)
+        for node in fleet.nodes:
+            await eventually(partial(served, node))
+
+
 async def test_a_session_resumes_at_its_node_through_another_one(fleet: Fleet) -> None:
     first, second, third = fleet.nodes
     entry = [first]
@@ -162,3 +186,50 @@ async def test_a_session_resumes_at_its_node_through_another_one(fleet: Fleet) -
         assert [one.id for one in (await first.running()).tunnels["office"].sessions] == [session]
         for node in fleet.nodes:
             assert await served(node, body=b"y" * 50_000)
+
+
+async def test_whoever_writes_redis_adds_nothing(fleet: Fleet) -> None:
+    """No key, no tunnel, no name and no node. Visitors reach the right gateway, or none until Redis is well again."""
+    first, second, third = fleet.nodes
+    evil, key = SigningIdentity.generate(), new_relay_key()
+    key_id = key.identity().public_key.key_id
+    now = int(time.time())
+    tables: list[dict[str, Any]] = [
+        {"id": "evil", "url": "http://evil.test", "key": str(key.identity().public_key)},
+        {"id": "office", "url": "http://office.test", "key": str(key.identity().public_key)},
+    ]
+    texts = [sign(evil, table, serial=now * 1000, not_after=now + 3600).text for table in tables]
+    holdings = [
+        f'8000000000000\n9000000000 0123456789abcdef {node} 0123456789abcdef ["k","i",1.5]'
+        for node in ("evil1", "fra2")
+    ]
+    call, entry = fleet.redis.call, [first]
+    async with (
+        fleet.gateway("office", choose=lambda: entry) as tunnel,
+        in_background(lambda: hashing_gateway(tunnel)),
+    ):
+        assert await served(third)
+        entry[0] = second
+        for table, text in zip(tables, texts, strict=True):
+            claim = f'fra2 {"0" * 128} {{"host":"evil.test","keys":["{key_id}"],"since":1}}'
+            call("SET", f"pioneer:entry:{table['id']}", text)
+            call("SET", f"pioneer:key:{key_id}", str(table["id"]))
+            call("SET", "pioneer:host:evil.test", str(table["id"]))
+            call("SET", "pioneer:name:evil.test", claim)
+            call("PUBLISH", "pioneer:registry", text)
+            async with open_tunnel(f"ws://127.0.0.1:{fleet.balancer}", key=key) as intruder:
+                with pytest.raises(TunnelAuthError):
+                    await intruder.wait_connected()
+            assert (await ask(third, "evil.test"))[0] == 404
+        records: list[str | bytes] = [*holdings, "nonsense", b"\xff" * 100_000]
+        for record in records:
+            call("SET", "pioneer:t:office", record)
+            call("SET", "pioneer:lease:0123456789abcdef", "evil1")
+            for node in fleet.nodes:
+                with trio.move_on_after(5):
+                    await served(node)  # if anybody else answers, it fails the test
+        fleet.redis.kill()
+        fleet.redis.start()
+        for node in fleet.nodes:
+            await eventually(partial(served_soon, node))
+    assert {*(await third.stats()).nodes} == {"fra1", "fra2"}
