@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.bench
 NPM_READY := tests/interop/node_modules/.ready
 
 # Install this checkout with EXTRAS, and name each package as it comes. pip writes errors to standard error.
@@ -142,8 +143,13 @@ soak: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m simulation \
 		--seed $(SOAK_FIRST_SEED) --hours $(SOAK_HOURS) --soak $(SOAK_SECONDS)
 
-bench: $(READY)
-	$(BIN)/python -m benchmarks
+# How fast, and compared with whom: docs/performance.md tells more. All of these narrow it down, or say where things are:
+# make bench QUICK=1 ROUNDS=1 ONLY=direct,ws FIGURES=throughput,http OUT=FOLDER PROGRAMS='rathole=/path/to/rathole'
+OUT ?= build/bench
+
+bench: $(BENCH_READY)
+	$(BIN)/python -m benchmarks --out $(OUT) $(if $(QUICK),--quick) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(ONLY),--only '$(ONLY)') $(if $(FIGURES),--figures '$(FIGURES)') $(PROGRAMS:%=--program %)
 
 # Counts that repeat on a busy machine, compared with benchmarks/counts.json. docs/performance.md tells more.
 bench-check: $(READY)
@@ -174,6 +180,11 @@ $(RUNS): pyproject.toml | $(BIN)/python
 
 $(DOCS_READY): EXTRAS := cli,speed,docs
 $(DOCS_READY): $(RUNS)
+	$(install)
+	@touch $@
+
+$(BENCH_READY): EXTRAS := cli,speed,bench
+$(BENCH_READY): $(RUNS)
 	$(install)
 	@touch $@
 

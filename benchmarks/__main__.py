@@ -1,137 +1,154 @@
-"""The race: rounds in which everybody runs once, so that a busy moment hits all alike; then one table.
+"""How fast, at what cost, and compared with whom: a race, figures of this project alone, and then tables and a plot.
 
-Run it so:
-
-    python -m benchmarks                                    # all of it, in some minutes
-    python -m benchmarks --only direct --only websockets --rounds 1
-    python -m benchmarks --origin-port 7000 --peer other=127.0.0.1:7172:PID,PID
+python -m benchmarks                                 # all of it
+python -m benchmarks --quick --only direct,ws        # little of it
+python -m benchmarks --list                          # who can run here, and why others cannot
+python -m benchmarks --program rathole=/path/to/rathole
+python -m benchmarks --origin-port 7000 --peer other=127.0.0.1:7172:PID,PID
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Final
 
-from .report import Figures, busy, machine, medians, table
-from .traffic import connections_a_second, idle_streams, round_trips, throughput
-from .tunnels import Contestant, Way, contestants, peer, rathole_contestants, start_origin
+import attrs
 
-ROUND_TRIPS: Final = 2000
-SEQUENTIAL: Final = 1000
-CONCURRENT: Final = 2000
-IDLE_STREAMS: Final = 1000
-STREAMS: Final = (1, 8, 64)
-"""How many of them carry a throughput together."""
-SETTLE: Final = 0.3
-"""Seconds for a tunnel to clear up after a measurement before the next."""
+from . import measuring
+from .figures import Run, collect
+from .goals import judge
+from .imports import measure_imports
+from .long_path import measure_long_path
+from .machine import machine
+from .measuring import Figures
+from .peers import find
+from .plot import can_plot, plot
+from .processes import Process, allow_many_descriptors
+from .race import Results, race, start_origin
+from .report import report
+from .way import MEMORY_GROUPS, PROCESSES, SPEED_GROUPS, Contestant, Programs, Way
 
-
-def measure(way: Way, mib: int) -> Figures:
-    """Everything there is to know of one way to the origin. It has just been opened, so memory comes first."""
-    endpoint, figures = way.endpoint, Figures()
-
-    def note(what: str, costs: dict[str, float], per: float = 1) -> None:
-        figures.update({f"{name}_{what}": cost / per for name, cost in costs.items()})
-
-    def memory() -> dict[str, float]:
-        time.sleep(SETTLE)
-        return {name: process.memory for name, process in way.processes.items()}
-
-    def cpu() -> dict[str, float]:
-        time.sleep(SETTLE)
-        return {name: process.cpu for name, process in way.processes.items()}
-
-    def cpu_since(before: dict[str, float]) -> dict[str, float]:
-        return {name: now - before[name] for name, now in cpu().items()}
-
-    note("memory_idle", memory())
-    with idle_streams(endpoint, IDLE_STREAMS):
-        note("memory_streams", memory())
-
-    times = round_trips(endpoint, ROUND_TRIPS)
-    figures["round_trip_p50"], figures["round_trip_p99"] = times[len(times) // 2], times[len(times) * 99 // 100]
-
-    before = cpu()
-    for streams in STREAMS:
-        figures[f"down_{streams}"] = throughput(endpoint, "down", streams=streams, total=mib << 20)
-        figures[f"up_{streams}"] = throughput(endpoint, "up", streams=streams, total=mib << 20)
-    note("cpu_gib", cpu_since(before), 2 * len(STREAMS) * mib / 1024)
-
-    before = cpu()
-    figures["connections_1"] = connections_a_second(endpoint, count=SEQUENTIAL, at_once=1)
-    figures["connections_50"] = connections_a_second(endpoint, count=CONCURRENT, at_once=50)
-    note("cpu_connection", cpu_since(before), (SEQUENTIAL + CONCURRENT) / 1000)
-
-    note("memory_after", memory())
-    return figures
+ROUNDS: Final = 3
+ALONE_GROUPS: Final = ("alone",)
+"""What needs no contestant."""
+GROUPS: Final = (*MEMORY_GROUPS, *SPEED_GROUPS, *ALONE_GROUPS)
 
 
-def race(runners: dict[str, Contestant], *, rounds: int, mib: int) -> tuple[dict[str, list[Figures]], list[float]]:
-    """The figures of each round, by contestant, and how busy others kept the machine between the runs."""
-    results: dict[str, list[Figures]] = {name: [] for name in runners}
-    others: list[float] = []
-    names = [*runners]
-    for number in range(rounds):
-        for name in names:
-            others.append(busy(0.5))
-            print(f"round {number + 1} of {rounds}: {name} (others: {others[-1]:.0%})", file=sys.stderr)
-            with runners[name]() as way:
-                results[name].append(measure(way, mib))
-        names.append(names.pop(0))  # nobody is first, or follows the same one, each time
-    return results, others
+def _names(text: str) -> list[str]:
+    return [name for name in text.replace(",", " ").split() if name]
 
 
-def main() -> None:
+def _program(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise ValueError(text)
+    return name, Path(path).absolute()
+
+
+def _peer(text: str) -> Contestant:
+    """Somebody else's tunnel, which runs already, from `NAME=HOST:PORT:PID,PID`."""
+    name, equals, rest = text.partition("=")
+    host, port, *pids = rest.split(":")
+    if not (name and equals) or len(pids) > 1:
+        raise ValueError(text)
+    processes = [Process(int(pid)) for pid in ",".join(pids).split(",") if pid]
+    way = Way(endpoint=(host, int(port)), processes=dict(zip(PROCESSES, processes, strict=False)))
+    return Contestant(name=name, about="a tunnel that ran already", open=lambda _: nullcontext(way))
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="How fast, and at what cost.")
-    parser.add_argument("--rounds", type=int, default=3, help="how often everybody runs (default %(default)s)")
-    parser.add_argument("--mib", type=int, default=256, help="MiB for each throughput (default %(default)s)")
-    parser.add_argument("--only", metavar="NAME", action="append", help="who runs, instead of all; may be repeated")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--rounds", type=int, help=f"how often everybody runs (default {ROUNDS}, and 1 with --quick)")
+    add("--quick", action="store_true", help="less of everything: to see that it runs, not to compare")
+    add("--only", metavar="NAME,...", type=_names, default=[], help="who runs; --list has the names")
+    add("--figures", metavar="GROUP,...", type=_names, default=[*GROUPS], help=f"of {', '.join(GROUPS)}")
+    add("--out", metavar="FOLDER", type=Path, default=Path("build/bench"), help="default %(default)s")
+    add("--list", action="store_true", help="tell who can run here, and end")
+    add("--program", metavar="NAME=PATH", action="append", type=_program, default=[], help="one that is not on PATH")
+    add("--origin-port", metavar="PORT", type=int, default=0, help="where the origin listens")
+    add(
         "--peer",
         metavar="NAME=HOST:PORT:PID,PID",
         action="append",
-        type=peer,
+        type=_peer,
         default=[],
         help="a tunnel that runs already, forwards to our origin, and has these relay and gateway processes",
     )
-    parser.add_argument(
-        "--rathole",
-        metavar="PROGRAM",
-        type=Path,
-        help="the program of rathole 0.5: race its client against ours, at its own server, over tcp and tls",
-    )
-    parser.add_argument("--origin-port", metavar="PORT", type=int, default=0, help="where our origin listens")
-    parser.add_argument("--json", action="store_true", help="print every figure of every round instead of the table")
-    arguments = parser.parse_args()
+    parsed = parser.parse_args(arguments)
+    if unknown := {*parsed.figures} - {*GROUPS}:
+        parser.error(f"--figures: no {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
+    parsed.everybody = [*find(Programs(dict(parsed.program))), *parsed.peer]
+    there = {contestant.name for contestant in parsed.everybody}
+    if unknown := {*parsed.only} - there:
+        parser.error(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(sorted(there))}")
+    return parsed
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that what was started is ended
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with start_origin(arguments.origin_port) as origin:
-        runners = contestants(origin) | dict(arguments.peer)
-        if arguments.rathole is not None:
-            runners |= rathole_contestants(origin, arguments.rathole.absolute())
-        chosen = arguments.only or [*runners]
-        if unknown := set(chosen) - set(runners):
-            parser.error(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(runners)}")
-        chosen_ones = {name: runners[name] for name in chosen}
-        results, others = race(chosen_ones, rounds=arguments.rounds, mib=arguments.mib)
-    if arguments.json:
-        print(json.dumps({"machine": machine(), "others": others, "mib": arguments.mib, "rounds": results}, indent=2))
+
+def choose(everybody: Sequence[Contestant], only: Sequence[str]) -> list[Contestant]:
+    """Who runs. A line tells of each one that would but cannot."""
+    chosen = [each for each in everybody if (each.name in only if only else each.by_default)]
+    for contestant in chosen:
+        if contestant.missing:
+            print(f"without {contestant.name}: {contestant.missing}", file=sys.stderr)
+    return [each for each in chosen if not each.missing]
+
+
+def measure_alone(*, quick: bool) -> Figures:
+    print("in one process", file=sys.stderr)
+    return measure_long_path(8 if quick else 64) | measure_imports(1 if quick else 7)
+
+
+def write(folder: Path, run: Run, results: Results, heading: str) -> str:
+    """Write `bench.json`, `bench.md` and, where matplotlib is, `bench.svg`; return the text of the second."""
+    folder.mkdir(parents=True, exist_ok=True)
+    verdicts = judge(run)
+    text = f"{heading}\n\n{report(run, verdicts)}\n"
+    if results.failures:
+        text += "\nNot measured:\n\n" + "".join(f"- {failure}\n" for failure in results.failures)
+    goals = {verdict.goal.title: {"measured": verdict.value, "result": verdict.word} for verdict in verdicts}
+    saved = {"run": heading, "figures": run, "goals": goals, **attrs.asdict(results)}
+    (folder / "bench.json").write_text(json.dumps(saved, indent=2) + "\n")
+    (folder / "bench.md").write_text(text)
+    if can_plot():
+        plot(run, folder / "bench.svg")
+    else:
+        print("without a plot: there is no matplotlib (the extra `bench`)", file=sys.stderr)
+    return text
+
+
+def main() -> None:
+    options = parse()
+    if options.list:
+        for each in options.everybody:
+            print(f"{each.name:12} {each.about}{f' -- not here: {each.missing}' if each.missing else ''}")
         return
-    print(
-        f"{machine()}.\nOthers kept the machine {max(others):.0%} busy at the most, {median(others):.0%} as a rule.\n"
-        f"Medians of {arguments.rounds} rounds, {arguments.mib} MiB for each throughput; in brackets, times direct."
-        " Differences under 25 % are noise.\n"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that what was started is ended
+    allow_many_descriptors()
+    began = time.monotonic()
+    sizes = measuring.QUICK if options.quick else measuring.DEFAULT
+    rounds = options.rounds or (1 if options.quick else ROUNDS)
+    chosen = choose(options.everybody, options.only)
+    with start_origin(options.origin_port) as origin:
+        results = race(chosen, origin, rounds=rounds, sizes=sizes, groups=options.figures)
+    alone = measure_alone(quick=options.quick) if {*ALONE_GROUPS} & {*options.figures} else {}
+    others = results.others or [0.0]
+    heading = (
+        f"{machine()}. {time.strftime('%d %B %Y')}, {(time.monotonic() - began) / 60:.0f} minutes. Before each run, other"
+        f" programs used {median(others):.0%} of the machine as a rule, and {max(others):.0%} at most.\n\n"
+        f"Medians of {rounds} rounds, and in brackets from the worst round to the best one; {sizes.mib} MiB for each"
+        " throughput. Memory, growth and figures in one process were measured once."
     )
-    print(table(medians(results)))
+    print(write(options.out, collect(results.memory, results.rounds, alone), results, heading))
+    print(f"in {options.out}: bench.md, bench.json and bench.svg", file=sys.stderr)
 
 
 if __name__ == "__main__":

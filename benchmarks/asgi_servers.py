@@ -24,7 +24,7 @@ import trio
 from pioneer_tunnel import RelayKey, aio, asgi, forward, new_relay_key, open_tunnel
 from pioneer_tunnel.relay import Relay, RelayConfig
 
-from .tunnels import Process
+from .processes import Process
 
 HOST: Final = "bench.test"
 REQUEST: Final = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()

@@ -34,8 +34,12 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Final, TypeAlias
 
-from .traffic import LATE, Endpoint, dial_echo
-from .tunnels import Way, counted_tunnel, start_origin
+from .connections import Endpoint
+from .origin import LATE
+from .peers import ours
+from .race import start_origin
+from .visitors import dial_echo
+from .way import Way
 
 __all__ = ["TOLERANCE", "Counts", "excesses", "versions"]
 
@@ -68,7 +72,7 @@ def excesses(measured: Mapping[str, Counts], recorded: Mapping[str, Counts]) -> 
 
 def measure() -> dict[str, Counts]:
     """All figures, by what is done and what is counted."""
-    with TemporaryDirectory() as name, start_origin(0) as origin, counted_tunnel(origin, Path(name)) as way:
+    with TemporaryDirectory() as name, start_origin() as origin, ours.counted(origin, Path(name)) as way:
         return {
             "round trip": _per_one(way, Path(name), lambda count: _round_trips(way.endpoint, count)),
             "new connection": _per_one(way, Path(name), lambda count: _connections(way.endpoint, count)),

@@ -169,10 +169,10 @@ def line(storm: Storm) -> str:
 
 def plot(storms: dict[Advice, list[Storm]], path: Path) -> None:
     """Draw the connects per second of the largest storm of each kind."""
-    import matplotlib as mpl  # type: ignore[import-not-found,unused-ignore]  # optional, and in no extra
+    import matplotlib as mpl  # of the extra `bench`
 
     mpl.use("Agg")
-    from matplotlib import pyplot as plt  # type: ignore[import-not-found,unused-ignore]
+    from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 5))
     for advice, of_kind in storms.items():

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
     [
         ("demo", [".[cli,speed]"]),
         ("docs", [".[cli,speed]", ".[cli,speed,docs]"]),
+        ("bench", [".[cli,speed]", ".[cli,speed,bench]"]),
         ("test", [".[cli,speed]", ".[cli,speed,dev]"]),
     ],
 )

@@ -1,7 +1,7 @@
 """snitun as a tunnel to race: its relay or its gateway, until interrupted. Needs the package `snitun`.
 
-    python -m benchmarks.snitun_peer relay FILE
-    python -m benchmarks.snitun_peer gateway FILE
+    python -m benchmarks.peers.snitun_program relay FILE
+    python -m benchmarks.peers.snitun_program gateway FILE
 
 FILE is JSON: `control` and `visitors` are the relay's ports, `origin` is a host and a port; `fernet`, `key` and `iv`
 are keys. Its relay finds the tunnel by the name in a ClientHello. Our visitors send none, so every visitor goes to the
@@ -26,11 +26,11 @@ from snitun.server.listener_peer import PeerListener
 from snitun.server.listener_sni import SNIProxy
 from snitun.server.peer_manager import PeerManager
 
-from .traffic import HOST
+from ..connections import HOST
+from ..processes import LOOPBACK
 
 __all__: list[str] = []
 
-LOOPBACK: Final = "127.0.0.1"
 FIRST_READ: Final = 4096
 VALID: Final = 86400
 """Seconds."""

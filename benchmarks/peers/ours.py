@@ -1,0 +1,86 @@
+"""This project: `pioneer-tunnel relay` and `pioneer-tunnel expose`, over a link of any kind."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from pioneer_tunnel import new_relay_key
+from pioneer_tunnel.websocket import EngineName
+
+from ..connections import HOST, Endpoint
+from ..processes import LOOPBACK, free_port
+from ..way import Contestant, Programs, Way
+from .certificates import certify
+from .pair import pair
+
+__all__ = ["COMMAND", "contestants", "counted"]
+
+COMMAND: Final = (sys.executable, "-m", "pioneer_tunnel")
+TLS_LINES: Final = 'tls_certificate = "relay.crt"\ntls_private_key = "relay.key"\ningress_tls = false'
+
+
+def contestants(_: Programs) -> list[Contestant]:
+    kinds: tuple[tuple[str, EngineName, bool, str], ...] = (
+        ("ws", "websockets", False, "this project, a link over ws, with the extra `speed`"),
+        ("ws-trio", "trio-websocket", False, "the same with trio-websocket alone"),
+        ("wss", "websockets", True, "TLS between gateway and relay, but not for visitors"),
+        ("wss-trio", "trio-websocket", True, "the same with trio-websocket alone"),
+    )
+    return [
+        Contestant(name=name, about=about, open=partial(_tunnel, engine=engine, tls=tls))
+        for name, engine, tls, about in kinds
+    ]
+
+
+def counted(origin: Endpoint, folder: Path) -> AbstractContextManager[Way]:
+    """The tunnel of `ws`, by programs that count and write to `folder`; see counted.py."""
+    command = (sys.executable, "-m", "benchmarks.counted", str(folder))
+    return _tunnel(origin, engine="websockets", command=command)
+
+
+@contextmanager
+def _tunnel(
+    origin: Endpoint, *, engine: EngineName, tls: bool = False, command: Sequence[str] = COMMAND
+) -> Iterator[Way]:
+    """A relay and an exposed origin. With `tls` the link is wss; visitors come without TLS in any case."""
+    key = new_relay_key()
+    control, visitors = free_port(), free_port()
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        if tls:
+            certify(folder, LOOPBACK)
+        key_file = folder / "key"
+        key_file.touch(mode=0o600)
+        key_file.write_text(key.reveal())
+        (folder / "relay.toml").write_text(
+            f"""
+            [relay]
+            id = "bench"
+            control_addr = "{LOOPBACK}:{control}"
+            ingress_addr = "{LOOPBACK}:{visitors}"
+            public_names = ["{LOOPBACK}:{control}"]
+            {TLS_LINES if tls else ""}
+
+            [relay.limits]
+            connections = 100000
+            streams_per_tunnel = 100000
+            opens_per_second_per_tunnel = 100000
+
+            [[relay.tunnels]]
+            id = "bench"
+            url = "http://{HOST}"
+            key = "{key.identity().public_key}"
+            """
+        )
+        host, port = origin
+        relay = [*command, "relay", "--config", "relay.toml", "--websocket-engine", engine]
+        expose = [*command, "expose", f"{host}:{port}", "--relay", f"{'wss' if tls else 'ws'}://{LOOPBACK}:{control}"]
+        expose += ["--key-file", "key", "--websocket-engine", engine, *(["--ca-file", "ca.pem"] if tls else [])]
+        with pair(folder, relay, expose, listens=control, visitors=visitors, reconnects=True) as way:
+            yield way
