@@ -211,6 +211,7 @@ class GatewayEndpoint:
         except Refusal as refusal:
             await refuse(stream, refusal)
             return
+        del head  # it takes memory for as long as the session lives
         await self.serve_request(PrefixedStream(stream, received), watched, arrival, certificate=certificate)
 
     async def serve_request(
