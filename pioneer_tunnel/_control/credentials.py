@@ -10,7 +10,7 @@ import trio
 
 from .._model.errors import StorageError
 
-__all__ = ["require_unix_sockets", "user_of_peer"]
+__all__ = ["process_of_peer", "require_unix_sockets", "user_of_peer"]
 
 
 def require_unix_sockets() -> None:
@@ -35,9 +35,17 @@ if sys.platform == "linux":
         Raises:
             OSError: the kernel cannot tell.
         """
+        return process_of_peer(connection)[0]
+
+    def process_of_peer(connection: trio.socket.SocketType) -> tuple[int, int]:
+        """The uid and the pid of the process that made the connection, or that listens at its other end.
+
+        Raises:
+            OSError: the kernel cannot tell.
+        """
         found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        user: int = _CREDENTIALS.unpack(found)[1]
-        return user
+        pid, user, _group = _CREDENTIALS.unpack(found)
+        return user, pid
 
 else:
 
@@ -57,3 +65,11 @@ else:
         if getpeereid(connection.fileno(), ctypes.byref(user), ctypes.byref(group)) != 0:
             raise OSError(ctypes.get_errno(), "getpeereid failed")
         return user.value
+
+    def process_of_peer(connection: trio.socket.SocketType) -> tuple[int, int]:  # noqa: ARG001  # as on Linux
+        """The uid and the pid of the process that made the connection, or that listens at its other end.
+
+        Raises:
+            OSError: the kernel cannot tell.
+        """
+        raise OSError("this system cannot tell which process connects to a Unix socket")

@@ -24,6 +24,7 @@ class LogFields(TypedDict, total=False):
     reason: object
     file: object
     dropped: int
+    worker: int
 
 
 LOG_FIELDS: Final = ("event", *LogFields.__annotations__)
@@ -37,7 +38,7 @@ def about(event: str, **fields: Unpack[LogFields]) -> dict[str, Any]:
         event: what has happened: a word that does not change.
         fields: `tunnel`, the id of the tunnel at a relay; `session`, the id of the session; `service`, its name;
             `peer`, the address of the other end; `reason`, why; `file`, which file; `dropped`, how many lines of the
-            same kind were left out before this one.
+            same kind were left out before this one; `worker`, which worker of the relay.
     """
     given = {name: value if isinstance(value, int) else clean_message(str(value)) for name, value in fields.items()
              if value is not None}  # fmt: skip

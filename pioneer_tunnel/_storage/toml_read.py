@@ -18,7 +18,7 @@ from .._model.text import hide_secrets, shown
 from . import files
 from .validation import refusal
 
-__all__ = ["FILE_LIMIT", "parse_toml", "read_toml", "subtable"]
+__all__ = ["FILE_LIMIT", "parse_toml", "read_content", "read_toml", "subtable"]
 
 FILE_LIMIT: Final = 64 * 1024 * 1024
 """Bytes that a TOML file may have."""
@@ -33,13 +33,22 @@ def read_toml(path: Path) -> dict[str, Any]:
         StorageError: it cannot be read.
         InvalidSettingsError: it is not TOML; the message has line and column.
     """
+    return parse_toml(read_content(path), path)
+
+
+def read_content(path: Path) -> bytes:
+    """Read a file that `parse_toml` takes, at most 64 MiB.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
     try:
         content = files.read(path, limit=FILE_LIMIT)
     except ValueError as error:  # the path holds a null character
         raise StorageError(f"{path} cannot be read: {error}") from error
     if content is None:
         raise StorageError(f"{path} cannot be read: {os.strerror(errno.ENOENT)}")
-    return parse_toml(bytes(content), path)
+    return bytes(content)
 
 
 def parse_toml(content: bytes, path: Path) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final, Literal, NoReturn, final
 
@@ -55,12 +55,21 @@ class AccessLog:
         path: of the file, which is made with mode 0600 if there is none; `-` for standard output.
         form: of its lines.
         shortened: whether visitors' addresses are shortened to a /24 or a /48.
+        shared: whether other processes write the same file. Then it is locked for each batch, so that lines stay whole.
     """
 
-    def __init__(self, path: Path, form: AccessLogFormat = AccessLogFormat.COMMON, *, shortened: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        form: AccessLogFormat = AccessLogFormat.COMMON,
+        *,
+        shortened: bool = False,
+        shared: bool = False,
+    ) -> None:
         self.shortened: Final = shortened
         self._path: Final = path
         self._form: Final = form
+        self._shared: Final = shared
         self._waiting: Final[deque[Entry]] = deque()
         self._dropped = 0
         self._news = trio.Event()
@@ -85,10 +94,10 @@ class AccessLog:
 
     @classmethod
     def configured(
-        cls, path: Path | None, form: AccessLogFormat, addresses: Literal["full", "short"]
+        cls, path: Path | None, form: AccessLogFormat, addresses: Literal["full", "short"], *, shared: bool = False
     ) -> AccessLog | None:
         """The log that a configuration asks for; None if it has no path."""
-        return None if path is None else cls(path, form, shortened=addresses == "short")
+        return None if path is None else cls(path, form, shortened=addresses == "short", shared=shared)
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
@@ -158,11 +167,17 @@ class AccessLog:
                 if self._descriptor is None:
                     self._descriptor = self._open()
                     self._torn = False
-                if self._torn and data:
-                    os.write(self._descriptor, b"\n")
-                    self._torn = False
-                while sent < len(data):
-                    sent += os.write(self._descriptor, data[sent:])
+                with _locked(self._descriptor) if self._shared else nullcontext():
+                    if self._torn and data:
+                        os.write(self._descriptor, b"\n")
+                        self._torn = False
+                    try:
+                        while sent < len(data):
+                            sent += os.write(self._descriptor, data[sent:])
+                    except OSError:
+                        if self._shared:  # else a line of another process would follow a part of this one
+                            sent -= _cut_off_part(self._descriptor, data[:sent])
+                        raise
             except OSError as error:
                 if sent:
                     self._torn = not data[:sent].endswith(b"\n")
@@ -183,3 +198,25 @@ class AccessLog:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+@contextmanager
+def _locked(descriptor: int) -> Iterator[None]:
+    """Be the only process that writes, while the block runs. Blocks. A process that is killed holds no lock."""
+    import fcntl  # noqa: PLC0415  # Windows has none, and no processes that share a log
+
+    fcntl.lockf(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN)
+
+
+def _cut_off_part(descriptor: int, written: bytes) -> int:
+    """Remove the part of a line at the end of a file, after `written` was appended; returns its length."""
+    part = len(written) - written.rfind(b"\n") - 1
+    try:
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size - part)
+    except OSError:  # it is a pipe
+        return 0
+    return part

@@ -13,12 +13,13 @@ from __future__ import annotations
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from random import Random
-from typing import Final, NoReturn, TypeVar, final
+from typing import Any, Final, NoReturn, TypeVar, final
 
+import attrs
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -29,7 +30,7 @@ from .._model.errors import InvalidSettingsError, StorageError, TunnelError
 from .._net.tls.by_name import Certificates
 from .._net.tls.certificate import Certificate
 from .answers import Answers, challenge_context
-from .authority import Authority, ChallengeKind, OrderFailed, Scope
+from .authority import Authority, Challenge, ChallengeKind, OrderFailed, Scope
 from .config import AcmeConfig
 from .policy import Lifetime, Schedule
 from .store import Store, lifetime_of
@@ -47,12 +48,20 @@ _LOCK_RETRY: Final = 2.0
 _CHECK_RETRY: Final = 3600.0
 """Seconds until an authority is asked again when to renew, after a failure."""
 
+_CHALLENGES: Final = "challenges"
+_CERTIFICATE: Final = "certificate"
+"""What other processes have to know: which challenges to answer, and that there is a certificate for a name."""
+
 _T = TypeVar("_T")
 _log: Final = logging.getLogger("pioneer_tunnel.certificates")
 
 
 def _nothing() -> None:
     """The default of `on_change`."""
+
+
+async def _nobody_else(_what: str, _told: Any) -> None:
+    """The default of `let_others_know`."""
 
 
 @final
@@ -98,6 +107,11 @@ class AcmeCertificates(Certificates):
         self._told: Mapping[str, CertificateStatus] = {}
         self.on_change: Callable[[], object] = _nothing
         """Called when `status` says something else than before."""
+        self.let_others_know: Callable[[str, Any], Awaitable[object]] = _nobody_else
+        """Awaited with what other processes with this folder have to know: theirs is `hear`. For JSON."""
+        self.orders = False
+        """Whether it is this process that orders. While another one does, `status` tells no failures."""
+        self._others: Final = ExitStack()
 
     @property
     def status(self) -> dict[str, CertificateStatus]:
@@ -141,6 +155,21 @@ class AcmeCertificates(Certificates):
     def challenge_context(self, name: str | None) -> ssl.SSLContext | None:
         return self._answers.tls(name)
 
+    async def hear(self, what: str, told: Any) -> None:
+        """Another process with this folder lets us know what it does.
+
+        Args:
+            what, told: what it has passed to `let_others_know`.
+        """
+        if what == _CERTIFICATE:
+            await self._load([told])
+            self._tell()
+        elif what == _CHALLENGES:
+            challenges = [Challenge(**{**one, "kind": ChallengeKind(one["kind"])}) for one in told]
+            contexts = await _contexts_of(challenges)
+            self._others.close()
+            self._others.enter_context(self._answers.offered(challenges, contexts))
+
     async def load(self) -> None:
         """Use what is on the disk for the wanted names. `run` does so, too; this is to have it before visitors come."""
         await self._load(name for name in self._names if name not in self._looked_at)
@@ -150,6 +179,7 @@ class AcmeCertificates(Certificates):
         async with self._running, trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_loaded)
             async with self._locked():
+                self.orders = True
                 await self._restore()
                 await self._load(self._names)  # the process before may have renewed some
                 while True:
@@ -205,6 +235,7 @@ class AcmeCertificates(Certificates):
             schedule.note_certificate(name, Lifetime(*lifetime_of(chain)))
             schedule.note_success(name)
             _log.info("there is a new certificate for %s", name)
+            await self.let_others_know(_CERTIFICATE, name)
         with suppress(StorageError):  # it was reported above, or will be with the next order
             await self._keep_records()
 
@@ -225,14 +256,11 @@ class AcmeCertificates(Certificates):
         place = partial(self._authority.order, name, csr, kind=self._kind, replaces=self._chains.get(name))
         order = await self._ask(place)
         challenges = order.challenges
-        contexts = [
-            await _in_thread(partial(challenge_context, challenge))
-            for challenge in challenges
-            if challenge.kind is ChallengeKind.TLS_ALPN_01
-        ]
+        contexts = await _contexts_of(challenges)
         deadline = trio.current_time() + VALIDATION_TIMEOUT
         with self._answers.offered(challenges, contexts):
             if challenges:
+                await self.let_others_know(_CHALLENGES, [attrs.asdict(one) for one in challenges])
                 await self._ask(order.begin_validation)
                 await _until(partial(self._ask, order.is_validated), deadline)
         chain = await _until(partial(self._ask, order.certificate), deadline)
@@ -345,6 +373,12 @@ async def _until(poll: Callable[[], Awaitable[_T | None]], deadline: float) -> _
         await trio.sleep(delay)
         delay = min(2 * delay, _LAST_POLL)
     raise OrderFailed(f"the authority did not decide within {VALIDATION_TIMEOUT:g} seconds", scope=Scope.NAME)
+
+
+async def _contexts_of(challenges: Sequence[Challenge]) -> list[ssl.SSLContext]:
+    """The contexts for those challenges that are answered in TLS."""
+    by_tls = [challenge for challenge in challenges if challenge.kind is ChallengeKind.TLS_ALPN_01]
+    return [await _in_thread(partial(challenge_context, challenge)) for challenge in by_tls]
 
 
 def _key_and_request(name: str) -> tuple[bytes, bytes]:

@@ -19,6 +19,7 @@ from ..relay import Relay
 from ..relay.handover import Predecessor
 from ..relay.inherited import from_systemd
 from ..relay.reload import ConfigFile
+from ..relay.spawning import WORKER_VARIABLE
 from ..websocket import EngineName
 from .about import demo, version
 from .arguments import Choice, Command, Commands, ExistingFile, log_format_option
@@ -76,20 +77,30 @@ for _command in (
 @pioneer_tunnel.group(invoke_without_command=True)
 @click.option("--config", type=_FILE, metavar="FILE", help=f"The relay's TOML file; by default {USUAL_CONFIG}.")
 @_websocket_engine
+@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Serve with N processes, for N cores.")
 @log_format_option
 @click.pass_context
-def relay(context: click.Context, config: Path | None, websocket_engine: EngineName | None, log_format: str) -> None:
+def relay(
+    context: click.Context,
+    config: Path | None,
+    websocket_engine: EngineName | None,
+    workers: int | None,
+    log_format: str,
+) -> None:
     """Run a relay until it is interrupted.
 
     Its tunnels follow the file: it is read again when it changes, and on SIGHUP, which also reopens the access log.
     SIGUSR2 starts a successor, which takes over without refusing a connection. SIGINT and SIGTERM let visitors finish;
-    a second one ends at once.
+    a second one ends at once. With --workers, SIGUSR2 replaces the workers one by one.
     """
     if context.invoked_subcommand is not None:
         return
     config = find_config(context, config)
     if log_format == "json":
         write_json_lines(context.obj)
+    if workers is not None:
+        _run_with_workers(context, config, websocket_engine, workers)
+        return
     try:
         file = ConfigFile(config)
         predecessor = Predecessor.from_environment()
@@ -97,6 +108,23 @@ def relay(context: click.Context, config: Path | None, websocket_engine: EngineN
         server = Relay(file.load(), engine=websocket_engine, inherited=inherited)
         process = RelayProcess(server, file, predecessor)
         run_until_stopped(process.run, process.stop)
+    except TunnelError as error:
+        raise Failed(str(error), error.kind) from error
+    except OSError as error:
+        raise click.ClickException(error.strerror or str(error)) from error
+
+
+def _run_with_workers(context: click.Context, config: Path, engine: EngineName | None, workers: int) -> None:
+    from ..relay.workers.process import NoWorker  # noqa: PLC0415  # a relay without workers needs none of it
+    from .workers_process import run_parent, run_worker  # noqa: PLC0415
+
+    try:
+        if WORKER_VARIABLE in os.environ:
+            run_worker(config, engine, context.obj)
+        else:
+            run_parent(config, workers)
+    except NoWorker as error:
+        raise click.ClickException(str(error)) if error.kind is None else Failed(str(error), error.kind) from error
     except TunnelError as error:
         raise Failed(str(error), error.kind) from error
     except OSError as error:

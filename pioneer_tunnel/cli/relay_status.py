@@ -17,7 +17,7 @@ from .._model.errors import StorageError
 from .._model.exception_groups import lone_error_bare
 from .._model.stats import SessionStats, StreamStats
 from .._model.text import clean_message
-from ..relay import RelayTunnelStats
+from ..relay import RelayTunnelStats, WorkerStats
 from ..relay.administration.running import RunningRelay, ask_running
 from .arguments import Command
 from .quantities import amount, duration
@@ -115,11 +115,22 @@ def _summary(running: RunningRelay) -> str:
         f"bytes from visitors: {amount(streams.from_visitors_bytes_total)}B",
         f"bytes to visitors: {amount(streams.to_visitors_bytes_total)}B",
     ]
+    lines += map(_worker, stats.workers)
     if stats.draining:
         lines.append("it drains: it ends with its last visitor")
     if stats.refusals_total:
         lines.append(f"refused: {_refusals(stats.refusals_total)}")
     return "\n".join(lines)
+
+
+def _worker(worker: WorkerStats) -> str:
+    memory = "" if worker.memory_bytes is None else f", {amount(worker.memory_bytes)}B of memory"
+    return (
+        f"worker {worker.index}{' (drains)' if worker.draining else ''}: process {worker.pid},"
+        f" up {duration(time.time() - worker.since_unix)}, {worker.connections.open} connections,"
+        f" {worker.sessions_open} sessions, {worker.streams.open} visitors,"
+        f" {duration(worker.cpu_seconds_total)} of processor time{memory}"
+    )
 
 
 def _refusals(refused: Mapping[str, int]) -> str:

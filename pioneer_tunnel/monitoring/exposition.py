@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from .._model.stats import SessionStats
 from .._version import __version__
-from .site import Accept, Answer, Page
+from .site import Accept, Answer, Page, Refresh
 
 __all__ = ["Measure", "families", "last_round_trip", "metrics_page", "version_info"]
 
@@ -98,12 +98,13 @@ class _Families(Collector):
         return self._made
 
 
-def metrics_page(collect: Callable[[], Callable[[], Iterable[Metric]]]) -> Page:
+def metrics_page(collect: Callable[[], Callable[[], Iterable[Metric]]], refresh: Refresh | None = None) -> Page:
     """A page of metrics, those of this process included. Its format is the one that `Accept` asks for.
 
     Args:
         collect: takes the numbers, in the event loop, and returns what makes families of them, in a thread: a relay
             with a thousand tunnels has some ten thousand lines.
+        refresh: is awaited before that; by default the numbers are there.
     """
     process = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -111,6 +112,8 @@ def metrics_page(collect: Callable[[], Callable[[], Iterable[Metric]]]) -> Page:
 
     async def answer(accept: Accept) -> Answer:
         encode, kind = choose_encoder(accept)
+        if refresh is not None:
+            await refresh()
         body = await trio.to_thread.run_sync(_encoded, encode, collect(), process)
         return Answer(HTTPStatus.OK, kind, body)
 

@@ -21,7 +21,7 @@ import trio
 from .._model.log_fields import about
 from .._net.log_limiter import LogLimiter
 
-__all__ = ["Answer", "Page", "Site", "health", "text"]
+__all__ = ["Answer", "Page", "Refresh", "Site", "health", "text"]
 
 CONNECTIONS: Final = 32
 """Connections at once; a further one is closed."""
@@ -64,6 +64,9 @@ class Answer:
 
 Accept: TypeAlias = str
 """The `Accept` header of a request; empty if there is none."""
+
+Refresh: TypeAlias = Callable[[], Awaitable[object]]
+"""Gets numbers of now from other processes, before a page tells them."""
 
 
 @final

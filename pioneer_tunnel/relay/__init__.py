@@ -14,6 +14,7 @@ accept_loop                    accept connections, or reset them
 connection                     an accepted connection, with a task or without
 admission, rates               limits on connections, visitors and failed proofs
 dashboard                      the operator's page, for this host alone
+workers/…                      N processes that serve the same addresses
 request_head                   read the first request of a connection
 gateways/endpoint              a gateway connects and proves its key
 gateways/session               a connected gateway
@@ -38,7 +39,7 @@ from .config import RelayConfig
 from .gateways.takeover import Takeover
 from .limits import RelayLimits
 from .server import Relay
-from .stats import ConnectionStats, RelayStats, RelayTunnelStats
+from .stats import ConnectionStats, RelayStats, RelayTunnelStats, WorkerStats
 from .tunnels import Route, ServiceEntry, TunnelEntry
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "ServiceEntry",
     "Takeover",
     "TunnelEntry",
+    "WorkerStats",
 ]
 
 _publish(globals())

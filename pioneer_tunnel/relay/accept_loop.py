@@ -20,7 +20,7 @@ import trio
 
 from .._model.addresses import Address
 from .._model.log_fields import about
-from .._net.adopted import Watched, watch
+from .._net.adopted import watch
 from .._net.fastpath.event_loop import Reactor, Stay
 from .._net.log_limiter import LogLimiter
 from .._net.socket_options import descriptor_of, keep_alive, limit_unsent
@@ -29,7 +29,7 @@ from .._net.turn import Turn
 from .admission import Admission, OverLimit
 from .connection import Connection, address_of, log_unforeseen
 
-__all__ = ["AcceptLoop", "Handler"]
+__all__ = ["AcceptLoop", "Handler", "admit"]
 
 ACCEPT_RETRY: Final = 0.1
 """Seconds until the next accept, when the system is out of descriptors or memory."""
@@ -126,7 +126,14 @@ class _Acceptor:
                     await trio.sleep(ACCEPT_RETRY)
                 else:
                     keep_alive(connected.socket, idle=KEEPALIVE_IDLE, interval=KEEPALIVE_INTERVAL)
-                    self._admit(watch(connected, resets=True), address_of(connected.socket.getpeername))
+                    stream, peer = watch(connected, resets=True), address_of(connected.socket.getpeername)
+                    admit(
+                        Connection(stream, peer, self._local, self._connections, self._context),
+                        self._admission,
+                        self._handler,
+                        trio.current_time(),
+                        only_visitors=self._only_visitors,
+                    )
 
     async def _serve_by_events(self, stay: Stay) -> None:
         """Returns if the event loop cannot watch the listener."""
@@ -171,7 +178,19 @@ class _Acceptor:
             connected.setblocking(False)
             if self._backlog:
                 _prepare(connected)
-            self._admit(TcpStream(connected, resets=True), Address.of_socket(name))
+            admit(
+                Connection(
+                    TcpStream(connected, resets=True),
+                    Address.of_socket(name),
+                    self._local,
+                    self._connections,
+                    self._context,
+                ),
+                self._admission,
+                self._handler,
+                self._turn.now(),
+                only_visitors=self._only_visitors,
+            )
         assert self._stay is not None
         self._stay.reactor.queue(self._accept)
         return 0
@@ -187,26 +206,33 @@ class _Acceptor:
         else:
             self._stay.reactor.queue(self._accept)  # that connection was lost before it was accepted
 
-    def _admit(self, stream: Watched, peer: Address | None) -> None:
-        connection = Connection(stream, peer, self._local, self._connections, self._context)
-        try:
-            connection.arrival = self._admission.arrive(
-                None if peer is None else peer.host,
-                self._turn.now(),
-                connection.evict,
-                only_visitors=self._only_visitors,
-            )
-        except OverLimit as reason:
-            self._admission.counts.refused(reason.reason)
-            fields = about("connection_refused", peer=peer, reason=reason.reason)
-            _log_limiter.log(str(reason), f"a connection was turned away: {reason}", about=fields)
-            connection.reset()
-            return
-        try:
-            self._handler(connection)
-        except Exception as error:  # noqa: BLE001  # it concerns this connection alone
-            log_unforeseen(error)
-            connection.evict()
+
+def admit(connection: Connection, admission: Admission, handler: Handler, now: float, *, only_visitors: bool) -> None:
+    """Count a new connection, and begin to serve it. If it is over a limit, reset it.
+
+    Args:
+        connection: whose `arrival` this sets.
+        admission: counts it.
+        handler: begins to serve it.
+        now: the time in seconds.
+        only_visitors: as of `AcceptLoop.serve`.
+    """
+    peer = connection.peer
+    try:
+        connection.arrival = admission.arrive(
+            None if peer is None else peer.host, now, connection.evict, only_visitors=only_visitors
+        )
+    except OverLimit as reason:
+        admission.counts.refused(reason.reason)
+        fields = about("connection_refused", peer=peer, reason=reason.reason)
+        _log_limiter.log(str(reason), f"a connection was turned away: {reason}", about=fields)
+        connection.reset()
+        return
+    try:
+        handler(connection)
+    except Exception as error:  # noqa: BLE001  # it concerns this connection alone
+        log_unforeseen(error)
+        connection.evict()
 
 
 def _log_overload(error: OSError) -> None:

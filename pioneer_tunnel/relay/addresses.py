@@ -151,6 +151,10 @@ class Listening:
         public = self._config.public_hosts[0]
         return f"tcp://{public if address.host in _ANY_HOST else bracketed(address.host)}:{address.port}"
 
+    def route_of(self, tunnel_id: str, service: str | None) -> Route | None:
+        """The route of a service with a `bind_addr`; None if there is none."""
+        return self._of_tunnels.route_of(tunnel_id, service)
+
     @property
     def _of_tunnels(self) -> BoundListeners:
         assert self._bound is not None  # `begin` has made it

@@ -51,6 +51,7 @@ from ..access_log.entry import AccessLogFormat, a_log_format, full_or_short
 from ..access_log.writer import STANDARD_OUTPUT
 from ..certificates.config import AcmeConfig, an_acme
 from ..monitoring.address import SiteAddress, local_address, site_address
+from .fleet.config import FleetConfig, a_fleet
 from .limits import RelayLimits
 from .tunnels import LABEL_LIMIT, Addresses, Route, TunnelEntry, each_address, listening_addresses, tunnels
 
@@ -92,10 +93,25 @@ def _labels(value: Sequence[str]) -> tuple[str, ...]:
     return tuple(a_text(label, allowed) for label in value)
 
 
-def _no_file_for_names(file: Path | None, tunnels: Sequence[TunnelEntry]) -> str | None:
-    if file is not None or all(tunnel.wildcard is None for tunnel in tunnels):
+def _no_file_for_names(file: Path | None, tunnels: Sequence[TunnelEntry], fleet: FleetConfig | None) -> str | None:
+    if file is not None or fleet is not None or all(tunnel.wildcard is None for tunnel in tunnels):
         return None
     return "is missing; with a wildcard, gateways create names, and each stays with its key for ever"
+
+
+def _names_of_a_fleet(file: Path | None, fleet: FleetConfig | None) -> str | None:
+    if file is None or fleet is None:
+        return None
+    return "stands beside fleet; the nodes keep names that gateways create in Redis, so that each name has one owner"
+
+
+def _fleet_needs_an_address(
+    fleet: FleetConfig | None, control_addr: Addresses, ingress_addr: Addresses, http_addr: Addresses | None
+) -> str | None:
+    for name, own in (("control_addr", control_addr), ("ingress_addr", ingress_addr), ("http_addr", http_addr)):
+        if fleet is not None and fleet.listen in each_address(own):
+            return f"listen is {name} too, '{fleet.listen}'; it needs an address of its own"
+    return None
 
 
 def _limits(value: RelayLimits | Mapping[str, Any]) -> RelayLimits:
@@ -125,6 +141,15 @@ def _no_certificate(tls: bool, certificate: Path | None, acme: AcmeConfig | None
 
 def _two_certificates(acme: AcmeConfig | None, certificate: Path | None) -> str | None:
     return None if acme is None or certificate is None else "stands beside tls_certificate; leave one of them out"
+
+
+def _asked_at_any_node(acme: AcmeConfig | None, fleet: FleetConfig | None) -> str | None:
+    if acme is None or fleet is None:
+        return None
+    return (
+        "stands beside fleet: an authority would look at any node for what one of them has ordered; order certificates"
+        " elsewhere, and name them with tls_certificate"
+    )
 
 
 def _nothing_to_certify(acme: AcmeConfig | None, control_tls: bool, ingress_tls: bool) -> str | None:
@@ -287,6 +312,8 @@ class RelayConfig:
         metrics: where Prometheus finds metrics, at `/metrics`, and balancers health checks, at `/-/healthy` and
             `/-/ready`; None (default) for nowhere. It has no login. It may be the address of `dashboard`. It needs the
             package prometheus-client (extra `metrics`).
+        fleet: this node of a fleet, and how it finds the others; None (default) for a relay alone. `fleet_config` has
+            its paths resolved. See docs/fleet.md.
         health_host: the Host of health checks at the addresses for visitors; None (default) for none. The relay answers
             requests for it itself: 200, or 503 while it drains.
         base_dir: the folder that relative paths start from: that of the file. Not a key of the table.
@@ -323,6 +350,7 @@ class RelayConfig:
     access_log: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     access_log_format: AccessLogFormat = attrs.field(default=AccessLogFormat.COMMON, converter=a_log_format)
     access_log_addresses: Literal["full", "short"] = attrs.field(default="full", validator=full_or_short)
+    fleet: FleetConfig | None = attrs.field(default=None, converter=a_fleet)
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
@@ -331,11 +359,14 @@ class RelayConfig:
         Rule(("ingress_tls", "tls_certificate", "acme"), _no_certificate),
         Rule(("acme", "tls_certificate"), _two_certificates),
         Rule(("acme", "control_tls", "ingress_tls"), _nothing_to_certify),
+        Rule(("acme", "fleet"), _asked_at_any_node),
         Rule(("acme", "tunnels", "public_names"), _out_of_sight),
         Rule(("http_addr", "ingress_tls"), _in_clear_already),
         Rule(("http_addr", "control_addr", "ingress_addr"), _taken),
         Rule(("ingress_tls", "control_tls", "ingress_addr", "control_addr"), _shared_address_needs_one_tls_setting),
-        Rule(("names_file", "tunnels"), _no_file_for_names),
+        Rule(("names_file", "tunnels", "fleet"), _no_file_for_names),
+        Rule(("names_file", "fleet"), _names_of_a_fleet),
+        Rule(("fleet", "control_addr", "ingress_addr", "http_addr"), _fleet_needs_an_address),
         Rule(("dashboard", "control_addr", "ingress_addr", "http_addr"), _site_needs_an_address),
         Rule(("metrics", "control_addr", "ingress_addr", "http_addr"), _site_needs_an_address),
         Rule(("health_host", "tunnels", "public_names"), _health_host_is_taken),
@@ -404,6 +435,11 @@ class RelayConfig:
     def acme_config(self) -> AcmeConfig | None:
         """`acme`, with paths from `base_dir`."""
         return None if self.acme is None else self.acme.below(self.base_dir)
+
+    @property
+    def fleet_config(self) -> FleetConfig | None:
+        """`fleet`, with paths from `base_dir`."""
+        return None if self.fleet is None else self.fleet.below(self.base_dir)
 
     @property
     def names_path(self) -> Path | None:

@@ -37,9 +37,10 @@ class Connection:
     Attributes:
         stream, peer: as above.
         arrival: its entry in the limits. The accept loop sets it.
+        may_pass: whether it may still be passed to another process, see `passing`.
     """
 
-    __slots__ = ("_context", "_left", "_lent", "_scope", "_local", "_tasks", "arrival", "peer", "stream")
+    __slots__ = ("_context", "_left", "_lent", "_scope", "_local", "_tasks", "arrival", "may_pass", "peer", "stream")
 
     arrival: Arrival
 
@@ -56,6 +57,7 @@ class Connection:
         self._lent: Final = lent
         self._scope: trio.CancelScope | None = None  # of its task
         self._left = False
+        self.may_pass: bool = True
 
     @property
     def local(self) -> Address | None:

@@ -15,9 +15,7 @@ import itertools
 import json
 import logging
 import os
-import signal
 import socket
-import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Final, final
 
@@ -26,6 +24,7 @@ import trio
 
 from .._model.log_fields import about
 from .inherited import Inherited
+from .spawning import end_child, own_command, spawn
 
 __all__ = ["Handover", "NoSuccessor", "Predecessor", "start_successor"]
 
@@ -41,7 +40,6 @@ READ_TIMEOUT: Final = 10.0
 END_TIMEOUT: Final = 1.0
 """Seconds that a successor that does not listen has to end by itself, so that its exit status says why."""
 
-END_LOOK: Final = 0.02
 _READY: Final = b"listening\n"
 _log: Final = logging.getLogger("pioneer_tunnel.relay.handover")
 
@@ -80,7 +78,11 @@ async def start_successor(handover: Handover, command: Sequence[str] | None = No
     async with channel:
         with theirs:
             inherited = [theirs.fileno(), *itertools.chain.from_iterable(handover.descriptors.values())]
-            pid = _spawn(command or [sys.executable, *sys.orig_argv[1:]], theirs.fileno(), inherited)
+            environment = {**os.environ, VARIABLE: str(theirs.fileno())}
+            try:
+                pid = spawn(command or own_command(), environment, inherited)
+            except OSError as error:
+                raise NoSuccessor(f"it does not start: {error}") from error
         line = json.dumps({"descriptors": dict(handover.descriptors), "connected": [*handover.connected]})
         listens = False
         try:
@@ -90,36 +92,10 @@ async def start_successor(handover: Handover, command: Sequence[str] | None = No
         except trio.BrokenResourceError:
             pass  # it has ended
         finally:
-            # The successor outlives this process, so it is no `subprocess.Popen`, which would complain.
-            status = None if listens else await _end(pid)
+            status = None if listens else await end_child(pid, END_TIMEOUT)
     if not listens:
         raise NoSuccessor(f"it does not listen, and has ended with status {status}")
     _log.info("the successor, process %d, listens", pid, extra=about("successor_listens"))
-
-
-def _spawn(command: Sequence[str], channel: int, inherited: Sequence[int]) -> int:
-    for descriptor in inherited:
-        os.set_inheritable(descriptor, True)
-    try:
-        return os.posix_spawn(command[0], [*command], {**os.environ, VARIABLE: str(channel)})
-    except OSError as error:
-        raise NoSuccessor(f"it does not start: {error}") from error
-    finally:
-        for descriptor in inherited:
-            os.set_inheritable(descriptor, False)
-
-
-async def _end(pid: int) -> int:
-    """Wait for the end of a child, and kill it if that takes too long; returns its exit status."""
-    ended, status = 0, 0
-    with trio.CancelScope(shield=True):
-        deadline = trio.current_time() + END_TIMEOUT
-        while not ended:
-            if trio.current_time() >= deadline:
-                os.kill(pid, signal.SIGKILL)
-            await trio.sleep(END_LOOK)
-            ended, status = os.waitpid(pid, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status)
 
 
 @final

@@ -10,7 +10,7 @@ from .._model.keys import SigningIdentity
 from .._storage import files
 from .config import RelayConfig
 
-__all__ = ["identity_of"]
+__all__ = ["identity_of", "read_identity"]
 
 _LIMIT: Final = 64 * 1024
 
@@ -23,21 +23,31 @@ def identity_of(config: RelayConfig) -> SigningIdentity | None:
         InvalidSettingsError: it holds something else.
     """
     path = config.identity_key_path
-    return None if path is None else SigningIdentity.from_seed(_read_seed(path))
+    if path is None:
+        return None
+    return read_identity(path, "identity key file", "'pioneer-tunnel relay new-identity' prints them")
 
 
-def _read_seed(path: Path) -> bytes:
-    """Read the seed from the first line. The second line may hold the public half, as `relay new-identity` prints."""
+def read_identity(path: Path, what: str, maker: str) -> SigningIdentity:
+    """Read the seed from the first line of a file. The second line may hold the public half. Blocks.
+
+    Args:
+        path: the file.
+        what: what it is, for errors.
+        maker: what makes such a file, for errors.
+
+    Raises:
+        StorageError, InvalidSettingsError: see `identity_of`.
+    """
     content = files.read(path, limit=_LIMIT, private=True)
     if content is None:
-        raise StorageError(f"the identity key file {str(path)!r} cannot be read: there is none")
+        raise StorageError(f"the {what} {str(path)!r} cannot be read: there is none")
     try:
         seed = bytes.fromhex(str(content, "ascii").strip().partition("\n")[0])
     except ValueError:
         seed = b""
     if len(seed) != 32:
         raise InvalidSettingsError(
-            f"the identity key file {str(path)!r} does not hold 64 hexadecimal digits on its first line;"
-            " 'pioneer-tunnel relay new-identity' prints them"
+            f"the {what} {str(path)!r} does not hold 64 hexadecimal digits on its first line; {maker}"
         )
-    return seed
+    return SigningIdentity.from_seed(seed)

@@ -37,6 +37,10 @@ class Inherited:
         self.connected: Final = frozenset(connected)
         self._sockets: Final = dict(sockets or {})
 
+    def add(self, name: str, sockets: Sequence[socket.socket]) -> None:
+        """Have these for an address, too."""
+        self._sockets[name] = sockets
+
     def take(self, name: str) -> Sequence[socket.socket]:
         """The sockets for an address, which the caller closes; empty when there are none."""
         return self._sockets.pop(name, ())

@@ -152,6 +152,13 @@ class BoundListeners:
                 return bound.address
         return None
 
+    def route_of(self, tunnel_id: str, service: str | None) -> Route | None:
+        """The route of a service that has an address of its own; None if there is none."""
+        for bound in self._bound.values():
+            if (bound.route.entry.id, bound.route.service) == (tunnel_id, service):
+                return bound.route
+        return None
+
     async def update(self, tunnels: Iterable[TunnelEntry], beside: Collection[Address] = ()) -> None:
         """Listen at the addresses of `tunnels`, and close all other listeners.
 

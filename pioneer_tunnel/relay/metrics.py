@@ -1,7 +1,7 @@
 """The metrics of a relay: `Relay.stats` as metric families, one metric for each number. docs/monitoring.md lists them.
 
-Labels are tunnels, services, hosts of certificates and reasons, all of which are bounded. Sessions have no label: their
-numbers are sums of a tunnel's sessions. A tunnel that was removed has no metrics any more.
+Labels are tunnels, services, workers, hosts of certificates and reasons, all of which are bounded. Sessions have no
+label: their numbers are sums of a tunnel's sessions. A tunnel that was removed has no metrics any more.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from .._model.certificate_status import CertificateStatus
 from .._model.stats import StreamStats
 from ..monitoring.certificate_metrics import certificate_families
 from ..monitoring.exposition import Measure, families, last_round_trip
-from .stats import RelayStats, RelayTunnelStats
+from .stats import RelayStats, RelayTunnelStats, WorkerStats
 
-__all__ = ["PREFIX", "RELAY", "STREAMS", "TUNNEL", "relay_families"]
+__all__ = ["PREFIX", "RELAY", "STREAMS", "TUNNEL", "WORKER", "relay_families"]
 
 PREFIX: Final = "pioneer_tunnel_relay_"
 
@@ -137,6 +137,18 @@ STREAMS: Final[tuple[Measure[StreamStats], ...]] = (
 """Of each service of each tunnel."""
 
 
+WORKER: Final[tuple[Measure[WorkerStats], ...]] = (
+    Measure("worker_since_timestamp_seconds", "When the process was started, since 1970.", lambda one: one.since_unix),
+    Measure("worker_connections_open", "Connections of a worker.", lambda one: one.connections.open),
+    Measure("worker_connections_limit", "How many there may be.", lambda one: one.connections.limit),
+    Measure("worker_streams_open", "Visitors' streams that a worker serves.", lambda one: one.streams.open),
+    Measure("worker_sessions_open", "Gateways' sessions of a worker.", lambda one: one.sessions_open),
+    Measure("worker_cpu_seconds_total", "Processor time of the process.", lambda one: one.cpu_seconds_total),
+    Measure("worker_resident_memory_bytes", "Resident memory of the process.", lambda one: one.memory_bytes),
+)
+"""Of each worker of a relay with workers, but those that drain."""
+
+
 def relay_families(stats: RelayStats, certificates: Mapping[str, CertificateStatus]) -> Iterator[Metric]:
     """The metric families of a relay.
 
@@ -153,4 +165,7 @@ def relay_families(stats: RelayStats, certificates: Mapping[str, CertificateStat
     yield from families(PREFIX, RELAY, [((), stats)])
     yield from families(PREFIX, TUNNEL, tunnels, ["tunnel"])
     yield from families(PREFIX, STREAMS, services, ["tunnel", "service"])
+    if stats.workers:
+        workers = [((str(worker.index),), worker) for worker in stats.workers if not worker.draining]
+        yield from families(PREFIX, WORKER, workers, ["worker"])
     yield from certificate_families(PREFIX, certificates)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias, final
 
@@ -36,6 +36,10 @@ _log: Final = logging.getLogger("pioneer_tunnel.relay.names")
 
 def _nothing() -> None:
     """The default of `on_claim`."""
+
+
+async def _nobody_else() -> None:
+    """The default of `let_others_know`."""
 
 
 def why_no_label(label: str) -> str | None:
@@ -71,6 +75,8 @@ class NameBook:
         self._writing: Final = trio.Lock()
         self.on_claim: Callable[[], object] = _nothing
         """Called when a name has been claimed."""
+        self.let_others_know: Callable[[], Awaitable[object]] = _nobody_else
+        """Awaited when a name has been claimed, before its gateway learns of it. For other processes with this file."""
 
     @property
     def hosts(self) -> Collection[str]:
@@ -109,7 +115,21 @@ class NameBook:
                 return "the relay cannot store it at the moment"
             if why_not is None:
                 self.on_claim()
-            return why_not
+        if why_not is None:
+            await self.let_others_know()
+        return why_not
+
+    async def read_again(self) -> None:
+        """Another process has claimed a name."""
+        if self._path is not None:
+            async with self._writing:
+                try:
+                    self._keys = await trio.to_thread.run_sync(_read, self._path)
+                except StorageError as error:
+                    fields = about("name_not_stored", reason=error)
+                    _log.error("the names that other processes have stored are not known: %s", error, extra=fields)
+                else:
+                    self.on_claim()
 
 
 _Names: TypeAlias = Mapping[str, frozenset[str]]

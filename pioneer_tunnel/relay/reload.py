@@ -22,7 +22,8 @@ import trio
 
 from .._model.errors import TunnelError
 from .._model.log_fields import about
-from .config import RelayConfig
+from .._storage.toml_read import read_content
+from .config import RelayConfig, config_of
 
 __all__ = ["POLL_INTERVAL", "Changes", "ConfigFile", "follow"]
 
@@ -79,10 +80,15 @@ class ConfigFile:
 
     Args:
         path: of the file. A symbolic link is followed each time.
+
+    Attributes:
+        path: as above.
+        content: what was read last.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path: Final = Path(path)
+        self.content = b""
         self._loaded: _Stamp = None
 
     def load(self) -> RelayConfig:
@@ -92,7 +98,8 @@ class ConfigFile:
             StorageError, InvalidSettingsError: see `RelayConfig.load`.
         """
         self._loaded = self._stamp()  # before reading, so that a change during it is noticed
-        return RelayConfig.load(self.path)
+        self.content = read_content(self.path)
+        return config_of(self.content, self.path)
 
     async def has_changed(self) -> bool:
         """Whether the file has changed since it was last read."""

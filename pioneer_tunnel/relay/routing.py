@@ -20,7 +20,7 @@ from typing import Final, final
 import attrs
 import trio
 
-from .._http.head import RequestHead
+from .._http.head import HeadReader, RequestHead
 from .._model.addresses import normal_audience
 from .._net.adopted import Watched
 from .._net.leg import Leg
@@ -37,6 +37,7 @@ from .request_head import Refusal, read_head
 from .tunnels import Route
 from .visitors.arriving import Arriving
 from .visitors.ingress import Ingress
+from .visitors.passing import Passed, Stage
 from .visitors.proxy_header import introduce
 from .visitors.tls import SniRouter, accept_gateway
 from .visitors.visit import Visit
@@ -99,6 +100,45 @@ class Router:
             connection.start(self._serve_bound, route, connection)
         else:
             self._ingress.begin_bound(Visit.of(connection), route)
+
+    def begin_passed(self, passed: Passed, route: Route | None, connection: Connection) -> None:
+        """Begin with a connection that another process has accepted.
+
+        Args:
+            passed: the connection.
+            route: its route, if it came to an address of this one alone.
+            connection: the same connection, as this relay counts it.
+        """
+        visit = Visit.of(connection, passed.tls)
+        if passed.stage is Stage.REQUEST:
+            self._begin_passed_request(visit, passed.received)
+        elif passed.stage is Stage.HELLO:
+            connection.start(self._serve_hello, visit, passed.received)
+        elif passed.stage is Stage.GATEWAY:
+            connection.start(self._serve_gateway, connection, connection.stream, passed.received)
+        elif route is not None:
+            self._ingress.begin_bound(visit, route)
+        else:
+            connection.evict()  # the address is closed
+
+    def _begin_passed_request(self, visit: Visit, received: bytes) -> None:
+        connection = visit.connection
+        assert connection is not None
+        head = HeadReader().feed(received)
+        if head is None:
+            raise ValueError("a connection was passed on before its request head was complete")
+        leg = connection.stream.leg()
+        if leg is None:
+            connection.start(self._ingress.serve_request, visit, head, received)
+        else:
+            self._ingress.begin_request(visit, leg, head, received)
+
+    async def _serve_hello(self, visit: Visit, received: bytes) -> None:
+        routed = await self._sni_router.route(
+            attrs.evolve(visit, stream=PrefixedStream(visit.stream, received)), tls=self._config.ingress_tls
+        )
+        if routed is not None:
+            await self._ingress.serve(routed)
 
     async def _serve_control(self, connection: Connection) -> None:
         stream: trio.abc.Stream

@@ -12,10 +12,13 @@ The command line runs a `Relay` as a process. To run one inside your own program
 from __future__ import annotations
 
 import logging
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Final, final
+from contextvars import Context, copy_context
+from functools import partial
+from typing import Any, Final, final
 
 import attrs
 import trio
@@ -25,17 +28,18 @@ from .._model.certificate_status import CertificateStatus
 from .._model.exception_groups import lone_error_bare
 from .._model.log_fields import about
 from .._net.descriptor_limit import descriptor_limit
+from .._net.tcp import TcpStream
 from ..access.guard import check_files
 from ..access_log.writer import AccessLog
 from ..exchange.carrier import Carrier
 from ..websocket import EngineName
 from ..yamux import Limits
-from .accept_loop import AcceptLoop
+from .accept_loop import AcceptLoop, admit
 from .addresses import Listening, RelayAddresses
 from .admission import Admission
 from .certificates import RelayCertificates
 from .config import RelayConfig
-from .connection import log_unforeseen
+from .connection import Connection, log_unforeseen
 from .counts import RelayCounts
 from .gateways.endpoint import GatewayEndpoint
 from .gateways.expected import Expected
@@ -46,13 +50,15 @@ from .inherited import Inherited
 from .names import NameBook
 from .reload import Changes
 from .routing import Router
+from .sharing import Announce, Sharing
 from .sites import Sites
-from .start_log import log_start
+from .start_log import log_changes, log_start
 from .stats import RelayStats
 from .visitors.ingress import Ingress
+from .visitors.passing import Passed, Passing, Stage
 from .visitors.tls import SniRouter
 
-__all__ = ["Relay"]
+__all__ = ["Relay", "check_access"]
 
 _DRAIN_LOOK: Final = 0.1
 """Seconds between looks at what is left, while the relay drains."""
@@ -71,6 +77,8 @@ class Relay:
         limits: of each gateway's yamux session; by default they follow from `config.limits`.
         engine: the WebSocket engine; None chooses the fastest that is installed.
         inherited: sockets that listen already, see `relay.inherited`; by default none.
+        passing: passes connections to other processes that listen at the same addresses; by default there are none.
+        announce: lets other processes of the same relay know something, for `hear` there; by default there are none.
         wall_clock: seconds since 1970, for the `*_unix` fields of statistics.
 
     Raises:
@@ -89,9 +97,11 @@ class Relay:
         limits: Limits | None = None,
         engine: EngineName | None = None,
         inherited: Inherited | None = None,
+        passing: Passing | None = None,
+        announce: Announce | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        _check_access(config)
+        check_access(config)
         names, own_registry = None, None
         if registry is None:
             # A gateway that creates a name of the relay's own would take its visitors, and other gateways.
@@ -116,7 +126,10 @@ class Relay:
         self._handed_over = False
         self._counts: Final = RelayCounts()
         self._access_log: Final = AccessLog.configured(
-            config.access_log_path, config.access_log_format, config.access_log_addresses
+            config.access_log_path,
+            config.access_log_format,
+            config.access_log_addresses,
+            shared=announce is not None,
         )
         self._admission: Final = Admission(
             config.limits,
@@ -127,6 +140,7 @@ class Relay:
         self._certificates: Final = RelayCertificates(config, own_registry)
         if names is not None:
             names.on_claim = self._certificates.want
+        self._sharing: Final = None if announce is None else Sharing(announce, names, self._certificates.acme)
         self._sites: Final = Sites(
             self, lambda: self._config, ready=lambda: not self._drain_asked.is_set(), wall_clock=wall_clock
         )
@@ -142,6 +156,7 @@ class Relay:
             address_of=self._listening.address_of,
             wall_clock=wall_clock,
         )
+        self._passing: Final = passing
         self._carrier: Final = Carrier(log_unforeseen)
         self._ingress: Final = Ingress(
             registry,
@@ -156,12 +171,13 @@ class Relay:
             access_log=self._access_log,
             wall_clock=wall_clock,
             health_host=config.health_host,
+            passing=passing,
         )
         self._router: Final = Router(
             config,
             self._gateways,
             self._ingress,
-            SniRouter(registry, self._ingress, self._certificates.shown),
+            SniRouter(registry, self._ingress, self._certificates.shown, passing),
             carrier=self._carrier,
             certificate=self._certificates.shown,
         )
@@ -170,6 +186,11 @@ class Relay:
     def certificates(self) -> dict[str, CertificateStatus]:
         """The status of each certificate that `acme` orders, by host; empty without `acme`."""
         return self._certificates.status
+
+    @property
+    def orders_certificates(self) -> bool:
+        """Whether it is this process that orders certificates."""
+        return self._certificates.acme is not None and self._certificates.acme.orders
 
     async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen and serve, until cancelled or drained. Then send each gateway a go-away and close code 1001.
@@ -229,7 +250,7 @@ class Relay:
             if self._addresses is None:
                 raise RuntimeError("a relay that does not serve cannot be reconfigured: make another one")
             changes = Changes.between(self._config, config)
-            await trio.to_thread.run_sync(_check_access, config)
+            await trio.to_thread.run_sync(check_access, config)
             applied = attrs.evolve(self._config, tunnels=config.tunnels)
             if not self._drain_asked.is_set():
                 await self._listening.update(applied)
@@ -240,14 +261,24 @@ class Relay:
             self._certificates.want_at_once()
             await self._gateways.registry_changed()
             self._addresses = attrs.evolve(self._addresses, all_tunnels=self._listening.of_tunnels)
-            _log.info(
-                "the configuration was applied; changes of tunnels: %s", changes, extra=about("configuration_applied")
-            )
-            if changes.for_a_restart:
-                keys = ", ".join(changes.for_a_restart)
-                fields = about("restart_needed", reason=keys)
-                _log.warning("these have changed too, and take a restart: %s", keys, extra=fields)
+            log_changes(changes)
             return self._addresses
+
+    def expect(self, tunnels: Iterable[str]) -> None:
+        """Let visitors of these tunnels wait for the gateway, as after a restart: for 5 seconds at most.
+
+        A session of the tunnel ends the wait, and so does `gateway_has_come`.
+        """
+        self._expected.add(tunnels)
+
+    def gateway_has_come(self, tunnel_id: str) -> None:
+        """The gateway of this tunnel has a session at another process."""
+        self._expected.has_come(tunnel_id)
+
+    async def hear(self, message: Any) -> None:
+        """Another process of the same relay has passed this to its `announce`."""
+        if self._sharing is not None:
+            await self._sharing.hear(message)
 
     def reopen_access_log(self) -> None:
         """Open the file of the access log anew, after it was renamed. Does not wait.
@@ -296,6 +327,8 @@ class Relay:
                 if acme is not None:
                     accepting.start_soon(acme.run)  # a successor orders when this one does no more
                 self._addresses = await self._listen(accepting, connections)
+                if self._passing is not None:
+                    await accepting.start(self._passing.serve, partial(self._take_passed, connections, copy_context()))
                 self._inherited.close_rest()
                 self._expected.begin()
                 log_start(self._config, self._addresses, most_connections=self._admission.most_connections)
@@ -323,6 +356,19 @@ class Relay:
             metrics=None if config.metrics is None else sites[config.metrics],
         )
 
+    def _take_passed(self, connections: trio.Nursery, context: Context, passed: Passed) -> None:
+        """Serve a connection that another process has accepted."""
+        accepted = socket.socket(fileno=passed.descriptor)
+        accepted.setblocking(False)
+        connection = Connection(TcpStream(accepted, resets=True), passed.peer, passed.local, connections, context)
+        connection.may_pass = False
+        route = None
+        if passed.stage is Stage.BOUND:
+            route = self._listening.route_of(passed.tunnel, passed.service or None)
+        handler = partial(self._router.begin_passed, passed, route)
+        now = trio.current_time()
+        admit(connection, self._admission, handler, now, only_visitors=passed.stage is not Stage.GATEWAY)
+
     async def _let_finish(self) -> None:
         """Wait until no connection is left, for `drain_timeout_ms` at most."""
         self._gateways.drain()
@@ -339,8 +385,12 @@ class Relay:
         _log.warning("visitors are left after %g seconds; they are reset", seconds, extra=about("visitors_reset"))
 
 
-def _check_access(config: RelayConfig) -> None:
-    """Read the files of access rules, so that what is wrong with them is known before a visitor comes."""
+def check_access(config: RelayConfig) -> None:
+    """Read the files of access rules, so that what is wrong with them is known before a visitor comes. Blocks.
+
+    Raises:
+        InvalidSettingsError, StorageError: a file cannot be used.
+    """
     for tunnel in config.tunnels:
         for route in tunnel.routes:
             if route.access is not None:

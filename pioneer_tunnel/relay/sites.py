@@ -12,7 +12,7 @@ from .._model.addresses import UnixAddress, is_loopback
 from .._model.certificate_status import CertificateStatus
 from .._model.errors import InvalidSettingsError
 from ..monitoring.address import SiteAddress, bound, listen, name_of_socket, remove_socket
-from ..monitoring.site import Page, Site, health
+from ..monitoring.site import Page, Refresh, Site, health
 from .config import RelayConfig
 from .dashboard.site import Dashboard
 from .inherited import Inherited
@@ -21,7 +21,7 @@ from .stats import RelayStats
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-__all__ = ["Sites"]
+__all__ = ["Sites", "Told"]
 
 
 class Told(Protocol):
@@ -44,6 +44,7 @@ class Sites:
         config: returns the configuration of now. Its addresses are those of the first one.
         ready: whether the relay takes visitors.
         wall_clock: seconds since 1970.
+        refresh: is awaited before the statistics are read, if that takes time; by default they are there.
 
     Raises:
         InvalidSettingsError: it has metrics, and the package prometheus-client is not installed.
@@ -56,9 +57,10 @@ class Sites:
         *,
         ready: Callable[[], bool],
         wall_clock: Callable[[], float],
+        refresh: Refresh | None = None,
     ) -> None:
         now = config()
-        self._dashboard: Final = None if now.dashboard is None else Dashboard(config, relay.stats, wall_clock)
+        self._dashboard: Final = None if now.dashboard is None else Dashboard(config, relay.stats, wall_clock, refresh)
         self._pages: Final[dict[SiteAddress, dict[bytes, Page]]] = {}
         self._running: Final = trio.CancelScope()
         self.listeners: Final[dict[str, list[trio.SocketListener]]] = {}
@@ -69,7 +71,7 @@ class Sites:
         if now.dashboard is not None and self._dashboard is not None:
             self._pages[now.dashboard].update(self._dashboard.pages())
         if now.metrics is not None:
-            self._pages[now.metrics][b"/metrics"] = _metrics(relay)
+            self._pages[now.metrics][b"/metrics"] = _metrics(relay, refresh)
 
     async def open(self, inherited: Inherited) -> dict[SiteAddress, SiteAddress]:
         """Listen. Returns where, for each address of the configuration.
@@ -115,7 +117,7 @@ class Sites:
         self._running.cancel()
 
 
-def _metrics(relay: Told) -> Page:
+def _metrics(relay: Told, refresh: Refresh | None) -> Page:
     try:
         from ..monitoring.exposition import metrics_page  # noqa: PLC0415  # an extra
         from .metrics import relay_families  # noqa: PLC0415
@@ -127,4 +129,4 @@ def _metrics(relay: Told) -> Page:
     def collect() -> Callable[[], Iterable[Metric]]:
         return partial(relay_families, relay.stats(), relay.certificates)
 
-    return metrics_page(collect)
+    return metrics_page(collect, refresh)

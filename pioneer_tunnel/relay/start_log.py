@@ -1,4 +1,4 @@
-"""What a relay logs when it begins to serve: where it listens, and what its operator may not want."""
+"""What a relay logs of its configuration: where it listens, what its operator may not want, and what has changed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from .._model.addresses import Address, is_loopback
 from .._model.log_fields import about
 from .addresses import RelayAddresses
 from .config import RelayConfig
+from .reload import Changes
 
-__all__ = ["log_start"]
+__all__ = ["log_changes", "log_start"]
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.server")
 
@@ -39,6 +40,15 @@ def log_start(config: RelayConfig, addresses: RelayAddresses, *, most_connection
             " of its limits; see ulimit -n", most_connections, config.limits.connections,
             extra=about("few_descriptors"),
         )  # fmt: skip
+
+
+def log_changes(changes: Changes) -> None:
+    """Log that another configuration was applied, and what of it takes a restart."""
+    _log.info("the configuration was applied; changes of tunnels: %s", changes, extra=about("configuration_applied"))
+    if changes.for_a_restart:
+        keys = ", ".join(changes.for_a_restart)
+        fields = about("restart_needed", reason=keys)
+        _log.warning("these have changed too, and take a restart: %s", keys, extra=fields)
 
 
 def _warn_of_clear_text(config: RelayConfig, addresses: RelayAddresses) -> None:

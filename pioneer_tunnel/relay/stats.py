@@ -9,7 +9,7 @@ import attrs
 
 from .._model.stats import SessionStats, StreamStats
 
-__all__ = ["ConnectionStats", "RelayStats", "RelayTunnelStats"]
+__all__ = ["ConnectionStats", "RelayStats", "RelayTunnelStats", "WorkerStats"]
 
 
 def _counts() -> Any:
@@ -66,6 +66,34 @@ class RelayTunnelStats:
 
 @final
 @attrs.frozen(kw_only=True)
+class WorkerStats:
+    """One worker process of `pioneer-tunnel relay --workers`. Its counters start with the process.
+
+    Attributes:
+        index: which one, from 0. A process that drains has the index of its successor.
+        pid: the process.
+        since_unix: when counting began, in seconds since 1970.
+        draining: whether it stops, since it is replaced or the relay stops.
+        connections: its own.
+        streams: visitors' streams that it serves.
+        sessions_open: gateways' sessions that it has.
+        cpu_seconds_total: processor time.
+        memory_bytes: resident memory; None where the system does not tell.
+    """
+
+    index: int
+    pid: int
+    since_unix: float
+    draining: bool
+    connections: ConnectionStats
+    streams: StreamStats
+    sessions_open: int
+    cpu_seconds_total: float
+    memory_bytes: int | None = None
+
+
+@final
+@attrs.frozen(kw_only=True)
 class RelayStats:
     """A relay. Its counters start with the `Relay`, and include tunnels that were removed since.
 
@@ -87,10 +115,12 @@ class RelayStats:
             Visitors: `unknown_host`, `no_certificate` (`acme` has none yet), `bad_request`, `access_denied`,
             `access_unavailable` (the rules cannot be checked now), `passthrough_only`, `streams_per_tunnel`,
             `opens_per_second_per_tunnel`, `gateway_away` (not connected, or without connection for too long),
-            `service_away` (not offered now), `gateway_timeout` (it took no new visitor in time), `gateway_broke_off`
-            (it ended the stream before it answered, and the visitor got a 502).
+            `service_away` (not offered now), `registry_away` (Redis cannot be asked for the tunnel now),
+            `gateway_timeout` (it took no new visitor in time), `gateway_broke_off` (it ended the stream before it
+            answered, and the visitor got a 502).
             Gateways: `auth_failed`, `busy` (the handshakes of a second are used up), `tunnel_taken`, and other
             reasons of the handshake: see docs/protocol.md.
+        workers: the processes of a relay with workers, whose sums all other fields are; empty for a relay without.
     """
 
     since_unix: float
@@ -106,3 +136,4 @@ class RelayStats:
     unsent_bytes: int = 0
     unsent_limit_bytes: int = 0
     refusals_total: Mapping[str, int] = _counts()
+    workers: tuple[WorkerStats, ...] = ()

@@ -131,6 +131,10 @@ class _BriefSession(LiveSession):
         self._instance: Final = instance
 
     @property
+    def id(self) -> str:
+        return "brief"
+
+    @property
     def instance(self) -> str:
         return self._instance
 

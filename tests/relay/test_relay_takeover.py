@@ -163,6 +163,7 @@ class LinkSession(LiveSession):
     instance: str
     key_id: str
     place: LinkPlace | None
+    id: str = ""
     sound: bool = True
     draining: bool = False
     burden: tuple[int, float] = (0, 0.0)
@@ -627,6 +628,8 @@ async def test_there_are_only_so_many_candidates() -> None:
 
 class Passive(LiveSession):
     """A session that records its orders."""
+
+    id = ""
 
     def __init__(self, instance: str) -> None:
         self._instance = instance

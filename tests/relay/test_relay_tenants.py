@@ -402,6 +402,7 @@ REFUSED: Final = b"GET /no-host HTTP/1.1\r\n\r\n"
 class FakeSession(LiveSession):
     """A session whose streams end in the test."""
 
+    id = ""
     instance = "by hand"
     key_id = "its only key"
     since = 0.0

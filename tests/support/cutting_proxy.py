@@ -7,6 +7,7 @@ from typing import Final, NoReturn, final
 
 import trio
 
+from pioneer_tunnel._model.addresses import Address
 from pioneer_tunnel._net.closing import abandon
 
 PIECE: Final = 64 * 1024
@@ -46,6 +47,11 @@ class CuttingProxy:
         """The dialer of a gateway."""
         return await trio.open_tcp_stream("127.0.0.1", self._port)
 
+    @property
+    def address(self) -> Address:
+        """Where it listens."""
+        return Address("127.0.0.1", self._port)
+
     def cut(self) -> None:
         """Cut the latest connection now."""
         if self._current is not None:
@@ -74,10 +80,12 @@ class CuttingProxy:
                 pass
             scope.cancel()
 
-        with trio.CancelScope() as scope:
-            self._current = scope
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(carry, near, far)
-                nursery.start_soon(carry, far, near)
-        await abandon(near)
-        await abandon(far)
+        try:
+            with trio.CancelScope() as scope:
+                self._current = scope
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(carry, near, far)
+                    nursery.start_soon(carry, far, near)
+        finally:
+            await abandon(near)
+            await abandon(far)

@@ -37,6 +37,7 @@ TABLES: Final = (
     + _rows(relay_metrics.PREFIX, relay_metrics.RELAY)
     + _rows(relay_metrics.PREFIX, relay_metrics.TUNNEL, "tunnel")
     + _rows(relay_metrics.PREFIX, relay_metrics.STREAMS, "tunnel", "service")
+    + _rows(relay_metrics.PREFIX, relay_metrics.WORKER, "worker")
     + _rows(relay_metrics.PREFIX, CERTIFICATE, "host"),
     _HEAD
     + _state_sets()

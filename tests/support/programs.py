@@ -193,7 +193,7 @@ def shared_relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
 
 
 @contextmanager
-def relay_in(folder: Path, *, source: Path = SOURCE, more: str = "") -> Iterator[Relay]:
+def relay_in(folder: Path, *, source: Path = SOURCE, more: str = "", workers: int | None = None) -> Iterator[Relay]:
     """See `relay`. `more` are lines of its configuration."""
     control, ingress = free_port(), free_port()
     (folder / "relay.toml").write_text(
@@ -212,7 +212,8 @@ def relay_in(folder: Path, *, source: Path = SOURCE, more: str = "") -> Iterator
         """
     )
     key_file(folder, KEY.reveal() + "\n")
-    with running("relay", "--config", folder / "relay.toml", source=source) as program:
+    with_workers = [] if workers is None else ["--workers", str(workers)]
+    with running("relay", *with_workers, "--config", folder / "relay.toml", source=source) as program:
         program.wait_for("gateways at")
         yield Relay(folder, program, f"ws://127.0.0.1:{control}", ingress)
         if program.process.poll() is None:

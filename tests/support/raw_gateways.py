@@ -80,6 +80,7 @@ def status_of(answer: bytes) -> int:
 class Overwhelmed(LiveSession):
     """A gateway that takes no more streams."""
 
+    id = ""
     instance = "overwhelmed"
     key_id = "its only key"
     since = 0.0

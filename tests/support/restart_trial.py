@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, final
 
@@ -178,13 +179,29 @@ class Trial:
 
 async def restart_under_load(relay: Relay, load: Load) -> Figures:
     """Load a relay while it is restarted. The last process is ended."""
+    serving = relay.program.process.pid
+
+    async def restart(number: int) -> None:
+        nonlocal serving
+        os.kill(serving, signal.SIGUSR2)
+        said = rf"(?s)(?:the successor, process (\d+), listens.*?){{{number}}}"
+        found = await trio.to_thread.run_sync(relay.program.wait_for, said)
+        serving = int(found[1])
+
+    figures = await disturb_under_load(relay, load, restart)
+    os.kill(serving, signal.SIGTERM)
+    await trio.to_thread.run_sync(relay.program.finish)  # all of them share its standard error
+    return figures
+
+
+async def disturb_under_load(relay: Relay, load: Load, disturb: Callable[[int], Awaitable[object]]) -> Figures:
+    """Load a relay, and call `disturb` as often as `load.restarts` says, with the number of the time, from 1."""
     trial = Trial(relay.ingress)
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(functools.partial(trio.serve_tcp, serve_local, 0, host="127.0.0.1"))
         local = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
         with running("expose", local, "--relay", relay.url, "--key-file", relay.folder / "key") as gateway:
             await trio.to_thread.run_sync(gateway.wait_for, "connected .*http://office.test")
-            serving = relay.program.process.pid
             async with trio.open_nursery() as visitors:
                 for _ in range(load.downloads):
                     visitors.start_soon(trial.download, load.seconds)
@@ -193,16 +210,11 @@ async def restart_under_load(relay: Relay, load: Load) -> Figures:
                 visitors.start_soon(trial.request_steadily, load.rate, visitors)
                 for number in range(1, load.restarts + 1):
                     await trio.sleep(load.before)
-                    os.kill(serving, signal.SIGUSR2)
-                    said = rf"(?s)(?:the successor, process (\d+), listens.*?){{{number}}}"
-                    found = await trio.to_thread.run_sync(relay.program.wait_for, said)
-                    serving = int(found[1])
+                    await disturb(number)
                 await trio.sleep(max(load.seconds - load.before * load.restarts, 0) + 2)
                 trial.stopping = True
             await trio.to_thread.run_sync(gateway.interrupt, signal.SIGTERM)
         nursery.cancel_scope.cancel()
-    os.kill(serving, signal.SIGTERM)
-    await trio.to_thread.run_sync(relay.program.finish)  # all of them share its standard error
     return trial.figures
 
 

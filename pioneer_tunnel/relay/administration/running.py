@@ -25,7 +25,8 @@ from ..._model.errors import StorageError
 from ..._storage import files
 from ..._version import __version__
 from ..._wire.json_rpc import INVALID_PARAMS, METHOD_NOT_FOUND, RpcError
-from ..server import Relay
+from ...monitoring.site import Refresh
+from ..sites import Told
 from ..stats import RelayStats, RelayTunnelStats
 
 __all__ = ["RunningRelay", "ask_running", "serve_control_socket"]
@@ -83,7 +84,7 @@ def _choose_place(config: Path) -> Path:
 # The server
 
 
-async def serve_control_socket(relay: Relay, config: Path) -> None:
+async def serve_control_socket(relay: Told, config: Path, *, refresh: Refresh | None = None) -> None:
     """Answer commands about a running relay, until cancelled. Returns, with a line in the log, if that cannot be.
 
     While another process of the same file serves, as during a handover, it waits for its end.
@@ -91,6 +92,7 @@ async def serve_control_socket(relay: Relay, config: Path) -> None:
     Args:
         relay: the relay.
         config: its file.
+        refresh: is awaited before its statistics are read, if that takes time; by default they are there.
     """
     try:
         place = await trio.to_thread.run_sync(_choose_place, config)
@@ -103,18 +105,21 @@ async def serve_control_socket(relay: Relay, config: Path) -> None:
                     await trio.sleep(_RETRY_SECONDS)
                 else:
                     break
-            await serve_control(place, _Answers(relay).handle)
+            await serve_control(place, _Answers(relay, refresh).handle)
     except StorageError as error:
         _log.warning("'relay status' cannot ask this relay: %s", error)
 
 
 @final
 class _Answers:
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Told, refresh: Refresh | None) -> None:
         self._relay: Final = relay
+        self._refresh: Final = refresh
 
     async def handle(self, method: str, params: Any) -> dict[str, Any]:
         """Answer a request."""
+        if self._refresh is not None:
+            await self._refresh()
         stats = self._relay.stats()
         match method:
             case "relay/stats":

@@ -10,7 +10,7 @@ from typing import Final, NoReturn, final
 
 import trio
 
-from ...monitoring.site import Accept, Answer, Page
+from ...monitoring.site import Accept, Answer, Page, Refresh
 from ..config import RelayConfig
 from ..stats import RelayStats
 from .history import INTERVAL, History
@@ -35,14 +35,20 @@ class Dashboard:
         config: returns the configuration of now.
         stats: returns the relay's statistics of now.
         wall_clock: seconds since 1970.
+        refresh: is awaited before `stats`; by default they are there.
     """
 
     def __init__(
-        self, config: Callable[[], RelayConfig], stats: Callable[[], RelayStats], wall_clock: Callable[[], float]
+        self,
+        config: Callable[[], RelayConfig],
+        stats: Callable[[], RelayStats],
+        wall_clock: Callable[[], float],
+        refresh: Refresh | None = None,
     ) -> None:
         self._config: Final = config
         self._stats: Final = stats
         self._wall_clock: Final = wall_clock
+        self._refresh: Final = refresh
         self._history: Final = History()
 
     def pages(self) -> dict[bytes, Page]:
@@ -54,11 +60,15 @@ class Dashboard:
     async def take_samples(self) -> NoReturn:
         """Take samples until cancelled."""
         while True:
+            if self._refresh is not None:
+                await self._refresh()
             self._history.add(self._stats())
             # No deadline: it samples for as long as the relay serves.
             await trio.sleep(INTERVAL)
 
     async def _report(self, _accept: Accept) -> Answer:
+        if self._refresh is not None:
+            await self._refresh()
         told = report(self._config(), self._stats(), self._history, self._wall_clock())
         return Answer(HTTPStatus.OK, "application/json", json.dumps(told).encode())
 

@@ -12,7 +12,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from typing import Any, Final, NoReturn, final
 
 import attrs
@@ -58,7 +58,7 @@ from ..request_head import Refusal, read_head, refuse
 from ..tunnels import Route, TunnelEntry
 from .expected import Expected
 from .offered_services import OfferedServices
-from .registry import Directory, Registry, TunnelTaken
+from .registry import Directory, Registry, RegistryAway, TunnelTaken
 from .resuming import Kept, ResumableSessions, hold
 from .session import GatewaySession
 from .spreading import Spreading
@@ -76,6 +76,8 @@ MOST_REASON: Final = 120
 
 MOST_RECONNECT_WITHIN: Final = 3.0
 """Seconds over which gateways reconnect, at the most, when the relay stops. The next one holds visitors for longer."""
+
+_REGISTRY_AWAY: Final = "the relay cannot look it up at the moment"
 
 BUSY_RETRY_MS: Final = 5_000
 """Milliseconds that a gateway is asked to wait when another one has its tunnel."""
@@ -294,10 +296,21 @@ class GatewayEndpoint:
             session.finish()
         self._resumable.finish()
 
-    async def registry_changed(self) -> None:
-        """End each session whose key no longer opens its tunnel; tell the others the addresses of their services."""
+    async def registry_changed(self, tunnel_ids: Container[str] | None = None) -> None:
+        """End each session whose key no longer opens its tunnel; tell the others the addresses of their services.
+
+        Args:
+            tunnel_ids: only sessions of these tunnels; None for all.
+        """
         for session in [*self._sessions]:
-            entry = await self._registry.by_key_id(session.key_id)
+            if tunnel_ids is not None and session.tunnel_id not in tunnel_ids:
+                continue
+            try:
+                entry = await self._registry.by_key_id(session.key_id)
+            except RegistryAway as away:
+                if away.for_long:
+                    session.revoke()
+                continue
             if entry is None or entry.id != session.tunnel_id:
                 session.revoke()
             else:
@@ -305,7 +318,10 @@ class GatewayEndpoint:
 
     async def _locate(self, key_id: str, names: Collection[str]) -> Located:
         """Where visitors reach the services of the tunnel that a key opens, when its gateway offers `names`."""
-        entry = await self._registry.by_key_id(key_id)
+        try:
+            entry = await self._registry.by_key_id(key_id)
+        except RegistryAway:
+            return Located(refused=dict.fromkeys(names, _REGISTRY_AWAY))
         if entry is None:
             return Located()
         routes = {route.service or FIRST_SERVICE: route for route in entry.routes}
@@ -357,7 +373,7 @@ class GatewayEndpoint:
                         return None
                     claim = handshake.receive(message)
                     if claim is not None:
-                        entry = await self._registry.by_key_id(claim.key_id)
+                        entry = await self._entry(claim.key_id)
                         handshake.verify(
                             claim,
                             None if entry is None else entry.keys_by_id.get(claim.key_id),
@@ -391,6 +407,17 @@ class GatewayEndpoint:
         except ProtocolError as error:
             await websocket.close(1002, str(error)[:MOST_REASON])
         return None
+
+    async def _entry(self, key_id: str) -> TunnelEntry | None:
+        """The tunnel that a key opens.
+
+        Raises:
+            Rejection: that is not known now. The gateway comes again; its key is not wrong.
+        """
+        try:
+            return await self._registry.by_key_id(key_id)
+        except RegistryAway as away:
+            raise Rejection("busy", str(away), retry_after_ms=away.retry_after * 1000) from None
 
     def _limits_of(self, place: LinkPlace | None) -> Limits:
         """The limits of a session. The links of a gateway share what may be unread, but for 1 MiB each."""

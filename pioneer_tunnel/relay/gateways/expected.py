@@ -1,4 +1,4 @@
-"""Tunnels whose gateway was connected to the relay process before this one, and redials now.
+"""Tunnels whose gateway was connected to a relay process that drains or is gone, and redials now.
 
 Their visitors wait for it. Visitors of other tunnels that are not connected get their answer at once.
 """
@@ -6,7 +6,7 @@ Their visitors wait for it. Visitors of other tunnels that are not connected get
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Final, final
 
 import trio
@@ -36,6 +36,15 @@ class Expected:
         """Expect them from now on."""
         self._until = trio.current_time() + PATIENCE
 
+    def add(self, tunnels: Iterable[str]) -> None:
+        """Expect these, too, from now on."""
+        now = trio.current_time()
+        if -math.inf < self._until <= now:
+            self._arrivals.clear()  # nobody waits for these any more
+        for tunnel_id in tunnels:
+            self._arrivals.setdefault(tunnel_id, trio.Event())
+        self._until = now + PATIENCE
+
     @property
     def missing(self) -> Collection[str]:
         """The ids of those that have not come yet."""
@@ -47,9 +56,11 @@ class Expected:
         if arrival is not None:
             arrival.set()
 
-    async def wait(self, tunnel_id: str) -> None:
-        """Wait until the gateway of this tunnel has come, for `HOLD` at most. At once if it is not expected."""
+    async def wait(self, tunnel_id: str) -> bool:
+        """Wait until the gateway of this tunnel has come, for `HOLD` at most. False, at once, if it is not expected."""
         arrival = self._arrivals.get(tunnel_id)
-        if arrival is not None:
-            with trio.move_on_at(min(self._until, trio.current_time() + HOLD)):
-                await arrival.wait()
+        if arrival is None:
+            return False
+        with trio.move_on_at(min(self._until, trio.current_time() + HOLD)):
+            await arrival.wait()
+        return True

@@ -16,7 +16,7 @@ that drain, come last.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final, Protocol, final
 
 import trio
@@ -27,17 +27,46 @@ from ..names import NameBook
 from ..tunnels import MOST_KEYS, Route, TunnelEntry
 from .takeover import NEWEST_WINS, Party, TakeoverRules, Verdict, answer_timeout, other_link, same_gateway
 
-__all__ = ["Directory", "GatewayAway", "LiveSession", "LocalDirectory", "LocalRegistry", "Registry", "TunnelTaken"]
+__all__ = [
+    "Directory",
+    "GatewayAway",
+    "Holder",
+    "LiveSession",
+    "LocalDirectory",
+    "LocalRegistry",
+    "Registry",
+    "RegistryAway",
+    "TunnelTaken",
+]
 
 MOST_CANDIDATES: Final = 16
 """Candidates that a tunnel may have."""
+
+
+class RegistryAway(Exception):
+    """The registry is elsewhere and does not answer, so it is not known whether there is such a tunnel.
+
+    Args:
+        for_long: sessions that are connected end as well.
+    """
+
+    retry_after: Final = 5
+    """Seconds after which a visitor or a gateway may try again."""
+
+    def __init__(self, *, for_long: bool = False) -> None:
+        super().__init__("the registry of tunnels does not answer at the moment")
+        self.for_long: Final = for_long
 
 
 class Registry(Protocol):
     """The tunnels of a relay."""
 
     async def by_key_id(self, key_id: str) -> TunnelEntry | None:
-        """The tunnel that the key `key_id` opens; None if there is none."""
+        """The tunnel that the key `key_id` opens; None if there is none.
+
+        Raises:
+            RegistryAway: that is not known now.
+        """
 
     async def created(
         self,
@@ -56,7 +85,11 @@ class Registry(Protocol):
         return {}, dict.fromkeys(names, "its entry of this tunnel has no such service")
 
     async def by_host(self, host: str) -> Route | None:
-        """The way for visitors of `host` (lower-case, without port and trailing dot); None if there is none."""
+        """The way for visitors of `host` (lower-case, without port and trailing dot); None if there is none.
+
+        Raises:
+            RegistryAway: that is not known now.
+        """
 
     def by_host_nowait(self, host: str) -> Route | None:  # noqa: ARG002  # the default
         """Like `by_host`, but it never waits.
@@ -67,8 +100,8 @@ class Registry(Protocol):
         raise trio.WouldBlock
 
 
-class LiveSession(Party, Protocol):
-    """The session of a connected gateway."""
+class Holder(Party, Protocol):
+    """A session that has a tunnel, as visitors use it. It may be at another relay."""
 
     @property
     def since(self) -> float:
@@ -114,6 +147,14 @@ class LiveSession(Party, Protocol):
         """
         raise trio.WouldBlock
 
+
+class LiveSession(Holder, Protocol):
+    """The session of a gateway that is connected to this relay."""
+
+    @property
+    def id(self) -> str:
+        """Tells it from all others: random, 16 hexadecimal digits."""
+
     async def answers(self, within: float) -> bool:
         """Ping the gateway. False if no byte comes from it for `within` seconds, or if the session is ending."""
 
@@ -138,9 +179,10 @@ class GatewayAway(Exception):
 
 
 class TunnelTaken(Exception):
-    """Another session keeps the tunnel; the text names its instance and the time since when it is connected."""
+    """Another session, `holder`, keeps the tunnel; the text names its instance, and since when it is connected."""
 
-    def __init__(self, holder: LiveSession, newcomer: LiveSession) -> None:
+    def __init__(self, holder: Holder, newcomer: Party) -> None:
+        self.holder: Final = holder
         came = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.since))
         how = "" if holder.key_id == newcomer.key_id else " with a later key of the relay's list,"
         super().__init__(
@@ -179,10 +221,10 @@ class Directory(Protocol):
         """Take note that the gateway of `session` has come back over another connection. Does not wait."""
         del tunnel_id, session  # a directory in memory has nothing to note
 
-    async def find(self, tunnel_id: str) -> LiveSession | None:
+    async def find(self, tunnel_id: str) -> Holder | None:
         """The holder for the next visitor of a tunnel; None while its gateway is not connected."""
 
-    def find_nowait(self, tunnel_id: str) -> LiveSession | None:  # noqa: ARG002  # the default
+    def find_nowait(self, tunnel_id: str) -> Holder | None:  # noqa: ARG002  # the default
         """Like `find`, but it never waits.
 
         Raises:
@@ -286,44 +328,65 @@ class LocalDirectory(Directory):
             candidates.pop(0).abandon()
 
     async def enter(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
+        await self.prepare(tunnel_id, session, rules)
+        self.enter_nowait(tunnel_id, session, rules)
+
+    async def prepare(self, tunnel_id: str, session: LiveSession, rules: TakeoverRules) -> None:
+        """The first half of `enter`: ping the holders that `rules` say to ask, and end those that do not answer.
+
+        Raises:
+            TunnelTaken: as `enter`.
+        """
+        self._candidates_with(tunnel_id, session)
+        for ghost in self._ghosts(tunnel_id, session):
+            ghost.replace(session.instance)
+        # While one is pinged, others may come: the holders are read again.
+        while (holder := self._first_to_ask(tunnel_id, session, rules)) is not None:
+            answers = await holder.answers(answer_timeout(holder.instance, session.instance))
+            if answers or session not in self._candidates.get(tunnel_id, ()):  # replaced meanwhile
+                raise TunnelTaken(holder, session)
+            holder.abandon()
+            await self.leave(tunnel_id, holder)
+
+    def _candidates_with(self, tunnel_id: str, session: LiveSession) -> list[LiveSession]:
+        """The candidates of a tunnel, with `session` among them."""
         candidates = self._candidates.setdefault(tunnel_id, [])
         if session not in candidates:
             candidates.append(session)
-        for ghost in self._ghosts(tunnel_id, session):
-            ghost.replace(session.instance)
-        # Between reading the holders and replacing them there is no checkpoint, except while one is pinged. After that
-        # the loop reads the holders again.
-        while (rival := self._rival(tunnel_id, session, rules)) is not None:
-            holder, verdict = rival
-            match verdict:
+        return candidates
+
+    def _first_to_ask(self, tunnel_id: str, session: LiveSession, rules: TakeoverRules) -> LiveSession | None:
+        for holder in self._holders.get(tunnel_id, ()):
+            if rules.verdict(holder=holder, newcomer=session) is Verdict.ASK:
+                return holder
+        return None
+
+    def enter_nowait(self, tunnel_id: str, session: LiveSession, rules: TakeoverRules) -> None:
+        """The second half of `enter`: give the tunnel to `session`. No holder may have come since the first half."""
+        for holder in self.holders(tunnel_id):
+            match rules.verdict(holder=holder, newcomer=session):
                 case Verdict.REPLACE:
-                    self._drop(self._holders, tunnel_id, holder)
-                    # One that drains has asked for this session, and ends by itself.
-                    if not (holder.draining and same_gateway(holder.instance, session.instance)):
-                        holder.replace(session.instance)
+                    self.replace(tunnel_id, holder, by=session.instance)
                 case Verdict.RETIRE:
-                    self._drop(self._holders, tunnel_id, holder)
-                    self._retire(tunnel_id, holder, by=session.instance)
-                case Verdict.ASK:
-                    answers = await holder.answers(answer_timeout(holder.instance, session.instance))
-                    if answers or session not in self._candidates.get(tunnel_id, ()):  # replaced meanwhile
-                        raise TunnelTaken(holder, session)
-                    holder.abandon()
-                    await self.leave(tunnel_id, holder)
+                    self.retire(tunnel_id, holder, by=session.instance)
         self._replace_older_candidates(tunnel_id, session, rules)
         self._holders.setdefault(tunnel_id, []).append(session)
 
-    def _rival(self, tunnel_id: str, session: LiveSession, rules: TakeoverRules) -> tuple[LiveSession, Verdict] | None:
-        """A holder that does not stay as it is when `session` has the tunnel, and the verdict about it."""
-        for holder in self._holders.get(tunnel_id, ()):
-            verdict = rules.verdict(holder=holder, newcomer=session)
-            if verdict is not Verdict.BESIDE:
-                return holder, verdict
-        return None
+    def holders(self, tunnel_id: str) -> Sequence[LiveSession]:
+        """The sessions that have the tunnel now."""
+        return tuple(self._holders.get(tunnel_id, ()))
+
+    def replace(self, tunnel_id: str, holder: LiveSession, *, by: str) -> None:
+        """Take the tunnel from a holder, and end it: the instance `by` has the tunnel."""
+        self._drop(self._holders, tunnel_id, holder)
+        # One that drains has asked for the session that replaces it, and ends by itself.
+        if not (holder.draining and same_gateway(holder.instance, by)):
+            holder.replace(by)
 
     def _replace_older_candidates(self, tunnel_id: str, session: LiveSession, rules: TakeoverRules) -> None:
         """End the older candidates that `session` would replace, so that none of them replaces it later."""
-        candidates = self._candidates.pop(tunnel_id)
+        candidates = self._candidates_with(tunnel_id, session)
+        del self._candidates[tunnel_id]
         place = candidates.index(session)
         staying = candidates[place + 1 :]
         for older in candidates[:place]:
@@ -344,11 +407,13 @@ class LocalDirectory(Directory):
             and not other_link(retired, session)
         ]
 
-    def _retire(self, tunnel_id: str, session: LiveSession, *, by: str) -> None:
-        session.retire(by)
+    def retire(self, tunnel_id: str, holder: LiveSession, *, by: str) -> None:
+        """Take the tunnel from a holder, which keeps its visitors: the instance `by` has it with a newer key."""
+        self._drop(self._holders, tunnel_id, holder)
+        holder.retire(by)
         retired = self._retired.setdefault(tunnel_id, [])
-        retired.append(session)
-        if len(retired) > MOST_KEYS * (1 if session.place is None else session.place.of):
+        retired.append(holder)
+        if len(retired) > MOST_KEYS * (1 if holder.place is None else holder.place.of):
             retired.pop(0).replace(by)
 
     async def leave(self, tunnel_id: str, session: LiveSession) -> None:

@@ -107,7 +107,6 @@ class GatewaySession(LiveSession):
         place: which of the gateway's links it is; None if it is the only one.
 
     Attributes:
-        id: random, 16 hexadecimal digits.
         entered: True once the session has its tunnel. The caller sets it.
         extensions: the names of those in force. The caller sets it with the welcome.
         spread: what the gateway was told last of the extension `spread`; None if it does not have it. The caller sets
@@ -130,7 +129,7 @@ class GatewaySession(LiveSession):
         on_first_bytes: Callable[[], Awaitable[None]],
         place: LinkPlace | None = None,
     ) -> None:
-        self.id: Final = secrets.token_hex(8)
+        self._id: Final = secrets.token_hex(8)
         self.tunnel_id: Final = tunnel_id
         self.entered = False
         self.extensions: Sequence[str] = ()
@@ -161,6 +160,10 @@ class GatewaySession(LiveSession):
         self._telling = False
         self._tasks: trio.Nursery | None = None
         self._ordered: Final[list[Callable[[], Awaitable[None]]]] = []  # before `carry` could begin with it
+
+    @property
+    def id(self) -> str:
+        return self._id
 
     @property
     def instance(self) -> str:

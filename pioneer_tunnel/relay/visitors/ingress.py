@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, final
 
@@ -32,7 +33,7 @@ from ...exchange.task_leg import leg_of
 from ..admission import Admission
 from ..connection import Connection
 from ..gateways.expected import Expected
-from ..gateways.registry import Directory, Registry
+from ..gateways.registry import Directory, Registry, RegistryAway
 from ..limits import RelayLimits
 from ..request_head import Refusal, read_head, refuse
 from ..tunnels import Route
@@ -40,6 +41,7 @@ from .asking import Asker, Askers
 from .followed_leg import FollowedLeg
 from .opening import Opened, StreamOpener
 from .passage import Passages
+from .passing import Passing, Stage
 from .plain import HttpAnswer, send_text, to_https
 from .rules import Rules, check
 from .visit import Visit
@@ -65,6 +67,7 @@ class Ingress:
         access_log: gets the requests and streams of visitors; None for none.
         wall_clock: seconds since 1970, for the access log.
         health_host: requests for this Host are answered here, whether the relay takes visitors.
+        passing: passes visitors to the process that has their tunnel's session; None if there are no others.
 
     Attributes:
         counts: as of the admission.
@@ -88,6 +91,7 @@ class Ingress:
         access_log: AccessLog | None = None,
         wall_clock: Callable[[], float] = time.time,
         health_host: str | None = None,
+        passing: Passing | None = None,
     ) -> None:
         limits = limits or RelayLimits()
         admission = admission or Admission(limits)
@@ -95,6 +99,7 @@ class Ingress:
         self.counts: Final = admission.counts
         self._http_answer: Final = http_answer
         self._health_host: Final = health_host
+        self._passing: Final = passing
         self._draining = False
         self._logs: Final = VisitorLogs(access_log, wall_clock)
         self._askers: Final = Askers(trust_forwarded_from, admission)
@@ -132,6 +137,10 @@ class Ingress:
 
     async def serve_request(self, visit: Visit, head: RequestHead, received: bytes) -> None:
         """Serve an HTTP connection whose first head was read; `received` is the head and all that was read after it."""
+        if self._passing is not None and visit.is_bare:
+            route = await self._registry.by_host(head.host)
+            if route is not None and self._passes_request(visit, route, head, received):
+                return
         request: tuple[RequestHead, bytes] | None = (head, received)
         while request is not None:
             followed = await self._carry(visit, *request)
@@ -199,7 +208,7 @@ class Ingress:
             return None
         route, asker = None, None
         try:
-            route = await self._registry.by_host(head.host)
+            route = await self._route(head)
             if route is None:
                 raise Refusal(404, "there is no tunnel for this host", reason="unknown_host")
             if visit.in_clear and not head.target.startswith(CHALLENGE_PATH):
@@ -230,12 +239,26 @@ class Ingress:
         passage = self._passages.of_requests(visit, asker, leg_of(visit.stream), (head, received), opened)
         return passage.followed if await self._passages.run(passage) else None
 
+    async def _route(self, head: RequestHead) -> Route | None:
+        try:
+            return await self._registry.by_host(head.host)
+        except RegistryAway as away:
+            retry_after = ("Retry-After", str(away.retry_after))
+            raise Refusal(503, str(away), headers=[retry_after], reason="registry_away") from None
+
     def begin_request(self, visit: Visit, leg: Leg, head: RequestHead, received: bytes) -> None:
         """Like `serve_request`, for a visit with a connection, and without a task as long as none is needed.
 
         Args:
             leg: of the visit's stream; the exchange begins with it as it is.
         """
+        if self._passing is not None:
+            with suppress(trio.WouldBlock):
+                route = self._registry.by_host_nowait(head.host)
+                if route is not None and self._passes_request(visit, route, head, received):
+                    leg.detach()
+                    _connection_of(visit).close()
+                    return
         opened = self._opened_at_once(visit, head)
         if opened is None:
             leg.detach()
@@ -256,6 +279,16 @@ class Ingress:
             return None
         return self._opener.open_nowait(visit, route)
 
+    def _passes_request(self, visit: Visit, route: Route, head: RequestHead, received: bytes) -> bool:
+        """Pass a connection on after its first request head, if another process has the session of its tunnel.
+
+        An answer that the relay gives by itself is given here.
+        """
+        if visit.in_clear or route.passes_tls or head.target.startswith(CHALLENGE_PATH):
+            return False
+        assert self._passing is not None
+        return self._passing.pass_visitor(visit, Stage.REQUEST, route, received)
+
     async def serve_hello(self, visit: Visit, route: Route, received: bytes) -> None:
         """Serve a TLS connection for `route`; `received` is its ClientHello and all that was read after it.
 
@@ -268,6 +301,8 @@ class Ingress:
 
     async def serve_bound(self, visit: Visit, route: Route) -> None:
         """Serve a connection at a tunnel's `bind_addr`, in any protocol. If that is not possible, reset it."""
+        if self._passing is not None and visit.is_bare and self._passing.pass_visitor(visit, Stage.BOUND, route):
+            return
         try:
             self._rules.admit(visit, route)
             opened = await self._opener.open(visit, route)
@@ -279,6 +314,9 @@ class Ingress:
 
     def begin_bound(self, visit: Visit, route: Route) -> None:
         """Like `serve_bound`, for a visit with a connection, and without a task as long as none is needed."""
+        if self._passing is not None and self._passing.pass_visitor(visit, Stage.BOUND, route):
+            _connection_of(visit).close()
+            return
         opened = None if route.access is not None else self._opener.open_nowait(visit, route)
         if opened is None:
             _connection_of(visit).start(self.serve_bound, visit, route)

@@ -17,7 +17,7 @@ from ..._net.streams import ByteStream
 from ..._wire.proxy_v2 import ProxyHeader
 from ..admission import Admission, OverLimit
 from ..gateways.expected import Expected
-from ..gateways.registry import Directory, GatewayAway, LiveSession
+from ..gateways.registry import Directory, GatewayAway, Holder
 from ..request_head import Refusal
 from ..tunnels import Route
 from .visit import Visit
@@ -106,13 +106,20 @@ class StreamOpener:
             self._admission.cancel_visit(route.entry.id)  # `open` counts the visitor again
             return None
 
+    async def _find(self, tunnel_id: str) -> Holder | None:
+        """The holder of a tunnel; waits for it where it is expected, also if it is lost at this moment."""
+        if not await self._expected.wait(tunnel_id):
+            found = await self._directory.find(tunnel_id)
+            if found is not None or not await self._expected.wait(tunnel_id):
+                return found
+        return await self._directory.find(tunnel_id)
+
     async def _open(self, visit: Visit, route: Route) -> Opened:
-        tried: list[LiveSession] = []
+        tried: list[Holder] = []
         self.opening += 1
         try:
             with trio.move_on_after(OPEN_TIMEOUT):
-                await self._expected.wait(route.entry.id)
-                while (session := await self._directory.find(route.entry.id)) is not None and session not in tried:
+                while (session := await self._find(route.entry.id)) is not None and session not in tried:
                     try:
                         stream = await session.open_stream()
                     except GatewayAway as away:

@@ -33,9 +33,10 @@ from ..._net.tls.by_name import Certificates, answer_challenge, context_for, is_
 from ..._net.tls.certificate import Certificate
 from ..._net.tls.client_hello import Alert, BadClientHello, ClientHello, ClientHelloReader, looks_like_tls
 from ..._net.tls.stream import TlsServerStream
-from ..gateways.registry import Registry
+from ..gateways.registry import Registry, RegistryAway
 from ..request_head import Refusal, nothing_came
 from .ingress import Ingress
+from .passing import Passing, Stage
 from .visit import Visit
 
 __all__ = ["SniRouter", "accept_gateway", "accept_tls"]
@@ -111,12 +112,20 @@ class SniRouter:
         registry: the route of each name.
         ingress: carries the visitors of passthrough tunnels.
         certificate: the relay's own, or those of each name; None when no listener needs it.
+        passing: as of the ingress.
     """
 
-    def __init__(self, registry: Registry, ingress: Ingress, certificate: Certificate | Certificates | None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        ingress: Ingress,
+        certificate: Certificate | Certificates | None,
+        passing: Passing | None = None,
+    ) -> None:
         self._registry: Final = registry
         self._ingress: Final = ingress
         self._certificate: Final = certificate
+        self._passing: Final = passing
 
     async def route(self, visit: Visit, *, tls: bool) -> Visit | None:
         """Serve a passthrough visitor to its end, or return a visit in clear that the relay itself has to serve.
@@ -127,7 +136,7 @@ class SniRouter:
                 passthrough tunnels may use TLS.
 
         Returns:
-            The visit in clear. None when the connection was served or refused here.
+            The visit in clear. None when the connection was served or refused here, or was passed on.
 
         Raises:
             trio.BrokenResourceError: the connection broke, or the handshake failed.
@@ -150,7 +159,19 @@ class SniRouter:
                 return attrs.evolve(visit, stream=stream)
             await stream.aclose()
             return None
-        route = None if hello.server_name is None else await self._registry.by_host(hello.server_name)
+        try:
+            route = None if hello.server_name is None else await self._registry.by_host(hello.server_name)
+        except RegistryAway:
+            # Not to be opened here: the tunnel may be one whose TLS ends at the gateway.
+            self._ingress.counts.refused("registry_away")
+            await _send_alert(visit.stream, Alert.INTERNAL_ERROR)
+            return None
+        if (
+            route is not None
+            and self._passing is not None
+            and self._passing.pass_visitor(visit, Stage.HELLO, route, received)
+        ):
+            return None
         if route is not None and route.passes_tls:
             try:
                 await self._ingress.serve_hello(attrs.evolve(visit, tls=True), route, received)

@@ -9,6 +9,7 @@ import attrs
 
 from ..._model.addresses import Address
 from ..._net.adopted import adopt
+from ..._net.prefixed_stream import PrefixedStream
 from ..._net.streams import ByteStream
 from ..connection import Connection
 
@@ -45,17 +46,25 @@ class Visit:
     in_clear: bool = False
 
     @classmethod
-    def of(cls, connection: Connection) -> Visit:
+    def of(cls, connection: Connection, tls: bool | None = False) -> Visit:  # as the attribute
         """The visit of a new connection, from which nothing was read."""
         return cls(
             stream=connection.stream,
             visitor=connection.peer,
             local=connection.local,
-            tls=False,
+            tls=tls,
             source=connection.arrival.source,
             settle=connection.arrival.settle_as_visitor,
             connection=connection,
         )
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the stream is the connection itself, and nothing that was read of it waits."""
+        stream = self.stream
+        while isinstance(stream, PrefixedStream) and not stream.prefixed:
+            stream = stream.transport_stream
+        return self.connection is not None and stream is self.connection.stream
 
     @property
     def host(self) -> str | None:

@@ -46,7 +46,15 @@ function showNow({ connections, streams, unsent_bytes, unsent_limit_bytes, ...re
     ...entry("Sessions without link", report.suspended_sessions, `of ${report.suspended_sessions_limit} at the most`),
     ...entry("Bytes that wait", bytes(unsent_bytes), `of ${bytes(unsent_limit_bytes)} at the most`),
     ...entry("Running", duration(report.now_unix - report.since_unix), `since ${new Date(report.since_unix * 1000).toLocaleString()}`),
+    ...report.workers.flatMap((worker) => showWorker(worker, report.now_unix)),
   );
+}
+
+function showWorker({ index, pid, since_unix, draining, connections, sessions_open, streams, memory_bytes }, now) {
+  const parts = [`${sessions_open} sessions`, `${streams.open} visitors`, `process ${pid} for ${duration(now - since_unix)}`];
+  if (memory_bytes !== null) parts.push(`${bytes(memory_bytes)} of memory`);
+  if (draining) parts.push("drains");
+  return entry(`Worker ${index}: connections`, connections.open, parts.join(", "));
 }
 
 function showTraffic({ traffic, interval, streams }) {

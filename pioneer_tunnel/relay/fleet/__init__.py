@@ -1,0 +1,1 @@
+"""Several relay processes that serve the same tunnels."""

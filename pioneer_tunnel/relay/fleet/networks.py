@@ -1,0 +1,103 @@
+"""How nodes reach each other: a network dials and accepts connections, and says who is at the other end.
+
+MachineNetwork   between machines: TLS with the certificates of the configuration, over TCP
+WorkerNetwork    between the workers of one machine: Unix sockets, see `unix_network`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, final
+
+import attrs
+import trio
+
+from ..._model.addresses import Address
+from ..._net.adopted import Watched, watch
+from ..._net.socket_options import keep_alive
+from ..._net.streams import ByteStream
+from .node_tls import NodeTls
+
+__all__ = ["MachineNetwork", "Network", "Reached", "machine_of"]
+
+
+class Reached(NamedTuple):
+    """A connection to another node.
+
+    Attributes:
+        stream: in clear.
+        watched: the same stream, or the one below its TLS.
+        name: who is at the other end, as it has proved: a node, or a machine, which may be any node of its own.
+    """
+
+    stream: ByteStream
+    watched: Watched
+    name: str
+
+
+class Network(Protocol):
+    """A way to other nodes."""
+
+    def reaches(self, node: str) -> bool:
+        """Whether there is a way to a node."""
+
+    async def dial(self, node: str, process: str | None) -> Reached:
+        """Connect to a node that it `reaches`. The caller sets the deadline.
+
+        Args:
+            node: its name.
+            process: which process of the node, if the network can tell; None for the one that began last.
+
+        Raises:
+            trio.BrokenResourceError, OSError: it cannot be reached, or it is somebody else.
+        """
+
+    async def accept(self, stream: trio.SocketStream) -> Reached:
+        """Find out who has connected. The caller sets the deadline, and closes the stream when this raises.
+
+        Raises:
+            trio.BrokenResourceError: nobody who may.
+        """
+
+
+def machine_of(node: str) -> str:
+    """The machine of a node: the name without the worker."""
+    return node.partition("/")[0]
+
+
+@final
+@attrs.frozen
+class MachineNetwork(Network):
+    """TLS between machines.
+
+    Attributes:
+        tls: the certificates.
+        addresses: of the other machines, by their names. Worker `k` listens at the port + `k`.
+    """
+
+    tls: NodeTls
+    addresses: Mapping[str, Address]
+
+    def reaches(self, node: str) -> bool:
+        return machine_of(node) in self.addresses
+
+    async def dial(self, node: str, process: str | None) -> Reached:  # noqa: ARG002  # one process has the address
+        machine, _, worker = node.partition("/")
+        address = self.addresses[machine]
+        stream = await trio.open_tcp_stream(address.host, address.port + (int(worker) if worker.isdecimal() else 0))
+        try:
+            watched = _prepared(stream)
+            return Reached(await self.tls.connect(watched, machine), watched, machine)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+
+    async def accept(self, stream: trio.SocketStream) -> Reached:
+        watched = _prepared(stream)
+        secured, machine = await self.tls.accept(watched)
+        return Reached(secured, watched, machine)
+
+
+def _prepared(stream: trio.SocketStream) -> Watched:
+    keep_alive(stream.socket)
+    return watch(stream)

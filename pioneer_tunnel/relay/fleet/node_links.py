@@ -1,0 +1,277 @@
+"""The links of a node to all others: those that it dials, to ask, and those that it accepts, to be asked."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import random
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Final, NoReturn, final
+
+import trio
+
+from ..._model.errors import RemoteProtocolError
+from ..._model.log_fields import about
+from ..._net.log_limiter import LogLimiter
+from ..._net.stream_link import StreamLink
+from ...exchange.carrier import Carrier
+from ...yamux import Role, SendBudget, YamuxConnection, YamuxStream
+from ..connection import contain_errors, log_unforeseen
+from ..gateways.registry import GatewayAway
+from .hops import Hops, ServeGateway
+from .networks import MachineNetwork, Network, Reached
+from .node_link import HEARTBEAT, LIMITS, NodeLink, greet
+from .node_messages import (
+    AWAY,
+    DONE,
+    OPENED,
+    GatewayRequest,
+    gateway_fields,
+    order_fields,
+    parse_services,
+    visit_fields,
+)
+from .peers import Asked, Hop, Order, Peers
+from .records import Holding
+from .unix_network import LINKS, WorkerNetwork
+
+__all__ = ["NodeLinks"]
+
+GREETING_TIMEOUT: Final = 5.0
+"""Seconds for TLS and the greeting of a node that connects."""
+
+MOST_GREETING: Final = 32
+"""Connections that may be in their greeting. Anyone can reach the address; one more is closed at once."""
+
+MOST_LINKS: Final = 4
+"""Links that one node may have to this one. It has two while it restarts; one more ends the oldest."""
+
+UNSENT_LIMIT: Final = 256 * 1024 * 1024
+"""Bytes that all links together hold to be sent."""
+
+_log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.fleet"))
+
+
+@final
+class NodeLinks(Peers):
+    """Reaches the other nodes, and answers them.
+
+    Args:
+        node: the name of this node.
+        process: the id of this process, see `Holding`.
+        asked: what the others may ask.
+        machines: the way to other machines; None if there are none.
+        workers: the way to the other workers of this machine; None if there are none.
+        listeners: where other machines connect. They are closed when `run` ends.
+        serve_gateway: serves a gateway's connection that another node passes on; None if this one takes none.
+        random: spreads attempts to reach a node.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        process: str,
+        asked: Asked,
+        *,
+        machines: MachineNetwork | None = None,
+        workers: WorkerNetwork | None = None,
+        listeners: Sequence[trio.SocketListener] = (),
+        serve_gateway: ServeGateway | None = None,
+        random: random.Random,
+    ) -> None:
+        self._node: Final = node
+        self._asked: Final = asked
+        self._machines: Final = machines
+        self._workers: Final = workers
+        self._listeners: Final = listeners
+        self._serve_gateway: Final = serve_gateway
+        self._random: Final = random
+        self._process: Final = process
+        self._sending: Final = SendBudget(UNSENT_LIMIT)
+        self._links: Final[dict[tuple[str, str | None], NodeLink]] = {}
+        self._accepted: Final[dict[str, list[trio.CancelScope]]] = {}
+        self._greeting = 0
+        self._tasks: trio.Nursery | None = None
+        self._hops: Hops | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Answer the other nodes, and keep links to them, until cancelled. Streams that are open then are reset.
+
+        Starts when this node can be reached.
+
+        Raises:
+            OSError: the system refused the socket for the other workers.
+            StorageError: the folder of the sockets cannot be used.
+        """
+        with ExitStack() as stack:
+            listeners: list[tuple[Network, list[trio.SocketListener]]] = []
+            for listener in self._listeners:
+                stack.callback(listener.socket.close)
+            if self._machines is not None:
+                listeners.append((self._machines, [*self._listeners]))
+            if self._workers is not None:
+                listening = stack.enter_context(self._workers.listening(LINKS, socket.SOCK_STREAM))
+                listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+                listeners.append((self._workers, [listener]))
+            async with trio.open_nursery() as nursery:
+                self._tasks = nursery
+                carrier = Carrier(log_unforeseen)
+                await nursery.start(carrier.run)
+                self._hops = Hops(self._asked, carrier, nursery, self._serve_gateway)
+                try:
+                    for network, some in listeners:
+                        if some:
+                            nursery.start_soon(self._listen, network, some)
+                    task_status.started()
+                    await trio.sleep_forever()
+                finally:
+                    self._tasks = None
+                    self._links.clear()
+        raise AssertionError("it ends only by being cancelled")
+
+    async def _listen(self, network: Network, listeners: list[trio.SocketListener]) -> None:
+        await trio.serve_listeners(functools.partial(self._accept, network), listeners)
+
+    # What the directory asks
+
+    async def open_stream(self, tunnel_id: str, holding: Holding) -> Hop:
+        stream, answer = await self._link(holding.node, holding.process).ask(
+            visit_fields(tunnel_id, holding.session), holding.process
+        )
+        try:
+            if answer.type == AWAY:
+                raise GatewayAway
+            if answer.type != OPENED:
+                raise trio.BrokenResourceError(f"node {holding.node} does not serve visitors of others")
+            return Hop(stream, parse_services(answer))
+        except RemoteProtocolError as error:
+            stream.reset()
+            raise trio.BrokenResourceError(f"node {holding.node} breaks the protocol: {error}") from error
+        except BaseException:
+            stream.reset()
+            raise
+
+    async def order(self, tunnel_id: str, holding: Holding, order: Order) -> bool:
+        try:
+            link = self._link(holding.node, holding.process)
+            stream, answer = await link.ask(order_fields(tunnel_id, holding.session, order), holding.process)
+        except trio.BrokenResourceError:
+            return False
+        stream.close_soon()
+        return answer.type == DONE and answer.fields.get("done") is True
+
+    def distance(self, node: str) -> float:
+        if self._workers is not None and self._workers.reaches(node):
+            return 0.0
+        try:
+            link = self._link(node)
+        except trio.BrokenResourceError:
+            return math.inf
+        link.want()  # so that it is known next time
+        return link.round_trip
+
+    async def pass_gateway(self, node: str, request: GatewayRequest) -> YamuxStream:
+        """Open a stream for a gateway's connection to another node.
+
+        Raises:
+            trio.BrokenResourceError: the node is not reached, or takes no gateways of others.
+        """
+        stream, answer = await self._link(node).ask(gateway_fields(request))
+        if answer.type != OPENED:
+            stream.reset()
+            raise trio.BrokenResourceError(f"node {node} takes no gateways of others")
+        return stream
+
+    def reaches(self, node: str) -> bool:
+        """Whether there is a way to a node."""
+        return self._network(node) is not None
+
+    def _network(self, node: str) -> Network | None:
+        for network in (self._workers, self._machines):
+            if network is not None and network.reaches(node):
+                return network
+        return None
+
+    def _link(self, node: str, process: str | None = None) -> NodeLink:
+        network = self._network(node)
+        if network is None:
+            raise trio.BrokenResourceError(f"node {node} is none that this one knows")
+        # Each process of a worker has a socket of its own.
+        key = (node, process if network is self._workers else None)
+        link = self._links.get(key)
+        if link is None:
+            if self._tasks is None:
+                raise trio.BrokenResourceError("this node is not linked to others yet, or no more")
+            for other in [other for other in self._links if other[0] == node and self._links[other].is_idle]:
+                del self._links[other]  # of a process that has ended
+            link = self._links[key] = NodeLink(
+                node,
+                own=self._node,
+                process=self._process,
+                network=network,
+                sending=self._sending,
+                tasks=self._tasks,
+                random=self._random,
+            )
+        return link
+
+    # What others ask
+
+    async def _accept(self, network: Network, stream: trio.SocketStream) -> None:
+        greeted = await self._greet(network, stream)
+        if greeted is not None:
+            await contain_errors(stream, self._serve, *greeted)
+
+    async def _greet(self, network: Network, stream: trio.SocketStream) -> tuple[str, Reached] | None:
+        """Find out which node has connected. None if it is none; then the connection is closed."""
+        if self._greeting >= MOST_GREETING:
+            await trio.aclose_forcefully(stream)
+            return None
+        self._greeting += 1
+        try:
+            with trio.fail_after(GREETING_TIMEOUT):
+                reached = await network.accept(stream)
+                said = await greet(reached.stream, self._node, self._process)
+            name = said.text("name")
+            if name != reached.name and not name.startswith(f"{reached.name}/"):
+                raise RemoteProtocolError("it greets with the name of another node")
+        except (trio.BrokenResourceError, trio.ClosedResourceError, RemoteProtocolError) as error:
+            why = str(error)
+        except trio.TooSlowError:
+            why = f"no greeting came within {GREETING_TIMEOUT:g} seconds"
+        else:
+            return name, reached
+        finally:
+            self._greeting -= 1
+        await trio.aclose_forcefully(stream)
+        fields = about("node_refused", reason=why)
+        _log_limiter.log("refused", f"a connection to the address for other nodes is refused: {why}", about=fields)
+        return None
+
+    async def _serve(self, node: str, reached: Reached) -> None:
+        """Answer what a node asks over one link, until it ends."""
+        assert self._hops is not None
+        connection = YamuxConnection(
+            StreamLink(reached.stream, reached.watched),
+            Role.SERVER,
+            heartbeat=HEARTBEAT,
+            limits=LIMITS,
+            on_stream=functools.partial(self._hops.take, node),
+            process_sending=self._sending,
+        )
+        links = self._accepted.setdefault(node, [])
+        with trio.CancelScope() as serving:
+            links.append(serving)
+            if len(links) > MOST_LINKS:
+                links.pop(0).cancel()
+            try:
+                await connection.run()
+            except RemoteProtocolError as error:
+                fields = about("node_protocol", peer=node, reason=error)
+                _log_limiter.log(("protocol", node), f"node {node} breaks the protocol: {error}", about=fields)
+            finally:
+                if serving in links:
+                    links.remove(serving)

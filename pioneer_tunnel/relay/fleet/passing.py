@@ -1,0 +1,289 @@
+"""Passes visitors' connections between the workers of one machine, over Unix sockets (SCM_RIGHTS).
+
+There is one channel from each process to each other one, made when it is needed first. A message is one connection. A
+connection is not passed on while there is no channel, or when the channel is full: then its visitor is served here, by
+a hop.
+
+A process that stops takes what is in its channels, and its end of them refuses more. So no connection is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, NoReturn, TypeAlias, final
+
+import trio
+
+from ..._model.errors import StorageError
+from ..._model.log_fields import about
+from ..._net.fastpath.event_loop import Reactor, Stay
+from ..._net.log_limiter import LogLimiter
+from ..._net.tcp import TcpStream
+from ..tunnels import Route
+from ..visitors.passing import Passed, Passing, Stage
+from ..visitors.visit import Visit
+from .passed_message import MOST_RECEIVED, encode_passed, parse_passed
+from .records import Holding
+from .unix_network import VISITORS, WorkerNetwork
+
+__all__ = ["SocketPassing", "Where"]
+
+CONNECT_TIMEOUT: Final = 2.0
+"""Seconds for connecting to another worker."""
+
+RETRY_INTERVAL: Final = 0.5
+"""Seconds between two attempts to connect to another worker. Meanwhile its visitors are served by a hop."""
+
+_BUFFERED: Final = 1024 * 1024
+"""Bytes that a channel holds."""
+
+_PER_TURN: Final = 32
+"""Connections that are taken before others have their turn."""
+
+_DESCRIPTOR: Final = struct.Struct("=i")
+_SPACE: Final = socket.CMSG_LEN(_DESCRIPTOR.size)
+_MOST_BYTES: Final = MOST_RECEIVED + 4 * 1024
+
+_log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.fleet"))
+
+Where: TypeAlias = Callable[[str], Holding | None]
+"""The session of another node that the next visitor of a tunnel goes to; None if it goes to one of this process.
+
+Does not wait. None as well if that is not known without waiting.
+"""
+
+
+@final
+class SocketPassing(Passing):
+    """Passes connections to the other workers of this machine, and takes theirs. Linux only.
+
+    Args:
+        network: the workers.
+        where: see `Where`.
+        random: spreads attempts to reach a worker.
+
+    Attributes:
+        passed, taken: connections so far.
+    """
+
+    def __init__(self, network: WorkerNetwork, where: Where, random: random.Random) -> None:
+        self._network: Final = network
+        self._where: Final = where
+        self._random: Final = random
+        self._channels: Final[dict[tuple[str, str | None], Channel]] = {}
+        self._tasks: trio.Nursery | None = None
+        self.passed = 0
+        self.taken = 0
+
+    def pass_visitor(self, visit: Visit, stage: Stage, route: Route, received: bytes = b"") -> bool:
+        connection = visit.connection
+        if connection is None or not connection.may_pass:
+            return False
+        connection.may_pass = False
+        holding = self._where(route.entry.id)
+        if holding is None:
+            return False
+        service = route.service if stage is Stage.BOUND else None
+        return self._pass(
+            (holding.node, holding.process), visit, stage, received, tunnel=route.entry.id, service=service or ""
+        )
+
+    def pass_gateway(self, visit: Visit, node: str, received: bytes) -> bool:
+        connection = visit.connection
+        if connection is None or not connection.may_pass:
+            return False
+        connection.may_pass = False
+        return self._pass((node, None), visit, Stage.GATEWAY, received)
+
+    def _pass(
+        self, to: _To, visit: Visit, stage: Stage, received: bytes, *, tunnel: str = "", service: str = ""
+    ) -> bool:
+        channel = self._channels.get(to) or self._open(to)
+        connection = visit.connection
+        assert connection is not None
+        if channel is None or not isinstance(connection.stream, TcpStream):
+            return False
+        descriptor = connection.stream.socket.fileno()
+        passed = Passed(descriptor, stage, visit.visitor, visit.local, visit.tls, tunnel, service, received)
+        if not channel.send(passed):
+            return False
+        self.passed += 1
+        return True
+
+    def _open(self, to: _To) -> Channel | None:
+        """Begin to open a channel. None if there is no way to that process."""
+        if self._tasks is None or not self._network.reaches(to[0]):
+            return None
+        for other in [other for other, channel in self._channels.items() if channel.is_over]:
+            del self._channels[other]
+        channel = self._channels[to] = Channel(self._random)
+        self._tasks.start_soon(channel.run, self._network, *to)
+        return channel
+
+    async def serve(
+        self, take: Callable[[Passed], object], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> NoReturn:
+        with self._network.listening(VISITORS, socket.SOCK_SEQPACKET) as listening:
+            listener = trio.socket.from_stdlib_socket(listening)
+            async with trio.open_nursery() as nursery:
+                self._tasks = nursery
+                task_status.started()
+                try:
+                    while True:
+                        # No deadline: others connect when they have something to pass.
+                        connected, _ = await listener.accept()
+                        nursery.start_soon(self._take_from, connected, take)
+                finally:
+                    self._tasks = None
+                    self._channels.clear()
+        raise AssertionError("it ends only by being cancelled")
+
+    async def _take_from(self, connected: trio.socket.SocketType, take: Callable[[Passed], object]) -> None:
+        """Take what another process passes, until it ends."""
+        try:
+            self._network.name_of(connected)
+        except trio.BrokenResourceError as error:
+            connected.close()
+            _note("node_refused", f"a process wanted to pass visitors, and is refused: {error}", str(error))
+            return
+        with socket.socket(fileno=connected.detach()) as channel, Reactor.current().stay() as stay:
+            channel.setblocking(False)
+            source = Source(channel, take, stay)
+            with suppress(OSError):  # the event loop cannot watch it: out of memory
+                source.begin()
+                try:
+                    # No deadline: the other process passes something when it has something.
+                    await stay.wait()
+                finally:
+                    source.stop()
+
+
+_To: TypeAlias = tuple[str, str | None]
+"""A node, and which process of it; None for the one that began last."""
+
+
+@final
+class Channel:
+    """The channel to another process."""
+
+    def __init__(self, random: random.Random) -> None:
+        self._random: Final = random
+        self._socket: socket.socket | None = None  # while it is connected
+        self.is_over = False
+
+    async def run(self, network: WorkerNetwork, node: str, process: str | None) -> None:
+        """Connect, and keep the channel until it breaks. If it cannot be had, wait before the next attempt."""
+        try:
+            with trio.fail_after(CONNECT_TIMEOUT):
+                connected = await network.connect(node, process, VISITORS, socket.SOCK_SEQPACKET)
+        except (OSError, StorageError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            why = str(error) or f"nothing within {CONNECT_TIMEOUT:g} seconds"
+            _note("node_unreachable", f"no visitors can be passed to node {node}: {why}", why, peer=node)
+            await trio.sleep(RETRY_INTERVAL * self._random.uniform(0.5, 1))
+        else:
+            with socket.socket(fileno=connected.detach()) as channel:
+                channel.setblocking(False)
+                channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFERED)
+                self._socket = channel
+                try:
+                    # No deadline. The other process sends nothing: this waits for its end.
+                    await trio.lowlevel.wait_readable(channel)
+                finally:
+                    self._socket = None
+        finally:
+            self.is_over = True
+
+    def send(self, passed: Passed) -> bool:
+        """Pass a connection on, if that takes no time."""
+        if self._socket is None or len(passed.received) > MOST_RECEIVED:
+            return False
+        descriptors = _DESCRIPTOR.pack(passed.descriptor)
+        try:
+            self._socket.sendmsg(
+                (encode_passed(passed), passed.received), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors),)
+            )
+        except OSError:
+            return False  # it is full, or the other process takes no more
+        return True
+
+
+@final
+class Source:
+    """What another process passes to this one.
+
+    Args:
+        channel: not blocking.
+        take: called for each connection.
+        stay: ended when the channel has ended.
+    """
+
+    def __init__(self, channel: socket.socket, take: Callable[[Passed], object], stay: Stay) -> None:
+        self._socket: Final = channel
+        self._take: Final = take
+        self._stay: Final = stay
+        self._buffer: Final = bytearray(_MOST_BYTES)
+        self._over = False
+
+    def begin(self) -> None:
+        """Begin to take.
+
+        Raises:
+            OSError: the event loop cannot watch the channel.
+        """
+        self._stay.reactor.watch(self._socket.fileno(), self._on_events)
+        self._stay.reactor.queue(self._receive)  # something may wait already
+
+    def stop(self) -> None:
+        """Refuse more, and take what is there."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+        while not self._over and self._receive_one():
+            pass
+        self._over = True
+        self._stay.reactor.unwatch(self._socket.fileno())
+
+    def _on_events(self, events: int) -> None:  # noqa: ARG002  # the receive finds out
+        self._receive()
+
+    def _receive(self) -> int:
+        """Take what is there, and let others have their turn in between."""
+        for _ in range(_PER_TURN):
+            if self._over or not self._receive_one():
+                return 0
+        self._stay.reactor.queue(self._receive)
+        return 0
+
+    def _receive_one(self) -> bool:
+        """Take one connection. False if there is none."""
+        try:
+            size, ancillary, flags, _ = self._socket.recvmsg_into((self._buffer,), _SPACE, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return False
+        except OSError:
+            size, ancillary = 0, []
+        if not size:
+            self._over = True
+            self._stay.end()
+            return False
+        descriptors = [_DESCRIPTOR.unpack(data)[0] for _, _, data in ancillary]
+        try:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) != 1:
+                raise ValueError("it is cut")
+            passed = parse_passed(bytes(memoryview(self._buffer)[:size]), descriptors[0])
+        except ValueError as error:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            _note("node_protocol", f"a visitor that was passed on is lost: {error}", str(error))
+        else:
+            self._take(passed)
+        return True
+
+
+def _note(event: str, line: str, why: str, *, peer: str | None = None) -> None:
+    _log_limiter.log((event, peer), line, about=about(event, peer=peer, reason=why))

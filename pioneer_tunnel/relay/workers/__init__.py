@@ -1,0 +1,10 @@
+"""`relay --workers N`: a parent process and N workers, which serve the same addresses.
+
+parent        supervises the workers: starts, replaces, reloads and ends them
+process       one worker, as the parent sees it
+worker        the worker itself: it runs a `Relay`, as the parent says
+channel       calls between the two
+sockets       the listening sockets, which outlive each worker
+shares        what of the operator's limits each worker gets
+sums          what all workers do, as the statistics of one relay
+"""

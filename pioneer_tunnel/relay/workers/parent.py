@@ -1,0 +1,443 @@
+"""The parent of the workers: it starts them, replaces those that end, and tells them what to do. It serves nobody.
+
+A worker that ends by itself is replaced at once, and later and later when that happens again and again. Its sockets
+stay open, so those who wait to be accepted are served by its successor.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, final
+
+import attrs
+import trio
+
+from ..._model.errors import TunnelError
+from ..._model.exception_groups import lone_error_bare
+from ..._model.log_fields import about
+from ..._net.descriptor_limit import descriptor_limit
+from ..addresses import RelayAddresses
+from ..admission import SPARE_DESCRIPTORS
+from ..config import RelayConfig
+from ..gateways.expected import Expected
+from ..inherited import Inherited
+from ..reload import Changes, ConfigFile
+from ..server import check_access
+from ..sites import Sites
+from ..spawning import own_command
+from ..start_log import log_changes, log_start
+from .folder import private_folder
+from .overview import Overview
+from .process import NoWorker, WorkerProcess
+from .records import ParentRecords
+from .reports import Report
+from .setup import Setup
+from .shares import share_of
+from .sockets import SharedSockets
+
+__all__ = ["Parent"]
+
+FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
+"""Seconds until a worker is started again that has ended again."""
+
+LIVED: Final = 10.0
+"""Seconds after which the end of a worker counts as the first one."""
+
+MOVE_TIMEOUT: Final = 5.0
+"""Seconds that the gateways of a worker have to go to others, before the next one is replaced."""
+
+KNOW_TIMEOUT: Final = 2.0
+"""Seconds that workers have to say that they know something. Not longer: one may be stuck."""
+
+_MOVE_LOOK: Final = 0.05
+_log: Final = logging.getLogger("pioneer_tunnel.relay.workers")
+
+
+@final
+@attrs.define(eq=False)
+class _Slot:
+    """The place of a worker.
+
+    Attributes:
+        index: from 0.
+        base: the file whose keys are in force there.
+        current: the process that serves; None while there is none.
+        failures: how often one after the other it has ended, or has not started.
+        changing: is held while the process is replaced.
+    """
+
+    index: int
+    base: bytes
+    current: WorkerProcess | None = None
+    failures: int = 0
+    changing: trio.Lock = attrs.field(factory=trio.Lock)
+
+
+@final
+class Parent:
+    """Runs the workers of a relay.
+
+    Args:
+        file: the relay's file, which has been loaded.
+        config: what it holds.
+        workers: how many workers there are.
+        inherited: sockets that listen already; by default none.
+        command: starts a worker; by default as this process was started.
+        wall_clock: seconds since 1970, for statistics.
+
+    Raises:
+        InvalidSettingsError: the relay cannot have so many workers, or the package for its metrics is missing.
+    """
+
+    def __init__(
+        self,
+        file: ConfigFile,
+        config: RelayConfig,
+        workers: int,
+        *,
+        inherited: Inherited | None = None,
+        command: Sequence[str] | None = None,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        share_of(config, workers)  # or it cannot be divided
+        self._file: Final = file
+        self._config = config
+        self._tunnels = file.content
+        self._command: Final = command or own_command()
+        self._inherited: Final = inherited or Inherited()
+        self._sockets: Final = SharedSockets(workers, self._inherited)
+        self._slots: Final = [_Slot(index, file.content) for index in range(workers)]
+        self._processes: Final[set[WorkerProcess]] = set()
+        self._records: Final = ParentRecords()
+        self._expected: Final = Expected()
+        self._folder: Path | None = None
+        self._applying: Final = trio.Lock()
+        self._drain_asked: Final = trio.Event()
+        self._ended: Final = trio.Event()
+        self._changed = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._replacing: trio.Nursery
+        self._overview: Final = Overview(
+            self._processes, lambda: self._config, self._drain_asked.is_set, since_unix=wall_clock()
+        )
+        self._sites: Final = Sites(
+            self._overview,
+            lambda: self._config,
+            ready=self._is_ready,
+            wall_clock=wall_clock,
+            refresh=self._overview.refresh,
+        )
+
+    @property
+    def overview(self) -> Overview:
+        """What the workers do, for `relay status`."""
+        return self._overview
+
+    def _is_ready(self) -> bool:
+        return not self._drain_asked.is_set() and any(slot.current is not None for slot in self._slots)
+
+    # What it does
+
+    async def serve(self, *, task_status: trio.TaskStatus[RelayAddresses] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the workers, until drained or cancelled. It is started when all of them listen.
+
+        Raises:
+            OSError: the relay cannot listen at an address.
+            NoWorker: a worker did not start.
+        """
+        try:
+            with lone_error_bare(), private_folder() as folder:
+                self._folder = folder
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    await self._serve(task_status)
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._sockets.close()
+            self._ended.set()
+
+    async def drain(self) -> None:
+        """Stop in order, and wait for that. The workers drain, see `Relay.drain`."""
+        self._drain_asked.set()
+        await self._ended.wait()
+
+    async def apply(self, config: RelayConfig) -> None:
+        """Serve the tunnels of `config`, which the file holds, in all workers: see `Relay.apply`.
+
+        Raises:
+            InvalidSettingsError, StorageError, OSError: see `Relay.apply`. Nothing has changed then, in no worker.
+        """
+        async with self._applying:
+            changes = Changes.between(self._config, config)
+            await trio.to_thread.run_sync(check_access, config)
+            applied = attrs.evolve(self._config, tunnels=config.tunnels)
+            opened = {} if self._drain_asked.is_set() else await self._sockets.open(applied)
+            self._config, self._tunnels = applied, self._file.content
+            async with trio.open_nursery() as nursery:
+                for process in self._processes:
+                    process.give({name: of_all[process.index] for name, of_all in opened.items()})
+                    nursery.start_soon(self._apply_at, process, self._tunnels.decode())
+            self._close_unused()
+            log_changes(changes)
+
+    def reopen_access_log(self) -> None:
+        """Let each worker open the file of the access log anew. Does not wait."""
+        for process in self._processes:
+            process.tell("reopen")
+
+    async def restart(self) -> None:
+        """Replace the workers one by one. They start with the file as it is now, and with the package as it is now.
+
+        A worker drains when its successor listens. The next one is replaced when its gateways have come back, or after
+        some seconds. If the first one cannot be replaced, nothing changes; the log says why.
+        """
+        earlier = self._config, self._tunnels
+        replaced: list[int] = []
+        try:
+            config = await trio.to_thread.run_sync(self._file.load)
+            share_of(config, len(self._slots))
+            await self._sockets.open(config)
+            self._config, self._tunnels = config, self._file.content
+            for slot in self._slots:
+                async with self._applying:
+                    before = slot.current
+                    tunnels = await self._replace(slot, base=self._tunnels)
+                replaced.append(slot.index)
+                if before is not None:
+                    await self._wait_moved(before, tunnels)
+            _log.info("all workers are replaced", extra=about("workers_replaced"))
+        except (NoWorker, TunnelError, OSError) as error:
+            if not replaced:
+                self._config, self._tunnels = earlier
+            which = f"worker {len(replaced)}"
+            fields = about("no_successor", worker=len(replaced), reason=error)
+            _log.error("there is no successor of %s, and it goes on: %s", which, error, extra=fields)
+        self._close_unused()
+
+    async def _serve(self, task_status: trio.TaskStatus[RelayAddresses]) -> None:
+        assert self._nursery is not None
+        config = self._config
+        await self._sockets.open(config)
+        sites = await self._sites.open(self._inherited)
+        self._inherited.close_rest()
+        self._nursery.start_soon(self._sites.serve, lambda: False)
+        async with trio.open_nursery() as replacing:
+            self._replacing = replacing
+            async with trio.open_nursery() as starting:
+                for slot in self._slots:
+                    starting.start_soon(self._replace, slot)
+            addresses = attrs.evolve(
+                self._sockets.addresses(config),
+                dashboard=None if config.dashboard is None else sites[config.dashboard],
+                metrics=None if config.metrics is None else sites[config.metrics],
+            )
+            log_start(config, addresses, most_connections=self._most_connections(config))
+            task_status.started(addresses)
+            # No deadline: it serves until it is drained or cancelled.
+            await self._drain_asked.wait()
+            replacing.cancel_scope.cancel()
+        self._sockets.close()
+        for process in self._processes:
+            process.tell("drain")
+        while self._processes:
+            await self._changed.wait()  # no deadline: each worker has one
+
+    def _most_connections(self, config: RelayConfig) -> int:
+        """How many connections all workers take."""
+        descriptors = descriptor_limit()
+        most = config.limits.connections
+        return most if descriptors is None else min(most, len(self._slots) * (descriptors - SPARE_DESCRIPTORS))
+
+    def _close_unused(self) -> None:
+        """Close the sockets of addresses that the configuration does not name any more."""
+        if len({slot.base for slot in self._slots}) == 1:
+            self._sockets.keep_only(self._config)
+
+    async def _apply_at(self, process: WorkerProcess, content: str) -> None:
+        try:
+            await process.call("apply", content)
+        except NoWorker as error:
+            if process.ended.is_set() or process.retired:
+                return
+            # It was checked here. So this is no mistake of the operator, and the others have applied it.
+            line = "worker %d does not apply the configuration, and is replaced: %s"
+            fields = about("worker_replaced", worker=process.index, reason=error)
+            _log.error(line, process.index, error, extra=fields)
+            self._replacing.start_soon(self._replace_quietly, process)
+
+    # Starting and replacing
+
+    async def _replace(
+        self, slot: _Slot, *, base: bytes | None = None, only: WorkerProcess | None = None
+    ) -> Sequence[str]:
+        """Start a worker, and when it listens, let the one before it drain. Returns the ids of the tunnels of that one.
+
+        Args:
+            slot: where.
+            base: the file whose keys are in force there; by default the same as before.
+            only: do it only if this is the current one.
+
+        Raises:
+            NoWorker: it does not listen. The one before it goes on.
+        """
+        async with slot.changing:
+            before = slot.current
+            if only is not None and before is not only:
+                return ()
+            base = base or slot.base
+            slot.current = await self._start(slot.index, base)
+            slot.base = base
+            return () if before is None or before.ended.is_set() else await self._retire(before)
+
+    async def _start(self, index: int, base: bytes) -> WorkerProcess:
+        """Start a worker, and wait until it listens.
+
+        Raises:
+            NoWorker: it does not.
+        """
+        assert self._nursery is not None
+        assert self._folder is not None
+        process = WorkerProcess(index, self._command, self._answer, self._hear, self._gone)
+        self._processes.add(process)
+        self._tell_who()
+        self._nursery.start_soon(self._watch, process)
+        setup = Setup(
+            index=index,
+            workers=len(self._slots),
+            base=base.decode(),
+            tunnels=self._tunnels.decode(),
+            process=process.id,
+            folder=str(self._folder),
+            connected=[one for one in self._expected.missing if not self._records.has_other(one, process.id)],
+        )
+        try:
+            self._sockets.restore(index)
+            await process.begin(setup.to_wire(), self._sockets.of_worker(index))
+            if process.ended.is_set():
+                raise NoWorker(f"it has ended: {process.how_it_ended}")
+        except OSError as error:
+            raise NoWorker(error.strerror or str(error)) from error
+        finally:
+            if not process.listens:
+                process.tell("end")
+        line = "worker %d, process %d, listens"
+        _log.info(line, index, process.pid, extra=about("worker_listens", worker=index))
+        return process
+
+    async def _retire(self, process: WorkerProcess) -> Sequence[str]:
+        """Let a worker drain; returns the ids of its tunnels. Visitors wait for their gateways at all other workers."""
+        process.retired = True
+        expectation = self._expectation(process)
+        await self._let_all_know(self._serving(), "expect", expectation)
+        process.tell("drain")
+        tunnels: list[str] = expectation["tunnels"]
+        return tunnels
+
+    async def _wait_moved(self, retired: WorkerProcess, tunnels: Sequence[str]) -> None:
+        """Wait until the gateways of a worker are at others, or have had the time for that."""
+        with trio.move_on_after(MOVE_TIMEOUT):
+            while not all(self._records.has_other(one, retired.id) for one in tunnels):
+                await trio.sleep(_MOVE_LOOK)
+
+    async def _replace_quietly(self, process: WorkerProcess) -> None:
+        """Replace a worker that shall go."""
+        try:
+            await self._replace(self._slots[process.index], only=process)
+        except NoWorker as error:
+            fields = about("no_successor", worker=process.index, reason=error)
+            _log.error("there is no successor of worker %d: %s", process.index, error, extra=fields)
+
+    async def _watch(self, process: WorkerProcess) -> None:
+        """Wait for the end of a worker, and replace it if nobody has asked for that."""
+        slot = self._slots[process.index]
+        try:
+            await process.run()
+        finally:
+            self._processes.discard(process)
+            self._changed.set()
+            self._changed = trio.Event()
+            self._tell_who()
+            self._overview.keep_counts_of(process)
+        if slot.current is process:
+            slot.current = None
+            if not self._drain_asked.is_set():
+                slot.failures = slot.failures + 1 if trio.current_time() < process.since + LIVED else 0
+                line = "worker %d, process %d, has ended: %s; another one is started"
+                fields = about("worker_ended", worker=slot.index, reason=process.how_it_ended)
+                _log.error(line, slot.index, process.pid, process.how_it_ended, extra=fields)
+                self._replacing.start_soon(self._revive, slot)
+
+    async def _revive(self, slot: _Slot) -> None:
+        """Start a worker in the place of one that has ended, until that succeeds."""
+        while slot.current is None:
+            if slot.failures:
+                await trio.sleep(min(FIRST_DELAY * 2 ** (slot.failures - 1), LONGEST_DELAY))
+            try:
+                await self._replace(slot)
+            except NoWorker as error:
+                slot.failures += 1
+                self._sockets.withdraw(slot.index)
+                fields = about("worker_not_started", worker=slot.index, reason=error)
+                _log.error("worker %d cannot be started: %s", slot.index, error, extra=fields)
+
+    # What workers say
+
+    def _hear(self, process: WorkerProcess, method: str, _params: Any) -> None:
+        if method == "leave" and not self._drain_asked.is_set():
+            self._replacing.start_soon(self._replace_quietly, process)
+
+    async def _answer(self, process: WorkerProcess, method: str, params: Any) -> Any:
+        match method:
+            case "join":
+                return self._records.join(process.id, process.tell)
+            case "read":
+                # A worker asks since another one is gone. That is known here, too, after two rounds of the event loop.
+                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()
+                return self._records.read(params)
+            case "write":
+                return self._records.write(process.id, params)
+            case "announce":
+                await self._let_all_know([one for one in self._processes if one is not process], "announced", params)
+                return None
+            case "last report":
+                process.report = Report.from_wire(params)
+                return None
+        raise LookupError(f"the parent does not know the method {method!r}")
+
+    async def _let_all_know(self, processes: Sequence[WorkerProcess], method: str, params: Any) -> None:
+        """Tell workers something, and wait until they know it, or are stuck."""
+        async with trio.open_nursery() as nursery:
+            for process in processes:
+                nursery.start_soon(_let_know, process, method, params)
+
+    def _gone(self, process: WorkerProcess) -> None:
+        """A worker is gone. Visitors wait for the gateways that it had."""
+        if not process.retired:
+            expectation = self._expectation(process)
+            for other in self._serving():
+                other.tell("expect", expectation)
+        self._records.leave(process.id)
+
+    def _expectation(self, process: WorkerProcess) -> dict[str, Any]:
+        tunnels = self._records.tunnels_of(process.id)
+        self._expected.add(tunnels)
+        return {"process": process.id, "tunnels": tunnels}
+
+    def _serving(self) -> list[WorkerProcess]:
+        return [process for process in self._processes if not process.retired]
+
+    def _tell_who(self) -> None:
+        """Tell all workers which process is which worker, so that they trust each other and nobody else."""
+        who = {str(process.pid): process.index for process in self._processes}
+        for process in self._processes:
+            process.tell("who", who)
+
+
+async def _let_know(process: WorkerProcess, method: str, params: Any) -> None:
+    with suppress(NoWorker):  # it ends, or is stuck
+        await process.call(method, params, timeout=KNOW_TIMEOUT)

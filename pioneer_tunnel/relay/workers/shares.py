@@ -1,0 +1,65 @@
+"""What of a relay's configuration each worker gets: its share of the limits, and no site of the operator.
+
+The operator writes limits of the relay. A limit of everything is divided. A limit of an address is divided, too, but
+each worker gets a little more than its part: the kernel spreads connections at random, so a worker may get more of one
+address than another. Limits of a tunnel or a session are not divided: a gateway's session is at one worker, which gets
+the visitors of its tunnel.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import attrs
+
+from ..._model.errors import Problem
+from ..._storage.validation import refusal
+from ..config import RelayConfig
+from ..limits import RelayLimits
+
+__all__ = ["DIVIDED", "DIVIDED_BY_ADDRESS", "share_of"]
+
+DIVIDED: Final = (
+    "connections",
+    "reserved_for_gateways",
+    "pending",
+    "handshakes_per_second",
+    "unsent_bytes",
+    "suspended_sessions",
+    "suspended_bytes",
+)
+DIVIDED_BY_ADDRESS: Final = ("connections_per_address", "pending_per_address", "connects_per_second_per_address")
+LEAST_CONNECTIONS: Final = 16
+_SPREAD: Final = 3
+"""Standard deviations by which a worker may have more connections of an address than the average one."""
+
+_LEAST: Final = {"connections": LEAST_CONNECTIONS, "unsent_bytes": 1024 * 1024, "suspended_bytes": 1024 * 1024}
+
+
+def share_of(config: RelayConfig, workers: int) -> RelayConfig:
+    """The configuration of one worker of `workers`.
+
+    Raises:
+        InvalidSettingsError: a limit is too small to be divided.
+    """
+    return attrs.evolve(config, limits=_share_of_limits(config.limits, workers), dashboard=None, metrics=None)
+
+
+def _share_of_limits(limits: RelayLimits, workers: int) -> RelayLimits:
+    if limits.connections < LEAST_CONNECTIONS * workers:
+        text = f"is less than {LEAST_CONNECTIONS} for each of {workers} workers"
+        raise refusal([Problem(key="relay.limits.connections", value=str(limits.connections), message=text)])
+    divided: dict[str, Any] = {name: _part(name, getattr(limits, name), workers) for name in DIVIDED}
+    by_address: dict[str, Any] = {name: _part_of_address(getattr(limits, name), workers) for name in DIVIDED_BY_ADDRESS}
+    return attrs.evolve(limits, **divided, **by_address)
+
+
+def _part(name: str, limit: int | None, workers: int) -> int | None:
+    """A share of a limit. None and 0 stay what they are: the default, none, or no limit."""
+    return max(limit // workers, _LEAST.get(name, 1)) if limit else limit
+
+
+def _part_of_address(limit: int, workers: int) -> int:
+    part = limit / workers
+    return min(limit, math.ceil(part + _SPREAD * math.sqrt(part))) if workers > 1 else limit

@@ -1,0 +1,413 @@
+"""Visitors that reach the wrong worker are passed to the right one, as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, TypeAlias, cast, final
+
+import pytest
+import trio
+import trio.testing
+import trustme
+from fuzzing import fuzzed
+from hypothesis import given, strategies as st
+from node_rig import holding
+from rig import (
+    AT_ONCE,
+    HANG,
+    HOST,
+    KEY,
+    RELAY_NAME,
+    ask,
+    connect,
+    eventually,
+    no_hang,
+    read_all,
+    read_exactly,
+    relay_config,
+    request,
+    tunnel_entry,
+    upload,
+)
+
+from pioneer_tunnel._model.addresses import Address
+from pioneer_tunnel._net.fastpath.event_loop import Reactor
+from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
+from pioneer_tunnel.relay import Relay, RelayAddresses
+from pioneer_tunnel.relay.fleet.passed_message import MOST_RECEIVED, encode_passed, parse_passed
+from pioneer_tunnel.relay.fleet.passing import Channel, SocketPassing, Source
+from pioneer_tunnel.relay.fleet.unix_network import WorkerNetwork
+from pioneer_tunnel.relay.gateways.registry import LiveSession, LocalDirectory
+from pioneer_tunnel.relay.visitors.passing import Passed, Stage
+from pioneer_tunnel.transports.tunnel_stream import TunnelStream
+from pioneer_tunnel.tunnel.tunnel import open_tunnel
+
+CA: Final = trustme.CA()
+OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+Handler: TypeAlias = Callable[[TunnelStream], Awaitable[None]]
+PROCESSES: Final = ("a" * 16, "b" * 16)
+
+
+@final
+class Worker:
+    """A relay that is a worker, in this process. Its visitors belong to the other one unless it has the session."""
+
+    def __init__(self, number: int, folder: Path, **changes: Any) -> None:
+        other = 1 - number
+        self.directory: Final = LocalDirectory()
+        network = WorkerNetwork(f"m/{number}", PROCESSES[number], folder, lambda pid: f"m/{other}")
+        there = holding(f"m/{other}", process=PROCESSES[other])
+        self.passing: Final = SocketPassing(
+            network,
+            lambda tunnel_id: there if self.directory.find_nowait(tunnel_id) is None else None,
+            random.Random(1),
+        )
+        self.relay: Final = Relay(relay_config(**changes), directory=self.directory, passing=self.passing)
+        self.addresses: RelayAddresses
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            self.addresses = await nursery.start(self.relay.serve)
+            task_status.started()
+
+
+async def open_channel(worker: Worker) -> None:
+    """The first visitor opens the channel to the other worker, and is not passed on."""
+    async with await connect(worker.addresses.ingress) as visitor:
+        stream: trio.abc.Stream = visitor
+        if worker.relay._config.ingress_tls or worker.relay._config.tunnels[0].routes[0].passes_tls:
+            with suppress(trio.BrokenResourceError):
+                stream = await in_tls(visitor)
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await stream.send_all(request("Connection: close"))
+            await read_all(stream)
+
+
+@asynccontextmanager
+async def workers(
+    folder: Path, handler: Handler, *, first: bool = True, **changes: Any
+) -> AsyncIterator[tuple[Worker, Worker]]:
+    """Two workers: the first one has the gateway."""
+    private = folder / "workers"
+    private.mkdir(mode=0o700)
+    near, far = Worker(0, private, **changes), Worker(1, private, **changes)
+    with no_hang():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(near.run)
+            await nursery.start(far.run)
+
+            async def dial(host: str, port: int) -> trio.SocketStream:
+                return await connect(near.addresses.control)
+
+            async with open_tunnel(
+                f"ws://{RELAY_NAME}", key=KEY, dial=dial, restart=AT_ONCE, connect_timeout=HANG
+            ) as tunnel:
+                nursery.start_soon(trio.serve_listeners, handler, [tunnel])
+                await eventually(lambda: near.directory.find_nowait("office") is not None)
+                if first:
+                    await open_channel(far)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                yield near, far
+            nursery.cancel_scope.cancel()
+
+
+async def tell(stream: TunnelStream) -> None:
+    with suppress(trio.BrokenResourceError):
+        digest = hashlib.sha256()
+        async for data in stream:
+            digest.update(data)
+        await stream.send_all(f"{stream.visitor} {digest.hexdigest()}".encode())
+        await stream.aclose()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("relay")
+    issued = CA.issue_cert(HOST)
+    issued.private_key_pem.write_to_path(str(folder / "relay.key"))
+    issued.cert_chain_pems[0].write_to_path(str(folder / "relay.crt"))
+    return {"tls_certificate": "relay.crt", "tls_private_key": "relay.key", "base_dir": folder, "control_tls": False}
+
+
+async def in_tls(stream: trio.abc.Stream) -> trio.SSLStream[trio.abc.Stream]:
+    context = ssl.create_default_context()
+    CA.configure_trust(context)
+    secured = trio.SSLStream(stream, context, server_hostname=HOST, https_compatible=True)
+    await secured.do_handshake()
+    return secured
+
+
+def told(visitor: object, sent: bytes) -> str:
+    return f"{visitor} {hashlib.sha256(sent).hexdigest()}"
+
+
+async def test_a_request_is_passed_on(tmp_path: Path) -> None:
+    async with workers(tmp_path, tell) as (near, far):
+        sent = request(body=os.urandom(1024 * 1024))
+        async with await connect(far.addresses.ingress) as visitor:
+            own = Address.of_socket(visitor.socket.getsockname())
+            assert (await ask(visitor, sent)).decode() == told(own, sent)
+        assert far.passing.passed == 1
+        await eventually(lambda: far.relay.stats().connections.open == 0)
+        await eventually(lambda: near.relay.stats().connections.visitors_open == 0)
+
+
+async def test_an_address_that_gateways_share_with_visitors_passes_visitors_on(tmp_path: Path) -> None:
+    both = {"control_addr": "localhost:0", "ingress_addr": "localhost:0"}
+    async with workers(tmp_path, tell, **both) as (_, far), await connect(far.addresses.ingress) as visitor:
+        own = Address.of_socket(visitor.socket.getsockname())
+        assert (await ask(visitor, request())).decode() == told(own, request())
+        assert far.passing.passed == 1
+
+
+async def answer_ok(stream: TunnelStream) -> None:
+    """A handler that answers each request, and keeps the connection."""
+    with suppress(trio.BrokenResourceError):
+        async for data in stream:
+            await stream.send_all(OK * data.count(b"\r\n\r\n"))
+        await stream.aclose()
+
+
+async def test_a_visitor_is_passed_on_before_tls_begins(tmp_path: Path, certificate: dict[str, Any]) -> None:
+    url = {"tunnels": [tunnel_entry(url=f"https://{HOST}")]}
+    async with workers(tmp_path, answer_ok, **url, **certificate) as (near, far):
+        visitor = await in_tls(await connect(far.addresses.ingress))
+        for _ in range(3):
+            await visitor.send_all(request())
+            assert await read_exactly(visitor, len(OK)) == OK
+        assert far.passing.passed == 1
+        assert near.relay.stats().connections.visitors_open == 1
+        await trio.aclose_forcefully(visitor)
+
+
+async def end_tls(stream: TunnelStream) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    CA.issue_cert(HOST).configure_cert(context)
+    async with trio.SSLStream(stream, context, server_side=True, https_compatible=True) as secured:
+        with suppress(trio.BrokenResourceError):
+            async for data in secured:
+                await secured.send_all(data)
+
+
+async def test_a_visitor_whose_tls_passes_through_is_passed_on(tmp_path: Path) -> None:
+    blind = {"tunnels": [tunnel_entry(url=f"https://{HOST}", tls="passthrough")]}
+    async with workers(tmp_path, end_tls, **blind) as (_, far):
+        visitor = await in_tls(await connect(far.addresses.ingress))
+        sent = os.urandom(256 * 1024)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(visitor.send_all, sent)
+            assert await read_exactly(visitor, len(sent)) == sent
+        assert far.passing.passed == 1
+        await trio.aclose_forcefully(visitor)
+
+
+async def test_a_visitor_of_an_address_of_its_own_is_passed_on(tmp_path: Path) -> None:
+    bound = {"tunnels": [tunnel_entry(bind_addr="127.0.0.1:0")]}
+    async with workers(tmp_path, tell, first=False, **bound) as (_, far):
+        [address] = far.addresses.all_tunnels["office"]
+        for count in (0, 1):  # the first one opens the channel
+            async with await connect(address) as visitor:
+                own = Address.of_socket(visitor.socket.getsockname())
+                with suppress(trio.BrokenResourceError):
+                    assert (await ask(visitor, b"anything")).decode() == told(own, b"anything")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert far.passing.passed == count
+
+
+BALANCER: Final = ProxyHeader(visitor=Address("203.0.113.7", 4711), local=Address("198.51.100.1", 443), tls=True)
+
+
+@pytest.mark.parametrize("pieces", ["together", "apart"])
+async def test_a_visitor_behind_a_balancer_is_passed_on(tmp_path: Path, pieces: str) -> None:
+    behind = {"accept_proxy_from": ["127.0.0.0/8"]}
+    async with workers(tmp_path, tell, first=False, **behind) as (_, far):
+        for count in (0, 1):
+            async with await connect(far.addresses.ingress) as visitor:
+                if pieces == "together":
+                    await visitor.send_all(BALANCER.encode() + request())
+                else:
+                    await visitor.send_all(BALANCER.encode())
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                    await visitor.send_all(request())
+                await visitor.send_eof()
+                received = await read_all(visitor)
+            assert far.passing.passed == count
+        assert received.decode() == told(BALANCER.visitor, request())
+
+
+async def test_a_visitor_whom_a_trusted_proxy_names_is_passed_on(tmp_path: Path) -> None:
+    async with workers(tmp_path, tell, trust_forwarded_from=["127.0.0.0/8"]) as (_, far):
+        sent = request("X-Forwarded-For: 203.0.113.7")
+        async with await connect(far.addresses.ingress) as visitor:
+            assert (await ask(visitor, sent)).decode() == told("203.0.113.7:0", sent)
+        assert far.passing.passed == 1
+
+
+async def test_what_was_passed_on_once_stays(tmp_path: Path) -> None:
+    """Both workers believe that the other one has the session. The second one answers by itself."""
+    async with workers(tmp_path, tell) as (near, far):
+        session = near.directory.find_nowait("office")
+        assert session is not None
+        await near.directory.leave("office", cast("LiveSession", session))
+        async with await connect(near.addresses.ingress) as first:  # opens the channel back
+            await ask(first, request())
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        async with await connect(far.addresses.ingress) as visitor:
+            assert (await ask(visitor, request())).startswith(b"HTTP/1.1 503")
+        assert (far.passing.passed, near.passing.passed) == (1, 0)
+        async with await connect(near.addresses.ingress) as visitor:
+            assert (await ask(visitor, request())).startswith(b"HTTP/1.1 503")
+        assert (far.passing.passed, near.passing.passed) == (1, 1)
+
+
+async def test_a_later_request_of_a_connection_is_not_passed_on(tmp_path: Path) -> None:
+    async with workers(tmp_path, answer_ok) as (_, far), await connect(far.addresses.ingress) as visitor:
+        await visitor.send_all(request(host="nobody.test"))
+        assert (await read_all(visitor)).startswith(b"HTTP/1.1 404")
+        assert far.passing.passed == 0
+
+
+async def test_a_worker_that_stops_serves_what_is_on_the_way(tmp_path: Path) -> None:
+    async with workers(tmp_path, tell) as (near, far):
+        visitors = [await connect(far.addresses.ingress) for _ in range(20)]
+        for visitor in visitors:
+            await visitor.send_all(request())
+            await visitor.send_eof()
+        async with trio.open_nursery() as nursery:
+            # They wait in the channel when the other one begins to drain.
+            await eventually(lambda: far.passing.passed)
+            nursery.start_soon(near.relay.drain)
+            for number, visitor in enumerate(visitors):
+                own = Address.of_socket(visitor.socket.getsockname())
+                answer = await read_all(visitor)
+                assert answer.startswith(b"HTTP/1.1 503") or answer.decode() == told(own, request()), number
+                await visitor.aclose()
+            nursery.cancel_scope.cancel()
+        async with await connect(far.addresses.ingress) as visitor:  # nobody takes it now
+            assert (await ask(visitor, request())).startswith(b"HTTP/1.1 503")
+
+
+async def test_a_visitor_over_a_limit_of_the_other_worker_is_turned_away(tmp_path: Path) -> None:
+    limits = {"connects_per_second_per_address": 0, "connections_per_address": 2, "exempt": []}  # one is the gateway
+    async with workers(tmp_path, tell, limits=limits) as (near, far):
+        async with await connect(far.addresses.ingress) as first:
+            await first.send_all(upload())
+            await eventually(lambda: near.relay.stats().connections.visitors_open)
+            await eventually(lambda: not far.relay.stats().connections.open)
+            async with await connect(far.addresses.ingress) as second:
+                await second.send_all(request())
+                with pytest.raises(trio.BrokenResourceError):
+                    await read_all(second)
+        assert near.relay.stats().refusals_total == {"connections_per_address": 1}
+
+
+def sequential_pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+MESSAGE: Final = Passed(-1, Stage.REQUEST, Address("192.0.2.1", 1), Address("192.0.2.2", 2), False, "", "", b"x")
+HOSTILE: Final[dict[str, tuple[bytes, int]]] = {
+    "no message": (b"?", 1),
+    "an unknown stage": (b"\xff" + bytes(8), 1),
+    "texts that are cut": (encode_passed(MESSAGE)[:-3], 1),
+    "no descriptor": (encode_passed(MESSAGE), 0),
+    "two descriptors": (encode_passed(MESSAGE), 2),
+    "too long": (bytes(200 * 1024), 1),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+async def test_a_message_that_makes_no_sense_leaves_nothing_open(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    content, amount = HOSTILE[kind]
+    there, here = sequential_pair()
+    taken: list[Passed] = []
+    with no_hang(), there, here, Reactor.current().stay() as stay:
+        here.setblocking(False)
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024 * 1024)
+        source = Source(here, taken.append, stay)
+        source.begin()
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                socket.send_fds(there, [content], [theirs.fileno()] * amount)
+            if amount:
+                ours.settimeout(0)
+            there.shutdown(socket.SHUT_WR)
+            await stay.wait()
+            source.stop()
+            assert ours.recv(1) == b""  # every descriptor is closed
+    assert taken == []
+    assert "a visitor that was passed on is lost" in caplog.text
+
+
+async def test_a_full_channel_takes_no_more_and_loses_nothing() -> None:
+    here, there = sequential_pair()
+    with here, there:
+        here.setblocking(False)
+        channel = Channel(random.Random(1))
+        channel._socket = here
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            passed = MESSAGE._replace(descriptor=theirs.fileno(), received=bytes(1000))
+            count = 0
+            while channel.send(passed):
+                count += 1
+            assert count
+            for _ in range(count):
+                message, descriptors, _, _ = socket.recv_fds(there, 4096, 1)
+                assert parse_passed(message, descriptors[0]) == passed._replace(descriptor=descriptors[0])
+                os.close(descriptors[0])
+            assert channel.send(passed)
+            assert not channel.send(passed._replace(received=bytes(MOST_RECEIVED + 1)))
+            there.close()
+            assert not channel.send(passed)
+
+
+async def test_only_workers_may_pass_visitors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "workers").mkdir(mode=0o700)
+    network = WorkerNetwork("m/0", PROCESSES[0], tmp_path / "workers", lambda pid: None)
+    passing = SocketPassing(network, lambda tunnel_id: None, random.Random(1))
+    with no_hang():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(passing.serve, lambda passed: None)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+                stranger.connect(str(tmp_path / "workers" / "visitors-0"))
+                await eventually(lambda: "is refused" in caplog.text)
+                assert stranger.recv(1) == b""
+            nursery.cancel_scope.cancel()
+
+
+ADDRESSES: Final = st.none() | st.builds(Address, st.ip_addresses().map(str), st.integers(min_value=0, max_value=65535))
+
+
+@fuzzed()
+@given(
+    st.builds(
+        Passed,
+        st.just(7),
+        st.sampled_from(Stage),
+        ADDRESSES,
+        ADDRESSES,
+        st.sampled_from([False, True, None]),
+        st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=128),
+        st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=64),
+        st.binary(max_size=200),
+    )
+)
+def test_a_message_is_read_as_it_was_written(passed: Passed) -> None:
+    found = parse_passed(encode_passed(passed) + passed.received, 7)
+    assert found == passed
+
+
+@fuzzed()
+@given(st.binary(max_size=64))
+def test_any_other_message_is_refused(message: bytes) -> None:
+    with suppress(ValueError):
+        parse_passed(message, 7)

@@ -1,0 +1,175 @@
+"""The records that the parent keeps, and the replicas of the workers, over real channels."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import attrs
+import pytest
+import trio
+from hypothesis import given, settings, strategies as st
+from rig import eventually, no_hang
+
+from pioneer_tunnel._wire.links import LinkPlace
+from pioneer_tunnel.relay.fleet.records import NOTHING_KNOWN, Holding, Record
+from pioneer_tunnel.relay.fleet.store import Changed, StoreUnreachable
+from pioneer_tunnel.relay.workers.channel import Channel
+from pioneer_tunnel.relay.workers.records import ParentRecords, ParentStore
+
+PROCESSES: Final = ("a" * 16, "b" * 16)
+
+
+def holding(process: str, session: str = "1") -> Holding:
+    return Holding(
+        node=f"relay-1/{PROCESSES.index(process)}",
+        process=process,
+        session=session,
+        key_id="key",
+        instance="gateway",
+        place=LinkPlace(index=0, of=2),
+        since=1.0,
+    )
+
+
+@attrs.define(eq=False)
+class Worker:
+    """A worker's store, and what it was told."""
+
+    store: ParentStore
+    parent: Channel
+    own: Channel
+    changes: list[tuple[str, Record]] = attrs.field(factory=list)
+    gaps: int = 0
+
+
+class Machine:
+    """A parent, and its workers."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.records = ParentRecords()
+        self._nursery = nursery
+
+    async def start(self, process: str) -> Worker:
+        ours, theirs = socket.socketpair()
+
+        async def answer(method: str, params: Any) -> Any:
+            match method:
+                case "join":
+                    return self.records.join(process, parent.tell)
+                case "read":
+                    return self.records.read(params)
+                case "write":
+                    return self.records.write(process, params)
+
+        def hear(method: str, params: Any, _sockets: Sequence[socket.socket]) -> None:
+            assert method == "record"
+            worker.store.hear(params)
+
+        async def nothing(_method: str, _params: Any) -> None:
+            """A worker is not called here."""
+
+        parent = Channel(ours, answer, lambda *_: None)
+        own = Channel(theirs, nothing, hear)
+        worker = Worker(ParentStore(f"relay-1/{PROCESSES.index(process)}", process, own), parent, own)
+        worker.store.on_change = lambda *change: worker.changes.append(change)
+
+        def gap() -> None:
+            worker.gaps += 1
+
+        worker.store.on_gap = gap
+        self._nursery.start_soon(parent.run)
+        self._nursery.start_soon(own.run)
+        await self._nursery.start(worker.store.run)
+        return worker
+
+
+@asynccontextmanager
+async def machine() -> AsyncIterator[Machine]:
+    with no_hang():
+        async with trio.open_nursery() as nursery:
+            yield Machine(nursery)
+            nursery.cancel_scope.cancel()
+
+
+async def test_what_a_worker_writes_all_know() -> None:
+    async with machine() as parent:
+        one = await parent.start(PROCESSES[0])
+        written = await one.store.write("office", expected=0, holdings=[holding(PROCESSES[0])])
+        assert one.store.known("office") == written == await one.store.read("office")
+        assert written.holdings[0].fence > 0
+        assert one.changes == [], "of its own"
+        other = await parent.start(PROCESSES[1])
+        assert (one.gaps, other.gaps) == (1, 1)
+        assert other.store.known("office") == written, "a worker that begins is told what there is"
+        with pytest.raises(Changed) as changed:
+            await other.store.write("office", expected=0, holdings=[holding(PROCESSES[1])])
+        assert changed.value.record == written
+        other.changes.clear()
+        taken = await other.store.write("office", expected=written.version, holdings=[holding(PROCESSES[1])])
+        assert taken.holdings[0].fence > written.holdings[0].fence
+        await eventually(lambda: one.changes == [("office", taken)])
+        assert one.store.known("office") == taken
+        await other.store.write("office", expected=taken.version, holdings=[])
+        await eventually(lambda: one.store.known("office") == NOTHING_KNOWN)
+
+
+async def test_what_a_worker_had_goes_with_it() -> None:
+    async with machine() as parent:
+        one, other = [await parent.start(process) for process in PROCESSES]
+        record = await one.store.write("office", expected=0, holdings=[holding(PROCESSES[0])])
+        await other.store.write("links", expected=0, holdings=[holding(PROCESSES[0], "2"), holding(PROCESSES[1], "3")])
+        assert parent.records.tunnels_of(PROCESSES[0]) == ["office", "links"]
+        assert parent.records.has_other("links", PROCESSES[0])
+        assert not parent.records.has_other("office", PROCESSES[0])
+        await eventually(lambda: other.store.known("office") == record)
+        parent.records.leave(PROCESSES[0])
+        await eventually(lambda: other.store.known("office") == NOTHING_KNOWN)
+        assert [each.session for each in other.store.known("links").holdings] == ["3"]
+
+
+async def test_a_parent_that_is_gone_is_a_store_that_is_down() -> None:
+    async with machine() as parent:
+        worker = await parent.start(PROCESSES[0])
+        record = await worker.store.write("office", expected=0, holdings=[holding(PROCESSES[0])])
+        worker.parent.close()
+        with pytest.raises(StoreUnreachable):
+            await worker.store.write("office", expected=record.version, holdings=[])
+        assert not worker.store.reachable
+        with pytest.raises(StoreUnreachable):
+            await worker.store.read("office")
+        assert worker.store.known("office") == record, "what was known stays known"
+
+
+@settings(max_examples=20, deadline=None)
+@given(writers=st.lists(st.tuples(st.integers(0, 1), st.sampled_from(["one", "two"]), st.booleans()), max_size=12))
+def test_replicas_agree_whoever_writes_at_once(writers: list[tuple[int, str, bool]]) -> None:
+    """Each write is about what its worker knows. In the end all replicas say what the parent says."""
+
+    async def run() -> None:
+        async with machine() as parent:
+            workers = [await parent.start(process) for process in PROCESSES]
+
+            async def write(index: int, tunnel: str, drops: bool) -> None:
+                holdings = [] if drops else [holding(PROCESSES[index])]
+                known = workers[index].store.known(tunnel)
+                while True:
+                    try:
+                        await workers[index].store.write(tunnel, expected=known.version, holdings=holdings)
+                    except Changed as changed:
+                        known = changed.record
+                    else:
+                        return
+
+            async with trio.open_nursery() as nursery:
+                for writer in writers:
+                    nursery.start_soon(write, *writer)
+            for tunnel in ("one", "two"):
+                record = await workers[0].store.read(tunnel)
+                assert workers[0].store.known(tunnel) == record
+                await workers[1].store.read(tunnel)
+                assert workers[1].store.known(tunnel) == record
+
+    trio.run(run)
