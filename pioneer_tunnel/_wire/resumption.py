@@ -236,11 +236,13 @@ class Suspended:
         secret: its secret.
         counters: called when the relay can resume; returns how far this end is. From then on it may not receive from
             the old connection.
+        node: the name of the node that has it, as of the extension `node`; None if that is not in force.
     """
 
     session: str
     secret: SessionSecret
     counters: Callable[[], Counters]
+    node: str | None = None
 
 
 @final
@@ -286,6 +288,11 @@ class GatewayResumption:
         self._offer: Message | None = None
         self._keys: _Keys | None = None
         self._counters = Counters()
+
+    @property
+    def node(self) -> str | None:
+        """See `Suspended.node`; None for a new session."""
+        return None if self._suspended is None else self._suspended.node
 
     def choose(self, offer: Message) -> dict[str, Any] | None:
         """What authenticate says; None if the relay offers another form of the extension, which this version ignores.

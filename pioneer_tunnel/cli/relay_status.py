@@ -126,7 +126,8 @@ def _summary(running: RunningRelay) -> str:
 def _worker(worker: WorkerStats) -> str:
     memory = "" if worker.memory_bytes is None else f", {amount(worker.memory_bytes)}B of memory"
     return (
-        f"worker {worker.index}{' (drains)' if worker.draining else ''}: process {worker.pid},"
+        f"worker {worker.index}{' (drains)' if worker.draining else ''}: process {worker.pid}, version"
+        f" {clean_message(worker.version)},"
         f" up {duration(time.time() - worker.since_unix)}, {worker.connections.open} connections,"
         f" {worker.sessions_open} sessions, {worker.streams.open} visitors,"
         f" {duration(worker.cpu_seconds_total)} of processor time{memory}"

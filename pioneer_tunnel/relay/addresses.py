@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final, final
+from typing import Final, TypeAlias, final
 
 import attrs
 import trio
@@ -19,6 +21,7 @@ from .tunnels import Route, each_address
 
 __all__ = ["Listening", "RelayAddresses"]
 
+_Serve: TypeAlias = Callable[[Sequence[trio.SocketListener]], Awaitable[object]]
 _ANY_HOST: Final = {"0.0.0.0", "::"}  # noqa: S104  # it is read, not bound
 
 
@@ -72,6 +75,7 @@ class Listening:
         self._config: Final = config
         self._inherited: Final = inherited
         self._listeners: Final[dict[str, list[trio.SocketListener]]] = {}
+        self._serving: Final[dict[str, _Serve]] = {}
         self._bound: BoundListeners | None = None
 
     async def begin(
@@ -93,9 +97,9 @@ class Listening:
         async def listen(address: Address, handler: Handler, *, only_visitors: bool = False) -> Address:
             name = name_of(address)
             listeners = await open_listeners(address, config.all_addresses, inherited=self._inherited.take(name))
-            serve = partial(accept_loop.serve, only_visitors=only_visitors)
-            accepting.start_soon(serve, listeners, handler, connections)
-            self._listeners[name] = listeners
+            serve = partial(accept_loop.serve, handler=handler, connections=connections, only_visitors=only_visitors)
+            accepting.start_soon(serve, listeners)
+            self._serving[name], self._listeners[name] = serve, listeners
             return bound_address(address, listeners)
 
         control, ingress = each_address(config.control_addr), each_address(config.ingress_addr)
@@ -119,6 +123,16 @@ class Listening:
             all_tunnels=self.of_tunnels,
             all_http=tuple(in_clear),
         )
+
+    async def accept_at(self, name: str, sockets: Sequence[socket.socket]) -> None:
+        """Accept at further sockets of an address until cancelled, and close them. Returns if there is no such address.
+
+        Raises:
+            OSError: a socket is broken.
+        """
+        serve = self._serving.get(name) or self._of_tunnels.serving(name)
+        if serve is not None:
+            await serve([trio.SocketListener(trio.socket.from_stdlib_socket(given)) for given in sockets])
 
     async def update(self, config: RelayConfig) -> None:
         """Listen at the addresses of the tunnels of `config`, and at those of no other tunnel.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, final
 
 from .._model.counters import ServiceCounters, StreamCounter
@@ -78,10 +78,14 @@ class RelayCounts:
         if tunnel_id is not None:
             self.of(tunnel_id).refusals[reason] += 1
 
-    def keep_only(self, tunnel_ids: Collection[str]) -> None:
-        """Drop the counts of all other tunnels. They stay in the sums."""
-        for removed in self._tunnels.keys() - tunnel_ids:
+    def drop(self, tunnel_ids: Collection[str]) -> None:
+        """Drop the counts of these tunnels, which were removed. They stay in the sums."""
+        for removed in self._tunnels.keys() & tunnel_ids:
             self._leaving.append(self._tunnels.pop(removed))
+
+    def with_streams(self) -> Iterator[str]:
+        """The ids of the tunnels that have visitors now."""
+        return (tunnel_id for tunnel_id, counts in self._tunnels.items() if counts.services.total().open)
 
     def stats(
         self,

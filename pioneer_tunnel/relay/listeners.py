@@ -9,7 +9,8 @@ import errno
 import logging
 import socket
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import Final, TypeAlias, final
 
 import trio
@@ -152,6 +153,13 @@ class BoundListeners:
                 return bound.address
         return None
 
+    def serving(self, name: str) -> Callable[[Sequence[trio.SocketListener]], Awaitable[object]] | None:
+        """What accepts at further sockets of an address; None if nothing listens there."""
+        bound = self._bound.get(name)
+        if bound is None:
+            return None
+        return partial(bound.accept, self._accept_loop, self._connections, self._handler_of)
+
     def route_of(self, tunnel_id: str, service: str | None) -> Route | None:
         """The route of a service that has an address of its own; None if there is none."""
         for bound in self._bound.values():
@@ -217,15 +225,26 @@ class _Bound:
         self._closed: Final = trio.Event()
 
     async def serve(self, accept_loop: AcceptLoop, connections: trio.Nursery, handler_of: HandlerOf) -> None:
-        def handle(connection: Connection) -> None:
-            handler_of(self.route)(connection)
-
         try:
             with self._serving:
-                await accept_loop.serve(self.listeners, handle, connections, only_visitors=True)
+                await self.accept(accept_loop, connections, handler_of, self.listeners)
         finally:
             self.close_sockets()
             self._closed.set()
+
+    async def accept(
+        self,
+        accept_loop: AcceptLoop,
+        connections: trio.Nursery,
+        handler_of: HandlerOf,
+        listeners: Sequence[trio.SocketListener],
+    ) -> None:
+        """Accept at listeners of this address until cancelled, and close them."""
+
+        def handle(connection: Connection) -> None:
+            handler_of(self.route)(connection)
+
+        await accept_loop.serve(listeners, handle, connections, only_visitors=True)
 
     async def close(self) -> None:
         """Stop listening, and wait until the sockets are closed."""

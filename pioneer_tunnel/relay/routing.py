@@ -33,11 +33,13 @@ from ..exchange.carrier import Carrier
 from .config import RelayConfig
 from .connection import Connection
 from .gateways.endpoint import GatewayEndpoint, wants_gateway
+from .gateways.gateway_passer import GatewayPasser
+from .gateways.other_nodes import OtherNodes
 from .request_head import Refusal, read_head
 from .tunnels import Route
 from .visitors.arriving import Arriving
 from .visitors.ingress import Ingress
-from .visitors.passing import Passed, Stage
+from .visitors.passing import Passed, Passing, Stage
 from .visitors.proxy_header import introduce
 from .visitors.tls import SniRouter, accept_gateway
 from .visitors.visit import Visit
@@ -56,6 +58,8 @@ class Router:
         sni_router: ends visitors' TLS, or passes it through.
         carrier: reads first requests without a task.
         certificate: for gateways at an address of their own; None without TLS.
+        passing: passes connections to other processes that listen at the same addresses; None if there are none.
+        nodes: the other nodes of a fleet; None if there is none.
     """
 
     def __init__(
@@ -67,6 +71,8 @@ class Router:
         *,
         carrier: Carrier,
         certificate: Certificate | Certificates | None,
+        passing: Passing | None = None,
+        nodes: OtherNodes | None = None,
     ) -> None:
         self._config: Final = config
         self._gateways: Final = gateways
@@ -74,6 +80,12 @@ class Router:
         self._sni_router: Final = sni_router
         self._carrier: Final = carrier
         self._certificate: Final = certificate
+        self._gateway_passer: Final = None if nodes is None else GatewayPasser(nodes, passing)
+
+    def drain(self) -> None:
+        """Let gateways go whose connections were passed to other nodes: they come back at another one."""
+        if self._gateway_passer is not None:
+            self._gateway_passer.drain()
 
     def begin_control(self, connection: Connection) -> None:
         """Begin with a connection at an address for gateways alone."""
@@ -111,22 +123,19 @@ class Router:
         """
         visit = Visit.of(connection, passed.tls)
         if passed.stage is Stage.REQUEST:
-            self._begin_passed_request(visit, passed.received)
+            self._begin_passed_request(visit, _head_of(passed), passed.received)
         elif passed.stage is Stage.HELLO:
             connection.start(self._serve_hello, visit, passed.received)
         elif passed.stage is Stage.GATEWAY:
-            connection.start(self._serve_gateway, connection, connection.stream, passed.received)
+            connection.start(self._serve_gateway, connection, connection.stream, _head_of(passed), passed.received)
         elif route is not None:
             self._ingress.begin_bound(visit, route)
         else:
             connection.evict()  # the address is closed
 
-    def _begin_passed_request(self, visit: Visit, received: bytes) -> None:
+    def _begin_passed_request(self, visit: Visit, head: RequestHead, received: bytes) -> None:
         connection = visit.connection
         assert connection is not None
-        head = HeadReader().feed(received)
-        if head is None:
-            raise ValueError("a connection was passed on before its request head was complete")
         leg = connection.stream.leg()
         if leg is None:
             connection.start(self._ingress.serve_request, visit, head, received)
@@ -150,7 +159,9 @@ class Router:
             if secured is None:
                 return
             stream = secured
-        await self._gateways.serve(stream, watched, connection.arrival, certificate=self._certificate_of(stream))
+        request = await self._gateways.read_request(stream)
+        if request is not None:
+            await self._serve_gateway(connection, stream, *request)
 
     async def _serve_http(self, connection: Connection) -> None:
         await self._ingress.serve(attrs.evolve(await self._introduced(connection), in_clear=True))
@@ -190,7 +201,7 @@ class Router:
     def _begin_gateway_or_visitor(self, connection: Connection, leg: Leg, head: RequestHead, received: bytes) -> None:
         if wants_gateway(head) and _is_named(head, self._config.public_names):
             leg.detach()
-            connection.start(self._serve_gateway, connection, connection.stream, received)
+            connection.start(self._serve_gateway, connection, connection.stream, head, received)
         else:
             self._begin_visitor(connection, leg, head, received)
 
@@ -211,7 +222,7 @@ class Router:
         if head is None:
             await visit.stream.aclose()
         elif wants_gateway(head) and _is_named(head, self._config.public_names):
-            await self._serve_gateway(connection, visit.stream, received)
+            await self._serve_gateway(connection, visit.stream, head, received)
         else:
             await self._ingress.serve_request(visit, head, received)
 
@@ -221,9 +232,16 @@ class Router:
             visit = attrs.evolve(visit, stream=PrefixedStream(visit.stream, received))
         return await self._sni_router.route(visit, tls=self._config.ingress_tls)
 
-    async def _serve_gateway(self, connection: Connection, stream: trio.abc.Stream, received: bytes) -> None:
-        """Serve a gateway whose first request was read."""
+    async def _serve_gateway(
+        self, connection: Connection, stream: trio.abc.Stream, head: RequestHead, received: bytes
+    ) -> None:
+        """Serve a gateway whose first request was read, or pass it to the node that has its session."""
         _end_with_fin(connection.stream)
+        passer = self._gateway_passer
+        if passer is not None and await passer.passes(
+            connection, stream, head, received, certificate=self._certificate_of(stream)
+        ):
+            return
         await self._gateways.serve_request(
             PrefixedStream(stream, received),
             connection.stream,
@@ -248,6 +266,13 @@ class Router:
         if not self._config.announce_certificate or not isinstance(stream, TlsServerStream):
             return None
         return stream.certificate_hash
+
+
+def _head_of(passed: Passed) -> RequestHead:
+    head = HeadReader().feed(passed.received)
+    if head is None:
+        raise ValueError("a connection was passed on before its request head was complete")
+    return head
 
 
 def _is_named(head: RequestHead, names: Collection[str]) -> bool:

@@ -14,20 +14,24 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
 from contextvars import Context, copy_context
 from functools import partial
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
 import attrs
 import trio
 
 from .._async_library import need_trio
 from .._model.certificate_status import CertificateStatus
+from .._model.errors import InvalidSettingsError
 from .._model.exception_groups import lone_error_bare
 from .._model.log_fields import about
+from .._net.adopted import watch
+from .._net.closing import abandon
 from .._net.descriptor_limit import descriptor_limit
+from .._net.streams import ByteStream
 from .._net.tcp import TcpStream
 from ..access.guard import check_files
 from ..access_log.writer import AccessLog
@@ -36,13 +40,14 @@ from ..websocket import EngineName
 from ..yamux import Limits
 from .accept_loop import AcceptLoop, admit
 from .addresses import Listening, RelayAddresses
-from .admission import Admission
+from .admission import Admission, OverLimit
 from .certificates import RelayCertificates
 from .config import RelayConfig
 from .connection import Connection, log_unforeseen
 from .counts import RelayCounts
 from .gateways.endpoint import GatewayEndpoint
 from .gateways.expected import Expected
+from .gateways.other_nodes import OtherNodes, PassedGateway
 from .gateways.registry import Directory, LocalDirectory, LocalRegistry, Registry
 from .handover import Handover
 from .identity import identity_of
@@ -57,6 +62,9 @@ from .stats import RelayStats
 from .visitors.ingress import Ingress
 from .visitors.passing import Passed, Passing, Stage
 from .visitors.tls import SniRouter
+
+if TYPE_CHECKING:
+    from .fleet.node import FleetNode
 
 __all__ = ["Relay", "check_access"]
 
@@ -79,6 +87,7 @@ class Relay:
         inherited: sockets that listen already, see `relay.inherited`; by default none.
         passing: passes connections to other processes that listen at the same addresses; by default there are none.
         announce: lets other processes of the same relay know something, for `hear` there; by default there are none.
+        nodes: the other nodes of a fleet; by default there is none. The relay sets its `serve_gateway`.
         wall_clock: seconds since 1970, for the `*_unix` fields of statistics.
 
     Raises:
@@ -99,22 +108,24 @@ class Relay:
         inherited: Inherited | None = None,
         passing: Passing | None = None,
         announce: Announce | None = None,
+        nodes: OtherNodes | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         check_access(config)
-        names, own_registry = None, None
-        if registry is None:
-            # A gateway that creates a name of the relay's own would take its visitors, and other gateways.
-            hosts = (*config.public_names, *filter(None, [config.health_host]))
-            own = {host.partition(".")[0] for host in hosts}
-            names = NameBook(config.names_path, reserved=own.union(config.reserved_names))
-            own_registry = LocalRegistry(config.tunnels, names)
-        registry = registry or own_registry
-        assert registry is not None
-        directory = directory or LocalDirectory()
         self._config = config
-        self._own_registry: Final = own_registry
         self._inherited: Final = inherited or Inherited()
+        names, own_registry = None, None
+        self._fleet: Final = self._node(wall_clock) if registry is None and directory is None else None
+        if self._fleet is not None:
+            registry, directory, nodes = self._fleet.registry, self._fleet.directory, self._fleet.links
+            self._fleet.registry.on_change = self._note_changed_tunnels
+        elif registry is None:
+            names = NameBook(config.names_path, reserved=self._reserved)
+            registry = own_registry = LocalRegistry(config.tunnels, names)
+        directory = directory or LocalDirectory()
+        self._own_registry: Final = own_registry if self._fleet is None else self._fleet.registry
+        self._changed_tunnels: Final[set[str]] = set()
+        self._tunnels_changed = trio.Event()
         self._expected: Final = Expected(self._inherited.connected)
         self._listening: Final = Listening(config, self._inherited)
         self._addresses: RelayAddresses | None = None
@@ -154,8 +165,11 @@ class Relay:
             limits=limits,
             engine=engine,
             address_of=self._listening.address_of,
+            node=None if nodes is None else nodes.name,
             wall_clock=wall_clock,
         )
+        if nodes is not None:
+            nodes.serve_gateway = self._serve_passed_gateway
         self._passing: Final = passing
         self._carrier: Final = Carrier(log_unforeseen)
         self._ingress: Final = Ingress(
@@ -180,7 +194,27 @@ class Relay:
             SniRouter(registry, self._ingress, self._certificates.shown, passing),
             carrier=self._carrier,
             certificate=self._certificates.shown,
+            passing=passing,
+            nodes=nodes,
         )
+
+    def _node(self, wall_clock: Callable[[], float]) -> FleetNode | None:
+        """This node of a fleet; None if the configuration has none."""
+        if self._config.fleet is None:
+            return None
+        try:
+            from .fleet.node import FleetNode  # noqa: PLC0415  # an extra
+        except ModuleNotFoundError as error:
+            raise InvalidSettingsError(
+                "relay.fleet needs the package coredis: pip install 'pioneer-tunnel[fleet]'"
+            ) from error
+        return FleetNode(self._config, reserved=self._reserved, inherited=self._inherited, wall_clock=wall_clock)
+
+    @property
+    def _reserved(self) -> frozenset[str]:
+        """Names that no gateway may create: it would take the relay's own visitors, and other gateways."""
+        hosts = (*self._config.public_names, *filter(None, [self._config.health_host]))
+        return frozenset(host.partition(".")[0] for host in hosts).union(self._config.reserved_names)
 
     @property
     def certificates(self) -> dict[str, CertificateStatus]:
@@ -257,7 +291,7 @@ class Relay:
             self._config = applied
             if self._own_registry is not None:
                 self._own_registry.replace(applied.tunnels)
-                self._counts.keep_only({entry.id for entry in applied.tunnels})
+                self._counts.drop(changes.removed)
             self._certificates.want_at_once()
             await self._gateways.registry_changed()
             self._addresses = attrs.evolve(self._addresses, all_tunnels=self._listening.of_tunnels)
@@ -274,6 +308,27 @@ class Relay:
     def gateway_has_come(self, tunnel_id: str) -> None:
         """The gateway of this tunnel has a session at another process."""
         self._expected.has_come(tunnel_id)
+
+    async def accept_at(self, name: str, sockets: Sequence[socket.socket]) -> None:
+        """Accept at further sockets of one of the relay's addresses, until cancelled, or drained. Then close them.
+
+        Args:
+            name: of the address, as in `relay.inherited`.
+            sockets: they listen there.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def accept() -> None:
+                    await self._listening.accept_at(name, sockets)
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(accept)
+                await self._drain_asked.wait()  # no deadline: it accepts until it shall not
+                nursery.cancel_scope.cancel()
+        finally:
+            for one in sockets:
+                one.close()
 
     async def hear(self, message: Any) -> None:
         """Another process of the same relay has passed this to its `announce`."""
@@ -294,22 +349,27 @@ class Relay:
 
         It takes time in proportion to the tunnels and sessions, some milliseconds for a thousand of them.
         """
+        sessions, tunnels, fleet = self._gateways.sessions(), self._config.tunnels, None
+        if self._fleet is not None:
+            fleet = self._fleet.stats()
+            tunnels = (*tunnels, *self._fleet.registry.signed({*sessions, *self._counts.with_streams()}))
         stats = self._counts.stats(
-            self._config.tunnels,
-            self._gateways.sessions(),
+            tunnels,
+            sessions,
             since_unix=self._since,
             draining=self._drain_asked.is_set(),
             connections=self._admission.stats(),
         )
-        return attrs.evolve(stats, **self._gateways.holds())
+        return attrs.evolve(stats, fleet=fleet, **self._gateways.holds())
 
     def handover(self) -> Handover:
         """What a successor of this process needs. Call it while `serve` runs."""
         self._handed_over = True
+        of_fleet = {} if self._fleet is None else self._fleet.listeners
         return Handover(
             descriptors={
                 name: [listener.socket.fileno() for listener in listeners]
-                for name, listeners in (self._listening.listeners | self._sites.listeners).items()
+                for name, listeners in (self._listening.listeners | self._sites.listeners | of_fleet).items()
             },
             connected=[*self._gateways.connected],
         )
@@ -320,6 +380,9 @@ class Relay:
             connections.start_soon(self._gateways.keep_told)
             await connections.start(self._carrier.run)
             self._gateways.let_sessions_resume(connections)
+            if self._fleet is not None:
+                await connections.start(self._fleet.run)
+                connections.start_soon(self._tell_changed_tunnels)
             acme = self._certificates.acme
             if acme is not None:
                 await acme.load()
@@ -337,11 +400,27 @@ class Relay:
                 await self._drain_asked.wait()
                 if self._handed_over:
                     self._sites.stop()
+                    if self._fleet is not None:
+                        self._fleet.links.stop_listening()
                 accepting.cancel_scope.cancel()
             async with self._apply_lock:
                 await self._listening.end_tunnels()
             await self._let_finish()
             connections.cancel_scope.cancel()
+
+    def _note_changed_tunnels(self, ids: Collection[str]) -> None:
+        self._changed_tunnels.update(ids)
+        self._tunnels_changed.set()
+
+    async def _tell_changed_tunnels(self) -> NoReturn:
+        """End sessions of tunnels that were revoked, and tell others what has changed."""
+        while True:
+            # No deadline: without a change there is nothing to tell.
+            await self._tunnels_changed.wait()
+            self._tunnels_changed = trio.Event()
+            changed = frozenset(self._changed_tunnels)
+            self._changed_tunnels.clear()
+            await self._gateways.registry_changed(changed)
 
     async def _listen(self, accepting: trio.Nursery, connections: trio.Nursery) -> RelayAddresses:
         config = self._config
@@ -369,10 +448,29 @@ class Relay:
         now = trio.current_time()
         admit(connection, self._admission, handler, now, only_visitors=passed.stage is not Stage.GATEWAY)
 
+    async def _serve_passed_gateway(self, stream: ByteStream, passed: PassedGateway) -> None:
+        """Serve a gateway's connection that came to another node."""
+        watched, peer = watch(stream), passed.peer
+        with trio.CancelScope() as scope:
+            try:
+                arrival = self._admission.arrive(None if peer is None else peer.host, trio.current_time(), scope.cancel)
+            except OverLimit as reason:
+                self._admission.counts.refused(reason.reason)
+                await abandon(stream)
+                return
+            try:
+                await self._gateways.serve_request(
+                    watched, watched, arrival, certificate=passed.certificate, peer=passed.peer
+                )
+            finally:
+                arrival.leave()
+                await abandon(stream)
+
     async def _let_finish(self) -> None:
         """Wait until no connection is left, for `drain_timeout_ms` at most."""
         self._gateways.drain()
         self._ingress.drain()
+        self._router.drain()
         seconds = self._config.drain_timeout_ms / 1000
         with trio.move_on_after(seconds):
             # A visitor that has connected still gets its stream.

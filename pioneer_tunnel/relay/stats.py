@@ -9,7 +9,7 @@ import attrs
 
 from .._model.stats import SessionStats, StreamStats
 
-__all__ = ["ConnectionStats", "RelayStats", "RelayTunnelStats", "WorkerStats"]
+__all__ = ["ConnectionStats", "FleetStats", "RelayStats", "RelayTunnelStats", "WorkerStats"]
 
 
 def _counts() -> Any:
@@ -72,6 +72,7 @@ class WorkerStats:
     Attributes:
         index: which one, from 0. A process that drains has the index of its successor.
         pid: the process.
+        version: of its package, which may be newer than the parent's.
         since_unix: when counting began, in seconds since 1970.
         draining: whether it stops, since it is replaced or the relay stops.
         connections: its own.
@@ -83,6 +84,7 @@ class WorkerStats:
 
     index: int
     pid: int
+    version: str
     since_unix: float
     draining: bool
     connections: ConnectionStats
@@ -94,6 +96,35 @@ class WorkerStats:
 
 @final
 @attrs.frozen(kw_only=True)
+class FleetStats:
+    """A node of a fleet.
+
+    Attributes:
+        node: its name.
+        redis_reachable: whether Redis answers, as far as is known.
+        nodes: each other node of the configuration, and the shortest round trip to it of late, in seconds; None while
+            there is no link to it. A link is made when it is needed.
+        hops_open: visitors of this node whose streams other nodes carry to their gateways now.
+        hops_served_total: visitors of other nodes that this one has carried to its gateways.
+        unannounced_tunnels: tunnels whose sessions here are not, or may not be, as the other nodes know them. While
+            Redis cannot be reached, it is the tunnels whose sessions have come or gone meanwhile.
+        signed_tunnels: tunnels in memory that the operator has signed.
+        unconfirmed_seconds: how long ago this node knew for the last time which of these are revoked; 0 while it knows;
+            None if there is no operator's key.
+    """
+
+    node: str
+    redis_reachable: bool
+    nodes: Mapping[str, float | None] = _counts()
+    hops_open: int = 0
+    hops_served_total: int = 0
+    unannounced_tunnels: int = 0
+    signed_tunnels: int = 0
+    unconfirmed_seconds: float | None = None
+
+
+@final
+@attrs.frozen(kw_only=True)
 class RelayStats:
     """A relay. Its counters start with the `Relay`, and include tunnels that were removed since.
 
@@ -101,7 +132,8 @@ class RelayStats:
         since_unix: when counting began, in seconds since 1970.
         draining: whether the relay stops.
         connections: of gateways and visitors.
-        tunnels: by id, in the order of the configuration.
+        tunnels: by id, in the order of the configuration; after them those that an operator has signed, while they
+            have a session or visitors at this relay.
         streams: visitors' streams of all tunnels.
         sessions_open: gateways' sessions, suspended ones and those that have not got their tunnel included.
         sessions_total: how often a session got its tunnel.
@@ -120,6 +152,7 @@ class RelayStats:
             answered, and the visitor got a 502).
             Gateways: `auth_failed`, `busy` (the handshakes of a second are used up), `tunnel_taken`, and other
             reasons of the handshake: see docs/protocol.md.
+        fleet: what a node of a fleet tells; None for a relay alone.
         workers: the processes of a relay with workers, whose sums all other fields are; empty for a relay without.
     """
 
@@ -136,4 +169,5 @@ class RelayStats:
     unsent_bytes: int = 0
     unsent_limit_bytes: int = 0
     refusals_total: Mapping[str, int] = _counts()
+    fleet: FleetStats | None = None
     workers: tuple[WorkerStats, ...] = ()

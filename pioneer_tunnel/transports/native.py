@@ -43,6 +43,7 @@ from .._wire.handshake import (
 )
 from .._wire.heartbeat import HEARTBEAT, choose_heartbeat
 from .._wire.links import LINKS, choose_links
+from .._wire.node import NODE, NODE_HEADER, node_told
 from .._wire.proxy_v2 import MAX_LENGTH, ProxyHeader
 from .._wire.resumption import RESUME, Confirmation, GatewayResumption
 from ..resume import DEFAULT_WINDOW, ResumableLink
@@ -193,7 +194,9 @@ class NativeTransport:
             tls = await target.redial.tls(make_tls, address, timeout=timeout)
         dial = target.redial.dialer(target.dial, timeout=timeout)
         stream, watched = await dial_relay(address, dial=dial, tls=tls, timeout=timeout, via=via)
-        opening = Opening(subprotocol=SUBPROTOCOL, address=address, agent=AGENT)
+        node = None if resumption is None else resumption.node
+        headers = {} if node is None else {NODE_HEADER: node}
+        opening = Opening(subprotocol=SUBPROTOCOL, address=address, agent=AGENT, headers=headers)
         with failures_named(address), lone_error_bare():
             deadline = trio.CancelScope(deadline=trio.current_time() + timeout)
             with deadline:
@@ -215,6 +218,7 @@ class NativeTransport:
                         choices[LINKS] = choose_links(target.place)
                     if resumption is not None:
                         choices[RESUME] = resumption.choose
+                        choices[NODE] = lambda _: {}
                     welcome, early = await authenticate(websocket, target, self.relay_identity, offer, choices)
                     deadline.deadline = float("inf")
                     take_spread(welcome, report)
@@ -225,6 +229,7 @@ class NativeTransport:
                         early=early,
                         heartbeat=min(welcome.heartbeat, wanted or welcome.heartbeat),
                         confirmation=_confirmation(welcome, resumption),
+                        node=_node(welcome),
                     )
             if deadline.cancelled_caught:
                 raise RelayConnectError(f"{address} did not finish the opening within {timeout:g} seconds")
@@ -312,6 +317,13 @@ def _confirmation(welcome: Welcome, resumption: GatewayResumption | None) -> Con
         return None
     try:
         return resumption.confirmed(welcome.session, welcome.extensions.get(RESUME))
+    except RemoteProtocolError as error:
+        raise RelayConnectError(f"the relay's 'welcome' is not valid: {error}") from error
+
+
+def _node(welcome: Welcome) -> str | None:
+    try:
+        return node_told(welcome.extensions)
     except RemoteProtocolError as error:
         raise RelayConnectError(f"the relay's 'welcome' is not valid: {error}") from error
 

@@ -57,6 +57,7 @@ class Opened:
         early: messages that came with the welcome.
         heartbeat: seconds, as both ends have agreed.
         confirmation: of the extension `resume`; None if it is not in force.
+        node: as of the extension `node`; None if it is not in force.
         over: set when it carries no more.
     """
 
@@ -66,6 +67,7 @@ class Opened:
     early: list[Message]
     heartbeat: float
     confirmation: Confirmation | None
+    node: str | None = None
     over: trio.Event = attrs.field(factory=trio.Event)
 
     def carrier(self) -> Carrier:
@@ -138,7 +140,9 @@ class Resuming:
             on_lost=self._lost,
         )
         session = opened.welcome.session
-        self._suspended: Final = Suspended(session=session, secret=confirmation.secret, counters=self.link.pause)
+        self._suspended: Final = Suspended(
+            session=session, secret=confirmation.secret, counters=self.link.pause, node=opened.node
+        )
         self._target: Final = target
         self._redials: Final = redials
         self._timeout: Final = timeout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeAlias, final
 
 import attrs
@@ -55,12 +55,14 @@ class Opening:
         subprotocol: the only one that a client offers, and the only one that a server accepts.
         address: the address that the client dials, for the `Host` header and the path; None on the server.
         agent: the client's `User-Agent`.
+        headers: further headers of the client.
         allowance: what the peer may send before `WebSocket.trust` is called; None for no limit.
     """
 
     subprotocol: str
     address: RelayAddress | None = None
     agent: str = ""
+    headers: Mapping[str, str] = attrs.field(factory=dict)
     allowance: Allowance | None = None
 
 

@@ -28,6 +28,7 @@ class WebSocketLink(Link):
         watched: the stream below the WebSocket, which records when bytes move.
         on_text: called with each text message. `receive` raises what it raises. It may be set later.
         early: messages that arrived together with the last one of the handshake, and belong to the link.
+        peer: the address of the other end; None to ask the socket.
 
     Attributes:
         close_code, close_reason: what `aclose` sends.
@@ -43,11 +44,14 @@ class WebSocketLink(Link):
         watched: Watched,
         on_text: Callable[[str], None],
         early: Sequence[Message] = (),
+        *,
+        peer: Address | None = None,
     ) -> None:
         self._websocket: Final = websocket
         self._watched: Final = watched
         self.on_text = on_text
         self._early = early
+        self._peer: Final = peer
         self.close_code: int = 1000
         self.close_reason: str = ""
 
@@ -70,6 +74,8 @@ class WebSocketLink(Link):
     @property
     def peer(self) -> Address | None:
         """The address of the other end of the connection; None if it is not known."""
+        if self._peer is not None:
+            return self._peer
         lowest = self._watched.lowest_socket
         try:
             return None if lowest is None else Address.of_socket(lowest.socket.getpeername())

@@ -64,7 +64,10 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
                         opening.address.audience,
                         opening.address.path,
                         subprotocols=[opening.subprotocol],
-                        extra_headers=[(b"User-Agent", opening.agent.encode())],
+                        extra_headers=[
+                            (b"User-Agent", opening.agent.encode()),
+                            *((name.encode(), value.encode()) for name, value in opening.headers.items()),
+                        ],
                         max_message_size=MAX_BINARY,
                         message_queue_size=_QUEUE,
                         receive_buffer_size=READ_SIZE,

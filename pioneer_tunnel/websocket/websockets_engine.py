@@ -68,6 +68,7 @@ async def connect(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[We
     )
     request = protocol.connect()
     request.headers["User-Agent"] = opening.agent
+    request.headers.update(opening.headers)
     protocol.send_request(request)
     websocket = WebsocketsWebSocket(stream, protocol, FrameMeter(opening.allowance))
     async with _with_replies(websocket, stream):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
+import sys
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import pytest
 import trio
@@ -158,3 +162,46 @@ async def test_a_line_that_was_cut_off_does_not_spoil_the_next_one(tmp_path: Pat
     first, second = path.read_text().splitlines()
     assert len(first) == 10
     assert '"GET /2 ' in second
+
+
+ONE_OF_SEVERAL: Final = """
+import os, pathlib, sys, trio
+from pioneer_tunnel.access_log import writer
+from pioneer_tunnel.access_log.entry import Entry
+
+real, count = os.write, 0
+
+def piece(descriptor, data):
+    global count
+    count += 1
+    if count % 7 == 3:
+        raise OSError(28, "No space left on device")
+    return real(descriptor, data[:50])
+
+async def main():
+    log = writer.AccessLog(pathlib.Path(sys.argv[1]), shared=True)
+    async with log.kept():
+        os.write = piece
+        for _ in range(200):
+            path = b"/" + sys.argv[2].encode() * 100
+            log.write(Entry(time_unix=0.0, seconds=0.0, address=None, method=b"GET", path=path, version=b"1.1"))
+            await trio.sleep(0.001)
+        os.write = real
+
+writer.BATCH_DELAY = writer.RETRY_INTERVAL = 0.0
+trio.run(main)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no processes share a log there")
+async def test_lines_of_several_processes_stay_whole(tmp_path: Path) -> None:
+    """Each process writes piece by piece, and its disk is full now and then, in the middle of a line."""
+    path = tmp_path / "access.log"
+    async with trio.open_nursery() as nursery:
+        for name in "abc":
+            command = [sys.executable, "-c", ONE_OF_SEVERAL, str(path), name]
+            nursery.start_soon(partial(trio.run_process, command, capture_stderr=True))
+    lines = path.read_text().splitlines()
+    assert len(lines) > 100
+    whole = re.compile(r'- - - \[.*\] "GET /(a{100}|b{100}|c{100}) HTTP/1.1" .*')
+    assert [line for line in lines if not whole.fullmatch(line)] == []

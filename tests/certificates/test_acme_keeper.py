@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -407,3 +408,41 @@ async def test_names_that_are_wanted_no_more_are_not_kept(tmp_path: Path) -> Non
         certificates.want(["a.test"])
         await trio.sleep(60)
         assert certificates.status["a.test"].not_after_unix, "one that comes back is looked at again"
+
+
+@pytest.mark.parametrize("http", [True, False])
+def test_processes_that_share_a_folder_answer_for_each_other(tmp_path: Path, http: bool) -> None:
+    """The authority may reach any worker of a relay. One orders; the others answer, and use what it gets."""
+
+    @in_virtual_time
+    async def run() -> None:
+        authority = Scripted()
+        one, other = (keeper(tmp_path / "c", authority, http=http) for _ in range(2))
+        answered: list[bool] = []
+        heard: list[str] = []
+
+        async def let_the_other_know(what: str, told: Any) -> None:
+            heard.append(what)
+            await other.hear(what, json.loads(json.dumps(told)))
+            if what == "challenges":
+                by_http, by_tls = other.http_answer("a.test", TOKEN), other.challenge_context("a.test")
+                answered.append(by_http == b"authorization" if http else by_tls is not None)
+
+        one.let_others_know = let_the_other_know
+
+        def valid_until(certificates: AcmeCertificates) -> int | None:
+            return certificates.status["a.test"].not_after_unix
+
+        other.want(["a.test"])
+        async with running(one, "a.test"):
+            assert one.orders
+            first = await other.context_of("a.test")
+            assert first is not None
+            assert valid_until(other) == valid_until(one)
+            await trio.sleep(70 * DAY)
+            assert await other.context_of("a.test") is not first, "it was renewed"
+            assert valid_until(other) == valid_until(one)
+        assert heard == ["challenges", "certificate"] * 2
+        assert answered == [True, True]
+
+    run()

@@ -99,9 +99,10 @@ async def test_workers_that_are_killed_at_random_cost_what_they_had_and_nothing_
 
     load = Load(rate=20, kept=4, downloads=8, seconds=10.0, before=1.0, restarts=4)
     figures = await disturb_under_load(relay, load, kill)
-    assert len(figures.failed) < figures.requests / 10, figures
-    assert all("EOF" in failed or "Broken" in failed for failed in figures.failed + figures.kept_failed)
-    assert all("EOF" in failed or "Broken" in failed for failed in figures.downloads_failed), "no wrong bytes"
+    assert len(figures.failed) < figures.requests / 20, figures
+    cut_off = ("EOF", "Broken", "502 Bad Gateway")  # and no wrong bytes
+    failed = figures.failed + figures.kept_failed + figures.downloads_failed
+    assert [why for why in failed if not any(word in why for word in cut_off)] == []
 
 
 async def ask_all(relay: Relay, amount: int) -> list[bytes]:
@@ -126,9 +127,7 @@ def status_of(relay: Relay) -> dict[str, Any]:
     return found
 
 
-async def test_who_waits_at_a_worker_that_is_killed_is_served_by_its_successor(
-    relay: Relay, local_gateway: str
-) -> None:
+async def test_who_waits_at_a_worker_that_is_killed_is_served_by_another_one(relay: Relay, local_gateway: str) -> None:
     with exposed(relay, local_gateway):
         workers = (await trio.to_thread.run_sync(status_of, relay))["stats"]["workers"]
         (worker,) = [one["index"] for one in workers if not one["sessions_open"]]
@@ -164,7 +163,7 @@ def test_an_operator_sees_all_workers_and_reloads_them_together(relay: Relay, lo
             assert relay.ask(f"/{number}").endswith(f"hello from /{number}".encode())
         shown = CliRunner().invoke(pioneer_tunnel, ["relay", "status", "--config", str(config)]).output
         assert "tunnels connected: 1 of 1\n" in shown
-        assert all(f"worker {worker}: process {pid}, up" in shown for worker, pid in enumerate(workers)), shown
+        assert all(f"worker {worker}: process {pid}, version" in shown for worker, pid in enumerate(workers)), shown
         found = status_of(relay)
         assert found["pid"] == relay.program.process.pid
         assert [worker["pid"] for worker in found["stats"]["workers"]] == workers

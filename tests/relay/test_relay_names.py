@@ -18,6 +18,7 @@ from pioneer_tunnel._model.errors import InvalidSettingsError, StorageError
 from pioneer_tunnel._storage import files
 from pioneer_tunnel.relay import RelayConfig, TunnelEntry
 from pioneer_tunnel.relay.names import NameBook, why_no_label
+from pioneer_tunnel.relay.sharing import Sharing
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.accepting import accept_visitors
 from pioneer_tunnel.tunnel.tunnel import Tunnel
@@ -242,3 +243,27 @@ def test_a_wildcard_needs_a_file() -> None:
     (problem,) = problems(box(), names_file=None)
     assert problem.startswith("relay.names_file")
     assert "each stays with its key for ever" in problem
+
+
+# Several processes
+
+
+async def test_a_name_is_known_to_all_processes_when_its_gateway_learns_of_it(tmp_path: Path) -> None:
+    one, other = (NameBook(tmp_path / "names.json") for _ in range(2))
+    claimed: list[str] = []
+
+    async def ignore(_message: Any) -> None:
+        """The other one announces nothing."""
+
+    sharing_of_other = Sharing(ignore, other, None)
+
+    async def announce(message: Any) -> None:
+        assert one.keys_of(f"wiki.{DOMAIN}"), "the file has it"
+        await sharing_of_other.hear(message)
+
+    Sharing(announce, one, None)
+    other.on_claim = lambda: claimed.append("wiki")
+    assert await one.claim(entry_of(KEY), "wiki", DOMAIN) is None
+    assert other.keys_of(f"wiki.{DOMAIN}") == one.keys_of(f"wiki.{DOMAIN}") == {KEY.identity().key_id}
+    assert claimed == ["wiki"], "it may need a certificate"
+    assert await other.claim(entry_of(OTHER), "wiki", DOMAIN) == "another key has it"

@@ -16,12 +16,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pioneer_tunnel._model.addresses import Address
-from pioneer_tunnel.relay.fleet.hops import ServeGateway
 from pioneer_tunnel.relay.fleet.networks import MachineNetwork
 from pioneer_tunnel.relay.fleet.node_links import NodeLinks
 from pioneer_tunnel.relay.fleet.node_tls import NodeTls
 from pioneer_tunnel.relay.fleet.peers import Asked, Order, OrderKind
 from pioneer_tunnel.relay.fleet.records import Holding
+from pioneer_tunnel.relay.gateways.other_nodes import ServeGateway
 from pioneer_tunnel.relay.gateways.registry import LiveSession
 
 PROCESS: Final = "0123456789abcdef"
@@ -106,9 +106,9 @@ class Machines:
             asked or Sessions(),
             machines=network or self.network(name),
             listeners=listeners,
-            serve_gateway=serve_gateway,
             random=random.Random(1),
         )
+        links.serve_gateway = serve_gateway
         async with trio.open_nursery() as nursery:
             await nursery.start(links.run)
             yield links

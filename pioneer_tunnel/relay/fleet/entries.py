@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, NoReturn, final
 
 import trio
@@ -26,6 +26,7 @@ from ..._model.keys import PublicKey
 from ..._model.log_fields import about
 from ..._net.log_limiter import LogLimiter
 from ..gateways.registry import RegistryAway
+from ..tunnels import TunnelEntry
 from .published import Published, RedisUnreachable
 from .seen import SeenFile, in_thread
 from .signed import Forged, SignedEntry, read_entry
@@ -104,6 +105,11 @@ class SignedEntries:
     def known(self) -> int:
         """How many entries are in memory."""
         return len(self._known)
+
+    def tunnels(self, ids: Iterable[str]) -> list[TunnelEntry]:
+        """Those of these tunnels that are in memory and not revoked."""
+        found = (self._known.get(tunnel_id) for tunnel_id in ids)
+        return [entry.tunnel for entry in found if entry is not None and entry.tunnel is not None]
 
     @property
     def unconfirmed_for(self) -> float:

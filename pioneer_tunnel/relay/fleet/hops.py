@@ -7,9 +7,8 @@ node's own visitors.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final, TypeAlias, final
+from typing import Final, final
 
 import trio
 
@@ -23,6 +22,7 @@ from ...exchange.carrier import Carrier
 from ...exchange.pump import Pump
 from ...yamux import YamuxStream
 from ..connection import contain_errors
+from ..gateways.other_nodes import ServeGateway
 from ..gateways.registry import GatewayAway, LiveSession
 from ..visitors.opening import OPEN_TIMEOUT
 from .node_messages import (
@@ -35,7 +35,6 @@ from .node_messages import (
     ORDER,
     UNKNOWN,
     VISIT,
-    GatewayRequest,
     framed,
     opened_fields,
     parse_gateway,
@@ -44,7 +43,7 @@ from .node_messages import (
 )
 from .peers import Asked, Order
 
-__all__ = ["Hops", "ServeGateway"]
+__all__ = ["Hops"]
 
 REQUEST_TIMEOUT: Final = 5.0
 """Seconds for a request."""
@@ -53,9 +52,6 @@ ORDER_TIMEOUT: Final = 10.0
 """Seconds for carrying out an order."""
 
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.fleet"))
-
-ServeGateway: TypeAlias = Callable[[ByteStream, GatewayRequest], Awaitable[object]]
-"""Serves a gateway's connection, from its WebSocket request on, until it ends; then closes the stream."""
 
 
 @final
@@ -66,15 +62,13 @@ class Hops:
         asked: this node.
         carrier: carries visits without a task for each.
         tasks: the nursery for what takes one.
-        serve_gateway: see `ServeGateway`; None if this node takes no gateways of others.
+        serve_gateway: see `OtherNodes`.
 
     Attributes:
         total: visits so far.
     """
 
-    def __init__(
-        self, asked: Asked, carrier: Carrier, tasks: trio.Nursery, serve_gateway: ServeGateway | None = None
-    ) -> None:
+    def __init__(self, asked: Asked, carrier: Carrier, tasks: trio.Nursery, serve_gateway: ServeGateway | None) -> None:
         self._asked: Final = asked
         self._carrier: Final = carrier
         self._tasks: Final = tasks

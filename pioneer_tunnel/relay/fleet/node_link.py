@@ -157,6 +157,11 @@ class NodeLink:
             return process.connection.session.round_trips.shortest or math.inf
         return math.inf
 
+    @property
+    def streams_open(self) -> int:
+        """Streams that this node has opened and that are open."""
+        return sum(process.connection.session.streams_open for process in self._processes)
+
     def want(self) -> None:
         """Dial if there is no link, and no attempt has just failed. Does not wait."""
         if self.is_idle and trio.current_time() >= self._not_before:

@@ -20,15 +20,15 @@ from ..._net.stream_link import StreamLink
 from ...exchange.carrier import Carrier
 from ...yamux import Role, SendBudget, YamuxConnection, YamuxStream
 from ..connection import contain_errors, log_unforeseen
+from ..gateways.other_nodes import OtherNodes, PassedGateway, ServeGateway
 from ..gateways.registry import GatewayAway
-from .hops import Hops, ServeGateway
-from .networks import MachineNetwork, Network, Reached
+from .hops import Hops
+from .networks import MachineNetwork, Network, Reached, machine_of
 from .node_link import HEARTBEAT, LIMITS, NodeLink, greet
 from .node_messages import (
     AWAY,
     DONE,
     OPENED,
-    GatewayRequest,
     gateway_fields,
     order_fields,
     parse_services,
@@ -56,7 +56,7 @@ _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.fleet")
 
 
 @final
-class NodeLinks(Peers):
+class NodeLinks(Peers, OtherNodes):
     """Reaches the other nodes, and answers them.
 
     Args:
@@ -66,8 +66,11 @@ class NodeLinks(Peers):
         machines: the way to other machines; None if there are none.
         workers: the way to the other workers of this machine; None if there are none.
         listeners: where other machines connect. They are closed when `run` ends.
-        serve_gateway: serves a gateway's connection that another node passes on; None if this one takes none.
         random: spreads attempts to reach a node.
+
+    Attributes:
+        name: of this node.
+        serve_gateway: see `OtherNodes`. Set it before `run`.
     """
 
     def __init__(
@@ -79,15 +82,14 @@ class NodeLinks(Peers):
         machines: MachineNetwork | None = None,
         workers: WorkerNetwork | None = None,
         listeners: Sequence[trio.SocketListener] = (),
-        serve_gateway: ServeGateway | None = None,
         random: random.Random,
     ) -> None:
-        self._node: Final = node
+        self.name: Final = node
         self._asked: Final = asked
         self._machines: Final = machines
         self._workers: Final = workers
         self._listeners: Final = listeners
-        self._serve_gateway: Final = serve_gateway
+        self.serve_gateway: ServeGateway | None = None
         self._random: Final = random
         self._process: Final = process
         self._sending: Final = SendBudget(UNSENT_LIMIT)
@@ -96,6 +98,7 @@ class NodeLinks(Peers):
         self._greeting = 0
         self._tasks: trio.Nursery | None = None
         self._hops: Hops | None = None
+        self._listening: Final = trio.CancelScope()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Answer the other nodes, and keep links to them, until cancelled. Streams that are open then are reset.
@@ -120,7 +123,7 @@ class NodeLinks(Peers):
                 self._tasks = nursery
                 carrier = Carrier(log_unforeseen)
                 await nursery.start(carrier.run)
-                self._hops = Hops(self._asked, carrier, nursery, self._serve_gateway)
+                self._hops = Hops(self._asked, carrier, nursery, self.serve_gateway)
                 try:
                     for network, some in listeners:
                         if some:
@@ -133,7 +136,30 @@ class NodeLinks(Peers):
         raise AssertionError("it ends only by being cancelled")
 
     async def _listen(self, network: Network, listeners: list[trio.SocketListener]) -> None:
-        await trio.serve_listeners(functools.partial(self._accept, network), listeners)
+        with self._listening:
+            await trio.serve_listeners(functools.partial(self._accept, network), listeners, handler_nursery=self._tasks)
+
+    def stop_listening(self) -> None:
+        """Accept no more links. Those that there are stay. Does not wait."""
+        self._listening.cancel()
+
+    # What there is to tell
+
+    def round_trip(self, node: str) -> float | None:
+        """The shortest round trip to a machine of late, in seconds; None while there is no link to it."""
+        found = [link.round_trip for (name, _), link in self._links.items() if machine_of(name) == node]
+        shortest = min(found, default=math.inf)
+        return None if shortest == math.inf else shortest
+
+    @property
+    def hops_open(self) -> int:
+        """Visitors of this node whose streams other nodes carry now."""
+        return sum(link.streams_open for link in self._links.values())
+
+    @property
+    def hops_served(self) -> int:
+        """Visitors of other nodes that this one has carried."""
+        return 0 if self._hops is None else self._hops.total
 
     # What the directory asks
 
@@ -173,20 +199,14 @@ class NodeLinks(Peers):
         link.want()  # so that it is known next time
         return link.round_trip
 
-    async def pass_gateway(self, node: str, request: GatewayRequest) -> YamuxStream:
-        """Open a stream for a gateway's connection to another node.
-
-        Raises:
-            trio.BrokenResourceError: the node is not reached, or takes no gateways of others.
-        """
-        stream, answer = await self._link(node).ask(gateway_fields(request))
+    async def pass_gateway(self, node: str, passed: PassedGateway) -> YamuxStream:
+        stream, answer = await self._link(node).ask(gateway_fields(passed))
         if answer.type != OPENED:
             stream.reset()
             raise trio.BrokenResourceError(f"node {node} takes no gateways of others")
         return stream
 
     def reaches(self, node: str) -> bool:
-        """Whether there is a way to a node."""
         return self._network(node) is not None
 
     def _network(self, node: str) -> Network | None:
@@ -209,7 +229,7 @@ class NodeLinks(Peers):
                 del self._links[other]  # of a process that has ended
             link = self._links[key] = NodeLink(
                 node,
-                own=self._node,
+                own=self.name,
                 process=self._process,
                 network=network,
                 sending=self._sending,
@@ -234,7 +254,7 @@ class NodeLinks(Peers):
         try:
             with trio.fail_after(GREETING_TIMEOUT):
                 reached = await network.accept(stream)
-                said = await greet(reached.stream, self._node, self._process)
+                said = await greet(reached.stream, self.name, self._process)
             name = said.text("name")
             if name != reached.name and not name.startswith(f"{reached.name}/"):
                 raise RemoteProtocolError("it greets with the name of another node")

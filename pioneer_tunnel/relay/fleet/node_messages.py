@@ -20,11 +20,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-import attrs
-
 from ..._model.addresses import Address
 from ..._model.errors import RemoteProtocolError
 from ..._wire.messages import Message, encode
+from ..gateways.other_nodes import PassedGateway
 from .peers import Order, OrderKind
 
 __all__ = [
@@ -39,7 +38,6 @@ __all__ = [
     "ORDER",
     "UNKNOWN",
     "VISIT",
-    "GatewayRequest",
     "framed",
     "gateway_fields",
     "length_of",
@@ -162,20 +160,7 @@ def parse_order(request: Message) -> Order | None:
     return Order(OrderKind(kind), by, within) if kind in {*OrderKind} else None
 
 
-@attrs.frozen(kw_only=True)
-class GatewayRequest:
-    """A gateway's connection that another node passes on.
-
-    Attributes:
-        peer: the gateway's address; None if it is unknown.
-        certificate: the SHA-256 of the certificate that the gateway has to see; None if it cannot be compared.
-    """
-
-    peer: Address | None = None
-    certificate: bytes | None = None
-
-
-def gateway_fields(request: GatewayRequest) -> Mapping[str, Any]:
+def gateway_fields(request: PassedGateway) -> Mapping[str, Any]:
     """The request to serve a gateway's connection."""
     return {
         "type": GATEWAY,
@@ -184,7 +169,7 @@ def gateway_fields(request: GatewayRequest) -> Mapping[str, Any]:
     }
 
 
-def parse_gateway(request: Message) -> GatewayRequest:
+def parse_gateway(request: Message) -> PassedGateway:
     """Read such a request.
 
     Raises:
@@ -197,4 +182,4 @@ def parse_gateway(request: Message) -> GatewayRequest:
         address = Address.parse(peer, listening=True) if peer else None
     except ValueError:
         raise RemoteProtocolError("'peer' is no address") from None
-    return GatewayRequest(peer=address, certificate=bytes.fromhex(certificate) or None)
+    return PassedGateway(peer=address, certificate=bytes.fromhex(certificate) or None)

@@ -130,6 +130,10 @@ class FleetRegistry(Registry):
             unconfirmed=None if signed is None else signed.unconfirmed_for,
         )
 
+    def signed(self, ids: Iterable[str]) -> list[TunnelEntry]:
+        """Those of these tunnels that the operator has signed, and that are in memory."""
+        return [] if self._signed is None else self._signed.tunnels(name for name in ids if name not in self._ids)
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Keep a connection to Redis, until cancelled. Everything else works meanwhile, as far as it can.
 

@@ -19,6 +19,7 @@ import attrs
 import trio
 
 from ..._http.head import RequestHead, wants_upgrade
+from ..._model.addresses import Address
 from ..._model.errors import ProtocolError, RemoteProtocolError
 from ..._model.exception_groups import leaves
 from ..._model.keys import SigningIdentity
@@ -35,6 +36,7 @@ from ..._wire.handshake import SUBPROTOCOL, Claim, Extensions, Rejection, RelayH
 from ..._wire.heartbeat import HEARTBEAT, agreed_heartbeat, offer_heartbeat
 from ..._wire.links import LINKS, LinkPlace, link_place, offer_links
 from ..._wire.messages import DRAINING, SPREAD
+from ..._wire.node import NODE
 from ..._wire.resumption import RESUME, RelayResumption, ResumeChoice
 from ..._wire.services import Located
 from ...resume import DEFAULT_WINDOW, Carrier, ResumableLink, Tail
@@ -139,6 +141,7 @@ class GatewayEndpoint:
         limits: of each yamux session; by default they follow from `config.limits`.
         engine: the WebSocket engine; None chooses the fastest that is installed.
         address_of: where visitors reach a route; by default its URL.
+        node: the name of this relay in its fleet; None if there is none.
         wall_clock: seconds since 1970, for the time in messages to a rejected gateway.
     """
 
@@ -154,6 +157,7 @@ class GatewayEndpoint:
         limits: Limits | None = None,
         engine: EngineName | None = None,
         address_of: Callable[[Route], str] = lambda route: str(route.url),
+        node: str | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._config: Final = config
@@ -173,6 +177,7 @@ class GatewayEndpoint:
         self._window: Final = min(DEFAULT_WINDOW, self._limits.unsent // 2)
         self._sending: Final = SendBudget(config.limits.unsent_bytes)
         self._address_of: Final = address_of
+        self._node: Final = node
         self._wall_clock: Final = wall_clock
         self._sessions: Final[set[GatewaySession]] = set()
         self._handshakes: Final = HandshakeRate(config.limits.handshakes_per_second)
@@ -199,22 +204,30 @@ class GatewayEndpoint:
         *,
         certificate: bytes | None = None,
     ) -> None:
-        """Serve a connection from its first byte until it ends. Any request but ours gets a 404.
+        """Serve a connection from its first byte until it ends. For the arguments see `serve_request`."""
+        request = await self.read_request(stream)
+        if request is not None:
+            prefixed = PrefixedStream(stream, request[1])
+            del request  # it takes memory for as long as the session lives
+            await self.serve_request(prefixed, watched, arrival, certificate=certificate)
 
-        For the arguments see `serve_request`.
+    async def read_request(self, stream: trio.abc.Stream) -> tuple[RequestHead, bytes] | None:
+        """Read the request of a connection at an address for gateways alone. Any request but ours gets a 404.
+
+        Returns:
+            The head of the request, and all that was read; None if it was refused, or none came.
         """
         try:
             head, received = await read_head(stream)
             if head is None:
-                return
+                return None
             if not wants_gateway(head):
                 text = f"this address is for gateways, which upgrade to the WebSocket subprotocol {SUBPROTOCOL}"
                 raise Refusal(404, text, omit_body=head.omit_body)
         except Refusal as refusal:
             await refuse(stream, refusal)
-            return
-        del head  # it takes memory for as long as the session lives
-        await self.serve_request(PrefixedStream(stream, received), watched, arrival, certificate=certificate)
+            return None
+        return head, received
 
     async def serve_request(
         self,
@@ -223,6 +236,7 @@ class GatewayEndpoint:
         arrival: Arrival | None = None,
         *,
         certificate: bytes | None = None,
+        peer: Address | None = None,
     ) -> None:
         """Serve a connection from its WebSocket request until it ends, then close `stream`.
 
@@ -232,6 +246,7 @@ class GatewayEndpoint:
             arrival: the connection's entry in the limits; it is settled when the session has the tunnel, and it delays
                 the answer to a wrong proof. None applies no limits.
             certificate: the SHA-256 of the certificate that the gateway has to see; None if it cannot be compared.
+            peer: the gateway's address; None to ask the socket.
         """
         deadline = trio.CancelScope(deadline=trio.current_time() + OPENING_TIMEOUT)
         with deadline:
@@ -241,7 +256,7 @@ class GatewayEndpoint:
                     proved = await self._open(websocket, arrival, certificate)
                     if proved is not None:
                         websocket.trust()
-                        link = WebSocketLink(websocket, watched, _ignore_text)
+                        link = WebSocketLink(websocket, watched, _ignore_text, peer=peer)
                         if proved.choice is None:
                             await self._carry(link, proved, arrival=arrival, deadline=deadline)
                         else:
@@ -355,6 +370,8 @@ class GatewayEndpoint:
             **self._spreading.offer,
             HEARTBEAT: offer_heartbeat(config.heartbeat_ms),
         }
+        if self._node is not None:
+            offers[NODE] = {}
         if certificate is not None:
             offers[CERTIFICATE] = offer_certificate(certificate)
         resumption = None
@@ -513,6 +530,8 @@ class GatewayEndpoint:
         if SPREAD in proved.claim.extensions:
             session.spread = self._spreading.advice(len(self._sessions))
             confirmed[SPREAD] = session.spread.fields()
+        if NODE in proved.claim.extensions:
+            confirmed[NODE] = {"name": self._node}
         session.extensions = [*confirmed]
         return proved.handshake.welcome(
             proved.claim,

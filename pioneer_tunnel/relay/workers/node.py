@@ -38,6 +38,7 @@ class WorkerNode:
     Attributes:
         name: of this worker, for the others.
         directory: the sessions of all workers.
+        links: lead to the other workers.
         passing: passes a visitor to the worker that has the session of the tunnel.
     """
 
@@ -51,15 +52,15 @@ class WorkerNode:
         asked = _Asked()
         network = WorkerNetwork(self.name, setup.process, Path(setup.folder), self._who.get)
         random = Random()  # noqa: S311  # it spreads attempts, and is no secret
-        self._links: Final = NodeLinks(self.name, setup.process, asked, workers=network, random=random)
+        self.links: Final = NodeLinks(self.name, setup.process, asked, workers=network, random=random)
         self.passing: Final = SocketPassing(network, self._where, random)
-        self.directory: Final = FleetDirectory(self._store, self._links)
+        self.directory: Final = FleetDirectory(self._store, self.links)
         asked.directory = self.directory
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Share the directory, and answer the others, until cancelled. It is started when it can do both."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._links.run)
+            await nursery.start(self.links.run)
             await nursery.start(self.directory.run)
             task_status.started()
 

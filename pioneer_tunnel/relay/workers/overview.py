@@ -101,6 +101,7 @@ def _of_worker(process: WorkerProcess, report: Report) -> WorkerStats:
     return WorkerStats(
         index=process.index,
         pid=process.pid,
+        version=report.version,
         since_unix=report.stats.since_unix,
         draining=report.stats.draining,
         connections=report.stats.connections,

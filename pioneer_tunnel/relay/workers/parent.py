@@ -1,7 +1,7 @@
 """The parent of the workers: it starts them, replaces those that end, and tells them what to do. It serves nobody.
 
 A worker that ends by itself is replaced at once, and later and later when that happens again and again. Its sockets
-stay open, so those who wait to be accepted are served by its successor.
+stay open, and another worker accepts there until its successor does.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class _Slot:
         base: the file whose keys are in force there.
         current: the process that serves; None while there is none.
         failures: how often one after the other it has ended, or has not started.
+        stand_in: the worker that accepts at its sockets while there is none.
         changing: is held while the process is replaced.
     """
 
@@ -74,6 +75,7 @@ class _Slot:
     base: bytes
     current: WorkerProcess | None = None
     failures: int = 0
+    stand_in: WorkerProcess | None = None
     changing: trio.Lock = attrs.field(factory=trio.Lock)
 
 
@@ -182,6 +184,7 @@ class Parent:
                     process.give({name: of_all[process.index] for name, of_all in opened.items()})
                     nursery.start_soon(self._apply_at, process, self._tunnels.decode())
             self._close_unused()
+            self._share_out(anew=True)
             log_changes(changes)
 
     def reopen_access_log(self) -> None:
@@ -204,11 +207,9 @@ class Parent:
             self._config, self._tunnels = config, self._file.content
             for slot in self._slots:
                 async with self._applying:
-                    before = slot.current
                     tunnels = await self._replace(slot, base=self._tunnels)
                 replaced.append(slot.index)
-                if before is not None:
-                    await self._wait_moved(before, tunnels)
+                await self._wait_moved(tunnels)
             _log.info("all workers are replaced", extra=about("workers_replaced"))
         except (NoWorker, TunnelError, OSError) as error:
             if not replaced:
@@ -291,6 +292,7 @@ class Parent:
             base = base or slot.base
             slot.current = await self._start(slot.index, base)
             slot.base = base
+            self._share_out()
             return () if before is None or before.ended.is_set() else await self._retire(before)
 
     async def _start(self, index: int, base: bytes) -> WorkerProcess:
@@ -305,6 +307,7 @@ class Parent:
         self._processes.add(process)
         self._tell_who()
         self._nursery.start_soon(self._watch, process)
+        serving = self._serving_ids()
         setup = Setup(
             index=index,
             workers=len(self._slots),
@@ -312,21 +315,35 @@ class Parent:
             tunnels=self._tunnels.decode(),
             process=process.id,
             folder=str(self._folder),
-            connected=[one for one in self._expected.missing if not self._records.has_other(one, process.id)],
+            connected=[one for one in self._expected.missing if not self._records.has_one_of(one, serving)],
         )
         try:
-            self._sockets.restore(index)
             await process.begin(setup.to_wire(), self._sockets.of_worker(index))
             if process.ended.is_set():
                 raise NoWorker(f"it has ended: {process.how_it_ended}")
-        except OSError as error:
-            raise NoWorker(error.strerror or str(error)) from error
         finally:
             if not process.listens:
                 process.tell("end")
         line = "worker %d, process %d, listens"
         _log.info(line, index, process.pid, extra=about("worker_listens", worker=index))
         return process
+
+    def _share_out(self, *, anew: bool = False) -> None:
+        """Let others accept at the sockets of workers that are missing.
+
+        Args:
+            anew: the addresses have changed.
+        """
+        serving = [slot.current for slot in self._slots if slot.current is not None]
+        for slot in self._slots:
+            stand_in = serving[slot.index % len(serving)] if slot.current is None and serving else None
+            if slot.stand_in is not None and (anew or stand_in is not slot.stand_in):
+                slot.stand_in.tell("stand back", slot.index)
+                slot.stand_in = None
+            if stand_in is not None and slot.stand_in is None:
+                slot.stand_in = stand_in
+                for name, listening in self._sockets.only_of_worker(slot.index).items():
+                    stand_in.tell("stand in", {"worker": slot.index, "name": name}, listening)
 
     async def _retire(self, process: WorkerProcess) -> Sequence[str]:
         """Let a worker drain; returns the ids of its tunnels. Visitors wait for their gateways at all other workers."""
@@ -337,10 +354,10 @@ class Parent:
         tunnels: list[str] = expectation["tunnels"]
         return tunnels
 
-    async def _wait_moved(self, retired: WorkerProcess, tunnels: Sequence[str]) -> None:
-        """Wait until the gateways of a worker are at others, or have had the time for that."""
+    async def _wait_moved(self, tunnels: Sequence[str]) -> None:
+        """Wait until the gateways of a worker that drains are at others, or have had the time for that."""
         with trio.move_on_after(MOVE_TIMEOUT):
-            while not all(self._records.has_other(one, retired.id) for one in tunnels):
+            while not all(self._records.has_one_of(one, self._serving_ids()) for one in tunnels):
                 await trio.sleep(_MOVE_LOOK)
 
     async def _replace_quietly(self, process: WorkerProcess) -> None:
@@ -365,6 +382,7 @@ class Parent:
         if slot.current is process:
             slot.current = None
             if not self._drain_asked.is_set():
+                self._share_out()
                 slot.failures = slot.failures + 1 if trio.current_time() < process.since + LIVED else 0
                 line = "worker %d, process %d, has ended: %s; another one is started"
                 fields = about("worker_ended", worker=slot.index, reason=process.how_it_ended)
@@ -380,7 +398,6 @@ class Parent:
                 await self._replace(slot)
             except NoWorker as error:
                 slot.failures += 1
-                self._sockets.withdraw(slot.index)
                 fields = about("worker_not_started", worker=slot.index, reason=error)
                 _log.error("worker %d cannot be started: %s", slot.index, error, extra=fields)
 
@@ -424,12 +441,17 @@ class Parent:
         self._records.leave(process.id)
 
     def _expectation(self, process: WorkerProcess) -> dict[str, Any]:
-        tunnels = self._records.tunnels_of(process.id)
+        others = self._serving_ids()
+        tunnels = [one for one in self._records.tunnels_of(process.id) if not self._records.has_one_of(one, others)]
         self._expected.add(tunnels)
         return {"process": process.id, "tunnels": tunnels}
 
+    def _serving_ids(self) -> frozenset[str]:
+        return frozenset(process.id for process in self._serving())
+
     def _serving(self) -> list[WorkerProcess]:
-        return [process for process in self._processes if not process.retired]
+        """The workers that get new visitors."""
+        return [process for process in self._processes if not process.retired and not process.gone]
 
     def _tell_who(self) -> None:
         """Tell all workers which process is which worker, so that they trust each other and nobody else."""

@@ -63,6 +63,7 @@ class WorkerProcess:
         since: when it was started, as `trio.current_time` counts.
         listens: whether it has said that it listens.
         retired: whether it was told to drain.
+        gone: whether it cannot be spoken to any more.
         status: its exit status, after its end.
         ended: set after its end.
         report: what it has reported last; None before the first time.
@@ -92,6 +93,7 @@ class WorkerProcess:
         self.since: Final = trio.current_time()
         self.listens = False
         self.retired = False
+        self.gone = False
         self.status: int | None = None
         self.ended: Final = trio.Event()
         self.report: Report | None = None
@@ -109,6 +111,7 @@ class WorkerProcess:
         async def carry() -> None:
             with carrying:
                 await self._channel.run()
+            self.gone = True
             self._on_gone(self)
             gone.set()
 

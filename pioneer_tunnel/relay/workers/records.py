@@ -5,7 +5,7 @@ The channel is the lease of a worker: it ends with its process, and the parent t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set as AbstractSet
 from typing import Any, Final, NoReturn, TypeAlias, final
 
 import cattrs
@@ -52,9 +52,9 @@ class ParentRecords:
         """The ids of the tunnels that a worker has."""
         return [tunnel_id for tunnel_id, record in self._all.items() if process in _processes(record)]
 
-    def has_other(self, tunnel_id: str, process: str) -> bool:
-        """Whether another worker than this one has a tunnel."""
-        return bool(_processes(self._all.get(tunnel_id, NOTHING_KNOWN)) - {process})
+    def has_one_of(self, tunnel_id: str, processes: AbstractSet[str]) -> bool:
+        """Whether one of these workers has a tunnel."""
+        return not processes.isdisjoint(_processes(self._all.get(tunnel_id, NOTHING_KNOWN)))
 
     def read(self, tunnel_id: str) -> Any:
         """The record of a tunnel."""

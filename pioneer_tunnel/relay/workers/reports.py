@@ -41,6 +41,7 @@ class Report:
         stats: of its relay.
         certificates: those that it shows, by host.
         orders_certificates: whether it is this worker that orders them, and knows why one is missing.
+        version: of its package.
         cpu_seconds: processor time of its process.
         memory_bytes: resident memory of its process; None where the system does not tell.
     """
@@ -48,6 +49,7 @@ class Report:
     stats: RelayStats
     certificates: Mapping[str, CertificateStatus]
     orders_certificates: bool
+    version: str
     cpu_seconds: float
     memory_bytes: int | None
 
@@ -131,7 +133,7 @@ def _tunnel(parts: Sequence[RelayTunnelStats]) -> RelayTunnelStats:
     )
 
 
-def _sums(parts: Sequence[object], names: Iterable[str]) -> dict[str, int]:
+def _sums(parts: Sequence[object], names: Iterable[str]) -> dict[str, Any]:
     return {name: sum(getattr(part, name) for part in parts) for name in names}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 import attrs
 import cattrs
@@ -12,7 +12,10 @@ import cattrs
 from ..config import RelayConfig, config_of
 from .shares import share_of
 
-__all__ = ["Setup"]
+__all__ = ["PROTOCOL", "Setup"]
+
+PROTOCOL: Final = 1
+"""Of the channel. A worker may be of a newer version than its parent, but only if this number is the same."""
 
 
 @final
@@ -40,7 +43,7 @@ class Setup:
 
     def to_wire(self) -> dict[str, Any]:
         """As an object of JSON."""
-        return attrs.asdict(self)
+        return attrs.asdict(self) | {"protocol": PROTOCOL}
 
     @classmethod
     def from_wire(cls, wire: Any) -> Setup:

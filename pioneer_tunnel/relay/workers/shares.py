@@ -41,8 +41,11 @@ def share_of(config: RelayConfig, workers: int) -> RelayConfig:
     """The configuration of one worker of `workers`.
 
     Raises:
-        InvalidSettingsError: a limit is too small to be divided.
+        InvalidSettingsError: a limit is too small to be divided; or the relay is a node of a fleet.
     """
+    if config.fleet is not None:
+        text = "does not go with --workers; give each process of this machine a name, a file and addresses of its own"
+        raise refusal([Problem(key="relay.fleet", message=text)])
     return attrs.evolve(config, limits=_share_of_limits(config.limits, workers), dashboard=None, metrics=None)
 
 

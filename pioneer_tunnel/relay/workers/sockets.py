@@ -1,7 +1,7 @@
 """The listening sockets of all workers. The parent keeps them, so they outlive each worker.
 
 A socket that is closed resets the connections that wait to be accepted. So a worker's sockets stay open when it ends or
-is killed, and its successor accepts who waits there.
+is killed, and others accept who waits there.
 
 On Linux each worker has a socket of its own for each address (SO_REUSEPORT), and the kernel spreads connections over
 them. Elsewhere, and for sockets of systemd, all workers accept at the same socket: macOS would give all connections to
@@ -71,25 +71,13 @@ class SharedSockets:
         """The sockets of a worker, by the names of their addresses."""
         return {name: of_all[index] for name, of_all in self._sockets.items()}
 
-    def withdraw(self, index: int) -> None:
-        """Close the sockets of a worker that cannot be started, so that no visitor waits there.
-
-        Nothing happens if it shares them with others, or if no other worker has any.
-        """
-        for of_all in self._sockets.values():
-            if any(of_one is not of_all[index] and of_one for of_one in of_all):
-                _close([[of_all[index]]])
-                of_all[index] = []
-
-    def restore(self, index: int) -> None:
-        """Open sockets that `withdraw` has closed.
-
-        Raises:
-            OSError: the system refuses.
-        """
-        for of_all in self._sockets.values():
-            if not of_all[index]:
-                of_all[index] = [_another(one) for one in next(filter(None, of_all))]
+    def only_of_worker(self, index: int) -> dict[str, Sequence[socket.socket]]:
+        """Those of them at which no other worker accepts."""
+        return {
+            name: of_all[index]
+            for name, of_all in self._sockets.items()
+            if sum(of_one is of_all[index] for of_one in of_all) == 1
+        }
 
     def addresses(self, config: RelayConfig) -> RelayAddresses:
         """Where the relay listens, without its sites."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable, MutableMapping, Sequence
@@ -20,6 +21,7 @@ import trio
 from ..._model.errors import TunnelError
 from ..._model.exception_groups import lone_error_bare
 from ..._model.log_fields import about
+from ..._version import __version__
 from ...websocket import EngineName
 from ..inherited import Inherited
 from ..server import Relay
@@ -27,7 +29,7 @@ from ..spawning import WORKER_VARIABLE
 from .channel import CallFailed, Channel
 from .node import WorkerNode
 from .reports import Report
-from .setup import Setup
+from .setup import PROTOCOL, Setup
 
 __all__ = ["Worker"]
 
@@ -73,9 +75,12 @@ class Worker:
         self._serving: Final = trio.CancelScope()
         self._drain_asked: Final = trio.Event()
         self._setup: Setup | None = None
+        self._parent_is_gone = False
         self._relay: Relay | None = None
         self._node: WorkerNode | None = None
         self._others: dict[str, int] = {}
+        self._tasks: trio.Nursery | None = None
+        self._standing_in: Final[dict[int, list[trio.CancelScope]]] = {}
         self._failure: TunnelError | OSError | None = None
 
     @classmethod
@@ -111,6 +116,8 @@ class Worker:
                     await self._serve(self._setup)
             if self._relay is not None:
                 await self._report_last(self._relay)
+            if self._parent_is_gone and self._setup is not None:
+                shutil.rmtree(self._setup.folder, ignore_errors=True)  # nobody else does
             nursery.cancel_scope.cancel()
 
     async def _carry(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -118,6 +125,7 @@ class Worker:
         await self._channel.run()
         if not self._drain_asked.is_set():
             _log.warning("the parent process is gone; this worker drains", extra=about("parent_gone"))
+            self._parent_is_gone = True
         self._drain()
 
     async def _leave_on_signal(self) -> NoReturn:
@@ -139,6 +147,7 @@ class Worker:
                 engine=self._engine,
                 inherited=self._inherited,
                 passing=node.passing,
+                nodes=node.links,
                 announce=self._announce,
             )
             with lone_error_bare():
@@ -160,6 +169,7 @@ class Worker:
                 nursery.cancel_scope.cancel()
 
             await nursery.start(serve)
+            self._tasks = nursery
             self._settled.set()
             await self._drain_asked.wait()  # no deadline: it serves until then
             await relay.drain()
@@ -180,6 +190,13 @@ class Worker:
                 self._inherited.add(params, sockets)
             case "sockets":
                 self._given[params] = sockets
+            case "stand in" if self._tasks is not None:
+                scope = trio.CancelScope()
+                self._standing_in.setdefault(params["worker"], []).append(scope)
+                self._tasks.start_soon(self._stand_in, scope, params["name"], sockets)
+            case "stand back":
+                for scope in self._standing_in.pop(params, ()):
+                    scope.cancel()
             case "drain":
                 self._drain()
             case "end":
@@ -198,6 +215,8 @@ class Worker:
 
     async def _answer(self, method: str, params: Any) -> Any:
         if method == "start":
+            if params.get("protocol") != PROTOCOL:
+                raise OSError(None, "the parent process is of another version; restart the relay as a whole")
             self._setup = Setup.from_wire(params)
             self._asked.set()
         await self._settled.wait()  # the caller has a deadline
@@ -216,6 +235,12 @@ class Worker:
             case "report":
                 return self._report(self._relay)
         raise CallFailed(f"a worker does not know the method {method!r}")
+
+    async def _stand_in(self, scope: trio.CancelScope, name: str, sockets: Sequence[socket.socket]) -> None:
+        """Accept at the sockets of a worker that is missing."""
+        assert self._relay is not None
+        with scope:
+            await self._relay.accept_at(name, sockets)
 
     def _expect(self, params: Any) -> None:
         if self._node is not None:
@@ -243,6 +268,7 @@ class Worker:
             stats=relay.stats(),
             certificates=relay.certificates,
             orders_certificates=relay.orders_certificates,
+            version=__version__,
             cpu_seconds=used.user + used.system,
             memory_bytes=_resident_bytes(),
         ).to_wire()

@@ -41,11 +41,11 @@ from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel.relay import Relay, RelayAddresses
 from pioneer_tunnel.relay.fleet.networks import MachineNetwork
 from pioneer_tunnel.relay.fleet.node_links import NodeLinks
-from pioneer_tunnel.relay.fleet.node_messages import GatewayRequest
 from pioneer_tunnel.relay.fleet.node_tls import NodeTls
 from pioneer_tunnel.relay.fleet.peers import Order, OrderKind, Peers
 from pioneer_tunnel.relay.fleet.records import Holding
 from pioneer_tunnel.relay.fleet.unix_network import WorkerNetwork
+from pioneer_tunnel.relay.gateways.other_nodes import PassedGateway
 from pioneer_tunnel.relay.gateways.registry import Directory, GatewayAway, LiveSession, LocalDirectory
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.tunnel import Tunnel, open_tunnel
@@ -425,7 +425,7 @@ async def test_while_a_worker_is_restarted_both_of_its_processes_are_reached(tmp
             assert not await far.order("office", holding("m/0", process="c" * 16), Order(OrderKind.REPLACE))
             assert not await far.order("office", holding("m/0", process="../links-0"), Order(OrderKind.REPLACE))
             with pytest.raises(trio.BrokenResourceError, match="node m/0 takes no gateways of others"):
-                await far.pass_gateway("m/0", GatewayRequest())  # the number leads to the newer process
+                await far.pass_gateway("m/0", PassedGateway())  # the number leads to the newer process
 
 
 @pytest.mark.parametrize("wrong", [None, "m/2"], ids=["no worker", "another worker"])

@@ -122,8 +122,8 @@ async def test_what_a_worker_had_goes_with_it() -> None:
         record = await one.store.write("office", expected=0, holdings=[holding(PROCESSES[0])])
         await other.store.write("links", expected=0, holdings=[holding(PROCESSES[0], "2"), holding(PROCESSES[1], "3")])
         assert parent.records.tunnels_of(PROCESSES[0]) == ["office", "links"]
-        assert parent.records.has_other("links", PROCESSES[0])
-        assert not parent.records.has_other("office", PROCESSES[0])
+        assert parent.records.has_one_of("links", {PROCESSES[1]})
+        assert not parent.records.has_one_of("office", {PROCESSES[1]})
         await eventually(lambda: other.store.known("office") == record)
         parent.records.leave(PROCESSES[0])
         await eventually(lambda: other.store.known("office") == NOTHING_KNOWN)

@@ -147,6 +147,11 @@ def test_no_counter_falls_when_workers_end(sent: list[int], ended: int) -> None:
 
 def test_a_report_goes_through_the_channel_whole() -> None:
     report = Report(
-        stats=stats(3, sessions=2), certificates={}, orders_certificates=False, cpu_seconds=0.5, memory_bytes=None
+        stats=stats(3, sessions=2),
+        certificates={},
+        orders_certificates=False,
+        version="0.1.0",
+        cpu_seconds=0.5,
+        memory_bytes=None,
     )
     assert Report.from_wire(report.to_wire()) == report
