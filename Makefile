@@ -82,7 +82,7 @@ LOWEST := build/lowest
 lowest: tests/lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/lowest.txt \
-		-e '.[access,acme,cli,speed,keyring,metrics,testing,truststore]' anyio jsonschema pytest-timeout pytest-xdist trustme uvloop
+		-e '.[access,acme,cli,fleet,speed,keyring,metrics,testing,truststore]' anyio jsonschema pytest-timeout pytest-xdist trustme uvloop
 	$(LOWEST)/bin/pytest -q -p no:cacheprovider -n $(WORKERS) --dist worksteal -m '' \
 		--ignore tests/test_host_examples.py --ignore tests/test_readme.py --ignore tests/test_docs_site.py \
 		--ignore tests/tunnel/test_headers_at_servers.py

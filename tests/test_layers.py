@@ -62,3 +62,25 @@ def test_it_imports_only_what_is_below_it(folder: str) -> None:
 def test_every_folder_has_its_place() -> None:
     folders = {path.parent.name for path in PACKAGE.glob("*/*.py")}
     assert folders - {"cli", "testing"} == ALLOWED.keys() - {"_version", "_deprecation", "_async_library"}
+
+
+BELOW_THE_FLEET: Final = ("gateways", "visitors")
+"""Folders of the relay that know nothing of other nodes."""
+
+
+@pytest.mark.parametrize("folder", BELOW_THE_FLEET)
+def test_a_relay_of_its_own_knows_no_fleet(folder: str) -> None:
+    wrong = [
+        f"{module_of(file)} imports {module}"
+        for file in sorted((PACKAGE / "relay" / folder).glob("**/*.py"))
+        for module in imports(file)
+        if module.startswith(("pioneer_tunnel.relay.fleet", "pioneer_tunnel.relay.workers"))
+    ]
+    assert wrong == []
+
+
+def test_the_fleet_knows_no_workers() -> None:
+    files = sorted((PACKAGE / "relay" / "fleet").glob("*.py"))
+    assert files
+    wrong = [module_of(file) for file in files if any("relay.workers" in module for module in imports(file))]
+    assert wrong == []

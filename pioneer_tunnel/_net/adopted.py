@@ -5,6 +5,7 @@ A connected socket becomes a `TcpStream`. Anything else, such as the stream of a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias, final
 
 import trio
@@ -14,7 +15,7 @@ from .closing import abandon, bottom_of, send_eof
 from .delivery import Delivery
 from .lent_socket import LentSocket
 from .socket_options import delivery_of, limit_unsent, means_loss, wait_sent
-from .streams import ByteStream
+from .streams import Bytes, ByteStream
 from .tcp import CAN_USE_DESCRIPTORS, TcpStream
 
 __all__ = ["AdoptedStream", "Watched", "WatchedStream", "adopt", "watch"]
@@ -114,11 +115,35 @@ class WatchedStream(AdoptedStream):
         super().__init__(stream)
         self.last_received = trio.current_time()
         self.sending_since: float | None = None
+        self._nowait: ByteStream | None = None  # the stream, while it is watched
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         data = await super().receive_some(max_bytes)
         self.last_received = trio.current_time()
         return data
+
+    def watch(self, on_readable: Callable[[], object]) -> ByteStream | None:
+        stream = self.transport_stream
+        self._nowait = stream.watch(on_readable) if isinstance(stream, ByteStream) else None
+        return None if self._nowait is None else self
+
+    def unwatch(self) -> None:
+        if self._nowait is not None:
+            self._nowait.unwatch()
+            self._nowait = None
+
+    def receive_into_nowait(self, buffer: memoryview) -> int | None:
+        if self._nowait is None:
+            raise trio.ClosedResourceError("this stream was closed")
+        amount = self._nowait.receive_into_nowait(buffer)
+        if amount is not None:
+            self.last_received = trio.current_time()
+        return amount
+
+    def send_nowait(self, pieces: Sequence[Bytes]) -> list[Bytes]:
+        if self._nowait is None or self._sending:
+            return [*pieces]
+        return self._nowait.send_nowait(pieces)
 
     def delivery(self) -> Delivery | None:
         """See `TcpStream.delivery`."""

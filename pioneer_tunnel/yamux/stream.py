@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
-from typing import Final, Protocol, final
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, Protocol, final
 
 import trio
 
 from .._model.counters import StreamCounter
+from .._net.fastpath.event_loop import Reactor
 from .._net.leg import Bytes
 from .._net.streams import ByteStream, OneAtATime
 from .._net.turn import Turn
@@ -58,6 +59,13 @@ class _Use:
         self.break_watchers: Final = trio.lowlevel.ParkingLot()
 
 
+class _Watch(NamedTuple):
+    """Who watches a stream."""
+
+    on_readable: Callable[[], object]
+    on_writable: Callable[[], object]
+
+
 @final
 class YamuxStream(ByteStream):
     """One stream of a session.
@@ -76,7 +84,7 @@ class YamuxStream(ByteStream):
         self._closed = False
         # Made when a task first uses the stream. Most are used by a leg.
         self._use: _Use | None = None
-        self._attached: StreamLeg | None = None
+        self._attached: StreamLeg | _Watch | None = None
         stream.owner = self
 
     @property
@@ -312,12 +320,37 @@ class YamuxStream(ByteStream):
         if failure is not None:
             raise trio.BrokenResourceError(f"the stream's connection is gone: {failure}") from failure
 
+    # Without waiting, for a link over this stream
+
+    def watch(self, on_readable: Callable[[], object]) -> ByteStream | None:
+        if not Reactor.current().has_epoll:
+            return None  # so that it can be watched where sockets can
+        self.attach(_Watch(on_readable, self._wake_writing_tasks))
+        return self
+
+    def unwatch(self) -> None:
+        self.attach(None)
+
+    def receive_into_nowait(self, buffer: memoryview) -> int | None:
+        data = self.receive_nowait(len(buffer))
+        if data is None:
+            return None
+        buffer[: len(data)] = data
+        return len(data)
+
+    def send_nowait(self, pieces: Sequence[Bytes]) -> list[Bytes]:
+        left = [*pieces]
+        self._raise_if_not_sendable()
+        while left and self.room > 0:
+            self.put(left.pop(0))
+        return left
+
     # For its leg
 
     def leg(self) -> StreamLeg:
         return StreamLeg(self, self._stream, self._connection)
 
-    def attach(self, leg: StreamLeg | None) -> None:
+    def attach(self, leg: StreamLeg | _Watch | None) -> None:
         """Call `leg` back from now on; with None, wake tasks as before."""
         self._attached = leg
         if leg is None:
@@ -346,6 +379,9 @@ class YamuxStream(ByteStream):
         if self._attached is not None:
             self._attached.on_writable()
             return True
+        return self._wake_writing_tasks()
+
+    def _wake_writing_tasks(self) -> bool:
         return self._use is not None and bool(self._use.writers.unpark_all())
 
     def _wake(self) -> None:

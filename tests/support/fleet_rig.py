@@ -1,234 +1,223 @@
-"""A fleet for tests: nodes as real processes, a real Redis, and a balancer before them, all on loopback."""
+"""Nodes of a fleet in one process: real directories over a real store, with sessions that are scripted."""
 
 from __future__ import annotations
 
-import hashlib
-import signal
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from pathlib import Path
+import secrets
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from typing import Final, final
 
+import attrs
 import trio
-from programs import Program
-from redis_server import RealRedis, real_redis
-from rig import HANG, free_port
+import trio.testing
 
-from pioneer_tunnel import RelayKey, Tunnel, TunnelStream, open_tunnel
-from pioneer_tunnel._model.keys import SigningIdentity, new_relay_key
-from pioneer_tunnel.relay.administration.fleet_file import write_node_key, write_operator_key
-from pioneer_tunnel.relay.fleet.keys import operator_identity
+from pioneer_tunnel._net.adopted import adopt
+from pioneer_tunnel._net.streams import ByteStream
+from pioneer_tunnel._wire.links import LinkPlace
+from pioneer_tunnel.relay.fleet.contact import ContactStore
+from pioneer_tunnel.relay.fleet.directory import FleetDirectory
+from pioneer_tunnel.relay.fleet.memory import MemoryRecords, MemoryStore
+from pioneer_tunnel.relay.fleet.peers import Hop, Order, Peers
+from pioneer_tunnel.relay.fleet.records import Holding
+from pioneer_tunnel.relay.fleet.remote import RemoteSession
+from pioneer_tunnel.relay.gateways.registry import LiveSession, LocalDirectory, TunnelTaken
+from pioneer_tunnel.relay.gateways.takeover import NEWEST_WINS, TakeoverRules
 
-__all__ = ["Fleet", "FleetNodeProcess", "ask", "fleet_of", "hashing_gateway"]
+__all__ = ["TUNNEL", "Fleet", "Node", "ScriptedSession", "fleet_in_memory"]
 
-HEARTBEAT: Final = 1.0
-"""Seconds of silence after which nodes ping gateways."""
+TUNNEL: Final = "office"
 
 
 @final
-class FleetNodeProcess:
-    """A node.
+@attrs.define(eq=False, kw_only=True)
+class ScriptedSession(LiveSession):
+    """A session.
 
     Attributes:
-        name: its name.
-        control, ingress: its ports for gateways and visitors.
+        answering: whether its gateway answers.
+        orders: what it got.
+        refused: whether it did not get the tunnel.
+        ended: set when an order has ended it, or the gateway.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name: Final = name
-        self.control: Final = free_port()
-        self.ingress: Final = free_port()
-        self.between: Final = free_port()
-        self.file: Final = folder / f"{name}.toml"
-        self.log: Final = folder / f"{name}.log"
-        self._program: Program | None = None
+    instance: str = "host-a"
+    key_id: str = "key"
+    place: LinkPlace | None = None
+    since: float = 0.0
+    id: str = attrs.field(factory=lambda: secrets.token_hex(8))
+    sound: bool = True
+    draining: bool = False
+    burden: tuple[int, float] = (0, 0.0)
+    services: Collection[str] | None = None
+    answering: bool = True
+    orders: list[str] = attrs.field(factory=list)
+    refused: bool = False
+    ended: trio.Event = attrs.field(factory=trio.Event)
 
-    def start(self) -> None:
-        """Start it, and wait until it serves."""
-        with self.log.open("ab") as log:
-            before = log.tell()
-            self._program = Program("relay", "--config", self.file, stderr=log)
-        deadline = time.monotonic() + HANG
-        while b"gateways at" not in self.log.read_bytes()[before:]:
-            assert self._program.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    async def open_stream(self) -> ByteStream:
+        await trio.lowlevel.checkpoint()
+        if self.ended.is_set() or self.is_retired:
+            raise trio.BrokenResourceError("the session has ended")
+        return adopt(trio.testing.memory_stream_pair()[0])
 
-    def signal(self, number: int) -> None:
-        assert self._program is not None
-        self._program.process.send_signal(number)
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        if self._program is not None:
-            self._program.process.kill()
-            self._program.process.wait()
-            if self._program.process.stdout is not None:
-                self._program.process.stdout.close()
-            self._program = None
-
-    def stop(self) -> int:
-        """SIGTERM, and wait."""
-        assert self._program is not None
-        program, self._program = self._program, None
-        return program.interrupt(signal.SIGTERM)
+    async def answers(self, within: float) -> bool:
+        await trio.lowlevel.checkpoint()
+        return self.answering and not self.ended.is_set()
 
     @property
-    def lines(self) -> str:
-        """What it has logged."""
-        return self.log.read_text() if self.log.exists() else ""
+    def is_retired(self) -> bool:
+        return any(order.startswith("retired") for order in self.orders)
+
+    def replace(self, by: str) -> None:
+        self._end(f"replaced by {by}")
+
+    def retire(self, by: str) -> None:
+        self.orders.append(f"retired by {by}")
+
+    def abandon(self) -> None:
+        self._end("abandoned")
+
+    def _end(self, order: str) -> None:
+        if not self.ended.is_set():
+            self.orders.append(order)
+            self.ended.set()
+
+
+@final
+class Node(Peers):
+    """A node: a directory with its store, and its way to the others.
+
+    Attributes:
+        alone: it cannot reach other nodes, nor they it.
+    """
+
+    def __init__(self, fleet: Fleet, store: ContactStore) -> None:
+        self._fleet: Final = fleet
+        self.store: Final = store
+        self.sessions: Final = LocalDirectory()
+        self.directory: Final = FleetDirectory(store, self, self.sessions)
+        self.alone = False
+        self.asked = 0
+        self.distances: dict[str, float] = {}
+
+    async def open_stream(self, tunnel_id: str, holding: Holding) -> Hop:
+        await trio.lowlevel.checkpoint()
+        self.asked += 1
+        session = self._session(tunnel_id, holding)
+        if session is None:
+            raise trio.BrokenResourceError("it is not there")
+        return Hop(await session.open_stream(), session.services)
+
+    async def order(self, tunnel_id: str, holding: Holding, order: Order) -> bool:
+        await trio.lowlevel.checkpoint()
+        other = self._other(holding)
+        return other is not None and await other.directory.carry_out(tunnel_id, holding.session, order)
+
+    def distance(self, node: str) -> float:
+        return self.distances.get(node, 0.01)
+
+    def _other(self, holding: Holding) -> Node | None:
+        other = self._fleet.nodes.get(holding.process)
+        return None if other is None or self.alone or other.alone else other
+
+    def _session(self, tunnel_id: str, holding: Holding) -> LiveSession | None:
+        other = self._other(holding)
+        return None if other is None else other.directory.local(tunnel_id, holding.session)
+
+    async def connect(
+        self,
+        session: ScriptedSession | None = None,
+        *,
+        tunnel_id: str = TUNNEL,
+        rules: TakeoverRules = NEWEST_WINS,
+        **fields: str | float | LinkPlace | None,
+    ) -> ScriptedSession:
+        """Do with a session what the gateway endpoint does. Returns when it has the tunnel, or was refused."""
+        session = session or ScriptedSession(**fields)  # type: ignore[arg-type]  # the test's own fields
+        await self._fleet.tasks.start(self._serve, tunnel_id, session, rules)
+        return session
+
+    async def _serve(
+        self,
+        tunnel_id: str,
+        session: ScriptedSession,
+        rules: TakeoverRules,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        try:
+            await self.directory.admit(tunnel_id, session, rules=rules)
+            await self.directory.enter(tunnel_id, session, rules=rules)
+            task_status.started()
+            await session.ended.wait()
+        except TunnelTaken:
+            session.refused = True
+            session.ended.set()
+            task_status.started()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.directory.leave(tunnel_id, session)
+
+    def holders(self, tunnel_id: str = TUNNEL) -> set[str]:
+        """The ids of its sessions that have a tunnel."""
+        return {session.id for session in self.sessions.holders(tunnel_id)}
+
+    async def visit(self, tunnel_id: str = TUNNEL) -> str | None:
+        """Visit a tunnel as `StreamOpener` does. Returns the id of the session, None if there is none."""
+        tried = []
+        while (found := await self.directory.find(tunnel_id)) is not None and found not in tried:
+            try:
+                await (await found.open_stream()).aclose()
+            except trio.BrokenResourceError:
+                tried.append(found)
+                continue
+            if isinstance(found, RemoteSession):
+                return found.holding.session
+            assert isinstance(found, ScriptedSession)
+            return found.id
+        return None
 
 
 @final
 class Fleet:
-    """Nodes with a Redis.
+    """Nodes that reach each other in memory.
 
     Args:
-        folder: for their files.
-        redis: the Redis.
-        names: of the nodes.
-        more: lines of each node's file, in `[relay]`.
+        tasks: of all sessions.
 
     Attributes:
-        nodes: the nodes, in the order of their names.
-        keys: of the tunnels in the nodes' files, by id. The host of each is ID.test.
-        operator: signs tunnels.
-        balancer: the port that gateways dial.
+        nodes: those that run, by their process.
     """
 
-    def __init__(
-        self, folder: Path, redis: RealRedis, names: Sequence[str], *, tunnels: Sequence[str], more: str = ""
-    ) -> None:
-        self.redis: Final = redis
-        self.folder: Final = folder
-        self.nodes: Final = [FleetNodeProcess(name, folder) for name in names]
-        self.keys: Final = {name: new_relay_key() for name in tunnels}
-        self.balancer: Final = free_port()
-        key_file, public = write_operator_key(folder)
-        self.operator: Final[SigningIdentity] = operator_identity(key_file)
-        for name in names:
-            write_node_key(name, folder)
-        others = "\n".join(
-            f'[[relay.fleet.nodes]]\nname = "{node.name}"\naddress = "127.0.0.1:{node.between}"\n'
-            f'certificate = "{node.name}.pem"\n'
-            for node in self.nodes
-        )
-        own = "\n".join(
-            f'[[relay.tunnels]]\nid = "{name}"\nurl = "http://{name}.test"\nkey = "{key.identity().public_key}"\n'
-            for name, key in self.keys.items()
-        )
-        for node in self.nodes:
-            node.file.write_text(
-                f"""
-                [relay]
-                control_addr = "127.0.0.1:{node.control}"
-                ingress_addr = "127.0.0.1:{node.ingress}"
-                id = "fleet"
-                public_names = ["127.0.0.1:{self.balancer}"]
-                heartbeat_ms = {HEARTBEAT * 1000:.0f}
-                {more}
-
-                [relay.fleet]
-                node = "{node.name}"
-                redis = "{redis.url}"
-                listen = "127.0.0.1:{node.between}"
-                key_file = "{node.name}.key"
-                operator_key = "{public}"
-                state_file = "{node.name}.db"
-                """
-                 f"\n{others}\n{own}"
-            )
+    def __init__(self, tasks: trio.Nursery) -> None:
+        self.tasks: Final = tasks
+        self.nodes: Final[dict[str, Node]] = {}
 
     @asynccontextmanager
-    async def balanced(self, choose: Callable[[], Sequence[FleetNodeProcess]]) -> AsyncIterator[str]:
-        """What gateways dial, while the block runs: each connection goes to the first of these nodes that accepts."""
-
-        async def serve(client: trio.SocketStream) -> None:
-            for node in choose():
-                with suppress(OSError), trio.move_on_after(1):
-                    server = await trio.open_tcp_stream("127.0.0.1", node.control)
-                    break
-            else:
-                await client.aclose()
-                return
-            async with client, server:
-                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(_copy, client, server, nursery)
-                        nursery.start_soon(_copy, server, client, nursery)
-
+    async def running(self, *stores: ContactStore) -> AsyncIterator[list[Node]]:
+        """Run a node over each store. They end with the block, and their sessions do not."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(trio.serve_tcp, serve, self.balancer)
-            yield f"ws://127.0.0.1:{self.balancer}"
+            nodes = [Node(self, store) for store in stores]
+            for node in nodes:
+                self.nodes[node.store.process] = node
+                await nursery.start(node.directory.run)
+            yield nodes
+            for node in nodes:
+                del self.nodes[node.store.process]
             nursery.cancel_scope.cancel()
 
-    @asynccontextmanager
-    async def gateway(
-        self,
-        key: RelayKey | str,
-        *nodes: FleetNodeProcess,
-        choose: Callable[[], Sequence[FleetNodeProcess]] | None = None,
-    ) -> AsyncIterator[Tunnel]:
-        """A gateway that is connected to the first of these nodes that takes it."""
-        key = self.keys[key] if isinstance(key, str) else key
-        async with self.balanced(choose or (lambda: nodes)) as url, open_tunnel(url, key=key) as tunnel:
-            with trio.fail_after(HANG):
-                await tunnel.wait_connected()
-            yield tunnel
+    @property
+    def at_rest(self) -> bool:
+        """Whether all nodes reach the store, and their sessions and the records agree as far as they know."""
+        return all(node.store.reachable and not node.directory.to_reconcile for node in self.nodes.values())
 
 
-async def _copy(source: trio.SocketStream, to: trio.SocketStream, nursery: trio.Nursery) -> None:
-    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-        async for data in source:
-            await to.send_all(data)
-        await to.send_eof()
-        return
-    nursery.cancel_scope.cancel()
-
-
-@contextmanager
-def fleet_of(folder: Path, *names: str, tunnels: Sequence[str] = ("office",), more: str = "") -> Iterator[Fleet]:
-    """A fleet that runs, while the block does."""
-    with ExitStack() as stack:
-        redis = stack.enter_context(real_redis())
-        fleet = Fleet(folder, redis, names, tunnels=tunnels, more=more)
-        for node in fleet.nodes:
-            stack.callback(node.kill)
-            node.start()
-        yield fleet
-
-
-async def hashing_gateway(tunnel: Tunnel) -> None:
-    """Answer each visitor with its address, and the SHA-256 of what it has sent."""
-
-    async def serve(stream: TunnelStream) -> None:
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            async with stream:
-                head = b""
-                while b"\r\n\r\n" not in head:
-                    head += await stream.receive_some()
-                head, _, body = head.partition(b"\r\n\r\n")
-                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or b"0")
-                digest, got = hashlib.sha256(body), len(body)
-                while got < length:
-                    data = await stream.receive_some()
-                    if not data:
-                        return
-                    digest.update(data)
-                    got += len(data)
-                answer = f"{stream.visitor} {digest.hexdigest()}".encode()
-                await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
-
-    await trio.serve_listeners(serve, [tunnel])
-
-
-async def ask(node: FleetNodeProcess, host: str, body: bytes = b"") -> tuple[int, str, str]:
-    """Send a request to a node. Returns the status, the answer, and the address that it was sent from."""
-    async with await trio.open_tcp_stream("127.0.0.1", node.ingress) as visitor:
-        address = "{}:{}".format(*visitor.socket.getsockname())
-        head = f"POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        await visitor.send_all(head.encode() + body)
-        answer = b"".join([data async for data in visitor])
-    start, _, rest = answer.partition(b"\r\n\r\n")
-    return int(start.split()[1]) if start else 0, rest.decode(), address
+@asynccontextmanager
+async def fleet_in_memory(number: int) -> AsyncIterator[tuple[MemoryRecords, list[Node]]]:
+    """So many nodes over records in memory. Needs a clock that jumps."""
+    records = MemoryRecords()
+    async with trio.open_nursery() as tasks:
+        fleet = Fleet(tasks)
+        async with fleet.running(*(MemoryStore(records, f"node{index}") for index in range(number))) as nodes:
+            yield records, nodes
+        tasks.cancel_scope.cancel()

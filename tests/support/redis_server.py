@@ -45,6 +45,11 @@ class RealRedis:
     def server(self) -> RedisServer:
         return RedisServer(path=str(self.path))
 
+    @property
+    def runs(self) -> bool:
+        """Whether it was started and not killed."""
+        return self._process is not None
+
     def start(self) -> None:
         """Start it, empty."""
         self.path.unlink(missing_ok=True)
@@ -99,8 +104,9 @@ class RealRedis:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(HANG)
             connection.connect(str(path))
-            raw = [word.encode() if isinstance(word, str) else word for word in words]
-            parts = [b"*%d\r\n" % len(raw), *(b"$%d\r\n%b\r\n" % (len(word), word) for word in raw)]
+            parts = [b"*%d\r\n" % len(words)]
+            encoded = [word.encode() if isinstance(word, str) else word for word in words]
+            parts += [b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded]
             connection.sendall(b"".join(parts))
             with connection.makefile("rb") as answers:
                 line = answers.readline()

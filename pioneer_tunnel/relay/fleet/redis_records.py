@@ -169,11 +169,14 @@ return found
 WRITE: Final = (
     _COMMON
     + """
--- KEYS: the record, the counter.
+-- KEYS: the record, the counter, the writer's lease.
 -- ARGV: prefix, trusting, milliseconds that a record is kept, the writer, the tunnel, the version that it expects, the
--- highest number that the writer has seen; then a line for each holding.
+-- highest number that the writer has seen, its node, milliseconds that a lease lives; then a line for each holding.
+-- A writer whose lease has expired lives: else two such writers would not see each other, and write in turn for ever.
+local lived = redis.call('EXISTS', KEYS[3])
+if lived == 0 then redis.call('SET', KEYS[3], ARGV[8], 'PX', ARGV[9]) end
 local record = load(KEYS[1])
-if version(record) ~= ARGV[6] then return {0, (living(record, ARGV[1], ARGV[2]))} end
+if version(record) ~= ARGV[6] then return {0, (living(record, ARGV[1], ARGV[2])), lived} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local counter = string.format('%.0f', math.max(number(load(KEYS[2])), number(ARGV[7]), now) + 1)
@@ -181,7 +184,7 @@ redis.call('SET', KEYS[2], counter)
 local told = {}
 for process in string.gmatch(record, '\\n%d+ (%x+) ') do told[process] = true end
 local lines = {counter}
-for index = 8, #ARGV do
+for index = 10, #ARGV do
   local fence, rest = string.match(ARGV[index], '^(%d+)( .*)$')
   if fence == '0' then fence = counter end
   lines[#lines + 1] = fence .. rest
@@ -196,7 +199,7 @@ else
 end
 told[ARGV[4]] = nil
 for process in pairs(told) do redis.call('PUBLISH', ARGV[1] .. 'to:' .. process, ARGV[5] .. '\\n' .. new) end
-return {1, new}
+return {1, new, lived}
 """
 )
 

@@ -25,6 +25,11 @@ Losing Redis loses nothing: each node announces its sessions again. Whoever can 
 unreachable, and end sessions. It cannot add a node, and visitors reach no other process than those nodes: their names
 and certificates stand in the configuration.
 
+A user of its own needs no more than this, for the default prefix:
+
+    ACL SETUSER relay on >PASSWORD ~pioneer:* &pioneer:to:* -@all +hello +auth +ping +script|load +evalsha
+        +get +set +del +exists +pttl +pexpire +time +publish +subscribe +unsubscribe +punsubscribe
+
 The scripts use several keys. In a Redis Cluster they need a prefix with a hash tag, such as `{pioneer}:`, and then one
 of its servers has all keys.
 """
@@ -184,12 +189,13 @@ class RedisStore(ContactStore):
 
     async def write(self, tunnel_id: str, *, expected: int, holdings: Sequence[Holding]) -> Record:
         seen = max((self._seen, *(holding.fence for holding in holdings)))
-        arguments = [self._prefix, *self._common, self.process, tunnel_id, str(expected), str(seen)]
+        arguments = [self._prefix, *self._common, self.process, tunnel_id, str(expected), str(seen), *self._lease]
         lines = [encode_holding(holding) for holding in holdings]
-        answer = await self._call(
-            self._write, [self._key_of(tunnel_id), f"{self._prefix}counter"], [*arguments, *lines]
-        )
-        written, found = answer if isinstance(answer, list) and len(answer) == 2 else (0, b"")
+        keys = [self._key_of(tunnel_id), self._counter_key, self._lease_key]
+        answer = await self._call(self._write, keys, [*arguments, *lines])
+        written, found, lived = answer if isinstance(answer, list) and len(answer) == 3 else (0, b"", 1)
+        if lived == 0 and self.reachable:
+            self._renewed(lived=False)
         record = self._take_in(tunnel_id, found)
         if written != 1:
             raise Changed(record)
@@ -201,6 +207,14 @@ class RedisStore(ContactStore):
 
     def _key_of(self, tunnel_id: str) -> str:
         return f"{self._prefix}t:{tunnel_id}"
+
+    @property
+    def _counter_key(self) -> str:
+        return f"{self._prefix}counter"
+
+    @property
+    def _lease(self) -> tuple[str, str]:
+        return self.node, str(int(self.lease * 1000))
 
     @property
     def _lease_key(self) -> str:
@@ -323,11 +337,7 @@ class RedisStore(ContactStore):
         raise AssertionError
 
     async def _renew_lease(self) -> None:
-        lived = await self._call(
-            self._renew,
-            [self._lease_key, f"{self._prefix}counter"],
-            [self.node, str(int(self.lease * 1000)), str(self._seen)],
-        )
+        lived = await self._call(self._renew, [self._lease_key, self._counter_key], [*self._lease, str(self._seen)])
         self._renewed(lived=lived == 1)
 
     async def _end_contact_when_it_fails(self) -> NoReturn:

@@ -570,6 +570,20 @@ async def test_a_lease_that_has_expired_by_itself_costs_nothing_when_nobody_came
 
 
 @virtual_time
+async def test_who_writes_has_a_lease() -> None:
+    """Two that wrote without one would not see each other, and write in turn for ever."""
+    async with fleet_in_memory(1) as (records, (node,)):
+        records.end(node.store.process)
+        other = await node.connect(tunnel_id="other")
+        records.end(node.store.process)
+        session = await node.connect()
+        assert recorded(records) == {session.id}
+        assert node.directory.to_reconcile, "it looks what it has missed"
+        await at_rest(node)
+        assert not other.ended.is_set()
+
+
+@virtual_time
 async def test_a_record_that_was_lost_without_an_outage_comes_back_within_hours() -> None:
     async with fleet_in_memory(2) as (records, (left, right)):
         session = await left.connect()

@@ -365,4 +365,4 @@ def test_the_same_over_a_real_redis(redis_of_the_module: RealRedis) -> None:
     class OverRedis(FleetMachine):
         make = staticmethod(lambda: InRedis(redis_of_the_module))
 
-    run_state_machine_as_test(OverRedis, settings=searching(12, stateful_step_count=15))  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(OverRedis, settings=searching(12, stateful_step_count=15))
