@@ -33,6 +33,7 @@ from .._net.closing import abandon
 from .._net.descriptor_limit import descriptor_limit
 from .._net.streams import ByteStream
 from .._net.tcp import TcpStream
+from .._wire.node import is_node_name
 from ..access.guard import check_files
 from ..access_log.writer import AccessLog
 from ..exchange.carrier import Carrier
@@ -165,7 +166,8 @@ class Relay:
             limits=limits,
             engine=engine,
             address_of=self._listening.address_of,
-            node=None if nodes is None else nodes.name,
+            # The id of a relay, which names its workers, may have characters that no header can have.
+            node=None if nodes is None or not is_node_name(nodes.name) else nodes.name,
             wall_clock=wall_clock,
         )
         if nodes is not None:

@@ -69,7 +69,7 @@ class SocketPassing(Passing):
         random: spreads attempts to reach a worker.
 
     Attributes:
-        passed, taken: connections so far.
+        passed: connections so far.
     """
 
     def __init__(self, network: WorkerNetwork, where: Where, random: random.Random) -> None:
@@ -79,7 +79,6 @@ class SocketPassing(Passing):
         self._channels: Final[dict[tuple[str, str | None], Channel]] = {}
         self._tasks: trio.Nursery | None = None
         self.passed = 0
-        self.taken = 0
 
     def pass_visitor(self, visit: Visit, stage: Stage, route: Route, received: bytes = b"") -> bool:
         connection = visit.connection

@@ -47,6 +47,7 @@ from pioneer_tunnel.relay.fleet.records import Holding
 from pioneer_tunnel.relay.fleet.unix_network import WorkerNetwork
 from pioneer_tunnel.relay.gateways.other_nodes import PassedGateway
 from pioneer_tunnel.relay.gateways.registry import Directory, GatewayAway, LiveSession, LocalDirectory
+from pioneer_tunnel.relay.gateways.takeover import NEWEST_WINS, TakeoverRules
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.tunnel import Tunnel, open_tunnel
 
@@ -92,6 +93,15 @@ class FarDirectory(Directory):
 
     def __init__(self, peers: Peers, held: Holding) -> None:
         self.session: Final = FarSession(peers, held)
+
+    async def admit(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
+        raise NotImplementedError
+
+    async def enter(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
+        raise NotImplementedError
+
+    async def leave(self, tunnel_id: str, session: LiveSession) -> None:
+        raise NotImplementedError
 
     async def find(self, tunnel_id: str) -> LiveSession | None:
         return self.session

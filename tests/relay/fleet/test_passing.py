@@ -10,7 +10,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, TypeAlias, cast, final
+from typing import Any, Final, TypeAlias, final
 
 import pytest
 import trio
@@ -44,7 +44,7 @@ from pioneer_tunnel.relay import Relay, RelayAddresses
 from pioneer_tunnel.relay.fleet.passed_message import MOST_RECEIVED, encode_passed, parse_passed
 from pioneer_tunnel.relay.fleet.passing import Channel, SocketPassing, Source
 from pioneer_tunnel.relay.fleet.unix_network import WorkerNetwork
-from pioneer_tunnel.relay.gateways.registry import LiveSession, LocalDirectory
+from pioneer_tunnel.relay.gateways.registry import LocalDirectory
 from pioneer_tunnel.relay.visitors.passing import Passed, Stage
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.tunnel import open_tunnel
@@ -160,7 +160,7 @@ async def test_a_request_is_passed_on(tmp_path: Path) -> None:
 
 
 async def test_an_address_that_gateways_share_with_visitors_passes_visitors_on(tmp_path: Path) -> None:
-    both = {"control_addr": "localhost:0", "ingress_addr": "localhost:0"}
+    both: dict[str, Any] = {"control_addr": "localhost:0", "ingress_addr": "localhost:0"}
     async with workers(tmp_path, tell, **both) as (_, far), await connect(far.addresses.ingress) as visitor:
         own = Address.of_socket(visitor.socket.getsockname())
         assert (await ask(visitor, request())).decode() == told(own, request())
@@ -176,7 +176,7 @@ async def answer_ok(stream: TunnelStream) -> None:
 
 
 async def test_a_visitor_is_passed_on_before_tls_begins(tmp_path: Path, certificate: dict[str, Any]) -> None:
-    url = {"tunnels": [tunnel_entry(url=f"https://{HOST}")]}
+    url: dict[str, Any] = {"tunnels": [tunnel_entry(url=f"https://{HOST}")]}
     async with workers(tmp_path, answer_ok, **url, **certificate) as (near, far):
         visitor = await in_tls(await connect(far.addresses.ingress))
         for _ in range(3):
@@ -197,7 +197,7 @@ async def end_tls(stream: TunnelStream) -> None:
 
 
 async def test_a_visitor_whose_tls_passes_through_is_passed_on(tmp_path: Path) -> None:
-    blind = {"tunnels": [tunnel_entry(url=f"https://{HOST}", tls="passthrough")]}
+    blind: dict[str, Any] = {"tunnels": [tunnel_entry(url=f"https://{HOST}", tls="passthrough")]}
     async with workers(tmp_path, end_tls, **blind) as (_, far):
         visitor = await in_tls(await connect(far.addresses.ingress))
         sent = os.urandom(256 * 1024)
@@ -209,7 +209,7 @@ async def test_a_visitor_whose_tls_passes_through_is_passed_on(tmp_path: Path) -
 
 
 async def test_a_visitor_of_an_address_of_its_own_is_passed_on(tmp_path: Path) -> None:
-    bound = {"tunnels": [tunnel_entry(bind_addr="127.0.0.1:0")]}
+    bound: dict[str, Any] = {"tunnels": [tunnel_entry(bind_addr="127.0.0.1:0")]}
     async with workers(tmp_path, tell, first=False, **bound) as (_, far):
         [address] = far.addresses.all_tunnels["office"]
         for count in (0, 1):  # the first one opens the channel
@@ -226,7 +226,7 @@ BALANCER: Final = ProxyHeader(visitor=Address("203.0.113.7", 4711), local=Addres
 
 @pytest.mark.parametrize("pieces", ["together", "apart"])
 async def test_a_visitor_behind_a_balancer_is_passed_on(tmp_path: Path, pieces: str) -> None:
-    behind = {"accept_proxy_from": ["127.0.0.0/8"]}
+    behind: dict[str, Any] = {"accept_proxy_from": ["127.0.0.0/8"]}
     async with workers(tmp_path, tell, first=False, **behind) as (_, far):
         for count in (0, 1):
             async with await connect(far.addresses.ingress) as visitor:
@@ -255,7 +255,7 @@ async def test_what_was_passed_on_once_stays(tmp_path: Path) -> None:
     async with workers(tmp_path, tell) as (near, far):
         session = near.directory.find_nowait("office")
         assert session is not None
-        await near.directory.leave("office", cast("LiveSession", session))
+        await near.directory.leave("office", session)
         async with await connect(near.addresses.ingress) as first:  # opens the channel back
             await ask(first, request())
         await trio.testing.wait_all_tasks_blocked(0.01)

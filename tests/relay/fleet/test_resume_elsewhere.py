@@ -265,8 +265,10 @@ async def test_a_gateway_that_was_passed_on_is_not_passed_on_again(tmp_path: Pat
             assert '"challenge"' in challenge
 
 
-async def test_a_relay_without_a_fleet_does_not_tell_and_ignores_the_header(tmp_path: Path) -> None:
-    relay = Relay(relay_config())
+@pytest.mark.parametrize("name", [None, "Büro/0"], ids=["no fleet", "a name that no header can have"])
+async def test_a_relay_that_cannot_name_its_node_does_not_and_ignores_the_header(name: str | None) -> None:
+    nodes = None if name is None else NodeLinks(name, PROCESSES[0], Sessions(), random=random.Random(1))
+    relay = Relay(relay_config(), nodes=nodes)
     with no_hang():
         async with trio.open_nursery() as nursery:
             addresses = await nursery.start(relay.serve)
