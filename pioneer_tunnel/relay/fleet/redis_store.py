@@ -304,8 +304,6 @@ class RedisStore(ContactStore):
                         line = f"redis at {self._server} cannot be used, and sessions are not announced: {why}"
                         if not stopping.is_set():
                             _log_limiter.log("unreachable", line, about=about("store_unreachable", reason=why))
-                    finally:
-                        self._lost()
                     start()
                     # No deadline: a node tries for as long as it runs.
                     await trio.sleep(self._rng.uniform(self._retry / 2, self._retry))
@@ -322,18 +320,21 @@ class RedisStore(ContactStore):
                 max_idle_seconds=self.lease / 3,
             )
             async with messages, trio.open_nursery() as nursery:
-                for script in (self._read, self._write, self._renew):
-                    await client.script_load(script.script)
-                self._client = client
-                await self._renew_lease()
-                _log.info("redis at %s is in use", self._server, extra=about("store_reachable"))
-                start()
-                nursery.start_soon(self._receive, messages)
-                nursery.start_soon(self._end_contact_when_it_fails)
-                while True:
-                    # No deadline: a lease is renewed for as long as the process runs.
-                    await trio.sleep(self.lease / 3)
+                try:
+                    for script in (self._read, self._write, self._renew):
+                        await client.script_load(script.script)
+                    self._client = client
                     await self._renew_lease()
+                    _log.info("redis at %s is in use", self._server, extra=about("store_reachable"))
+                    start()
+                    nursery.start_soon(self._receive, messages)
+                    nursery.start_soon(self._end_contact_when_it_fails)
+                    while True:
+                        # No deadline: a lease is renewed for as long as the process runs.
+                        await trio.sleep(self.lease / 3)
+                        await self._renew_lease()
+                finally:
+                    self._lost()  # before the client closes: it raises all kinds of errors then
         raise AssertionError
 
     async def _renew_lease(self) -> None:

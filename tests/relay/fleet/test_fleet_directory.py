@@ -592,7 +592,7 @@ async def test_a_record_that_was_lost_without_an_outage_comes_back_within_hours(
         await at_rest(left)
         assert recorded(records) == {session.id}, "at once when the store tells"
         records._records.clear()
-        await trio.sleep(12 * 3600)
+        await trio.sleep(7 * 3600)
         assert recorded(records) == {session.id}
         assert await right.visit() == session.id
 

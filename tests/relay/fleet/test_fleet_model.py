@@ -357,7 +357,7 @@ class FleetMachine(RuleBasedStateMachine):
         session.ended.set()
 
 
-TestFleetInMemory = fuzzed_machine(FleetMachine.TestCase, 60, stateful_step_count=25)
+TestFleetInMemory = fuzzed_machine(FleetMachine.TestCase, 40, stateful_step_count=25)
 
 
 @pytest.mark.fuzz
@@ -365,4 +365,4 @@ def test_the_same_over_a_real_redis(redis_of_the_module: RealRedis) -> None:
     class OverRedis(FleetMachine):
         make = staticmethod(lambda: InRedis(redis_of_the_module))
 
-    run_state_machine_as_test(OverRedis, settings=searching(12, stateful_step_count=15))
+    run_state_machine_as_test(OverRedis, settings=searching(8, stateful_step_count=15))

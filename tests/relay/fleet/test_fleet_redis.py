@@ -45,27 +45,39 @@ holdings = st.builds(
     process=st.text("0123456789abcdef", min_size=16, max_size=16),
     session=words,
     fence=st.integers(1, MOST_NUMBER - 1),
-    key_id=st.text(max_size=128),
-    instance=st.text(st.characters(exclude_categories=["Cs"]), max_size=1024),
+    key_id=st.text(max_size=40),
+    instance=st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
     place=st.none() | st.integers(1, 8).flatmap(lambda of: st.builds(LinkPlace, st.integers(0, of - 1), st.just(of))),
     since=st.floats(0, 2**40, exclude_max=True),
 )
 
 
 @fuzzed()
-@given(version=st.integers(1, MOST_NUMBER - 1), held=st.lists(holdings, max_size=8))
+@given(version=st.integers(1, MOST_NUMBER - 1), held=st.lists(holdings, max_size=3))
 def test_a_record_reads_as_it_was_written(version: int, held: list[Holding]) -> None:
     text = "\n".join([str(version), *map(encode_holding, held)])
     assert decode(text.encode()) == Record(version, tuple(held))
 
 
+PIECES: Final = [
+    b"7",
+    b"0",
+    b"\n",
+    b"7\n5 0123456789abcdef n s ",
+    b"[",
+    b'"k"',
+    b'"i"',
+    b",",
+    b"1.5",
+    b"NaN",
+    b"-1",
+    b"]",
+]
+
+
 @fuzzed()
 @given(
-    st.binary(max_size=200)
-    | st.from_regex(
-        rb"\A[0-9]{0,18}(\n[0-9]{1,18} [0-9a-f]{16} n s "
-        rb"\[(\"k\"|1|null),?(\"i\")?,?[0-9.e+NaInfity-]{0,9}(,-?[0-9],[0-9])?\])*\Z"
-    )
+    st.binary(max_size=200) | st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join),
 )
 def test_any_bytes_are_a_record_or_a_broken_one(data: bytes) -> None:
     try:
