@@ -4,9 +4,9 @@ What decides is the code that runs in production: `FleetDirectory` and its store
 `Spreading` of the relay, and `Restarts` in each gateway. The network is a model, with the times below, and so is Redis:
 `MemoryRecords`, which answers any number of requests at once. It happens, one after the other:
 
-    start      all gateways connect, spread over a minute
+    start      all gateways connect, spread over 45 seconds
     death      one node in a hundred goes down at once, without a word: a machine that loses its power
-    outage     Redis is away for a minute; a part of the nodes goes down meanwhile
+    outage     Redis is away for 40 seconds; a part of the nodes goes down meanwhile
     empty      Redis comes back without data: a failover to a server that had nothing
     storm      a third of all nodes goes down: a data centre
     end        a visitor for each tunnel, at any node
@@ -85,15 +85,15 @@ class Plan:
     """
 
     nodes: int = 10_000
-    gateways: int = 50_000
+    gateways: int = 30_000
     rate: float = 200.0
     visits: int = 200
-    death: float = 120.0
-    outage: float = 240.0
-    outage_ends: float = 300.0
-    empty: float = 420.0
-    storm: float = 540.0
-    end: float = 720.0
+    death: float = 90.0
+    outage: float = 150.0
+    outage_ends: float = 190.0
+    empty: float = 230.0
+    storm: float = 270.0
+    end: float = 360.0
 
 
 @final
@@ -503,7 +503,7 @@ def plot(fleet: Fleet, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.simulation", description="A fleet, simulated.")
     parser.add_argument("--nodes", type=int, default=10_000, help="how many (default %(default)s)")
-    parser.add_argument("--gateways", type=int, default=50_000, help="at all nodes together (default %(default)s)")
+    parser.add_argument("--gateways", type=int, default=30_000, help="at all nodes together (default %(default)s)")
     parser.add_argument("--visits", type=int, default=200, help="visitors per second (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it (needs the extra `bench`)")
