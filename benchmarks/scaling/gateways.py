@@ -17,7 +17,7 @@ from pioneer_tunnel import RelayKey, TunnelStream, open_tunnel
 
 from ..processes import allow_many_descriptors
 
-AT_ONCE: Final = 50
+AT_ONCE: Final = 10
 """Gateways that connect at the same time."""
 PIECE: Final = 65_536
 
@@ -35,7 +35,7 @@ async def run(keys: list[str], urls: list[str]) -> None:
 
     async def gateway(key: str, url: str) -> None:
         nonlocal left
-        async with open_tunnel(url, key=RelayKey(key)) as tunnel, trio.open_nursery() as nursery:
+        async with open_tunnel(url, key=RelayKey(key), connect_timeout=60) as tunnel, trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, echo, [tunnel])
             await tunnel.wait_connected()
             places.release()

@@ -367,7 +367,8 @@ class Fleet:
         if wanted is None:
             return
         tunnel_id = f"t{number}"
-        knows = node.store.reachable or wanted.node is node or node.store.known(tunnel_id) is not None
+        asks = self.records.up and node.store.reachable
+        knows = asks or wanted.node is node or node.store.known(tunnel_id) is not None
         reached = await _visit(node, tunnel_id)
         if node.lives and self._sessions.get(number) is wanted:  # otherwise the gateway has gone meanwhile
             self.seconds.visits[second] += 1
