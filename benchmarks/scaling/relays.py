@@ -81,9 +81,7 @@ def relay(folder: Path, tunnels: int, *, tls: bool = False, arguments: Sequence[
     (folder / "relay.toml").write_text("\n".join(lines))
     with running(folder, "relay", [*OURS, "relay", "--config", "relay.toml", *arguments]) as program:
         wait_until_listening(control, program)
-        yield Relay(
-            folder=folder, keys=keys, control=control, visitors=visitors, tls=tls, process=program.process
-        )
+        yield Relay(folder=folder, keys=keys, control=control, visitors=visitors, tls=tls, process=program.process)
 
 
 @contextmanager
