@@ -143,8 +143,12 @@ soak: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m simulation \
 		--seed $(SOAK_FIRST_SEED) --hours $(SOAK_HOURS) --soak $(SOAK_SECONDS)
 
-# How fast, and compared with whom: docs/performance.md tells more. All of these narrow it down, or say where things are:
-# make bench QUICK=1 ROUNDS=1 ONLY=direct,ws FIGURES=throughput,http OUT=FOLDER PROGRAMS='rathole=/path/to/rathole'
+# How fast, and compared with whom: docs/performance.md tells more, also of these variables.
+QUICK ?=
+ROUNDS ?=
+ONLY ?=
+FIGURES ?=
+PROGRAMS ?=
 OUT ?= build/bench
 
 bench: $(BENCH_READY)

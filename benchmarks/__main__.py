@@ -104,7 +104,7 @@ def choose(everybody: Sequence[Contestant], only: Sequence[str]) -> list[Contest
 
 def measure_alone(*, quick: bool) -> Figures:
     print("in one process", file=sys.stderr)
-    return measure_long_path(8 if quick else 64) | measure_imports(1 if quick else 7)
+    return measure_long_path() | measure_imports(2 if quick else 7)
 
 
 def write(folder: Path, run: Run, results: Results, heading: str) -> str:
@@ -142,10 +142,10 @@ def main() -> None:
     alone = measure_alone(quick=options.quick) if {*ALONE_GROUPS} & {*options.figures} else {}
     others = results.others or [0.0]
     heading = (
-        f"{machine()}. {time.strftime('%d %B %Y')}, {(time.monotonic() - began) / 60:.0f} minutes. Before each run, other"
-        f" programs used {median(others):.0%} of the machine as a rule, and {max(others):.0%} at most.\n\n"
-        f"Medians of {rounds} rounds, and in brackets from the worst round to the best one; {sizes.mib} MiB for each"
-        " throughput. Memory, growth and figures in one process were measured once."
+        f"{machine()}. {time.strftime('%d %B %Y')}, {(time.monotonic() - began) / 60:.0f} minutes. Before each run,"
+        f" other programs used {median(others):.0%} of the machine as a rule, and {max(others):.0%} at most.\n\n"
+        f"Medians of {rounds} round{'s'[: rounds > 1]}, and in brackets from the worst to the best; {sizes.mib} MiB"
+        " for each throughput. Memory, growth and figures in one process were measured once."
     )
     print(write(options.out, collect(results.memory, results.rounds, alone), results, heading))
     print(f"in {options.out}: bench.md, bench.json and bench.svg", file=sys.stderr)

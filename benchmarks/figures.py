@@ -9,7 +9,18 @@ from typing import Final, TypeAlias
 from .measuring import AT_ONCE, GROWTH, STREAMS, Figures
 from .way import PROCESSES
 
-__all__ = ["ALONE", "CONNECTIONS", "SECTIONS", "THROUGHPUTS", "Run", "collect", "is_rate", "median", "worst_and_best"]
+__all__ = [
+    "ALONE",
+    "CONNECTIONS",
+    "SECTIONS",
+    "THROUGHPUTS",
+    "WORDS",
+    "Run",
+    "collect",
+    "is_rate",
+    "median",
+    "worst_and_best",
+]
 
 Run: TypeAlias = dict[str, dict[str, list[float]]]
 
@@ -72,6 +83,9 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     },
 }
 """Titles, and below each the columns: the key of a figure, and its words."""
+
+WORDS: Final[Mapping[str, str]] = {key: words for columns in SECTIONS.values() for key, words in columns.items()}
+"""What each key means, beside the title of its section."""
 
 
 def collect(memory: Mapping[str, Figures], rounds: Mapping[str, Sequence[Figures]], alone: Figures) -> Run:

@@ -11,10 +11,10 @@ import attrs
 from .processes import wait_until_listening
 from .visitors import (
     IdleStreams,
+    KeptConnections,
     bulk_download,
     connections,
     dial_echo,
-    http_requests,
     percentile,
     round_trips,
     stalled_readers,
@@ -34,6 +34,7 @@ GROWTH: Final = (1, 100, 1_000, 10_000)
 """How many idle streams there are beside a round trip."""
 BRIEFLY: Final = 1.0
 """Seconds that a visitor waits for a tunnel that may not be there."""
+HTTP_VISITORS: Final = 100
 KIB: Final = 1024
 
 
@@ -46,7 +47,8 @@ class Sizes:
         mib: for each throughput.
         round_trips: for each kind.
         connections: one at a time; twice as many with several at a time.
-        seconds: the limit of each of these, and how long HTTP requests run.
+        seconds: the limit of each of these.
+        http_seconds: how long HTTP requests run.
         streams: the most idle streams.
         stalled: readers who do not read.
         growth_round_trips: for each number of idle streams.
@@ -59,6 +61,7 @@ class Sizes:
     round_trips: int = 1000
     connections: int = 1000
     seconds: float = 2.0
+    http_seconds: float = 2.0
     streams: int = 10_000
     stalled: int = 100
     growth_round_trips: int = 300
@@ -68,7 +71,17 @@ class Sizes:
 
 
 DEFAULT: Final = Sizes()
-QUICK: Final = Sizes(mib=32, round_trips=200, connections=200, seconds=0.5, streams=1_000, growth_round_trips=100)
+QUICK: Final = Sizes(
+    mib=32,
+    round_trips=200,
+    connections=100,
+    seconds=0.5,
+    http_seconds=0.3,
+    streams=1_000,
+    growth_round_trips=50,
+    away=0.2,
+    settle=0.1,
+)
 
 
 def measure(way: Way, sizes: Sizes, groups: Collection[str], failed: Callable[[str, Exception], object]) -> Figures:
@@ -137,9 +150,9 @@ def _connections(way: Way, sizes: Sizes, figures: Figures) -> None:
 
 
 def _http(way: Way, sizes: Sizes, figures: Figures) -> None:
-    with _Costs(way, sizes, figures, "request", 0) as costs:
-        figures["http"] = http_requests(way.endpoint, visitors=100, seconds=sizes.seconds)
-        costs.amount = figures["http"] * sizes.seconds / 1000
+    with KeptConnections(way.endpoint, HTTP_VISITORS) as visitors, _Costs(way, sizes, figures, "request", 0) as costs:
+        done, figures["http"] = visitors.requests(sizes.http_seconds)
+        costs.amount = done / 1000
 
 
 def _busy(way: Way, sizes: Sizes, figures: Figures) -> None:

@@ -20,12 +20,13 @@ from typing import Final
 from .connections import END, PIECE, READ, WRITE, Loop, Steps, receive, send
 from .processes import allow_many_descriptors
 
-__all__ = ["ANSWER", "LATE", "serve"]
+__all__ = ["ANSWER", "BODY", "LATE", "serve"]
 
 LATE: Final = 0.004
 """Seconds, much longer than a tunnel works for a byte."""
 
-ANSWER: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello"
+BODY: Final = b"hello"
+ANSWER: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\n" + BODY
 
 
 def serve(listener: socket.socket) -> None:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from .figures import Run, median
+from .figures import WORDS, Run, median
 from .measuring import GROWTH
 
 __all__ = ["can_plot", "plot"]
@@ -56,7 +56,7 @@ def _bars(axes: Any, title: str, run: Run, keys: Sequence[str]) -> None:
         places = [place + number * width for place in range(len(names))]
         values = [median(run, name, key) or 0 for name in names]
         spread = [_spread(run, name, key) for name in names]
-        axes.bar(places, values, width, yerr=[*zip(*spread, strict=True)] or None, label=key.replace("_", " "))
+        axes.bar(places, values, width, yerr=[*zip(*spread, strict=True)] or None, label=WORDS[key])
     axes.set_xticks([place + 0.4 - width / 2 for place in range(len(names))], names, rotation=60, fontsize="small")
     axes.set_title(title, fontsize="medium")
     if len(keys) > 1:

@@ -66,7 +66,8 @@ def race(
 
         try:
             with contestant.open(origin) as way:
-                return measure(way, sizes, chosen, failed)
+                most = attrs.evolve(sizes, streams=min(sizes.streams, contestant.most_streams))
+                return measure(way, most, chosen, failed)
         except (OSError, RuntimeError) as error:
             failed("start", error)
             return {}

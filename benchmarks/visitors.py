@@ -14,16 +14,16 @@ from typing import Final, Literal, final
 import attrs
 
 from .connections import END, HOST, PATIENCE, PIECE, WRITE, Endpoint, Loop, Steps, receive, send
-from .origin import ANSWER
+from .origin import ANSWER, BODY
 from .processes import ended
 
 __all__ = [
     "Connections",
     "IdleStreams",
+    "KeptConnections",
     "bulk_download",
     "connections",
     "dial_echo",
-    "http_requests",
     "percentile",
     "round_trips",
     "stalled_readers",
@@ -43,6 +43,7 @@ def _request(target: str, *, body: int = 0) -> bytes:
 
 
 _ECHO: Final = _request("/echo", body=_ENDLESS)
+_HTTP: Final = _request("/http")
 
 
 def _dial(endpoint: Endpoint, first_bytes: bytes, *, patience: float = PATIENCE) -> socket.socket:
@@ -231,37 +232,62 @@ def stalled_readers(endpoint: Endpoint, count: int) -> Iterator[None]:
         yield
 
 
-def http_requests(endpoint: Endpoint, *, visitors: int, seconds: float) -> float:
-    """HTTP requests/s of `visitors`, each on its own kept connection with one request after the other."""
-    request, done, answered = _request("/http"), 0, len(ANSWER)
-    with ExitStack() as stack:
-        epoll = stack.enter_context(select.epoll())
-        socks: dict[int, socket.socket] = {}
-        for _ in range(visitors):
-            sock = stack.enter_context(_dial(endpoint, request))
-            socks[sock.fileno()] = sock
-            epoll.register(sock, select.EPOLLIN)
-        received = dict.fromkeys(socks, 0)
-        started = now = time.perf_counter()
-        while now < started + seconds:
-            ready = epoll.poll(PATIENCE)
-            if not ready:
-                raise TimeoutError(f"no answer for {PATIENCE} seconds")
-            for descriptor, _ in ready:
-                sock = socks[descriptor]
-                data = sock.recv(PIECE)
-                if not data:
-                    raise ConnectionError("a kept connection was closed")
-                if not received[descriptor] and not data.startswith(b"HTTP/1.1 200 "):
-                    raise ConnectionError(f"the answer is {data[:40]!r}")
-                received[descriptor] += len(data)
-                # What a proxy adds to the head makes it longer; the body ends all of them.
-                if received[descriptor] >= answered and data.endswith(b"hello"):
-                    received[descriptor] = 0
-                    done += 1
-                    sock.send(request)
-            now = time.perf_counter()
-    return done / (now - started)
+@final
+class KeptConnections:
+    """HTTP visitors, each on a connection of its own that has answered once, for the length of a `with`."""
+
+    def __init__(self, endpoint: Endpoint, visitors: int) -> None:
+        self._endpoint: Final = endpoint
+        self._visitors: Final = visitors
+        self._open: Final = ExitStack()
+        self._epoll: Final = self._open.enter_context(select.epoll())
+        self._received: Final[dict[int, int]] = {}  # of an answer so far
+        self._socks: Final[dict[int, socket.socket]] = {}
+
+    def __enter__(self) -> KeptConnections:
+        try:
+            for _ in range(self._visitors):
+                sock = self._open.enter_context(_dial(self._endpoint, _HTTP))
+                self._epoll.register(sock, select.EPOLLIN)
+                self._socks[sock.fileno()], self._received[sock.fileno()] = sock, 0
+            answered = set[int]()
+            while len(answered) < self._visitors:
+                answered.update(self._answers())
+        except BaseException:
+            self._open.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def requests(self, seconds: float) -> tuple[int, float]:
+        """Send one request after the other on each connection: how many were answered, and how many per second."""
+        for sock in self._socks.values():
+            sock.send(_HTTP)
+        done, started = 0, time.perf_counter()
+        while time.perf_counter() < started + seconds:
+            for descriptor in self._answers():
+                done += 1
+                self._socks[descriptor].send(_HTTP)
+        return done, done / (time.perf_counter() - started)
+
+    def _answers(self) -> Iterator[int]:
+        """Wait, and tell whose answer is complete."""
+        ready = self._epoll.poll(PATIENCE)
+        if not ready:
+            raise TimeoutError(f"no answer for {PATIENCE} seconds")
+        for descriptor, _ in ready:
+            data = self._socks[descriptor].recv(PIECE)
+            if not data:
+                raise ConnectionError("a kept connection was closed")
+            if not self._received[descriptor] and not data.startswith(b"HTTP/1.1 200 "):
+                raise ConnectionError(f"the answer is {data[:40]!r}")
+            self._received[descriptor] += len(data)
+            # A proxy may add lines to the head; the body is the end.
+            if self._received[descriptor] >= len(ANSWER) and data.endswith(BODY):
+                self._received[descriptor] = 0
+                yield descriptor
 
 
 if __name__ == "__main__":

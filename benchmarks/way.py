@@ -57,6 +57,7 @@ class Contestant:
         missing: why it cannot run here, and what to do about it; None if it can.
         groups: what is measured of it.
         by_default: whether it runs if nobody is named.
+        most_streams: how many visitors it takes at a time.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Contestant:
     missing: str | None = None
     groups: tuple[str, ...] = (*MEMORY_GROUPS, *SPEED_GROUPS)
     by_default: bool = True
+    most_streams: int = 10_000
 
 
 @final

@@ -25,6 +25,7 @@ def contestants(_: Programs) -> list[Contestant]:
             about="the Python package `asyncssh`: as `ssh -R`, on asyncio",
             open=_tunnel,
             missing=None if find_spec("asyncssh") else "it is not installed (the extra `bench`)",
+            most_streams=1_000,  # more would take minutes
         )
     ]
 

@@ -4,7 +4,7 @@
 #     build_rathole.sh FOLDER
 #
 # FOLDER holds clones of rathole, tungstenite-rs and tokio-tungstenite, with their tags or history. The program is
-# FOLDER/rathole-build/target/release/rathole: put it on PATH, or name it in RATHOLE, for `make bench`. The packages:
+# FOLDER/rathole-build/target/release/rathole: put it on PATH, or name it in PROGRAMS, for `make bench`. The packages:
 #
 #     apt-get install librust-{anyhow,async-trait,atty,backoff,base64,bincode,byteorder,bytes,data-encoding,fdlimit}-dev \
 #         librust-{futures,hex,http,httparse,lazy-static,rand,serde,serde-derive,sha1,sha2,socket2,thiserror,tokio,tokio-native-tls}-dev \

@@ -22,7 +22,7 @@ def contestants(programs: Programs) -> list[Contestant]:
             name="chisel",
             about="SSH over one WebSocket",
             open=partial(_tunnel, program=programs.find("chisel") or Path()),
-            missing=programs.missing("chisel", "build it from its source, with Go"),
+            missing=programs.missing("chisel", "benchmarks/peers/build_chisel.sh builds it"),
         )
     ]
 

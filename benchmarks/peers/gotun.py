@@ -1,8 +1,8 @@
 """A Go tunnel of the shape of this project: hashicorp/yamux over one gorilla WebSocket, in gotun/main.go.
 
-It has no authentication, routing, limits or reconnecting, and so it shows what the shape costs. It is built from the
-Debian packages golang-go, golang-github-hashicorp-yamux-dev and golang-github-gorilla-websocket-dev, or from what is in
-the GOPATH of this process.
+It has no authentication, routing, limits or reconnecting, and so it shows what the shape costs. It is built with the
+Debian packages golang-go, golang-github-hashicorp-yamux-dev and golang-github-gorilla-websocket-dev, or with what is in
+the GOPATH of this process, such as clones of newer versions.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def _missing() -> str | None:
     remedy = "Debian: golang-go golang-github-hashicorp-yamux-dev golang-github-gorilla-websocket-dev"
     if shutil.which("go") is None:
         return f"there is no go ({remedy})"
-    absent = [package for package in PACKAGES if not Path(_gopath(), "src", package).is_dir()]
+    folders = [Path(folder, "src") for folder in _gopath().split(os.pathsep)]
+    absent = [package for package in PACKAGES if not any((folder / package).is_dir() for folder in folders)]
     return f"Go has no {' and no '.join(absent)} ({remedy})" if absent else None
 
 

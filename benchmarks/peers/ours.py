@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from pioneer_tunnel import new_relay_key
+from pioneer_tunnel import Limits, new_relay_key
 from pioneer_tunnel.websocket import EngineName
 
 from ..connections import HOST, Endpoint
@@ -19,22 +19,33 @@ from ..way import Contestant, Programs, Way
 from .certificates import certify
 from .pair import pair
 
-__all__ = ["COMMAND", "contestants", "counted"]
+__all__ = ["COMMAND", "EXPOSED", "contestants", "counted"]
 
 COMMAND: Final = (sys.executable, "-m", "pioneer_tunnel")
+EXPOSED: Final = Limits().streams
+"""How many visitors `pioneer-tunnel expose` takes at a time."""
 TLS_LINES: Final = 'tls_certificate = "relay.crt"\ntls_private_key = "relay.key"\ningress_tls = false'
 
 
 def contestants(_: Programs) -> list[Contestant]:
     kinds: tuple[tuple[str, EngineName, bool, str], ...] = (
-        ("ws", "websockets", False, "this project, a link over ws, with the extra `speed`"),
-        ("ws-trio", "trio-websocket", False, "the same with trio-websocket alone"),
-        ("wss", "websockets", True, "TLS between gateway and relay, but not for visitors"),
-        ("wss-trio", "trio-websocket", True, "the same with trio-websocket alone"),
+        ("ws", "websockets", False, "this project, over ws, with the extra `speed`"),
+        ("ws-trio", "trio-websocket", False, "this project, over ws, with trio-websocket alone"),
+        ("wss", "websockets", True, "this project, over wss, with `speed`; visitors come without TLS"),
+        ("wss-trio", "trio-websocket", True, "this project, over wss, with trio-websocket alone"),
     )
+    many_streams = (sys.executable, "-m", f"{__package__}.many_streams")
     return [
-        Contestant(name=name, about=about, open=partial(_tunnel, engine=engine, tls=tls))
-        for name, engine, tls, about in kinds
+        *(
+            Contestant(name=name, about=about, open=partial(_tunnel, engine=engine, tls=tls), most_streams=EXPOSED)
+            for name, engine, tls, about in kinds
+        ),
+        Contestant(
+            name="ws-many",
+            about=f"as `ws`, with a gateway that takes more than {EXPOSED:,} visitors at a time",
+            open=partial(_tunnel, engine="websockets", command=many_streams),
+            groups=("idle", "streams"),
+        ),
     ]
 
 

@@ -18,7 +18,7 @@ from ..connections import Endpoint
 from ..processes import LOOPBACK, free_port
 from ..way import Contestant, Programs, Way
 from .certificates import certify, make_pkcs12
-from .ours import COMMAND
+from .ours import COMMAND, EXPOSED
 from .pair import pair
 
 __all__ = ["contestants"]
@@ -32,11 +32,11 @@ def contestants(programs: Programs) -> list[Contestant]:
     program = programs.find("rathole")
     missing = programs.missing("rathole", "benchmarks/peers/build_rathole.sh builds it")
     kinds: tuple[tuple[Literal["rathole", "ours"], Literal["tcp", "tls", "wss"], str], ...] = (
-        ("rathole", "tcp", "a server of rathole over tcp, and its own client"),
-        ("ours", "tcp", "the same server, and `pioneer-tunnel expose --transport tcp` as its client"),
-        ("rathole", "wss", "the same over wss: a WebSocket for each visitor"),
-        ("rathole", "tls", "the same over tls"),
-        ("ours", "tls", "the same over tls, and `pioneer-tunnel expose --transport tls` as its client"),
+        ("rathole", "tcp", "rathole over tcp"),
+        ("ours", "tcp", "the server of rathole over tcp, and `pioneer-tunnel expose` as its client"),
+        ("rathole", "wss", "rathole over wss: a WebSocket for each visitor"),
+        ("rathole", "tls", "rathole over tls"),
+        ("ours", "tls", "the server of rathole over tls, and `pioneer-tunnel expose` as its client"),
     )
     return [
         Contestant(
@@ -45,6 +45,7 @@ def contestants(programs: Programs) -> list[Contestant]:
             open=partial(_tunnel, program=program or Path(), client=client, kind=kind),
             missing=missing,
             by_default=kind != "tls",
+            most_streams=EXPOSED if client == "ours" else 10_000,
         )
         for client, kind, about in kinds
     ]

@@ -31,6 +31,7 @@ def contestants(_: Programs) -> list[Contestant]:
             about="`ssh -R` of OpenSSH, which encrypts",
             open=_tunnel,
             missing=f"there is no {absent[0]} (Debian: openssh-server openssh-client)" if absent else None,
+            most_streams=1_000,  # more would take minutes: each one asks for all others
         )
     ]
 
