@@ -43,6 +43,8 @@ nitpick_ignore = [
         "pioneer_tunnel.access_log.entry.Entry",
         "pioneer_tunnel.gateway.keystore.system._Backend",
         "pioneer_tunnel.gateway.tls_config.TlsConfig",
+        "pioneer_tunnel.relay.fleet.redis_address.RedisAccess",
+        "pioneer_tunnel.relay.fleet.redis_address.RedisAddress",
         "pioneer_tunnel.relay.gateways.registry.Directory",
         "pioneer_tunnel.relay.gateways.registry.Registry",
         "pioneer_tunnel.relay.gateways.takeover.TakeoverRules",

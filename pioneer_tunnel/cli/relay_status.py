@@ -17,7 +17,7 @@ from .._model.errors import StorageError
 from .._model.exception_groups import lone_error_bare
 from .._model.stats import SessionStats, StreamStats
 from .._model.text import clean_message
-from ..relay import RelayTunnelStats, WorkerStats
+from ..relay import FleetStats, RelayTunnelStats, WorkerStats
 from ..relay.administration.running import RunningRelay, ask_running
 from .arguments import Command
 from .quantities import amount, duration
@@ -116,6 +116,8 @@ def _summary(running: RunningRelay) -> str:
         f"bytes to visitors: {amount(streams.to_visitors_bytes_total)}B",
     ]
     lines += map(_worker, stats.workers)
+    if stats.fleet is not None:
+        lines += _fleet(stats.fleet)
     if stats.draining:
         lines.append("it drains: it ends with its last visitor")
     if stats.refusals_total:
@@ -132,6 +134,27 @@ def _worker(worker: WorkerStats) -> str:
         f" {worker.sessions_open} sessions, {worker.streams.open} visitors,"
         f" {duration(worker.cpu_seconds_total)} of processor time{memory}"
     )
+
+
+def _fleet(fleet: FleetStats) -> list[str]:
+    links = [
+        f"{name} ({'no link' if round_trip is None else f'{round_trip * 1000:.0f} ms'})"
+        for name, round_trip in fleet.nodes.items()
+    ]
+    answers = "answers" if fleet.redis_reachable else "does not answer"
+    lines = [
+        f"node {fleet.node}: Redis {answers}, {fleet.unannounced_tunnels} tunnels to announce",
+        f"other nodes: {', '.join(links) or 'none'}",
+        f"visitors whose streams other nodes carry: {fleet.hops_open} now; carried for them: {fleet.hops_served_total}",
+    ]
+    if fleet.unconfirmed_seconds is not None:
+        confirmed = (
+            "Redis says which are revoked"
+            if not fleet.unconfirmed_seconds
+            else f"not confirmed for {duration(fleet.unconfirmed_seconds)}"
+        )
+        lines.append(f"signed tunnels in memory: {fleet.signed_tunnels}, {confirmed}")
+    return lines
 
 
 def _refusals(refused: Mapping[str, int]) -> str:

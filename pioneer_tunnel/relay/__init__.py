@@ -36,14 +36,18 @@ from __future__ import annotations
 from .._model.public_names import publish as _publish
 from .addresses import RelayAddresses
 from .config import RelayConfig
+from .fleet.config import FleetConfig, FleetMember
 from .gateways.takeover import Takeover
 from .limits import RelayLimits
 from .server import Relay
-from .stats import ConnectionStats, RelayStats, RelayTunnelStats, WorkerStats
+from .stats import ConnectionStats, FleetStats, RelayStats, RelayTunnelStats, WorkerStats
 from .tunnels import Route, ServiceEntry, TunnelEntry
 
 __all__ = [
     "ConnectionStats",
+    "FleetConfig",
+    "FleetMember",
+    "FleetStats",
     "Relay",
     "RelayAddresses",
     "RelayConfig",

@@ -15,9 +15,9 @@ from .._model.certificate_status import CertificateStatus
 from .._model.stats import StreamStats
 from ..monitoring.certificate_metrics import certificate_families
 from ..monitoring.exposition import Measure, families, last_round_trip
-from .stats import RelayStats, RelayTunnelStats, WorkerStats
+from .stats import FleetStats, RelayStats, RelayTunnelStats, WorkerStats
 
-__all__ = ["PREFIX", "RELAY", "STREAMS", "TUNNEL", "WORKER", "relay_families"]
+__all__ = ["FLEET", "PREFIX", "RELAY", "STREAMS", "TUNNEL", "WORKER", "relay_families"]
 
 PREFIX: Final = "pioneer_tunnel_relay_"
 
@@ -149,6 +149,40 @@ WORKER: Final[tuple[Measure[WorkerStats], ...]] = (
 """Of each worker of a relay with workers, but those that drain."""
 
 
+FLEET: Final[tuple[Measure[FleetStats], ...]] = (
+    Measure("fleet_redis_reachable", "1 while Redis answers.", lambda fleet: fleet.redis_reachable),
+    Measure(
+        "fleet_node_round_trip_seconds",
+        "The shortest round trip to another node of late. There is none while there is no link to it.",
+        lambda fleet: {name: rtt for name, rtt in fleet.nodes.items() if rtt is not None},
+        "node",
+    ),
+    Measure("fleet_nodes_known", "Other nodes in the configuration.", lambda fleet: len(fleet.nodes)),
+    Measure(
+        "fleet_hops_open", "Visitors whose streams other nodes carry to their gateways.", lambda fleet: fleet.hops_open
+    ),
+    Measure(
+        "fleet_hops_served_total",
+        "Visitors of other nodes that this one has carried to its gateways.",
+        lambda fleet: fleet.hops_served_total,
+    ),
+    Measure(
+        "fleet_unannounced_tunnels",
+        "Tunnels whose sessions the other nodes do not know as they are.",
+        lambda fleet: fleet.unannounced_tunnels,
+    ),
+    Measure(
+        "fleet_signed_tunnels", "Tunnels in memory that the operator has signed.", lambda fleet: fleet.signed_tunnels
+    ),
+    Measure(
+        "fleet_unconfirmed_seconds",
+        "How long ago the node knew for the last time which signed tunnels are revoked.",
+        lambda fleet: fleet.unconfirmed_seconds,
+    ),
+)
+"""Of a node of a fleet."""
+
+
 def relay_families(stats: RelayStats, certificates: Mapping[str, CertificateStatus]) -> Iterator[Metric]:
     """The metric families of a relay.
 
@@ -168,4 +202,6 @@ def relay_families(stats: RelayStats, certificates: Mapping[str, CertificateStat
     if stats.workers:
         workers = [((str(worker.index),), worker) for worker in stats.workers if not worker.draining]
         yield from families(PREFIX, WORKER, workers, ["worker"])
+    if stats.fleet is not None:
+        yield from families(PREFIX, FLEET, [((), stats.fleet)])
     yield from certificate_families(PREFIX, certificates)

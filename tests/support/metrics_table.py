@@ -38,6 +38,7 @@ TABLES: Final = (
     + _rows(relay_metrics.PREFIX, relay_metrics.TUNNEL, "tunnel")
     + _rows(relay_metrics.PREFIX, relay_metrics.STREAMS, "tunnel", "service")
     + _rows(relay_metrics.PREFIX, relay_metrics.WORKER, "worker")
+    + _rows(relay_metrics.PREFIX, relay_metrics.FLEET)
     + _rows(relay_metrics.PREFIX, CERTIFICATE, "host"),
     _HEAD
     + _state_sets()

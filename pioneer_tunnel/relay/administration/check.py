@@ -25,6 +25,7 @@ from ..identity import identity_of
 from ..listeners import open_listeners
 from ..names import NameBook
 from ..tunnels import Route, each_address
+from .check_fleet import FleetProblem, problems_of_files, problems_of_redis
 
 __all__ = ["Finding", "check", "check_file"]
 
@@ -84,6 +85,8 @@ async def check(path: Path, *, running: bool) -> list[Finding]:
     config, found = await trio.to_thread.run_sync(_examine, content, path, datetime.now(UTC))
     if config is not None:
         found += await _of_addresses(config, running=running)
+        if config.fleet_config is not None:
+            found += map(_of_problem, await problems_of_redis(config.fleet_config))
     return _in_order(found, content)
 
 
@@ -105,6 +108,7 @@ def _examine(content: bytes, path: Path, now: datetime) -> tuple[RelayConfig | N
         *_of_certificate(config, now),
         *_of_names(config),
         *_of_access(config),
+        *_of_fleet(config),
     ]
 
 
@@ -154,6 +158,16 @@ def _of_access(config: RelayConfig) -> Iterator[Finding]:
                 check_files(route.access.below(config.base_dir))
             except TunnelError as error:
                 yield Finding(severity="error", key=f"{key}.access", message=str(error))
+
+
+def _of_fleet(config: RelayConfig) -> Iterator[Finding]:
+    if config.fleet_config is not None:
+        yield from map(_of_problem, problems_of_files(config.fleet_config))
+
+
+def _of_problem(problem: FleetProblem) -> Finding:
+    severity, key, message = problem
+    return Finding(severity=severity, key=key, message=message)
 
 
 # Certificates
@@ -245,6 +259,7 @@ async def _of_addresses(config: RelayConfig, *, running: bool) -> list[Finding]:
             ("relay.http_addr", config.http_addr),
             ("relay.ingress_addr", config.ingress_addr),
             ("relay.control_addr", config.control_addr),
+            ("relay.fleet.listen", None if config.fleet is None else config.fleet.listen),
         )
         for address in each_address(value)
     }

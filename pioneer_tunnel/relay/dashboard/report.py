@@ -46,7 +46,7 @@ def report(config: RelayConfig, stats: RelayStats, history: History, now: float)
         "traffic": _series(history.traffic()),
         "tunnels_total": len(stats.tunnels),
         "tunnels_connected": sum(bool(tunnel.sessions) for tunnel in stats.tunnels.values()),
-        "tunnels": [_tunnel(entries[name], stats.tunnels[name], history) for name in shown],
+        "tunnels": [_tunnel(name, entries.get(name), stats.tunnels[name], history) for name in shown],
         "refusals": [
             {"reason": reason, "total": total, "recent": samples.get(reason, [])}
             for reason, total in sorted(stats.refusals_total.items())
@@ -54,18 +54,19 @@ def report(config: RelayConfig, stats: RelayStats, history: History, now: float)
     }
 
 
-def _tunnel(entry: TunnelEntry, stats: RelayTunnelStats, history: History) -> dict[str, Any]:
+def _tunnel(tunnel_id: str, entry: TunnelEntry | None, stats: RelayTunnelStats, history: History) -> dict[str, Any]:
+    """One tunnel. It has no entry if it is not of the file: an operator has signed it."""
     return {
-        "id": entry.id,
+        "id": tunnel_id,
         "addresses": [
             str(address)
-            for route in entry.routes
+            for route in (() if entry is None else entry.routes)
             for address in ([*each_address(route.bind_addr)] if route.url is None else [route.url])
         ],
         "sessions": [_session(session) for session in stats.sessions],
         "streams": attrs.asdict(stats.streams),
         "refusals": sum(stats.refusals_total.values()),
-        "traffic": _series(history.traffic_of(entry.id)),
+        "traffic": _series(history.traffic_of(tunnel_id)),
     }
 
 

@@ -43,7 +43,7 @@ from ..._storage.validation import (
 )
 from .redis_address import RedisAccess, RedisAddress, a_redis_address, ca_without_tls, password_without_file
 
-__all__ = ["FleetConfig", "FleetNode", "a_fleet", "a_node_name"]
+__all__ = ["FleetConfig", "FleetMember", "a_fleet", "a_node_name"]
 
 MOST_WORKERS: Final = 256
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
@@ -70,7 +70,7 @@ def _not_enough_ports(address: Address, workers: int) -> str | None:
 
 @final
 @attrs.frozen(kw_only=True, field_transformer=hold_back)
-class FleetNode:
+class FleetMember:
     """A node of the fleet, an entry of `[[relay.fleet.nodes]]`.
 
     Attributes:
@@ -99,8 +99,8 @@ class FleetNode:
         return range(self.address.port, self.address.port + self.workers)
 
 
-def _nodes(value: Sequence[FleetNode | Mapping[str, Any]]) -> tuple[FleetNode, ...]:
-    entries, problems = examine_each(FleetNode, value)
+def _nodes(value: Sequence[FleetMember | Mapping[str, Any]]) -> tuple[FleetMember, ...]:
+    entries, problems = examine_each(FleetMember, value)
     for index, entry in enumerate(entries):
         for name in ("name", "address"):
             before = [other.get(name) for other in entries[:index]]
@@ -109,10 +109,10 @@ def _nodes(value: Sequence[FleetNode | Mapping[str, Any]]) -> tuple[FleetNode, .
                 problems.append(Problem(key=key, value=shown(key, str(entry[name])), message=message))
     if problems:
         raise RefusedItemsError(problems)
-    return tuple(FleetNode(**entry) for entry in entries)
+    return tuple(FleetMember(**entry) for entry in entries)
 
 
-def _another_address(nodes: Sequence[FleetNode], node: str, listen: Address) -> str | None:
+def _another_address(nodes: Sequence[FleetMember], node: str, listen: Address) -> str | None:
     for index, other in enumerate(nodes):
         if other.name != node and other.address == listen:
             return f"[{index}].address is the address at which this node listens; give each node its own"
@@ -155,7 +155,7 @@ class FleetConfig:
     operator_key: PublicKey | None = attrs.field(default=None, converter=attrs.converters.optional(a_public_key))
     state_file: Path = attrs.field(default=Path("fleet-state.db"), converter=a_path)
     unconfirmed_ms: int = attrs.field(default=_DAY, validator=whole_number(60_000, 365 * _DAY))
-    nodes: tuple[FleetNode, ...] = attrs.field(default=(), converter=_nodes)
+    nodes: tuple[FleetMember, ...] = attrs.field(default=(), converter=_nodes)
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(("redis_password_file", "redis"), password_without_file),
@@ -178,7 +178,7 @@ class FleetConfig:
         )
 
     @property
-    def others(self) -> tuple[FleetNode, ...]:
+    def others(self) -> tuple[FleetMember, ...]:
         """The nodes without this one."""
         return tuple(node for node in self.nodes if node.name != self.node)
 

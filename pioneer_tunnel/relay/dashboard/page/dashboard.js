@@ -47,7 +47,18 @@ function showNow({ connections, streams, unsent_bytes, unsent_limit_bytes, ...re
     ...entry("Bytes that wait", bytes(unsent_bytes), `of ${bytes(unsent_limit_bytes)} at the most`),
     ...entry("Running", duration(report.now_unix - report.since_unix), `since ${new Date(report.since_unix * 1000).toLocaleString()}`),
     ...report.workers.flatMap((worker) => showWorker(worker, report.now_unix)),
+    ...(report.fleet ? showFleet(report.fleet) : []),
   );
+}
+
+function showFleet({ node, redis_reachable, nodes, hops_open, hops_served_total, unannounced_tunnels, ...fleet }) {
+  const links = Object.entries(nodes).map(([name, seconds]) => `${name} ${seconds === null ? "no link" : `${(seconds * 1000).toFixed(0)} ms`}`);
+  const signed = fleet.unconfirmed_seconds ? `not confirmed for ${duration(fleet.unconfirmed_seconds)}` : "in memory";
+  return [
+    ...entry(`Node ${node}: Redis`, redis_reachable ? "answers" : "does not answer", `${unannounced_tunnels} tunnels to announce`),
+    ...entry("Visitors over other nodes", hops_open, `${hops_served_total} of theirs carried; ${links.join(", ")}`),
+    ...(fleet.unconfirmed_seconds === null ? [] : entry("Signed tunnels", fleet.signed_tunnels, signed)),
+  ];
 }
 
 function showWorker({ index, pid, since_unix, draining, connections, sessions_open, streams, memory_bytes }, now) {
