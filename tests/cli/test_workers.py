@@ -30,6 +30,16 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 
 
 @pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """What systemd is told."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.settimeout(HANG)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        yield listening
+
+
+@pytest.fixture
 def relay(tmp_path: Path) -> Iterator[Relay]:
     with relay_in(tmp_path, workers=2) as started:
         yield started
@@ -148,7 +158,10 @@ async def test_who_waits_at_a_worker_that_is_killed_is_served_by_another_one(rel
         assert pid_of(relay, worker) != killed
 
 
-def test_an_operator_sees_all_workers_and_reloads_them_together(relay: Relay, local_gateway: str) -> None:
+def test_an_operator_sees_all_workers_and_reloads_them_together(
+    manager: socket.socket, relay: Relay, local_gateway: str
+) -> None:
+    assert manager.recv(100) == f"READY=1\nMAINPID={relay.program.process.pid}".encode()
     config = relay.folder / "relay.toml"
     workers = [pid_of(relay, worker) for worker in (0, 1)]
     for pid in workers:
@@ -204,6 +217,8 @@ def test_an_operator_sees_all_workers_and_reloads_them_together(relay: Relay, lo
     assert relay.program.interrupt(signal.SIGTERM) == 0
     assert time.monotonic() - stopped < HANG / 2
     assert all(map(is_gone, workers))
+    told = [manager.recv(100).partition(b"\n")[0] for _ in range(11)]
+    assert told == [b"RELOADING=1", b"READY=1"] * 5 + [b"STOPPING=1"]
 
 
 def test_a_worker_that_is_asked_to_end_is_replaced_first_and_all_end_with_their_parent(

@@ -1,6 +1,7 @@
 """`relay --workers N`: a parent process and N workers, which serve the same addresses.
 
 parent        supervises the workers: starts, replaces, reloads and ends them
+crew          the workers of now, and what they say to each other through the parent
 process       one worker, as the parent sees it
 worker        the worker itself: it runs a `Relay`, as the parent says
 channel       calls between the two

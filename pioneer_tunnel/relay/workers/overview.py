@@ -58,6 +58,11 @@ class Overview:
         reports = sorted((report for _, report in self._reports()), key=lambda report: report.orders_certificates)
         return {name: status for report in reports for name, status in report.certificates.items()}
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes of all workers, those that drain among them."""
+        return sorted(process.pid for process in self._processes)
+
     def stats(self) -> RelayStats:
         """What all workers do and have done, as far as they have reported; see `refresh`."""
         reports = self._reports()

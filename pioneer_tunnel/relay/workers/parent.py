@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 import attrs
 import trio
@@ -23,18 +22,16 @@ from ..._net.descriptor_limit import descriptor_limit
 from ..addresses import RelayAddresses
 from ..admission import SPARE_DESCRIPTORS
 from ..config import RelayConfig
-from ..gateways.expected import Expected
 from ..inherited import Inherited
 from ..reload import Changes, ConfigFile
 from ..server import check_access
 from ..sites import Sites
 from ..spawning import own_command
 from ..start_log import log_changes, log_start
+from .crew import Crew
 from .folder import private_folder
 from .overview import Overview
 from .process import NoWorker, WorkerProcess
-from .records import ParentRecords
-from .reports import Report
 from .setup import Setup
 from .shares import share_of
 from .sockets import SharedSockets
@@ -47,13 +44,9 @@ FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
 LIVED: Final = 10.0
 """Seconds after which the end of a worker counts as the first one."""
 
-MOVE_TIMEOUT: Final = 5.0
-"""Seconds that the gateways of a worker have to go to others, before the next one is replaced."""
+STUCK_TIMEOUT: Final = 10.0
+"""Seconds beyond `drain_timeout_ms` after which a worker that drains is ended."""
 
-KNOW_TIMEOUT: Final = 2.0
-"""Seconds that workers have to say that they know something. Not longer: one may be stuck."""
-
-_MOVE_LOOK: Final = 0.05
 _log: Final = logging.getLogger("pioneer_tunnel.relay.workers")
 
 
@@ -113,18 +106,15 @@ class Parent:
         self._inherited: Final = inherited or Inherited()
         self._sockets: Final = SharedSockets(workers, self._inherited)
         self._slots: Final = [_Slot(index, file.content) for index in range(workers)]
-        self._processes: Final[set[WorkerProcess]] = set()
-        self._records: Final = ParentRecords()
-        self._expected: Final = Expected()
+        self._crew: Final = Crew(self._replace_soon)
         self._folder: Path | None = None
         self._applying: Final = trio.Lock()
         self._drain_asked: Final = trio.Event()
         self._ended: Final = trio.Event()
-        self._changed = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._replacing: trio.Nursery
         self._overview: Final = Overview(
-            self._processes, lambda: self._config, self._drain_asked.is_set, since_unix=wall_clock()
+            self._crew.processes, lambda: self._config, self._drain_asked.is_set, since_unix=wall_clock()
         )
         self._sites: Final = Sites(
             self._overview,
@@ -180,7 +170,7 @@ class Parent:
             opened = {} if self._drain_asked.is_set() else await self._sockets.open(applied)
             self._config, self._tunnels = applied, self._file.content
             async with trio.open_nursery() as nursery:
-                for process in self._processes:
+                for process in self._crew.processes:
                     process.give({name: of_all[process.index] for name, of_all in opened.items()})
                     nursery.start_soon(self._apply_at, process, self._tunnels.decode())
             self._close_unused()
@@ -189,7 +179,7 @@ class Parent:
 
     def reopen_access_log(self) -> None:
         """Let each worker open the file of the access log anew. Does not wait."""
-        for process in self._processes:
+        for process in self._crew.processes:
             process.tell("reopen")
 
     async def restart(self) -> None:
@@ -209,7 +199,7 @@ class Parent:
                 async with self._applying:
                     tunnels = await self._replace(slot, base=self._tunnels)
                 replaced.append(slot.index)
-                await self._wait_moved(tunnels)
+                await self._crew.wait_moved(tunnels)
             _log.info("all workers are replaced", extra=about("workers_replaced"))
         except (NoWorker, TunnelError, OSError) as error:
             if not replaced:
@@ -242,10 +232,10 @@ class Parent:
             await self._drain_asked.wait()
             replacing.cancel_scope.cancel()
         self._sockets.close()
-        for process in self._processes:
+        for process in self._crew.processes:
             process.tell("drain")
-        while self._processes:
-            await self._changed.wait()  # no deadline: each worker has one
+        with trio.move_on_after(config.drain_timeout_ms / 1000 + STUCK_TIMEOUT):
+            await self._crew.wait_all_ended()
 
     def _most_connections(self, config: RelayConfig) -> int:
         """How many connections all workers take."""
@@ -268,7 +258,7 @@ class Parent:
             line = "worker %d does not apply the configuration, and is replaced: %s"
             fields = about("worker_replaced", worker=process.index, reason=error)
             _log.error(line, process.index, error, extra=fields)
-            self._replacing.start_soon(self._replace_quietly, process)
+            self._replace_soon(process)
 
     # Starting and replacing
 
@@ -293,7 +283,7 @@ class Parent:
             slot.current = await self._start(slot.index, base)
             slot.base = base
             self._share_out()
-            return () if before is None or before.ended.is_set() else await self._retire(before)
+            return () if before is None or before.ended.is_set() else await self._crew.retire(before)
 
     async def _start(self, index: int, base: bytes) -> WorkerProcess:
         """Start a worker, and wait until it listens.
@@ -303,11 +293,8 @@ class Parent:
         """
         assert self._nursery is not None
         assert self._folder is not None
-        process = WorkerProcess(index, self._command, self._answer, self._hear, self._gone)
-        self._processes.add(process)
-        self._tell_who()
+        process = self._crew.start(index, self._command)
         self._nursery.start_soon(self._watch, process)
-        serving = self._serving_ids()
         setup = Setup(
             index=index,
             workers=len(self._slots),
@@ -315,7 +302,7 @@ class Parent:
             tunnels=self._tunnels.decode(),
             process=process.id,
             folder=str(self._folder),
-            connected=[one for one in self._expected.missing if not self._records.has_one_of(one, serving)],
+            connected=self._crew.missing,
         )
         try:
             await process.begin(setup.to_wire(), self._sockets.of_worker(index))
@@ -345,23 +332,12 @@ class Parent:
                 for name, listening in self._sockets.only_of_worker(slot.index).items():
                     stand_in.tell("stand in", {"worker": slot.index, "name": name}, listening)
 
-    async def _retire(self, process: WorkerProcess) -> Sequence[str]:
-        """Let a worker drain; returns the ids of its tunnels. Visitors wait for their gateways at all other workers."""
-        process.retired = True
-        expectation = self._expectation(process)
-        await self._let_all_know(self._serving(), "expect", expectation)
-        process.tell("drain")
-        tunnels: list[str] = expectation["tunnels"]
-        return tunnels
-
-    async def _wait_moved(self, tunnels: Sequence[str]) -> None:
-        """Wait until the gateways of a worker that drains are at others, or have had the time for that."""
-        with trio.move_on_after(MOVE_TIMEOUT):
-            while not all(self._records.has_one_of(one, self._serving_ids()) for one in tunnels):
-                await trio.sleep(_MOVE_LOOK)
+    def _replace_soon(self, process: WorkerProcess) -> None:
+        """Replace a worker that shall go. Does not wait."""
+        if not self._drain_asked.is_set():
+            self._replacing.start_soon(self._replace_quietly, process)
 
     async def _replace_quietly(self, process: WorkerProcess) -> None:
-        """Replace a worker that shall go."""
         try:
             await self._replace(self._slots[process.index], only=process)
         except NoWorker as error:
@@ -374,10 +350,7 @@ class Parent:
         try:
             await process.run()
         finally:
-            self._processes.discard(process)
-            self._changed.set()
-            self._changed = trio.Event()
-            self._tell_who()
+            self._crew.ended(process)
             self._overview.keep_counts_of(process)
         if slot.current is process:
             slot.current = None
@@ -400,66 +373,3 @@ class Parent:
                 slot.failures += 1
                 fields = about("worker_not_started", worker=slot.index, reason=error)
                 _log.error("worker %d cannot be started: %s", slot.index, error, extra=fields)
-
-    # What workers say
-
-    def _hear(self, process: WorkerProcess, method: str, _params: Any) -> None:
-        if method == "leave" and not self._drain_asked.is_set():
-            self._replacing.start_soon(self._replace_quietly, process)
-
-    async def _answer(self, process: WorkerProcess, method: str, params: Any) -> Any:
-        match method:
-            case "join":
-                return self._records.join(process.id, process.tell)
-            case "read":
-                # A worker asks since another one is gone. That is known here, too, after two rounds of the event loop.
-                await trio.lowlevel.checkpoint()
-                await trio.lowlevel.checkpoint()
-                return self._records.read(params)
-            case "write":
-                return self._records.write(process.id, params)
-            case "announce":
-                await self._let_all_know([one for one in self._processes if one is not process], "announced", params)
-                return None
-            case "last report":
-                process.report = Report.from_wire(params)
-                return None
-        raise LookupError(f"the parent does not know the method {method!r}")
-
-    async def _let_all_know(self, processes: Sequence[WorkerProcess], method: str, params: Any) -> None:
-        """Tell workers something, and wait until they know it, or are stuck."""
-        async with trio.open_nursery() as nursery:
-            for process in processes:
-                nursery.start_soon(_let_know, process, method, params)
-
-    def _gone(self, process: WorkerProcess) -> None:
-        """A worker is gone. Visitors wait for the gateways that it had."""
-        if not process.retired:
-            expectation = self._expectation(process)
-            for other in self._serving():
-                other.tell("expect", expectation)
-        self._records.leave(process.id)
-
-    def _expectation(self, process: WorkerProcess) -> dict[str, Any]:
-        others = self._serving_ids()
-        tunnels = [one for one in self._records.tunnels_of(process.id) if not self._records.has_one_of(one, others)]
-        self._expected.add(tunnels)
-        return {"process": process.id, "tunnels": tunnels}
-
-    def _serving_ids(self) -> frozenset[str]:
-        return frozenset(process.id for process in self._serving())
-
-    def _serving(self) -> list[WorkerProcess]:
-        """The workers that get new visitors."""
-        return [process for process in self._processes if not process.retired and not process.gone]
-
-    def _tell_who(self) -> None:
-        """Tell all workers which process is which worker, so that they trust each other and nobody else."""
-        who = {str(process.pid): process.index for process in self._processes}
-        for process in self._processes:
-            process.tell("who", who)
-
-
-async def _let_know(process: WorkerProcess, method: str, params: Any) -> None:
-    with suppress(NoWorker):  # it ends, or is stuck
-        await process.call(method, params, timeout=KNOW_TIMEOUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
@@ -12,6 +13,7 @@ from typing import Any, Final, final
 
 import trio
 
+from ..._model.log_fields import about
 from ..._model.status import ErrorKind
 from ..spawning import WORKER_VARIABLE, end_child, spawn
 from .channel import CallFailed, Channel
@@ -25,9 +27,16 @@ START_TIMEOUT: Final = 60.0
 CALL_TIMEOUT: Final = 30.0
 """Seconds that a worker has to apply a configuration."""
 
+LOOK_INTERVAL: Final = 5.0
+"""Seconds between two questions whether a worker lives."""
+
+STUCK_AFTER: Final = 30.0
+"""Seconds without an answer after which a worker is killed, and so replaced. A busy machine may make it slow."""
+
 END_TIMEOUT: Final = 5.0
 """Seconds that a worker has to end, when it shall end at once."""
 
+_log: Final = logging.getLogger("pioneer_tunnel.relay.workers")
 _OF_THE_PARENT: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 """Variables with which the service manager speaks to one process alone."""
 
@@ -117,6 +126,7 @@ class WorkerProcess:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(carry)
+            nursery.start_soon(self._kill_if_stuck, gone)
             try:
                 # No deadline: it serves for as long as it is not told to end.
                 await gone.wait()
@@ -127,6 +137,22 @@ class WorkerProcess:
                 carrying.cancel()
                 self.status = await end_child(self.pid, END_TIMEOUT)
                 self.ended.set()
+
+    async def _kill_if_stuck(self, gone: trio.Event) -> None:
+        """Kill the process when it does not answer: it would keep the visitors waiting whom it gets."""
+        while True:
+            with trio.move_on_after(LOOK_INTERVAL):
+                await gone.wait()
+                return
+            if self.listens:
+                try:
+                    await self.call("ping", timeout=STUCK_AFTER)
+                except NoWorker as error:
+                    if not gone.is_set():
+                        fields = about("worker_stuck", worker=self.index, reason=error)
+                        _log.error("worker %d, process %d, is stuck: %s", self.index, self.pid, error, extra=fields)
+                        os.kill(self.pid, signal.SIGKILL)
+                    return
 
     async def begin(self, setup: Mapping[str, Any], sockets: Mapping[str, Sequence[socket.socket]]) -> None:
         """Wait until it listens.
