@@ -31,6 +31,7 @@ from yamux_rig import (
     update,
 )
 
+from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, Reactor
 from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel.exchange.pump import pump
 from pioneer_tunnel.yamux import Limits, Role, SendBudget, YamuxStream
@@ -830,6 +831,53 @@ async def test_many_streams_share_a_connection_in_both_directions() -> None:
             nursery.start_soon(send_and_end, near, body(10 * KIB, number))
             assert await read_all(near) == body(10 * KIB, number)
             await near.aclose()
+
+
+@pytest.mark.skipif(not CAN_WATCH, reason="there is no epoll here")
+async def test_a_watched_stream_calls_back_and_neither_receives_nor_sends_by_waiting() -> None:
+    async with pair() as (near, far, _):
+        calls: list[None] = []
+        buffer = memoryview(bytearray(16))
+        with Reactor.current().stay():
+            assert near.watch(lambda: calls.append(None)) is near
+            assert near.receive_into_nowait(buffer) is None
+            await far.send_all(b"word")
+            await wait_all_tasks_blocked()
+            assert calls
+            assert near.receive_into_nowait(buffer) == 4
+            assert bytes(buffer[:4]) == b"word"
+            pieces = [bytes(16 * KIB)] * 100
+            left = near.send_nowait(pieces)
+            assert 0 < len(left) < 100
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(near.send_pieces, left)  # a task may wait for room meanwhile
+                for _ in range(100):
+                    received = 0
+                    while received < 16 * KIB:
+                        received += len(await far.receive_some(16 * KIB - received))
+            calls.clear()
+            await far.send_eof()
+            await wait_all_tasks_blocked()
+            assert calls
+            assert near.receive_into_nowait(buffer) == 0
+            near.unwatch()
+        near.reset()
+        with pytest.raises(trio.ClosedResourceError):
+            near.send_nowait([b"late"])
+
+
+@pytest.mark.skipif(not CAN_WATCH, reason="there is no epoll here")
+async def test_a_watched_stream_calls_back_when_it_breaks() -> None:
+    async with pair() as (near, far, _):
+        calls: list[None] = []
+        with Reactor.current().stay():
+            near.watch(lambda: calls.append(None))
+            far.reset()
+            await wait_all_tasks_blocked()
+            assert calls
+            with pytest.raises(trio.BrokenResourceError):
+                near.receive_into_nowait(memoryview(bytearray(1)))
+            near.unwatch()
 
 
 async def test_it_says_what_it_is() -> None:

@@ -143,9 +143,6 @@ class FleetDirectory(Directory, Asked):
                 await self._take(tunnel_id, session, tunnel, self._store.known(tunnel_id) or NOTHING_KNOWN)
             except StoreUnreachable:
                 self._reconcile_soon(tunnel_id)
-            except BaseException:
-                self._reconcile_soon(tunnel_id)  # it may have been written
-                raise
             self._local.enter_nowait(tunnel_id, session, rules)
 
     async def leave(self, tunnel_id: str, session: LiveSession) -> None:

@@ -396,6 +396,33 @@ async def test_known_routes_outlive_an_outage_however_long_it_is() -> None:
 
 
 @virtual_time
+async def test_leases_that_expired_while_the_store_was_down_prove_nothing() -> None:
+    async with fleet_in_memory(3) as (records, (left, right, third)):
+        session = await left.connect(instance="host-a", rules=FIRST)
+        records.up = False
+        await trio.sleep(3600)
+        left.store.connected = False  # type: ignore[attr-defined]  # it comes back later than the others
+        records.up = True
+        await at_rest(right, third)
+        assert await third.visit() == session.id
+        other = await right.connect(instance="host-b", rules=FIRST)
+        assert other.refused
+
+
+@virtual_time
+async def test_a_fence_is_higher_than_those_that_were_lost() -> None:
+    async with fleet_in_memory(2) as (records, (left, right)):
+        await trio.sleep(1)
+        await left.connect()
+        (lost,) = records.read(TUNNEL).holdings
+        records.forget()
+        await trio.sleep(0.01)
+        await right.connect(tunnel_id="other")
+        (holding,) = records.read("other").holdings
+        assert holding.fence > lost.fence
+
+
+@virtual_time
 async def test_a_store_that_comes_back_empty_learns_all_again() -> None:
     async with fleet_in_memory(2) as (records, (left, right)):
         session = await left.connect()

@@ -187,6 +187,22 @@ async def test_a_write_is_a_compare_and_set(redis: RealRedis) -> None:
         assert redis.call("EXISTS", KEY) == b":0"
 
 
+async def test_a_fence_is_higher_than_all_that_were_lost(redis: RealRedis) -> None:
+    """Also that of a node that has seen none of them."""
+    left, right = (RedisStore(redis.server, name) for name in ("fra1", "fra2"))
+    async with running(left, right):
+        for _ in range(3):
+            lost = await left.write("lost", expected=0, holdings=[a_holding(left)])
+            redis.call("FLUSHALL")
+        assert (await right.write(TUNNEL, expected=0, holdings=[a_holding(right)])).version > lost.version
+        redis.call("FLUSHALL")
+        high = attrs.evolve(a_holding(left), fence=2**50)
+        await left.write(TUNNEL, expected=0, holdings=[high])
+        redis.call("FLUSHALL")
+        await left._renew_lease()
+        assert (await right.write(TUNNEL, expected=0, holdings=[a_holding(right)])).version > 2**50
+
+
 async def test_only_processes_with_a_lease_count(redis: RealRedis) -> None:
     left, right = (RedisStore(redis.server, name) for name in ("fra1", "fra2"))
     async with running(right):
@@ -296,7 +312,7 @@ async def test_a_redis_that_is_killed_and_comes_back_empty_learns_all_again(capl
     assert not [record for record in caplog.records if record.name == "coredis" and record.levelno > logging.INFO]
 
 
-async def test_a_redis_that_is_paused_delays_a_gateway_by_seconds_at_most() -> None:
+async def test_a_redis_that_is_paused_delays_a_gateway_by_seconds_at_most(caplog: pytest.LogCaptureFixture) -> None:
     with real_redis() as redis:
         async with fleet_over(redis) as (left, right):
             session = await left.connect()
@@ -307,6 +323,10 @@ async def test_a_redis_that_is_paused_delays_a_gateway_by_seconds_at_most() -> N
             assert not right.store.reachable
             assert await right.visit() == new.id
             assert await left.visit() == session.id
+            await eventually(lambda: "Unable to establish a connection" in caplog.text)
+            assert {record.name for record in caplog.records} == {"pioneer_tunnel.relay.fleet"}, (
+                "no tracebacks of coredis"
+            )
             redis.go_on()
             await eventually(lambda: session.orders == ["replaced by host-b"])
             with no_hang():
