@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -16,16 +17,23 @@ import trio
 from pioneer_tunnel import RelayKey, TunnelStream, open_tunnel
 
 from ..processes import allow_many_descriptors
+from .relays import ANSWER
 
 AT_ONCE: Final = 10
 """Gateways that connect at the same time."""
 PIECE: Final = 65_536
+END_OF_HEAD: Final = b"\r\n\r\n"
 
 
-async def echo(stream: TunnelStream) -> None:
-    async with stream:
-        while data := await stream.receive_some(PIECE):
-            await stream.send_all(data)
+async def answer(stream: TunnelStream) -> None:
+    """Answer each request of a visitor. It sends no bodies."""
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        async with stream:
+            received = b""
+            while data := await stream.receive_some(PIECE):
+                *heads, received = (received + data).split(END_OF_HEAD)
+                if heads:
+                    await stream.send_all(ANSWER * len(heads))
 
 
 async def run(keys: list[str], urls: list[str]) -> None:
@@ -35,8 +43,11 @@ async def run(keys: list[str], urls: list[str]) -> None:
 
     async def gateway(key: str, url: str) -> None:
         nonlocal left
-        async with open_tunnel(url, key=RelayKey(key), connect_timeout=60) as tunnel, trio.open_nursery() as nursery:
-            nursery.start_soon(trio.serve_listeners, echo, [tunnel])
+        async with (
+            open_tunnel(url, key=RelayKey(key), connect_timeout=60, heartbeat=60) as tunnel,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(trio.serve_listeners, answer, [tunnel])
             await tunnel.wait_connected()
             places.release()
             left -= 1

@@ -1,8 +1,8 @@
 """What an idle tunnel takes of a relay's memory: `python -m benchmarks.scaling.idle`.
 
 A relay process has many tunnels. Its resident memory is measured before the first gateway connects, and when all have
-been connected for some seconds. A relay with one tunnel gives what it takes by itself. The kernel's memory for sockets is
-measured for the whole machine, and half of it is the relay's.
+been connected for some seconds. A relay with one tunnel gives what it takes by itself. The kernel's memory for sockets
+is measured for the whole machine, and half of it is the relay's.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def main() -> None:
     idle = measure(arguments.tunnels, tls=arguments.tls)
     print(
         f"{machine()}.\n{arguments.tunnels:,} tunnels {'with' if arguments.tls else 'without'} TLS: the relay alone"
-        f" {idle.relay / 1024:.1f} MiB; for each tunnel {idle.entry:.1f} KiB for its entry, {idle.session:.1f} KiB for its"
-        f" session, and {idle.kernel:.1f} KiB in the kernel.\n"
+        f" {idle.relay / 1024:.1f} MiB; for each tunnel {idle.entry:.1f} KiB for its entry, {idle.session:.1f} KiB for"
+        f" its session, and {idle.kernel:.1f} KiB in the kernel.\n"
         f"{EXTRAPOLATED:,} tunnels: {idle.total(EXTRAPOLATED):.2f} GiB; the goal without TLS is {GOAL:g}."
     )
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Final, final
@@ -17,9 +18,11 @@ from pioneer_tunnel import RelayKey, new_relay_key
 from ..peers.certificates import certify
 from ..processes import LOOPBACK, Process, ended, free_port, running, wait_until_listening
 
-__all__ = ["Relay", "gateways", "host_of", "relay"]
+__all__ = ["ANSWER", "Relay", "gateways", "host_of", "relay", "visit"]
 
 OURS: Final = (sys.executable, "-m", "pioneer_tunnel")
+ANSWER: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n!"
+"""What each gateway answers to each request."""
 
 
 @final
@@ -49,14 +52,17 @@ def host_of(number: int) -> str:
 
 
 @contextmanager
-def relay(folder: Path, tunnels: int, *, tls: bool = False, arguments: Sequence[str] = ()) -> Iterator[Relay]:
+def relay(
+    folder: Path, tunnels: int, *, tls: bool = False, arguments: Sequence[str] = (), command: Sequence[str] = OURS
+) -> Iterator[Relay]:
     """Run a relay without limits that a benchmark could reach.
 
     Args:
         folder: for its files.
         tunnels: how many it has.
         tls: whether gateways reach it with TLS. Visitors never do.
-        arguments: of the command, beside the configuration.
+        arguments: of `relay`, beside the configuration.
+        command: what is started.
     """
     keys = [new_relay_key() for _ in range(tunnels)]
     control, visitors = free_port(), free_port()
@@ -68,6 +74,7 @@ def relay(folder: Path, tunnels: int, *, tls: bool = False, arguments: Sequence[
         f'control_addr = "{LOOPBACK}:{control}"',
         f'ingress_addr = "{LOOPBACK}:{visitors}"',
         f'public_names = ["{LOOPBACK}:{control}"]',
+        "heartbeat_ms = 60000",  # so that a busy machine loses no link
         *(['tls_certificate = "relay.crt"', 'tls_private_key = "relay.key"', "ingress_tls = false"] if tls else []),
         "[relay.limits]",
         "connections = 100000",
@@ -79,14 +86,15 @@ def relay(folder: Path, tunnels: int, *, tls: bool = False, arguments: Sequence[
         lines += ["[[relay.tunnels]]", f'id = "t{number}"', f'url = "http://{host_of(number)}"']
         lines += [f'key = "{key.identity().public_key}"']
     (folder / "relay.toml").write_text("\n".join(lines))
-    with running(folder, "relay", [*OURS, "relay", "--config", "relay.toml", *arguments]) as program:
+    started = [*command, "relay", "--config", str(folder / "relay.toml"), *arguments]
+    with running(folder, "relay", started, cwd=Path()) as program:
         wait_until_listening(control, program)
         yield Relay(folder=folder, keys=keys, control=control, visitors=visitors, tls=tls, process=program.process)
 
 
 @contextmanager
 def gateways(to: Relay) -> Iterator[Process]:
-    """Connect a gateway to each tunnel of a relay; they are in one process. It answers with what it gets."""
+    """Connect a gateway to each tunnel of a relay; they are in one process."""
     keys = to.folder / "keys"
     keys.touch(mode=0o600)
     keys.write_text("\n".join(key.reveal() for key in to.keys))
@@ -103,5 +111,10 @@ def gateways(to: Relay) -> Iterator[Process]:
         if process.stdout.readline().strip() != "connected":
             raise RuntimeError(f"the gateways do not connect\n{(to.folder / 'gateways.log').read_text()}")
         yield Process(process.pid)
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, 0)
+
+
+def visit(to: Relay, *, count: int, at_once: int, requests: int = 1) -> float:
+    """Let so many visitors come, from a process of its own. Returns how many seconds it took."""
+    numbers = map(str, (to.visitors, len(to.keys), count, at_once, requests))
+    command = [sys.executable, "-m", "benchmarks.scaling.visitors", *numbers]
+    return float(subprocess.run(command, stdout=PIPE, text=True, check=True).stdout)

@@ -11,8 +11,8 @@ What decides is the code that runs in production: `FleetDirectory` and its store
     storm      a third of all nodes goes down: a data centre
     end        a visitor for each tunnel, at any node
 
-In all of it, visitors come to any node, for any tunnel whose gateway is connected. One is *lost* if it does not reach the
-gateway, though its node knew a route or could ask Redis.
+In all of it, visitors come to any node, for any tunnel whose gateway is connected. One is *lost* if it does not reach
+the gateway, though its node knew a route or could ask Redis.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Node(Peers):
 
     Attributes:
         lives: False when it has gone down.
-        sessions: how many it has.
+        held: the sessions that it has.
     """
 
     def __init__(self, fleet: Fleet, number: int) -> None:
@@ -146,7 +146,7 @@ class Node(Peers):
         self.handshakes: Final = HandshakeRate(fleet.plan.rate)
         self.spreading: Final = Spreading(fleet.plan.rate)
         self.lives = True
-        self.sessions = 0
+        self.held: Final[set[Session]] = set()
         self.died: Final = trio.Event()
         self._failing: Final[dict[str, float]] = {}  # nodes that could not be reached, until when
 
@@ -162,6 +162,8 @@ class Node(Peers):
     def die(self) -> None:
         self.lives = False
         self.died.set()
+        for session in self.held:
+            session.ended.set()
 
     async def open_stream(self, tunnel_id: str, holding: Holding) -> Hop:
         other = await self._reach(holding, DIAL_TIMEOUT)
@@ -225,7 +227,6 @@ class Fleet:
         seconds: what has happened.
         hops: requests of nodes to others.
         unreached: at the end, tunnels that a visitor did not reach.
-        ended_by_order: sessions that an order ended though their gateway had no other.
     """
 
     def __init__(self, plan: Plan, seed: int) -> None:
@@ -329,24 +330,21 @@ class Fleet:
         node.handshakes.proved(trio.current_time())
         session = Session(node=node, instance=f"gateway {number}")
         tunnel_id = f"t{number}"
-        node.sessions += 1
         try:
             await node.directory.admit(tunnel_id, session)
             await node.directory.enter(tunnel_id, session)
             self._sessions[number] = session
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_end_with, node, session)
-                await session.ended.wait()
-                nursery.cancel_scope.cancel()
+            node.held.add(session)
+            await session.ended.wait()
         except TunnelTaken:
             return None, None
         finally:
-            node.sessions -= 1
+            node.held.discard(session)
             if self._sessions.get(number) is session:
                 del self._sessions[number]
             with trio.CancelScope(shield=True):
                 await node.directory.leave(tunnel_id, session)
-        if not node.lives:
+        if node.died.is_set():  # which a gateway notices by the silence
             await trio.sleep(random.uniform(HEARTBEAT, 2 * HEARTBEAT))
         return node.spreading.advice(self.plan.gateways // self.plan.nodes), None
 
@@ -400,11 +398,6 @@ class Fleet:
             self._connects.clear()
 
 
-async def _end_with(node: Node, session: Session) -> None:
-    await node.died.wait()
-    session.ended.set()
-
-
 async def _visit(node: Node, tunnel_id: str) -> bool:
     """Visit a tunnel as the relay does for a visitor, who may come again soon. Whether it was reached."""
     for _ in range(TRIES):
@@ -444,11 +437,9 @@ def report(fleet: Fleet) -> list[str]:
         "Redis comes back empty": (plan.empty, plan.storm),
         "a third of the nodes goes down": (plan.storm, plan.end),
     }
-    lines = [
-        "| part | most connects/s, all | of one node | most Redis operations/s | mean | gateways away, most"
-        " | 99 % back after, s | visits | no route | lost |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    titles = ["part", "most connects/s, all", "of one node", "most Redis operations/s", "mean", "gateways away, most"]
+    titles += ["99 % back after, s", "visits", "no route", "lost"]
+    lines = [f"| {' | '.join(titles)} |", f"|---|{'--:|' * (len(titles) - 1)}"]
     for name, (start, end) in parts.items():
         span = range(int(start), int(end))
         away = [seconds.disconnected[second] for second in span]
