@@ -42,6 +42,7 @@ from pioneer_tunnel.monitoring import collect_metrics, serve_metrics
 from pioneer_tunnel.relay import ConnectionStats, Relay, RelayAddresses, RelayConfig, RelayStats, RelayTunnelStats
 from pioneer_tunnel.relay.administration.unit import unit_text
 from pioneer_tunnel.relay.metrics import relay_families
+from pioneer_tunnel.relay.stats import FleetStats, WorkerStats
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.accepting import accept_visitors
 
@@ -240,8 +241,26 @@ def metric_names() -> set[str]:
     one = dict.fromkeys((field.name for field in attrs.fields(ConnectionStats)), 0)
     certificates = {"a.test": CertificateStatus(not_after_unix=1, renew_at_unix=1)}
     tunnel = RelayTunnelStats(services={"": StreamStats()}, refusals_total={"busy": 1})
+    worker = WorkerStats(
+        index=0,
+        pid=1,
+        version="1",
+        since_unix=0,
+        draining=False,
+        connections=ConnectionStats(**one),
+        streams=StreamStats(),
+        sessions_open=0,
+        cpu_seconds_total=0,
+        memory_bytes=1,
+    )
     relay = RelayStats(
-        since_unix=0, draining=False, connections=ConnectionStats(**one), tunnels={"t": tunnel}, refusals_total={"x": 1}
+        since_unix=0,
+        draining=False,
+        connections=ConnectionStats(**one),
+        tunnels={"t": tunnel},
+        refusals_total={"x": 1},
+        workers=(worker,),
+        fleet=FleetStats(node="n", redis_reachable=True, nodes={"o": 0.1}, unconfirmed_seconds=0.0),
     )
     status = Status(state=State.CONNECTED, updated_at_unix=0, certificates=certificates)
     gateway = TunnelStats(since_unix=0, services={"": StreamStats()}, failures_total={"io": 1}, refusals_total={"x": 1})
