@@ -26,6 +26,7 @@ import platform
 import signal
 import socket
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
@@ -57,6 +58,8 @@ Counts: TypeAlias = dict[str, float]
 def versions() -> str:
     """What the figures depend on, besides our own code."""
     python = ".".join(platform.python_version_tuple()[:2])
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        python += " free-threaded"
     return f"Python {python}, trio {version('trio')}, websockets {version('websockets')}"
 
 
