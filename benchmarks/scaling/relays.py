@@ -53,7 +53,14 @@ def host_of(number: int) -> str:
 
 @contextmanager
 def relay(
-    folder: Path, tunnels: int, *, tls: bool = False, arguments: Sequence[str] = (), command: Sequence[str] = OURS
+    folder: Path,
+    tunnels: int,
+    *,
+    tls: bool = False,
+    arguments: Sequence[str] = (),
+    command: Sequence[str] = OURS,
+    keys: Sequence[RelayKey] | None = None,
+    more: Sequence[str] = (),
 ) -> Iterator[Relay]:
     """Run a relay without limits that a benchmark could reach.
 
@@ -63,8 +70,10 @@ def relay(
         tls: whether gateways reach it with TLS. Visitors never do.
         arguments: of `relay`, beside the configuration.
         command: what is started.
+        keys: of its tunnels; by default new ones.
+        more: tables of its file.
     """
-    keys = [new_relay_key() for _ in range(tunnels)]
+    keys = keys or [new_relay_key() for _ in range(tunnels)]
     control, visitors = free_port(), free_port()
     if tls:
         certify(folder, LOOPBACK)
@@ -85,6 +94,7 @@ def relay(
     for number, key in enumerate(keys):
         lines += ["[[relay.tunnels]]", f'id = "t{number}"', f'url = "http://{host_of(number)}"']
         lines += [f'key = "{key.identity().public_key}"']
+    lines += more
     (folder / "relay.toml").write_text("\n".join(lines))
     started = [*command, "relay", "--config", str(folder / "relay.toml"), *arguments]
     with running(folder, "relay", started, cwd=Path()) as program:
