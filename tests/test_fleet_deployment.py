@@ -153,15 +153,15 @@ async def visit(port: int) -> bytes:
 async def test_visitors_reach_the_gateway_through_any_node(
     write: Callable[[Path, int, dict[str, str]], tuple[str | Path, ...]], tmp_path: Path, redis: RealRedis
 ) -> None:
-    async with nodes_behind(write, tmp_path, redis) as (nodes, port), trio.open_nursery() as nursery:
+    async with nodes_behind(write, tmp_path, redis) as (nodes, front), trio.open_nursery() as nursery:
 
-        async def dial(host: str, _port: int) -> trio.SocketStream:
+        async def dial(host: str, port: int) -> trio.SocketStream:
             assert host == RELAY_NAME
-            return await trio.open_tcp_stream("127.0.0.1", port)
+            return await trio.open_tcp_stream("127.0.0.1", front)
 
         async def served() -> bool:
             with suppress(OSError, trio.BrokenResourceError):
-                return (await visit(port)).startswith(b"HTTP/1.1 200 ")
+                return (await visit(front)).startswith(b"HTTP/1.1 200 ")
             return False
 
         async with open_tunnel(f"wss://{RELAY_NAME}", key=KEY, ca_file=tmp_path / "ca.pem", dial=dial) as tunnel:
@@ -170,7 +170,7 @@ async def test_visitors_reach_the_gateway_through_any_node(
                 await connected(tunnel)
                 await eventually(served)
                 for _ in range(VISITS):
-                    answer = await visit(port)
+                    answer = await visit(front)
                     assert answer.startswith(b"HTTP/1.1 200 "), answer
                     assert f"hello {VISITOR}".encode() in answer
                 told = {node: await node.stats() for node in nodes}

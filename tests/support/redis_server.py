@@ -37,8 +37,18 @@ class RealRedis:
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
+    def url(self) -> str:
+        """For `redis` of `[relay.fleet]`."""
+        return f"unix://{self.path}"
+
+    @property
     def server(self) -> RedisServer:
         return RedisServer(path=str(self.path))
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was started and not killed."""
+        return self._process is not None
 
     def start(self) -> None:
         """Start it, empty."""

@@ -158,6 +158,7 @@ class GatewaySession(LiveSession):
         self._retired = False
         self._ending: _Ending | None = None
         self._telling = False
+        self._carrying: Final = trio.CancelScope()
         self._tasks: trio.Nursery | None = None
         self._ordered: Final[list[Callable[[], Awaitable[None]]]] = []  # before `carry` could begin with it
 
@@ -325,18 +326,19 @@ class GatewaySession(LiveSession):
         Raises:
             As `YamuxConnection.run`, when the session ends for another reason.
         """
-        async with trio.open_nursery() as nursery:
-            self._tasks = nursery
-            for order in self._ordered:
-                nursery.start_soon(order)
-            if self._services is not None:
-                nursery.start_soon(self._services.keep_told, self._link.send_text)
-            if isinstance(self._link, ResumableLink):
-                nursery.start_soon(self._link.run)
-            try:
-                await self._connection.run()
-            finally:
-                self._tasks = None
+        with self._carrying:
+            async with trio.open_nursery() as nursery:
+                self._tasks = nursery
+                for order in self._ordered:
+                    nursery.start_soon(order)
+                if self._services is not None:
+                    nursery.start_soon(self._services.keep_told, self._link.send_text)
+                if isinstance(self._link, ResumableLink):
+                    nursery.start_soon(self._link.run)
+                try:
+                    await self._connection.run()
+                finally:
+                    self._tasks = None
         assert self._ending is not None
         self._log_limited("session_ended", "was ended", self._ending.reason)
 
@@ -382,8 +384,7 @@ class GatewaySession(LiveSession):
         if not reachable:
             # Queued data that the peer does not take would delay the close.
             await self._link.abandon()
-        if self._tasks is not None:  # otherwise the connection has ended, and so does everything else
-            self._tasks.cancel_scope.cancel()
+        self._carrying.cancel()
 
 
 def _ignore_text(text: str) -> None:
