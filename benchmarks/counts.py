@@ -26,8 +26,9 @@ import platform
 import signal
 import socket
 import sys
+import sysconfig
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -41,7 +42,7 @@ from .race import start_origin
 from .visitors import dial_echo
 from .way import Way
 
-__all__ = ["TOLERANCE", "Counts", "excesses", "versions"]
+__all__ = ["TOLERANCE", "Counts", "counted", "excesses", "versions"]
 
 RECORD: Final = Path(__file__).with_name("counts.json")
 TOLERANCE: Final = 0.05
@@ -57,6 +58,8 @@ Counts: TypeAlias = dict[str, float]
 def versions() -> str:
     """What the figures depend on, besides our own code."""
     python = ".".join(platform.python_version_tuple()[:2])
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        python += " free-threaded"
     return f"Python {python}, trio {version('trio')}, websockets {version('websockets')}"
 
 
@@ -102,11 +105,16 @@ def _costs(way: Way, folder: Path, work: Callable[[], None]) -> Counts:
 def _counts(way: Way, folder: Path) -> Counts:
     """What both processes have done so far."""
     time.sleep(SETTLE)
+    return counted([process.pid for process in way.processes.values()], folder)
+
+
+def counted(pids: Iterable[int], folder: Path) -> Counts:
+    """What counted processes that write to `folder` have done so far, together."""
     total: Counts = {}
-    for process in way.processes.values():
-        written = folder / f"{process.pid}.json"
+    for pid in pids:
+        written = folder / f"{pid}.json"
         written.unlink(missing_ok=True)
-        os.kill(process.pid, signal.SIGRTMIN)
+        os.kill(pid, signal.SIGRTMIN)
         deadline = time.monotonic() + PATIENCE
         while not written.exists():
             if time.monotonic() > deadline:

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 LOOPBACK: Final = "127.0.0.1"
-START_TIMEOUT: Final = 20.0
+START_TIMEOUT: Final = 60.0
 STOP_TIMEOUT: Final = 10.0
 
 

@@ -6,24 +6,35 @@ import functools
 import json
 import re
 import shutil
-import ssl
 import subprocess
 import tomllib
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import attrs
 import pytest
 import trio
-import trustme
+from deploying import (
+    DEPLOY,
+    HOST,
+    RELAY_NAME,
+    VISITOR,
+    a_request,
+    changed,
+    connected,
+    needs,
+    nginx_around,
+    visiting,
+    write_certificate,
+)
 from documents import DOCS
 from example_programs import running_program
 from rig import KEY, eventually, free_port, no_hang, read_all, read_until, tunnel_entry
 from trio_websocket import wrap_client_stream, wrap_server_stream
 
-from pioneer_tunnel import PrefixedStream, State, Status, Tunnel, TunnelStats, open_tunnel
+from pioneer_tunnel import PrefixedStream, State, Status, TunnelStats, open_tunnel
 from pioneer_tunnel._model.certificate_status import CertificateStatus
 from pioneer_tunnel._model.stats import StreamStats
 from pioneer_tunnel.cli.commands import pioneer_tunnel as command_line
@@ -31,38 +42,9 @@ from pioneer_tunnel.monitoring import collect_metrics, serve_metrics
 from pioneer_tunnel.relay import ConnectionStats, Relay, RelayAddresses, RelayConfig, RelayStats, RelayTunnelStats
 from pioneer_tunnel.relay.administration.unit import unit_text
 from pioneer_tunnel.relay.metrics import relay_families
+from pioneer_tunnel.relay.stats import FleetStats, WorkerStats
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.accepting import accept_visitors
-
-DEPLOY: Final = Path(__file__).parent.parent / "examples" / "deploy"
-RELAY_NAME: Final = "relay.example.com"
-HOST: Final = "office.example.com"
-CA: Final = trustme.CA()
-VISITOR: Final = "127.0.0.2"
-
-
-def needs(program: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
-
-
-def changed(name: str, **changes: str) -> str:
-    """A file of the examples; each text that is changed has to be there."""
-    text = (DEPLOY / name).read_text()
-    return functools.reduce(_replace, changes.items(), text)
-
-
-def _replace(text: str, change: tuple[str, str]) -> str:
-    assert change[0] in text, change
-    return text.replace(*change)
-
-
-def write_certificate(folder: Path) -> None:
-    issued = CA.issue_cert(RELAY_NAME, "*.example.com")
-    issued.private_key_pem.write_to_path(str(folder / "relay.key"))
-    issued.cert_chain_pems[0].write_to_path(str(folder / "relay.crt"))
-    issued.private_key_and_cert_chain_pem.write_to_path(str(folder / "relay.pem"))
-    CA.cert_pem.write_to_path(str(folder / "ca.pem"))
-
 
 # A proxy in front of a relay
 
@@ -85,14 +67,6 @@ class Front:
         return self.command(folder)
 
 
-def _nginx_around(folder: Path, _port: int) -> str:
-    paths = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in ("proxy", "fastcgi", "uwsgi", "scgi"))
-    return (
-        f"daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr; events {{}}\n"
-        f"http {{ access_log off; client_body_temp_path {folder}/body; {paths}\n"
-    )
-
-
 def _caddy_around(folder: Path, port: int) -> str:
     return f"{{\nadmin off\nhttp_port {free_port()}\nhttps_port {port}\nstorage file_system {folder}/caddy\n}}\n"
 
@@ -112,7 +86,7 @@ FRONTS: Final = {
             "127.0.0.1:8443": f"127.0.0.1:{relay_port}",
             "/etc/ssl/": f"{folder}/",
         },
-        _nginx_around,
+        nginx_around,
         "}\n",
         checks=False,
     ),
@@ -148,23 +122,6 @@ def relay_config(name: str, folder: Path, port: int) -> RelayConfig:
     changes = {"127.0.0.1:8443": f"127.0.0.1:{port}", key[1]: str(KEY.identity().public_key)}
     (folder / name).write_text(changed(name, **changes, **{"127.0.0.1:9100": "127.0.0.1:0"}))
     return RelayConfig.load(folder / name)
-
-
-def client_tls() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    CA.configure_trust(context)
-    return context
-
-
-@asynccontextmanager
-async def visiting(port: int) -> AsyncIterator[trio.SSLStream[trio.SocketStream]]:
-    connected = await trio.open_tcp_stream("127.0.0.1", port, local_address=VISITOR)
-    async with trio.SSLStream(connected, client_tls(), server_hostname=HOST, https_compatible=True) as stream:
-        yield stream
-
-
-def a_request(*lines: str) -> bytes:
-    return "\r\n".join(["GET / HTTP/1.1", f"Host: {HOST}", *lines, "", ""]).encode()
 
 
 @pytest.mark.slow
@@ -205,7 +162,7 @@ async def test_visitors_and_gateways_get_through(name: str, tmp_path: Path) -> N
             ):
                 nursery.start_soon(accept_visitors, tunnel, serve, nursery)
                 try:
-                    await _connected(tunnel)
+                    await connected(tunnel)
                     await _visit_it(front_port, came)
                     ids = {line for head in heads for line in head.lower().splitlines() if b"x-request-id" in line}
                     assert len(ids) == (2 if front.relay == "relay.toml" else 0), ids
@@ -217,15 +174,6 @@ async def test_visitors_and_gateways_get_through(name: str, tmp_path: Path) -> N
                     print(program.said)
                     raise
         nursery.cancel_scope.cancel()
-
-
-async def _connected(tunnel: Tunnel) -> None:
-    async def check() -> bool:
-        tunnel.retry_now()  # the proxy may not listen yet
-        await trio.sleep(0.1)
-        return tunnel.status.state is State.CONNECTED
-
-    await eventually(check)
 
 
 async def _visit_it(port: int, came: list[TunnelStream]) -> None:
@@ -293,8 +241,26 @@ def metric_names() -> set[str]:
     one = dict.fromkeys((field.name for field in attrs.fields(ConnectionStats)), 0)
     certificates = {"a.test": CertificateStatus(not_after_unix=1, renew_at_unix=1)}
     tunnel = RelayTunnelStats(services={"": StreamStats()}, refusals_total={"busy": 1})
+    worker = WorkerStats(
+        index=0,
+        pid=1,
+        version="1",
+        since_unix=0,
+        draining=False,
+        connections=ConnectionStats(**one),
+        streams=StreamStats(),
+        sessions_open=0,
+        cpu_seconds_total=0,
+        memory_bytes=1,
+    )
     relay = RelayStats(
-        since_unix=0, draining=False, connections=ConnectionStats(**one), tunnels={"t": tunnel}, refusals_total={"x": 1}
+        since_unix=0,
+        draining=False,
+        connections=ConnectionStats(**one),
+        tunnels={"t": tunnel},
+        refusals_total={"x": 1},
+        workers=(worker,),
+        fleet=FleetStats(node="n", redis_reachable=True, nodes={"o": 0.1}, unconfirmed_seconds=0.0),
     )
     status = Status(state=State.CONNECTED, updated_at_unix=0, certificates=certificates)
     gateway = TunnelStats(since_unix=0, services={"": StreamStats()}, failures_total={"io": 1}, refusals_total={"x": 1})

@@ -47,7 +47,8 @@ def test_every_page_is_in_a_toctree() -> None:
 
 def test_every_example_is_on_the_page_of_examples() -> None:
     shown = {block.language.partition("../")[2] for block in blocks(DOCS / "examples.md")}
-    deployed = [path for path in (ROOT / "examples" / "deploy").iterdir() if path.suffix != ".json"]
+    deployed = [path for path in (ROOT / "examples" / "deploy").rglob("*.*") if path.suffix != ".json"]
+    deployed += [ROOT / "examples" / "deploy" / name for name in ("Caddyfile", "Containerfile")]
     files = [*(ROOT / "examples").rglob("*.py"), *deployed]
     assert shown == {str(path.relative_to(ROOT)) for path in files}
 

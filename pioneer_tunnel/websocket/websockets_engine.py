@@ -1,7 +1,7 @@
 """The engine over the `websockets` package: its public sans-I/O classes on a Trio stream, with masking in C.
 
-Received pings and closes need a reply. A separate task sends the replies, so that the receiver never waits for the
-sender.
+Received pings and closes need a reply. A task sends the replies, so that the receiver never waits for the sender. It
+ends when all are sent: most connections are idle, and a task that waits takes 3 KiB.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, NoReturn, final
+from typing import Final, final
 
 import trio
 from websockets.client import ClientProtocol
@@ -93,6 +93,7 @@ async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[Web
             await websocket.receive_bytes()
         if websocket.request is not None:
             protocol.send_response(protocol.accept(websocket.request))
+            websocket.request = None  # its headers take memory for as long as the connection lives
         await websocket.flush()
         if protocol.handshake_exc is not None:
             raise WebSocketRefused(clean_message(f"not a WebSocket request: {protocol.handshake_exc}"))
@@ -101,12 +102,15 @@ async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[Web
 
 @asynccontextmanager
 async def _with_replies(websocket: WebsocketsWebSocket, stream: trio.abc.Stream) -> AsyncIterator[None]:
-    """Run the task that sends replies. Close the stream at the end."""
+    """Have tasks for replies. Close the stream at the end."""
     try:
         with lone_error_bare():
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(websocket.send_replies)
-                yield
+                websocket.reply_in(nursery)
+                try:
+                    yield
+                finally:
+                    websocket.reply_in(None)
                 nursery.cancel_scope.cancel()
     finally:
         await trio.aclose_forcefully(stream)
@@ -134,7 +138,8 @@ class WebsocketsWebSocket(WebSocket):
         self._watched: ByteStream | None = None  # what reads and writes without waiting
         self._flushing = False
         self._flushed: Final = trio.lowlevel.ParkingLot()
-        self._reply_due: Final = trio.lowlevel.ParkingLot()
+        self._tasks: trio.Nursery | None = None  # for a task that sends replies
+        self._replying = False  # whether there is one
 
     @property
     def subprotocol(self) -> str | None:  # type: ignore[override]  # decided when the opening is over
@@ -201,7 +206,7 @@ class WebsocketsWebSocket(WebSocket):
         if self._protocol.writes or self._unsent or self._protocol.state is not State.OPEN:
             return False
         self._protocol.send_text(text.encode())
-        self._reply_due.unpark()  # unless the next `send` takes it first
+        self._reply_soon()  # unless the next `send` takes it first
         return True
 
     def watch(self, on_readable: Callable[[], object]) -> bool:
@@ -317,7 +322,7 @@ class WebsocketsWebSocket(WebSocket):
         if len(protocol.writes) > MAX_QUEUED_PONGS:
             self._fail(1008, "too many pings")
         if protocol.writes:
-            self._reply_due.unpark()
+            self._reply_soon()
 
     def _take(self, frame: Frame) -> None:
         match frame.opcode:
@@ -349,17 +354,26 @@ class WebsocketsWebSocket(WebSocket):
         if self._closed is None:
             self._closed = WebSocketClosed(code, reason)
             self._protocol.fail(code, reason)
-            self._reply_due.unpark()
+            self._reply_soon()
 
-    async def send_replies(self) -> NoReturn:
-        """Send pongs and the reply to a close frame."""
-        while True:
-            if not self._protocol.writes:
-                await self._reply_due.park()
-            try:
+    def reply_in(self, tasks: trio.Nursery | None) -> None:
+        """Send replies in tasks of this nursery, from now on. None: send no more."""
+        self._tasks = tasks
+
+    def _reply_soon(self) -> None:
+        if self._tasks is not None and not self._replying:
+            self._replying = True
+            self._tasks.start_soon(self._send_replies)
+
+    async def _send_replies(self) -> None:
+        """Send pongs, the reply to a close frame, and offered texts."""
+        try:
+            while self._protocol.writes:
                 await self.flush()
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                await trio.sleep_forever()  # the task that receives or sends gets the error, too
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the task that receives or sends gets the error, too
+        finally:
+            self._replying = False
 
     async def close(self, code: int, reason: str = "") -> None:
         try:

@@ -19,7 +19,6 @@ the application has read, to wherever it sends it.
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import Final, final
 
 from .._model.errors import LocalProtocolError, RemoteProtocolError
@@ -69,14 +68,14 @@ class RoundTrips:
     __slots__ = ("_recent", "shortest")
 
     def __init__(self) -> None:
-        self._recent: deque[tuple[float, float]] = deque()
+        self._recent: list[tuple[float, float]] = []
         self.shortest: float | None = None
 
     def add(self, measured: float, now: float) -> None:
         """Note a round trip of `measured` seconds that ended at `now`."""
         self._recent.append((now, measured))
         while self._recent[0][0] < now - _REMEMBERED:
-            self._recent.popleft()
+            del self._recent[0]
         self.shortest = min(measured for _, measured in self._recent)
 
 

@@ -247,7 +247,7 @@ def test_the_tunnels_own_thread_cannot_wait_for_itself(relay: RelayRig) -> None:
 # Processes that end in every way
 
 PROGRAM: Final = """
-import os, signal, sys, threading, time
+import os, signal, sys, threading, time, warnings
 from pioneer_tunnel import RelayKey
 from pioneer_tunnel.blocking import open_tunnel
 
@@ -268,7 +268,9 @@ match way:
         except KeyboardInterrupt:
             print(tunnel.status.state)
     case "forked":
-        child = os.fork()
+        with warnings.catch_warnings():  # Python 3.12 and later ones warn of a fork beside threads
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
         if child == 0:
             try:
                 tunnel.wait_connected()

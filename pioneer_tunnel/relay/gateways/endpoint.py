@@ -207,7 +207,9 @@ class GatewayEndpoint:
         """Serve a connection from its first byte until it ends. For the arguments see `serve_request`."""
         request = await self.read_request(stream)
         if request is not None:
-            await self.serve_request(PrefixedStream(stream, request[1]), watched, arrival, certificate=certificate)
+            prefixed = PrefixedStream(stream, request[1])
+            del request  # it takes memory for as long as the session lives
+            await self.serve_request(prefixed, watched, arrival, certificate=certificate)
 
     async def read_request(self, stream: trio.abc.Stream) -> tuple[RequestHead, bytes] | None:
         """Read the request of a connection at an address for gateways alone. Any request but ours gets a 404.

@@ -23,6 +23,7 @@ import math
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final, final
 
 import attrs
@@ -152,14 +153,14 @@ class GatewaySession(LiveSession):
             process_sending=sending,
         )
         self._reconnect_within = 0.0
-        self._draining: Final = trio.Event()
+        self._draining = False
         self._finishing: Final = trio.Event()
-        self._successor: str | None = None
-        self._tasks: trio.Nursery | None = None
-        self._telling = False
-        self._retired: Final = trio.Event()
+        self._retired = False
         self._ending: _Ending | None = None
-        self._end_ordered: Final = trio.Event()
+        self._telling = False
+        self._carrying: Final = trio.CancelScope()
+        self._tasks: trio.Nursery | None = None
+        self._ordered: Final[list[Callable[[], Awaitable[None]]]] = []  # before `carry` could begin with it
 
     @property
     def id(self) -> str:
@@ -183,7 +184,7 @@ class GatewaySession(LiveSession):
 
     @property
     def draining(self) -> bool:
-        return self._draining.is_set()
+        return self._draining
 
     @property
     def place(self) -> LinkPlace | None:
@@ -220,7 +221,7 @@ class GatewaySession(LiveSession):
             instance=self._claim.instance,
             engine=self._engine,
             extensions=tuple(sorted(self.extensions)),
-            draining=self.draining or self._retired.is_set() or self.ended,
+            draining=self.draining or self._retired or self.ended,
             resumes_total=self._link.resumes,
         )
 
@@ -250,17 +251,18 @@ class GatewaySession(LiveSession):
         """
         if not self.draining:
             self._reconnect_within = reconnect_within
-            self._draining.set()
+            self._draining = True
+            self._begin(self._drain)
 
     def finish(self) -> None:
         """After `drain`: open no more streams, and end with the last one. Does not wait."""
         self._finishing.set()
 
     def retire(self, by: str) -> None:
-        if not self._retired.is_set():
-            self._successor = by
+        if not self._retired:
+            self._retired = True
             self._connection.refuse_streams()
-            self._retired.set()
+            self._begin(partial(self._leave_to, by))
 
     def replace(self, by: str) -> None:
         self._end_as_replaced(by, "a newer session has taken this tunnel over")
@@ -306,7 +308,17 @@ class GatewaySession(LiveSession):
         if self._ending is None:
             self._ending = ending
             self._link.close_code, self._link.close_reason = ending.code, ending.reason
-            self._end_ordered.set()
+            self._begin(partial(self._close, ending))
+
+    def _begin(self, order: Callable[[], Awaitable[None]]) -> None:
+        """Carry out an order in a task: now, or as soon as there are tasks.
+
+        Most sessions never get one. A task that waited for it would take 3 KiB.
+        """
+        if self._tasks is None:
+            self._ordered.append(order)
+        else:
+            self._tasks.start_soon(order)
 
     async def carry(self) -> None:
         """Carry visitors until the session has ended. Returns after an order to end.
@@ -314,14 +326,13 @@ class GatewaySession(LiveSession):
         Raises:
             As `YamuxConnection.run`, when the session ends for another reason.
         """
-        with trio.CancelScope() as carrying:
+        with self._carrying:
             async with trio.open_nursery() as nursery:
                 self._tasks = nursery
-                nursery.start_soon(self._drain_when_asked)
-                nursery.start_soon(self._drain_when_retired)
+                for order in self._ordered:
+                    nursery.start_soon(order)
                 if self._services is not None:
                     nursery.start_soon(self._services.keep_told, self._link.send_text)
-                nursery.start_soon(self._close_when_ordered, carrying)
                 if isinstance(self._link, ResumableLink):
                     nursery.start_soon(self._link.run)
                 try:
@@ -336,9 +347,8 @@ class GatewaySession(LiveSession):
         fields = about(event, tunnel=self.tunnel_id, session=self.id, reason=why or None)
         _log_limiter.log((what, self.tunnel_id), line, level=logging.INFO, about=fields)
 
-    async def _drain_when_asked(self) -> None:
+    async def _drain(self) -> None:
         # No deadline here and below, except as said: the relay ends what has not ended in time.
-        await self._draining.wait()
         makes_another = DRAINING in self._claim.extensions
         with trio.move_on_after(math.inf if makes_another else GRACE_WITHOUT_DRAINING):
             await self.ask_for_another()
@@ -353,34 +363,28 @@ class GatewaySession(LiveSession):
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await self._link.send_text(draining_text(self._reconnect_within))
 
-    async def _drain_when_retired(self) -> None:
-        # No deadline: most sessions are never retired.
-        await self._retired.wait()
-        by = self._successor or ""
+    async def _leave_to(self, successor: str) -> None:
         self._log_limited("session_retired", "is retired", "a newer key has the tunnel")
-        if not await self.answers(answer_timeout(self.instance, by)):
+        if not await self.answers(answer_timeout(self.instance, successor)):
             self.abandon()
             return
         with trio.move_on_after(self._grace):
             await self._connection.streams_gone()
-        self._end_as_replaced(by, "a session with a newer key of this tunnel has taken it over")
+        self._end_as_replaced(successor, "a session with a newer key of this tunnel has taken it over")
 
-    async def _close_when_ordered(self, carrying: trio.CancelScope) -> None:
-        # No deadline: most sessions are never ordered to end.
-        await self._end_ordered.wait()
-        assert self._ending is not None
-        reachable = not self._ending.silently
-        if reachable and self._ending.text is not None:
+    async def _close(self, ending: _Ending) -> None:
+        reachable = not ending.silently
+        if reachable and ending.text is not None:
             with (
                 trio.move_on_after(FAREWELL_TIMEOUT) as farewell,
                 suppress(trio.BrokenResourceError, trio.ClosedResourceError),
             ):
-                await self._link.send_text(self._ending.text)
+                await self._link.send_text(ending.text)
             reachable = not farewell.cancelled_caught
         if not reachable:
             # Queued data that the peer does not take would delay the close.
             await self._link.abandon()
-        carrying.cancel()
+        self._carrying.cancel()
 
 
 def _ignore_text(text: str) -> None:

@@ -1,0 +1,50 @@
+"""Visitors of a relay, in one process: `python -m benchmarks.scaling.visitors PORT TUNNELS COUNT AT_ONCE REQUESTS`.
+
+COUNT visitors come, AT_ONCE at a time, each to another of the tunnels. Each asks so many requests on its connection,
+one after the other, and closes it. Prints how many seconds it took.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Final
+
+from ..processes import LOOPBACK
+from .relays import ANSWER, host_of
+
+TIMEOUT: Final = 60.0
+
+
+def visit(port: int, tunnel: int, requests: int) -> None:
+    head = f"GET / HTTP/1.1\r\nHost: {host_of(tunnel)}\r\n\r\n".encode()
+    with closing(socket.create_connection((LOOPBACK, port), TIMEOUT)) as visitor:
+        visitor.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(requests):
+            visitor.sendall(head)
+            answer = b""
+            while len(answer) < len(ANSWER):
+                data = visitor.recv(4096)
+                if not data:
+                    raise SystemExit(f"the answer ends: {answer!r}")
+                answer += data
+            if answer != ANSWER:
+                raise SystemExit(f"not the answer: {answer!r}")
+
+
+def main() -> None:
+    port, tunnels, count, at_once, requests = map(int, sys.argv[1:])
+    began = time.monotonic()
+    with ThreadPoolExecutor(at_once) as threads:
+        results: Iterator[None] = threads.map(lambda number: visit(port, number % tunnels, requests), range(count))
+        for _ in results:
+            pass
+    print(time.monotonic() - began)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What a visitor costs a relay with workers: `python -m benchmarks.scaling.workers`.
+
+Gateways and visitors come to any worker, as the kernel spreads them. So with two workers half of the visitors reach the
+one that does not have their gateway's session, and are passed to the other. A relay is measured alone, with one worker
+and with two, in turns:
+
+    counts      of all its processes, for visitors one after the other: the difference between many and twice as many
+    CPU         seconds of all its processes, for visitors some at a time
+    rate        visitors per second, with the gateways and the visitors on the same cores
+
+Each visitor connects, asks one request, and closes. For `requests` each connection asks many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from ..counts import Counts, counted
+from ..machine import busy, machine
+from ..processes import allow_many_descriptors
+from .relays import Relay, gateways, relay, visit
+
+TUNNELS: Final = 20
+MANY: Final = 200
+SETTLE: Final = 1.0
+WAYS: Final[dict[str, tuple[str, ...]]] = {
+    "alone": (),
+    "1 worker": ("--workers", "1"),
+    "2 workers": ("--workers", "2"),
+}
+
+
+def count(arguments: Iterable[str], *, requests: int) -> Counts:
+    """The counts for one visitor, or for one request if there are several on each connection."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        command = (sys.executable, "-m", "benchmarks.counted", str(folder))
+        with relay(folder, TUNNELS, arguments=[*arguments], command=command) as one, gateways(one):
+            many, units = (MANY, MANY) if requests == 1 else (TUNNELS, MANY * TUNNELS)
+            visit(one, count=TUNNELS * 5, at_once=1)  # what is done the first time only
+            costs = []
+            for twice in (1, 2):
+                times = {"count": many * twice} if requests == 1 else {"count": many, "requests": MANY * twice}
+                before = _counted(one, folder)
+                visit(one, at_once=1, **times)
+                after = _counted(one, folder)
+                costs.append({what: after[what] - before[what] for what in after})
+    return {what: round((costs[1][what] - costs[0][what]) / units, 1) for what in costs[0]}
+
+
+def _counted(one: Relay, folder: Path) -> Counts:
+    time.sleep(SETTLE)
+    return counted(_pids(one.process.pid), folder)
+
+
+def _pids(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]
+
+
+def measure(arguments: Iterable[str], *, visitors: int, at_once: int, requests: int) -> tuple[float, float]:
+    """CPU milliseconds of a visitor or request at the relay, and how many there are per second."""
+    with (
+        TemporaryDirectory() as name,
+        relay(Path(name), TUNNELS, arguments=[*arguments]) as one,
+        gateways(one),
+    ):
+        visit(one, count=TUNNELS * 5, at_once=at_once)
+        time.sleep(SETTLE)
+        before = one.process.cpu
+        seconds = visit(one, count=visitors, at_once=at_once, requests=requests)
+        time.sleep(SETTLE)
+        return (one.process.cpu - before) * 1000 / visitors / requests, visitors * requests / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.workers", description="Workers of a relay.")
+    parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
+    parser.add_argument("--visitors", type=int, default=3000, help="in each round (default %(default)s)")
+    parser.add_argument("--at-once", type=int, default=20, help="visitors at a time (default %(default)s)")
+    parser.add_argument("--requests", type=int, default=1, help="on each connection (default %(default)s)")
+    parser.add_argument("--only-counts", action="store_true", help="measure no times: for a busy machine")
+    arguments = parser.parse_args()
+    allow_many_descriptors()
+    print(machine())
+    alone: Counts = {}
+    for way, workers in WAYS.items():
+        counts = count(workers, requests=arguments.requests)
+        alone = alone or counts
+        shown = ", ".join(f"{counts[what]:,.1f} {what} ({counts[what] / alone[what]:.2f})" for what in counts)
+        print(f"{way}: {shown}", flush=True)
+    if arguments.only_counts:
+        return
+    print(f"others use {busy(1.0):.0%} of the machine")
+    times: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+    for _ in range(arguments.rounds):
+        for way, workers in WAYS.items():
+            times[way].append(
+                measure(workers, visitors=arguments.visitors, at_once=arguments.at_once, requests=arguments.requests)
+            )
+    for way, measured in times.items():
+        cpu, rate = (median(each) for each in zip(*measured, strict=True))
+        print(f"{way}: {cpu:.3f} CPU ms, {rate:,.0f}/s")
+
+
+if __name__ == "__main__":
+    main()
