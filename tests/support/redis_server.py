@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import pytest
 from rig import HANG
 
-from pioneer_tunnel.relay.fleet.redis_store import RedisServer
+if TYPE_CHECKING:
+    from pioneer_tunnel.relay.fleet.redis_store import RedisServer
 
 __all__ = ["RealRedis", "real_redis", "redis_of_the_module"]
 
@@ -43,6 +44,8 @@ class RealRedis:
 
     @property
     def server(self) -> RedisServer:
+        from pioneer_tunnel.relay.fleet.redis_store import RedisServer  # an extra
+
         return RedisServer(path=str(self.path))
 
     @property
