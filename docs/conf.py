@@ -41,6 +41,8 @@ nitpick_ignore = [
         "pioneer_tunnel._wire.links.LinkPlace",
         "pioneer_tunnel._wire.messages.Spread",
         "pioneer_tunnel.access_log.entry.Entry",
+        "pioneer_tunnel.relay.gateways.other_nodes.OtherNodes",
+        "pioneer_tunnel.relay.visitors.passing.Passing",
         "pioneer_tunnel.gateway.keystore.system._Backend",
         "pioneer_tunnel.gateway.tls_config.TlsConfig",
         "pioneer_tunnel.relay.fleet.redis_address.RedisAccess",
