@@ -112,6 +112,18 @@ class BadRequest(RemoteProtocolError):
         self.omit_body = omit_body
 
 
+def _is_head(head: RequestHead) -> bool:
+    return head.method == _HEAD
+
+
+def _asks_upgrade(head: RequestHead) -> bool:
+    return (
+        head.version != b"1.0"
+        and any(map(_NOT_EMPTY.search, head.values(b"upgrade")))
+        and any(map(_NAMES_UPGRADE.search, head.values(b"connection")))
+    )
+
+
 @final
 @attrs.frozen(kw_only=True)
 class RequestHead:
@@ -130,6 +142,8 @@ class RequestHead:
         length: bytes of the head, including the empty lines at both ends.
         content_length: bytes of the body, if the head says so; None otherwise.
         chunked: True when the body is chunked.
+        omit_body: True for a HEAD: its response has headers only, even if they describe a body.
+        asks_upgrade: whether it asks for an upgrade, see `wants_upgrade`.
     """
 
     method: bytes
@@ -141,11 +155,8 @@ class RequestHead:
     length: int
     content_length: int | None
     chunked: bool
-
-    @property
-    def omit_body(self) -> bool:
-        """True for a HEAD: its response has headers only, even if they describe a body."""
-        return self.method == _HEAD
+    omit_body: bool = attrs.field(init=False, repr=False, default=attrs.Factory(_is_head, takes_self=True))
+    asks_upgrade: bool = attrs.field(init=False, repr=False, default=attrs.Factory(_asks_upgrade, takes_self=True))
 
     def values(self, name: bytes) -> list[bytes]:
         """The values of all headers `name` (lower-case), in their order."""
@@ -435,9 +446,7 @@ def wants_upgrade(head: RequestHead) -> Upgrade | None:
 
     None means that a server must not answer 101. A server that breaks the rules may still do so.
     """
-    if head.version == b"1.0" or not any(map(_NAMES_UPGRADE.search, head.values(b"connection"))):
-        return None
-    if not any(map(_NOT_EMPTY.search, head.values(b"upgrade"))):
+    if not head.asks_upgrade:
         return None
     # A protocol may have a version, as in `TLS/1.2`, so it need not be a token.
     protocols = tuple(member.decode("latin-1").lower() for member in head.members(b"upgrade"))
