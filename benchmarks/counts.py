@@ -11,6 +11,10 @@ is the visitor. A figure is the sum of both processes:
 A round trip is one byte there and back on one connection. A new connection is opened, sends a request head and a byte,
 gets the byte back, and is closed in order from both sides.
 
+A kept request is an HTTP request of one of 100 visitors, each on a connection that has answered before. All ask while
+both processes are stopped, and again when all have their answers. How many of them a process takes in one step is still
+a matter of timing, so steps and waits are not compared there.
+
 An end that is still busy when the next bytes come takes them in the same step, and that is a matter of timing. So
 origin and visitor wait a little before they send, and a figure is the median of several rounds. It is the difference
 between many and twice as many, so what a measurement itself costs is not in it. Bytes copied are not counted: nothing
@@ -28,7 +32,8 @@ import socket
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -39,7 +44,7 @@ from .connections import Endpoint
 from .origin import LATE
 from .peers import ours
 from .race import start_origin
-from .visitors import dial_echo
+from .visitors import KeptConnections, dial_echo
 from .way import Way
 
 __all__ = ["TOLERANCE", "Counts", "counted", "excesses", "versions"]
@@ -48,6 +53,8 @@ RECORD: Final = Path(__file__).with_name("counts.json")
 TOLERANCE: Final = 0.05
 ROUNDS: Final = 5
 MANY: Final = 100
+VISITORS: Final = 100
+MANY_TIMES: Final = 10
 SETTLE: Final = 0.3
 """Seconds for both processes to finish what they do."""
 PATIENCE: Final = 20.0
@@ -79,16 +86,42 @@ def measure() -> dict[str, Counts]:
         return {
             "round trip": _per_one(way, Path(name), lambda count: _round_trips(way.endpoint, count)),
             "new connection": _per_one(way, Path(name), lambda count: _connections(way.endpoint, count)),
+            "kept request": _kept_requests(way, Path(name)),
         }
 
 
-def _per_one(way: Way, folder: Path, work: Callable[[int], None]) -> Counts:
-    work(MANY)  # what is done the first time only
+def _kept_requests(way: Way, folder: Path) -> Counts:
+    with KeptConnections(way.endpoint, VISITORS) as visitors:
+
+        def ask(count: int) -> None:
+            for _ in range(count // VISITORS):
+                with _stopped(way):
+                    visitors.ask_at_once()
+                visitors.await_answers()
+
+        counts = _per_one(way, folder, ask, many=VISITORS * MANY_TIMES)
+    return {name: counts[name] for name in ("function calls", "system calls")}
+
+
+@contextmanager
+def _stopped(way: Way) -> Iterator[None]:
+    """Stop both processes, for the length of a `with`."""
+    for process in way.processes.values():
+        os.kill(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in way.processes.values():
+            os.kill(process.pid, signal.SIGCONT)
+
+
+def _per_one(way: Way, folder: Path, work: Callable[[int], None], *, many: int = MANY) -> Counts:
+    work(many)  # what is done the first time only
     once, twice = (
         _median([_costs(way, folder, lambda: work(count)) for _ in range(ROUNDS)])  # noqa: B023  # called at once
-        for count in (MANY, 2 * MANY)
+        for count in (many, 2 * many)
     )
-    return {name: round((twice[name] - once[name]) / MANY, 1) for name in once}
+    return {name: round((twice[name] - once[name]) / many, 1) for name in once}
 
 
 def _median(rounds: list[Counts]) -> Counts:

@@ -250,9 +250,7 @@ class KeptConnections:
                 sock = self._open.enter_context(_dial(self._endpoint, _HTTP))
                 self._epoll.register(sock, select.EPOLLIN)
                 self._socks[sock.fileno()], self._received[sock.fileno()] = sock, 0
-            answered = set[int]()
-            while len(answered) < self._visitors:
-                answered.update(self._answers())
+            self.await_answers()
         except BaseException:
             self._open.close()
             raise
@@ -263,14 +261,24 @@ class KeptConnections:
 
     def requests(self, seconds: float) -> tuple[int, float]:
         """Send one request after the other on each connection: how many were answered, and how many per second."""
-        for sock in self._socks.values():
-            sock.send(_HTTP)
+        self.ask_at_once()
         done, started = 0, time.perf_counter()
         while time.perf_counter() < started + seconds:
             for descriptor in self._answers():
                 done += 1
                 self._socks[descriptor].send(_HTTP)
         return done, done / (time.perf_counter() - started)
+
+    def ask_at_once(self) -> None:
+        """Send a request on each connection."""
+        for sock in self._socks.values():
+            sock.send(_HTTP)
+
+    def await_answers(self) -> None:
+        """Wait until each connection has an answer."""
+        answered = set[int]()
+        while len(answered) < self._visitors:
+            answered.update(self._answers())
 
     def _answers(self) -> Iterator[int]:
         """Wait, and tell whose answer is complete."""

@@ -41,6 +41,8 @@ _NOT_IN_TRAILERS: Final = frozenset({b"host", b"content-length", b"transfer-enco
 class Part(enum.Enum):
     """What the next byte of a body belongs to."""
 
+    __hash__ = object.__hash__  # that of `Enum` is a Python function
+
     COUNTED = "a body with a length"
     CHUNK_LINE = "the size of a chunk"
     CHUNK = "a chunk"
@@ -50,6 +52,8 @@ class Part(enum.Enum):
 
 
 class _Found(enum.Enum):
+    __hash__ = object.__hash__  # as above
+
     LENGTH = "a head with a Content-Length"
     CHUNKED = "a head with chunks"
     SIZE = "a chunk's size"

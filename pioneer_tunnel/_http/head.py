@@ -76,6 +76,8 @@ VALUE: Final = rb"[^\x00-\x08\x0a-\x1f\x7f]*+"
 FIELD: Final = rb"[%s]++:%s" % (_TOKEN_CHARS, VALUE)
 """Matches the line of a header without its end."""
 _FIELD: Final = re.compile(rb"([%s]++):(%s)" % (_TOKEN_CHARS, VALUE))
+_FIELDS: Final = re.compile(rb"([%s]++):(%s)\r\n" % (_TOKEN_CHARS, VALUE))
+_WHOLE: Final = re.compile(rb"(?:\r\n)?%s\r\n((?:%s\r\n)*+)\r\n" % (_REQUEST_LINE.pattern, FIELD))
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]++\]|[0-9A-Za-z_.-]++)(?::([0-9]{0,5}))?")
 # 18 digits fit a signed 64-bit integer, so no reader behind us overflows.
@@ -112,6 +114,18 @@ class BadRequest(RemoteProtocolError):
         self.omit_body = omit_body
 
 
+def _is_head(head: RequestHead) -> bool:
+    return head.method == _HEAD
+
+
+def _asks_upgrade(head: RequestHead) -> bool:
+    return (
+        head.version != b"1.0"
+        and any(map(_NOT_EMPTY.search, head.values(b"upgrade")))
+        and any(map(_NAMES_UPGRADE.search, head.values(b"connection")))
+    )
+
+
 @final
 @attrs.frozen(kw_only=True)
 class RequestHead:
@@ -130,6 +144,8 @@ class RequestHead:
         length: bytes of the head, including the empty lines at both ends.
         content_length: bytes of the body, if the head says so; None otherwise.
         chunked: True when the body is chunked.
+        omit_body: True for a HEAD: its response has headers only, even if they describe a body.
+        asks_upgrade: whether it asks for an upgrade, see `wants_upgrade`.
     """
 
     method: bytes
@@ -141,11 +157,8 @@ class RequestHead:
     length: int
     content_length: int | None
     chunked: bool
-
-    @property
-    def omit_body(self) -> bool:
-        """True for a HEAD: its response has headers only, even if they describe a body."""
-        return self.method == _HEAD
+    omit_body: bool = attrs.field(init=False, repr=False, default=attrs.Factory(_is_head, takes_self=True))
+    asks_upgrade: bool = attrs.field(init=False, repr=False, default=attrs.Factory(_asks_upgrade, takes_self=True))
 
     def values(self, name: bytes) -> list[bytes]:
         """The values of all headers `name` (lower-case), in their order."""
@@ -205,12 +218,29 @@ class HeadReader:
         self._buffer += data
         self._finished = True  # also when this raises
         try:
-            head = self._read_lines()
+            head = (None if self._scanned else self._read_whole()) or self._read_lines()
         except BadRequest as refused:
             refused.omit_body = self.omit_body
             raise
         self._finished = head is not None
         return head
+
+    def _read_whole(self) -> RequestHead | None:
+        """Read a head that comes at once and is right in each line; None for any other.
+
+        A fast path; reading line by line has the same result.
+        """
+        # So short that no line can be too long.
+        match = _WHOLE.match(self._buffer, 0, min(self._max_line, self._max_head))
+        if match is None:
+            return None
+        fields = _FIELDS.findall(self._buffer, match.start(4), match.end(4))
+        if len(fields) > self._max_headers:
+            return None
+        self._headers = [(name.lower(), value.strip(b" \t")) for name, value in fields]
+        self._line_start = match.end()
+        method, target, version, _ = match.groups()
+        return self._head(*_checked_request_line(method, target, version))
 
     def _read_lines(self) -> RequestHead | None:
         buffer = self._buffer
@@ -262,16 +292,7 @@ class HeadReader:
             raise BadRequest(
                 400, "The request line is not a method, a target and HTTP/1.1 with one space between each."
             )
-        method, target, version = match.groups()
-        if version == b"2.0":
-            raise BadRequest(400, "This is HTTP/2, which is not spoken here; use HTTP/1.1.")
-        if version not in {b"1.0", b"1.1"}:
-            raise BadRequest(400, "This HTTP version is not spoken here; use HTTP/1.1.")
-        if method == b"CONNECT":
-            raise BadRequest(400, "CONNECT is for proxies, and this is none.")
-        if not (target.startswith(b"/") or (method, target) == (b"OPTIONS", b"*") or _ABSOLUTE.fullmatch(target)):
-            raise BadRequest(400, "The target of the request is neither a path nor an absolute http or https URL.")
-        return method, target, version
+        return _checked_request_line(*match.groups())
 
     def _read_header(self, start: int, end: int) -> tuple[bytes, bytes]:
         if len(self._headers) >= self._max_headers:
@@ -318,6 +339,23 @@ class HeadReader:
             content_length=content_length,
             chunked=chunked,
         )
+
+
+def _checked_request_line(method: bytes, target: bytes, version: bytes) -> tuple[bytes, bytes, bytes]:
+    """The arguments.
+
+    Raises:
+        BadRequest: such a request is not served.
+    """
+    if version == b"2.0":
+        raise BadRequest(400, "This is HTTP/2, which is not spoken here; use HTTP/1.1.")
+    if version not in {b"1.0", b"1.1"}:
+        raise BadRequest(400, "This HTTP version is not spoken here; use HTTP/1.1.")
+    if method == b"CONNECT":
+        raise BadRequest(400, "CONNECT is for proxies, and this is none.")
+    if not (target.startswith(b"/") or (method, target) == (b"OPTIONS", b"*") or _ABSOLUTE.fullmatch(target)):
+        raise BadRequest(400, "The target of the request is neither a path nor an absolute http or https URL.")
+    return method, target, version
 
 
 def read_field(buffer: bytes | bytearray, start: int, end: int) -> tuple[bytes, bytes]:
@@ -435,9 +473,7 @@ def wants_upgrade(head: RequestHead) -> Upgrade | None:
 
     None means that a server must not answer 101. A server that breaks the rules may still do so.
     """
-    if head.version == b"1.0" or not any(map(_NAMES_UPGRADE.search, head.values(b"connection"))):
-        return None
-    if not any(map(_NOT_EMPTY.search, head.values(b"upgrade"))):
+    if not head.asks_upgrade:
         return None
     # A protocol may have a version, as in `TLS/1.2`, so it need not be a token.
     protocols = tuple(member.decode("latin-1").lower() for member in head.members(b"upgrade"))

@@ -44,7 +44,7 @@ from typing import Final, TypeAlias, final
 
 from .._model.errors import LocalProtocolError
 from .bodies import MAX_WORK, BodyReader, Data
-from .head import BadRequest, HeadReader, RequestHead, wants_upgrade
+from .head import BadRequest, HeadReader, RequestHead
 from .removing import without_headers
 from .responses import ResponseFollower, ResponsePhase
 
@@ -53,12 +53,17 @@ __all__ = ["Phase", "Piece", "RequestFollower", "RequestReader", "host_of"]
 Piece: TypeAlias = bytes | bytearray | memoryview
 
 _HEAD_COST: Final = 16  # in units of `Turn.spend`
+_KNOWN_HEAD_COST: Final = 8
+_MOST_REMEMBERED: Final = 2048
+"""Bytes of a head that is kept, to be compared with the next one."""
 _SMALL: Final = 16 * 1024
 _HEAD_END: Final = b"\r\n\r\n"
 
 
 class Phase(enum.Enum):
     """What the next byte from the visitor belongs to."""
+
+    __hash__ = object.__hash__  # that of `Enum` is a Python function
 
     HEAD = "a head, or nothing yet"
     BODY = "a body"
@@ -71,6 +76,8 @@ class Phase(enum.Enum):
 
 class _Found(enum.Enum):
     """Events of the state machine."""
+
+    __hash__ = object.__hash__  # as above
 
     BODY = "a head with a body"
     NEXT = "a later head that needs a stream of its own"
@@ -114,6 +121,7 @@ class RequestReader(ABC):
         self._responses: Final = responses
         self._heads = HeadReader()
         self._of_head = 0  # bytes of the next head that its reader has
+        self._last: tuple[bytes, RequestHead] | None = None  # the last head and its bytes
         self._body: Final = body
         self._omit_body = False  # of the request whose body is read
         self._pieces: list[Piece] = []  # what may be forwarded now
@@ -224,6 +232,12 @@ class RequestReader(ABC):
     # incomplete and was kept.
 
     def _read_head(self, data: Data, start: int) -> int | None:
+        if self._last is not None and not self._of_head and data.startswith(self._last[0], start):
+            # Many clients send the same head again and again. The same bytes are the same head.
+            received, known = self._last
+            self.work += _KNOWN_HEAD_COST
+            end = start + known.length
+            return end if self._take_head(known, received, data, start, end) else None
         # Feed one head only: the reader keeps what it gets, and `data` may have many heads.
         end = data.find(_HEAD_END, start)
         before, piece = self._of_head, memoryview(data)[start : len(data) if end < 0 else end + len(_HEAD_END)]
@@ -235,6 +249,8 @@ class RequestReader(ABC):
         self.work += _HEAD_COST + len(head.headers) // 2
         received = self._heads.received
         self._heads, self._of_head = HeadReader(), 0
+        if head.length == len(received) <= _MOST_REMEMBERED:
+            self._last = received, head
         end = start + head.length - before
         if not self._take_head(head, received, data, start, end):
             return None
@@ -263,11 +279,11 @@ class RequestReader(ABC):
     def _begin_body(self, head: RequestHead) -> None:
         self._responses.expect(head)
         self._omit_body = head.omit_body
-        self._body.begin(head.content_length, chunked=head.chunked)
-        if self._body.complete:
-            self._end_request()
-        else:
+        if head.content_length or head.chunked:
+            self._body.begin(head.content_length, chunked=head.chunked)
             self._go(_Found.BODY)
+        else:
+            self._end_request()
 
     def _read_body(self, data: Data, start: int) -> int | None:
         self._body.work = self.work
@@ -328,7 +344,7 @@ class RequestFollower(RequestReader):
 
     def _take_head(self, head: RequestHead, received: bytes, data: Data, start: int, end: int) -> bool:
         before = head.length - (end - start)
-        if self._stream_of(head) != self._stream or wants_upgrade(head) is not None or self._responses.is_last:
+        if self._stream_of(head) != self._stream or head.asks_upgrade or self._responses.is_last:
             self._demand_stream(head, received, data, start, end)
             return False
         if self._removes:

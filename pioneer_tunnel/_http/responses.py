@@ -24,11 +24,14 @@ from typing import Final, NamedTuple, Protocol, final
 
 from .._model.errors import RemoteProtocolError
 from .bodies import MAX_WORK, BodyReader, Data
-from .head import FIELD, MAX_HEAD, VALUE, RequestHead, read_framing, wants_upgrade
+from .head import FIELD, MAX_HEAD, VALUE, RequestHead, read_framing
 
 __all__ = ["ResponseFollower", "ResponseObserver", "ResponsePhase"]
 
 _HEAD_COST: Final = 8  # in units of `Turn.spend`
+_KNOWN_HEAD_COST: Final = 2
+_MOST_REMEMBERED: Final = 1024
+"""Bytes of a head that is kept, to be compared with the next one."""
 _START: Final = b"HTTP/1."
 _HEAD_END: Final = b"\r\n\r\n"
 _HEAD: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: %s)?+\r\n(?:%s\r\n)*+\r\n" % (VALUE, FIELD))
@@ -43,6 +46,8 @@ _NOT_MODIFIED: Final = 304
 class ResponsePhase(enum.Enum):
     """What the next byte from the gateway belongs to."""
 
+    __hash__ = object.__hash__  # that of `Enum` is a Python function
+
     HEAD = "a head, if a request is outstanding"
     BODY = "a body whose end can be found"
     LAST_BODY = "a body that ends with the gateway's stream"
@@ -51,6 +56,8 @@ class ResponsePhase(enum.Enum):
 
 
 class _Found(enum.Enum):
+    __hash__ = object.__hash__  # as above
+
     INTERIM = "the head of an interim response"
     WITHOUT_BODY = "the head of a response without a body"
     WITH_BODY = "a head with a length or chunks"
@@ -81,6 +88,15 @@ class _Expected(NamedTuple):
 
     omit_body: bool
     upgrade: bool
+
+
+class _Head(NamedTuple):
+    """What a head says of the end of its response, as it is written there."""
+
+    version: bytes
+    status: int
+    lengths: list[bytes]
+    codings: list[bytes]
 
 
 class ResponseObserver(Protocol):
@@ -119,6 +135,7 @@ class ResponseFollower:
         # Of each request without a final response. They are few, and a deque takes 1.2 KiB more.
         self._expected: Final[list[_Expected]] = []
         self._head: Final = bytearray()  # the part of an incomplete head that earlier pieces had
+        self._last: tuple[bytes, _Head] | None = None  # the last head, and its bytes
         self._body: Final = BodyReader()
         self._readers: Final[Mapping[ResponsePhase, Callable[[Data, int], int]]] = {
             ResponsePhase.HEAD: self._read_head,
@@ -147,7 +164,7 @@ class ResponseFollower:
 
     def expect(self, head: RequestHead) -> None:
         """Expect the response to a request with this head."""
-        self._expected.append(_Expected(head.omit_body, wants_upgrade(head) is not None))
+        self._expected.append(_Expected(head.omit_body, head.asks_upgrade))
         if self._observer is not None:
             self._observer.expected(head)
 
@@ -177,6 +194,12 @@ class ResponseFollower:
 
     def _read_head(self, data: Data, start: int) -> int:
         kept = self._head
+        if self._last is not None and not kept and data.startswith(self._last[0], start):
+            # Many servers send the same head again and again. The same bytes are the same head.
+            self.work += _KNOWN_HEAD_COST
+            written, parsed = self._last
+            self._take_head(parsed)
+            return start + len(written)
         begun = len(kept)
         self.work += _HEAD_COST
         end = _end_of_head(kept, data, start)
@@ -186,24 +209,19 @@ class ResponseFollower:
         if end is not None:
             head = bytes(kept)
             kept.clear()
-            self._read_whole_head(head)
+            parsed = _parse(head)
+            self._last = (head, parsed) if len(head) <= _MOST_REMEMBERED else None
+            self._take_head(parsed)
             return end
         # Before the end of a head, find only what could keep that end from ever coming.
         if not _START.startswith(bytes(kept[: len(_START)])) or _BARE_LF.search(kept, begun):
             raise RemoteProtocolError("the head of a response is malformed")
         return len(data)
 
-    def _read_whole_head(self, head: bytes) -> None:
-        match = _HEAD.fullmatch(head)
-        if match is None:
-            raise RemoteProtocolError("the head of a response is malformed")
-        status = int(match[2])
-        lengths: list[bytes] = []
-        codings: list[bytes] = []
-        for name, value in _FRAMING.findall(head, match.end(2)):
-            (lengths if name.lower() == b"content-length" else codings).append(value.strip(b" \t"))
+    def _take_head(self, head: _Head) -> None:
+        version, status, lengths, codings = head
         if status < 200 and status != _SWITCHING:
-            if lengths or codings or match[1] == b"0":
+            if lengths or codings or version == b"1.0":
                 raise RemoteProtocolError("an interim response is not a plain one")
             self._go(_Found.INTERIM)
             return
@@ -220,7 +238,7 @@ class ResponseFollower:
             self._go(_Found.WITHOUT_BODY)
             self._tell_end()
         else:
-            content_length, chunked = read_framing(lengths, codings, b"1." + match[1])
+            content_length, chunked = read_framing(lengths, codings, version)
             self._body.begin(content_length, chunked=chunked)
             if not self._body.complete:
                 self._go(_Found.WITH_BODY)
@@ -247,6 +265,17 @@ class ResponseFollower:
 
     def _go(self, found: _Found) -> None:
         self.phase = _TRANSITIONS[self.phase][found]
+
+
+def _parse(head: bytes) -> _Head:
+    match = _HEAD.fullmatch(head)
+    if match is None:
+        raise RemoteProtocolError("the head of a response is malformed")
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    for name, value in _FRAMING.findall(head, match.end(2)):
+        (lengths if name.lower() == b"content-length" else codings).append(value.strip(b" \t"))
+    return _Head(b"1." + match[1], int(match[2]), lengths, codings)
 
 
 def _end_of_head(kept: bytearray, data: Data, start: int) -> int | None:

@@ -25,6 +25,7 @@ from pioneer_tunnel.relay.visitors.followed_leg import FollowedLeg
 from pioneer_tunnel.relay.visitors.turns import Turn, Turns
 
 FIRST: Final = b"GET /first HTTP/1.1\r\nHost: a.test\r\n\r\n"
+SECOND: Final = b"GET /again HTTP/1.1\r\nHost: a.test\r\n\r\n"
 UPGRADE: Final = b"GET /ws HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 POST: Final = b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 3\r\n\r\n"
 NEXT: Final = b"PUT /next HTTP/1.1\r\nhOST: A.test.:80\r\nContent-Length: 3\r\n\r\nabc"
@@ -109,6 +110,9 @@ RIGHT: Final = {
     "absolute targets": b"GET http://A.test:80/x HTTP/1.1\r\nHost: a.test:\r\n\r\n" + NEXT,
     "targets not ASCII": b"GET /caf\xc3\xa9?\x80\xff HTTP/1.1\r\nHost: a.test\r\n\r\n" + NEXT,
     "an empty line between": NEXT + b"\r\n" + NEXT,
+    "the same head again": (POST + b"abc") * 3,
+    "a head that ends like the one before": SECOND * 2 + b"GET /3 HTTP/1.1\r\nX: " + SECOND,
+    "a head that begins like the one before": (SECOND[:-2] + b"X: y\r\n\r\n") + SECOND + SECOND[:-2] + b"X: y\r\n\r\n",
     "lines that look like a head within a body": CHUNKED + chunk(OTHER) + b"0\r\n\r\n" + NEXT[:-3] + b"GET",
     "HTTP/1.0 and close": FIRST.replace(b"1.1", b"1.0")
     + FIRST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
@@ -438,7 +442,7 @@ def test_many_small_requests_take_time_in_proportion_to_their_number(monkeypatch
             return self._reader.feed(data)
 
     monkeypatch.setattr(requests_module, "HeadReader", Counting)
-    data = FIRST * 1000
+    data = (FIRST + SECOND) * 500
     follower = following(FIRST)
     assert feed_all(follower, data) == data
     assert given_to_readers == len(data)
@@ -448,21 +452,22 @@ HEADERS: Final = b"X: y\r\n" * 100 + b"\r\n"
 
 
 @pytest.mark.parametrize(
-    ("first", "item", "most"),
+    ("first", "item", "next_item", "most"),
     [
-        (FIRST, FIRST, 33),
-        (FIRST, FIRST[:-2] + HEADERS, 9),
-        (CHUNKED, b"1\r\nx\r\n", 600),
-        (CHUNKED, b"1;a=b\r\nx\r\n", 600),
-        (CHUNKED, b"0\r\n\r\n" + CHUNKED, 33),
-        (CHUNKED, b"0\r\n" + HEADERS + CHUNKED, 5),
+        (FIRST, FIRST, SECOND, 33),
+        (FIRST, FIRST, FIRST, 65),
+        (FIRST, FIRST[:-2] + HEADERS, SECOND[:-2] + HEADERS, 9),
+        (CHUNKED, b"1\r\nx\r\n", b"1\r\ny\r\n", 600),
+        (CHUNKED, b"1;a=b\r\nx\r\n", b"1;a=c\r\nx\r\n", 600),
+        (CHUNKED, b"0\r\n\r\n" + CHUNKED, b"0\r\n\r\n" + CHUNKED.replace(b"POST", b"PUTS"), 33),
+        (CHUNKED, b"0\r\n" + HEADERS + CHUNKED, b"0\r\n" + HEADERS + CHUNKED, 5),
     ],
-    ids=["requests", "requests with many headers", "chunks", "extended chunks", "empty bodies", "trailers"],
+    ids=["requests", "the same again", "many headers", "chunks", "extended chunks", "empty bodies", "trailers"],
 )
-def test_a_turn_is_bounded_by_the_items_that_it_finds(first: bytes, item: bytes, most: int) -> None:
+def test_a_turn_is_bounded_by_the_items_that_it_finds(first: bytes, item: bytes, next_item: bytes, most: int) -> None:
     """One read may have 40,000 chunks. Processing them in one call would delay all others."""
     follower = following(first)
-    fed, data, forwarded = 0, item * 2000, b""
+    fed, data, forwarded = 0, (item + next_item) * 1000, b""
     turn = b"".join(follower.feed(data))
     while turn:
         fed += 1
@@ -484,6 +489,7 @@ def test_a_large_chunk_or_body_is_one_item() -> None:
 def test_nothing_new_is_taken_while_there_is_more_to_look_at() -> None:
     follower = following(FIRST)
     follower.feed(FIRST * 100)
+    assert follower.has_more
     with pytest.raises(LocalProtocolError):
         follower.feed(FIRST)
 

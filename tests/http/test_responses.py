@@ -108,6 +108,8 @@ ENDED: Final[dict[str, tuple[list[RequestHead], bytes]]] = {
     "an interim response to HEAD": ([HEAD], CONTINUE + CHUNKED),
     "an Upgrade that is declined": ([WEBSOCKET], CONTINUE + OK),
     "several requests": ([GET, HEAD, GET, GET], OK + CHUNKED + CONTINUE + CHUNKED + b"0\r\n\r\n" + OK),
+    "the same head again": ([GET, HEAD, GET, GET], OK + OK[:-2] + CONTINUE + CONTINUE + OK + OK),
+    "a head that ends like the one before": ([GET, GET], OK + b"HTTP/1.1 304 Not Modified\r\nX: " + OK[:-2]),
     "an early response": ([asked(b"POST")], b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n"),
     "a body that looks like a response": ([GET], CHUNKED + b"%x\r\n%s\r\n0\r\n\r\n" % (len(OK), OK)),
     "odd headers": (

@@ -54,7 +54,7 @@ def followed(visitor: BuggyLeg, turns: Turns) -> FollowedLeg:
 async def test_a_bug_while_an_answer_has_its_turn_is_for_the_exchange(autojump_clock: trio.testing.MockClock) -> None:
     """It ended the relay: turns are granted by Trio's own callbacks."""
     turns = Turns()
-    turns.ask("nobody", None, lambda: None)
+    Turn(turns, "nobody", None).ask(lambda: None)
     turns.spend(BUDGET)
     leg = followed(BuggyLeg(), turns)
     leg.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 100)

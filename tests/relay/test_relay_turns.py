@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import trio
 import trio.testing
 
-from pioneer_tunnel.relay.visitors.turns import BUDGET, TURN_COST, TURNS_PER_PASS, Turn, Turns
+from pioneer_tunnel.relay.visitors.turns import BUDGET, TURN_COST, TURNS_PER_ROUND, WORK_PER_PASS, Turn, Turns
 
 
 class Passes(trio.abc.Instrument):
@@ -20,10 +21,21 @@ class Passes(trio.abc.Instrument):
         self.count += 1
 
 
-async def waited_for(turn: Turn) -> None:
-    """Wait for a turn. A checkpoint only if it is not granted at once."""
+def nothing() -> None:
+    """The work of those who only wait."""
+
+
+async def waited_for(turn: Turn, work: Callable[[], None] = nothing) -> None:
+    """Wait for a turn and do `work` in it. A checkpoint only if it is not granted at once."""
     granted = trio.Event()
-    if not turn.ask(granted.set):
+
+    def on_granted() -> None:
+        work()
+        granted.set()
+
+    if turn.ask(on_granted):
+        work()
+    else:
         try:
             await granted.wait()
         finally:
@@ -46,16 +58,19 @@ class Crowd:
         await waited_for(Turn(self.turns, "nobody", None))
         self.turns.spend(BUDGET)
 
-    def join(self, name: str, tenant: str, address: str | None, turns: int = 1) -> None:
-        async def work() -> None:
-            turn = Turn(self.turns, tenant, address)
-            for _ in range(turns):
-                await waited_for(turn)
-                self.order.append(name)
-                self.passes.append(self._clock.count)
-                turn.spend(500)
+    def join(self, name: str, tenant: str, address: str | None, turns: int = 1, *, items: int = WORK_PER_PASS) -> None:
+        turn = Turn(self.turns, tenant, address)
 
-        self._nursery.start_soon(work)
+        def work() -> None:
+            self.order.append(name)
+            self.passes.append(self._clock.count)
+            turn.spend(items)
+
+        async def take_turns() -> None:
+            for _ in range(turns):
+                await waited_for(turn, work)
+
+        self._nursery.start_soon(take_turns)
 
 
 async def test_a_turn_is_granted_at_once_while_little_was_spent(mock_clock: trio.testing.MockClock) -> None:
@@ -101,7 +116,7 @@ async def test_two_hundred_connections_wait_for_each_other_and_not_others_for_th
 
 
 @pytest.mark.parametrize(
-    ("addresses", "most"), [(1, 1), (100, TURNS_PER_PASS)], ids=["all of one address", "each of another address"]
+    ("addresses", "most"), [(1, 1), (100, TURNS_PER_ROUND)], ids=["all of one address", "each of another address"]
 )
 async def test_turns_in_a_pass_are_bounded_whatever_the_number_of_tenants(
     mock_clock: trio.testing.MockClock, addresses: int, most: int
@@ -116,6 +131,18 @@ async def test_turns_in_a_pass_are_bounded_whatever_the_number_of_tenants(
         assert max(Counter(crowd.passes).values()) == most
 
 
+async def test_short_turns_share_a_pass(mock_clock: trio.testing.MockClock) -> None:
+    """With one in each pass, 100 visitors of one address were served at the rate of the event loop's passes."""
+    async with trio.open_nursery() as nursery:
+        crowd = Crowd(nursery)
+        await crowd.exhaust()
+        for _ in range(100):
+            crowd.join("one", "tenant", "192.0.2.1", items=16)
+        while len(crowd.order) < 100:
+            await trio.lowlevel.checkpoint()
+        assert max(Counter(crowd.passes).values()) == WORK_PER_PASS // (TURN_COST + 16)
+
+
 async def test_those_who_were_cancelled_leave_the_queue(mock_clock: trio.testing.MockClock) -> None:
     async with trio.open_nursery() as nursery:
         crowd = Crowd(nursery)
@@ -128,7 +155,7 @@ async def test_those_who_were_cancelled_leave_the_queue(mock_clock: trio.testing
             await trio.lowlevel.checkpoint()
             cancelled.cancel_scope.cancel()
         granted = len(gone.order)
-        assert granted <= 2 * TURNS_PER_PASS
+        assert granted <= 2 * TURNS_PER_ROUND
         crowd.join("here", "tenant 0", None)
         while not crowd.order:
             await trio.lowlevel.checkpoint()
@@ -139,7 +166,7 @@ async def test_those_who_were_cancelled_leave_the_queue(mock_clock: trio.testing
 async def test_who_asks_again_and_again_waits_once(mock_clock: trio.testing.MockClock) -> None:
     """Each packet of a visitor that waited for its turn gave it one more."""
     turns = Turns()
-    turns.ask("nobody", None, lambda: None)
+    Turn(turns, "nobody", None).ask(nothing)
     turns.spend(BUDGET)
     granted: list[str] = []
     turn = Turn(turns, "tenant", "192.0.2.1")

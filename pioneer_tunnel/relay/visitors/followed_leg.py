@@ -49,6 +49,9 @@ MAX_OUTSTANDING: Final = 1024
 FREE_WORK: Final = 32
 """Work on a piece of a response that needs no turn. Most responses need no more."""
 
+_READS: Final = frozenset({Phase.HEAD, Phase.BODY})
+"""The phases in which what the visitor sends next is read and followed."""
+
 _WITHOUT_END: Final = frozenset({ResponsePhase.UNKNOWN, ResponsePhase.SWITCHED})
 
 
@@ -103,7 +106,9 @@ class FollowedLeg(Leg):
         self._failure = ""
         self._head_deadline = math.inf
         self._last_activity = math.inf  # when a byte last passed, either way
-        self._deadline: Final = reactor.timer(self._on_deadline)  # of the visitor's next byte
+        self._clock: Final = reactor.turn
+        # Of the visitor's next byte. It may come too early, since most deadlines are put off many times.
+        self._deadline: Final = reactor.timer(self._on_deadline)
         self._silence: Final = reactor.timer(self._on_silence)  # of the gateway's next byte
         # To the visitor
         self._answer_turn: Final = turn.another()
@@ -124,8 +129,7 @@ class FollowedLeg(Leg):
     def end_when_idle(self) -> None:
         """Hand the connection over, to be closed, as soon as it is idle between requests."""
         self._keep_alive_timeout = 0.0
-        if self._awaits_visitor:
-            self._move_deadline()
+        self._limit_wait()
 
     def take_ready(self) -> list[Piece]:
         """Take what may be forwarded of the bytes that were received so far."""
@@ -137,7 +141,7 @@ class FollowedLeg(Leg):
         return self._leg.tasks
 
     def attach(self) -> None:
-        self._leg.on_readable, self._leg.on_writable = self._on_leg_readable, self._on_leg_writable
+        self._leg.on_readable, self._leg.on_writable = self.on_readable, self._on_leg_writable
         self._leg.attach()
 
     def detach(self) -> None:
@@ -198,23 +202,32 @@ class FollowedLeg(Leg):
     def held(self) -> int:
         return self._leg.held
 
+    @property
+    def drained(self) -> bool:
+        return self._awaits_visitor and not self._ready
+
     def _must_await_gateway(self) -> bool:
-        held_back = self._follower.holds and self._responses.awaits_upgrade
+        held_back = self._follower.phase is Phase.HELD and self._follower.holds and self._responses.awaits_upgrade
         self._awaits_gateway = held_back or self._responses.outstanding >= MAX_OUTSTANDING
         if not self._awaits_gateway:
-            self._silence.move(math.inf)
+            if self._silence.deadline < math.inf:
+                self._silence.move(math.inf)
         elif not self._follower.holds and self._silence.deadline == math.inf:
             self._limit_silence()  # the response to an Upgrade has no deadline, like any response
         return self._awaits_gateway
 
     def _follow(self, data: bytes) -> None:
         self._granted, self._unfollowed = False, None
-        pieces = self._follower.feed(data)
-        self._turn.spend(self._follower.work)
+        follower = self._follower
+        pieces = follower.feed(data)
+        self._turn.spend(follower.work)
         if pieces:
             self._ready.extend(pieces)
             self._head_deadline = math.inf  # a head that had begun is whole
-            self._last_activity = trio.current_time()
+            self._last_activity = self._clock.now()
+        if self._leg.drained and follower.phase in _READS and not follower.has_more:
+            self._awaits_visitor = True
+            self._limit_wait()
 
     def _receive(self, max_bytes: int) -> bytes | None:
         """Receive from the visitor; b"" at its EOF, of which the follower is notified."""
@@ -224,35 +237,44 @@ class FollowedLeg(Leg):
             if not self._end_sent:
                 raise
             data = b""  # `send_eof` has ended TLS, which ends both directions
-        self._awaits_visitor = data is None
-        self._move_deadline()
-        if data is not None and not data:
+        if data is None:
+            self._awaits_visitor = True
+            self._limit_wait()
+            return None
+        self._awaits_visitor = False
+        if not data:
             self._visitor_ended = True
             self._follower.end()
-        return None if data is None else bytes(data)
+        return bytes(data)
 
     def _on_granted(self) -> None:
         self._granted = True
         self.on_readable()
 
-    def _on_leg_readable(self) -> None:
-        self.on_readable()
+    def _limit_wait(self) -> None:
+        """Set the deadline, unless there is an earlier one."""
+        due = self._due()
+        if due < self._deadline.deadline:
+            self._deadline.move(due)
 
-    def _move_deadline(self) -> None:
-        """Set the time at which the next byte from the visitor is due."""
-        deadline = math.inf
+    def _due(self) -> float:
+        """The time at which the next byte from the visitor is due."""
         if not self._awaits_visitor:
-            pass
-        elif self._follower.head_begun:
+            return math.inf
+        if self._follower.head_begun:
             if self._head_deadline == math.inf:
-                self._head_deadline = trio.current_time() + self._head_timeout
-            deadline = self._head_deadline
-        elif self._idle and self._follower.phase is Phase.HEAD:
-            deadline = self._last_activity + self._keep_alive_timeout
+                self._head_deadline = self._clock.now() + self._head_timeout
+            return self._head_deadline
+        if self._responses.idle and self._follower.phase is Phase.HEAD and self.sent:
+            return self._last_activity + self._keep_alive_timeout
         # No deadline in a body or during a response: that is for the gateway to decide.
-        self._deadline.move(deadline)
+        return math.inf
 
     def _on_deadline(self) -> None:
+        due = self._due()
+        if due > trio.current_time():
+            self._deadline.move(due)
+            return
         if self._follower.head_begun:
             self._follower.give_up(self._head_timeout)
         elif self._end_sent:
@@ -260,11 +282,6 @@ class FollowedLeg(Leg):
         else:
             self._follower.stop()
         self.on_readable()
-
-    @property
-    def _idle(self) -> bool:
-        """True when the visitor has the whole response to each request."""
-        return self._responses.idle and self.sent
 
     def _finish(self) -> bytes | None:
         """Hand over when each request has its response. Returns b"" if nothing can be sent after the responses."""
@@ -312,9 +329,9 @@ class FollowedLeg(Leg):
         self._unpassed = None
         if passed:
             self._leg.send(data if passed == len(data) else memoryview(data)[:passed])
-        self._last_activity = trio.current_time()
-        if self._awaits_visitor:
-            self._move_deadline()
+        self._last_activity = self._clock.now()
+        if self._last_activity + self._keep_alive_timeout < self._deadline.deadline:
+            self._limit_wait()
         if self._silence.deadline < math.inf:
             self._limit_silence()
         if self._awaits_gateway:
@@ -334,9 +351,8 @@ class FollowedLeg(Leg):
     def _on_leg_writable(self) -> None:
         self.refusal = self.refusal or self._leg.refusal
         if self._leg.sent:
-            self._last_activity = trio.current_time()
-        if self._awaits_visitor:
-            self._move_deadline()
+            self._last_activity = self._clock.now()
+        self._limit_wait()
         self.on_writable()
         if self._follower.is_over:
             self.on_readable()  # the visitor has the last response
