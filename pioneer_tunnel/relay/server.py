@@ -349,12 +349,14 @@ class Relay:
                 await self._drain_asked.wait()
                 if self._handed_over:
                     self._sites.stop()
-                    if self._fleet is not None:
-                        self._fleet.links.stop_listening()
+                if self._fleet is not None:
+                    self._fleet.drain(handed_over=self._handed_over)
                 accepting.cancel_scope.cancel()
             async with self._apply_lock:
                 await self._listening.end_tunnels()
             await self._let_finish()
+            if self._fleet is not None:
+                await self._fleet.settle()
             connections.cancel_scope.cancel()
 
     async def _listen(self, accepting: trio.Nursery, connections: trio.Nursery) -> RelayAddresses:

@@ -27,6 +27,12 @@ from .registry import FleetRegistry
 
 __all__ = ["FleetNode"]
 
+SETTLE_TIMEOUT: Final = 2.0
+"""Seconds that a process which ends waits until its sessions are out of the records."""
+
+_SETTLE_LOOK: Final = 0.02
+"""Seconds between looks at that."""
+
 
 @final
 class FleetNode:
@@ -114,6 +120,22 @@ class FleetNode:
             nursery.start_soon(self._changed.tell, registry_changed)
             task_status.started()
         raise AssertionError("it runs until it is cancelled")
+
+    def drain(self, *, handed_over: bool) -> None:
+        """From now on, sessions that leave come again elsewhere. Does not wait.
+
+        Args:
+            handed_over: whether a successor of this process listens for other nodes.
+        """
+        self._store.leaving = True
+        if handed_over:
+            self.links.stop_listening()
+
+    async def settle(self) -> None:
+        """Wait until the other nodes know that the sessions have left; not for long, and not without Redis."""
+        with trio.move_on_after(SETTLE_TIMEOUT):
+            while self._store.reachable and self.directory.to_reconcile:
+                await trio.sleep(_SETTLE_LOOK)
 
     def stats(self) -> FleetStats:
         """The numbers now."""
