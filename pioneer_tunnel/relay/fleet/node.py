@@ -10,6 +10,7 @@ import trio
 
 from ..._model.keys import PublicKey
 from ..config import RelayConfig
+from ..gateways.expected import PATIENCE
 from ..gateways.registry import LiveSession
 from ..inherited import Inherited
 from ..listeners import open_listeners
@@ -27,8 +28,8 @@ from .registry import FleetRegistry
 
 __all__ = ["FleetNode"]
 
-SETTLE_TIMEOUT: Final = 2.0
-"""Seconds that a process which ends waits until its sessions are out of the records."""
+SETTLE_TIMEOUT: Final = PATIENCE
+"""Seconds that a process which ends waits until its sessions are out of the records. Gateways are back by then."""
 
 _SETTLE_LOOK: Final = 0.02
 """Seconds between looks at that."""
@@ -132,7 +133,7 @@ class FleetNode:
             self.links.stop_listening()
 
     async def settle(self) -> None:
-        """Wait until the other nodes know that the sessions have left; not for long, and not without Redis."""
+        """Wait until the records say that the sessions have left. Without Redis it does not wait."""
         with trio.move_on_after(SETTLE_TIMEOUT):
             while self._store.reachable and self.directory.to_reconcile:
                 await trio.sleep(_SETTLE_LOOK)
