@@ -23,9 +23,10 @@ import trio
 from .._model.errors import TunnelError
 from .._model.log_fields import about
 from .._storage.toml_read import read_content
+from ..access.guard import check_files
 from .config import RelayConfig, config_of
 
-__all__ = ["POLL_INTERVAL", "Changes", "ConfigFile", "follow"]
+__all__ = ["POLL_INTERVAL", "Changes", "ConfigFile", "check_access", "follow"]
 
 POLL_INTERVAL: Final = 2.0
 """Seconds between two checks of the file."""
@@ -154,3 +155,15 @@ async def follow(
         except (TunnelError, OSError) as error:
             fields = about("configuration_refused", file=file.path, reason=error)
             _log.error("%s is not applied, the relay goes on as before: %s", file.path, error, extra=fields)
+
+
+def check_access(config: RelayConfig) -> None:
+    """Read the files of access rules, so that what is wrong with them is known before a visitor comes. Blocks.
+
+    Raises:
+        InvalidSettingsError, StorageError: a file cannot be used.
+    """
+    for tunnel in config.tunnels:
+        for route in tunnel.routes:
+            if route.access is not None:
+                check_files(route.access.below(config.base_dir))

@@ -12,62 +12,55 @@ The command line runs a `Relay` as a process. To run one inside your own program
 from __future__ import annotations
 
 import logging
-import socket
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn, final
+from typing import Final, final
 
 import attrs
 import trio
 
 from .._async_library import need_trio
 from .._model.certificate_status import CertificateStatus
-from .._model.errors import InvalidSettingsError
 from .._model.exception_groups import lone_error_bare
 from .._model.log_fields import about
-from .._net.adopted import watch
-from .._net.closing import abandon
 from .._net.descriptor_limit import descriptor_limit
-from .._net.streams import ByteStream
-from .._net.tcp import TcpStream
 from .._wire.node import is_node_name
-from ..access.guard import check_files
 from ..access_log.writer import AccessLog
 from ..exchange.carrier import Carrier
 from ..websocket import EngineName
 from ..yamux import Limits
-from .accept_loop import AcceptLoop, admit
+from .accept_loop import AcceptLoop
 from .addresses import Listening, RelayAddresses
-from .admission import Admission, OverLimit
+from .admission import Admission
+from .beside import Beside
 from .certificates import RelayCertificates
 from .config import RelayConfig
-from .connection import Connection, log_unforeseen
+from .connection import log_unforeseen
 from .counts import RelayCounts
+from .fleet.extra import node_of_fleet
 from .gateways.endpoint import GatewayEndpoint
 from .gateways.expected import Expected
-from .gateways.other_nodes import OtherNodes, PassedGateway
+from .gateways.other_nodes import OtherNodes
 from .gateways.registry import Directory, LocalDirectory, LocalRegistry, Registry
 from .handover import Handover
 from .identity import identity_of
 from .inherited import Inherited
 from .names import NameBook
-from .reload import Changes
+from .passed_connections import PassedConnections
+from .reload import Changes, check_access
 from .routing import Router
 from .sharing import Announce, Sharing
 from .sites import Sites
 from .start_log import log_changes, log_start
 from .stats import RelayStats
 from .visitors.ingress import Ingress
-from .visitors.passing import Passed, Passing, Stage
+from .visitors.passing import Passing
 from .visitors.tls import SniRouter
 
-if TYPE_CHECKING:
-    from .fleet.node import FleetNode
-
-__all__ = ["Relay", "check_access"]
+__all__ = ["Relay"]
 
 _DRAIN_LOOK: Final = 0.1
 """Seconds between looks at what is left, while the relay drains."""
@@ -87,9 +80,13 @@ class Relay:
         engine: the WebSocket engine; None chooses the fastest that is installed.
         inherited: sockets that listen already, see `relay.inherited`; by default none.
         passing: passes connections to other processes that listen at the same addresses; by default there are none.
-        announce: lets other processes of the same relay know something, for `hear` there; by default there are none.
+        announce: lets other processes of the same relay know something, for `beside.hear` there; by default there are
+            none.
         nodes: the other nodes of a fleet; by default there is none. The relay sets its `serve_gateway`.
         wall_clock: seconds since 1970, for the `*_unix` fields of statistics.
+
+    Attributes:
+        beside: for other processes of the same relay.
 
     Raises:
         InvalidSettingsError: a certificate, a key or a file of access rules cannot be used; or the extra `acme` is
@@ -115,18 +112,16 @@ class Relay:
         check_access(config)
         self._config = config
         self._inherited: Final = inherited or Inherited()
-        names, own_registry = None, None
-        self._fleet: Final = self._node(wall_clock) if registry is None and directory is None else None
-        if self._fleet is not None:
-            registry, directory, nodes = self._fleet.registry, self._fleet.directory, self._fleet.links
-            self._fleet.registry.on_change = self._note_changed_tunnels
+        names, own_registry, node = None, None, None
+        if config.fleet is not None and registry is None and directory is None:
+            node = node_of_fleet(config, reserved=self._reserved, inherited=self._inherited, wall_clock=wall_clock)
+            registry, directory, nodes = node.registry, node.directory, node.links
         elif registry is None:
             names = NameBook(config.names_path, reserved=self._reserved)
             registry = own_registry = LocalRegistry(config.tunnels, names)
         directory = directory or LocalDirectory()
-        self._own_registry: Final = own_registry if self._fleet is None else self._fleet.registry
-        self._changed_tunnels: Final[set[str]] = set()
-        self._tunnels_changed = trio.Event()
+        self._fleet: Final = node
+        self._own_registry: Final = own_registry if node is None else node.registry
         self._expected: Final = Expected(self._inherited.connected)
         self._listening: Final = Listening(config, self._inherited)
         self._addresses: RelayAddresses | None = None
@@ -152,7 +147,8 @@ class Relay:
         self._certificates: Final = RelayCertificates(config, own_registry)
         if names is not None:
             names.on_claim = self._certificates.want
-        self._sharing: Final = None if announce is None else Sharing(announce, names, self._certificates.acme)
+        sharing = None if announce is None else Sharing(announce, names, self._certificates.acme)
+        self.beside: Final = Beside(self._expected, self._listening, sharing, self._drain_asked)
         self._sites: Final = Sites(
             self, lambda: self._config, ready=lambda: not self._drain_asked.is_set(), wall_clock=wall_clock
         )
@@ -170,8 +166,6 @@ class Relay:
             node=None if nodes is None or not is_node_name(nodes.name) else nodes.name,
             wall_clock=wall_clock,
         )
-        if nodes is not None:
-            nodes.serve_gateway = self._serve_passed_gateway
         self._passing: Final = passing
         self._carrier: Final = Carrier(log_unforeseen)
         self._ingress: Final = Ingress(
@@ -199,18 +193,9 @@ class Relay:
             passing=passing,
             nodes=nodes,
         )
-
-    def _node(self, wall_clock: Callable[[], float]) -> FleetNode | None:
-        """This node of a fleet; None if the configuration has none."""
-        if self._config.fleet is None:
-            return None
-        try:
-            from .fleet.node import FleetNode  # noqa: PLC0415  # an extra
-        except ModuleNotFoundError as error:
-            raise InvalidSettingsError(
-                "relay.fleet needs the package coredis: pip install 'pioneer-tunnel[fleet]'"
-            ) from error
-        return FleetNode(self._config, reserved=self._reserved, inherited=self._inherited, wall_clock=wall_clock)
+        self._passed: Final = PassedConnections(self._admission, self._listening, self._router, self._gateways)
+        if nodes is not None:
+            nodes.serve_gateway = self._passed.serve_gateway
 
     @property
     def _reserved(self) -> frozenset[str]:
@@ -300,43 +285,6 @@ class Relay:
             log_changes(changes)
             return self._addresses
 
-    def expect(self, tunnels: Iterable[str]) -> None:
-        """Let visitors of these tunnels wait for the gateway, as after a restart: for 5 seconds at most.
-
-        A session of the tunnel ends the wait, and so does `gateway_has_come`.
-        """
-        self._expected.add(tunnels)
-
-    def gateway_has_come(self, tunnel_id: str) -> None:
-        """The gateway of this tunnel has a session at another process."""
-        self._expected.has_come(tunnel_id)
-
-    async def accept_at(self, name: str, sockets: Sequence[socket.socket]) -> None:
-        """Accept at further sockets of one of the relay's addresses, until cancelled, or drained. Then close them.
-
-        Args:
-            name: of the address, as in `relay.inherited`.
-            sockets: they listen there.
-        """
-        try:
-            async with trio.open_nursery() as nursery:
-
-                async def accept() -> None:
-                    await self._listening.accept_at(name, sockets)
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(accept)
-                await self._drain_asked.wait()  # no deadline: it accepts until it shall not
-                nursery.cancel_scope.cancel()
-        finally:
-            for one in sockets:
-                one.close()
-
-    async def hear(self, message: Any) -> None:
-        """Another process of the same relay has passed this to its `announce`."""
-        if self._sharing is not None:
-            await self._sharing.hear(message)
-
     def reopen_access_log(self) -> None:
         """Open the file of the access log anew, after it was renamed. Does not wait.
 
@@ -383,8 +331,7 @@ class Relay:
             await connections.start(self._carrier.run)
             self._gateways.let_sessions_resume(connections)
             if self._fleet is not None:
-                await connections.start(self._fleet.run)
-                connections.start_soon(self._tell_changed_tunnels)
+                await connections.start(self._fleet.run, self._gateways.registry_changed)
             acme = self._certificates.acme
             if acme is not None:
                 await acme.load()
@@ -393,7 +340,7 @@ class Relay:
                     accepting.start_soon(acme.run)  # a successor orders when this one does no more
                 self._addresses = await self._listen(accepting, connections)
                 if self._passing is not None:
-                    await accepting.start(self._passing.serve, partial(self._take_passed, connections, copy_context()))
+                    await accepting.start(self._passing.serve, partial(self._passed.take, connections, copy_context()))
                 self._inherited.close_rest()
                 self._expected.begin()
                 log_start(self._config, self._addresses, most_connections=self._admission.most_connections)
@@ -402,27 +349,15 @@ class Relay:
                 await self._drain_asked.wait()
                 if self._handed_over:
                     self._sites.stop()
-                    if self._fleet is not None:
-                        self._fleet.links.stop_listening()
+                if self._fleet is not None:
+                    self._fleet.drain(handed_over=self._handed_over)
                 accepting.cancel_scope.cancel()
             async with self._apply_lock:
                 await self._listening.end_tunnels()
             await self._let_finish()
+            if self._fleet is not None:
+                await self._fleet.settle()
             connections.cancel_scope.cancel()
-
-    def _note_changed_tunnels(self, ids: Collection[str]) -> None:
-        self._changed_tunnels.update(ids)
-        self._tunnels_changed.set()
-
-    async def _tell_changed_tunnels(self) -> NoReturn:
-        """End sessions of tunnels that were revoked, and tell others what has changed."""
-        while True:
-            # No deadline: without a change there is nothing to tell.
-            await self._tunnels_changed.wait()
-            self._tunnels_changed = trio.Event()
-            changed = frozenset(self._changed_tunnels)
-            self._changed_tunnels.clear()
-            await self._gateways.registry_changed(changed)
 
     async def _listen(self, accepting: trio.Nursery, connections: trio.Nursery) -> RelayAddresses:
         config = self._config
@@ -436,37 +371,6 @@ class Relay:
             dashboard=None if config.dashboard is None else sites[config.dashboard],
             metrics=None if config.metrics is None else sites[config.metrics],
         )
-
-    def _take_passed(self, connections: trio.Nursery, context: Context, passed: Passed) -> None:
-        """Serve a connection that another process has accepted."""
-        accepted = socket.socket(fileno=passed.descriptor)
-        accepted.setblocking(False)
-        connection = Connection(TcpStream(accepted, resets=True), passed.peer, passed.local, connections, context)
-        connection.may_pass = False
-        route = None
-        if passed.stage is Stage.BOUND:
-            route = self._listening.route_of(passed.tunnel, passed.service or None)
-        handler = partial(self._router.begin_passed, passed, route)
-        now = trio.current_time()
-        admit(connection, self._admission, handler, now, only_visitors=passed.stage is not Stage.GATEWAY)
-
-    async def _serve_passed_gateway(self, stream: ByteStream, passed: PassedGateway) -> None:
-        """Serve a gateway's connection that came to another node."""
-        watched, peer = watch(stream), passed.peer
-        with trio.CancelScope() as scope:
-            try:
-                arrival = self._admission.arrive(None if peer is None else peer.host, trio.current_time(), scope.cancel)
-            except OverLimit as reason:
-                self._admission.counts.refused(reason.reason)
-                await abandon(stream)
-                return
-            try:
-                await self._gateways.serve_request(
-                    watched, watched, arrival, certificate=passed.certificate, peer=passed.peer
-                )
-            finally:
-                arrival.leave()
-                await abandon(stream)
 
     async def _let_finish(self) -> None:
         """Wait until no connection is left, for `drain_timeout_ms` at most."""
@@ -483,15 +387,3 @@ class Relay:
                 await trio.sleep(_DRAIN_LOOK)
             return
         _log.warning("visitors are left after %g seconds; they are reset", seconds, extra=about("visitors_reset"))
-
-
-def check_access(config: RelayConfig) -> None:
-    """Read the files of access rules, so that what is wrong with them is known before a visitor comes. Blocks.
-
-    Raises:
-        InvalidSettingsError, StorageError: a file cannot be used.
-    """
-    for tunnel in config.tunnels:
-        for route in tunnel.routes:
-            if route.access is not None:
-                check_files(route.access.below(config.base_dir))

@@ -27,6 +27,8 @@ class ContactStore(Store):
     Attributes:
         lease: as given.
         operations: how many reads, writes and renewals there were so far.
+        leaving: whether this process drains. The record of a tunnel that loses its last holding then says so, see
+            `Record`.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class ContactStore(Store):
         self.on_gap: Callable[[], object] = lambda: None
         self.lease: Final = lease
         self.operations = 0
+        self.leaving = False
         self._routes: Final = routes or KnownRoutes()
         self._seen = 0
         self._ever_reached = False

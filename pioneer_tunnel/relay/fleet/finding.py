@@ -3,6 +3,10 @@
 A route that is known is used without asking the store. It may be out of date: then the other node says that it does not
 have the session, the record is read, and the visitor tries again. However many visitors wait for a tunnel, its record
 is read once.
+
+Visitors wait in two cases, and the record is read now and then. The tunnel's session has left with its process, which
+drains: the gateway comes again, to the successor or to another node. Or the session is gone and still in the record: it
+may have left just now. If its node is dead instead, the wait is short.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from typing import Final, final
 import attrs
 import trio
 
+from ..gateways.expected import HOLD
 from ..gateways.registry import Holder, LiveSession, LocalDirectory
 from .peers import Peers
 from .records import NOTHING_KNOWN, Holding, Record
@@ -33,6 +38,9 @@ MOST_GONE: Final = 4096
 
 GONE_FOR: Final = 2.0
 """Seconds for which such a session is the last choice."""
+
+SETTLING: Final = 1.0
+"""Seconds after which a session that has left is not in its record any more."""
 
 
 @final
@@ -88,9 +96,19 @@ class Finder:
         try:
             return self.find_nowait(tunnel_id)
         except trio.WouldBlock:
-            record = await self.look(tunnel_id, after=self._failed_at(self._store.known(tunnel_id) or NOTHING_KNOWN))
-            found, _ = self._choose(tunnel_id, self._local.find_nowait(tunnel_id), record or NOTHING_KNOWN)
-            return found
+            since = trio.current_time()
+        while True:
+            known = self._store.known(tunnel_id) or NOTHING_KNOWN
+            record = await self.look(tunnel_id, after=self._failed_at(known)) or NOTHING_KNOWN
+            found, is_gone = self._choose(tunnel_id, self._local.find_nowait(tunnel_id), record)
+            until = -math.inf
+            if is_gone:
+                until = self._failed_at(record) + SETTLING
+            elif found is None and record.leaving:
+                until = since + HOLD
+            if trio.current_time() >= until or not self._store.reachable:
+                return found
+            await trio.sleep(LOOK_AGAIN)
 
     def _choose(self, tunnel_id: str, local: LiveSession | None, record: Record) -> tuple[Holder | None, bool]:
         """The best holder, and whether a visitor could not reach it a moment ago.

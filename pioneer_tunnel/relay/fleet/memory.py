@@ -12,8 +12,9 @@ from typing import Final, NoReturn, final
 import attrs
 import trio
 
+from ..gateways.expected import PATIENCE
 from .contact import ContactStore
-from .records import NOTHING_KNOWN, Holding, Record
+from .records import LEAVING, NOTHING_KNOWN, Holding, Record
 from .routes import KnownRoutes
 from .store import LEASE, Changed, StoreUnreachable
 
@@ -42,6 +43,7 @@ class MemoryRecords:
         self._records: Final[dict[str, Record]] = {}
         self._leases: Final[dict[str, float]] = {}
         self._subscribers: Final[dict[str, Callable[[str, Record], object]]] = {}
+        self._left: Final[dict[str, float]] = {}  # until when a record says `leaving`; in this order
         self._counter = 0
 
     def __len__(self) -> int:
@@ -92,6 +94,7 @@ class MemoryRecords:
         Args:
             trusting: also with holdings of processes whose lease has expired.
         """
+        self._forget_left()
         record = self._records.get(tunnel_id, NOTHING_KNOWN)
         if trusting or all(self.lives(holding.process) for holding in record.holdings):
             return record
@@ -99,7 +102,14 @@ class MemoryRecords:
         return attrs.evolve(record, holdings=living)
 
     def write(
-        self, process: str, tunnel_id: str, *, expected: int, holdings: Sequence[Holding], trusting: bool = False
+        self,
+        process: str,
+        tunnel_id: str,
+        *,
+        expected: int,
+        holdings: Sequence[Holding],
+        trusting: bool = False,
+        leaving: bool = False,
     ) -> Record:
         """Replace the holdings of a tunnel, as `Store.write`.
 
@@ -107,27 +117,38 @@ class MemoryRecords:
             process: the writer; it is not told.
             tunnel_id, expected, holdings: see `Store.write`.
             trusting: see `read`; of the record that `Changed` tells.
+            leaving: the writer drains.
 
         Raises:
             Changed: see `Store.write`.
         """
         if self._records.get(tunnel_id, NOTHING_KNOWN).version != expected:
             raise Changed(self.read(tunnel_id, trusting=trusting))
-        return self._put(process, tunnel_id, holdings)
+        return self._put(process, tunnel_id, holdings, leaving=leaving)
 
     def forget(self) -> None:
         """Lose all records, all leases and the counter, as a server that comes back empty."""
         self._records.clear()
         self._leases.clear()
+        self._left.clear()
         self._counter = 0
 
-    def _put(self, process: str, tunnel_id: str, holdings: Sequence[Holding]) -> Record:
+    def _forget_left(self) -> None:
+        now = trio.current_time()
+        while self._left and self._left[first := next(iter(self._left))] <= now:
+            del self._left[first], self._records[first]
+
+    def _put(self, process: str, tunnel_id: str, holdings: Sequence[Holding], *, leaving: bool = False) -> Record:
+        self._forget_left()
+        self._left.pop(tunnel_id, None)
         before = self._records.pop(tunnel_id, NOTHING_KNOWN)
         # The clock is for a counter that was lost: what is given after that is higher all the same.
         self._counter = max(self._counter, int(trio.current_time() * 1000), *(each.fence for each in holdings), 0) + 1
         given = tuple(attrs.evolve(each, fence=each.fence or self._counter) for each in holdings)
-        record = Record(self._counter, given) if given else NOTHING_KNOWN
-        if given:
+        record = Record(self._counter, given) if given else LEAVING if leaving else NOTHING_KNOWN
+        if record is LEAVING:
+            self._left[tunnel_id] = trio.current_time() + PATIENCE
+        if record is not NOTHING_KNOWN:
             self._records[tunnel_id] = record
         for told in {holding.process for holding in (*before.holdings, *given)} - {process}:
             if told in self._subscribers:
@@ -180,7 +201,12 @@ class MemoryStore(ContactStore):
         changed: Changed | None = None
         try:
             record = self._records.write(
-                self.process, tunnel_id, expected=expected, holdings=holdings, trusting=self._trusting
+                self.process,
+                tunnel_id,
+                expected=expected,
+                holdings=holdings,
+                trusting=self._trusting,
+                leaving=self.leaving,
             )
         except Changed as other:
             record, changed = other.record, other

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final, NoReturn, final
 
 import trio
 
 from ..._model.keys import PublicKey
 from ..config import RelayConfig
+from ..gateways.expected import PATIENCE
 from ..gateways.registry import LiveSession
 from ..inherited import Inherited
 from ..listeners import open_listeners
 from ..stats import FleetStats
+from .changed_tunnels import ChangedTunnels
 from .config import FleetConfig
 from .directory import FleetDirectory
 from .keys import node_identity, node_public_key
@@ -25,6 +27,12 @@ from .redis_store import RedisStore
 from .registry import FleetRegistry
 
 __all__ = ["FleetNode"]
+
+SETTLE_TIMEOUT: Final = PATIENCE
+"""Seconds that a process which ends waits until its sessions are out of the records. Gateways are back by then."""
+
+_SETTLE_LOOK: Final = 0.02
+"""Seconds between looks at that."""
 
 
 @final
@@ -66,6 +74,8 @@ class FleetNode:
         self.registry: Final = FleetRegistry(
             config.tunnels, fleet, identity=identity, nodes=keys, reserved=reserved, wall_clock=wall_clock
         )
+        self._changed: Final = ChangedTunnels()
+        self.registry.on_change = self._changed.note
         store = RedisStore(fleet.redis_access.server(), fleet.node, is_node=lambda name: machine_of(name) in keys)
         self._store: Final = store
         asked = _Asked()
@@ -85,9 +95,18 @@ class FleetNode:
     def listeners(self) -> dict[str, list[trio.SocketListener]]:
         return {str(self._fleet.listen): self._open}
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+    async def run(
+        self,
+        registry_changed: Callable[[Collection[str]], Awaitable[object]],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> NoReturn:
         """Be a node, until cancelled. It starts when other nodes can reach it, and Redis has answered, or some seconds
         have passed.
+
+        Args:
+            registry_changed: called with the ids of tunnels that may have changed or ended. It ends their sessions.
+            task_status: for `nursery.start`.
 
         Raises:
             OSError: it cannot listen for other nodes.
@@ -99,8 +118,25 @@ class FleetNode:
             await nursery.start(self.links.run)
             await nursery.start(self.registry.run)
             await nursery.start(self.directory.run)
+            nursery.start_soon(self._changed.tell, registry_changed)
             task_status.started()
         raise AssertionError("it runs until it is cancelled")
+
+    def drain(self, *, handed_over: bool) -> None:
+        """From now on, sessions that leave come again elsewhere. Does not wait.
+
+        Args:
+            handed_over: whether a successor of this process listens for other nodes.
+        """
+        self._store.leaving = True
+        if handed_over:
+            self.links.stop_listening()
+
+    async def settle(self) -> None:
+        """Wait until the records say that the sessions have left. Without Redis it does not wait."""
+        with trio.move_on_after(SETTLE_TIMEOUT):
+            while self._store.reachable and self.directory.to_reconcile:
+                await trio.sleep(_SETTLE_LOOK)
 
     def stats(self) -> FleetStats:
         """The numbers now."""

@@ -9,7 +9,7 @@ import attrs
 from ..._wire.links import LinkPlace
 from ..gateways.takeover import Party
 
-__all__ = ["NOTHING_KNOWN", "Holding", "Record"]
+__all__ = ["LEAVING", "NOTHING_KNOWN", "Holding", "Record"]
 
 
 @final
@@ -46,11 +46,17 @@ class Record:
     Attributes:
         version: changes with each write, and grows; 0 if there is no record.
         holdings: the sessions that have the tunnel. Those of dead processes are not among them.
+        leaving: nobody has it, since the process of its last session drains. Its gateway comes again in a moment. For
+            some seconds only; the version is 0.
     """
 
     version: int
     holdings: tuple[Holding, ...] = ()
+    leaving: bool = False
 
+
+LEAVING: Final = Record(0, leaving=True)
+"""The record of a tunnel whose last session has left with its process."""
 
 NOTHING_KNOWN: Final = Record(0)
 """The record of a tunnel that nobody has."""

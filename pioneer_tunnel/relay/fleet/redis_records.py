@@ -6,7 +6,8 @@ A record is text, so that an operator can read it:
     FENCE PROCESS NODE SESSION ["KEY ID","INSTANCE",SINCE]
     FENCE PROCESS NODE SESSION ["KEY ID","INSTANCE",SINCE,INDEX,OF]
 
-with one line for each holding. What is read is not trusted: whoever can write to Redis may have put it there. A record
+with one line for each holding. For some seconds after the last session has left with its process, which drains, it is
+the word `leaving`. What is read is not trusted: whoever can write to Redis may have put it there. A record
 that is not exactly like this counts as one without holdings.
 """
 
@@ -17,7 +18,7 @@ import re
 from typing import Final
 
 from ..._wire.links import MOST_LINKS, LinkPlace
-from .records import Holding, Record
+from .records import LEAVING, Holding, Record
 
 __all__ = ["MOST_RECORD_BYTES", "READ", "RENEW", "WRITE", "BrokenRecord", "decode", "encode_holding"]
 
@@ -64,6 +65,8 @@ def decode(data: bytes) -> Record:
     """
     if not data:
         return Record(0)
+    if data == b"leaving":
+        return LEAVING
     begin = _VERSION.match(data)
     version = int(begin[0]) if begin is not None and len(begin[0]) <= 16 else 0
     try:
@@ -171,7 +174,8 @@ WRITE: Final = (
     + """
 -- KEYS: the record, the counter, the writer's lease.
 -- ARGV: prefix, trusting, milliseconds that a record is kept, the writer, the tunnel, the version that it expects, the
--- highest number that the writer has seen, its node, milliseconds that a lease lives; then a line for each holding.
+-- highest number that the writer has seen, its node, milliseconds that a lease lives, milliseconds for which a record
+-- without holdings says that the writer leaves (0: not at all); then a line for each holding.
 -- A writer whose lease has expired lives: else two such writers would not see each other, and write in turn for ever.
 local lived = redis.call('EXISTS', KEYS[3])
 if lived == 0 then redis.call('SET', KEYS[3], ARGV[8], 'PX', ARGV[9]) end
@@ -184,14 +188,17 @@ redis.call('SET', KEYS[2], counter)
 local told = {}
 for process in string.gmatch(record, '\\n%d+ (%x+) ') do told[process] = true end
 local lines = {counter}
-for index = 10, #ARGV do
+for index = 11, #ARGV do
   local fence, rest = string.match(ARGV[index], '^(%d+)( .*)$')
   if fence == '0' then fence = counter end
   lines[#lines + 1] = fence .. rest
   told[string.match(rest, '^ (%x+) ')] = true
 end
 local new = ''
-if #lines == 1 then
+if #lines == 1 and ARGV[10] ~= '0' then
+  new = 'leaving'
+  redis.call('SET', KEYS[1], new, 'PX', ARGV[10])
+elseif #lines == 1 then
   redis.call('DEL', KEYS[1])
 else
   new = table.concat(lines, '\\n')

@@ -57,6 +57,7 @@ from coredis.retry import NoRetryPolicy
 from ..._model.exception_groups import leaves
 from ..._model.log_fields import about
 from ..._net.log_limiter import LogLimiter
+from ..gateways.expected import PATIENCE
 from .contact import ContactStore
 from .records import Holding, Record
 from .redis_records import READ, RENEW, WRITE, BrokenRecord, decode, encode_holding
@@ -190,6 +191,7 @@ class RedisStore(ContactStore):
     async def write(self, tunnel_id: str, *, expected: int, holdings: Sequence[Holding]) -> Record:
         seen = max((self._seen, *(holding.fence for holding in holdings)))
         arguments = [self._prefix, *self._common, self.process, tunnel_id, str(expected), str(seen), *self._lease]
+        arguments.append(str(int(PATIENCE * 1000)) if self.leaving else "0")
         lines = [encode_holding(holding) for holding in holdings]
         keys = [self._key_of(tunnel_id), self._counter_key, self._lease_key]
         answer = await self._call(self._write, keys, [*arguments, *lines])

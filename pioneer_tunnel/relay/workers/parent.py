@@ -23,8 +23,7 @@ from ..addresses import RelayAddresses
 from ..admission import SPARE_DESCRIPTORS
 from ..config import RelayConfig
 from ..inherited import Inherited
-from ..reload import Changes, ConfigFile
-from ..server import check_access
+from ..reload import Changes, ConfigFile, check_access
 from ..sites import Sites
 from ..spawning import own_command
 from ..start_log import log_changes, log_start

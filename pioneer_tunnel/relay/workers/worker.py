@@ -229,7 +229,7 @@ class Worker:
             case "expect":
                 return self._expect(params)
             case "announced":
-                return await self._relay.hear(params)
+                return await self._relay.beside.hear(params)
             case "apply":
                 return await self._apply(self._relay, params)
             case "report":
@@ -240,17 +240,17 @@ class Worker:
         """Accept at the sockets of a worker that is missing."""
         assert self._relay is not None
         with scope:
-            await self._relay.accept_at(name, sockets)
+            await self._relay.beside.accept_at(name, sockets)
 
     def _expect(self, params: Any) -> None:
         if self._node is not None:
             self._node.note_leaving(params["process"])
         if self._relay is not None:
-            self._relay.expect(params["tunnels"])
+            self._relay.beside.expect(params["tunnels"])
 
     def _note_holder(self, tunnel_id: str) -> None:
         if self._relay is not None:
-            self._relay.gateway_has_come(tunnel_id)
+            self._relay.beside.gateway_has_come(tunnel_id)
 
     async def _announce(self, message: Any) -> None:
         with suppress(CallFailed, trio.BrokenResourceError), trio.move_on_after(ANNOUNCE_TIMEOUT):

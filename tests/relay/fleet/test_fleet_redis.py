@@ -23,7 +23,7 @@ from rig import HANG, eventually, free_port, no_hang
 
 from pioneer_tunnel._wire.links import LinkPlace
 from pioneer_tunnel.relay.fleet import redis_store
-from pioneer_tunnel.relay.fleet.records import Holding, Record
+from pioneer_tunnel.relay.fleet.records import LEAVING, Holding, Record
 from pioneer_tunnel.relay.fleet.redis_records import (
     MOST_NUMBER,
     MOST_RECORD_BYTES,
@@ -33,6 +33,7 @@ from pioneer_tunnel.relay.fleet.redis_records import (
 )
 from pioneer_tunnel.relay.fleet.redis_store import RedisServer, RedisStore
 from pioneer_tunnel.relay.fleet.store import Changed, StoreUnreachable
+from pioneer_tunnel.relay.gateways.expected import PATIENCE
 
 KEY: Final = f"pioneer:t:{TUNNEL}"
 
@@ -187,6 +188,27 @@ async def test_a_write_is_a_compare_and_set(redis: RealRedis) -> None:
         assert redis.call("EXISTS", KEY) == b":0"
 
 
+async def test_a_record_says_for_some_seconds_that_its_last_session_left_with_its_process(redis: RealRedis) -> None:
+    left, right = (RedisStore(redis.server, name) for name in ("fra1", "fra2"))
+    left.leaving = True
+    async with running(left, right):
+        first = await left.write(TUNNEL, expected=0, holdings=[a_holding(left), a_holding(right)])
+        second = await left.write(TUNNEL, expected=first.version, holdings=first.holdings[1:])
+        assert not second.leaving
+        assert await left.write(TUNNEL, expected=second.version, holdings=[]) == LEAVING
+        assert redis.call("GET", KEY) == b"leaving"
+        assert 0 < int(redis.call("PTTL", KEY)[1:]) <= PATIENCE * 1000
+        assert await right.read(TUNNEL) == LEAVING
+        assert right.known(TUNNEL) is None
+        with pytest.raises(Changed) as changed:
+            await right.write(TUNNEL, expected=second.version, holdings=[a_holding(right)])
+        assert changed.value.record == LEAVING
+        third = await right.write(TUNNEL, expected=0, holdings=[a_holding(right)])
+        assert await left.read(TUNNEL) == third
+        assert third.version > second.version
+        assert int(redis.call("PTTL", KEY)[1:]) > PATIENCE * 1000
+
+
 async def test_a_fence_is_higher_than_all_that_were_lost(redis: RealRedis) -> None:
     """Also that of a node that has seen none of them."""
     left, right = (RedisStore(redis.server, name) for name in ("fra1", "fra2"))
@@ -194,6 +216,7 @@ async def test_a_fence_is_higher_than_all_that_were_lost(redis: RealRedis) -> No
         for _ in range(3):
             lost = await left.write("lost", expected=0, holdings=[a_holding(left)])
             redis.call("FLUSHALL")
+        await trio.sleep(0.01)  # writes within one millisecond are ahead of the clock by so many
         assert (await right.write(TUNNEL, expected=0, holdings=[a_holding(right)])).version > lost.version
         redis.call("FLUSHALL")
         high = attrs.evolve(a_holding(left), fence=2**50)

@@ -1,0 +1,80 @@
+"""Serves connections that other processes have accepted: visitors of another worker, gateways of another node."""
+
+from __future__ import annotations
+
+import socket
+from contextvars import Context
+from functools import partial
+from typing import Final, final
+
+import trio
+
+from .._net.adopted import watch
+from .._net.closing import abandon
+from .._net.streams import ByteStream
+from .._net.tcp import TcpStream
+from .accept_loop import admit
+from .addresses import Listening
+from .admission import Admission, OverLimit
+from .connection import Connection
+from .gateways.endpoint import GatewayEndpoint
+from .gateways.other_nodes import PassedGateway
+from .routing import Router
+from .visitors.passing import Passed, Stage
+
+__all__ = ["PassedConnections"]
+
+
+@final
+class PassedConnections:
+    """They count as if this process had accepted them.
+
+    Args:
+        admission: counts them.
+        listening: knows the routes with an address of their own.
+        router: serves visitors, and gateways that are passed with their socket.
+        gateways: serves gateways whose bytes another node carries.
+    """
+
+    def __init__(self, admission: Admission, listening: Listening, router: Router, gateways: GatewayEndpoint) -> None:
+        self._admission: Final = admission
+        self._listening: Final = listening
+        self._router: Final = router
+        self._gateways: Final = gateways
+
+    def take(self, connections: trio.Nursery, context: Context, passed: Passed) -> None:
+        """Serve a connection whose socket another process has passed. Does not wait.
+
+        Args:
+            connections: the nursery of connections.
+            context: of its task.
+            passed: the connection.
+        """
+        accepted = socket.socket(fileno=passed.descriptor)
+        accepted.setblocking(False)
+        connection = Connection(TcpStream(accepted, resets=True), passed.peer, passed.local, connections, context)
+        connection.may_pass = False
+        route = None
+        if passed.stage is Stage.BOUND:
+            route = self._listening.route_of(passed.tunnel, passed.service or None)
+        handler = partial(self._router.begin_passed, passed, route)
+        now = trio.current_time()
+        admit(connection, self._admission, handler, now, only_visitors=passed.stage is not Stage.GATEWAY)
+
+    async def serve_gateway(self, stream: ByteStream, passed: PassedGateway) -> None:
+        """Serve a gateway's connection that came to another node."""
+        watched, peer = watch(stream), passed.peer
+        with trio.CancelScope() as scope:
+            try:
+                arrival = self._admission.arrive(None if peer is None else peer.host, trio.current_time(), scope.cancel)
+            except OverLimit as reason:
+                self._admission.counts.refused(reason.reason)
+                await abandon(stream)
+                return
+            try:
+                await self._gateways.serve_request(
+                    watched, watched, arrival, certificate=passed.certificate, peer=passed.peer
+                )
+            finally:
+                arrival.leave()
+                await abandon(stream)
