@@ -62,7 +62,7 @@ _key_option: Final = click.option(
 _json_option: Final = click.option("--json", "as_json", is_flag=True, help="An object.")
 
 
-@click.group()
+@click.group(short_help="Keys, tunnels and state of a fleet of relays.")
 def fleet() -> None:
     """Keys, tunnels and state of a fleet: several relays that work as one.
 

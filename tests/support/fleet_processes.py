@@ -20,7 +20,7 @@ from pioneer_tunnel import RelayKey, Tunnel, TunnelStream, open_tunnel
 from pioneer_tunnel._model.keys import SigningIdentity, new_relay_key
 from pioneer_tunnel.relay import RelayStats
 from pioneer_tunnel.relay.administration.fleet_file import write_node_key, write_operator_key
-from pioneer_tunnel.relay.administration.running import ask_running
+from pioneer_tunnel.relay.administration.running import RunningRelay, ask_running
 from pioneer_tunnel.relay.fleet.keys import operator_identity
 from pioneer_tunnel.relay.stats import FleetStats
 
@@ -82,9 +82,13 @@ class FleetNodeProcess:
 
     async def running(self) -> RelayStats:
         """What it does, as `relay status` asks it."""
-        running = await ask_running(self.file)
-        assert running is not None
-        return running.stats
+        return (await self._running()).stats
+
+    async def _running(self) -> RunningRelay:
+        with trio.fail_after(HANG):
+            while (running := await ask_running(self.file)) is None:
+                await trio.sleep(0.02)  # it listens before it answers there
+        return running
 
     async def restart(self) -> None:
         """SIGUSR2: a successor takes over, and this process ends."""
@@ -94,9 +98,7 @@ class FleetNodeProcess:
             while self._program.process.poll() is None:
                 await trio.sleep(0.02)
         self._end()
-        while (running := await ask_running(self.file)) is None:
-            await trio.sleep(0.02)
-        self._successor = running.pid
+        self._successor = (await self._running()).pid
 
     def signal(self, number: int) -> None:
         os.kill(self._successor or self._program.process.pid, number)  # type: ignore[union-attr]

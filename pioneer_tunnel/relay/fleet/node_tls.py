@@ -88,6 +88,11 @@ def _shown_by(secured: TlsStream) -> bytes:
     return certificates[0] if certificates else b""
 
 
+def _none() -> bytes:
+    """The password of a key file. Without it, OpenSSL would ask at the terminal."""
+    return b""
+
+
 def _context(kind: int, certificate: Path, private_key: Path, trusted: Iterable[bytes]) -> ssl.SSLContext:
     context = ssl.SSLContext(kind)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -101,7 +106,7 @@ def _context(kind: int, certificate: Path, private_key: Path, trusted: Iterable[
             files.pinned(certificate, limit=_FILE_LIMIT) as certificate_path,
             files.pinned(private_key, limit=_FILE_LIMIT) as key_path,
         ):
-            context.load_cert_chain(certificate_path, key_path, password="")
+            context.load_cert_chain(certificate_path, key_path, password=_none)
         for der in trusted:
             context.load_verify_locations(cadata=der)
     except (StorageError, OSError) as error:

@@ -140,8 +140,7 @@ class SeenFile:
             now: in seconds since 1970.
         """
         with self._turn(), self._database:
-            old = "SELECT id FROM entries WHERE until < ?"
-            self._database.execute(f"DELETE FROM ways WHERE id IN ({old})", (now,))  # noqa: S608  # no text of others
+            self._database.execute("DELETE FROM ways WHERE id IN (SELECT id FROM entries WHERE until < ?)", (now,))
             self._database.execute("DELETE FROM entries WHERE until < ?", (now,))
 
     # Names
