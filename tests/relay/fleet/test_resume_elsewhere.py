@@ -107,7 +107,7 @@ async def links_of(kind: str, folder: Path, stack: AsyncExitStack) -> list[tuple
     private = folder / "workers"
     private.mkdir(mode=0o700)
     for number, process in enumerate(PROCESSES):
-        workers = WorkerNetwork(f"m/{number}", process, private, lambda pid, other=1 - number: f"m/{other}")  # type: ignore[misc]
+        workers = WorkerNetwork(f"m/{number}", process, private, lambda pid, other=1 - number: f"m/{other}", workers=2)  # type: ignore[misc]
         passing = SocketPassing(workers, lambda tunnel_id: None, random.Random(1))
         links = NodeLinks(f"m/{number}", process, Sessions(), workers=workers, random=random.Random(1))
         made.append((links, passing))
@@ -263,6 +263,24 @@ async def test_a_gateway_that_was_passed_on_is_not_passed_on_again(tmp_path: Pat
             [challenge] = await websocket.receive()
             assert isinstance(challenge, str)
             assert '"challenge"' in challenge
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("machines", ["far/0", "far/1" + 30 * "0", "far/x", "other"]), ("workers", ["m/2", "m/00", "m/1/1", "m/", "far"])],
+)
+async def test_a_name_that_no_node_has_leads_nowhere(kind: str, names: list[str], tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        both = [links for links, _ in await links_of(kind, tmp_path, stack)]
+        async with trio.open_nursery() as nursery:
+            for links in both:
+                await nursery.start(links.run)
+            links = both[0]
+            for name in names:  # anybody may send it in a header
+                assert not links.reaches(name)
+                with pytest.raises(trio.BrokenResourceError, match="none that this one knows"):
+                    await links.pass_gateway(name, PassedGateway())
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("name", [None, "Büro/0"], ids=["no fleet", "a name that no header can have"])
