@@ -369,6 +369,18 @@ async def test_a_redis_that_is_down_at_the_start() -> None:
                     await trio.sleep(0.05)
 
 
+async def test_a_node_that_is_stopped_while_redis_does_not_answer_stops() -> None:
+    with real_redis() as redis:
+        redis.pause()
+        store = RedisStore(RedisServer(path=str(redis.path)), "fra1")
+        with no_hang():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(nursery.start, store.run)
+                await trio.sleep(0.1)
+                nursery.cancel_scope.cancel()
+        redis.go_on()
+
+
 async def test_nothing_waits_for_a_redis_that_is_known_to_be_down(redis: RealRedis) -> None:
     store = RedisStore(RedisServer(path=str(redis.path) + "-not-there"), "fra1")
     async with running(store):
