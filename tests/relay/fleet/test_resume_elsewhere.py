@@ -35,8 +35,10 @@ from rig import (
 from pioneer_tunnel import Tunnel, TunnelStream, open_tunnel
 from pioneer_tunnel._http.head import HeadReader
 from pioneer_tunnel._model.addresses import Address, RelayAddress
+from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL
 from pioneer_tunnel._wire.node import NODE, is_node_name
+from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay import Relay, RelayAddresses
 from pioneer_tunnel.relay.fleet.node_links import NodeLinks
 from pioneer_tunnel.relay.fleet.passing import SocketPassing
@@ -263,6 +265,35 @@ async def test_a_gateway_that_was_passed_on_is_not_passed_on_again(tmp_path: Pat
             [challenge] = await websocket.receive()
             assert isinstance(challenge, str)
             assert '"challenge"' in challenge
+
+
+async def test_a_gateway_behind_a_balancer_counts_for_its_own_address(tmp_path: Path) -> None:
+    machines = Machines(tmp_path, "near", "far")
+    came: list[PassedGateway] = []
+
+    async def serve(stream: ByteStream, passed: PassedGateway) -> None:
+        came.append(passed)
+        await stream.aclose()
+
+    config = relay_config(ingress_addr="127.0.0.1:0", control_addr="127.0.0.1:0", accept_proxy_from=["127.0.0.0/8"])
+    balancer = ProxyHeader(visitor=Address("203.0.113.7", 4711), local=Address("198.51.100.1", 443), tls=None)
+    async with (
+        machines.node("near", serve_gateway=serve),
+        machines.node("far") as links,
+        trio.open_nursery() as nursery,
+    ):
+        addresses = await nursery.start(Relay(config, nodes=links).serve)
+        gateway = await connect(addresses.ingress)
+        await gateway.send_all(
+            balancer.encode()
+            + f"GET / HTTP/1.1\r\nHost: {RELAY_NAME}\r\nUpgrade: websocket\r\n".encode()
+            + b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+            + f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\nPioneer-Node: near\r\n\r\n".encode()
+        )
+        await eventually(lambda: bool(came))
+        await gateway.aclose()
+        nursery.cancel_scope.cancel()
+    assert [passed.peer for passed in came] == [balancer.visitor]
 
 
 @pytest.mark.parametrize(
