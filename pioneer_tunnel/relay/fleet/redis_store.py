@@ -56,6 +56,7 @@ from coredis.retry import NoRetryPolicy
 
 from ..._model.exception_groups import leaves
 from ..._model.log_fields import about
+from ..._model.text import clean_message
 from ..._net.log_limiter import LogLimiter
 from ..gateways.expected import PATIENCE
 from .contact import ContactStore
@@ -227,13 +228,15 @@ class RedisStore(ContactStore):
         try:
             record = decode(data if isinstance(data, bytes) else b"")
         except BrokenRecord as broken:
-            line = f"tunnel {tunnel_id}: its record in Redis is broken, and counts as absent: {broken}"
+            line = f"tunnel {clean_message(tunnel_id)}: its record in Redis is broken, and counts as absent: {broken}"
             _log_limiter.log("broken record", line, about=about("record_broken", tunnel=tunnel_id, reason=broken))
             self._routes.put(tunnel_id, Record(0))
             return Record(broken.version)
         known = tuple(holding for holding in record.holdings if self._is_node(holding.node))
         if len(known) < len(record.holdings):
-            line = f"tunnel {tunnel_id}: its record in Redis names a node that is not in the configuration; ignored"
+            line = (
+                f"tunnel {clean_message(tunnel_id)}: its record in Redis names a node that is not configured; ignored"
+            )
             fields = about("record_broken", tunnel=tunnel_id, reason="unknown node")
             _log_limiter.log("unknown node", line, about=fields)
             record = attrs.evolve(record, holdings=known)
@@ -362,4 +365,4 @@ def _first_cause(error: BaseException) -> str:
     """Why it failed, in the words of whoever noticed it first."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error)
+    return clean_message(str(error))

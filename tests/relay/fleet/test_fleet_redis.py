@@ -103,7 +103,8 @@ LINE: Final = '5 0123456789abcdef fra1 session ["key","host",1.5,0,2]'
         LINE.replace("0,2", "2,2"), LINE.replace("0,2", "0,9"), LINE.replace("0,2", "-1,2"), LINE.replace(",0,2", ",0"),
         LINE.replace("1.5", "true"), LINE.replace("1.5", "NaN"), LINE.replace("1.5", "1e999"),
         LINE.replace("1.5", "-1"), LINE.replace("1.5", "9" * 5000), LINE.replace("host", "h" * 1025),
-        LINE.replace('"key"', "1"), LINE.replace("]", ""), LINE.replace("[", "{"),
+        LINE.replace('"key"', "1"),
+        LINE.replace("host", "\\ud800"), LINE.replace("key", "\\udc00"), LINE.replace("]", ""), LINE.replace("[", "{"),
         "5 0123456789abcdef f s " + "[" * 9000 + "]",
     ],
 )  # fmt: skip
@@ -250,6 +251,14 @@ async def test_a_broken_record_counts_as_absent(
         assert "broken" in caplog.text or broken is TOO_LONG  # that is not even read
         written = await store.write(TUNNEL, expected=found.version, holdings=[a_holding(store)])
         assert await store.read(TUNNEL) == written
+
+
+async def test_a_name_from_redis_forges_no_line_of_the_log(redis: RealRedis, caplog: pytest.LogCaptureFixture) -> None:
+    store = RedisStore(redis.server, "fra1")
+    async with running(store):
+        redis.call("PUBLISH", f"{redis_store.DEFAULT_PREFIX}to:{store.process}", "a\x1b[2J\rb\nbroken")
+        await eventually(lambda: "broken" in caplog.text)
+    assert [record.getMessage().isprintable() for record in caplog.records] == [True] * len(caplog.records)
 
 
 async def test_keys_of_another_type_are_no_outage(redis: RealRedis) -> None:
