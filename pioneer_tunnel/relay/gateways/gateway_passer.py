@@ -82,16 +82,16 @@ class GatewayPasser:
             and self._passing.pass_gateway(visit, node, received)
         ):
             return True
-        try:
-            with trio.fail_after(PASS_TIMEOUT):
-                onward = await self._nodes.pass_gateway(
-                    node, PassedGateway(peer=visit.visitor, certificate=certificate)
-                )
-        except (trio.BrokenResourceError, trio.TooSlowError):
-            return False
         with trio.CancelScope() as scope:
             self._carried.add(scope)
             try:
+                try:
+                    with trio.fail_after(PASS_TIMEOUT):
+                        onward = await self._nodes.pass_gateway(
+                            node, PassedGateway(peer=visit.visitor, certificate=certificate)
+                        )
+                except (trio.BrokenResourceError, trio.TooSlowError):
+                    return False
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._settle, connection)
                     await pump(onward, PrefixedStream(stream, received))

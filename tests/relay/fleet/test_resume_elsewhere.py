@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -29,22 +30,28 @@ from rig import (
     read_until,
     relay_config,
     request,
+    tcp_pair,
     upload,
 )
 
 from pioneer_tunnel import Tunnel, TunnelStream, open_tunnel
 from pioneer_tunnel._http.head import HeadReader
 from pioneer_tunnel._model.addresses import Address, RelayAddress
+from pioneer_tunnel._net.adopted import adopt, watch
 from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL
 from pioneer_tunnel._wire.node import NODE, is_node_name
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay import Relay, RelayAddresses
+from pioneer_tunnel.relay.admission import Admission
+from pioneer_tunnel.relay.connection import Connection
 from pioneer_tunnel.relay.fleet.node_links import NodeLinks
 from pioneer_tunnel.relay.fleet.passing import SocketPassing
 from pioneer_tunnel.relay.fleet.unix_network import WorkerNetwork
 from pioneer_tunnel.relay.gateways import gateway_passer
-from pioneer_tunnel.relay.gateways.other_nodes import PassedGateway, named_node
+from pioneer_tunnel.relay.gateways.other_nodes import OtherNodes, PassedGateway, named_node
+from pioneer_tunnel.relay.limits import RelayLimits
+from pioneer_tunnel.relay.visitors.visit import Visit
 from pioneer_tunnel.websocket import ENGINES, EngineName, Opening, load_engine
 
 CA: Final = trustme.CA()
@@ -249,6 +256,34 @@ async def test_a_node_that_stops_lets_go_of_the_gateways_of_others(tmp_path: Pat
         await at.nodes[1].relay.drain()
         await eventually(lambda: at.resumes == 2)
         assert at.tunnel.status.attempt == 1
+
+
+async def test_a_gateway_that_is_being_passed_when_its_node_stops_is_let_go() -> None:
+    onward, far = trio.testing.memory_stream_pair()
+
+    class Far(OtherNodes):
+        name = "near"
+        serve_gateway = None
+
+        def reaches(self, node: str) -> bool:
+            return node == "far"
+
+        async def pass_gateway(self, node: str, passed: PassedGateway) -> ByteStream:
+            passer.drain()
+            return adopt(onward)
+
+    passer = gateway_passer.GatewayPasser(Far(), None)
+    left, right = await tcp_pair()
+    with no_hang():
+        async with trio.open_nursery() as nursery:
+            connection = Connection(watch(left), None, None, nursery, copy_context())
+            connection.arrival = Admission(RelayLimits()).arrive(None, 0.0, connection.evict)
+            head = HeadReader().feed(b"GET / HTTP/1.1\r\nHost: a\r\nPioneer-Node: far\r\n\r\n")
+            assert head is not None
+            assert await passer.passes(connection, Visit.of(connection), head, b"", certificate=None)
+            connection.close()
+    await far.aclose()
+    await right.aclose()
 
 
 async def test_a_gateway_that_was_passed_on_is_not_passed_on_again(tmp_path: Path) -> None:
