@@ -127,7 +127,7 @@ class Router:
         elif passed.stage is Stage.HELLO:
             connection.start(self._serve_hello, visit, passed.received)
         elif passed.stage is Stage.GATEWAY:
-            connection.start(self._serve_gateway, connection, connection.stream, _head_of(passed), passed.received)
+            connection.start(self._serve_gateway, connection, visit, _head_of(passed), passed.received)
         elif route is not None:
             self._ingress.begin_bound(visit, route)
         else:
@@ -161,7 +161,7 @@ class Router:
             stream = secured
         request = await self._gateways.read_request(stream)
         if request is not None:
-            await self._serve_gateway(connection, stream, *request)
+            await self._serve_gateway(connection, attrs.evolve(Visit.of(connection), stream=stream), *request)
 
     async def _serve_http(self, connection: Connection) -> None:
         await self._ingress.serve(attrs.evolve(await self._introduced(connection), in_clear=True))
@@ -201,7 +201,7 @@ class Router:
     def _begin_gateway_or_visitor(self, connection: Connection, leg: Leg, head: RequestHead, received: bytes) -> None:
         if wants_gateway(head) and _is_named(head, self._config.public_names):
             leg.detach()
-            connection.start(self._serve_gateway, connection, connection.stream, head, received)
+            connection.start(self._serve_gateway, connection, Visit.of(connection), head, received)
         else:
             self._begin_visitor(connection, leg, head, received)
 
@@ -222,7 +222,7 @@ class Router:
         if head is None:
             await visit.stream.aclose()
         elif wants_gateway(head) and _is_named(head, self._config.public_names):
-            await self._serve_gateway(connection, visit.stream, head, received)
+            await self._serve_gateway(connection, visit, head, received)
         else:
             await self._ingress.serve_request(visit, head, received)
 
@@ -232,14 +232,12 @@ class Router:
             visit = attrs.evolve(visit, stream=PrefixedStream(visit.stream, received))
         return await self._sni_router.route(visit, tls=self._config.ingress_tls)
 
-    async def _serve_gateway(
-        self, connection: Connection, stream: trio.abc.Stream, head: RequestHead, received: bytes
-    ) -> None:
+    async def _serve_gateway(self, connection: Connection, visit: Visit, head: RequestHead, received: bytes) -> None:
         """Serve a gateway whose first request was read, or pass it to the node that has its session."""
         _end_with_fin(connection.stream)
-        passer = self._gateway_passer
+        stream, passer = visit.stream, self._gateway_passer
         if passer is not None and await passer.passes(
-            connection, stream, head, received, certificate=self._certificate_of(stream)
+            connection, visit, head, received, certificate=self._certificate_of(stream)
         ):
             return
         await self._gateways.serve_request(

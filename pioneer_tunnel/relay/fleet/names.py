@@ -151,7 +151,8 @@ class FleetNames:
             else:
                 both = claim.keys | keys
                 wanted = sign_claim(self._node, self._identity, host=host, keys=both, since=claim.since)
-            assert self._published is not None  # it was asked
+            if self._published is None:  # it was lost since it was asked
+                raise RedisUnreachable("it cannot be reached")
             written = await self._published.claim(host, wanted.text, keys, expected=text, most=MOST_SERVICES)
             if written < 0:
                 return f"this tunnel has claimed {MOST_SERVICES} names already"

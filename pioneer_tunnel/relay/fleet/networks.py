@@ -18,7 +18,7 @@ from ..._net.socket_options import keep_alive
 from ..._net.streams import ByteStream
 from .node_tls import NodeTls
 
-__all__ = ["MachineNetwork", "Network", "Reached", "machine_of"]
+__all__ = ["MachineNetwork", "Network", "Reached"]
 
 
 class Reached(NamedTuple):
@@ -27,7 +27,7 @@ class Reached(NamedTuple):
     Attributes:
         stream: in clear.
         watched: the same stream, or the one below its TLS.
-        name: who is at the other end, as it has proved: a node, or a machine, which may be any node of its own.
+        name: who is at the other end, as it has proved.
     """
 
     stream: ByteStream
@@ -39,7 +39,7 @@ class Network(Protocol):
     """A way to other nodes."""
 
     def reaches(self, node: str) -> bool:
-        """Whether there is a way to a node."""
+        """Whether there is a node of this name, and a way to it. The name may come from anybody."""
 
     async def dial(self, node: str, process: str | None) -> Reached:
         """Connect to a node that it `reaches`. The caller sets the deadline.
@@ -60,11 +60,6 @@ class Network(Protocol):
         """
 
 
-def machine_of(node: str) -> str:
-    """The machine of a node: the name without the worker."""
-    return node.partition("/")[0]
-
-
 @final
 @attrs.frozen
 class MachineNetwork(Network):
@@ -72,22 +67,21 @@ class MachineNetwork(Network):
 
     Attributes:
         tls: the certificates.
-        addresses: of the other machines, by their names. Worker `k` listens at the port + `k`.
+        addresses: of the other machines, by their names. Each one is a node.
     """
 
     tls: NodeTls
     addresses: Mapping[str, Address]
 
     def reaches(self, node: str) -> bool:
-        return machine_of(node) in self.addresses
+        return node in self.addresses
 
     async def dial(self, node: str, process: str | None) -> Reached:  # noqa: ARG002  # one process has the address
-        machine, _, worker = node.partition("/")
-        address = self.addresses[machine]
-        stream = await trio.open_tcp_stream(address.host, address.port + (int(worker) if worker.isdecimal() else 0))
+        address = self.addresses[node]
+        stream = await trio.open_tcp_stream(address.host, address.port)
         try:
             watched = _prepared(stream)
-            return Reached(await self.tls.connect(watched, machine), watched, machine)
+            return Reached(await self.tls.connect(watched, node), watched, node)
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise

@@ -19,7 +19,7 @@ from .changed_tunnels import ChangedTunnels
 from .config import FleetConfig
 from .directory import FleetDirectory
 from .keys import node_identity, node_public_key
-from .networks import MachineNetwork, machine_of
+from .networks import MachineNetwork
 from .node_links import NodeLinks
 from .node_tls import NodeTls
 from .peers import Asked, Order
@@ -76,7 +76,7 @@ class FleetNode:
         )
         self._changed: Final = ChangedTunnels()
         self.registry.on_change = self._changed.note
-        store = RedisStore(fleet.redis_access.server(), fleet.node, is_node=lambda name: machine_of(name) in keys)
+        store = RedisStore(fleet.redis_access.server(), fleet.node, is_node=keys.__contains__)
         self._store: Final = store
         asked = _Asked()
         tls = NodeTls(fleet.key_file, fleet.key_file, {node.name: node.certificate for node in fleet.others})

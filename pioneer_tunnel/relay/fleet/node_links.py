@@ -23,7 +23,7 @@ from ..connection import contain_errors, log_unforeseen
 from ..gateways.other_nodes import OtherNodes, PassedGateway, ServeGateway
 from ..gateways.registry import GatewayAway
 from .hops import Hops
-from .networks import MachineNetwork, Network, Reached, machine_of
+from .networks import MachineNetwork, Network, Reached
 from .node_link import HEARTBEAT, LIMITS, NodeLink, greet
 from .node_messages import (
     AWAY,
@@ -147,7 +147,7 @@ class NodeLinks(Peers, OtherNodes):
 
     def round_trip(self, node: str) -> float | None:
         """The shortest round trip to a machine of late, in seconds; None while there is no link to it."""
-        found = [link.round_trip for (name, _), link in self._links.items() if machine_of(name) == node]
+        found = [link.round_trip for (name, _), link in self._links.items() if name == node]
         shortest = min(found, default=math.inf)
         return None if shortest == math.inf else shortest
 
@@ -256,7 +256,7 @@ class NodeLinks(Peers, OtherNodes):
                 reached = await network.accept(stream)
                 said = await greet(reached.stream, self.name, self._process)
             name = said.text("name")
-            if name != reached.name and not name.startswith(f"{reached.name}/"):
+            if name != reached.name:
                 raise RemoteProtocolError("it greets with the name of another node")
         except (trio.BrokenResourceError, trio.ClosedResourceError, RemoteProtocolError) as error:
             why = str(error)

@@ -102,6 +102,10 @@ def _decode_holding(line: str) -> Holding:
         raise BrokenRecord("a holding has an impossible place")
     if not (len(key_id) <= 128 and len(instance) <= 1024 and 0 <= since < 2**40):
         raise BrokenRecord("a holding has an impossible key, instance or time")
+    try:
+        f"{key_id}{instance}".encode()
+    except UnicodeEncodeError:  # it could not be written back
+        raise BrokenRecord("a holding has a key or an instance with half a character") from None
     return Holding(
         node=match["node"],
         process=match["process"],

@@ -56,6 +56,7 @@ from coredis.retry import NoRetryPolicy
 
 from ..._model.exception_groups import leaves
 from ..._model.log_fields import about
+from ..._model.text import clean_message
 from ..._net.log_limiter import LogLimiter
 from ..gateways.expected import PATIENCE
 from .contact import ContactStore
@@ -227,13 +228,15 @@ class RedisStore(ContactStore):
         try:
             record = decode(data if isinstance(data, bytes) else b"")
         except BrokenRecord as broken:
-            line = f"tunnel {tunnel_id}: its record in Redis is broken, and counts as absent: {broken}"
+            line = f"tunnel {clean_message(tunnel_id)}: its record in Redis is broken, and counts as absent: {broken}"
             _log_limiter.log("broken record", line, about=about("record_broken", tunnel=tunnel_id, reason=broken))
             self._routes.put(tunnel_id, Record(0))
             return Record(broken.version)
         known = tuple(holding for holding in record.holdings if self._is_node(holding.node))
         if len(known) < len(record.holdings):
-            line = f"tunnel {tunnel_id}: its record in Redis names a node that is not in the configuration; ignored"
+            line = (
+                f"tunnel {clean_message(tunnel_id)}: its record in Redis names a node that is not configured; ignored"
+            )
             fields = about("record_broken", tunnel=tunnel_id, reason="unknown node")
             _log_limiter.log("unknown node", line, about=fields)
             record = attrs.evolve(record, holdings=known)
@@ -264,29 +267,24 @@ class RedisStore(ContactStore):
         self._client = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        stopping = trio.Event()
+        stopping, tried = trio.Event(), trio.Event()
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._keep_in_contact, stopping)
-            task_status.started()
+            # Not with `start`: when that is cancelled, it waits for the task, which waits for `stopping`.
+            nursery.start_soon(self._keep_in_contact, stopping, tried.set)
             try:
+                await tried.wait()  # no deadline: the attempt has one
+                task_status.started()
                 # No deadline: it runs for as long as the node does.
                 await trio.sleep_forever()
             finally:
                 stopping.set()
         raise AssertionError
 
-    async def _keep_in_contact(self, stopping: trio.Event, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _keep_in_contact(self, stopping: trio.Event, tried: Callable[[], object]) -> None:
         """Reach Redis again and again, until `stopping` is set. Then end the lease, for which the connection is needed.
 
-        It starts when the first attempt has succeeded, or failed.
+        Each attempt calls `tried` when it has succeeded, or failed.
         """
-        started = False
-
-        def start() -> None:
-            nonlocal started
-            if not started:
-                started = True
-                task_status.started()
 
         async def end_lease() -> None:
             await stopping.wait()
@@ -300,17 +298,17 @@ class RedisStore(ContactStore):
                 nursery.start_soon(end_lease)
                 while True:
                     try:
-                        await self._contact(start)
+                        await self._contact(tried)
                     except* (*FAILURES, StoreUnreachable) as group:
                         why = next(filter(None, map(_first_cause, leaves(group))), "the connection is lost")
                         line = f"redis at {self._server} cannot be used, and sessions are not announced: {why}"
                         if not stopping.is_set():
                             _log_limiter.log("unreachable", line, about=about("store_unreachable", reason=why))
-                    start()
+                    tried()
                     # No deadline: a node tries for as long as it runs.
                     await trio.sleep(self._rng.uniform(self._retry / 2, self._retry))
 
-    async def _contact(self, start: Callable[[], None]) -> NoReturn:
+    async def _contact(self, tried: Callable[[], object]) -> NoReturn:
         """Connect, and keep the lease alive until something fails."""
         self._failed = trio.Event()
         async with self._server.connect() as client:
@@ -328,7 +326,7 @@ class RedisStore(ContactStore):
                     self._client = client
                     await self._renew_lease()
                     _log.info("redis at %s is in use", self._server, extra=about("store_reachable"))
-                    start()
+                    tried()
                     nursery.start_soon(self._receive, messages)
                     nursery.start_soon(self._end_contact_when_it_fails)
                     while True:
@@ -367,4 +365,4 @@ def _first_cause(error: BaseException) -> str:
     """Why it failed, in the words of whoever noticed it first."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error)
+    return clean_message(str(error))

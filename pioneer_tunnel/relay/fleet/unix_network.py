@@ -22,7 +22,7 @@ import trio
 from ..._control.credentials import process_of_peer
 from ..._net.adopted import watch
 from ..._storage import files
-from .networks import Network, Reached, machine_of
+from .networks import Network, Reached
 
 __all__ = ["WorkerNetwork"]
 
@@ -42,16 +42,21 @@ class WorkerNetwork(Network):
         process: the id of this process, see `Holding`.
         folder: where the sockets are. It is private: mode 0700.
         who: the name of the worker that a process is; None if it is none. It may change.
+        workers: how many there are. Their names end with numbers from 0.
     """
 
-    def __init__(self, node: str, process: str, folder: Path, who: Callable[[int], str | None]) -> None:
+    def __init__(
+        self, node: str, process: str, folder: Path, who: Callable[[int], str | None], *, workers: int
+    ) -> None:
+        machine = node.rpartition("/")[0]
+        self._nodes: Final = frozenset(f"{machine}/{index}" for index in range(workers))
         self._node: Final = node
         self._process: Final = process
         self._folder: Final = folder
         self._who: Final = who
 
     def reaches(self, node: str) -> bool:
-        return "/" in node and machine_of(node) == machine_of(self._node)
+        return node in self._nodes
 
     async def dial(self, node: str, process: str | None) -> Reached:
         connected = await self.connect(node, process, LINKS, socket.SOCK_STREAM)

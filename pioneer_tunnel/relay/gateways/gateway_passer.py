@@ -11,7 +11,6 @@ from typing import Final, final
 import trio
 
 from ..._http.head import RequestHead
-from ..._net.adopted import adopt
 from ..._net.prefixed_stream import PrefixedStream
 from ...exchange.pump import pump
 from ..connection import Connection
@@ -53,7 +52,7 @@ class GatewayPasser:
     async def passes(
         self,
         connection: Connection,
-        stream: trio.abc.Stream,
+        visit: Visit,
         head: RequestHead,
         received: bytes,
         *,
@@ -63,7 +62,7 @@ class GatewayPasser:
 
         Args:
             connection: the connection.
-            stream: the same, in clear.
+            visit: the same, in clear, and whose it is: limits of the other node count it for that address.
             head: of its request.
             received: all that was read.
             certificate: as of `PassedGateway`.
@@ -76,26 +75,26 @@ class GatewayPasser:
             return False
         if not connection.may_pass or not self._nodes.reaches(node):
             return False
-        visit = Visit.of(connection)
+        stream = visit.stream
         if (
             self._passing is not None
             and stream is connection.stream
             and self._passing.pass_gateway(visit, node, received)
         ):
             return True
-        try:
-            with trio.fail_after(PASS_TIMEOUT):
-                onward = await self._nodes.pass_gateway(
-                    node, PassedGateway(peer=connection.peer, certificate=certificate)
-                )
-        except (trio.BrokenResourceError, trio.TooSlowError):
-            return False
         with trio.CancelScope() as scope:
             self._carried.add(scope)
             try:
+                try:
+                    with trio.fail_after(PASS_TIMEOUT):
+                        onward = await self._nodes.pass_gateway(
+                            node, PassedGateway(peer=visit.visitor, certificate=certificate)
+                        )
+                except (trio.BrokenResourceError, trio.TooSlowError):
+                    return False
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._settle, connection)
-                    await pump(onward, PrefixedStream(adopt(stream), received))
+                    await pump(onward, PrefixedStream(stream, received))
                     nursery.cancel_scope.cancel()
             finally:
                 self._carried.discard(scope)

@@ -50,7 +50,7 @@ class WorkerNode:
         self._on_holder: Final = on_holder
         self._store: Final = ParentStore(self.name, setup.process, channel)
         asked = _Asked()
-        network = WorkerNetwork(self.name, setup.process, Path(setup.folder), self._who.get)
+        network = WorkerNetwork(self.name, setup.process, Path(setup.folder), self._who.get, workers=setup.workers)
         random = Random()  # noqa: S311  # it spreads attempts, and is no secret
         self.links: Final = NodeLinks(self.name, setup.process, asked, workers=network, random=random)
         self.passing: Final = SocketPassing(network, self._where, random)

@@ -309,7 +309,7 @@ class Parent:
                 raise NoWorker(f"it has ended: {process.how_it_ended}")
         finally:
             if not process.listens:
-                process.tell("end")
+                process.end()
         line = "worker %d, process %d, listens"
         _log.info(line, index, process.pid, extra=about("worker_listens", worker=index))
         return process

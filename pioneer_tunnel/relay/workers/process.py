@@ -107,6 +107,7 @@ class WorkerProcess:
         self.ended: Final = trio.Event()
         self.report: Report | None = None
         self._on_gone: Final = on_gone
+        self._running: Final = trio.CancelScope()
         self.id: Final = secrets.token_hex(8)
         self._channel: Final = Channel(
             ours, partial(answer, self), lambda method, params, _sockets: hear(self, method, params)
@@ -124,6 +125,14 @@ class WorkerProcess:
             self._on_gone(self)
             gone.set()
 
+        with self._running:
+            await self._run(carry, carrying, gone)
+
+    def end(self) -> None:
+        """End it at once. Does not wait."""
+        self._running.cancel()
+
+    async def _run(self, carry: Callable[[], Awaitable[None]], carrying: trio.CancelScope, gone: trio.Event) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(carry)
             nursery.start_soon(self._kill_if_stuck, gone)

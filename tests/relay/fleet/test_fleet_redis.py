@@ -103,7 +103,8 @@ LINE: Final = '5 0123456789abcdef fra1 session ["key","host",1.5,0,2]'
         LINE.replace("0,2", "2,2"), LINE.replace("0,2", "0,9"), LINE.replace("0,2", "-1,2"), LINE.replace(",0,2", ",0"),
         LINE.replace("1.5", "true"), LINE.replace("1.5", "NaN"), LINE.replace("1.5", "1e999"),
         LINE.replace("1.5", "-1"), LINE.replace("1.5", "9" * 5000), LINE.replace("host", "h" * 1025),
-        LINE.replace('"key"', "1"), LINE.replace("]", ""), LINE.replace("[", "{"),
+        LINE.replace('"key"', "1"),
+        LINE.replace("host", "\\ud800"), LINE.replace("key", "\\udc00"), LINE.replace("]", ""), LINE.replace("[", "{"),
         "5 0123456789abcdef f s " + "[" * 9000 + "]",
     ],
 )  # fmt: skip
@@ -252,6 +253,14 @@ async def test_a_broken_record_counts_as_absent(
         assert await store.read(TUNNEL) == written
 
 
+async def test_a_name_from_redis_forges_no_line_of_the_log(redis: RealRedis, caplog: pytest.LogCaptureFixture) -> None:
+    store = RedisStore(redis.server, "fra1")
+    async with running(store):
+        redis.call("PUBLISH", f"{redis_store.DEFAULT_PREFIX}to:{store.process}", "a\x1b[2J\rb\nbroken")
+        await eventually(lambda: "broken" in caplog.text)
+    assert [record.getMessage().isprintable() for record in caplog.records] == [True] * len(caplog.records)
+
+
 async def test_keys_of_another_type_are_no_outage(redis: RealRedis) -> None:
     store = RedisStore(redis.server, "fra1")
     async with running(store):
@@ -367,6 +376,18 @@ async def test_a_redis_that_is_down_at_the_start() -> None:
             with no_hang():
                 while await right.visit() != session.id:
                     await trio.sleep(0.05)
+
+
+async def test_a_node_that_is_stopped_while_redis_does_not_answer_stops() -> None:
+    with real_redis() as redis:
+        redis.pause()
+        store = RedisStore(RedisServer(path=str(redis.path)), "fra1")
+        with no_hang():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(nursery.start, store.run)
+                await trio.sleep(0.1)
+                nursery.cancel_scope.cancel()
+        redis.go_on()
 
 
 async def test_nothing_waits_for_a_redis_that_is_known_to_be_down(redis: RealRedis) -> None:

@@ -388,7 +388,7 @@ async def worker(
 ) -> AsyncIterator[NodeLinks]:
     """A worker of the machine `m`. `who` is what it takes this process for, which is at both ends."""
     process = process or f"{number:016x}"
-    network = WorkerNetwork(f"m/{number}", process, folder, lambda pid: who if pid == os.getpid() else None)
+    network = WorkerNetwork(f"m/{number}", process, folder, lambda pid: who if pid == os.getpid() else None, workers=2)
     links = NodeLinks(f"m/{number}", process, sessions or Sessions(), workers=network, random=random.Random(1))
     async with trio.open_nursery() as nursery:
         await nursery.start(links.run)

@@ -62,7 +62,7 @@ class Worker:
     def __init__(self, number: int, folder: Path, **changes: Any) -> None:
         other = 1 - number
         self.directory: Final = LocalDirectory()
-        network = WorkerNetwork(f"m/{number}", PROCESSES[number], folder, lambda pid: f"m/{other}")
+        network = WorkerNetwork(f"m/{number}", PROCESSES[number], folder, lambda pid: f"m/{other}", workers=2)
         there = holding(f"m/{other}", process=PROCESSES[other])
         self.passing: Final = SocketPassing(
             network,
@@ -372,7 +372,7 @@ async def test_a_full_channel_takes_no_more_and_loses_nothing() -> None:
 
 async def test_only_workers_may_pass_visitors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "workers").mkdir(mode=0o700)
-    network = WorkerNetwork("m/0", PROCESSES[0], tmp_path / "workers", lambda pid: None)
+    network = WorkerNetwork("m/0", PROCESSES[0], tmp_path / "workers", lambda pid: None, workers=2)
     passing = SocketPassing(network, lambda tunnel_id: None, random.Random(1))
     with no_hang():
         async with trio.open_nursery() as nursery:

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -29,20 +30,28 @@ from rig import (
     read_until,
     relay_config,
     request,
+    tcp_pair,
     upload,
 )
 
 from pioneer_tunnel import Tunnel, TunnelStream, open_tunnel
 from pioneer_tunnel._http.head import HeadReader
 from pioneer_tunnel._model.addresses import Address, RelayAddress
+from pioneer_tunnel._net.adopted import adopt, watch
+from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL
 from pioneer_tunnel._wire.node import NODE, is_node_name
+from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay import Relay, RelayAddresses
+from pioneer_tunnel.relay.admission import Admission
+from pioneer_tunnel.relay.connection import Connection
 from pioneer_tunnel.relay.fleet.node_links import NodeLinks
 from pioneer_tunnel.relay.fleet.passing import SocketPassing
 from pioneer_tunnel.relay.fleet.unix_network import WorkerNetwork
 from pioneer_tunnel.relay.gateways import gateway_passer
-from pioneer_tunnel.relay.gateways.other_nodes import PassedGateway, named_node
+from pioneer_tunnel.relay.gateways.other_nodes import OtherNodes, PassedGateway, named_node
+from pioneer_tunnel.relay.limits import RelayLimits
+from pioneer_tunnel.relay.visitors.visit import Visit
 from pioneer_tunnel.websocket import ENGINES, EngineName, Opening, load_engine
 
 CA: Final = trustme.CA()
@@ -107,7 +116,7 @@ async def links_of(kind: str, folder: Path, stack: AsyncExitStack) -> list[tuple
     private = folder / "workers"
     private.mkdir(mode=0o700)
     for number, process in enumerate(PROCESSES):
-        workers = WorkerNetwork(f"m/{number}", process, private, lambda pid, other=1 - number: f"m/{other}")  # type: ignore[misc]
+        workers = WorkerNetwork(f"m/{number}", process, private, lambda pid, other=1 - number: f"m/{other}", workers=2)  # type: ignore[misc]
         passing = SocketPassing(workers, lambda tunnel_id: None, random.Random(1))
         links = NodeLinks(f"m/{number}", process, Sessions(), workers=workers, random=random.Random(1))
         made.append((links, passing))
@@ -249,6 +258,34 @@ async def test_a_node_that_stops_lets_go_of_the_gateways_of_others(tmp_path: Pat
         assert at.tunnel.status.attempt == 1
 
 
+async def test_a_gateway_that_is_being_passed_when_its_node_stops_is_let_go() -> None:
+    onward, far = trio.testing.memory_stream_pair()
+
+    class Far(OtherNodes):
+        name = "near"
+        serve_gateway = None
+
+        def reaches(self, node: str) -> bool:
+            return node == "far"
+
+        async def pass_gateway(self, node: str, passed: PassedGateway) -> ByteStream:
+            passer.drain()
+            return adopt(onward)
+
+    passer = gateway_passer.GatewayPasser(Far(), None)
+    left, right = await tcp_pair()
+    with no_hang():
+        async with trio.open_nursery() as nursery:
+            connection = Connection(watch(left), None, None, nursery, copy_context())
+            connection.arrival = Admission(RelayLimits()).arrive(None, 0.0, connection.evict)
+            head = HeadReader().feed(b"GET / HTTP/1.1\r\nHost: a\r\nPioneer-Node: far\r\n\r\n")
+            assert head is not None
+            assert await passer.passes(connection, Visit.of(connection), head, b"", certificate=None)
+            connection.close()
+    await far.aclose()
+    await right.aclose()
+
+
 async def test_a_gateway_that_was_passed_on_is_not_passed_on_again(tmp_path: Path) -> None:
     async with fleet("machines", tmp_path) as at:
         stream = await at.nodes[1].links.pass_gateway("near", PassedGateway(peer=Address("192.0.2.1", 7)))
@@ -263,6 +300,53 @@ async def test_a_gateway_that_was_passed_on_is_not_passed_on_again(tmp_path: Pat
             [challenge] = await websocket.receive()
             assert isinstance(challenge, str)
             assert '"challenge"' in challenge
+
+
+async def test_a_gateway_behind_a_balancer_counts_for_its_own_address(tmp_path: Path) -> None:
+    machines = Machines(tmp_path, "near", "far")
+    came: list[PassedGateway] = []
+
+    async def serve(stream: ByteStream, passed: PassedGateway) -> None:
+        came.append(passed)
+        await stream.aclose()
+
+    config = relay_config(ingress_addr="127.0.0.1:0", control_addr="127.0.0.1:0", accept_proxy_from=["127.0.0.0/8"])
+    balancer = ProxyHeader(visitor=Address("203.0.113.7", 4711), local=Address("198.51.100.1", 443), tls=None)
+    async with (
+        machines.node("near", serve_gateway=serve),
+        machines.node("far") as links,
+        trio.open_nursery() as nursery,
+    ):
+        addresses = await nursery.start(Relay(config, nodes=links).serve)
+        gateway = await connect(addresses.ingress)
+        await gateway.send_all(
+            balancer.encode()
+            + f"GET / HTTP/1.1\r\nHost: {RELAY_NAME}\r\nUpgrade: websocket\r\n".encode()
+            + b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+            + f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\nPioneer-Node: near\r\n\r\n".encode()
+        )
+        await eventually(lambda: bool(came))
+        await gateway.aclose()
+        nursery.cancel_scope.cancel()
+    assert [passed.peer for passed in came] == [balancer.visitor]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("machines", ["far/0", "far/1" + 30 * "0", "far/x", "other"]), ("workers", ["m/2", "m/00", "m/1/1", "m/", "far"])],
+)
+async def test_a_name_that_no_node_has_leads_nowhere(kind: str, names: list[str], tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        both = [links for links, _ in await links_of(kind, tmp_path, stack)]
+        async with trio.open_nursery() as nursery:
+            for links in both:
+                await nursery.start(links.run)
+            links = both[0]
+            for name in names:  # anybody may send it in a header
+                assert not links.reaches(name)
+                with pytest.raises(trio.BrokenResourceError, match="none that this one knows"):
+                    await links.pass_gateway(name, PassedGateway())
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("name", [None, "Büro/0"], ids=["no fleet", "a name that no header can have"])

@@ -55,7 +55,7 @@ class Worker:
     def __init__(self, number: int, folder: Path, records: MemoryRecords) -> None:
         other = 1 - number
         process = PROCESSES[number]
-        network = WorkerNetwork(f"m/{number}", process, folder, lambda pid: f"m/{other}")
+        network = WorkerNetwork(f"m/{number}", process, folder, lambda pid: f"m/{other}", workers=2)
         asked = _Asked()
         self.links: Final = NodeLinks(f"m/{number}", process, asked, workers=network, random=random.Random(1))
         self.directory: Final = FleetDirectory(MemoryStore(records, f"m/{number}", process=process), self.links)

@@ -51,6 +51,8 @@ while True:
             answer = {"answer": message["call"], "error": "the key cannot be read", "kind": "io"}
         if mode == "dies-at-once":
             sys.exit(3)
+        if mode == "never-ready":
+            time.sleep(3600)
     elif mode == "stuck":
         time.sleep(3600)
     body = json.dumps(answer).encode()
@@ -157,3 +159,16 @@ async def test_a_restart_that_fails_leaves_the_worker_in_place(
         assert "all workers are replaced" in caplog.text
         await eventually(lambda: first not in parent.overview.pids)
         assert len(parent.overview.pids) == 1
+
+
+async def test_a_worker_that_is_never_ready_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process_module, "END_TIMEOUT", 0.1)
+    parent = parent_of(tmp_path, "serves", "never-ready", "serves")
+    async with serving(parent):
+        monkeypatch.setattr(process_module, "START_TIMEOUT", 0.3)
+        (first,) = parent.overview.pids
+        await parent.restart()
+        assert "it did not listen within 0.3 seconds" in caplog.text
+        await eventually(lambda: parent.overview.pids == [first])
