@@ -56,9 +56,12 @@ def _bars(axes: Any, title: str, run: Run, keys: Sequence[str]) -> None:
         places = [place + number * width for place in range(len(names))]
         values = [median(run, name, key) or 0 for name in names]
         spread = [_spread(run, name, key) for name in names]
-        axes.bar(places, values, width, yerr=[*zip(*spread, strict=True)] or None, label=WORDS[key])
+        label = WORDS[key] + (", beside bulk" if key.startswith("busy") else "")
+        axes.bar(places, values, width, yerr=[*zip(*spread, strict=True)] or None, label=label)
     axes.set_xticks([place + 0.4 - width / 2 for place in range(len(names))], names, rotation=60, fontsize="small")
     axes.set_title(title, fontsize="medium")
+    if "p99" in title:
+        axes.set(yscale="log")  # from one way to another it is a matter of powers of ten
     if len(keys) > 1:
         axes.legend(fontsize="small")
 
