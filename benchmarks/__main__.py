@@ -54,7 +54,7 @@ def _program(text: str) -> tuple[str, Path]:
 
 
 def _peer(text: str) -> Contestant:
-    """Somebody else's tunnel, which runs already, from `NAME=HOST:PORT:PID,PID`."""
+    """Another tunnel, which runs already, from `NAME=HOST:PORT:PID,PID`."""
     name, equals, rest = text.partition("=")
     host, port, *pids = rest.split(":")
     if not (name and equals) or len(pids) > 1:

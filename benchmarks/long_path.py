@@ -85,7 +85,7 @@ async def _visit(relay: MemoryRelay, firsts: list[float]) -> None:
 
 
 async def _receive(stream: trio.abc.ReceiveStream, amount: int) -> bytes:
-    """The next `amount` bytes; long ones come back as zeros, since nobody looks at them."""
+    """The next `amount` bytes; long ones come back as zeros, since they are only counted."""
     received, last = 0, b""
     while received < amount:
         last = bytes(await stream.receive_some(min(amount - received, PIECE)))

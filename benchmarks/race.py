@@ -78,5 +78,5 @@ def race(
         for contestant in order:
             figures = run(contestant, SPEED_GROUPS, f"round {number + 1} of {rounds}")
             results.rounds[contestant.name].append(figures)
-        order.append(order.pop(0))  # nobody is first, or follows the same one, each time
+        order.append(order.pop(0))  # so that no way is always first, or always after the same one
     return results

@@ -1,4 +1,4 @@
-"""Visitors, who measure. What they ask for is told in origin.py."""
+"""Visitors, which measure. origin.py says what they can ask for."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ class IdleStreams:
 
 @contextmanager
 def stalled_readers(endpoint: Endpoint, count: int) -> Iterator[None]:
-    """Downloads that nobody reads, for the length of a `with`."""
+    """Downloads whose bytes are not read, for the length of a `with`."""
     with ExitStack() as stack:
         for _ in range(count):
             sock = stack.enter_context(socket.socket())

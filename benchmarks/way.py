@@ -56,7 +56,7 @@ class Contestant:
         open: opens a way.
         missing: why it cannot run here, and what to do about it; None if it can.
         groups: what is measured of it.
-        by_default: whether it runs if nobody is named.
+        by_default: whether it runs if `--only` names none.
         most_streams: how many visitors it takes at a time.
     """
 
@@ -72,7 +72,7 @@ class Contestant:
 @final
 @attrs.frozen
 class Programs:
-    """Where other tunnels' programs are: those that somebody named, and those on PATH."""
+    """Where other tunnels' programs are: those that `--program` names, and those on PATH."""
 
     named: Mapping[str, Path] = attrs.field(factory=dict)
 

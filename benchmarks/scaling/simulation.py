@@ -62,7 +62,7 @@ HEARTBEAT: Final = 15.0
 RESUME_TIMEOUT: Final = 60.0
 """So long a gateway tries to resume, which another node answers with a new session."""
 HEALTH_CHECK: Final = 10.0
-"""Seconds until the load balancer sends nobody to a dead node any more."""
+"""Seconds until the load balancer notices a dead node."""
 REVISIT: Final = 0.25
 TRIES: Final = 3
 SECOND: Final = 1.0

@@ -8,9 +8,9 @@ from typing import Final, final
 import trio
 
 from .adopted import Watched
-from .delivery import Delivery
-from .link import Bytes, Link
+from .link import Bytes
 from .streams import ByteStream
+from .watched_link import WatchedLink
 
 __all__ = ["StreamLink"]
 
@@ -18,7 +18,7 @@ _READ_SIZE: Final = 128 * 1024
 
 
 @final
-class StreamLink(Link):
+class StreamLink(WatchedLink):
     """A `Link` whose bytes are those of a stream.
 
     Args:
@@ -27,42 +27,11 @@ class StreamLink(Link):
     """
 
     def __init__(self, stream: ByteStream, watched: Watched) -> None:
+        super().__init__(watched)
         self._stream: Final = stream
-        self._watched: Final = watched
         self._buffer: Final = memoryview(bytearray(_READ_SIZE))
         self._nowait: ByteStream | None = None  # what reads and writes without waiting
         self._rest: Sequence[Bytes] = ()  # `send_nowait` has not sent it
-
-    @property
-    def last_received(self) -> float:
-        return self._watched.last_received
-
-    @property
-    def sending_since(self) -> float | None:
-        return self._watched.sending_since
-
-    def delivery(self) -> Delivery | None:
-        return self._watched.delivery()
-
-    def outlast(self, seconds: float) -> None:
-        self._watched.outlast(seconds)
-
-    @property
-    def window_left(self) -> int:
-        return self._watched.window_left
-
-    def expect_bulk(self) -> None:
-        self._watched.expect_bulk()
-
-    def limit_unsent(self, limit: int) -> None:
-        self._watched.limit_unsent(limit)
-
-    @property
-    def has_room(self) -> bool:
-        return self._watched.has_room
-
-    async def wait_room(self) -> None:
-        await self._watched.wait_room()
 
     def watch(self, on_readable: Callable[[], object]) -> bool:
         self._nowait = self._stream.watch(on_readable)

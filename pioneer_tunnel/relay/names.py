@@ -25,7 +25,7 @@ from .._model.services import MOST_SERVICES
 from .._storage import files
 from .tunnels import TunnelEntry
 
-__all__ = ["NameBook", "why_no_label"]
+__all__ = ["NameBook", "why_no_label", "why_unavailable"]
 
 _LIMIT: Final = 64 * 1024 * 1024
 """Bytes of the file."""
@@ -57,6 +57,11 @@ def why_no_label(label: str) -> str | None:
         if not valid:
             return "it looks like an internationalised name, and is not a valid one"
     return None
+
+
+def why_unavailable(label: str, reserved: Collection[str]) -> str | None:
+    """What keeps every gateway from creating the name `label`, for a person; None if nothing does."""
+    return why_no_label(label) or ("the relay's operator has reserved it" if label in reserved else None)
 
 
 @final
@@ -93,11 +98,9 @@ class NameBook:
         Returns:
             None; or why it is refused, for a person.
         """
-        why_not = why_no_label(label)
+        why_not = why_unavailable(label, self._reserved)
         if why_not is not None:
             return why_not
-        if label in self._reserved:
-            return "the relay's operator has reserved it"
         host, keys = f"{label}.{domain}", frozenset(entry.keys_by_id)
         async with self._writing:
             if self.keys_of(host) >= keys:

@@ -11,16 +11,16 @@ from typing import Final, final
 from .._model.addresses import Address
 from .._net.adopted import Watched
 from .._net.closing import abandon
-from .._net.delivery import Delivery
-from .._net.link import Bytes, Link
+from .._net.link import Bytes
 from .._net.socket_options import source_is_gone
+from .._net.watched_link import WatchedLink
 from .connection import Message, WebSocket
 
 __all__ = ["WebSocketLink"]
 
 
 @final
-class WebSocketLink(Link):
+class WebSocketLink(WatchedLink):
     """A `Link` whose bytes are binary messages of a WebSocket.
 
     Args:
@@ -47,24 +47,13 @@ class WebSocketLink(Link):
         *,
         peer: Address | None = None,
     ) -> None:
+        super().__init__(watched)
         self._websocket: Final = websocket
-        self._watched: Final = watched
         self.on_text = on_text
         self._early = early
         self._peer: Final = peer
         self.close_code: int = 1000
         self.close_reason: str = ""
-
-    @property
-    def last_received(self) -> float:
-        return self._watched.last_received
-
-    @property
-    def sending_since(self) -> float | None:
-        return self._watched.sending_since
-
-    def delivery(self) -> Delivery | None:
-        return self._watched.delivery()
 
     @property
     def address_is_gone(self) -> bool:
@@ -81,26 +70,6 @@ class WebSocketLink(Link):
             return None if lowest is None else Address.of_socket(lowest.socket.getpeername())
         except (OSError, ValueError):
             return None  # the connection is broken, or not of TCP
-
-    def outlast(self, seconds: float) -> None:
-        self._watched.outlast(seconds)
-
-    @property
-    def window_left(self) -> int:
-        return self._watched.window_left
-
-    def expect_bulk(self) -> None:
-        self._watched.expect_bulk()
-
-    def limit_unsent(self, limit: int) -> None:
-        self._watched.limit_unsent(limit)
-
-    @property
-    def has_room(self) -> bool:
-        return self._watched.has_room
-
-    async def wait_room(self) -> None:
-        await self._watched.wait_room()
 
     async def send(self, chunks: Sequence[Bytes]) -> None:
         await self._websocket.send_binary(chunks)

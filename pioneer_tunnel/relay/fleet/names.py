@@ -20,7 +20,7 @@ from ..._model.log_fields import about
 from ..._model.services import MOST_SERVICES
 from ..._net.log_limiter import LogLimiter
 from ..gateways.registry import RegistryAway
-from ..names import why_no_label
+from ..names import why_unavailable
 from ..tunnels import TunnelEntry
 from .claims import Claim, UnknownNode, read_claim, sign_claim
 from .published import Published, RedisUnreachable
@@ -117,11 +117,9 @@ class FleetNames:
         Returns:
             None; or why it is refused, for a person.
         """
-        why_not = why_no_label(label)
+        why_not = why_unavailable(label, self._reserved)
         if why_not is not None:
             return why_not
-        if label in self._reserved:
-            return "the relay's operator has reserved it"
         host, keys = f"{label}.{domain}", frozenset(entry.keys_by_id)
         try:
             return await self._claim(host, keys)
