@@ -38,7 +38,7 @@ def busy(seconds: float) -> float:
     before = _cpu_times()
     time.sleep(seconds)
     everything, idle = (after - was for after, was in zip(_cpu_times(), before, strict=True))
-    return 1 - idle / everything
+    return 1 - idle / everything if everything else 0.0  # the kernel counts in ticks, and none has passed
 
 
 def _cpu_times() -> tuple[int, int]:

@@ -15,6 +15,7 @@ from benchmarks.__main__ import GROUPS, choose, parse
 from benchmarks.connections import Endpoint
 from benchmarks.figures import WORDS
 from benchmarks.long_path import measure_long_path
+from benchmarks.machine import busy
 from benchmarks.measuring import Sizes, measure
 from benchmarks.peers import find
 from benchmarks.processes import Process, running, wait_until
@@ -165,6 +166,10 @@ def test_a_race_runs_in_rounds_and_not_all_is_measured_of_all(capsys: pytest.Cap
         "round 2 of 2: second",
         "round 2 of 2: first",
     ]
+
+
+def test_a_look_at_the_machine_may_be_shorter_than_a_tick_of_the_kernel() -> None:
+    assert all(0 <= busy(0) <= 1 for _ in range(20))
 
 
 def test_who_does_not_come_up_is_left_out_and_named() -> None:
