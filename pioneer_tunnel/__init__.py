@@ -67,12 +67,13 @@ from .tunnel.visitor_tls import terminate_tls
 from .yamux import Limits
 
 if _typing.TYPE_CHECKING:
-    from .gateway.config import RemoteAccessConfig, Transport
+    from .gateway.config import RemoteAccessConfig
     from .gateway.keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
     from .gateway.remote_access import RemoteAccess
     from .gateway.rpc import RemoteAccessRpc
     from .gateway.settings import Settings, SettingsFile, SettingsUpdate
     from .gateway.snapshot import Snapshot
+    from .gateway.transport import Transport
 
 __all__ = [
     "Access",

@@ -43,6 +43,7 @@ __all__ = [
     "hold_back",
     "label",
     "nearest",
+    "one_of",
     "refusal",
     "settle",
     "structure",
@@ -286,6 +287,20 @@ def a_flag(_instance: Any, _field: Any, value: Any) -> None:
     """A validator: true or false."""
     if not isinstance(value, bool):
         raise TypeError("allowed are true and false")
+
+
+def one_of(*allowed: str | None) -> Callable[[Any, Any, Any], None]:
+    """A validator: one of these words; None among them if the key may be left out."""
+    words = [f"'{word}'" for word in allowed if word is not None]
+    text = f"allowed {'is' if len(words) == 1 else 'are'} {' and '.join(words)}"
+    if None in allowed:
+        text += "; leave it out for none"
+
+    def validate(_instance: Any, _field: Any, value: Any) -> None:
+        if value not in allowed:
+            raise ValueError(text)
+
+    return validate
 
 
 def label(most: int) -> Callable[[Any, Any, Any], None]:

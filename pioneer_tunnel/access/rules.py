@@ -19,7 +19,7 @@ import attrs
 from .._model.errors import InvalidSettingsError, Problem
 from .._model.text import redact_reason, shown
 from .._storage.networks import Network, networks
-from .._storage.validation import RefusedItemsError, Rule, a_path, a_text, hold_back, settle, structure
+from .._storage.validation import RefusedItemsError, Rule, a_path, a_text, hold_back, one_of, settle, structure
 
 __all__ = ["Access", "an_access"]
 
@@ -65,11 +65,6 @@ def _open_paths(value: Sequence[str]) -> tuple[str, ...]:
     if problems:
         raise RefusedItemsError(problems)
     return tuple(given)
-
-
-def _preflights(_instance: Any, _field: Any, value: Any) -> None:
-    if value not in ("pass", "refuse"):
-        raise ValueError("allowed are 'pass' and 'refuse'")
 
 
 def _realm(_instance: Any, _field: Any, value: Any) -> None:
@@ -120,7 +115,7 @@ class Access:
     bearer_tokens: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     realm: str = attrs.field(default="restricted", validator=_realm)
     open_paths: tuple[str, ...] = attrs.field(default=(), converter=_open_paths)
-    preflights: _Preflights = attrs.field(default="refuse", validator=_preflights)
+    preflights: _Preflights = attrs.field(default="refuse", validator=one_of("pass", "refuse"))
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(("bearer_tokens", "basic_auth"), _two_ways),

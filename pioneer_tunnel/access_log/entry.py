@@ -18,7 +18,7 @@ import attrs
 from .._http.head import RequestHead
 from .._model.addresses import Address
 
-__all__ = ["Entry", "AccessLogFormat", "a_log_format", "full_or_short", "request_entry", "shown_address"]
+__all__ = ["Entry", "AccessLogFormat", "a_log_format", "request_entry", "shown_address"]
 
 LONGEST_PATH: Final = 2048
 """Bytes of a path; the rest is cut off. `...` at the end says so."""
@@ -50,16 +50,6 @@ def a_log_format(value: Any) -> AccessLogFormat:
         return AccessLogFormat(value)
     except ValueError:
         raise ValueError("allowed are 'common' and 'json'") from None
-
-
-def full_or_short(_instance: Any, _field: Any, value: Any) -> None:
-    """The validator of a configuration's field that says how addresses are written.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if value not in {"full", "short"}:
-        raise ValueError("allowed are 'full' and 'short'")
 
 
 @final

@@ -20,8 +20,9 @@ from .._model.services import FIRST_SERVICE
 from .._net.tls.client import SYSTEM_TRUSTS
 from ..diagnosis.checks import Check, Name, Outcome, exit_status
 from ..diagnosis.diagnose import diagnose as run_checks
-from ..gateway.config import RemoteAccessConfig, Transport
+from ..gateway.config import RemoteAccessConfig
 from ..gateway.runtime_folder import stored_instance
+from ..gateway.transport import Transport
 from ..transports.rathole.key_mode import KeyMode
 from ..websocket import EngineName
 from .arguments import Choice, ExistingFile, RelayText, local_servers, read_proxy

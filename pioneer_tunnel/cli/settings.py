@@ -17,10 +17,10 @@ from .._model.errors import InvalidSettingsError, MissingKeyError, StorageError
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
 from .._model.status import ErrorKind, State, Status
-from ..gateway.config import Transport
 from ..gateway.control import ReachedGateway, reach_gateway
 from ..gateway.planning import effective_config
 from ..gateway.remote_access import RemoteAccess
+from ..gateway.transport import Transport
 from .arguments import STDIN, Command
 from .exit_codes import EXIT_CODES
 from .gateway_options import GatewayFiles, gateway_options

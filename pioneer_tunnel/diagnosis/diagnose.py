@@ -12,7 +12,8 @@ from .._model.addresses import LocalAddress
 from .._model.errors import LocalGatewayError
 from .._model.keys import RelayKey
 from .._net.tls.client import client_tls
-from ..gateway.config import RemoteAccessConfig, Transport
+from ..gateway.config import RemoteAccessConfig
+from ..gateway.transport import Transport
 from ..transports.interface import Target
 from ..transports.rathole.key_mode import KeyMode
 from ..transports.redial import Redial

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from .._model.public_names import publish as _publish
-from .config import RemoteAccessConfig, Transport
+from .config import RemoteAccessConfig
 from .keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
 from .remote_access import RemoteAccess
 from .rpc import RemoteAccessRpc
 from .settings import Settings, SettingsFile, SettingsUpdate
 from .snapshot import Snapshot
+from .transport import Transport
 
 __all__ = [
     "EnvironmentKeystore",

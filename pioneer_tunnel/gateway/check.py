@@ -22,10 +22,11 @@ from ..access.guard import check_files
 from ..transports.built_in import TRANSPORTS
 from ..transports.interface import IN_CLEAR, TLS_OF_NATIVE, TLS_OF_RATHOLE
 from ..yamux import Limits
-from .config import RemoteAccessConfig, Transport
+from .config import RemoteAccessConfig
 from .keystore import Keystore
 from .planning import effective_config, make_plan, settle_config
 from .settings import Settings, SettingsFile
+from .transport import Transport
 
 __all__ = ["Finding", "Origin", "check_gateway", "lines_in", "origins"]
 

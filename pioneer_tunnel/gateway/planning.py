@@ -26,8 +26,9 @@ from ..transports.process.config import TunnelProgram
 from ..transports.services import Services
 from ..tunnel.restart_policy import RestartPolicy
 from ..yamux import Limits
-from .config import RemoteAccessConfig, Transport
+from .config import RemoteAccessConfig
 from .settings import Settings, SettingsUpdate
+from .transport import Transport
 
 if TYPE_CHECKING:
     from ..certificates.keeper import AcmeCertificates

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeAlias, final
 import attrs
 
 from .._model.status import Status
-from .config import Transport
+from .transport import Transport
 
 __all__ = ["Snapshot", "WireTransport", "wire_transport"]
 

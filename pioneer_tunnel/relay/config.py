@@ -42,12 +42,13 @@ from .._storage.validation import (
     hold_back,
     label,
     nearest,
+    one_of,
     refusal,
     settle,
     structure,
     whole_number,
 )
-from ..access_log.entry import AccessLogFormat, a_log_format, full_or_short
+from ..access_log.entry import AccessLogFormat, a_log_format
 from ..access_log.writer import STANDARD_OUTPUT
 from ..certificates.config import AcmeConfig, an_acme
 from ..monitoring.address import SiteAddress, local_address, site_address
@@ -349,7 +350,7 @@ class RelayConfig:
     health_host: str | None = attrs.field(default=None, converter=attrs.converters.optional(_health_host))
     access_log: Path | None = attrs.field(default=None, converter=attrs.converters.optional(a_path))
     access_log_format: AccessLogFormat = attrs.field(default=AccessLogFormat.COMMON, converter=a_log_format)
-    access_log_addresses: Literal["full", "short"] = attrs.field(default="full", validator=full_or_short)
+    access_log_addresses: Literal["full", "short"] = attrs.field(default="full", validator=one_of("full", "short"))
     fleet: FleetConfig | None = attrs.field(default=None, converter=a_fleet)
     base_dir: Path = attrs.field(default=Path(), converter=a_path, metadata={NOT_A_KEY: True})
 

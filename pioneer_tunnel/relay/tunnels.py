@@ -46,6 +46,7 @@ from .._storage.validation import (
     examine_each,
     hold_back,
     label,
+    one_of,
     settle,
 )
 from ..access.rules import Access, an_access
@@ -108,11 +109,6 @@ def _public_url(value: str | PublicUrl) -> PublicUrl:
     if isinstance(value, PublicUrl):
         return value
     return PublicUrl.parse(a_text(value, "allowed is an http:// or https:// URL, as a string"))
-
-
-def _tls(_instance: Any, _field: Any, value: Any) -> None:
-    if value not in ("terminate", "passthrough"):
-        raise ValueError("allowed are 'terminate' and 'passthrough'")
 
 
 def _no_name_to_route_by(tls: str, url: PublicUrl | None) -> str | None:
@@ -221,7 +217,7 @@ class ServiceEntry:
     name: str = attrs.field(validator=_service_name)
     url: PublicUrl | None = attrs.field(default=None, converter=attrs.converters.optional(_public_url))
     bind_addr: Addresses | None = attrs.field(default=None, converter=attrs.converters.optional(listening_addresses))
-    tls: _Tls = attrs.field(default="terminate", validator=_tls)
+    tls: _Tls = attrs.field(default="terminate", validator=one_of("terminate", "passthrough"))
     access: Access | None = attrs.field(default=None, converter=attrs.converters.optional(an_access))
 
     _RULES: ClassVar[tuple[Rule, ...]] = (
@@ -339,7 +335,7 @@ class TunnelEntry:
     bind_addr: Addresses | None = attrs.field(default=None, converter=attrs.converters.optional(listening_addresses))
     service: str | None = attrs.field(default=None, validator=attrs.validators.optional(label(LABEL_LIMIT)))
     takeover: Takeover = attrs.field(default=Takeover.NEWEST, converter=_takeover)
-    tls: _Tls = attrs.field(default="terminate", validator=_tls)
+    tls: _Tls = attrs.field(default="terminate", validator=one_of("terminate", "passthrough"))
     access: Access | None = attrs.field(default=None, converter=attrs.converters.optional(an_access))
     services: tuple[ServiceEntry, ...] = attrs.field(default=(), converter=_services)
 

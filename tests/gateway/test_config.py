@@ -24,7 +24,8 @@ from pioneer_tunnel._model.keys import PublicKey
 from pioneer_tunnel._model.proxies import Proxy
 from pioneer_tunnel._model.status import ErrorKind
 from pioneer_tunnel._model.text import clean_message, shown
-from pioneer_tunnel.gateway.config import RemoteAccessConfig, Transport
+from pioneer_tunnel.gateway.config import RemoteAccessConfig
+from pioneer_tunnel.gateway.transport import Transport
 from pioneer_tunnel.transports.rathole.key_mode import KeyMode
 
 HUGE = 10**5000  # Python refuses to write it out
@@ -331,6 +332,9 @@ def test_a_pin_that_nobody_would_check_is_refused(transport: str | None) -> None
         ("proxy_protocol", True, "'v2'"),
         ("forwarded_headers", "append", "'set'"),
         ("forwarded_headers", True, "'set'"),
+        ("forwarded_headers", ["set"], "'set'"),
+        ("request_id", ["set"], "'set' and 'keep'"),
+        ("access_log_addresses", ["full"], "'full' and 'short'"),
         ("host_header", "http://localhost", "host"),
         ("host_header", 3000, "host or host:port"),
         ("raw_services", "ssh", "array of names"),

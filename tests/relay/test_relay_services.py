@@ -38,7 +38,7 @@ from pioneer_tunnel import (
 from pioneer_tunnel._model.addresses import LocalAddress, local_address
 from pioneer_tunnel._model.status import State
 from pioneer_tunnel.gateway.keystore import MemoryKeystore
-from pioneer_tunnel.relay.gateways import endpoint
+from pioneer_tunnel.relay.gateways import opening
 from pioneer_tunnel.testing import FaultPlan, MemoryRelay, run
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.accepting import accept_visitors
@@ -112,7 +112,7 @@ async def test_a_gateway_that_knows_no_services_gets_visitors_of_the_first_alone
 
 
 async def test_a_relay_that_knows_no_services_brings_visitors_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "OFFERS", {})
+    monkeypatch.setattr(opening, "OFFERS", {})
     async with (
         relay_rig(tunnels=[several("web", "wiki")]) as rig,
         accepting(rig, say_service, services={"web": "127.0.0.1:1", "wiki": "127.0.0.1:3"}) as tunnel,

@@ -13,8 +13,9 @@ from pioneer_tunnel._model.addresses import PublicUrl
 from pioneer_tunnel._model.errors import InvalidSettingsError, Problem, TunnelError
 from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._net.dialing import dial_tcp
-from pioneer_tunnel.gateway.config import RemoteAccessConfig, Transport
+from pioneer_tunnel.gateway.config import RemoteAccessConfig
 from pioneer_tunnel.gateway.planning import Plan, make_plan
+from pioneer_tunnel.gateway.transport import Transport
 from pioneer_tunnel.transports.built_in import TRANSPORTS
 from pioneer_tunnel.transports.process.config import PLACEHOLDERS, ProbeUrl, ProcessConfig
 from pioneer_tunnel.transports.process.placeholders import Template

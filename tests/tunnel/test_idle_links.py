@@ -17,7 +17,7 @@ from pioneer_tunnel._model.errors import InvalidSettingsError
 from pioneer_tunnel._model.status import State
 from pioneer_tunnel._net.dialing import Dialer
 from pioneer_tunnel._wire.handshake import RelayHandshake
-from pioneer_tunnel.relay.gateways import endpoint
+from pioneer_tunnel.relay.gateways import opening
 from pioneer_tunnel.tunnel.tunnel import Tunnel, open_tunnel
 
 
@@ -90,7 +90,7 @@ async def test_the_gateway_pings_more_often_if_the_relay_cannot_be_asked(
     def without_offers(*arguments: Any, offers: object, **options: Any) -> RelayHandshake:
         return RelayHandshake(*arguments, **options)
 
-    monkeypatch.setattr(endpoint, "RelayHandshake", without_offers)
+    monkeypatch.setattr(opening, "RelayHandshake", without_offers)
     async with trio.open_nursery() as nursery:
         relay = MemoryRelay(nursery, {"heartbeat_ms": 60_000})
         async with balancer(relay.dial, 50) as dial, relay.tunnel("i", dial=dial, heartbeat=20) as tunnel:

@@ -26,7 +26,7 @@ from rig import (
 
 from pioneer_tunnel import ErrorKind, InvalidSettingsError, RelayKey, Services, State, Tunnel, TunnelStream
 from pioneer_tunnel._model.errors import TunnelAuthError, TunnelError
-from pioneer_tunnel.relay.gateways import endpoint
+from pioneer_tunnel.relay.gateways import opening
 from pioneer_tunnel.relay.gateways.session import GatewaySession
 from pioneer_tunnel.testing import StatusContract
 from pioneer_tunnel.tunnel.restart_policy import RestartPolicy
@@ -112,8 +112,8 @@ async def echoes(visitor: trio.SocketStream, data: bytes) -> None:
 
 def without_links(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let relays be old ones, which do not know the extension."""
-    offers = {name: offer for name, offer in endpoint.OFFERS.items() if name != "links"}
-    monkeypatch.setattr(endpoint, "OFFERS", offers)
+    offers = {name: offer for name, offer in opening.OFFERS.items() if name != "links"}
+    monkeypatch.setattr(opening, "OFFERS", offers)
 
 
 # One relay

@@ -1,7 +1,7 @@
 """Where gateways connect: accept the WebSocket, verify the proof, and run the session.
 
 first request   must upgrade to our WebSocket subprotocol
-opening         challenge, claim and proof as text messages; the registry has the public key
+opening         challenge, claim and proof as text messages (`opening`)
 admission       the directory decides whether the gateway may have the tunnel
 welcome         after it, yamux; the session gets the tunnel with the gateway's first byte
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Container, Mapping
 from typing import Any, Final, NoReturn, final
@@ -26,26 +25,23 @@ from ..._model.keys import SigningIdentity
 from ..._model.log_fields import about
 from ..._model.services import FIRST_SERVICE
 from ..._model.stats import SessionStats
-from ..._model.text import clean_message
 from ..._net.adopted import Watched
 from ..._net.log_limiter import LogLimiter
 from ..._net.prefixed_stream import PrefixedStream
 from ..._wire import services
-from ..._wire.certificate import CERTIFICATE, offer_certificate, sees_another_certificate
-from ..._wire.handshake import SUBPROTOCOL, Claim, Extensions, Rejection, RelayHandshake
-from ..._wire.heartbeat import HEARTBEAT, agreed_heartbeat, offer_heartbeat
-from ..._wire.links import LINKS, LinkPlace, link_place, offer_links
+from ..._wire.certificate import CERTIFICATE
+from ..._wire.handshake import SUBPROTOCOL, Rejection
+from ..._wire.heartbeat import HEARTBEAT
+from ..._wire.links import LINKS, LinkPlace
 from ..._wire.messages import DRAINING, SPREAD
 from ..._wire.node import NODE
-from ..._wire.resumption import RESUME, RelayResumption, ResumeChoice
+from ..._wire.resumption import RESUME, ResumeChoice
 from ..._wire.services import Located
 from ...resume import DEFAULT_WINDOW, Carrier, ResumableLink, Tail
 from ...websocket import (
     ENGINES,
-    Allowance,
     EngineName,
     Opening,
-    WebSocket,
     WebSocketLink,
     WebSocketRefused,
     load_engine,
@@ -55,26 +51,17 @@ from ..admission import Arrival
 from ..config import RelayConfig
 from ..connection import contain_errors
 from ..counts import RelayCounts
-from ..rates import HandshakeRate
 from ..request_head import Refusal, read_head, refuse
-from ..tunnels import Route, TunnelEntry
+from ..tunnels import Route
 from .expected import Expected
 from .offered_services import OfferedServices
+from .opening import OPENING_ALLOWANCE, OPENING_TIMEOUT, GatewayOpening, Proved, break_off, reject
 from .registry import Directory, Registry, RegistryAway, TunnelTaken
 from .resuming import Kept, ResumableSessions, hold
 from .session import GatewaySession
 from .spreading import Spreading
 
 __all__ = ["GatewayEndpoint", "wants_gateway"]
-
-OPENING_TIMEOUT: Final = 10.0
-"""Seconds for the opening until the welcome, and again from the welcome to the first byte of the session."""
-
-OPENING_ALLOWANCE: Final = Allowance(size=24 * 1024, frames=16)
-"""What a gateway may send until then, including its WebSocket request. A proxy on the way may add pings."""
-
-MOST_REASON: Final = 120
-"""Characters of an error in a WebSocket close frame; these are ASCII."""
 
 MOST_RECONNECT_WITHIN: Final = 3.0
 """Seconds over which gateways reconnect, at the most, when the relay stops. The next one holds visitors for longer."""
@@ -83,9 +70,6 @@ _REGISTRY_AWAY: Final = "the relay cannot look it up at the moment"
 
 BUSY_RETRY_MS: Final = 5_000
 """Milliseconds that a gateway is asked to wait when another one has its tunnel."""
-
-OFFERS: Final[Extensions] = {services.SERVICES: {}, DRAINING: {}, LINKS: offer_links()}
-"""The extensions that the relay offers, beside those that depend on the configuration."""
 
 LEAST_UNREAD: Final = 1024 * 1024
 """Bytes that a session may hold unread, however many links its gateway has."""
@@ -98,33 +82,6 @@ TELL_PAUSE: Final = 0.01
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.control")
 _log_limiter: Final = LogLimiter(_log)
-
-
-@final
-@attrs.frozen(kw_only=True)
-class _Proved:
-    """A gateway that has proved its key.
-
-    Attributes:
-        websocket: its connection.
-        entry: its tunnel.
-        claim: what it claimed.
-        handshake: makes its welcome.
-        served: the services that it takes visitors of; None when it knows no services.
-        heartbeat_ms: what it and the relay have agreed on.
-        resumption, choice: of the extension `resume`; None if it is not in force.
-        place: which of its links this is; None if it is the only one.
-    """
-
-    websocket: WebSocket
-    entry: TunnelEntry
-    claim: Claim
-    handshake: RelayHandshake
-    served: Collection[str] | None
-    heartbeat_ms: int
-    resumption: RelayResumption | None
-    choice: ResumeChoice | None
-    place: LinkPlace | None
 
 
 @final
@@ -165,7 +122,6 @@ class GatewayEndpoint:
         self._directory: Final = directory
         self._expected: Final = expected or Expected()
         self._counts: Final = counts or RelayCounts()
-        self._identity: Final = identity
         self._engine: Final = load_engine(engine)
         self._engine_name: Final = engine or ENGINES[0]
         # Only the relay opens streams: a SYN from a gateway is reset.
@@ -180,8 +136,10 @@ class GatewayEndpoint:
         self._node: Final = node
         self._wall_clock: Final = wall_clock
         self._sessions: Final[set[GatewaySession]] = set()
-        self._handshakes: Final = HandshakeRate(config.limits.handshakes_per_second)
         self._spreading: Final = Spreading(config.limits.handshakes_per_second)
+        self._opening: Final = GatewayOpening(
+            config, registry, self._counts, self._spreading, identity=identity, node=node, window=self._window
+        )
         self._sessions_changed = trio.Event()
         self._reconnect_within: float | None = None  # once the relay stops
         self._resumable: Final = ResumableSessions(config.limits)
@@ -253,7 +211,8 @@ class GatewayEndpoint:
             try:
                 wanted = Opening(subprotocol=SUBPROTOCOL, allowance=OPENING_ALLOWANCE)
                 async with self._engine.accept(stream, wanted) as websocket:
-                    proved = await self._open(websocket, arrival, certificate)
+                    resumable = self._session_tasks is not None
+                    proved = await self._opening.prove(websocket, arrival, certificate, resumable=resumable)
                     if proved is not None:
                         websocket.trust()
                         link = WebSocketLink(websocket, watched, _ignore_text, peer=peer)
@@ -357,98 +316,14 @@ class GatewayEndpoint:
                     await trio.sleep(TELL_PAUSE)
             await trio.sleep(TELL_INTERVAL)
 
-    async def _open(self, websocket: WebSocket, arrival: Arrival | None, certificate: bytes | None) -> _Proved | None:
-        """Verify the gateway's proof. None when that failed; the gateway has got the reason."""
-        wait = self._handshakes.wait(trio.current_time())
-        if wait is not None:
-            self._counts.refused("busy")
-            await _reject(websocket, None, None, self._busy(wait))
-            return None
-        config = self._config
-        offers: dict[str, Mapping[str, Any]] = {
-            **OFFERS,
-            **self._spreading.offer,
-            HEARTBEAT: offer_heartbeat(config.heartbeat_ms),
-        }
-        if self._node is not None:
-            offers[NODE] = {}
-        if certificate is not None:
-            offers[CERTIFICATE] = offer_certificate(certificate)
-        resumption = None
-        if self._session_tasks is not None:
-            resumption = RelayResumption(timeout=config.resume_timeout_ms / 1000, window=self._window)
-            offers[RESUME] = resumption.offer
-        handshake = RelayHandshake(config.id, public_names=config.public_names, identity=self._identity, offers=offers)
-        await websocket.send([handshake.challenge])
-        claim: Claim | None = None
-        entry: TunnelEntry | None = None
-        try:
-            while True:
-                for message in await websocket.receive():
-                    if not isinstance(message, str):
-                        await websocket.close(1002, "binary before the welcome")
-                        return None
-                    claim = handshake.receive(message)
-                    if claim is not None:
-                        entry = await self._entry(claim.key_id)
-                        handshake.verify(
-                            claim,
-                            None if entry is None else entry.keys_by_id.get(claim.key_id),
-                            service=None if entry is None else entry.service,
-                        )
-                        assert entry is not None  # without an entry, no key verifies
-                        self._handshakes.proved(trio.current_time())
-                        if certificate is not None and sees_another_certificate(claim.extensions, certificate):
-                            line = f"tunnel {entry.id}: its gateway sees another certificate; TLS is opened on the way"
-                            _log_limiter.log(
-                                ("opened", entry.id), line, about=about("tls_intercepted", tunnel=entry.id)
-                            )
-                        wanted = claim.extensions.get(services.SERVICES)
-                        chosen = claim.extensions.get(RESUME)
-                        return _Proved(
-                            websocket=websocket,
-                            entry=entry,
-                            claim=claim,
-                            handshake=handshake,
-                            served=None if wanted is None else services.serves(wanted),
-                            heartbeat_ms=agreed_heartbeat(claim.extensions, config.heartbeat_ms),
-                            resumption=resumption,
-                            choice=None if chosen is None or resumption is None else resumption.read(chosen),
-                            place=link_place(claim.extensions),
-                        )
-        except Rejection as rejection:
-            if rejection.reason == "auth_failed" and arrival is not None:
-                await trio.sleep(arrival.failed(trio.current_time()))
-            self._counts.refused(rejection.reason, None if entry is None else entry.id)
-            await _reject(websocket, claim, entry, rejection)
-        except ProtocolError as error:
-            await websocket.close(1002, str(error)[:MOST_REASON])
-        return None
-
-    async def _entry(self, key_id: str) -> TunnelEntry | None:
-        """The tunnel that a key opens.
-
-        Raises:
-            Rejection: that is not known now. The gateway comes again; its key is not wrong.
-        """
-        try:
-            return await self._registry.by_key_id(key_id)
-        except RegistryAway as away:
-            raise Rejection("busy", str(away), retry_after_ms=away.retry_after * 1000) from None
-
     def _limits_of(self, place: LinkPlace | None) -> Limits:
         """The limits of a session. The links of a gateway share what may be unread, but for 1 MiB each."""
         if place is None:
             return self._limits
         return attrs.evolve(self._limits, unread=max(self._limits.unread // place.of, LEAST_UNREAD))
 
-    def _busy(self, wait: float) -> Rejection:
-        rate = self._config.limits.handshakes_per_second
-        text = f"more than {rate} gateways per second want to connect"
-        return Rejection("busy", text, retry_after_ms=math.ceil(wait * 1000))
-
     async def _carry_resumable(
-        self, carrier: Carrier, proved: _Proved, choice: ResumeChoice, arrival: Arrival | None
+        self, carrier: Carrier, proved: Proved, choice: ResumeChoice, arrival: Arrival | None
     ) -> None:
         """Carry a new session or a suspended one, until this connection is given up."""
         assert proved.resumption is not None
@@ -459,7 +334,7 @@ class GatewayEndpoint:
                 await self._resume(kept, carrier, proved, choice, arrival)
             except RemoteProtocolError as error:  # the gateway has gone on over the old connection meanwhile
                 self._resumable.note_refused(kept, error)
-                await proved.websocket.close(1002, str(error)[:MOST_REASON])
+                await break_off(proved.websocket, error)
             return
         deadline = trio.CancelScope(deadline=trio.current_time() + OPENING_TIMEOUT)
         tail = Tail(window=self._window, peer_window=choice.window)
@@ -482,7 +357,7 @@ class GatewayEndpoint:
         await hold(carrier, end_candidate)
 
     async def _resume(
-        self, kept: Kept, carrier: Carrier, proved: _Proved, choice: ResumeChoice, arrival: Arrival | None
+        self, kept: Kept, carrier: Carrier, proved: Proved, choice: ResumeChoice, arrival: Arrival | None
     ) -> None:
         """Let a suspended session go on over this connection, until it is given up.
 
@@ -517,7 +392,7 @@ class GatewayEndpoint:
                 link.go_on()
         await hold(carrier, lambda: None)
 
-    def _keep(self, session: GatewaySession, link: ResumableLink, proved: _Proved) -> Mapping[str, Any]:
+    def _keep(self, session: GatewaySession, link: ResumableLink, proved: Proved) -> Mapping[str, Any]:
         """Let a new session be resumed; returns what the welcome says of that."""
         assert proved.resumption is not None
         assert proved.choice is not None
@@ -526,7 +401,7 @@ class GatewayEndpoint:
         link.on_lost = functools.partial(self._resumable.suspend, session.id)
         return proved.resumption.confirm(proved.choice, secret, session.id)
 
-    def _welcome(self, proved: _Proved, session: GatewaySession, confirmed: dict[str, Mapping[str, Any]]) -> str:
+    def _welcome(self, proved: Proved, session: GatewaySession, confirmed: dict[str, Mapping[str, Any]]) -> str:
         if SPREAD in proved.claim.extensions:
             session.spread = self._spreading.advice(len(self._sessions))
             confirmed[SPREAD] = session.spread.fields()
@@ -544,7 +419,7 @@ class GatewayEndpoint:
     async def _carry(
         self,
         link: WebSocketLink | ResumableLink,
-        proved: _Proved,
+        proved: Proved,
         *,
         arrival: Arrival | None,
         deadline: trio.CancelScope,
@@ -614,7 +489,7 @@ class GatewayEndpoint:
             except TunnelTaken as taken:
                 self._counts.refused("tunnel_taken", entry.id)
                 rejection = Rejection("busy", str(taken), retry_after_ms=BUSY_RETRY_MS)
-                await _reject(proved.websocket, claim, entry, rejection)
+                await reject(proved.websocket, claim, entry, rejection)
             finally:
                 # Also after `enter` was cancelled: a directory may have carried it out.
                 with trio.CancelScope(shield=True):
@@ -638,17 +513,6 @@ def _ignore_text(text: str) -> None:
 def _log_too_slow() -> None:
     line = f"a gateway connection did not finish its opening within {OPENING_TIMEOUT:g} seconds"
     _log_limiter.log("no opening", line, level=logging.INFO, about=about("gateway_too_slow"))
-
-
-async def _reject(websocket: WebSocket, claim: Claim | None, entry: TunnelEntry | None, rejection: Rejection) -> None:
-    named = clean_message(claim.key_id) if claim is not None else "?"
-    kind = (rejection.reason, None if entry is None else entry.id)
-    fields = about("gateway_rejected", tunnel=None if entry is None else entry.id, reason=rejection.reason)
-    # A wrong key is the operator's business: a mistake, or an attempt. Others come again by themselves.
-    level = logging.WARNING if rejection.reason == "auth_failed" else logging.INFO
-    _log_limiter.log(kind, f"a gateway with the key id {named} was rejected: {rejection}", level=level, about=fields)
-    await websocket.send([rejection.text])
-    await websocket.close(1008, rejection.reason)
 
 
 def wants_gateway(head: RequestHead) -> bool:

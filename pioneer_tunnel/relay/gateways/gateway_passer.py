@@ -16,7 +16,7 @@ from ...exchange.pump import pump
 from ..connection import Connection
 from ..visitors.passing import Passing
 from ..visitors.visit import Visit
-from .endpoint import OPENING_TIMEOUT
+from .opening import OPENING_TIMEOUT
 from .other_nodes import OtherNodes, PassedGateway, named_node
 
 __all__ = ["GatewayPasser"]
