@@ -16,7 +16,17 @@ from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.tunnel import Tunnel
 from pioneer_tunnel.websocket import ENGINES, EngineName
 
-pytest_plugins = ["reaper", "programs", "gateway", "pebble", "redis_server"]
+pytest_plugins = [
+    "gateway",
+    "keystores",
+    "pebble",
+    "process_rig",
+    "programs",
+    "rathole_rig",
+    "reaper",
+    "redis_server",
+    "yamux_session_rig",
+]
 
 # The proxy of the machine is none of the tests'.
 for variable in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):

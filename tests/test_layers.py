@@ -24,7 +24,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "_wire": {"_version", "_model"},
     "_http": {"_model"},
     "access": {"_model", "_storage", "_http"},
-    "access_log": {"_model", "_http"},
+    "access_log": {"_model", "_storage", "_http"},
     "_net": _BOTTOM,
     "certificates": _STREAMS | {"_version"},
     "monitoring": _STREAMS | {"_version", "_async_library"},

@@ -41,10 +41,13 @@ except ModuleNotFoundError:  # Windows
 else:
     _IS_POSIX = True
 
-# O_NONBLOCK: opening a FIFO would block; a FIFO is refused then. Of these, Windows has O_BINARY alone, and POSIX not.
-_TO_READ: Final = os.O_RDONLY | functools.reduce(
+# O_NONBLOCK: opening a FIFO that has no other end would block. Of these, Windows has O_BINARY alone, and POSIX not.
+OPENING: Final[int] = functools.reduce(
     operator.or_, (getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"))
 )
+"""The flags of `os.open` for any file: it opens at once or fails, and its descriptor is ours alone."""
+
+_TO_READ: Final = os.O_RDONLY | OPENING
 
 LOCK_SECONDS: Final = 5.0
 _LOCK_POLL_SECONDS: Final = 0.01

@@ -20,6 +20,7 @@ from typing import Final, Literal, NoReturn, final
 import trio
 
 from .._model.log_fields import about
+from .._storage.files import OPENING
 from .entry import AccessLogFormat, Entry
 
 __all__ = ["STANDARD_OUTPUT", "AccessLog"]
@@ -39,8 +40,7 @@ LAST_TIMEOUT: Final = 2.0
 RETRY_INTERVAL: Final = 5.0
 """Seconds between attempts while the file cannot be written."""
 
-# O_NONBLOCK: to open a FIFO that nobody reads would block.
-_NEW_FILE: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_NEW_FILE: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | OPENING
 _PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EAGAIN})
 """After these errors the same file may be written again."""
 

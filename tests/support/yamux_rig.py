@@ -15,10 +15,16 @@ from stream_link import StreamLink
 
 from pioneer_tunnel._model.errors import RemoteProtocolError
 from pioneer_tunnel.yamux import Limits, Role, YamuxConnection, YamuxStream
-from pioneer_tunnel.yamux.frames import SYN, Buffer, FrameDecoder, FrameType, Header, encode_header
+from pioneer_tunnel.yamux.flow import INITIAL_WINDOW, SEND_BOUND
+from pioneer_tunnel.yamux.frames import ACK, SYN, Buffer, FrameDecoder, FrameType, GoAwayCode, Header, encode_header
 
 DATA, WINDOW_UPDATE, PING, GO_AWAY = FrameType
 KIB: Final = 1024
+NEVER: Final = 1e6
+"""A heartbeat that does not disturb a test on something else."""
+
+FULL: Final = INITIAL_WINDOW + SEND_BOUND
+"""What a stream takes before a send waits, when the other end reads nothing."""
 
 # Frames
 
@@ -31,6 +37,9 @@ class Frame(NamedTuple):
     stream_id: int
     length: int
     body: bytes = b""
+
+
+GOODBYE: Final = Frame(GO_AWAY, 0, 0, GoAwayCode.NORMAL)
 
 
 def data(stream_id: int, body: bytes = b"", flags: int = 0) -> bytes:
@@ -361,6 +370,25 @@ async def one(ends: Ends, role: Role = Role.SERVER, **options: Any) -> AsyncIter
     await ends[1].aclose()
 
 
+@contextlib.asynccontextmanager
+async def pair(ends: Ends | None = None) -> AsyncIterator[tuple[YamuxStream, YamuxStream, Two]]:
+    """Two ends of a stream, and the connections that carry it."""
+    async with two(ends or pipe(), heartbeat=NEVER) as both:
+        near, far = await both.stream()
+        yield near, far, both
+
+
+@contextlib.asynccontextmanager
+async def accepted(ends: Ends | None = None) -> AsyncIterator[tuple[YamuxStream, HandmadePeer]]:
+    """A stream that a hand-made peer has opened; what it hears next is about this stream."""
+    async with one(ends or pipe(), heartbeat=NEVER) as (running, peer):
+        await peer.hear_ping()
+        await peer.say(update(1, SYN))
+        stream = await running.accept()
+        assert await peer.hear() == Frame(WINDOW_UPDATE, ACK, 1, 0)
+        yield stream, peer
+
+
 # What streams carry
 
 
@@ -393,3 +421,9 @@ async def ask(stream: YamuxStream, body: bytes) -> bytes:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send_and_end, stream, body)
         return await read_all(stream)
+
+
+async def answer_correctly(stream: YamuxStream, question: bytes) -> None:
+    """Ask an echo at the other end."""
+    async with stream:
+        assert await ask(stream, question) == question
