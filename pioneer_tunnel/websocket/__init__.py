@@ -1,7 +1,8 @@
-"""A WebSocket over a Trio stream of ours: one small class, `WebSocket`, and two engines that implement it.
+"""A WebSocket over a Trio stream of ours: one class, `WebSocket`, and two engines that open it.
 
-The engine over the package `websockets` (extra `speed`) is used when it can be imported with its C extension. The
-engine over `trio-websocket` is always installed. `load_engine` chooses.
+An engine opens the WebSocket by a library, and gives it a `Framing` by a library. The engine over the package
+`websockets` (extra `speed`) is used when it can be imported with its C extension. The engine over `trio-websocket` is
+always installed. `load_engine` chooses.
 """
 
 from __future__ import annotations
@@ -14,17 +15,11 @@ from typing import Final, Literal, Protocol, TypeAlias
 import trio
 
 from .._model.errors import UnsupportedTransportError
-from .connection import (
-    MAX_BINARY,
-    MAX_TEXT,
-    Message,
-    Opening,
-    WebSocket,
-    WebSocketClosed,
-    WebSocketRefused,
-)
+from .connection import WebSocket
 from .frame_meter import Allowance
 from .link import WebSocketLink
+from .messages import MAX_BINARY, MAX_TEXT, Message, WebSocketClosed
+from .opening import Opening, WebSocketRefused
 
 __all__ = [
     "MAX_BINARY",

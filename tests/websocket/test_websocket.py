@@ -50,8 +50,8 @@ from pioneer_tunnel.websocket import (
     WebSocketRefused,
     load_engine,
 )
-from pioneer_tunnel.websocket.connection import MESSAGE_SIZE, messages_of
 from pioneer_tunnel.websocket.frame_meter import FRAMES_PER_TURN, FrameMeter
+from pioneer_tunnel.websocket.messages import MESSAGE_SIZE, messages_of
 from pioneer_tunnel.yamux.frames import FrameType, encode_header
 
 Pair = tuple[trio.abc.Stream, trio.abc.Stream]
@@ -339,11 +339,9 @@ async def test_a_long_text_in_fragments_closes_with_1009(engine: EngineName) -> 
         assert (await receive_close(server)).code == 1009
 
 
-async def test_a_text_in_endless_empty_fragments_is_not_waited_for() -> None:
+async def test_a_text_in_endless_empty_fragments_is_not_waited_for(engine: EngineName) -> None:
     """Found by an attack: they cost their sender six bytes each, and this end the square of their number."""
-    if "websockets" not in ENGINES:
-        pytest.skip("only where that engine is")
-    async with raw_client("websockets") as (client, server), trio.open_nursery() as nursery:
+    async with raw_client(engine) as (client, server), trio.open_nursery() as nursery:
 
         @nursery.start_soon
         async def send() -> None:
@@ -376,12 +374,8 @@ async def test_what_breaks_a_rule_closes_with_its_code(engine: EngineName, wrong
 
             @nursery.start_soon
             async def look() -> None:
-                if engine == "trio-websocket":
-                    # It tells its own user, but not the other end, which just sees the connection end.
-                    assert await client.receive_some() == b""
-                else:
-                    opcode, payload = await read_frame(client)
-                    assert (opcode, int.from_bytes(payload[:2], "big")) == (CLOSE, code)
+                opcode, payload = await read_frame(client)
+                assert (opcode, int.from_bytes(payload[:2], "big")) == (CLOSE, code)
                 await client.aclose()
 
             assert (await receive_close(server)).code == code
@@ -397,14 +391,9 @@ async def test_a_ping_is_answered_while_nobody_receives_or_sends(engine: EngineN
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
-async def test_pings_do_not_stop_the_receiver_while_the_writer_is_blocked() -> None:
-    """`trio-websocket` cannot do this: its reader sends the pong itself, so it waits for the writer.
-
-    Hence yamux's own pings, which go through the writer's queue, are what liveness relies on.
-    """
+async def test_pings_do_not_stop_the_receiver_while_the_writer_is_blocked(engine: EngineName) -> None:
     async with (
-        raw_client("websockets", trio.testing.lockstep_stream_pair()) as (client, server),
+        raw_client(engine, trio.testing.lockstep_stream_pair()) as (client, server),
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(server.send, [bytes(100_000)])
@@ -416,10 +405,9 @@ async def test_pings_do_not_stop_the_receiver_while_the_writer_is_blocked() -> N
             assert await read_frame(client) == (PONG, b"there?")
 
 
-@pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
-async def test_pings_that_nobody_lets_us_answer_are_bounded() -> None:
+async def test_pings_that_nobody_lets_us_answer_are_bounded(engine: EngineName) -> None:
     async with (
-        raw_client("websockets", trio.testing.lockstep_stream_pair()) as (client, server),
+        raw_client(engine, trio.testing.lockstep_stream_pair()) as (client, server),
         trio.open_nursery() as nursery,
     ):
 
@@ -454,13 +442,12 @@ async def test_many_small_frames_leave_others_their_turn(engine: EngineName, sma
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
-async def test_a_stranger_who_says_little_costs_little() -> None:
+async def test_a_stranger_who_says_little_costs_little(engine: EngineName) -> None:
     """Found by an attack: each connection had a buffer for the largest read, before it had proved anything."""
-    async with raw_client("websockets") as (_, server):
+    async with raw_client(engine) as (_, server):
         tracemalloc.start()
         try:
-            async with raw_client("websockets") as (_, another):
+            async with raw_client(engine) as (_, another):
                 assert another is not server
                 assert tracemalloc.get_traced_memory()[1] < 200_000
         finally:
@@ -525,18 +512,22 @@ sizes = st.sampled_from([0, 1, 125, 126, 300, 65_535, 65_536])
     st.lists(st.integers(0, 1000), max_size=20),
 )  # fmt: skip
 def test_a_meter_admits_whole_turns_of_frames(parts: list[tuple[int, bool]], end: bytes, places: list[int]) -> None:
-    """However reads are cut, each portion begins at most as many frames as a turn may have, and all bytes pass."""
+    """However reads are cut, the head comes alone, each portion after it begins at most as many frames as a turn may
+    have, and all bytes pass.
+    """
     frames_of = [hostile.frame(BINARY, bytes(size), masked=masked) for size, masked in parts]
-    starts = {len(b"GET /" + end) + sum(map(len, frames_of[:number])) for number in range(len(parts))}
-    said = b"GET /" + end + b"".join(frames_of)
+    head = b"GET /" + end
+    starts = {len(head) + sum(map(len, frames_of[:number])) for number in range(len(parts))}
+    said = head + b"".join(frames_of)
     meter, passed = FrameMeter(), 0
     for piece in cut(said, places):
         until = passed + len(piece)
         while passed < until:
             amount = meter.admit(memoryview(said)[passed:until])
             begun = [start for start in starts if passed <= start < passed + amount]
+            assert passed >= len(head) or passed + amount <= len(head)
             passed += amount
-            assert passed == until or len(begun) == FRAMES_PER_TURN
+            assert passed in {until, len(head)} or len(begun) == FRAMES_PER_TURN
             assert len(begun) <= FRAMES_PER_TURN
     assert passed == len(said)
 
@@ -613,10 +604,9 @@ def test_both_engines_take_the_same(data: bytes, places: list[int]) -> None:
 # Closing
 
 
-@pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
-async def test_what_comes_during_the_closing_is_not_kept() -> None:
+async def test_what_comes_during_the_closing_is_not_kept(engine: EngineName) -> None:
     """Found by an attack: a peer that was told to go sent 350 MB meanwhile, and all of it was kept."""
-    async with raw_client("websockets") as (client, server), trio.open_nursery() as nursery:
+    async with raw_client(engine) as (client, server), trio.open_nursery() as nursery:
         piece = frame(BINARY, bytes(500_000))
 
         @nursery.start_soon
