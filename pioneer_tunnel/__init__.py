@@ -43,6 +43,7 @@ from ._model.explanations import Cause, Explanation, explain
 from ._model.keys import PublicKey, RelayKey, new_relay_key
 from ._model.proxies import Proxy, ProxyCredentials
 from ._model.public_names import publish as _publish
+from ._model.session_limits import Limits
 from ._model.stats import SessionStats, StreamStats, TunnelStats
 from ._model.status import ErrorKind, LinkStatus, State, Status
 from ._net.closing import abandon
@@ -64,7 +65,6 @@ from .tunnel.restart_policy import RestartPolicy
 from .tunnel.status_feed import StatusFeed
 from .tunnel.tunnel import Tunnel, open_tunnel
 from .tunnel.visitor_tls import terminate_tls
-from .yamux import Limits
 
 if _typing.TYPE_CHECKING:
     from .gateway.config import RemoteAccessConfig, Transport

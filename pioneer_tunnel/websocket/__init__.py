@@ -10,10 +10,11 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Protocol
 
 import trio
 
+from .._model.engine_names import EngineName
 from .._model.errors import UnsupportedTransportError
 from .connection import WebSocket
 from .frame_meter import Allowance
@@ -36,8 +37,6 @@ __all__ = [
     "WebSocketRefused",
     "load_engine",
 ]
-
-EngineName: TypeAlias = Literal["websockets", "trio-websocket"]
 
 
 class Engine(Protocol):

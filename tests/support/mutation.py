@@ -15,7 +15,7 @@ JUDGES: Final = {
     "pioneer_tunnel.tunnel.standing": _OF_SUPERVISION,
     "pioneer_tunnel.tunnel.supervisor": _OF_SUPERVISION,
     "pioneer_tunnel.yamux.flow": {"test_yamux_flow.py"},
-    "pioneer_tunnel.yamux.limits": {"test_yamux_session.py"},
+    "pioneer_tunnel._model.session_limits": {"test_yamux_session.py"},
     "pioneer_tunnel.yamux.session": {"test_yamux_session.py"},
 }
 """Mutated modules, and the files whose tests have to fail."""

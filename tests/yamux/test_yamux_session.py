@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from yamux_rig import KIB, Frame, data, parse, ping, update
 
 from pioneer_tunnel._model.errors import LocalProtocolError, RemoteProtocolError
+from pioneer_tunnel._model.session_limits import Limits
 from pioneer_tunnel._net.delivery import Movement
 from pioneer_tunnel.yamux.events import (
     Event,
@@ -44,7 +45,6 @@ from pioneer_tunnel.yamux.frames import (
     GoAwayCode,
     encode_header,
 )
-from pioneer_tunnel.yamux.limits import Limits
 from pioneer_tunnel.yamux.outbox import MAX_REPLIES, SHARED_TURN
 from pioneer_tunnel.yamux.peer_ids import MAX_REMEMBERED_GAPS, PeerIds
 from pioneer_tunnel.yamux.session import (
