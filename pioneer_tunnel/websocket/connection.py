@@ -139,8 +139,11 @@ class WebSocket(trio.abc.AsyncResource):
         return not self._unsent
 
     def _queue(self, chunks: Sequence[Bytes]) -> None:
-        self._raise_if_not_open()
-        self._take_writes()
+        framing = self._framing
+        if not framing.is_open:
+            self._raise_if_not_open()
+        if framing.writes:
+            self._take_writes()
         for message, size in messages_of(chunks):
             self._unsent += encode(message, size, self._mask)
 
@@ -149,9 +152,8 @@ class WebSocket(trio.abc.AsyncResource):
             raise fresh_copy(self._framing.closed or trio.BrokenResourceError("the WebSocket is closed"))
 
     def _take_writes(self) -> None:
-        if self._framing.writes:
-            self._unsent += self._framing.writes
-            self._framing.writes = []
+        self._unsent += self._framing.writes
+        self._framing.writes = []
 
     async def flush(self) -> None:
         """Send what is queued. One task at a time; the others wait for it."""
