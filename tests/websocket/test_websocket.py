@@ -208,6 +208,45 @@ async def test_a_client_that_leaves_when_it_has_asked_is_broken(engine: EngineNa
             await until_it_raises(websocket.receive)
 
 
+@asynccontextmanager
+async def raw_server(answer: bytes) -> AsyncIterator[trio.abc.Stream]:
+    """The client's stream to a server that answers with these bytes, in which `ACCEPT` stands for the right one."""
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def serve() -> None:
+        request = await read_until(theirs, b"\r\n\r\n")
+        key = next(line.split()[1] for line in request.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key"))
+        accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+        await theirs.send_all(answer.replace(b"ACCEPT", accept))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        yield ours
+
+
+SWITCHING: Final = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+
+
+async def test_what_comes_with_the_answer_is_not_lost(engine: EngineName) -> None:
+    frames = hostile.frame(TEXT, b"early") + hostile.frame(BINARY, b"bytes")
+    answer = SWITCHING + b"Date: today\r\nSec-WebSocket-Accept: ACCEPT\r\n\r\n" + frames
+    async with raw_server(answer) as stream, load_engine(engine).connect(stream, OPENING) as client:
+        received = list[str | bytes]()
+        with no_hang():
+            while len(received) < 2:
+                received += [each if isinstance(each, str) else bytes(each) for each in await client.receive()]
+        assert received == ["early", b"bytes"]
+        assert client.date == "today"
+
+
+@pytest.mark.parametrize("answer", [SWITCHING + b"Sec-WebSocket-Accept: wrong\r\n\r\n", SWITCHING + b"\r\n"])
+async def test_a_server_that_does_not_prove_that_it_understands_is_refused(engine: EngineName, answer: bytes) -> None:
+    async with raw_server(answer) as stream:
+        with no_hang(), pytest.raises(WebSocketRefused):
+            async with load_engine(engine).connect(stream, OPENING):
+                pytest.fail("it opened")
+
+
 def test_an_engine_that_is_not_there_is_named() -> None:
     with pytest.raises(UnsupportedTransportError, match="speed"):
         load_engine("another")  # type: ignore[arg-type]
@@ -481,6 +520,22 @@ async def test_a_stranger_that_sends_more_than_its_allowance_is_cut_off(engine: 
         assert not isinstance(broken.value, WebSocketClosed)
 
 
+async def test_the_size_of_a_message_counts_from_before_the_trust(engine: EngineName) -> None:
+    """The library has begun with such a message, and gets the rest of it, too."""
+    async with raw_client(engine, opening=stranger()) as (client, server), trio.open_nursery() as nursery:
+        await client.send_all(frame(BINARY, b"begun", fin=False))
+        assert await receive_bytes(server, 5) == b"begun"
+        server.trust()
+
+        @nursery.start_soon
+        async def send() -> None:
+            await client.send_all(frame(CONTINUATION, bytes(MAX_BINARY // 2), fin=False) * 2)
+            assert (await read_frame(client))[1][:2] == (1009).to_bytes(2, "big")
+            await client.aclose()
+
+        assert (await receive_close(server)).code == 1009
+
+
 async def test_an_allowance_counts_frames_that_come_with_the_request(engine: EngineName) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     key = base64.b64encode(bytes(16))
@@ -649,6 +704,16 @@ async def test_an_answered_close_is_not_waited_for_any_longer(engine: EngineName
             assert (await read_frame(client))[0] == CLOSE
             await client.send_all(frame(CLOSE, (1000).to_bytes(2, "big")))
             assert await client.receive_some() == b"", "the connection is closed as well"
+
+
+@pytest.mark.parametrize("last", [frame(CLOSE, (1000).to_bytes(2, "big")), frame(3, b"reserved opcode")])
+async def test_what_comes_after_our_close_frame_does_not_stop_the_closing(engine: EngineName, last: bytes) -> None:
+    async with raw_client(engine) as (client, server), trio.open_nursery() as nursery:
+        nursery.start_soon(server.close, 1000)
+        with no_hang():
+            assert (await read_frame(client))[0] == CLOSE
+            await client.send_all(frame(PING, b"still there?") + frame(TEXT, b"text") + last)
+            assert await client.receive_some() == b"", "the ping is not answered, and the connection is closed"
 
 
 async def test_a_close_without_a_code_is_1005(engine: EngineName) -> None:
