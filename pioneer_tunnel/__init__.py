@@ -51,7 +51,6 @@ from ._net.dialing import Dialer, dial_tcp
 from ._net.prefixed_stream import PrefixedStream
 from ._net.tls.certificate import Certificate
 from ._version import __version__
-from ._wire.json_rpc import RpcError
 from ._wire.proxy_v2 import ProxyHeader
 from .access.rules import Access
 from .access_log.entry import AccessLogFormat
@@ -67,6 +66,7 @@ from .tunnel.tunnel import Tunnel, open_tunnel
 from .tunnel.visitor_tls import terminate_tls
 
 if _typing.TYPE_CHECKING:
+    from ._wire.json_rpc import RpcError
     from .gateway.config import RemoteAccessConfig, Transport
     from .gateway.keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
     from .gateway.remote_access import RemoteAccess
