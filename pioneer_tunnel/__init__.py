@@ -43,6 +43,7 @@ from ._model.explanations import Cause, Explanation, explain
 from ._model.keys import PublicKey, RelayKey, new_relay_key
 from ._model.proxies import Proxy, ProxyCredentials
 from ._model.public_names import publish as _publish
+from ._model.session_limits import Limits
 from ._model.stats import SessionStats, StreamStats, TunnelStats
 from ._model.status import ErrorKind, LinkStatus, State, Status
 from ._net.closing import abandon
@@ -50,7 +51,6 @@ from ._net.dialing import Dialer, dial_tcp
 from ._net.prefixed_stream import PrefixedStream
 from ._net.tls.certificate import Certificate
 from ._version import __version__
-from ._wire.json_rpc import RpcError
 from ._wire.proxy_v2 import ProxyHeader
 from .access.rules import Access
 from .access_log.entry import AccessLogFormat
@@ -64,9 +64,9 @@ from .tunnel.restart_policy import RestartPolicy
 from .tunnel.status_feed import StatusFeed
 from .tunnel.tunnel import Tunnel, open_tunnel
 from .tunnel.visitor_tls import terminate_tls
-from .yamux import Limits
 
 if _typing.TYPE_CHECKING:
+    from ._wire.json_rpc import RpcError
     from .gateway.config import RemoteAccessConfig
     from .gateway.keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
     from .gateway.remote_access import RemoteAccess

@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from .handshake import Choose
-from .messages import Message
+from .messages import Choose, Message
 
 __all__ = ["CERTIFICATE", "choose_certificate", "offer_certificate", "sees_another_certificate"]
 

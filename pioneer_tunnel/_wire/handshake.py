@@ -14,7 +14,7 @@ Messages of an unknown type are ignored. The caller sets the deadline.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, TypeAlias, final
 
 import attrs
@@ -24,13 +24,13 @@ from .._model.errors import InvalidSettingsError, RelayConnectError, RemoteProto
 from .._model.keys import PublicKey, SigningIdentity
 from .._model.text import clean_message
 from .._version import __version__
-from .messages import Message, encode, encode_binary
+from .heartbeat import DEFAULT_HEARTBEAT_MS, MAX_HEARTBEAT_MS, MIN_HEARTBEAT_MS
+from .messages import Choose, Message, encode, encode_binary
 from .transcript import Transcript
 
 __all__ = [
     "AGENT",
     "SUBPROTOCOL",
-    "Choose",
     "Claim",
     "Extensions",
     "GatewayHandshake",
@@ -44,20 +44,11 @@ VERSION: Final = 1
 AGENT: Final = f"pioneer-tunnel/{__version__}"
 NONCE_SIZE: Final = 32
 PROOF_SIZE: Final = 64
-DEFAULT_HEARTBEAT_MS: Final = 15_000
-MIN_HEARTBEAT_MS: Final = 1_000
-MAX_HEARTBEAT_MS: Final = 60_000
 MAX_TEXTS: Final = 4
 """Texts that an end reads in a handshake. The protocol has one or two; an extension may add others."""
 
 Extensions: TypeAlias = Mapping[str, Mapping[str, Any]]
 """What an end says about extensions, by their names. The values are JSON."""
-
-Choose: TypeAlias = Callable[[Message], Mapping[str, Any] | None]
-"""Takes what the relay offers of an extension; returns what the gateway chooses, or None to do without it.
-
-It may raise `RemoteProtocolError`.
-"""
 
 
 @final

@@ -12,13 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .handshake import MIN_HEARTBEAT_MS, Choose
-from .messages import Message
+from .messages import Choose, Message
 
 __all__ = ["HEARTBEAT", "agreed_heartbeat", "choose_heartbeat", "offer_heartbeat"]
 
 HEARTBEAT: Final = "heartbeat"
 """Its name."""
+
+DEFAULT_HEARTBEAT_MS: Final = 15_000
+MIN_HEARTBEAT_MS: Final = 1_000
+MAX_HEARTBEAT_MS: Final = 60_000
 
 
 def offer_heartbeat(heartbeat_ms: int) -> Mapping[str, Any]:

@@ -16,8 +16,7 @@ from typing import Any, Final, final
 import attrs
 
 from .._model.errors import RemoteProtocolError
-from .handshake import Choose
-from .messages import Message
+from .messages import Choose, Message
 
 __all__ = ["LINKS", "MOST_LINKS", "LinkPlace", "choose_links", "link_place", "offer_links"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias, final
 
 import attrs
@@ -23,6 +23,7 @@ __all__ = [
     "DRAINING",
     "LONGEST_WAIT",
     "SPREAD",
+    "Choose",
     "Draining",
     "Message",
     "Notice",
@@ -133,6 +134,13 @@ class Message:
                 raise RemoteProtocolError(f"{name!r} is missing")
             return default
         return value
+
+
+Choose: TypeAlias = Callable[[Message], Mapping[str, Any] | None]
+"""Takes what the relay offers of an extension; returns what the gateway chooses, or None to do without it.
+
+It may raise `RemoteProtocolError`.
+"""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

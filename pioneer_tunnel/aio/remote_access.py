@@ -13,6 +13,7 @@ from typing import Any, Final, Self, TypeVar, final
 from .._async_library import need_asyncio
 from .._hosts.background import run_remote_access
 from .._hosts.trio_thread import Stopped, TrioThread, at_once
+from .._model.session_limits import Limits
 from .._model.stats import TunnelStats
 from .._model.status import Status
 from .._net.dialing import Dialer, dial_tcp
@@ -29,7 +30,6 @@ from ..transports.built_in import TRANSPORTS
 from ..transports.interface import Serve
 from ..transports.services import Services
 from ..transports.tunnel_stream import TunnelStream
-from ..yamux import Limits
 from .bridge import Bridge
 from .calls import call, open_thread, start, task_group
 from .on_asyncio import open_app_server

@@ -12,6 +12,7 @@ from typing import Any, Final, Self, TypeVar, final
 
 from .._hosts.background import run_remote_access
 from .._hosts.trio_thread import Stopped, at_once
+from .._model.session_limits import Limits
 from .._model.stats import TunnelStats
 from .._model.status import Status
 from .._net.dialing import Dialer, dial_tcp
@@ -25,7 +26,6 @@ from ..gateway.snapshot import Snapshot
 from ..transports.built_in import TRANSPORTS
 from ..transports.interface import Serve
 from ..transports.services import Services
-from ..yamux import Limits
 from .runner import OnStatus, Runner
 
 __all__ = ["RemoteAccess", "RemoteAccessRpc"]

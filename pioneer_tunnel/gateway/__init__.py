@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .._model.public_names import publish as _publish
+from .._wire.json_rpc import RpcError
 from .config import RemoteAccessConfig
 from .keystore import EnvironmentKeystore, FileKeystore, KeyringKeystore, Keystore, MemoryKeystore
 from .remote_access import RemoteAccess
@@ -20,6 +21,7 @@ __all__ = [
     "RemoteAccess",
     "RemoteAccessConfig",
     "RemoteAccessRpc",
+    "RpcError",
     "Settings",
     "SettingsFile",
     "SettingsUpdate",

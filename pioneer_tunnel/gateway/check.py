@@ -11,6 +11,7 @@ import trio
 
 from .._model.addresses import is_loopback
 from .._model.errors import MissingKeyError, Problem, TunnelError, told
+from .._model.session_limits import Limits
 from .._net.dialing import dial_tcp
 from .._net.tls.certificate import Certificate
 from .._net.tls.client import client_tls
@@ -21,7 +22,6 @@ from .._storage.validation import NOT_A_KEY
 from ..access.guard import check_files
 from ..transports.built_in import TRANSPORTS
 from ..transports.interface import IN_CLEAR, TLS_OF_NATIVE, TLS_OF_RATHOLE
-from ..yamux import Limits
 from .config import RemoteAccessConfig
 from .keystore import Keystore
 from .planning import effective_config, make_plan, settle_config

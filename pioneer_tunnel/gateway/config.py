@@ -36,7 +36,7 @@ from .._storage.validation import (
     structure,
     whole_number,
 )
-from .._wire.handshake import MAX_HEARTBEAT_MS, MIN_HEARTBEAT_MS
+from .._wire.heartbeat import MAX_HEARTBEAT_MS, MIN_HEARTBEAT_MS
 from .._wire.links import MOST_LINKS
 from ..access.rules import Access, an_access
 from ..access_log.entry import AccessLogFormat, a_log_format

@@ -15,6 +15,7 @@ from .._model.addresses import Address, RelayAddress
 from .._model.errors import InvalidSettingsError, Problem, TunnelError, UnsupportedTransportError
 from .._model.keys import RelayKey
 from .._model.services import FIRST_SERVICE
+from .._model.session_limits import Limits
 from .._model.text import redact_reason
 from .._net.dialing import Dialer, dial_tcp
 from .._net.tls.certificate import Certificate
@@ -25,7 +26,6 @@ from ..transports.interface import Serve, Target, usable_key
 from ..transports.process.config import TunnelProgram
 from ..transports.services import Services
 from ..tunnel.restart_policy import RestartPolicy
-from ..yamux import Limits
 from .config import RemoteAccessConfig
 from .settings import Settings, SettingsUpdate
 from .transport import Transport

@@ -33,6 +33,7 @@ from .._model.errors import InvalidSettingsError, StorageError, TunnelError, Unk
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import RelayKey
 from .._model.log_fields import about
+from .._model.session_limits import Limits
 from .._model.stats import TunnelStats
 from .._model.status import State, Status
 from .._net.dialing import Dialer, dial_tcp
@@ -52,7 +53,6 @@ from ..transports.tunnel_stream import Handler
 from ..tunnel.restart_policy import Restarts, RunEnd
 from ..tunnel.status_feed import StatusFeed
 from ..tunnel.supervisor import announce, as_of_now
-from ..yamux import Limits
 from .config import RemoteAccessConfig
 from .generation import Generation
 from .keystore import Keystore

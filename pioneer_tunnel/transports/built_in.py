@@ -1,6 +1,6 @@
 """The transports of this library, by the names that a configuration uses.
 
-A transport other than `websocket` is imported when it is first asked for: few processes use one, and each takes time.
+A transport is imported when it is first asked for: a process uses one or none, and each takes time.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, final
 
+from .._model.engine_names import EngineName
 from .._model.keys import PublicKey
-from ..websocket import EngineName
-from ..yamux import Limits
+from .._model.session_limits import Limits
 from .interface import BuiltInTransport
-from .native import NativeTransport
 from .rathole.key_mode import KeyMode
 
 if TYPE_CHECKING:
@@ -57,6 +56,8 @@ def _make(
     """The transport called `name`, with those of the options that are its own."""
     match name:
         case "websocket":
+            from .native import NativeTransport  # noqa: PLC0415  # see the module
+
             return NativeTransport(**websocket)
         case "tcp" | "tls":
             from .rathole.control_channel import RatholeTransport  # noqa: PLC0415  # see the module

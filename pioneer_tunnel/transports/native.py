@@ -34,14 +34,11 @@ from .._wire import messages as wire
 from .._wire.certificate import CERTIFICATE, choose_certificate
 from .._wire.handshake import (
     AGENT,
-    MAX_HEARTBEAT_MS,
-    MIN_HEARTBEAT_MS,
     SUBPROTOCOL,
-    Choose,
     GatewayHandshake,
     Welcome,
 )
-from .._wire.heartbeat import HEARTBEAT, choose_heartbeat
+from .._wire.heartbeat import HEARTBEAT, MAX_HEARTBEAT_MS, MIN_HEARTBEAT_MS, choose_heartbeat
 from .._wire.links import LINKS, choose_links
 from .._wire.node import NODE, NODE_HEADER, node_told
 from .._wire.proxy_v2 import MAX_LENGTH, ProxyHeader
@@ -77,14 +74,12 @@ from .interface import (
     Target,
     usable_key,
 )
+from .redial import DEFAULT_RESUME_TIMEOUT
 from .resuming import Opened, Redials, Resuming
 from .service_offer import ServiceOffer
 from .tunnel_stream import TunnelStream
 
-__all__ = ["DEFAULT_RESUME_TIMEOUT", "NativeTransport", "authenticate", "failures_named", "take_spread"]
-
-DEFAULT_RESUME_TIMEOUT: Final = 60.0
-"""Seconds that a session survives without a link."""
+__all__ = ["NativeTransport", "authenticate", "failures_named", "take_spread"]
 
 LONGEST_RESUME_TIMEOUT: Final = 3600.0
 
@@ -335,7 +330,7 @@ async def authenticate(
     target: Target,
     relay_identity: PublicKey | None,
     offer: ServiceOffer,
-    choices: Mapping[str, Choose] | None = None,
+    choices: Mapping[str, wire.Choose] | None = None,
 ) -> tuple[Welcome, list[Message]]:
     """The handshake; returns the welcome, and the messages that came with it: visitors may be waiting already."""
     opening = GatewayHandshake(

@@ -37,9 +37,12 @@ from .._net.proxies.credentials_file import read_credentials
 from .._net.proxies.entering import Via
 from .._net.tls.client import trust_alike
 from .._net.tls.resumption import Resumption
-from .._wire.handshake import DEFAULT_HEARTBEAT_MS
+from .._wire.heartbeat import DEFAULT_HEARTBEAT_MS
 
-__all__ = ["Redial"]
+__all__ = ["DEFAULT_RESUME_TIMEOUT", "Redial"]
+
+DEFAULT_RESUME_TIMEOUT: Final = 60.0
+"""Seconds that a session survives without a link."""
 
 DEFAULT_HEARTBEAT: Final = DEFAULT_HEARTBEAT_MS / 1000
 SEGMENTS: Final = (None, 1220, 536)

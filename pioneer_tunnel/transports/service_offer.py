@@ -10,8 +10,8 @@ from .._model.log_fields import about
 from .._model.services import FIRST_SERVICE
 from .._net.log_limiter import LogLimiter
 from .._wire import services as wire
-from .._wire.handshake import Choose, Welcome
-from .._wire.messages import Message
+from .._wire.handshake import Welcome
+from .._wire.messages import Choose, Message
 from .._wire.proxy_v2 import ProxyHeader
 from .services import Services
 

@@ -8,8 +8,10 @@ from random import Random
 from typing import TypedDict
 
 from .._model.addresses import LocalAddress
+from .._model.engine_names import EngineName
 from .._model.keys import PublicKey
 from .._model.proxies import Proxy
+from .._model.session_limits import Limits
 from .._net.dialing import Dialer
 from .._net.network_changes import WatchNetwork
 from .._net.tls.client import SystemTrust
@@ -17,8 +19,6 @@ from ..certificates.config import AcmeConfig
 from ..transports import Serve
 from ..transports.rathole.key_mode import KeyMode
 from ..transports.services import Services
-from ..websocket import EngineName
-from ..yamux import Limits
 from .restart_policy import RestartPolicy
 
 __all__ = ["TunnelOptions"]

@@ -26,10 +26,12 @@ import trio
 
 from .._async_library import need_trio
 from .._model.addresses import LocalAddress, RelayAddress, local_address
+from .._model.engine_names import EngineName
 from .._model.errors import InvalidSettingsError, TunnelError, UnsupportedTransportError, fresh_copy, is_copy
 from .._model.exception_groups import leaves, open_tasks_beside_body, raise_bare
 from .._model.keys import PublicKey, RelayKey
 from .._model.proxies import Proxy, configured_proxy
+from .._model.session_limits import Limits
 from .._model.stats import TunnelStats
 from .._model.status import State, Status
 from .._model.text import redact_reason
@@ -44,12 +46,10 @@ from ..certificates.opening import open_certificates
 from ..transports.built_in import TRANSPORTS, configured_transport
 from ..transports.counts import TunnelCounts
 from ..transports.interface import Event, Serve, Target, usable_key
-from ..transports.native import DEFAULT_RESUME_TIMEOUT
 from ..transports.rathole.key_mode import KeyMode
+from ..transports.redial import DEFAULT_RESUME_TIMEOUT
 from ..transports.services import Services
 from ..transports.tunnel_stream import TunnelStream
-from ..websocket import EngineName
-from ..yamux import Limits
 from .automatic_tls import keep_certificates
 from .forward import ProxyProtocol, probe_local
 from .network import chosen_watch, follow_network

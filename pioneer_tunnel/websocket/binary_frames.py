@@ -7,16 +7,17 @@ module knows only the layout of a frame (RFC 6455, 5.2). No I/O.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Final, final
-
-from websockets.speedups import apply_mask
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias, final
 
 from .._net.link import Bytes
-from .connection import MAX_BINARY
 from .frame_meter import FRAMES_PER_TURN, LONGEST_HEADER, header_size, payload_size
+from .messages import MAX_BINARY
 
-__all__ = ["BinaryFrames", "encode"]
+__all__ = ["ApplyMask", "BinaryFrames", "encode"]
+
+ApplyMask: TypeAlias = Callable[[Bytes, bytes], Bytes]
+"""Returns its first argument, masked or unmasked with a key of four bytes."""
 
 _FIN: Final = 0x80
 _OPCODE: Final = 0x0F
@@ -34,7 +35,7 @@ class BinaryFrames:
     """Takes binary messages out of what one end receives.
 
     Args:
-        masked: whether the peer is the client, which masks its frames.
+        apply_mask: unmasks a payload; None if the peer is the server, which does not mask.
 
     Attributes:
         failure: the close code and the reason, when a binary message is longer than 1 MiB, or another message begins
@@ -42,10 +43,11 @@ class BinaryFrames:
         incomplete: whether the last `split` has left the beginning of a message.
     """
 
-    def __init__(self, *, masked: bool) -> None:
+    def __init__(self, apply_mask: ApplyMask | None) -> None:
         self.failure: tuple[int, str] | None = None
         self.incomplete: bool = False
-        self._masked: Final = _MASKED if masked else 0
+        self._apply_mask: Final = apply_mask
+        self._masked: Final = 0 if apply_mask is None else _MASKED
         self._mask = b""
         self._ours = False  # whether the current frame is one of a binary message
         self._left = 0  # bytes of the current frame that have not come yet
@@ -74,7 +76,7 @@ class BinaryFrames:
                 piece: Bytes = data[position : position + self._left]
                 position += len(piece)
                 self._left -= len(piece)
-                pieces.append((self._ours, self._unmask(piece) if self._ours and self._mask else piece))
+                pieces.append((self._ours, self._unmask(piece) if self._ours else piece))
                 continue
             if not frames:
                 break
@@ -117,8 +119,10 @@ class BinaryFrames:
         after = payload + size
         if after > end:
             return position
-        piece = data[payload:after]
-        pieces.append((True, apply_mask(piece, bytes(data[start:payload])) if self._masked else piece))
+        piece: Bytes = data[payload:after]
+        if self._apply_mask is not None:
+            piece = self._apply_mask(piece, bytes(data[start:payload]))
+        pieces.append((True, piece))
         return after
 
     def _begin(self, header: bytes) -> None:
@@ -141,30 +145,32 @@ class BinaryFrames:
         if size > MAX_BINARY:
             self.failure = 1009, f"a message of more than {MAX_BINARY} bytes"
         self._message_size = None if header[0] & _FIN else size
-        self._mask = header[-4:] if self._masked else b""
+        self._mask = header[-_MASK_SIZE:]
 
-    def _unmask(self, piece: Bytes) -> bytes:
-        clear = apply_mask(piece, self._mask)
+    def _unmask(self, piece: Bytes) -> Bytes:
+        if self._apply_mask is None:
+            return piece
+        clear = self._apply_mask(piece, self._mask)
         used = len(piece) % 4
         if used and self._left:
             self._mask = self._mask[used:] + self._mask[:used]
         return clear
 
 
-def encode(chunks: Sequence[Bytes], size: int, *, mask: bool) -> list[Bytes]:
+def encode(chunks: Sequence[Bytes], size: int, apply_mask: ApplyMask | None) -> list[Bytes]:
     """One binary message of `chunks`, which have `size` bytes together: the pieces to send.
 
     Args:
-        mask: whether this end is the client.
+        apply_mask: masks the payload; None on the server, which does not mask.
     """
-    flag = _MASKED if mask else 0
+    flag = 0 if apply_mask is None else _MASKED
     if size < _SIZE_16:
         header = bytes((_FIN | _BINARY, flag | size))
     elif size < 1 << 16:
         header = bytes((_FIN | _BINARY, flag | _SIZE_16)) + size.to_bytes(2)
     else:
         header = bytes((_FIN | _BINARY, flag | _SIZE_64)) + size.to_bytes(8)
-    if not mask:
+    if apply_mask is None:
         return [header, *chunks]
     key = os.urandom(4)
     return [header + key, apply_mask(b"".join(chunks), key)]

@@ -64,14 +64,38 @@ class FrameMeter:
     def admit(self, data: bytes | bytearray | memoryview) -> int:
         """How many bytes of `data` may be parsed now. The next call must begin after them.
 
-        At most `FRAMES_PER_TURN` frames begin in them. It is 0 only when `data` is empty.
+        The HTTP head is admitted alone. After it, at most `FRAMES_PER_TURN` frames begin in them. It is 0 only when
+        `data` is empty.
 
         Raises:
             trio.BrokenResourceError: the peer sends more than its allowance.
         """
         end = len(data) if self.trusted else min(len(data), self._size_left)
+        position = self._pass_frames(data, end) if self._head_end is None else self._pass_head(data, end)
+        if data and not position:
+            raise trio.BrokenResourceError("the other end has sent more than it may before it is trusted")
+        self._size_left -= position
+        return position
+
+    @property
+    def between_frames(self) -> bool:
+        """Whether what was admitted so far ends with a whole frame, or with the HTTP head."""
+        return self._head_end is None and not self._payload_left and not self._partial_header
+
+    def _pass_head(self, data: bytes | bytearray | memoryview, end: int) -> int:
+        assert self._head_end is not None
+        seen = self._head_end + bytes(data[:end])
+        found = _HEAD_END.search(seen)
+        if found is None:
+            self._head_end = seen[-(_LONGEST_END - 1) :]
+            return end
+        position = found.end() - len(self._head_end)
+        self._head_end = None
+        return position
+
+    def _pass_frames(self, data: bytes | bytearray | memoryview, end: int) -> int:
         frames = FRAMES_PER_TURN if self.trusted else min(FRAMES_PER_TURN, self._frames_left)
-        position = 0 if self._head_end is None else self._skip_head(data, end)
+        position = 0
         while position < end:
             if self._payload_left:
                 step = min(self._payload_left, end - position)
@@ -91,25 +115,6 @@ class FrameMeter:
                 self._partial_header, self._payload_left = b"", payload_size(header)
             else:
                 self._partial_header = header
-        if data and not position:
-            raise trio.BrokenResourceError("the other end has sent more than it may before it is trusted")
-        self._size_left -= position
-        return position
-
-    @property
-    def between_frames(self) -> bool:
-        """Whether what was admitted so far ends with a whole frame, or with the HTTP head."""
-        return self._head_end is None and not self._payload_left and not self._partial_header
-
-    def _skip_head(self, data: bytes | bytearray | memoryview, end: int) -> int:
-        assert self._head_end is not None
-        seen = self._head_end + bytes(data[:end])
-        found = _HEAD_END.search(seen)
-        if found is None:
-            self._head_end = seen[-(_LONGEST_END - 1) :]
-            return end
-        position = found.end() - len(self._head_end)
-        self._head_end = None
         return position
 
 

@@ -14,7 +14,8 @@ from .._net.closing import abandon
 from .._net.link import Bytes
 from .._net.socket_options import source_is_gone
 from .._net.watched_link import WatchedLink
-from .connection import Message, WebSocket
+from .connection import WebSocket
+from .messages import Message
 
 __all__ = ["WebSocketLink"]
 

@@ -6,9 +6,9 @@ about WebSockets, relays or visitors.
 
 from __future__ import annotations
 
+from .._model.session_limits import Limits
 from .connection import YamuxConnection
 from .flow import SendBudget
-from .limits import Limits
 from .session import Role
 from .stream import YamuxStream
 

@@ -28,6 +28,7 @@ import trio
 from .._model.errors import RemoteProtocolError, fresh_copy
 from .._model.exception_groups import leaves
 from .._model.log_fields import about
+from .._model.session_limits import Limits
 from .._model.stats import SessionStats
 from .._net.delivery import LONGEST_PAUSE, Movement
 from .._net.fastpath.event_loop import Reactor, Stay
@@ -40,7 +41,6 @@ from .events import Event, GoAwayReceived, OpenAllowed, PongReceived, StreamOpen
 from .flow import SendBudget
 from .frames import Buffer, GoAwayCode
 from .heartbeat import Heartbeat
-from .limits import Limits
 from .pacing import LARGEST_BATCH, Pacing
 from .session import Role, Session
 from .stream import YamuxStream

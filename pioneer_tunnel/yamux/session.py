@@ -33,6 +33,7 @@ from collections import OrderedDict
 from typing import Final, final
 
 from .._model.errors import LocalProtocolError, RemoteProtocolError
+from .._model.session_limits import Limits
 from .._net.delivery import Movement
 from .events import (
     Event,
@@ -45,7 +46,6 @@ from .events import (
 )
 from .flow import ASK_INTERVAL, SEND_RESERVE, ReceiveWindow, RoundTrips, SendBudget, WindowBudget
 from .frames import ACK, FIN, RST, SYN, Buffer, FrameDecoder, FrameType, GoAwayCode, Header
-from .limits import Limits
 from .outbox import Outbox
 from .peer_ids import PeerIds
 from .stream_state import State, Step, Stream

@@ -30,7 +30,7 @@ JUDGES: Final = {
     "pioneer_tunnel.tunnel.standing": _OF_SUPERVISION,
     "pioneer_tunnel.tunnel.supervisor": _OF_SUPERVISION,
     "pioneer_tunnel.yamux.flow": {"test_yamux_flow.py"},
-    "pioneer_tunnel.yamux.limits": _OF_YAMUX,
+    "pioneer_tunnel._model.session_limits": _OF_YAMUX,
     "pioneer_tunnel.yamux.session": _OF_YAMUX,
 }
 """Mutated modules, and the files whose tests have to fail."""

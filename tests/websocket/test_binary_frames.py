@@ -17,6 +17,9 @@ from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, Reactor
 from pioneer_tunnel.websocket import MAX_BINARY, Opening, load_engine
 from pioneer_tunnel.websocket.binary_frames import BinaryFrames, encode
 from pioneer_tunnel.websocket.frame_meter import FRAMES_PER_TURN
+from pioneer_tunnel.websocket.wsproto_framing import WsprotoFraming
+
+apply_mask = WsprotoFraming.apply_mask
 
 
 def split(
@@ -27,7 +30,7 @@ def split(
     Args:
         fills: whether each piece but the last fills the buffer that it was read into.
     """
-    frames = BinaryFrames(masked=masked)
+    frames = BinaryFrames(apply_mask if masked else None)
     binary, rest = bytearray(), bytearray()
     begun = b""
     for number, piece in enumerate(data, start=1):
@@ -71,16 +74,16 @@ def test_what_comes_out_is_what_went_in(
         if between:
             wire += frame(TEXT, b"text", fin=False) + frame(CONTINUATION, b"more")
             rest += frame(TEXT, b"text", fin=False) + frame(CONTINUATION, b"more")
-        wire += b"".join(encode([b"enc", b"oded"], 7, mask=masked))
+        wire += b"".join(encode([b"enc", b"oded"], 7, apply_mask if masked else None))
         binary += b"encoded"
     assert split(cut(bytes(wire), places), masked=masked, fills=fills) == (bytes(binary), bytes(rest))
 
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_the_beginning_of_a_message_waits_for_the_rest_if_that_has_come(masked: bool) -> None:
-    message = b"".join(encode([b"abcdef"], 6, mask=masked)) * 4
+    message = b"".join(encode([b"abcdef"], 6, apply_mask if masked else None)) * 4
     for cut_at in range(len(message) // 4 + 1, len(message)):
-        frames = BinaryFrames(masked=masked)
+        frames = BinaryFrames(apply_mask if masked else None)
         used, pieces = frames.split(memoryview(message)[:cut_at], more=True)
         if frames.incomplete:
             assert {bytes(piece) for _, piece in pieces} == {b"abcdef"}

@@ -12,12 +12,13 @@ from hostile import BINARY, CONTINUATION, PING, PONG, RSV1, TEXT
 from hypothesis import example, given, strategies as st
 from websockets.frames import Frame as LibraryFrame
 from websockets.protocol import CLIENT, SERVER, Protocol
+from websockets.speedups import apply_mask
 from yamux_rig import cut
 
 from pioneer_tunnel._net.link import Bytes
 from pioneer_tunnel.websocket.binary_frames import BinaryFrames, encode
-from pioneer_tunnel.websocket.connection import MAX_BINARY
 from pioneer_tunnel.websocket.frame_meter import FRAMES_PER_TURN
+from pioneer_tunnel.websocket.messages import MAX_BINARY
 
 Event: TypeAlias = bytes | tuple[int, bool, bytes]
 """Bytes of binary messages; or the opcode, the FIN bit and the payload of another frame."""
@@ -96,7 +97,7 @@ def by_the_library(data: bytes, *, masked: bool) -> Heard:
 
 def by_both(reads: Iterable[bytes], *, masked: bool) -> Heard:
     """As an engine does it."""
-    heard, frames = Heard(masked=masked), BinaryFrames(masked=masked)
+    heard, frames = Heard(masked=masked), BinaryFrames(apply_mask if masked else None)
     for read in reads:
         rest = memoryview(read)
         while rest and heard.code is None:
@@ -233,13 +234,13 @@ def test_a_message_has_at_most_1_mib(parts: list[int], excess: int, masked: bool
 def test_the_size_is_known_by_the_header() -> None:
     """Nothing of a message that is too long is waited for."""
     header = Frame(BINARY, bytes(MAX_BINARY + 1)).encode(masked=False)[:10]
-    frames = BinaryFrames(masked=False)
+    frames = BinaryFrames(None)
     frames.split(memoryview(header))
     assert frames.failure == (1009, f"a message of more than {MAX_BINARY} bytes")
 
 
 def test_so_many_frames_begin_in_a_turn() -> None:
-    frames = BinaryFrames(masked=False)
+    frames = BinaryFrames(None)
     one = Frame(BINARY, b"x").encode(masked=False)
     data = memoryview(one * (FRAMES_PER_TURN + 3))
     used, pieces = frames.split(data)
@@ -250,7 +251,7 @@ def test_so_many_frames_begin_in_a_turn() -> None:
 
 def test_a_payload_that_is_not_masked_is_not_copied() -> None:
     data = bytearray(Frame(BINARY, b"payload").encode(masked=False))
-    _, [(ours, piece)] = BinaryFrames(masked=False).split(memoryview(data))
+    _, [(ours, piece)] = BinaryFrames(None).split(memoryview(data))
     assert ours
     data[-1:] = b"!"
     assert bytes(piece) == b"payloa!"
@@ -260,7 +261,7 @@ def test_a_payload_that_is_not_masked_is_not_copied() -> None:
 @given(st.lists(PAYLOADS, min_size=1, max_size=4), CUTS, st.booleans())
 def test_what_is_encoded_is_one_message_for_both(chunks: list[bytes], cuts: list[int], mask: bool) -> None:
     payload = b"".join(chunks)
-    data = b"".join(encode(chunks, len(payload), mask=mask))
+    data = b"".join(encode(chunks, len(payload), apply_mask if mask else None))
     expected = [payload] if payload else []
     assert by_both(cut(data, cuts), masked=mask).events == expected
     alone = by_the_library(data + Frame(PING).encode(masked=mask), masked=mask)
@@ -269,5 +270,5 @@ def test_what_is_encoded_is_one_message_for_both(chunks: list[bytes], cuts: list
 
 def test_each_message_has_a_mask_of_its_own() -> None:
     """RFC 6455, 5.3: a fresh one for each frame."""
-    masks = {bytes(encode([b"x"], 1, mask=True)[0][-4:]) for _ in range(8)}
+    masks = {bytes(encode([b"x"], 1, apply_mask)[0][-4:]) for _ in range(8)}
     assert len(masks) == 8

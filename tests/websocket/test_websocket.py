@@ -50,8 +50,8 @@ from pioneer_tunnel.websocket import (
     WebSocketRefused,
     load_engine,
 )
-from pioneer_tunnel.websocket.connection import MESSAGE_SIZE, messages_of
 from pioneer_tunnel.websocket.frame_meter import FRAMES_PER_TURN, FrameMeter
+from pioneer_tunnel.websocket.messages import MESSAGE_SIZE, messages_of
 from pioneer_tunnel.yamux.frames import FrameType, encode_header
 
 Pair = tuple[trio.abc.Stream, trio.abc.Stream]
@@ -208,6 +208,45 @@ async def test_a_client_that_leaves_when_it_has_asked_is_broken(engine: EngineNa
             await until_it_raises(websocket.receive)
 
 
+@asynccontextmanager
+async def raw_server(answer: bytes) -> AsyncIterator[trio.abc.Stream]:
+    """The client's stream to a server that answers with these bytes, in which `ACCEPT` stands for the right one."""
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def serve() -> None:
+        request = await read_until(theirs, b"\r\n\r\n")
+        key = next(line.split()[1] for line in request.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key"))
+        accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+        await theirs.send_all(answer.replace(b"ACCEPT", accept))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        yield ours
+
+
+SWITCHING: Final = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+
+
+async def test_what_comes_with_the_answer_is_not_lost(engine: EngineName) -> None:
+    frames = hostile.frame(TEXT, b"early") + hostile.frame(BINARY, b"bytes")
+    answer = SWITCHING + b"Date: today\r\nSec-WebSocket-Accept: ACCEPT\r\n\r\n" + frames
+    async with raw_server(answer) as stream, load_engine(engine).connect(stream, OPENING) as client:
+        received = list[str | bytes]()
+        with no_hang():
+            while len(received) < 2:
+                received += [each if isinstance(each, str) else bytes(each) for each in await client.receive()]
+        assert received == ["early", b"bytes"]
+        assert client.date == "today"
+
+
+@pytest.mark.parametrize("answer", [SWITCHING + b"Sec-WebSocket-Accept: wrong\r\n\r\n", SWITCHING + b"\r\n"])
+async def test_a_server_that_does_not_prove_that_it_understands_is_refused(engine: EngineName, answer: bytes) -> None:
+    async with raw_server(answer) as stream:
+        with no_hang(), pytest.raises(WebSocketRefused):
+            async with load_engine(engine).connect(stream, OPENING):
+                pytest.fail("it opened")
+
+
 def test_an_engine_that_is_not_there_is_named() -> None:
     with pytest.raises(UnsupportedTransportError, match="speed"):
         load_engine("another")  # type: ignore[arg-type]
@@ -339,11 +378,9 @@ async def test_a_long_text_in_fragments_closes_with_1009(engine: EngineName) -> 
         assert (await receive_close(server)).code == 1009
 
 
-async def test_a_text_in_endless_empty_fragments_is_not_waited_for() -> None:
+async def test_a_text_in_endless_empty_fragments_is_not_waited_for(engine: EngineName) -> None:
     """Found by an attack: they cost their sender six bytes each, and this end the square of their number."""
-    if "websockets" not in ENGINES:
-        pytest.skip("only where that engine is")
-    async with raw_client("websockets") as (client, server), trio.open_nursery() as nursery:
+    async with raw_client(engine) as (client, server), trio.open_nursery() as nursery:
 
         @nursery.start_soon
         async def send() -> None:
@@ -376,12 +413,8 @@ async def test_what_breaks_a_rule_closes_with_its_code(engine: EngineName, wrong
 
             @nursery.start_soon
             async def look() -> None:
-                if engine == "trio-websocket":
-                    # It tells its own user, but not the other end, which just sees the connection end.
-                    assert await client.receive_some() == b""
-                else:
-                    opcode, payload = await read_frame(client)
-                    assert (opcode, int.from_bytes(payload[:2], "big")) == (CLOSE, code)
+                opcode, payload = await read_frame(client)
+                assert (opcode, int.from_bytes(payload[:2], "big")) == (CLOSE, code)
                 await client.aclose()
 
             assert (await receive_close(server)).code == code
@@ -397,14 +430,9 @@ async def test_a_ping_is_answered_while_nobody_receives_or_sends(engine: EngineN
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
-async def test_pings_do_not_stop_the_receiver_while_the_writer_is_blocked() -> None:
-    """`trio-websocket` cannot do this: its reader sends the pong itself, so it waits for the writer.
-
-    Hence yamux's own pings, which go through the writer's queue, are what liveness relies on.
-    """
+async def test_pings_do_not_stop_the_receiver_while_the_writer_is_blocked(engine: EngineName) -> None:
     async with (
-        raw_client("websockets", trio.testing.lockstep_stream_pair()) as (client, server),
+        raw_client(engine, trio.testing.lockstep_stream_pair()) as (client, server),
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(server.send, [bytes(100_000)])
@@ -416,10 +444,9 @@ async def test_pings_do_not_stop_the_receiver_while_the_writer_is_blocked() -> N
             assert await read_frame(client) == (PONG, b"there?")
 
 
-@pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
-async def test_pings_that_nobody_lets_us_answer_are_bounded() -> None:
+async def test_pings_that_nobody_lets_us_answer_are_bounded(engine: EngineName) -> None:
     async with (
-        raw_client("websockets", trio.testing.lockstep_stream_pair()) as (client, server),
+        raw_client(engine, trio.testing.lockstep_stream_pair()) as (client, server),
         trio.open_nursery() as nursery,
     ):
 
@@ -454,13 +481,12 @@ async def test_many_small_frames_leave_others_their_turn(engine: EngineName, sma
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
-async def test_a_stranger_who_says_little_costs_little() -> None:
+async def test_a_stranger_who_says_little_costs_little(engine: EngineName) -> None:
     """Found by an attack: each connection had a buffer for the largest read, before it had proved anything."""
-    async with raw_client("websockets") as (_, server):
+    async with raw_client(engine) as (_, server):
         tracemalloc.start()
         try:
-            async with raw_client("websockets") as (_, another):
+            async with raw_client(engine) as (_, another):
                 assert another is not server
                 assert tracemalloc.get_traced_memory()[1] < 200_000
         finally:
@@ -494,6 +520,22 @@ async def test_a_stranger_that_sends_more_than_its_allowance_is_cut_off(engine: 
         assert not isinstance(broken.value, WebSocketClosed)
 
 
+async def test_the_size_of_a_message_counts_from_before_the_trust(engine: EngineName) -> None:
+    """The library has begun with such a message, and gets the rest of it, too."""
+    async with raw_client(engine, opening=stranger()) as (client, server), trio.open_nursery() as nursery:
+        await client.send_all(frame(BINARY, b"begun", fin=False))
+        assert await receive_bytes(server, 5) == b"begun"
+        server.trust()
+
+        @nursery.start_soon
+        async def send() -> None:
+            await client.send_all(frame(CONTINUATION, bytes(MAX_BINARY // 2), fin=False) * 2)
+            assert (await read_frame(client))[1][:2] == (1009).to_bytes(2, "big")
+            await client.aclose()
+
+        assert (await receive_close(server)).code == 1009
+
+
 async def test_an_allowance_counts_frames_that_come_with_the_request(engine: EngineName) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     key = base64.b64encode(bytes(16))
@@ -525,18 +567,22 @@ sizes = st.sampled_from([0, 1, 125, 126, 300, 65_535, 65_536])
     st.lists(st.integers(0, 1000), max_size=20),
 )  # fmt: skip
 def test_a_meter_admits_whole_turns_of_frames(parts: list[tuple[int, bool]], end: bytes, places: list[int]) -> None:
-    """However reads are cut, each portion begins at most as many frames as a turn may have, and all bytes pass."""
+    """However reads are cut, the head comes alone, each portion after it begins at most as many frames as a turn may
+    have, and all bytes pass.
+    """
     frames_of = [hostile.frame(BINARY, bytes(size), masked=masked) for size, masked in parts]
-    starts = {len(b"GET /" + end) + sum(map(len, frames_of[:number])) for number in range(len(parts))}
-    said = b"GET /" + end + b"".join(frames_of)
+    head = b"GET /" + end
+    starts = {len(head) + sum(map(len, frames_of[:number])) for number in range(len(parts))}
+    said = head + b"".join(frames_of)
     meter, passed = FrameMeter(), 0
     for piece in cut(said, places):
         until = passed + len(piece)
         while passed < until:
             amount = meter.admit(memoryview(said)[passed:until])
             begun = [start for start in starts if passed <= start < passed + amount]
+            assert passed >= len(head) or passed + amount <= len(head)
             passed += amount
-            assert passed == until or len(begun) == FRAMES_PER_TURN
+            assert passed in {until, len(head)} or len(begun) == FRAMES_PER_TURN
             assert len(begun) <= FRAMES_PER_TURN
     assert passed == len(said)
 
@@ -613,10 +659,9 @@ def test_both_engines_take_the_same(data: bytes, places: list[int]) -> None:
 # Closing
 
 
-@pytest.mark.skipif("websockets" not in ENGINES, reason="needs the extra 'speed'")
-async def test_what_comes_during_the_closing_is_not_kept() -> None:
+async def test_what_comes_during_the_closing_is_not_kept(engine: EngineName) -> None:
     """Found by an attack: a peer that was told to go sent 350 MB meanwhile, and all of it was kept."""
-    async with raw_client("websockets") as (client, server), trio.open_nursery() as nursery:
+    async with raw_client(engine) as (client, server), trio.open_nursery() as nursery:
         piece = frame(BINARY, bytes(500_000))
 
         @nursery.start_soon
@@ -659,6 +704,16 @@ async def test_an_answered_close_is_not_waited_for_any_longer(engine: EngineName
             assert (await read_frame(client))[0] == CLOSE
             await client.send_all(frame(CLOSE, (1000).to_bytes(2, "big")))
             assert await client.receive_some() == b"", "the connection is closed as well"
+
+
+@pytest.mark.parametrize("last", [frame(CLOSE, (1000).to_bytes(2, "big")), frame(3, b"reserved opcode")])
+async def test_what_comes_after_our_close_frame_does_not_stop_the_closing(engine: EngineName, last: bytes) -> None:
+    async with raw_client(engine) as (client, server), trio.open_nursery() as nursery:
+        nursery.start_soon(server.close, 1000)
+        with no_hang():
+            assert (await read_frame(client))[0] == CLOSE
+            await client.send_all(frame(PING, b"still there?") + frame(TEXT, b"text") + last)
+            assert await client.receive_some() == b"", "the ping is not answered, and the connection is closed"
 
 
 async def test_a_close_without_a_code_is_1005(engine: EngineName) -> None:

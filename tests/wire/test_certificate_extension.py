@@ -14,7 +14,8 @@ from pioneer_tunnel._wire.certificate import (
     offer_certificate,
     sees_another_certificate,
 )
-from pioneer_tunnel._wire.handshake import Choose, Claim, GatewayHandshake, RelayHandshake
+from pioneer_tunnel._wire.handshake import Claim, GatewayHandshake, RelayHandshake
+from pioneer_tunnel._wire.messages import Choose
 
 OWN, ANOTHER = bytes(32), bytes([1] * 32)
 

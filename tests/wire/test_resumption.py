@@ -18,8 +18,8 @@ from hypothesis import given, strategies as st
 
 from pioneer_tunnel._model.errors import RelayConnectError, RemoteProtocolError
 from pioneer_tunnel._model.keys import RelayKey, SigningIdentity
-from pioneer_tunnel._wire.handshake import Choose, GatewayHandshake, RelayHandshake, Welcome
-from pioneer_tunnel._wire.messages import Message
+from pioneer_tunnel._wire.handshake import GatewayHandshake, RelayHandshake, Welcome
+from pioneer_tunnel._wire.messages import Choose, Message
 from pioneer_tunnel._wire.resumption import (
     RESUME,
     Confirmation,

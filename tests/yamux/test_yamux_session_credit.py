@@ -13,10 +13,10 @@ from hypothesis import given, strategies as st
 from yamux_rig import DATA, KIB, WINDOW_UPDATE, Frame, data, update
 from yamux_session_rig import PLENTY, accept, learn_round_trip, read_all, receive, refuses, sent
 
+from pioneer_tunnel._model.session_limits import Limits
 from pioneer_tunnel.yamux.events import StreamOpened, StreamReadable
 from pioneer_tunnel.yamux.flow import INITIAL_WINDOW
 from pioneer_tunnel.yamux.frames import FIN, RST, SYN, encode_header
-from pioneer_tunnel.yamux.limits import Limits
 from pioneer_tunnel.yamux.session import Role, Session
 from pioneer_tunnel.yamux.stream_state import Stream
 

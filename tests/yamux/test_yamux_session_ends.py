@@ -7,10 +7,10 @@ from yamux_rig import DATA, WINDOW_UPDATE, Frame, data, update
 from yamux_session_rig import PLENTY, accept, opened, read_all, receive, received, refuses, sent
 
 from pioneer_tunnel._model.errors import LocalProtocolError
+from pioneer_tunnel._model.session_limits import Limits
 from pioneer_tunnel.yamux.events import StreamReadable, StreamWritable
 from pioneer_tunnel.yamux.flow import INITIAL_WINDOW
 from pioneer_tunnel.yamux.frames import FIN, RST, SYN, encode_header
-from pioneer_tunnel.yamux.limits import Limits
 from pioneer_tunnel.yamux.session import CLOSE_TIMEOUT, MAX_REMEMBERED_RESETS, Role, Session
 
 # Frames that come late

@@ -9,10 +9,10 @@ from yamux_rig import DATA, PING, WINDOW_UPDATE, Frame, data, ping, update
 from yamux_session_rig import accept, answer_ping, may_open, opened, read_all, receive, received, refuses, sent
 
 from pioneer_tunnel._model.errors import LocalProtocolError, RemoteProtocolError
+from pioneer_tunnel._model.session_limits import Limits
 from pioneer_tunnel.yamux.events import OpenAllowed, StreamOpened, StreamReadable
 from pioneer_tunnel.yamux.flow import INITIAL_WINDOW
 from pioneer_tunnel.yamux.frames import ACK, FIN, RST, SYN
-from pioneer_tunnel.yamux.limits import Limits
 from pioneer_tunnel.yamux.peer_ids import MAX_REMEMBERED_GAPS, PeerIds
 from pioneer_tunnel.yamux.session import ACCEPT_TIMEOUT, ANSWER_TIMEOUT, MAX_UNACKNOWLEDGED, Role, Session
 from pioneer_tunnel.yamux.stream_state import Stream

@@ -11,9 +11,9 @@ from yamux_rig import DATA, GO_AWAY, KIB, PING, WINDOW_UPDATE, Frame, data, ping
 from yamux_session_rig import PLENTY, accept, answer_ping, learn_round_trip, may_open, read_all, receive, refuses, sent
 
 from pioneer_tunnel._model.errors import LocalProtocolError, RemoteProtocolError
+from pioneer_tunnel._model.session_limits import Limits
 from pioneer_tunnel.yamux.events import GoAwayReceived, PongReceived, StreamOpened
 from pioneer_tunnel.yamux.frames import ACK, RST, SYN, GoAwayCode, encode_header
-from pioneer_tunnel.yamux.limits import Limits
 from pioneer_tunnel.yamux.session import Role, Session
 
 # Pings and go-aways

@@ -11,10 +11,10 @@ from yamux_rig import DATA, GO_AWAY, KIB, PING, WINDOW_UPDATE, Frame, data, pars
 from yamux_session_rig import accept, read_all, receive, refuses, sent
 
 from pioneer_tunnel._model.errors import RemoteProtocolError
+from pioneer_tunnel._model.session_limits import Limits
 from pioneer_tunnel.yamux.events import StreamOpened, StreamWritable
 from pioneer_tunnel.yamux.flow import INITIAL_WINDOW, SEND_BOUND
 from pioneer_tunnel.yamux.frames import ACK, HEADER_SIZE, LARGEST_BODY, RST, SYN, GoAwayCode
-from pioneer_tunnel.yamux.limits import Limits
 from pioneer_tunnel.yamux.outbox import MAX_REPLIES, SHARED_TURN
 from pioneer_tunnel.yamux.session import Role, Session
 from pioneer_tunnel.yamux.stream_state import Stream

@@ -12,10 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from yamux_rig import DATA, KIB, WINDOW_UPDATE, Frame, parse
 from yamux_session_rig import PLENTY, received
 
+from pioneer_tunnel._model.session_limits import Limits
 from pioneer_tunnel.yamux.events import OpenAllowed, StreamOpened, StreamReadable, StreamWritable
 from pioneer_tunnel.yamux.flow import INITIAL_WINDOW, SEND_BOUND
 from pioneer_tunnel.yamux.frames import HEADER_SIZE, LARGEST_BODY, Buffer, FrameType
-from pioneer_tunnel.yamux.limits import Limits
 from pioneer_tunnel.yamux.session import CLOSE_TIMEOUT, Role, Session
 from pioneer_tunnel.yamux.stream_state import Stream
 

@@ -1,4 +1,4 @@
-"""The limits of a yamux session."""
+"""The limits of a session: what one peer may take of memory and streams."""
 
 from __future__ import annotations
 
