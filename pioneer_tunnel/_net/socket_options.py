@@ -35,6 +35,7 @@ __all__ = [
     "outlast_silence",
     "resend_within",
     "reset_on_close",
+    "send_at_once",
     "source_is_gone",
     "unacknowledged",
     "unsent",
@@ -47,6 +48,7 @@ UNSENT_LIMIT: Final = 256 * 1024
 # Of the kernel's headers; Python has no names for them.
 _SIOCOUTQNSD: Final = 0x894B
 _TCP_RTO_MAX_MS: Final = 44
+_KEEPALIVE: Final = tuple(getattr(socket, f"TCP_KEEP{what}", None) for what in ("IDLE", "INTVL", "CNT"))
 _FIRST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.01
 
@@ -74,11 +76,10 @@ def keep_alive(sock: Socket, *, idle: int = 20, interval: int = 8, probes: int =
         interval: seconds between probes.
         probes: how many of them may stay without an answer before the connection breaks.
     """
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", interval), ("TCP_KEEPCNT", probes)):
-            if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    _set(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in zip(_KEEPALIVE, (idle, interval, probes), strict=True):
+        if option is not None:
+            _set(sock, socket.IPPROTO_TCP, option, value)
 
 
 def limit_unsent(sock: Socket, limit: int = UNSENT_LIMIT) -> None:
@@ -88,8 +89,7 @@ def limit_unsent(sock: Socket, limit: int = UNSENT_LIMIT) -> None:
     a large send into many small ones.
     """
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-        with suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limit)
+        _set(sock, socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limit)
 
 
 def means_loss(error: BaseException | None) -> bool:
@@ -109,8 +109,7 @@ def resend_within(sock: Socket, seconds: float) -> None:
     """
     if sys.platform != "linux":
         return  # the number may mean something else
-    with suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, round(seconds * 1000))
+    _set(sock, socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, round(seconds * 1000))
 
 
 def outlast_silence(sock: Socket, seconds: float) -> None:
@@ -119,8 +118,7 @@ def outlast_silence(sock: Socket, seconds: float) -> None:
     By default the kernel counts attempts to send, which come faster with `resend_within`.
     """
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        with suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+        _set(sock, socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
 
 
 def forget_round_trip(sock: Socket) -> None:
@@ -140,8 +138,7 @@ def forget_round_trip(sock: Socket) -> None:
 def limit_segment(sock: Socket, size: int) -> None:
     """Let both ends send packets with at most `size` bytes of data. To be called before it connects."""
     if hasattr(socket, "TCP_MAXSEG"):
-        with suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, size)
+        _set(sock, socket.IPPROTO_TCP, socket.TCP_MAXSEG, size)
 
 
 def unacknowledged(sock: Socket) -> int:
@@ -193,11 +190,23 @@ async def wait_sent(sock: Socket) -> None:
 
 def fin_on_close(sock: Socket) -> None:
     """Undo `reset_on_close`: closing `sock` sends a FIN."""
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FIN)
+    _set(sock, socket.SOL_SOCKET, socket.SO_LINGER, _FIN)
 
 
 def reset_on_close(sock: Socket) -> None:
     """Closing `sock` sends a RST and drops unsent data. Sockets that a listener accepts inherit this."""
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    _set(sock, socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+def send_at_once(sock: Socket) -> None:
+    """Send small pieces without waiting for acknowledgements of those before (TCP_NODELAY)."""
+    _set(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _set(sock: Socket, level: int, option: int, value: int | bytes) -> None:
+    """Set an option. A failure changes nothing: a socket that is broken says so when it is used."""
+    # `suppress` would take as long as the call, and a new connection has ten of them.
+    try:
+        sock.setsockopt(level, option, value)
+    except OSError:
+        return

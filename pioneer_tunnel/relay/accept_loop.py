@@ -12,7 +12,6 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from contextvars import copy_context
 from typing import Final, NoReturn, TypeAlias, final
 
@@ -23,7 +22,7 @@ from .._model.log_fields import about
 from .._net.adopted import watch
 from .._net.fastpath.event_loop import Reactor, Stay
 from .._net.log_limiter import LogLimiter
-from .._net.socket_options import descriptor_of, keep_alive, limit_unsent
+from .._net.socket_options import descriptor_of, keep_alive, limit_unsent, send_at_once
 from .._net.tcp import TcpStream
 from .._net.turn import Turn
 from .admission import Admission, OverLimit
@@ -243,7 +242,6 @@ def _log_overload(error: OSError) -> None:
 
 def _prepare(sock: socket.socket) -> None:
     """Set the options that each connection needs. On Linux it inherits them from the listener."""
-    with suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    send_at_once(sock)
     limit_unsent(sock)
     keep_alive(sock, idle=KEEPALIVE_IDLE, interval=KEEPALIVE_INTERVAL)

@@ -18,6 +18,8 @@ from .._wire.proxy_v2 import ProxyHeader
 
 __all__ = ["CarriedStream", "Handler", "TunnelStream"]
 
+_NO_HEADER: Final = ProxyHeader(visitor=None)
+
 
 class CarriedStream(Protocol):
     """What a transport's stream implements in addition to `trio.abc.HalfCloseableStream`.
@@ -78,7 +80,7 @@ class TunnelStream(ByteStream):
         self.visitor: Final[Address | None] = None if header is None else header.visitor
         self.tls: Final[bool | None] = None if header is None else header.tls
         self.service: Final[str | None] = None if header is None else header.service
-        self.proxy_header: Final = header or ProxyHeader(visitor=None)
+        self.proxy_header: Final = header or _NO_HEADER
         self._carried: Final = carried
         self._adopted: Final = adopt(cast("trio.abc.Stream", carried))
         # Only until the prefix is read, so that the bytes after it pass no extra layer.

@@ -134,6 +134,28 @@ async def test_a_bulk_of_bytes_is_spliced_and_a_few_are_not(monkeypatch: pytest.
         assert spliced > 10_000_000
 
 
+@pytest.mark.skipif(not CAN_PIPE, reason="this system has no splice")
+async def test_a_socket_that_was_emptied_or_has_room_again_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read in vain costs as much as some 10 KB that are spliced."""
+    in_vain = 0
+    original = os.read
+
+    def count(*args: Any) -> bytes:
+        nonlocal in_vain
+        try:
+            return original(*args)
+        except BlockingIOError:
+            in_vain += 1
+            raise
+
+    async with pumped() as (left, right, _):
+        monkeypatch.setattr(os, "read", count)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(left.send_all, bytes(50_000_000))
+            await read_exactly(right, 50_000_000)
+        assert in_vain <= 10  # a read may take exactly what was there
+
+
 @pytest.mark.skipif(not CAN_PIPE, reason="this system has no short way")
 async def test_without_a_descriptor_for_the_epoll_bytes_take_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any) -> None:

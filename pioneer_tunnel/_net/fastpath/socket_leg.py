@@ -27,6 +27,7 @@ __all__ = ["SocketLeg"]
 
 if sys.platform == "linux":
     _FLAGS: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+    _READABLE: Final = select.EPOLLIN | HUNG_UP
 
 
 @final
@@ -142,6 +143,7 @@ class SocketLeg(Leg):
         try:
             amount = os.splice(self._descriptor, pipe.writable, pipe.size, flags=_FLAGS)
         except BlockingIOError:
+            self._empty = True
             amount = 0
         except OSError as error:
             self._spliceable = error.errno != errno.EINVAL  # this kind of socket cannot be spliced
@@ -194,13 +196,16 @@ class SocketLeg(Leg):
 
     def _on_events(self, events: int) -> None:
         """The socket is readable, writable again, or hung up."""
-        self._empty = False
+        readable = events & _READABLE
+        if readable:
+            self._empty = False
         if events & HUNG_UP:
             self._hung_up = True
             self._failed |= bool(events & select.EPOLLERR)
         if self._rest is not None or self._piped:
             self._push()
-        self.on_readable()
+        if readable:
+            self.on_readable()
 
     def _read_on(self) -> int:
         self.on_readable()

@@ -159,8 +159,7 @@ class ChannelStream(GuardedStream):
             self.abandon()
 
     def _close(self) -> None:
-        self._closed = True
-        self._breaking.unpark_all()
+        self._note_closed()
         if self._plain is not None:
             self._plain.take_back()
 
@@ -170,9 +169,13 @@ class ChannelStream(GuardedStream):
         self._note_over()
 
     def _closed_by_borrower(self) -> None:
-        self._closed = True
-        self._breaking.unpark_all()
+        self._note_closed()
         self._note_over()
+
+    def _note_closed(self) -> None:
+        self._closed = True
+        if self._breaking:
+            self._breaking.unpark_all()
 
     def _note_over(self) -> None:
         if not self._over:

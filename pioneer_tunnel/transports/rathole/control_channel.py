@@ -214,15 +214,17 @@ async def _obey(
     """Open the data channels that the relay asks for, until the control channel ends."""
     address = target.address
     try:
-        while True:
-            for event in events:
-                if event is ControlCommand.CREATE_DATA_CHANNEL:
-                    channels.want()
-            with trio.fail_after(HEARTBEAT_TIMEOUT):
+        with trio.fail_after(HEARTBEAT_TIMEOUT) as silence:
+            while True:
+                for event in events:
+                    if event is ControlCommand.CREATE_DATA_CHANNEL:
+                        channels.want()
                 data = await stream.receive_some(_READ_SIZE)
-            if not data:
-                raise LinkLostError(f"the relay at {address} closed the control channel")
-            events = channel.receive(data)
+                if not data:
+                    raise LinkLostError(f"the relay at {address} closed the control channel")
+                # A scope of its own for each message would cost as much as the message.
+                silence.deadline = trio.current_time() + HEARTBEAT_TIMEOUT
+                events = channel.receive(data)
     except trio.TooSlowError:
         raise LinkLostError(
             f"the relay at {address} was silent for {HEARTBEAT_TIMEOUT:g} seconds, longer than any relay's heartbeat"

@@ -260,7 +260,8 @@ class DataChannels:
         if carried.counted:
             carried.counted = False
             self._counter.end()
-        self._visitor_left.unpark_all()
+        if self._draining:
+            self._visitor_left.unpark_all()
         if not carried.accepted:
             self._free_slot()
 
