@@ -37,6 +37,7 @@ With `removes`, the lines of some headers are left out of later heads: those wit
 from __future__ import annotations
 
 import enum
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Mapping
@@ -44,7 +45,8 @@ from typing import Final, TypeAlias, final
 
 from .._model.errors import LocalProtocolError
 from .bodies import MAX_WORK, BodyReader, Data
-from .head import BadRequest, HeadReader, RequestHead
+from .head import MAX_LINE, BadRequest, HeadReader, RequestHead
+from .plain import PLAIN_REQUEST
 from .removing import without_headers
 from .responses import ResponseFollower, ResponsePhase
 
@@ -53,9 +55,7 @@ __all__ = ["Phase", "Piece", "RequestFollower", "RequestReader", "host_of"]
 Piece: TypeAlias = bytes | bytearray | memoryview
 
 _HEAD_COST: Final = 16  # in units of `Turn.spend`
-_KNOWN_HEAD_COST: Final = 8
-_MOST_REMEMBERED: Final = 2048
-"""Bytes of a head that is kept, to be compared with the next one."""
+_PLAIN_COST: Final = 8
 _SMALL: Final = 16 * 1024
 _HEAD_END: Final = b"\r\n\r\n"
 
@@ -99,6 +99,9 @@ _TRANSITIONS: Final[Mapping[Phase, Mapping[_Found, Phase]]] = {
 }
 
 
+_FOLLOWED: Final = frozenset({ResponsePhase.HEAD, ResponsePhase.BODY})
+
+
 class RequestReader(ABC):
     """Finds where the requests of one stream end. A subclass decides about each head.
 
@@ -121,7 +124,6 @@ class RequestReader(ABC):
         self._responses: Final = responses
         self._heads = HeadReader()
         self._of_head = 0  # bytes of the next head that its reader has
-        self._last: tuple[bytes, RequestHead] | None = None  # the last head and its bytes
         self._body: Final = body
         self._omit_body = False  # of the request whose body is read
         self._pieces: list[Piece] = []  # what may be forwarded now
@@ -232,12 +234,6 @@ class RequestReader(ABC):
     # incomplete and was kept.
 
     def _read_head(self, data: Data, start: int) -> int | None:
-        if self._last is not None and not self._of_head and data.startswith(self._last[0], start):
-            # Many clients send the same head again and again. The same bytes are the same head.
-            received, known = self._last
-            self.work += _KNOWN_HEAD_COST
-            end = start + known.length
-            return end if self._take_head(known, received, data, start, end) else None
         # Feed one head only: the reader keeps what it gets, and `data` may have many heads.
         end = data.find(_HEAD_END, start)
         before, piece = self._of_head, memoryview(data)[start : len(data) if end < 0 else end + len(_HEAD_END)]
@@ -249,8 +245,6 @@ class RequestReader(ABC):
         self.work += _HEAD_COST + len(head.headers) // 2
         received = self._heads.received
         self._heads, self._of_head = HeadReader(), 0
-        if head.length == len(received) <= _MOST_REMEMBERED:
-            self._last = received, head
         end = start + head.length - before
         if not self._take_head(head, received, data, start, end):
             return None
@@ -340,7 +334,29 @@ class RequestFollower(RequestReader):
         self._removes: Final = removes
         self._stream_of: Final = stream_of
         self._stream: Final = stream_of(head)
+        # A plain request that has this Host uses the same stream. None where more of a head is needed than its host.
+        only_host = stream_of is host_of and not (removes or responses.observed)
+        self._plain_host: Final = head.host_header if only_host else None
         self._begin_body(head)
+
+    def _read_head(self, data: Data, start: int) -> int | None:
+        if self._plain_host is not None and not self._of_head and self._responses.phase in _FOLLOWED:
+            plain = PLAIN_REQUEST.match(data, start, start + MAX_LINE)
+            if plain is not None and plain[1] == self._plain_host:
+                return self._pass_plain(plain, data)
+        return super()._read_head(data, start)
+
+    def _pass_plain(self, plain: re.Match[bytes], data: Data) -> int:
+        """Forward the head of a plain request; and its body, if all of it has come. The general way does the same."""
+        self.work += _PLAIN_COST
+        self._responses.expect_plain()
+        length, end = int(plain[2] or 0), plain.end()
+        if end + length <= len(data):
+            return end + length
+        self._omit_body = False
+        self._body.begin(length, chunked=False)
+        self._go(_Found.BODY)
+        return end
 
     def _take_head(self, head: RequestHead, received: bytes, data: Data, start: int, end: int) -> bool:
         before = head.length - (end - start)
