@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import attrs
@@ -43,46 +45,46 @@ def test_a_plain_request_has_no_more_headers_than_may_be() -> None:
 
 # Both ways, for any bytes
 
-LINES: Final = st.sampled_from(
-    [
-        *(b"Accept: */*", b"X:", b"Cookie: \t a=b\xff ", b"Connection: Upgrade", b"Upgrade: websocket", b"Expect: x"),
-        *(b"Host: a.test", b"host:a.test \t", b"Host: A.test", b"Host: b.test", b"Host: a.test:80", b"Host : a.test"),
-        *(b"Content-Length: 3", b"content-length:\t3 ", b"Content-Length: +3", b"Content-Length: 3, 3"),
-        *(b"Content-Length: 0", b"Content-Length: 99", b"Content-Length: 1234567890123456789"),
-        *(b"Transfer-Encoding: chunked", b"transfer-encoding: gzip", b"Content-Length : 3", b" folded", b"X\x00: y"),
-        *(b"Content-Lengthy: 3", b"Hostile: b.test", b"a b: c", b"X: \x0b", b"Content-Length: \xb9"),
-    ]
-)
-SOME_LINES: Final = st.lists(LINES, max_size=5).map(lambda lines: b"".join(line + b"\r\n" for line in lines))
-FIRST_LINES: Final = st.sampled_from(
-    [
-        *(b"GET / HTTP/1.1", b"POST /x?y HTTP/1.1", b"HEAD / HTTP/1.1", b"CONNECT / HTTP/1.1", b"HEADS / HTTP/1.1"),
-        *(b"GET / HTTP/1.0", b"GET / HTTP/2.0", b"OPTIONS * HTTP/1.1", b"GET http://a.test/ HTTP/1.1", b"\r\nGET / X"),
-        *(b"GET  / HTTP/1.1", b"GET /\xc3\xa9 HTTP/1.1", b"GET / HTTP/1.1 ", b"\r\nGET / HTTP/1.1", b"G@T / HTTP/1.1"),
-    ]
-)
-STATUS_LINES: Final = st.sampled_from(
-    [
-        *(
-            b"HTTP/1.1 200 OK",
-            b"HTTP/1.1 404",
-            b"HTTP/1.1 500 ",
-            b"HTTP/1.0 200 OK",
-            b"HTTP/1.1 204 X",
-            b"HTTP/1.1 304",
-        ),
-        *(b"HTTP/1.1 100 Continue", b"HTTP/1.1 101 X", b"HTTP/1.1  200 OK", b"HTTP/1.1 2000 OK", b"HTTP/2.0 200 OK"),
-        *(b"HTTP/1.1 999 X", b"HTTP/1.1 200 O\rK", b"\r\nHTTP/1.1 200 OK"),
-    ]
-)
-HOST: Final = st.sampled_from([b"", b"Host: a.test\r\n"])
-LENGTH: Final = st.sampled_from([b"", b"Content-Length: 3\r\n"])
-ENDS: Final = st.sampled_from([b"\r\n", b"\r\nabc", b"\r\nab", b"\n\r\n", b""])
+LINES: Final = [
+    *(b"", b"Accept: */*\r\n", b"X:\r\n", b"Cookie: \t a=b\xff \r\n", b"Connection: Upgrade\r\n", b"Upgrade: x\r\n"),
+    *(b"Connection: upgrade\r\nUpgrade: x\r\n", b"Host: a.test\r\n", b"host:A.test \t\r\n", b"Host : b.test\r\n"),
+    *(b"Host: b.test\r\n", b"Hostile: b.test\r\n", b"Content-Length: 0\r\n", b"content-length:\t3 \r\n"),
+    *(b"Content-Length: +3\r\n", b"Content-Length: 3, 3\r\n", b"Content-Length : 3\r\n", b"Content-Length: 99\r\n"),
+    *(b"Content-Length: 1234567890123456789\r\n", b"Content-Length: \xb9\r\n", b"Content-Lengthy: 3\r\n"),
+    *(b"Transfer-Encoding: chunked\r\n", b"transfer-encoding: gzip\r\n", b"TRANSFER-ENCODING:\r\n", b" folded\r\n"),
+    *(b"X\x00: y\r\n", b"a b: c\r\n", b"X: \x0b\r\n", b"X: y\n", b"X: y\r", b"no colon\r\n", b"\r\n"),
+]
+FIRST_LINES: Final = [
+    *(b"GET / HTTP/1.1\r\n", b"POST /x?y HTTP/1.1\r\n", b"HEAD / HTTP/1.1\r\n", b"CONNECT / HTTP/1.1\r\n"),
+    *(b"HEADS / HTTP/1.1\r\n", b"head / HTTP/1.1\r\n", b"GET / HTTP/1.0\r\n", b"GET / HTTP/2.0\r\n"),
+    *(b"OPTIONS * HTTP/1.1\r\n", b"GET http://a.test/ HTTP/1.1\r\n", b"GET http://b.test/ HTTP/1.1\r\n"),
+    *(b"GET  / HTTP/1.1\r\n", b"GET /\xc3\xa9 HTTP/1.1\r\n", b"GET / HTTP/1.1 \r\n", b"\r\nGET / HTTP/1.1\r\n"),
+    *(b"G@T / HTTP/1.1\r\n", b"GET / HTTP/1.1\n", b"GET /\x7f HTTP/1.1\r\n", b"GET a HTTP/1.1\r\n"),
+]
+STATUS_LINES: Final = [
+    *(b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 404\r\n", b"HTTP/1.1 500 \r\n", b"HTTP/1.0 200 OK\r\n", b"HTTP/1.1 204 X\r\n"),
+    *(b"HTTP/1.1 304\r\n", b"HTTP/1.1 100 Continue\r\n", b"HTTP/1.1 101 X\r\n", b"HTTP/1.1  200 OK\r\n"),
+    *(b"HTTP/1.1 2000 OK\r\n", b"HTTP/2.0 200 OK\r\n", b"HTTP/1.1 999 X\r\n", b"HTTP/1.1 200 O\rK\r\n"),
+    *(b"\r\nHTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 \x00\r\n", b"HTTP/1.1 200 OK\n", b"HTTP/1.1 099 X\r\n"),
+]
+HOST: Final = b"Host: a.test\r\n"
+LENGTH: Final = b"Content-Length: 3\r\n"
 
 
-def messages(first_lines: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    parts = st.tuples(first_lines, st.just(b"\r\n"), HOST, SOME_LINES, LENGTH, SOME_LINES, ENDS)
-    made = st.lists(parts.map(b"".join), min_size=1, max_size=4).map(b"".join)
+def unusual(first_lines: list[bytes], *others: bytes) -> Iterator[bytes]:
+    """Heads with a body of three bytes: each first line with each line in each place between `others`."""
+    for first, line, length in itertools.product(first_lines, LINES, [b"", LENGTH]):
+        lines = [first, *others, length]
+        for place in range(1, len(lines) + 1):
+            yield b"".join([*lines[:place], line, *lines[place:], b"\r\nabc"])
+
+
+UNUSUAL_REQUESTS: Final = [*unusual(FIRST_LINES, HOST), *unusual(FIRST_LINES)]
+UNUSUAL_RESPONSES: Final = [*unusual(STATUS_LINES)]
+
+
+def messages(heads: list[bytes]) -> st.SearchStrategy[bytes]:
+    made = st.lists(st.sampled_from(heads), min_size=1, max_size=4).map(b"".join)
     return st.builds(with_a_change, made, st.none() | st.tuples(st.integers(0, 400), st.integers(0, 255)))
 
 
@@ -113,7 +115,8 @@ class Requests:
     omit_body: bool
     next_request: bytes | None
     outstanding: int
-    waits: bool
+    head_begun: bool
+    answers: int
 
 
 def requested(pieces: list[bytes], *, answered: bytes, plainly: bool) -> Requests:
@@ -129,21 +132,33 @@ def requested(pieces: list[bytes], *, answered: bytes, plainly: bool) -> Request
         forwarded += b"".join(follower.feed(piece))
         while follower.has_more:
             forwarded += b"".join(follower.feed(b""))
-    refusal = follower.refusal
+    refusal, outstanding = follower.refusal, responses.outstanding
+    answers, said = 0, SERVED * 5
+    while answers < len(said) and not responses.idle:
+        answers = responses.feed(said, answers)
     return Requests(
         forwarded,
         follower.phase,
         refusal and refusal.status,
         refusal is not None and refusal.omit_body,
         follower.next_request and follower.next_request[1],
-        responses.outstanding,
+        outstanding,
         follower.head_begun,
+        answers,
     )
+
+
+def test_all_unusual_requests_are_followed_alike() -> None:
+    for data in UNUSUAL_REQUESTS:
+        whole = requested([data + BROWSER], answered=b"", plainly=True)
+        assert whole == requested([data + BROWSER], answered=b"", plainly=False), data
 
 
 @fuzzed(400)
 @given(
-    messages(FIRST_LINES), st.integers(1, 400), st.sampled_from([b"", SERVED, SERVED[:-2], b"HTTP/1.1 200 OK\r\n\r\n"])
+    messages(UNUSUAL_REQUESTS),
+    st.integers(1, 400),
+    st.sampled_from([b"", SERVED, SERVED[:-2], b"HTTP/1.1 200 OK\r\n\r\n"]),
 )
 @example(BROWSER * 3, 400, b"")
 @example(RPC * 3, 90, b"")
@@ -172,6 +187,13 @@ class Told(ResponseObserver):
         self.of.append(("ended", None))
 
 
+@contextmanager
+def no_plain_responses() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(responses_module, "PLAIN_RESPONSE", re.compile(rb"(?!)"))
+        yield
+
+
 def responded(pieces: list[bytes], methods: list[bytes]) -> tuple[int, ResponsePhase, int, Told]:
     told = Told()
     follower = ResponseFollower(told)
@@ -190,15 +212,23 @@ def responded(pieces: list[bytes], methods: list[bytes]) -> tuple[int, ResponseP
     return passed, follower.phase, follower.outstanding, told
 
 
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+def test_all_unusual_responses_are_followed_alike(method: bytes) -> None:
+    pieces = [[data + SERVED] for data in UNUSUAL_RESPONSES]
+    plainly = [responded(piece, [method, b"GET"]) for piece in pieces]
+    with no_plain_responses():
+        for piece, expected in zip(pieces, plainly, strict=True):
+            assert responded(piece, [method, b"GET"]) == expected, piece
+
+
 @fuzzed(400)
-@given(messages(STATUS_LINES), st.integers(1, 400), st.lists(st.sampled_from([b"GET", b"HEAD"]), max_size=4))
+@given(messages(UNUSUAL_RESPONSES), st.integers(1, 400), st.lists(st.sampled_from([b"GET", b"HEAD"]), max_size=4))
 @example(SERVED * 3, 400, [b"GET", b"GET", b"GET"])
 @example(SERVED * 3, 70, [b"GET", b"HEAD", b"GET"])
 def test_responses_are_followed_alike(data: bytes, size: int, methods: list[bytes]) -> None:
     pieces = cut(data, size)
     plainly = responded(pieces, methods)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(responses_module, "PLAIN_RESPONSE", re.compile(rb"(?!)"))
+    with no_plain_responses():
         assert responded(pieces, methods) == plainly
 
 
