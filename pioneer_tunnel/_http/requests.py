@@ -50,13 +50,14 @@ from .plain import PLAIN_REQUEST
 from .removing import without_headers
 from .responses import ResponseFollower, ResponsePhase
 
-__all__ = ["Phase", "Piece", "RequestFollower", "RequestReader", "host_of"]
+__all__ = ["LEAST_READ", "Phase", "Piece", "RequestFollower", "RequestReader", "host_of"]
 
 Piece: TypeAlias = bytes | bytearray | memoryview
 
 _HEAD_COST: Final = 16  # in units of `Turn.spend`
 _PLAIN_COST: Final = 8
-_SMALL: Final = 16 * 1024
+LEAST_READ: Final = 16 * 1024
+"""Bytes that may be fed at once in any phase."""
 _HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -99,6 +100,7 @@ _TRANSITIONS: Final[Mapping[Phase, Mapping[_Found, Phase]]] = {
 }
 
 
+_READ: Final = frozenset({Phase.HEAD, Phase.BODY})
 _FOLLOWED: Final = frozenset({ResponsePhase.HEAD, ResponsePhase.BODY})
 
 
@@ -157,6 +159,11 @@ class RequestReader(ABC):
         return self._rest is not None
 
     @property
+    def reads(self) -> bool:
+        """True when the visitor's next bytes are to be fed as they come: nothing waits, and they belong to requests."""
+        return self.phase in _READ and self._rest is None
+
+    @property
     def read_size(self) -> int:
         """The most bytes to feed at once. The bound keeps calls short, since they may be many requests or chunks."""
         match self.phase:
@@ -164,7 +171,7 @@ class RequestReader(ABC):
                 return sys.maxsize
             case Phase.BODY:
                 return self._body.read_size
-        return _SMALL
+        return LEAST_READ
 
     def feed(self, data: Data) -> list[Piece]:
         """Take the visitor's next bytes. Returns what may be forwarded now, as views of `data` where possible.
@@ -175,8 +182,8 @@ class RequestReader(ABC):
             LocalProtocolError: bytes are held for a response, the next request was found, or `data` is not empty while
                 `has_more`.
         """
-        waits = self.holds and self._responses.awaits_upgrade
-        if waits or self.next_request is not None or (data and self.has_more):
+        waits = self._held and self._responses.awaits_upgrade
+        if waits or self.next_request is not None or (data and self._rest is not None):
             raise LocalProtocolError("the follower has to get rid of what came before this first")
         if self.phase is Phase.HELD:
             self._end_request()

@@ -185,12 +185,13 @@ class ResponseFollower:
         `max_work` and the rest is for the next call.
         """
         self.work, self._max_work = 0, max_work
-        while start < len(data) and self.work < max_work and not self.idle:
+        end = len(data)
+        while start < end and self.work < max_work and (self._expected or self.phase is not ResponsePhase.HEAD):
             read = self._readers.get(self.phase)
             if read is None:
                 if self._observer is not None:
-                    self._observer.passed(len(data) - start)
-                return len(data)
+                    self._observer.passed(end - start)
+                return end
             try:
                 start = read(data, start)
             except RemoteProtocolError:
