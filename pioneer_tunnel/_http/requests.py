@@ -124,6 +124,8 @@ class RequestReader(ABC):
         self.refusal: BadRequest | None = None
         self.next_request: tuple[RequestHead, bytes] | None = None
         self._responses: Final = responses
+        # A plain request with this Host header may pass. None where more of a head matters than that.
+        self._plain_host: bytes | None = None
         self._heads = HeadReader()
         self._of_head = 0  # bytes of the next head that its reader has
         self._body: Final = body
@@ -241,6 +243,10 @@ class RequestReader(ABC):
     # incomplete and was kept.
 
     def _read_head(self, data: Data, start: int) -> int | None:
+        if self._plain_host is not None and not self._of_head and self._responses.phase in _FOLLOWED:
+            plain = PLAIN_REQUEST.match(data, start, start + MAX_LINE)
+            if plain is not None and plain[1] == self._plain_host:
+                return self._pass_plain(plain, data)
         # Feed one head only: the reader keeps what it gets, and `data` may have many heads.
         end = data.find(_HEAD_END, start)
         before, piece = self._of_head, memoryview(data)[start : len(data) if end < 0 else end + len(_HEAD_END)]
@@ -255,6 +261,18 @@ class RequestReader(ABC):
         end = start + head.length - before
         if not self._take_head(head, received, data, start, end):
             return None
+        return end
+
+    def _pass_plain(self, plain: re.Match[bytes], data: Data) -> int:
+        """Forward the head of a plain request; and its body, if all of it has come. The general way does the same."""
+        self.work += _PLAIN_COST
+        self._responses.expect_plain()
+        length, end = int(plain[2] or 0), plain.end()
+        if end + length <= len(data):
+            return end + length
+        self._omit_body = False
+        self._body.begin(length, chunked=False)
+        self._go(_Found.BODY)
         return end
 
     @abstractmethod
@@ -341,29 +359,9 @@ class RequestFollower(RequestReader):
         self._removes: Final = removes
         self._stream_of: Final = stream_of
         self._stream: Final = stream_of(head)
-        # A plain request that has this Host uses the same stream. None where more of a head is needed than its host.
-        only_host = stream_of is host_of and not (removes or responses.observed)
-        self._plain_host: Final = head.host_header if only_host else None
+        if stream_of is host_of and not (removes or responses.observed):
+            self._plain_host = head.host_header
         self._begin_body(head)
-
-    def _read_head(self, data: Data, start: int) -> int | None:
-        if self._plain_host is not None and not self._of_head and self._responses.phase in _FOLLOWED:
-            plain = PLAIN_REQUEST.match(data, start, start + MAX_LINE)
-            if plain is not None and plain[1] == self._plain_host:
-                return self._pass_plain(plain, data)
-        return super()._read_head(data, start)
-
-    def _pass_plain(self, plain: re.Match[bytes], data: Data) -> int:
-        """Forward the head of a plain request; and its body, if all of it has come. The general way does the same."""
-        self.work += _PLAIN_COST
-        self._responses.expect_plain()
-        length, end = int(plain[2] or 0), plain.end()
-        if end + length <= len(data):
-            return end + length
-        self._omit_body = False
-        self._body.begin(length, chunked=False)
-        self._go(_Found.BODY)
-        return end
 
     def _take_head(self, head: RequestHead, received: bytes, data: Data, start: int, end: int) -> bool:
         before = head.length - (end - start)

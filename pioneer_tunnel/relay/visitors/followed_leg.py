@@ -220,13 +220,15 @@ class FollowedLeg(Leg):
         follower = self._follower
         pieces = follower.feed(data)
         self._turn.spend(follower.work)
+        awaits_response = self._responses.outstanding > 0
         if pieces:
             self._ready.extend(pieces)
             self._head_deadline = math.inf  # a head that had begun is whole
-            self._note_activity()
+            if not awaits_response:  # which is activity when it comes
+                self._note_activity()
         if self._leg.drained and follower.reads:
             self._awaits_visitor = True
-            if not self._responses.outstanding or follower.head_begun:  # otherwise nothing is due
+            if not awaits_response or follower.head_begun:
                 self._limit_wait()
 
     def _receive(self, max_bytes: int) -> bytes | None:
