@@ -229,11 +229,12 @@ class ResponseFollower:
         """Take the head of a plain response; and its body, if all of it has come. The general way does the same."""
         self.work += _PLAIN_COST
         del self._expected[0]
-        observer, length, begin = self._observer, int(plain[2]), plain.end()
+        observer, begin = self._observer, plain.end()
+        length = None if plain[2] is None else int(plain[2])
         if observer is not None:
             observer.answered(int(plain[1]))
-        if begin + length > len(data):
-            self._body.begin(length, chunked=False)
+        if length is None or begin + length > len(data):
+            self._body.begin(length, chunked=length is None)
             self._go(_Found.WITH_BODY)
             return begin
         if observer is not None:

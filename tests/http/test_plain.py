@@ -24,12 +24,13 @@ BROWSER: Final = (
     b"Accept: text/html,*/*;q=0.8\r\nAccept-Encoding: gzip, br\r\nCookie: session=abc; theme=dark\r\n\r\n"
 )
 RPC: Final = b"POST /rpc HTTP/1.1\r\nHost: a.test\r\nContent-Type: text/json\r\nContent-Length: 7\r\n\r\n[1,2,3]"
+CHUNKED: Final = b"HTTP/1.1 200 OK\r\nServer: x\r\ntransfer-encoding: Chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
 SERVED: Final = b"HTTP/1.1 200 OK\r\nServer: x\r\nDate: now\r\nContent-Length: 5\r\nETag: y\r\n\r\nhello"
 
 
 def test_what_browsers_and_servers_send_is_plain() -> None:
     assert all(PLAIN_REQUEST.match(data) for data in (BROWSER, RPC))
-    assert PLAIN_RESPONSE.match(SERVED)
+    assert all(PLAIN_RESPONSE.match(data) for data in (SERVED, CHUNKED))
 
 
 def test_a_plain_request_has_no_more_headers_than_may_be() -> None:
@@ -51,7 +52,13 @@ LINES: Final = [
     *(b"Host: b.test\r\n", b"Hostile: b.test\r\n", b"Content-Length: 0\r\n", b"content-length:\t3 \r\n"),
     *(b"Content-Length: +3\r\n", b"Content-Length: 3, 3\r\n", b"Content-Length : 3\r\n", b"Content-Length: 99\r\n"),
     *(b"Content-Length: 1234567890123456789\r\n", b"Content-Length: \xb9\r\n", b"Content-Lengthy: 3\r\n"),
-    *(b"Transfer-Encoding: chunked\r\n", b"transfer-encoding: gzip\r\n", b"TRANSFER-ENCODING:\r\n", b" folded\r\n"),
+    *(b"Transfer-Encoding: chunked\r\n", b"transfer-encoding:\tCHUNKED \r\n", b"Transfer-Encoding: chunked, gzip\r\n"),
+    *(
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"transfer-encoding: gzip\r\n",
+        b"TRANSFER-ENCODING:\r\n",
+        b" folded\r\n",
+    ),
     *(b"X\x00: y\r\n", b"a b: c\r\n", b"X: \x0b\r\n", b"X: y\n", b"X: y\r", b"no colon\r\n", b"\r\n"),
 ]
 FIRST_LINES: Final = [
@@ -68,15 +75,17 @@ STATUS_LINES: Final = [
     *(b"\r\nHTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 \x00\r\n", b"HTTP/1.1 200 OK\n", b"HTTP/1.1 099 X\r\n"),
 ]
 HOST: Final = b"Host: a.test\r\n"
-LENGTH: Final = b"Content-Length: 3\r\n"
+LENGTHS: Final = [b"", b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n"]
 
 
 def unusual(first_lines: list[bytes], *others: bytes) -> Iterator[bytes]:
-    """Heads with a body of three bytes: each first line with each line in each place between `others`."""
-    for first, line, length in itertools.product(first_lines, LINES, [b"", LENGTH]):
+    """Messages with a body of three bytes: each first line, and in the first of them each line in each place."""
+    for first, length in itertools.product(first_lines, LENGTHS):
+        body = b"3\r\nabc\r\n0\r\n\r\n" if b"chunked" in length else b"abc"
         lines = [first, *others, length]
-        for place in range(1, len(lines) + 1):
-            yield b"".join([*lines[:place], line, *lines[place:], b"\r\nabc"])
+        for line in LINES if first is first_lines[0] else [b""]:
+            for place in range(1, len(lines) + 1):
+                yield b"".join([*lines[:place], line, *lines[place:], b"\r\n", body])
 
 
 UNUSUAL_REQUESTS: Final = [*unusual(FIRST_LINES, HOST), *unusual(FIRST_LINES)]
@@ -223,7 +232,7 @@ def test_all_unusual_responses_are_followed_alike(method: bytes) -> None:
 
 @fuzzed(400)
 @given(messages(UNUSUAL_RESPONSES), st.integers(1, 400), st.lists(st.sampled_from([b"GET", b"HEAD"]), max_size=4))
-@example(SERVED * 3, 400, [b"GET", b"GET", b"GET"])
+@example(SERVED + CHUNKED + SERVED, 400, [b"GET", b"GET", b"GET"])
 @example(SERVED * 3, 70, [b"GET", b"HEAD", b"GET"])
 def test_responses_are_followed_alike(data: bytes, size: int, methods: list[bytes]) -> None:
     pieces = cut(data, size)
