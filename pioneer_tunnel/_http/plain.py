@@ -7,8 +7,8 @@ Most messages are plain. Of a plain one, only its end matters to who follows a c
     a response    is final, HTTP/1.1, and neither a 204 nor a 304. It has either one Content-Length, or one
                   Transfer-Encoding that is `chunked`
 
-A pattern matches only what `head` and `responses` understand in the same way. Whatever it does not match takes the
-general way, also when it is right: `tests/http/test_plain.py` compares both ways.
+A pattern matches only what `head`, `requests` and `responses` understand in the same way. Whatever it does not match
+takes the general way, also when it is right. `tests/http/test_plain.py` compares both ways.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ from .head import FIELD, MAX_HEADERS, TARGET, TOKEN, VALUE
 
 __all__ = ["PLAIN_REQUEST", "PLAIN_RESPONSE"]
 
-# Of each of the three parts of a head, so that all together are no more than may be.
-_MOST_FIELDS: Final = rb"{0,%d}+" % (MAX_HEADERS // 3 - 1)
 _LENGTH: Final = rb"content-length:[ \t]*+([0-9]{1,18}+)"
 _CHUNKED: Final = rb"transfer-encoding:[ \t]*+chunked"
-
-
+# Of each of the three parts of a head, so that all together are no more than may be.
+_MOST_FIELDS: Final = rb"{0,%d}+" % (MAX_HEADERS // 3 - 1)
 _OF_REQUEST: Final = rb"(?:(?!(?i:host|content-length|transfer-encoding|upgrade):)%s\r\n)" % FIELD + _MOST_FIELDS
 _OF_RESPONSE: Final = rb"(?:(?!(?i:content-length|transfer-encoding):)%s\r\n)*+" % FIELD
 

@@ -31,6 +31,9 @@ and the next request, each with at most one piece beyond its bound.
 
 With `removes`, the lines of some headers are left out of later heads: those with which access rules are satisfied.
 
+Most requests are plain (`plain`). One with the same Host header as the first is forwarded without being parsed, where
+only the host decides about its stream, and no observer wants to know more of it.
+
 `RequestReader` has what does not depend on rules 1 and 5. `rewriting` has another class of it, which changes heads.
 """
 
@@ -101,7 +104,9 @@ _TRANSITIONS: Final[Mapping[Phase, Mapping[_Found, Phase]]] = {
 
 
 _READ: Final = frozenset({Phase.HEAD, Phase.BODY})
+"""The phases in which the visitor's bytes belong to requests."""
 _FOLLOWED: Final = frozenset({ResponsePhase.HEAD, ResponsePhase.BODY})
+"""The phases after which another response may come."""
 
 
 class RequestReader(ABC):
@@ -124,7 +129,7 @@ class RequestReader(ABC):
         self.refusal: BadRequest | None = None
         self.next_request: tuple[RequestHead, bytes] | None = None
         self._responses: Final = responses
-        # A plain request with this Host header may pass. None where more of a head matters than that.
+        # A plain request with this Host header is forwarded. None if more of a head matters.
         self._plain_host: bytes | None = None
         self._heads = HeadReader()
         self._of_head = 0  # bytes of the next head that its reader has

@@ -174,6 +174,7 @@ class FollowedLeg(Leg):
         follower = self._follower
         while not self._ready:
             reads = follower.reads
+            # Otherwise neither of the two is the case.
             if not reads or self._awaits_gateway or self._responses.outstanding >= MAX_OUTSTANDING:
                 if follower.is_over:
                     return self._finish()
@@ -254,6 +255,7 @@ class FollowedLeg(Leg):
         self.on_readable()
 
     def _note_activity(self) -> None:
+        """A byte passes now."""
         now = self._clock.started
         self._last_activity = self._clock.now() if now is None else now
 
