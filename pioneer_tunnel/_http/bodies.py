@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias, final
 
-from .head import MAX_HEADERS, BadRequest, read_field
+from .head import MAX_HEADERS, TOKEN, BadRequest, read_field
 
 __all__ = ["MAX_CHUNK_LINE", "MAX_TRAILERS", "MAX_WORK", "BodyReader", "Data", "Part"]
 
@@ -31,10 +31,9 @@ MAX_WORK: Final = 512
 _SMALL: Final = 16 * 1024
 _LARGE: Final = 256 * 1024
 
-_TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _QUOTED: Final = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
 # 15 hexadecimal digits fit a signed 64-bit integer, so no reader behind us overflows.
-_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:;%s(?:=(?:%s|%s))?+)*+\r\n" % (_TOKEN, _TOKEN, _QUOTED))
+_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:;%s(?:=(?:%s|%s))?+)*+\r\n" % (TOKEN, TOKEN, _QUOTED))
 _NOT_IN_TRAILERS: Final = frozenset({b"host", b"content-length", b"transfer-encoding"})
 
 

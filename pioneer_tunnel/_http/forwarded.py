@@ -31,7 +31,7 @@ from typing import Final, Literal, final
 
 import attrs
 
-from .head import BadRequest, RequestHead, wants_upgrade
+from .head import TOKEN, BadRequest, RequestHead, wants_upgrade
 
 __all__ = ["HeaderRules", "plain_name"]
 
@@ -68,7 +68,7 @@ _MOST_OPTIONS: Final = 64
 
 _PLAIN: Final = bytes(ord(chr(byte).lower()) if chr(byte).isalnum() and byte < 0x80 else 0x2D for byte in range(256))
 
-_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++")
+_TOKEN: Final = re.compile(TOKEN)
 _SCHEME_AND_HOST: Final = re.compile(rb"(?i:https?)://[^/?]++")
 
 

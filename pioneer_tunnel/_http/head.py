@@ -47,6 +47,8 @@ __all__ = [
     "MAX_HEAD",
     "MAX_HEADERS",
     "MAX_LINE",
+    "TARGET",
+    "TOKEN",
     "VALUE",
     "BadRequest",
     "HeadReader",
@@ -65,24 +67,27 @@ MAX_LINE: Final = 16 * 1024
 MAX_HEADERS: Final = 128
 """Header lines of a head."""
 
-_TOKEN_CHARS: Final = rb"!#$%&'*+.^_`|~0-9A-Za-z-"
 # All quantifiers are possessive (`++`, `*+`): there is no backtracking, so matching takes linear time.
-_TOKEN: Final = re.compile(rb"[%s]++" % _TOKEN_CHARS)
-_REQUEST_LINE: Final = re.compile(rb"([%s]++) ([!-~\x80-\xff]++) HTTP/([0-9]\.[0-9])" % _TOKEN_CHARS)
+TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+"""Matches a method, or another token."""
+TARGET: Final = rb"[!-~\x80-\xff]"
+"""Matches a byte of a target."""
+_TOKEN: Final = re.compile(TOKEN)
+_REQUEST_LINE: Final = re.compile(rb"(%s) (%s++) HTTP/([0-9]\.[0-9])" % (TOKEN, TARGET))
 _ABSOLUTE: Final = re.compile(rb"(?i:http(s)?)://([^/?]++)(?:[/?].*+|)")
 # White space around a value is stripped later: a pattern for it could match in many ways.
 VALUE: Final = rb"[^\x00-\x08\x0a-\x1f\x7f]*+"
 """Matches a header's text after the colon, and any other text of a head."""
-FIELD: Final = rb"[%s]++:%s" % (_TOKEN_CHARS, VALUE)
+FIELD: Final = rb"%s:%s" % (TOKEN, VALUE)
 """Matches the line of a header without its end."""
-_FIELD: Final = re.compile(rb"([%s]++):(%s)" % (_TOKEN_CHARS, VALUE))
-_FIELDS: Final = re.compile(rb"([%s]++):(%s)\r\n" % (_TOKEN_CHARS, VALUE))
+_FIELD: Final = re.compile(rb"(%s):(%s)" % (TOKEN, VALUE))
+_FIELDS: Final = re.compile(rb"(%s):(%s)\r\n" % (TOKEN, VALUE))
 _WHOLE: Final = re.compile(rb"(?:\r\n)?%s\r\n((?:%s\r\n)*+)\r\n" % (_REQUEST_LINE.pattern, FIELD))
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]++\]|[0-9A-Za-z_.-]++)(?::([0-9]{0,5}))?")
 # 18 digits fit a signed 64-bit integer, so no reader behind us overflows.
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
-_CODING: Final = re.compile(rb"[%s]++(?:[ \t]*+,[ \t]*+[%s]++)*+" % (_TOKEN_CHARS, _TOKEN_CHARS))
+_CODING: Final = re.compile(rb"%s(?:[ \t]*+,[ \t]*+%s)*+" % (TOKEN, TOKEN))
 
 _HEAD: Final = b"HEAD"
 # An `Upgrade` or `Connection` header may have 16 KiB of members; a list of all of them would cost much time.

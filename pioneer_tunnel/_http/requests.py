@@ -31,12 +31,16 @@ and the next request, each with at most one piece beyond its bound.
 
 With `removes`, the lines of some headers are left out of later heads: those with which access rules are satisfied.
 
+Most requests are plain (`plain`). One with the same Host header as the first is forwarded without being parsed, where
+only the host decides about its stream, and no observer wants to know more of it.
+
 `RequestReader` has what does not depend on rules 1 and 5. `rewriting` has another class of it, which changes heads.
 """
 
 from __future__ import annotations
 
 import enum
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Mapping
@@ -44,19 +48,19 @@ from typing import Final, TypeAlias, final
 
 from .._model.errors import LocalProtocolError
 from .bodies import MAX_WORK, BodyReader, Data
-from .head import BadRequest, HeadReader, RequestHead
+from .head import MAX_LINE, BadRequest, HeadReader, RequestHead
+from .plain import PLAIN_REQUEST
 from .removing import without_headers
 from .responses import ResponseFollower, ResponsePhase
 
-__all__ = ["Phase", "Piece", "RequestFollower", "RequestReader", "host_of"]
+__all__ = ["LEAST_READ", "Phase", "Piece", "RequestFollower", "RequestReader", "host_of"]
 
 Piece: TypeAlias = bytes | bytearray | memoryview
 
 _HEAD_COST: Final = 16  # in units of `Turn.spend`
-_KNOWN_HEAD_COST: Final = 8
-_MOST_REMEMBERED: Final = 2048
-"""Bytes of a head that is kept, to be compared with the next one."""
-_SMALL: Final = 16 * 1024
+_PLAIN_COST: Final = 8
+LEAST_READ: Final = 16 * 1024
+"""Bytes that may be fed at once in any phase."""
 _HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -99,6 +103,12 @@ _TRANSITIONS: Final[Mapping[Phase, Mapping[_Found, Phase]]] = {
 }
 
 
+_READ: Final = frozenset({Phase.HEAD, Phase.BODY})
+"""The phases in which the visitor's bytes belong to requests."""
+_FOLLOWED: Final = frozenset({ResponsePhase.HEAD, ResponsePhase.BODY})
+"""The phases after which another response may come."""
+
+
 class RequestReader(ABC):
     """Finds where the requests of one stream end. A subclass decides about each head.
 
@@ -119,9 +129,10 @@ class RequestReader(ABC):
         self.refusal: BadRequest | None = None
         self.next_request: tuple[RequestHead, bytes] | None = None
         self._responses: Final = responses
+        # A plain request with this Host header is forwarded. None if more of a head matters.
+        self._plain_host: bytes | None = None
         self._heads = HeadReader()
         self._of_head = 0  # bytes of the next head that its reader has
-        self._last: tuple[bytes, RequestHead] | None = None  # the last head and its bytes
         self._body: Final = body
         self._omit_body = False  # of the request whose body is read
         self._pieces: list[Piece] = []  # what may be forwarded now
@@ -155,6 +166,11 @@ class RequestReader(ABC):
         return self._rest is not None
 
     @property
+    def reads(self) -> bool:
+        """True when the visitor's next bytes are to be fed as they come: nothing waits, and they belong to requests."""
+        return self.phase in _READ and self._rest is None
+
+    @property
     def read_size(self) -> int:
         """The most bytes to feed at once. The bound keeps calls short, since they may be many requests or chunks."""
         match self.phase:
@@ -162,7 +178,7 @@ class RequestReader(ABC):
                 return sys.maxsize
             case Phase.BODY:
                 return self._body.read_size
-        return _SMALL
+        return LEAST_READ
 
     def feed(self, data: Data) -> list[Piece]:
         """Take the visitor's next bytes. Returns what may be forwarded now, as views of `data` where possible.
@@ -173,8 +189,8 @@ class RequestReader(ABC):
             LocalProtocolError: bytes are held for a response, the next request was found, or `data` is not empty while
                 `has_more`.
         """
-        waits = self.holds and self._responses.awaits_upgrade
-        if waits or self.next_request is not None or (data and self.has_more):
+        waits = self._held and self._responses.awaits_upgrade
+        if waits or self.next_request is not None or (data and self._rest is not None):
             raise LocalProtocolError("the follower has to get rid of what came before this first")
         if self.phase is Phase.HELD:
             self._end_request()
@@ -232,12 +248,10 @@ class RequestReader(ABC):
     # incomplete and was kept.
 
     def _read_head(self, data: Data, start: int) -> int | None:
-        if self._last is not None and not self._of_head and data.startswith(self._last[0], start):
-            # Many clients send the same head again and again. The same bytes are the same head.
-            received, known = self._last
-            self.work += _KNOWN_HEAD_COST
-            end = start + known.length
-            return end if self._take_head(known, received, data, start, end) else None
+        if self._plain_host is not None and not self._of_head and self._responses.phase in _FOLLOWED:
+            plain = PLAIN_REQUEST.match(data, start, start + MAX_LINE)
+            if plain is not None and plain[1] == self._plain_host:
+                return self._pass_plain(plain, data)
         # Feed one head only: the reader keeps what it gets, and `data` may have many heads.
         end = data.find(_HEAD_END, start)
         before, piece = self._of_head, memoryview(data)[start : len(data) if end < 0 else end + len(_HEAD_END)]
@@ -249,11 +263,21 @@ class RequestReader(ABC):
         self.work += _HEAD_COST + len(head.headers) // 2
         received = self._heads.received
         self._heads, self._of_head = HeadReader(), 0
-        if head.length == len(received) <= _MOST_REMEMBERED:
-            self._last = received, head
         end = start + head.length - before
         if not self._take_head(head, received, data, start, end):
             return None
+        return end
+
+    def _pass_plain(self, plain: re.Match[bytes], data: Data) -> int:
+        """Forward the head of a plain request; and its body, if all of it has come. The general way does the same."""
+        self.work += _PLAIN_COST
+        self._responses.expect_plain()
+        length, end = int(plain[2] or 0), plain.end()
+        if end + length <= len(data):
+            return end + length
+        self._omit_body = False
+        self._body.begin(length, chunked=False)
+        self._go(_Found.BODY)
         return end
 
     @abstractmethod
@@ -340,6 +364,8 @@ class RequestFollower(RequestReader):
         self._removes: Final = removes
         self._stream_of: Final = stream_of
         self._stream: Final = stream_of(head)
+        if stream_of is host_of and not (removes or responses.observed):
+            self._plain_host = head.host_header
         self._begin_body(head)
 
     def _take_head(self, head: RequestHead, received: bytes, data: Data, start: int, end: int) -> bool:

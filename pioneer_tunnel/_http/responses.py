@@ -25,13 +25,12 @@ from typing import Final, NamedTuple, Protocol, final
 from .._model.errors import RemoteProtocolError
 from .bodies import MAX_WORK, BodyReader, Data
 from .head import FIELD, MAX_HEAD, VALUE, RequestHead, read_framing
+from .plain import PLAIN_RESPONSE
 
 __all__ = ["ResponseFollower", "ResponseObserver", "ResponsePhase"]
 
 _HEAD_COST: Final = 8  # in units of `Turn.spend`
-_KNOWN_HEAD_COST: Final = 2
-_MOST_REMEMBERED: Final = 1024
-"""Bytes of a head that is kept, to be compared with the next one."""
+_PLAIN_COST: Final = 2
 _START: Final = b"HTTP/1."
 _HEAD_END: Final = b"\r\n\r\n"
 _HEAD: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: %s)?+\r\n(?:%s\r\n)*+\r\n" % (VALUE, FIELD))
@@ -90,6 +89,9 @@ class _Expected(NamedTuple):
     upgrade: bool
 
 
+_BY_PLAIN_REQUEST: Final = _Expected(omit_body=False, upgrade=False)
+
+
 class _Head(NamedTuple):
     """What a head says of the end of its response, as it is written there."""
 
@@ -135,12 +137,16 @@ class ResponseFollower:
         # Of each request without a final response. They are few, and a deque takes 1.2 KiB more.
         self._expected: Final[list[_Expected]] = []
         self._head: Final = bytearray()  # the part of an incomplete head that earlier pieces had
-        self._last: tuple[bytes, _Head] | None = None  # the last head, and its bytes
         self._body: Final = BodyReader()
         self._readers: Final[Mapping[ResponsePhase, Callable[[Data, int], int]]] = {
             ResponsePhase.HEAD: self._read_head,
             ResponsePhase.BODY: self._read_body,
         }
+
+    @property
+    def observed(self) -> bool:
+        """Whether an observer is told of requests and responses."""
+        return self._observer is not None
 
     @property
     def outstanding(self) -> int:
@@ -168,6 +174,10 @@ class ResponseFollower:
         if self._observer is not None:
             self._observer.expected(head)
 
+    def expect_plain(self) -> None:
+        """Expect the response to a plain request, of which no head was made. Only without an observer."""
+        self._expected.append(_BY_PLAIN_REQUEST)
+
     def feed(self, data: Data, start: int = 0, max_work: int = MAX_WORK) -> int:
         """Take the gateway's bytes from `data[start:]`. Returns the position up to which they may pass.
 
@@ -175,12 +185,13 @@ class ResponseFollower:
         `max_work` and the rest is for the next call.
         """
         self.work, self._max_work = 0, max_work
-        while start < len(data) and self.work < max_work and not self.idle:
+        end = len(data)
+        while start < end and self.work < max_work and (self._expected or self.phase is not ResponsePhase.HEAD):
             read = self._readers.get(self.phase)
             if read is None:
                 if self._observer is not None:
-                    self._observer.passed(len(data) - start)
-                return len(data)
+                    self._observer.passed(end - start)
+                return end
             try:
                 start = read(data, start)
             except RemoteProtocolError:
@@ -194,12 +205,10 @@ class ResponseFollower:
 
     def _read_head(self, data: Data, start: int) -> int:
         kept = self._head
-        if self._last is not None and not kept and data.startswith(self._last[0], start):
-            # Many servers send the same head again and again. The same bytes are the same head.
-            self.work += _KNOWN_HEAD_COST
-            written, parsed = self._last
-            self._take_head(parsed)
-            return start + len(written)
+        if not kept and not self._expected[0].omit_body:
+            plain = PLAIN_RESPONSE.match(data, start, start + MAX_HEAD)
+            if plain is not None:
+                return self._pass_plain(plain, data)
         begun = len(kept)
         self.work += _HEAD_COST
         end = _end_of_head(kept, data, start)
@@ -209,14 +218,30 @@ class ResponseFollower:
         if end is not None:
             head = bytes(kept)
             kept.clear()
-            parsed = _parse(head)
-            self._last = (head, parsed) if len(head) <= _MOST_REMEMBERED else None
-            self._take_head(parsed)
+            self._take_head(_parse(head))
             return end
         # Before the end of a head, find only what could keep that end from ever coming.
         if not _START.startswith(bytes(kept[: len(_START)])) or _BARE_LF.search(kept, begun):
             raise RemoteProtocolError("the head of a response is malformed")
         return len(data)
+
+    def _pass_plain(self, plain: re.Match[bytes], data: Data) -> int:
+        """Take the head of a plain response; and its body, if all of it has come. The general way does the same."""
+        self.work += _PLAIN_COST
+        del self._expected[0]
+        observer, begin = self._observer, plain.end()
+        length = None if plain[2] is None else int(plain[2])
+        if observer is not None:
+            observer.answered(int(plain[1]))
+        if length is None or begin + length > len(data):
+            self._body.begin(length, chunked=length is None)
+            self._go(_Found.WITH_BODY)
+            return begin
+        if observer is not None:
+            if length:
+                observer.passed(length)
+            observer.ended()
+        return begin + length
 
     def _take_head(self, head: _Head) -> None:
         version, status, lengths, codings = head

@@ -211,10 +211,12 @@ class Session:
         if stream.closing_since is not None:
             self._refuse_input(stream)
         else:
-            if not stream.receive_queue:
+            if stream.receive_queue:
+                stream.store(piece)
+            else:
+                stream.receive_queue.append(piece)
                 self._events.append(StreamReadable(stream))
                 self._with_unread.add(stream)
-            stream.store(piece)
             self.unread += len(piece)
             while self.unread > self.limits.unread:
                 self._reset_greediest()

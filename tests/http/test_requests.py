@@ -442,7 +442,7 @@ def test_many_small_requests_take_time_in_proportion_to_their_number(monkeypatch
             return self._reader.feed(data)
 
     monkeypatch.setattr(requests_module, "HeadReader", Counting)
-    data = (FIRST + SECOND) * 500
+    data = (FIRST + SECOND).replace(b"1.1", b"1.0") * 500  # not plain ones, which no reader gets
     follower = following(FIRST)
     assert feed_all(follower, data) == data
     assert given_to_readers == len(data)
@@ -454,15 +454,15 @@ HEADERS: Final = b"X: y\r\n" * 100 + b"\r\n"
 @pytest.mark.parametrize(
     ("first", "item", "next_item", "most"),
     [
-        (FIRST, FIRST, SECOND, 33),
-        (FIRST, FIRST, FIRST, 65),
+        (FIRST, FIRST, SECOND, 65),
+        (FIRST, FIRST.replace(b"1.1", b"1.0"), SECOND.replace(b"1.1", b"1.0"), 33),
         (FIRST, FIRST[:-2] + HEADERS, SECOND[:-2] + HEADERS, 9),
         (CHUNKED, b"1\r\nx\r\n", b"1\r\ny\r\n", 600),
         (CHUNKED, b"1;a=b\r\nx\r\n", b"1;a=c\r\nx\r\n", 600),
         (CHUNKED, b"0\r\n\r\n" + CHUNKED, b"0\r\n\r\n" + CHUNKED.replace(b"POST", b"PUTS"), 33),
         (CHUNKED, b"0\r\n" + HEADERS + CHUNKED, b"0\r\n" + HEADERS + CHUNKED, 5),
     ],
-    ids=["requests", "the same again", "many headers", "chunks", "extended chunks", "empty bodies", "trailers"],
+    ids=["plain requests", "requests", "many headers", "chunks", "extended chunks", "empty bodies", "trailers"],
 )
 def test_a_turn_is_bounded_by_the_items_that_it_finds(first: bytes, item: bytes, next_item: bytes, most: int) -> None:
     """One read may have 40,000 chunks. Processing them in one call would delay all others."""

@@ -31,7 +31,7 @@ from typing import Final, final
 import trio
 
 from ..._http.head import BadRequest, RequestHead
-from ..._http.requests import Phase, Piece, RequestFollower, host_of
+from ..._http.requests import LEAST_READ, Phase, Piece, RequestFollower, host_of
 from ..._http.responses import ResponseFollower, ResponseObserver, ResponsePhase
 from ..._net.fastpath.event_loop import Reactor
 from ..._net.leg import Bytes, Leg, nothing
@@ -48,9 +48,6 @@ MAX_OUTSTANDING: Final = 1024
 
 FREE_WORK: Final = 32
 """Work on a piece of a response that needs no turn. Most responses need no more."""
-
-_READS: Final = frozenset({Phase.HEAD, Phase.BODY})
-"""The phases in which what the visitor sends next is read and followed."""
 
 _WITHOUT_END: Final = frozenset({ResponsePhase.UNKNOWN, ResponsePhase.SWITCHED})
 
@@ -176,13 +173,16 @@ class FollowedLeg(Leg):
             raise trio.BrokenResourceError(self._failure)
         follower = self._follower
         while not self._ready:
-            if follower.is_over:
-                return self._finish()
-            if self._must_await_gateway():
-                return b"" if self._gateway_ended else None
+            reads = follower.reads
+            # Otherwise neither of the two is the case.
+            if not reads or self._awaits_gateway or self._responses.outstanding >= MAX_OUTSTANDING:
+                if follower.is_over:
+                    return self._finish()
+                if self._must_await_gateway():
+                    return b"" if self._gateway_ended else None
             data = self._unfollowed
             if data is None:
-                data = b"" if follower.holds or follower.has_more else self._receive(max_bytes)
+                data = self._receive(max_bytes) if reads or not (follower.holds or follower.has_more) else b""
                 if data is None:
                     return None
             if not (self._granted or self._turn.ask(self._on_granted)):
@@ -221,18 +221,21 @@ class FollowedLeg(Leg):
         follower = self._follower
         pieces = follower.feed(data)
         self._turn.spend(follower.work)
+        awaits_response = self._responses.outstanding > 0
         if pieces:
             self._ready.extend(pieces)
             self._head_deadline = math.inf  # a head that had begun is whole
-            self._last_activity = self._clock.now()
-        if self._leg.drained and follower.phase in _READS and not follower.has_more:
+            if not awaits_response:  # which is activity when it comes
+                self._note_activity()
+        if self._leg.drained and follower.reads:
             self._awaits_visitor = True
-            self._limit_wait()
+            if not awaits_response or follower.head_begun:
+                self._limit_wait()
 
     def _receive(self, max_bytes: int) -> bytes | None:
         """Receive from the visitor; b"" at its EOF, of which the follower is notified."""
         try:
-            data = self._leg.receive(min(max_bytes, self._follower.read_size))
+            data = self._leg.receive(max_bytes if max_bytes <= LEAST_READ else min(max_bytes, self._follower.read_size))
         except trio.ClosedResourceError:
             if not self._end_sent:
                 raise
@@ -250,6 +253,11 @@ class FollowedLeg(Leg):
     def _on_granted(self) -> None:
         self._granted = True
         self.on_readable()
+
+    def _note_activity(self) -> None:
+        """A byte passes now."""
+        now = self._clock.started
+        self._last_activity = self._clock.now() if now is None else now
 
     def _limit_wait(self) -> None:
         """Set the deadline, unless there is an earlier one."""
@@ -329,7 +337,7 @@ class FollowedLeg(Leg):
         self._unpassed = None
         if passed:
             self._leg.send(data if passed == len(data) else memoryview(data)[:passed])
-        self._last_activity = self._clock.now()
+        self._note_activity()
         if self._last_activity + self._keep_alive_timeout < self._deadline.deadline:
             self._limit_wait()
         if self._silence.deadline < math.inf:
@@ -351,7 +359,7 @@ class FollowedLeg(Leg):
     def _on_leg_writable(self) -> None:
         self.refusal = self.refusal or self._leg.refusal
         if self._leg.sent:
-            self._last_activity = self._clock.now()
+            self._note_activity()
         self._limit_wait()
         self.on_writable()
         if self._follower.is_over:

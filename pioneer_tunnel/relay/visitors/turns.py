@@ -161,7 +161,10 @@ class Turn:
         While it waits, asking again changes nothing.
         """
         if self._waiting is None or self._waiting.call is None:
-            self._waiting = self._turns.ask(self._tenant, self._address, call, self._clock.now())
+            now = self._clock.started
+            self._waiting = self._turns.ask(
+                self._tenant, self._address, call, self._clock.now() if now is None else now
+            )
         return self._waiting is None
 
     def leave(self) -> None:
