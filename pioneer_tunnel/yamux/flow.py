@@ -69,11 +69,17 @@ _FEW: Final = 4
 """Measurements that are too few: each may have been delayed by something else."""
 
 _GAIN: Final = 2.5
-"""How much larger a window is than what the path holds. Credit is granted by halves, so it takes 2 to fill the path."""
+"""A window grows while it is smaller than so many times what the path holds. Credit is granted by halves, so 2 fill it."""
 _CUT: Final = 4
 """What windows are divided by to measure without a queue. More than `_GAIN`: they must not grow for their own queue."""
 _SHORTEST_ROUND: Final = 0.02
 """Seconds over which the rate is measured at least."""
+_SHORTEST_ROUND_TRIP: Final = 0.002
+"""A shorter round trip counts as this many seconds.
+
+With less data on its way, the ends of a fast path wait for each other after each batch, and each byte costs up to twice
+the processor time. So at the highest rate, what comes next may wait for 5 ms (`_GAIN`).
+"""
 
 
 @final
@@ -276,8 +282,9 @@ class ReceiveWindow:
             return 0
         used = self._granted - self.credit
         if used > self._needed and now >= self._began + _SHORTEST_ROUND:
-            if round_trip:
-                size += self._grow(used - self._before, max(now - self._began, round_trip) / round_trip)
+            if round_trip is not None:
+                counted = max(round_trip, _SHORTEST_ROUND_TRIP)
+                size += self._grow(used - self._before, max(now - self._began, counted) / counted)
             self._began, self._before, self._needed = now, used, self._granted
         grant = size - self.credit - self.unread
         self.credit += grant

@@ -301,6 +301,16 @@ def test_a_rate_is_measured_for_some_time() -> None:
     assert window.size > INITIAL_WINDOW
 
 
+@pytest.mark.parametrize(("looks", "grows"), [(9, False), (10, True)])
+def test_a_round_trip_is_taken_for_two_milliseconds_at_least(looks: int, grows: bool) -> None:
+    """Otherwise the ends of a fast path would wait for each other after each batch."""
+    window = ReceiveWindow(WindowBudget(MIB), MIB, 0.0, opened_here=True)
+    for _ in range(looks - 1):
+        use(window, HALF, 0.0, 0.0)
+    use(window, HALF, 0.0225, 0.0)
+    assert (window.size > INITIAL_WINDOW) is grows
+
+
 def test_a_window_that_is_cut_gets_the_rest_of_its_credit_later() -> None:
     window = ReceiveWindow(WindowBudget(0), MIB, 0.0)
     assert use(window, INITIAL_WINDOW * 7 // 8 - 1, 0.0, None, cut=True) == 0
