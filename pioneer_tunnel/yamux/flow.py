@@ -69,7 +69,7 @@ _FEW: Final = 4
 """Measurements that are too few: each may have been delayed by something else."""
 
 _GAIN: Final = 2.5
-"""A window grows while it is smaller than so many times what the path holds. Credit is granted by halves, so 2 fill it."""
+"""A window grows while it is less than so many times what the path holds. Credit is granted by halves, so 2 fill it."""
 _CUT: Final = 4
 """What windows are divided by to measure without a queue. More than `_GAIN`: they must not grow for their own queue."""
 _SHORTEST_ROUND: Final = 0.02
