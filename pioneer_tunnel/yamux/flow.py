@@ -16,11 +16,11 @@ behind them. So the size follows what the path holds:
 - The rate is measured in rounds. A round begins when credit is granted, and ends when bytes have come that needed this
   credit. So it takes a round trip at least: bytes that had piled up, because this end was slow, look no faster. A round
   also takes `_SHORTEST_ROUND` at least: on a fast path, a shorter one says more of the scheduler than of the path.
-- The round trip is the shortest of the last `REMEMBERED` pings (`RoundTrips`). Pings are sent while data comes, so most
-  of them wait in the queue that our own windows allow. A path may also become longer, so no measurement counts for
-  ever. Before the shortest one is forgotten, all windows that may grow are cut to a quarter for some pings. If the
-  windows fill a queue, these pings take a quarter of the time, and the windows stay as they are. If the path is longer,
-  they take as long as the others, and the windows grow.
+- The round trip is the shortest that was measured (`RoundTrips`). Pings are sent while data comes, so most of them wait
+  in the queue that our own windows allow. But a path may also become longer. So when some pings in a row took twice as
+  long, and at most every ten seconds, all windows that may grow are cut to a quarter for two pings. If the windows fill
+  a queue, these take a quarter of the time, and the windows stay as they are. If the path is longer, they take as long
+  as the others, they replace the shortest one, and the windows grow.
 
 The growth of all streams of a session comes from one `WindowBudget`, and is given back when the stream ends.
 
@@ -62,9 +62,9 @@ _SHARES: Final = 8
 ASK_INTERVAL: Final = 0.25
 """Seconds between pings that measure the round trip while credit is granted."""
 REMEMBERED: Final = 40
-"""Measurements of which the shortest counts: those of ten seconds in which data comes."""
-_OLD: Final = 38
-"""Measurements after which the shortest one is old: there should be another one without a queue."""
+"""Measurements between those without a queue: as many as are made in ten seconds in which data comes."""
+_ENOUGH: Final = 2
+"""Measurements without a queue that replace the shortest one."""
 _FEW: Final = 4
 """Measurements that are too few: each may have been delayed by something else."""
 
@@ -84,30 +84,35 @@ the processor time. So at the highest rate, what comes next may wait for 5 ms (`
 
 @final
 class RoundTrips:
-    """The recent round trips of a session.
+    """The round trips of a session.
 
     Attributes:
-        shortest: in seconds: the shortest of the last `REMEMBERED` that were measured; None before the first.
+        shortest: in seconds: the shortest since the last ones without a queue; None before the first.
     """
 
-    __slots__ = ("_measured", "_recent", "shortest")
+    __slots__ = ("_longer", "_measured", "_next_cut", "_without_queue", "shortest")
 
     def __init__(self) -> None:
         self._measured = 0
-        # Those that may still become the shortest: each is longer than those before it. With their numbers.
-        self._recent: list[tuple[int, float]] = []
+        self._longer = 0  # how many in a row were much longer than the shortest
+        self._next_cut = 0
+        self._without_queue: list[float] = []
         self.shortest: float | None = None
 
     def add(self, measured: float) -> None:
         """Note a round trip of `measured` seconds, which has just ended."""
         self._measured += 1
-        recent = self._recent
-        while recent and recent[-1][1] >= measured:
-            recent.pop()
-        recent.append((self._measured, measured))
-        if recent[0][0] <= self._measured - REMEMBERED:
-            del recent[0]
-        self.shortest = recent[0][1]
+        if self.old:
+            self._without_queue.append(measured)
+            if len(self._without_queue) == _ENOUGH:
+                self.shortest = min(self._without_queue)
+                self._without_queue, self._longer = [], 0
+                self._next_cut = self._measured + REMEMBERED
+        elif self.shortest is None or measured <= 2 * self.shortest:
+            self._longer = 0
+        else:
+            self._longer += 1
+        self.shortest = measured if self.shortest is None else min(self.shortest, measured)
 
     @property
     def few(self) -> bool:
@@ -116,8 +121,8 @@ class RoundTrips:
 
     @property
     def old(self) -> bool:
-        """Whether the shortest one is soon forgotten, so that more should be measured now, without a queue."""
-        return bool(self._recent) and self._recent[0][0] <= self._measured - _OLD
+        """Whether the shortest one may be too short by now, so that more should be measured, without a queue."""
+        return self._longer >= _FEW and self._measured >= self._next_cut
 
 
 @final

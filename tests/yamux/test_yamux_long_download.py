@@ -142,3 +142,12 @@ def test_a_window_does_not_grow_when_its_path_becomes_shorter() -> None:
     path.round_trip = 0.02
     path.run(100.0)
     assert path.streams[0].receive_window.size == size
+
+
+def test_a_path_that_became_longer_before_the_download_is_filled_within_two_seconds() -> None:
+    path = Download(rate=1e7, round_trip=0.001, streams=0)
+    path.round_trip = 0.1
+    path.streams.append(path.reader.open_stream(path.now))
+    path._up()
+    path.run(2.0)
+    assert path.run(3.0) >= 0.9 * path.rate
