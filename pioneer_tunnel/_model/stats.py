@@ -69,8 +69,8 @@ class SessionStats:
         extensions: the extensions of the protocol that are in force, in the order of the alphabet.
         suspended: True while its connection is lost and both ends keep the session.
         draining: True when new visitors go, or shall soon go, to another session.
-        round_trip_ms: the shortest round trip of the last half second, or else the latest one; None before the first
-            one was measured.
+        round_trip_ms: the shortest round trip of late; None before the first was measured. It becomes longer when some
+            in a row were longer while much came.
         resumes_total: how often it went on over another connection.
         streams_open: streams that are not closed in both directions.
         unread_bytes, unread_limit_bytes: bytes that have come and nobody has read, and how many there may be.

@@ -5,12 +5,24 @@ Both directions of a stream start with 256 KiB of credit. `SendWindow` is the cr
 
     size  =  credit (the peer may still send it)  +  unread (arrived, not yet read)  +  owed (read, not yet granted)
 
-So a peer can make us hold at most `size` bytes, and it gets credit back only when the application has read. `size`
-starts at 256 KiB. It doubles while the window is the bottleneck: if half of it was sent and read within two round
-trips, the path could carry more (bandwidth x round trip). Data that had piled up unread before, because the application
-was slow, does not count. A path may become longer, so the round trip is measured again and again while data comes, and
-the shortest of the last half second counts (`RoundTrips`). The growth of all streams of a session comes from one
-`WindowBudget`, and is given back when the stream ends.
+So a peer can make us hold at most `size` bytes, and it gets credit back only when the application has read.
+
+`size` starts at 256 KiB. It grows while the window, and not the path, limits what comes. A window that is larger than
+that fills no path faster. It only lets bytes queue on the path, and in a queue the small answers of other streams wait
+behind them. So the size follows what the path holds:
+
+    what the path holds  =  rate  x  round trip without a queue
+
+- The rate is measured in rounds. A round begins when credit is granted, and ends when bytes have come that needed this
+  credit. So it takes a round trip at least: bytes that had piled up, because this end was slow, look no faster. A round
+  also takes `_SHORTEST_ROUND` at least: on a fast path, a shorter one says more of the scheduler than of the path.
+- The round trip is the shortest that was measured (`RoundTrips`). Pings are sent while data comes, so most of them wait
+  in the queue that our own windows allow. But a path may also become longer. So when some pings in a row took twice as
+  long, and at most every ten seconds, all windows that may grow are cut to a quarter for two pings. If the windows fill
+  a queue, these take a quarter of the time, and the windows stay as they are. If the path is longer, they take as long
+  as the others, they replace the shortest one, and the windows grow.
+
+The growth of all streams of a session comes from one `WindowBudget`, and is given back when the stream ends.
 
 `SendBudget` bounds the data that waits to be sent: to a peer that grants no credit or does not read, and, for data that
 the application has read, to wherever it sends it.
@@ -18,7 +30,6 @@ the application has read, to wherever it sends it.
 
 from __future__ import annotations
 
-import math
 from typing import Final, final
 
 from .._model.errors import LocalProtocolError, RemoteProtocolError
@@ -26,6 +37,7 @@ from .._model.errors import LocalProtocolError, RemoteProtocolError
 __all__ = [
     "ASK_INTERVAL",
     "INITIAL_WINDOW",
+    "REMEMBERED",
     "SEND_AHEAD",
     "SEND_BOUND",
     "SEND_RESERVE",
@@ -49,34 +61,68 @@ _SHARES: Final = 8
 """One stream may hold this part of what is left of a budget."""
 ASK_INTERVAL: Final = 0.25
 """Seconds between pings that measure the round trip while credit is granted."""
-_REMEMBERED: Final = 0.5
-"""Seconds in which the shortest round trip counts. A longer one may only mean that our own bytes queue on the path."""
+REMEMBERED: Final = 40
+"""Measurements between those without a queue: as many as are made in ten seconds in which data comes."""
+_ENOUGH: Final = 2
+"""Measurements without a queue that replace the shortest one."""
+_FEW: Final = 4
+"""Measurements that are too few: each may have been delayed by something else."""
 
-# A shorter round trip counts as this many seconds: below it, the clock measures the scheduler and not the path.
-_SHORTEST_ROUND_TRIP: Final = 0.0005
+_GAIN: Final = 2.5
+"""A window grows while it is less than so many times what the path holds. Credit is granted by halves, so 2 fill it."""
+_CUT: Final = 4
+"""What windows are divided by to measure without a queue. More than `_GAIN`: they must not grow for their own queue."""
+_SHORTEST_ROUND: Final = 0.02
+"""Seconds over which the rate is measured at least."""
+_SHORTEST_ROUND_TRIP: Final = 0.002
+"""A shorter round trip counts as this many seconds.
+
+With less data on its way, the ends of a fast path wait for each other after each batch, and each byte costs up to twice
+the processor time. So at the highest rate, what comes next may wait for 5 ms (`_GAIN`).
+"""
 
 
 @final
 class RoundTrips:
-    """The recent round trips of a session.
+    """The round trips of a session.
 
     Attributes:
-        shortest: in seconds: the shortest that was measured in the last half second, or else the latest one. None
-            before the first.
+        shortest: in seconds: the shortest since the last ones without a queue; None before the first.
     """
 
-    __slots__ = ("_recent", "shortest")
+    __slots__ = ("_longer", "_measured", "_next_cut", "_without_queue", "shortest")
 
     def __init__(self) -> None:
-        self._recent: list[tuple[float, float]] = []
+        self._measured = 0
+        self._longer = 0  # how many in a row were much longer than the shortest
+        self._next_cut = 0
+        self._without_queue: list[float] = []
         self.shortest: float | None = None
 
-    def add(self, measured: float, now: float) -> None:
-        """Note a round trip of `measured` seconds that ended at `now`."""
-        self._recent.append((now, measured))
-        while self._recent[0][0] < now - _REMEMBERED:
-            del self._recent[0]
-        self.shortest = min(measured for _, measured in self._recent)
+    def add(self, measured: float) -> None:
+        """Note a round trip of `measured` seconds, which has just ended."""
+        self._measured += 1
+        if self.old:
+            self._without_queue.append(measured)
+            if len(self._without_queue) == _ENOUGH:
+                self.shortest = min(self._without_queue)
+                self._without_queue, self._longer = [], 0
+                self._next_cut = self._measured + REMEMBERED
+        elif self.shortest is None or measured <= 2 * self.shortest:
+            self._longer = 0
+        else:
+            self._longer += 1
+        self.shortest = measured if self.shortest is None else min(self.shortest, measured)
+
+    @property
+    def few(self) -> bool:
+        """Whether more should be measured soon, though at least one was."""
+        return 0 < self._measured < _FEW
+
+    @property
+    def old(self) -> bool:
+        """Whether the shortest one may be too short by now, so that more should be measured, without a queue."""
+        return self._longer >= _FEW and self._measured >= self._next_cut
 
 
 @final
@@ -190,14 +236,17 @@ class ReceiveWindow:
         budget: where growth comes from.
         limit: the largest size, in bytes. Every stream starts with 256 KiB; a smaller limit means no growth.
         now: when the stream was opened, in seconds of any monotonic clock.
+        opened_here: whether the peer can send nothing before it knows of the stream.
     """
 
-    __slots__ = ("_budget", "_limit", "_since", "credit", "size", "unread")
+    __slots__ = ("_budget", "_began", "_before", "_granted", "_limit", "_needed", "credit", "size", "unread")
 
-    def __init__(self, budget: WindowBudget, limit: int, now: float) -> None:
+    def __init__(self, budget: WindowBudget, limit: int, now: float, *, opened_here: bool = False) -> None:
         self._budget = budget
         self._limit = min(max(limit, INITIAL_WINDOW), _MAX_CREDIT)
-        self._since = now
+        self._granted = INITIAL_WINDOW  # all credit so far
+        # When the round began, how much of the credit had been used then, and beyond which part of it the round ends.
+        self._began, self._before, self._needed = now, 0, 0 if opened_here else INITIAL_WINDOW
         self.size: int = INITIAL_WINDOW
         self.credit: int = INITIAL_WINDOW
         self.unread: int = 0
@@ -218,28 +267,44 @@ class ReceiveWindow:
         self.credit -= amount
         self.unread += amount
 
-    def read(self, amount: int, now: float, round_trip: float | None) -> int:
+    def read(self, amount: int, now: float, round_trip: float | None, *, cut: bool = False) -> int:
         """Count `amount` bytes that the application read; returns the credit to send to the peer now, often 0.
 
         Credit is granted in portions of at least half a window, so that not every read costs a frame. The window may
         grow here, if `round_trip`, in seconds, is known.
+
+        Args:
+            cut: whether a window that may grow is cut to a quarter for now. The rest is granted later.
         """
         self.unread -= amount
         assert self.unread >= 0
         size = self.size
         if not size:  # closed
             return 0
-        owed = size - self.credit - self.unread
-        assert owed >= 0
-        if owed < size // 2:
+        if cut and size < self._limit:
+            size //= _CUT
+        if size - self.credit - self.unread < size // 2:
             return 0
-        if round_trip is not None and now - self._since < 2 * max(round_trip, _SHORTEST_ROUND_TRIP):
-            self.size += self._budget.take(min(self.size, self._limit - self.size))
-        self._since = now if self.unread < self.size // 4 else -math.inf
-        grant = self.owed
+        used = self._granted - self.credit
+        if used > self._needed and now >= self._began + _SHORTEST_ROUND:
+            if round_trip is not None:
+                counted = max(round_trip, _SHORTEST_ROUND_TRIP)
+                size += self._grow(used - self._before, max(now - self._began, counted) / counted)
+            self._began, self._before, self._needed = now, used, self._granted
+        grant = size - self.credit - self.unread
         self.credit += grant
-        assert self.size == self.credit + self.unread
+        self._granted += grant
         return grant
+
+    def _grow(self, amount: int, round_trips: float) -> int:
+        """Grow if the path holds more: `amount` bytes came in so many round trips. Returns by how much it grew."""
+        if amount * _GAIN <= self.size * round_trips:
+            return 0
+        # This is looked at twice in a window. So up to half a window more may have come in the same time.
+        wanted = int((amount + self.size // 2) * _GAIN / round_trips)
+        grown = self._budget.take(max(min(wanted, 2 * self.size, self._limit) - self.size, 0))
+        self.size += grown
+        return grown
 
     def close(self) -> None:
         """End the window: the peer sends nothing more. Growth goes back to the budget, and reads grant no credit."""

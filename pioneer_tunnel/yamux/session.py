@@ -286,7 +286,7 @@ class Session:
         sent, is_probe = self._pings.pop(opaque, (None, False))
         if sent is not None:
             measured = max(now - sent, 0.0)
-            self.round_trips.add(measured, now)
+            self.round_trips.add(measured)
             self._answered = max(self._answered, sent)
             if not is_probe:
                 self._events.append(PongReceived(measured))
@@ -321,7 +321,7 @@ class Session:
         """
         if not self.may_open:
             raise LocalProtocolError("no stream may be opened now: the session ends, or 256 are not acknowledged")
-        window = ReceiveWindow(self._budget, self.limits.stream_window, now)
+        window = ReceiveWindow(self._budget, self.limits.stream_window, now, opened_here=True)
         stream = Stream(self._next_id, opened_here=True, receive_window=window, send_budget=self.sending, now=now)
         self._next_id += 2
         self._streams[stream.id] = stream
@@ -548,11 +548,14 @@ class Session:
     # Both directions
 
     def _grant(self, stream: Stream, amount: int, now: float) -> None:
-        credit = stream.receive_window.read(amount, now, self.round_trips.shortest)
+        round_trips = self.round_trips
+        old = round_trips.old
+        credit = stream.receive_window.read(amount, now, round_trips.shortest, cut=old)
         if credit:
             stream.grant_due += credit
             self._outbox.put_control(stream)
-            if not self._pings and now >= self._pinged_at + ASK_INTERVAL and self.round_trips.shortest is not None:
+            asks = old or round_trips.few or now >= self._pinged_at + ASK_INTERVAL
+            if asks and not self._pings and round_trips.shortest is not None:
                 self._ping(now, is_probe=True)
 
     def _drop(self, stream: Stream, *, keep_unread: bool) -> None:

@@ -90,12 +90,12 @@ def test_credit_that_overflows_32_bits_is_refused(server: Session) -> None:
     assert refuses(server, update(1, credit=1))
 
 
-def grow(session: Session, stream: Stream, rounds: int = 20) -> None:
-    """Use the whole window `rounds` times within one round trip."""
-    for _ in range(rounds):
+def grow(session: Session, stream: Stream, since: int = 0) -> None:
+    """Use the whole window 20 times, each time within a round trip of a second, since that second."""
+    for seconds in range(since, since + 20):
         receive(session, encode_header(DATA, 0, stream.id, stream.receive_window.credit))
         receive(session, bytes(stream.receive_window.unread))
-        read_all(session, stream)
+        read_all(session, stream, float(seconds))
     sent(session)
 
 
@@ -105,7 +105,7 @@ def test_window_growth_is_bounded_for_each_stream() -> None:
     grow(server, stream)
     assert stream.receive_window.size == INITIAL_WINDOW  # the round trip is not known yet
     learn_round_trip(server, 1.0)
-    grow(server, stream)
+    grow(server, stream, since=20)
     assert stream.receive_window.size == 1024 * KIB
 
 
@@ -118,18 +118,19 @@ def test_window_growth_is_bounded_for_the_session_and_paid_back() -> None:
     growth = [stream.receive_window.size - INITIAL_WINDOW for stream in streams]
     assert growth == [700 * KIB, 0, 0]
     receive(server, update(1, FIN))
-    grow(server, streams[1])
+    grow(server, streams[1], since=20)
     server.reset(streams[1])
-    grow(server, streams[2])
+    grow(server, streams[2], since=20)
     assert streams[2].receive_window.size == INITIAL_WINDOW + 700 * KIB
 
 
 def test_the_peer_is_told_of_growth(server: Session) -> None:
     learn_round_trip(server, 1.0)
     stream = accept(server)
-    receive(server, data(1, bytes(INITIAL_WINDOW)))
-    read_all(server, stream)
-    assert sent(server) == [Frame(WINDOW_UPDATE, 0, 1, 2 * INITIAL_WINDOW)]
+    for now, credit in ((0.0, INITIAL_WINDOW), (1.0, 2 * INITIAL_WINDOW)):
+        receive(server, data(1, bytes(INITIAL_WINDOW)))
+        read_all(server, stream, now)
+        assert Frame(WINDOW_UPDATE, 0, 1, credit) in sent(server)
 
 
 # What is held in memory

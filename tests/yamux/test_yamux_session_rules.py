@@ -8,7 +8,7 @@ import pytest
 from fuzzing import fuzzed
 from hypothesis import given, strategies as st
 from yamux_rig import DATA, GO_AWAY, KIB, PING, WINDOW_UPDATE, Frame, data, ping, update
-from yamux_session_rig import PLENTY, accept, answer_ping, learn_round_trip, may_open, read_all, receive, refuses, sent
+from yamux_session_rig import PLENTY, accept, learn_round_trip, may_open, read_all, receive, refuses, sent
 
 from pioneer_tunnel._model.errors import LocalProtocolError, RemoteProtocolError
 from pioneer_tunnel._model.session_limits import Limits
@@ -24,15 +24,6 @@ def test_a_ping_is_answered_with_its_value(server: Session) -> None:
     assert sent(server) == [Frame(PING, ACK, 0, 0xDEADBEEF)]
 
 
-def test_the_shortest_of_the_round_trips_of_half_a_second_counts(server: Session) -> None:
-    """A longer one may only mean that our own bytes queue on the path."""
-    for asked_at, seconds in ((10.0, 0.05), (10.2, 0.01), (10.4, 0.08)):
-        answer_ping(server, asked_at, seconds)
-        assert server.round_trips.shortest == pytest.approx(min(seconds, 0.05 if asked_at == 10.0 else 0.01))
-    answer_ping(server, 10.8, 0.1)
-    assert server.round_trips.shortest == pytest.approx(0.08)  # the path has become longer
-
-
 def test_while_data_comes_the_round_trip_is_measured_four_times_a_second() -> None:
     server = Session(Role.SERVER, Limits(window_growth=0))
     learn_round_trip(server, 0.1)
@@ -44,7 +35,7 @@ def test_while_data_comes_the_round_trip_is_measured_four_times_a_second() -> No
             if frame.type == PING:
                 pings += 1
                 assert receive(server, ping(frame.length, ACK), now=tick / 20) == []  # the driver did not ask for it
-    assert 18 <= pings <= 20
+    assert 20 <= pings <= 24  # the first ones follow each other at once
 
 
 def test_a_measurement_waits_for_the_one_before(server: Session) -> None:
