@@ -37,10 +37,10 @@ from .._model.errors import LocalProtocolError, RemoteProtocolError
 __all__ = [
     "ASK_INTERVAL",
     "INITIAL_WINDOW",
-    "REMEMBERED",
     "SEND_AHEAD",
     "SEND_BOUND",
     "SEND_RESERVE",
+    "TRUSTED",
     "ReceiveWindow",
     "RoundTrips",
     "SendBudget",
@@ -61,8 +61,8 @@ _SHARES: Final = 8
 """One stream may hold this part of what is left of a budget."""
 ASK_INTERVAL: Final = 0.25
 """Seconds between pings that measure the round trip while credit is granted."""
-REMEMBERED: Final = 40
-"""Measurements between those without a queue: as many as are made in ten seconds in which data comes."""
+TRUSTED: Final = 40
+"""Measurements for which a round trip without a queue is trusted: as many as are made in ten seconds of data."""
 _ENOUGH: Final = 2
 """Measurements without a queue that replace the shortest one."""
 _FEW: Final = 4
@@ -88,41 +88,36 @@ class RoundTrips:
 
     Attributes:
         shortest: in seconds: the shortest since the last ones without a queue; None before the first.
+        few: whether more should be measured soon, though at least one was.
+        doubted: whether the shortest one may be too short by now, so that more should be measured, without a queue.
     """
 
-    __slots__ = ("_longer", "_measured", "_next_cut", "_without_queue", "shortest")
+    __slots__ = ("_longer", "_measured", "_trusted_until", "_without_queue", "doubted", "few", "shortest")
 
     def __init__(self) -> None:
-        self._measured = 0
+        self._measured = self._trusted_until = 0
         self._longer = 0  # how many in a row were much longer than the shortest
-        self._next_cut = 0
         self._without_queue: list[float] = []
         self.shortest: float | None = None
+        self.few: bool = False
+        self.doubted: bool = False
 
     def add(self, measured: float) -> None:
         """Note a round trip of `measured` seconds, which has just ended."""
         self._measured += 1
-        if self.old:
+        if self.doubted:
             self._without_queue.append(measured)
             if len(self._without_queue) == _ENOUGH:
                 self.shortest = min(self._without_queue)
                 self._without_queue, self._longer = [], 0
-                self._next_cut = self._measured + REMEMBERED
+                self._trusted_until = self._measured + TRUSTED
         elif self.shortest is None or measured <= 2 * self.shortest:
             self._longer = 0
         else:
             self._longer += 1
         self.shortest = measured if self.shortest is None else min(self.shortest, measured)
-
-    @property
-    def few(self) -> bool:
-        """Whether more should be measured soon, though at least one was."""
-        return 0 < self._measured < _FEW
-
-    @property
-    def old(self) -> bool:
-        """Whether the shortest one may be too short by now, so that more should be measured, without a queue."""
-        return self._longer >= _FEW and self._measured >= self._next_cut
+        self.few = self._measured < _FEW
+        self.doubted = self._longer >= _FEW and self._measured >= self._trusted_until
 
 
 @final

@@ -549,12 +549,11 @@ class Session:
 
     def _grant(self, stream: Stream, amount: int, now: float) -> None:
         round_trips = self.round_trips
-        old = round_trips.old
-        credit = stream.receive_window.read(amount, now, round_trips.shortest, cut=old)
+        credit = stream.receive_window.read(amount, now, round_trips.shortest, cut=round_trips.doubted)
         if credit:
             stream.grant_due += credit
             self._outbox.put_control(stream)
-            asks = old or round_trips.few or now >= self._pinged_at + ASK_INTERVAL
+            asks = round_trips.doubted or round_trips.few or now >= self._pinged_at + ASK_INTERVAL
             if asks and not self._pings and round_trips.shortest is not None:
                 self._ping(now, is_probe=True)
 

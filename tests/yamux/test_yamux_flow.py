@@ -16,9 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pioneer_tunnel._model.errors import LocalProtocolError, RemoteProtocolError
 from pioneer_tunnel.yamux.flow import (
     INITIAL_WINDOW,
-    REMEMBERED,
     SEND_BOUND,
     SEND_RESERVE,
+    TRUSTED,
     ReceiveWindow,
     RoundTrips,
     SendBudget,
@@ -329,17 +329,17 @@ def test_when_round_trips_become_longer_some_are_measured_without_a_queue() -> N
     trips = RoundTrips()
     trips.add(0.01)
     for _ in range(4):
-        assert not trips.old
+        assert not trips.doubted
         trips.add(0.05)
     for measured in (0.05, 0.04):
-        assert trips.old
+        assert trips.doubted
         assert trips.shortest == 0.01
         trips.add(measured)
     assert trips.shortest == 0.04
-    for _ in range(REMEMBERED):
-        assert not trips.old  # not again so soon
+    for _ in range(TRUSTED):
+        assert not trips.doubted  # not again so soon
         trips.add(0.1)
-    assert trips.old
+    assert trips.doubted
     assert trips.shortest == 0.04
 
 

@@ -52,10 +52,10 @@ class Download:
         self.streams: Final[list[Stream]] = []
         self._sending: Final[list[Stream]] = []
         self.reader.ping(0.0)  # as `connection` does
-        self._up()
+        self.send_up()
         self.run(1.0)
         self.streams.extend(self.reader.open_stream(self.now) for _ in range(streams))
-        self._up()
+        self.send_up()
 
     def run(self, seconds: float) -> float:
         """Let time pass; returns bytes per second."""
@@ -70,7 +70,7 @@ class Download:
     def _at(self, when: float, what: Callable[[], None]) -> None:
         heapq.heappush(self._events, (when, next(self._order), what))
 
-    def _up(self) -> None:
+    def send_up(self) -> None:
         if frames := b"".join(self.reader.data_to_send(MIB)):
             late = self._random.uniform(0, self._jitter)
             self._last_up = max(self._last_up, self.now + self.round_trip / 2 + late)
@@ -98,7 +98,7 @@ class Download:
         for stream in self.streams:
             while data := self.reader.read(stream, MIB, self.now):
                 self.came += len(data)
-        self._up()
+        self.send_up()
 
 
 @fuzzed(15)
@@ -148,6 +148,6 @@ def test_a_path_that_became_longer_before_the_download_is_filled_within_two_seco
     path = Download(rate=1e7, round_trip=0.001, streams=0)
     path.round_trip = 0.1
     path.streams.append(path.reader.open_stream(path.now))
-    path._up()
+    path.send_up()
     path.run(2.0)
     assert path.run(3.0) >= 0.9 * path.rate
