@@ -241,7 +241,7 @@ class FleetDirectory(Directory, Asked):
 
     # Reconciling
 
-    def _record_changed(self, tunnel_id: str, record: Record) -> None:  # noqa: ARG002  # it may be out of date by then
+    def _record_changed(self, tunnel_id: str) -> None:
         if tunnel_id in self._tunnels:
             self._reconcile_soon(tunnel_id)
 

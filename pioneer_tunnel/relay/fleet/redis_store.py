@@ -358,7 +358,10 @@ class RedisStore(ContactStore):
             name = tunnel_id[: MOST_MESSAGE * 4].decode()
         except UnicodeDecodeError:
             return
-        self.on_change(name, self._take_in(name, record))
+        # A message may be anybody's, and invented tunnels would fill the memory.
+        if name in self._routes:
+            self._take_in(name, record)
+        self.on_change(name)
 
 
 def _first_cause(error: BaseException) -> str:

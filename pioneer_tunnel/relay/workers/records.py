@@ -104,7 +104,7 @@ class ParentStore(Store):
         self.node = node
         self.process = process
         self.reachable = False
-        self.on_change: Callable[[str, Record], object] = lambda _tunnel_id, _record: None
+        self.on_change: Callable[[str], object] = lambda _tunnel_id: None
         self.on_gap: Callable[[], object] = lambda: None
         self._channel: Final = channel
         self._replica: Final[dict[str, Record]] = {}
@@ -143,7 +143,7 @@ class ParentStore(Store):
         else:
             self._replica.pop(tunnel_id, None)
         if message["by"] != self.process:
-            self.on_change(tunnel_id, record)
+            self.on_change(tunnel_id)
         return record
 
     async def _ask(self, method: str, params: Any) -> Any:

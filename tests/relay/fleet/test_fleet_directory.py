@@ -68,7 +68,7 @@ async def test_an_order_of_another_node_is_enough() -> None:
     """The store says nothing any more once it is down."""
     async with fleet_in_memory(2) as (_records, (left, right)):
         before = await left.connect()
-        left.store.on_change = lambda _tunnel_id, _record: None
+        left.store.on_change = lambda _tunnel_id: None
         await right.connect()
         await wait_all_tasks_blocked()
         assert before.orders == ["replaced by host-a"]
@@ -686,7 +686,7 @@ async def test_a_record_that_was_lost_without_an_outage_comes_back_within_hours(
     async with fleet_in_memory(2) as (records, (left, right)):
         session = await left.connect()
         records.write("somebody", TUNNEL, expected=records.read(TUNNEL).version, holdings=[])
-        left.store.on_change(TUNNEL, records.read(TUNNEL))
+        left.store.on_change(TUNNEL)
         await at_rest(left)
         assert recorded(records) == {session.id}, "at once when the store tells"
         records._records.clear()
