@@ -72,6 +72,13 @@ class ParentRecords:
             self._writer = ""
         return {"record": cattrs.unstructure(record), "written": True}
 
+    def show(self, process: str, params: Any) -> None:
+        """A worker has these sessions of a tunnel. Which of all sessions have the tunnel is decided elsewhere."""
+        record = self._records.read(params["tunnel"])
+        others = [cattrs.unstructure(holding) for holding in record.holdings if holding.process != process]
+        shown = {"tunnel": params["tunnel"], "expected": record.version, "holdings": [*others, *params["holdings"]]}
+        self.write(process, shown)
+
     def _written(self, tunnel_id: str, record: Record) -> None:
         if record.holdings:
             self._all[tunnel_id] = record
