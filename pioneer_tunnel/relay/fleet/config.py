@@ -125,7 +125,8 @@ def _nodes(value: Sequence[FleetMember | Mapping[str, Any]]) -> tuple[FleetMembe
         for place, other in enumerate(members[:index]):
             if not {*member.addresses.values()}.isdisjoint(other.addresses.values()):
                 message = f"a worker of it would have the address of a worker of nodes[{place}]"
-                problems.append(Problem(key=f"[{index}].address", value=str(member.address), message=message))
+                key = f"[{index}].address"
+                problems.append(Problem(key=key, value=shown(key, str(member.address)), message=message))
     if problems:
         raise RefusedItemsError(problems)
     return members

@@ -259,10 +259,9 @@ class NodeLinks(Peers, OtherNodes):
                 reached = await network.accept(stream)
                 said = await greet(reached.stream, self.name, self._process)
             name = said.text("name")
-            if reached.name not in {name, machine_of(name)} or not network.reaches(name):
-                raise RemoteProtocolError(
-                    "it greets with the name of another node, or of a worker that is not configured"
-                )
+            is_worker = machine_of(name) == reached.name and network.reaches(name)
+            if name != reached.name and not is_worker:
+                raise RemoteProtocolError("it greets with the name of another node, or of a worker too many")
         except (trio.BrokenResourceError, trio.ClosedResourceError, RemoteProtocolError) as error:
             why = str(error)
         except trio.TooSlowError:

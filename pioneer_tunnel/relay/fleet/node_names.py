@@ -28,4 +28,4 @@ def address_of_worker(first: Address, index: int) -> Address:
     Raises:
         ValueError: there is no such port.
     """
-    return attrs.evolve(first, port=first.port + index if first.port else 0)
+    return attrs.evolve(first, port=first.port + index)

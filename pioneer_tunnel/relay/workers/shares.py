@@ -15,6 +15,7 @@ from typing import Any, Final
 import attrs
 
 from ..._model.errors import Problem
+from ..._model.text import shown
 from ..._storage.validation import refusal
 from ..config import RelayConfig
 from ..fleet.config import FleetConfig
@@ -60,7 +61,8 @@ def _share_of_fleet(fleet: FleetConfig, workers: int, index: int) -> FleetConfig
         return fleet.of_worker(index)
     except ValueError:
         text = f"there are no {workers} ports from it on, one for each worker"
-        raise refusal([Problem(key="relay.fleet.listen", value=str(fleet.listen), message=text)]) from None
+        key = "relay.fleet.listen"
+        raise refusal([Problem(key=key, value=shown(key, str(fleet.listen)), message=text)]) from None
 
 
 def _share_of_limits(limits: RelayLimits, workers: int) -> RelayLimits:

@@ -123,6 +123,26 @@ def test_two_nodes_with_one_name_or_address_are_refused() -> None:
     assert "is the address at which this node listens" in refused(nodes=[one | {"address": "10.0.0.1:7300"}])
 
 
+def test_each_worker_of_a_node_has_a_port_of_its_own() -> None:
+    def node(name: str, address: str, workers: int) -> dict[str, Any]:
+        return {"name": name, "address": address, "certificate": f"{name}.pem", "workers": workers}
+
+    nodes = [node("fra2", "10.0.0.2:7300", 3), node("ams1", "10.0.0.2:7303", 1)]
+    config = RelayConfig.from_table(RELAY | {"fleet": FLEET | {"nodes": nodes}}).fleet
+    assert config is not None
+    assert {name: address.port for name, address in config.nodes[0].addresses.items()} == {
+        "fra2": 7300, "fra2/0": 7300, "fra2/1": 7301, "fra2/2": 7302
+    }  # fmt: skip
+    assert config.of_worker(2).listen == Address("10.0.0.1", 7302)
+    for wrong, words in [
+        ([*nodes, node("ams2", "10.0.0.2:7298", 3)], "nodes[2].address = '10.0.0.2:7298': a worker of it would have"),
+        ([node("fra2", "10.0.0.1:7299", 2)], "nodes[0].address is the address at which this node listens"),
+        ([node("fra2", "10.0.0.2:65534", 3)], "so many ports from 65534 on end above 65535"),
+        ([node("fra2", "10.0.0.2:7300", 257)], "relay.fleet.nodes[0].workers"),
+    ]:
+        assert words in refused(nodes=wrong)
+
+
 def test_what_does_not_go_with_a_fleet_is_refused() -> None:
     for more, words in (
         ({"names_file": "names.json"}, "relay.names_file"),

@@ -211,6 +211,28 @@ async def test_a_record_says_for_some_seconds_that_its_last_session_left_with_it
         assert int(redis.call("PTTL", KEY)[1:]) > PATIENCE * 1000
 
 
+async def test_a_killed_process_has_nothing_and_its_visitors_wait(redis: RealRedis) -> None:
+    killed, other = (RedisStore(redis.server, name) for name in ("fra1/0", "fra1/1"))
+    async with running(killed, other):
+        first = await killed.write(TUNNEL, expected=0, holdings=[a_holding(killed)])
+        both = await killed.write("both", expected=0, holdings=[a_holding(killed), a_holding(other)])
+        await other.break_lease(killed.process)
+        assert await other.read(TUNNEL) == LEAVING
+        assert (await other.read("both")).holdings == both.holdings[1:]
+        lease = f"pioneer:lease:{killed.process}"
+        assert 0 < int(redis.call("PTTL", lease)[1:]) <= PATIENCE * 1000
+        with pytest.raises(Changed) as changed:
+            await other.write(TUNNEL, expected=0, holdings=[a_holding(other)])
+        assert changed.value.record == Record(first.version)
+        after = await other.write(TUNNEL, expected=first.version, holdings=[a_holding(other)])
+        assert await other.read(TUNNEL) == after
+        redis.call("DEL", lease)
+        redis.call("SET", KEY, str(first.version) + "\n" + encode_holding(first.holdings[0]))
+        assert await other.read(TUNNEL) == Record(first.version), "after some seconds nobody waits any more"
+    with pytest.raises(StoreUnreachable):
+        await other.break_lease(killed.process)
+
+
 async def test_a_fence_is_higher_than_all_that_were_lost(redis: RealRedis) -> None:
     """Also that of a node that has seen none of them."""
     left, right = (RedisStore(redis.server, name) for name in ("fra1", "fra2"))

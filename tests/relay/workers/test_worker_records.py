@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import attrs
+import cattrs
 import pytest
 import trio
 from hypothesis import given, settings, strategies as st
@@ -128,6 +129,28 @@ async def test_what_a_worker_had_goes_with_it() -> None:
         parent.records.leave(PROCESSES[0])
         await eventually(lambda: other.store.known("office") == NOTHING_KNOWN)
         assert [each.session for each in other.store.known("links").holdings] == ["3"]
+
+
+async def test_what_workers_show_each_other_stands_side_by_side_until_they_end() -> None:
+    def shown(process: str, *sessions: str) -> dict[str, Any]:
+        return {"tunnel": "office", "holdings": cattrs.unstructure([holding(process, each) for each in sessions])}
+
+    async with machine() as parent:
+        one, other = [await parent.start(process) for process in PROCESSES]
+        parent.records.show(PROCESSES[0], shown(PROCESSES[0], "1"))
+        parent.records.show(PROCESSES[1], shown(PROCESSES[1], "2", "3"))
+        await eventually(lambda: sessions_of(one) == sessions_of(other) == {"1", "2", "3"})
+        assert one.changes == other.changes == ["office"], "of each other"
+        parent.records.show(PROCESSES[1], shown(PROCESSES[1], "3"))
+        await eventually(lambda: sessions_of(one) == {"1", "3"})
+        parent.records.leave(PROCESSES[0])
+        await eventually(lambda: sessions_of(other) == {"3"})
+        parent.records.show(PROCESSES[1], shown(PROCESSES[1]))
+        await eventually(lambda: sessions_of(other) == set())
+
+
+def sessions_of(worker: Worker) -> set[str]:
+    return {each.session for each in worker.store.known("office").holdings}
 
 
 async def test_a_parent_that_is_gone_is_a_store_that_is_down() -> None:
