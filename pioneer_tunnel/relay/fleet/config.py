@@ -139,6 +139,14 @@ def _another_address(nodes: Sequence[FleetMember], node: str, listen: Address) -
     return None
 
 
+def _ports_of_workers_end(listen: Address, nodes: Sequence[FleetMember], node: str) -> str | None:
+    return _ports_end(_most_workers(nodes, node), listen)
+
+
+def _most_workers(nodes: Sequence[FleetMember], node: str) -> int:
+    return next((each.workers for each in nodes if each.name == node), 1)
+
+
 @final
 @attrs.frozen(kw_only=True, field_transformer=hold_back)
 class FleetConfig:
@@ -182,6 +190,7 @@ class FleetConfig:
         Rule(("redis_password_file", "redis"), password_without_file),
         Rule(("redis_ca_file", "redis"), ca_without_tls),
         Rule(("nodes", "node", "listen"), _another_address),
+        Rule(("listen", "nodes", "node"), _ports_of_workers_end),
     )
 
     def __attrs_post_init__(self) -> None:
@@ -205,6 +214,11 @@ class FleetConfig:
             ValueError: there is no such port.
         """
         return attrs.evolve(self, listen=address_of_worker(self.listen, index))
+
+    @property
+    def all_listen(self) -> tuple[Address, ...]:
+        """Where its workers listen, if there are as many as its entry in `nodes` says."""
+        return tuple(address_of_worker(self.listen, index) for index in range(_most_workers(self.nodes, self.node)))
 
     @property
     def others(self) -> tuple[FleetMember, ...]:

@@ -246,9 +246,8 @@ class RedisStore(ContactStore):
             return Record(broken.version)
         known = tuple(holding for holding in record.holdings if self._is_node(holding.node))
         if len(known) < len(record.holdings):
-            line = (
-                f"tunnel {clean_message(tunnel_id)}: its record in Redis names a node that is not configured; ignored"
-            )
+            name = clean_message(tunnel_id)
+            line = f"tunnel {name}: its record in Redis names a node or a worker that is not configured; ignored"
             fields = about("record_broken", tunnel=tunnel_id, reason="unknown node")
             _log_limiter.log("unknown node", line, about=fields)
             record = attrs.evolve(record, holdings=known)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import stat
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from rig import free_port
+from rig import free_port, free_ports
 
 from pioneer_tunnel import InvalidSettingsError, StorageError
 from pioneer_tunnel._model.addresses import Address
@@ -234,7 +235,7 @@ def test_an_operator_needs_the_redis_alone(tmp_path: Path) -> None:
 # relay check
 
 
-def write_relay(folder: Path, **fleet: object) -> Path:
+def write_relay(folder: Path, *, workers: int = 1, **fleet: object) -> Path:
     values = {
         "node": "fra1",
         "redis": f"unix://{folder}/redis",
@@ -256,6 +257,7 @@ def write_relay(folder: Path, **fleet: object) -> Path:
         name = "fra1"
         address = "127.0.0.1:7300"
         certificate = "fra1.pem"
+        workers = {workers}
         [[relay.fleet.nodes]]
         name = "fra2"
         address = "127.0.0.2:7300"
@@ -280,13 +282,24 @@ async def test_check_reads_what_the_table_names(tmp_path: Path) -> None:
     assert (finding.severity, finding.key) == ("warning", "relay.fleet.redis")
     assert "it cannot be used" in finding.message
     (tmp_path / "fra2.pem").write_bytes((tmp_path / "fra1.pem").read_bytes())
-    assert [(finding.key, finding.line) for finding in check_file(path)] == [("relay.fleet.nodes[1].certificate", 19)]
+    assert [(finding.key, finding.line) for finding in check_file(path)] == [("relay.fleet.nodes[1].certificate", 20)]
     assert {finding.key for finding in check_file(write_relay(tmp_path, state_file="no/where.db"))} == {
         "relay.fleet.state_file",
         "relay.fleet.nodes[1].certificate",
     }
     clear = check_file(write_relay(tmp_path, redis="redis://redis.example.com"))
     assert ("warning", "relay.fleet.redis") in [(finding.severity, finding.key) for finding in clear]
+
+
+async def test_check_tries_the_ports_of_all_workers(tmp_path: Path) -> None:
+    for name in ("fra1", "fra2"):
+        write_node_key(name, tmp_path)
+    first = free_ports(3)
+    with socket.create_server(("127.0.0.1", first + 2)):
+        found = await check(write_relay(tmp_path, listen=f"127.0.0.1:{first}", workers=3), running=False)
+    assert [(one.severity, one.key) for one in found if one.severity == "error"] == [("error", "relay.fleet.listen")]
+    with pytest.raises(InvalidSettingsError, match=r"relay\.fleet\.listen = .*: so many ports from 65535 on"):
+        RelayConfig.load(write_relay(tmp_path, listen="127.0.0.1:65535", workers=2))
 
 
 def test_an_own_certificate_that_is_not_that_of_the_key_is_an_error(tmp_path: Path) -> None:
