@@ -111,20 +111,21 @@ def measure(*, visitors: int, at_once: int) -> dict[str, tuple[float, float]]:
 
 def held(streams: int) -> dict[str, dict[str, float]]:
     """KiB that a visitor takes at each node who has had an answer and stays, by where it comes."""
-    found: dict[str, dict[str, float]] = {}
-    with TemporaryDirectory() as name, two_nodes(Path(name), counting=False) as nodes, ExitStack() as visitors:
+    return {where: _held(streams, index) for index, where in enumerate(NODES)}
 
-        def come_and_stay(one: Relay, many: int) -> dict[str, float]:
+
+def _held(streams: int, index: int) -> dict[str, float]:
+    with TemporaryDirectory() as folder, two_nodes(Path(folder), counting=False) as nodes, ExitStack() as visitors:
+
+        def come_and_stay(many: int) -> list[float]:
             for number in range(many):
-                ask(visitors.enter_context(come(one.visitors)), number % TUNNELS)
+                ask(visitors.enter_context(come(nodes[index].visitors)), number % TUNNELS)
             time.sleep(SETTLE)
-            return {name: node.process.memory * 1024 for name, node in zip(NODES, nodes, strict=True)}
+            return [node.process.memory * 1024 for node in nodes]
 
-        for where, one in zip(NODES, nodes, strict=True):
-            before = come_and_stay(one, MANY)  # what is allocated for the first ones alone
-            after = come_and_stay(one, streams)
-            found[where] = {name: (after[name] - before[name]) / streams for name in NODES}
-    return found
+        before = come_and_stay(MANY)  # what is allocated for the first ones alone
+        after = come_and_stay(streams)
+    return {name: (now - then) / streams for name, now, then in zip(NODES, after, before, strict=True)}
 
 
 def main() -> None:

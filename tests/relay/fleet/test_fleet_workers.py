@@ -87,7 +87,7 @@ async def holder(node: FleetNodeProcess) -> WorkerStats:
 async def test_any_worker_of_any_node_leads_to_the_gateway_over_one_hop(fleet: Fleet) -> None:
     first, second = fleet.nodes
     async with office(fleet, first):
-        await serves(first)  # the first ones open the channel between the workers
+        await all_reach_it(first)  # the first ones open the channel between the workers
         before = await opened(first)
         for node in fleet.nodes:
             await serves(node)
