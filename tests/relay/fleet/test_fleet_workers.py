@@ -78,10 +78,9 @@ async def serves_soon(node: FleetNodeProcess) -> bool:
 async def holder(node: FleetNodeProcess) -> WorkerStats:
     """The worker that has the gateway."""
     with no_hang():
-        while not (found := [one for one in (await node.running()).workers if one.sessions_open]):
+        while len(found := [one for one in (await node.running()).workers if one.sessions_open]) != 1:
             await trio.sleep(0.05)
-    (worker,) = found
-    return worker
+    return found[0]
 
 
 async def test_any_worker_of_any_node_leads_to_the_gateway_over_one_hop(fleet: Fleet) -> None:
@@ -246,4 +245,35 @@ async def test_a_node_that_is_stopped_drains_and_its_gateways_go_elsewhere(fleet
             nursery.start_soon(stop)
             while not stopped.is_set():
                 await serves(second)
+        await serves(second)
+
+
+async def test_no_wrong_byte_comes_while_workers_and_a_node_are_killed_under_traffic(fleet: Fleet) -> None:
+    first, second = fleet.nodes
+    served = dict.fromkeys(fleet.nodes, 0)
+
+    async def ask_all_the_time(node: FleetNodeProcess) -> None:
+        body = os.urandom(100_000)
+        wanted = hashlib.sha256(body).hexdigest()
+        while True:
+            with suppress(OSError, trio.BrokenResourceError), trio.move_on_after(HANG):
+                status, answer, address = await ask(node, "office.test", body)
+                if status == 200:
+                    assert answer == f"{address} {wanted}", f"at {node.name}"
+                    served[node] += 1
+            await trio.sleep(0.01)
+
+    async with office(fleet, first, second):
+        async with trio.open_nursery() as nursery:
+            for node in fleet.nodes:
+                nursery.start_soon(ask_all_the_time, node)
+                nursery.start_soon(ask_all_the_time, node)
+            for _ in range(2):
+                os.kill((await holder(first)).pid, signal.SIGKILL)
+                for node in fleet.nodes:
+                    await eventually(partial(is_above, served, node, served[node] + 5))
+                await eventually(partial(is_whole, first))
+            first.kill()
+            await eventually(partial(is_above, served, second, served[second] + 5))
+            nursery.cancel_scope.cancel()
         await serves(second)
