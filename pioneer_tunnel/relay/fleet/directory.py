@@ -89,7 +89,7 @@ class FleetDirectory(Directory, Asked):
         store: keeps the records of all nodes. The directory sets its `on_change` and `on_gap`.
         peers: reach the other nodes.
         local: the sessions of this node; by default a new directory.
-        beside: the sessions of the other workers of this machine, if the store is not what tells them.
+        beside: the sessions of the other workers of this machine; None if there are none, or the store tells them.
         expected: visitors of these tunnels wait; by default there are none.
     """
 
@@ -99,7 +99,7 @@ class FleetDirectory(Directory, Asked):
         peers: Peers,
         local: LocalDirectory | None = None,
         *,
-        beside: Beside = lambda _tunnel_id: (),
+        beside: Beside | None = None,
         expected: Expected | None = None,
     ) -> None:
         self._store: Final = store
@@ -111,7 +111,7 @@ class FleetDirectory(Directory, Asked):
         self._reconciling = 0
         self._wake = trio.Event()
         self._tasks: trio.Nursery | None = None
-        self._finder: Final = Finder(store, peers, self._local, beside, expected or Expected())
+        self._finder: Final = Finder(store, peers, self._local, beside or _nobody, expected or Expected())
         store.on_change = self._record_changed
         store.on_gap = self._gap
 
@@ -404,6 +404,10 @@ class FleetDirectory(Directory, Asked):
             lock, users = self._locks.pop(tunnel_id)
             if users > 1:
                 self._locks[tunnel_id] = lock, users - 1
+
+
+def _nobody(_tunnel_id: str) -> Sequence[Holding]:
+    return ()
 
 
 def _name(holding: Holding) -> _Name:

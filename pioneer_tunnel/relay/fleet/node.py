@@ -91,7 +91,7 @@ class FleetNode:
         self._store: Final = store
         asked = AskedLater()
         tls = NodeTls(fleet.key_file, fleet.key_file, {node.name: node.certificate for node in fleet.others})
-        addresses = {name: address for node in fleet.others for name, address in node.addresses.items()}
+        addresses = {worker: address for node in fleet.others for worker, address in node.addresses.items()}
         spread = random.Random()  # noqa: S311  # it spreads attempts, and is no secret
         self.links: Final = NodeLinks(
             name,
@@ -102,19 +102,18 @@ class FleetNode:
             listeners=self._open,
             random=spread,
         )
-        self._neighbours: Final = neighbours
         self._tasks: trio.Nursery | None = None
-        self.passing: SocketPassing | None = None
         local = LocalDirectory()
-        if neighbours is None:
-            self.directory = FleetDirectory(store, self.links, local, expected=expected)
-        else:
-            self.directory = FleetDirectory(store, self.links, local, beside=neighbours.sessions, expected=expected)
+        beside = None if neighbours is None else neighbours.sessions
+        self.directory: Final = FleetDirectory(store, self.links, local, beside=beside, expected=expected)
+        asked.directory = self.directory
+        self._neighbours: Final = neighbours
+        self.passing: SocketPassing | None = None
+        if neighbours is not None:
             self.passing = SocketPassing(neighbours.network, where_in(self.directory, neighbours.leaving), spread)
             local.on_change = partial(self._show, neighbours)
             neighbours.store.on_change = partial(self._look_at, neighbours)
             neighbours.on_killed = self._break_lease_soon
-        asked.directory = self.directory
 
     def _is_node(self, name: str) -> bool:
         return name == self.links.name or self.links.reaches(name)
@@ -143,14 +142,18 @@ class FleetNode:
         listen = self._fleet.listen
         self._open.extend(await open_listeners(listen, inherited=self._inherited.take(str(listen))))
         async with trio.open_nursery() as nursery:
-            self._tasks = nursery
             await nursery.start(self.links.run)
             if self._neighbours is not None:
                 await nursery.start(self._neighbours.store.run)
             await nursery.start(self.registry.run)
             await nursery.start(self.directory.run)
             nursery.start_soon(self._changed.tell, registry_changed)
+            self._tasks = nursery
             task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._tasks = None
         raise AssertionError("it runs until it is cancelled")
 
     def drain(self, *, handed_over: bool) -> None:
