@@ -248,6 +248,7 @@ async def test_a_node_that_is_stopped_drains_and_its_gateways_go_elsewhere(fleet
         await serves(second)
 
 
+@pytest.mark.slow
 async def test_no_wrong_byte_comes_while_workers_and_a_node_are_killed_under_traffic(fleet: Fleet) -> None:
     first, second = fleet.nodes
     served = dict.fromkeys(fleet.nodes, 0)
