@@ -45,12 +45,12 @@ from ..._storage.validation import (
 from .node_names import address_of_worker, worker_name
 from .redis_address import RedisAccess, RedisAddress, a_redis_address, ca_without_tls, password_without_file
 
-__all__ = ["MOST_WORKERS", "FleetConfig", "FleetMember", "a_fleet", "a_node_name"]
+__all__ = ["FleetConfig", "FleetMember", "a_fleet", "a_node_name"]
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
 _DAY: Final = 86_400_000
 
-MOST_WORKERS: Final = 256
+_MOST_WORKERS: Final = 256
 """Workers of one node."""
 
 _MOST_PORT: Final = 65_535
@@ -94,7 +94,7 @@ class FleetMember:
     name: str = attrs.field(validator=a_node_name)
     address: Address = attrs.field(converter=_address)
     certificate: Path = attrs.field(converter=a_path)
-    workers: int = attrs.field(default=1, validator=whole_number(1, MOST_WORKERS))
+    workers: int = attrs.field(default=1, validator=whole_number(1, _MOST_WORKERS))
 
     _RULES: ClassVar[tuple[Rule, ...]] = (Rule(("workers", "address"), _ports_end),)
 
@@ -121,12 +121,12 @@ def _nodes(value: Sequence[FleetMember | Mapping[str, Any]]) -> tuple[FleetMembe
     if problems:
         raise RefusedItemsError(problems)
     members = tuple(FleetMember(**entry) for entry in entries)
+    taken: dict[Address, int] = {}
     for index, member in enumerate(members):
-        for place, other in enumerate(members[:index]):
-            if not {*member.addresses.values()}.isdisjoint(other.addresses.values()):
-                message = f"a worker of it would have the address of a worker of nodes[{place}]"
-                key = f"[{index}].address"
-                problems.append(Problem(key=key, value=shown(key, str(member.address)), message=message))
+        places = {taken.setdefault(address, index) for address in member.addresses.values()} - {index}
+        if places:
+            key, message = f"[{index}].address", f"a worker of it would have an address of nodes[{min(places)}]"
+            problems.append(Problem(key=key, value=shown(key, str(member.address)), message=message))
     if problems:
         raise RefusedItemsError(problems)
     return members

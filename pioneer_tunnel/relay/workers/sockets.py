@@ -72,7 +72,7 @@ class SharedSockets:
             _close([self._sockets.pop(name)])
             del self._addresses[name]
         for index, own in self._for_nodes.items():
-            for name in own.keys() - {_name_for_nodes(config, index)}:
+            for name in own.keys() - {str(_address_for_nodes(config, index))}:
                 _close([[own.pop(name)]])
 
     def of_worker(self, index: int) -> Mapping[str, Sequence[socket.socket]]:
@@ -115,9 +115,8 @@ class SharedSockets:
 
     async def _listen_for_nodes(self, config: RelayConfig) -> None:
         for index, own in self._for_nodes.items():
-            name = _name_for_nodes(config, index)
-            if config.fleet is not None and name is not None and name not in own:
-                address = config.fleet.of_worker(index).listen
+            address = _address_for_nodes(config, index)
+            if address is not None and (name := str(address)) not in own:
                 listeners = await open_listeners(address, config.all_addresses, inherited=self._inherited.take(name))
                 own[name] = [socket.socket(fileno=listener.socket.detach()) for listener in listeners]
 
@@ -154,9 +153,9 @@ def _addresses_of(config: RelayConfig) -> Iterator[tuple[str, Address]]:
                 yield name_of(address, route), address
 
 
-def _name_for_nodes(config: RelayConfig, index: int) -> str | None:
-    """The name of the address of a worker for other nodes."""
-    return None if config.fleet is None else str(config.fleet.of_worker(index).listen)
+def _address_for_nodes(config: RelayConfig, index: int) -> Address | None:
+    """Where a worker listens for other nodes; None without a fleet."""
+    return None if config.fleet is None else config.fleet.of_worker(index).listen
 
 
 def _another(first: socket.socket) -> socket.socket:

@@ -136,7 +136,10 @@ def test_each_worker_of_a_node_has_a_port_of_its_own() -> None:
     }  # fmt: skip
     assert config.of_worker(2).listen == Address("10.0.0.1", 7302)
     for wrong, words in [
-        ([*nodes, node("ams2", "10.0.0.2:7298", 3)], "nodes[2].address = '10.0.0.2:7298': a worker of it would have"),
+        (
+            [*nodes, node("ams2", "10.0.0.2:7298", 3)],
+            "nodes[2].address = '10.0.0.2:7298': a worker of it would have an address of nodes[0]",
+        ),
         ([node("fra2", "10.0.0.1:7299", 2)], "[0].address is the address at which this node listens"),
         ([node("fra2", "10.0.0.2:65534", 3)], "so many ports from 65534 on end above 65535"),
         ([node("fra2", "10.0.0.2:7300", 257)], "relay.fleet.nodes[0].workers"),
