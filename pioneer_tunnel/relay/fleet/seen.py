@@ -28,6 +28,9 @@ from .signed import SignedEntry, serial_of
 __all__ = ["SeenFile", "in_thread"]
 
 _BUSY_SECONDS: Final = 5.0
+_OPEN_SECONDS: Final = 30.0
+"""Many workers of a machine may open it at once, one after the other."""
+
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS entries (
     id TEXT PRIMARY KEY, serial INTEGER NOT NULL, until REAL NOT NULL, text BLOB NOT NULL
@@ -64,8 +67,9 @@ class SeenFile:
             StorageError: it cannot be made or read, holds something else, or others may write it.
         """
         files.refuse_writable(self._path)
-        files.create(self._path, b"")  # of several processes, one makes it
-        with self._turn():
+        # SQLite fails if several processes make a file its own at once.
+        with self._turn(), files.locked(self._path, seconds=_OPEN_SECONDS):
+            files.create(self._path, b"")
             database = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, check_same_thread=False)
             try:
                 # A power cut may undo the last writes, and damages nothing.
