@@ -78,6 +78,7 @@ async def serves_soon(node: FleetNodeProcess) -> bool:
 async def holder(node: FleetNodeProcess) -> WorkerStats:
     """The worker that has the gateway."""
     with no_hang():
+        await trio.sleep(REPORT_AGE)  # a report may be of the gateway before
         while len(found := [one for one in (await node.running()).workers if one.sessions_open]) != 1:
             await trio.sleep(0.05)
     return found[0]
