@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -21,8 +21,9 @@ from pioneer_tunnel.relay.administration.fleet_file import write_node_key
 
 from ..counts import Counts, counted
 from ..machine import machine
-from ..processes import LOOPBACK, free_port, running, wait_until
+from ..processes import LOOPBACK, allow_many_descriptors, free_port, running, wait_until
 from .relays import OURS, Relay, gateways, relay, visit
+from .visitors import ask, come
 
 TUNNELS: Final = 20
 MANY: Final = 200
@@ -108,12 +109,36 @@ def measure(*, visitors: int, at_once: int) -> dict[str, tuple[float, float]]:
     return found
 
 
+def held(streams: int) -> dict[str, dict[str, float]]:
+    """KiB that a visitor takes at each node who has had an answer and stays, by where it comes."""
+    return {where: _held(streams, index) for index, where in enumerate(NODES)}
+
+
+def _held(streams: int, index: int) -> dict[str, float]:
+    with TemporaryDirectory() as folder, two_nodes(Path(folder), counting=False) as nodes, ExitStack() as visitors:
+
+        def come_and_stay(many: int) -> list[float]:
+            for number in range(many):
+                ask(visitors.enter_context(come(nodes[index].visitors)), number % TUNNELS)
+            time.sleep(SETTLE)
+            return [node.process.memory * 1024 for node in nodes]
+
+        before = come_and_stay(MANY)  # what is allocated for the first ones alone
+        after = come_and_stay(streams)
+    return {name: (now - then) / streams for name, now, then in zip(NODES, after, before, strict=True)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.hop", description="A hop between two nodes.")
     parser.add_argument("--visitors", type=int, default=2000, help="default %(default)s")
     parser.add_argument("--at-once", type=int, default=20, help="visitors at a time (default %(default)s)")
+    parser.add_argument("--streams", type=int, default=2000, help="visitors that stay (default %(default)s)")
     arguments = parser.parse_args()
+    allow_many_descriptors()
     print(machine())
+    for where, memory in held(arguments.streams).items():
+        at = ", ".join(f"{size:.1f} KiB at the node {name}" for name, size in memory.items())
+        print(f"{where}: a visitor that stays takes {at}", flush=True)
     for where, counts in count().items():
         print(f"{where}: {', '.join(f'{number:,.1f} {what}' for what, number in counts.items())}", flush=True)
     for where, (cpu, rate) in measure(visitors=arguments.visitors, at_once=arguments.at_once).items():

@@ -20,20 +20,30 @@ from .relays import ANSWER, host_of
 TIMEOUT: Final = 60.0
 
 
+def come(port: int) -> socket.socket:
+    """A visitor of a relay."""
+    visitor = socket.create_connection((LOOPBACK, port), TIMEOUT)
+    visitor.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return visitor
+
+
+def ask(visitor: socket.socket, tunnel: int) -> None:
+    """Send a request, and wait for the answer."""
+    visitor.sendall(f"GET / HTTP/1.1\r\nHost: {host_of(tunnel)}\r\n\r\n".encode())
+    answer = b""
+    while len(answer) < len(ANSWER):
+        data = visitor.recv(4096)
+        if not data:
+            raise SystemExit(f"the answer ends: {answer!r}")
+        answer += data
+    if answer != ANSWER:
+        raise SystemExit(f"not the answer: {answer!r}")
+
+
 def visit(port: int, tunnel: int, requests: int) -> None:
-    head = f"GET / HTTP/1.1\r\nHost: {host_of(tunnel)}\r\n\r\n".encode()
-    with closing(socket.create_connection((LOOPBACK, port), TIMEOUT)) as visitor:
-        visitor.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with closing(come(port)) as visitor:
         for _ in range(requests):
-            visitor.sendall(head)
-            answer = b""
-            while len(answer) < len(ANSWER):
-                data = visitor.recv(4096)
-                if not data:
-                    raise SystemExit(f"the answer ends: {answer!r}")
-                answer += data
-            if answer != ANSWER:
-                raise SystemExit(f"not the answer: {answer!r}")
+            ask(visitor, tunnel)
 
 
 def main() -> None:

@@ -24,6 +24,9 @@ class Beside:
         listening: accepts connections.
         sharing: hears what others announce; None if they announce nothing.
         drain_asked: set when this process accepts no more connections.
+
+    Attributes:
+        has_successor: whether another process has the place of this one, which drains. The owner sets it.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class Beside:
         self._listening: Final = listening
         self._sharing: Final = sharing
         self._drain_asked: Final = drain_asked
+        self.has_successor = False
 
     def expect(self, tunnels: Iterable[str]) -> None:
         """Let visitors of these tunnels wait for the gateway, as after a restart: for 5 seconds at most.

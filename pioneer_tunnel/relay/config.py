@@ -109,9 +109,13 @@ def _names_of_a_fleet(file: Path | None, fleet: FleetConfig | None) -> str | Non
 def _fleet_needs_an_address(
     fleet: FleetConfig | None, control_addr: Addresses, ingress_addr: Addresses, http_addr: Addresses | None
 ) -> str | None:
+    if fleet is None:
+        return None
     for name, own in (("control_addr", control_addr), ("ingress_addr", ingress_addr), ("http_addr", http_addr)):
-        if fleet is not None and fleet.listen in each_address(own):
-            return f"listen is {name} too, '{fleet.listen}'; it needs an address of its own"
+        for address in fleet.all_listen:
+            if address in each_address(own):
+                which = "listen" if address == fleet.listen else "listen of a worker"
+                return f"{which} is {name} too, '{address}'; it needs an address of its own"
     return None
 
 

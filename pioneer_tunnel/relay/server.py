@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from contextvars import copy_context
 from functools import partial
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import attrs
 import trio
@@ -60,6 +60,9 @@ from .visitors.ingress import Ingress
 from .visitors.passing import Passing
 from .visitors.tls import SniRouter
 
+if TYPE_CHECKING:
+    from .fleet.neighbours import Neighbours
+
 __all__ = ["Relay"]
 
 _DRAIN_LOOK: Final = 0.1
@@ -83,6 +86,7 @@ class Relay:
         announce: lets other processes of the same relay know something, for `beside.hear` there; by default there are
             none.
         nodes: the other nodes of a fleet; by default there is none. The relay sets its `serve_gateway`.
+        neighbours: the other workers of this machine, if this is one of several and `config` has a fleet.
         wall_clock: seconds since 1970, for the `*_unix` fields of statistics.
 
     Attributes:
@@ -107,22 +111,30 @@ class Relay:
         passing: Passing | None = None,
         announce: Announce | None = None,
         nodes: OtherNodes | None = None,
+        neighbours: Neighbours | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         check_access(config)
         self._config = config
         self._inherited: Final = inherited or Inherited()
+        self._expected: Final = Expected(self._inherited.connected)
         names, own_registry, node = None, None, None
         if config.fleet is not None and registry is None and directory is None:
-            node = node_of_fleet(config, reserved=self._reserved, inherited=self._inherited, wall_clock=wall_clock)
-            registry, directory, nodes = node.registry, node.directory, node.links
+            node = node_of_fleet(
+                config,
+                reserved=self._reserved,
+                inherited=self._inherited,
+                expected=self._expected,
+                neighbours=neighbours,
+                wall_clock=wall_clock,
+            )
+            registry, directory, nodes, passing = node.registry, node.directory, node.links, node.passing
         elif registry is None:
             names = NameBook(config.names_path, reserved=self._reserved)
             registry = own_registry = LocalRegistry(config.tunnels, names)
         directory = directory or LocalDirectory()
         self._fleet: Final = node
         self._own_registry: Final = own_registry if node is None else node.registry
-        self._expected: Final = Expected(self._inherited.connected)
         self._listening: Final = Listening(config, self._inherited)
         self._addresses: RelayAddresses | None = None
         self._apply_lock: Final = trio.Lock()
@@ -173,7 +185,8 @@ class Relay:
             directory,
             self._admission,
             limits=config.limits,
-            expected=self._expected,
+            # In a fleet, the directory lets them wait: the gateway may come to another node.
+            expected=self._expected if node is None else None,
             trust_forwarded_from=config.trust_forwarded_from,
             carrier=self._carrier,
             folder=config.base_dir,
@@ -350,7 +363,7 @@ class Relay:
                 if self._handed_over:
                     self._sites.stop()
                 if self._fleet is not None:
-                    self._fleet.drain(handed_over=self._handed_over)
+                    self._fleet.drain(handed_over=self._handed_over or self.beside.has_successor)
                 accepting.cancel_scope.cancel()
             async with self._apply_lock:
                 await self._listening.end_tunnels()

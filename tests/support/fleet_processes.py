@@ -14,7 +14,7 @@ from typing import Final, final
 import trio
 from programs import Program
 from redis_server import RealRedis, real_redis
-from rig import HANG, free_port, wait_until
+from rig import HANG, free_port, free_ports, wait_until
 
 from pioneer_tunnel import RelayKey, Tunnel, TunnelStream, open_tunnel
 from pioneer_tunnel._model.keys import SigningIdentity, new_relay_key
@@ -29,6 +29,8 @@ __all__ = ["Fleet", "FleetNodeProcess", "ask", "fleet_of", "hashing_gateway"]
 HEARTBEAT: Final = 1.0
 """Seconds of silence after which nodes ping gateways."""
 
+_REPLACED: Final = "all workers are replaced"
+
 
 @final
 class FleetNodeProcess:
@@ -39,12 +41,13 @@ class FleetNodeProcess:
         control, ingress: its ports for gateways and visitors.
     """
 
-    def __init__(self, name: str, folder: Path, options: Sequence[str]) -> None:
+    def __init__(self, name: str, folder: Path, options: Sequence[str], workers: int) -> None:
         self.name: Final = name
-        self._options: Final = options
+        self._options: Final = [*options, *(["--workers", str(workers)] if workers else [])]
+        self.workers: Final = workers
         self.control: Final = free_port()
         self.ingress: Final = free_port()
-        self.between: Final = free_port()
+        self.between: Final = free_ports(workers or 1)
         self.file: Final = folder / f"{name}.toml"
         self.log: Final = folder / f"{name}.log"
         self._program: Program | None = None
@@ -60,7 +63,9 @@ class FleetNodeProcess:
         """Start it."""
         with self.log.open("ab") as log:
             self._started_at = log.tell()
-            self._program = Program("relay", "--config", self.file, *self._options, stderr=log)
+            # A parent starts its workers by its own command line, which a fork does not have.
+            started = bool(self.workers)
+            self._program = Program("relay", "--config", self.file, *self._options, stderr=log, started=started)
 
     @property
     def serves(self) -> bool:
@@ -91,14 +96,30 @@ class FleetNodeProcess:
         return running
 
     async def restart(self) -> None:
-        """SIGUSR2: a successor takes over, and this process ends."""
+        """SIGUSR2: a successor takes over, and this process ends; or all workers are replaced."""
         assert self._program is not None
+        replaced = self.lines.count(_REPLACED)
         self._program.process.send_signal(signal.SIGUSR2)
+        if self.workers:
+            with trio.fail_after(HANG):
+                while self.lines.count(_REPLACED) == replaced:
+                    await trio.sleep(0.05)
+            return
         with trio.fail_after(HANG):
             while self._program.process.poll() is None:
                 await trio.sleep(0.02)
         self._end()
         self._successor = (await self._running()).pid
+
+    async def stop(self) -> None:
+        """SIGTERM: it drains and ends."""
+        assert self._program is not None
+        self._program.process.send_signal(signal.SIGTERM)
+        with trio.fail_after(HANG):
+            while self._program.process.poll() is None:
+                await trio.sleep(0.02)
+        assert self._program.process.returncode == 0, self.lines
+        self._end()
 
     def signal(self, number: int) -> None:
         os.kill(self._successor or self._program.process.pid, number)  # type: ignore[union-attr]
@@ -110,9 +131,19 @@ class FleetNodeProcess:
             wait_until(lambda: not Path(f"/proc/{self._successor}").exists())
             self._successor = None
         if self._program is not None:
-            self._program.process.kill()
+            workers = self._worker_pids if self.workers else []
+            for pid in [self._program.process.pid, *workers]:  # the parent first: it starts no more of them
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self._program.process.wait()
             self._end()
+
+    @property
+    def _worker_pids(self) -> list[int]:
+        """The processes that this one has started, and that have not ended."""
+        assert self._program is not None
+        parent = self._program.process.pid
+        return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
     def _end(self) -> None:
         assert self._program is not None
@@ -135,6 +166,7 @@ class Fleet:
         redis: the Redis.
         names: of the nodes.
         options: more words of their commands.
+        workers: of each node; 0 for nodes of one process.
 
     Attributes:
         nodes: the nodes, in the order of their names.
@@ -144,11 +176,18 @@ class Fleet:
     """
 
     def __init__(
-        self, folder: Path, redis: RealRedis, names: Sequence[str], *, tunnels: Sequence[str], options: Sequence[str]
+        self,
+        folder: Path,
+        redis: RealRedis,
+        names: Sequence[str],
+        *,
+        tunnels: Sequence[str],
+        options: Sequence[str],
+        workers: int,
     ) -> None:
         self.redis: Final = redis
         self.folder: Final = folder
-        self.nodes: Final = [FleetNodeProcess(name, folder, options) for name in names]
+        self.nodes: Final = [FleetNodeProcess(name, folder, options, workers) for name in names]
         self.keys: Final = {name: new_relay_key() for name in tunnels}
         self.balancer: Final = free_port()
         self._carried: Final[list[trio.SocketStream]] = []
@@ -158,7 +197,7 @@ class Fleet:
             write_node_key(name, folder)
         others = "\n".join(
             f'[[relay.fleet.nodes]]\nname = "{node.name}"\naddress = "127.0.0.1:{node.between}"\n'
-            f'certificate = "{node.name}.pem"\n'
+            f'certificate = "{node.name}.pem"\nworkers = {workers or 1}\n'
             for node in self.nodes
         )
         own = "\n".join(
@@ -242,12 +281,12 @@ async def _copy(source: trio.SocketStream, to: trio.SocketStream, nursery: trio.
 
 @contextmanager
 def fleet_of(
-    folder: Path, *names: str, tunnels: Sequence[str] = ("office",), options: Sequence[str] = ()
+    folder: Path, *names: str, tunnels: Sequence[str] = ("office",), options: Sequence[str] = (), workers: int = 0
 ) -> Iterator[Fleet]:
     """A fleet that runs, while the block does."""
     with ExitStack() as stack:
         redis = stack.enter_context(real_redis())
-        fleet = Fleet(folder, redis, names, tunnels=tunnels, options=options)
+        fleet = Fleet(folder, redis, names, tunnels=tunnels, options=options, workers=workers)
         for node in fleet.nodes:
             stack.callback(node.kill)
             node.begin()

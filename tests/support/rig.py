@@ -292,19 +292,27 @@ def free_port() -> int:
 
     It is not among those that the system gives to whoever asks for any port, and no other test has it.
     """
+    return free_ports(1)
+
+
+def free_ports(amount: int) -> int:
+    """The first of so many ports like that, one after the other."""
     while True:
-        port = random.randrange(10_000, 32_000)
-        reserved = socket.socket(socket.AF_UNIX)
+        first = random.randrange(10_000, 32_000)
+        reserved: list[socket.socket] = []
         try:
-            with socket.socket() as probe:
-                if sys.platform == "linux":
-                    reserved.bind(f"\0pioneer-tunnel-tests-{port}")  # until this process ends
-                probe.bind(("127.0.0.1", port))
+            for port in range(first, first + amount):
+                reserved.append(socket.socket(socket.AF_UNIX))
+                with socket.socket() as probe:
+                    if sys.platform == "linux":
+                        reserved[-1].bind(f"\0pioneer-tunnel-tests-{port}")  # until this process ends
+                    probe.bind(("127.0.0.1", port))
         except OSError:
-            reserved.close()
+            for one in reserved:
+                one.close()
         else:
-            _RESERVED.append(reserved)
-            return port
+            _RESERVED.extend(reserved)
+            return first
 
 
 _RESERVED: Final[list[socket.socket]] = []

@@ -269,7 +269,7 @@ async def _of_addresses(config: RelayConfig, *, running: bool) -> list[Finding]:
             ("relay.http_addr", config.http_addr),
             ("relay.ingress_addr", config.ingress_addr),
             ("relay.control_addr", config.control_addr),
-            ("relay.fleet.listen", None if config.fleet is None else config.fleet.listen),
+            ("relay.fleet.listen", None if config.fleet is None else config.fleet.all_listen),
         )
         for address in each_address(value)
     }

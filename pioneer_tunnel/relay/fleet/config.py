@@ -12,6 +12,7 @@
     name = "fra2"
     address = "10.0.0.2:7300"
     certificate = "fra2.pem"
+    workers = 4                                # at most; with 'relay --workers' it is reached at so many ports
 
 A key of a node stands in the files of the other nodes, never in Redis: so whoever can write Redis adds no node.
 """
@@ -41,12 +42,18 @@ from ..._storage.validation import (
     structure,
     whole_number,
 )
+from .node_names import address_of_worker, worker_name
 from .redis_address import RedisAccess, RedisAddress, a_redis_address, ca_without_tls, password_without_file
 
 __all__ = ["FleetConfig", "FleetMember", "a_fleet", "a_node_name"]
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
 _DAY: Final = 86_400_000
+
+_MOST_WORKERS: Final = 256
+"""Workers of one node."""
+
+_MOST_PORT: Final = 65_535
 
 
 def a_node_name(_instance: Any, _field: Any, value: Any) -> None:
@@ -62,6 +69,12 @@ def _address(value: str | Address) -> Address:
     return Address.parse(a_text(value, "allowed is host:port, as a string"))
 
 
+def _ports_end(workers: int, address: Address) -> str | None:
+    if address.port + workers - 1 <= _MOST_PORT:
+        return None
+    return f"so many ports from {address.port} on end above {_MOST_PORT}"
+
+
 @final
 @attrs.frozen(kw_only=True, field_transformer=hold_back)
 class FleetMember:
@@ -69,8 +82,10 @@ class FleetMember:
 
     Attributes:
         name: its name.
-        address: where other nodes reach it.
+        address: where other nodes reach it. With `relay --workers` it is the address of the first worker, and each next
+            one has the next port.
         certificate: the file of its certificate, PEM. Exactly this certificate is trusted for it.
+        workers: how many workers it has at most (default 1; 1 to 256). Its worker with a higher number is not reached.
 
     Raises:
         InvalidSettingsError: its `problems` name all that is wrong.
@@ -79,11 +94,20 @@ class FleetMember:
     name: str = attrs.field(validator=a_node_name)
     address: Address = attrs.field(converter=_address)
     certificate: Path = attrs.field(converter=a_path)
+    workers: int = attrs.field(default=1, validator=whole_number(1, _MOST_WORKERS))
 
-    _RULES: ClassVar[tuple[Rule, ...]] = ()
+    _RULES: ClassVar[tuple[Rule, ...]] = (Rule(("workers", "address"), _ports_end),)
 
     def __attrs_post_init__(self) -> None:
         settle(self)
+
+    @property
+    def addresses(self) -> dict[str, Address]:
+        """Where it is reached: by its name, as a single process, and by the name of each worker."""
+        workers = {
+            worker_name(self.name, index): address_of_worker(self.address, index) for index in range(self.workers)
+        }
+        return {self.name: self.address} | workers
 
 
 def _nodes(value: Sequence[FleetMember | Mapping[str, Any]]) -> tuple[FleetMember, ...]:
@@ -96,14 +120,31 @@ def _nodes(value: Sequence[FleetMember | Mapping[str, Any]]) -> tuple[FleetMembe
                 problems.append(Problem(key=key, value=shown(key, str(entry[name])), message=message))
     if problems:
         raise RefusedItemsError(problems)
-    return tuple(FleetMember(**entry) for entry in entries)
+    members = tuple(FleetMember(**entry) for entry in entries)
+    taken: dict[Address, int] = {}
+    for index, member in enumerate(members):
+        places = {taken.setdefault(address, index) for address in member.addresses.values()} - {index}
+        if places:
+            key, message = f"[{index}].address", f"a worker of it would have an address of nodes[{min(places)}]"
+            problems.append(Problem(key=key, value=shown(key, str(member.address)), message=message))
+    if problems:
+        raise RefusedItemsError(problems)
+    return members
 
 
 def _another_address(nodes: Sequence[FleetMember], node: str, listen: Address) -> str | None:
     for index, other in enumerate(nodes):
-        if other.name != node and other.address == listen:
+        if other.name != node and listen in other.addresses.values():
             return f"[{index}].address is the address at which this node listens; give each node its own"
     return None
+
+
+def _ports_of_workers_end(listen: Address, nodes: Sequence[FleetMember], node: str) -> str | None:
+    return _ports_end(_most_workers(nodes, node), listen)
+
+
+def _most_workers(nodes: Sequence[FleetMember], node: str) -> int:
+    return next((each.workers for each in nodes if each.name == node), 1)
 
 
 @final
@@ -119,7 +160,8 @@ class FleetConfig:
             port and number may be left out. It holds no password.
         redis_password_file: the file of its password. The group and others must have no access to it.
         redis_ca_file: PEM certificates that its certificate is checked against, in place of the public ones.
-        listen: where this node listens for other nodes.
+        listen: where this node listens for other nodes. With `relay --workers` its first worker listens there, and each
+            next one at the next port.
         key_file: the private key of this node and its certificate, PEM. The group and others must have no access.
         operator_key: the public half of the operator's key. Tunnels that it has signed and that Redis keeps are served
             as those of the file are. None (default) for the tunnels of the file alone.
@@ -148,6 +190,7 @@ class FleetConfig:
         Rule(("redis_password_file", "redis"), password_without_file),
         Rule(("redis_ca_file", "redis"), ca_without_tls),
         Rule(("nodes", "node", "listen"), _another_address),
+        Rule(("listen", "nodes", "node"), _ports_of_workers_end),
     )
 
     def __attrs_post_init__(self) -> None:
@@ -163,6 +206,19 @@ class FleetConfig:
             state_file=folder / self.state_file,
             nodes=tuple(attrs.evolve(node, certificate=folder / node.certificate) for node in self.nodes),
         )
+
+    def of_worker(self, index: int) -> FleetConfig:
+        """That of one worker of this node, from 0.
+
+        Raises:
+            ValueError: there is no such port.
+        """
+        return attrs.evolve(self, listen=address_of_worker(self.listen, index))
+
+    @property
+    def all_listen(self) -> tuple[Address, ...]:
+        """Where its workers listen, if there are as many as its entry in `nodes` says."""
+        return tuple(address_of_worker(self.listen, index) for index in range(_most_workers(self.nodes, self.node)))
 
     @property
     def others(self) -> tuple[FleetMember, ...]:

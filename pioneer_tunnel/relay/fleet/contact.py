@@ -37,12 +37,12 @@ class ContactStore(Store):
         self.node = node
         self.process = process or secrets.token_hex(8)
         self.reachable = False
-        self.on_change: Callable[[str, Record], object] = lambda _tunnel_id, _record: None
+        self.on_change: Callable[[str], object] = lambda _tunnel_id: None
         self.on_gap: Callable[[], object] = lambda: None
         self.lease: Final = lease
         self.operations = 0
         self.leaving = False
-        self._routes: Final = routes or KnownRoutes()
+        self._routes: Final = KnownRoutes() if routes is None else routes
         self._seen = 0
         self._ever_reached = False
         self._trusting_until = 0.0

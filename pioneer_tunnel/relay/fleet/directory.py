@@ -29,16 +29,17 @@ nodes do not know of each other. The one that enters last has the tunnel.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NoReturn, TypeAlias, final
 
 import attrs
 import trio
 
+from ..gateways.expected import Expected
 from ..gateways.registry import Directory, Holder, LiveSession, LocalDirectory, TunnelTaken
 from ..gateways.takeover import NEWEST_WINS, Party, Takeover, TakeoverRules, Verdict, answer_timeout
-from .finding import Finder
+from .finding import Beside, Finder
 from .peers import Asked, Order, OrderKind, Peers
 from .records import NOTHING_KNOWN, Holding, Record
 from .remote import RemoteSession
@@ -88,9 +89,19 @@ class FleetDirectory(Directory, Asked):
         store: keeps the records of all nodes. The directory sets its `on_change` and `on_gap`.
         peers: reach the other nodes.
         local: the sessions of this node; by default a new directory.
+        beside: the sessions of the other workers of this machine; None if there are none, or the store tells them.
+        expected: visitors of these tunnels wait; by default there are none.
     """
 
-    def __init__(self, store: Store, peers: Peers, local: LocalDirectory | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        peers: Peers,
+        local: LocalDirectory | None = None,
+        *,
+        beside: Beside | None = None,
+        expected: Expected | None = None,
+    ) -> None:
         self._store: Final = store
         self._peers: Final = peers
         self._local: Final = local or LocalDirectory()
@@ -100,7 +111,7 @@ class FleetDirectory(Directory, Asked):
         self._reconciling = 0
         self._wake = trio.Event()
         self._tasks: trio.Nursery | None = None
-        self._finder: Final = Finder(store, peers, self._local)
+        self._finder: Final = Finder(store, peers, self._local, beside or _nobody, expected or Expected())
         store.on_change = self._record_changed
         store.on_gap = self._gap
 
@@ -223,6 +234,25 @@ class FleetDirectory(Directory, Asked):
                 return holder
         return None
 
+    def holdings(self, tunnel_id: str) -> Sequence[Holding]:
+        """The sessions of this process that have a tunnel."""
+        tunnel = self._tunnels.get(tunnel_id)
+        return [] if tunnel is None else [self._holding(each, tunnel) for each in self._local.holders(tunnel_id)]
+
+    def end_older_than(self, tunnel_id: str, holdings: Sequence[Holding]) -> None:
+        """End sessions of this process that have lost a tunnel to these ones, of other workers of this machine.
+
+        The store tells it, too. But it may be unreachable, and the gateway of such a session is gone.
+        """
+        tunnel = self._tunnels.get(tunnel_id)
+        if tunnel is None:
+            return
+        for session in self._local.holders(tunnel_id):
+            for holding in holdings:
+                if _is_too_late(session, holding, tunnel.rules):
+                    self._end(tunnel_id, session, tunnel.rules, by=holding)
+                    break
+
     async def carry_out(self, tunnel_id: str, session_id: str, order: Order) -> bool:
         session = self.local(tunnel_id, session_id)
         if session is None:
@@ -241,7 +271,7 @@ class FleetDirectory(Directory, Asked):
 
     # Reconciling
 
-    def _record_changed(self, tunnel_id: str, record: Record) -> None:  # noqa: ARG002  # it may be out of date by then
+    def _record_changed(self, tunnel_id: str) -> None:
         if tunnel_id in self._tunnels:
             self._reconcile_soon(tunnel_id)
 
@@ -374,6 +404,10 @@ class FleetDirectory(Directory, Asked):
             lock, users = self._locks.pop(tunnel_id)
             if users > 1:
                 self._locks[tunnel_id] = lock, users - 1
+
+
+def _nobody(_tunnel_id: str) -> Sequence[Holding]:
+    return ()
 
 
 def _name(holding: Holding) -> _Name:

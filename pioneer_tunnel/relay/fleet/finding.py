@@ -5,27 +5,33 @@ have the session, the record is read, and the visitor tries again. However many 
 is read once.
 
 Visitors wait in two cases, and the record is read now and then. The tunnel's session has left with its process, which
-drains: the gateway comes again, to the successor or to another node. Or the session is gone and still in the record: it
-may have left just now. If its node is dead instead, the wait is short.
+drains or was killed: the gateway comes again, to the successor or to another node. Or the session is gone and still in
+the record: it may have left just now. If its node is dead instead, the wait is short.
+
+The sessions of the other workers of this machine are known without the store. They are as near as those of this node.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import Final, final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias, final
 
 import attrs
 import trio
 
-from ..gateways.expected import HOLD
+from ..gateways.expected import HOLD, Expected
 from ..gateways.registry import Holder, LiveSession, LocalDirectory
 from .peers import Peers
 from .records import NOTHING_KNOWN, Holding, Record
 from .remote import RemoteSession
 from .store import Store, StoreUnreachable
 
-__all__ = ["Finder"]
+__all__ = ["Beside", "Finder"]
+
+Beside: TypeAlias = Callable[[str], Sequence[Holding]]
+"""Returns the sessions of the other workers of this machine that have a tunnel. Does not wait."""
 
 LOOK_AGAIN: Final = 0.25
 """Seconds before the record of a tunnel is read again, if the last read did not help its visitors."""
@@ -68,12 +74,16 @@ class Finder:
         store: has the records.
         peers: say how far other nodes are, and open streams at them.
         local: the sessions of this node.
+        beside: the sessions of the other workers of this machine that have a tunnel.
+        expected: visitors of these tunnels wait, too.
     """
 
-    def __init__(self, store: Store, peers: Peers, local: LocalDirectory) -> None:
+    def __init__(self, store: Store, peers: Peers, local: LocalDirectory, beside: Beside, expected: Expected) -> None:
         self._store: Final = store
         self._peers: Final = peers
         self._local: Final = local
+        self._beside: Final = beside
+        self._expected: Final = expected
         self._looks: Final[OrderedDict[str, _Look]] = OrderedDict()
         self._gone: Final[OrderedDict[str, float]] = OrderedDict()
         self._turn = 0
@@ -85,7 +95,9 @@ class Finder:
             return local
         record = self._store.known(tunnel_id)
         if record is None:
-            raise trio.WouldBlock
+            if not self._beside(tunnel_id):
+                raise trio.WouldBlock
+            record = NOTHING_KNOWN
         found, is_gone = self._choose(tunnel_id, local, record)
         if is_gone or (found is None and record.holdings):  # it is out of date
             raise trio.WouldBlock
@@ -101,25 +113,28 @@ class Finder:
             known = self._store.known(tunnel_id) or NOTHING_KNOWN
             record = await self.look(tunnel_id, after=self._failed_at(known)) or NOTHING_KNOWN
             found, is_gone = self._choose(tunnel_id, self._local.find_nowait(tunnel_id), record)
+            is_expected = found is None and tunnel_id in self._expected.missing
             until = -math.inf
             if is_gone:
                 until = self._failed_at(record) + SETTLING
-            elif found is None and record.leaving:
+            elif is_expected or (found is None and record.leaving):
                 until = since + HOLD
-            if trio.current_time() >= until or not self._store.reachable:
+            if trio.current_time() >= until or not (is_expected or self._store.reachable):
                 return found
             await trio.sleep(LOOK_AGAIN)
 
     def _choose(self, tunnel_id: str, local: LiveSession | None, record: Record) -> tuple[Holder | None, bool]:
         """The best holder, and whether a visitor could not reach it a moment ago.
 
-        First a session of this node that is sound; then the nearest node that is known to work; then a session here
-        that drains; then a node that may work; then a session here whose connection is lost or in doubt.
+        First a session of this node that is sound; then the nearest node that is known to work, such as another worker
+        of this machine; then a session here that drains; then a node that may work; then a session here whose
+        connection is lost or in doubt.
         """
         chosen: Holder | None = local
         best = (4.0 if local is None or not local.sound else 2.0 if local.draining else 0.0, 0.0)
         is_gone = False
-        elsewhere = [holding for holding in record.holdings if holding.process != self._store.process]
+        found = {holding.session: holding for holding in (*record.holdings, *self._beside(tunnel_id))}
+        elsewhere = [holding for holding in found.values() if holding.process != self._store.process]
         if len(elsewhere) > 1:  # links of one gateway at the same distance take turns
             self._turn = (self._turn + 1) % len(elsewhere)
             elsewhere = elsewhere[self._turn :] + elsewhere[: self._turn]

@@ -257,4 +257,4 @@ class MemoryStore(ContactStore):
     def _changed(self, tunnel_id: str, record: Record) -> None:
         if self._can_be_reached:
             self._note(tunnel_id, record)
-            self.on_change(tunnel_id, record)
+            self.on_change(tunnel_id)

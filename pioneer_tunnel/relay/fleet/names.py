@@ -216,7 +216,11 @@ class FleetNames:
         seen = await self._seen_claim(claim.host)
         if seen is not None and not seen.yields_to(claim):
             return seen
-        await in_thread(self._seen.note_name, claim.host, claim.text)
+        text = await in_thread(
+            self._seen.note_name, claim.host, claim.text, replaces=lambda seen: _counts_more(claim, seen)
+        )
+        if text is not None and text != claim.text:
+            claim = read_claim(text, None)  # another worker has just seen it
         self._remember(claim)
         return claim
 
@@ -241,3 +245,11 @@ class FleetNames:
             _log_limiter.log("forged", line, about=about("entry_refused", reason=error))
             return None
         return claim if claim.host == host else None
+
+
+def _counts_more(claim: Claim, text: bytes) -> bool:
+    """Whether a claim counts in place of a text in the state file."""
+    try:
+        return read_claim(text, None).yields_to(claim)
+    except Forged:  # the file is damaged there
+        return True

@@ -16,6 +16,7 @@ from ..._model.addresses import Address
 from ..._net.adopted import Watched, watch
 from ..._net.socket_options import keep_alive
 from ..._net.streams import ByteStream
+from .node_names import machine_of
 from .node_tls import NodeTls
 
 __all__ = ["MachineNetwork", "Network", "Reached"]
@@ -27,7 +28,8 @@ class Reached(NamedTuple):
     Attributes:
         stream: in clear.
         watched: the same stream, or the one below its TLS.
-        name: who is at the other end, as it has proved.
+        name: who is at the other end, as it has proved: a worker of this machine, or another machine. Which worker of
+            the other machine it is, it only says.
     """
 
     stream: ByteStream
@@ -67,7 +69,7 @@ class MachineNetwork(Network):
 
     Attributes:
         tls: the certificates.
-        addresses: of the other machines, by their names. Each one is a node.
+        addresses: of the nodes of the other machines, by their names.
     """
 
     tls: NodeTls
@@ -76,12 +78,12 @@ class MachineNetwork(Network):
     def reaches(self, node: str) -> bool:
         return node in self.addresses
 
-    async def dial(self, node: str, process: str | None) -> Reached:  # noqa: ARG002  # one process has the address
+    async def dial(self, node: str, process: str | None) -> Reached:  # noqa: ARG002  # one process of a node has the address
         address = self.addresses[node]
         stream = await trio.open_tcp_stream(address.host, address.port)
         try:
             watched = _prepared(stream)
-            return Reached(await self.tls.connect(watched, node), watched, node)
+            return Reached(await self.tls.connect(watched, machine_of(node)), watched, node)
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from functools import partial
 from typing import Final, NoReturn, final
 
 import trio
 
 from ..._model.keys import PublicKey
 from ..config import RelayConfig
-from ..gateways.expected import PATIENCE
-from ..gateways.registry import LiveSession
+from ..gateways.expected import PATIENCE, Expected
+from ..gateways.registry import LocalDirectory
 from ..inherited import Inherited
 from ..listeners import open_listeners
 from ..stats import FleetStats
@@ -19,12 +21,15 @@ from .changed_tunnels import ChangedTunnels
 from .config import FleetConfig
 from .directory import FleetDirectory
 from .keys import node_identity, node_public_key
+from .neighbours import Neighbours, where_in
 from .networks import MachineNetwork
 from .node_links import NodeLinks
 from .node_tls import NodeTls
-from .peers import Asked, Order
+from .passing import SocketPassing
+from .peers import AskedLater
 from .redis_store import RedisStore
 from .registry import FleetRegistry
+from .store import StoreUnreachable
 
 __all__ = ["FleetNode"]
 
@@ -43,9 +48,12 @@ class FleetNode:
         config: the relay's configuration, with `fleet`.
         reserved: names that no gateway may create below a wildcard.
         inherited: sockets that listen already.
+        expected: visitors of these tunnels wait.
+        neighbours: the other workers of this machine; None if this is its only process.
         wall_clock: seconds since 1970.
 
     Attributes:
+        passing: passes visitors to the other workers of this machine; None if there are none.
         registry: the tunnels.
         directory: the sessions of all nodes.
         links: the other nodes.
@@ -62,6 +70,8 @@ class FleetNode:
         *,
         reserved: frozenset[str],
         inherited: Inherited,
+        expected: Expected,
+        neighbours: Neighbours | None,
         wall_clock: Callable[[], float],
     ) -> None:
         fleet = config.fleet_config
@@ -76,20 +86,37 @@ class FleetNode:
         )
         self._changed: Final = ChangedTunnels()
         self.registry.on_change = self._changed.note
-        store = RedisStore(fleet.redis_access.server(), fleet.node, is_node=keys.__contains__)
+        name, process = (fleet.node, None) if neighbours is None else (neighbours.name, neighbours.store.process)
+        store = RedisStore(fleet.redis_access.server(), name, process=process, is_node=self._is_node)
         self._store: Final = store
-        asked = _Asked()
+        asked = AskedLater()
         tls = NodeTls(fleet.key_file, fleet.key_file, {node.name: node.certificate for node in fleet.others})
+        addresses = {worker: address for node in fleet.others for worker, address in node.addresses.items()}
+        spread = random.Random()  # noqa: S311  # it spreads attempts, and is no secret
         self.links: Final = NodeLinks(
-            fleet.node,
+            name,
             store.process,
             asked,
-            machines=MachineNetwork(tls, {node.name: node.address for node in fleet.others}),
+            machines=MachineNetwork(tls, addresses),
+            workers=None if neighbours is None else neighbours.network,
             listeners=self._open,
-            random=random.Random(),  # noqa: S311  # it spreads attempts, and is no secret
+            random=spread,
         )
-        self.directory: Final = FleetDirectory(store, self.links)
+        self._tasks: trio.Nursery | None = None
+        local = LocalDirectory()
+        beside = None if neighbours is None else neighbours.sessions
+        self.directory: Final = FleetDirectory(store, self.links, local, beside=beside, expected=expected)
         asked.directory = self.directory
+        self._neighbours: Final = neighbours
+        self.passing: SocketPassing | None = None
+        if neighbours is not None:
+            self.passing = SocketPassing(neighbours.network, where_in(self.directory, neighbours.leaving), spread)
+            local.on_change = partial(self._show, neighbours)
+            neighbours.store.on_change = partial(self._look_at, neighbours)
+            neighbours.on_killed = self._break_lease_soon
+
+    def _is_node(self, name: str) -> bool:
+        return name == self.links.name or self.links.reaches(name)
 
     @property
     def listeners(self) -> dict[str, list[trio.SocketListener]]:
@@ -116,10 +143,17 @@ class FleetNode:
         self._open.extend(await open_listeners(listen, inherited=self._inherited.take(str(listen))))
         async with trio.open_nursery() as nursery:
             await nursery.start(self.links.run)
+            if self._neighbours is not None:
+                await nursery.start(self._neighbours.store.run)
             await nursery.start(self.registry.run)
             await nursery.start(self.directory.run)
             nursery.start_soon(self._changed.tell, registry_changed)
+            self._tasks = nursery
             task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._tasks = None
         raise AssertionError("it runs until it is cancelled")
 
     def drain(self, *, handed_over: bool) -> None:
@@ -131,6 +165,20 @@ class FleetNode:
         self._store.leaving = True
         if handed_over:
             self.links.stop_listening()
+
+    def _show(self, neighbours: Neighbours, tunnel_id: str) -> None:
+        neighbours.show(tunnel_id, self.directory.holdings(tunnel_id))
+
+    def _look_at(self, neighbours: Neighbours, tunnel_id: str) -> None:
+        self.directory.end_older_than(tunnel_id, neighbours.sessions(tunnel_id))
+
+    def _break_lease_soon(self, process: str) -> None:
+        if self._tasks is not None:
+            self._tasks.start_soon(self._break_lease, process)
+
+    async def _break_lease(self, process: str) -> None:
+        with suppress(StoreUnreachable):
+            await self._store.break_lease(process)
 
     async def settle(self) -> None:
         """Wait until the records say that the sessions have left. Without Redis it does not wait."""
@@ -164,16 +212,3 @@ def public_keys(fleet: FleetConfig) -> dict[str, PublicKey]:
         InvalidSettingsError: one holds something else.
     """
     return {node.name: node_public_key(node.certificate) for node in fleet.others}
-
-
-@final
-class _Asked(Asked):
-    """The directory, which is made after what needs it."""
-
-    directory: FleetDirectory
-
-    def local(self, tunnel_id: str, session_id: str) -> LiveSession | None:
-        return self.directory.local(tunnel_id, session_id)
-
-    async def carry_out(self, tunnel_id: str, session_id: str, order: Order) -> bool:
-        return await self.directory.carry_out(tunnel_id, session_id, order)

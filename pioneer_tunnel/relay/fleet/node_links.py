@@ -34,6 +34,7 @@ from .node_messages import (
     parse_services,
     visit_fields,
 )
+from .node_names import machine_of
 from .peers import Asked, Hop, Order, Peers
 from .records import Holding
 from .unix_network import LINKS, WorkerNetwork
@@ -110,24 +111,22 @@ class NodeLinks(Peers, OtherNodes):
             StorageError: the folder of the sockets cannot be used.
         """
         with ExitStack() as stack:
-            listeners: list[tuple[Network, list[trio.SocketListener]]] = []
             for listener in self._listeners:
                 stack.callback(listener.socket.close)
-            if self._machines is not None:
-                listeners.append((self._machines, [*self._listeners]))
+            beside: list[trio.SocketListener] = []
             if self._workers is not None:
                 listening = stack.enter_context(self._workers.listening(LINKS, socket.SOCK_STREAM))
-                listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
-                listeners.append((self._workers, [listener]))
+                beside.append(trio.SocketListener(trio.socket.from_stdlib_socket(listening)))
             async with trio.open_nursery() as nursery:
                 self._tasks = nursery
                 carrier = Carrier(log_unforeseen)
                 await nursery.start(carrier.run)
                 self._hops = Hops(self._asked, carrier, nursery, self.serve_gateway)
                 try:
-                    for network, some in listeners:
-                        if some:
-                            nursery.start_soon(self._listen, network, some)
+                    if self._machines is not None and self._listeners:
+                        nursery.start_soon(self._listen, self._machines, self._listeners, self._listening)
+                    if self._workers is not None:
+                        nursery.start_soon(self._listen, self._workers, beside, trio.CancelScope())
                     task_status.started()
                     await trio.sleep_forever()
                 finally:
@@ -135,19 +134,23 @@ class NodeLinks(Peers, OtherNodes):
                     self._links.clear()
         raise AssertionError("it ends only by being cancelled")
 
-    async def _listen(self, network: Network, listeners: list[trio.SocketListener]) -> None:
-        with self._listening:
-            await trio.serve_listeners(functools.partial(self._accept, network), listeners, handler_nursery=self._tasks)
+    async def _listen(
+        self, network: Network, listeners: Sequence[trio.SocketListener], listening: trio.CancelScope
+    ) -> None:
+        with listening:
+            await trio.serve_listeners(
+                functools.partial(self._accept, network), [*listeners], handler_nursery=self._tasks
+            )
 
     def stop_listening(self) -> None:
-        """Accept no more links. Those that there are stay. Does not wait."""
+        """Accept no more links of other machines. Those that there are stay. Does not wait."""
         self._listening.cancel()
 
     # What there is to tell
 
     def round_trip(self, node: str) -> float | None:
         """The shortest round trip to a machine of late, in seconds; None while there is no link to it."""
-        found = [link.round_trip for (name, _), link in self._links.items() if name == node]
+        found = [link.round_trip for (name, _), link in self._links.items() if machine_of(name) == node]
         shortest = min(found, default=math.inf)
         return None if shortest == math.inf else shortest
 
@@ -256,8 +259,9 @@ class NodeLinks(Peers, OtherNodes):
                 reached = await network.accept(stream)
                 said = await greet(reached.stream, self.name, self._process)
             name = said.text("name")
-            if name != reached.name:
-                raise RemoteProtocolError("it greets with the name of another node")
+            is_worker = machine_of(name) == reached.name and network.reaches(name)
+            if name != reached.name and not is_worker:
+                raise RemoteProtocolError("it greets with the name of another node, or of a worker too many")
         except (trio.BrokenResourceError, trio.ClosedResourceError, RemoteProtocolError) as error:
             why = str(error)
         except trio.TooSlowError:

@@ -16,7 +16,7 @@ from ..._net.streams import ByteStream
 from ..gateways.registry import LiveSession
 from .records import Holding
 
-__all__ = ["Asked", "Hop", "Order", "OrderKind", "Peers"]
+__all__ = ["Asked", "AskedLater", "Hop", "Order", "OrderKind", "Peers"]
 
 
 @final
@@ -92,3 +92,20 @@ class Asked(Protocol):
         Returns:
             As `Peers.order`.
         """
+
+
+@final
+class AskedLater(Asked):
+    """Passes on what is asked to the directory, which is made after what needs it.
+
+    Attributes:
+        directory: set it before anybody asks.
+    """
+
+    directory: Asked
+
+    def local(self, tunnel_id: str, session_id: str) -> LiveSession | None:
+        return self.directory.local(tunnel_id, session_id)
+
+    async def carry_out(self, tunnel_id: str, session_id: str, order: Order) -> bool:
+        return await self.directory.carry_out(tunnel_id, session_id, order)

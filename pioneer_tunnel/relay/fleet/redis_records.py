@@ -20,7 +20,7 @@ from typing import Final
 from ..._wire.links import MOST_LINKS, LinkPlace
 from .records import LEAVING, Holding, Record
 
-__all__ = ["MOST_RECORD_BYTES", "READ", "RENEW", "WRITE", "BrokenRecord", "decode", "encode_holding"]
+__all__ = ["BREAK", "MOST_RECORD_BYTES", "READ", "RENEW", "WRITE", "BrokenRecord", "decode", "encode_holding"]
 
 MOST_RECORD_BYTES: Final = 64 * 1024
 """Bytes of the longest record that is read: eight links whose instances have 1024 characters fit."""
@@ -123,6 +123,9 @@ _SHAPES: Final = [[str, str, number, *place] for number in (float, int) for plac
 
 # The scripts. `load` takes a key of another type for an absent one: an error would look like an outage of Redis.
 
+_BROKEN: Final = "-"
+"""In place of a lease: its process was killed. No node has such a name."""
+
 _COMMON: Final = f"""
 local function load(key)
   local value = redis.pcall('GET', key)
@@ -140,21 +143,25 @@ local function number(text)
   return 0
 end
 local function living(record, prefix, trusting)
-  if trusting == '1' then return record, true end
-  local lines, lives, any = {{}}, {{}}, false
+  if trusting == '1' then return record, true, false end
+  local lines, lives, any, left = {{}}, {{}}, false, false
   for line in string.gmatch(record, '[^\\n]+') do
     local process = string.match(line, '^%d+ (%x+) ')
     if process == nil then
       lines[#lines + 1] = line
     else
-      if lives[process] == nil then lives[process] = redis.call('EXISTS', prefix .. 'lease:' .. process) == 1 end
+      if lives[process] == nil then
+        local lease = load(prefix .. 'lease:' .. process)
+        left = left or lease == '{_BROKEN}'
+        lives[process] = lease ~= '' and lease ~= '{_BROKEN}'
+      end
       if lives[process] then
         lines[#lines + 1] = line
         any = true
       end
     end
   end
-  return table.concat(lines, '\\n'), any
+  return table.concat(lines, '\\n'), any, left
 end
 """
 
@@ -164,7 +171,8 @@ READ: Final = (
 -- KEYS: the record. ARGV: prefix, trusting (0 or 1), milliseconds that a record is kept.
 local record = load(KEYS[1])
 if record == '' then return '' end
-local found, any = living(record, ARGV[1], ARGV[2])
+local found, any, left = living(record, ARGV[1], ARGV[2])
+if left and not any then return 'leaving' end
 if any then
   local left = redis.call('PTTL', KEYS[1])
   if left >= 0 and left < ARGV[3] / 2 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
@@ -224,3 +232,9 @@ if number(load(KEYS[2])) < number(ARGV[3]) then redis.call('SET', KEYS[2], ARGV[
 return lived
 """
 )
+
+BREAK: Final = f"""
+-- KEYS: the lease. ARGV: milliseconds for which a record says that its session has left.
+redis.call('SET', KEYS[1], '{_BROKEN}', 'PX', ARGV[1])
+return 1
+"""

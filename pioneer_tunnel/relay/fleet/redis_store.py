@@ -3,7 +3,8 @@
 Redis has names, ids of public keys, times and counters, and no secret. All keys begin with a prefix:
 
     t:TUNNEL        the record of a tunnel (`redis_records`): 240 bytes with one holding, and the lengths of the names
-    lease:PROCESS   the name of the node; expires with the lease: 100 bytes for each process
+    lease:PROCESS   the name of the node; expires with the lease: 100 bytes for each process. For some seconds it is `-`
+                    if the process was killed, and another one of its machine knows it
     counter         the last fence and version
     to:PROCESS      a channel: changes of records that a process is in; one subscription for each process
 
@@ -61,7 +62,7 @@ from ..._net.log_limiter import LogLimiter
 from ..gateways.expected import PATIENCE
 from .contact import ContactStore
 from .records import Holding, Record
-from .redis_records import READ, RENEW, WRITE, BrokenRecord, decode, encode_holding
+from .redis_records import BREAK, READ, RENEW, WRITE, BrokenRecord, decode, encode_holding
 from .routes import KnownRoutes
 from .store import LEASE, Changed, StoreUnreachable
 
@@ -151,6 +152,7 @@ class RedisStore(ContactStore):
     Args:
         server: where it is.
         node: the name of this node.
+        process: the id of this process; by default a new one.
         prefix: of all keys.
         lease: seconds that the lease of this process lives after it was renewed.
         is_node: whether a name is that of a node. Holdings of others do not count.
@@ -164,6 +166,7 @@ class RedisStore(ContactStore):
         server: RedisServer,
         node: str,
         *,
+        process: str | None = None,
         prefix: str = DEFAULT_PREFIX,
         lease: float = LEASE,
         is_node: Callable[[str], bool] = lambda _name: True,
@@ -171,7 +174,7 @@ class RedisStore(ContactStore):
         retry: float = 1.0,
         rng: random.Random | None = None,
     ) -> None:
-        super().__init__(node, lease=lease, routes=routes)
+        super().__init__(node, process=process, lease=lease, routes=routes)
         self._server: Final = server
         self._prefix: Final = prefix
         self._is_node: Final = is_node
@@ -183,6 +186,7 @@ class RedisStore(ContactStore):
         self._read: Final = Script[bytes](script=READ)
         self._write: Final = Script[bytes](script=WRITE)
         self._renew: Final = Script[bytes](script=RENEW)
+        self._break: Final = Script[bytes](script=BREAK)
 
     async def read(self, tunnel_id: str) -> Record:
         arguments = [self._prefix, *self._common]
@@ -203,6 +207,14 @@ class RedisStore(ContactStore):
         if written != 1:
             raise Changed(record)
         return record
+
+    async def break_lease(self, process: str) -> None:
+        """Void the holdings of a process that was killed. For some seconds, their records say that they have left.
+
+        Raises:
+            StoreUnreachable: Redis does not answer. The lease expires by itself.
+        """
+        await self._call(self._break, [f"{self._prefix}lease:{process}"], [str(int(PATIENCE * 1000))])
 
     @property
     def _common(self) -> tuple[str, str]:
@@ -234,9 +246,8 @@ class RedisStore(ContactStore):
             return Record(broken.version)
         known = tuple(holding for holding in record.holdings if self._is_node(holding.node))
         if len(known) < len(record.holdings):
-            line = (
-                f"tunnel {clean_message(tunnel_id)}: its record in Redis names a node that is not configured; ignored"
-            )
+            name = clean_message(tunnel_id)
+            line = f"tunnel {name}: its record in Redis names a node or a worker that is not configured; ignored"
             fields = about("record_broken", tunnel=tunnel_id, reason="unknown node")
             _log_limiter.log("unknown node", line, about=fields)
             record = attrs.evolve(record, holdings=known)
@@ -321,7 +332,7 @@ class RedisStore(ContactStore):
             )
             async with messages, trio.open_nursery() as nursery:
                 try:
-                    for script in (self._read, self._write, self._renew):
+                    for script in (self._read, self._write, self._renew, self._break):
                         await client.script_load(script.script)
                     self._client = client
                     await self._renew_lease()
@@ -358,7 +369,10 @@ class RedisStore(ContactStore):
             name = tunnel_id[: MOST_MESSAGE * 4].decode()
         except UnicodeDecodeError:
             return
-        self.on_change(name, self._take_in(name, record))
+        # A message may be anybody's, and invented tunnels would fill the memory.
+        if name in self._routes:
+            self._take_in(name, record)
+        self.on_change(name)
 
 
 def _first_cause(error: BaseException) -> str:

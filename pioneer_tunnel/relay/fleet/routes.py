@@ -39,6 +39,9 @@ class KnownRoutes:
     def __len__(self) -> int:
         return len(self._routes)
 
+    def __contains__(self, tunnel_id: object) -> bool:
+        return tunnel_id in self._routes
+
     def get(self, tunnel_id: str, *, even_old: bool) -> Record | None:
         """The record of a tunnel.
 

@@ -28,6 +28,9 @@ from .signed import SignedEntry, serial_of
 __all__ = ["SeenFile", "in_thread"]
 
 _BUSY_SECONDS: Final = 5.0
+_OPEN_SECONDS: Final = 30.0
+"""Many workers of a machine may open it at once, one after the other."""
+
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS entries (
     id TEXT PRIMARY KEY, serial INTEGER NOT NULL, until REAL NOT NULL, text BLOB NOT NULL
@@ -64,8 +67,9 @@ class SeenFile:
             StorageError: it cannot be made or read, holds something else, or others may write it.
         """
         files.refuse_writable(self._path)
-        files.replace(self._path, b"", private=True, only_if=lambda: not files.exists(self._path))
-        with self._turn():
+        # SQLite fails if several processes make a file its own at once.
+        with self._turn(), files.locked(self._path, seconds=_OPEN_SECONDS):
+            files.create(self._path, b"")
             database = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, check_same_thread=False)
             try:
                 # A power cut may undo the last writes, and damages nothing.
@@ -149,10 +153,21 @@ class SeenFile:
         """The claim of a name; None if none was seen."""
         return self._one("SELECT text FROM names WHERE host = ?", host)
 
-    def note_name(self, host: str, text: bytes) -> None:
-        """Remember the claim of a name, in place of an earlier one."""
+    def note_name(self, host: str, text: bytes, *, replaces: Callable[[bytes], bool]) -> bytes:
+        """Remember the claim of a name, unless another one counts. Returns the text that counts.
+
+        Args:
+            host: the name.
+            text: the claim.
+            replaces: returns whether it counts in place of this text, which another process may have just written.
+        """
         with self._turn(), self._database:
+            self._database.execute("BEGIN IMMEDIATE")
+            row = self._database.execute("SELECT text FROM names WHERE host = ?", (host,)).fetchone()
+            if row is not None and not replaces(bytes(row[0])):
+                return bytes(row[0])
             self._database.execute("INSERT OR REPLACE INTO names VALUES (?, ?)", (host, text))
+        return text
 
     def names(self, after: str, most: int) -> Sequence[tuple[str, bytes]]:
         """The next claims in the order of their hosts."""

@@ -49,8 +49,8 @@ class Store(Protocol):
         node: the name of this node.
         process: the id of this process.
         reachable: whether the store answers, as far as is known. While it is False, `read` and `write` fail at once.
-        on_change: called with the id of a tunnel and its record, when another process has changed a record that this
-            one has, or had, a holding in. It may also be called for other changes. It must not raise.
+        on_change: called with the id of a tunnel when another process has changed its record, which this one has, or
+            had, a holding in. It may also be called for other tunnels. It must not raise.
         on_gap: called when changes may have been missed, and holdings of this process may have got lost: the store is
             reachable again, or the lease had expired. It must not raise.
     """
@@ -58,7 +58,7 @@ class Store(Protocol):
     node: str
     process: str
     reachable: bool
-    on_change: Callable[[str, Record], object]
+    on_change: Callable[[str], object]
     on_gap: Callable[[], object]
 
     async def read(self, tunnel_id: str) -> Record:

@@ -16,7 +16,7 @@ that drain, come last.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final, Protocol, final
 
 import trio
@@ -306,9 +306,13 @@ class LocalDirectory(Directory):
 
     A tunnel has at most 8 retired sessions for each link, since it has at most 8 keys, and at most 16 candidates. One
     more ends the oldest of them.
+
+    Attributes:
+        on_change: called with the id of a tunnel when it has got a holder, or lost one. It must not raise.
     """
 
     def __init__(self) -> None:
+        self.on_change: Callable[[str], object] = lambda _tunnel_id: None
         self._holders: Final[dict[str, list[LiveSession]]] = {}
         self._retired: Final[dict[str, list[LiveSession]]] = {}
         self._candidates: Final[dict[str, list[LiveSession]]] = {}
@@ -371,6 +375,7 @@ class LocalDirectory(Directory):
                     self.retire(tunnel_id, holder, by=session.instance)
         self._replace_older_candidates(tunnel_id, session, rules)
         self._holders.setdefault(tunnel_id, []).append(session)
+        self.on_change(tunnel_id)
 
     def holders(self, tunnel_id: str) -> Sequence[LiveSession]:
         """The sessions that have the tunnel now."""
@@ -378,7 +383,7 @@ class LocalDirectory(Directory):
 
     def replace(self, tunnel_id: str, holder: LiveSession, *, by: str) -> None:
         """Take the tunnel from a holder, and end it: the instance `by` has the tunnel."""
-        self._drop(self._holders, tunnel_id, holder)
+        self._drop_holder(tunnel_id, holder)
         # One that drains has asked for the session that replaces it, and ends by itself.
         if not (holder.draining and same_gateway(holder.instance, by)):
             holder.replace(by)
@@ -409,7 +414,7 @@ class LocalDirectory(Directory):
 
     def retire(self, tunnel_id: str, holder: LiveSession, *, by: str) -> None:
         """Take the tunnel from a holder, which keeps its visitors: the instance `by` has it with a newer key."""
-        self._drop(self._holders, tunnel_id, holder)
+        self._drop_holder(tunnel_id, holder)
         holder.retire(by)
         retired = self._retired.setdefault(tunnel_id, [])
         retired.append(holder)
@@ -417,8 +422,14 @@ class LocalDirectory(Directory):
             retired.pop(0).replace(by)
 
     async def leave(self, tunnel_id: str, session: LiveSession) -> None:
-        for sessions in (self._holders, self._retired, self._candidates):
+        self._drop_holder(tunnel_id, session)
+        for sessions in (self._retired, self._candidates):
             self._drop(sessions, tunnel_id, session)
+
+    def _drop_holder(self, tunnel_id: str, session: LiveSession) -> None:
+        if session in self._holders.get(tunnel_id, ()):
+            self._drop(self._holders, tunnel_id, session)
+            self.on_change(tunnel_id)
 
     @staticmethod
     def _drop(sessions: dict[str, list[LiveSession]], tunnel_id: str, session: LiveSession) -> None:

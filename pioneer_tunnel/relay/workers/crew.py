@@ -12,6 +12,7 @@ from ..gateways.expected import Expected
 from .process import NoWorker, WorkerProcess
 from .records import ParentRecords
 from .reports import Report
+from .setup import REPLACED
 
 __all__ = ["Crew"]
 
@@ -80,7 +81,7 @@ class Crew:
         process.retired = True
         tunnels = self._expect_those_of(process)
         await self._let_know(self._serving, "expect", {"process": process.id, "tunnels": tunnels})
-        process.tell("drain")
+        process.tell("drain", REPLACED)
         return tunnels
 
     async def wait_moved(self, tunnels: Sequence[str]) -> None:
@@ -91,10 +92,9 @@ class Crew:
 
     def _gone(self, process: WorkerProcess) -> None:
         """A worker is gone. Visitors wait for the gateways that it had."""
-        if not process.retired:
-            message = {"process": process.id, "tunnels": self._expect_those_of(process)}
-            for other in self._serving:
-                other.tell("expect", message)
+        tunnels = [] if process.retired else self._expect_those_of(process)
+        for other in self._serving:
+            other.tell("expect", {"process": process.id, "tunnels": tunnels, "ended": True})
         self._records.leave(process.id)
 
     def _expect_those_of(self, process: WorkerProcess) -> list[str]:
@@ -103,9 +103,12 @@ class Crew:
         self._expected.add(tunnels)
         return tunnels
 
-    def _hear(self, process: WorkerProcess, method: str, _params: Any) -> None:
-        if method == "leave":
-            self._on_leave(process)
+    def _hear(self, process: WorkerProcess, method: str, params: Any) -> None:
+        match method:
+            case "leave":
+                self._on_leave(process)
+            case "sessions":
+                self._records.show(process.id, params)
 
     async def _answer(self, process: WorkerProcess, method: str, params: Any) -> Any:
         match method:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final, final
 
 import trio
@@ -70,7 +70,7 @@ class Overview:
             [*(report.stats for _, report in reports), *self._past],
             since_unix=self._since,
             draining=self._draining(),
-            tunnels=[entry.id for entry in self._config().tunnels],
+            tunnels=dict.fromkeys([*(entry.id for entry in self._config().tunnels), *_signed(reports)]),
             workers=[_of_worker(process, report) for process, report in reports],
         )
 
@@ -93,6 +93,13 @@ class Overview:
     def _reports(self) -> list[tuple[WorkerProcess, Report]]:
         processes = sorted(self._processes, key=lambda process: (process.index, process.since))
         return [(process, process.report) for process in processes if process.report is not None]
+
+
+def _signed(reports: Iterable[tuple[WorkerProcess, Report]]) -> Iterator[str]:
+    """The ids of all tunnels that the workers of a node of a fleet tell of: an operator has signed some of them."""
+    for _, report in reports:
+        if report.stats.fleet is not None:
+            yield from report.stats.tunnels
 
 
 async def _let_report(process: WorkerProcess) -> None:

@@ -72,6 +72,13 @@ class ParentRecords:
             self._writer = ""
         return {"record": cattrs.unstructure(record), "written": True}
 
+    def show(self, process: str, params: Any) -> None:
+        """A worker has these sessions of a tunnel. Which of all sessions have the tunnel is decided elsewhere."""
+        record = self._records.read(params["tunnel"])
+        others = [cattrs.unstructure(holding) for holding in record.holdings if holding.process != process]
+        shown = {"tunnel": params["tunnel"], "expected": record.version, "holdings": [*others, *params["holdings"]]}
+        self.write(process, shown)
+
     def _written(self, tunnel_id: str, record: Record) -> None:
         if record.holdings:
             self._all[tunnel_id] = record
@@ -104,7 +111,7 @@ class ParentStore(Store):
         self.node = node
         self.process = process
         self.reachable = False
-        self.on_change: Callable[[str, Record], object] = lambda _tunnel_id, _record: None
+        self.on_change: Callable[[str], object] = lambda _tunnel_id: None
         self.on_gap: Callable[[], object] = lambda: None
         self._channel: Final = channel
         self._replica: Final[dict[str, Record]] = {}
@@ -143,7 +150,7 @@ class ParentStore(Store):
         else:
             self._replica.pop(tunnel_id, None)
         if message["by"] != self.process:
-            self.on_change(tunnel_id, record)
+            self.on_change(tunnel_id)
         return record
 
     async def _ask(self, method: str, params: Any) -> Any:

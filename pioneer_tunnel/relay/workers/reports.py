@@ -15,7 +15,7 @@ import cattrs
 
 from ..._model.certificate_status import CertificateStatus
 from ..._model.stats import StreamStats
-from ..stats import ConnectionStats, RelayStats, RelayTunnelStats, WorkerStats
+from ..stats import ConnectionStats, FleetStats, RelayStats, RelayTunnelStats, WorkerStats
 
 __all__ = ["Report", "past", "summed_up", "total"]
 
@@ -72,12 +72,17 @@ def past(stats: RelayStats) -> RelayStats:
         connections=attrs.evolve(stats.connections, **dict.fromkeys(_GAUGES, 0)),
         tunnels={name: _past_tunnel(tunnel) for name, tunnel in stats.tunnels.items()},
         streams=attrs.evolve(stats.streams, open=0),
+        fleet=None if stats.fleet is None else _past_fleet(stats.fleet),
         sessions_open=0,
         suspended_sessions=0,
         suspended_sessions_limit=0,
         unsent_bytes=0,
         unsent_limit_bytes=0,
     )
+
+
+def _past_fleet(fleet: FleetStats) -> FleetStats:
+    return FleetStats(node=fleet.node, redis_reachable=True, hops_served_total=fleet.hops_served_total)
 
 
 def _past_tunnel(tunnel: RelayTunnelStats) -> RelayTunnelStats:
@@ -107,6 +112,7 @@ def total(
         tunnels={name: _tunnel([one.tunnels[name] for one in stats if name in one.tunnels]) for name in tunnels},
         streams=sum((one.streams for one in stats), StreamStats()),
         refusals_total=_added(one.refusals_total for one in stats),
+        fleet=_fleet([one.fleet for one in stats if one.fleet is not None]),
         workers=tuple(workers),
         **_sums(stats, _NUMBERS),
     )
@@ -116,6 +122,22 @@ def summed_up(stats: Sequence[RelayStats]) -> RelayStats:
     """The sum of what is past, with all tunnels that it has."""
     tunnels = dict.fromkeys(name for one in stats for name in one.tunnels)
     return total(stats, since_unix=0.0, draining=False, tunnels=tunnels)
+
+
+def _fleet(parts: Sequence[FleetStats]) -> FleetStats | None:
+    """What a node of a fleet tells, from what its workers tell; None without a fleet."""
+    if not parts:
+        return None
+    trips = {name: [each.nodes.get(name) for each in parts] for part in parts for name in part.nodes}
+    unconfirmed = [each.unconfirmed_seconds for each in parts if each.unconfirmed_seconds is not None]
+    return FleetStats(
+        node=parts[0].node,
+        redis_reachable=all(each.redis_reachable for each in parts),
+        nodes={name: min((one for one in each if one is not None), default=None) for name, each in trips.items()},
+        signed_tunnels=max(each.signed_tunnels for each in parts),
+        unconfirmed_seconds=max(unconfirmed, default=None),
+        **_sums(parts, ("hops_open", "hops_served_total", "unannounced_tunnels")),
+    )
 
 
 def _tunnel(parts: Sequence[RelayTunnelStats]) -> RelayTunnelStats:

@@ -12,10 +12,14 @@ import cattrs
 from ..config import RelayConfig, config_of
 from .shares import share_of
 
-__all__ = ["PROTOCOL", "Setup"]
+__all__ = ["PROTOCOL", "REPLACED", "Setup"]
 
 PROTOCOL: Final = 1
 """Of the channel. A worker may be of a newer version than its parent, but only if this number is the same."""
+
+
+REPLACED: Final = "replaced"
+"""With the message `drain`: a successor has the place of the worker."""
 
 
 @final
@@ -61,4 +65,4 @@ class Setup:
         """
         base = config_of(self.base.encode(), file)
         tunnels = base if self.tunnels == self.base else config_of(self.tunnels.encode(), file)
-        return share_of(attrs.evolve(base, tunnels=tunnels.tunnels), self.workers)
+        return share_of(attrs.evolve(base, tunnels=tunnels.tunnels), self.workers, self.index)

@@ -1,4 +1,5 @@
-"""What of a relay's configuration each worker gets: its share of the limits, and no site of the operator.
+"""What of a relay's configuration each worker gets: its share of the limits, its address for other nodes of a fleet,
+and no site of the operator.
 
 The operator writes limits of the relay. A limit of everything is divided. A limit of an address is divided, too, but
 each worker gets a little more than its part: the kernel spreads connections at random, so a worker may get more of one
@@ -14,8 +15,10 @@ from typing import Any, Final
 import attrs
 
 from ..._model.errors import Problem
+from ..._model.text import shown
 from ..._storage.validation import refusal
 from ..config import RelayConfig
+from ..fleet.config import FleetConfig
 from ..limits import RelayLimits
 
 __all__ = ["DIVIDED", "DIVIDED_BY_ADDRESS", "share_of"]
@@ -37,16 +40,29 @@ _SPREAD: Final = 3
 _LEAST: Final = {"connections": LEAST_CONNECTIONS, "unsent_bytes": 1024 * 1024, "suspended_bytes": 1024 * 1024}
 
 
-def share_of(config: RelayConfig, workers: int) -> RelayConfig:
+def share_of(config: RelayConfig, workers: int, index: int = 0) -> RelayConfig:
     """The configuration of one worker of `workers`.
 
     Raises:
-        InvalidSettingsError: a limit is too small to be divided; or the relay is a node of a fleet.
+        InvalidSettingsError: a limit is too small to be divided; or the other nodes of its fleet do not reach so many.
     """
-    if config.fleet is not None:
-        text = "does not go with --workers; give each process of this machine a name, a file and addresses of its own"
-        raise refusal([Problem(key="relay.fleet", message=text)])
-    return attrs.evolve(config, limits=_share_of_limits(config.limits, workers), dashboard=None, metrics=None)
+    fleet = None if config.fleet is None else _share_of_fleet(config.fleet, workers, index)
+    limits = _share_of_limits(config.limits, workers)
+    return attrs.evolve(config, limits=limits, fleet=fleet, dashboard=None, metrics=None)
+
+
+def _share_of_fleet(fleet: FleetConfig, workers: int, index: int) -> FleetConfig:
+    for place, node in enumerate(fleet.nodes):
+        if node.name == fleet.node and node.workers < workers:
+            text = f"is less than the {workers} of --workers; write as many into the files of all nodes"
+            raise refusal([Problem(key=f"relay.fleet.nodes[{place}].workers", value=str(node.workers), message=text)])
+    try:
+        fleet.of_worker(workers - 1)
+        return fleet.of_worker(index)
+    except ValueError:
+        text = f"there are no {workers} ports from it on, one for each worker"
+        key = "relay.fleet.listen"
+        raise refusal([Problem(key=key, value=shown(key, str(fleet.listen)), message=text)]) from None
 
 
 def _share_of_limits(limits: RelayLimits, workers: int) -> RelayLimits:

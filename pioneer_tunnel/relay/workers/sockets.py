@@ -6,6 +6,9 @@ is killed, and others accept who waits there.
 On Linux each worker has a socket of its own for each address (SO_REUSEPORT), and the kernel spreads connections over
 them. Elsewhere, and for sockets of systemd, all workers accept at the same socket: macOS would give all connections to
 the newest socket of an address, and a socket of systemd belongs to another user.
+
+In a fleet each worker also has an address of its own, for other nodes. Nobody else accepts there: other nodes come for
+the sessions of this worker.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ class SharedSockets:
         self._workers: Final = workers
         self._inherited: Final = inherited
         self._sockets: Final[dict[str, list[list[socket.socket]]]] = {}
+        self._for_nodes: Final[dict[int, dict[str, list[socket.socket]]]] = {index: {} for index in range(workers)}
         self._addresses: Final[dict[str, Address]] = {}
 
     async def open(self, config: RelayConfig) -> Mapping[str, Sequence[Sequence[socket.socket]]]:
@@ -54,6 +58,7 @@ class SharedSockets:
             for name, address in _addresses_of(config):
                 if name not in self._sockets and name not in opened:
                     opened[name] = await self._listen(name, address, config)
+            await self._listen_for_nodes(config)
         except BaseException:
             _close(opened.values())
             raise
@@ -66,13 +71,16 @@ class SharedSockets:
         for name in self._sockets.keys() - staying:
             _close([self._sockets.pop(name)])
             del self._addresses[name]
+        for index, own in self._for_nodes.items():
+            for name in own.keys() - {str(_address_for_nodes(config, index))}:
+                _close([[own.pop(name)]])
 
-    def of_worker(self, index: int) -> dict[str, Sequence[socket.socket]]:
+    def of_worker(self, index: int) -> Mapping[str, Sequence[socket.socket]]:
         """The sockets of a worker, by the names of their addresses."""
-        return {name: of_all[index] for name, of_all in self._sockets.items()}
+        return {name: of_all[index] for name, of_all in self._sockets.items()} | self._for_nodes[index]
 
     def only_of_worker(self, index: int) -> dict[str, Sequence[socket.socket]]:
-        """Those of them at which no other worker accepts."""
+        """Those of them at which no other worker accepts, for gateways and visitors."""
         return {
             name: of_all[index]
             for name, of_all in self._sockets.items()
@@ -99,9 +107,18 @@ class SharedSockets:
 
     def close(self) -> None:
         """Close all of them."""
-        _close(self._sockets.values())
+        _close([*self._sockets.values(), *([*own.values()] for own in self._for_nodes.values())])
         self._sockets.clear()
+        for own in self._for_nodes.values():
+            own.clear()
         self._addresses.clear()
+
+    async def _listen_for_nodes(self, config: RelayConfig) -> None:
+        for index, own in self._for_nodes.items():
+            address = _address_for_nodes(config, index)
+            if address is not None and (name := str(address)) not in own:
+                listeners = await open_listeners(address, config.all_addresses, inherited=self._inherited.take(name))
+                own[name] = [socket.socket(fileno=listener.socket.detach()) for listener in listeners]
 
     async def _listen(self, name: str, address: Address, config: RelayConfig) -> list[list[socket.socket]]:
         inherited = self._inherited.take(name)
@@ -134,6 +151,11 @@ def _addresses_of(config: RelayConfig) -> Iterator[tuple[str, Address]]:
         for route in tunnel.routes:
             for address in each_address(route.bind_addr):
                 yield name_of(address, route), address
+
+
+def _address_for_nodes(config: RelayConfig, index: int) -> Address | None:
+    """Where a worker listens for other nodes; None without a fleet."""
+    return None if config.fleet is None else config.fleet.of_worker(index).listen
 
 
 def _another(first: socket.socket) -> socket.socket:

@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn, final
 
@@ -28,8 +29,9 @@ from ..spawning import WORKER_VARIABLE
 from .channel import CallFailed, Channel
 from .folder import remove_if_left
 from .node import WorkerNode
+from .others import OtherWorkers
 from .reports import Report
-from .setup import PROTOCOL, Setup
+from .setup import PROTOCOL, REPLACED, Setup
 
 __all__ = ["Worker"]
 
@@ -77,8 +79,8 @@ class Worker:
         self._setup: Setup | None = None
         self._parent_is_gone = False
         self._relay: Relay | None = None
-        self._node: WorkerNode | None = None
-        self._others: dict[str, int] = {}
+        self._others: OtherWorkers | None = None
+        self._who: dict[str, int] = {}
         self._tasks: trio.Nursery | None = None
         self._standing_in: Final[dict[int, list[trio.CancelScope]]] = {}
         self._failure: TunnelError | OSError | None = None
@@ -139,19 +141,18 @@ class Worker:
         try:
             config = await trio.to_thread.run_sync(setup.config, self._file)
             self._inherited = Inherited(self._given, connected=setup.connected)
-            self._node = node = WorkerNode(config.id, setup, self._channel, self._note_holder)
-            node.know(self._others)
-            self._relay = relay = Relay(
-                config,
-                directory=node.directory,
-                engine=self._engine,
-                inherited=self._inherited,
-                passing=node.passing,
-                nodes=node.links,
-                announce=self._announce,
-            )
+            machine = config.id if config.fleet is None else config.fleet.node
+            self._others = others = OtherWorkers(machine, setup, self._channel, self._note_holder)
+            others.know(self._who)
+            common = partial(Relay, config, engine=self._engine, inherited=self._inherited, announce=self._announce)
+            if config.fleet is None:
+                node = WorkerNode(others)
+                self._relay = common(directory=node.directory, passing=node.passing, nodes=node.links)
+            else:
+                node = None  # the relay makes it, as it does without workers
+                self._relay = common(neighbours=others)
             with lone_error_bare():
-                await self._serve_relay(relay, node)
+                await self._serve_relay(self._relay, node)
         except (TunnelError, OSError) as error:
             if self._settled.is_set():
                 raise
@@ -160,9 +161,10 @@ class Worker:
             # No deadline: the parent ends this process, or is gone.
             await trio.sleep_forever()
 
-    async def _serve_relay(self, relay: Relay, node: WorkerNode) -> None:
+    async def _serve_relay(self, relay: Relay, node: WorkerNode | None) -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(node.run)
+            if node is not None:
+                await nursery.start(node.run)
 
             async def serve(*, task_status: trio.TaskStatus[object]) -> None:
                 await relay.serve(task_status=task_status)
@@ -198,6 +200,8 @@ class Worker:
                 for scope in self._standing_in.pop(params, ()):
                     scope.cancel()
             case "drain":
+                if self._relay is not None:
+                    self._relay.beside.has_successor = params == REPLACED
                 self._drain()
             case "end":
                 self._drain_asked.set()
@@ -205,11 +209,11 @@ class Worker:
             case "reopen" if self._relay is not None:
                 self._relay.reopen_access_log()
             case "who":
-                self._others = params
-                if self._node is not None:
-                    self._node.know(params)
-            case "record" if self._node is not None:
-                self._node.hear_record(params)
+                self._who = params
+                if self._others is not None:
+                    self._others.know(params)
+            case "record" if self._others is not None:
+                self._others.hear_record(params)
             case "expect":
                 self._expect(params)
 
@@ -243,8 +247,8 @@ class Worker:
             await self._relay.beside.accept_at(name, sockets)
 
     def _expect(self, params: Any) -> None:
-        if self._node is not None:
-            self._node.note_leaving(params["process"])
+        if self._others is not None:
+            self._others.note_leaving(params["process"], ended=params.get("ended", False))
         if self._relay is not None:
             self._relay.beside.expect(params["tunnels"])
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import stat
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from rig import free_port
+from rig import free_port, free_ports
 
 from pioneer_tunnel import InvalidSettingsError, StorageError
 from pioneer_tunnel._model.addresses import Address
@@ -123,6 +124,29 @@ def test_two_nodes_with_one_name_or_address_are_refused() -> None:
     assert "is the address at which this node listens" in refused(nodes=[one | {"address": "10.0.0.1:7300"}])
 
 
+def test_each_worker_of_a_node_has_a_port_of_its_own() -> None:
+    def node(name: str, address: str, workers: int) -> dict[str, Any]:
+        return {"name": name, "address": address, "certificate": f"{name}.pem", "workers": workers}
+
+    nodes = [node("fra2", "10.0.0.2:7300", 3), node("ams1", "10.0.0.2:7303", 1)]
+    config = RelayConfig.from_table(RELAY | {"fleet": FLEET | {"nodes": nodes}}).fleet
+    assert config is not None
+    assert {name: address.port for name, address in config.nodes[0].addresses.items()} == {
+        "fra2": 7300, "fra2/0": 7300, "fra2/1": 7301, "fra2/2": 7302
+    }  # fmt: skip
+    assert config.of_worker(2).listen == Address("10.0.0.1", 7302)
+    for wrong, words in [
+        (
+            [*nodes, node("ams2", "10.0.0.2:7298", 3)],
+            "nodes[2].address = '10.0.0.2:7298': a worker of it would have an address of nodes[0]",
+        ),
+        ([node("fra2", "10.0.0.1:7299", 2)], "[0].address is the address at which this node listens"),
+        ([node("fra2", "10.0.0.2:65534", 3)], "so many ports from 65534 on end above 65535"),
+        ([node("fra2", "10.0.0.2:7300", 257)], "relay.fleet.nodes[0].workers"),
+    ]:
+        assert words in refused(nodes=wrong)
+
+
 def test_what_does_not_go_with_a_fleet_is_refused() -> None:
     for more, words in (
         ({"names_file": "names.json"}, "relay.names_file"),
@@ -214,7 +238,7 @@ def test_an_operator_needs_the_redis_alone(tmp_path: Path) -> None:
 # relay check
 
 
-def write_relay(folder: Path, **fleet: object) -> Path:
+def write_relay(folder: Path, *, workers: int = 1, **fleet: object) -> Path:
     values = {
         "node": "fra1",
         "redis": f"unix://{folder}/redis",
@@ -236,6 +260,7 @@ def write_relay(folder: Path, **fleet: object) -> Path:
         name = "fra1"
         address = "127.0.0.1:7300"
         certificate = "fra1.pem"
+        workers = {workers}
         [[relay.fleet.nodes]]
         name = "fra2"
         address = "127.0.0.2:7300"
@@ -260,13 +285,24 @@ async def test_check_reads_what_the_table_names(tmp_path: Path) -> None:
     assert (finding.severity, finding.key) == ("warning", "relay.fleet.redis")
     assert "it cannot be used" in finding.message
     (tmp_path / "fra2.pem").write_bytes((tmp_path / "fra1.pem").read_bytes())
-    assert [(finding.key, finding.line) for finding in check_file(path)] == [("relay.fleet.nodes[1].certificate", 19)]
+    assert [(finding.key, finding.line) for finding in check_file(path)] == [("relay.fleet.nodes[1].certificate", 20)]
     assert {finding.key for finding in check_file(write_relay(tmp_path, state_file="no/where.db"))} == {
         "relay.fleet.state_file",
         "relay.fleet.nodes[1].certificate",
     }
     clear = check_file(write_relay(tmp_path, redis="redis://redis.example.com"))
     assert ("warning", "relay.fleet.redis") in [(finding.severity, finding.key) for finding in clear]
+
+
+async def test_check_tries_the_ports_of_all_workers(tmp_path: Path) -> None:
+    for name in ("fra1", "fra2"):
+        write_node_key(name, tmp_path)
+    first = free_ports(3)
+    with socket.create_server(("127.0.0.1", first + 2)):
+        found = await check(write_relay(tmp_path, listen=f"127.0.0.1:{first}", workers=3), running=False)
+    assert [(one.severity, one.key) for one in found if one.severity == "error"] == [("error", "relay.fleet.listen")]
+    with pytest.raises(InvalidSettingsError, match=r"relay\.fleet\.listen = .*: so many ports from 65535 on"):
+        RelayConfig.load(write_relay(tmp_path, listen="127.0.0.1:65535", workers=2))
 
 
 def test_an_own_certificate_that_is_not_that_of_the_key_is_an_error(tmp_path: Path) -> None:

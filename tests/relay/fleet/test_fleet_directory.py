@@ -10,11 +10,12 @@ from fleet_rig import TUNNEL, Fleet, Node, ScriptedSession, fleet_in_memory
 from trio.testing import wait_all_tasks_blocked
 
 from pioneer_tunnel._wire.links import LinkPlace
+from pioneer_tunnel.relay.fleet.directory import FleetDirectory
 from pioneer_tunnel.relay.fleet.memory import MemoryRecords, MemoryStore
 from pioneer_tunnel.relay.fleet.peers import Order, OrderKind
 from pioneer_tunnel.relay.fleet.remote import RemoteSession
 from pioneer_tunnel.relay.fleet.store import LEASE
-from pioneer_tunnel.relay.gateways.expected import HOLD, PATIENCE
+from pioneer_tunnel.relay.gateways.expected import HOLD, PATIENCE, Expected
 from pioneer_tunnel.relay.gateways.takeover import Takeover, TakeoverRules
 from pioneer_tunnel.testing import virtual_time
 
@@ -51,6 +52,60 @@ async def test_a_gateway_that_comes_back_to_another_node_replaces_its_old_sessio
         assert await left.visit() == after.id
 
 
+@virtual_time
+async def test_while_the_store_is_down_a_newer_session_of_another_worker_ends_the_older_one() -> None:
+    async with fleet_in_memory(2) as (records, (left, right)):
+        records.up = False
+        await trio.sleep(2 * records.lease)
+        older = await left.connect(since=1.0)
+        newer = await right.connect(since=2.0)
+        shown = right.directory.holdings(TUNNEL)
+        assert [each.session for each in shown] == [newer.id]
+        right.directory.end_older_than(TUNNEL, left.directory.holdings(TUNNEL))
+        left.directory.end_older_than(TUNNEL, shown)
+        left.directory.end_older_than("of neither", shown)
+        await wait_all_tasks_blocked()
+        assert older.orders == ["replaced by host-a"]
+        assert (left.holders(), right.holders()) == (set(), {newer.id})
+
+
+@virtual_time
+async def test_a_session_of_another_worker_is_found_without_the_store() -> None:
+    async with fleet_in_memory(2) as (records, (left, right)):
+        records.up = False
+        await trio.sleep(2 * records.lease)
+        session = await right.connect()
+        assert await left.visit() is None
+        beside = FleetDirectory(left.store, left, beside=right.directory.holdings)
+        found = beside.find_nowait(TUNNEL)
+        assert isinstance(found, RemoteSession)
+        assert found.holding.session == session.id
+
+
+@virtual_time
+async def test_visitors_wait_for_an_expected_gateway_wherever_it_comes() -> None:
+    async with fleet_in_memory(2) as (_records, (left, right)):
+        expected = Expected([TUNNEL])
+        expected.begin()
+        waiting = FleetDirectory(left.store, left, expected=expected)
+        found: list[object] = []
+
+        async def find() -> None:
+            found.append(await waiting.find(TUNNEL))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(find)
+            await trio.sleep(HOLD / 2)
+            assert not found
+            session = await right.connect()
+        (remote,) = found
+        assert isinstance(remote, RemoteSession)
+        assert remote.holding.session == session.id
+        since = trio.current_time()
+        assert await waiting.find("another") is None
+        assert trio.current_time() - since < 1
+
+
 @pytest.mark.parametrize("alone", [False, True])
 @virtual_time
 async def test_the_loser_is_told_whether_or_not_the_nodes_reach_each_other(alone: bool) -> None:
@@ -68,7 +123,7 @@ async def test_an_order_of_another_node_is_enough() -> None:
     """The store says nothing any more once it is down."""
     async with fleet_in_memory(2) as (_records, (left, right)):
         before = await left.connect()
-        left.store.on_change = lambda _tunnel_id, _record: None
+        left.store.on_change = lambda _tunnel_id: None
         await right.connect()
         await wait_all_tasks_blocked()
         assert before.orders == ["replaced by host-a"]
@@ -686,7 +741,7 @@ async def test_a_record_that_was_lost_without_an_outage_comes_back_within_hours(
     async with fleet_in_memory(2) as (records, (left, right)):
         session = await left.connect()
         records.write("somebody", TUNNEL, expected=records.read(TUNNEL).version, holdings=[])
-        left.store.on_change(TUNNEL, records.read(TUNNEL))
+        left.store.on_change(TUNNEL)
         await at_rest(left)
         assert recorded(records) == {session.id}, "at once when the store tells"
         records._records.clear()

@@ -32,6 +32,7 @@ from pioneer_tunnel.relay.fleet.redis_records import (
     encode_holding,
 )
 from pioneer_tunnel.relay.fleet.redis_store import RedisServer, RedisStore
+from pioneer_tunnel.relay.fleet.routes import KnownRoutes
 from pioneer_tunnel.relay.fleet.store import Changed, StoreUnreachable
 from pioneer_tunnel.relay.gateways.expected import PATIENCE
 
@@ -167,8 +168,8 @@ async def test_what_stands_in_redis(redis: RealRedis) -> None:
 
 async def test_a_write_is_a_compare_and_set(redis: RealRedis) -> None:
     left, right = (RedisStore(redis.server, name) for name in ("fra1", "fra2"))
-    told: list[tuple[str, Record]] = []
-    left.on_change = lambda tunnel_id, record: told.append((tunnel_id, record))
+    told: list[str] = []
+    left.on_change = told.append
     async with running(left, right):
         assert await right.read(TUNNEL) == Record(0)
         first = await left.write(TUNNEL, expected=0, holdings=[a_holding(left)])
@@ -183,7 +184,7 @@ async def test_a_write_is_a_compare_and_set(redis: RealRedis) -> None:
         with no_hang():
             while not told:
                 await trio.sleep(0.01)
-        assert told == [(TUNNEL, second)]
+        assert told == [TUNNEL]
         assert left.known(TUNNEL) == second
         assert await left.write(TUNNEL, expected=second.version, holdings=[]) == Record(0)
         assert redis.call("EXISTS", KEY) == b":0"
@@ -208,6 +209,28 @@ async def test_a_record_says_for_some_seconds_that_its_last_session_left_with_it
         assert await left.read(TUNNEL) == third
         assert third.version > second.version
         assert int(redis.call("PTTL", KEY)[1:]) > PATIENCE * 1000
+
+
+async def test_a_killed_process_has_nothing_and_its_visitors_wait(redis: RealRedis) -> None:
+    killed, other = (RedisStore(redis.server, name) for name in ("fra1/0", "fra1/1"))
+    async with running(killed, other):
+        first = await killed.write(TUNNEL, expected=0, holdings=[a_holding(killed)])
+        both = await killed.write("both", expected=0, holdings=[a_holding(killed), a_holding(other)])
+        await other.break_lease(killed.process)
+        assert await other.read(TUNNEL) == LEAVING
+        assert (await other.read("both")).holdings == both.holdings[1:]
+        lease = f"pioneer:lease:{killed.process}"
+        assert 0 < int(redis.call("PTTL", lease)[1:]) <= PATIENCE * 1000
+        with pytest.raises(Changed) as changed:
+            await other.write(TUNNEL, expected=0, holdings=[a_holding(other)])
+        assert changed.value.record == Record(first.version)
+        after = await other.write(TUNNEL, expected=first.version, holdings=[a_holding(other)])
+        assert await other.read(TUNNEL) == after
+        redis.call("DEL", lease)
+        redis.call("SET", KEY, str(first.version) + "\n" + encode_holding(first.holdings[0]))
+        assert await other.read(TUNNEL) == Record(first.version), "after some seconds nobody waits any more"
+    with pytest.raises(StoreUnreachable):
+        await other.break_lease(killed.process)
 
 
 async def test_a_fence_is_higher_than_all_that_were_lost(redis: RealRedis) -> None:
@@ -255,10 +278,33 @@ async def test_a_broken_record_counts_as_absent(
 
 async def test_a_name_from_redis_forges_no_line_of_the_log(redis: RealRedis, caplog: pytest.LogCaptureFixture) -> None:
     store = RedisStore(redis.server, "fra1")
+    name = "a\x1b[2J\rb"
     async with running(store):
-        redis.call("PUBLISH", f"{redis_store.DEFAULT_PREFIX}to:{store.process}", "a\x1b[2J\rb\nbroken")
+        await store.write(name, expected=0, holdings=[a_holding(store)])
+        redis.call("PUBLISH", f"{redis_store.DEFAULT_PREFIX}to:{store.process}", f"{name}\nbroken")
         await eventually(lambda: "broken" in caplog.text)
     assert [record.getMessage().isprintable() for record in caplog.records] == [True] * len(caplog.records)
+
+
+async def test_messages_about_invented_tunnels_take_no_memory(redis: RealRedis) -> None:
+    routes = KnownRoutes()
+    store = RedisStore(redis.server, "fra1", routes=routes)
+    told: list[str] = []
+    store.on_change = told.append
+    async with running(store):
+        written = await store.write(TUNNEL, expected=0, holdings=[a_holding(store)])
+        record = (
+            f"{written.version + 1}\n{encode_holding(attrs.evolve(written.holdings[0], fence=written.version + 1))}"
+        )
+        channel = f"{redis_store.DEFAULT_PREFIX}to:{store.process}"
+        for number in range(100):
+            redis.call("PUBLISH", channel, f"invented-{number}\n{record}")
+        redis.call("PUBLISH", channel, f"{TUNNEL}\n{record}")
+        await eventually(lambda: TUNNEL in told)
+        assert len(routes) == 1
+        known = store.known(TUNNEL)
+        assert known is not None
+        assert known.version == written.version + 1, "a message about a tunnel of its own counts"
 
 
 async def test_keys_of_another_type_are_no_outage(redis: RealRedis) -> None:

@@ -186,7 +186,7 @@ async def run_until_cancelled(connection: YamuxConnection) -> None:
     await connection.run()
 
 
-@pytest.mark.parametrize("name", ["near", "fra7", "farther", "near/1"])
+@pytest.mark.parametrize("name", ["near", "fra7", "farther", "near/1", "far/1"])
 async def test_a_node_cannot_greet_as_another_one(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     machines = Machines(tmp_path, "near", "far")
     with no_hang():

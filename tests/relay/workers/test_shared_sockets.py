@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import pytest
-from rig import KEY
+from rig import KEY, free_ports
 
 from pioneer_tunnel._model.keys import new_relay_key
 from pioneer_tunnel.relay import RelayConfig
@@ -102,6 +102,32 @@ async def test_addresses_come_and_go_with_the_configuration() -> None:
         assert [*shared.of_worker(1)] == ["127.0.0.1:0"]
         with pytest.raises(ConnectionRefusedError):
             connected(port, 1)
+
+
+async def test_each_worker_of_a_node_alone_accepts_other_nodes_at_its_port() -> None:
+    first = free_ports(4)
+    node = {"node": "fra1", "redis": "redis://127.0.0.1", "listen": f"127.0.0.1:{first}", "key_file": "fra1.key"}
+    with sockets(3) as shared:
+        await shared.open(config(fleet=node))
+        names = [f"127.0.0.1:{first + index}" for index in range(3)]
+        for index, name in enumerate(names):
+            assert [other for other in names if other in shared.of_worker(index)] == [name]
+            assert name not in shared.only_of_worker(index), "nobody stands in there"
+            with contextlib.closing(connected(first + index, 1)[0]):
+                assert waiting(shared.of_worker(index)[name]) == 1
+        again = shared.of_worker(2)[names[2]]
+        await shared.open(config(fleet=node))
+        assert shared.of_worker(2)[names[2]] is again
+        moved = config(fleet=node | {"listen": f"127.0.0.1:{first + 1}"})
+        shared.keep_only(moved)
+        assert names[0] not in shared.of_worker(0)
+        shared.keep_only(config())
+        for port in range(first, first + 3):
+            with pytest.raises(ConnectionRefusedError):
+                connected(port, 1)
+        with socket.create_server(("127.0.0.1", first + 1)), pytest.raises(OSError, match=f"{first + 1}") as failed:
+            await shared.open(config(fleet=node))
+        assert failed.value.errno == errno.EADDRINUSE
 
 
 async def test_a_socket_of_systemd_is_shared() -> None:

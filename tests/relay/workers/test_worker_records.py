@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import attrs
+import cattrs
 import pytest
 import trio
 from hypothesis import given, settings, strategies as st
 from rig import eventually, no_hang
 
 from pioneer_tunnel._wire.links import LinkPlace
-from pioneer_tunnel.relay.fleet.records import NOTHING_KNOWN, Holding, Record
+from pioneer_tunnel.relay.fleet.records import NOTHING_KNOWN, Holding
 from pioneer_tunnel.relay.fleet.store import Changed, StoreUnreachable
 from pioneer_tunnel.relay.workers.channel import Channel
 from pioneer_tunnel.relay.workers.records import ParentRecords, ParentStore
@@ -41,7 +42,7 @@ class Worker:
     store: ParentStore
     parent: Channel
     own: Channel
-    changes: list[tuple[str, Record]] = attrs.field(factory=list)
+    changes: list[str] = attrs.field(factory=list)
     gaps: int = 0
 
 
@@ -74,7 +75,7 @@ class Machine:
         parent = Channel(ours, answer, lambda *_: None)
         own = Channel(theirs, nothing, hear)
         worker = Worker(ParentStore(f"relay-1/{PROCESSES.index(process)}", process, own), parent, own)
-        worker.store.on_change = lambda *change: worker.changes.append(change)
+        worker.store.on_change = worker.changes.append
 
         def gap() -> None:
             worker.gaps += 1
@@ -110,7 +111,7 @@ async def test_what_a_worker_writes_all_know() -> None:
         other.changes.clear()
         taken = await other.store.write("office", expected=written.version, holdings=[holding(PROCESSES[1])])
         assert taken.holdings[0].fence > written.holdings[0].fence
-        await eventually(lambda: one.changes == [("office", taken)])
+        await eventually(lambda: one.changes == ["office"])
         assert one.store.known("office") == taken
         await other.store.write("office", expected=taken.version, holdings=[])
         await eventually(lambda: one.store.known("office") == NOTHING_KNOWN)
@@ -128,6 +129,28 @@ async def test_what_a_worker_had_goes_with_it() -> None:
         parent.records.leave(PROCESSES[0])
         await eventually(lambda: other.store.known("office") == NOTHING_KNOWN)
         assert [each.session for each in other.store.known("links").holdings] == ["3"]
+
+
+async def test_what_workers_show_each_other_stands_side_by_side_until_they_end() -> None:
+    def shown(process: str, *sessions: str) -> dict[str, Any]:
+        return {"tunnel": "office", "holdings": cattrs.unstructure([holding(process, each) for each in sessions])}
+
+    async with machine() as parent:
+        one, other = [await parent.start(process) for process in PROCESSES]
+        parent.records.show(PROCESSES[0], shown(PROCESSES[0], "1"))
+        parent.records.show(PROCESSES[1], shown(PROCESSES[1], "2", "3"))
+        await eventually(lambda: sessions_of(one) == sessions_of(other) == {"1", "2", "3"})
+        assert one.changes == other.changes == ["office"], "of each other"
+        parent.records.show(PROCESSES[1], shown(PROCESSES[1], "3"))
+        await eventually(lambda: sessions_of(one) == {"1", "3"})
+        parent.records.leave(PROCESSES[0])
+        await eventually(lambda: sessions_of(other) == {"3"})
+        parent.records.show(PROCESSES[1], shown(PROCESSES[1]))
+        await eventually(lambda: sessions_of(other) == set())
+
+
+def sessions_of(worker: Worker) -> set[str]:
+    return {each.session for each in worker.store.known("office").holdings}
 
 
 async def test_a_parent_that_is_gone_is_a_store_that_is_down() -> None:

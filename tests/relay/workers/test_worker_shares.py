@@ -9,9 +9,18 @@ import pytest
 from hypothesis import given, strategies as st
 from rig import KEY
 
+from pioneer_tunnel._model.addresses import Address
 from pioneer_tunnel._model.errors import InvalidSettingsError
 from pioneer_tunnel._model.stats import SessionStats, StreamStats
-from pioneer_tunnel.relay import ConnectionStats, RelayConfig, RelayLimits, RelayStats, RelayTunnelStats
+from pioneer_tunnel.relay import (
+    ConnectionStats,
+    FleetConfig,
+    FleetStats,
+    RelayConfig,
+    RelayLimits,
+    RelayStats,
+    RelayTunnelStats,
+)
 from pioneer_tunnel.relay.admission import Admission
 from pioneer_tunnel.relay.workers.reports import Report, past, summed_up, total
 from pioneer_tunnel.relay.workers.shares import DIVIDED, DIVIDED_BY_ADDRESS, share_of
@@ -76,6 +85,28 @@ def test_workers_have_no_site_of_the_operator() -> None:
     assert share_of(CONFIG, 2).dashboard is None
 
 
+FLEET: Final = FleetConfig(
+    node="fra1",
+    redis="redis://127.0.0.1",
+    listen="127.0.0.1:7300",
+    key_file="fra1.key",
+    nodes=[{"name": "fra1", "address": "127.0.0.1:7300", "certificate": "fra1.pem", "workers": 2}],
+)
+
+
+def test_each_worker_of_a_node_has_a_port_of_its_own() -> None:
+    shares = [share_of(attrs.evolve(CONFIG, fleet=FLEET), 2, index).fleet for index in range(2)]
+    assert [None if one is None else one.listen.port for one in shares] == [7300, 7301]
+
+
+def test_workers_that_other_nodes_do_not_reach_are_refused() -> None:
+    with pytest.raises(InvalidSettingsError, match=r"relay\.fleet\.nodes\[0\]\.workers = 2: is less than the 3 of"):
+        share_of(attrs.evolve(CONFIG, fleet=FLEET), 3)
+    high = attrs.evolve(FLEET, listen=Address("127.0.0.1", 65534), nodes=())
+    with pytest.raises(InvalidSettingsError, match=r"relay\.fleet\.listen = '127.0.0.1:65534': there are no 3 ports"):
+        share_of(attrs.evolve(CONFIG, fleet=high), 3)
+
+
 # Sums
 
 
@@ -129,6 +160,28 @@ def test_all_fields_are_summed() -> None:
     assert {*attrs.asdict(summed).values()} == {2}
 
 
+def node(served: int, **fields: Any) -> RelayStats:
+    fleet = FleetStats(**{"node": "fra1", "redis_reachable": True, "hops_served_total": served, **fields})
+    return attrs.evolve(stats(1), fleet=fleet)
+
+
+def test_what_workers_tell_of_their_fleet_is_what_the_node_tells() -> None:
+    one = node(3, nodes={"ams1": None, "fra2": 0.5}, hops_open=1, unannounced_tunnels=2, signed_tunnels=7)
+    other = node(4, nodes={"ams1": 0.2, "fra2": 0.4}, hops_open=5, unconfirmed_seconds=3.0, redis_reachable=False)
+    ended = past(node(10, hops_open=9, unconfirmed_seconds=99.0))
+    assert all_of(one, other, ended).fleet == FleetStats(
+        node="fra1",
+        redis_reachable=False,
+        nodes={"ams1": 0.2, "fra2": 0.4},
+        hops_open=6,
+        hops_served_total=17,
+        unannounced_tunnels=2,
+        signed_tunnels=7,
+        unconfirmed_seconds=3.0,
+    )
+    assert all_of(stats(1)).fleet is None
+
+
 @given(sent=st.lists(st.integers(0, 1000), min_size=1, max_size=5), ended=st.integers(0, 5))
 def test_no_counter_falls_when_workers_end(sent: list[int], ended: int) -> None:
     parts = [stats(each, sessions=1) for each in sent]
@@ -147,7 +200,7 @@ def test_no_counter_falls_when_workers_end(sent: list[int], ended: int) -> None:
 
 def test_a_report_goes_through_the_channel_whole() -> None:
     report = Report(
-        stats=stats(3, sessions=2),
+        stats=attrs.evolve(stats(3, sessions=2), fleet=node(1, nodes={"ams1": None}).fleet),
         certificates={},
         orders_certificates=False,
         version="0.1.0",

@@ -1,0 +1,64 @@
+"""The other workers of this machine, for a node of a fleet that is one of them.
+
+The workers know each other's sessions without Redis: each one shows its own to the others. So while Redis is down, a
+visitor who reaches another worker than its gateway is served all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+import trio
+
+from .directory import FleetDirectory
+from .passing import Where
+from .records import Holding
+from .remote import RemoteSession
+from .store import Store
+from .unix_network import WorkerNetwork
+
+__all__ = ["Neighbours", "where_in"]
+
+
+class Neighbours(Protocol):
+    """The other workers of this machine.
+
+    Attributes:
+        name: of this worker, see `node_names`.
+        network: the way to the others.
+        store: what all workers know of their sessions, with its `process`. This node sets its `on_change`.
+        leaving: the processes that take no new visitors.
+        on_killed: called with a process that has ended. This node sets it.
+    """
+
+    name: str
+    network: WorkerNetwork
+    store: Store
+    leaving: Container[str]
+    on_killed: Callable[[str], object]
+
+    def sessions(self, tunnel_id: str) -> Sequence[Holding]:
+        """The sessions of the others that have a tunnel, and take new visitors. Does not wait."""
+
+    def show(self, tunnel_id: str, holdings: Sequence[Holding]) -> None:
+        """Show the others all sessions of this process that have a tunnel. Does not wait."""
+
+
+def where_in(directory: FleetDirectory, leaving: Container[str]) -> Where:
+    """Where the next visitor of a tunnel goes, as far as that is another node.
+
+    Args:
+        directory: of this node.
+        leaving: processes that take no new visitors: these wait here for the next session.
+    """
+
+    def where(tunnel_id: str) -> Holding | None:
+        with suppress(trio.WouldBlock):
+            holder = directory.find_nowait(tunnel_id)
+            if isinstance(holder, RemoteSession) and holder.holding.process not in leaving:
+                return holder.holding
+        return None
+
+    return where
