@@ -137,10 +137,6 @@ class ResponseFollower:
         self._head: Final = bytearray()  # the part of an incomplete head that earlier pieces had
         self._last: tuple[bytes, _Head] | None = None  # the last head, and its bytes
         self._body: Final = BodyReader()
-        self._readers: Final[Mapping[ResponsePhase, Callable[[Data, int], int]]] = {
-            ResponsePhase.HEAD: self._read_head,
-            ResponsePhase.BODY: self._read_body,
-        }
 
     @property
     def outstanding(self) -> int:
@@ -176,13 +172,13 @@ class ResponseFollower:
         """
         self.work, self._max_work = 0, max_work
         while start < len(data) and self.work < max_work and not self.idle:
-            read = self._readers.get(self.phase)
+            read = _READERS.get(self.phase)
             if read is None:
                 if self._observer is not None:
                     self._observer.passed(len(data) - start)
                 return len(data)
             try:
-                start = read(data, start)
+                start = read(self, data, start)
             except RemoteProtocolError:
                 self.stop()
         return start
@@ -265,6 +261,13 @@ class ResponseFollower:
 
     def _go(self, found: _Found) -> None:
         self.phase = _TRANSITIONS[self.phase][found]
+
+
+# Not in each follower: there, bound methods would be a reference cycle.
+_READERS: Final[Mapping[ResponsePhase, Callable[[ResponseFollower, Data, int], int]]] = {
+    ResponsePhase.HEAD: ResponseFollower._read_head,
+    ResponsePhase.BODY: ResponseFollower._read_body,
+}
 
 
 def _parse(head: bytes) -> _Head:

@@ -82,7 +82,7 @@ class Exchange:
         forth: Amount = UNCOUNTED,
         back: Amount = UNCOUNTED,
     ) -> None:
-        self._on_end: Final = on_end
+        self._on_end = on_end
         self.soon: Final = soon
         self.ending: Ending | None = None
         self.error: Exception | None = None
@@ -132,10 +132,11 @@ class Exchange:
             second.detach()
         self.ending = ending
         # Break reference cycles: collecting them costs each short connection some 20 us.
-        del self._forth, self._back
+        on_end = self._on_end
+        del self._forth, self._back, self._on_end
         for leg in (first, second):
             leg.on_readable = leg.on_writable = nothing
-        self._on_end()
+        on_end()
 
 
 @final
