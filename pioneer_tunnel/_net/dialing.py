@@ -15,7 +15,6 @@ import socket
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, final
 
@@ -26,7 +25,7 @@ from .._model.errors import InvalidSettingsError, LocalGatewayError, RelayConnec
 from .._model.proxies import Proxy
 from .adopted import Watched, watch
 from .proxies.entering import Via
-from .socket_options import limit_segment, limit_unsent, reset_on_close
+from .socket_options import limit_segment, limit_unsent, reset_on_close, send_promptly
 from .tcp import CAN_USE_DESCRIPTORS, TcpStream
 from .tls.client import client_tls, why_tls_failed
 from .tls.handshake import begin_tls
@@ -183,8 +182,7 @@ class Attempt:
         self._socket.close()
 
     def _connected(self) -> socket.socket:
-        with suppress(OSError):  # it is broken already; the first use raises
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        send_promptly(self._socket)
         limit_unsent(self._socket)
         return self._socket
 

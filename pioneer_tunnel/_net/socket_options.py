@@ -35,6 +35,7 @@ __all__ = [
     "outlast_silence",
     "resend_within",
     "reset_on_close",
+    "send_promptly",
     "source_is_gone",
     "unacknowledged",
     "unsent",
@@ -81,6 +82,11 @@ def keep_alive(sock: Socket, *, idle: int = 20, interval: int = 8, probes: int =
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+def send_promptly(sock: Socket) -> None:
+    """Send small pieces at once, without waiting for more of them (TCP_NODELAY)."""
+    _set(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 def limit_unsent(sock: Socket, limit: int = UNSENT_LIMIT) -> None:
     """Let the kernel buffer at most `limit` bytes that it has not sent yet (TCP_NOTSENT_LOWAT).
 
@@ -88,8 +94,7 @@ def limit_unsent(sock: Socket, limit: int = UNSENT_LIMIT) -> None:
     a large send into many small ones.
     """
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-        with suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limit)
+        _set(sock, socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limit)
 
 
 def means_loss(error: BaseException | None) -> bool:
@@ -109,8 +114,7 @@ def resend_within(sock: Socket, seconds: float) -> None:
     """
     if sys.platform != "linux":
         return  # the number may mean something else
-    with suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, round(seconds * 1000))
+    _set(sock, socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, round(seconds * 1000))
 
 
 def outlast_silence(sock: Socket, seconds: float) -> None:
@@ -119,8 +123,7 @@ def outlast_silence(sock: Socket, seconds: float) -> None:
     By default the kernel counts attempts to send, which come faster with `resend_within`.
     """
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        with suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+        _set(sock, socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
 
 
 def forget_round_trip(sock: Socket) -> None:
@@ -140,8 +143,7 @@ def forget_round_trip(sock: Socket) -> None:
 def limit_segment(sock: Socket, size: int) -> None:
     """Let both ends send packets with at most `size` bytes of data. To be called before it connects."""
     if hasattr(socket, "TCP_MAXSEG"):
-        with suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, size)
+        _set(sock, socket.IPPROTO_TCP, socket.TCP_MAXSEG, size)
 
 
 def unacknowledged(sock: Socket) -> int:
@@ -193,11 +195,17 @@ async def wait_sent(sock: Socket) -> None:
 
 def fin_on_close(sock: Socket) -> None:
     """Undo `reset_on_close`: closing `sock` sends a FIN."""
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FIN)
+    _set(sock, socket.SOL_SOCKET, socket.SO_LINGER, _FIN)
 
 
 def reset_on_close(sock: Socket) -> None:
     """Closing `sock` sends a RST and drops unsent data. Sockets that a listener accepts inherit this."""
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    _set(sock, socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+def _set(sock: Socket, level: int, option: int, value: int | bytes) -> None:
+    """Set an option. If that fails, the socket is broken or closed, and its next use tells."""
+    try:  # noqa: SIM105  # `suppress` takes longer than the option, and each visitor needs several
+        sock.setsockopt(level, option, value)
+    except OSError:
+        pass

@@ -260,7 +260,8 @@ class _Flow:
     def _finish(self) -> None:
         self.over = True
         self._exchange.advance()
-        self._look_after_end()
+        if self._exchange.ending is None:
+            self._look_after_end()
 
     def _look_after_end(self) -> None:
         """When nothing more passes: notice that the source breaks, and that the sink has let go of everything."""

@@ -12,7 +12,6 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from contextvars import copy_context
 from typing import Final, NoReturn, TypeAlias, final
 
@@ -23,7 +22,7 @@ from .._model.log_fields import about
 from .._net.adopted import watch
 from .._net.fastpath.event_loop import Reactor, Stay
 from .._net.log_limiter import LogLimiter
-from .._net.socket_options import descriptor_of, keep_alive, limit_unsent
+from .._net.socket_options import descriptor_of, keep_alive, limit_unsent, send_promptly
 from .._net.tcp import TcpStream
 from .._net.turn import Turn
 from .admission import Admission, OverLimit
@@ -164,6 +163,7 @@ class _Acceptor:
 
     def _accept(self) -> int:
         """Accept those who wait, and let others have their turn in between."""
+        now = self._turn.now()
         for _ in range(_ACCEPTS_PER_TURN):
             if self._socket is None:
                 return 0  # it was queued before the end
@@ -180,7 +180,7 @@ class _Acceptor:
                 _prepare(connected)
             admit(
                 Connection(
-                    TcpStream(connected, resets=True),
+                    TcpStream(connected, resets=True, now=now),
                     Address.of_socket(name),
                     self._local,
                     self._connections,
@@ -188,7 +188,7 @@ class _Acceptor:
                 ),
                 self._admission,
                 self._handler,
-                self._turn.now(),
+                now,
                 only_visitors=self._only_visitors,
             )
         assert self._stay is not None
@@ -243,7 +243,6 @@ def _log_overload(error: OSError) -> None:
 
 def _prepare(sock: socket.socket) -> None:
     """Set the options that each connection needs. On Linux it inherits them from the listener."""
-    with suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    send_promptly(sock)
     limit_unsent(sock)
     keep_alive(sock, idle=KEEPALIVE_IDLE, interval=KEEPALIVE_INTERVAL)
