@@ -155,7 +155,7 @@ async def forward(
     requests: Requests | str | None = "unknown_service"
     if server is not None:
         requests = None
-        if not (forwarded_headers is host_header is request_id is access is access_log is None):
+        if any(each is not None for each in (forwarded_headers, host_header, request_id, access, access_log)):
             from .requests import requests_of  # noqa: PLC0415  # it imports much, and most visitors do not need it
 
             requests = requests_of(
