@@ -93,13 +93,6 @@ class BodyReader:
         self._trailers = self._trailer_bytes = 0
         self._max_work = MAX_WORK
         self._refuses_trailer: Final = refuses_trailer
-        self._readers: Final[Mapping[Part, Callable[[Data, int], int | None]]] = {
-            Part.COUNTED: self._read_counted,
-            Part.CHUNK_LINE: self._read_chunk_line,
-            Part.CHUNK: self._read_counted,
-            Part.CHUNK_END: self._read_chunk_end,
-            Part.TRAILERS: self._read_trailer,
-        }
 
     @property
     def complete(self) -> bool:
@@ -129,7 +122,7 @@ class BodyReader:
             BadRequest: the body is malformed.
         """
         self._max_work = max_work
-        return self._readers[self.part](data, start)
+        return _READERS[self.part](self, data, start)
 
     def take_kept(self) -> bytes:
         """Take the part of the last line that earlier pieces had; b"" if there is none, or if it was taken."""
@@ -225,3 +218,13 @@ class BodyReader:
 
     def _go(self, found: _Found) -> None:
         self.part = _TRANSITIONS[self.part][found]
+
+
+# Not in each reader: there, bound methods would be a reference cycle.
+_READERS: Final[Mapping[Part, Callable[[BodyReader, Data, int], int | None]]] = {
+    Part.COUNTED: BodyReader._read_counted,
+    Part.CHUNK_LINE: BodyReader._read_chunk_line,
+    Part.CHUNK: BodyReader._read_counted,
+    Part.CHUNK_END: BodyReader._read_chunk_end,
+    Part.TRAILERS: BodyReader._read_trailer,
+}

@@ -140,10 +140,6 @@ class RequestReader(ABC):
         self._held = b""
         self._rest: tuple[Data, int] | None = None  # data that was not processed yet, and where that begins
         self.work = 0
-        self._readers: Final[Mapping[Phase, Callable[[Data, int], int | None]]] = {
-            Phase.HEAD: self._read_head,
-            Phase.BODY: self._read_body,
-        }
 
     @property
     def is_over(self) -> bool:
@@ -203,11 +199,11 @@ class RequestReader(ABC):
         self.work = 0
         passed = start
         try:
-            while passed < len(data) and (read := self._readers.get(self.phase)) is not None:
+            while passed < len(data) and (read := _READERS.get(self.phase)) is not None:
                 if self.work >= MAX_WORK:
                     self._rest = data, passed
                     break
-                settled = read(data, passed)
+                settled = read(self, data, passed)
                 if settled is None:
                     break
                 passed = settled
@@ -334,6 +330,13 @@ class RequestReader(ABC):
         self.refusal = refusal
         self.phase = Phase.REFUSED
         self._held = b""
+
+
+# Not in each reader: there, bound methods would be a reference cycle.
+_READERS: Final[Mapping[Phase, Callable[[RequestReader, Data, int], int | None]]] = {
+    Phase.HEAD: RequestReader._read_head,
+    Phase.BODY: RequestReader._read_body,
+}
 
 
 def host_of(head: RequestHead) -> str:

@@ -138,10 +138,6 @@ class ResponseFollower:
         self._expected: Final[list[_Expected]] = []
         self._head: Final = bytearray()  # the part of an incomplete head that earlier pieces had
         self._body: Final = BodyReader()
-        self._readers: Final[Mapping[ResponsePhase, Callable[[Data, int], int]]] = {
-            ResponsePhase.HEAD: self._read_head,
-            ResponsePhase.BODY: self._read_body,
-        }
 
     @property
     def observed(self) -> bool:
@@ -187,13 +183,13 @@ class ResponseFollower:
         self.work, self._max_work = 0, max_work
         end = len(data)
         while start < end and self.work < max_work and (self._expected or self.phase is not ResponsePhase.HEAD):
-            read = self._readers.get(self.phase)
+            read = _READERS.get(self.phase)
             if read is None:
                 if self._observer is not None:
                     self._observer.passed(end - start)
                 return end
             try:
-                start = read(data, start)
+                start = read(self, data, start)
             except RemoteProtocolError:
                 self.stop()
         return start
@@ -290,6 +286,13 @@ class ResponseFollower:
 
     def _go(self, found: _Found) -> None:
         self.phase = _TRANSITIONS[self.phase][found]
+
+
+# Not in each follower: there, bound methods would be a reference cycle.
+_READERS: Final[Mapping[ResponsePhase, Callable[[ResponseFollower, Data, int], int]]] = {
+    ResponsePhase.HEAD: ResponseFollower._read_head,
+    ResponsePhase.BODY: ResponseFollower._read_body,
+}
 
 
 def _parse(head: bytes) -> _Head:

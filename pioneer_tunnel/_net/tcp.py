@@ -53,6 +53,7 @@ class TcpStream(ByteStream):
     Args:
         socket: connected and non-blocking, Trio's or the standard library's. Closed with this.
         resets: see `LentSocket`.
+        now: `trio.current_time()`, if it is known already.
 
     Attributes:
         last_received: `trio.current_time()` when the last byte arrived; before that, when this was made.
@@ -79,9 +80,9 @@ class TcpStream(ByteStream):
         "socket",
     )
 
-    def __init__(self, socket: Socket, *, resets: bool = False) -> None:
+    def __init__(self, socket: Socket, *, resets: bool = False, now: float | None = None) -> None:
         self.socket: Final = socket
-        self.last_received: float = trio.current_time()
+        self.last_received: float = trio.current_time() if now is None else now
         self._sending_since: float | None = None
         self._taken_last: tuple[int, float] | None = None
         self._outlasts = False

@@ -82,7 +82,7 @@ class Exchange:
         forth: Amount = UNCOUNTED,
         back: Amount = UNCOUNTED,
     ) -> None:
-        self._on_end: Final = on_end
+        self._on_end = on_end
         self.soon: Final = soon
         self.ending: Ending | None = None
         self.error: Exception | None = None
@@ -132,10 +132,11 @@ class Exchange:
             second.detach()
         self.ending = ending
         # Break reference cycles: collecting them costs each short connection some 20 us.
-        del self._forth, self._back
+        on_end = self._on_end
+        del self._forth, self._back, self._on_end
         for leg in (first, second):
             leg.on_readable = leg.on_writable = nothing
-        self._on_end()
+        on_end()
 
 
 @final
@@ -259,7 +260,8 @@ class _Flow:
     def _finish(self) -> None:
         self.over = True
         self._exchange.advance()
-        self._look_after_end()
+        if self._exchange.ending is None:
+            self._look_after_end()
 
     def _look_after_end(self) -> None:
         """When nothing more passes: notice that the source breaks, and that the sink has let go of everything."""

@@ -163,6 +163,7 @@ class _Acceptor:
 
     def _accept(self) -> int:
         """Accept those who wait, and let others have their turn in between."""
+        now = self._turn.now()
         for _ in range(_ACCEPTS_PER_TURN):
             if self._socket is None:
                 return 0  # it was queued before the end
@@ -179,7 +180,7 @@ class _Acceptor:
                 _prepare(connected)
             admit(
                 Connection(
-                    TcpStream(connected, resets=True),
+                    TcpStream(connected, resets=True, now=now),
                     Address.of_socket(name),
                     self._local,
                     self._connections,
@@ -187,7 +188,7 @@ class _Acceptor:
                 ),
                 self._admission,
                 self._handler,
-                self._turn.now(),
+                now,
                 only_visitors=self._only_visitors,
             )
         assert self._stay is not None

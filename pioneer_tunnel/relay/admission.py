@@ -55,16 +55,14 @@ class Arrival:
     Attributes:
         source: the address as limits count it; None when the connection is exempt from limits per address, or not
             identified yet.
-        evict: resets the connection.
         is_visitor: True once it has settled as a visitor.
     """
 
-    __slots__ = ("_admission", "evict", "is_visitor", "source")
+    __slots__ = ("_admission", "is_visitor", "source")
 
-    def __init__(self, admission: Admission, source: str | None, evict: Callable[[], object]) -> None:
+    def __init__(self, admission: Admission, source: str | None) -> None:
         self._admission = admission
         self.source: str | None = source
-        self.evict: Callable[[], object] = evict
         self.is_visitor: bool = False
 
     def identify(self, host: str, now: float) -> None:
@@ -141,7 +139,7 @@ class Admission:
         self._connections = 0
         self._visitors = 0
         self._by_source: Final[Counter[str]] = Counter()
-        self._pending: Final[OrderedDict[Arrival, None]] = OrderedDict()
+        self._pending: Final[OrderedDict[Arrival, Callable[[], object]]] = OrderedDict()  # with what resets it
         self._pending_by_source: Final[dict[str, OrderedDict[Arrival, None]]] = {}
         self._connects: Final = TokenBuckets(limits.connects_per_second_per_address)
         self._failures: Final = FailureBackoff(
@@ -199,10 +197,10 @@ class Admission:
             self._count(source, now)
         if is_full:
             self._evict(next(iter(self._pending)))
-        arrival = Arrival(self, source, evict)
+        arrival = Arrival(self, source)
         self.counts.accepted += 1
         self._connections += 1
-        self._pending[arrival] = None
+        self._pending[arrival] = evict
         if source is not None:
             self._let_pend(arrival, source)
         if len(self._pending) > self._most_pending:
@@ -241,7 +239,7 @@ class Admission:
 
     def settle(self, arrival: Arrival) -> None:
         """See `Arrival.settle`."""
-        if self._pending.pop(arrival, self) is None and arrival.source is not None:
+        if self._pending.pop(arrival, None) is not None and arrival.source is not None:
             of_source = self._pending_by_source[arrival.source]
             del of_source[arrival]
             if not of_source:
@@ -319,9 +317,10 @@ class Admission:
         return customer_of(host)
 
     def _evict(self, arrival: Arrival) -> None:
+        evict = self._pending[arrival]
         self.settle(arrival)
         self.counts.evicted += 1
-        arrival.evict()
+        evict()
 
 
 def _count_down(counter: Counter[str], key: str) -> None:

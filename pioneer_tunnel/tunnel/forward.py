@@ -331,7 +331,7 @@ class Forwarder:
         def over() -> None:
             stream.reset()  # does nothing after a graceful end
             self._visitors -= 1
-            if not self._visitors:
+            if not self._visitors and self._no_visitors:
                 self._no_visitors.unpark_all()
             after()
 

@@ -47,11 +47,10 @@ MAX_REPLIES: Final = 16 * 1024
 class Outbox:
     """Frames that wait for the writer."""
 
-    __slots__ = ("_control", "_early", "_early_size", "_fresh", "_replies", "_round")
+    __slots__ = ("_control", "_early", "_fresh", "_replies", "_round")
 
     def __init__(self) -> None:
-        self._early: list[Buffer] = []
-        self._early_size = 0
+        self._early = b""
         self._replies: deque[bytes] = deque()
         self._control: deque[Stream] = deque()
         self._fresh: deque[Stream] = deque()
@@ -65,16 +64,23 @@ class Outbox:
         """Whether frames of streams are queued, other than replies."""
         return bool(self._early or self._control or self._fresh or self._round)
 
-    def frame_early(self, frame_type: FrameType, flags: int, stream_id: int, body: Buffer = b"") -> bool:
+    def frame_early(self, stream: Stream, frame_type: FrameType, flags: int = 0, body: Buffer = b"") -> bool:
         """Make a frame now, if nothing waits that has to be sent before it. False otherwise.
 
-        This costs less time than the queues. It is for what is sent at once, at the end of the turn.
+        This costs less time than the queues. It is for what is sent at once, at the end of the turn. A SYN or an ACK of
+        the stream is sent with it.
         """
-        size = len(body)
-        if self._replies or self._control or self._fresh or self._round or self._early_size + size > MOST_EARLY:
+        early, control, size = self._early, self._control, len(body)
+        if self._replies or self._fresh or self._round or len(early) + size > MOST_EARLY:
             return False
-        self._early.append(encode_header(frame_type, flags, stream_id, size) + body)  # one piece: each costs time below
-        self._early_size += HEADER_SIZE + size
+        if control:
+            if len(control) > 1 or control[0] is not stream or stream.grant_due:
+                return False
+            control.clear()
+            stream.control_queued = False
+        flags |= _take_opening_flags(stream)
+        # All are one piece: each costs time below.
+        self._early = early + encode_header(frame_type, flags, stream.id, size) + body
         return True
 
     def put_first(self, frame_type: FrameType, flags: int, stream_id: int, length: int) -> None:
@@ -108,14 +114,13 @@ class Outbox:
         Returns:
             The frames in pieces, the streams that had a turn, and the size of the frames.
         """
-        out, size = self._early, self._early_size
-        senders: list[Stream] = []
+        early, senders = self._early, list[Stream]()
+        size, out = len(early), list[Buffer]()
         if size:
-            self._early, self._early_size = [], 0
+            self._early = b""
+            out.append(early)
             if not (self._replies or self._control or self._fresh or self._round):
                 return out, senders, size
-        else:
-            out = []
         while self._replies and size < max_bytes:
             out.append(self._replies.popleft())
             size += HEADER_SIZE

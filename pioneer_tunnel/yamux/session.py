@@ -367,19 +367,16 @@ class Session:
         size = len(data)
         if size > stream.send_window.credit or not stream.may_send or stream.queued:
             return False
-        if not self._outbox.frame_early(_DATA, ACK if stream.ack_due else 0, stream.id, data):
+        if not self._outbox.frame_early(stream, _DATA, body=data):
             return False
-        stream.ack_due = False
         stream.send_window.credit -= size
         stream.sent_amount.total += size
         return True
 
     def send_fin_early(self, stream: Stream) -> bool:
         """Frame the FIN now, if nothing waits. Otherwise False: use `send_fin`. See `send_early`."""
-        flags = FIN | ACK if stream.ack_due else FIN
-        if not stream.may_send or stream.queued or not self._outbox.frame_early(_WINDOW_UPDATE, flags, stream.id):
+        if not stream.may_send or stream.queued or not self._outbox.frame_early(stream, _WINDOW_UPDATE, FIN):
             return False
-        stream.ack_due = False
         stream.advance(Step.SEND_FIN)
         self._forget_if_done(stream)
         return True

@@ -237,6 +237,7 @@ class YamuxStream(ByteStream):
             self._session.close(self._stream, self._connection.turn.now())
             self._connection.wake_writer()
             self._wake()
+            self._need_no_events()
 
     async def aclose(self) -> None:
         """Send what is queued and a FIN, and receive no more. Returns when both were passed to the link.
@@ -260,6 +261,8 @@ class YamuxStream(ByteStream):
         except trio.Cancelled:
             self._abandon()
             raise
+        finally:
+            self._need_no_events()
 
     async def wait_broken(self) -> bool:
         """Wait until the peer resets the stream, or the connection is gone; False when it was closed here."""
@@ -289,10 +292,15 @@ class YamuxStream(ByteStream):
             self._closed = True
             self._abandon()
             self._wake()
+            self._need_no_events()
 
     async def abort(self) -> None:
         self.reset()
         await trio.lowlevel.checkpoint()
+
+    def _need_no_events(self) -> None:
+        """It is closed, and no task waits any more. This breaks a reference cycle: to collect those takes time."""
+        self._stream.owner = None
 
     def _abandon(self) -> None:
         self._session.reset(self._stream)

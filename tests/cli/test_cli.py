@@ -534,7 +534,7 @@ def test_each_command_raises_its_limit_of_descriptors(tmp_path: Path) -> None:
 GARBAGE_IS_LOOKED_FOR: Final = """
 import atexit, gc
 from pioneer_tunnel.cli import main
-atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 10_000))
+atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 10_000, gc.get_threshold()[0] > 10_000))
 main()
 """
 
@@ -546,7 +546,7 @@ def test_the_version_is_told() -> None:
     assert program.finish() == 0
     version, looked_for = program.out.decode().splitlines()
     assert version.endswith(__version__)
-    assert looked_for == "True True"
+    assert looked_for == "True True True"
 
 
 def test_without_click_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,3 +140,17 @@ def test_closed_timers_do_not_pile_up() -> None:
         due.call()
     assert called == [*range(10)]
     assert timers.next_look == math.inf
+
+
+def test_nobody_looks_for_closed_timers_nor_for_those_that_moved_later() -> None:
+    """Each short connection closes a deadline seconds before it would come."""
+    timers = Timers(lambda deadline: None)
+    closed, moved, kept = (timers.add(lambda: None) for _ in range(3))
+    closed.move(1)
+    moved.move(2)
+    kept.move(4)
+    closed.close()
+    moved.move(3)
+    assert timers.next_look == 3
+    moved.close()
+    assert timers.next_look == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import math
 import random
 from collections.abc import Awaitable, Callable
@@ -12,10 +13,22 @@ from typing import Final
 import pytest
 import trio
 from cutting_proxy import CuttingProxy
-from rig import RelayRig, connect, eventually, no_hang, relay_rig, request, seeds, tunnel_entry
+from rig import (
+    RelayRig,
+    connect,
+    eventually,
+    no_hang,
+    read_all,
+    read_exactly,
+    relay_rig,
+    request,
+    seeds,
+    tunnel_entry,
+)
 
-from pioneer_tunnel import TunnelStream
+from pioneer_tunnel import Address, TunnelStream
 from pioneer_tunnel._net.closing import abandon
+from pioneer_tunnel.tunnel.accepting import forward_visitors
 
 ANSWER: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 LIMITS: Final = {
@@ -157,3 +170,51 @@ async def test_nobody_is_left(seed: int, ingress: str) -> None:
                 serving.cancel_scope.cancel()
             await eventually(lambda: not any(counts_of(rig).values()))
             proxies.cancel_scope.cancel()
+
+
+def garbage() -> list[str]:
+    """The objects of this library that only the garbage collector frees, by their classes."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        gc.collect()
+        return [type(found).__qualname__ for found in gc.garbage if type(found).__module__.startswith("pioneer_tunnel")]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
+async def answer_once(stream: trio.SocketStream) -> None:
+    await stream.receive_some()
+    await stream.send_all(ANSWER)
+    await read_all(stream)
+
+
+@pytest.mark.parametrize("bound", [False, True], ids=["followed", "bound"])
+async def test_a_visitor_that_has_left_is_no_work_for_the_garbage_collector(bound: bool) -> None:
+    """Each collection looks at all that lives. So reference cycles of those who have left cost the others time."""
+    with no_hang():
+        async with (
+            relay_rig(tunnels=[tunnel_entry(bind_addr="127.0.0.1:0" if bound else None)]) as rig,
+            rig.tunnel() as tunnel,
+            trio.open_nursery() as serving,
+        ):
+            (server,) = await serving.start(functools.partial(trio.serve_tcp, answer_once, 0, host="127.0.0.1"))
+            local = Address(*server.socket.getsockname())
+            serving.start_soon(
+                functools.partial(forward_visitors, tunnel, local, serving, proxy_protocol=None, certificate=None)
+            )
+            await tunnel.wait_connected()
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(3):
+                    address = rig.addresses.tunnels["office"] if bound else rig.addresses.ingress
+                    async with await connect(address) as visitor:
+                        await visitor.send_all(request())
+                        assert await read_exactly(visitor, len(ANSWER)) == ANSWER
+                await eventually(lambda: rig.relay._admission.connections == 1)  # the gateway's
+                await eventually(lambda: not tunnel.stats().sessions[0].streams_open)
+                assert garbage() == []
+            finally:
+                gc.enable()
+            serving.cancel_scope.cancel()

@@ -90,7 +90,7 @@ class Timers:
 
     def enter(self, deadline: float, timer: Timer) -> None:
         """Put an entry into the heap. For `Timer`."""
-        earlier = deadline < self.next_look
+        earlier = not self._heap or deadline < self._heap[0][0]
         heapq.heappush(self._heap, (deadline, next(self._numbers), timer))
         if earlier:
             self._on_earlier(deadline)
@@ -119,4 +119,9 @@ class Timers:
     @property
     def next_look(self) -> float:
         """When to call `next_due` next; infinity if there is no timer with a deadline."""
-        return self._heap[0][0] if self._heap else math.inf
+        heap = self._heap
+        # A look costs the event loop as much as a connection. So none is for timers that were closed or moved later.
+        while heap and heap[0][2].deadline > heap[0][0]:
+            entry, _, timer = heapq.heappop(heap)
+            timer.come_up(entry)
+        return heap[0][0] if heap else math.inf

@@ -40,7 +40,18 @@ class Arriving:
         on_tls: called with what was read if that looks like TLS. The leg is detached.
     """
 
-    __slots__ = ("_answer", "_carrier", "_connection", "_leg", "_on_head", "_on_tls", "_over", "_reader", "_timer")
+    __slots__ = (
+        "_answer",
+        "_carrier",
+        "_connection",
+        "_leg",
+        "_on_head",
+        "_on_tls",
+        "_over",
+        "_reactor",
+        "_reader",
+        "_timer",
+    )
 
     def __init__(
         self,
@@ -60,7 +71,8 @@ class Arriving:
         self._on_tls: Final = on_tls
         self._reader: Final = HeadReader()
         self._over = False
-        self._timer: Final = Reactor.current().timer(self._on_timeout)
+        self._reactor: Final = Reactor.current()
+        self._timer: Final = self._reactor.timer(self._on_timeout)
 
     def begin(self) -> None:
         """Begin to read.
@@ -71,7 +83,7 @@ class Arriving:
         self._leg.on_readable = self._on_readable
         self._leg.attach()
         self._carrier.own(self)
-        self._timer.move(trio.current_time() + HELLO_TIMEOUT)
+        self._timer.move(self._reactor.turn.now() + HELLO_TIMEOUT)
 
     def stop(self) -> None:
         """Reset the connection."""
@@ -111,7 +123,7 @@ class Arriving:
                     leg.detach()
                     self._on_tls(data)
                     return
-                self._timer.move(trio.current_time() + HEAD_TIMEOUT)
+                self._timer.move(self._reactor.turn.now() + HEAD_TIMEOUT)
             head = reader.feed(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.stop()
@@ -122,7 +134,7 @@ class Arriving:
                 self._leave()
                 self._on_head(self._connection, leg, head, reader.received)
             elif not leg.drained:
-                Reactor.current().queue(self._on_readable)
+                self._reactor.queue(self._on_readable)
 
     def _end(self) -> None:
         if self._reader.received:
