@@ -77,8 +77,9 @@ GONE: Final = """
 import socket, subprocess
 from pioneer_tunnel._net.socket_options import source_is_gone
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-for version, address in (("-4", "10.9.9.9/32"), ("-6", "fd99::9/128")):
-    subprocess.run(["ip", version, "addr", "add", address, "dev", "lo"], check=True)
+# nodad: without it, Linux looks for duplicates first, and meanwhile nothing can bind to the address.
+for version, address, *options in (("-4", "10.9.9.9/32"), ("-6", "fd99::9/128", "nodad")):
+    subprocess.run(["ip", version, "addr", "add", address, "dev", "lo", *options], check=True)
     host = address.partition("/")[0]
     with socket.create_server((host, 0), family=socket.AF_INET6 if version == "-6" else socket.AF_INET) as listener:
         connected = socket.create_connection(listener.getsockname()[:2])
