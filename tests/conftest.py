@@ -28,6 +28,9 @@ pytest_plugins = [
     "yamux_session_rig",
 ]
 
+# What collecting makes stays until the end; rounds of the garbage collector made a seventh of it.
+gc.disable()
+
 # The proxy of the machine is none of the tests'.
 for variable in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
     os.environ.pop(variable, None)
@@ -107,6 +110,7 @@ def pytest_collection_finish() -> None:
     find(strategies.none(), lambda _: True)  # Hypothesis warns when the collector does not know its random generator
     gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(10_000)  # it is 700 otherwise; rounds of the collector made a twentieth of all
 
 

@@ -103,9 +103,11 @@ class AccessLog:
     async def kept(self) -> AsyncIterator[None]:
         """Write what comes. At the end, also when cancelled, write what waits, for 2 seconds at most."""
         async with trio.open_nursery() as nursery:
-            # Shielded, so that streams which end because of the same cancellation are logged.
-            writing = trio.CancelScope(shield=True)
+            writing = trio.CancelScope()
             await nursery.start(self._run, writing)
+            # Shielded, so that streams which end because of the same cancellation are logged. Only now, as a `start`
+            # that is cancelled leaves nobody to end it.
+            writing.shield = True
             try:
                 yield
             finally:

@@ -194,6 +194,7 @@ class Relay:
             access_log=self._access_log,
             wall_clock=wall_clock,
             health_host=config.health_host,
+            ready=lambda: not self._drain_asked.is_set(),
             passing=passing,
         )
         self._router: Final = Router(

@@ -57,6 +57,13 @@ async def test_a_cancelled_program_still_writes_what_its_streams_say_at_their_en
     assert numbers(path) == [1]
 
 
+async def test_cancelled_while_it_begins_it_ends(tmp_path: Path) -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        async with AccessLog(tmp_path / "access.log").kept():
+            raise AssertionError
+
+
 async def test_after_a_rename_it_goes_on_in_a_new_file_and_loses_no_line(tmp_path: Path) -> None:
     path, old = tmp_path / "access.log", tmp_path / "access.log.1"
     log = AccessLog(path)

@@ -62,7 +62,7 @@ async def connected(
 @pytest.mark.parametrize("sides", [(TlsStream, None), (None, TlsStream), (TlsStream, TlsStream)])
 @pytest.mark.parametrize("buffers", [None, 8192])
 @pytest.mark.parametrize("may_reset", [False, True], ids=["orderly", "resets"])
-@seeds(20, quick=4)
+@seeds(20, quick=2)
 async def test_nothing_is_lost_changed_or_cut_and_taken_for_whole(
     seed: int, may_reset: bool, buffers: int | None, sides: tuple[type[TlsStream] | None, type[TlsStream] | None]
 ) -> None:

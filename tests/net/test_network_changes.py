@@ -74,14 +74,24 @@ def test_without_netlink_the_source_address_tells() -> None:
 
 
 GONE: Final = """
-import socket, subprocess
+import socket, subprocess, time
 from pioneer_tunnel._net.socket_options import source_is_gone
+
+def soon(work, *arguments, **options):
+    "Linux examines a new IPv6 address before it can be used."
+    while True:
+        try:
+            return work(*arguments, **options)
+        except OSError:
+            time.sleep(0.01)
+
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 for version, address in (("-4", "10.9.9.9/32"), ("-6", "fd99::9/128")):
     subprocess.run(["ip", version, "addr", "add", address, "dev", "lo"], check=True)
     host = address.partition("/")[0]
-    with socket.create_server((host, 0), family=socket.AF_INET6 if version == "-6" else socket.AF_INET) as listener:
-        connected = socket.create_connection(listener.getsockname()[:2])
+    family = socket.AF_INET6 if version == "-6" else socket.AF_INET
+    with soon(socket.create_server, (host, 0), family=family) as listener:
+        connected = soon(socket.create_connection, listener.getsockname()[:2])
         assert not source_is_gone(connected)
         subprocess.run(["ip", version, "addr", "del", address, "dev", "lo"], check=True)
         assert source_is_gone(connected)

@@ -92,7 +92,7 @@ async def test_visitors_at_once_each_get_their_own_answer(secured: tuple[dict[st
     ):
         with no_hang():
             async with trio.open_nursery() as nursery:
-                for number in range(50 if "tls" in secured[0] else 200):
+                for number in range(30 if "tls" in secured[0] else 100):
                     nursery.start_soon(visit, number)
 
 

@@ -67,6 +67,7 @@ class Ingress:
         access_log: gets the requests and streams of visitors; None for none.
         wall_clock: seconds since 1970, for the access log.
         health_host: requests for this Host are answered here, whether the relay takes visitors.
+        ready: whether it does.
         passing: passes visitors to the process that has their tunnel's session; None if there are no others.
 
     Attributes:
@@ -91,6 +92,7 @@ class Ingress:
         access_log: AccessLog | None = None,
         wall_clock: Callable[[], float] = time.time,
         health_host: str | None = None,
+        ready: Callable[[], bool] = lambda: True,
         passing: Passing | None = None,
     ) -> None:
         limits = limits or RelayLimits()
@@ -100,7 +102,7 @@ class Ingress:
         self._http_answer: Final = http_answer
         self._health_host: Final = health_host
         self._passing: Final = passing
-        self._draining = False
+        self._ready: Final = ready
         self._logs: Final = VisitorLogs(access_log, wall_clock)
         self._askers: Final = Askers(trust_forwarded_from, admission)
         self._rules: Final = Rules(folder)
@@ -120,7 +122,6 @@ class Ingress:
 
     def drain(self) -> None:
         """Close each HTTP connection as soon as it is idle between requests, since the relay stops."""
-        self._draining = True
         self._passages.drain()
 
     async def serve(self, visit: Visit) -> None:
@@ -169,10 +170,10 @@ class Ingress:
 
     async def _say_health(self, visit: Visit, head: RequestHead) -> None:
         """Answer a health check, and close."""
-        if self._draining:
-            await refuse(visit.stream, Refusal(503, "the relay drains", omit_body=head.omit_body))
-        else:
+        if self._ready():
             await send_text(visit.stream, b"ready\n", omit_body=head.omit_body)
+        else:
+            await refuse(visit.stream, Refusal(503, "the relay drains", omit_body=head.omit_body))
 
     async def _go_on(self, visit: Visit, followed: FollowedLeg) -> None:
         """Serve what follows an exchange that had no task and has left the visitor's connection open."""
