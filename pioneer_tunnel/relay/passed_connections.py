@@ -50,7 +50,8 @@ class PassedConnections:
             context: of its task.
             passed: the connection.
         """
-        accepted = socket.socket(fileno=passed.descriptor)
+        # Said, since otherwise the kernel is asked for both.
+        accepted = socket.socket(type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, fileno=passed.descriptor)
         accepted.setblocking(False)
         connection = Connection(TcpStream(accepted, resets=True), passed.peer, passed.local, connections, context)
         connection.may_pass = False

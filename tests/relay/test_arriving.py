@@ -43,6 +43,9 @@ class Rig:
     def counted(self) -> int:
         return self.admission._connections
 
+    def passes(self, connection: Connection, received: bytes) -> bool:
+        return False
+
     def on_head(self, connection: Connection, leg: Leg, head: RequestHead, received: bytes) -> None:
         assert connection is self.connection
         self.heads.append((head, received))
@@ -62,7 +65,9 @@ async def arriving() -> AsyncIterator[Rig]:
             rig = Rig(near, connection, admission, living_tasks())
             leg = connection.stream.leg()
             assert leg is not None
-            rig.arriving = Arriving(connection, leg, carrier, on_head=rig.on_head, on_tls=rig.tls.append)
+            rig.arriving = Arriving(
+                connection, leg, carrier, on_head=rig.on_head, in_task=rig.tls.append, passes=rig.passes
+            )
             rig.arriving.begin()
             assert living_tasks() == rig.tasks
             yield rig

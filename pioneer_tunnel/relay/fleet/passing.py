@@ -20,11 +20,12 @@ from typing import Final, NoReturn, TypeAlias, final
 
 import trio
 
+from ..._model.addresses import Address
 from ..._model.errors import StorageError
 from ..._model.log_fields import about
 from ..._net.fastpath.event_loop import Reactor, Stay
 from ..._net.log_limiter import LogLimiter
-from ..._net.tcp import TcpStream
+from ..connection import Connection
 from ..tunnels import Route
 from ..visitors.passing import Passed, Passing, Stage
 from ..visitors.visit import Visit
@@ -80,37 +81,37 @@ class SocketPassing(Passing):
         self._tasks: trio.Nursery | None = None
         self.passed = 0
 
-    def pass_visitor(self, visit: Visit, stage: Stage, route: Route, received: bytes = b"") -> bool:
-        connection = visit.connection
-        if connection is None or not connection.may_pass:
+    def pass_visitor(
+        self,
+        connection: Connection,
+        stage: Stage,
+        route: Route,
+        received: bytes = b"",
+        *,
+        visit: Visit | None = None,
+    ) -> bool:
+        if not connection.may_pass:
             return False
         connection.may_pass = False
         holding = self._where(route.entry.id)
         if holding is None:
             return False
-        service = route.service if stage is Stage.BOUND else None
-        return self._pass(
-            (holding.node, holding.process), visit, stage, received, tunnel=route.entry.id, service=service or ""
-        )
+        peer, local, tls = _whose(connection, visit)
+        tunnel, service = (route.entry.id, route.service or "") if stage is Stage.BOUND else ("", "")
+        passed = Passed(connection.descriptor, stage, peer, local, tls, tunnel, service, received)
+        return self._send((holding.node, holding.process), passed)
 
     def pass_gateway(self, visit: Visit, node: str, received: bytes) -> bool:
         connection = visit.connection
         if connection is None or not connection.may_pass:
             return False
         connection.may_pass = False
-        return self._pass((node, None), visit, Stage.GATEWAY, received)
+        passed = Passed(connection.descriptor, Stage.GATEWAY, *_whose(connection, visit), "", "", received)
+        return self._send((node, None), passed)
 
-    def _pass(
-        self, to: _To, visit: Visit, stage: Stage, received: bytes, *, tunnel: str = "", service: str = ""
-    ) -> bool:
+    def _send(self, to: _To, passed: Passed) -> bool:
         channel = self._channels.get(to) or self._open(to)
-        connection = visit.connection
-        assert connection is not None
-        if channel is None or not isinstance(connection.stream, TcpStream):
-            return False
-        descriptor = connection.stream.socket.fileno()
-        passed = Passed(descriptor, stage, visit.visitor, visit.local, visit.tls, tunnel, service, received)
-        if not channel.send(passed):
+        if channel is None or not channel.send(passed):
             return False
         self.passed += 1
         return True
@@ -165,6 +166,13 @@ class SocketPassing(Passing):
 
 _To: TypeAlias = tuple[str, str | None]
 """A node, and which process of it; None for the one that began last."""
+
+
+def _whose(connection: Connection, visit: Visit | None) -> tuple[Address | None, Address | None, bool | None]:
+    """The `peer`, `local` and `tls` of a connection that is passed on."""
+    if visit is None:
+        return connection.peer, connection.local, False
+    return visit.visitor, visit.local, visit.tls
 
 
 @final

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Set as AbstractSet
-from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any, Final, final
@@ -66,11 +65,14 @@ class WorkerNode:
 
     def _where(self, tunnel_id: str) -> Holding | None:
         """The session of another worker that the next visitor of a tunnel goes to; None if there is none."""
-        with suppress(trio.WouldBlock):
+        try:
             holder = self.directory.find_nowait(tunnel_id)
-            # One that drains takes no visitors. They wait here for the next session.
-            if isinstance(holder, RemoteSession) and holder.holding.process not in self._leaving:
-                return holder.holding
+        except trio.WouldBlock:
+            return None
+        # Not `isinstance`, which takes long for a protocol. One that drains takes no visitors: they wait here for the
+        # next session.
+        if type(holder) is RemoteSession and holder.holding.process not in self._leaving:
+            return holder.holding
         return None
 
     def know(self, workers: dict[str, int]) -> None:
