@@ -25,6 +25,7 @@ from ..._model.errors import StorageError
 from ..._model.log_fields import about
 from ..._net.fastpath.event_loop import Reactor, Stay
 from ..._net.log_limiter import LogLimiter
+from ..accept_loop import accept_next
 from ..connection import Connection
 from ..tunnels import Route
 from ..visitors.passing import Passed, Passing, Stage
@@ -136,8 +137,7 @@ class SocketPassing(Passing):
                 task_status.started()
                 try:
                     while True:
-                        # No deadline: others connect when they have something to pass.
-                        connected, _ = await listener.accept()
+                        connected, _ = await accept_next(listener.accept)
                         nursery.start_soon(self._take_from, connected, take)
                 finally:
                     self._tasks = None
