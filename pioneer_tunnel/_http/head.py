@@ -79,7 +79,9 @@ FIELD: Final = rb"[%s]++:%s" % (_TOKEN_CHARS, VALUE)
 _FIELD: Final = re.compile(rb"([%s]++):(%s)" % (_TOKEN_CHARS, VALUE))
 _FIELDS: Final = re.compile(rb"([%s]++):(%s)\r\n" % (_TOKEN_CHARS, VALUE))
 _WHOLE: Final = re.compile(rb"(?:\r\n)?%s\r\n((?:%s\r\n)*+)\r\n" % (_REQUEST_LINE.pattern, FIELD))
-_LIKELY_HOST: Final = re.compile(rb"\r\nhost:[ \t]*+([0-9a-z_.-]++)(?::[0-9]*+)?[ \t]*+\r\n", re.IGNORECASE)
+_LIKELY_HOST: Final = re.compile(
+    rb"(?:(?!host:)[^\r\n]++\r\n)++host:[ \t]*+([0-9a-z_.-]++)(?::[0-9]*+)?[ \t]*+\r\n", re.IGNORECASE
+)
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]++\]|[0-9A-Za-z_.-]++)(?::([0-9]{0,5}))?")
 # 18 digits fit a signed 64-bit integer, so no reader behind us overflows.
@@ -348,8 +350,8 @@ def likely_host(received: bytes) -> str | None:
 
     If the request makes sense, it is the `host` of its head. Decide by it only who reads the request.
     """
-    match = _LIKELY_HOST.search(received)
-    return None if match is None else match[1].decode("ascii").lower()
+    match = _LIKELY_HOST.match(received)
+    return None if match is None else match[1].decode("ascii").lower().removesuffix(".")
 
 
 def _checked_request_line(method: bytes, target: bytes, version: bytes) -> tuple[bytes, bytes, bytes]:

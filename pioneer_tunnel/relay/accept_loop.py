@@ -222,7 +222,15 @@ async def accept_next(accept: Callable[[], Awaitable[_Accepted]]) -> _Accepted:
                 await trio.lowlevel.checkpoint()  # that connection was lost before it was accepted
 
 
-def admit(connection: Connection, admission: Admission, handler: Handler, now: float, *, only_visitors: bool) -> None:
+def admit(
+    connection: Connection,
+    admission: Admission,
+    handler: Handler,
+    now: float,
+    *,
+    only_visitors: bool,
+    passed: bool = False,
+) -> None:
     """Count a new connection, and begin to serve it. If it is over a limit, reset it.
 
     Args:
@@ -231,11 +239,12 @@ def admit(connection: Connection, admission: Admission, handler: Handler, now: f
         handler: begins to serve it.
         now: the time in seconds.
         only_visitors: as of `AcceptLoop.serve`.
+        passed: as of `Admission.arrive`.
     """
     peer = connection.peer
     try:
         connection.arrival = admission.arrive(
-            None if peer is None else peer.host, now, connection.evict, only_visitors=only_visitors
+            None if peer is None else peer.host, now, connection.evict, only_visitors=only_visitors, passed=passed
         )
     except OverLimit as reason:
         admission.counts.refused(reason.reason)

@@ -27,7 +27,7 @@ __all__ = ["PassedConnections"]
 
 @final
 class PassedConnections:
-    """They count as if this process had accepted them.
+    """They are under the limits of this process. The other one counts them as accepted.
 
     Args:
         admission: counts them.
@@ -60,14 +60,15 @@ class PassedConnections:
             route = self._listening.route_of(passed.tunnel, passed.service or None)
         handler = partial(self._router.begin_passed, passed, route)
         now = trio.current_time()
-        admit(connection, self._admission, handler, now, only_visitors=passed.stage is not Stage.GATEWAY)
+        admit(connection, self._admission, handler, now, only_visitors=passed.stage is not Stage.GATEWAY, passed=True)
 
     async def serve_gateway(self, stream: ByteStream, passed: PassedGateway) -> None:
         """Serve a gateway's connection that came to another node."""
         watched, peer = watch(stream), passed.peer
         with trio.CancelScope() as scope:
             try:
-                arrival = self._admission.arrive(None if peer is None else peer.host, trio.current_time(), scope.cancel)
+                host = None if peer is None else peer.host
+                arrival = self._admission.arrive(host, trio.current_time(), scope.cancel, passed=True)
             except OverLimit as reason:
                 self._admission.counts.refused(reason.reason)
                 await abandon(stream)
