@@ -81,6 +81,7 @@ class Router:
         self._sni_router: Final = sni_router
         self._carrier: Final = carrier
         self._certificate: Final = certificate
+        self._passing: Final = passing
         self._public_hosts: Final = frozenset(config.public_hosts)
         self._gateway_passer: Final = None if nodes is None else GatewayPasser(nodes, passing)
 
@@ -209,7 +210,7 @@ class Router:
 
     def _passes(self, connection: Connection, received: bytes) -> bool:
         """Pass a visitor on before its request is read, if the first bytes say where it goes. A gateway has time."""
-        if not connection.may_pass:
+        if self._passing is None or not connection.may_pass:
             return False
         host = likely_host(received)
         return host is not None and host not in self._public_hosts and self._ingress.passes(connection, host, received)
