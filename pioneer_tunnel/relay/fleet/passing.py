@@ -50,6 +50,7 @@ _PER_TURN: Final = 32
 
 _DESCRIPTOR: Final = struct.Struct("=i")
 _SPACE: Final = socket.CMSG_LEN(_DESCRIPTOR.size)
+_CUT: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _MOST_BYTES: Final = MOST_RECEIVED + 4 * 1024
 
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.fleet"))
@@ -280,7 +281,7 @@ class Source:
             return False
         descriptors = [_DESCRIPTOR.unpack(data)[0] for _, _, data in ancillary]
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) != 1:
+            if flags & _CUT or len(descriptors) != 1:
                 raise ValueError("it is cut")
             passed = parse_passed(bytes(memoryview(self._buffer)[:size]), descriptors[0])
         except ValueError as error:
