@@ -347,11 +347,11 @@ class HeadReader:
 
 
 def likely_host(received: bytes) -> str | None:
-    """The host that a request is for, from its first bytes; None if it takes a `HeadReader` to find that out.
+    """The host that a request is for, if its whole head has come; None if it takes a `HeadReader` to find that out.
 
     If the request makes sense, it is the `host` of its head. Decide by it only who reads the request.
     """
-    match = _LIKELY_HOST.match(received)
+    match = _LIKELY_HOST.match(received) if b"\r\n\r\n" in received else None
     return None if match is None else match[1].decode("ascii").lower().removesuffix(".")
 
 

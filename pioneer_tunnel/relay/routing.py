@@ -209,7 +209,10 @@ class Router:
         ).begin(received)
 
     def _passes(self, connection: Connection, received: bytes) -> bool:
-        """Pass a visitor on before its request is read, if the first bytes say where it goes. A gateway has time."""
+        """Pass a visitor on before its request is read, if the first bytes say where it goes.
+
+        So the head is read by one process, not by two. What is for a name of the relay may be a gateway's, and is read.
+        """
         if self._passing is None or not connection.may_pass:
             return False
         host = likely_host(received)
