@@ -28,7 +28,7 @@ class Stage(enum.IntEnum):
     """What was read of a connection when it is passed on."""
 
     REQUEST = 0
-    """The first bytes of its first request, in clear."""
+    """The head of its first request, in clear."""
     HELLO = 1
     """Its ClientHello."""
     BOUND = 2
