@@ -81,7 +81,7 @@ _FIELDS: Final = re.compile(rb"([%s]++):(%s)\r\n" % (_TOKEN_CHARS, VALUE))
 _WHOLE: Final = re.compile(rb"(?:\r\n)?%s\r\n((?:%s\r\n)*+)\r\n" % (_REQUEST_LINE.pattern, FIELD))
 # In one of the first lines, where clients have it.
 _LIKELY_HOST: Final = re.compile(
-    rb"(?:(?!host:)[^\r\n]++\r\n){1,8}+host:[ \t]*+([0-9a-z_.-]++)(?::[0-9]*+)?[ \t]*+\r\n", re.IGNORECASE
+    rb"(?:(?!host:)[^\r\n]++\r\n){1,8}host:[ \t]*+([0-9a-z_.-]++)(?::[0-9]*+)?[ \t]*+\r\n", re.IGNORECASE
 )
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]++\]|[0-9A-Za-z_.-]++)(?::([0-9]{0,5}))?")
