@@ -4,11 +4,15 @@ Gateways and visitors come to any worker, as the kernel spreads them. So with tw
 one that does not have their gateway's session, and are passed to the other. A relay is measured alone, with one worker
 and with two, in turns:
 
-    counts      of all its processes, for visitors one after the other: the difference between many and twice as many
+    counts      of all its processes, for visitors one after the other, and for some at a time: the difference between
+                many and twice as many
     CPU         seconds of all its processes, for visitors some at a time
     rate        visitors per second, with the gateways and the visitors on the same cores
 
 Each visitor connects, asks one request, and closes. For `requests` each connection asks many.
+
+When visitors come some at a time, a busy process serves several in one step; with two workers, each serves fewer. So
+these counts say more about CPU.
 """
 
 from __future__ import annotations
@@ -37,19 +41,19 @@ WAYS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-def count(arguments: Iterable[str], *, requests: int) -> Counts:
+def count(arguments: Iterable[str], *, at_once: int, requests: int) -> Counts:
     """The counts for one visitor, or for one request if there are several on each connection."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         command = (sys.executable, "-m", "benchmarks.counted", str(folder))
         with relay(folder, TUNNELS, arguments=[*arguments], command=command) as one, gateways(one):
             many, units = (MANY, MANY) if requests == 1 else (TUNNELS, MANY * TUNNELS)
-            visit(one, count=TUNNELS * 5, at_once=1)  # what is done the first time only
+            visit(one, count=TUNNELS * 5, at_once=at_once)  # what is done the first time only
             costs = []
             for twice in (1, 2):
                 times = {"count": many * twice} if requests == 1 else {"count": many, "requests": MANY * twice}
                 before = _counted(one, folder)
-                visit(one, at_once=1, **times)
+                visit(one, at_once=at_once, **times)
                 after = _counted(one, folder)
                 costs.append({what: after[what] - before[what] for what in after})
     return {what: round((costs[1][what] - costs[0][what]) / units, 1) for what in costs[0]}
@@ -90,12 +94,14 @@ def main() -> None:
     arguments = parser.parse_args()
     allow_many_descriptors()
     print(machine())
-    alone: Counts = {}
-    for way, workers in WAYS.items():
-        counts = count(workers, requests=arguments.requests)
-        alone = alone or counts
-        shown = ", ".join(f"{counts[what]:,.1f} {what} ({counts[what] / alone[what]:.2f})" for what in counts)
-        print(f"{way}: {shown}", flush=True)
+    for at_once in (1, arguments.at_once):
+        print(f"{at_once} at a time")
+        alone: Counts = {}
+        for way, workers in WAYS.items():
+            counts = count(workers, at_once=at_once, requests=arguments.requests)
+            alone = alone or counts
+            shown = ", ".join(f"{counts[what]:,.1f} {what} ({counts[what] / alone[what]:.2f})" for what in counts)
+            print(f"{way}: {shown}", flush=True)
     if arguments.only_counts:
         return
     print(f"others use {busy(1.0):.0%} of the machine")

@@ -55,6 +55,7 @@ __all__ = [
     "RequestHead",
     "Upgrade",
     "error_response",
+    "likely_host",
     "read_field",
     "read_framing",
     "wants_upgrade",
@@ -83,6 +84,10 @@ FIELD: Final = rb"%s:%s" % (TOKEN, VALUE)
 _FIELD: Final = re.compile(rb"(%s):(%s)" % (TOKEN, VALUE))
 _FIELDS: Final = re.compile(rb"(%s):(%s)\r\n" % (TOKEN, VALUE))
 _WHOLE: Final = re.compile(rb"(?:\r\n)?%s\r\n((?:%s\r\n)*+)\r\n" % (_REQUEST_LINE.pattern, FIELD))
+# In one of the first lines, where clients have it.
+_LIKELY_HOST: Final = re.compile(
+    rb"(?:(?!host:)[^\r\n]++\r\n){1,8}host:[ \t]*+([0-9a-z_.-]++)(?::[0-9]*+)?[ \t]*+\r\n", re.IGNORECASE
+)
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]++\]|[0-9A-Za-z_.-]++)(?::([0-9]{0,5}))?")
 # 18 digits fit a signed 64-bit integer, so no reader behind us overflows.
@@ -344,6 +349,15 @@ class HeadReader:
             content_length=content_length,
             chunked=chunked,
         )
+
+
+def likely_host(received: bytes) -> str | None:
+    """The host that a request is for, if its whole head has come; None if it takes a `HeadReader` to find that out.
+
+    If the request makes sense, it is the `host` of its head. Decide by it only who reads the request.
+    """
+    match = _LIKELY_HOST.match(received) if b"\r\n\r\n" in received else None
+    return None if match is None else match[1].decode("ascii").lower().removesuffix(".")
 
 
 def _checked_request_line(method: bytes, target: bytes, version: bytes) -> tuple[bytes, bytes, bytes]:

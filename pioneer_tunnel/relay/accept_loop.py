@@ -11,9 +11,9 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
-from typing import Final, NoReturn, TypeAlias, final
+from typing import Final, NoReturn, TypeAlias, TypeVar, final
 
 import trio
 
@@ -28,7 +28,9 @@ from .._net.turn import Turn
 from .admission import Admission, OverLimit
 from .connection import Connection, address_of, log_unforeseen
 
-__all__ = ["AcceptLoop", "Handler", "admit"]
+__all__ = ["AcceptLoop", "Handler", "accept_next", "admit"]
+
+_Accepted = TypeVar("_Accepted")
 
 ACCEPT_RETRY: Final = 0.1
 """Seconds until the next accept, when the system is out of descriptors or memory."""
@@ -116,23 +118,16 @@ class _Acceptor:
                 if stay.reactor.has_epoll and isinstance(self._listener, trio.SocketListener):
                     await self._serve_by_events(stay)
             while True:
-                try:
-                    connected = await self._listener.accept()
-                except OSError as error:
-                    if error.errno not in _OVERLOADED:
-                        raise
-                    _log_overload(error)
-                    await trio.sleep(ACCEPT_RETRY)
-                else:
-                    keep_alive(connected.socket, idle=KEEPALIVE_IDLE, interval=KEEPALIVE_INTERVAL)
-                    stream, peer = watch(connected, resets=True), address_of(connected.socket.getpeername)
-                    admit(
-                        Connection(stream, peer, self._local, self._connections, self._context),
-                        self._admission,
-                        self._handler,
-                        trio.current_time(),
-                        only_visitors=self._only_visitors,
-                    )
+                connected = await accept_next(self._listener.accept)
+                keep_alive(connected.socket, idle=KEEPALIVE_IDLE, interval=KEEPALIVE_INTERVAL)
+                stream, peer = watch(connected, resets=True), address_of(connected.socket.getpeername)
+                admit(
+                    Connection(stream, peer, self._local, self._connections, self._context),
+                    self._admission,
+                    self._handler,
+                    trio.current_time(),
+                    only_visitors=self._only_visitors,
+                )
 
     async def _serve_by_events(self, stay: Stay) -> None:
         """Returns if the event loop cannot watch the listener."""
@@ -207,7 +202,35 @@ class _Acceptor:
             self._stay.reactor.queue(self._accept)  # that connection was lost before it was accepted
 
 
-def admit(connection: Connection, admission: Admission, handler: Handler, now: float, *, only_visitors: bool) -> None:
+async def accept_next(accept: Callable[[], Awaitable[_Accepted]]) -> _Accepted:
+    """Await `accept` until it returns. When the system is out of descriptors or memory, wait for some.
+
+    Raises:
+        OSError: the listener is broken.
+    """
+    while True:
+        try:
+            # No deadline: others connect when they want to.
+            return await accept()
+        except OSError as error:
+            if error.errno in _BROKEN:
+                raise
+            if error.errno in _OVERLOADED:
+                _log_overload(error)
+                await trio.sleep(ACCEPT_RETRY)
+            else:
+                await trio.lowlevel.checkpoint()  # that connection was lost before it was accepted
+
+
+def admit(
+    connection: Connection,
+    admission: Admission,
+    handler: Handler,
+    now: float,
+    *,
+    only_visitors: bool,
+    passed: bool = False,
+) -> None:
     """Count a new connection, and begin to serve it. If it is over a limit, reset it.
 
     Args:
@@ -216,11 +239,12 @@ def admit(connection: Connection, admission: Admission, handler: Handler, now: f
         handler: begins to serve it.
         now: the time in seconds.
         only_visitors: as of `AcceptLoop.serve`.
+        passed: as of `Admission.arrive`.
     """
     peer = connection.peer
     try:
         connection.arrival = admission.arrive(
-            None if peer is None else peer.host, now, connection.evict, only_visitors=only_visitors
+            None if peer is None else peer.host, now, connection.evict, only_visitors=only_visitors, passed=passed
         )
     except OverLimit as reason:
         admission.counts.refused(reason.reason)

@@ -173,7 +173,13 @@ class Admission:
         )
 
     def arrive(
-        self, host: str | None, now: float, evict: Callable[[], object], *, only_visitors: bool = False
+        self,
+        host: str | None,
+        now: float,
+        evict: Callable[[], object],
+        *,
+        only_visitors: bool = False,
+        passed: bool = False,
     ) -> Arrival:
         """Count a new connection. If all connections are taken, evict the oldest pending one.
 
@@ -183,6 +189,7 @@ class Admission:
             evict: resets the connection. It is called at most once, while the connection pends, and must not wait; the
                 connection has to leave soon after.
             only_visitors: True at a listener where gateways cannot connect.
+            passed: True if another process has accepted the connection: that one counts it as accepted.
 
         Raises:
             OverLimit: the connection is over a limit.
@@ -198,7 +205,7 @@ class Admission:
         if is_full:
             self._evict(next(iter(self._pending)))
         arrival = Arrival(self, source)
-        self.counts.accepted += 1
+        self.counts.accepted += not passed
         self._connections += 1
         self._pending[arrival] = evict
         if source is not None:

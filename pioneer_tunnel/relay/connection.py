@@ -14,6 +14,7 @@ from .._model.log_fields import about
 from .._net.adopted import Watched
 from .._net.closing import abandon
 from .._net.log_limiter import LogLimiter
+from .._net.socket_options import descriptor_of
 from .admission import Arrival
 
 __all__ = ["Connection", "address_of", "contain_errors", "log_unforeseen"]
@@ -63,6 +64,11 @@ class Connection:
     def local(self) -> Address | None:
         """The address of this end; None if it is unknown, since the peer has already closed the connection."""
         return self._local or address_of(self._lent.socket.getsockname)
+
+    @property
+    def descriptor(self) -> int:
+        """Of its socket."""
+        return descriptor_of(self._lent.socket)
 
     def start(self, serve: Serve, *arguments: Any) -> None:
         """Serve it in a task, which is cancelled when the connection is evicted.

@@ -27,7 +27,7 @@ __all__ = ["PassedConnections"]
 
 @final
 class PassedConnections:
-    """They count as if this process had accepted them.
+    """They are under the limits of this process. The other one counts them as accepted.
 
     Args:
         admission: counts them.
@@ -50,7 +50,8 @@ class PassedConnections:
             context: of its task.
             passed: the connection.
         """
-        accepted = socket.socket(fileno=passed.descriptor)
+        # Said, since otherwise the kernel is asked for both.
+        accepted = socket.socket(type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, fileno=passed.descriptor)
         accepted.setblocking(False)
         connection = Connection(TcpStream(accepted, resets=True), passed.peer, passed.local, connections, context)
         connection.may_pass = False
@@ -59,14 +60,15 @@ class PassedConnections:
             route = self._listening.route_of(passed.tunnel, passed.service or None)
         handler = partial(self._router.begin_passed, passed, route)
         now = trio.current_time()
-        admit(connection, self._admission, handler, now, only_visitors=passed.stage is not Stage.GATEWAY)
+        admit(connection, self._admission, handler, now, only_visitors=passed.stage is not Stage.GATEWAY, passed=True)
 
     async def serve_gateway(self, stream: ByteStream, passed: PassedGateway) -> None:
         """Serve a gateway's connection that came to another node."""
         watched, peer = watch(stream), passed.peer
         with trio.CancelScope() as scope:
             try:
-                arrival = self._admission.arrive(None if peer is None else peer.host, trio.current_time(), scope.cancel)
+                host = None if peer is None else peer.host
+                arrival = self._admission.arrive(host, trio.current_time(), scope.cancel, passed=True)
             except OverLimit as reason:
                 self._admission.counts.refused(reason.reason)
                 await abandon(stream)

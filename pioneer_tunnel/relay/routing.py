@@ -15,12 +15,13 @@ of the connection for what does.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import Final, final
 
 import attrs
 import trio
 
-from .._http.head import HeadReader, RequestHead
+from .._http.head import RequestHead, likely_host
 from .._model.addresses import normal_audience
 from .._net.adopted import Watched
 from .._net.leg import Leg
@@ -80,6 +81,8 @@ class Router:
         self._sni_router: Final = sni_router
         self._carrier: Final = carrier
         self._certificate: Final = certificate
+        self._passing: Final = passing
+        self._public_hosts: Final = frozenset(config.public_hosts)
         self._gateway_passer: Final = None if nodes is None else GatewayPasser(nodes, passing)
 
     def drain(self) -> None:
@@ -121,33 +124,34 @@ class Router:
             route: its route, if it came to an address of this one alone.
             connection: the same connection, as this relay counts it.
         """
-        visit = Visit.of(connection, passed.tls)
+        tls, received = passed.tls, passed.received
         if passed.stage is Stage.REQUEST:
-            self._begin_passed_request(visit, _head_of(passed), passed.received)
+            self._read_head(
+                connection, partial(self._begin_visitor, tls=tls), partial(self._serve_request, tls=tls), received
+            )
         elif passed.stage is Stage.HELLO:
-            connection.start(self._serve_hello, visit, passed.received)
+            connection.start(self._serve_hello, connection, received, tls)
         elif passed.stage is Stage.GATEWAY:
-            connection.start(self._serve_gateway, connection, visit, _head_of(passed), passed.received)
+            connection.start(self._serve_passed_gateway, connection, received, tls)
         elif route is not None:
-            self._ingress.begin_bound(visit, route)
+            self._ingress.begin_bound(Visit.of(connection, tls), route)
         else:
             connection.evict()  # the address is closed
 
-    def _begin_passed_request(self, visit: Visit, head: RequestHead, received: bytes) -> None:
-        connection = visit.connection
-        assert connection is not None
-        leg = connection.stream.leg()
-        if leg is None:
-            connection.start(self._ingress.serve_request, visit, head, received)
-        else:
-            self._ingress.begin_request(visit, leg, head, received)
+    async def _serve_request(self, connection: Connection, received: bytes, *, tls: bool | None) -> None:
+        await self._ingress.serve(_prefixed(Visit.of(connection, tls), received))
 
-    async def _serve_hello(self, visit: Visit, received: bytes) -> None:
-        routed = await self._sni_router.route(
-            attrs.evolve(visit, stream=PrefixedStream(visit.stream, received)), tls=self._config.ingress_tls
-        )
+    async def _serve_hello(self, connection: Connection, received: bytes, tls: bool | None) -> None:
+        visit = _prefixed(Visit.of(connection, tls), received)
+        routed = await self._sni_router.route(visit, tls=self._config.ingress_tls)
         if routed is not None:
             await self._ingress.serve(routed)
+
+    async def _serve_passed_gateway(self, connection: Connection, received: bytes, tls: bool | None) -> None:
+        visit = Visit.of(connection, tls)
+        request = await self._gateways.read_request(_prefixed(visit, received).stream)
+        if request is not None:
+            await self._serve_gateway(connection, visit, *request)
 
     async def _serve_control(self, connection: Connection) -> None:
         stream: trio.abc.Stream
@@ -172,31 +176,55 @@ class Router:
         on_head: Callable[[Connection, Leg, RequestHead, bytes], object],
         serve: Callable[..., Awaitable[object]],
     ) -> None:
+        """Read the head of the first request, where nothing else may come before it: no PROXY header, and no TLS."""
+        if self._config.ingress_tls or self._awaits_introduction(connection):
+            connection.start(serve, connection)
+        else:
+            self._read_head(connection, on_head, serve)
+
+    def _read_head(
+        self,
+        connection: Connection,
+        on_head: Callable[[Connection, Leg, RequestHead, bytes], object],
+        serve: Callable[..., Awaitable[object]],
+        received: bytes = b"",
+    ) -> None:
         """Read the head of the first request without a task, for `on_head`. In a task, `serve` does all.
 
-        It takes a task where something else may come before the head: a PROXY header or TLS.
+        Args:
+            received: was read already.
         """
-        leg = None
-        if not self._config.ingress_tls and self._carrier.running and not self._awaits_introduction(connection):
-            leg = connection.stream.leg()
+        leg = connection.stream.leg() if self._carrier.running else None
         if leg is None:
-            connection.start(serve, connection)
-            return
-
-        def on_tls(received: bytes) -> None:
             connection.start(serve, connection, received)
+            return
+        Arriving(
+            connection,
+            leg,
+            self._carrier,
+            on_head=on_head,
+            in_task=partial(connection.start, serve, connection),
+            passes=self._passes,
+            answer=self._refuse,
+        ).begin(received)
 
-        arriving = Arriving(connection, leg, self._carrier, on_head=on_head, on_tls=on_tls, answer=self._refuse)
-        try:
-            arriving.begin()
-        except OSError:
-            connection.start(serve, connection)
+    def _passes(self, connection: Connection, received: bytes) -> bool:
+        """Pass a visitor on before its request is read, if the first bytes say where it goes.
+
+        So the head is read by one process, not by two. What is for a name of the relay may be a gateway's, and is read.
+        """
+        if self._passing is None or not connection.may_pass:
+            return False
+        host = likely_host(received)
+        return host is not None and host not in self._public_hosts and self._ingress.passes(connection, host, received)
 
     async def _refuse(self, connection: Connection, refusal: Refusal) -> None:
         await self._ingress.refuse(Visit.of(connection), refusal)
 
-    def _begin_visitor(self, connection: Connection, leg: Leg, head: RequestHead, received: bytes) -> None:
-        self._ingress.begin_request(Visit.of(connection), leg, head, received)
+    def _begin_visitor(
+        self, connection: Connection, leg: Leg, head: RequestHead, received: bytes, *, tls: bool | None = False
+    ) -> None:
+        self._ingress.begin_request(Visit.of(connection, tls), leg, head, received)
 
     def _begin_gateway_or_visitor(self, connection: Connection, leg: Leg, head: RequestHead, received: bytes) -> None:
         if wants_gateway(head) and _is_named(head, self._config.public_names):
@@ -228,9 +256,7 @@ class Router:
 
     async def _route(self, connection: Connection, received: bytes) -> Visit | None:
         visit = await self._introduced(connection)
-        if received:
-            visit = attrs.evolve(visit, stream=PrefixedStream(visit.stream, received))
-        return await self._sni_router.route(visit, tls=self._config.ingress_tls)
+        return await self._sni_router.route(_prefixed(visit, received), tls=self._config.ingress_tls)
 
     async def _serve_gateway(self, connection: Connection, visit: Visit, head: RequestHead, received: bytes) -> None:
         """Serve a gateway whose first request was read, or pass it to the node that has its session."""
@@ -266,11 +292,9 @@ class Router:
         return stream.certificate_hash
 
 
-def _head_of(passed: Passed) -> RequestHead:
-    head = HeadReader().feed(passed.received)
-    if head is None:
-        raise ValueError("a connection was passed on before its request head was complete")
-    return head
+def _prefixed(visit: Visit, received: bytes) -> Visit:
+    """The same visit, when `received` was read of it."""
+    return attrs.evolve(visit, stream=PrefixedStream(visit.stream, received)) if received else visit
 
 
 def _is_named(head: RequestHead, names: Collection[str]) -> bool:

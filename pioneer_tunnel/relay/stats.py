@@ -25,7 +25,8 @@ class ConnectionStats:
         open, limit: connections now, and how many there may be.
         visitors_open, visitors_limit: those of them that are visitors whose tunnel is known.
         pending, pending_limit: those that are neither a visitor nor a gateway yet.
-        accepted_total: connections that were accepted and not refused at once.
+        accepted_total: connections that were accepted and not refused at once. One that another worker or node has
+            accepted and passed on is counted there.
         evicted_total: connections that were reset while pending, for the sake of newer ones.
     """
 

@@ -21,6 +21,7 @@ from pioneer_tunnel._http.head import (
     HeadReader,
     RequestHead,
     error_response,
+    likely_host,
     wants_upgrade,
 )
 from pioneer_tunnel._model.errors import LocalProtocolError, RemoteProtocolError
@@ -577,6 +578,35 @@ def test_the_verdict_does_not_depend_on_the_pieces(data: bytes, places: list[int
         # What comes after a verdict has no say in it.
         if whole is not None:
             assert verdict([data + b"\n\0more"], **limits) == whole
+
+
+@pytest.mark.parametrize(
+    ("received", "host"),
+    [
+        (request(host=b"a.example"), "a.example"),
+        (request(b"Accept: */*", host=b"\tA.Example.:8080 "), "a.example"),
+        (request(host=b"a.example") + b"body", "a.example"),
+        (request(host=b"a.example")[:-1], None),
+        (request(host=b"[2001:db8::1]"), None),
+        (request(host=b"[2001:db8::1]") + request(), None),
+        (b"\r\n" + request(), None),
+        (request(host=None), None),
+        (b"\x16\x03\x01", None),
+    ],
+)
+def test_the_likely_host(received: bytes, host: str | None) -> None:
+    assert likely_host(received) == host
+
+
+@fuzzed()
+@given(anything, st.integers(0, 400))
+def test_the_likely_host_is_the_host_of_a_request_that_makes_sense(data: bytes, end: int) -> None:
+    likely = likely_host(data[:end])
+    try:
+        head = HeadReader().feed(data)
+    except BadRequest:
+        return
+    assert likely is None or head is None or likely == head.host
 
 
 # h11, which reads the same language with more patience

@@ -559,6 +559,21 @@ async def test_a_system_without_descriptors_is_asked_again_and_complained_of_sel
     assert "599 more" in caplog.text or "600 more" in caplog.text
 
 
+async def test_an_accept_is_repeated_unless_the_listener_is_broken(autojump_clock: trio.testing.MockClock) -> None:
+    failures = [errno.ECONNABORTED, errno.ENFILE, errno.EPROTO]
+
+    async def accept() -> str:
+        await trio.lowlevel.checkpoint()
+        if failures:
+            raise OSError(failures.pop(), "no")
+        return "accepted"
+
+    assert await accepting.accept_next(accept) == "accepted"
+    failures.append(errno.EBADF)
+    with pytest.raises(OSError, match="no"):
+        await accepting.accept_next(accept)
+
+
 async def test_a_listener_that_is_broken_is_an_error() -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     listener.socket.close()

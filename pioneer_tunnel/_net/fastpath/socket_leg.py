@@ -41,6 +41,7 @@ class SocketLeg(Leg):
 
     __slots__ = (
         "_attached",
+        "_closed",
         "_descriptor",
         "_empty",
         "_eof_due",
@@ -69,6 +70,7 @@ class SocketLeg(Leg):
         self._reactor: Final = reactor or Reactor.current()
         self._pipes: Final = self._reactor.pipes
         self._attached = False
+        self._closed = False
         # Edges are reported once. `_empty`: nothing to read until the next edge.
         self._empty = False
         # No more edges come after a hang-up: read until EOF.
@@ -89,7 +91,7 @@ class SocketLeg(Leg):
             return
         self._reactor.watch(self._descriptor, self._on_events)
         self._pipes.users += 1
-        self._attached = True
+        self._attached, self._closed = True, False
         self._lent.taken_back = self._on_taken_back
 
     def detach(self) -> None:
@@ -105,13 +107,14 @@ class SocketLeg(Leg):
         return True
 
     def _forget(self) -> None:
-        self._attached = False
+        self._attached, self._closed = False, True
         self._lent.taken_back = None
         self._release()
         self._pipes.leave()
 
     def receive(self, max_bytes: int) -> bytes | None:
-        if not self._attached:
+        """See `Leg`. It may also be called before `attach`, to take what has come already."""
+        if self._closed:
             raise trio.ClosedResourceError("this connection was closed")
         if self._empty:
             return None

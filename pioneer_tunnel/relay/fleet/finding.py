@@ -139,7 +139,8 @@ class Finder:
             self._turn = (self._turn + 1) % len(elsewhere)
             elsewhere = elsewhere[self._turn :] + elsewhere[: self._turn]
         for holding in elsewhere:
-            gone = trio.current_time() - self._gone.get(holding.session, -math.inf) < GONE_FOR
+            failed_at = self._gone.get(holding.session)
+            gone = failed_at is not None and trio.current_time() - failed_at < GONE_FOR
             distance = self._peers.distance(holding.node)
             rank = (5.0 if gone else 1.0 if distance < math.inf else 3.0, distance)
             if chosen is None or rank < best:

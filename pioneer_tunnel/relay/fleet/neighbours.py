@@ -7,7 +7,6 @@ visitor who reaches another worker than its gateway is served all the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from contextlib import suppress
 from typing import Protocol
 
 import trio
@@ -55,10 +54,13 @@ def where_in(directory: FleetDirectory, leaving: Container[str]) -> Where:
     """
 
     def where(tunnel_id: str) -> Holding | None:
-        with suppress(trio.WouldBlock):
+        try:
             holder = directory.find_nowait(tunnel_id)
-            if isinstance(holder, RemoteSession) and holder.holding.process not in leaving:
-                return holder.holding
+        except trio.WouldBlock:
+            return None
+        # Not `isinstance`, which takes long for a protocol.
+        if type(holder) is RemoteSession and holder.holding.process not in leaving:
+            return holder.holding
         return None
 
     return where

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Mapping
-from typing import Any, Final, final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar, final
 
 import trio
 
@@ -26,6 +26,8 @@ from .networks import Network, Reached
 from .node_messages import GONE, LENGTH_SIZE, NODE, framed, length_of, parse_message
 
 __all__ = ["HEARTBEAT", "LIMITS", "NodeLink", "greet", "receive_message"]
+
+_Read = TypeVar("_Read")
 
 HEARTBEAT: Final = 5.0
 """Seconds of silence after which a node is pinged."""
@@ -167,18 +169,21 @@ class NodeLink:
         if self.is_idle and trio.current_time() >= self._not_before:
             self._dial(None)
 
-    async def ask(self, fields: Mapping[str, Any], process: str | None = None) -> tuple[YamuxStream, Message]:
+    async def ask(
+        self, fields: Mapping[str, Any], read: Callable[[Message], _Read], *, process: str | None = None
+    ) -> tuple[YamuxStream, _Read]:
         """Open a stream with a request, and wait for the answer.
 
         Args:
             fields: the request.
+            read: called with the answer, which is not `gone`. When it raises, the stream is reset.
             process: which process of the node; None for the one that has its address now.
 
         Returns:
-            The stream after the answer, and the answer, which is not `gone`.
+            The stream after the answer, and what `read` has returned.
 
         Raises:
-            trio.BrokenResourceError: the process cannot be reached, or has not what is asked for.
+            trio.BrokenResourceError: the process cannot be reached, has not what is asked for, or breaks the protocol.
         """
         with trio.move_on_after(ANSWER_TIMEOUT):
             found = self._find(process) or await self._dialled(process)
@@ -186,16 +191,15 @@ class NodeLink:
             try:
                 stream.put(framed(fields))
                 answer = await receive_message(stream)
+                if answer.type == GONE:
+                    raise trio.BrokenResourceError(f"node {self._node} does not have it any more")
+                return stream, read(answer)
             except RemoteProtocolError as error:
                 stream.reset()
                 raise trio.BrokenResourceError(f"node {self._node} breaks the protocol: {error}") from error
             except BaseException:
                 stream.reset()
                 raise
-            if answer.type == GONE:
-                stream.reset()
-                raise trio.BrokenResourceError(f"node {self._node} does not have it any more")
-            return stream, answer
         raise trio.BrokenResourceError(f"node {self._node} did not answer within {ANSWER_TIMEOUT:g} seconds")
 
     def _find(self, process: str | None) -> _Process | None:

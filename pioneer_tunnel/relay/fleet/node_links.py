@@ -17,6 +17,7 @@ from ..._model.errors import RemoteProtocolError
 from ..._model.log_fields import about
 from ..._net.log_limiter import LogLimiter
 from ..._net.stream_link import StreamLink
+from ..._wire.messages import Message
 from ...exchange.carrier import Carrier
 from ...yamux import Role, SendBudget, YamuxConnection, YamuxStream
 from ..connection import contain_errors, log_unforeseen
@@ -167,30 +168,20 @@ class NodeLinks(Peers, OtherNodes):
     # What the directory asks
 
     async def open_stream(self, tunnel_id: str, holding: Holding) -> Hop:
-        stream, answer = await self._link(holding.node, holding.process).ask(
-            visit_fields(tunnel_id, holding.session), holding.process
-        )
-        try:
-            if answer.type == AWAY:
-                raise GatewayAway
-            if answer.type != OPENED:
-                raise trio.BrokenResourceError(f"node {holding.node} does not serve visitors of others")
-            return Hop(stream, parse_services(answer))
-        except RemoteProtocolError as error:
-            stream.reset()
-            raise trio.BrokenResourceError(f"node {holding.node} breaks the protocol: {error}") from error
-        except BaseException:
-            stream.reset()
-            raise
+        link = self._link(holding.node, holding.process)
+        fields = visit_fields(tunnel_id, holding.session)
+        read = functools.partial(_services_opened, holding.node)
+        return Hop(*await link.ask(fields, read, process=holding.process))
 
     async def order(self, tunnel_id: str, holding: Holding, order: Order) -> bool:
         try:
             link = self._link(holding.node, holding.process)
-            stream, answer = await link.ask(order_fields(tunnel_id, holding.session, order), holding.process)
+            fields = order_fields(tunnel_id, holding.session, order)
+            stream, done = await link.ask(fields, _is_done, process=holding.process)
         except trio.BrokenResourceError:
             return False
         stream.close_soon()
-        return answer.type == DONE and answer.fields.get("done") is True
+        return done
 
     def distance(self, node: str) -> float:
         if self._workers is not None and self._workers.reaches(node):
@@ -203,10 +194,7 @@ class NodeLinks(Peers, OtherNodes):
         return link.round_trip
 
     async def pass_gateway(self, node: str, passed: PassedGateway) -> YamuxStream:
-        stream, answer = await self._link(node).ask(gateway_fields(passed))
-        if answer.type != OPENED:
-            stream.reset()
-            raise trio.BrokenResourceError(f"node {node} takes no gateways of others")
+        stream, _ = await self._link(node).ask(gateway_fields(passed), functools.partial(_check_opened, node))
         return stream
 
     def reaches(self, node: str) -> bool:
@@ -299,3 +287,24 @@ class NodeLinks(Peers, OtherNodes):
             finally:
                 if serving in links:
                     links.remove(serving)
+
+
+def _services_opened(node: str, answer: Message) -> frozenset[str] | None:
+    """The services of a gateway to which `node` has opened a stream.
+
+    Raises:
+        GatewayAway, trio.BrokenResourceError, RemoteProtocolError: it was not.
+    """
+    if answer.type == AWAY:
+        raise GatewayAway
+    _check_opened(node, answer)
+    return parse_services(answer)
+
+
+def _check_opened(node: str, answer: Message) -> None:
+    if answer.type != OPENED:
+        raise trio.BrokenResourceError(f"node {node} does not take this from other nodes")
+
+
+def _is_done(answer: Message) -> bool:
+    return answer.type == DONE and answer.fields.get("done") is True

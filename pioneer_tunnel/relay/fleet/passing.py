@@ -20,11 +20,13 @@ from typing import Final, NoReturn, TypeAlias, final
 
 import trio
 
+from ..._model.addresses import Address
 from ..._model.errors import StorageError
 from ..._model.log_fields import about
 from ..._net.fastpath.event_loop import Reactor, Stay
 from ..._net.log_limiter import LogLimiter
-from ..._net.tcp import TcpStream
+from ..accept_loop import accept_next
+from ..connection import Connection
 from ..tunnels import Route
 from ..visitors.passing import Passed, Passing, Stage
 from ..visitors.visit import Visit
@@ -48,6 +50,7 @@ _PER_TURN: Final = 32
 
 _DESCRIPTOR: Final = struct.Struct("=i")
 _SPACE: Final = socket.CMSG_LEN(_DESCRIPTOR.size)
+_CUT: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _MOST_BYTES: Final = MOST_RECEIVED + 4 * 1024
 
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.fleet"))
@@ -80,37 +83,37 @@ class SocketPassing(Passing):
         self._tasks: trio.Nursery | None = None
         self.passed = 0
 
-    def pass_visitor(self, visit: Visit, stage: Stage, route: Route, received: bytes = b"") -> bool:
-        connection = visit.connection
-        if connection is None or not connection.may_pass:
+    def pass_visitor(
+        self,
+        connection: Connection,
+        stage: Stage,
+        route: Route,
+        received: bytes = b"",
+        *,
+        visit: Visit | None = None,
+    ) -> bool:
+        if not connection.may_pass:
             return False
         connection.may_pass = False
         holding = self._where(route.entry.id)
         if holding is None:
             return False
-        service = route.service if stage is Stage.BOUND else None
-        return self._pass(
-            (holding.node, holding.process), visit, stage, received, tunnel=route.entry.id, service=service or ""
-        )
+        peer, local, tls = _whose(connection, visit)
+        tunnel, service = (route.entry.id, route.service or "") if stage is Stage.BOUND else ("", "")
+        passed = Passed(connection.descriptor, stage, peer, local, tls, tunnel, service, received)
+        return self._send((holding.node, holding.process), passed)
 
     def pass_gateway(self, visit: Visit, node: str, received: bytes) -> bool:
         connection = visit.connection
         if connection is None or not connection.may_pass:
             return False
         connection.may_pass = False
-        return self._pass((node, None), visit, Stage.GATEWAY, received)
+        passed = Passed(connection.descriptor, Stage.GATEWAY, *_whose(connection, visit), "", "", received)
+        return self._send((node, None), passed)
 
-    def _pass(
-        self, to: _To, visit: Visit, stage: Stage, received: bytes, *, tunnel: str = "", service: str = ""
-    ) -> bool:
+    def _send(self, to: _To, passed: Passed) -> bool:
         channel = self._channels.get(to) or self._open(to)
-        connection = visit.connection
-        assert connection is not None
-        if channel is None or not isinstance(connection.stream, TcpStream):
-            return False
-        descriptor = connection.stream.socket.fileno()
-        passed = Passed(descriptor, stage, visit.visitor, visit.local, visit.tls, tunnel, service, received)
-        if not channel.send(passed):
+        if channel is None or not channel.send(passed):
             return False
         self.passed += 1
         return True
@@ -135,8 +138,7 @@ class SocketPassing(Passing):
                 task_status.started()
                 try:
                     while True:
-                        # No deadline: others connect when they have something to pass.
-                        connected, _ = await listener.accept()
+                        connected, _ = await accept_next(listener.accept)
                         nursery.start_soon(self._take_from, connected, take)
                 finally:
                     self._tasks = None
@@ -165,6 +167,13 @@ class SocketPassing(Passing):
 
 _To: TypeAlias = tuple[str, str | None]
 """A node, and which process of it; None for the one that began last."""
+
+
+def _whose(connection: Connection, visit: Visit | None) -> tuple[Address | None, Address | None, bool | None]:
+    """The `peer`, `local` and `tls` of a connection that is passed on."""
+    if visit is None:
+        return connection.peer, connection.local, False
+    return visit.visitor, visit.local, visit.tls
 
 
 @final
@@ -272,7 +281,7 @@ class Source:
             return False
         descriptors = [_DESCRIPTOR.unpack(data)[0] for _, _, data in ancillary]
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) != 1:
+            if flags & _CUT or len(descriptors) != 1:
                 raise ValueError("it is cut")
             passed = parse_passed(bytes(memoryview(self._buffer)[:size]), descriptors[0])
         except ValueError as error:

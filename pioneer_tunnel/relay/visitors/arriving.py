@@ -1,7 +1,8 @@
 """Read the first request head of a connection in clear, without a task.
 
-The event loop reads, until the head is complete. What takes time then begins in a task: to refuse the request, or to
-serve a visitor that begins with TLS.
+Most visitors send it with the end of TCP's handshake, so it is there when the connection is accepted. Otherwise the
+event loop reads, until the head is complete. What takes time then begins in a task: to refuse the request, or to serve
+a visitor that begins with TLS.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import trio
 
 from ..._http.head import BadRequest, HeadReader, RequestHead
 from ..._net.fastpath.event_loop import Reactor
+from ..._net.fastpath.timers import Timer
 from ..._net.leg import Leg, nothing
 from ..._net.tls.client_hello import looks_like_tls
 from ...exchange.carrier import Carrier
@@ -32,23 +34,25 @@ class Arriving:
     """A connection whose first request head has not come yet.
 
     Args:
-        connection: nothing was read from it yet.
-        leg: of its stream.
+        connection: the connection.
+        leg: of its stream. It may take what has come before it is attached.
         carrier: resets the connection if it is cancelled first.
-        on_head: called with the head and all that was read. The leg is still attached, and belongs to the callee.
+        on_head: called with the head and all that was read. The leg belongs to the callee, and may be attached.
         answer: sends the answer to a request that is refused, and closes the connection.
-        on_tls: called with what was read if that looks like TLS. The leg is detached.
+        in_task: called with what was read if that looks like TLS, or if the event loop cannot watch the connection. The
+            leg is detached.
+        passes: called with what came first. It returns True if it has passed the connection to another process.
     """
 
     __slots__ = (
         "_answer",
         "_carrier",
         "_connection",
+        "_in_task",
         "_leg",
         "_on_head",
-        "_on_tls",
         "_over",
-        "_reactor",
+        "_passes",
         "_reader",
         "_timer",
     )
@@ -60,7 +64,8 @@ class Arriving:
         carrier: Carrier,
         *,
         on_head: Callable[[Connection, Leg, RequestHead, bytes], object],
-        on_tls: Callable[[bytes], object],
+        in_task: Callable[[bytes], object],
+        passes: Callable[[Connection, bytes], bool],
         answer: Callable[[Connection, Refusal], Awaitable[None]] = _refuse,
     ) -> None:
         self._answer: Final = answer
@@ -68,22 +73,35 @@ class Arriving:
         self._leg: Final = leg
         self._carrier: Final = carrier
         self._on_head: Final = on_head
-        self._on_tls: Final = on_tls
+        self._in_task: Final = in_task
+        self._passes: Final = passes
         self._reader: Final = HeadReader()
         self._over = False
-        self._reactor: Final = Reactor.current()
-        self._timer: Final = self._reactor.timer(self._on_timeout)
+        self._timer: Timer | None = None  # while it waits
 
-    def begin(self) -> None:
-        """Begin to read.
+    def begin(self, received: bytes = b"") -> None:
+        """Begin to read. `received` was read already."""
+        try:
+            data = received or self._leg.receive(READ_SIZE)
+        except trio.BrokenResourceError:
+            self.stop()
+            return
+        if data:  # an end is read again, by a leg that can close
+            self._take(bytes(data))
+        if not self._over:
+            self._wait()
 
-        Raises:
-            OSError: the system has no memory for it.
-        """
+    def _wait(self) -> None:
+        """Let the event loop read what is missing."""
+        try:
+            self._leg.attach()
+        except OSError:
+            self._leave_to_task()
+            return
         self._leg.on_readable = self._on_readable
-        self._leg.attach()
         self._carrier.own(self)
-        self._timer.move(self._reactor.turn.now() + HELLO_TIMEOUT)
+        self._timer = Reactor.current().timer(self._on_timeout)
+        self._timer.move(trio.current_time() + (HEAD_TIMEOUT if self._reader.received else HELLO_TIMEOUT))
 
     def stop(self) -> None:
         """Reset the connection."""
@@ -93,9 +111,15 @@ class Arriving:
 
     def _leave(self) -> None:
         self._over = True
-        self._timer.close()
-        self._carrier.disown(self)
-        self._leg.on_readable = nothing
+        if self._timer is not None:
+            self._timer.close()
+            self._carrier.disown(self)
+            self._leg.on_readable = nothing
+
+    def _leave_to_task(self, received: bytes = b"") -> None:
+        self._leave()
+        self._leg.detach()
+        self._in_task(received or self._reader.received)
 
     def _on_readable(self) -> int:
         if self._over:
@@ -108,33 +132,42 @@ class Arriving:
         return 0
 
     def _read(self) -> None:
-        reader, leg = self._reader, self._leg
         try:
-            received = leg.receive(READ_SIZE)
-            if received is None:
-                return
-            data = bytes(received)
-            if not data:
-                self._end()
-                return
-            if not reader.received:
-                if looks_like_tls(data):
-                    self._leave()
-                    leg.detach()
-                    self._on_tls(data)
-                    return
-                self._timer.move(self._reactor.turn.now() + HEAD_TIMEOUT)
-            head = reader.feed(data)
+            received = self._leg.receive(READ_SIZE)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.stop()
+            return
+        if received is None:
+            return
+        if not received:
+            self._end()
+            return
+        if not self._reader.received:
+            assert self._timer is not None
+            self._timer.move(trio.current_time() + HEAD_TIMEOUT)
+        self._take(bytes(received))
+        if not (self._over or self._leg.drained):
+            Reactor.current().queue(self._on_readable)
+
+    def _take(self, data: bytes) -> None:
+        reader = self._reader
+        if not reader.received:
+            if looks_like_tls(data):
+                self._leave_to_task(data)
+                return
+            if self._passes(self._connection, data):
+                self._leave()
+                self._leg.detach()
+                self._connection.close()
+                return
+        try:
+            head = reader.feed(data)
         except BadRequest as error:
             self._refuse(Refusal.of(error))
         else:
             if head is not None:
                 self._leave()
-                self._on_head(self._connection, leg, head, reader.received)
-            elif not leg.drained:
-                self._reactor.queue(self._on_readable)
+                self._on_head(self._connection, self._leg, head, reader.received)
 
     def _end(self) -> None:
         if self._reader.received:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final, final
 
@@ -138,9 +137,12 @@ class Ingress:
 
     async def serve_request(self, visit: Visit, head: RequestHead, received: bytes) -> None:
         """Serve an HTTP connection whose first head was read; `received` is the head and all that was read after it."""
-        if self._passing is not None and visit.is_bare:
+        connection = visit.connection
+        if self._passing is not None and connection is not None and visit.is_bare and not visit.in_clear:
             route = await self._registry.by_host(head.host)
-            if route is not None and self._passes_request(visit, route, head, received):
+            if route is not None and self._passing.pass_visitor(
+                connection, Stage.REQUEST, route, received, visit=visit
+            ):
                 return
         request: tuple[RequestHead, bytes] | None = (head, received)
         while request is not None:
@@ -253,13 +255,10 @@ class Ingress:
         Args:
             leg: of the visit's stream; the exchange begins with it as it is.
         """
-        if self._passing is not None:
-            with suppress(trio.WouldBlock):
-                route = self._registry.by_host_nowait(head.host)
-                if route is not None and self._passes_request(visit, route, head, received):
-                    leg.detach()
-                    _connection_of(visit).close()
-                    return
+        if self.passes(_connection_of(visit), head.host, received):
+            leg.detach()
+            _connection_of(visit).close()
+            return
         opened = self._opened_at_once(visit, head)
         if opened is None:
             leg.detach()
@@ -280,15 +279,21 @@ class Ingress:
             return None
         return self._opener.open_nowait(visit, route)
 
-    def _passes_request(self, visit: Visit, route: Route, head: RequestHead, received: bytes) -> bool:
-        """Pass a connection on after its first request head, if another process has the session of its tunnel.
+    def passes(self, connection: Connection, host: str, received: bytes) -> bool:
+        """Pass a connection on if another process has the session of the tunnel of `host`. Does not wait.
 
-        An answer that the relay gives by itself is given here.
+        Args:
+            connection: the caller closes it after that.
+            host: of its first request, as far as it makes sense.
+            received: all that was read.
         """
-        if visit.in_clear or route.passes_tls or head.target.startswith(CHALLENGE_PATH):
+        if self._passing is None or not connection.may_pass:
             return False
-        assert self._passing is not None
-        return self._passing.pass_visitor(visit, Stage.REQUEST, route, received)
+        try:
+            route = self._registry.by_host_nowait(host)
+        except trio.WouldBlock:
+            return False
+        return route is not None and self._passing.pass_visitor(connection, Stage.REQUEST, route, received)
 
     async def serve_hello(self, visit: Visit, route: Route, received: bytes) -> None:
         """Serve a TLS connection for `route`; `received` is its ClientHello and all that was read after it.
@@ -302,7 +307,13 @@ class Ingress:
 
     async def serve_bound(self, visit: Visit, route: Route) -> None:
         """Serve a connection at a tunnel's `bind_addr`, in any protocol. If that is not possible, reset it."""
-        if self._passing is not None and visit.is_bare and self._passing.pass_visitor(visit, Stage.BOUND, route):
+        connection = visit.connection
+        if (
+            self._passing is not None
+            and connection is not None
+            and visit.is_bare
+            and self._passing.pass_visitor(connection, Stage.BOUND, route, visit=visit)
+        ):
             return
         try:
             self._rules.admit(visit, route)
@@ -315,12 +326,13 @@ class Ingress:
 
     def begin_bound(self, visit: Visit, route: Route) -> None:
         """Like `serve_bound`, for a visit with a connection, and without a task as long as none is needed."""
-        if self._passing is not None and self._passing.pass_visitor(visit, Stage.BOUND, route):
-            _connection_of(visit).close()
+        connection = _connection_of(visit)
+        if self._passing is not None and self._passing.pass_visitor(connection, Stage.BOUND, route):
+            connection.close()
             return
         opened = None if route.access is not None else self._opener.open_nowait(visit, route)
         if opened is None:
-            _connection_of(visit).start(self.serve_bound, visit, route)
+            connection.start(self.serve_bound, visit, route)
         else:
             self._passages.begin(self._passages.of_stream(visit, opened))
 

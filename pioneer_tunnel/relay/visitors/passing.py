@@ -16,6 +16,7 @@ from typing import NamedTuple, NoReturn, Protocol, final
 import trio
 
 from ..._model.addresses import Address
+from ..connection import Connection
 from ..tunnels import Route
 from .visit import Visit
 
@@ -67,14 +68,25 @@ class Passing(Protocol):
     descriptor.
     """
 
-    def pass_visitor(self, visit: Visit, stage: Stage, route: Route, received: bytes = b"") -> bool:
+    def pass_visitor(
+        self,
+        connection: Connection,
+        stage: Stage,
+        route: Route,
+        received: bytes = b"",
+        *,
+        visit: Visit | None = None,
+    ) -> bool:
         """Pass a visitor on, if another process has the session that the next visitor of the tunnel goes to.
 
+        The first call for a connection decides: later ones return False.
+
         Args:
-            visit: its stream is the connection itself, see `Visit.is_bare`.
+            connection: the visitor's.
             stage: what was read.
             route: where the visitor goes.
             received: what was read, and nothing else was.
+            visit: whose the connection is, if a balancer may have said that. By default it is the peer's.
 
         Returns:
             Whether it was passed on.

@@ -169,7 +169,8 @@ class SniRouter:
         if (
             route is not None
             and self._passing is not None
-            and self._passing.pass_visitor(visit, Stage.HELLO, route, received)
+            and visit.connection is not None
+            and self._passing.pass_visitor(visit.connection, Stage.HELLO, route, received, visit=visit)
         ):
             return None
         if route is not None and route.passes_tls:

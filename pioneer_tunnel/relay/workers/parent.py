@@ -195,8 +195,8 @@ class Parent:
             await self._sockets.open(config)
             self._config, self._tunnels = config, self._file.content
             for slot in self._slots:
-                async with self._applying:
-                    tunnels = await self._replace(slot, base=self._tunnels)
+                async with self._applying, slot.changing:
+                    tunnels = await self._start_next(slot, self._tunnels)
                 replaced.append(slot.index)
                 await self._crew.wait_moved(tunnels)
             _log.info("all workers are replaced", extra=about("workers_replaced"))
@@ -219,7 +219,7 @@ class Parent:
             self._replacing = replacing
             async with trio.open_nursery() as starting:
                 for slot in self._slots:
-                    starting.start_soon(self._replace, slot)
+                    starting.start_soon(self._replace, slot, None)
             addresses = attrs.evolve(
                 self._sockets.addresses(config),
                 dashboard=None if config.dashboard is None else sites[config.dashboard],
@@ -261,28 +261,38 @@ class Parent:
 
     # Starting and replacing
 
-    async def _replace(
-        self, slot: _Slot, *, base: bytes | None = None, only: WorkerProcess | None = None
-    ) -> Sequence[str]:
-        """Start a worker, and when it listens, let the one before it drain. Returns the ids of the tunnels of that one.
+    async def _replace(self, slot: _Slot, process: WorkerProcess | None) -> None:
+        """Start a worker in the place of `process`, unless another one has its place by now.
 
         Args:
             slot: where.
-            base: the file whose keys are in force there; by default the same as before.
-            only: do it only if this is the current one.
+            process: the one before it; None for a place without one.
 
         Raises:
             NoWorker: it does not listen. The one before it goes on.
         """
         async with slot.changing:
-            before = slot.current
-            if only is not None and before is not only:
-                return ()
-            base = base or slot.base
-            slot.current = await self._start(slot.index, base)
-            slot.base = base
-            self._share_out()
-            return () if before is None or before.ended.is_set() else await self._crew.retire(before)
+            if slot.current is process:
+                await self._start_next(slot, slot.base)
+
+    async def _start_next(self, slot: _Slot, base: bytes) -> Sequence[str]:
+        """Start a worker, and when it listens, let the one before it drain. The caller holds `slot.changing`.
+
+        Args:
+            slot: where.
+            base: the file whose keys are in force there from now on.
+
+        Returns:
+            The ids of the tunnels of the one before it.
+
+        Raises:
+            NoWorker: it does not listen. The one before it goes on.
+        """
+        before = slot.current
+        slot.current = await self._start(slot.index, base)
+        slot.base = base
+        self._share_out()
+        return () if before is None or before.ended.is_set() else await self._crew.retire(before)
 
     async def _start(self, index: int, base: bytes) -> WorkerProcess:
         """Start a worker, and wait until it listens.
@@ -338,7 +348,7 @@ class Parent:
 
     async def _replace_quietly(self, process: WorkerProcess) -> None:
         try:
-            await self._replace(self._slots[process.index], only=process)
+            await self._replace(self._slots[process.index], process)
         except NoWorker as error:
             fields = about("no_successor", worker=process.index, reason=error)
             _log.error("there is no successor of worker %d: %s", process.index, error, extra=fields)
@@ -367,7 +377,7 @@ class Parent:
             if slot.failures:
                 await trio.sleep(min(FIRST_DELAY * 2 ** (slot.failures - 1), LONGEST_DELAY))
             try:
-                await self._replace(slot)
+                await self._replace(slot, None)
             except NoWorker as error:
                 slot.failures += 1
                 fields = about("worker_not_started", worker=slot.index, reason=error)

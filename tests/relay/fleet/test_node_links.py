@@ -434,7 +434,7 @@ async def test_while_a_worker_is_restarted_both_of_its_processes_are_reached(tmp
             assert len(old.orders) == len(new.orders) == 2
             assert not await far.order("office", holding("m/0", process="c" * 16), Order(OrderKind.REPLACE))
             assert not await far.order("office", holding("m/0", process="../links-0"), Order(OrderKind.REPLACE))
-            with pytest.raises(trio.BrokenResourceError, match="node m/0 takes no gateways of others"):
+            with pytest.raises(trio.BrokenResourceError, match="node m/0 does not take this from other nodes"):
                 await far.pass_gateway("m/0", PassedGateway())  # the number leads to the newer process
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import resource
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -39,6 +40,7 @@ from rig import (
 
 from pioneer_tunnel._model.addresses import Address
 from pioneer_tunnel._net.fastpath.event_loop import Reactor
+from pioneer_tunnel._wire.handshake import SUBPROTOCOL
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay import Relay, RelayAddresses
 from pioneer_tunnel.relay.fleet.passed_message import MOST_RECEIVED, encode_passed, parse_passed
@@ -157,6 +159,54 @@ async def test_a_request_is_passed_on(tmp_path: Path) -> None:
         assert far.passing.passed == 1
         await eventually(lambda: far.relay.stats().connections.open == 0)
         await eventually(lambda: near.relay.stats().connections.visitors_open == 0)
+        # One of them has accepted the gateway and the visitor that opened the channel, too.
+        accepted = [each.relay.stats().connections.accepted_total for each in (near, far)]
+        assert accepted == [1, 2]
+
+
+@pytest.mark.parametrize("first", ["a part of its head", "its head and a part of its body"])
+async def test_a_request_that_comes_in_pieces_is_passed_on(tmp_path: Path, first: str) -> None:
+    async with workers(tmp_path, tell) as (_, far):
+        sent = request(body=b"body")
+        begun = 20 if first == "a part of its head" else len(sent) - 2
+        async with await connect(far.addresses.ingress) as visitor:
+            own = Address.of_socket(visitor.socket.getsockname())
+            await visitor.send_all(sent[:begun])
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert (await ask(visitor, sent[begun:])).decode() == told(own, sent)
+        assert far.passing.passed == 1
+
+
+async def test_a_request_that_makes_no_sense_is_refused_by_the_worker_that_gets_it(tmp_path: Path) -> None:
+    async with workers(tmp_path, tell) as (near, far), await connect(far.addresses.ingress) as visitor:
+        assert (await ask(visitor, request("no header"))).startswith(b"HTTP/1.1 400")
+        assert far.passing.passed == 1
+        assert near.relay.stats().refusals_total == {"bad_request": 1}
+
+
+async def test_a_gateway_stays_where_a_tunnel_has_the_name_of_the_relay(tmp_path: Path) -> None:
+    both: dict[str, Any] = {"control_addr": "localhost:0", "ingress_addr": "localhost:0"}
+    shared: dict[str, Any] = {"tunnels": [tunnel_entry(url=f"http://{RELAY_NAME}")]}
+    gateway = (
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        f"Sec-WebSocket-Protocol: {SUBPROTOCOL}",
+    )
+    async with workers(tmp_path, tell, first=False, **both, **shared) as (_, far):
+        async with await connect(far.addresses.ingress) as first:  # opens the channel
+            await ask(first, request(host=RELAY_NAME))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        async with await connect(far.addresses.ingress) as comer:
+            await comer.send_all(request(*gateway, host=RELAY_NAME))
+            assert (await read_exactly(comer, 12)) == b"HTTP/1.1 101"
+        assert far.passing.passed == 0
+        async with await connect(far.addresses.ingress) as visitor:
+            own = Address.of_socket(visitor.socket.getsockname())
+            sent = request(host=RELAY_NAME)
+            assert (await ask(visitor, sent)).decode() == told(own, sent)
+        assert far.passing.passed == 1
 
 
 async def test_an_address_that_gateways_share_with_visitors_passes_visitors_on(tmp_path: Path) -> None:
@@ -381,6 +431,24 @@ async def test_only_workers_may_pass_visitors(tmp_path: Path, caplog: pytest.Log
                 stranger.connect(str(tmp_path / "workers" / "visitors-0"))
                 await eventually(lambda: "is refused" in caplog.text)
                 assert stranger.recv(1) == b""
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_worker_without_descriptors_takes_visitors_when_it_has_some_again(tmp_path: Path) -> None:
+    (tmp_path / "workers").mkdir(mode=0o700)
+    network = WorkerNetwork("m/0", PROCESSES[0], tmp_path / "workers", lambda pid: None, workers=2)
+    passing = SocketPassing(network, lambda tunnel_id: None, random.Random(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with no_hang(), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as comer:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(passing.serve, lambda passed: None)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+            try:
+                comer.connect(str(tmp_path / "workers" / "visitors-0"))
+                await trio.testing.wait_all_tasks_blocked(0.05)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert await trio.to_thread.run_sync(comer.recv, 1) == b""  # it is served: refused, since it is no worker
             nursery.cancel_scope.cancel()
 
 

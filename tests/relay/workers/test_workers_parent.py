@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -159,6 +161,24 @@ async def test_a_restart_that_fails_leaves_the_worker_in_place(
         assert "all workers are replaced" in caplog.text
         await eventually(lambda: first not in parent.overview.pids)
         assert len(parent.overview.pids) == 1
+
+
+async def test_a_worker_of_a_restart_is_not_replaced_by_one_that_was_due_before_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker dies while another one is about to come in its place."""
+    count = listens(caplog)
+    parent = parent_of(tmp_path, "serves")
+    async with serving(parent), trio.open_nursery() as nursery:
+        (slot,) = parent._slots
+        (first,) = parent.overview.pids
+        async with slot.changing:
+            nursery.start_soon(parent.restart)
+            await eventually(lambda: slot.changing.statistics().tasks_waiting == 1)
+            os.kill(first, signal.SIGKILL)
+            await eventually(lambda: slot.changing.statistics().tasks_waiting == 2)
+        await eventually(lambda: not parent._replacing.child_tasks)
+        assert count() == 2
 
 
 async def test_a_worker_that_is_never_ready_is_ended(
