@@ -606,15 +606,12 @@ def test_standard_error_that_takes_nothing_stops_no_traffic(
 
 def test_a_pipe_that_is_not_read_stops_no_traffic(relay: Relay, local_gateway: str) -> None:
     reader, writer = small_pipe()
-    # The engine trio-websocket has a line for each event, which fills the pipe.
     arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
-    with (
-        os.fdopen(reader, "rb") as pipe,
-        running("-v", *arguments, "--websocket-engine", "trio-websocket", stderr=writer) as program,
-    ):
+    with os.fdopen(reader, "rb") as pipe, running(*arguments, stderr=writer) as program:
         os.close(writer)
         relay.ask_until("/0", b"hello from /0")
-        for number in range(1, 50):
+        for number in range(1, 150):
+            program.process.send_signal(signal.SIGHUP)  # it answers with a line, and these fill the pipe
             assert relay.ask(f"/{number}").endswith(f"hello from /{number}".encode())
         said: list[bytes] = []
         read = threading.Thread(target=lambda: said.append(pipe.read()))
@@ -622,7 +619,7 @@ def test_a_pipe_that_is_not_read_stops_no_traffic(relay: Relay, local_gateway: s
         # Once the pipe is read, what was queued arrives, and how much was not.
         assert program.interrupt(signal.SIGTERM) == 0
         read.join()
-    assert len(said[0]) > 4 * PIPE_SIZE
+    assert len(said[0]) > 2 * PIPE_SIZE
     lines = said[0].decode().splitlines()
     assert any(line.startswith("connected ") for line in lines)
     assert lines[-1].startswith("stopped")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import inspect
 import os
@@ -303,6 +304,7 @@ def free_ports(amount: int) -> int:
         try:
             for port in range(first, first + amount):
                 reserved.append(socket.socket(socket.AF_UNIX))
+                atexit.register(reserved[-1].close)
                 with socket.socket() as probe:
                     if sys.platform == "linux":
                         reserved[-1].bind(f"\0pioneer-tunnel-tests-{port}")  # until this process ends
@@ -311,11 +313,7 @@ def free_ports(amount: int) -> int:
             for one in reserved:
                 one.close()
         else:
-            _RESERVED.extend(reserved)
             return first
-
-
-_RESERVED: Final[list[socket.socket]] = []
 
 
 async def rejected(tunnel: Tunnel) -> None:
