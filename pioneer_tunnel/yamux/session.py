@@ -119,7 +119,7 @@ class Session:
         self._events: list[Event] = []
         self._budget = WindowBudget(self.limits.window_growth)
         self._streams: dict[int, Stream] = {}
-        self._with_unread: set[Stream] = set()
+        self._forgotten_unread: set[Stream] = set()  # streams that are not in `_streams` any more
         self._receiving: Stream | None = None
         self._receiving_fin = False
         self._next_id = 1 if role is Role.CLIENT else 2
@@ -216,7 +216,6 @@ class Session:
             else:
                 stream.receive_queue.append(piece)
                 self._events.append(StreamReadable(stream))
-                self._with_unread.add(stream)
             self.unread += len(piece)
             while self.unread > self.limits.unread:
                 self._reset_greediest()
@@ -422,11 +421,14 @@ class Session:
         size = len(data)
         if lend:
             stream.lend(size)
-        if not stream.receive_queue:
-            self._with_unread.discard(stream)
+        if stream.state is State.CLOSED and not stream.receive_queue:
+            self._forgotten_unread.discard(stream)
         self.unread -= size
         stream.received_amount.total += size
-        self._grant(stream, size, now)
+        round_trips = self.round_trips
+        credit = stream.receive_window.read(size, now, round_trips.shortest, cut=round_trips.doubted)
+        if credit:
+            self._grant(stream, credit, now)
         return data
 
     def reset(self, stream: Stream) -> None:
@@ -544,15 +546,13 @@ class Session:
 
     # Both directions
 
-    def _grant(self, stream: Stream, amount: int, now: float) -> None:
+    def _grant(self, stream: Stream, credit: int, now: float) -> None:
+        stream.grant_due += credit
+        self._outbox.put_control(stream)
         round_trips = self.round_trips
-        credit = stream.receive_window.read(amount, now, round_trips.shortest, cut=round_trips.doubted)
-        if credit:
-            stream.grant_due += credit
-            self._outbox.put_control(stream)
-            asks = round_trips.doubted or round_trips.few or now >= self._pinged_at + ASK_INTERVAL
-            if asks and not self._pings and round_trips.shortest is not None:
-                self._ping(now, is_probe=True)
+        asks = round_trips.doubted or round_trips.few or now >= self._pinged_at + ASK_INTERVAL
+        if asks and not self._pings and round_trips.shortest is not None:
+            self._ping(now, is_probe=True)
 
     def _drop(self, stream: Stream, *, keep_unread: bool) -> None:
         """Close `stream` after a reset by either end. Nothing more of it is sent."""
@@ -576,7 +576,7 @@ class Session:
             return 0
         dropped = sum(map(len, stream.receive_queue))
         stream.receive_queue.clear()
-        self._with_unread.discard(stream)
+        self._forgotten_unread.discard(stream)
         self.unread -= dropped
         return dropped
 
@@ -588,7 +588,8 @@ class Session:
             announced = stream.receive_window.unread  # it counts the whole frame, of which `to_come` is still missing
             return announced - to_come if stream is receiving else announced
 
-        greediest = max(self._with_unread, key=held)
+        streams = (*self._streams.values(), *self._forgotten_unread)
+        greediest = max((stream for stream in streams if stream.receive_queue), key=held)
         greediest.end_received = False
         self.reset(greediest)
         if not greediest.was_reset:  # both halves had ended, so `reset` only dropped its data
@@ -600,6 +601,8 @@ class Session:
             return
         if self._streams.pop(stream.id, None) is None:
             return
+        if stream.receive_queue:
+            self._forgotten_unread.add(stream)
         stream.count_end()
         if not stream.opened_here:
             self._peer_streams -= 1
