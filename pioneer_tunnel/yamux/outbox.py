@@ -23,7 +23,7 @@ from collections import deque
 from typing import Final, final
 
 from .._model.errors import RemoteProtocolError
-from .frames import ACK, FIN, HEADER_SIZE, LARGEST_BODY, SYN, Buffer, FrameType, encode_header
+from .frames import FIN, HEADER_SIZE, LARGEST_BODY, Buffer, FrameType, encode_header
 from .stream_state import Stream
 
 __all__ = ["Outbox"]
@@ -78,7 +78,8 @@ class Outbox:
                 return False
             control.clear()
             stream.control_queued = False
-        flags |= _take_opening_flags(stream)
+        flags |= stream.opening_due
+        stream.opening_due = 0
         # All are one piece: each costs time below.
         self._early = early + encode_header(frame_type, flags, stream.id, size) + body
         return True
@@ -130,7 +131,7 @@ class Outbox:
             # A SYN or an ACK is sent with data, when the stream is queued for a turn.
             if stream.grant_due or (stream.owes_control_frame and not stream.has_something_to_send):
                 credit, stream.grant_due = stream.grant_due, 0
-                flags = _take_opening_flags(stream)
+                flags, stream.opening_due = stream.opening_due, 0
                 out.append(encode_header(FrameType.WINDOW_UPDATE, flags, stream.id, credit))
                 size += HEADER_SIZE
         fresh, others = self._fresh, self._round
@@ -151,20 +152,9 @@ class Outbox:
         return out, senders, size
 
 
-def _take_opening_flags(stream: Stream) -> int:
-    flags = 0
-    if stream.syn_due:
-        stream.syn_due = False
-        flags = SYN
-    if stream.ack_due:
-        stream.ack_due = False
-        flags |= ACK
-    return flags
-
-
 def _take_turn(stream: Stream, turn: int, out: list[Buffer]) -> int:
     """Append a DATA frame, limited by `turn` and the credit, and the FIN if nothing is left. Returns the size."""
-    flags = _take_opening_flags(stream)
+    flags, stream.opening_due = stream.opening_due, 0
     size = 0
     amount = min(turn, stream.queued, stream.send_window.credit)
     if amount:

@@ -345,7 +345,8 @@ class Session:
             hold: send that with the first frame of the stream, or after `release_acknowledgements`.
         """
         if self._unaccepted.pop(stream.id, None) is not None:
-            stream.acknowledged = stream.ack_due = True
+            stream.acknowledged = True
+            stream.opening_due = ACK
             if hold:
                 self._held.append(stream)
             else:
@@ -355,7 +356,7 @@ class Session:
         """Queue the acknowledgements that are held and were not sent."""
         held, self._held = self._held, []
         for stream in held:
-            if stream.ack_due:
+            if stream.opening_due:
                 self._outbox.put_control(stream)
 
     def send_early(self, stream: Stream, data: Buffer) -> bool:
@@ -437,7 +438,7 @@ class Session:
             self._drop_unread(stream)
             return
         late_credit = stream.receive_window.credit if stream.may_receive else None
-        peer_knows_it = not stream.syn_due
+        peer_knows_it = stream.opening_due != SYN
         self._drop(stream, keep_unread=False)
         if peer_knows_it:
             self._outbox.put_first(_WINDOW_UPDATE, RST, stream.id, 0)
@@ -537,7 +538,7 @@ class Session:
             moved_at = max(moved_at, movement.taken_at)
         if now >= moved_at + ANSWER_TIMEOUT:
             return True
-        if stream.syn_due:
+        if stream.opening_due:
             return False
         # A ping that is sent now arrives after the SYN.
         if self._pinged_at < deadline:
@@ -561,8 +562,8 @@ class Session:
         stream.was_reset = True
         stream.send_queue.clear()
         stream.dequeued(stream.queued)
-        stream.grant_due = 0
-        stream.fin_due = stream.syn_due = stream.ack_due = False
+        stream.grant_due = stream.opening_due = 0
+        stream.fin_due = False
         stream.receive_window.close()
         if not keep_unread:
             self._drop_unread(stream)
