@@ -34,9 +34,6 @@ TURNS_OF_BATCH: Final = 4
 LEAST_TURN: Final = 2 * 1024
 """A batch may become so much larger than it should be, rather than end with a tiny frame."""
 
-MOST_EARLY: Final = 4 * 1024
-"""Bytes that are framed early at the most: they cannot be overtaken."""
-
 _DATA: Final = FrameType.DATA
 
 MAX_REPLIES: Final = 16 * 1024
@@ -47,10 +44,12 @@ MAX_REPLIES: Final = 16 * 1024
 class Outbox:
     """Frames that wait for the writer."""
 
-    __slots__ = ("_control", "_early", "_fresh", "_replies", "_round")
+    __slots__ = ("_control", "_early", "_fresh", "_most_early", "_replies", "_round")
 
     def __init__(self) -> None:
-        self._early = b""
+        self._early = bytearray()
+        # Like a batch, these cannot be overtaken. So they are no more than the latest batch could have, or a turn.
+        self._most_early = SHARED_TURN
         self._replies: deque[bytes] = deque()
         self._control: deque[Stream] = deque()
         self._fresh: deque[Stream] = deque()
@@ -71,7 +70,7 @@ class Outbox:
         the stream is sent with it.
         """
         early, control, size = self._early, self._control, len(body)
-        if self._replies or self._fresh or self._round or len(early) + size > MOST_EARLY:
+        if self._replies or self._fresh or self._round or len(early) + size > self._most_early:
             return False
         if control:
             if len(control) > 1 or control[0] is not stream or stream.grant_due:
@@ -81,7 +80,8 @@ class Outbox:
         flags |= stream.opening_due
         stream.opening_due = 0
         # All are one piece: each costs time below.
-        self._early = early + encode_header(frame_type, flags, stream.id, size) + body
+        early += encode_header(frame_type, flags, stream.id, size)
+        early += body
         return True
 
     def put_first(self, frame_type: FrameType, flags: int, stream_id: int, length: int) -> None:
@@ -117,8 +117,9 @@ class Outbox:
         """
         early, senders = self._early, list[Stream]()
         size, out = len(early), list[Buffer]()
+        self._most_early = min(max_bytes, SHARED_TURN)
         if size:
-            self._early = b""
+            self._early = bytearray()
             out.append(early)
             if not (self._replies or self._control or self._fresh or self._round):
                 return out, senders, size
