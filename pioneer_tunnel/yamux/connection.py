@@ -336,8 +336,8 @@ class YamuxConnection:
             self._gone.set()
         for stream in self.session.live_streams:
             stream.count_end()
-        owners = {stream.owner for stream in {*self.session.live_streams, *self.watchers}}
-        for number, owner in enumerate(owners, start=1):
+        for number, stream in enumerate({*self.session.live_streams, *self.watchers}, start=1):
+            owner = stream.owner
             if owner is not None:
                 owner.on_readable()
                 owner.on_writable()
