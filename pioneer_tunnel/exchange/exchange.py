@@ -170,71 +170,66 @@ class _Flow:
 
     def move(self) -> int:
         """Move what the source has, as far as the sink takes it, and at most one turn's worth. Returns the amount."""
-        exchange = self._exchange
+        exchange, source, sink = self._exchange, self.source, self.sink
         if exchange.ending is not None:
             return 0
+        moved = 0
         try:
-            refusal = self.sink.refusal
-            if refusal is not None and not self.refused:
-                self._refuse_because(refusal)
-            elif not self.over:
-                return self._move()
-            else:
+            if sink.refusal is not None and not self.refused:
+                self._refuse_because(sink.refusal)
+            elif self.over:
                 self._look_after_end()
+            while not self.over and exchange.ending is None:
+                if moved >= _TURN:
+                    exchange.soon(self.move)
+                    break
+                room = sink.room or source.held
+                if not room:
+                    # No deadline: the peer may read as slowly as it likes. Its link's heartbeat detects a dead one.
+                    break
+                size = self._size
+                if size == LARGEST_READ:
+                    try:
+                        amount = source.move_bulk(sink)
+                    except trio.BrokenResourceError:
+                        self._refuse()
+                        break
+                    if amount:
+                        moved += amount
+                        self._amount.total += amount
+                        self._size = LARGEST_READ if amount >= _WORTH_A_PIPE else _SMALLEST_READ
+                        continue
+                wanted = min(size, room)
+                data = source.receive(wanted)
+                if data is None:
+                    break
+                amount = len(data)
+                if not amount:
+                    self._pass_eof_on()
+                    break
+                self.spoke = True
+                moved += amount
+                self._amount.total += amount
+                try:
+                    sink.send(data)
+                except trio.BrokenResourceError:
+                    self._refuse()
+                    break
+                if not sink.sent:
+                    source.lend(amount)
+                if amount == wanted:
+                    self._size = min(size * 4, LARGEST_READ)
+                else:
+                    if size > _SMALLEST_READ and amount < wanted // 4:
+                        self._size = size // 4
+                    if source.drained:
+                        break
         except HandedOver:
             exchange.end(Ending.HANDED_OVER)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             exchange.end(self._broke)
         except Exception as error:  # noqa: BLE001  # it ends this exchange, never the task that runs the callbacks
             exchange.end(Ending.STOPPED, error)
-        return 0
-
-    def _move(self) -> int:
-        source, sink = self.source, self.sink
-        moved = 0
-        while moved < _TURN and self._exchange.ending is None:
-            room = sink.room or source.held
-            if not room:
-                # No deadline: the peer may read as slowly as it likes. The heartbeat of its link detects a dead one.
-                return moved
-            size = self._size
-            if size == LARGEST_READ:
-                try:
-                    amount = source.move_bulk(sink)
-                except trio.BrokenResourceError:
-                    self._refuse()
-                    return moved
-                if amount:
-                    moved += amount
-                    self._amount.total += amount
-                    self._size = LARGEST_READ if amount >= _WORTH_A_PIPE else _SMALLEST_READ
-                    continue
-            wanted = min(size, room)
-            data = source.receive(wanted)
-            if data is None:
-                return moved
-            amount = len(data)
-            if not amount:
-                self._pass_eof_on()
-                return moved
-            self.spoke = True
-            moved += amount
-            self._amount.total += amount
-            try:
-                sink.send(data)
-            except trio.BrokenResourceError:
-                self._refuse()
-                return moved
-            if not sink.sent:
-                source.lend(amount)
-            if amount == wanted:
-                self._size = min(size * 4, LARGEST_READ)
-            else:
-                if size > _SMALLEST_READ and amount < wanted // 4:
-                    self._size = size // 4
-                if source.drained:
-                    return moved
-        self._exchange.soon(self.move)
         return moved
 
     def _refuse_because(self, refusal: Exception) -> None:

@@ -118,7 +118,7 @@ class YamuxConnection:
         failure: why the connection ended; None while it has not.
         stuck: whether it ended while the path seemed to drop large packets, see `Delivery`.
         failed_check: whether it ended because a check has failed, or by `give_up`.
-        watchers: the streams on which a task waits in `wait_broken`.
+        watchers: the streams on which a task waits in `wait_broken`, and those with a leg.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class YamuxConnection:
         self.failure: Exception | None = None
         self.stuck: bool = False
         self.failed_check: bool = False
-        self.watchers: Final[set[YamuxStream]] = set()
+        self.watchers: Final[set[Stream]] = set()
         self._link: Final = link
         link.bind(on_interrupted=self.session.forget_pings, budget=self.session.sending)
         self._interval: Final = heartbeat
@@ -336,11 +336,11 @@ class YamuxConnection:
             self._gone.set()
         for stream in self.session.live_streams:
             stream.count_end()
-        owners = {stream.owner for stream in self.session.live_streams} | self.watchers
-        for number, owner in enumerate(owners, start=1):
+        for number, stream in enumerate({*self.session.live_streams, *self.watchers}, start=1):
+            owner = stream.owner
             if owner is not None:
-                owner.wake_readers()
-                owner.wake_writers()
+                owner.on_readable()
+                owner.on_writable()
             if not number % WAKES_PER_TURN:
                 yield
 
@@ -619,10 +619,12 @@ class YamuxConnection:
             match event:
                 case StreamReadable(stream):
                     if stream.owner is not None:
-                        wakes += stream.owner.wake_readers()
+                        stream.owner.on_readable()
+                        wakes += 1
                 case StreamWritable(stream):
                     if stream.owner is not None:
-                        wakes += stream.owner.wake_writers()
+                        stream.owner.on_writable()
+                        wakes += 1
                 case StreamOpened(stream):
                     if stream.was_reset:
                         self.session.reset(stream)  # it was opened and reset at once: drop its data

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, TypeAlias, final
 
 from .._model.errors import RemoteProtocolError
@@ -108,7 +108,7 @@ class FrameDecoder:
         self.body_left: int = 0
         """Bytes of the current DATA frame's body that have not arrived yet; 0 between frames."""
 
-    def receive_data(self, data: Buffer) -> Iterator[Header | bytes]:
+    def receive_data(self, data: Buffer) -> Iterable[Header | bytes]:
         """Return each `Header`, and after the header of a DATA frame its body in pieces of `bytes`.
 
         Frames are decoded while the caller iterates, so that it can refuse a frame by its header before the body is
@@ -123,7 +123,7 @@ class FrameDecoder:
         header = _decode(data, 0)
         if header[0] or header[3] != size - HEADER_SIZE:
             return self._decode_all(data)
-        return iter((header, bytes(data[HEADER_SIZE:])))  # one whole DATA frame, as most of what comes
+        return header, bytes(data[HEADER_SIZE:])  # one whole DATA frame, as most of what comes
 
     def _decode_all(self, data: Buffer) -> Iterator[Header | bytes]:
         view = memoryview(data)

@@ -23,7 +23,7 @@ from collections import deque
 from typing import Final, final
 
 from .._model.errors import RemoteProtocolError
-from .frames import ACK, FIN, HEADER_SIZE, LARGEST_BODY, SYN, Buffer, FrameType, encode_header
+from .frames import FIN, HEADER_SIZE, LARGEST_BODY, Buffer, FrameType, encode_header
 from .stream_state import Stream
 
 __all__ = ["Outbox"]
@@ -33,9 +33,6 @@ TURNS_OF_BATCH: Final = 4
 """Turns that a large batch has at least. A batch is large on a fast path, and there larger frames cost less time."""
 LEAST_TURN: Final = 2 * 1024
 """A batch may become so much larger than it should be, rather than end with a tiny frame."""
-
-MOST_EARLY: Final = 4 * 1024
-"""Bytes that are framed early at the most: they cannot be overtaken."""
 
 _DATA: Final = FrameType.DATA
 
@@ -47,10 +44,12 @@ MAX_REPLIES: Final = 16 * 1024
 class Outbox:
     """Frames that wait for the writer."""
 
-    __slots__ = ("_control", "_early", "_fresh", "_replies", "_round")
+    __slots__ = ("_control", "_early", "_fresh", "_most_early", "_replies", "_round")
 
     def __init__(self) -> None:
-        self._early = b""
+        self._early = bytearray()
+        # Like a batch, these cannot be overtaken. So they are no more than the latest batch could have, or a turn.
+        self._most_early = SHARED_TURN
         self._replies: deque[bytes] = deque()
         self._control: deque[Stream] = deque()
         self._fresh: deque[Stream] = deque()
@@ -71,16 +70,18 @@ class Outbox:
         the stream is sent with it.
         """
         early, control, size = self._early, self._control, len(body)
-        if self._replies or self._fresh or self._round or len(early) + size > MOST_EARLY:
+        if self._replies or self._fresh or self._round or len(early) + size > self._most_early:
             return False
         if control:
             if len(control) > 1 or control[0] is not stream or stream.grant_due:
                 return False
             control.clear()
             stream.control_queued = False
-        flags |= _take_opening_flags(stream)
+        flags |= stream.opening_due
+        stream.opening_due = 0
         # All are one piece: each costs time below.
-        self._early = early + encode_header(frame_type, flags, stream.id, size) + body
+        early += encode_header(frame_type, flags, stream.id, size)
+        early += body
         return True
 
     def put_first(self, frame_type: FrameType, flags: int, stream_id: int, length: int) -> None:
@@ -116,8 +117,9 @@ class Outbox:
         """
         early, senders = self._early, list[Stream]()
         size, out = len(early), list[Buffer]()
+        self._most_early = min(max_bytes, SHARED_TURN)
         if size:
-            self._early = b""
+            self._early = bytearray()
             out.append(early)
             if not (self._replies or self._control or self._fresh or self._round):
                 return out, senders, size
@@ -130,7 +132,7 @@ class Outbox:
             # A SYN or an ACK is sent with data, when the stream is queued for a turn.
             if stream.grant_due or (stream.owes_control_frame and not stream.has_something_to_send):
                 credit, stream.grant_due = stream.grant_due, 0
-                flags = _take_opening_flags(stream)
+                flags, stream.opening_due = stream.opening_due, 0
                 out.append(encode_header(FrameType.WINDOW_UPDATE, flags, stream.id, credit))
                 size += HEADER_SIZE
         fresh, others = self._fresh, self._round
@@ -151,20 +153,9 @@ class Outbox:
         return out, senders, size
 
 
-def _take_opening_flags(stream: Stream) -> int:
-    flags = 0
-    if stream.syn_due:
-        stream.syn_due = False
-        flags = SYN
-    if stream.ack_due:
-        stream.ack_due = False
-        flags |= ACK
-    return flags
-
-
 def _take_turn(stream: Stream, turn: int, out: list[Buffer]) -> int:
     """Append a DATA frame, limited by `turn` and the credit, and the FIN if nothing is left. Returns the size."""
-    flags = _take_opening_flags(stream)
+    flags, stream.opening_due = stream.opening_due, 0
     size = 0
     amount = min(turn, stream.queued, stream.send_window.credit)
     if amount:

@@ -119,7 +119,7 @@ class Session:
         self._events: list[Event] = []
         self._budget = WindowBudget(self.limits.window_growth)
         self._streams: dict[int, Stream] = {}
-        self._with_unread: set[Stream] = set()
+        self._forgotten_unread: set[Stream] = set()  # streams that are not in `_streams` any more
         self._receiving: Stream | None = None
         self._receiving_fin = False
         self._next_id = 1 if role is Role.CLIENT else 2
@@ -216,7 +216,6 @@ class Session:
             else:
                 stream.receive_queue.append(piece)
                 self._events.append(StreamReadable(stream))
-                self._with_unread.add(stream)
             self.unread += len(piece)
             while self.unread > self.limits.unread:
                 self._reset_greediest()
@@ -346,7 +345,8 @@ class Session:
             hold: send that with the first frame of the stream, or after `release_acknowledgements`.
         """
         if self._unaccepted.pop(stream.id, None) is not None:
-            stream.acknowledged = stream.ack_due = True
+            stream.acknowledged = True
+            stream.opening_due = ACK
             if hold:
                 self._held.append(stream)
             else:
@@ -356,7 +356,7 @@ class Session:
         """Queue the acknowledgements that are held and were not sent."""
         held, self._held = self._held, []
         for stream in held:
-            if stream.ack_due:
+            if stream.opening_due:
                 self._outbox.put_control(stream)
 
     def send_early(self, stream: Stream, data: Buffer) -> bool:
@@ -422,11 +422,14 @@ class Session:
         size = len(data)
         if lend:
             stream.lend(size)
-        if not stream.receive_queue:
-            self._with_unread.discard(stream)
+        if stream.state is State.CLOSED and not stream.receive_queue:
+            self._forgotten_unread.discard(stream)
         self.unread -= size
         stream.received_amount.total += size
-        self._grant(stream, size, now)
+        round_trips = self.round_trips
+        credit = stream.receive_window.read(size, now, round_trips.shortest, cut=round_trips.doubted)
+        if credit:
+            self._grant(stream, credit, now)
         return data
 
     def reset(self, stream: Stream) -> None:
@@ -435,7 +438,7 @@ class Session:
             self._drop_unread(stream)
             return
         late_credit = stream.receive_window.credit if stream.may_receive else None
-        peer_knows_it = not stream.syn_due
+        peer_knows_it = stream.opening_due != SYN
         self._drop(stream, keep_unread=False)
         if peer_knows_it:
             self._outbox.put_first(_WINDOW_UPDATE, RST, stream.id, 0)
@@ -535,7 +538,7 @@ class Session:
             moved_at = max(moved_at, movement.taken_at)
         if now >= moved_at + ANSWER_TIMEOUT:
             return True
-        if stream.syn_due:
+        if stream.opening_due:
             return False
         # A ping that is sent now arrives after the SYN.
         if self._pinged_at < deadline:
@@ -544,15 +547,13 @@ class Session:
 
     # Both directions
 
-    def _grant(self, stream: Stream, amount: int, now: float) -> None:
+    def _grant(self, stream: Stream, credit: int, now: float) -> None:
+        stream.grant_due += credit
+        self._outbox.put_control(stream)
         round_trips = self.round_trips
-        credit = stream.receive_window.read(amount, now, round_trips.shortest, cut=round_trips.doubted)
-        if credit:
-            stream.grant_due += credit
-            self._outbox.put_control(stream)
-            asks = round_trips.doubted or round_trips.few or now >= self._pinged_at + ASK_INTERVAL
-            if asks and not self._pings and round_trips.shortest is not None:
-                self._ping(now, is_probe=True)
+        asks = round_trips.doubted or round_trips.few or now >= self._pinged_at + ASK_INTERVAL
+        if asks and not self._pings and round_trips.shortest is not None:
+            self._ping(now, is_probe=True)
 
     def _drop(self, stream: Stream, *, keep_unread: bool) -> None:
         """Close `stream` after a reset by either end. Nothing more of it is sent."""
@@ -561,8 +562,8 @@ class Session:
         stream.was_reset = True
         stream.send_queue.clear()
         stream.dequeued(stream.queued)
-        stream.grant_due = 0
-        stream.fin_due = stream.syn_due = stream.ack_due = False
+        stream.grant_due = stream.opening_due = 0
+        stream.fin_due = False
         stream.receive_window.close()
         if not keep_unread:
             self._drop_unread(stream)
@@ -576,7 +577,7 @@ class Session:
             return 0
         dropped = sum(map(len, stream.receive_queue))
         stream.receive_queue.clear()
-        self._with_unread.discard(stream)
+        self._forgotten_unread.discard(stream)
         self.unread -= dropped
         return dropped
 
@@ -588,7 +589,8 @@ class Session:
             announced = stream.receive_window.unread  # it counts the whole frame, of which `to_come` is still missing
             return announced - to_come if stream is receiving else announced
 
-        greediest = max(self._with_unread, key=held)
+        streams = (*self._streams.values(), *self._forgotten_unread)
+        greediest = max((stream for stream in streams if stream.receive_queue), key=held)
         greediest.end_received = False
         self.reset(greediest)
         if not greediest.was_reset:  # both halves had ended, so `reset` only dropped its data
@@ -600,6 +602,8 @@ class Session:
             return
         if self._streams.pop(stream.id, None) is None:
             return
+        if stream.receive_queue:
+            self._forgotten_unread.add(stream)
         stream.count_end()
         if not stream.opened_here:
             self._peer_streams -= 1

@@ -40,7 +40,7 @@ class Connection(Protocol):
     def turn(self) -> Turn: ...
 
     @property
-    def watchers(self) -> set[YamuxStream]: ...
+    def watchers(self) -> set[Stream]: ...
 
     def wake_writer(self) -> None: ...
 
@@ -77,7 +77,7 @@ class YamuxStream(ByteStream):
     One task may send and one may receive at a time. A second one gets `trio.BusyResourceError`.
     """
 
-    __slots__ = ("_attached", "_closed", "_connection", "_session", "_stream", "_use")
+    __slots__ = ("_closed", "_connection", "_session", "_stream", "_use")
 
     def __init__(self, connection: Connection, stream: Stream) -> None:
         self._connection: Final = connection
@@ -86,7 +86,6 @@ class YamuxStream(ByteStream):
         self._closed = False
         # Made when a task first uses the stream. Most are used by a leg.
         self._use: _Use | None = None
-        self._attached: StreamLeg | _Watch | None = None
         stream.owner = self
 
     @property
@@ -267,7 +266,7 @@ class YamuxStream(ByteStream):
     async def wait_broken(self) -> bool:
         """Wait until the peer resets the stream, or the connection is gone; False when it was closed here."""
         # The session forgets a stream whose both halves have ended, so register with the connection.
-        self._connection.watchers.add(self)
+        self._connection.watchers.add(self._stream)
         use = self._tasks
         try:
             while self.usable:
@@ -275,7 +274,7 @@ class YamuxStream(ByteStream):
                 await use.break_watchers.park()
         finally:
             if not use.break_watchers:
-                self._connection.watchers.discard(self)
+                self._connection.watchers.discard(self._stream)
         return not self._closed
 
     async def wait_flushed(self) -> None:
@@ -333,11 +332,11 @@ class YamuxStream(ByteStream):
     def watch(self, on_readable: Callable[[], object]) -> ByteStream | None:
         if not Reactor.current().has_epoll:
             return None  # so that it can be watched where sockets can
-        self.attach(_Watch(on_readable, self._wake_writing_tasks))
+        self.attach(_Watch(on_readable, self.on_writable))
         return self
 
     def unwatch(self) -> None:
-        self.attach(None)
+        self.detach()
 
     def receive_into_nowait(self, buffer: memoryview) -> int | None:
         data = self.receive_nowait(len(buffer))
@@ -358,43 +357,38 @@ class YamuxStream(ByteStream):
     def leg(self) -> StreamLeg:
         return StreamLeg(self, self._stream, self._connection)
 
-    def attach(self, leg: StreamLeg | _Watch | None) -> None:
-        """Call `leg` back from now on; with None, wake tasks as before."""
-        self._attached = leg
-        if leg is None:
-            self._stream.writer_waits = False
-            self._connection.watchers.discard(self)
-        else:
-            self._connection.watchers.add(self)
+    def attach(self, leg: StreamLeg | _Watch) -> None:
+        """Call `leg` back from now on, and wake no tasks."""
+        self._stream.owner = leg
+        self._connection.watchers.add(self._stream)
 
-    # For the connection
+    def detach(self) -> None:
+        """Wake tasks as before."""
+        stream = self._stream
+        stream.writer_waits = False
+        self._connection.watchers.discard(stream)
+        if stream.owner is not None:
+            stream.owner = self
 
-    def wake_readers(self) -> bool:
-        """Wake tasks that wait to receive, or for a break; False when there were none."""
-        if self._attached is not None:
-            self._attached.on_readable()
-            return True
+    # For the connection, while no leg is attached
+
+    def on_readable(self) -> None:
+        """Wake tasks that wait to receive, or for a break."""
         use = self._use
-        if use is None:
-            return False
-        woken = use.readers.unpark_all()
-        if use.break_watchers and not self.usable:
-            woken += use.break_watchers.unpark_all()
-        return bool(woken)
+        if use is not None:
+            use.readers.unpark_all()
+            if use.break_watchers and not self.usable:
+                use.break_watchers.unpark_all()
 
-    def wake_writers(self) -> bool:
-        """Wake tasks that wait to send; False when there were none."""
-        if self._attached is not None:
-            self._attached.on_writable()
-            return True
-        return self._wake_writing_tasks()
-
-    def _wake_writing_tasks(self) -> bool:
-        return self._use is not None and bool(self._use.writers.unpark_all())
+    def on_writable(self) -> None:
+        """Wake tasks that wait to send."""
+        if self._use is not None:
+            self._use.writers.unpark_all()
 
     def _wake(self) -> None:
-        self.wake_readers()
-        self.wake_writers()
+        owner = self._stream.owner
+        owner.on_readable()
+        owner.on_writable()
 
     def __repr__(self) -> str:
         return f"<YamuxStream {self._stream.id}{' closed' if self._closed else ''}>"

@@ -36,7 +36,7 @@ class StreamLeg(Leg):
         self._stream.attach(self)
 
     def detach(self) -> None:
-        self._stream.attach(None)
+        self._stream.detach()
 
     def receive(self, max_bytes: int) -> bytes | None:
         state, connection = self._state, self._connection

@@ -11,7 +11,7 @@ from typing import Any, Final, final
 from .._model.counters import UNCOUNTED, Amount, StreamCounter
 from .._model.errors import LocalProtocolError, RemoteProtocolError
 from .flow import SEND_AHEAD, SEND_BOUND, ReceiveWindow, SendBudget, SendWindow
-from .frames import LARGEST_BODY, Buffer
+from .frames import LARGEST_BODY, SYN, Buffer
 
 __all__ = ["State", "Step", "Stream"]
 
@@ -77,16 +77,16 @@ class Stream:
         acknowledged: whether the end that did not open it has accepted it.
         refusing: the peer sent data that the application, which closed the stream, will not read. A reset follows when
             our FIN has been sent.
+        opening_due: the flag, SYN or ACK, that the next frame of it has; 0 when it was sent.
         queued: bytes that wait for the writer.
         lent: bytes of the last read. The application may hold them until it reads again or closes.
         writer_waits: the driver sets it when it wants a `StreamWritable`.
         counter: has counted it as open; None if none has.
         received_amount, sent_amount: count the bytes that are read and sent.
-        owner: the driver's object for this stream; the session does not use it.
+        owner: what the driver calls back for this stream; the session does not use it.
     """
 
     __slots__ = (
-        "ack_due",
         "acknowledged",
         "closing_since",
         "control_queued",
@@ -100,6 +100,7 @@ class Stream:
         "may_send",
         "opened_at",
         "opened_here",
+        "opening_due",
         "owner",
         "queued",
         "ready_queued",
@@ -112,7 +113,6 @@ class Stream:
         "send_window",
         "sent_amount",
         "state",
-        "syn_due",
         "timed_out",
         "was_reset",
         "writer_waits",
@@ -133,8 +133,7 @@ class Stream:
         self.end_received: bool = False
         self.closing_since: float | None = None
         self.refusing: bool = False
-        self.syn_due: bool = opened_here
-        self.ack_due: bool = False
+        self.opening_due: int = SYN if opened_here else 0
         self.fin_due: bool = False
         self.grant_due: int = 0
         self.send_window: Final = SendWindow()
@@ -195,7 +194,7 @@ class Stream:
     @property
     def owes_control_frame(self) -> bool:
         """True when a SYN, an ACK or credit was not yet sent."""
-        return self.syn_due or self.ack_due or self.grant_due > 0
+        return self.opening_due > 0 or self.grant_due > 0
 
     def count_as(self, counter: StreamCounter) -> None:
         """Count it, and the bytes that are read and sent from now on. The peer of this end has the visitor."""

@@ -119,7 +119,7 @@ def test_what_a_reset_left_unread_is_let_go_of_by_a_reset_of_ours(server: Sessio
     assert server.unread == len(b"a part")
     server.reset(stream)
     assert server.unread == 0
-    assert not server._with_unread
+    assert not server._forgotten_unread
     assert sent(server) == []
 
 

@@ -51,6 +51,19 @@ def test_credit_and_openings_go_before_data(server: Session) -> None:
     assert sent(server)[:2] == [Frame(WINDOW_UPDATE, 0, 3, INITIAL_WINDOW), Frame(WINDOW_UPDATE, SYN, 2, 0)]
 
 
+def test_what_is_framed_early_is_a_turn_at_the_most_and_fits_into_the_latest_batch(server: Session) -> None:
+    """It cannot be overtaken, and on a slow path the next answer would wait long behind more than that."""
+    stream = accept(server)
+    assert not server.send_early(stream, bytes(SHARED_TURN + 1))
+    assert server.send_early(stream, bytes(SHARED_TURN))
+    assert not server.send_early(stream, b"!")
+    sent(server, 2 * KIB)  # the writer of a slow path
+    assert not server.send_early(stream, bytes(2 * KIB + 1))
+    assert server.send_early(stream, bytes(2 * KIB))
+    sent(server)
+    assert server.send_early(stream, bytes(SHARED_TURN))
+
+
 def test_queued_replies_are_bounded(server: Session) -> None:
     """A peer that asks and asks and does not read our answers cannot make us keep them all."""
     receive(server, *(ping(opaque) for opaque in range(MAX_REPLIES)))

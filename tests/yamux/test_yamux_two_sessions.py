@@ -229,7 +229,8 @@ class TwoSessions(RuleBasedStateMachine):
             session, growth = there.session, 0
             held = {half.stream: sum(map(len, half.stream.receive_queue)) for half in there.halves.values()}
             assert session.unread == sum(held.values()) <= LIMITS.unread
-            assert session._with_unread == {stream for stream, amount in held.items() if amount}
+            unread = {stream for stream, amount in held.items() if amount}
+            assert session._forgotten_unread == unread - {*session.live_streams}
             for stream in session.live_streams:
                 window = stream.receive_window
                 assert held.get(stream, 0) <= LIMITS.stream_window
@@ -278,7 +279,7 @@ class TwoSessions(RuleBasedStateMachine):
             assert session.live_streams == []
             assert session.unread == session._peer_streams == session._unacknowledged == 0
             assert not session._unaccepted
-            assert not session._with_unread
+            assert not session._forgotten_unread
             assert session._budget.left == LIMITS.window_growth
             assert not session.has_work
 

@@ -43,7 +43,6 @@ class SocketLeg(Leg):
         "_attached",
         "_closed",
         "_descriptor",
-        "_empty",
         "_eof_due",
         "_failed",
         "_hung_up",
@@ -56,6 +55,7 @@ class SocketLeg(Leg):
         "_spliceable",
         "_was_lost",
         "_watched_writable",
+        "drained",
     )
 
     # Not as properties, since each call costs a short connection time.
@@ -71,8 +71,8 @@ class SocketLeg(Leg):
         self._pipes: Final = self._reactor.pipes
         self._attached = False
         self._closed = False
-        # Edges are reported once. `_empty`: nothing to read until the next edge.
-        self._empty = False
+        # Edges are reported once. `drained`: nothing to read until the next edge.
+        self.drained: bool = False
         # No more edges come after a hang-up: read until EOF.
         self._hung_up = False
         self._failed = False
@@ -116,12 +116,12 @@ class SocketLeg(Leg):
         """See `Leg`. It may also be called before `attach`, to take what has come already."""
         if self._closed:
             raise trio.ClosedResourceError("this connection was closed")
-        if self._empty:
+        if self.drained:
             return None
         try:
             data = os.read(self._descriptor, max_bytes)
         except BlockingIOError:
-            self._empty = True
+            self.drained = True
             return None
         except OSError as error:
             raise self._broken_by(error) from error
@@ -131,22 +131,18 @@ class SocketLeg(Leg):
         elif self._hung_up:
             self._reactor.queue(self._read_on)
         elif len(data) < max_bytes:
-            self._empty = True  # more data makes an edge
+            self.drained = True  # more data makes an edge
         return data
 
-    @property
-    def drained(self) -> bool:
-        return self._empty
-
     def move_bulk(self, sink: Leg) -> int:
-        pipe = self._pipes.borrow() if self._spliceable and not self._empty and isinstance(sink, SocketLeg) else None
+        pipe = self._pipes.borrow() if self._spliceable and not self.drained and isinstance(sink, SocketLeg) else None
         if pipe is None:
             return 0
         assert isinstance(sink, SocketLeg)
         try:
             amount = os.splice(self._descriptor, pipe.writable, pipe.size, flags=_FLAGS)
         except BlockingIOError:
-            self._empty = True
+            self.drained = True
             amount = 0
         except OSError as error:
             self._spliceable = error.errno != errno.EINVAL  # this kind of socket cannot be spliced
@@ -201,7 +197,7 @@ class SocketLeg(Leg):
         """The socket is readable, writable again, or hung up."""
         readable = events & _READABLE
         if readable:
-            self._empty = False
+            self.drained = False
         if events & HUNG_UP:
             self._hung_up = True
             self._failed |= bool(events & select.EPOLLERR)
