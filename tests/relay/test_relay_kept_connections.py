@@ -85,6 +85,19 @@ async def test_a_visitor_that_resets_before_an_upgrade_is_answered_ends_its_stre
                 await stream.receive_some()
 
 
+async def test_an_answer_to_an_upgrade_that_cannot_be_sent_ends_the_stream(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Where the event loop cannot watch the visitor, too."""
+    async with by_hand() as (visitor, session):
+        await visitor.send_all(request(*UPGRADE) + b"held")
+        await eventually(lambda: bool(session.streams))
+        await visitor.aclose()
+        await session.streams[0].send_all(ANSWER[:20])  # the rest is not read any more, and so never known
+        with trio.fail_after(1):
+            assert await until_end(session.streams[0]) == request(*UPGRADE)
+
+
 async def test_a_gateway_that_ends_instead_of_answering_an_upgrade_ends_the_visit(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
