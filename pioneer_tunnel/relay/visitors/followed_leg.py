@@ -13,6 +13,7 @@ on the visitor is not read, and the gateway goes on:
                                             error after it would look like a part of it
     the gateway ends before that            both connections are reset
     it sends nothing for 30 seconds         both connections are reset
+    the visitor breaks its connection       both connections are reset
 
 Meanwhile the gateway gets no EOF: many servers take a half-closed connection for a visitor that has left, and stop. The
 exception is a response that cannot be followed, which may be complete: without an EOF its server would keep the
