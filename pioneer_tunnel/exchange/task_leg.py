@@ -152,4 +152,6 @@ class TaskLeg(Leg):
                     continue
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self.refusal, self._waiting, self._eof_due = error, None, False
+                self._broken |= isinstance(error, trio.BrokenResourceError)
+                self.on_readable()
             self.on_writable()

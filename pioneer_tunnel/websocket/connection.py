@@ -285,7 +285,7 @@ class WebSocket(trio.abc.AsyncResource):
             amount = self.meter.admit(data)
             self._unparsed = data[amount:]
             framing.receive(data[:amount])
-            if self.meter.trusted and self.meter.between_frames:
+            if self.meter.trusted and self.meter.between_frames and not framing.inside_message:
                 self._frames = BinaryFrames(None if framing.is_client else framing.apply_mask)
         if framing.writes:
             self._reply_soon()

@@ -44,6 +44,11 @@ class Framing(ABC):
         self._size = 0  # of the current message so far
         self._fragments = 0
 
+    @property
+    def inside_message(self) -> bool:
+        """Whether more frames of a message have to come. To be asked between frames."""
+        return self._fragments > 0
+
     @staticmethod
     @abstractmethod
     def apply_mask(data: Bytes, key: bytes, /) -> Bytes:

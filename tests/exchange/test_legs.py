@@ -181,6 +181,30 @@ async def test_an_end_after_a_send_that_timed_out_is_none(as_leg: bool, monkeypa
                     await stream.receive_some()
 
 
+@pytest.mark.skipif(not CAN_WATCH, reason="this system has no epoll")
+async def test_a_leg_is_broken_when_a_send_has_got_the_only_report_of_the_loss() -> None:
+    """The event loop sees no error any more, only that both ends are closed: that may be an end in order."""
+    ours, theirs = await tcp_pair()
+    stream = TcpStream(ours.socket)
+    async with stream:
+        await theirs.send_all(b"half")
+        with Reactor.current().stay():
+            leg = SocketLeg(stream.lowest_socket)
+            leg.attach()
+            await theirs.aclose()
+
+            def send_until_reset() -> None:
+                while True:
+                    leg.send(b"x")
+
+            with pytest.raises(trio.BrokenResourceError):
+                send_until_reset()
+            assert leg.broken
+            assert leg.receive(4) == b"half"
+            assert leg.receive(4) == b""
+            leg.detach()
+
+
 @pytest.mark.skipif(not CAN_PIPE, reason="this system has no splice")
 async def test_a_pipe_for_which_the_socket_takes_nothing_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = await tcp_pair()

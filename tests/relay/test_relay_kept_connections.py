@@ -23,6 +23,7 @@ from visits import (
     visit_of,
 )
 
+from pioneer_tunnel._net.closing import abandon
 from pioneer_tunnel.relay import TunnelEntry
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory, LocalRegistry
 from pioneer_tunnel.relay.limits import RelayLimits
@@ -64,6 +65,37 @@ async def test_what_is_held_is_bounded(autojump_clock: trio.testing.MockClock) -
             await visitor.send_all(bytes(64 * 1024))
         assert patience.cancelled_caught
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", SWITCH])
+async def test_a_visitor_that_resets_before_an_upgrade_is_answered_ends_its_stream(answer: bytes) -> None:
+    """The visitor is not read then, so nothing else said that it has left: the stream stayed for ever."""
+    async with relay_rig() as rig, rig.tunnel() as tunnel:
+        await tunnel.wait_connected()
+        visitor = await rig.visit()
+        await visitor.send_all(request(*UPGRADE) + b"held")
+        stream = await tunnel.accept()
+        assert await read_exactly(stream, len(request(*UPGRADE))) == request(*UPGRADE)
+        await abandon(visitor)
+        with no_hang():
+            if answer:
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await stream.send_all(answer)
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+
+
+async def test_an_answer_to_an_upgrade_that_cannot_be_sent_ends_the_stream(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Where the event loop cannot watch the visitor, too."""
+    async with by_hand() as (visitor, session):
+        await visitor.send_all(request(*UPGRADE) + b"held")
+        await eventually(lambda: bool(session.streams))
+        await visitor.aclose()
+        await session.streams[0].send_all(ANSWER[:20])  # the rest is not read any more, and so never known
+        with trio.fail_after(1):
+            assert await until_end(session.streams[0]) == request(*UPGRADE)
 
 
 async def test_a_gateway_that_ends_instead_of_answering_an_upgrade_ends_the_visit(

@@ -536,6 +536,19 @@ async def test_the_size_of_a_message_counts_from_before_the_trust(engine: Engine
         assert (await receive_close(server)).code == 1009
 
 
+async def test_a_message_that_began_before_the_trust_has_to_end_before_another_one(engine: EngineName) -> None:
+    async with raw_client(engine, opening=stranger()) as (client, server):
+        await client.send_all(frame(BINARY, b"begun", fin=False))
+        assert await receive_bytes(server, 5) == b"begun"
+        server.trust()
+        await client.send_all(frame(PING, b"between"))
+        with no_hang():
+            await server.receive_bytes()
+            assert await read_frame(client) == (PONG, b"between")
+        await client.send_all(frame(BINARY, b"another"))
+        assert (await receive_close(server)).code == 1002
+
+
 async def test_an_allowance_counts_frames_that_come_with_the_request(engine: EngineName) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     key = base64.b64encode(bytes(16))

@@ -263,5 +263,6 @@ class SocketLeg(Leg):
         self.on_readable()
 
     def _broken_by(self, error: OSError) -> trio.BrokenResourceError:
+        self._failed = True
         self._was_lost |= means_loss(error)
         return trio.BrokenResourceError(f"the connection is broken: {error.strerror}")

@@ -13,6 +13,7 @@ on the visitor is not read, and the gateway goes on:
                                             error after it would look like a part of it
     the gateway ends before that            both connections are reset
     it sends nothing for 30 seconds         both connections are reset
+    the visitor breaks its connection       both connections are reset
 
 Meanwhile the gateway gets no EOF: many servers take a half-closed connection for a visitor that has left, and stop. The
 exception is a response that cannot be followed, which may be complete: without an EOF its server would keep the
@@ -179,6 +180,7 @@ class FollowedLeg(Leg):
                 if follower.is_over:
                     return self._finish()
                 if self._must_await_gateway():
+                    self._raise_if_left()
                     return b"" if self._gateway_ended else None
             data = self._unfollowed
             if data is None:
@@ -298,11 +300,17 @@ class FollowedLeg(Leg):
                 self.handed_over = True
                 raise HandedOver
             return None  # the visitor still reads the last response
+        self._raise_if_left()
         if self._silence.deadline == math.inf:
             self._limit_silence()
         over = self._responses.idle or self._gateway_ended or self._responses.phase in _WITHOUT_END
         self._finishing = self._awaits_gateway = not over
         return b"" if over else None
+
+    def _raise_if_left(self) -> None:
+        """To be called before the gateway is awaited: meanwhile the visitor is not read, and so could not say it."""
+        if self._leg.broken:
+            raise trio.BrokenResourceError("the visitor has left before it was answered")
 
     def _limit_silence(self) -> None:
         self._silence.move(trio.current_time() + LAST_ANSWERS_TIMEOUT)

@@ -42,8 +42,8 @@ class OtherWorkers(Neighbours):
         self.network = WorkerNetwork(self.name, setup.process, Path(setup.folder), self._who.get, workers=setup.workers)
 
     def sessions(self, tunnel_id: str) -> Sequence[Holding]:
-        not_these = {self.store.process, *self.leaving}
-        return [holding for holding in self.store.known(tunnel_id).holdings if holding.process not in not_these]
+        found = self.store.known(tunnel_id).holdings
+        return [each for each in found if each.process != self.store.process and each.process not in self.leaving]
 
     def show(self, tunnel_id: str, holdings: Sequence[Holding]) -> None:
         self._channel.tell("sessions", {"tunnel": tunnel_id, "holdings": cattrs.unstructure([*holdings])})
