@@ -11,7 +11,7 @@ import attrs
 
 from .._model.errors import InvalidSettingsError
 
-__all__ = ["FILE_LIMIT", "SHORTEST_TOKEN", "Tokens"]
+__all__ = ["FILE_LIMIT", "Tokens"]
 
 FILE_LIMIT: Final = 64 * 1024
 

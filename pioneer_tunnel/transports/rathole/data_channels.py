@@ -42,7 +42,7 @@ from ..tunnel_stream import TunnelStream
 from .channel_stream import ChannelStream
 from .codec import COMMAND_SIZE, DataCommand, decode_data_command
 
-__all__ = ["DIAL_FOR", "MOST_IDLE", "MOST_OWED", "DataChannels", "staying"]
+__all__ = ["MOST_IDLE", "DataChannels", "staying"]
 
 DIAL_FOR: Final = 10.0
 """Seconds that a data channel may take to connect, retries included. The relay waits no longer than that either."""
