@@ -54,6 +54,11 @@ class Record:
     holdings: tuple[Holding, ...] = ()
     leaving: bool = False
 
+    @property
+    def processes(self) -> frozenset[str]:
+        """The ids of the processes that have one of the sessions."""
+        return frozenset(holding.process for holding in self.holdings)
+
 
 LEAVING: Final = Record(0, leaving=True)
 """The record of a tunnel whose last session has left with its process."""

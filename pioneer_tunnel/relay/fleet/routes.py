@@ -28,12 +28,10 @@ class KnownRoutes:
 
     Args:
         most: how many; one more evicts the one that was used least recently.
-        lifetime: seconds for which one is known.
     """
 
-    def __init__(self, *, most: int = MOST_ROUTES, lifetime: float = ROUTE_LIFETIME) -> None:
+    def __init__(self, *, most: int = MOST_ROUTES) -> None:
         self._most: Final = most
-        self._lifetime: Final = lifetime
         self._routes: Final[OrderedDict[str, tuple[Record, float]]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -49,7 +47,7 @@ class KnownRoutes:
             even_old: also if its lifetime is over, since nobody can be asked.
         """
         found = self._routes.get(tunnel_id)
-        if found is None or not (even_old or trio.current_time() - found[1] < self._lifetime):
+        if found is None or not (even_old or trio.current_time() - found[1] < ROUTE_LIFETIME):
             return None
         self._routes.move_to_end(tunnel_id)
         return found[0]

@@ -23,7 +23,7 @@ from ..._control.credentials import process_of_peer
 from ..._net.adopted import watch
 from ..._storage import files
 from .networks import Network, Reached
-from .node_names import worker_name
+from .node_names import machine_of, worker_name
 
 __all__ = ["WorkerNetwork"]
 
@@ -49,7 +49,7 @@ class WorkerNetwork(Network):
     def __init__(
         self, node: str, process: str, folder: Path, who: Callable[[int], str | None], *, workers: int
     ) -> None:
-        machine = node.rpartition("/")[0]
+        machine = machine_of(node)
         self._nodes: Final = frozenset(worker_name(machine, index) for index in range(workers))
         self._node: Final = node
         self._process: Final = process

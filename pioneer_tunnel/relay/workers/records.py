@@ -50,11 +50,11 @@ class ParentRecords:
 
     def tunnels_of(self, process: str) -> list[str]:
         """The ids of the tunnels that a worker has."""
-        return [tunnel_id for tunnel_id, record in self._all.items() if process in _processes(record)]
+        return [tunnel_id for tunnel_id, record in self._all.items() if process in record.processes]
 
     def has_one_of(self, tunnel_id: str, processes: AbstractSet[str]) -> bool:
         """Whether one of these workers has a tunnel."""
-        return not processes.isdisjoint(_processes(self._all.get(tunnel_id, NOTHING_KNOWN)))
+        return not processes.isdisjoint(self._all.get(tunnel_id, NOTHING_KNOWN).processes)
 
     def read(self, tunnel_id: str) -> Any:
         """The record of a tunnel."""
@@ -91,10 +91,6 @@ class ParentRecords:
 
 def _message(tunnel_id: str, record: Record, writer: str) -> dict[str, Any]:
     return {"tunnel": tunnel_id, "record": cattrs.unstructure(record), "by": writer}
-
-
-def _processes(record: Record) -> set[str]:
-    return {holding.process for holding in record.holdings}
 
 
 @final
