@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench
 NPM_READY := tests/interop/node_modules/.ready
 
-# Each worker of the tests, and each program that they start, would compile all modules anew.
+# Each worker of the tests, and each program that they start, would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 # Install this checkout with EXTRAS, and name each package as it comes. pip writes errors to standard error.

@@ -24,7 +24,7 @@ class Amount:
 
 
 UNCOUNTED: Final = Amount()
-"""For bytes whose number nobody asks for."""
+"""For bytes whose number is never read."""
 
 
 @final

@@ -73,7 +73,7 @@ class SessionStats:
             in a row were longer while much came.
         resumes_total: how often it went on over another connection.
         streams_open: streams that are not closed in both directions.
-        unread_bytes, unread_limit_bytes: bytes that have come and nobody has read, and how many there may be.
+        unread_bytes, unread_limit_bytes: bytes that have come and were not read, and how many there may be.
         unsent_bytes, unsent_limit_bytes: bytes that this end holds until the other one takes them, those that it would
             send again after a resume included, and how many there may be.
     """

@@ -363,7 +363,7 @@ def refuse_writable(path: Path) -> None:
     """Check that only its owner, who is us or root, may write `path`. A file that does not exist is fine.
 
     Raises:
-        StorageError: somebody else may; the message says how to fix that.
+        StorageError: others may; the message says how to fix that.
     """
     if not IS_POSIX:
         return  # files of a user's profile are the user's

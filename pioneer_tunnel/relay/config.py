@@ -151,7 +151,7 @@ class RelayConfig:
             `names_path`. Needed where a tunnel has a wildcard.
         reserved_names: names that no gateway may create below a wildcard.
         dashboard: where a page for the operator listens, a loopback address or a Unix socket; None (default) for no
-            page. It has no login: whoever can connect there can read it.
+            page. It has no login: all who can connect there can read it.
         access_log: the file of the access log, `-` for standard output, None (default) for none; see `access_log_path`.
         access_log_format: `common` (default) or `json`.
         access_log_addresses: `full` (default), or `short` for visitors' networks: an IPv4 /24, an IPv6 /48.

@@ -147,7 +147,7 @@ class SignedEntries:
                 raise RegistryAway(for_long=True)
             if way not in self._asking:
                 break
-            # No deadline: whoever asks has one.
+            # No deadline: the caller has one.
             await self._asking[way].wait()
         self._asking[way] = trio.Event()
         try:

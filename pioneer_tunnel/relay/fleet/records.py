@@ -46,8 +46,8 @@ class Record:
     Attributes:
         version: changes with each write, and grows; 0 if there is no record.
         holdings: the sessions that have the tunnel. Those of dead processes are not among them.
-        leaving: nobody has it, since the process of its last session drains. Its gateway comes again in a moment. For
-            some seconds only; the version is 0.
+        leaving: no process has it, since the process of its last session drains. Its gateway comes again in a moment.
+            For some seconds only; the version is 0.
     """
 
     version: int
@@ -64,4 +64,4 @@ LEAVING: Final = Record(0, leaving=True)
 """The record of a tunnel whose last session has left with its process."""
 
 NOTHING_KNOWN: Final = Record(0)
-"""The record of a tunnel that nobody has."""
+"""The record of a tunnel that no process has."""

@@ -7,7 +7,7 @@ A record is text, so that an operator can read it:
     FENCE PROCESS NODE SESSION ["KEY ID","INSTANCE",SINCE,INDEX,OF]
 
 with one line for each holding. For some seconds after the last session has left with its process, which drains, it is
-the word `leaving`. What is read is not trusted: whoever can write to Redis may have put it there. A record
+the word `leaving`. What is read is not trusted: any client of Redis may have put it there. A record
 that is not exactly like this counts as one without holdings.
 """
 
@@ -58,7 +58,7 @@ def encode_holding(holding: Holding) -> str:
 
 
 def decode(data: bytes) -> Record:
-    """Read a record; no bytes are that of a tunnel that nobody has.
+    """Read a record; no bytes are that of a tunnel that no process has.
 
     Raises:
         BrokenRecord: it is none.

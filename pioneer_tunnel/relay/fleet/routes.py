@@ -1,7 +1,7 @@
 """The routes that a node knows: the records that it has read or written, for a while.
 
 A route may be out of date. That costs its next visitor one question too many: the node that does not have the session
-any more says so, and the record is read again. So nobody has to tell all nodes of each change.
+any more says so, and the record is read again. So no one has to tell all nodes of each change.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class KnownRoutes:
         """The record of a tunnel.
 
         Args:
-            even_old: also if its lifetime is over, since nobody can be asked.
+            even_old: also if its lifetime is over, since the store cannot be asked.
         """
         found = self._routes.get(tunnel_id)
         if found is None or not (even_old or trio.current_time() - found[1] < ROUTE_LIFETIME):

@@ -1,7 +1,7 @@
 """The workers of one machine reach each other over Unix sockets in a private folder.
 
 The kernel says which process is at the other end (SO_PEERCRED), and the parent process says which processes are
-workers. So nobody else is served, and no worker can pretend to be another one.
+workers. So no other process is served, and no worker can pretend to be another one.
 
 While a worker is restarted it has two processes, and each of them is reached by the id of the process. The number of
 the worker leads to the process that began last.
@@ -71,9 +71,9 @@ class WorkerNetwork(Network):
         """Connect to a socket of another worker.
 
         Raises:
-            OSError: nobody listens there.
+            OSError: no process listens there.
             StorageError: the folder cannot be used, or others may access it.
-            trio.BrokenResourceError: somebody else does.
+            trio.BrokenResourceError: another process does.
         """
         name = process or node.rpartition("/")[2]
         if not _NAME.fullmatch(name):  # it may come from another machine

@@ -27,7 +27,7 @@ Tell: TypeAlias = Callable[[str, Any], object]
 
 @final
 class ParentRecords:
-    """The records, in the parent. Each change is told to all workers, in the same order."""
+    """The records, in the parent. Each change goes to all workers, in the same order."""
 
     def __init__(self) -> None:
         self._records: Final = MemoryRecords(lease=float("inf"))
@@ -37,7 +37,7 @@ class ParentRecords:
         self._writer = ""
 
     def join(self, process: str, tell: Tell) -> None:
-        """A worker begins. It is told all records, and from now on each change."""
+        """A worker begins. It gets all records, and from now on each change."""
         self._records.renew(process, seen=0)
         self._joined[process] = tell
         for tunnel_id, record in self._all.items():

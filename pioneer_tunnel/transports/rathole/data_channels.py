@@ -356,7 +356,7 @@ class DataChannels:
     def _note_refusal(self, refusal: RelayConnectError) -> None:
         """End the session if the proxy refuses the credentials that it has accepted before: they have changed.
 
-        The next session reads them anew. Asking again and again with old ones could lock the account.
+        The next session reads them again. Asking again and again with old ones could lock the account.
         """
         if isinstance(refusal.__cause__, CredentialsRefused):
             self._refusal = refusal
