@@ -15,7 +15,7 @@ PROGRAM = TESTS / "support" / "without_posix.py"
 
 CORE = (
     "wire", "tunnel/test_supervisor.py", "tunnel/test_supervisor_links.py", "tunnel/test_supervisor_local_gateway.py",
-    "tunnel/test_supervisor_restarts.py", "tunnel/test_tunnel.py", "relay/test_relay.py",
+    "tunnel/test_supervisor_restarts.py", "tunnel/test_tunnel.py", "relay/test_relay.py", "relay/test_relay_tls.py",
     "relay/test_relay_takeover.py",
 )  # fmt: skip
 NOT_THERE = (
