@@ -1,4 +1,4 @@
-"""aiohttp on a Unix socket, and the tunnel forwards visitors to it. Nobody else on this host needs to reach it.
+"""aiohttp on a Unix socket, and the tunnel forwards visitors to it. No other program on this host needs to reach it.
 
 python examples/hosts/aiohttp_app.py wss://relay.example.com relay-key.txt /run/user/1000/app.sock
 """

@@ -52,7 +52,7 @@ async def connect(folder: Path) -> AsyncIterator[ControlClient | None]:
 
 
 async def _connected(address: str, folder: Path) -> trio.SocketStream | None:
-    """The connection; None when nobody listens."""
+    """The connection; None when no process listens."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.setblocking(False)

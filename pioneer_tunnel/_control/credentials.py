@@ -1,4 +1,4 @@
-"""Who is at the other end of a Unix socket. The kernel says so, so nobody can pretend."""
+"""Who is at the other end of a Unix socket. The kernel says so, so no process can pretend."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The folder of a control socket: who may serve it, and the address of the socket.
 
-Whoever serves it holds the lock of `control.lock`. The kernel releases that when the process ends, however it ends. So
-a socket that is there while nobody holds the lock was left by a process that was killed, and can be replaced.
+The process that serves it holds the lock of `control.lock`. The kernel releases that when the process ends, however it
+ends. So a socket that is there while no process holds the lock was left by one that was killed, and can be replaced.
 
 The functions block: call them in a thread.
 """

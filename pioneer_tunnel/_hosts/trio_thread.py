@@ -7,8 +7,8 @@ Trio could also run as a guest in the event loop of asyncio. A thread was chosen
 - When an event loop ends before its guest, nothing of the guest is cleaned up. A thread ends in good order.
 - Ctrl-C raises `KeyboardInterrupt` in the main thread alone, so never in the middle of Trio.
 
-The thread ends with `stop`. If the host forgets it, the thread does not keep the process: it is told to stop when the
-interpreter exits, which waits for it for some seconds.
+The thread ends with `stop`. If the host forgets it, the thread does not keep the process: it stops when the interpreter
+exits, which waits for it for some seconds.
 """
 
 from __future__ import annotations

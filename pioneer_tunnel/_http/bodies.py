@@ -16,7 +16,7 @@ from typing import Final, TypeAlias, final
 
 from .head import MAX_HEADERS, TOKEN, BadRequest, read_field
 
-__all__ = ["MAX_CHUNK_LINE", "MAX_TRAILERS", "MAX_WORK", "BodyReader", "Data", "Part"]
+__all__ = ["MAX_CHUNK_LINE", "MAX_WORK", "BodyReader", "Data", "Part"]
 
 Data: TypeAlias = bytes | bytearray
 

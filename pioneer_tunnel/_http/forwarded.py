@@ -81,7 +81,7 @@ def plain_name(name: bytes) -> bytes:
 
 
 def new_request_id() -> bytes:
-    """An id that nobody else makes."""
+    """An id that no other call makes."""
     return uuid.uuid4().hex.encode("ascii")
 
 

@@ -102,7 +102,7 @@ class _Head(NamedTuple):
 
 
 class ResponseObserver(Protocol):
-    """Is told of the requests and responses of one stream, in order."""
+    """Gets the requests and responses of one stream, in order."""
 
     def expected(self, head: RequestHead) -> None:
         """A request is forwarded."""
@@ -122,7 +122,7 @@ class ResponseFollower:
     """Follows the responses of one stream to a gateway. See the module.
 
     Args:
-        observer: is told of them; None for nobody.
+        observer: gets them; None for none.
 
     Attributes:
         phase: what the next byte belongs to.
@@ -141,7 +141,7 @@ class ResponseFollower:
 
     @property
     def observed(self) -> bool:
-        """Whether an observer is told of requests and responses."""
+        """Whether an observer gets the requests and responses."""
         return self._observer is not None
 
     @property

@@ -8,7 +8,7 @@ from typing import Final, final
 from .services import ANY_SERVICE
 from .stats import StreamStats
 
-__all__ = ["MOST_COUNTED", "UNCOUNTED", "Amount", "ServiceCounters", "StreamCounter"]
+__all__ = ["UNCOUNTED", "Amount", "ServiceCounters", "StreamCounter"]
 
 MOST_COUNTED: Final = 256
 """Names of services that one tunnel counts. The streams of further ones count as `*`."""
@@ -24,7 +24,7 @@ class Amount:
 
 
 UNCOUNTED: Final = Amount()
-"""For bytes whose number nobody asks for."""
+"""For bytes whose number is never read."""
 
 
 @final

@@ -69,11 +69,11 @@ class SessionStats:
         extensions: the extensions of the protocol that are in force, in the order of the alphabet.
         suspended: True while its connection is lost and both ends keep the session.
         draining: True when new visitors go, or shall soon go, to another session.
-        round_trip_ms: the shortest round trip of late; None before the first was measured. It becomes longer when some
-            in a row were longer while much came.
+        round_trip_ms: the shortest round trip that was measured, in milliseconds; None before the first. When several
+            in a row take more than twice as long, it is measured again.
         resumes_total: how often it went on over another connection.
         streams_open: streams that are not closed in both directions.
-        unread_bytes, unread_limit_bytes: bytes that have come and nobody has read, and how many there may be.
+        unread_bytes, unread_limit_bytes: bytes that have come and were not read, and how many there may be.
         unsent_bytes, unsent_limit_bytes: bytes that this end holds until the other one takes them, those that it would
             send again after a resume included, and how many there may be.
     """

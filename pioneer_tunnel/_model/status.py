@@ -49,12 +49,12 @@ def _message(text: str | None) -> str | None:
 
 
 def _mapping(services: Mapping[str, str] | None) -> Mapping[str, str] | None:
-    """`services` as a status holds it: a copy that nobody changes."""
+    """`services` as a status holds it: a copy that cannot change."""
     return None if services is None else MappingProxyType(dict(services))
 
 
 def _certificates(by_host: Mapping[str, CertificateStatus] | None) -> Mapping[str, CertificateStatus] | None:
-    """`by_host` as a status holds it: a copy that nobody changes."""
+    """`by_host` as a status holds it: a copy that cannot change."""
     return None if by_host is None else MappingProxyType(dict(by_host))
 
 

@@ -1,6 +1,6 @@
 """Whether the way that packets take to some destinations has changed. No I/O.
 
-A way is an interface, a gateway and a source address. `Ways` is told of what may have happened (`note`), and of the
+A way is an interface, a gateway and a source address. `Ways` hears of what may have happened (`note`), and of the
 ways as they are now (`look`). It reports a new way, and a way that was lost and came back, also if it is the same as
 before: in between it may have led elsewhere. It does not report a loss: a link without a way cannot be helped, and may
 live when the way comes back.

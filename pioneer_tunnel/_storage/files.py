@@ -8,9 +8,8 @@ kernel releases that lock when the process ends.
 All functions block: call them in a thread. An `OSError` becomes a `StorageError` that names the file. Contents are
 memoryviews, whose repr does not show the content: a traceback with local variables cannot print a key.
 
-To write, remove, lock or make a file, we open its path folder by folder, by descriptors. A symbolic link on the way is
-followed when we or root own it. A link of another user is refused, because it could lead us to any file. Reading
-follows any link, but only opens a regular file of a bounded size: it never blocks on a FIFO or a device.
+To write, remove, lock or make a file, we walk to it by descriptors and refuse links of other users, see `folders`.
+Reading follows any link, but only opens a regular file of a bounded size: it never blocks on a FIFO or a device.
 
 `filelock` (4.3, tried) cannot replace `locked`: it opens the lock file by path and so follows any user's link on the
 way there, it locks a FIFO, and it does not give a new lock file the owner of the folder.
@@ -27,19 +26,15 @@ import secrets
 import shlex
 import stat
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from .._model.errors import StorageError
+from .folders import IS_POSIX, listable, open_folder, resolved, sync_folder
 
-try:
+if IS_POSIX:
     import fcntl
-except ModuleNotFoundError:  # Windows
-    _IS_POSIX = False
-else:
-    _IS_POSIX = True
 
 # O_NONBLOCK: opening a FIFO that has no other end would block. Of these, Windows has O_BINARY alone, and POSIX not.
 OPENING: Final[int] = functools.reduce(
@@ -51,7 +46,6 @@ _TO_READ: Final = os.O_RDONLY | OPENING
 
 LOCK_SECONDS: Final = 5.0
 _LOCK_POLL_SECONDS: Final = 0.01
-_MAX_LINKS: Final = 40
 _TEMPORARY_SUFFIX: Final = ".pioneer-tmp"
 
 
@@ -180,7 +174,7 @@ def replace(
             and no temporary file. Exception: when the last step, the fsync of the folder, fails, the new content is
             there, and a power cut may undo it.
     """
-    with _errors_name(path, "written"), _resolved(path) as (folder, name):
+    with _errors_name(path, "written"), resolved(path) as (folder, name):
         temporary = f".{name}.{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}"
         old = _status(name, folder)
         if old is not None and not stat.S_ISREG(old.st_mode):
@@ -204,7 +198,7 @@ def replace(
             with contextlib.suppress(OSError):
                 os.unlink(temporary, dir_fd=folder)
             raise
-        _sync_folder(folder)
+        sync_folder(folder)
     return True
 
 
@@ -223,7 +217,7 @@ def create(path: Path, content: bytes | memoryview) -> bool:
     Raises:
         StorageError: it cannot be written, or a link of another user leads to it. Then there is no file.
     """
-    with _errors_name(path, "written"), _resolved(path) as (folder, name):
+    with _errors_name(path, "written"), resolved(path) as (folder, name):
         # Not a link from a temporary file, which would be exclusive too: some file systems have no hard links.
         try:
             descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
@@ -249,9 +243,9 @@ def remove(path: Path) -> None:
     """
     with _errors_name(path, "removed"):
         try:
-            with _resolved(path, follow=False) as (folder, name):
+            with resolved(path, follow=False) as (folder, name):
                 os.unlink(name, dir_fd=folder)
-                _sync_folder(folder)
+                sync_folder(folder)
         except FileNotFoundError:
             return
 
@@ -263,13 +257,13 @@ def remove_temporaries(path: Path) -> None:
     it does no harm.
     """
     with contextlib.suppress(OSError, StorageError), contextlib.ExitStack() as stack:
-        folder, name = stack.enter_context(_resolved(path))
+        folder, name = stack.enter_context(resolved(path))
         start = f".{name}."
         status = _status(name, folder)
         if status is not None and stat.S_ISDIR(status.st_mode):
-            folder, start = stack.enter_context(_folder(name, folder)), "."
+            folder, start = stack.enter_context(listable(name, folder)), "."
         else:
-            folder = stack.enter_context(_folder(".", folder))
+            folder = stack.enter_context(listable(".", folder))
         for entry in os.listdir(folder):  # noqa: PTH208  # a descriptor is no Path
             if entry.startswith(start) and entry.endswith(_TEMPORARY_SUFFIX):
                 os.unlink(entry, dir_fd=folder)
@@ -294,7 +288,7 @@ def locked(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         sidecar = path.with_name(path.name + ".lock")
         with _errors_name(sidecar, "locked"):
-            with _resolved(path) as (folder, name):
+            with resolved(path) as (folder, name):
                 descriptor = _open_lock(name + ".lock", folder)
             stack.callback(os.close, descriptor)
             # `flock` has no timeout (only a signal would end its wait), so poll.
@@ -335,18 +329,18 @@ def make_private_folder(folder: Path) -> None:
     Raises:
         StorageError: it cannot be made, or a link of another user leads to its place.
     """
-    with _errors_name(folder, "made"), _resolved(folder, follow=False) as (above, name):
+    with _errors_name(folder, "made"), resolved(folder, follow=False) as (above, name):
         try:
             os.mkdir(name, 0o700, dir_fd=above)
         except FileExistsError:
             return
-        with _folder(name, above) as made:
+        with listable(name, above) as made:
             # Another user with write access to the parent may have replaced it by another folder of ours.
             status = os.fstat(made)
             is_empty = not os.listdir(made)  # noqa: PTH208  # as above
             if is_empty and status.st_uid == os.geteuid() and not status.st_mode & 0o077:
                 _copy_owner(made, os.fstat(above), None)
-        _sync_folder(above)
+        sync_folder(above)
 
 
 def refuse_exposed_folder(folder: Path) -> None:
@@ -369,9 +363,9 @@ def refuse_writable(path: Path) -> None:
     """Check that only its owner, who is us or root, may write `path`. A file that does not exist is fine.
 
     Raises:
-        StorageError: somebody else may; the message says how to fix that.
+        StorageError: others may; the message says how to fix that.
     """
-    if not _IS_POSIX:
+    if not IS_POSIX:
         return  # files of a user's profile are the user's
     with _errors_name(path, "read"):
         try:
@@ -396,15 +390,15 @@ def opened_private_folder(folder: Path) -> Iterator[int]:
     """
     with contextlib.ExitStack() as stack:
         with _errors_name(folder, "opened", missing_too=False):
-            above, name = stack.enter_context(_resolved(folder))
-            descriptor = _open_folder(name, above)
+            above, name = stack.enter_context(resolved(folder))
+            descriptor = open_folder(name, above)
         stack.callback(os.close, descriptor)
         _refuse_exposed(folder, os.fstat(descriptor))
         yield descriptor
 
 
 def _refuse_exposed(path: Path, status: os.stat_result) -> None:
-    if not _IS_POSIX:
+    if not IS_POSIX:
         return  # modes say nothing; who may read a file of a user's profile is for its access list
     # Write access counts, too: a user who may write the file could store his own key there.
     mode = stat.S_IMODE(status.st_mode)
@@ -414,90 +408,6 @@ def _refuse_exposed(path: Path, status: os.stat_result) -> None:
             f"{path} holds secrets and is open to others (mode {mode:04o}); "
             f"run: chmod {right_mode:o} {shlex.quote(str(path))}"
         )
-
-
-@contextlib.contextmanager
-def _resolved(path: Path, *, follow: bool = True) -> Iterator[tuple[int, str]]:
-    """The folder of the file that `path` leads to, as a descriptor, and the file's name in it, which is not a link.
-
-    Args:
-        path: links on the way that we or root own are followed.
-        follow: follow also a link at the end of `path`.
-
-    Raises:
-        StorageError: a link on the way belongs to another user.
-    """
-    _require_posix(path)
-    walked = Path(path.absolute().anchor)
-    left = deque(path.absolute().parts[1:])
-    folder, links = _open_folder(str(walked)), 0
-    try:
-        while True:
-            name = left.popleft() if left else "."
-            if name != ".." and (left or follow):
-                status, target = _read_link(name, folder)
-            else:
-                status, target = None, ""
-            if target:
-                links += 1
-                if links > _MAX_LINKS:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-                if status is not None and status.st_uid not in {0, os.geteuid()}:
-                    raise StorageError(
-                        f"{walked / name} is a symbolic link of another user (uid {status.st_uid}), so it is not "
-                        f"followed; remove it, or name the file that it leads to"
-                    )
-                left.extendleft(reversed(Path(target).parts))
-                if Path(target).is_absolute():
-                    walked = Path(left.popleft())
-                    folder = _switch_folder(folder, str(walked), None)
-            elif left:
-                folder = _switch_folder(folder, name, folder)
-                walked /= name
-            else:
-                break
-        yield folder, name
-    finally:
-        os.close(folder)
-
-
-def _read_link(name: str, folder: int) -> tuple[os.stat_result | None, str]:
-    """The status of `name`, None when it does not exist; and the target, if it is a link, else an empty string."""
-    try:
-        if not hasattr(os, "O_PATH"):  # the link may be replaced between these two calls
-            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            return status, os.readlink(name, dir_fd=folder) if stat.S_ISLNK(status.st_mode) else ""
-        entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-    except FileNotFoundError:
-        return None, ""
-    try:
-        status = os.fstat(entry)
-        return status, os.readlink("", dir_fd=entry) if stat.S_ISLNK(status.st_mode) else ""
-    finally:
-        os.close(entry)
-
-
-def _open_folder(name: str, above: int | None = None, *, readable: bool = False) -> int:
-    """Open a folder that is not a link: to look up names in it; with `readable`, also to list and sync it."""
-    access = os.O_RDONLY if readable or not hasattr(os, "O_PATH") else os.O_PATH
-    return os.open(name, access | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
-
-
-def _switch_folder(folder: int, name: str, above: int | None) -> int:
-    """Open another folder and close `folder`."""
-    opened = _open_folder(name, above)
-    os.close(folder)
-    return opened
-
-
-@contextlib.contextmanager
-def _folder(name: str, above: int) -> Iterator[int]:
-    """The folder `name`, open to list and sync it."""
-    descriptor = _open_folder(name, above, readable=True)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _status(name: str, folder: int) -> os.stat_result | None:
@@ -523,36 +433,12 @@ def _copy_owner(descriptor: int, model: os.stat_result, mode: int | None) -> Non
         os.fchmod(descriptor, mode)
 
 
-def _require_posix(path: Path) -> None:
-    """Check that this system has the locks, owners and modes that our files need.
-
-    Raises:
-        StorageError: it does not.
-    """
-    if not _IS_POSIX:
-        raise StorageError(
-            f"{path} cannot be written: settings and keys are kept in files on Linux, macOS and other POSIX systems"
-            " alone, and this system has no fcntl; open_tunnel takes the key itself"
-        )
-
-
 def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
-
-
-def _sync_folder(folder: int) -> None:
-    """Make renamed, new and removed entries of `folder` durable."""
-    with _folder(".", folder) as descriptor:
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            # Some network file systems cannot sync a folder and return EINVAL. They offer nothing better.
-            if error.errno != errno.EINVAL:
-                raise
 
 
 @contextlib.contextmanager

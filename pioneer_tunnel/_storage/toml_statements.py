@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias, final
 
 import attrs
 
-__all__ = ["KeyPath", "Statement", "items_of", "lines_of_keys", "statements"]
+__all__ = ["Statement", "items_of", "lines_of_keys", "statements"]
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 """The names on the way to a value. A number is the index in an array of tables."""

@@ -4,8 +4,8 @@
     gateway  {"sha256": HEX}    of the certificate that it has seen
     relay    {}
 
-The hashes differ when TLS is opened on the way. Whoever opens it cannot change what the relay says: the challenge is
-part of what both ends sign.
+The hashes differ when TLS is opened on the way. A proxy that opens it cannot change what the relay says: the challenge
+is part of what both ends sign.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ except ModuleNotFoundError:
 else:
     _CAN_CHECK = True
 
-__all__ = ["FILE_LIMIT", "MOST_COST", "Htpasswd"]
+__all__ = ["FILE_LIMIT", "Htpasswd"]
 
 FILE_LIMIT: Final = 1024 * 1024
 

@@ -11,12 +11,12 @@ import attrs
 
 from .._model.errors import InvalidSettingsError
 
-__all__ = ["FILE_LIMIT", "SHORTEST_TOKEN", "Tokens"]
+__all__ = ["FILE_LIMIT", "Tokens"]
 
 FILE_LIMIT: Final = 64 * 1024
 
 SHORTEST_TOKEN: Final = 16
-"""Characters of a token in the file. Tokens are random texts: nothing slows down whoever guesses them."""
+"""Characters of a token in the file. Tokens are random texts: guessing them is not slowed down."""
 
 _LINE: Final = re.compile(
     rb"(?:[A-Za-z0-9_.@-]{1,64}[ \t]*=[ \t]*)?(?:sha256:(?P<digest>[0-9a-f]{64})|(?P<token>[A-Za-z0-9._~+/-]+=*))"

@@ -1,7 +1,7 @@
 """The file of an access log. Lines wait in a queue of bounded length; a task writes them in batches, in a thread.
 
-Whatever happens to the file, nobody waits for it: while it cannot be written, lines are dropped and counted. The log of
-the program says so once, and says when it works again, and how many lines are missing.
+Whatever happens to the file, no visitor waits for it: while it cannot be written, lines are dropped and counted. The
+log of the program says so once, and says when it works again, and how many lines are missing.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class AccessLog:
             self._news.set()
 
     def reopen(self) -> None:
-        """Close the file, and open it anew at its path, as after a rename by logrotate. Does not wait."""
+        """Close the file, and open it again at its path, as after a rename by logrotate. Does not wait."""
         self._reopens = True
         self._news.set()
 
@@ -106,7 +106,7 @@ class AccessLog:
             writing = trio.CancelScope()
             await nursery.start(self._run, writing)
             # Shielded, so that streams which end because of the same cancellation are logged. Only now, as a `start`
-            # that is cancelled leaves nobody to end it.
+            # that is cancelled leaves no one to end it.
             writing.shield = True
             try:
                 yield

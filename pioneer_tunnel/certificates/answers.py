@@ -1,7 +1,7 @@
 """Answers to an authority that looks whether a name leads to us, while an order for it is under way.
 
 HTTP-01 (RFC 8555, 8.3) asks for a path, TLS-ALPN-01 (RFC 8737) for a certificate that says the same. Only what an order
-of ours has announced is answered, so nobody else gets a certificate by it.
+of ours has announced is answered, so no other account gets a certificate by it.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ class Answers:
 def challenge_context(challenge: Challenge) -> ssl.SSLContext:
     """The context that answers a challenge of TLS-ALPN-01. Blocks."""
     key = ec.generate_private_key(ec.SECP256R1())
-    nobody = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ACME challenge")])
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ACME challenge")])
     now = dt.datetime.now(dt.UTC)
     digest = hashlib.sha256(challenge.key_authorization.encode()).digest()
     certificate = (
         x509.CertificateBuilder()
-        .subject_name(nobody)
-        .issuer_name(nobody)
+        .subject_name(name)
+        .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(days=1))

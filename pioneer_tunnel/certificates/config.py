@@ -19,7 +19,7 @@ from .._model.addresses import split_url
 from .._model.errors import TunnelError
 from .._storage.validation import RefusedItemsError, Rule, a_flag, a_path, a_text, hold_back, settle, structure
 
-__all__ = ["DIRECTORIES", "AcmeConfig", "an_acme"]
+__all__ = ["AcmeConfig", "an_acme"]
 
 DIRECTORIES: Final[Mapping[str, str]] = {
     "letsencrypt": "https://acme-v02.api.letsencrypt.org/directory",

@@ -73,7 +73,7 @@ class AcmeCertificates(Certificates):
 
     Args:
         config: how; its paths are used as they are.
-        http: whether the authority looks at names by HTTP-01, to which somebody has to answer with `http_answer`; by
+        http: whether the authority looks at names by HTTP-01, which has to be answered with `http_answer`; by
             default by TLS-ALPN-01.
         authority: by default the one of `config`.
         random: spreads delays.
@@ -326,7 +326,7 @@ class AcmeCertificates(Certificates):
             self._schedule.restore(await trio.to_thread.run_sync(self._store.records), self._wall_clock())
         except (StorageError, ValueError) as error:
             _log.error("earlier orders are forgotten: %s", error)
-        self._schedule.retry_now()  # somebody may have repaired what was wrong, and restarted us
+        self._schedule.retry_now()  # the cause may have been repaired before this start
 
     async def _keep_records(self) -> None:
         await trio.to_thread.run_sync(self._store.keep_records, self._schedule.records(self._wall_clock()))

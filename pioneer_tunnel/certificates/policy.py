@@ -189,7 +189,7 @@ class Schedule:
         return min(due, key=lambda name: self._rank(name, now), default=None)
 
     def _rank(self, name: str, now: float) -> tuple[int, bool, float]:
-        """The lowest is first. Names that fail are last: whoever creates many of them must not keep others waiting."""
+        """The lowest is first. Names that fail are last: many of them must not keep others waiting."""
         record = self._records.get(name)
         return 0 if record is None else record.failures, self._is_valid(name, now), self._due(name, now)
 

@@ -1,7 +1,7 @@
 """The client file: options of `expose` and `diagnose` that are the same each time, in a file of the user's.
 
 It is `pioneer-tunnel.toml` in the user's configuration folder, or what `--config` names. It is never looked for in the
-current folder: a repository that somebody has cloned must not choose the relay. An option on the command line comes
+current folder: a cloned repository must not choose the relay. An option on the command line comes
 first, then its environment variable, then the file.
 """
 

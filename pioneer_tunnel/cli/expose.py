@@ -377,7 +377,7 @@ def _refuse_idle_options(
     websocket_engine: EngineName | None,
     heartbeat: float | None,
 ) -> None:
-    """Refuse options that would have no effect. Whoever names a CA expects TLS, for example."""
+    """Refuse options that would have no effect. A user who names a CA expects TLS, for example."""
     native = transport == "websocket"
     in_clear = all(address.lower().startswith("ws://") for address in relay_addresses)
     if not tls_to_proxy and (transport == "tcp" or (native and in_clear)):

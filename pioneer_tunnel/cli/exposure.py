@@ -98,7 +98,7 @@ class Exposure:
         return self._tunnel.status
 
     def stats(self) -> TunnelStats:
-        """Those of the tunnel, for metrics. With a new key they begin anew."""
+        """Those of the tunnel, for metrics. With a new key they begin again."""
         assert self._tunnel is not None
         return self._tunnel.stats()
 

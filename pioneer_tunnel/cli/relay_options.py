@@ -18,7 +18,7 @@ from .exit_codes import Failed
 __all__ = ["USUAL_CONFIG", "config_option", "errors_name", "find_config"]
 
 USUAL_CONFIG: Final = Path("/etc/pioneer-tunnel/relay.toml")
-"""Never a file of the current folder: that may be somebody else's."""
+"""Never a file of the current folder: that may be another user's."""
 
 _FIELD: Final = re.compile(r"\w+")
 

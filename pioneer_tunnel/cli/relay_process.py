@@ -79,7 +79,7 @@ class RelayProcess:
                 else:
                     self._answering.cancel()
                     break
-        # Not within the scope: whoever stops this process now does not stop the successor.
+        # Not within the scope: a signal to this process now does not stop the successor.
         if not self._handing_over.cancelled_caught:
             await self._relay.drain()
 

@@ -52,7 +52,7 @@ def run(
     The commands status, enable, disable and key speak to it while it runs. SIGHUP rereads the configuration, and
     reopens the access log. SIGUSR1 checks the link. SIGINT and SIGTERM let visitors finish; a second one ends at once.
 
-    Status lines go to standard error; on a terminal a bar below them shows what goes on. systemd is told of it
+    Status lines go to standard error; on a terminal a bar below them shows what goes on. systemd hears of it
     (Type=notify-reload, WatchdogSec). The exit status after a failure that is final names the error kind.
     """
     if as_json or log_format == "json":

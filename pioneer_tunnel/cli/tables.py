@@ -35,7 +35,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 @final
 class Screen:
-    """What is shown anew, in place of what was there, on a terminal; elsewhere one after the other."""
+    """What is shown again, in place of what was there, on a terminal; elsewhere one after the other."""
 
     def __init__(self) -> None:
         self._live: Live | None = None

@@ -1,4 +1,4 @@
-"""What a server's certificate tells: who issued it, and whether somebody added that authority to this host.
+"""What a server's certificate tells: who issued it, and whether that authority was added to this host.
 
 A company's proxy, or a virus scanner, that opens TLS shows a certificate of its own authority, which was added to the
 host. Systems do not say which of their authorities came with them. But most keep those that an administrator adds in

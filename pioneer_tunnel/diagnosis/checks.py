@@ -40,7 +40,7 @@ class Outcome(enum.StrEnum):
 
     OK = "ok"
     WARNING = "warning"
-    """It works, and somebody should look at it. Or what was found proves nothing."""
+    """It works, and deserves a look. Or what was found proves nothing."""
     FAILED = "failed"
     SKIPPED = "skipped"
 

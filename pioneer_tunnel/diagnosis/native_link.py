@@ -18,7 +18,8 @@ from .._model.addresses import RelayAddress
 from .._model.errors import RelayConnectError
 from .._model.exception_groups import lone_error_bare
 from .._wire.handshake import AGENT, SUBPROTOCOL
-from ..transports.native import authenticate, failures_named
+from ..transports.native import authenticate
+from ..transports.native_failures import failures_named
 from ..transports.service_offer import ServiceOffer
 from ..websocket import Engine, Opening, WebSocket, WebSocketRefused, load_engine
 from .certificates import Facts

@@ -132,7 +132,7 @@ class RemoteAccessConfig:
         access_log_format: `common` (default) or `json`.
         access_log_addresses: `full` (default), or `short` for visitors' networks: an IPv4 /24, an IPv6 /48.
         metrics: where `RemoteAccess.run` serves metrics and health checks, `host:port` or `unix:/path`; None for
-            nowhere, see `pioneer_tunnel.monitoring.serve_metrics`. A change takes effect when `run` begins anew.
+            nowhere, see `pioneer_tunnel.monitoring.serve_metrics`. A change takes effect when `run` begins again.
         base_dir: the folder of the file, to which relative paths are relative. Not a key of the table.
 
     Raises:

@@ -12,9 +12,7 @@ from typing import Final
 from .._model.addresses import Address, HttpsAddress, LocalAddress, RelayAddress
 from .._model.keys import PublicKey
 from .._model.proxies import Direct, Proxy
-from .._storage.validation import (
-    Rule,
-)
+from .._storage.validation import Rule
 from ..access.rules import Access
 from ..certificates.config import AcmeConfig
 from ..transports.process.config import ProcessConfig

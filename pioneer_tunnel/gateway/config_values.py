@@ -16,11 +16,7 @@ from .._model.errors import Problem
 from .._model.proxies import Direct, Proxy, configured_proxy
 from .._model.services import MOST_SERVICES, SERVICE_NAMES, is_service_name
 from .._model.text import hide_secrets, redact_reason, shown
-from .._storage.validation import (
-    RefusedItemsError,
-    a_text,
-    nearest,
-)
+from .._storage.validation import RefusedItemsError, a_text, nearest
 from ..access.rules import Access, an_access
 from ..transports.rathole.key_mode import KeyMode
 from .transport import Transport

@@ -338,7 +338,7 @@ class RemoteAccess:
             await self._progress.wait()
 
     def reopen_access_log(self) -> None:
-        """Open the file of the access log anew, after it was renamed. Does not wait.
+        """Reopen the file of the access log, after it was renamed. Does not wait.
 
         Without an access log, and while `run` is not running, it does nothing.
         """
@@ -558,7 +558,7 @@ class RemoteAccess:
         """Find out what is wrong with the access rules, before a visitor comes.
 
         Raises:
-            StorageError, InvalidSettingsError: see `check_files`. The latter also if nobody would check the rules.
+            StorageError, InvalidSettingsError: see `check_files`. The latter also if the rules would not be checked.
         """
         if self._handler is not None:
             raise InvalidSettingsError("access rules are for visitors that are forwarded; here the program takes them")

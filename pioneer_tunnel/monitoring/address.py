@@ -58,7 +58,7 @@ def name_of_socket(address: SiteAddress) -> str:
 async def listen(address: SiteAddress, inherited: Sequence[socket.socket] = ()) -> list[trio.SocketListener]:
     """Listen at `address`, or go on listening with the sockets that were `inherited` for it.
 
-    Only the user of this process may connect to a Unix socket that is made here. One that nobody listens at any more is
+    Only the user of this process may connect to a Unix socket that is made here. One without a listener is
     replaced.
 
     Raises:
@@ -92,7 +92,7 @@ def _listen_unix(path: str) -> trio.SocketListener:
     if not hasattr(socket, "AF_UNIX"):
         raise OSError(errno.EAFNOSUPPORT, "this system has no Unix sockets")
     with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)  # a process that hangs accepts nobody
+        probe.setblocking(False)  # a process that hangs accepts no connection
         if probe.connect_ex(path) in {0, errno.EAGAIN}:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     if Path(path).exists() and not Path(path).is_socket():
@@ -103,7 +103,7 @@ def _listen_unix(path: str) -> trio.SocketListener:
         listener.bind(made)
         Path(made).chmod(0o600)
         listener.listen()
-        Path(made).replace(path)  # nobody could connect before its mode was set
+        Path(made).replace(path)  # no one could connect before its mode was set
         return trio.SocketListener(trio.socket.from_stdlib_socket(listener))
     except BaseException:
         listener.close()

@@ -21,7 +21,7 @@ from .._model.stats import SessionStats
 from .._version import __version__
 from .site import Accept, Answer, Page, Refresh
 
-__all__ = ["Measure", "families", "last_round_trip", "metrics_page", "version_info"]
+__all__ = ["Measure", "families", "last_round_trip", "metrics_page"]
 
 T = TypeVar("T")
 

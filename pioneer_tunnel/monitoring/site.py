@@ -1,6 +1,6 @@
 """HTTP for operators: pages that are read, one GET for each connection.
 
-There is no login: whoever can connect may read. A page of another site must not. Browsers give it no answer of ours,
+There is no login: all who can connect may read. A page of another site must not. Browsers give it no answer of ours,
 unless it asks under its own name, and lets that resolve to 127.0.0.1 (DNS rebinding). So at a loopback address the Host
 has to be a loopback name. Its port may be any: an operator may forward one with `ssh -L`. A page that tells nothing,
 such as that of a health check, is at any Host.

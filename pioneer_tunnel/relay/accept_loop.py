@@ -102,7 +102,7 @@ class _Acceptor:
         self._handler: Final = handler
         self._connections: Final = connections
         self._only_visitors: Final = only_visitors
-        self._context: Final = copy_context()  # the event loop may call back in a task of somebody else
+        self._context: Final = copy_context()  # the event loop may call back in any task
         self._turn: Final = Turn.current()
         # While the event loop accepts:
         self._stay: Stay | None = None

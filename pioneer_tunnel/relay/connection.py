@@ -26,7 +26,7 @@ Serve: TypeAlias = Callable[..., Awaitable[object]]
 
 @final
 class Connection:
-    """One accepted connection. Whoever keeps it closes it: the task that serves it, or what carries it without a task.
+    """One accepted connection. Its keeper closes it: the task that serves it, or what carries it without a task.
 
     Args:
         stream: the connection, as it was accepted.

@@ -46,7 +46,7 @@ class Inherited:
         return self._sockets.pop(name, ())
 
     def close_rest(self) -> None:
-        """Close the sockets that nobody took: the configuration has changed."""
+        """Close the sockets that were not taken: the configuration has changed."""
         for name, sockets in self._sockets.items():
             fields = about("socket_unused", peer=name)
             _log.warning("nothing listens at %s any more: the configuration does not name it", name, extra=fields)

@@ -85,11 +85,11 @@ class NameBook:
 
     @property
     def hosts(self) -> Collection[str]:
-        """All names that belong to somebody."""
+        """All names that have an owner."""
         return self._keys.keys()
 
     def keys_of(self, host: str) -> frozenset[str]:
-        """The ids of the keys that `host` belongs to; empty if nobody has claimed it."""
+        """The ids of the keys that `host` belongs to; empty if no key has claimed it."""
         return self._keys.get(host, frozenset())
 
     async def claim(self, entry: TunnelEntry, label: str, domain: str) -> str | None:

@@ -95,7 +95,7 @@ class HandshakeRate:
     A handshake takes a token when its proof is verified, so a stranger takes none. The tokens of a second may gather.
     While there is none, newcomers are refused before they cost more. Each of them gets a turn, at the end of a line
     that moves at the rate, so that they do not come again all at once. A turn is a time and no promise: nothing is kept
-    for whoever has it.
+    for its owner.
 
     Args:
         rate: handshakes per second; 0 means no limit.

@@ -26,7 +26,7 @@ from .._storage.toml_read import read_content
 from ..access.guard import check_files
 from .config import RelayConfig, config_of
 
-__all__ = ["POLL_INTERVAL", "Changes", "ConfigFile", "check_access", "follow"]
+__all__ = ["Changes", "ConfigFile", "check_access", "follow"]
 
 POLL_INTERVAL: Final = 2.0
 """Seconds between two checks of the file."""

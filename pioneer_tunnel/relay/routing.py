@@ -286,7 +286,7 @@ class Router:
         return await introduce(Visit.of(connection), connection.arrival, self._config.accept_proxy_from)
 
     def _certificate_of(self, stream: trio.abc.Stream) -> bytes | None:
-        """The hash of the certificate that gateways of this relay have to see; None if nobody can tell."""
+        """The hash of the certificate that gateways of this relay have to see; None if it is unknown."""
         if not self._config.announce_certificate or not isinstance(stream, TlsServerStream):
             return None
         return stream.certificate_hash

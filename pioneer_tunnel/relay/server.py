@@ -300,7 +300,7 @@ class Relay:
             return self._addresses
 
     def reopen_access_log(self) -> None:
-        """Open the file of the access log anew, after it was renamed. Does not wait.
+        """Reopen the file of the access log, after it was renamed. Does not wait.
 
         Without an access log it does nothing.
         The command does that on SIGHUP.

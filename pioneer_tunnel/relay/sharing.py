@@ -28,7 +28,7 @@ class Sharing:
 
     Args:
         announce: sends a message to the others.
-        names: the names below wildcards; None if somebody else cares for them.
+        names: the names below wildcards; None if they are kept elsewhere.
         acme: the certificates that are ordered; None if there are none.
     """
 

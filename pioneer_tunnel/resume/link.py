@@ -9,8 +9,8 @@ The owner finds a carrier: a gateway dials, a relay is dialled. `pause` returns 
 takes the carrier and the other end's counters, sends again what the other end lacks, and gives the old carrier up. So
 an old carrier may carry on until a new one has proved itself.
 
-The link's user has one task that sends. While it is in `send`, nobody else sends bytes, except `attach`, before it lets
-the sender go on. Reports of received bytes are texts, which may stand between any two messages.
+The link's user has one task that sends. While it is in `send`, no other task sends bytes, except `attach`, before it
+lets the sender go on. Reports of received bytes are texts, which may stand between any two messages.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ class ResumableLink(Link):
                 self._lose(carrier, trio.BrokenResourceError("it was given up while bytes were sent again"))
 
     def end(self, reason: Exception) -> None:
-        """End the link: whoever sends or receives gets `reason`."""
+        """End the link: tasks that send or receive get `reason`."""
         if self._failure is None:
             self._failure = reason
             self._tail.clear()
@@ -548,7 +548,7 @@ class ResumableLink(Link):
         self._due.set()
 
     def _wake(self) -> None:
-        """The state has changed: let whoever waits look again."""
+        """The state has changed: let the tasks that wait look again."""
         usable = self._carrier is not None and not self._paused and self._failure is None
         self._in = self._carrier.link if self._carrier is not None and usable else None
         self._out = None if self._replaying else self._in

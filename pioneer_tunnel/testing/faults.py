@@ -308,7 +308,7 @@ class Drain(_Retried):
 class HostSleep(_Retried):
     """The gateway's host sleeps: the clock jumps, and the connection is dead. Needs virtual time.
 
-    A gateway that gets `watch_network=relay.watch_network` is told of it, if it takes more than 5 seconds.
+    A gateway that gets `watch_network=relay.watch_network` hears of it, if it takes more than 5 seconds.
 
     Attributes:
         after: seconds since the connect.
@@ -324,7 +324,7 @@ class HostSleep(_Retried):
 class ChangeNetwork(_Retried):
     """The gateway's network changes: the connection is dead, and another one can be made at once.
 
-    A gateway that gets `watch_network=relay.watch_network` is told of it, as its system tells it in the field.
+    A gateway that gets `watch_network=relay.watch_network` hears of it, as its system tells it in the field.
 
     Attributes:
         after: seconds since the connect.

@@ -9,9 +9,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Final, NoReturn, final
 
 import attrs
@@ -22,26 +21,18 @@ from .._model.errors import InvalidSettingsError, LinkLostError, RelayConnectErr
 from .._model.exception_groups import lone_error_bare
 from .._model.keys import PublicKey, RelayKey
 from .._model.log_fields import about
-from .._model.retry_after import retry_after_seconds
-from .._model.services import FIRST_SERVICE
 from .._model.stats import SessionStats
-from .._model.text import clean_message, cut
+from .._model.text import cut
 from .._net.dialing import dial_relay
 from .._net.log_limiter import LogLimiter
-from .._net.tls.client import client_tls, why_alerted
+from .._net.tls.client import client_tls
 from .._net.tls.stream import TlsStream
 from .._wire import messages as wire
 from .._wire.certificate import CERTIFICATE, choose_certificate
-from .._wire.handshake import (
-    AGENT,
-    SUBPROTOCOL,
-    GatewayHandshake,
-    Welcome,
-)
+from .._wire.handshake import AGENT, SUBPROTOCOL, GatewayHandshake, Welcome
 from .._wire.heartbeat import HEARTBEAT, MAX_HEARTBEAT_MS, MIN_HEARTBEAT_MS, choose_heartbeat
 from .._wire.links import LINKS, choose_links
 from .._wire.node import NODE, NODE_HEADER, node_told
-from .._wire.proxy_v2 import MAX_LENGTH, ProxyHeader
 from .._wire.resumption import RESUME, Confirmation, GatewayResumption
 from ..resume import DEFAULT_WINDOW, ResumableLink
 from ..websocket import (
@@ -52,11 +43,9 @@ from ..websocket import (
     WebSocket,
     WebSocketClosed,
     WebSocketLink,
-    WebSocketRefused,
     load_engine,
 )
 from ..yamux import Limits, Role, YamuxConnection, YamuxStream
-from .counts import TunnelCounts
 from .interface import (
     IN_CLEAR,
     TLS_OF_NATIVE,
@@ -74,12 +63,13 @@ from .interface import (
     Target,
     usable_key,
 )
+from .native_failures import failures_named, quoted
+from .native_visitors import receive_visitor
 from .redial import DEFAULT_RESUME_TIMEOUT
 from .resuming import Opened, Redials, Resuming
 from .service_offer import ServiceOffer
-from .tunnel_stream import TunnelStream
 
-__all__ = ["NativeTransport", "authenticate", "failures_named", "take_spread"]
+__all__ = ["NativeTransport", "authenticate", "take_spread"]
 
 LONGEST_RESUME_TIMEOUT: Final = 3600.0
 
@@ -89,9 +79,6 @@ COUNTED_TIMEOUT: Final = 2.0
 The relay finds the session for visitors when its first byte has come: our ping. After this wait the tunnel counts as
 up without that sign, and the heartbeat decides whether the link is dead.
 """
-
-HEADER_TIMEOUT: Final = 5.0
-"""Seconds that a stream's PROXY header may take."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.transports.native")
 _log_limiter: Final = LogLimiter(_log)
@@ -373,7 +360,7 @@ async def _carry(
 
     def on_stream(stream: YamuxStream) -> None:
         counted.set()
-        _receive_visitor(stream, offer, target.counts, deliver, nursery)
+        receive_visitor(stream, offer, target.counts, deliver, nursery)
 
     def on_round_trip(seconds: float) -> None:
         report(RoundTrip(seconds))
@@ -452,7 +439,7 @@ async def _run(connection: YamuxConnection, target: Target, heartbeat: float) ->
     try:
         await connection.run()
     except WebSocketClosed as error:
-        raise LinkLostError(f"the relay closed the link with code {error.code}{_quoted(error.reason)}") from error
+        raise LinkLostError(f"the relay closed the link with code {error.code}{quoted(error.reason)}") from error
     except trio.BrokenResourceError as error:
         if connection.stuck or not connection.failed_check:  # a check that fails is no sign of small packets
             target.redial.note_lost(stuck=connection.stuck, silence=connection.silence, heartbeat=heartbeat)
@@ -490,111 +477,6 @@ def _take_notice(text: str, target: Target, report: Report) -> None:
             if target.instance and by == target.instance:
                 raise LinkLostError("a newer session of this gateway took the tunnel over")
             raise ReplacedError(
-                f"another gateway took the tunnel over: instance {cut(by, 64)!r}{_quoted(message)};"
+                f"another gateway took the tunnel over: instance {cut(by, 64)!r}{quoted(message)};"
                 " where that is not meant, give each gateway a key of its own"
             )
-
-
-def _receive_visitor(
-    stream: YamuxStream, offer: ServiceOffer, counts: TunnelCounts, deliver: Deliver, header_readers: trio.Nursery
-) -> None:
-    """Deliver a visitor: now if its whole PROXY header has come, else when the rest of the header comes."""
-    try:
-        received = stream.receive_nowait(MAX_LENGTH) or b""
-    except trio.BrokenResourceError:
-        return  # the visitor has already left
-    if not _deliver_if_complete(stream, received, offer, counts, deliver):
-        header_readers.start_soon(_read_header, stream, received, offer, counts, deliver)
-
-
-async def _read_header(
-    stream: YamuxStream, received: bytes, offer: ServiceOffer, counts: TunnelCounts, deliver: Deliver
-) -> None:
-    """Wait for the rest of a header. `Limits.unaccepted` bounds how many wait: their streams are not accepted yet."""
-    with trio.move_on_after(HEADER_TIMEOUT), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-        # A complete header is never longer than MAX_LENGTH, so this never asks for 0 bytes.
-        while more := await stream.receive_some(MAX_LENGTH - len(received)):
-            received += more
-            if _deliver_if_complete(stream, received, offer, counts, deliver):
-                return
-    stream.reset()
-
-
-def _deliver_if_complete(
-    stream: YamuxStream, received: bytes, offer: ServiceOffer, counts: TunnelCounts, deliver: Deliver
-) -> bool:
-    """Deliver `stream`, or reset it when that fails; False when its header is not complete."""
-    try:
-        parsed = ProxyHeader.parse(received)
-    except RemoteProtocolError:
-        counts.refusals["bad_header"] += 1
-        stream.reset()
-        return True
-    if parsed is None:
-        return False
-    header, used = parsed
-    if not offer.takes(header):
-        counts.refusals["unknown_service"] += 1
-        stream.reset()
-        return True
-    counter = counts.services.of(header.service or FIRST_SERVICE)
-    counter.from_visitors.total += len(received) - used
-    stream.count_as(counter)
-    try:
-        deliver(TunnelStream(stream, header, received[used:]))
-    except trio.WouldBlock:
-        counts.refusals["backlog_full"] += 1
-        stream.reset()
-    return True
-
-
-@contextmanager
-def failures_named(address: RelayAddress) -> Iterator[None]:
-    """Turn the failure of an opening into a `TunnelError` that says what a person can do."""
-    try:
-        yield
-    except WebSocketRefused as refusal:
-        raise _refused(refusal, address) from refusal
-    except WebSocketClosed as error:
-        raise RelayConnectError(
-            f"{address} closed the opening with code {error.code}{_quoted(error.reason)}"
-        ) from error
-    except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
-        why = why_alerted(error, address.host) or f"{error}{_hint_of_tls(address)}"
-        raise RelayConnectError(f"{address} broke off the opening: {why}") from error
-
-
-def _refused(refusal: WebSocketRefused, address: RelayAddress) -> RelayConnectError:
-    status = refusal.status
-    if status is None:
-        return RelayConnectError(
-            f"{address} does not answer as a WebSocket: {refusal}{_hint_of_tls(address)}; nothing secret was sent"
-        )
-    if 300 <= status < 400:
-        where = clean_message(refusal.location or "nowhere")
-        return RelayConnectError(
-            f"{address} answered with a redirect to {where!r}, which is not followed; is this network behind a sign-in"
-            " page (a captive portal)? Nothing secret was sent"
-        )
-    if 200 <= status < 300:
-        return RelayConnectError(
-            f"{address} answered with a web page (HTTP status {status}) instead of a WebSocket; is this network behind"
-            " a sign-in page (a captive portal), or the address not a relay's? Nothing secret was sent"
-        )
-    hint = ""
-    if status == 404:
-        hint = "; is this where the relay takes gateways (its control_addr), and not visitors?"
-    elif status == 400:
-        hint = _hint_of_tls(address)
-    return RelayConnectError(
-        f"{address} refused the WebSocket with HTTP status {status}{hint}",
-        retry_after=retry_after_seconds(refusal.retry_after),
-    )
-
-
-def _hint_of_tls(address: RelayAddress) -> str:
-    return "" if address.secure else "; if it speaks TLS, its address begins with wss://"
-
-
-def _quoted(text: str) -> str:
-    return f": {clean_message(text)!r}" if text else ""

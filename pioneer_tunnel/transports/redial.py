@@ -211,7 +211,7 @@ class Redial:
 
 @final
 class _Renewed(Generic[_T]):
-    """A value that is made anew for each attempt, from files that another program may be replacing."""
+    """A value that is made again for each attempt, from files that another program may be replacing."""
 
     def __init__(self) -> None:
         self._value: _T | None = None

@@ -1,6 +1,6 @@
 """Keeps a resumable link of the native transport supplied: when its WebSocket is lost, dial again and resume.
 
-The supervisor sees one session all the while. It is told of the loss, of each attempt that fails, and when the link is
+The supervisor sees one session all the while. It hears of the loss, of each attempt that fails, and when the link is
 restored. What a redial cannot heal ends the session with its error: the relay rejects the key, or is not reached in
 time. A relay that does not have the session any more grants another one in the same handshake. Then `run` returns it.
 
@@ -102,7 +102,7 @@ class Resuming:
     """A session's link, and the task that keeps it supplied.
 
     Args:
-        opened: what carries the session first. Whoever opened it closes it.
+        opened: what carries the session first. The caller, who opened it, closes it.
         confirmation: the relay's.
         target: what to dial.
         redials: see `Redials`.
@@ -222,7 +222,7 @@ class Resuming:
         self._suspected_at = None
 
     async def _attempt(self, connections: trio.Nursery) -> None:
-        """Make one attempt. A change of the network begins it anew: it may wait for answers on the way that is gone."""
+        """Make one attempt. A change of the network starts it again: it may wait for answers on the old way."""
         done = False
         while not done:
             with lone_error_bare():

@@ -216,7 +216,7 @@ async def _pump_checked(
 ) -> None:
     visitor = _host(stream)
     rules = attrs.evolve(rules, removed=guard.removes)
-    # Visitors whose address nobody knows count as one.
+    # Visitors whose address is unknown count as one.
     source = "" if visitor is None else customer_of(visitor)
     try:
         refused = await pump_checked(stream, connect, rules, guard, visitor=visitor, source=source, log=log)

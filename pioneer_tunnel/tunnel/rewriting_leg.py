@@ -50,7 +50,7 @@ class RewritingLeg(LegAround):
         rules: the changes.
         received: bytes that were read from the visitor before.
         allows: see `RequestRewriter`.
-        observer: is told of requests and responses; None for nobody.
+        observer: gets the requests and responses; None for none.
 
     Attributes:
         handed_over: True when the exchange has left the visitor's stream open, for the answer to `refused_request` or

@@ -157,7 +157,7 @@ class Supervisor(LinkObserver):
     def network_changed(self) -> None:
         """The relays may be reached on another way now, or again: make the same checks, and try at once.
 
-        An attempt that is under way begins anew, since it may wait for answers on the way that is gone. A wait that a
+        An attempt that is under way starts again, since it may wait for answers on the way that is gone. A wait that a
         relay has asked for is not cut short.
         """
         self._target.checks.ask(moved=True)

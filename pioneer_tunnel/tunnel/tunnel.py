@@ -179,7 +179,7 @@ class Tunnel(trio.abc.Listener[TunnelStream]):
         `stopped`, and visitors who are left are reset. If cancelled, it disconnects at once.
 
         Not promised: that a visitor who comes at this moment is served. Over `tcp` and `tls` the relay cannot be asked,
-        and goes on sending visitors, who are reset. With a transport that does not know its visitors, nobody is waited
+        and goes on sending visitors, who are reset. With a transport that does not know its visitors, none is waited
         for (`process`, and one of your own whose `Session` has no `drain`).
 
         Args:

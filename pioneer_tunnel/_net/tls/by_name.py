@@ -15,7 +15,7 @@ from .stream import TlsStream
 __all__ = ["ACME_TLS", "Certificates", "answer_challenge", "context_for", "is_challenge", "read_hello"]
 
 ACME_TLS: Final = b"acme-tls/1"
-"""The protocol that an ACME authority names, and nobody else (RFC 8737)."""
+"""The protocol that only an ACME authority names (RFC 8737)."""
 
 _READ_SIZE: Final = 2 * 1024
 """Bytes that are parsed before other tasks run. They may be 340 records of one byte each."""

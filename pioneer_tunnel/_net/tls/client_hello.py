@@ -28,7 +28,7 @@ import attrs
 from ..._model.addresses import is_ip_address, normal_host
 from ..._model.errors import LocalProtocolError, RemoteProtocolError
 
-__all__ = ["MAX_HELLO", "Alert", "BadClientHello", "ClientHello", "ClientHelloReader", "looks_like_tls"]
+__all__ = ["Alert", "BadClientHello", "ClientHello", "ClientHelloReader", "looks_like_tls"]
 
 MAX_HELLO: Final = 32 * 1024
 """Bytes of a ClientHello with its record headers: ten times the size with post-quantum key shares."""

@@ -24,10 +24,7 @@ from ..tunnels import LABEL_LIMIT
 from .unit import unit_text
 
 __all__ = [
-    "CONFIG_NAME",
-    "IDENTITY_NAME",
     "TERMS",
-    "UNIT_NAME",
     "CertificateFiles",
     "NewRelay",
     "Tls",

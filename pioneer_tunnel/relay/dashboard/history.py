@@ -30,7 +30,7 @@ class Traffic:
 
     @classmethod
     def between(cls, before: StreamStats, after: StreamStats) -> Traffic:
-        """What was added. Counters that have begun anew count from 0."""
+        """What was added. Counters that have begun again count from 0."""
         return cls(
             max(after.from_visitors_bytes_total - before.from_visitors_bytes_total, 0),
             max(after.to_visitors_bytes_total - before.to_visitors_bytes_total, 0),

@@ -14,7 +14,7 @@
     certificate = "fra2.pem"
     workers = 4                                # at most; with 'relay --workers' it is reached at so many ports
 
-A key of a node stands in the files of the other nodes, never in Redis: so whoever can write Redis adds no node.
+A key of a node stands in the files of the other nodes, never in Redis: so a write to Redis adds no node.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class FleetConfig:
         key_file: the private key of this node and its certificate, PEM. The group and others must have no access.
         operator_key: the public half of the operator's key. Tunnels that it has signed and that Redis keeps are served
             as those of the file are. None (default) for the tunnels of the file alone.
-        state_file: where the node keeps what it has seen of these, so that nobody can bring back what was revoked. It
+        state_file: where the node keeps what it has seen of these, so that no one can bring back what was revoked. It
             is made, for its owner alone; the folder that it is in has to exist.
         unconfirmed_ms: how long a signed tunnel is served while Redis cannot be asked whether it was revoked (default
             86 400 000, which is a day; 60 000 to 31 536 000 000).

@@ -111,7 +111,7 @@ class FleetDirectory(Directory, Asked):
         self._reconciling = 0
         self._wake = trio.Event()
         self._tasks: trio.Nursery | None = None
-        self._finder: Final = Finder(store, peers, self._local, beside or _nobody, expected or Expected())
+        self._finder: Final = Finder(store, peers, self._local, beside or _no_sessions, expected or Expected())
         store.on_change = self._record_changed
         store.on_gap = self._gap
 
@@ -139,7 +139,7 @@ class FleetDirectory(Directory, Asked):
     async def admit(self, tunnel_id: str, session: LiveSession, *, rules: TakeoverRules = NEWEST_WINS) -> None:
         await self._local.admit(tunnel_id, session, rules=rules)
         if rules.takeover is Takeover.NEWEST and len(rules.keys) < 2:
-            return  # nobody has to be asked
+            return  # no node has to be asked
         record = self._store.known(tunnel_id) or await self._finder.look(tunnel_id)
         for holding in () if record is None else record.holdings:
             if rules.verdict(holder=holding, newcomer=session) is Verdict.ASK and self._is_elsewhere(holding):
@@ -406,7 +406,7 @@ class FleetDirectory(Directory, Asked):
                 self._locks[tunnel_id] = lock, users - 1
 
 
-def _nobody(_tunnel_id: str) -> Sequence[Holding]:
+def _no_sessions(_tunnel_id: str) -> Sequence[Holding]:
     return ()
 
 

@@ -31,7 +31,7 @@ from .published import Published, RedisUnreachable
 from .seen import SeenFile, in_thread
 from .signed import Forged, SignedEntry, read_entry
 
-__all__ = ["COMPARE_INTERVAL", "SignedEntries"]
+__all__ = ["SignedEntries"]
 
 COMPARE_INTERVAL: Final = 600.0
 """Seconds between two times at which a node compares all that it knows with Redis."""
@@ -147,7 +147,7 @@ class SignedEntries:
                 raise RegistryAway(for_long=True)
             if way not in self._asking:
                 break
-            # No deadline: whoever asks has one.
+            # No deadline: the caller has one.
             await self._asking[way].wait()
         self._asking[way] = trio.Event()
         try:

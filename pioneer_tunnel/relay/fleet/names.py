@@ -30,10 +30,10 @@ from .signed import Forged
 __all__ = ["FleetNames"]
 
 MOST_KNOWN: Final = 65_536
-"""Claims in memory, and as many hosts that nobody has claimed. The state file has more claims."""
+"""Claims in memory, and as many hosts without a claim. The state file has more claims."""
 
 UNCLAIMED_SECONDS: Final = 3.0
-"""How long a host that nobody has claimed is not asked for again."""
+"""How long a host without a claim is not asked for again."""
 
 _ATTEMPTS: Final = 5
 _PAGE: Final = 500
@@ -75,7 +75,7 @@ class FleetNames:
         self._published: Published | None = None
 
     def keys_of_nowait(self, host: str) -> frozenset[str]:
-        """The ids of the keys that `host` belongs to; empty if nobody has claimed it.
+        """The ids of the keys that `host` belongs to; empty if no key has claimed it.
 
         Raises:
             trio.WouldBlock: to find that out takes time.

@@ -25,18 +25,17 @@ class Neighbours(Protocol):
     """The other workers of this machine.
 
     Attributes:
-        name: of this worker, see `node_names`.
         network: the way to the others.
-        store: what all workers know of their sessions, with its `process`. This node sets its `on_change`.
+        store: what all workers know of their sessions. Its `node` and `process` are those of this worker. This node
+            sets its `on_change`.
         leaving: the processes that take no new visitors.
-        on_killed: called with a process that has ended. This node sets it.
+        on_ended: called with a process that has ended. This node sets it.
     """
 
-    name: str
     network: WorkerNetwork
     store: Store
     leaving: Container[str]
-    on_killed: Callable[[str], object]
+    on_ended: Callable[[str], object]
 
     def sessions(self, tunnel_id: str) -> Sequence[Holding]:
         """The sessions of the others that have a tunnel, and take new visitors. Does not wait."""

@@ -51,14 +51,14 @@ class Network(Protocol):
             process: which process of the node, if the network can tell; None for the one that began last.
 
         Raises:
-            trio.BrokenResourceError, OSError: it cannot be reached, or it is somebody else.
+            trio.BrokenResourceError, OSError: it cannot be reached, or it is another one.
         """
 
     async def accept(self, stream: trio.SocketStream) -> Reached:
         """Find out who has connected. The caller sets the deadline, and closes the stream when this raises.
 
         Raises:
-            trio.BrokenResourceError: nobody who may.
+            trio.BrokenResourceError: a process that may not.
         """
 
 

@@ -86,7 +86,7 @@ class FleetNode:
         )
         self._changed: Final = ChangedTunnels()
         self.registry.on_change = self._changed.note
-        name, process = (fleet.node, None) if neighbours is None else (neighbours.name, neighbours.store.process)
+        name, process = (fleet.node, None) if neighbours is None else (neighbours.store.node, neighbours.store.process)
         store = RedisStore(fleet.redis_access.server(), name, process=process, is_node=self._is_node)
         self._store: Final = store
         asked = AskedLater()
@@ -113,7 +113,7 @@ class FleetNode:
             self.passing = SocketPassing(neighbours.network, where_in(self.directory, neighbours.leaving), spread)
             local.on_change = partial(self._show, neighbours)
             neighbours.store.on_change = partial(self._look_at, neighbours)
-            neighbours.on_killed = self._break_lease_soon
+            neighbours.on_ended = self._break_lease_soon
 
     def _is_node(self, name: str) -> bool:
         return name == self.links.name or self.links.reaches(name)

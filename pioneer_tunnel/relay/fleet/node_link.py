@@ -150,7 +150,7 @@ class NodeLink:
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is no link, and nobody waits for one."""
+        """Whether there is no link, and no task waits for one."""
         return not self._processes and self._dialling is None
 
     @property

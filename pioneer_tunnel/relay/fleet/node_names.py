@@ -18,8 +18,9 @@ def worker_name(machine: str, index: int) -> str:
 
 
 def machine_of(node: str) -> str:
-    """The name of the machine that a node of a fleet runs on."""
-    return node.partition("/")[0]
+    """The name of the machine that a node runs on."""
+    machine, _, _ = node.rpartition("/")
+    return machine or node
 
 
 def address_of_worker(first: Address, index: int) -> Address:

@@ -1,7 +1,7 @@
 """TLS between nodes: each one has a self-signed certificate, and trusts exactly those of the others.
 
 There is no authority and no host name. A certificate is compared byte for byte with the one in the configuration, so a
-node whose certificate may sign others, by mistake, adds nobody to the fleet.
+node whose certificate may sign others, by mistake, adds no node to the fleet.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class NodeTls:
             self._ders[name] = der
         self._names: Final = {der: name for name, der in self._ders.items()}
         self._server: Final = _context(ssl.PROTOCOL_TLS_SERVER, certificate, private_key, self._ders.values())
-        self._server.num_tickets = 0  # a link is kept, and nobody resumes it
+        self._server.num_tickets = 0  # a link is kept, and never resumed
         self._clients: Final = {
             name: _context(ssl.PROTOCOL_TLS_CLIENT, certificate, private_key, [der]) for name, der in self._ders.items()
         }

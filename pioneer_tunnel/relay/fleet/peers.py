@@ -99,7 +99,7 @@ class AskedLater(Asked):
     """Passes on what is asked to the directory, which is made after what needs it.
 
     Attributes:
-        directory: set it before anybody asks.
+        directory: set it before the first call.
     """
 
     directory: Asked

@@ -44,7 +44,7 @@ _MOST_ID: Final = 512
 
 _PAGE: Final = 500
 
-# Writes an entry and where to look for it, if nobody has written in between. ARGV: the text that was there, the new
+# Writes an entry and where to look for it, if it was not written in between. ARGV: the text that was there, the new
 # one, when it expires, the id, whether other tunnels lose their hosts to it, the channel.
 _PUT: Final = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
@@ -58,7 +58,7 @@ redis.call('PUBLISH', ARGV[6], ARGV[2])
 return 1
 """
 
-# Writes a claim, if nobody has written in between, and no key has too many names. ARGV: the text that was there, the
+# Writes a claim, if it was not written in between, and no key has too many names. ARGV: the text that was there, the
 # new one, the host, how many names a key may have.
 _CLAIM: Final = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end

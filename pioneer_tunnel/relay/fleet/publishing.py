@@ -47,7 +47,7 @@ async def publish(
     Raises:
         InvalidSettingsError: it is not valid, names what belongs to one machine, or has a key or a host that another
             published tunnel has.
-        StorageError: somebody else writes all the time.
+        StorageError: others write it all the time.
         RedisUnreachable: Redis does not answer.
     """
     entry = publishable(tunnel)

@@ -46,17 +46,22 @@ class Record:
     Attributes:
         version: changes with each write, and grows; 0 if there is no record.
         holdings: the sessions that have the tunnel. Those of dead processes are not among them.
-        leaving: nobody has it, since the process of its last session drains. Its gateway comes again in a moment. For
-            some seconds only; the version is 0.
+        leaving: no process has it, since the process of its last session drains. Its gateway comes again in a moment.
+            For some seconds only; the version is 0.
     """
 
     version: int
     holdings: tuple[Holding, ...] = ()
     leaving: bool = False
 
+    @property
+    def processes(self) -> frozenset[str]:
+        """The ids of the processes that have one of the sessions."""
+        return frozenset(holding.process for holding in self.holdings)
+
 
 LEAVING: Final = Record(0, leaving=True)
 """The record of a tunnel whose last session has left with its process."""
 
 NOTHING_KNOWN: Final = Record(0)
-"""The record of a tunnel that nobody has."""
+"""The record of a tunnel that no process has."""

@@ -7,7 +7,7 @@ A record is text, so that an operator can read it:
     FENCE PROCESS NODE SESSION ["KEY ID","INSTANCE",SINCE,INDEX,OF]
 
 with one line for each holding. For some seconds after the last session has left with its process, which drains, it is
-the word `leaving`. What is read is not trusted: whoever can write to Redis may have put it there. A record
+the word `leaving`. What is read is not trusted: any client of Redis may have put it there. A record
 that is not exactly like this counts as one without holdings.
 """
 
@@ -58,7 +58,7 @@ def encode_holding(holding: Holding) -> str:
 
 
 def decode(data: bytes) -> Record:
-    """Read a record; no bytes are that of a tunnel that nobody has.
+    """Read a record; no bytes are that of a tunnel that no process has.
 
     Raises:
         BrokenRecord: it is none.
@@ -121,10 +121,11 @@ def _decode_holding(line: str) -> Holding:
 _SHAPES: Final = [[str, str, number, *place] for number in (float, int) for place in ((), (int, int))]
 
 
-# The scripts. `load` takes a key of another type for an absent one: an error would look like an outage of Redis.
-
 _BROKEN: Final = "-"
 """In place of a lease: its process was killed. No node has such a name."""
+
+# The scripts. `load` takes a key of another type for an absent one: an error would look like an outage of Redis.
+# `living` returns the record without dead processes, whether a process in it lives, and whether one was killed.
 
 _COMMON: Final = f"""
 local function load(key)
@@ -174,8 +175,8 @@ if record == '' then return '' end
 local found, any, left = living(record, ARGV[1], ARGV[2])
 if left and not any then return 'leaving' end
 if any then
-  local left = redis.call('PTTL', KEYS[1])
-  if left >= 0 and left < ARGV[3] / 2 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+  local expires = redis.call('PTTL', KEYS[1])
+  if expires >= 0 and expires < ARGV[3] / 2 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 end
 return found
 """

@@ -22,7 +22,7 @@ A fence is above all that were given before, and not below the time in milliseco
 writes, new fences are higher than lost ones. Each process also tells the highest one that it has seen, with each
 renewal.
 
-Losing Redis loses nothing: each node announces its sessions again. Whoever can write to Redis can make tunnels
+Losing Redis loses nothing: each node announces its sessions again. A client that can write to Redis can make tunnels
 unreachable, and end sessions. It cannot add a node, and visitors reach no other process than those nodes: their names
 and certificates stand in the configuration.
 
@@ -74,7 +74,7 @@ TIMEOUT: Final = 2.0
 """Seconds for a connection, and for an answer."""
 
 KEPT_FOR: Final = 24 * 3600.0
-"""Seconds after which a record expires that nobody has read or written. Its holder reads it four times in that time."""
+"""Seconds after which a record expires that was neither read nor written. Its holder reads it four times in it."""
 
 MOST_MESSAGE: Final = 256
 """Characters of the longest tunnel id."""
@@ -376,7 +376,7 @@ class RedisStore(ContactStore):
 
 
 def _first_cause(error: BaseException) -> str:
-    """Why it failed, in the words of whoever noticed it first."""
+    """Why it failed, in the words of the code that noticed it first."""
     while error.__cause__ is not None:
         error = error.__cause__
     return clean_message(str(error))

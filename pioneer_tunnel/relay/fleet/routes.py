@@ -1,7 +1,7 @@
 """The routes that a node knows: the records that it has read or written, for a while.
 
 A route may be out of date. That costs its next visitor one question too many: the node that does not have the session
-any more says so, and the record is read again. So nobody has to tell all nodes of each change.
+any more says so, and the record is read again. So no one has to tell all nodes of each change.
 """
 
 from __future__ import annotations
@@ -28,12 +28,10 @@ class KnownRoutes:
 
     Args:
         most: how many; one more evicts the one that was used least recently.
-        lifetime: seconds for which one is known.
     """
 
-    def __init__(self, *, most: int = MOST_ROUTES, lifetime: float = ROUTE_LIFETIME) -> None:
+    def __init__(self, *, most: int = MOST_ROUTES) -> None:
         self._most: Final = most
-        self._lifetime: Final = lifetime
         self._routes: Final[OrderedDict[str, tuple[Record, float]]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -46,10 +44,10 @@ class KnownRoutes:
         """The record of a tunnel.
 
         Args:
-            even_old: also if its lifetime is over, since nobody can be asked.
+            even_old: also if its lifetime is over, since the store cannot be asked.
         """
         found = self._routes.get(tunnel_id)
-        if found is None or not (even_old or trio.current_time() - found[1] < self._lifetime):
+        if found is None or not (even_old or trio.current_time() - found[1] < ROUTE_LIFETIME):
             return None
         self._routes.move_to_end(tunnel_id)
         return found[0]

@@ -1,7 +1,7 @@
 """What a node has seen of the operator's entries and of claimed names, across restarts: one SQLite file.
 
-It is what makes a revocation last: an entry below the highest serial that this node has seen is refused, whoever brings
-it back. It also answers while Redis cannot be asked. The workers of a machine share it.
+It is what makes a revocation last: an entry below the highest serial that this node has seen is refused, from
+any source. It also answers while Redis cannot be asked. The workers of a machine share it.
 
 The functions block: call them with `in_thread`. Several may be called at a time; one waits for the other.
 """

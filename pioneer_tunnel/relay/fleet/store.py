@@ -4,7 +4,7 @@ A holding counts while the *lease* of its process lives. A process has one lease
 its processes, not for its sessions. While a node is restarted, its two processes have a lease each, and the sessions of
 both count.
 
-Leases that have expired while nobody could renew them prove nothing. So a process that has reached the store again
+Leases that have expired while they could not be renewed prove nothing. So a process that has reached the store again
 takes all holdings as valid for the time of one lease, in which the others renew theirs.
 
 A write is a compare-and-set on the version of the record. So of two nodes that want a tunnel at the same time, one has
@@ -71,8 +71,8 @@ class Store(Protocol):
     def known(self, tunnel_id: str) -> Record | None:
         """What this node knows without asking, and may act on; None if it has to `read`.
 
-        It may be out of date: whoever acts on it finds out, and reads. While the store is unreachable, what was known
-        stays known.
+        It may be out of date: a caller that acts on it finds out, and reads. While the store is unreachable, what was
+        known stays known.
         """
 
     async def write(self, tunnel_id: str, *, expected: int, holdings: Sequence[Holding]) -> Record:

@@ -1,7 +1,7 @@
 """The workers of one machine reach each other over Unix sockets in a private folder.
 
 The kernel says which process is at the other end (SO_PEERCRED), and the parent process says which processes are
-workers. So nobody else is served, and no worker can pretend to be another one.
+workers. So no other process is served, and no worker can pretend to be another one.
 
 While a worker is restarted it has two processes, and each of them is reached by the id of the process. The number of
 the worker leads to the process that began last.
@@ -23,7 +23,7 @@ from ..._control.credentials import process_of_peer
 from ..._net.adopted import watch
 from ..._storage import files
 from .networks import Network, Reached
-from .node_names import worker_name
+from .node_names import machine_of, worker_name
 
 __all__ = ["WorkerNetwork"]
 
@@ -49,7 +49,7 @@ class WorkerNetwork(Network):
     def __init__(
         self, node: str, process: str, folder: Path, who: Callable[[int], str | None], *, workers: int
     ) -> None:
-        machine = node.rpartition("/")[0]
+        machine = machine_of(node)
         self._nodes: Final = frozenset(worker_name(machine, index) for index in range(workers))
         self._node: Final = node
         self._process: Final = process
@@ -71,9 +71,9 @@ class WorkerNetwork(Network):
         """Connect to a socket of another worker.
 
         Raises:
-            OSError: nobody listens there.
+            OSError: no process listens there.
             StorageError: the folder cannot be used, or others may access it.
-            trio.BrokenResourceError: somebody else does.
+            trio.BrokenResourceError: another process does.
         """
         name = process or node.rpartition("/")[2]
         if not _NAME.fullmatch(name):  # it may come from another machine

@@ -92,7 +92,7 @@ class GatewayEndpoint:
         config: its id, public names, heartbeat, grace and limits are used.
         registry: the tunnels and their keys.
         directory: the session of each tunnel.
-        expected: is told which gateways have come.
+        expected: gets the tunnels whose gateways have come.
         counts: counts sessions and refusals; by default new ones.
         identity: proves the relay to gateways that pin it.
         limits: of each yamux session; by default they follow from `config.limits`.

@@ -40,7 +40,7 @@ class Expected:
         """Expect these, too, from now on."""
         now = trio.current_time()
         if -math.inf < self._until <= now:
-            self._arrivals.clear()  # nobody waits for these any more
+            self._arrivals.clear()  # no visitor waits for these any more
         for tunnel_id in tunnels:
             self._arrivals.setdefault(tunnel_id, trio.Event())
         self._until = now + PATIENCE

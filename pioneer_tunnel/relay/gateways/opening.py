@@ -88,7 +88,7 @@ class GatewayOpening:
         config: its id, public names, heartbeat and limits are used.
         registry: the tunnels and their keys.
         counts: counts refusals.
-        spreading: what gateways are told of coming back.
+        spreading: what gateways hear about coming back.
         identity: proves the relay to gateways that pin it.
         node: the name of this relay in its fleet; None if there is none.
         window: bytes of a session that may be sent again when it resumes.

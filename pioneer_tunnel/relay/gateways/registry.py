@@ -8,7 +8,7 @@ Both are interfaces whose methods may take time, since in a fleet of relays they
               retired     replaced by one with a newer key; takes no new visitors, keeps the ones it has
               gone        after `leave`
 
-A new visitor goes to the holder with the fewest streams: so a link that is slow, or has died and nobody knows it yet,
+A new visitor goes to the holder with the fewest streams: so a link that is slow, or has died without a sign yet,
 gets fewer of them. Among equals the shorter round trip decides. Holders whose connection is lost or in doubt, and those
 that drain, come last.
 """

@@ -277,7 +277,7 @@ class GatewaySession(LiveSession):
         self._end(_Ending(code=CLOSE_REJECTED, reason=short))
 
     def services_told(self, names: Collection[str], located: Located) -> None:
-        """The gateway has said what it offers, and is told where, in the handshake of a resume."""
+        """The gateway has said what it offers, and hears where, in the handshake of a resume."""
         if self._services is not None:
             self._services.told(names, located)
 
@@ -287,7 +287,7 @@ class GatewaySession(LiveSession):
             self._services.look_again()
 
     def tell_spread(self, spread: Spread) -> None:
-        """Tell the gateway, which has the extension, how to come back, if it is told nothing yet. Does not wait."""
+        """Tell the gateway, which has the extension, how to come back, if it has not heard that yet. Does not wait."""
         if self._tasks is not None and not self._telling:
             self._telling = True
             self._tasks.start_soon(self._tell_spread, spread)

@@ -1,4 +1,4 @@
-"""Calls between the parent and a worker, over a socket pair. Nobody else can reach it: it has no name.
+"""Calls between the parent and a worker, over a socket pair. No other process can reach it: it has no name.
 
 A message is a head (the length of the body, and the number of descriptors that come with it), and a body of JSON:
 

@@ -149,7 +149,7 @@ class Crew:
         return frozenset(process.id for process in self._serving)
 
     def _tell_who(self) -> None:
-        """Tell all workers which process is which worker, so that they trust each other and nobody else."""
+        """Tell all workers which process is which worker, so that they trust each other alone."""
         who = {str(process.pid): process.index for process in self.processes}
         for process in self.processes:
             process.tell("who", who)

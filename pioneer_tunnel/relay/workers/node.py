@@ -33,7 +33,9 @@ class WorkerNode:
     def __init__(self, others: OtherWorkers) -> None:
         asked = AskedLater()
         random = Random()  # noqa: S311  # it spreads attempts, and is no secret
-        self.links: Final = NodeLinks(others.name, others.store.process, asked, workers=others.network, random=random)
+        self.links: Final = NodeLinks(
+            others.store.node, others.store.process, asked, workers=others.network, random=random
+        )
         self.directory: Final = FleetDirectory(others.store, self.links)
         self.passing: Final = SocketPassing(others.network, where_in(self.directory, others.leaving), random)
         asked.directory = self.directory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set as AbstractSet
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -10,7 +10,7 @@ import cattrs
 
 from ..fleet.neighbours import Neighbours
 from ..fleet.node_names import worker_name
-from ..fleet.records import Holding, Record
+from ..fleet.records import Holding
 from ..fleet.unix_network import WorkerNetwork
 from .channel import Channel
 from .records import ParentStore
@@ -31,15 +31,15 @@ class OtherWorkers(Neighbours):
     """
 
     def __init__(self, machine: str, setup: Setup, channel: Channel, on_holder: Callable[[str], object]) -> None:
-        self.name = worker_name(machine, setup.index)
-        self.store: ParentStore = ParentStore(self.name, setup.process, channel)
+        name = worker_name(machine, setup.index)
+        self.store: ParentStore = ParentStore(name, setup.process, channel)
         self.leaving: set[str] = set()
-        self.on_killed: Callable[[str], object] = lambda _process: None
+        self.on_ended: Callable[[str], object] = lambda _process: None
         self._machine: Final = machine
         self._channel: Final = channel
         self._on_holder: Final = on_holder
         self._who: Final[dict[int, str]] = {}
-        self.network = WorkerNetwork(self.name, setup.process, Path(setup.folder), self._who.get, workers=setup.workers)
+        self.network = WorkerNetwork(name, setup.process, Path(setup.folder), self._who.get, workers=setup.workers)
 
     def sessions(self, tunnel_id: str) -> Sequence[Holding]:
         found = self.store.known(tunnel_id).holdings
@@ -57,14 +57,10 @@ class OtherWorkers(Neighbours):
         """Another process drains, or has ended: that it has a tunnel does not help new visitors."""
         self.leaving.add(process)
         if ended:
-            self.on_killed(process)
+            self.on_ended(process)
 
     def hear_record(self, message: Any) -> None:
         """The parent says that the record of a tunnel has changed."""
         record = self.store.hear(message)
-        if _processes(record) - self.leaving:
+        if record.processes - self.leaving:
             self._on_holder(message["tunnel"])
-
-
-def _processes(record: Record) -> AbstractSet[str]:
-    return {holding.process for holding in record.holdings}

@@ -1,4 +1,4 @@
-"""The parent of the workers: it starts them, replaces those that end, and tells them what to do. It serves nobody.
+"""The parent of the workers: it starts them, replaces those that end, and tells them what to do. It serves no visitors.
 
 A worker that ends by itself is replaced at once, and later and later when that happens again and again. Its sockets
 stay open, and another worker accepts there until its successor does.
@@ -173,11 +173,11 @@ class Parent:
                     process.give({name: of_all[process.index] for name, of_all in opened.items()})
                     nursery.start_soon(self._apply_at, process, self._tunnels.decode())
             self._close_unused()
-            self._share_out(anew=True)
+            self._share_out(moved=True)
             log_changes(changes)
 
     def reopen_access_log(self) -> None:
-        """Let each worker open the file of the access log anew. Does not wait."""
+        """Let each worker reopen the file of the access log. Does not wait."""
         for process in self._crew.processes:
             process.tell("reopen")
 
@@ -324,16 +324,16 @@ class Parent:
         _log.info(line, index, process.pid, extra=about("worker_listens", worker=index))
         return process
 
-    def _share_out(self, *, anew: bool = False) -> None:
+    def _share_out(self, *, moved: bool = False) -> None:
         """Let others accept at the sockets of workers that are missing.
 
         Args:
-            anew: the addresses have changed.
+            moved: the addresses have changed.
         """
         serving = [slot.current for slot in self._slots if slot.current is not None]
         for slot in self._slots:
             stand_in = serving[slot.index % len(serving)] if slot.current is None and serving else None
-            if slot.stand_in is not None and (anew or stand_in is not slot.stand_in):
+            if slot.stand_in is not None and (moved or stand_in is not slot.stand_in):
                 slot.stand_in.tell("stand back", slot.index)
                 slot.stand_in = None
             if stand_in is not None and slot.stand_in is None:
@@ -354,7 +354,7 @@ class Parent:
             _log.error("there is no successor of worker %d: %s", process.index, error, extra=fields)
 
     async def _watch(self, process: WorkerProcess) -> None:
-        """Wait for the end of a worker, and replace it if nobody has asked for that."""
+        """Wait for the end of a worker, and replace it if that end was not asked for."""
         slot = self._slots[process.index]
         try:
             await process.run()

@@ -27,7 +27,7 @@ Tell: TypeAlias = Callable[[str, Any], object]
 
 @final
 class ParentRecords:
-    """The records, in the parent. Each change is told to all workers, in the same order."""
+    """The records, in the parent. Each change goes to all workers, in the same order."""
 
     def __init__(self) -> None:
         self._records: Final = MemoryRecords(lease=float("inf"))
@@ -37,7 +37,7 @@ class ParentRecords:
         self._writer = ""
 
     def join(self, process: str, tell: Tell) -> None:
-        """A worker begins. It is told all records, and from now on each change."""
+        """A worker begins. It gets all records, and from now on each change."""
         self._records.renew(process, seen=0)
         self._joined[process] = tell
         for tunnel_id, record in self._all.items():
@@ -50,11 +50,11 @@ class ParentRecords:
 
     def tunnels_of(self, process: str) -> list[str]:
         """The ids of the tunnels that a worker has."""
-        return [tunnel_id for tunnel_id, record in self._all.items() if process in _processes(record)]
+        return [tunnel_id for tunnel_id, record in self._all.items() if process in record.processes]
 
     def has_one_of(self, tunnel_id: str, processes: AbstractSet[str]) -> bool:
         """Whether one of these workers has a tunnel."""
-        return not processes.isdisjoint(_processes(self._all.get(tunnel_id, NOTHING_KNOWN)))
+        return not processes.isdisjoint(self._all.get(tunnel_id, NOTHING_KNOWN).processes)
 
     def read(self, tunnel_id: str) -> Any:
         """The record of a tunnel."""
@@ -91,10 +91,6 @@ class ParentRecords:
 
 def _message(tunnel_id: str, record: Record, writer: str) -> dict[str, Any]:
     return {"tunnel": tunnel_id, "record": cattrs.unstructure(record), "by": writer}
-
-
-def _processes(record: Record) -> set[str]:
-    return {holding.process for holding in record.holdings}
 
 
 @final

@@ -1,4 +1,4 @@
-"""What a worker is told before it begins."""
+"""What a worker gets before it begins."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REPLACED: Final = "replaced"
 @final
 @attrs.frozen(kw_only=True)
 class Setup:
-    """What a worker is told before it begins. It holds no secret: a relay's file names files, and has public keys.
+    """What a worker gets before it begins. It holds no secret: a relay's file names files, and has public keys.
 
     Attributes:
         index: which worker it is, from 0.

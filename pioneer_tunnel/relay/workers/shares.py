@@ -1,5 +1,6 @@
-"""What of a relay's configuration each worker gets: its share of the limits, its address for other nodes of a fleet,
-and no site of the operator.
+"""What of a relay's configuration each worker gets.
+
+It gets its share of the limits, its address for other nodes of a fleet, and no site of the operator.
 
 The operator writes limits of the relay. A limit of everything is divided. A limit of an address is divided, too, but
 each worker gets a little more than its part: the kernel spreads connections at random, so a worker may get more of one
@@ -41,7 +42,12 @@ _LEAST: Final = {"connections": LEAST_CONNECTIONS, "unsent_bytes": 1024 * 1024, 
 
 
 def share_of(config: RelayConfig, workers: int, index: int = 0) -> RelayConfig:
-    """The configuration of one worker of `workers`.
+    """The configuration of one worker of a relay.
+
+    Args:
+        config: the relay's.
+        workers: how many there are.
+        index: which of them it is, from 0 (default).
 
     Raises:
         InvalidSettingsError: a limit is too small to be divided; or the other nodes of its fleet do not reach so many.

@@ -7,8 +7,8 @@ On Linux each worker has a socket of its own for each address (SO_REUSEPORT), an
 them. Elsewhere, and for sockets of systemd, all workers accept at the same socket: macOS would give all connections to
 the newest socket of an address, and a socket of systemd belongs to another user.
 
-In a fleet each worker also has an address of its own, for other nodes. Nobody else accepts there: other nodes come for
-the sessions of this worker.
+In a fleet each worker also has an address of its own, for other nodes. No other worker accepts there: other nodes come
+for the sessions of this worker.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class Worker:
             if self._relay is not None:
                 await self._report_last(self._relay)
             if self._parent_is_gone and self._setup is not None:
-                remove_if_left(Path(self._setup.folder))  # nobody else does
+                remove_if_left(Path(self._setup.folder))  # the parent would have
             nursery.cancel_scope.cancel()
 
     async def _carry(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -177,7 +177,7 @@ class Worker:
             await relay.drain()
 
     async def _report_last(self, relay: Relay) -> None:
-        gone = suppress(CallFailed, trio.BrokenResourceError)  # nobody is left to know
+        gone = suppress(CallFailed, trio.BrokenResourceError)  # there is no parent to hear it
         with gone, trio.CancelScope(shield=True), trio.move_on_after(REPORT_TIMEOUT):
             await self._channel.call("last report", self._report(relay))
 

@@ -34,7 +34,6 @@ import attrs
 from ..._model.errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = [
-    "ACK_SIZE",
     "COMMAND_SIZE",
     "DIGEST_SIZE",
     "HELLO_SIZE",

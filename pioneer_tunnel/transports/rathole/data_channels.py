@@ -42,7 +42,7 @@ from ..tunnel_stream import TunnelStream
 from .channel_stream import ChannelStream
 from .codec import COMMAND_SIZE, DataCommand, decode_data_command
 
-__all__ = ["DIAL_FOR", "MOST_IDLE", "MOST_OWED", "DataChannels", "staying"]
+__all__ = ["MOST_IDLE", "DataChannels", "staying"]
 
 DIAL_FOR: Final = 10.0
 """Seconds that a data channel may take to connect, retries included. The relay waits no longer than that either."""
@@ -356,7 +356,7 @@ class DataChannels:
     def _note_refusal(self, refusal: RelayConnectError) -> None:
         """End the session if the proxy refuses the credentials that it has accepted before: they have changed.
 
-        The next session reads them anew. Asking again and again with old ones could lock the account.
+        The next session reads them again. Asking again and again with old ones could lock the account.
         """
         if isinstance(refusal.__cause__, CredentialsRefused):
             self._refusal = refusal
