@@ -47,7 +47,8 @@ class RestartPolicy:
         initial: the first delay, in seconds; delays double (default 1).
         maximum: the longest delay, in seconds, before jitter (default 30).
         jitter: each delay is spread by plus or minus this share of it (default 0.2).
-        max_restarts: restarts before giving up (the first attempt is not counted); 0 never gives up (default 0).
+        max_restarts: restarts before giving up (the first attempt is not counted); 0 never gives up (default 0). A relay
+            that asks for another session, since it is restarted, costs none.
         stable: a session that lasted this many seconds clears the count and the delay (default 30).
 
     Raises:
@@ -168,7 +169,7 @@ class Restarts:
 
     def _doubled(self, times: int) -> float:
         """The delay that is the so many-th in a row, without cap and jitter."""
-        return self.policy.initial * 2 ** min(times - 1, 64)  # a larger power has long passed every maximum
+        return self.policy.initial * 2.0 ** min(times - 1, 64)  # a larger power has long passed every maximum
 
     def _longest(self, spread: Spread | None) -> float:
         """The longest backoff, before jitter."""
