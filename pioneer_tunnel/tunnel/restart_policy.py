@@ -47,8 +47,8 @@ class RestartPolicy:
         initial: the first delay, in seconds; delays double (default 1).
         maximum: the longest delay, in seconds, before jitter (default 30).
         jitter: each delay is spread by plus or minus this share of it (default 0.2).
-        max_restarts: restarts before giving up (the first attempt is not counted); 0 never gives up (default 0). A relay
-            that asks for another session, since it is restarted, costs none.
+        max_restarts: restarts before giving up (the first attempt is not counted); 0 never gives up (default 0). A
+            relay that asks for another session, since it is restarted, costs none.
         stable: a session that lasted this many seconds clears the count and the delay (default 30).
 
     Raises:
