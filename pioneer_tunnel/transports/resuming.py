@@ -34,8 +34,11 @@ from .interface import LinkLost, Report, Target
 
 __all__ = ["Opened", "Redials", "Resuming"]
 
-STEADY: Final = 10.0
-"""Seconds that a restored link has to last, so that its next loss is not one more failed attempt."""
+STEADY: Final = 5.0
+"""Seconds that a restored link has to last, so that its next loss is not one more failed attempt.
+
+That is as long as the longest delay between two attempts, so such a link costs its relay no more than failed attempts.
+"""
 
 ASKED_LATELY: Final = 10.0
 """Seconds after a check was asked for, as after a change of the network, in which a loss is put down to that."""

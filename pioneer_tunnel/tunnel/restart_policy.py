@@ -20,6 +20,15 @@ __all__ = ["LONGEST_WAIT", "RunEnd", "RestartPolicy", "Restarts"]
 LONGEST_REDIAL_DELAY: Final = 4.0
 """Seconds between two attempts to restore a lost link, before jitter: visitors wait meanwhile."""
 
+QUICK_HANDOVERS: Final = 10
+"""Sessions in a row that a relay may drain soon, and that the next one follows without a backoff.
+
+When a relay replaces its workers one by one, a gateway may move several times within seconds.
+"""
+
+SETTLED: Final = 5.0
+"""Seconds after which a session that its relay drains is not drained soon. One dial in that time costs it little."""
+
 FIRST_SHARE: Final = 2 / 3
 """Share of the span in which the first attempt to restore a lost link comes."""
 
@@ -38,7 +47,8 @@ class RestartPolicy:
         initial: the first delay, in seconds; delays double (default 1).
         maximum: the longest delay, in seconds, before jitter (default 30).
         jitter: each delay is spread by plus or minus this share of it (default 0.2).
-        max_restarts: restarts before giving up (the first attempt is not counted); 0 never gives up (default 0).
+        max_restarts: restarts before giving up (the first attempt is not counted); 0 never gives up (default 0). A
+            relay that asks for another session, since it is restarted, costs none.
         stable: a session that lasted this many seconds clears the count and the delay (default 30).
 
     Raises:
@@ -59,7 +69,8 @@ class RunEnd:
 
     Attributes:
         connected_for: seconds that the tunnel was up; None when it never was.
-        reconnect_within: seconds that a draining relay gives for the next session; None if it does not drain.
+        reconnect_within: seconds that a draining relay gives for the next session; None if it does not drain. The
+            attempt has not ended then: its session goes on while the next one is made.
         retry_after: seconds that the relay asked us to wait.
         retry_slowly: retry only every `maximum` seconds.
         retry_at_once: retry without a wait. That counts as no restart, since the relay has not failed.
@@ -79,6 +90,9 @@ class RunEnd:
 @final
 class Restarts:
     """Counts restarts for one generation.
+
+    A relay that drains has not failed. So the next session is made within the time that it gives, and that counts as no
+    restart. Only a relay that drains one session after the other as soon as it is up is dialled less and less often.
 
     When a relay goes down, all its gateways lose their link at once. So the first attempt after a loss comes at a
     random time, within a span that the relay may have told (`RunEnd.spread`). If it has, the next attempts are spread
@@ -103,6 +117,7 @@ class Restarts:
         self.used: int = 0
         """Restarts since the start, or since the last session that was stable."""
         self._waited = 0.0  # seconds, of all waits since the last loss
+        self._handovers = 0  # sessions in a row that were drained soon
 
     def after(self, ending: RunEnd) -> float | None:
         """Seconds to wait before the next attempt; None when `max_restarts` are used up."""
@@ -113,6 +128,8 @@ class Restarts:
                 self.used = 0
         if ending.retry_at_once:
             return 0.0
+        if ending.reconnect_within is not None:
+            return self._handover_delay(ending, ending.reconnect_within)
         self.used += 1
         if policy.max_restarts and self.used > policy.max_restarts:
             return None
@@ -139,22 +156,35 @@ class Restarts:
             share = self._random.uniform(0, spread.span if failed else FIRST_SHARE * spread.span)
         if not failed:
             return share if share >= 1.0 else 0.0
-        delay = min(self.policy.initial * 2 ** min(failed - 1, 64), self.policy.maximum, LONGEST_REDIAL_DELAY)
+        delay = min(self._doubled(failed), self.policy.maximum, LONGEST_REDIAL_DELAY)
         return max(self._jittered(delay) + share, min(retry_after or 0.0, LONGEST_WAIT))
+
+    def _handover_delay(self, ending: RunEnd, within: float) -> float:
+        soon = ending.connected_for is None or ending.connected_for < SETTLED
+        self._handovers = self._handovers + 1 if soon else 0
+        longest, excess = self._longest(ending.spread), self._handovers - QUICK_HANDOVERS
+        if excess > 0:
+            return self._jittered(min(self._doubled(excess), longest))
+        return self._random.uniform(0, min(within, longest))
+
+    def _doubled(self, times: int) -> float:
+        """The delay that is the so many-th in a row, without cap and jitter."""
+        return self.policy.initial * 2.0 ** min(times - 1, 64)  # a larger power has long passed every maximum
+
+    def _longest(self, spread: Spread | None) -> float:
+        """The longest backoff, before jitter."""
+        return self.policy.maximum if spread is None else max(self.policy.maximum, spread.longest)
 
     def _own_delay(self, ending: RunEnd) -> float:
         policy, spread = self.policy, ending.spread
         if ending.rejected:
             return self._jittered(LONGEST_WAIT)
-        longest = policy.maximum if spread is None else max(policy.maximum, spread.longest)
+        longest = self._longest(spread)
         if ending.retry_slowly:
             return self._jittered(longest)
-        if ending.reconnect_within is not None and self.used == 1:
-            return self._random.uniform(0, min(ending.reconnect_within, longest))
         if ending.connected_for is not None and self.used == 1 and ending.retry_after is None:
             return self._random.uniform(0, 2 * policy.initial if spread is None else spread.span)
-        doublings = min(self.used - 1, 64)  # a larger power has long passed every maximum
-        delay = policy.initial * 2**doublings
+        delay = self._doubled(self.used)
         if spread is not None and ending.retry_after is None:
             delay = max(delay, min(2 * self._waited, spread.span))
         return self._jittered(min(delay, longest))

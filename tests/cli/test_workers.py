@@ -88,6 +88,9 @@ def is_gone(pid: int) -> bool:
         pytest.param(
             Load(rate=50, kept=6, downloads=12, seconds=8.0, before=2.0, restarts=2), id="long", marks=pytest.mark.slow
         ),
+        pytest.param(
+            Load(rate=20, kept=4, downloads=4, seconds=15.0, before=2.0, restarts=5), id="again", marks=pytest.mark.slow
+        ),
     ],
 )
 async def test_replacing_the_workers_fails_no_request(relay: Relay, load: Load) -> None:

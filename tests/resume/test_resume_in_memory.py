@@ -218,6 +218,15 @@ async def test_a_link_that_is_cut_again_and_again_is_dialled_less_and_less_often
 # When to dial again
 
 
+async def test_a_link_that_has_lasted_is_restored_at_once_however_often_it_was_lost(autojump_clock: MockClock) -> None:
+    """As when the workers of a relay are killed one after the other: visitors wait meanwhile."""
+    async with resumable() as (relay, _):
+        for _ in range(6):
+            await trio.sleep(7)
+            relay.cut()
+            assert await seconds_until_dialled(relay) == 0
+
+
 @final
 class Network:
     """A `WatchNetwork` of a test."""

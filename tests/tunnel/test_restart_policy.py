@@ -16,6 +16,8 @@ from pioneer_tunnel.tunnel.restart_policy import (
     FIRST_SHARE,
     LONGEST_REDIAL_DELAY,
     LONGEST_WAIT,
+    QUICK_HANDOVERS,
+    SETTLED,
     RestartPolicy,
     Restarts,
     RunEnd,
@@ -38,8 +40,8 @@ endings = st.builds(
     retry_slowly=st.booleans(),
     rejected=st.booleans(),
     spread=st.none() | spreads,
-    reconnect_within=st.none() | st.floats(0, 1000),
 )
+drains = st.builds(RunEnd, connected_for=st.floats(0, 10_000), reconnect_within=st.floats(0, 1000))
 seeds = st.integers(0, 2**32)
 
 COMMON = settings(deadline=None, derandomize=True, max_examples=examples(200))
@@ -53,8 +55,6 @@ def own_delay(policy: RestartPolicy, ending: RunEnd, used: int, waited: float) -
         middle = LONGEST_WAIT
     elif ending.retry_slowly:
         middle = longest
-    elif ending.reconnect_within is not None and used == 1:
-        return 0, min(ending.reconnect_within, longest)
     elif ending.connected_for is not None and used == 1 and ending.retry_after is None:
         return 0, 2 * policy.initial if spread is None else spread.span
     else:
@@ -258,6 +258,37 @@ def test_a_changed_way_is_tried_at_once_and_counts_as_no_restart() -> None:
     assert restarts.after(RunEnd()) is not None
     assert restarts.after(RunEnd(retry_at_once=True)) == 0
     assert restarts.after(RunEnd()) is None
+
+
+@COMMON
+@given(policy=policies, history=st.lists(endings | drains, max_size=12), drain=drains, seed=seeds)
+def test_a_relay_that_drains_has_not_failed(
+    policy: RestartPolicy, history: list[RunEnd], drain: RunEnd, seed: int
+) -> None:
+    """Whatever was before: the next session comes in the time that the relay gives, and no restart is counted."""
+    restarts = Restarts(policy, Random(seed))
+    for ending in history[: QUICK_HANDOVERS - 1]:
+        restarts.after(ending)
+    assert drain.connected_for is not None
+    assert drain.reconnect_within is not None
+    used = 0 if drain.connected_for >= policy.stable else restarts.used
+    delay = restarts.after(drain)
+    assert delay is not None
+    assert 0 <= delay <= min(drain.reconnect_within, policy.maximum)
+    assert restarts.used == used
+
+
+def test_a_relay_that_drains_now_and_then_is_never_dialled_late() -> None:
+    restarts = Restarts(RestartPolicy(), Random(0))
+    often = [RunEnd(connected_for=lasted, reconnect_within=0.1) for lasted in (0.5, 1.0, SETTLED)] * 20
+    delays = [restarts.after(ending) for ending in often]
+    assert all(delay is not None and delay <= 0.1 for delay in delays)
+
+
+def test_a_relay_that_drains_every_session_at_once_is_dialled_less_and_less_often() -> None:
+    restarts = Restarts(RestartPolicy(jitter=0), Random(0))
+    delays = [restarts.after(RunEnd(connected_for=1, reconnect_within=0)) for _ in range(QUICK_HANDOVERS + 7)]
+    assert delays == [*[0] * QUICK_HANDOVERS, 1, 2, 4, 8, 16, 30, 30]
 
 
 @COMMON

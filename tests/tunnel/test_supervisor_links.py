@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import trio
 import trio.testing
@@ -237,7 +239,20 @@ async def test_a_relay_that_drains_again_and_again_is_dialled_less_and_less_ofte
     transport = ScriptedTransport(then=Connect(reports=((1, Draining(0.0)),)))
     async with supervised(transport):
         await trio.sleep(600)
-    assert len(transport.attempts) < 30
+    assert len(transport.attempts) < 40
+
+
+async def test_a_relay_that_is_restarted_several_times_gets_another_link_each_time(autojump_clock: MockClock) -> None:
+    """Of two workers, both may drain the link in one restart. That is no failure, so nothing is delayed or counted."""
+    moves = [1.5, 6.5] * 4
+    steps = [Connect(20, reports=((seconds, Draining(0.1)),)) for seconds in moves]
+    transport = ScriptedTransport([*steps, Connect(1000)])
+    async with supervised(transport, policy=RestartPolicy(max_restarts=1)) as generation:
+        await trio.sleep(60)
+        began = [attempt.began for attempt in transport.attempts]
+        late = [later - earlier - up for (earlier, later), up in zip(pairwise(began), moves, strict=True)]
+        assert all(-1e-9 <= each <= 0.1 + 1e-9 for each in late)
+        assert generation.said == ["starting", "connected"]
 
 
 async def test_few_links_drain_at_a_time(autojump_clock: MockClock) -> None:

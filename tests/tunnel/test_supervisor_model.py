@@ -354,7 +354,7 @@ class Teller:
         numbers = sorted(first)
         assert numbers == [*range(1, len(numbers) + 1)]
         for number in numbers[:-1]:
-            used = 1 if self.was_stable(number) else used + 1
+            used = self.used_after(number, used)
             if policy.max_restarts:
                 assert used <= policy.max_restarts
             next_one = first[number + 1]
@@ -373,7 +373,7 @@ class Teller:
             assert waited >= least - 1e-6
             assert -1e-6 <= planned.status.retry_at_unix - (EPOCH + next_one.at) < 1 + 1e-6
         if isinstance(generation.failure, RestartLimitError):
-            used = 1 if self.was_stable(numbers[-1]) else used + 1
+            used = self.used_after(numbers[-1], used)
             assert used == policy.max_restarts + 1
 
     def end_of(self, number: int) -> Fail | Crash | Return | Stall | None:
@@ -398,6 +398,10 @@ class Teller:
         ended = self.drained_at(number) if self.has_drained(number) else attempt.ended
         return ended - attempt.connected >= self.story.policy.stable
 
+    def used_after(self, number: int, used: int) -> int:
+        """How many restarts are used. A relay that drains costs none."""
+        return (0 if self.was_stable(number) else used) + (not self.has_drained(number))
+
     def allowed_wait(self, number: int, used: int) -> tuple[float, float]:
         policy, attempt = self.story.policy, self.attempts.get(number)
         end = None if self.has_drained(number) else self.end_of(number)
@@ -410,7 +414,7 @@ class Teller:
             least, most = LONGEST_WAIT * (1 - policy.jitter), LONGEST_WAIT * (1 + policy.jitter)
         elif fail.retry_slowly:
             least, most = policy.maximum * (1 - policy.jitter), policy.maximum * (1 + policy.jitter)
-        elif used == 1 and self.has_drained(number):
+        elif self.has_drained(number):
             least, most = 0.0, min(self.drains[number].within, policy.maximum)
         elif used == 1 and attempt is not None and attempt.connected is not None:
             least, most = 0.0, 2 * policy.initial

@@ -75,9 +75,11 @@ class _Tunnel:
     Attributes:
         rules: of the last session that came.
         fences: of the sessions that the store knows, by their id.
+        entering: the session that is written to the record now. Other nodes may know it before the write has returned.
     """
 
     rules: TakeoverRules
+    entering: LiveSession | None = None
     fences: dict[str, int] = attrs.field(factory=dict)
 
 
@@ -149,11 +151,13 @@ class FleetDirectory(Directory, Asked):
         async with self._lock(tunnel_id):
             await self._local.prepare(tunnel_id, session, rules)
             tunnel = self._tunnels.setdefault(tunnel_id, _Tunnel(rules))
-            tunnel.rules = rules
+            tunnel.rules, tunnel.entering = rules, session
             try:
                 await self._take(tunnel_id, session, tunnel, self._store.known(tunnel_id) or NOTHING_KNOWN)
             except StoreUnreachable:
                 self._reconcile_soon(tunnel_id)
+            finally:
+                tunnel.entering = None
             self._local.enter_nowait(tunnel_id, session, rules)
 
     async def leave(self, tunnel_id: str, session: LiveSession) -> None:
@@ -229,10 +233,14 @@ class FleetDirectory(Directory, Asked):
     # Other nodes
 
     def local(self, tunnel_id: str, session_id: str) -> LiveSession | None:
-        for holder in self._local.holders(tunnel_id):
-            if holder.id == session_id:
-                return holder
-        return None
+        tunnel = self._tunnels.get(tunnel_id)
+        entering = None if tunnel is None else tunnel.entering
+        if entering is not None and entering.id == session_id:
+            return entering
+        return self._holder(tunnel_id, session_id)
+
+    def _holder(self, tunnel_id: str, session_id: str) -> LiveSession | None:
+        return next((holder for holder in self._local.holders(tunnel_id) if holder.id == session_id), None)
 
     def holdings(self, tunnel_id: str) -> Sequence[Holding]:
         """The sessions of this process that have a tunnel."""
@@ -254,7 +262,7 @@ class FleetDirectory(Directory, Asked):
                     break
 
     async def carry_out(self, tunnel_id: str, session_id: str, order: Order) -> bool:
-        session = self.local(tunnel_id, session_id)
+        session = self._holder(tunnel_id, session_id)
         if session is None:
             return False
         if order.kind is OrderKind.ANSWERS:

@@ -60,7 +60,10 @@ class OtherWorkers(Neighbours):
             self.on_ended(process)
 
     def hear_record(self, message: Any) -> None:
-        """The parent says that the record of a tunnel has changed."""
+        """The parent says that the record of a tunnel has changed.
+
+        A session of this process may be in the record before it has the tunnel here, and before that helps no visitor.
+        """
         record = self.store.hear(message)
-        if record.processes - self.leaving:
+        if record.processes - self.leaving - {self.store.process}:
             self._on_holder(message["tunnel"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import pytest
@@ -13,6 +14,7 @@ from pioneer_tunnel._wire.links import LinkPlace
 from pioneer_tunnel.relay.fleet.directory import FleetDirectory
 from pioneer_tunnel.relay.fleet.memory import MemoryRecords, MemoryStore
 from pioneer_tunnel.relay.fleet.peers import Order, OrderKind
+from pioneer_tunnel.relay.fleet.records import Holding, Record
 from pioneer_tunnel.relay.fleet.remote import RemoteSession
 from pioneer_tunnel.relay.fleet.store import LEASE
 from pioneer_tunnel.relay.gateways.expected import HOLD, PATIENCE, Expected
@@ -471,6 +473,27 @@ async def test_a_node_answers_for_its_own_sessions_only() -> None:
         assert right.directory.local(TUNNEL, session.id) is None
         assert not await right.directory.carry_out(TUNNEL, session.id, Order(OrderKind.ABANDON))
         assert session.orders == []
+
+
+@virtual_time
+async def test_a_visitor_of_another_node_may_come_before_the_write_of_the_record_has_returned() -> None:
+    async with fleet_in_memory(2) as (_records, (left, right)):
+        write, returns = left.store.write, trio.Event()
+
+        async def write_and_wait(tunnel_id: str, *, expected: int, holdings: Sequence[Holding]) -> Record:
+            record = await write(tunnel_id, expected=expected, holdings=holdings)
+            await returns.wait()
+            return record
+
+        left.store.write = write_and_wait  # type: ignore[method-assign]
+        session = ScriptedSession()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(left.connect, session)
+            await wait_all_tasks_blocked()
+            assert left.holders() == set()
+            assert await right.visit() == session.id
+            returns.set()
+        assert left.holders() == {session.id}
 
 
 # The store fails

@@ -15,10 +15,12 @@ from hypothesis import given, settings, strategies as st
 from rig import eventually, no_hang
 
 from pioneer_tunnel._wire.links import LinkPlace
-from pioneer_tunnel.relay.fleet.records import NOTHING_KNOWN, Holding
+from pioneer_tunnel.relay.fleet.records import NOTHING_KNOWN, Holding, Record
 from pioneer_tunnel.relay.fleet.store import Changed, StoreUnreachable
 from pioneer_tunnel.relay.workers.channel import Channel
+from pioneer_tunnel.relay.workers.others import OtherWorkers
 from pioneer_tunnel.relay.workers.records import ParentRecords, ParentStore
+from pioneer_tunnel.relay.workers.setup import Setup
 
 PROCESSES: Final = ("a" * 16, "b" * 16)
 
@@ -196,3 +198,27 @@ def test_replicas_agree_whoever_writes_at_once(writers: list[tuple[int, str, boo
                 assert workers[1].store.known(tunnel) == record
 
     trio.run(run)
+
+
+async def test_a_gateway_has_come_when_another_worker_has_it_that_does_not_drain() -> None:
+    """This worker knows by itself when its own session has the tunnel. The record has the session before that."""
+    own, other = PROCESSES
+    setup = Setup(index=0, workers=2, base="", tunnels="", process=own, folder="/nowhere")
+    come: list[str] = []
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        channel = Channel(ours, lambda *_: trio.lowlevel.checkpoint(), lambda *_: None)
+        workers = OtherWorkers("relay-1", setup, channel, come.append)
+
+        def hear(tunnel: str, *processes: str) -> None:
+            record = Record(1, tuple(holding(process) for process in processes))
+            workers.hear_record({"tunnel": tunnel, "record": cattrs.unstructure(record), "by": processes[-1]})
+
+        hear("mine", own)
+        hear("theirs", other)
+        hear("shared", other, own)
+        assert come == ["theirs", "shared"]
+        workers.note_leaving(other, ended=False)
+        hear("draining", other)
+        hear("mine", other, own)
+        assert come == ["theirs", "shared"]
