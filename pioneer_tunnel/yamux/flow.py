@@ -72,13 +72,13 @@ _GAIN: Final = 2.5
 """A window grows while it is less than so many times what the path holds. Credit is granted by halves, so 2 fill it."""
 _CUT: Final = 4
 """What windows are divided by to measure without a queue. More than `_GAIN`: they must not grow for their own queue."""
-_SHORTEST_ROUND: Final = 0.02
+_SHORTEST_ROUND: Final = 0.005
 """Seconds over which the rate is measured at least."""
-_SHORTEST_ROUND_TRIP: Final = 0.002
+_SHORTEST_ROUND_TRIP: Final = 0.001
 """A shorter round trip counts as this many seconds.
 
 With less data on its way, the ends of a fast path wait for each other after each batch, and each byte costs up to twice
-the processor time. So at the highest rate, what comes next may wait for 5 ms (`_GAIN`).
+the processor time. So at the highest rate, what comes next may wait for 2.5 ms (`_GAIN`).
 """
 
 
