@@ -69,6 +69,10 @@ def _pids(pid: int) -> list[int]:
     return [pid, *map(int, children)]
 
 
+def _ratio(count: float, of: float) -> str:
+    return f"{count / of:.2f}" if of else "-"
+
+
 def measure(arguments: Iterable[str], *, visitors: int, at_once: int, requests: int) -> tuple[float, float]:
     """CPU milliseconds of a visitor or request at the relay, and how many there are per second."""
     with (
@@ -100,7 +104,7 @@ def main() -> None:
         for way, workers in WAYS.items():
             counts = count(workers, at_once=at_once, requests=arguments.requests)
             alone = alone or counts
-            shown = ", ".join(f"{counts[what]:,.1f} {what} ({counts[what] / alone[what]:.2f})" for what in counts)
+            shown = ", ".join(f"{count:,.1f} {what} ({_ratio(count, alone[what])})" for what, count in counts.items())
             print(f"{way}: {shown}", flush=True)
     if arguments.only_counts:
         return
