@@ -1,4 +1,4 @@
-"""The order of the answers on a visitor's connection, whoever gives them."""
+"""The order of the answers on a visitor's connection, of gateways and of the relay."""
 
 from __future__ import annotations
 
