@@ -95,6 +95,23 @@ wheel: $(READY)
 	$(WHEEL)/venv/bin/python -P -c "import pioneer_tunnel as p; assert 'site-packages' in p.__file__, p.__file__"
 	$(WHEEL)/venv/bin/python -P -m pytest -q -p no:cacheprovider $(WHEEL_TESTS)
 
+# The wheel with its data path compiled by mypyc, for this Python and this kind of machine; docs/compiled.md tells more.
+# It is made from a copy: compiled modules would take the place of the checkout's own.
+COMPILED := build/compiled
+COMPILED_SOURCE := $(COMPILED)/source
+SOURCE := $(shell $(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["tool"]["hatch"]["build"]["targets"]["sdist"]["include"])') pyproject.toml README.md LICENSE
+
+compiled: $(READY)
+	rm -rf $(COMPILED)
+	mkdir -p $(COMPILED_SOURCE)
+	cp -r $(SOURCE) $(COMPILED_SOURCE)
+	HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps \
+		--wheel-dir $(COMPILED) $(COMPILED_SOURCE)
+
+# All tests of the compiled modules.
+test-compiled: compiled $(NPM_READY)
+	cd $(COMPILED_SOURCE) && PYTHONPATH=$(CURDIR)/$(COMPILED_SOURCE) $(CURDIR)/$(BIN)/pytest -n $(WORKERS) --dist worksteal
+
 # All tests with the lowest versions of the dependencies that pyproject.toml allows; but not those with web frameworks,
 # which want newer ones of their own, and not the documentation site.
 LOWEST := build/lowest
