@@ -12,7 +12,9 @@ from typing import Final, TypeAlias
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
-__all__ = ["LARGEST_READ", "Bytes", "Leg", "nothing"]
+__all__ = ["LARGEST_READ", "SMALLEST_READ", "Bytes", "Leg", "nothing"]
+
+SMALLEST_READ: Final = 4 * 1024
 
 LARGEST_READ: Final = 255 * 1024
 """Bytes that are moved at once, at the most."""
@@ -68,6 +70,11 @@ class Leg(ABC):
     def drained(self) -> bool:
         """True if `receive` would return None now, as far as the leg knows without trying."""
         return False
+
+    @property
+    def smallest_read(self) -> int:
+        """How many bytes to ask for as long as it sends little. Larger reads may allocate larger buffers."""
+        return SMALLEST_READ
 
     @property
     def held(self) -> int:
