@@ -120,6 +120,7 @@ class Session:
         self._budget = WindowBudget(self.limits.window_growth)
         self._streams: dict[int, Stream] = {}
         self._forgotten_unread: set[Stream] = set()  # streams that are not in `_streams` any more
+        self._borrowers: set[Stream] = set()  # with unread data since `keep_unread`
         self._receiving: Stream | None = None
         self._receiving_fin = False
         self._next_id = 1 if role is Role.CLIENT else 2
@@ -140,6 +141,8 @@ class Session:
     def receive_data(self, data: Buffer, now: float) -> None:
         """Process `data`, which arrived at the time `now`, in seconds. `events` returns what happened.
 
+        It must not change before `keep_unread`: what can be read at once is copied only once.
+
         Raises:
             RemoteProtocolError: the peer violated the protocol. The session is over. The next `data_to_send` returns a
                 go-away with code 1.
@@ -155,6 +158,13 @@ class Session:
             self._outbox = Outbox()
             self._outbox.put_first(FrameType.GO_AWAY, 0, 0, GoAwayCode.PROTOCOL_ERROR)
             raise
+
+    def keep_unread(self) -> None:
+        """Copy what is unread of the data that was received. Its memory may be used again after that."""
+        borrowers, self._borrowers = self._borrowers, set()
+        for stream in borrowers:
+            if stream.receive_queue:
+                stream.own_unread()
 
     def events(self) -> list[Event]:
         """The events since the last call, in order."""
@@ -200,7 +210,7 @@ class Session:
         elif flags & FIN and not (frame_type == _DATA and length):
             self._receive_fin(stream)
 
-    def _receive_body(self, piece: bytes) -> None:
+    def _receive_body(self, piece: bytes | memoryview) -> None:
         """Process a piece of the body of the current DATA frame."""
         stream = self._receiving
         complete = not self._decoder.body_left
@@ -216,6 +226,7 @@ class Session:
             else:
                 stream.receive_queue.append(piece)
                 self._events.append(StreamReadable(stream))
+            self._borrowers.add(stream)
             self.unread += len(piece)
             while self.unread > self.limits.unread:
                 self._reset_greediest()
@@ -292,15 +303,18 @@ class Session:
 
     # What goes to the peer
 
-    def data_to_send(self, max_bytes: int) -> list[Buffer]:
+    def data_to_send(self, max_bytes: int, turn: int = 0) -> list[Buffer]:
         """Take frames to send: about `max_bytes` (at most one frame more); empty when there are none.
+
+        `turn` is that of `Outbox.take`.
 
         The caller must send all of them, in this order.
         """
         self.traffic += self._outbox.has_traffic
-        out, senders, self.taken = self._outbox.take(max_bytes)
+        out, senders, self.taken = self._outbox.take(max_bytes, turn)
         for stream in senders:
             if stream.writer_waits and stream.may_return():
+                stream.writer_waits = False
                 self._events.append(StreamWritable(stream))
             if stream.refusing and stream.flushed:
                 self.reset(stream)
