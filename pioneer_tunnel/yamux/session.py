@@ -73,6 +73,9 @@ CLOSE_TIMEOUT: Final = 30.0
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the peer has to accept a stream that we opened, unless the path is slow: see `Session.reset_overdue`."""
 
+_ANSWER_SPAN: Final = 0.05
+"""Seconds after a small message was sent in which somebody may wait for a small answer."""
+
 _ANSWER_LOOK: Final = 1.0
 """Seconds between looks at such a stream."""
 
@@ -134,6 +137,8 @@ class Session:
         self._pings: OrderedDict[int, tuple[float, bool]] = OrderedDict()
         self._next_ping = 0
         self._pinged_at = 0.0
+        self._asked = False  # whether a small message was sent since the last look
+        self._asked_at = -math.inf
         self._answered = -math.inf  # when the latest ping was sent that the peer has answered
 
     # What comes from the peer
@@ -385,6 +390,7 @@ class Session:
             return False
         stream.send_window.credit -= size
         stream.sent_amount.total += size
+        self._asked = True
         return True
 
     def send_fin_early(self, stream: Stream) -> bool:
@@ -440,8 +446,11 @@ class Session:
             self._forgotten_unread.discard(stream)
         self.unread -= size
         stream.received_amount.total += size
+        if self._asked:
+            self._asked, self._asked_at = False, now
         round_trips = self.round_trips
-        credit = stream.receive_window.read(size, now, round_trips.shortest, cut=round_trips.doubted)
+        quick = now < self._asked_at + _ANSWER_SPAN
+        credit = stream.receive_window.read(size, now, round_trips.shortest, cut=round_trips.doubted, quick=quick)
         if credit:
             self._grant(stream, credit, now)
         return data

@@ -59,6 +59,20 @@ def test_unread_data_outlives_the_buffer_it_came_in(server: Session, read_before
     assert body + read_all(server, stream) == b"helloworld"
 
 
+def test_a_small_message_that_is_sent_makes_large_windows_small_for_a_moment() -> None:
+    """Somebody may wait for its answer, which comes behind the bulk data that the windows let in."""
+    server = Session(Role.SERVER)
+    learn_round_trip(server, 0.0001)
+    bulk, other = accept(server, 1), accept(server, 3)
+    bulk.receive_window.size = bulk.receive_window.credit = 4 * INITIAL_WINDOW
+    assert server.send_early(other, b"request")
+    sent(server)
+    for now, credit in ((1.0, INITIAL_WINDOW), (1.1, 4 * INITIAL_WINDOW)):
+        receive(server, data(1, bytes(bulk.receive_window.credit)), now=now)
+        read_all(server, bulk, now)
+        assert bulk.receive_window.credit == credit
+
+
 def test_a_small_piece_does_not_keep_the_large_chunk_it_came_in(server: Session) -> None:
     """Many of them would take far more memory than they count for."""
     small, large = accept(server, 1), accept(server, 3)
