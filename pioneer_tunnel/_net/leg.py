@@ -30,6 +30,7 @@ class Leg(ABC):
     From `attach` to `detach`, the leg belongs to the exchange, and only the exchange may use its stream.
 
     Attributes:
+        smallest_read: how many bytes to ask for as long as it sends little. Larger reads may allocate larger buffers.
         prefix: bytes that were read before; the exchange takes them first.
         refusal: why it takes no more, when that was found after a `send` had returned; what `send` would raise.
         on_readable: called when `receive` may return something again, and when the leg has broken.
@@ -37,6 +38,8 @@ class Leg(ABC):
     """
 
     __slots__ = ("on_readable", "on_writable", "prefix", "refusal")
+
+    smallest_read: int = SMALLEST_READ
 
     def __init__(self) -> None:
         self.refusal: Exception | None = None
@@ -70,11 +73,6 @@ class Leg(ABC):
     def drained(self) -> bool:
         """True if `receive` would return None now, as far as the leg knows without trying."""
         return False
-
-    @property
-    def smallest_read(self) -> int:
-        """How many bytes to ask for as long as it sends little. Larger reads may allocate larger buffers."""
-        return SMALLEST_READ
 
     @property
     def held(self) -> int:
