@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
-from .._net.leg import Bytes, Leg
+from .._net.leg import LARGEST_READ, Bytes, Leg
 
 if TYPE_CHECKING:
     from .stream import Connection, YamuxStream
@@ -24,6 +24,7 @@ class StreamLeg(Leg):
     held = 0
     sent = True
     can_half_close = True
+    smallest_read = LARGEST_READ  # a read returns what has come, and allocates no more
 
     def __init__(self, stream: YamuxStream, state: Stream, connection: Connection) -> None:
         super().__init__()
