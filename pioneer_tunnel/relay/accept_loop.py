@@ -19,7 +19,7 @@ import trio
 
 from .._model.addresses import Address
 from .._model.log_fields import about
-from .._net.adopted import watch
+from .._net.adopted import Watched, watch
 from .._net.fastpath.event_loop import Reactor, Stay
 from .._net.log_limiter import LogLimiter
 from .._net.socket_options import descriptor_of, keep_alive, limit_unsent, send_at_once
@@ -27,8 +27,9 @@ from .._net.tcp import TcpStream
 from .._net.turn import Turn
 from .admission import Admission, OverLimit
 from .connection import Connection, address_of, log_unforeseen
+from .request_head import READ_SIZE
 
-__all__ = ["AcceptLoop", "Handler", "accept_next", "admit"]
+__all__ = ["AcceptLoop", "Handler", "Passes", "accept_next", "admit"]
 
 _Accepted = TypeVar("_Accepted")
 
@@ -50,6 +51,12 @@ _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.server"
 Handler: TypeAlias = Callable[[Connection], object]
 """Begins to serve a connection. It must not wait: for that, it calls `Connection.start`."""
 
+Passes: TypeAlias = Callable[[Connection, bytes], bool]
+"""Gets a connection, and what was read of it. Passes it on to another process, and returns whether it did.
+
+It must not wait. The caller closes the connection then.
+"""
+
 
 @final
 class AcceptLoop:
@@ -65,6 +72,7 @@ class AcceptLoop:
         connections: trio.Nursery,
         *,
         only_visitors: bool = False,
+        passes: Passes | None = None,
     ) -> NoReturn:
         """Accept connections until cancelled, then close the listeners.
 
@@ -73,13 +81,17 @@ class AcceptLoop:
             handler: called for each connection.
             connections: the nursery of connections' tasks.
             only_visitors: True where gateways cannot connect: at a limit of visitors, connections are reset.
+            passes: called for each connection before it takes a place here, if something has come and the event loop
+                accepts; None for none. What was read is in `Connection.received` then.
 
         Raises:
             OSError: a listener is broken.
         """
         async with trio.open_nursery() as nursery:
             for listener in listeners:
-                acceptor = _Acceptor(listener, self._admission, handler, connections, only_visitors=only_visitors)
+                acceptor = _Acceptor(
+                    listener, self._admission, handler, connections, only_visitors=only_visitors, passes=passes
+                )
                 nursery.start_soon(acceptor.serve)
         raise AssertionError("listeners end only by being cancelled")
 
@@ -96,12 +108,14 @@ class _Acceptor:
         connections: trio.Nursery,
         *,
         only_visitors: bool,
+        passes: Passes | None,
     ) -> None:
         self._listener: Final = listener
         self._admission: Final = admission
         self._handler: Final = handler
         self._connections: Final = connections
         self._only_visitors: Final = only_visitors
+        self._passes: Final = passes
         self._context: Final = copy_context()  # the event loop may call back in any task
         self._turn: Final = Turn.current()
         # While the event loop accepts:
@@ -120,14 +134,9 @@ class _Acceptor:
             while True:
                 connected = await accept_next(self._listener.accept)
                 keep_alive(connected.socket, idle=KEEPALIVE_IDLE, interval=KEEPALIVE_INTERVAL)
-                stream, peer = watch(connected, resets=True), address_of(connected.socket.getpeername)
-                admit(
-                    Connection(stream, peer, self._local, self._connections, self._context),
-                    self._admission,
-                    self._handler,
-                    trio.current_time(),
-                    only_visitors=self._only_visitors,
-                )
+                peer = address_of(connected.socket.getpeername)
+                connection = Connection(connected.socket, peer, self._local, self._connections, self._context)
+                self._serve_here(connection, watch(connected, resets=True), trio.current_time())
 
     async def _serve_by_events(self, stay: Stay) -> None:
         """Returns if the event loop cannot watch the listener."""
@@ -173,22 +182,36 @@ class _Acceptor:
             connected.setblocking(False)
             if self._backlog:
                 _prepare(connected)
-            admit(
-                Connection(
-                    TcpStream(connected, resets=True, now=now),
-                    Address.of_socket(name),
-                    self._local,
-                    self._connections,
-                    self._context,
-                ),
-                self._admission,
-                self._handler,
-                now,
-                only_visitors=self._only_visitors,
-            )
+            peer = Address.of_socket(name)
+            connection = Connection(connected, peer, self._local, self._connections, self._context)
+            if self._passes is None or not self._is_passed(self._passes, connection, connected, now):
+                self._serve_here(connection, TcpStream(connected, resets=True, now=now), now)
         assert self._stay is not None
         self._stay.reactor.queue(self._accept)
         return 0
+
+    def _is_passed(self, passes: Passes, connection: Connection, connected: socket.socket, now: float) -> bool:
+        """Pass a connection on, if it is another process's. It takes no place here, and counts as accepted."""
+        peer, admission = connection.peer, self._admission
+        assert peer is not None
+        if not admission.may_connect(peer.host, now):
+            return False  # it is refused like any other one
+        try:
+            connection.received = connected.recv(READ_SIZE)
+            if not (connection.received and passes(connection, connection.received)):
+                return False
+        except OSError:
+            return False  # nothing has come; or it is lost, which is found out again
+        except Exception as error:  # noqa: BLE001  # it concerns this connection alone
+            log_unforeseen(error)
+        else:
+            admission.count_passed(peer.host, now)
+        connected.close()
+        return True
+
+    def _serve_here(self, connection: Connection, stream: Watched, now: float) -> None:
+        connection.begin(stream)
+        admit(connection, self._admission, self._handler, now, only_visitors=self._only_visitors)
 
     def _fail(self, error: OSError) -> None:
         assert self._stay is not None

@@ -31,6 +31,7 @@ from .._net.tls.certificate import Certificate
 from .._net.tls.stream import TlsServerStream
 from .._storage.networks import is_within
 from ..exchange.carrier import Carrier
+from .accept_loop import Passes
 from .config import RelayConfig
 from .connection import Connection
 from .gateways.endpoint import GatewayEndpoint, wants_gateway
@@ -170,6 +171,16 @@ class Router:
     async def _serve_http(self, connection: Connection) -> None:
         await self._ingress.serve(attrs.evolve(await self._introduced(connection), in_clear=True))
 
+    @property
+    def passes_visitors(self) -> Passes | None:
+        """Passes visitors on who were just accepted at an address of visitors. None if that takes a task, or no one.
+
+        If it does not, `begin_ingress` or `begin_either` goes on with what was read.
+        """
+        config = self._config
+        in_task = self._passing is None or config.ingress_tls or config.accept_proxy_from
+        return None if in_task else self._passes
+
     def _begin_with_head(
         self,
         connection: Connection,
@@ -180,7 +191,8 @@ class Router:
         if self._config.ingress_tls or self._awaits_introduction(connection):
             connection.start(serve, connection)
         else:
-            self._read_head(connection, on_head, serve)
+            received, connection.received = connection.received, b""
+            self._read_head(connection, on_head, serve, received)
 
     def _read_head(
         self,

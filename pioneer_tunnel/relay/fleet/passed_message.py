@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import Final
 
 from ..._model.addresses import Address
@@ -18,6 +19,12 @@ _HEAD_SIZE: Final = _HEAD.size
 _STAGES: Final = tuple(Stage)
 _TLS: Final = (False, True, None)
 _BETWEEN: Final = "\0"
+
+
+@lru_cache(maxsize=64)
+def _local_address(host: str, port: int) -> Address:
+    """One that many connections came to."""
+    return Address.of_socket((host, port))
 
 
 def encode_passed(passed: Passed) -> bytes:
@@ -43,7 +50,7 @@ def parse_passed(message: bytes, descriptor: int) -> Passed:
             descriptor,
             _STAGES[stage],
             Address.of_socket((peer_host, peer_port)) if peer_host else None,
-            Address.of_socket((local_host, local_port)) if local_host else None,
+            _local_address(local_host, local_port) if local_host else None,
             _TLS[tls],
             tunnel,
             service,
