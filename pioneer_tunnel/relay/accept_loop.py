@@ -28,6 +28,7 @@ from .._net.turn import Turn
 from .admission import Admission, OverLimit
 from .connection import Connection, address_of, log_unforeseen
 from .request_head import READ_SIZE
+from .visitors.passing import AfterPass
 
 __all__ = ["AcceptLoop", "Handler", "Passes", "accept_next", "admit"]
 
@@ -51,10 +52,10 @@ _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.server"
 Handler: TypeAlias = Callable[[Connection], object]
 """Begins to serve a connection. It must not wait: for that, it calls `Connection.start`."""
 
-Passes: TypeAlias = Callable[[Connection, bytes], bool]
-"""Gets a connection, and what was read of it. Passes it on to another process, and returns whether it did.
+Passes: TypeAlias = Callable[[Connection, bytes, AfterPass], bool]
+"""Passes a connection on to another process at the end of this turn. Returns whether it will try.
 
-It must not wait. The caller closes the connection then.
+It gets the connection, and what was read of it. It must not wait.
 """
 
 
@@ -136,7 +137,7 @@ class _Acceptor:
                 keep_alive(connected.socket, idle=KEEPALIVE_IDLE, interval=KEEPALIVE_INTERVAL)
                 peer = address_of(connected.socket.getpeername)
                 connection = Connection(connected.socket, peer, self._local, self._connections, self._context)
-                self._serve_here(connection, watch(connected, resets=True), trio.current_time())
+                self._serve(connection, watch(connected, resets=True), trio.current_time())
 
     async def _serve_by_events(self, stay: Stay) -> None:
         """Returns if the event loop cannot watch the listener."""
@@ -151,7 +152,7 @@ class _Acceptor:
         _prepare(listening)
         local = Address.of_socket(listening.getsockname())
         self._local = None if local.host in _ANY else local
-        self._accept()  # some may wait already
+        self._turn.run(self._accept)  # some may wait already
         try:
             await stay.wait()
         finally:
@@ -179,37 +180,48 @@ class _Acceptor:
             except OSError as error:
                 self._fail(error)
                 return 0
-            connected.setblocking(False)
             if self._backlog:
                 _prepare(connected)
             peer = Address.of_socket(name)
             connection = Connection(connected, peer, self._local, self._connections, self._context)
-            if self._passes is None or not self._is_passed(self._passes, connection, connected, now):
-                self._serve_here(connection, TcpStream(connected, resets=True, now=now), now)
+            if self._passes is None or not self._passes_soon(self._passes, connection, connected, now):
+                self._serve_here(connection, connected, now)
         assert self._stay is not None
         self._stay.reactor.queue(self._accept)
         return 0
 
-    def _is_passed(self, passes: Passes, connection: Connection, connected: socket.socket, now: float) -> bool:
+    def _passes_soon(self, passes: Passes, connection: Connection, connected: socket.socket, now: float) -> bool:
         """Pass a connection on, if it is another process's. It takes no place here, and counts as accepted."""
-        peer, admission = connection.peer, self._admission
-        assert peer is not None
-        if not admission.may_connect(peer.host, now):
+        assert connection.peer is not None
+        host = connection.peer.host
+        if not self._admission.may_connect(host, now):
             return False  # it is refused like any other one
+
+        def after(passed: bool) -> None:  # its only argument
+            if passed:
+                connected.close()
+            else:
+                self._admission.cancel_passed(host)
+                self._serve_here(connection, connected, now)
+
         try:
-            connection.received = connected.recv(READ_SIZE)
-            if not (connection.received and passes(connection, connection.received)):
-                return False
+            received = connection.received = connected.recv(READ_SIZE, socket.MSG_DONTWAIT)
         except OSError:
             return False  # nothing has come; or it is lost, which is found out again
+        try:
+            if not (received and passes(connection, received, after)):
+                return False
         except Exception as error:  # noqa: BLE001  # it concerns this connection alone
             log_unforeseen(error)
-        else:
-            admission.count_passed(peer.host, now)
-        connected.close()
+            return False
+        self._admission.count_passed(host, now)
         return True
 
-    def _serve_here(self, connection: Connection, stream: Watched, now: float) -> None:
+    def _serve_here(self, connection: Connection, connected: socket.socket, now: float) -> None:
+        connected.setblocking(False)
+        self._serve(connection, TcpStream(connected, resets=True, now=now), now)
+
+    def _serve(self, connection: Connection, stream: Watched, now: float) -> None:
         connection.begin(stream)
         admit(connection, self._admission, self._handler, now, only_visitors=self._only_visitors)
 

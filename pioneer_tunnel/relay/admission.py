@@ -230,6 +230,13 @@ class Admission:
             self._connects.take(source, now)
         self.counts.accepted += 1
 
+    def cancel_passed(self, host: str) -> None:
+        """Undo the last `count_passed` of an address: that process took no more, and the connection arrives here."""
+        source = self.source_of(host)
+        if source is not None:
+            self._connects.give_back(source)
+        self.counts.accepted -= 1
+
     def identify(self, arrival: Arrival, host: str, now: float) -> None:
         """See `Arrival.identify`."""
         source = self.source_of(host)

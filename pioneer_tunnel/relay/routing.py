@@ -41,7 +41,7 @@ from .request_head import Refusal, read_head
 from .tunnels import Route
 from .visitors.arriving import Arriving
 from .visitors.ingress import Ingress
-from .visitors.passing import Passed, Passing, Stage
+from .visitors.passing import AfterPass, Passed, Passing, Stage
 from .visitors.proxy_header import introduce
 from .visitors.tls import SniRouter, accept_gateway
 from .visitors.visit import Visit
@@ -220,15 +220,20 @@ class Router:
             answer=self._refuse,
         ).begin(received)
 
-    def _passes(self, connection: Connection, received: bytes) -> bool:
+    def _passes(self, connection: Connection, received: bytes, after: AfterPass | None = None) -> bool:
         """Pass a visitor on before its request is read, if the first bytes say where it goes.
 
         So the head is read by one process, not by two. What is for a name of the relay may be a gateway's, and is read.
+        `after` is as of `Passing.pass_visitor`.
         """
         if self._passing is None or not connection.may_pass:
             return False
         host = likely_host(received)
-        return host is not None and host not in self._public_hosts and self._ingress.passes(connection, host, received)
+        return (
+            host is not None
+            and host not in self._public_hosts
+            and self._ingress.passes(connection, host, received, after)
+        )
 
     async def _refuse(self, connection: Connection, refusal: Refusal) -> None:
         await self._ingress.refuse(Visit.of(connection), refusal)

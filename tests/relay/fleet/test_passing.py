@@ -394,30 +394,32 @@ async def test_a_message_that_makes_no_sense_leaves_nothing_open(kind: str, capl
             source.stop()
             assert ours.recv(1) == b""  # every descriptor is closed
     assert taken == []
-    assert "a visitor that was passed on is lost" in caplog.text
+    assert "visitors that were passed on are lost" in caplog.text
 
 
 async def test_a_full_channel_takes_no_more_and_loses_nothing() -> None:
     here, there = sequential_pair()
     with here, there:
         here.setblocking(False)
-        channel = Channel(random.Random(1))
+        counts: list[int] = []
+        channel = Channel(random.Random(1), counts.append)
         channel._socket = here
         ours, theirs = socket.socketpair()
         with ours, theirs:
             passed = MESSAGE._replace(descriptor=theirs.fileno(), received=bytes(1000))
             count = 0
-            while channel.send(passed):
+            while channel.send([passed]):
                 count += 1
             assert count
+            assert counts == [1] * count
             for _ in range(count):
                 message, descriptors, _, _ = socket.recv_fds(there, 4096, 1)
-                assert parse_passed(message, descriptors[0]) == passed._replace(descriptor=descriptors[0])
+                assert parse_passed(message, descriptors) == ([passed._replace(descriptor=descriptors[0])], True)
                 os.close(descriptors[0])
-            assert channel.send(passed)
-            assert not channel.send(passed._replace(received=bytes(MOST_RECEIVED + 1)))
+            assert channel.send([passed])
+            assert not channel.send([passed._replace(received=bytes(MOST_RECEIVED + 1))])
             there.close()
-            assert not channel.send(passed)
+            assert not channel.send([passed])
 
 
 async def test_only_workers_may_pass_visitors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -455,27 +457,30 @@ async def test_a_worker_without_descriptors_takes_visitors_when_it_has_some_agai
 ADDRESSES: Final = st.none() | st.builds(Address, st.ip_addresses().map(str), st.integers(min_value=0, max_value=65535))
 
 
-@fuzzed()
-@given(
-    st.builds(
-        Passed,
-        st.just(7),
-        st.sampled_from(Stage),
-        ADDRESSES,
-        ADDRESSES,
-        st.sampled_from([False, True, None]),
-        st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=128),
-        st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=64),
-        st.binary(max_size=200),
-    )
+CONNECTIONS: Final = st.builds(
+    Passed,
+    st.integers(min_value=0, max_value=9),
+    st.sampled_from(Stage),
+    ADDRESSES,
+    ADDRESSES,
+    st.sampled_from([False, True, None]),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=128),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=64),
+    st.binary(max_size=200),
 )
-def test_a_message_is_read_as_it_was_written(passed: Passed) -> None:
-    found = parse_passed(encode_passed(passed) + passed.received, 7)
-    assert found == passed
 
 
 @fuzzed()
-@given(st.binary(max_size=64))
-def test_any_other_message_is_refused(message: bytes) -> None:
+@given(st.lists(CONNECTIONS, max_size=4), st.integers(min_value=0, max_value=4))
+def test_a_message_is_read_as_it_was_written(together: list[Passed], came: int) -> None:
+    """As far as descriptors came with it."""
+    message = b"".join(encode_passed(passed) + passed.received for passed in together)
+    descriptors = [passed.descriptor for passed in together][:came]
+    assert parse_passed(message, descriptors) == (together[:came], came >= len(together))
+
+
+@fuzzed()
+@given(st.binary(max_size=64), st.lists(st.just(7), max_size=3))
+def test_any_other_message_is_refused(message: bytes, descriptors: list[int]) -> None:
     with suppress(ValueError):
-        parse_passed(message, 7)
+        parse_passed(message, descriptors)
