@@ -197,7 +197,7 @@ class _Acceptor:
         if not self._admission.may_connect(host, now):
             return False  # it is refused like any other one
 
-        def after(passed: bool) -> None:  # its only argument
+        def after(passed: bool) -> None:
             if passed:
                 connected.close()
             else:

@@ -43,18 +43,19 @@ class PassedConnections:
         self._router: Final = router
         self._gateways: Final = gateways
 
-    def take(self, connections: trio.Nursery, context: Context, passed: Passed) -> None:
+    def take(self, connections: trio.Nursery, context: Context, turn: Turn, passed: Passed) -> None:
         """Serve a connection whose socket another process has passed. Does not wait.
 
         Args:
             connections: the nursery of connections.
             context: of its task.
+            turn: knows the time.
             passed: the connection.
         """
         # Said, since otherwise the kernel is asked for both.
         accepted = socket.socket(type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, fileno=passed.descriptor)
         accepted.setblocking(False)
-        now = Turn.current().now()
+        now = turn.now()
         connection = Connection(accepted, passed.peer, passed.local, connections, context)
         connection.begin(TcpStream(accepted, resets=True, now=now))
         connection.may_pass = False

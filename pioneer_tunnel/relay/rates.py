@@ -47,9 +47,9 @@ class TokenBuckets:
         if not self._rate:
             return True
         tokens = self._tokens(key, now)
-        self._buckets.pop(key, None)
         enough = tokens >= 1
         self._buckets[key] = (tokens - 1 if enough else tokens, now)
+        self._buckets.move_to_end(key)
         if len(self._buckets) > self._remembered:
             self._buckets.popitem(last=False)
         return enough

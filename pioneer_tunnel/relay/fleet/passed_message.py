@@ -22,6 +22,7 @@ _HEAD: Final = struct.Struct("!BBHHHI")
 _HEAD_SIZE: Final = _HEAD.size
 _STAGES: Final = tuple(Stage)
 _TLS: Final = (False, True, None)
+_TLS_CODES: Final = {tls: code for code, tls in enumerate(_TLS)}
 _BETWEEN: Final = "\0"
 
 
@@ -38,7 +39,7 @@ def encode_passed(passed: Passed) -> bytes:
     local_host, local_port = ("", 0) if local is None else (local.host, local.port)
     texts = f"{peer_host}\0{local_host}\0{passed.tunnel}\0{passed.service}".encode()
     sizes = len(texts), len(passed.received)
-    return _HEAD.pack(passed.stage, _TLS.index(passed.tls), peer_port, local_port, *sizes) + texts
+    return _HEAD.pack(passed.stage, _TLS_CODES[passed.tls], peer_port, local_port, *sizes) + texts
 
 
 def parse_passed(message: bytes, descriptors: Sequence[int]) -> tuple[list[Passed], bool]:
@@ -50,14 +51,14 @@ def parse_passed(message: bytes, descriptors: Sequence[int]) -> tuple[list[Passe
     Raises:
         ValueError: it is none, or it names fewer.
     """
-    found, start = [], 0
+    found, start, end = [], 0, len(message)
     try:
         for descriptor in descriptors:
             stage, tls, peer_port, local_port, text_size, size = _HEAD.unpack_from(message, start)
             begin = start + _HEAD_SIZE + text_size
             peer_host, local_host, tunnel, service = str(message[start + _HEAD_SIZE : begin], "utf-8").split(_BETWEEN)
             start = begin + size
-            if start > len(message):
+            if start > end:
                 raise ValueError("it is cut")
             found.append(
                 Passed(
@@ -73,4 +74,4 @@ def parse_passed(message: bytes, descriptors: Sequence[int]) -> tuple[list[Passe
             )
     except (struct.error, IndexError, ValueError) as error:
         raise ValueError(f"no message about connections: {error}") from error
-    return found, start == len(message)
+    return found, start == end

@@ -35,7 +35,7 @@ from .passed_message import MOST_RECEIVED, encode_passed, parse_passed
 from .records import Holding
 from .unix_network import VISITORS, WorkerNetwork
 
-__all__ = ["SocketPassing", "Where"]
+__all__ = ["MOST_TOGETHER", "SocketPassing", "Where"]
 
 CONNECT_TIMEOUT: Final = 2.0
 """Seconds for connecting to another worker."""
@@ -46,11 +46,11 @@ RETRY_INTERVAL: Final = 0.5
 _BUFFERED: Final = 1024 * 1024
 """Bytes that a channel holds."""
 
-_MOST_TOGETHER: Final = 32
+MOST_TOGETHER: Final = 32
 """Connections in a message, and connections that are taken before others have their turn."""
 
-_SPACE: Final = socket.CMSG_LEN(_MOST_TOGETHER * array("i").itemsize)
-_MOST_BYTES: Final = MOST_RECEIVED + _MOST_TOGETHER * 1024
+_SPACE: Final = socket.CMSG_LEN(MOST_TOGETHER * array("i").itemsize)
+_MOST_BYTES: Final = MOST_RECEIVED + MOST_TOGETHER * 1024
 
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.fleet"))
 
@@ -115,7 +115,7 @@ class SocketPassing(Passing):
         channel = self._channels.get(to) or self._open(to)
         if channel is None:
             return False
-        return channel.send((passed,)) if after is None else channel.send_soon(passed, after)
+        return channel.send(passed) if after is None else channel.send_soon(passed, after)
 
     def _count(self, amount: int) -> None:
         self.passed += amount
@@ -219,9 +219,13 @@ class Channel:
         finally:
             self.is_over = True
 
-    def send(self, together: Sequence[Passed]) -> bool:
-        """Pass connections on, if that takes no time: all of them or none."""
-        if self._socket is None or sum(len(passed.received) for passed in together) > MOST_RECEIVED:
+    def send(self, passed: Passed) -> bool:
+        """Pass a connection on, if that takes no time."""
+        return len(passed.received) <= MOST_RECEIVED and self._send([passed])
+
+    def _send(self, together: Sequence[Passed]) -> bool:
+        """Pass connections on, all of them or none."""
+        if self._socket is None:
             return False
         message: list[bytes] = []
         for passed in together:
@@ -239,7 +243,7 @@ class Channel:
         size = len(passed.received)
         if self._socket is None or size > MOST_RECEIVED:
             return False
-        if len(self._waiting) == _MOST_TOGETHER or self._waiting_bytes + size > MOST_RECEIVED:
+        if len(self._waiting) == MOST_TOGETHER or self._waiting_bytes + size > MOST_RECEIVED:
             self._send_waiting()
         if not self._waiting:
             self._turn.at_end(self._send_waiting)
@@ -251,7 +255,7 @@ class Channel:
     def _send_waiting(self) -> None:
         waiting, after_each = self._waiting, self._after
         self._waiting, self._after, self._waiting_bytes = [], [], 0
-        sent = self.send(waiting)
+        sent = self._send(waiting)
         for after in after_each:
             after(sent)
 
@@ -297,7 +301,7 @@ class Source:
     def _receive(self) -> int:
         """Take what is there, and let others have their turn in between."""
         taken = 0
-        while taken < _MOST_TOGETHER:
+        while taken < MOST_TOGETHER:
             if self._over or not (amount := self._receive_some()):
                 return 0
             taken += amount
