@@ -74,6 +74,9 @@ class Leg(ABC):
         """True if `receive` would return None now, as far as the leg knows without trying."""
         return False
 
+    def note_drained(self) -> None:  # noqa: B027  # the default
+        """All that has come was read past this leg. `receive` finds that out by itself, but that takes longer."""
+
     @property
     def held(self) -> int:
         """How many bytes were read already, and wait in this process. They are moved also while there is no room."""
