@@ -24,7 +24,7 @@ from pioneer_tunnel.cli import main
 # What Python names the built-in functions that move bytes, or ask the kernel whether some came.
 _SYSTEM_CALL: Final = re.compile(
     r"<built-in method posix\.(read|readv|write|writev|splice)>"
-    r"|<method '(send|sendall|sendmsg|recv|recv_into|recvmsg|accept|_accept)' of '_socket\.socket' objects>"
+    r"|<method '(send|sendall|sendmsg|recv(msg)?(_into)?|accept|_accept)' of '_socket\.socket' objects>"
     r"|<method 'poll' of 'select\.epoll' objects>"
 )
 

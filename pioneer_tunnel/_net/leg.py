@@ -12,7 +12,9 @@ from typing import Final, TypeAlias
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
-__all__ = ["LARGEST_READ", "Bytes", "Leg", "nothing"]
+__all__ = ["LARGEST_READ", "SMALLEST_READ", "Bytes", "Leg", "nothing"]
+
+SMALLEST_READ: Final = 4 * 1024
 
 LARGEST_READ: Final = 255 * 1024
 """Bytes that are moved at once, at the most."""
@@ -28,6 +30,7 @@ class Leg(ABC):
     From `attach` to `detach`, the leg belongs to the exchange, and only the exchange may use its stream.
 
     Attributes:
+        smallest_read: how many bytes to ask for as long as it sends little. Larger reads may allocate larger buffers.
         prefix: bytes that were read before; the exchange takes them first.
         refusal: why it takes no more, when that was found after a `send` had returned; what `send` would raise.
         on_readable: called when `receive` may return something again, and when the leg has broken.
@@ -35,6 +38,8 @@ class Leg(ABC):
     """
 
     __slots__ = ("on_readable", "on_writable", "prefix", "refusal")
+
+    smallest_read: int = SMALLEST_READ
 
     def __init__(self) -> None:
         self.refusal: Exception | None = None
@@ -68,6 +73,9 @@ class Leg(ABC):
     def drained(self) -> bool:
         """True if `receive` would return None now, as far as the leg knows without trying."""
         return False
+
+    def note_drained(self) -> None:  # noqa: B027  # the default
+        """All that has come was read past this leg. `receive` finds that out by itself, but that takes longer."""
 
     @property
     def held(self) -> int:

@@ -24,7 +24,6 @@ from .._net.leg import LARGEST_READ, Leg, nothing
 
 __all__ = ["Ending", "Exchange", "HandedOver"]
 
-_SMALLEST_READ: Final = 4 * 1024
 _WORTH_A_PIPE: Final = 16 * 1024
 _TURN: Final = 256 * 1024
 """Bytes that one direction moves before others have their turn."""
@@ -150,8 +149,8 @@ class _Flow:
         self.sink: Final = sink
         self._broke: Final = broke
         self._amount: Final = amount
-        # Each read allocates its buffer: small for a leg that sends little, large for one that sends much.
-        self._size = _SMALLEST_READ
+        # Small for a leg that sends little, large for one that sends much.
+        self._size = source.smallest_read
         self.over = False
         self.refused = False
         self.spoke = False
@@ -196,7 +195,7 @@ class _Flow:
                     if amount:
                         moved += amount
                         self._amount.total += amount
-                        self._size = LARGEST_READ if amount >= _WORTH_A_PIPE else _SMALLEST_READ
+                        self._size = LARGEST_READ if amount >= _WORTH_A_PIPE else source.smallest_read
                         continue
                 wanted = min(size, room)
                 data = source.receive(wanted)
@@ -219,7 +218,7 @@ class _Flow:
                 if amount == wanted:
                     self._size = min(size * 4, LARGEST_READ)
                 else:
-                    if size > _SMALLEST_READ and amount < wanted // 4:
+                    if amount < wanted // 4 and size > source.smallest_read:
                         self._size = size // 4
                     if source.drained:
                         break

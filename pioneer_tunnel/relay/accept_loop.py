@@ -19,7 +19,7 @@ import trio
 
 from .._model.addresses import Address
 from .._model.log_fields import about
-from .._net.adopted import watch
+from .._net.adopted import Watched, watch
 from .._net.fastpath.event_loop import Reactor, Stay
 from .._net.log_limiter import LogLimiter
 from .._net.socket_options import descriptor_of, keep_alive, limit_unsent, send_at_once
@@ -27,8 +27,10 @@ from .._net.tcp import TcpStream
 from .._net.turn import Turn
 from .admission import Admission, OverLimit
 from .connection import Connection, address_of, log_unforeseen
+from .request_head import READ_SIZE
+from .visitors.passing import AfterPass
 
-__all__ = ["AcceptLoop", "Handler", "accept_next", "admit"]
+__all__ = ["AcceptLoop", "Handler", "Passes", "accept_next", "admit"]
 
 _Accepted = TypeVar("_Accepted")
 
@@ -50,6 +52,12 @@ _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.server"
 Handler: TypeAlias = Callable[[Connection], object]
 """Begins to serve a connection. It must not wait: for that, it calls `Connection.start`."""
 
+Passes: TypeAlias = Callable[[Connection, bytes, AfterPass], bool]
+"""Passes a connection on to another process at the end of this turn. Returns whether it will try.
+
+It gets the connection, and what was read of it. It must not wait.
+"""
+
 
 @final
 class AcceptLoop:
@@ -65,6 +73,7 @@ class AcceptLoop:
         connections: trio.Nursery,
         *,
         only_visitors: bool = False,
+        passes: Passes | None = None,
     ) -> NoReturn:
         """Accept connections until cancelled, then close the listeners.
 
@@ -73,13 +82,17 @@ class AcceptLoop:
             handler: called for each connection.
             connections: the nursery of connections' tasks.
             only_visitors: True where gateways cannot connect: at a limit of visitors, connections are reset.
+            passes: called for each connection before it takes a place here, if something has come and the event loop
+                accepts; None for none. What was read is in `Connection.received` then.
 
         Raises:
             OSError: a listener is broken.
         """
         async with trio.open_nursery() as nursery:
             for listener in listeners:
-                acceptor = _Acceptor(listener, self._admission, handler, connections, only_visitors=only_visitors)
+                acceptor = _Acceptor(
+                    listener, self._admission, handler, connections, only_visitors=only_visitors, passes=passes
+                )
                 nursery.start_soon(acceptor.serve)
         raise AssertionError("listeners end only by being cancelled")
 
@@ -96,12 +109,14 @@ class _Acceptor:
         connections: trio.Nursery,
         *,
         only_visitors: bool,
+        passes: Passes | None,
     ) -> None:
         self._listener: Final = listener
         self._admission: Final = admission
         self._handler: Final = handler
         self._connections: Final = connections
         self._only_visitors: Final = only_visitors
+        self._passes: Final = passes
         self._context: Final = copy_context()  # the event loop may call back in any task
         self._turn: Final = Turn.current()
         # While the event loop accepts:
@@ -120,14 +135,9 @@ class _Acceptor:
             while True:
                 connected = await accept_next(self._listener.accept)
                 keep_alive(connected.socket, idle=KEEPALIVE_IDLE, interval=KEEPALIVE_INTERVAL)
-                stream, peer = watch(connected, resets=True), address_of(connected.socket.getpeername)
-                admit(
-                    Connection(stream, peer, self._local, self._connections, self._context),
-                    self._admission,
-                    self._handler,
-                    trio.current_time(),
-                    only_visitors=self._only_visitors,
-                )
+                peer = address_of(connected.socket.getpeername)
+                connection = Connection(connected.socket, peer, self._local, self._connections, self._context)
+                self._serve(connection, watch(connected, resets=True), trio.current_time())
 
     async def _serve_by_events(self, stay: Stay) -> None:
         """Returns if the event loop cannot watch the listener."""
@@ -142,7 +152,7 @@ class _Acceptor:
         _prepare(listening)
         local = Address.of_socket(listening.getsockname())
         self._local = None if local.host in _ANY else local
-        self._accept()  # some may wait already
+        self._turn.run(self._accept)  # some may wait already
         try:
             await stay.wait()
         finally:
@@ -170,25 +180,50 @@ class _Acceptor:
             except OSError as error:
                 self._fail(error)
                 return 0
-            connected.setblocking(False)
             if self._backlog:
                 _prepare(connected)
-            admit(
-                Connection(
-                    TcpStream(connected, resets=True, now=now),
-                    Address.of_socket(name),
-                    self._local,
-                    self._connections,
-                    self._context,
-                ),
-                self._admission,
-                self._handler,
-                now,
-                only_visitors=self._only_visitors,
-            )
+            peer = Address.of_socket(name)
+            connection = Connection(connected, peer, self._local, self._connections, self._context)
+            if self._passes is None or not self._passes_soon(self._passes, connection, connected, now):
+                self._serve_here(connection, connected, now)
         assert self._stay is not None
         self._stay.reactor.queue(self._accept)
         return 0
+
+    def _passes_soon(self, passes: Passes, connection: Connection, connected: socket.socket, now: float) -> bool:
+        """Pass a connection on, if it is another process's. It takes no place here, and counts as accepted."""
+        assert connection.peer is not None
+        host = connection.peer.host
+        if not self._admission.may_connect(host, now):
+            return False  # it is refused like any other one
+
+        def after(passed: bool) -> None:
+            if passed:
+                connected.close()
+            else:
+                self._admission.cancel_passed(host)
+                self._serve_here(connection, connected, now)
+
+        try:
+            received = connection.received = connected.recv(READ_SIZE, socket.MSG_DONTWAIT)
+        except OSError:
+            return False  # nothing has come; or it is lost, which is found out again
+        try:
+            if not (received and passes(connection, received, after)):
+                return False
+        except Exception as error:  # noqa: BLE001  # it concerns this connection alone
+            log_unforeseen(error)
+            return False
+        self._admission.count_passed(host, now)
+        return True
+
+    def _serve_here(self, connection: Connection, connected: socket.socket, now: float) -> None:
+        connected.setblocking(False)
+        self._serve(connection, TcpStream(connected, resets=True, now=now), now)
+
+    def _serve(self, connection: Connection, stream: Watched, now: float) -> None:
+        connection.begin(stream)
+        admit(connection, self._admission, self._handler, now, only_visitors=self._only_visitors)
 
     def _fail(self, error: OSError) -> None:
         assert self._stay is not None

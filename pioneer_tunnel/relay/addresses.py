@@ -12,7 +12,7 @@ import trio
 
 from .._model.addresses import Address, bracketed
 from ..monitoring.address import SiteAddress
-from .accept_loop import AcceptLoop, Handler
+from .accept_loop import AcceptLoop, Handler, Passes
 from .config import RelayConfig
 from .inherited import Inherited
 from .listeners import BoundListeners, bound_address, name_of, open_listeners
@@ -94,23 +94,33 @@ class Listening:
         """
         config = self._config
 
-        async def listen(address: Address, handler: Handler, *, only_visitors: bool = False) -> Address:
+        async def listen(
+            address: Address, handler: Handler, *, only_visitors: bool = False, passes: Passes | None = None
+        ) -> Address:
             name = name_of(address)
             listeners = await open_listeners(address, config.all_addresses, inherited=self._inherited.take(name))
-            serve = partial(accept_loop.serve, handler=handler, connections=connections, only_visitors=only_visitors)
+            serve = partial(
+                accept_loop.serve,
+                handler=handler,
+                connections=connections,
+                only_visitors=only_visitors,
+                passes=passes,
+            )
             accepting.start_soon(serve, listeners)
             self._serving[name], self._listeners[name] = serve, listeners
             return bound_address(address, listeners)
 
         control, ingress = each_address(config.control_addr), each_address(config.ingress_addr)
         listening: dict[Address, Address] = {}
+        passes = router.passes_visitors
         for address in control:
-            listening[address] = await listen(
-                address, router.begin_either if address in ingress else router.begin_control
-            )
+            if address in ingress:
+                listening[address] = await listen(address, router.begin_either, passes=passes)
+            else:
+                listening[address] = await listen(address, router.begin_control)
         for address in ingress:
             if address not in control:
-                listening[address] = await listen(address, router.begin_ingress, only_visitors=True)
+                listening[address] = await listen(address, router.begin_ingress, only_visitors=True, passes=passes)
         http = each_address(config.http_addr)
         in_clear = [await listen(address, router.begin_http, only_visitors=True) for address in http]
         self._bound = BoundListeners(

@@ -214,6 +214,29 @@ class Admission:
             self._evict(next(iter(self._pending)))
         return arrival
 
+    def may_connect(self, host: str, now: float) -> bool:
+        """Whether the rate of an address lets one more connection in. It is not counted."""
+        source = self.source_of(host)
+        return source is None or self._connects.has(source, now)
+
+    def count_passed(self, host: str, now: float) -> None:
+        """A connection of an address was accepted, and passed to another process before it took a place here.
+
+        That process has its own limits for it. Here it counts for the rate of its address, as any other one does. So
+        an address gains nothing when it connects to the wrong process.
+        """
+        source = self.source_of(host)
+        if source is not None:
+            self._connects.take(source, now)
+        self.counts.accepted += 1
+
+    def cancel_passed(self, host: str) -> None:
+        """Undo the last `count_passed` of an address: that process took no more, and the connection arrives here."""
+        source = self.source_of(host)
+        if source is not None:
+            self._connects.give_back(source)
+        self.counts.accepted -= 1
+
     def identify(self, arrival: Arrival, host: str, now: float) -> None:
         """See `Arrival.identify`."""
         source = self.source_of(host)

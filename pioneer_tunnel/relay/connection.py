@@ -13,8 +13,9 @@ from .._model.addresses import Address
 from .._model.log_fields import about
 from .._net.adopted import Watched
 from .._net.closing import abandon
+from .._net.lent_socket import LentSocket
 from .._net.log_limiter import LogLimiter
-from .._net.socket_options import descriptor_of
+from .._net.socket_options import Socket, descriptor_of
 from .admission import Arrival
 
 __all__ = ["Connection", "address_of", "contain_errors", "log_unforeseen"]
@@ -29,46 +30,67 @@ class Connection:
     """One accepted connection. Its keeper closes it: the task that serves it, or what carries it without a task.
 
     Args:
-        stream: the connection, as it was accepted.
+        accepted: its socket. Nobody else has it until `begin`, or `close`.
         peer: the address of the other end; None if it is unknown.
         local: the address of this end; None to ask the socket.
         tasks: the nursery of its tasks.
         context: the context of its tasks.
 
     Attributes:
-        stream, peer: as above.
+        accepted, peer: as above.
+        stream: the connection, from `begin` on.
         arrival: its entry in the limits. The accept loop sets it.
+        received: what was read of it before `begin`. Whoever reads on takes it.
         may_pass: whether it may still be passed to another process, see `passing`.
     """
 
-    __slots__ = ("_context", "_left", "_lent", "_scope", "_local", "_tasks", "arrival", "may_pass", "peer", "stream")
+    __slots__ = (
+        "_context",
+        "_left",
+        "_lent",
+        "_local",
+        "_scope",
+        "_tasks",
+        "accepted",
+        "arrival",
+        "may_pass",
+        "peer",
+        "received",
+        "stream",
+    )
 
+    _lent: LentSocket
     arrival: Arrival
+    stream: Watched
 
     def __init__(
-        self, stream: Watched, peer: Address | None, local: Address | None, tasks: trio.Nursery, context: Context
+        self, accepted: Socket, peer: Address | None, local: Address | None, tasks: trio.Nursery, context: Context
     ) -> None:
-        self.stream: Final = stream
+        self.accepted: Final = accepted
         self.peer: Final = peer
         self._local: Final = local
         self._tasks: Final = tasks
         self._context: Final = context
-        lent = stream.lowest_socket
-        assert lent is not None  # it was accepted
-        self._lent: Final = lent
         self._scope: trio.CancelScope | None = None  # of its task
         self._left = False
+        self.received: bytes = b""
         self.may_pass: bool = True
+
+    def begin(self, stream: Watched) -> None:
+        """This process serves it, as `stream`."""
+        lent = stream.lowest_socket
+        assert lent is not None  # it was accepted
+        self.stream, self._lent = stream, lent
 
     @property
     def local(self) -> Address | None:
         """The address of this end; None if it is unknown, since the peer has already closed the connection."""
-        return self._local or address_of(self._lent.socket.getsockname)
+        return self._local or address_of(self.accepted.getsockname)
 
     @property
     def descriptor(self) -> int:
         """Of its socket."""
-        return descriptor_of(self._lent.socket)
+        return descriptor_of(self.accepted)
 
     def start(self, serve: Serve, *arguments: Any) -> None:
         """Serve it in a task, which is cancelled when the connection is evicted.

@@ -13,6 +13,7 @@ from .._net.adopted import watch
 from .._net.closing import abandon
 from .._net.streams import ByteStream
 from .._net.tcp import TcpStream
+from .._net.turn import Turn
 from .accept_loop import admit
 from .addresses import Listening
 from .admission import Admission, OverLimit
@@ -42,24 +43,26 @@ class PassedConnections:
         self._router: Final = router
         self._gateways: Final = gateways
 
-    def take(self, connections: trio.Nursery, context: Context, passed: Passed) -> None:
+    def take(self, connections: trio.Nursery, context: Context, turn: Turn, passed: Passed) -> None:
         """Serve a connection whose socket another process has passed. Does not wait.
 
         Args:
             connections: the nursery of connections.
             context: of its task.
+            turn: knows the time.
             passed: the connection.
         """
         # Said, since otherwise the kernel is asked for both.
         accepted = socket.socket(type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, fileno=passed.descriptor)
         accepted.setblocking(False)
-        connection = Connection(TcpStream(accepted, resets=True), passed.peer, passed.local, connections, context)
+        now = turn.now()
+        connection = Connection(accepted, passed.peer, passed.local, connections, context)
+        connection.begin(TcpStream(accepted, resets=True, now=now))
         connection.may_pass = False
         route = None
         if passed.stage is Stage.BOUND:
             route = self._listening.route_of(passed.tunnel, passed.service or None)
         handler = partial(self._router.begin_passed, passed, route)
-        now = trio.current_time()
         admit(connection, self._admission, handler, now, only_visitors=passed.stage is not Stage.GATEWAY, passed=True)
 
     async def serve_gateway(self, stream: ByteStream, passed: PassedGateway) -> None:

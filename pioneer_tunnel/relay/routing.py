@@ -31,6 +31,7 @@ from .._net.tls.certificate import Certificate
 from .._net.tls.stream import TlsServerStream
 from .._storage.networks import is_within
 from ..exchange.carrier import Carrier
+from .accept_loop import Passes
 from .config import RelayConfig
 from .connection import Connection
 from .gateways.endpoint import GatewayEndpoint, wants_gateway
@@ -40,7 +41,7 @@ from .request_head import Refusal, read_head
 from .tunnels import Route
 from .visitors.arriving import Arriving
 from .visitors.ingress import Ingress
-from .visitors.passing import Passed, Passing, Stage
+from .visitors.passing import AfterPass, Passed, Passing, Stage
 from .visitors.proxy_header import introduce
 from .visitors.tls import SniRouter, accept_gateway
 from .visitors.visit import Visit
@@ -170,6 +171,16 @@ class Router:
     async def _serve_http(self, connection: Connection) -> None:
         await self._ingress.serve(attrs.evolve(await self._introduced(connection), in_clear=True))
 
+    @property
+    def passes_visitors(self) -> Passes | None:
+        """Passes visitors on who were just accepted at an address of visitors. None if that takes a task, or no one.
+
+        If it does not, `begin_ingress` or `begin_either` goes on with what was read.
+        """
+        config = self._config
+        in_task = self._passing is None or config.ingress_tls or config.accept_proxy_from
+        return None if in_task else self._passes
+
     def _begin_with_head(
         self,
         connection: Connection,
@@ -180,7 +191,8 @@ class Router:
         if self._config.ingress_tls or self._awaits_introduction(connection):
             connection.start(serve, connection)
         else:
-            self._read_head(connection, on_head, serve)
+            received, connection.received = connection.received, b""
+            self._read_head(connection, on_head, serve, received)
 
     def _read_head(
         self,
@@ -208,15 +220,20 @@ class Router:
             answer=self._refuse,
         ).begin(received)
 
-    def _passes(self, connection: Connection, received: bytes) -> bool:
+    def _passes(self, connection: Connection, received: bytes, after: AfterPass | None = None) -> bool:
         """Pass a visitor on before its request is read, if the first bytes say where it goes.
 
         So the head is read by one process, not by two. What is for a name of the relay may be a gateway's, and is read.
+        `after` is as of `Passing.pass_visitor`.
         """
         if self._passing is None or not connection.may_pass:
             return False
         host = likely_host(received)
-        return host is not None and host not in self._public_hosts and self._ingress.passes(connection, host, received)
+        return (
+            host is not None
+            and host not in self._public_hosts
+            and self._ingress.passes(connection, host, received, after)
+        )
 
     async def _refuse(self, connection: Connection, refusal: Refusal) -> None:
         await self._ingress.refuse(Visit.of(connection), refusal)

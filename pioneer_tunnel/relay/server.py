@@ -27,6 +27,7 @@ from .._model.certificate_status import CertificateStatus
 from .._model.exception_groups import lone_error_bare
 from .._model.log_fields import about
 from .._net.descriptor_limit import descriptor_limit
+from .._net.turn import Turn
 from .._wire.node import is_node_name
 from ..access_log.writer import AccessLog
 from ..exchange.carrier import Carrier
@@ -354,7 +355,8 @@ class Relay:
                     accepting.start_soon(acme.run)  # a successor orders when this one does no more
                 self._addresses = await self._listen(accepting, connections)
                 if self._passing is not None:
-                    await accepting.start(self._passing.serve, partial(self._passed.take, connections, copy_context()))
+                    take = partial(self._passed.take, connections, copy_context(), Turn.current())
+                    await accepting.start(self._passing.serve, take)
                 self._inherited.close_rest()
                 self._expected.begin()
                 log_start(self._config, self._addresses, most_connections=self._admission.most_connections)

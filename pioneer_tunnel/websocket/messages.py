@@ -15,8 +15,10 @@ Message: TypeAlias = Bytes | str
 
 MAX_BINARY: Final = 1024 * 1024
 MAX_TEXT: Final = 16 * 1024
-MESSAGE_SIZE: Final = 64 * 1024
-"""Bytes of the binary messages that we send, for receivers and proxies with small buffers."""
+MESSAGE_SIZE: Final = 64 * 1024 - 244
+"""Bytes of the largest binary messages that we send: 64 KiB with headers, for receivers and proxies with small buffers.
+
+That is one largest frame of yamux, so that a message holds a whole one, and no header of the next."""
 
 
 class WebSocketClosed(trio.BrokenResourceError):
@@ -34,25 +36,26 @@ class WebSocketClosed(trio.BrokenResourceError):
 
 
 def messages_of(chunks: Sequence[Bytes]) -> list[tuple[Sequence[Bytes], int]]:
-    """Divide `chunks` into messages of at most 64 KiB, with their sizes. Only a chunk that is larger is cut."""
+    """Divide `chunks` into messages of at most `MESSAGE_SIZE`, with their sizes. Only a chunk that is larger is cut."""
     total = sum(map(len, chunks))
     if total <= MESSAGE_SIZE:
         return [(chunks, total)] if total else []
     messages: list[tuple[Sequence[Bytes], int]] = []
     message: list[Bytes] = []
-    size = 0
+    left = MESSAGE_SIZE
     for chunk in chunks:
-        if size + len(chunk) > MESSAGE_SIZE and message:
-            messages.append((message, size))
-            message, size = [], 0
-        if len(chunk) > MESSAGE_SIZE:
-            view = memoryview(chunk)
-            for start in range(0, len(view), MESSAGE_SIZE):
-                piece = view[start : start + MESSAGE_SIZE]
-                messages.append(([piece], len(piece)))
-        else:
-            message.append(chunk)
-            size += len(chunk)
-    if message:
-        messages.append((message, size))
+        size = len(chunk)
+        if left < size <= MESSAGE_SIZE:
+            messages.append((message, MESSAGE_SIZE - left))
+            message, left = [], MESSAGE_SIZE
+        rest = chunk
+        while size > left:
+            rest = memoryview(rest)
+            message.append(rest[:left])
+            messages.append((message, MESSAGE_SIZE))
+            rest, size = rest[left:], size - left
+            message, left = [], MESSAGE_SIZE
+        message.append(rest)
+        left -= size
+    messages.append((message, MESSAGE_SIZE - left))
     return messages

@@ -409,7 +409,7 @@ class YamuxConnection:
         if self._presses and size < LARGEST_BATCH:
             # What leaves at once delays nothing. In small batches it would leave more slowly than it could.
             size = min(size + link.window_left, LARGEST_BATCH)
-        batch = self.session.data_to_send(size)
+        batch = self.session.data_to_send(size, self._pacing.turn)
         if self._gone is not None:
             self._tell_if_gone()  # the last stream may have ended with what was just taken
         if self._traffic_at_rest is not None:
@@ -488,19 +488,23 @@ class YamuxConnection:
     def _process(self) -> bool:
         """Process what was received, for one turn at most; True if some is left."""
         unprocessed = self._unprocessed
-        now = self.turn.now()
-        more = bool(self._events) and self._dispatch()
+        now, late = self.turn.now(), False
         if unprocessed:
             self._heard_at = now
-        while unprocessed and not more:
-            portion = unprocessed.popleft()
-            self.session.receive_data(portion, now)
+        if self._events and self._dispatch():
+            return True
+        try:
+            while unprocessed and not late:
+                portion = unprocessed.popleft()
+                self.session.receive_data(portion, now)
+                # Let other tasks run in between: a message may hold thousands of frames.
+                late = (bool(unprocessed) or len(portion) > _SHORT) and trio.current_time() - now > _TURN_SECONDS
             if self._traffic_at_rest is not None:
                 self._note_traffic()
-            # Let other tasks run in between: a message may hold thousands of frames.
-            more = self._dispatch() or (
-                (bool(unprocessed) or len(portion) > _SHORT) and trio.current_time() - now > _TURN_SECONDS
-            )
+            # Once for all portions: what has come for a stream in several messages is then one read.
+            more = self._dispatch() or late
+        finally:
+            self.session.keep_unread()  # the link uses its buffer again
         if self.session.has_work:
             self.turn.at_end(self._flush)
         return more

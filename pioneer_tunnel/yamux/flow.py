@@ -81,6 +81,9 @@ With less data on its way, the ends of a fast path wait for each other after eac
 the processor time. So at the highest rate, what comes next may wait for 2.5 ms (`_GAIN`).
 """
 
+_QUICK_ROUND_TRIP: Final = _SHORTEST_ROUND_TRIP / 2
+"""On a path that is no longer, a quarter of what comes in 2.5 ms still holds more than the path does."""
+
 
 @final
 class RoundTrips:
@@ -262,7 +265,7 @@ class ReceiveWindow:
         self.credit -= amount
         self.unread += amount
 
-    def read(self, amount: int, now: float, round_trip: float | None, *, cut: bool = False) -> int:
+    def read(self, amount: int, now: float, round_trip: float | None, *, cut: bool = False, quick: bool = False) -> int:
         """Count `amount` bytes that the application read; returns the credit to send to the peer now, often 0.
 
         Credit is granted in portions of at least half a window, so that not every read costs a frame. The window may
@@ -270,6 +273,8 @@ class ReceiveWindow:
 
         Args:
             cut: whether a window that may grow is cut to a quarter for now. The rest is granted later.
+            quick: whether somebody waits for a small answer now. Then a window that has grown on a short path is cut in
+                the same way, though not below its initial size.
         """
         self.unread -= amount
         assert self.unread >= 0
@@ -278,6 +283,8 @@ class ReceiveWindow:
             return 0
         if cut and size < self._limit:
             size //= _CUT
+        elif quick and size > INITIAL_WINDOW and round_trip is not None and round_trip <= _QUICK_ROUND_TRIP:
+            size = max(size // _CUT, INITIAL_WINDOW)
         if size - self.credit - self.unread < size // 2:
             return 0
         used = self._granted - self.credit

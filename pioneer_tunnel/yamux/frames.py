@@ -108,8 +108,8 @@ class FrameDecoder:
         self.body_left: int = 0
         """Bytes of the current DATA frame's body that have not arrived yet; 0 between frames."""
 
-    def receive_data(self, data: Buffer) -> Iterable[Header | bytes]:
-        """Return each `Header`, and after the header of a DATA frame its body in pieces of `bytes`.
+    def receive_data(self, data: Buffer) -> Iterable[Header | memoryview]:
+        """Return each `Header`, and after the header of a DATA frame its body in pieces, which are views of `data`.
 
         Frames are decoded while the caller iterates, so that it can refuse a frame by its header before the body is
         processed. It must exhaust the result before the next call.
@@ -117,20 +117,26 @@ class FrameDecoder:
         Raises:
             RemoteProtocolError: a header is invalid. It may be raised while the caller iterates.
         """
-        size = len(data)
-        if size <= HEADER_SIZE or self._partial or self.body_left:
-            return self._decode_all(data)
-        header = _decode(data, 0)
-        if header[0] or header[3] != size - HEADER_SIZE:
-            return self._decode_all(data)
-        return header, bytes(data[HEADER_SIZE:])  # one whole DATA frame, as most of what comes
+        # Most of what comes is a part of one body, or one whole frame, or the beginning of one. Without an iterator
+        # they take less time.
+        size, left = len(data), self.body_left
+        if 0 < size <= left:
+            self.body_left = left - size
+            return (memoryview(data),)
+        if not (left or self._partial or size <= HEADER_SIZE):
+            header = _decode(data, 0)
+            left = header[3] + HEADER_SIZE - size
+            if left >= 0 and not header[0]:
+                self.body_left = left
+                return header, memoryview(data)[HEADER_SIZE:]
+        return self._decode_all(data)
 
-    def _decode_all(self, data: Buffer) -> Iterator[Header | bytes]:
+    def _decode_all(self, data: Buffer) -> Iterator[Header | memoryview]:
         view = memoryview(data)
         position, end = 0, len(view)
         while position < end:
             if self.body_left:
-                piece = bytes(view[position : position + self.body_left])
+                piece = view[position : position + self.body_left]
                 self.body_left -= len(piece)
                 position += len(piece)
                 yield piece

@@ -3,8 +3,8 @@
     0. frames made early  see `frame_early`
     1. urgent frames      pings, pongs, go-aways, resets: they never wait behind data, and their number is bounded
     2. stream control     SYN, ACK, credit: at most one frame for each stream waits
-    3. data               streams take turns; while others wait, a turn is 16 KiB or a quarter of a batch, otherwise one
-                          message, and never more than a batch
+    3. data               streams take turns; while others wait, a turn is 16 KiB, or a quarter of a batch, or what the
+                          writer says; otherwise it is a batch
 
 A stream that had nothing to send goes before the others for one turn, so a small answer does not wait behind bulk data.
 It may do so again when each of the others has had a turn. (Routers schedule packets in this way, see RFC 8290, 4.2.)
@@ -24,13 +24,12 @@ from typing import Final, final
 
 from .._model.errors import RemoteProtocolError
 from .frames import FIN, HEADER_SIZE, LARGEST_BODY, Buffer, FrameType, encode_header
+from .pacing import TURNS_OF_BATCH
 from .stream_state import Stream
 
 __all__ = ["Outbox"]
 
 SHARED_TURN: Final = 16 * 1024
-TURNS_OF_BATCH: Final = 4
-"""Turns that a large batch has at least. A batch is large on a fast path, and there larger frames cost less time."""
 LEAST_TURN: Final = 2 * 1024
 """A batch may become so much larger than it should be, rather than end with a tiny frame."""
 
@@ -109,8 +108,11 @@ class Outbox:
             stream.ready_queued = True
             self._fresh.append(stream)
 
-    def take(self, max_bytes: int) -> tuple[list[Buffer], list[Stream], int]:
+    def take(self, max_bytes: int, turn: int = 0) -> tuple[list[Buffer], list[Stream], int]:
         """Take frames: about `max_bytes`, at most one frame more.
+
+        Args:
+            turn: bytes that a stream may send at once though others wait, if that is more than usual.
 
         Returns:
             The frames in pieces, the streams that had a turn, and the size of the frames.
@@ -138,13 +140,14 @@ class Outbox:
         fresh, others = self._fresh, self._round
         if not (fresh or others):
             return out, senders, size
-        shared_turn = min(max(max_bytes // TURNS_OF_BATCH, SHARED_TURN), LARGEST_BODY)
-        while (fresh or others) and size < max_bytes:
+        shared_turn = max(min(max(max_bytes // TURNS_OF_BATCH, SHARED_TURN), LARGEST_BODY), turn)
+        enough = max_bytes - _least_frame(max_bytes)
+        while (fresh or others) and size < (enough if senders else max_bytes):
             is_fresh = bool(fresh)
             stream = fresh.popleft() if is_fresh else others.popleft()
             if stream.has_something_to_send:
                 room = min(max_bytes, max(max_bytes - size, LEAST_TURN))
-                size += _take_turn(stream, min(room, shared_turn if fresh or others else LARGEST_BODY), out)
+                size += _take_turn(stream, min(room, shared_turn) if fresh or others else room, out)
                 senders.append(stream)
             if stream.has_something_to_send or (is_fresh and others):
                 others.append(stream)  # perhaps with nothing to send, so that it is not fresh before its turn
@@ -153,11 +156,18 @@ class Outbox:
         return out, senders, size
 
 
+def _least_frame(turn: int) -> int:
+    """Bytes that are worth a frame beside a turn or a batch of `turn`."""
+    return min(LEAST_TURN, turn // 16)
+
+
 def _take_turn(stream: Stream, turn: int, out: list[Buffer]) -> int:
     """Append a DATA frame, limited by `turn` and the credit, and the FIN if nothing is left. Returns the size."""
     flags, stream.opening_due = stream.opening_due, 0
     size = 0
-    amount = min(turn, stream.queued, stream.send_window.credit)
+    amount = min(stream.queued, stream.send_window.credit)
+    if amount > turn + _least_frame(turn):
+        amount = turn
     if amount:
         stream.send_window.spend(amount)
         stream.dequeued(amount)

@@ -1,7 +1,7 @@
-"""How much the writer sends at once, and how much the kernel may hold unsent. Both follow the rate of the link.
+"""How much the writer sends at once, how much of it is of one stream, and how much the kernel may hold unsent.
 
-What was sent cannot be overtaken: a ping or a small answer that comes next has to wait behind it. So both are small on
-a slow path. On a fast path they are large, which costs less time for each byte.
+All three follow the rate of the link. What was sent cannot be overtaken: a ping or a small answer that comes next has
+to wait behind it. So they are small on a slow path. On a fast path they are large, which costs less time for each byte.
 
 The rate is measured while there is more to send than a batch, over many batches. A few say little: acknowledgements
 come in bursts, in which the kernel takes what it is given, and then it takes nothing until the next burst.
@@ -25,6 +25,9 @@ FIRST_BATCH: Final = 16 * 1024
 LARGEST_BATCH: Final = 4 * LARGEST_FRAME
 """Whole frames: what is left of one would be sent as another, and cost as much."""
 
+TURNS_OF_BATCH: Final = 4
+"""Turns that a batch has at least, while it follows the rate. So a turn takes a quarter of `BATCH_SECONDS`."""
+
 _MEASURED_BATCHES: Final = 16
 _LONGEST_MEASUREMENT: Final = 0.25
 _MOST_GROWTH: Final = 4
@@ -37,12 +40,15 @@ class Pacing:
 
     Attributes:
         batch: bytes to send at once.
+        turn: bytes that a stream may send at once while others wait. Where batches are as large as they get, this still
+            grows with the rate, up to a batch.
     """
 
-    __slots__ = ("_amount", "_seconds", "batch")
+    __slots__ = ("_amount", "_seconds", "batch", "turn")
 
     def __init__(self) -> None:
         self.batch: int = FIRST_BATCH
+        self.turn: int = FIRST_BATCH // TURNS_OF_BATCH
         self._amount = 0
         self._seconds = 0.0
 
@@ -67,4 +73,5 @@ class Pacing:
         self._amount, self._seconds = 0, 0.0
         before = self.batch
         self.batch = max(min(wanted, before * _MOST_GROWTH, LARGEST_BATCH), SMALLEST_BATCH)
+        self.turn = min(wanted // TURNS_OF_BATCH, self.turn * _MOST_GROWTH, LARGEST_BATCH)
         return self.batch != before

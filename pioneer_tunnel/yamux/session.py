@@ -73,6 +73,9 @@ CLOSE_TIMEOUT: Final = 30.0
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the peer has to accept a stream that we opened, unless the path is slow: see `Session.reset_overdue`."""
 
+_ANSWER_SPAN: Final = 0.05
+"""Seconds after a small message was sent in which somebody may wait for a small answer."""
+
 _ANSWER_LOOK: Final = 1.0
 """Seconds between looks at such a stream."""
 
@@ -120,6 +123,7 @@ class Session:
         self._budget = WindowBudget(self.limits.window_growth)
         self._streams: dict[int, Stream] = {}
         self._forgotten_unread: set[Stream] = set()  # streams that are not in `_streams` any more
+        self._borrowers: set[Stream] = set()  # with unread data since `keep_unread`
         self._receiving: Stream | None = None
         self._receiving_fin = False
         self._next_id = 1 if role is Role.CLIENT else 2
@@ -133,12 +137,16 @@ class Session:
         self._pings: OrderedDict[int, tuple[float, bool]] = OrderedDict()
         self._next_ping = 0
         self._pinged_at = 0.0
+        self._asked = False  # whether a small message was sent since the last look
+        self._asked_at = -math.inf
         self._answered = -math.inf  # when the latest ping was sent that the peer has answered
 
     # What comes from the peer
 
     def receive_data(self, data: Buffer, now: float) -> None:
         """Process `data`, which arrived at the time `now`, in seconds. `events` returns what happened.
+
+        It must not change before `keep_unread`: what can be read at once is copied only once.
 
         Raises:
             RemoteProtocolError: the peer violated the protocol. The session is over. The next `data_to_send` returns a
@@ -155,6 +163,13 @@ class Session:
             self._outbox = Outbox()
             self._outbox.put_first(FrameType.GO_AWAY, 0, 0, GoAwayCode.PROTOCOL_ERROR)
             raise
+
+    def keep_unread(self) -> None:
+        """Copy what is unread of the data that was received. Its memory may be used again after that."""
+        borrowers, self._borrowers = self._borrowers, set()
+        for stream in borrowers:
+            if stream.receive_queue:
+                stream.own_unread()
 
     def events(self) -> list[Event]:
         """The events since the last call, in order."""
@@ -200,7 +215,7 @@ class Session:
         elif flags & FIN and not (frame_type == _DATA and length):
             self._receive_fin(stream)
 
-    def _receive_body(self, piece: bytes) -> None:
+    def _receive_body(self, piece: bytes | memoryview) -> None:
         """Process a piece of the body of the current DATA frame."""
         stream = self._receiving
         complete = not self._decoder.body_left
@@ -216,6 +231,7 @@ class Session:
             else:
                 stream.receive_queue.append(piece)
                 self._events.append(StreamReadable(stream))
+            self._borrowers.add(stream)
             self.unread += len(piece)
             while self.unread > self.limits.unread:
                 self._reset_greediest()
@@ -292,15 +308,18 @@ class Session:
 
     # What goes to the peer
 
-    def data_to_send(self, max_bytes: int) -> list[Buffer]:
+    def data_to_send(self, max_bytes: int, turn: int = 0) -> list[Buffer]:
         """Take frames to send: about `max_bytes` (at most one frame more); empty when there are none.
+
+        `turn` is that of `Outbox.take`.
 
         The caller must send all of them, in this order.
         """
         self.traffic += self._outbox.has_traffic
-        out, senders, self.taken = self._outbox.take(max_bytes)
+        out, senders, self.taken = self._outbox.take(max_bytes, turn)
         for stream in senders:
             if stream.writer_waits and stream.may_return():
+                stream.writer_waits = False
                 self._events.append(StreamWritable(stream))
             if stream.refusing and stream.flushed:
                 self.reset(stream)
@@ -371,6 +390,7 @@ class Session:
             return False
         stream.send_window.credit -= size
         stream.sent_amount.total += size
+        self._asked = True
         return True
 
     def send_fin_early(self, stream: Stream) -> bool:
@@ -426,8 +446,11 @@ class Session:
             self._forgotten_unread.discard(stream)
         self.unread -= size
         stream.received_amount.total += size
+        if self._asked:
+            self._asked, self._asked_at = False, now
         round_trips = self.round_trips
-        credit = stream.receive_window.read(size, now, round_trips.shortest, cut=round_trips.doubted)
+        quick = now < self._asked_at + _ANSWER_SPAN
+        credit = stream.receive_window.read(size, now, round_trips.shortest, cut=round_trips.doubted, quick=quick)
         if credit:
             self._grant(stream, credit, now)
         return data

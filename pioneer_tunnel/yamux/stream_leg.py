@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
-from .._net.leg import Bytes, Leg
+from .._net.leg import LARGEST_READ, Bytes, Leg
 
 if TYPE_CHECKING:
     from .stream import Connection, YamuxStream
@@ -18,6 +18,8 @@ class StreamLeg(Leg):
     """A stream in an exchange. The session queues what is sent, so `close` takes no time."""
 
     __slots__ = ("_connection", "_session", "_state", "_stream")
+
+    smallest_read = LARGEST_READ  # a read returns what has come, and allocates no more
 
     def __init__(self, stream: YamuxStream, state: Stream, connection: Connection) -> None:
         super().__init__()

@@ -246,9 +246,13 @@ class Stream:
         if isinstance(first, memoryview) and isinstance(first.obj, bytes) and len(first.obj) > SEND_AHEAD:
             self.send_queue[0] = bytes(first)
 
-    def store(self, piece: bytes) -> None:
+    def store(self, piece: bytes | memoryview) -> None:
         """Append `piece` to the receive queue."""
         _append(self.receive_queue, piece)
+
+    def own_unread(self) -> None:
+        """Copy what is in the receive queue and in memory that may change, or that is mostly of others."""
+        self.receive_queue[:] = [piece if _owns(piece) else bytes(piece) for piece in self.receive_queue]
 
     def lend(self, amount: int) -> None:
         """Count the `amount` bytes of the latest read as held by the application, in place of the read before."""
@@ -281,6 +285,10 @@ class Stream:
 
     def __repr__(self) -> str:
         return f"<yamux stream {self.id}, {self.state.name.lower()}{', reset' if self.was_reset else ''}>"
+
+
+def _owns(piece: bytes | memoryview) -> bool:
+    return isinstance(piece, bytes) or (isinstance(piece.obj, bytes) and len(piece.obj) <= 2 * len(piece))
 
 
 def _append(queue: list[bytes | memoryview], data: bytes | memoryview) -> None:

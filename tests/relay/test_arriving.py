@@ -68,7 +68,8 @@ async def arriving(*, received: bytes = b"", sent: bytes = b"", passes_from: byt
         async with near, trio.open_nursery() as nursery:
             carrier = Carrier(log_unforeseen)
             await nursery.start(carrier.run)
-            connection = Connection(TcpStream(far.socket), None, None, nursery, copy_context())
+            connection = Connection(far.socket, None, None, nursery, copy_context())
+            connection.begin(TcpStream(far.socket))
             connection.arrival = admission.arrive(None, trio.current_time(), connection.evict)
             await near.send_all(sent)
             await trio.sleep(0.01)

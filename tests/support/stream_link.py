@@ -20,6 +20,7 @@ class StreamLink(Link):
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream: Final = watch(stream)
+        self._buffer: Final = memoryview(bytearray(READ_SIZE))
 
     @property
     def last_received(self) -> float:
@@ -52,8 +53,9 @@ class StreamLink(Link):
         await self._stream.send_all(b"".join(chunks))
 
     async def receive(self) -> Sequence[Bytes]:
-        data = await self._stream.receive_some(READ_SIZE)
-        return [data] if data else []
+        # Into one buffer, as real links: what is not read must be copied out of it.
+        amount = await self._stream.receive_into(self._buffer)
+        return [self._buffer[:amount]] if amount else []
 
     async def aclose(self) -> None:
         await self._stream.aclose()

@@ -314,7 +314,7 @@ class HandmadePeer:
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream: Final = stream
-        self._items: Final[deque[Header | bytes]] = deque()
+        self._items: Final[deque[Header | memoryview]] = deque()
         self._decoder: Final = FrameDecoder()
 
     async def say(self, *frames: bytes) -> None:
@@ -349,7 +349,7 @@ class HandmadePeer:
             frames.append(frame)
         return frames
 
-    async def _next(self) -> Header | bytes | None:
+    async def _next(self) -> Header | memoryview | None:
         while not self._items:
             received = await self.stream.receive_some(64 * KIB)
             if not received:

@@ -183,16 +183,17 @@ class WindowsOfASession(RuleBasedStateMachine):
         share=shares,
         round_trip=st.none() | st.sampled_from([0.0, 0.01, 1.0]),
         cut=st.booleans(),
+        quick=st.booleans(),
     )
     @precondition(lambda self: self.windows)
-    def read(self, which: int, share: float, round_trip: float | None, cut: bool) -> None:
+    def read(self, which: int, share: float, round_trip: float | None, cut: bool, quick: bool) -> None:
         one = self.windows[which % len(self.windows)]
         amount, size = math.ceil(one.window.unread * share), one.window.size
-        grant = one.window.read(amount, self.now, round_trip, cut=cut)
+        grant = one.window.read(amount, self.now, round_trip, cut=cut, quick=quick)
         one.read += amount
         one.granted += grant
-        one.cut = cut
-        assert grant == 0 or grant >= size // (8 if cut else 2)
+        one.cut = cut or quick
+        assert grant == 0 or grant >= size // (8 if cut or quick else 2)
         assert one.window.size <= 2 * size
         if round_trip is None:
             assert one.window.size == size
@@ -254,10 +255,18 @@ def test_data_beyond_the_credit_is_named() -> None:
         window.receive(7)
 
 
-def use(window: ReceiveWindow, amount: int, now: float, round_trip: float | None, *, cut: bool = False) -> int:
+def use(
+    window: ReceiveWindow,
+    amount: int,
+    now: float,
+    round_trip: float | None,
+    *,
+    cut: bool = False,
+    quick: bool = False,
+) -> int:
     """Receive `amount` and read it at once."""
     window.receive(amount)
-    return window.read(amount, now, round_trip, cut=cut)
+    return window.read(amount, now, round_trip, cut=cut, quick=quick)
 
 
 HALF: Final = INITIAL_WINDOW // 2
@@ -317,6 +326,25 @@ def test_a_window_that_is_cut_gets_the_rest_of_its_credit_later() -> None:
     assert use(window, 1, 0.0, None, cut=True) == INITIAL_WINDOW // 8
     assert window.credit == INITIAL_WINDOW // 4
     assert use(window, 1, 0.0, None) == INITIAL_WINDOW * 3 // 4 + 1
+
+
+@pytest.mark.parametrize(("round_trip", "largest"), [(0.0004, 2 * INITIAL_WINDOW), (0.0006, 8 * INITIAL_WINDOW)])
+def test_while_a_small_answer_is_awaited_little_waits_before_it_on_a_short_path(
+    round_trip: float, largest: int
+) -> None:
+    window = ReceiveWindow(WindowBudget(100 * MIB), 100 * MIB, 0.0)
+    window.size = window.credit = 8 * INITIAL_WINDOW
+    use(window, window.credit, 0.0, round_trip, quick=True)
+    assert window.credit == largest
+    use(window, window.credit, 0.0, round_trip)
+    assert window.credit == 8 * INITIAL_WINDOW
+
+
+def test_a_window_is_not_cut_below_its_initial_size_for_a_small_answer() -> None:
+    window = ReceiveWindow(WindowBudget(100 * MIB), 100 * MIB, 0.0)
+    window.size = window.credit = 2 * INITIAL_WINDOW
+    use(window, window.credit, 0.0, 0.0, quick=True)
+    assert window.credit == INITIAL_WINDOW
 
 
 def test_a_window_that_cannot_grow_is_not_cut() -> None:

@@ -6,7 +6,14 @@ import pytest
 from fuzzing import fuzzed
 from hypothesis import given, strategies as st
 
-from pioneer_tunnel.yamux.pacing import BATCH_SECONDS, FIRST_BATCH, LARGEST_BATCH, SMALLEST_BATCH, Pacing
+from pioneer_tunnel.yamux.pacing import (
+    BATCH_SECONDS,
+    FIRST_BATCH,
+    LARGEST_BATCH,
+    SMALLEST_BATCH,
+    TURNS_OF_BATCH,
+    Pacing,
+)
 
 
 def send_for(pacing: Pacing, seconds: float, rate: float, *, burst: int = 1) -> None:
@@ -36,6 +43,14 @@ def test_a_fast_path_is_known_after_a_few_milliseconds() -> None:
     pacing = Pacing()
     send_for(pacing, 0.05, 1e9)
     assert pacing.batch == LARGEST_BATCH
+
+
+@pytest.mark.parametrize("rate", [1e5, 12.5e6, 1e8, 1e9])
+def test_a_turn_takes_a_quarter_of_the_time_of_a_batch_until_it_is_one(rate: float) -> None:
+    pacing = Pacing()
+    send_for(pacing, 4.0, rate)
+    wanted = min(rate * BATCH_SECONDS / TURNS_OF_BATCH, LARGEST_BATCH)
+    assert wanted * 0.7 <= pacing.turn <= wanted * 1.5
 
 
 def test_a_small_answer_says_nothing_about_the_path() -> None:

@@ -45,6 +45,46 @@ def test_a_syn_that_is_refused_anyway_may_not_go_over_the_window_either() -> Non
     assert refuses(server, encode_header(DATA, SYN, 1, INITIAL_WINDOW + 1))
 
 
+@pytest.mark.parametrize("read_before", [0, 2])
+def test_unread_data_outlives_the_buffer_it_came_in(server: Session, read_before: int) -> None:
+    stream = accept(server)
+    buffer = bytearray(encode_header(DATA, 0, 1, 10) + b"hello")
+    server.receive_data(buffer, 0.0)
+    body = server.read(stream, read_before, 0.0) if read_before else b""
+    server.keep_unread()
+    buffer[:5] = b"world"
+    server.receive_data(memoryview(buffer)[:5], 0.0)
+    server.keep_unread()
+    buffer[:] = bytes(len(buffer))
+    assert body + read_all(server, stream) == b"helloworld"
+
+
+def test_a_small_message_that_is_sent_makes_large_windows_small_for_a_moment() -> None:
+    """Somebody may wait for its answer, which comes behind the bulk data that the windows let in."""
+    server = Session(Role.SERVER)
+    learn_round_trip(server, 0.0001)
+    bulk, other = accept(server, 1), accept(server, 3)
+    bulk.receive_window.size = bulk.receive_window.credit = 4 * INITIAL_WINDOW
+    assert server.send_early(other, b"request")
+    sent(server)
+    for now, credit in ((1.0, INITIAL_WINDOW), (1.1, 4 * INITIAL_WINDOW)):
+        receive(server, data(1, bytes(bulk.receive_window.credit)), now=now)
+        read_all(server, bulk, now)
+        assert bulk.receive_window.credit == credit
+
+
+def test_a_small_piece_does_not_keep_the_large_chunk_it_came_in(server: Session) -> None:
+    """Many of them would take far more memory than they count for."""
+    small, large = accept(server, 1), accept(server, 3)
+    server.receive_data(encode_header(DATA, 0, 1, 2 * KIB) + bytes(2 * KIB) + encode_header(DATA, 0, 3, 9 * KIB), 0.0)
+    server.receive_data(bytes(9 * KIB), 0.0)
+    server.keep_unread()
+    assert [type(piece) for piece in small.receive_queue + large.receive_queue] == [memoryview, memoryview]
+    receive(server, data(1, bytes(KIB)) + data(3, bytes(9 * KIB)))
+    server.keep_unread()
+    assert [type(piece) for piece in small.receive_queue] == [memoryview, bytes]
+
+
 def test_a_whole_window_may_come_as_one_body(server: Session) -> None:
     body = random.Random(0).randbytes(INITIAL_WINDOW)
     [opening, readable] = receive(server, data(1, body, SYN))

@@ -141,13 +141,26 @@ def test_turns_are_a_quarter_of_a_large_batch(server: Session) -> None:
     assert [frame.length for frame in sent(server, 1024 * KIB)][:3] == [LARGEST_BODY] * 3
 
 
-def test_a_turn_is_a_message_while_nobody_waits(server: Session) -> None:
+def test_a_turn_is_a_batch_while_nobody_waits(server: Session) -> None:
     stream = accept(server)
     server.send(stream, bytes(200 * KIB))
     server.send_fin(stream)
-    frames = sent(server)
-    assert [frame.length for frame in frames[:3]] == [LARGEST_BODY] * 3
-    assert LARGEST_BODY + 2 * HEADER_SIZE <= 64 * KIB
+    assert [frame.length for frame in sent(server, 150 * KIB)] == [150 * KIB]
+    assert [frame.length for frame in sent(server, 150 * KIB)] == [50 * KIB, 0]
+
+
+def test_the_writer_may_ask_for_larger_turns(server: Session) -> None:
+    for stream in [accept(server, stream_id) for stream_id in (1, 3)]:
+        server.send(stream, bytes(250 * KIB))
+    frames = parse(server.data_to_send(201 * KIB, 100 * KIB))
+    assert [(frame.stream_id, frame.length) for frame in frames[:2]] == [(1, 100 * KIB), (3, 100 * KIB)]
+
+
+def test_no_frame_is_tiny_because_a_turn_or_a_batch_ends(server: Session) -> None:
+    for stream in [accept(server, stream_id) for stream_id in (1, 3, 5)]:
+        server.send(stream, bytes(SHARED_TURN + 500))
+    assert [frame.length for frame in sent(server, 2 * SHARED_TURN + 2 * KIB)] == [SHARED_TURN + 500] * 2
+    assert [frame.length for frame in sent(server, 2 * SHARED_TURN)] == [SHARED_TURN + 500]
 
 
 def test_a_small_stream_does_not_wait_for_the_turns_of_large_ones(server: Session) -> None:
@@ -262,6 +275,15 @@ def test_there_is_work_while_events_or_frames_wait(server: Session) -> None:
     assert has_work(server)
     sent(server)
     assert not has_work(server)
+
+
+def test_whoever_waits_to_send_is_woken_once_for_a_batch(server: Session) -> None:
+    one, other = accept(server, 1), accept(server, 3)
+    for stream in (one, other):
+        server.send(stream, bytes(3 * SHARED_TURN))
+        stream.writer_waits = True
+    sent(server, 6 * SHARED_TURN + KIB)
+    assert server.events() == [StreamWritable(one), StreamWritable(other)]
 
 
 def test_events_come_once(server: Session) -> None:

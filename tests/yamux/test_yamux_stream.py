@@ -299,3 +299,11 @@ async def test_it_says_what_it_is() -> None:
         assert repr(near) == "<YamuxStream 1>"
         await near.aclose()
         assert repr(near) == "<YamuxStream 1 closed>"
+
+
+async def test_what_is_not_read_outlives_the_buffer_of_the_link() -> None:
+    async with accepted() as (stream, peer):
+        for seed in (1, 2):
+            await peer.say(data(1, body(2 * KIB, seed)))
+            await trio.testing.wait_all_tasks_blocked()
+        assert await stream.receive_some() == body(2 * KIB, 1) + body(2 * KIB, 2)

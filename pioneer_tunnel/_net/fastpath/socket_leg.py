@@ -129,6 +129,9 @@ class SocketLeg(Leg):
             self.drained = True  # more data makes an edge
         return data
 
+    def note_drained(self) -> None:
+        self.drained = True  # what comes now makes an edge, also before `attach`
+
     def move_bulk(self, sink: Leg) -> int:
         pipe = self._pipes.borrow() if self._spliceable and not self.drained and isinstance(sink, SocketLeg) else None
         if pipe is None:

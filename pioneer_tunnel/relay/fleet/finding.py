@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeAlias, final
 
 import attrs
@@ -133,8 +133,11 @@ class Finder:
         chosen: Holder | None = local
         best = (4.0 if local is None or not local.sound else 2.0 if local.draining else 0.0, 0.0)
         is_gone = False
-        found = {holding.session: holding for holding in (*record.holdings, *self._beside(tunnel_id))}
-        elsewhere = [holding for holding in found.values() if holding.process != self._store.process]
+        found: Iterable[Holding] = record.holdings
+        beside = self._beside(tunnel_id)
+        if beside:
+            found = {holding.session: holding for holding in (*found, *beside)}.values()
+        elsewhere = [holding for holding in found if holding.process != self._store.process]
         if len(elsewhere) > 1:  # links of one gateway at the same distance take turns
             self._turn = (self._turn + 1) % len(elsewhere)
             elsewhere = elsewhere[self._turn :] + elsewhere[: self._turn]

@@ -1,8 +1,8 @@
 """Passes visitors' connections between the workers of one machine, over Unix sockets (SCM_RIGHTS).
 
-There is one channel from each process to each other one, made when it is needed first. A message is one connection. A
-connection is not passed on while there is no channel, or when the channel is full: then its visitor is served here, by
-a hop.
+There is one channel from each process to each other one, made when it is needed first. A message is one connection, or
+those of a turn. So the other process wakes once for all of them. A connection is not passed on while there is no
+channel, or when the channel is full: then its visitor is served here, by a hop.
 
 A process that stops takes what is in its channels, and its end of them refuses more. So no connection is lost.
 """
@@ -13,8 +13,8 @@ import logging
 import os
 import random
 import socket
-import struct
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, NoReturn, TypeAlias, final
 
@@ -25,16 +25,17 @@ from ..._model.errors import StorageError
 from ..._model.log_fields import about
 from ..._net.fastpath.event_loop import Reactor, Stay
 from ..._net.log_limiter import LogLimiter
+from ..._net.turn import Turn
 from ..accept_loop import accept_next
 from ..connection import Connection
 from ..tunnels import Route
-from ..visitors.passing import Passed, Passing, Stage
+from ..visitors.passing import AfterPass, Passed, Passing, Stage
 from ..visitors.visit import Visit
 from .passed_message import MOST_RECEIVED, encode_passed, parse_passed
 from .records import Holding
 from .unix_network import VISITORS, WorkerNetwork
 
-__all__ = ["SocketPassing", "Where"]
+__all__ = ["MOST_TOGETHER", "SocketPassing", "Where"]
 
 CONNECT_TIMEOUT: Final = 2.0
 """Seconds for connecting to another worker."""
@@ -45,13 +46,11 @@ RETRY_INTERVAL: Final = 0.5
 _BUFFERED: Final = 1024 * 1024
 """Bytes that a channel holds."""
 
-_PER_TURN: Final = 32
-"""Connections that are taken before others have their turn."""
+MOST_TOGETHER: Final = 32
+"""Connections in a message, and connections that are taken before others have their turn."""
 
-_DESCRIPTOR: Final = struct.Struct("=i")
-_SPACE: Final = socket.CMSG_LEN(_DESCRIPTOR.size)
-_CUT: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
-_MOST_BYTES: Final = MOST_RECEIVED + 4 * 1024
+_SPACE: Final = socket.CMSG_LEN(MOST_TOGETHER * array("i").itemsize)
+_MOST_BYTES: Final = MOST_RECEIVED + MOST_TOGETHER * 1024
 
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.fleet"))
 
@@ -91,6 +90,7 @@ class SocketPassing(Passing):
         received: bytes = b"",
         *,
         visit: Visit | None = None,
+        after: AfterPass | None = None,
     ) -> bool:
         if not connection.may_pass:
             return False
@@ -101,7 +101,7 @@ class SocketPassing(Passing):
         peer, local, tls = _whose(connection, visit)
         tunnel, service = (route.entry.id, route.service or "") if stage is Stage.BOUND else ("", "")
         passed = Passed(connection.descriptor, stage, peer, local, tls, tunnel, service, received)
-        return self._send((holding.node, holding.process), passed)
+        return self._send((holding.node, holding.process), passed, after)
 
     def pass_gateway(self, visit: Visit, node: str, received: bytes) -> bool:
         connection = visit.connection
@@ -111,12 +111,14 @@ class SocketPassing(Passing):
         passed = Passed(connection.descriptor, Stage.GATEWAY, *_whose(connection, visit), "", "", received)
         return self._send((node, None), passed)
 
-    def _send(self, to: _To, passed: Passed) -> bool:
+    def _send(self, to: _To, passed: Passed, after: AfterPass | None = None) -> bool:
         channel = self._channels.get(to) or self._open(to)
-        if channel is None or not channel.send(passed):
+        if channel is None:
             return False
-        self.passed += 1
-        return True
+        return channel.send(passed) if after is None else channel.send_soon(passed, after)
+
+    def _count(self, amount: int) -> None:
+        self.passed += amount
 
     def _open(self, to: _To) -> Channel | None:
         """Begin to open a channel. None if there is no way to that process."""
@@ -124,7 +126,7 @@ class SocketPassing(Passing):
             return None
         for other in [other for other, channel in self._channels.items() if channel.is_over]:
             del self._channels[other]
-        channel = self._channels[to] = Channel(self._random)
+        channel = self._channels[to] = Channel(self._random, self._count)
         self._tasks.start_soon(channel.run, self._network, *to)
         return channel
 
@@ -178,11 +180,21 @@ def _whose(connection: Connection, visit: Visit | None) -> tuple[Address | None,
 
 @final
 class Channel:
-    """The channel to another process."""
+    """The channel to another process.
 
-    def __init__(self, random: random.Random) -> None:
+    Args:
+        random: as of `SocketPassing`.
+        count: called with how many connections were passed on.
+    """
+
+    def __init__(self, random: random.Random, count: Callable[[int], object]) -> None:
         self._random: Final = random
+        self._count: Final = count
+        self._turn: Final = Turn.current()
         self._socket: socket.socket | None = None  # while it is connected
+        self._waiting: list[Passed] = []  # for the end of the turn
+        self._after: list[AfterPass] = []  # what to call for each of them
+        self._waiting_bytes = 0
         self.is_over = False
 
     async def run(self, network: WorkerNetwork, node: str, process: str | None) -> None:
@@ -209,16 +221,43 @@ class Channel:
 
     def send(self, passed: Passed) -> bool:
         """Pass a connection on, if that takes no time."""
-        if self._socket is None or len(passed.received) > MOST_RECEIVED:
+        return len(passed.received) <= MOST_RECEIVED and self._send([passed])
+
+    def _send(self, together: Sequence[Passed]) -> bool:
+        """Pass connections on, all of them or none."""
+        if self._socket is None:
             return False
-        descriptors = _DESCRIPTOR.pack(passed.descriptor)
+        message: list[bytes] = []
+        for passed in together:
+            message += encode_passed(passed), passed.received
+        descriptors = array("i", [passed.descriptor for passed in together])
         try:
-            self._socket.sendmsg(
-                (encode_passed(passed), passed.received), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors),)
-            )
+            self._socket.sendmsg(message, ((socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors),))
         except OSError:
             return False  # it is full, or the other process takes no more
+        self._count(len(together))
         return True
+
+    def send_soon(self, passed: Passed, after: AfterPass) -> bool:
+        """Pass a connection on at the end of the turn that runs now, and call `after`. False if it cannot be tried."""
+        size = len(passed.received)
+        if self._socket is None or size > MOST_RECEIVED:
+            return False
+        if len(self._waiting) == MOST_TOGETHER or self._waiting_bytes + size > MOST_RECEIVED:
+            self._send_waiting()
+        if not self._waiting:
+            self._turn.at_end(self._send_waiting)
+        self._waiting.append(passed)
+        self._after.append(after)
+        self._waiting_bytes += size
+        return True
+
+    def _send_waiting(self) -> None:
+        waiting, after_each = self._waiting, self._after
+        self._waiting, self._after, self._waiting_bytes = [], [], 0
+        sent = self._send(waiting)
+        for after in after_each:
+            after(sent)
 
 
 @final
@@ -251,7 +290,7 @@ class Source:
         """Refuse more, and take what is there."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RD)
-        while not self._over and self._receive_one():
+        while not self._over and self._receive_some():
             pass
         self._over = True
         self._stay.reactor.unwatch(self._socket.fileno())
@@ -261,36 +300,46 @@ class Source:
 
     def _receive(self) -> int:
         """Take what is there, and let others have their turn in between."""
-        for _ in range(_PER_TURN):
-            if self._over or not self._receive_one():
+        taken = 0
+        while taken < MOST_TOGETHER:
+            if self._over or not (amount := self._receive_some()):
                 return 0
+            taken += amount
         self._stay.reactor.queue(self._receive)
         return 0
 
-    def _receive_one(self) -> bool:
-        """Take one connection. False if there is none."""
+    def _receive_some(self) -> int:
+        """Take the connections of a message. Returns how many there were, at least 1; 0 if there is no message."""
         try:
             size, ancillary, flags, _ = self._socket.recvmsg_into((self._buffer,), _SPACE, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
-            return False
+            return 0
         except OSError:
             size, ancillary = 0, []
         if not size:
             self._over = True
             self._stay.end()
-            return False
-        descriptors = [_DESCRIPTOR.unpack(data)[0] for _, _, data in ancillary]
+            return 0
+        descriptors = array("i")
+        for _, _, data in ancillary:
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
         try:
-            if flags & _CUT or len(descriptors) != 1:
-                raise ValueError("it is cut")
-            passed = parse_passed(bytes(memoryview(self._buffer)[:size]), descriptors[0])
+            if flags & socket.MSG_TRUNC:
+                raise ValueError("it is too long")
+            passed, is_whole = parse_passed(bytes(memoryview(self._buffer)[:size]), descriptors)
+            if not is_whole and not flags & socket.MSG_CTRUNC:
+                raise ValueError("descriptors are missing")
         except ValueError as error:
             for descriptor in descriptors:
                 os.close(descriptor)
-            _note("node_protocol", f"a visitor that was passed on is lost: {error}", str(error))
-        else:
-            self._take(passed)
-        return True
+            _note("node_protocol", f"visitors that were passed on are lost: {error}", str(error))
+            return 1
+        if not is_whole:
+            why = "this process has no descriptors left"
+            _note("few_descriptors", f"visitors that were passed on are lost: {why}", why)
+        for each in passed:
+            self._take(each)
+        return len(passed) or 1
 
 
 def _note(event: str, line: str, why: str, *, peer: str | None = None) -> None:

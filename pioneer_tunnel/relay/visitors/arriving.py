@@ -80,7 +80,9 @@ class Arriving:
         self._timer: Timer | None = None  # while it waits
 
     def begin(self, received: bytes = b"") -> None:
-        """Begin to read. `received` was read already."""
+        """Begin to read. `received` was read already, in pieces of at most `READ_SIZE`."""
+        if 0 < len(received) < READ_SIZE:
+            self._leg.note_drained()
         try:
             data = received or self._leg.receive(READ_SIZE)
         except trio.BrokenResourceError:

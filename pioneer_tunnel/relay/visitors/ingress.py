@@ -40,7 +40,7 @@ from .asking import Asker, Askers
 from .followed_leg import FollowedLeg
 from .opening import Opened, StreamOpener
 from .passage import Passages
-from .passing import Passing, Stage
+from .passing import AfterPass, Passing, Stage
 from .plain import HttpAnswer, send_text, to_https
 from .rules import Rules, check
 from .visit import Visit
@@ -279,13 +279,14 @@ class Ingress:
             return None
         return self._opener.open_nowait(visit, route)
 
-    def passes(self, connection: Connection, host: str, received: bytes) -> bool:
+    def passes(self, connection: Connection, host: str, received: bytes, after: AfterPass | None = None) -> bool:
         """Pass a connection on if another process has the session of the tunnel of `host`. Does not wait.
 
         Args:
             connection: the caller closes it after that.
             host: of its first request, as far as it makes sense.
             received: all that was read.
+            after: as of `Passing.pass_visitor`.
         """
         if self._passing is None or not connection.may_pass:
             return False
@@ -293,7 +294,7 @@ class Ingress:
             route = self._registry.by_host_nowait(host)
         except trio.WouldBlock:
             return False
-        return route is not None and self._passing.pass_visitor(connection, Stage.REQUEST, route, received)
+        return route is not None and self._passing.pass_visitor(connection, Stage.REQUEST, route, received, after=after)
 
     async def serve_hello(self, visit: Visit, route: Route, received: bytes) -> None:
         """Serve a TLS connection for `route`; `received` is its ClientHello and all that was read after it.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn, Protocol, final
+from typing import NamedTuple, NoReturn, Protocol, TypeAlias, final
 
 import trio
 
@@ -20,7 +20,10 @@ from ..connection import Connection
 from ..tunnels import Route
 from .visit import Visit
 
-__all__ = ["Passed", "Passing", "Stage"]
+__all__ = ["AfterPass", "Passed", "Passing", "Stage"]
+
+AfterPass: TypeAlias = Callable[[bool], object]
+"""Called with whether a connection was passed on. It must not raise, and must not wait."""
 
 
 @final
@@ -65,7 +68,7 @@ class Passing(Protocol):
     """Passes connections on, and gets those of others. No method waits, but `serve`.
 
     When a connection was passed on, nothing may be read from it or sent to it any more. The caller closes its own
-    descriptor.
+    descriptor, not before `after`.
     """
 
     def pass_visitor(
@@ -76,6 +79,7 @@ class Passing(Protocol):
         received: bytes = b"",
         *,
         visit: Visit | None = None,
+        after: AfterPass | None = None,
     ) -> bool:
         """Pass a visitor on, if another process has the session that the next visitor of the tunnel goes to.
 
@@ -87,9 +91,11 @@ class Passing(Protocol):
             route: where the visitor goes.
             received: what was read, and nothing else was.
             visit: whose the connection is, if a balancer may have said that. By default it is the peer's.
+            after: called at the end of this turn, with whether it was passed on. Those of a turn go together, and cost
+                less. By default it is passed on at once.
 
         Returns:
-            Whether it was passed on.
+            Whether it was passed on; with `after`, whether that will be called.
         """
 
     def pass_gateway(self, visit: Visit, node: str, received: bytes) -> bool:

@@ -40,11 +40,12 @@ from rig import (
 
 from pioneer_tunnel._model.addresses import Address
 from pioneer_tunnel._net.fastpath.event_loop import Reactor
+from pioneer_tunnel._net.turn import Turn
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay import Relay, RelayAddresses
 from pioneer_tunnel.relay.fleet.passed_message import MOST_RECEIVED, encode_passed, parse_passed
-from pioneer_tunnel.relay.fleet.passing import Channel, SocketPassing, Source
+from pioneer_tunnel.relay.fleet.passing import MOST_TOGETHER, Channel, SocketPassing, Source
 from pioneer_tunnel.relay.fleet.unix_network import WorkerNetwork
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory
 from pioneer_tunnel.relay.visitors.passing import Passed, Stage
@@ -358,6 +359,74 @@ async def test_a_visitor_over_a_limit_of_the_other_worker_is_turned_away(tmp_pat
         assert near.relay.stats().refusals_total == {"connections_per_address": 1}
 
 
+def come_at_once(worker: Worker, amount: int) -> list[socket.socket]:
+    """Visitors that have sent their request before the worker accepts the first of them."""
+    address = worker.addresses.ingress
+    visitors = [socket.create_connection((address.host, address.port)) for _ in range(amount)]
+    for visitor in visitors:
+        visitor.sendall(request())
+        visitor.shutdown(socket.SHUT_WR)
+        visitor.setblocking(False)
+    return visitors
+
+
+async def answers_to(visitors: list[socket.socket]) -> list[str]:
+    answers = []
+    for visitor in visitors:
+        async with trio.SocketStream(trio.socket.from_stdlib_socket(visitor)) as stream:
+            answers.append((await read_all(stream)).decode())
+    return answers
+
+
+async def test_visitors_that_come_at_once_are_passed_on_together(tmp_path: Path) -> None:
+    """More of them than a message takes."""
+    async with workers(tmp_path, tell) as (near, far):
+        visitors = come_at_once(far, 2 * MOST_TOGETHER + 3)
+        owns = [Address.of_socket(visitor.getsockname()) for visitor in visitors]
+        assert await answers_to(visitors) == [told(own, request()) for own in owns]
+        assert far.passing.passed == len(visitors)
+        assert far.relay.stats().connections.accepted_total == 1 + len(visitors)
+        assert near.relay.stats().connections.accepted_total == 1
+
+
+async def test_visitors_whom_the_channel_does_not_take_arrive_where_they_are(tmp_path: Path) -> None:
+    async with workers(tmp_path, tell) as (_, far):
+        [channel] = far.passing._channels.values()
+        assert channel._socket is not None
+        channel._socket.shutdown(socket.SHUT_WR)
+        for answer in await answers_to(come_at_once(far, 3)):
+            assert answer.startswith("HTTP/1.1 503")
+        stats = far.relay.stats()
+        assert (far.passing.passed, stats.connections.accepted_total) == (0, 4)
+        assert stats.refusals_total == {"gateway_away": 4}
+        await eventually(lambda: far.relay.stats().connections.open == 0)
+
+
+async def test_the_wrong_worker_is_no_way_around_the_rate_of_an_address(tmp_path: Path) -> None:
+    limits = {"connects_per_second_per_address": 1, "exempt": []}  # a burst of 4
+    async with workers(tmp_path, tell, limits=limits) as (near, far):
+        visitors = come_at_once(far, 5)
+        with pytest.raises(trio.BrokenResourceError):
+            await answers_to(visitors[3:4])
+        assert len(await answers_to(visitors[:3])) == far.passing.passed == 3
+        with pytest.raises(trio.BrokenResourceError):
+            await answers_to(visitors[4:])
+        assert far.relay.stats().refusals_total["connects_per_second_per_address"] == 2
+        assert "connects_per_second_per_address" not in near.relay.stats().refusals_total
+
+
+async def test_a_visitor_who_is_passed_on_takes_no_place_from_others(tmp_path: Path) -> None:
+    async with (
+        workers(tmp_path, tell, limits={"pending": 1}) as (_, far),
+        await connect(far.addresses.ingress) as silent,
+    ):
+        await eventually(lambda: far.relay.stats().connections.pending == 1)
+        [answer] = await answers_to(come_at_once(far, 1))
+        assert answer.startswith("127.0.0.1:")
+        assert far.relay.stats().connections.evicted_total == 0
+        assert (await ask(silent, request())).startswith(b"127.0.0.1:")
+
+
 def sequential_pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
@@ -394,14 +463,57 @@ async def test_a_message_that_makes_no_sense_leaves_nothing_open(kind: str, capl
             source.stop()
             assert ours.recv(1) == b""  # every descriptor is closed
     assert taken == []
-    assert "a visitor that was passed on is lost" in caplog.text
+    assert "visitors that were passed on are lost" in caplog.text
+
+
+async def test_a_process_without_descriptors_takes_those_that_it_can() -> None:
+    there, here = sequential_pair()
+    taken: list[Passed] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with no_hang(), there, here, Reactor.current().stay() as stay:
+        here.setblocking(False)
+        pairs = [socket.socketpair() for _ in range(3)]
+        channel = Channel(random.Random(1), lambda amount: None)
+        channel._socket = there
+        after: list[bool] = []
+
+        def pass_on() -> None:
+            for number, (_, theirs) in enumerate(pairs):
+                passed = MESSAGE._replace(descriptor=theirs.fileno(), received=bytes([number]))
+                assert channel.send_soon(passed, after.append)
+            assert after == []
+
+        Turn.current().run(pass_on)
+        assert after == [True] * 3  # in one message
+        for _, theirs in pairs:
+            theirs.close()
+        source = Source(here, taken.append, stay)
+        source.begin()
+        there.shutdown(socket.SHUT_WR)
+        held = [os.dup(there.fileno()) for _ in range(3)]
+        os.close(free := held.pop())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+        try:
+            await stay.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            source.stop()
+        assert [passed.received for passed in taken] == [b"\0"]
+        os.close(taken[0].descriptor)
+        for descriptor in held:
+            os.close(descriptor)
+        for ours, _ in pairs:
+            ours.settimeout(0)
+            assert ours.recv(1) == b""  # every descriptor is closed
+            ours.close()
 
 
 async def test_a_full_channel_takes_no_more_and_loses_nothing() -> None:
     here, there = sequential_pair()
     with here, there:
         here.setblocking(False)
-        channel = Channel(random.Random(1))
+        counts: list[int] = []
+        channel = Channel(random.Random(1), counts.append)
         channel._socket = here
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -410,12 +522,14 @@ async def test_a_full_channel_takes_no_more_and_loses_nothing() -> None:
             while channel.send(passed):
                 count += 1
             assert count
+            assert counts == [1] * count
             for _ in range(count):
                 message, descriptors, _, _ = socket.recv_fds(there, 4096, 1)
-                assert parse_passed(message, descriptors[0]) == passed._replace(descriptor=descriptors[0])
+                assert parse_passed(message, descriptors) == ([passed._replace(descriptor=descriptors[0])], True)
                 os.close(descriptors[0])
             assert channel.send(passed)
             assert not channel.send(passed._replace(received=bytes(MOST_RECEIVED + 1)))
+            assert not channel.send_soon(passed._replace(received=bytes(MOST_RECEIVED + 1)), counts.append)
             there.close()
             assert not channel.send(passed)
 
@@ -455,27 +569,30 @@ async def test_a_worker_without_descriptors_takes_visitors_when_it_has_some_agai
 ADDRESSES: Final = st.none() | st.builds(Address, st.ip_addresses().map(str), st.integers(min_value=0, max_value=65535))
 
 
-@fuzzed()
-@given(
-    st.builds(
-        Passed,
-        st.just(7),
-        st.sampled_from(Stage),
-        ADDRESSES,
-        ADDRESSES,
-        st.sampled_from([False, True, None]),
-        st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=128),
-        st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=64),
-        st.binary(max_size=200),
-    )
+CONNECTIONS: Final = st.builds(
+    Passed,
+    st.integers(min_value=0, max_value=9),
+    st.sampled_from(Stage),
+    ADDRESSES,
+    ADDRESSES,
+    st.sampled_from([False, True, None]),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=128),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=64),
+    st.binary(max_size=200),
 )
-def test_a_message_is_read_as_it_was_written(passed: Passed) -> None:
-    found = parse_passed(encode_passed(passed) + passed.received, 7)
-    assert found == passed
 
 
 @fuzzed()
-@given(st.binary(max_size=64))
-def test_any_other_message_is_refused(message: bytes) -> None:
+@given(st.lists(CONNECTIONS, max_size=4), st.integers(min_value=0, max_value=4))
+def test_a_message_is_read_as_it_was_written(together: list[Passed], came: int) -> None:
+    """As far as descriptors came with it."""
+    message = b"".join(encode_passed(passed) + passed.received for passed in together)
+    descriptors = [passed.descriptor for passed in together][:came]
+    assert parse_passed(message, descriptors) == (together[:came], came >= len(together))
+
+
+@fuzzed()
+@given(st.binary(max_size=64), st.lists(st.just(7), max_size=3))
+def test_any_other_message_is_refused(message: bytes, descriptors: list[int]) -> None:
     with suppress(ValueError):
-        parse_passed(message, 7)
+        parse_passed(message, descriptors)

@@ -276,7 +276,8 @@ async def test_a_gateway_that_is_being_passed_when_its_node_stops_is_let_go() ->
     left, right = await tcp_pair()
     with no_hang():
         async with trio.open_nursery() as nursery:
-            connection = Connection(watch(left), None, None, nursery, copy_context())
+            connection = Connection(left.socket, None, None, nursery, copy_context())
+            connection.begin(watch(left))
             connection.arrival = Admission(RelayLimits()).arrive(None, 0.0, connection.evict)
             head = HeadReader().feed(b"GET / HTTP/1.1\r\nHost: a\r\nPioneer-Node: far\r\n\r\n")
             assert head is not None
