@@ -26,7 +26,7 @@ define install
 }
 endef
 
-.PHONY: demo test test-all lint types unit unit-all docs linkcheck wheel lowest coverage fuzz audit interop bench bench-check storm mutation soak clean
+.PHONY: demo test test-all lint types unit unit-all docs linkcheck wheel compiled test-compiled lowest coverage fuzz audit interop bench bench-check storm mutation soak clean
 
 demo: $(RUNS)
 	$(BIN)/python -m pioneer_tunnel demo
@@ -99,7 +99,7 @@ wheel: $(READY)
 # It is made from a copy: compiled modules would take the place of the checkout's own.
 COMPILED := build/compiled
 COMPILED_SOURCE := $(COMPILED)/source
-SOURCE := $(shell $(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["tool"]["hatch"]["build"]["targets"]["sdist"]["include"])') pyproject.toml README.md LICENSE
+SOURCE := pioneer_tunnel pytest_pioneer_tunnel.py tests examples docs benchmarks $(wildcard *.md) LICENSE Makefile pyproject.toml
 
 compiled: $(READY)
 	rm -rf $(COMPILED)
@@ -108,9 +108,12 @@ compiled: $(READY)
 	HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps \
 		--wheel-dir $(COMPILED) $(COMPILED_SOURCE)
 
-# All tests of the compiled modules.
+# The tests with the compiled modules; all of them by default.
+COMPILED_TESTS ?= tests
+
 test-compiled: compiled $(NPM_READY)
-	cd $(COMPILED_SOURCE) && PYTHONPATH=$(CURDIR)/$(COMPILED_SOURCE) $(CURDIR)/$(BIN)/pytest -n $(WORKERS) --dist worksteal
+	cd $(COMPILED_SOURCE) && PYTHONPATH=$(CURDIR)/$(COMPILED_SOURCE) \
+		$(CURDIR)/$(BIN)/pytest -n $(WORKERS) --dist worksteal $(COMPILED_TESTS)
 
 # All tests with the lowest versions of the dependencies that pyproject.toml allows; but not those with web frameworks,
 # which want newer ones of their own, and not the documentation site.

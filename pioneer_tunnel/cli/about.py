@@ -52,7 +52,7 @@ def version(as_json: bool) -> None:
     """
     found = {
         "pioneer-tunnel": __version__,
-        "data path": "compiled" if COMPILED else "Python",
+        "build": "compiled" if COMPILED else "pure Python",
         "Python": f"{platform.python_version()} ({platform.python_implementation()})",
         "OpenSSL": ssl.OPENSSL_VERSION,
         "platform": platform.platform(),

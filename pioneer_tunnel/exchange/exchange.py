@@ -168,9 +168,9 @@ class _Flow:
 
     def move(self) -> int:
         """Move what the source has, as far as the sink takes it, and at most one turn's worth. Returns the amount."""
-        exchange, source, sink = self._exchange, self.source, self.sink
-        if exchange.ending is not None:
+        if self._exchange.ending is not None:
             return 0
+        exchange, source, sink = self._exchange, self.source, self.sink
         moved = 0
         try:
             if sink.refusal is not None and not self.refused:
