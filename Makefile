@@ -26,7 +26,7 @@ define install
 }
 endef
 
-.PHONY: demo test test-all lint types unit unit-all docs linkcheck wheel lowest coverage fuzz audit interop bench bench-check storm mutation soak clean
+.PHONY: demo test test-all lint types unit unit-all docs linkcheck wheel compiled test-compiled lowest coverage fuzz audit interop bench bench-check storm mutation soak clean
 
 demo: $(RUNS)
 	$(BIN)/python -m pioneer_tunnel demo
@@ -94,6 +94,26 @@ wheel: $(READY)
 		"$$(echo $(WHEEL)/*.whl)[access,cli,metrics,speed,testing]" jsonschema pytest-timeout trustme
 	$(WHEEL)/venv/bin/python -P -c "import pioneer_tunnel as p; assert 'site-packages' in p.__file__, p.__file__"
 	$(WHEEL)/venv/bin/python -P -m pytest -q -p no:cacheprovider $(WHEEL_TESTS)
+
+# The wheel with its data path compiled by mypyc, for this Python and this kind of machine; docs/compiled.md tells more.
+# It is made from a copy: compiled modules would take the place of the checkout's own.
+COMPILED := build/compiled
+COMPILED_SOURCE := $(COMPILED)/source
+SOURCE := pioneer_tunnel pytest_pioneer_tunnel.py tests examples docs benchmarks $(wildcard *.md) LICENSE Makefile pyproject.toml
+
+compiled: $(READY)
+	rm -rf $(COMPILED)
+	mkdir -p $(COMPILED_SOURCE)
+	cp -r $(SOURCE) $(COMPILED_SOURCE)
+	HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps \
+		--wheel-dir $(COMPILED) $(COMPILED_SOURCE)
+
+# The tests with the compiled modules; all of them by default.
+COMPILED_TESTS ?= tests
+
+test-compiled: compiled $(NPM_READY)
+	cd $(COMPILED_SOURCE) && PYTHONPATH=$(CURDIR)/$(COMPILED_SOURCE) \
+		$(CURDIR)/$(BIN)/pytest -n $(WORKERS) --dist worksteal $(COMPILED_TESTS)
 
 # All tests with the lowest versions of the dependencies that pyproject.toml allows; but not those with web frameworks,
 # which want newer ones of their own, and not the documentation site.

@@ -22,6 +22,8 @@ from .pair import pair
 __all__ = ["COMMAND", "EXPOSED", "contestants", "counted"]
 
 COMMAND: Final = (sys.executable, "-m", "pioneer_tunnel")
+COMPILED: Final = Path("build/compiled/source").absolute()
+"""Where `make compiled` leaves a copy of this checkout with a compiled data path."""
 EXPOSED: Final = Limits().streams
 """How many visitors `pioneer-tunnel expose` takes at a time."""
 TLS_LINES: Final = 'tls_certificate = "relay.crt"\ntls_private_key = "relay.key"\ningress_tls = false'
@@ -35,10 +37,18 @@ def contestants(_: Programs) -> list[Contestant]:
         ("wss-trio", "trio-websocket", True, "this project, over wss, with trio-websocket alone"),
     )
     many_streams = (sys.executable, "-m", f"{__package__}.many_streams")
+    compiled = ("env", f"PYTHONPATH={COMPILED}", *COMMAND)
     return [
         *(
             Contestant(name=name, about=about, open=partial(_tunnel, engine=engine, tls=tls), most_streams=EXPOSED)
             for name, engine, tls, about in kinds
+        ),
+        Contestant(
+            name="ws-compiled",
+            about="as `ws`, with a compiled data path",
+            open=partial(_tunnel, engine="websockets", command=compiled),
+            missing=None if COMPILED.exists() else "`make compiled` was not run",
+            most_streams=EXPOSED,
         ),
         Contestant(
             name="ws-many",

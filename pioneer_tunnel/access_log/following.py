@@ -11,7 +11,6 @@ import attrs
 import trio
 
 from .._http.head import RequestHead
-from .._http.responses import ResponseObserver
 from .._model.addresses import Address
 from .._model.counters import Amount
 from .entry import Entry, request_entry, shown_address
@@ -79,7 +78,7 @@ class VisitorLog:
 
 
 @final
-class RequestLog(ResponseObserver):
+class RequestLog:
     """Makes an entry of each request of one stream. `end` has to be called at the end of the stream.
 
     Attributes:

@@ -12,6 +12,7 @@ from typing import Final
 
 import click
 
+from .._compiled import COMPILED
 from .._interrupts import INTERRUPTED
 from .._version import __version__
 from .arguments import Command
@@ -51,6 +52,7 @@ def version(as_json: bool) -> None:
     """
     found = {
         "pioneer-tunnel": __version__,
+        "build": "compiled" if COMPILED else "pure Python",
         "Python": f"{platform.python_version()} ({platform.python_implementation()})",
         "OpenSSL": ssl.OPENSSL_VERSION,
         "platform": platform.platform(),

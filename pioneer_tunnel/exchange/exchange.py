@@ -14,7 +14,7 @@ closed by its owner, and when a leg hands over.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, final
 
 import trio
@@ -66,10 +66,7 @@ class Exchange:
         first_spoke: whether the first leg has sent anything.
     """
 
-    __slots__ = ("_back", "_forth", "_on_end", "ending", "error", "first_spoke", "soon")
-
-    _forth: _Flow
-    _back: _Flow
+    __slots__ = ("_flows", "_on_end", "ending", "error", "first_spoke", "soon")
 
     def __init__(
         self,
@@ -86,12 +83,14 @@ class Exchange:
         self.ending: Ending | None = None
         self.error: Exception | None = None
         self.first_spoke: bool = False
-        self._forth = _Flow(self, first, second, Ending.FIRST_BROKE, forth)
-        self._back = _Flow(self, second, first, Ending.SECOND_BROKE, back)
+        self._flows: Sequence[_Flow] = (
+            _Flow(self, first, second, Ending.FIRST_BROKE, forth),
+            _Flow(self, second, first, Ending.SECOND_BROKE, back),
+        )  # none after the end
 
     def begin(self) -> None:
         """Attach both legs, and move what has come. When the system has no memory for that, the exchange ends."""
-        forth, back = self._forth, self._back
+        forth, back = self._flows
         first, second = forth.source, back.source
         first.on_readable = second.on_writable = forth.move
         second.on_readable = first.on_writable = back.move
@@ -108,20 +107,21 @@ class Exchange:
         """End if both directions have ended."""
         if self.ending is not None:
             return
-        forth, back = self._forth, self._back
+        forth, back = self._flows
         if forth.over and back.over and forth.sink.sent and back.sink.sent:
             self.end(Ending.ENDED)
 
     def give_up(self, source: Leg) -> None:
         """Read `source` no more."""
-        flow = self._forth if source is self._forth.source else self._back
-        flow.over = True
+        for flow in self._flows:
+            if flow.source is source:
+                flow.over = True
 
     def end(self, ending: Ending, error: Exception | None = None) -> None:
         """End it. Later calls change nothing."""
         if self.ending is not None:
             return
-        forth, back = self._forth, self._back
+        forth, back = self._flows
         first, second = forth.source, back.source
         self.first_spoke, self.error = forth.spoke, error
         if ending is Ending.ENDED and not (forth.refused or back.refused) and first.close() and second.close():
@@ -131,8 +131,7 @@ class Exchange:
             second.detach()
         self.ending = ending
         # Break reference cycles: collecting them costs each short connection some 20 us.
-        on_end = self._on_end
-        del self._forth, self._back, self._on_end
+        on_end, self._on_end, self._flows = self._on_end, nothing, ()
         for leg in (first, second):
             leg.on_readable = leg.on_writable = nothing
         on_end()
@@ -169,9 +168,9 @@ class _Flow:
 
     def move(self) -> int:
         """Move what the source has, as far as the sink takes it, and at most one turn's worth. Returns the amount."""
-        exchange, source, sink = self._exchange, self.source, self.sink
-        if exchange.ending is not None:
+        if self._exchange.ending is not None:
             return 0
+        exchange, source, sink = self._exchange, self.source, self.sink
         moved = 0
         try:
             if sink.refusal is not None and not self.refused:

@@ -97,8 +97,7 @@ class BinaryFrames:
                 return end, pieces
             self._partial = b""
             position += size - known
-            self._begin(header[:size])
-            if not self._ours and self.failure is None:
+            if self._begin(header[:size]):
                 pieces.append((False, header[:size]))
         return position, pieces
 
@@ -125,27 +124,29 @@ class BinaryFrames:
         pieces.append((True, piece))
         return after
 
-    def _begin(self, header: bytes) -> None:
+    def _begin(self, header: bytes) -> bool:
+        """A frame begins. True if the library takes it."""
         opcode, size = header[0] & _OPCODE, payload_size(header)
         self._left = size
         if opcode >= _FIRST_CONTROL:
             self._ours = False
-            return
+            return True
         begun = self._message_size
         if opcode and begun is not None:
             self.failure = 1002, "a message begins before the last one has ended"
-            return
+            return False
         plain = not header[0] & ~(_FIN | _OPCODE) and header[1] & _MASKED == self._masked
         mine = begun is not None if not opcode else opcode == _BINARY
         self._ours = plain and mine and not self._inside_other
         if not self._ours:
             self._inside_other = not header[0] & _FIN
-            return
+            return True
         size += begun or 0
         if size > MAX_BINARY:
             self.failure = 1009, f"a message of more than {MAX_BINARY} bytes"
         self._message_size = None if header[0] & _FIN else size
         self._mask = header[-_MASK_SIZE:]
+        return False
 
     def _unmask(self, piece: Bytes) -> Bytes:
         if self._apply_mask is None:

@@ -19,11 +19,6 @@ class StreamLeg(Leg):
 
     __slots__ = ("_connection", "_session", "_state", "_stream")
 
-    # Not as properties, since each call costs a short connection time.
-    tasks = ()
-    held = 0
-    sent = True
-    can_half_close = True
     smallest_read = LARGEST_READ  # a read returns what has come, and allocates no more
 
     def __init__(self, stream: YamuxStream, state: Stream, connection: Connection) -> None:

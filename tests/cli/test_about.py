@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from programs import run
 
+from pioneer_tunnel._compiled import COMPILED
 from pioneer_tunnel._version import __version__
 from pioneer_tunnel.cli.commands import pioneer_tunnel
 
@@ -28,6 +29,7 @@ def test_the_demo_does_the_main_job() -> None:
 def test_version_has_what_a_bug_report_needs() -> None:
     found = json.loads(CliRunner().invoke(pioneer_tunnel, ["version", "--json"]).output)
     assert found["pioneer-tunnel"] == __version__
+    assert found["build"] == ("compiled" if COMPILED else "pure Python")
     assert {"Python", "platform", "trio", "websockets", "OpenSSL"} <= found.keys()
     said = CliRunner().invoke(pioneer_tunnel, ["version"]).output
     assert [line.split()[0] for line in said.splitlines()] == [*found]

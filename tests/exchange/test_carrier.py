@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import trio
 import trio.testing
+from compiled import in_python
 from rig import eventually, living_tasks, no_hang, nothing_left_behind, read_all, tcp_pair
 from test_legs import Keeper
 
@@ -92,6 +93,7 @@ async def test_work_that_it_owns_is_stopped_unless_it_is_over() -> None:
     assert stopped == ["left"]
 
 
+@in_python
 async def test_a_bug_in_a_leg_ends_its_exchange_alone() -> None:
     class Buggy(Keeper):
         def send(self, data: Bytes) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from compiled import in_python
 from rig import in_background, no_hang, tcp_pair
 from yamux_rig import KIB, data, one, pipe, two, update
 
@@ -68,6 +69,7 @@ class Keeper(Leg):
         self.on_writable()
 
 
+@in_python
 async def test_what_a_sink_keeps_counts_for_its_source_until_it_lets_go() -> None:
     async with two(pipe()) as both:
         near, far = await both.stream()
@@ -234,6 +236,7 @@ async def test_a_pipe_for_which_the_socket_takes_nothing_is_given_back(monkeypat
 
 
 @pytest.mark.parametrize("flag", [FIN, RST, None], ids=["FIN", "RST", "the connection is lost"])
+@in_python
 async def test_an_end_that_came_behind_unread_data_is_passed_on_with_the_last_of_it(flag: int | None) -> None:
     """No event announces it again. A visitor that read slowly never got the end of its answer."""
     async with one(pipe()) as (running, peer):

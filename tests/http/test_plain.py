@@ -17,7 +17,7 @@ from pioneer_tunnel._http import responses as responses_module
 from pioneer_tunnel._http.head import MAX_HEADERS, HeadReader, RequestHead
 from pioneer_tunnel._http.plain import PLAIN_REQUEST, PLAIN_RESPONSE
 from pioneer_tunnel._http.requests import Phase, RequestFollower
-from pioneer_tunnel._http.responses import ResponseFollower, ResponseObserver, ResponsePhase
+from pioneer_tunnel._http.responses import ResponseFollower, ResponsePhase
 
 BROWSER: Final = (
     b"GET /api/items?page=3 HTTP/1.1\r\nHost: a.test\r\nConnection: keep-alive\r\nUser-Agent: Mozilla/5.0 (X11)\r\n"
@@ -177,7 +177,7 @@ def test_requests_are_followed_alike(data: bytes, size: int, answered: bytes) ->
 
 
 @attrs.define
-class Told(ResponseObserver):
+class Told:
     """Notes what an observer is told. How a body is cut into pieces does not matter."""
 
     of: list[tuple[str, object]] = attrs.field(factory=list)

@@ -6,6 +6,7 @@ from typing import final
 
 import trio
 import trio.testing
+from compiled import in_python
 from rig import request
 
 from pioneer_tunnel._http.head import HeadReader
@@ -51,6 +52,7 @@ def followed(visitor: BuggyLeg, turns: Turns) -> FollowedLeg:
     return leg
 
 
+@in_python
 async def test_a_bug_while_an_answer_has_its_turn_is_for_the_exchange(autojump_clock: trio.testing.MockClock) -> None:
     """It ended the relay: turns are granted by Trio's own callbacks."""
     turns = Turns()

@@ -6,6 +6,7 @@ from typing import Final, final
 
 import trio
 import trio.testing
+from compiled import in_python
 from hypothesis import given, strategies as st
 from rig import carried, no_hang, read_all, read_exactly, read_until, request, tcp_pair
 
@@ -114,6 +115,7 @@ class SilentLeg(Leg):
     broken: Final = False
 
 
+@in_python
 async def test_much_work_is_done_in_turns() -> None:
     """20,000 chunks at once would hold up the other visitors."""
     chunks = b"1\r\nx\r\n" * 20_000

@@ -58,11 +58,6 @@ class SocketLeg(Leg):
         "drained",
     )
 
-    # Not as properties, since each call costs a short connection time.
-    tasks = ()
-    held = 0
-    can_half_close = True
-
     def __init__(self, lent: LentSocket, reactor: Reactor | None = None) -> None:
         super().__init__()
         self._lent: Final = lent
@@ -240,7 +235,8 @@ class SocketLeg(Leg):
                 assert self._pipe is not None
                 self._piped -= os.splice(self._pipe.readable, self._descriptor, self._piped, flags=_FLAGS)
             while self._rest:
-                self._rest = self._rest[os.write(self._descriptor, self._rest) :]
+                written = os.write(self._descriptor, self._rest)
+                self._rest = self._rest[written:]
         except BlockingIOError:
             return False
         except OSError as error:
