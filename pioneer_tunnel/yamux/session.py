@@ -231,7 +231,8 @@ class Session:
             else:
                 stream.receive_queue.append(piece)
                 self._events.append(StreamReadable(stream))
-            self._borrowers[stream] = self._borrowers.get(stream, 0) + 1
+            borrowers = self._borrowers
+            borrowers[stream] = borrowers[stream] + 1 if stream in borrowers else 1
             self.unread += len(piece)
             while self.unread > self.limits.unread:
                 self._reset_greediest()
