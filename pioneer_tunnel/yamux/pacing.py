@@ -73,5 +73,5 @@ class Pacing:
         self._amount, self._seconds = 0, 0.0
         before = self.batch
         self.batch = max(min(wanted, before * _MOST_GROWTH, LARGEST_BATCH), SMALLEST_BATCH)
-        self.turn = min(wanted // TURNS_OF_BATCH, self.turn * _MOST_GROWTH, LARGEST_BATCH)
+        self.turn = min(wanted // TURNS_OF_BATCH, before)  # not what it was: from almost nothing it would never grow
         return self.batch != before

@@ -123,7 +123,7 @@ class Session:
         self._budget = WindowBudget(self.limits.window_growth)
         self._streams: dict[int, Stream] = {}
         self._forgotten_unread: set[Stream] = set()  # streams that are not in `_streams` any more
-        self._borrowers: set[Stream] = set()  # with unread data since `keep_unread`
+        self._borrowers: dict[Stream, int] = {}  # how many pieces came since `keep_unread`
         self._receiving: Stream | None = None
         self._receiving_fin = False
         self._next_id = 1 if role is Role.CLIENT else 2
@@ -166,10 +166,10 @@ class Session:
 
     def keep_unread(self) -> None:
         """Copy what is unread of the data that was received. Its memory may be used again after that."""
-        borrowers, self._borrowers = self._borrowers, set()
-        for stream in borrowers:
+        borrowers, self._borrowers = self._borrowers, {}
+        for stream, pieces in borrowers.items():
             if stream.receive_queue:
-                stream.own_unread()
+                stream.own_unread(pieces)
 
     def events(self) -> list[Event]:
         """The events since the last call, in order."""
@@ -231,7 +231,8 @@ class Session:
             else:
                 stream.receive_queue.append(piece)
                 self._events.append(StreamReadable(stream))
-            self._borrowers.add(stream)
+            borrowers = self._borrowers
+            borrowers[stream] = borrowers[stream] + 1 if stream in borrowers else 1
             self.unread += len(piece)
             while self.unread > self.limits.unread:
                 self._reset_greediest()

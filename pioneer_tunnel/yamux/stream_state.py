@@ -250,9 +250,14 @@ class Stream:
         """Append `piece` to the receive queue."""
         _append(self.receive_queue, piece)
 
-    def own_unread(self) -> None:
-        """Copy what is in the receive queue and in memory that may change, or that is mostly of others."""
-        self.receive_queue[:] = [piece if _owns(piece) else bytes(piece) for piece in self.receive_queue]
+    def own_unread(self, pieces: int) -> None:
+        """Copy what is in the last `pieces` of the receive queue and in memory that may change, or mostly of others.
+
+        Those before were copied already. To look at all of a long queue for each piece would take a time that its peer
+        can choose.
+        """
+        queue = self.receive_queue
+        queue[-pieces:] = [piece if _owns(piece) else bytes(piece) for piece in queue[-pieces:]]
 
     def lend(self, amount: int) -> None:
         """Count the `amount` bytes of the latest read as held by the application, in place of the read before."""

@@ -53,6 +53,15 @@ def test_a_turn_takes_a_quarter_of_the_time_of_a_batch_until_it_is_one(rate: flo
     assert wanted * 0.7 <= pacing.turn <= wanted * 1.5
 
 
+def test_a_turn_is_as_large_as_before_after_a_path_took_almost_nothing() -> None:
+    pacing = Pacing()
+    for _ in range(2):
+        pacing.sent(pacing.batch, 10.0)
+    assert pacing.batch == SMALLEST_BATCH
+    send_for(pacing, 1.0, 1e9)
+    assert pacing.turn == LARGEST_BATCH
+
+
 def test_a_small_answer_says_nothing_about_the_path() -> None:
     pacing = Pacing()
     for _ in range(1000):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from typing import Any
 
 import attrs
@@ -83,6 +84,26 @@ def test_a_small_piece_does_not_keep_the_large_chunk_it_came_in(server: Session)
     receive(server, data(1, bytes(KIB)) + data(3, bytes(9 * KIB)))
     server.keep_unread()
     assert [type(piece) for piece in small.receive_queue] == [memoryview, bytes]
+
+
+def test_the_time_of_a_small_piece_does_not_grow_with_what_is_unread(server: Session) -> None:
+    """A peer could use up all the time of a relay, with few bytes, when a large window is full of small pieces."""
+
+    def seconds_for(stream_id: int) -> float:
+        began = time.process_time()
+        for _ in range(100):
+            receive(server, data(stream_id, b"x"))
+            server.keep_unread()
+        return time.process_time() - began
+
+    full, empty = accept(server, 1), accept(server, 3)
+    full.receive_window.size = full.receive_window.credit = 64 * INITIAL_WINDOW
+    for _ in range(100):
+        receive(server, *[data(1, bytes(KIB)), data(1, b"x")] * 100)
+    server.keep_unread()
+    assert len(full.receive_queue) == 20_000
+    assert not empty.receive_queue
+    assert seconds_for(1) < 50 * seconds_for(3)  # some hundred times as much, if it looked at all of them
 
 
 def test_a_whole_window_may_come_as_one_body(server: Session) -> None:

@@ -112,7 +112,9 @@ class SocketPassing(Passing):
         return self._send((node, None), passed)
 
     def _send(self, to: _To, passed: Passed, after: AfterPass | None = None) -> bool:
-        channel = self._channels.get(to) or self._open(to)
+        channel = self._channels.get(to)
+        if channel is None or channel.is_over:
+            channel = self._open(to)
         if channel is None:
             return False
         return channel.send(passed) if after is None else channel.send_soon(passed, after)

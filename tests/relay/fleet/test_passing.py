@@ -402,6 +402,20 @@ async def test_visitors_whom_the_channel_does_not_take_arrive_where_they_are(tmp
         await eventually(lambda: far.relay.stats().connections.open == 0)
 
 
+async def test_a_channel_that_broke_is_opened_again(tmp_path: Path) -> None:
+    async with workers(tmp_path, tell) as (_, far):
+        [broken] = far.passing._channels.values()
+        assert broken._socket is not None
+        broken._socket.shutdown(socket.SHUT_RDWR)
+        await eventually(lambda: broken.is_over)
+        await open_channel(far)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        [visitor] = come_at_once(far, 1)
+        own = Address.of_socket(visitor.getsockname())
+        assert await answers_to([visitor]) == [told(own, request())]
+        assert far.passing.passed == 1
+
+
 async def test_the_wrong_worker_is_no_way_around_the_rate_of_an_address(tmp_path: Path) -> None:
     limits = {"connects_per_second_per_address": 1, "exempt": []}  # a burst of 4
     async with workers(tmp_path, tell, limits=limits) as (near, far):
