@@ -79,7 +79,7 @@ class Stream:
             our FIN has been sent.
         opening_due: the flag, SYN or ACK, that the next frame of it has; 0 when it was sent.
         queued: bytes that wait for the writer.
-        borrowed: pieces that have come since `own_unread`. The unread ones are the last of the receive queue.
+        borrowed: how many pieces have come since `own_unread`. What is unread of them is at the end of the receive queue.
         lent: bytes of the last read. The application may hold them until it reads again or closes.
         writer_waits: the driver sets it when it wants a `StreamWritable`.
         counter: has counted it as open; None if none has.
