@@ -168,7 +168,8 @@ class Session:
         """Copy what is unread of the data that was received. Its memory may be used again after that."""
         borrowers, self._borrowers = self._borrowers, set()
         for stream in borrowers:
-            stream.own_unread()
+            if stream.receive_queue:
+                stream.own_unread()
 
     def events(self) -> list[Event]:
         """The events since the last call, in order."""
@@ -230,7 +231,6 @@ class Session:
             else:
                 stream.receive_queue.append(piece)
                 self._events.append(StreamReadable(stream))
-            stream.borrowed += 1
             self._borrowers.add(stream)
             self.unread += len(piece)
             while self.unread > self.limits.unread:

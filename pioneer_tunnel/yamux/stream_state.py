@@ -79,7 +79,6 @@ class Stream:
             our FIN has been sent.
         opening_due: the flag, SYN or ACK, that the next frame of it has; 0 when it was sent.
         queued: bytes that wait for the writer.
-        borrowed: how many pieces have come since `own_unread`. What is unread of them is at the end of the receive queue.
         lent: bytes of the last read. The application may hold them until it reads again or closes.
         writer_waits: the driver sets it when it wants a `StreamWritable`.
         counter: has counted it as open; None if none has.
@@ -89,7 +88,6 @@ class Stream:
 
     __slots__ = (
         "acknowledged",
-        "borrowed",
         "closing_since",
         "control_queued",
         "counter",
@@ -145,7 +143,6 @@ class Stream:
         self.send_queue: Final[list[bytes | memoryview]] = []
         self.receive_queue: Final[list[bytes | memoryview]] = []
         self.queued: int = 0
-        self.borrowed: int = 0
         self.lent: int = 0
         self.control_queued: bool = False
         self.ready_queued: bool = False
@@ -255,10 +252,7 @@ class Stream:
 
     def own_unread(self) -> None:
         """Copy what is in the receive queue and in memory that may change, or that is mostly of others."""
-        # Only what has come since: a queue may hold thousands of pieces, and one more may come at a time.
-        queue, first = self.receive_queue, max(len(self.receive_queue) - self.borrowed, 0)
-        queue[first:] = [piece if _owns(piece) else bytes(piece) for piece in queue[first:]]
-        self.borrowed = 0
+        self.receive_queue[:] = [piece if _owns(piece) else bytes(piece) for piece in self.receive_queue]
 
     def lend(self, amount: int) -> None:
         """Count the `amount` bytes of the latest read as held by the application, in place of the read before."""

@@ -85,18 +85,6 @@ def test_a_small_piece_does_not_keep_the_large_chunk_it_came_in(server: Session)
     assert [type(piece) for piece in small.receive_queue] == [memoryview, bytes]
 
 
-def test_what_was_kept_is_not_looked_at_again(server: Session) -> None:
-    """A queue of thousands of pieces took time in proportion for each that came."""
-    stream = accept(server)
-    receive(server, data(1, bytes(9 * KIB)))
-    server.keep_unread()
-    server.read(stream, 6 * KIB, 0.0)
-    [kept] = stream.receive_queue
-    receive(server, data(1, bytes(2 * KIB)))
-    server.keep_unread()
-    assert stream.receive_queue[0] is kept
-
-
 def test_a_whole_window_may_come_as_one_body(server: Session) -> None:
     body = random.Random(0).randbytes(INITIAL_WINDOW)
     [opening, readable] = receive(server, data(1, body, SYN))
