@@ -18,7 +18,7 @@ MAX_TEXT: Final = 16 * 1024
 MESSAGE_SIZE: Final = 64 * 1024 - 244
 """Bytes of the largest binary messages that we send: 64 KiB with headers, for receivers and proxies with small buffers.
 
-That is one largest frame of yamux, so that a message holds a whole one, and no header of the next."""
+A frame of yamux that is made for one message (`LARGEST_FRAME`) is as large. So it leaves no room for another header."""
 
 
 class WebSocketClosed(trio.BrokenResourceError):

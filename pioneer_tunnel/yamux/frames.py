@@ -42,7 +42,9 @@ HEADER_SIZE: Final = 12
 _HEADER: Final = struct.Struct(">BBHII")
 
 LARGEST_BODY: Final = 64 * 1024 - 256
-"""Bytes of DATA in the largest frame that we send: it fits into one message of 64 KiB, with a few small frames."""
+"""Bytes of DATA in a frame that fills one message: 64 KiB, less what the headers of the layers below may take.
+
+A stream that sends alone, or on a fast link, has larger frames, see `outbox`."""
 LARGEST_FRAME: Final = HEADER_SIZE + LARGEST_BODY
 
 # Plain integers, because every frame is tested for them, and an enum is slower.

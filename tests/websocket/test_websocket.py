@@ -52,7 +52,7 @@ from pioneer_tunnel.websocket import (
 )
 from pioneer_tunnel.websocket.frame_meter import FRAMES_PER_TURN, FrameMeter
 from pioneer_tunnel.websocket.messages import MESSAGE_SIZE, messages_of
-from pioneer_tunnel.yamux.frames import FrameType, encode_header
+from pioneer_tunnel.yamux.frames import LARGEST_FRAME, FrameType, encode_header
 
 Pair = tuple[trio.abc.Stream, trio.abc.Stream]
 
@@ -907,6 +907,10 @@ async def test_a_link_over_a_bare_stream_carries_bytes_both_ways() -> None:
         assert b"".join(await other.receive()) == b"abcd"
         await one.aclose()
         assert await other.receive() == []
+
+
+def test_a_message_is_as_large_as_a_frame_of_yamux_that_is_made_for_it() -> None:
+    assert MESSAGE_SIZE == LARGEST_FRAME
 
 
 @given(st.lists(st.integers(1, 3 * MESSAGE_SIZE) | st.integers(1, 500), max_size=20))
