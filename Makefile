@@ -101,12 +101,15 @@ COMPILED := build/compiled
 COMPILED_SOURCE := $(COMPILED)/source
 SOURCE := pioneer_tunnel pytest_pioneer_tunnel.py tests examples docs benchmarks $(wildcard *.md) LICENSE Makefile pyproject.toml
 
-compiled: $(READY)
+compiled: $(COMPILED)/.ready
+
+$(COMPILED)/.ready: $(shell find $(SOURCE) -type f -not -path '*/__pycache__/*' -not -path '*/node_modules/*') | $(READY)
 	rm -rf $(COMPILED)
 	mkdir -p $(COMPILED_SOURCE)
 	cp -r $(SOURCE) $(COMPILED_SOURCE)
 	HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps \
 		--wheel-dir $(COMPILED) $(COMPILED_SOURCE)
+	@touch $@
 
 # The tests with the compiled modules; all of them by default.
 COMPILED_TESTS ?= tests
