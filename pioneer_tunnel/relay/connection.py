@@ -30,7 +30,7 @@ class Connection:
     """One accepted connection. Its keeper closes it: the task that serves it, or what carries it without a task.
 
     Args:
-        accepted: its socket. Nobody else has it until `begin`, or `close`.
+        accepted: its socket. Only this object uses it until `begin`, or `close`.
         peer: the address of the other end; None if it is unknown.
         local: the address of this end; None to ask the socket.
         tasks: the nursery of its tasks.
@@ -40,7 +40,7 @@ class Connection:
         accepted, peer: as above.
         stream: the connection, from `begin` on.
         arrival: its entry in the limits. The accept loop sets it.
-        received: what was read of it before `begin`. Whoever reads on takes it.
+        received: what was read of it before `begin`. The next reader takes it.
         may_pass: whether it may still be passed to another process, see `passing`.
     """
 

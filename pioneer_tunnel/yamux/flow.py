@@ -273,8 +273,8 @@ class ReceiveWindow:
 
         Args:
             cut: whether a window that may grow is cut to a quarter for now. The rest is granted later.
-            quick: whether somebody waits for a small answer now. Then a window that has grown on a short path is cut in
-                the same way, though not below its initial size.
+            quick: whether the application may wait for a small answer. Then a window that has grown on a short path is
+                cut in the same way, though not below its initial size.
         """
         self.unread -= amount
         assert self.unread >= 0

@@ -74,7 +74,7 @@ ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the peer has to accept a stream that we opened, unless the path is slow: see `Session.reset_overdue`."""
 
 _ANSWER_SPAN: Final = 0.05
-"""Seconds after a small message was sent in which somebody may wait for a small answer."""
+"""Seconds after a small message was sent in which the application may wait for a small answer."""
 
 _ANSWER_LOOK: Final = 1.0
 """Seconds between looks at such a stream."""

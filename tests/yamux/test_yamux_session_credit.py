@@ -61,7 +61,7 @@ def test_unread_data_outlives_the_buffer_it_came_in(server: Session, read_before
 
 
 def test_a_small_message_that_is_sent_makes_large_windows_small_for_a_moment() -> None:
-    """Somebody may wait for its answer, which comes behind the bulk data that the windows let in."""
+    """The application may wait for its answer, which comes behind the bulk data that the windows let in."""
     server = Session(Role.SERVER)
     learn_round_trip(server, 0.0001)
     bulk, other = accept(server, 1), accept(server, 3)
