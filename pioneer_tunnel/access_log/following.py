@@ -81,6 +81,8 @@ class VisitorLog:
 class RequestLog:
     """Makes an entry of each request of one stream. `end` has to be called at the end of the stream.
 
+    It is a `ResponseObserver`, and not by inheritance: that one is compiled where the data path is.
+
     Attributes:
         apology: the status of an answer that the visitor gets in place of a response; None if there is none.
     """
