@@ -31,6 +31,7 @@ class Leg(ABC):
 
     Attributes:
         smallest_read: how many bytes to ask for as long as it sends little. Larger reads may allocate larger buffers.
+        moves_bulk: whether `move_bulk` may move something.
         prefix: bytes that were read before; the exchange takes them first.
         refusal: why it takes no more, when that was found after a `send` had returned; what `send` would raise.
         on_readable: called when `receive` may return something again, and when the leg has broken.
@@ -40,6 +41,7 @@ class Leg(ABC):
     __slots__ = ("on_readable", "on_writable", "prefix", "refusal")
 
     smallest_read: int = SMALLEST_READ
+    moves_bulk: bool = False
 
     def __init__(self) -> None:
         self.refusal: Exception | None = None
@@ -91,8 +93,10 @@ class Leg(ABC):
         return 0
 
     @abstractmethod
-    def send(self, data: Bytes) -> None:
+    def send(self, data: Bytes) -> bool:
         """Send all of `data`. What the connection does not take at once is kept, and `room` is 0 meanwhile.
+
+        Returns `sent`.
 
         Raises:
             As `receive`.

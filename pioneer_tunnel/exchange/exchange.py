@@ -186,7 +186,7 @@ class _Flow:
                     # No deadline: the peer may read as slowly as it likes. Its link's heartbeat detects a dead one.
                     break
                 size = self._size
-                if size == LARGEST_READ:
+                if size == LARGEST_READ and source.moves_bulk:
                     try:
                         amount = source.move_bulk(sink)
                     except trio.BrokenResourceError:
@@ -209,11 +209,11 @@ class _Flow:
                 moved += amount
                 self._amount.total += amount
                 try:
-                    sink.send(data)
+                    sent = sink.send(data)
                 except trio.BrokenResourceError:
                     self._refuse()
                     break
-                if not sink.sent:
+                if not sent:
                     source.lend(amount)
                 if amount == wanted:
                     self._size = min(size * 4, LARGEST_READ)

@@ -76,9 +76,10 @@ class TaskLeg(Leg):
             self._data = None
         return data
 
-    def send(self, data: Bytes) -> None:
+    def send(self, data: Bytes) -> bool:
         self._waiting = data if self._waiting is None else b"".join((self._waiting, data))
         self._writer.unpark()
+        return False
 
     @property
     def held(self) -> int:

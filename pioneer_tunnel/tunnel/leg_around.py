@@ -48,8 +48,8 @@ class LegAround(Leg):
     def receive(self, max_bytes: int) -> Bytes | None:
         return self._leg.receive(max_bytes)
 
-    def send(self, data: Bytes) -> None:
-        self._leg.send(data)
+    def send(self, data: Bytes) -> bool:
+        return self._leg.send(data)
 
     @property
     def drained(self) -> bool:

@@ -32,6 +32,7 @@ class LoggedLeg(LegAround):
             self._watch.from_visitor(bytes(data))
         return data
 
-    def send(self, data: Bytes) -> None:
-        super().send(data)
+    def send(self, data: Bytes) -> bool:
+        sent = super().send(data)
         self._watch.to_visitor(bytes(data))
+        return sent

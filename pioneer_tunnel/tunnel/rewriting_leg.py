@@ -178,12 +178,14 @@ class RewritingLeg(LegAround):
     def drained(self) -> bool:
         return self._requests.phase is Phase.OPAQUE and not self._ready and self._leg.drained
 
+    moves_bulk = True
+
     def move_bulk(self, sink: Leg) -> int:
         return self._leg.move_bulk(sink) if self._requests.phase is Phase.OPAQUE and not self._ready else 0
 
     # To the visitor
 
-    def send(self, data: Bytes) -> None:
+    def send(self, data: Bytes) -> bool:
         responses = self._responses
         if responses.phase not in _WITHOUT_END:
             data = bytes(data)
@@ -192,8 +194,9 @@ class RewritingLeg(LegAround):
                 passed = responses.feed(data, passed)
             if passed < len(data):
                 responses.stop()  # it answers no request, so what follows cannot be told from a response
-        self._leg.send(data)
+        sent = self._leg.send(data)
         self._look_at_responses()
+        return sent
 
     def _look_at_responses(self) -> None:
         if self._awaits_server:

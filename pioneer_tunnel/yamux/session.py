@@ -437,7 +437,7 @@ class Session:
             stream.lend(0)
         if not stream.receive_queue:
             return b""
-        if max_bytes > SEND_RESERVE:
+        if stream.receive_window.unread > SEND_RESERVE:
             max_bytes = min(max_bytes, self.sending.ahead)
         data = stream.take(max_bytes)
         size = len(data)

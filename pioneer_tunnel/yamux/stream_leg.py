@@ -52,11 +52,12 @@ class StreamLeg(Leg):
         state = self._state
         return not state.receive_queue and state.may_receive and self._connection.failure is None
 
-    def send(self, data: Bytes) -> None:
+    def send(self, data: Bytes) -> bool:
         if self._session.send_early(self._state, data):
             self._connection.wake_writer()
         else:
             self._stream.put(data)
+        return True
 
     @property
     def room(self) -> int:

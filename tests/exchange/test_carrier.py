@@ -96,7 +96,7 @@ async def test_work_that_it_owns_is_stopped_unless_it_is_over() -> None:
 @in_python
 async def test_a_bug_in_a_leg_ends_its_exchange_alone() -> None:
     class Buggy(Keeper):
-        def send(self, data: Bytes) -> None:
+        def send(self, data: Bytes) -> bool:
             raise ZeroDivisionError
 
     class Sink(ByteStream):

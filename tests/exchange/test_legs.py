@@ -45,9 +45,10 @@ class Keeper(Leg):
     def receive(self, max_bytes: int) -> None:
         return None
 
-    def send(self, data: Bytes) -> None:
+    def send(self, data: Bytes) -> bool:
         if self.keeps:
             self.kept += len(data)
+        return not self.kept
 
     @property
     def room(self) -> int:

@@ -28,7 +28,7 @@ class BuggyLeg(Leg):
     def receive(self, max_bytes: int) -> None:
         return None
 
-    def send(self, data: Bytes) -> None:
+    def send(self, data: Bytes) -> bool:
         raise ZeroDivisionError("a bug")
 
     @property

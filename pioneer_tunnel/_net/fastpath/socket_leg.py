@@ -58,6 +58,8 @@ class SocketLeg(Leg):
         "drained",
     )
 
+    moves_bulk = True
+
     def __init__(self, lent: LentSocket, reactor: Reactor | None = None) -> None:
         super().__init__()
         self._lent: Final = lent
@@ -152,12 +154,12 @@ class SocketLeg(Leg):
         sink._take_pipe(pipe, amount)
         return amount
 
-    def send(self, data: Bytes) -> None:
+    def send(self, data: Bytes) -> bool:
         if not self._attached:
             raise trio.ClosedResourceError("this connection was closed")
         if self._rest is not None or self._piped:
             self._rest = memoryview(b"".join((self._rest or b"", data)))
-            return
+            return False
         try:
             written = os.write(self._descriptor, data)
         except BlockingIOError:
@@ -167,6 +169,8 @@ class SocketLeg(Leg):
         if written < len(data):
             self._rest = memoryview(data)[written:]
             self._watch_writable()
+            return False
+        return True
 
     @property
     def room(self) -> int:

@@ -81,11 +81,12 @@ class TlsLeg(Leg):
         if self._stream.owes_reply and self._below.room:
             self._send_outgoing()
 
-    def send(self, data: Bytes) -> None:
+    def send(self, data: Bytes) -> bool:
         if self._stream.end_sent:
             raise trio.ClosedResourceError("this stream has sent its end")
         self._stream.encrypt(data)
         self._send_outgoing()
+        return self._below.sent
 
     def _send_outgoing(self) -> None:
         while data := self._stream.take_outgoing():

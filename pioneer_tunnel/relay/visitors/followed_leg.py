@@ -321,7 +321,7 @@ class FollowedLeg(Leg):
 
     # To the visitor
 
-    def send(self, data: Bytes) -> None:
+    def send(self, data: Bytes) -> bool:
         """Send the visitor the part of `data` that answers its requests.
 
         Raises:
@@ -330,21 +330,24 @@ class FollowedLeg(Leg):
         if self._end_sent:
             raise trio.ClosedResourceError("the gateway has no more to say here")
         data = bytes(data)
-        self._pass_on(data, self._responses.feed(data, max_work=FREE_WORK))
+        return self._pass_on(data, self._responses.feed(data, max_work=FREE_WORK))
 
-    def _pass_on(self, data: bytes, passed: int, *, granted: bool = False) -> None:
-        """Send what of `data` answers a request: its first `passed` bytes, and more after work that needs a turn."""
+    def _pass_on(self, data: bytes, passed: int, *, granted: bool = False) -> bool:
+        """Send what of `data` answers a request: its first `passed` bytes, and more after work that needs a turn.
+
+        Returns as `send`.
+        """
         responses = self._responses
         while passed < len(data) and not responses.idle:
             if not (granted or self._answer_turn.ask(self._on_answer_granted)):
                 self._unpassed = data, passed
-                return
+                return False
             granted = False
             passed = responses.feed(data, passed)
             self._answer_turn.spend(responses.work)
         self._unpassed = None
-        if passed:
-            self._leg.send(data if passed == len(data) else memoryview(data)[:passed])
+        piece = data if passed == len(data) else memoryview(data)[:passed]
+        sent = self._leg.send(piece) if passed else self._leg.sent
         self._note_activity()
         if self._last_activity + self._keep_alive_timeout < self._deadline.deadline:
             self._limit_wait()
@@ -354,6 +357,7 @@ class FollowedLeg(Leg):
             self.on_readable()
         if passed < len(data):
             raise trio.ClosedResourceError("the gateway sends what answers no request")
+        return sent
 
     def _on_answer_granted(self) -> None:
         assert self._unpassed is not None
