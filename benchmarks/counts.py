@@ -1,4 +1,4 @@
-"""What a round trip and a new connection cost, in counts: `make bench-check`. They repeat where times do not.
+"""What bytes, round trips and connections cost, in counts: `make bench-check`. They repeat where times do not.
 
 Relay and gateway are the programs that users run, each in a process of its own with counters (counted.py); this process
 is the visitor. A figure is the sum of both processes:
@@ -7,6 +7,8 @@ is the visitor. A figure is the sum of both processes:
     I/O waits         of Trio: how often it asks the kernel for events
     function calls    Python's own and built-in ones; each resumption of a coroutine is one
     system calls      of those, the ones that read, write, accept or poll. Others (to open and close) are not counted
+    copied bytes      in user space, for each byte of payload: see copied.c, which takes a C compiler. What a gateway
+                      sends is masked and unmasked as well, which is one more pass at each end
 
 A round trip is one byte there and back on one connection. A new connection is opened, sends a request head and a byte,
 gets the byte back, and is closed in order from both sides.
@@ -17,8 +19,7 @@ a matter of timing, so steps and waits are not compared there.
 
 An end that is still busy when the next bytes come takes them in the same step, and that is a matter of timing. So
 origin and visitor wait a little before they send, and a figure is the median of several rounds. It is the difference
-between many and twice as many, so what a measurement itself costs is not in it. Bytes copied are not counted: nothing
-tells them cheaply.
+between many and twice as many, so what a measurement itself costs is not in it.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import sysconfig
 import time
@@ -38,23 +41,27 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from .connections import Endpoint
 from .origin import LATE
 from .peers import ours
 from .race import start_origin
-from .visitors import KeptConnections, dial_echo
+from .visitors import KeptConnections, dial_echo, throughput
 from .way import Way
 
 __all__ = ["TOLERANCE", "Counts", "counted", "excesses", "versions"]
 
 RECORD: Final = Path(__file__).with_name("counts.json")
+COPIED: Final = Path(__file__).with_name("copied.c")
+COPIES: Final = "copied bytes"
 TOLERANCE: Final = 0.05
 ROUNDS: Final = 5
 MANY: Final = 100
 VISITORS: Final = 100
 MANY_TIMES: Final = 10
+BULK: Final = 64 * 1024 * 1024
+STREAMS: Final = 8
 SETTLE: Final = 0.3
 """Seconds for both processes to finish what they do."""
 PATIENCE: Final = 20.0
@@ -71,23 +78,47 @@ def versions() -> str:
 
 
 def excesses(measured: Mapping[str, Counts], recorded: Mapping[str, Counts]) -> list[str]:
-    """A line for each figure that is more than 5 % above the recorded one. One that was not recorded is none."""
+    """A line for each figure that is more than 5 % above the recorded one. One that only one of both has is none."""
     return [
-        f"{what}: {measured[what][name]:,.1f} {name}, {limit:,.1f} recorded ({measured[what][name] / limit - 1:+.0%})"
+        f"{what}: {count:,g} {name}, {limit:,g} recorded ({count / limit - 1:+.0%})"
         for what, limits in recorded.items()
         for name, limit in limits.items()
-        if measured[what][name] > limit * (1 + TOLERANCE)
+        if (count := measured.get(what, {}).get(name, 0)) > limit * (1 + TOLERANCE)
     ]
 
 
 def measure() -> dict[str, Counts]:
     """All figures, by what is done and what is counted."""
-    with TemporaryDirectory() as name, start_origin() as origin, ours.counted(origin, Path(name)) as way:
-        return {
-            "round trip": _per_one(way, Path(name), lambda count: _round_trips(way.endpoint, count)),
-            "new connection": _per_one(way, Path(name), lambda count: _connections(way.endpoint, count)),
-            "kept request": _kept_requests(way, Path(name)),
-        }
+    with TemporaryDirectory() as name, start_origin() as origin:
+        folder = Path(name)
+        counter = _build_counter(folder)
+        with ours.counted(origin, folder, preload=counter) as way:
+            counts = {
+                "round trip": _per_one(way, folder, lambda count: _round_trips(way.endpoint, count)),
+                "new connection": _per_one(way, folder, lambda count: _connections(way.endpoint, count)),
+                "kept request": _kept_requests(way, folder),
+            }
+            if counter is not None:
+                counts |= {"download": _copies(way, folder, "down"), "upload": _copies(way, folder, "up")}
+        return counts
+
+
+def _build_counter(folder: Path) -> Path | None:
+    """The library that counts copied bytes. None if it cannot be built; a line says so."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        print("bench-check: there is no C compiler, so copied bytes are not counted")
+        return None
+    library = folder / "copied.so"
+    subprocess.run((compiler, "-O2", "-fPIC", "-shared", "-fno-builtin", "-o", library, COPIED), check=True)
+    return library
+
+
+def _copies(way: Way, folder: Path, direction: Literal["down", "up"]) -> Counts:
+    """Bytes that are copied for each byte of payload."""
+    throughput(way.endpoint, direction, streams=STREAMS, total=BULK)  # what is done the first time only
+    copied = _costs(way, folder, lambda: throughput(way.endpoint, direction, streams=STREAMS, total=BULK))[COPIES]
+    return {COPIES: round(copied / BULK, 2)}
 
 
 def _kept_requests(way: Way, folder: Path) -> Counts:
@@ -121,14 +152,14 @@ def _per_one(way: Way, folder: Path, work: Callable[[int], None], *, many: int =
         _median([_costs(way, folder, lambda: work(count)) for _ in range(ROUNDS)])  # noqa: B023  # called at once
         for count in (many, 2 * many)
     )
-    return {name: round((twice[name] - once[name]) / many, 1) for name in once}
+    return {name: round((twice[name] - once[name]) / many, 1) for name in once if name != COPIES}
 
 
 def _median(rounds: list[Counts]) -> Counts:
     return {name: median(counts[name] for counts in rounds) for name in rounds[0]}
 
 
-def _costs(way: Way, folder: Path, work: Callable[[], None]) -> Counts:
+def _costs(way: Way, folder: Path, work: Callable[[], object]) -> Counts:
     before = _counts(way, folder)
     work()
     after = _counts(way, folder)
@@ -189,7 +220,7 @@ def main() -> None:
     measured = measure()
     print(installed)
     for what, counts in measured.items():
-        print(f"    {what}: {', '.join(f'{count:,.1f} {name}' for name, count in counts.items())}")
+        print(f"    {what}: {', '.join(f'{count:,g} {name}' for name, count in counts.items())}")
     if arguments.record:
         RECORD.write_text(json.dumps(recorded | {installed: measured}, indent=2, sort_keys=True) + "\n")
     elif lines := excesses(measured, recorded[installed]):

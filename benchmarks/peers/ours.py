@@ -59,9 +59,10 @@ def contestants(_: Programs) -> list[Contestant]:
     ]
 
 
-def counted(origin: Endpoint, folder: Path) -> AbstractContextManager[Way]:
-    """The tunnel of `ws`, by programs that count and write to `folder`; see counted.py."""
-    command = (sys.executable, "-m", "benchmarks.counted", str(folder))
+def counted(origin: Endpoint, folder: Path, *, preload: Path | None = None) -> AbstractContextManager[Way]:
+    """The tunnel of `ws`, by programs that count and write to `folder`; see counted.py. `preload` is a library."""
+    loader = () if preload is None else ("env", f"LD_PRELOAD={preload}")
+    command = (*loader, sys.executable, "-m", "benchmarks.counted", str(folder))
     return _tunnel(origin, engine="websockets", command=command)
 
 
