@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from http import HTTPStatus
 from itertools import islice
 from typing import Final, NoReturn, final
 
@@ -520,6 +519,8 @@ def error_response(
     Raises:
         LocalProtocolError: a relay does not answer `status`.
     """
+    from http import HTTPStatus  # noqa: PLC0415  # only errors need it
+
     if status not in _STATUSES:
         raise LocalProtocolError(f"a relay does not answer {status}; it answers {sorted(_STATUSES)}")
     body = clean_message(text).encode("utf-8", "replace") + b"\n"

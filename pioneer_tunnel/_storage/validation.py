@@ -14,7 +14,6 @@ Validation is the same for every way to make an instance: a file, a mapping, key
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import unicodedata
@@ -264,6 +263,8 @@ def _name_shown(name: str) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The name in `known` that is most similar to `name`."""
+    import difflib  # noqa: PLC0415  # only errors need it
+
     return next(iter(difflib.get_close_matches(name[:_NAME_LIMIT], known, n=1, cutoff=0.0)), None)
 
 
