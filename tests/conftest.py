@@ -17,7 +17,8 @@ from pioneer_tunnel.tunnel.tunnel import Tunnel
 from pioneer_tunnel.websocket import ENGINES, EngineName
 
 pytest_plugins = [
-    "gateway",
+    "gateway",  # aio_rig imports it: pytest rewrites the asserts of what it loads first
+    "aio_rig",
     "keystores",
     "pebble",
     "process_rig",
@@ -25,6 +26,7 @@ pytest_plugins = [
     "rathole_rig",
     "reaper",
     "redis_server",
+    "shared_relay",
     "yamux_session_rig",
 ]
 
