@@ -26,6 +26,7 @@ pytest_plugins = [
     "rathole_rig",
     "reaper",
     "redis_server",
+    "settings_files",
     "shared_relay",
     "yamux_session_rig",
 ]
