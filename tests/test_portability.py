@@ -17,7 +17,8 @@ CORE = (
     "wire", "tunnel/test_supervisor.py", "tunnel/test_supervisor_links.py", "tunnel/test_supervisor_local_gateway.py",
     "tunnel/test_supervisor_restarts.py", "tunnel/test_tunnel.py", "tunnel/test_tunnel_leaving.py",
     "tunnel/test_tunnel_streams.py", "relay/test_relay.py", "relay/test_relay_tls.py",
-    "relay/test_relay_takeover.py",
+    "relay/test_relay_takeover.py", "relay/test_relay_ghosts.py", "relay/test_relay_candidates.py",
+    "relay/test_takeover_rules.py", "relay/test_local_directory.py",
 )  # fmt: skip
 NOT_THERE = (
     "relay/test_relay.py::test_an_identity_file_that_cannot_be_used_is_named",  # modes of files

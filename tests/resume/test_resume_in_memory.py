@@ -15,6 +15,7 @@ import trio
 from fuzzing import examples
 from hypothesis import example, given, settings, strategies as st
 from rig import in_background
+from statuses import check_contract
 from trio.testing import MockClock
 
 from pioneer_tunnel import Services, State, Tunnel, TunnelStream, open_tunnel
@@ -37,7 +38,6 @@ from pioneer_tunnel.testing import (
     Reject,
     Stage,
     StallAt,
-    StatusContract,
     Up,
     open_memory_relay,
 )
@@ -138,9 +138,7 @@ def test_no_byte_is_lost_or_doubled(faults: list[Fault], engine: str) -> None:
                     nursery.start_soon(talk, await relay.visit(), amount, pause)
             await tunnel.wait_connected()
             await talk(await relay.visit(), 2_000)
-            contract = StatusContract()
-            for status in tunnel.history:
-                contract.see(status)
+            check_contract(tunnel.history)
             assert tunnel.status.attempt == 1
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
@@ -181,9 +179,7 @@ def test_whatever_happens_at_whatever_byte(story: list[tuple[Fault, float]], tol
                     await trio.sleep(seconds)
             await relay.wait_reachable()  # after a drain it takes a moment until there is another session
             await talk(await relay.visit(), 2_000)
-            contract = StatusContract()
-            for status in tunnel.history:
-                contract.see(status)
+            check_contract(tunnel.history)
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
 

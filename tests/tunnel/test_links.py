@@ -23,12 +23,12 @@ from rig import (
     tunnel_entry,
     upload,
 )
+from statuses import check_contract
 
 from pioneer_tunnel import ErrorKind, InvalidSettingsError, RelayKey, Services, State, Tunnel, TunnelStream
 from pioneer_tunnel._model.errors import TunnelAuthError, TunnelError
 from pioneer_tunnel.relay.gateways import opening
 from pioneer_tunnel.relay.gateways.session import GatewaySession
-from pioneer_tunnel.testing import StatusContract
 from pioneer_tunnel.tunnel.restart_policy import RestartPolicy
 from pioneer_tunnel.yamux import YamuxConnection
 
@@ -67,9 +67,7 @@ class Relays:
 
         async with self.rigs[0].tunnel(**settings) as tunnel, in_background(serve):
             yield tunnel
-            contract = StatusContract()
-            for status in tunnel.history:
-                contract.see(status)
+            check_contract(tunnel.history)
 
 
 @asynccontextmanager
