@@ -110,8 +110,10 @@ def pytest_collection_finish() -> None:
 
     Thousands of test items and all modules stay until the end; going through them made half the time of some tests.
     """
-    find(strategies.none(), lambda _: True)  # Hypothesis warns when the collector does not know its random generator
     gc.collect()
+    gc.freeze()
+    # Hypothesis warns when the collector does not know its random generator. It goes through all objects to see.
+    find(strategies.none(), lambda _: True)
     gc.freeze()
     gc.enable()
     gc.set_threshold(10_000)  # it is 700 otherwise; rounds of the collector made a twentieth of all

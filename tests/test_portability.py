@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rig import HANG
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +31,7 @@ NOT_THERE = (
 @pytest.mark.parametrize("kind", ["modules", "windows"])
 def test_it_works_without(kind: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", PROGRAM, kind], capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-W", "error", PROGRAM, kind], capture_output=True, text=True, timeout=HANG, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("all of it works\n")
