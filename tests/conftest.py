@@ -17,7 +17,8 @@ from pioneer_tunnel.tunnel.tunnel import Tunnel
 from pioneer_tunnel.websocket import ENGINES, EngineName
 
 pytest_plugins = [
-    "gateway",
+    "gateway",  # aio_rig imports it: pytest rewrites the asserts of what it loads first
+    "aio_rig",
     "keystores",
     "pebble",
     "process_rig",
@@ -25,6 +26,8 @@ pytest_plugins = [
     "rathole_rig",
     "reaper",
     "redis_server",
+    "settings_files",
+    "shared_relay",
     "yamux_session_rig",
 ]
 
@@ -107,8 +110,10 @@ def pytest_collection_finish() -> None:
 
     Thousands of test items and all modules stay until the end; going through them made half the time of some tests.
     """
-    find(strategies.none(), lambda _: True)  # Hypothesis warns when the collector does not know its random generator
     gc.collect()
+    gc.freeze()
+    # Hypothesis warns when the collector does not know its random generator. It goes through all objects to see.
+    find(strategies.none(), lambda _: True)
     gc.freeze()
     gc.enable()
     gc.set_threshold(10_000)  # it is 700 otherwise; rounds of the collector made a twentieth of all

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -28,11 +28,11 @@ def dotted(path: str) -> str:
     return path.removesuffix(".py").replace("/", ".")
 
 
-def imported(path: str) -> dict[str, str]:
+def imported(path: str, nodes: Iterable[ast.AST]) -> dict[str, str]:
     """What the names of a module are elsewhere: `module.name`."""
     package = dotted(path).split(".")
     found: dict[str, str] = {}
-    for node in nodes(path):
+    for node in nodes:
         if isinstance(node, ast.ImportFrom):
             module = ".".join((*(package[: -node.level] if node.level else ()), *filter(None, [node.module])))
             found |= {alias.asname or alias.name: f"{module}.{alias.name}" for alias in node.names}
@@ -71,10 +71,11 @@ def test_no_class_in_python_inherits_from_a_compiled_one() -> None:
     for file in (ROOT / "pioneer_tunnel").rglob("*.py"):
         path = str(file.relative_to(ROOT))
         if path not in MODULES:
-            names = imported(path)
+            found = [*nodes(path)]
+            names = imported(path, found)
             bases = {
                 base.id
-                for node in nodes(path)
+                for node in found
                 if isinstance(node, ast.ClassDef)
                 for base in node.bases
                 if isinstance(base, ast.Name)

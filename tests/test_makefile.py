@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from rig import HANG
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,7 +36,7 @@ def test_a_target_installs_what_it_needs(tmp_path: Path, target: str, installed:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=HANG,
         check=True,
     ).stdout
     assert re.findall(r"pip install .* -e '(.*?)'", planned) == installed

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rig import HANG
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +18,8 @@ CORE = (
     "wire", "tunnel/test_supervisor.py", "tunnel/test_supervisor_links.py", "tunnel/test_supervisor_local_gateway.py",
     "tunnel/test_supervisor_restarts.py", "tunnel/test_tunnel.py", "tunnel/test_tunnel_leaving.py",
     "tunnel/test_tunnel_streams.py", "relay/test_relay.py", "relay/test_relay_tls.py",
-    "relay/test_relay_takeover.py",
+    "relay/test_relay_takeover.py", "relay/test_relay_ghosts.py", "relay/test_relay_candidates.py",
+    "relay/test_takeover_rules.py", "relay/test_local_directory.py",
 )  # fmt: skip
 NOT_THERE = (
     "relay/test_relay.py::test_an_identity_file_that_cannot_be_used_is_named",  # modes of files
@@ -29,7 +31,7 @@ NOT_THERE = (
 @pytest.mark.parametrize("kind", ["modules", "windows"])
 def test_it_works_without(kind: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", PROGRAM, kind], capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-W", "error", PROGRAM, kind], capture_output=True, text=True, timeout=HANG, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("all of it works\n")

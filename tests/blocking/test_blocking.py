@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import queue
 import socket
-import socketserver
 import ssl
 import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +20,7 @@ import trio
 import trustme
 from gateway import Gateway
 from rig import AT_ONCE, HANG, KEY, RELAY_NAME, RelayRig, free_port, open_sockets, request, wait_until
-from shared_relay import running_relay
+from shared_relay import local_echo, running_relay
 
 from pioneer_tunnel import (
     Certificate,
@@ -43,37 +41,16 @@ URL: Final = f"ws://{RELAY_NAME}"
 
 
 @pytest.fixture(scope="module")
-def relay() -> Iterator[RelayRig]:
-    with running_relay() as rig:
-        yield rig
-
-
-@pytest.fixture(scope="module")
 def control() -> str:
     return f"127.0.0.1:{free_port()}"
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(relay: RelayRig, control: str) -> Iterator[None]:
+def nothing_left(shared_relay: RelayRig, control: str) -> Iterator[None]:
     sockets = open_sockets()
     yield
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("pioneer-tunnel")]
     wait_until(lambda: open_sockets() <= sockets)  # the relay is a thread of this process, and has its ends of them
-
-
-@contextmanager
-def local_echo() -> Iterator[str]:
-    class Handler(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            while data := self.request.recv(1000):
-                self.request.sendall(data)
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
 
 
 def ask(relay: RelayRig, text: bytes = b"hello") -> bytes:
@@ -92,11 +69,11 @@ async def refused(host: str, port: int) -> trio.abc.Stream:
     raise ConnectionRefusedError
 
 
-def test_visitors_are_forwarded_to_a_local_server(relay: RelayRig) -> None:
-    with local_echo() as local, opened(relay, local) as tunnel:
+def test_visitors_are_forwarded_to_a_local_server(shared_relay: RelayRig) -> None:
+    with local_echo() as local, opened(shared_relay, local) as tunnel:
         assert tunnel.wait_connected(timeout=HANG).state is State.CONNECTED
         assert tunnel.public_url == "http://office.test"
-        assert ask(relay) == b"hello"
+        assert ask(shared_relay) == b"hello"
         tunnel.retry_now()
     assert tunnel.status.state is State.STOPPED
     assert tunnel.history[-1] == tunnel.status
@@ -108,13 +85,13 @@ def test_visitors_are_forwarded_to_a_local_server(relay: RelayRig) -> None:
         tunnel.wait_connected()
 
 
-def test_the_local_server_gets_request_ids(relay: RelayRig) -> None:
-    with local_echo() as local, opened(relay, local, request_id="set") as tunnel:
+def test_the_local_server_gets_request_ids(shared_relay: RelayRig) -> None:
+    with local_echo() as local, opened(shared_relay, local, request_id="set") as tunnel:
         tunnel.wait_connected(timeout=HANG)
-        assert b"\r\nX-Request-ID: " in ask(relay, request())
+        assert b"\r\nX-Request-ID: " in ask(shared_relay, request())
 
 
-def test_visitors_with_tls_are_forwarded_without_it(relay: RelayRig, tmp_path: Path) -> None:
+def test_visitors_with_tls_are_forwarded_without_it(shared_relay: RelayRig, tmp_path: Path) -> None:
     authority = trustme.CA()
     issued = authority.issue_cert("office.test")
     issued.cert_chain_pems[0].write_to_path(str(tmp_path / "tls.crt"))
@@ -122,19 +99,19 @@ def test_visitors_with_tls_are_forwarded_without_it(relay: RelayRig, tmp_path: P
     certificate = Certificate(tmp_path / "tls.crt", tmp_path / "tls.key")
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    with local_echo() as local, opened(relay, local, certificate=certificate) as tunnel:
+    with local_echo() as local, opened(shared_relay, local, certificate=certificate) as tunnel:
         tunnel.wait_connected(timeout=HANG)
         with (
-            socket.create_connection(("127.0.0.1", relay.addresses.tunnels["office"].port)) as plain,
+            socket.create_connection(("127.0.0.1", shared_relay.addresses.tunnels["office"].port)) as plain,
             context.wrap_socket(plain, server_hostname="office.test") as visitor,
         ):
             visitor.sendall(b"hello")
             assert visitor.recv(100) == b"hello"
 
 
-def test_statuses_come_to_a_queue_a_callback_and_a_loop(relay: RelayRig) -> None:
+def test_statuses_come_to_a_queue_a_callback_and_a_loop(shared_relay: RelayRig) -> None:
     statuses: queue.SimpleQueue[Status] = queue.SimpleQueue()
-    with opened(relay, on_status=statuses.put) as tunnel:
+    with opened(shared_relay, on_status=statuses.put) as tunnel:
         for status in tunnel.watch():
             if status.state is State.CONNECTED:
                 break
@@ -149,7 +126,7 @@ def test_statuses_come_to_a_queue_a_callback_and_a_loop(relay: RelayRig) -> None
 
 
 def test_a_callback_that_raises_gets_the_next_status_all_the_same(
-    relay: RelayRig, caplog: pytest.LogCaptureFixture
+    shared_relay: RelayRig, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[State] = []
 
@@ -157,13 +134,13 @@ def test_a_callback_that_raises_gets_the_next_status_all_the_same(
         seen.append(status.state)
         raise ZeroDivisionError
 
-    with opened(relay, on_status=note) as tunnel:
+    with opened(shared_relay, on_status=note) as tunnel:
         tunnel.wait_connected(timeout=HANG)
     assert seen[-1] is State.STOPPED
     assert "on_status has failed" in caplog.text
 
 
-def test_a_callback_may_close_the_tunnel(relay: RelayRig) -> None:
+def test_a_callback_may_close_the_tunnel(shared_relay: RelayRig) -> None:
     def note(status: Status) -> None:
         if status.state is State.CONNECTED:
             tunnels[0].close()
@@ -175,37 +152,37 @@ def test_a_callback_may_close_the_tunnel(relay: RelayRig) -> None:
 
     async def dial(host: str, port: int) -> trio.abc.Stream:
         await trio.to_thread.run_sync(ready.wait)
-        return await relay.dial(host, port)
+        return await shared_relay.dial(host, port)
 
-    tunnels.append(opened(relay, on_status=note, dial=dial))
+    tunnels.append(opened(shared_relay, on_status=note, dial=dial))
     ready.set()
     assert closed.wait(HANG)
     tunnels[0].close()
 
 
-def test_what_cannot_be_used_comes_out_of_open_tunnel(relay: RelayRig) -> None:
+def test_what_cannot_be_used_comes_out_of_open_tunnel(shared_relay: RelayRig) -> None:
     with pytest.raises(InvalidSettingsError, match="nonsense"):
         open_tunnel("nonsense", key=KEY, forward_to=None)
     with pytest.raises(InvalidSettingsError, match=r"local: .*nonsense"):
-        opened(relay, "nonsense")
+        opened(shared_relay, "nonsense")
 
 
-def test_a_wait_may_time_out_and_the_tunnel_goes_on(relay: RelayRig) -> None:
-    with opened(relay, dial=refused) as tunnel:
+def test_a_wait_may_time_out_and_the_tunnel_goes_on(shared_relay: RelayRig) -> None:
+    with opened(shared_relay, dial=refused) as tunnel:
         with pytest.raises(TimeoutError, match=r"longer than 0\.05 seconds"):
             tunnel.wait_connected(timeout=0.05)
         assert tunnel.status.state is State.FAILED
         assert tunnel.status.retry_at_unix is not None
 
 
-def test_a_final_failure_is_raised_where_it_is_waited_for(relay: RelayRig) -> None:
-    with opened(relay, "127.0.0.1:1", key=new_relay_key()) as tunnel:
+def test_a_final_failure_is_raised_where_it_is_waited_for(shared_relay: RelayRig) -> None:
+    with opened(shared_relay, "127.0.0.1:1", key=new_relay_key()) as tunnel:
         for _ in range(2):
             with pytest.raises(TunnelAuthError):
                 tunnel.wait_connected(timeout=HANG)
 
 
-def test_a_bug_in_the_tunnels_own_task_comes_out_at_the_end(relay: RelayRig) -> None:
+def test_a_bug_in_the_tunnels_own_task_comes_out_at_the_end(shared_relay: RelayRig) -> None:
     class Random:
         def __getattr__(self, name: str) -> Any:
             raise ZeroDivisionError("a bug")
@@ -216,7 +193,7 @@ def test_a_bug_in_the_tunnels_own_task_comes_out_at_the_end(relay: RelayRig) -> 
         await trio.to_thread.run_sync(ready.wait)
         raise ConnectionRefusedError
 
-    tunnel = opened(relay, dial=dial, random=Random())
+    tunnel = opened(shared_relay, dial=dial, random=Random())
     ready.set()
     states = [status.state for status in tunnel.watch()]
     assert states[-1] is State.STOPPED
@@ -224,7 +201,7 @@ def test_a_bug_in_the_tunnels_own_task_comes_out_at_the_end(relay: RelayRig) -> 
         tunnel.close()
 
 
-def test_the_tunnels_own_thread_cannot_wait_for_itself(relay: RelayRig) -> None:
+def test_the_tunnels_own_thread_cannot_wait_for_itself(shared_relay: RelayRig) -> None:
     errors: list[str] = []
 
     async def dial(host: str, port: int) -> trio.abc.Stream:
@@ -234,10 +211,10 @@ def test_the_tunnels_own_thread_cannot_wait_for_itself(relay: RelayRig) -> None:
                 method()
             except RuntimeError as error:
                 errors.append(str(error))
-        return await relay.dial(host, port)
+        return await shared_relay.dial(host, port)
 
     ready = threading.Event()
-    tunnels = [opened(relay, dial=dial)]
+    tunnels = [opened(shared_relay, dial=dial)]
     ready.set()
     with tunnels[0] as tunnel:
         tunnel.wait_connected(timeout=HANG)
@@ -316,10 +293,10 @@ def test_a_process_ends_in_good_order_however_it_ends(
     assert bool(done.stderr) == bool(complains)
 
 
-def test_a_tunnel_is_drained(relay: RelayRig) -> None:
-    with local_echo() as local, opened(relay, local) as tunnel:
+def test_a_tunnel_is_drained(shared_relay: RelayRig) -> None:
+    with local_echo() as local, opened(shared_relay, local) as tunnel:
         tunnel.wait_connected(timeout=HANG)
-        with socket.create_connection(("127.0.0.1", relay.addresses.tunnels["office"].port)) as visitor:
+        with socket.create_connection(("127.0.0.1", shared_relay.addresses.tunnels["office"].port)) as visitor:
             visitor.sendall(b"hello")
             assert visitor.recv(100) == b"hello"
             assert (tunnel.stats().streams.open, tunnel.stats().streams.from_visitors_bytes_total) == (1, 5)
@@ -351,9 +328,9 @@ def state(remote: RemoteAccess) -> State:
     return remote.status.state
 
 
-def test_remote_access_is_started_applied_to_and_stopped(relay: RelayRig, tmp_path: Path) -> None:
+def test_remote_access_is_started_applied_to_and_stopped(shared_relay: RelayRig, tmp_path: Path) -> None:
     statuses: queue.SimpleQueue[Status] = queue.SimpleQueue()
-    remote = remote_access(relay, tmp_path, on_status=statuses.put)
+    remote = remote_access(shared_relay, tmp_path, on_status=statuses.put)
     assert state(remote) is State.DISABLED
     for call in (remote.settled, remote.has_key, remote.watch, partial(remote.apply, SettingsUpdate(enabled=True))):
         with pytest.raises(RuntimeError, match="not running"):
@@ -386,9 +363,9 @@ def test_remote_access_is_started_applied_to_and_stopped(relay: RelayRig, tmp_pa
     assert seen.count(State.STOPPED) == 2
 
 
-def test_the_access_log_of_remote_access_is_reopened(relay: RelayRig, tmp_path: Path) -> None:
+def test_the_access_log_of_remote_access_is_reopened(shared_relay: RelayRig, tmp_path: Path) -> None:
     log = tmp_path / "access.log"
-    remote = remote_access(relay, tmp_path)
+    remote = remote_access(shared_relay, tmp_path)
     remote.reopen_access_log()
     remote.start()
     remote.configure(Gateway(tmp_path).config(relay_addr=URL, restart_initial_ms=10, access_log=log))
@@ -400,13 +377,13 @@ def test_the_access_log_of_remote_access_is_reopened(relay: RelayRig, tmp_path: 
     remote.stop()
 
 
-def test_remote_access_raises_the_errors_of_its_trio_face(relay: RelayRig, tmp_path: Path) -> None:
-    with remote_access(relay, tmp_path) as remote, pytest.raises(InvalidSettingsError, match="public half"):
+def test_remote_access_raises_the_errors_of_its_trio_face(shared_relay: RelayRig, tmp_path: Path) -> None:
+    with remote_access(shared_relay, tmp_path) as remote, pytest.raises(InvalidSettingsError, match="public half"):
         remote.apply(SettingsUpdate(key=RelayKey(str(KEY.identity().public_key))))
 
 
-def test_remote_access_answers_json_rpc_and_no_traceback_shows_the_key(relay: RelayRig, tmp_path: Path) -> None:
-    with remote_access(relay, tmp_path) as remote:
+def test_remote_access_answers_json_rpc_and_no_traceback_shows_the_key(shared_relay: RelayRig, tmp_path: Path) -> None:
+    with remote_access(shared_relay, tmp_path) as remote:
         rpc = RemoteAccessRpc(remote, other_sections=lambda: {"gateway": True})
         answer = rpc.handle("settings/update", {"update": {"remote_access": {"enabled": True, "key": KEY.reveal()}}})
         assert answer["settings"]["gateway"] is True

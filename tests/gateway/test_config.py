@@ -1,38 +1,25 @@
-"""`[gateway.remote_access]`: its defaults, what it refuses, all of it at once, and no secret in what it says."""
+"""`[gateway.remote_access]`: its defaults, what it takes, and what it refuses, all of it at once."""
 
 from __future__ import annotations
 
-import random
-from base64 import b64encode, urlsafe_b64encode
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+from configs import KEYS, PIN, complaint_of, refused, write
 from hypothesis import given, settings, strategies as st
 
-from pioneer_tunnel._model.addresses import Address, HttpsAddress, RelayAddress, UnixAddress
-from pioneer_tunnel._model.errors import (
-    InvalidSettingsError,
-    Problem,
-    StorageError,
-    TunnelError,
-    UnsupportedTransportError,
-)
+from pioneer_tunnel._model.addresses import Address, RelayAddress
+from pioneer_tunnel._model.errors import InvalidSettingsError, StorageError, UnsupportedTransportError
 from pioneer_tunnel._model.keys import PublicKey
-from pioneer_tunnel._model.proxies import Proxy
-from pioneer_tunnel._model.status import ErrorKind
-from pioneer_tunnel._model.text import clean_message, shown
+from pioneer_tunnel._model.text import clean_message
 from pioneer_tunnel.gateway.config import RemoteAccessConfig
 from pioneer_tunnel.gateway.transport import Transport
 from pioneer_tunnel.transports.rathole.key_mode import KeyMode
 
 HUGE = 10**5000  # Python refuses to write it out
-PIN = "ed25519:baca518277e2b9795625c0a999024608cd40d4119d7ce804a484ee582f5d5953"
-RANDOM = random.Random(0)
-KEYS = [field.name for field in attrs.fields(RemoteAccessConfig) if field.name != "base_dir"]
-PATHS = ("runtime_dir", "ca_file")
+
 CONTRACT_DEFAULTS = {
     "runtime_dir": Path("remote-access"),
     "relay_addr": RelayAddress(None, "relay-eu-west-1.getpioneer.dev", 2333),
@@ -91,28 +78,6 @@ values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
 )
 junk_tables = st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=12), values, max_size=8)
-
-
-def refused(**given: Any) -> tuple[Problem, ...]:
-    """The problems of a config made with keywords."""
-    with pytest.raises(TunnelError) as error:
-        RemoteAccessConfig(**given)
-    return error.value.problems
-
-
-def complaint_of(make: Callable[[Any], object], given: object) -> TunnelError | None:
-    """The `TunnelError` that `make` raises, if it does."""
-    try:
-        make(given)
-    except TunnelError as error:
-        return error
-    return None
-
-
-def write(folder: Path, text: str | bytes) -> Path:
-    path = folder / "gateway.toml"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
 
 
 def test_the_defaults_are_those_of_the_contract() -> None:
@@ -199,85 +164,6 @@ def test_relative_paths_are_below_the_folder_of_the_file(tmp_path: Path, monkeyp
     assert config.runtime_path == tmp_path / "remote-access"
     assert config.ca_path == tmp_path / "ca.pem"
     assert attrs.evolve(config, runtime_dir="/var/lib/tunnel").runtime_path == Path("/var/lib/tunnel")
-
-
-# Transports
-
-
-@pytest.mark.parametrize(
-    ("relay_addr", "transport", "effective", "dialled"),
-    [
-        ("relay.example:2333", None, Transport.TCP, "relay.example:2333"),
-        ("ws://relay.example", None, Transport.WEBSOCKET, "ws://relay.example"),
-        ("wss://relay.example", None, Transport.WEBSOCKET, "wss://relay.example"),
-        ("relay.example:2333", "websocket", Transport.WEBSOCKET, "wss://relay.example:2333"),
-        ("relay.example:443", "websocket", Transport.WEBSOCKET, "wss://relay.example"),
-        ("ws://relay.example", "websocket", Transport.WEBSOCKET, "ws://relay.example"),
-        ("relay.example:2333", "tcp", Transport.TCP, "relay.example:2333"),
-        ("relay.example:2333", "tls", Transport.TLS, "relay.example:2333"),
-        ("relay.example:2333", "noise", Transport.NOISE, "relay.example:2333"),
-        ("wss://relay.example", "noise", Transport.NOISE, "wss://relay.example"),
-        ("relay.example:2333", "process", Transport.PROCESS, "relay.example:2333"),
-        ("wss://relay.example", "process", Transport.PROCESS, "wss://relay.example"),
-    ],
-)
-def test_transport_and_address_together(
-    relay_addr: str, transport: str | None, effective: Transport, dialled: str
-) -> None:
-    config = RemoteAccessConfig(relay_addr=relay_addr, transport=transport)
-    assert config.effective_transport is effective
-    assert str(config.effective_relay_addr) == dialled
-
-
-def test_a_transport_left_out_follows_another_address() -> None:
-    config = attrs.evolve(RemoteAccessConfig(), relay_addr="wss://relay.example")
-    assert config.effective_transport is Transport.WEBSOCKET
-
-
-@pytest.mark.parametrize("transport", ["tcp", "tls"])
-@pytest.mark.parametrize("scheme", ["ws", "wss"])
-def test_a_contradiction_is_an_error(transport: str, scheme: str) -> None:
-    (problem,) = refused(transport=transport, relay_addr=f"{scheme}://relay.example")
-    assert problem.key == "transport"
-    assert problem.value == repr(transport)
-    assert f"{scheme}:// URL" in problem.message
-    with pytest.raises(InvalidSettingsError):
-        attrs.evolve(RemoteAccessConfig(transport=transport), relay_addr=f"{scheme}://relay.example")
-
-
-def test_an_unknown_transport_has_an_error_kind_of_its_own() -> None:
-    with pytest.raises(UnsupportedTransportError) as error:
-        RemoteAccessConfig(transport="websockets")
-    assert error.value.kind is ErrorKind.UNSUPPORTED_TRANSPORT
-    assert error.value.final
-    assert "'websockets'" in str(error.value)
-    assert "nearest of them is 'websocket'" in str(error.value)
-    with pytest.raises(UnsupportedTransportError):
-        Transport.parse("WebSocket")
-
-
-def test_an_unknown_transport_does_not_hide_the_rest() -> None:
-    with pytest.raises(UnsupportedTransportError) as error:
-        RemoteAccessConfig.from_table({"transport": "quic", "max_restarts": -1, "colour": 1})
-    assert [problem.kind for problem in error.value.problems] == [
-        ErrorKind.UNSUPPORTED_TRANSPORT,
-        ErrorKind.INVALID_SETTINGS,
-        ErrorKind.INVALID_SETTINGS,
-    ]
-    assert "colour" in str(error.value)
-
-
-def test_a_transport_that_is_no_word_is_an_invalid_setting() -> None:
-    with pytest.raises(InvalidSettingsError, match="transport = 3"):
-        RemoteAccessConfig.from_table({"transport": 3})
-
-
-@pytest.mark.parametrize("transport", [None, "tcp", "tls", "process"])
-def test_a_pin_that_nobody_would_check_is_refused(transport: str | None) -> None:
-    (problem,) = refused(relay_identity=PIN, transport=transport)
-    assert problem.key == "relay_identity"
-    assert str(transport or "tcp") in problem.message
-    assert RemoteAccessConfig(relay_identity=PIN, relay_addr="wss://relay.example").relay_identity is not None
 
 
 # What is refused
@@ -451,80 +337,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         RemoteAccessConfig.load(path)
 
 
-# Secrets
-
-
-def secret_places(secret: str) -> list[dict[str, Any]]:
-    """Tables with `secret` where it does not belong."""
-    return [
-        *({key: secret} for key in KEYS if key not in PATHS),
-        *({key: [secret]} for key in KEYS),
-        *({key: {secret: secret}} for key in KEYS),
-        *({key: f" {secret}\n"} for key in KEYS if key not in PATHS),
-        {"key": secret},
-        {"relay_kye": secret},
-        {"token": {"value": secret}},
-        {secret: True},
-        {f"{secret} {secret}": True},
-        {"relay_addr": f"wss://user:{secret}@relay.example"},
-        {"relay_addr": f"wss://relay.example?key={secret}"},
-        {"proxy": f"http://user:{secret}@proxy.example:3128"},
-        {"proxy": f"http://{secret}@proxy.example:3128"},
-        {"proxy": f"user:{secret}@proxy.example:3128"},
-        {"relay_addr": f"wss://relay.example/{secret}#"},
-        {"relay_addr": f"https://{secret}"},
-        {"local_addr": f"{secret}@127.0.0.1:1"},
-        {"relay_identity": f"ed25519:{secret}"},
-    ]
-
-
-def texts_of(error: BaseException | None) -> str:
-    """All that a log could show of an error: its text, its repr, its problems and what it came from."""
-    texts = ""
-    while error is not None:
-        texts += f"{error} {error!r} {getattr(error, 'problems', '')!r}"
-        error = error.__cause__ or error.__context__
-    return texts
-
-
-@pytest.mark.parametrize(
-    "secret",
-    [
-        "ptk1_" + urlsafe_b64encode(RANDOM.randbytes(32)).decode().rstrip("="),
-        "ptk1_short",
-        RANDOM.randbytes(32).hex(),
-        urlsafe_b64encode(RANDOM.randbytes(32)).decode(),
-        urlsafe_b64encode(RANDOM.randbytes(16)).decode(),
-        b64encode(b"\xff" + RANDOM.randbytes(16) + b"\xff" * 4).decode(),
-    ],
-    ids=["relay key", "short relay key", "seed", "token", "short token", "token with slashes"],
-)
-def test_a_secret_in_a_wrong_place_never_shows(tmp_path: Path, secret: str) -> None:
-    complaints = [complaint_of(RemoteAccessConfig.from_table, table) for table in secret_places(secret)]
-    assert sum(complaint is not None for complaint in complaints) > 40
-    for complaint in complaints:
-        assert secret not in texts_of(complaint)
-    for text in (f"key = {secret}", f'key = "{secret}', f"{secret}", f"[{secret}]\n[{secret}]"):
-        with pytest.raises(InvalidSettingsError) as refusal:
-            RemoteAccessConfig.load(write(tmp_path, text))
-        assert secret not in texts_of(refusal.value)
-
-
-@pytest.mark.parametrize("name", ["key", "relay_key", "api-token", "password", "client_secret", "PASSPHRASE"])
-def test_the_value_of_a_key_that_sounds_secret_is_never_shown(name: str) -> None:
-    with pytest.raises(InvalidSettingsError) as error:
-        RemoteAccessConfig.from_table({name: "hunter2"})
-    assert "hunter2" not in texts_of(error.value)
-    assert name in str(error.value)
-    assert shown(name, "hunter2") is None
-
-
-def test_a_passphrase_of_words_is_not_shown_where_an_address_belongs() -> None:
-    (problem,) = refused(relay_addr="correct-horse-battery-staple")
-    assert "horse" not in str(problem)
-    assert "has no port" in problem.message
-
-
 # Junk
 
 
@@ -570,117 +382,3 @@ def test_a_good_table_says_the_same_by_every_way(table: dict[str, Any]) -> None:
     written = {key: str(value) if isinstance(value, Address | RelayAddress) else value for key, value in table.items()}
     assert RemoteAccessConfig.from_table(written) == config
     assert hash(config) == hash(attrs.evolve(config))
-
-
-def test_a_local_server_may_be_a_unix_socket_or_have_tls(tmp_path: Path) -> None:
-    config = RemoteAccessConfig(relay_addr="wss://relay.example", local_addr="unix:/run/app.sock")
-    assert config.local == config.local_addr == UnixAddress("/run/app.sock")
-    config = RemoteAccessConfig(
-        relay_addr="wss://relay.example",
-        local_addr="https://localhost:8443",
-        local_ca_file="ca.pem",
-        base_dir=tmp_path,
-    )
-    assert config.local == HttpsAddress("localhost", 8443, ca_file=tmp_path / "ca.pem")
-    config = RemoteAccessConfig(relay_addr="wss://r", local_addr=HttpsAddress("h", verify=False), local_verify=True)
-    assert config.local == HttpsAddress("h", verify=False)
-    config = RemoteAccessConfig(relay_addr="wss://r", local_addr="https://h", local_verify=False)
-    assert config.local == HttpsAddress("h", verify=False)
-
-
-@pytest.mark.parametrize("local", ["unix:/s", "https://h"])
-def test_a_tunnel_program_reaches_host_and_port_alone(local: str) -> None:
-    assert [problem.key for problem in refused(transport="process", local_addr=local)] == ["local_addr"]
-
-
-def test_what_is_about_tls_needs_a_local_server_with_tls() -> None:
-    assert [problem.key for problem in refused(local_ca_file="ca.pem")] == ["local_ca_file"]
-    assert [problem.key for problem in refused(local_verify=False, local_addr="unix:/s")] == ["local_verify"]
-
-
-# The proxy
-
-
-def test_the_proxy_and_the_file_of_its_credentials(tmp_path: Path) -> None:
-    path = write(
-        tmp_path,
-        """
-        [gateway.remote_access]
-        relay_addr = "wss://relay.example"
-        proxy = "http://proxy.example:3128"
-        proxy_credentials_file = "proxy-credentials"
-        """,
-    )
-    choice = RemoteAccessConfig.load(path).proxy_choice
-    assert choice.configured == Proxy("http", "proxy.example", 3128)
-    assert choice.credentials_file == tmp_path / "proxy-credentials"
-    assert RemoteAccessConfig(proxy="none").proxy_choice.configured == "none"
-    assert RemoteAccessConfig().proxy_choice.configured is None
-
-
-def test_credentials_belong_to_a_proxy() -> None:
-    for proxy in (None, "none"):
-        (problem,) = refused(proxy=proxy, proxy_credentials_file="file")
-        assert problem.key == "proxy_credentials_file"
-
-
-def test_a_tunnel_program_has_to_be_told_of_the_proxy() -> None:
-    relay: dict[str, Any] = {"relay_addr": "relay.example:1", "transport": "process", "proxy": "http://proxy.example"}
-    assert RemoteAccessConfig(**relay, process={"command": ["x", "{proxy}"]}).proxy is not None
-    template = {"command": ["x", "{config}"], "config_template": "proxy = '{proxy_with_credentials}'"}
-    assert RemoteAccessConfig(**relay, process=template).proxy is not None
-    (problem,) = refused(**relay, process={"command": ["x"]})
-    assert (problem.key, "'{proxy}'" in problem.message) == ("proxy", True)
-    for proxy in (None, "none"):
-        (problem,) = refused(**relay | {"proxy": proxy}, process={"command": ["x", "{proxy}"]})
-        assert (problem.key, "names no proxy" in problem.message) == ("proxy", True)
-        assert RemoteAccessConfig(**relay | {"proxy": proxy}, process={"command": ["x"]}).proxy == proxy
-    # Other transports ignore the table.
-    assert RemoteAccessConfig(relay_addr="relay.example:1", process={"command": ["x", "{proxy}"]}).proxy is None
-
-
-@pytest.mark.parametrize("change", [{"forwarded_headers": "set"}, {"host_header": "localhost:3000"}])
-def test_requests_that_a_tunnel_program_carries_cannot_be_changed(change: dict[str, str]) -> None:
-    assert [problem.key for problem in refused(transport="process", **change)] == [*change]
-
-
-# Several relays
-
-TWO = ["wss://one.example", "wss://other.example"]
-
-
-def test_several_relays_stand_for_the_one() -> None:
-    config = RemoteAccessConfig.from_table({"relay_addrs": TWO})
-    assert [*map(str, config.effective_relay_addrs)] == TWO
-    assert str(config.relay_addr) == str(config.effective_relay_addr) == TWO[0]
-    assert config.effective_transport is Transport.WEBSOCKET
-    assert config.effective_links == 2
-    assert RemoteAccessConfig(relay_addrs=TWO, links=1).effective_links == 1
-    assert RemoteAccessConfig(relay_addrs=[f"wss://{number}.example" for number in "abcdefghij"]).effective_links == 8
-    assert attrs.evolve(config, links=3).effective_links == 3
-
-
-def test_one_relay_has_one_link() -> None:
-    config = RemoteAccessConfig(relay_addr="relay.example:1", transport="websocket")
-    assert config.effective_links == 1
-    assert [*map(str, config.effective_relay_addrs)] == ["wss://relay.example:1"]
-
-
-@pytest.mark.parametrize(
-    ("given", "key", "why"),
-    [
-        ({"relay_addrs": "wss://one"}, "relay_addrs", "an array of addresses"),
-        ({"relay_addrs": ["wss://one", "http://other"]}, "relay_addrs[1]", "ws and wss"),
-        ({"relay_addrs": ["wss://one"] * 17}, "relay_addrs", "16 relays at most"),
-        ({"relay_addrs": TWO, "relay_addr": "wss://third.example"}, "relay_addrs", "leave one of them out"),
-        ({"relay_addrs": ["wss://one", "other:1"]}, "relay_addrs", "write all in the same way"),
-        ({"relay_addrs": ["one:1", "other:1"], "transport": "process"}, "relay_addrs", "one relay"),
-        ({"links": 2, "transport": "process"}, "links", "leave it out"),
-        ({"links": 9}, "links", "from 1 to 8"),
-        ({"links": True}, "links", "from 1 to 8"),
-    ],
-)
-def test_relays_that_do_not_fit_are_named(given: dict[str, Any], key: str, why: str) -> None:
-    (problem,) = refused(**given)
-    assert problem.key == key
-    assert why in problem.message

@@ -16,6 +16,7 @@ from crashing_files import LEFTOVER, failing, mode, names
 from fuzzing import examples
 from hypothesis import given, settings, strategies as st
 from keystores import CANARY, PASSPHRASE, attempts_on
+from rig import HANG
 from shown import everything_shown
 
 from pioneer_tunnel._model.errors import StorageError
@@ -319,7 +320,7 @@ async def test_a_put_that_was_begun_is_finished_when_cancelled(folder: Path, mon
 
     def slow(*args: Any, **kwargs: Any) -> bool:
         trio.from_thread.run_sync(begun.set)
-        assert go_on.wait(10)
+        assert go_on.wait(HANG)
         return real(*args, **kwargs)
 
     monkeypatch.setattr(files, "replace", slow)

@@ -10,12 +10,7 @@ from typing import Any, Final, NoReturn
 import pytest
 import trio
 import trio.testing
-from gateway import (
-    OTHER_KEY,
-    Gateway,
-    running,
-    shown,
-)
+from gateway import OTHER_KEY, Gateway, running, shown
 from rig import (
     HOST,
     KEY as RELAY_KEY,
@@ -31,6 +26,7 @@ from rig import (
     request,
     tunnel_entry,
 )
+from statuses import check_contract
 
 from pioneer_tunnel._model.keys import RelayKey
 from pioneer_tunnel._model.status import ErrorKind, State
@@ -38,7 +34,6 @@ from pioneer_tunnel._net.dialing import dial_tcp
 from pioneer_tunnel.gateway.keystore import DEFAULT_SECRET_REF
 from pioneer_tunnel.gateway.remote_access import RemoteAccess
 from pioneer_tunnel.gateway.settings import SettingsUpdate
-from pioneer_tunnel.testing import StatusContract
 from pioneer_tunnel.transports.built_in import TRANSPORTS
 from pioneer_tunnel.transports.interface import Deliver, Report, Session, Target
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
@@ -135,9 +130,7 @@ async def test_a_wrong_key_is_told_and_the_right_one_mends_it(real_gateway: Gate
                 await remote_access.apply(SettingsUpdate(key=RELAY_KEY))
                 await remote_access.settled()
                 assert shown(remote_access) == (State.CONNECTED, None)
-        contract = StatusContract()
-        for status in remote_access.history:
-            contract.see(status)
+        check_contract(remote_access.history)
 
 
 async def test_a_generation_begins_when_the_sockets_of_the_old_one_are_closed(real_gateway: Gateway) -> None:

@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 from fuzzing import fuzzed
+from heads import singly
 from hypothesis import example, given, strategies as st
 
 from pioneer_tunnel._http import bodies, requests as requests_module
@@ -73,10 +74,6 @@ def followed(first: bytes, pieces: Iterable[bytes], *, ended: bool = False) -> V
         follower.end()
     next_request = None if follower.next_request is None else follower.next_request[1]
     return Verdict(forwarded, follower.phase, follower.refusal and follower.refusal.status, next_request)
-
-
-def singly(data: bytes) -> Iterator[bytes]:
-    return (data[index : index + 1] for index in range(len(data)))
 
 
 def chunk(data: bytes, extension: bytes = b"") -> bytes:

@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 from fuzzing import fuzzed
+from heads import singly
 from hypothesis import example, given, strategies as st
 
 from pioneer_tunnel._http import bodies, responses as responses_module
@@ -73,10 +74,6 @@ def followed(requests: Iterable[RequestHead], pieces: Iterable[bytes]) -> Verdic
         if amount < len(piece):
             break
     return Verdict(passed, follower.phase, follower.outstanding)
-
-
-def singly(data: bytes) -> Iterator[bytes]:
-    return (data[index : index + 1] for index in range(len(data)))
 
 
 def in_every_way(requests: list[RequestHead], data: bytes) -> Verdict:

@@ -26,14 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from rig import AT_ONCE, HANG, KEY, RELAY_NAME, connect, eventually, no_hang, read_all
 
-from pioneer_tunnel import (
-    Address,
-    InvalidSettingsError,
-    RemoteAccess,
-    RemoteAccessConfig,
-    SettingsUpdate,
-    open_tunnel,
-)
+from pioneer_tunnel import Address, InvalidSettingsError, RemoteAccess, RemoteAccessConfig, SettingsUpdate, open_tunnel
 from pioneer_tunnel._model.addresses import RelayAddress
 from pioneer_tunnel._model.errors import RelayConnectError
 from pioneer_tunnel._model.status import ErrorKind, State
@@ -236,7 +229,7 @@ async def test_truststore_works_in_threads(ca_file: Path, monkeypatch: pytest.Mo
 
     def verify(*args: object, **kwargs: object) -> None:
         threads.add(threading.get_ident())
-        asked.wait(10)
+        asked.wait(HANG)
 
     monkeypatch.setattr(_api.SSLContext, "wrap_bio", wrap)
     monkeypatch.setattr(_api, "_verify_peercerts_impl", verify)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 import random
 import ssl
@@ -21,6 +20,7 @@ from rig import (
     RELAY_NAME,
     RelayRig,
     connect,
+    echo,
     eventually,
     in_background,
     no_hang,
@@ -30,6 +30,7 @@ from rig import (
     relay_rig,
     request,
     seeds,
+    talk,
     tunnel_entry,
     upload,
 )
@@ -66,30 +67,6 @@ async def cutting(rig: RelayRig, bytes_until_cut: Callable[[], float]) -> AsyncI
         nursery.cancel_scope.cancel()
 
 
-async def echo(stream: TunnelStream) -> None:
-    with suppress(trio.BrokenResourceError):
-        async with stream:
-            async for data in stream:
-                await stream.send_all(data)
-
-
-async def talk(rig: RelayRig, amount: int, seed: int) -> None:
-    """Send a request that is echoed, head and body, and compare."""
-    body = random.Random(seed).randbytes(amount)
-    sent = request(body=body)
-    async with await rig.visit() as visitor, trio.open_nursery() as nursery:
-
-        @nursery.start_soon
-        async def send() -> None:
-            for start in range(0, len(sent), 50_000):
-                await visitor.send_all(sent[start : start + 50_000])
-            await visitor.send_eof()
-
-        received = b"".join([data async for data in visitor])
-    assert len(received) == len(sent)
-    assert hashlib.sha256(received).digest() == hashlib.sha256(sent).digest()
-
-
 @each_engine
 @seeds(3, quick=1)
 async def test_no_byte_is_lost_under_bulk_traffic(engine: EngineName, seed: int) -> None:
@@ -98,7 +75,7 @@ async def test_no_byte_is_lost_under_bulk_traffic(engine: EngineName, seed: int)
         async with cut_links(engine, lambda: dice.randint(3_000, 1_500_000)) as (rig, proxy, tunnel):
             async with trio.open_nursery() as nursery:
                 for number in range(4):
-                    nursery.start_soon(talk, rig, 1_500_000, number)
+                    nursery.start_soon(talk, rig.visit, 1_500_000, number)
             assert proxy.connections > 5
             assert tunnel.status.attempt == 1
 
@@ -134,7 +111,7 @@ async def test_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             await tunnel.wait_connected()
             async with trio.open_nursery() as nursery:
                 for number in range(3):
-                    nursery.start_soon(talk, rig, 1_000_000, number)
+                    nursery.start_soon(talk, rig.visit, 1_000_000, number)
             assert proxy.connections > 3
             assert tunnel.status.attempt == 1
     # The first ones may be cut before the relay has sent what a session needs.
@@ -146,12 +123,12 @@ async def test_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 async def test_a_visitor_waits_while_the_link_is_away() -> None:
     with no_hang():
         async with cut_links(None, lambda: math.inf) as (rig, proxy, tunnel):
-            await talk(rig, 1_000, 1)
+            await talk(rig.visit, 1_000, 1)
             proxy.open = False
             proxy.cut()
             await eventually(lambda: tunnel.status.state is State.RECONNECTING)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(talk, rig, 1_000, 2)
+                nursery.start_soon(talk, rig.visit, 1_000, 2)
                 await trio.sleep(0.2)
                 proxy.open = True
             assert tunnel.status.public_url is not None
@@ -173,7 +150,7 @@ async def test_an_idle_tunnel_comes_back_at_once() -> None:
                 await eventually(lambda: tunnel.status.state is State.CONNECTED)
                 proxy.cut()
                 await eventually(functools.partial(has_dialled, proxy, number + 2))
-            await talk(rig, 1_000, 1)
+            await talk(rig.visit, 1_000, 1)
 
 
 async def test_services_that_change_meanwhile_are_told_with_the_resume() -> None:
@@ -252,7 +229,7 @@ async def test_a_visitor_who_waits_for_a_gateway_counts_once() -> None:
             await eventually(lambda: tunnel.status.state is State.RECONNECTING)
             async with trio.open_nursery() as nursery:
                 for number in range(3):
-                    nursery.start_soon(talk, rig, 1_000, number)
+                    nursery.start_soon(talk, rig.visit, 1_000, number)
                 await eventually(lambda: rig.relay._ingress.opening == 3)
                 proxy.open = True
 

@@ -22,6 +22,7 @@ from typing import Any, Final
 import pytest
 from crashing_files import LEFTOVER, Crash, crash_after, failing, mode, names
 from hypothesis import given, settings, strategies as st
+from rig import HANG
 
 from pioneer_tunnel._model.errors import StorageError
 from pioneer_tunnel._model.status import ErrorKind
@@ -598,7 +599,7 @@ def test_as_another_user_links_of_root_are_gone_through_and_those_of_a_third_are
             check=True,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=HANG,
         )
         (told,) = done.stdout.splitlines()
         assert "/anothers is a symbolic link of another user (uid 23456)" in told

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, final
 
-import attrs
 import trio
 import trio.testing
+from scripted_session import ScriptedSession
 
-from pioneer_tunnel._net.adopted import adopt
-from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel._wire.links import LinkPlace
 from pioneer_tunnel.relay.fleet.contact import ContactStore
 from pioneer_tunnel.relay.fleet.directory import FleetDirectory
@@ -21,66 +18,13 @@ from pioneer_tunnel.relay.fleet.peers import Hop, Order, Peers
 from pioneer_tunnel.relay.fleet.records import Holding
 from pioneer_tunnel.relay.fleet.remote import RemoteSession
 from pioneer_tunnel.relay.gateways.registry import LiveSession, LocalDirectory, TunnelTaken
-from pioneer_tunnel.relay.gateways.takeover import NEWEST_WINS, TakeoverRules
+from pioneer_tunnel.relay.gateways.takeover import NEWEST_WINS, Takeover, TakeoverRules
 
-__all__ = ["TUNNEL", "Fleet", "Node", "ScriptedSession", "fleet_in_memory"]
+__all__ = ["FIRST", "ROTATING", "TUNNEL", "Fleet", "Node", "at_rest", "fleet_in_memory", "recorded"]
 
 TUNNEL: Final = "office"
-
-
-@final
-@attrs.define(eq=False, kw_only=True)
-class ScriptedSession(LiveSession):
-    """A session.
-
-    Attributes:
-        answering: whether its gateway answers.
-        orders: what it got.
-        refused: whether it did not get the tunnel.
-        ended: set when an order has ended it, or the gateway.
-    """
-
-    instance: str = "host-a"
-    key_id: str = "key"
-    place: LinkPlace | None = None
-    since: float = 0.0
-    id: str = attrs.field(factory=lambda: secrets.token_hex(8))
-    sound: bool = True
-    draining: bool = False
-    burden: tuple[int, float] = (0, 0.0)
-    services: Collection[str] | None = None
-    answering: bool = True
-    orders: list[str] = attrs.field(factory=list)
-    refused: bool = False
-    ended: trio.Event = attrs.field(factory=trio.Event)
-
-    async def open_stream(self) -> ByteStream:
-        await trio.lowlevel.checkpoint()
-        if self.ended.is_set() or self.is_retired:
-            raise trio.BrokenResourceError("the session has ended")
-        return adopt(trio.testing.memory_stream_pair()[0])
-
-    async def answers(self, within: float) -> bool:
-        await trio.lowlevel.checkpoint()
-        return self.answering and not self.ended.is_set()
-
-    @property
-    def is_retired(self) -> bool:
-        return any(order.startswith("retired") for order in self.orders)
-
-    def replace(self, by: str) -> None:
-        self._end(f"replaced by {by}")
-
-    def retire(self, by: str) -> None:
-        self.orders.append(f"retired by {by}")
-
-    def abandon(self) -> None:
-        self._end("abandoned")
-
-    def _end(self, order: str) -> None:
-        if not self.ended.is_set():
-            self.orders.append(order)
-            self.ended.set()
+FIRST: Final = TakeoverRules(takeover=Takeover.FIRST)
+ROTATING: Final = TakeoverRules(keys=("old", "new"))
 
 
 @final
@@ -221,3 +165,16 @@ async def fleet_in_memory(number: int) -> AsyncIterator[tuple[MemoryRecords, lis
         async with fleet.running(*(MemoryStore(records, f"node{index}") for index in range(number))) as nodes:
             yield records, nodes
         tasks.cancel_scope.cancel()
+
+
+def recorded(records: MemoryRecords) -> set[str]:
+    """The ids of the sessions in the record."""
+    return {holding.session for holding in records.read(TUNNEL).holdings}
+
+
+async def at_rest(*nodes: Node) -> None:
+    """Wait until the nodes have nothing to do."""
+    with trio.fail_after(600):
+        while not all(node.store.reachable and not node.directory.to_reconcile for node in nodes):
+            await trio.sleep(0.1)
+    await trio.testing.wait_all_tasks_blocked()

@@ -57,6 +57,11 @@ def challenge(**changes: Any) -> dict[str, Any]:
     return {"type": "challenge", "version": 1, "relay": "r", "nonce": nonce} | changes
 
 
+def accepting(key: bytes) -> bytes:
+    """The `Sec-WebSocket-Accept` that answers a `Sec-WebSocket-Key`."""
+    return base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+
+
 def binaries(frames: bytes) -> bytes:
     """yamux frames in messages of 60 KiB."""
     size = 60 * KIB
@@ -87,10 +92,9 @@ class RelayOfBytes:
         """Read the gateway's request; returns the answer that agrees to it, up to the empty line."""
         self.request = await read_until(self.stream, b"\r\n\r\n")
         (key,) = [line[19:] for line in self.request.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key: ")]
-        accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
         return (
             b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-            b"Sec-WebSocket-Protocol: pioneer-tunnel.v1\r\nSec-WebSocket-Accept: " + accept + b"\r\n"
+            b"Sec-WebSocket-Protocol: pioneer-tunnel.v1\r\nSec-WebSocket-Accept: " + accepting(key) + b"\r\n"
         )
 
     async def upgrade(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, final
 
 import trio
@@ -129,3 +130,11 @@ async def until_cancelled(
         async with tunnel as opened:
             task_status.started((opened, scope))
             await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def relay_in_memory(config: dict[str, Any] | None = None, **options: Any) -> AsyncIterator[MemoryRelay]:
+    """A relay with its tasks; `config` and `options` are those of `MemoryRelay`."""
+    async with trio.open_nursery() as nursery:
+        yield MemoryRelay(nursery, config, **options)
+        nursery.cancel_scope.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import hashlib
 import inspect
 import os
 import random
@@ -180,6 +181,15 @@ async def carried(source: trio.abc.HalfCloseableStream, sink: trio.abc.ReceiveSt
             await source.send_eof()
 
         return await read_all(sink)
+
+
+async def talk(visit: Callable[[], Awaitable[trio.SocketStream]], amount: int, seed: int = 0) -> None:
+    """Visit a gateway that sends back what comes, with a body of so many random bytes, and compare."""
+    sent = request(body=random.Random(seed).randbytes(amount))
+    async with await visit() as visitor:
+        received = await carried(visitor, visitor, sent)
+    assert len(received) == len(sent)
+    assert hashlib.sha256(received).digest() == hashlib.sha256(sent).digest()
 
 
 async def until_it_raises(receive: Callable[[], Awaitable[object]]) -> NoReturn:

@@ -1,16 +1,18 @@
-"""A relay in a thread of its own, for hosts that are not Trio's."""
+"""A relay and a local server in threads of their own, for hosts that are not Trio's."""
 
 from __future__ import annotations
 
+import socketserver
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import trio
 from rig import HANG, RelayRig, relay_rig, tunnel_entry
 
-__all__ = ["running_relay"]
+__all__ = ["local_echo", "running_relay", "shared_relay"]
 
 
 @contextmanager
@@ -35,4 +37,28 @@ def running_relay(**changes: Any) -> Iterator[RelayRig]:
         yield found[0]
     finally:
         stop[0]()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def shared_relay() -> Iterator[RelayRig]:
+    """One relay for all tests of a file."""
+    with running_relay() as rig:
+        yield rig
+
+
+@contextmanager
+def local_echo() -> Iterator[str]:
+    """The address of a local server, with a thread for each connection, that sends back what comes."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while data := self.request.recv(1000):
+                self.request.sendall(data)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
         thread.join()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pioneer_tunnel._model.status import State, Status
+from pioneer_tunnel.testing import StatusContract
 
 
 def states_of(statuses: Iterable[Status]) -> list[State]:
@@ -14,3 +15,10 @@ def states_of(statuses: Iterable[Status]) -> list[State]:
         if not states or states[-1] is not status.state:
             states.append(status.state)
     return states
+
+
+def check_contract(statuses: Iterable[Status]) -> None:
+    """Raise `ContractBroken` unless the gateway contract allows these statuses in this order."""
+    contract = StatusContract()
+    for status in statuses:
+        contract.see(status)

@@ -14,10 +14,9 @@ from typing import Any, Final, final
 
 import pytest
 import trio
-import trio.testing
 import trustme
 from resolving import resolving
-from rig import AT_ONCE, KEY, RELAY_NAME, RelayRig, connect, eventually, nothing_left_behind, relay_rig
+from rig import AT_ONCE, HANG, KEY, RELAY_NAME, RelayRig, connect, eventually, no_hang, nothing_left_behind, relay_rig
 
 from pioneer_tunnel._model.addresses import Address, RelayAddress
 from pioneer_tunnel._model.errors import InvalidSettingsError, RelayConnectError
@@ -126,7 +125,7 @@ async def test_after_a_failure_above_tcp_the_next_address_comes_first(
     transport: str, behaviour: str, ca_file: Path
 ) -> None:
     async with bad_server(behaviour) as bad, tunnel_to_the_good_one(transport, bad.port, ca_file) as tunnel:
-        with resolving(BAD, GOOD), trio.fail_after(60):
+        with resolving(BAD, GOOD), no_hang():
             await tunnel.wait_connected()
             assert bad.connections >= 1, "it was tried, or this tests nothing"
 
@@ -142,14 +141,14 @@ async def test_a_probe_asks_the_next_address_too() -> None:
         nursery.start_soon(trio.serve_listeners, answer, listeners)
         url, redial = ProbeUrl.parse(f"http://site.test:{bad.port}/"), Redial()
 
-        async def ask() -> int | str:
+        async def ask(timeout: float) -> int | str:
             return await ask_for_status(
-                url, dial=dial_tcp, make_tls=ssl.create_default_context, timeout=1, redial=redial
+                url, dial=dial_tcp, make_tls=ssl.create_default_context, timeout=timeout, redial=redial
             )
 
         with resolving(BAD, GOOD):
-            assert "did not answer" in str(await ask())
-            assert await ask() == 204
+            assert "did not answer" in str(await ask(1))
+            assert await ask(HANG) == 204
         nursery.cancel_scope.cancel()
 
 
@@ -164,8 +163,8 @@ async def relay_with_tls(ca_file: Path) -> AsyncIterator[RelayRig]:
 
 async def dial_again(rig: RelayRig, redial: Redial, make_tls: Callable[[], ssl.SSLContext]) -> bool:
     """Connect, hear something and lose the connection; whether it has resumed the TLS session of the one before."""
-    tls = await redial.tls(make_tls, RELAY, timeout=60)
-    stream, watched = await dial_relay(RELAY, dial=rig.dial, tls=tls, timeout=60, resumption=redial.resumption)
+    tls = await redial.tls(make_tls, RELAY, timeout=HANG)
+    stream, watched = await dial_relay(RELAY, dial=rig.dial, tls=tls, timeout=HANG, resumption=redial.resumption)
     assert isinstance(stream, TlsStream)
     await stream.send_all(b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n")
     assert await stream.receive_some()
@@ -185,7 +184,7 @@ async def test_a_redial_resumes_the_session_of_tls(ca_file: Path, version: ssl.T
 
     async with relay_with_tls(ca_file) as rig:
         redial = Redial()
-        with trio.fail_after(60):
+        with no_hang():
             assert [await dial_again(rig, redial, make_tls) for _ in range(4)] == [False, True, True, True]
             await rig.stop()
             await rig.start()  # with other keys for tickets
@@ -197,7 +196,7 @@ async def test_a_session_of_tls_is_not_resumed_after_what_is_trusted_has_changed
     make_tls = partial(client_tls, ca_file)
     async with relay_with_tls(ca_file) as rig:
         redial = Redial()
-        with trio.fail_after(60):
+        with no_hang():
             assert [await dial_again(rig, redial, make_tls) for _ in range(2)] == [False, True]
             with ca_file.open("ab") as file:
                 file.write(trustme.CA().cert_pem.bytes())
@@ -226,7 +225,7 @@ async def reached(dial: Any, port: int) -> str:
 
 async def test_addresses_take_turns_until_one_works() -> None:
     redial = Redial()
-    dial = redial.dialer(dial_tcp, timeout=60)
+    dial = redial.dialer(dial_tcp, timeout=HANG)
     async with listening(BAD, GOOD, THIRD) as port:
         with resolving(BAD, GOOD, THIRD):
             assert [await reached(dial, port) for _ in range(5)] == [BAD, GOOD, THIRD, BAD, GOOD]
@@ -244,20 +243,20 @@ async def test_links_go_to_different_addresses_of_one_name() -> None:
     third = Redial(other)
     async with listening(BAD, GOOD) as port:
         with resolving(BAD, GOOD):
-            assert await reached(one.dialer(dial_tcp, timeout=60), port) == BAD
+            assert await reached(one.dialer(dial_tcp, timeout=HANG), port) == BAD
             one.note_up()
-            assert await reached(other.dialer(dial_tcp, timeout=60), port) == GOOD
+            assert await reached(other.dialer(dial_tcp, timeout=HANG), port) == GOOD
             other.note_up()
-            assert await reached(third.dialer(dial_tcp, timeout=60), port) == BAD, "both are in use"
+            assert await reached(third.dialer(dial_tcp, timeout=HANG), port) == BAD, "both are in use"
             assert sorted(one.addresses) == sorted(third.addresses) == [BAD, BAD, GOOD]
             one.note_down()
             third.note_down()
-            assert await reached(other.dialer(dial_tcp, timeout=60), port) == BAD
+            assert await reached(other.dialer(dial_tcp, timeout=HANG), port) == BAD
 
 
 async def test_an_address_that_is_tried_is_better_than_none() -> None:
     redial = Redial()
-    dial = redial.dialer(dial_tcp, timeout=60)
+    dial = redial.dialer(dial_tcp, timeout=HANG)
     async with listening(BAD) as port:
         with resolving(BAD, GOOD):
             assert [await reached(dial, port) for _ in range(3)] == [BAD] * 3
@@ -344,7 +343,7 @@ async def test_a_file_that_is_damaged_at_a_reconnect_does_not_end_the_tunnel(
     transport: str, damage: str, ca_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with relay_and_tunnel(transport, ca_file) as (tunnel, cut):
-        with trio.fail_after(60):
+        with no_hang():
             await tunnel.wait_connected()
             DAMAGES[damage](ca_file)
             await cut()
@@ -366,7 +365,7 @@ async def eventually_connected(tunnel: Tunnel, *, times: int) -> None:
 async def test_before_the_first_connect_it_is_final(transport: str, damage: str, ca_file: Path) -> None:
     DAMAGES[damage](ca_file)
     async with relay_and_tunnel(transport, ca_file) as (tunnel, _):
-        with trio.fail_after(60), pytest.raises(InvalidSettingsError, match="cannot be used"):
+        with no_hang(), pytest.raises(InvalidSettingsError, match="cannot be used"):
             await tunnel.accept()
 
 
@@ -378,11 +377,11 @@ async def test_before_the_first_connect_a_context_that_was_good_does_not_stand_i
             return context
         raise InvalidSettingsError("it is not there")
 
-    good = await redial.tls(make, RELAY, timeout=60)
+    good = await redial.tls(make, RELAY, timeout=HANG)
     with pytest.raises(InvalidSettingsError):
-        await redial.tls(make, RELAY, timeout=60)
+        await redial.tls(make, RELAY, timeout=HANG)
     redial.note_up()
-    assert await redial.tls(make, RELAY, timeout=60) is good
+    assert await redial.tls(make, RELAY, timeout=HANG) is good
 
 
 async def test_a_file_that_hangs_is_waited_for_in_one_thread(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
@@ -404,11 +403,11 @@ async def test_a_file_that_hangs_is_waited_for_in_one_thread(caplog: pytest.LogC
         assert len(threads) == 1
         redial._context._value = good = ssl.create_default_context()
         redial.note_up()
-        assert await redial.tls(make, RELAY, timeout=0.1) is good
+        assert await redial.tls(make, RELAY, timeout=HANG) is good
     finally:
         (tmp_path / "fifo").write_bytes(b"")
     await eventually(lambda: not redial._context._making)
-    assert await redial.tls(ssl.create_default_context, RELAY, timeout=60) is not good
+    assert await redial.tls(ssl.create_default_context, RELAY, timeout=HANG) is not good
 
 
 # Paths that drop large packets
@@ -422,7 +421,7 @@ def segment_of(stream: trio.abc.Stream) -> int:
 @pytest.mark.skipif(not hasattr(socket, "TCP_MAXSEG"), reason="this system has no such limit")
 async def test_packets_become_smaller_when_links_are_lost() -> None:
     redial = Redial()
-    dial = redial.dialer(dial_tcp, timeout=1.0)
+    dial = redial.dialer(dial_tcp, timeout=HANG)
     (listener,) = await trio.open_tcp_listeners(0, host=GOOD)
     async with listener:
 
@@ -445,7 +444,7 @@ async def test_packets_become_smaller_when_links_are_lost() -> None:
 async def test_packets_become_smaller_when_an_opening_fails() -> None:
     """The relay's certificates are the first large packets."""
     redial = Redial()
-    dial = redial.dialer(dial_tcp, timeout=1.0)
+    dial = redial.dialer(dial_tcp, timeout=HANG)
     (listener,) = await trio.open_tcp_listeners(0, host=GOOD)
     async with listener:
         sizes = []

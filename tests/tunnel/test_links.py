@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 import pytest
@@ -13,33 +11,27 @@ import trio
 from rig import (
     RelayRig,
     connect,
+    echo,
     eventually,
     in_background,
     no_hang,
-    read_all,
     read_exactly,
     relay_rig,
     request,
+    talk,
     tunnel_entry,
     upload,
 )
+from statuses import check_contract
 
-from pioneer_tunnel import ErrorKind, InvalidSettingsError, RelayKey, Services, State, Tunnel, TunnelStream
+from pioneer_tunnel import ErrorKind, InvalidSettingsError, RelayKey, Services, State, Tunnel
 from pioneer_tunnel._model.errors import TunnelAuthError, TunnelError
 from pioneer_tunnel.relay.gateways import opening
 from pioneer_tunnel.relay.gateways.session import GatewaySession
-from pioneer_tunnel.testing import StatusContract
 from pioneer_tunnel.tunnel.restart_policy import RestartPolicy
 from pioneer_tunnel.yamux import YamuxConnection
 
 OTHER_KEY: Final = RelayKey("ptk1_another-key-of-the-tests-0123456789abcdef")
-
-
-async def echo(stream: TunnelStream) -> None:
-    with suppress(trio.BrokenResourceError):
-        async with stream:
-            async for data in stream:
-                await stream.send_all(data)
 
 
 class Relays:
@@ -67,9 +59,7 @@ class Relays:
 
         async with self.rigs[0].tunnel(**settings) as tunnel, in_background(serve):
             yield tunnel
-            contract = StatusContract()
-            for status in tunnel.history:
-                contract.see(status)
+            check_contract(tunnel.history)
 
 
 @asynccontextmanager
@@ -89,20 +79,6 @@ async def links_are(tunnel: Tunnel, up: int) -> None:
 
 def sessions(rig: RelayRig) -> list[GatewaySession]:
     return [session for session in rig.relay._gateways._sessions if session.entered]
-
-
-async def talk(rig: RelayRig, amount: int, seed: int = 0) -> None:
-    """Send a request that is echoed, and compare."""
-    sent = request(body=random.Random(seed).randbytes(amount))
-    async with await rig.visit() as visitor, trio.open_nursery() as nursery:
-
-        @nursery.start_soon
-        async def send() -> None:
-            await visitor.send_all(sent)
-            await visitor.send_eof()
-
-        answer = await read_all(visitor)
-    assert hashlib.sha256(answer).digest() == hashlib.sha256(sent).digest()
 
 
 async def echoes(visitor: trio.SocketStream, data: bytes) -> None:
@@ -136,7 +112,7 @@ async def test_two_links_to_one_relay_share_its_visitors() -> None:
             assert [session.burden[0] for session in sessions(rig)] == [3, 3]
             for visitor in visitors:
                 await visitor.aclose()
-            await talk(rig, 100_000)
+            await talk(rig.visit, 100_000)
 
 
 async def test_a_link_that_ends_costs_its_own_streams_and_is_no_outage() -> None:
@@ -151,7 +127,7 @@ async def test_a_link_that_ends_costs_its_own_streams_and_is_no_outage() -> None
             victim = sessions(rig)[0]
             victim.abandon()
             await eventually(lambda: any(status.links_up == 1 for status in tunnel.history[-3:]))
-            await talk(rig, 10_000)
+            await talk(rig.visit, 10_000)
             lost = 0
             for visitor in visitors:
                 try:
@@ -176,7 +152,7 @@ async def test_an_old_relay_gets_one_link() -> None:
             assert [link.up for link in tunnel.status.links or ()].count(True) == 1
             assert any("one link of a gateway" in (link.message or "") for link in tunnel.status.links or ())
             assert tunnel.status.attempt == 1
-            await talk(them.rigs[0], 10_000)
+            await talk(them.rigs[0].visit, 10_000)
             # The relay is replaced by a new one.
             patch.undo()
             await them.rigs[0].stop()
@@ -216,7 +192,7 @@ async def settles(tunnel: Tunnel, rig: RelayRig) -> None:
     there, attempt = sessions(rig), tunnel.status.attempt
     await trio.sleep(0.5)
     assert (sessions(rig), tunnel.status.attempt) == (there, attempt)
-    await talk(rig, 10_000)
+    await talk(rig.visit, 10_000)
 
 
 async def test_another_gateway_takes_all_links_over() -> None:
@@ -260,7 +236,7 @@ async def test_a_relay_that_drains_gets_the_next_session_of_each_link() -> None:
             for session in before:
                 session.finish()
             await eventually(lambda: len(sessions(rig)) == 2 and before.isdisjoint(sessions(rig)))
-            await talk(rig, 10_000)
+            await talk(rig.visit, 10_000)
             assert {status.state for status in tunnel.history} == {State.STARTING, State.CONNECTED}
 
 
@@ -290,13 +266,13 @@ async def test_a_relay_that_goes_away_is_no_outage() -> None:
             await links_are(tunnel, 2)
             await them.rigs[0].stop()
             await links_are(tunnel, 1)
-            await talk(them.rigs[1], 10_000)
+            await talk(them.rigs[1].visit, 10_000)
             down, up = tunnel.status.links or ()
             assert (down.up, down.relay, down.error_kind) == (False, them.urls[0], ErrorKind.RELAY_CONNECT_FAILED)
             assert up.up
             await them.rigs[0].start()
             await links_are(tunnel, 2)
-            await talk(them.rigs[0], 10_000)
+            await talk(them.rigs[0].visit, 10_000)
             assert {status.state for status in tunnel.history} == {State.STARTING, State.CONNECTED}
 
 

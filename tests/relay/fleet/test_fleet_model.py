@@ -13,7 +13,7 @@ from typing import ClassVar, Final, TypeVar, final
 import pytest
 import trio
 import trio.testing
-from fleet_rig import Fleet, Node, ScriptedSession
+from fleet_rig import Fleet, Node
 from fuzzing import fuzzed_machine, searching
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 )
 from redis_server import RealRedis
 from rig import HANG
+from scripted_session import ScriptedSession
 
 from pioneer_tunnel._wire.links import LinkPlace
 from pioneer_tunnel.relay.fleet.contact import ContactStore

@@ -15,11 +15,12 @@ import attrs
 import pytest
 import trio
 import trustme
-from fleet_rig import TUNNEL, Fleet, Node, ScriptedSession
+from fleet_rig import TUNNEL, Fleet, Node
 from fuzzing import fuzzed
 from hypothesis import given, strategies as st
 from redis_server import RealRedis, real_redis
 from rig import HANG, eventually, free_port, no_hang
+from scripted_session import ScriptedSession
 
 from pioneer_tunnel._wire.links import LinkPlace
 from pioneer_tunnel.relay.fleet import redis_store

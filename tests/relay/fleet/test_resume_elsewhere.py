@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any, Final, final
@@ -24,17 +22,18 @@ from rig import (
     KEY,
     RELAY_NAME,
     connect,
+    echo,
     eventually,
     no_hang,
     read_exactly,
     read_until,
     relay_config,
-    request,
+    talk,
     tcp_pair,
     upload,
 )
 
-from pioneer_tunnel import Tunnel, TunnelStream, open_tunnel
+from pioneer_tunnel import Tunnel, open_tunnel
 from pioneer_tunnel._http.head import HeadReader
 from pioneer_tunnel._model.addresses import Address, RelayAddress
 from pioneer_tunnel._net.adopted import adopt, watch
@@ -171,28 +170,6 @@ async def fleet(
             nursery.cancel_scope.cancel()
 
 
-async def echo(stream: TunnelStream) -> None:
-    with suppress(trio.BrokenResourceError):
-        async with stream:
-            async for data in stream:
-                await stream.send_all(data)
-
-
-async def talk(at: Fleet, amount: int) -> None:
-    """Send a request that is echoed, head and body, and compare."""
-    sent = request(body=os.urandom(amount))
-    async with await at.visit() as visitor, trio.open_nursery() as nursery:
-
-        @nursery.start_soon
-        async def send() -> None:
-            for start in range(0, len(sent), 50_000):
-                await visitor.send_all(sent[start : start + 50_000])
-            await visitor.send_eof()
-
-        received = b"".join([data async for data in visitor])
-    assert hashlib.sha256(received).digest() == hashlib.sha256(sent).digest()
-
-
 WAYS: Final = [("machines", False), ("machines", True), ("workers", False), ("workers", True)]
 
 
@@ -232,7 +209,7 @@ async def test_no_byte_is_lost_while_a_gateway_comes_back_anywhere(
     ) as at:
         async with trio.open_nursery() as nursery:
             for _ in range(3):
-                nursery.start_soon(talk, at, 400_000)
+                nursery.start_soon(talk, at.visit, 400_000)
         assert at.resumes > 3
         assert at.tunnel.status.attempt == 1
 
