@@ -27,7 +27,7 @@ from ..._net.fastpath.event_loop import Reactor, Stay
 from ..._net.log_limiter import LogLimiter
 from ..._net.turn import Turn
 from ..accept_loop import accept_next
-from ..connection import Connection
+from ..connection import Connection, log_unforeseen
 from ..tunnels import Route
 from ..visitors.passing import AfterPass, Passed, Passing, Stage
 from ..visitors.visit import Visit
@@ -268,7 +268,7 @@ class Source:
 
     Args:
         channel: not blocking.
-        take: called for each connection.
+        take: called for each connection. It closes one for which it raises.
         stay: ended when the channel has ended.
     """
 
@@ -334,14 +334,22 @@ class Source:
         except ValueError as error:
             for descriptor in descriptors:
                 os.close(descriptor)
-            _note("node_protocol", f"visitors that were passed on are lost: {error}", str(error))
+            _note_lost("node_protocol", str(error))
             return 1
         if not is_whole:
-            why = "this process has no descriptors left"
-            _note("few_descriptors", f"visitors that were passed on are lost: {why}", why)
+            _note_lost("few_descriptors", "this process has no descriptors left")
         for each in passed:
-            self._take(each)
+            try:
+                self._take(each)
+            except OSError as error:
+                _note_lost("node_protocol", f"no connection: {error.strerror}")
+            except Exception as error:  # noqa: BLE001  # it concerns this connection alone
+                log_unforeseen(error)
         return len(passed) or 1
+
+
+def _note_lost(event: str, why: str) -> None:
+    _note(event, f"visitors that were passed on are lost: {why}", why)
 
 
 def _note(event: str, line: str, why: str, *, peer: str | None = None) -> None:

@@ -480,6 +480,61 @@ async def test_a_message_that_makes_no_sense_leaves_nothing_open(kind: str, capl
     assert "visitors that were passed on are lost" in caplog.text
 
 
+async def test_a_descriptor_that_is_no_socket_costs_the_others_of_its_message_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with workers(tmp_path, tell) as (near, far):
+        [channel] = far.passing._channels.values()
+        pairs = [await tcp_pair() for _ in range(2)]
+        reading, writing = os.pipe()
+        descriptors = [pairs[0][1].fileno(), reading, pairs[1][1].fileno()]
+        passed = [MESSAGE._replace(descriptor=each, received=request()) for each in descriptors]
+        assert channel._send(passed)
+        os.close(reading)
+        for visitor, accepted in pairs:
+            accepted.close()
+            assert (await read_all(visitor)).decode() == told(MESSAGE.peer, request())
+            await visitor.aclose()
+        with pytest.raises(BrokenPipeError):  # nobody has its other end
+            os.write(writing, b"x")
+        os.close(writing)
+        assert "visitors that were passed on are lost: no connection: Socket operation on non-socket" in caplog.text
+        await eventually(lambda: near.relay.stats().connections.visitors_open == 0)
+
+
+async def tcp_pair() -> tuple[trio.SocketStream, socket.socket]:
+    """A connection, whose first end has sent its end."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        stream = await trio.open_tcp_stream(*listening.getsockname())
+        accepted, _ = listening.accept()
+    await stream.send_eof()
+    return stream, accepted
+
+
+async def test_a_connection_that_cannot_be_taken_costs_the_others_of_its_message_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    there, here = sequential_pair()
+    taken: list[bytes] = []
+
+    def take(passed: Passed) -> None:
+        os.close(passed.descriptor)
+        if passed.received == b"1":
+            raise LookupError("a bug")
+        taken.append(passed.received)
+
+    with no_hang(), there, here, Reactor.current().stay() as stay:
+        here.setblocking(False)
+        Source(here, take, stay).begin()
+        together = [MESSAGE._replace(received=b"%d" % number) for number in range(3)]
+        message = b"".join(encode_passed(passed) + passed.received for passed in together)
+        socket.send_fds(there, [message], [there.fileno()] * len(together))
+        there.shutdown(socket.SHUT_WR)
+        await stay.wait()
+    assert taken == [b"0", b"2"]
+    assert "a connection failed in an unforeseen way" in caplog.text
+
+
 async def test_a_process_without_descriptors_takes_those_that_it_can() -> None:
     there, here = sequential_pair()
     taken: list[Passed] = []
