@@ -2,7 +2,8 @@
 
 There is one channel from each process to each other one, made when it is needed first. A message is one connection, or
 those of a turn. So the other process wakes once for all of them. A connection is not passed on while there is no
-channel, or when the channel is full: then its visitor is served here, by a hop.
+channel, or when the channel is full: then its visitor is served here, by a hop. That holds for a process of another
+version, too, to which there is none.
 
 A process that stops takes what is in its channels, and its end of them refuses more. So no connection is lost.
 """
@@ -31,11 +32,14 @@ from ..connection import Connection, log_unforeseen
 from ..tunnels import Route
 from ..visitors.passing import AfterPass, Passed, Passing, Stage
 from ..visitors.visit import Visit
-from .passed_message import MOST_RECEIVED, encode_passed, parse_passed
+from .passed_message import FORMAT, MOST_RECEIVED, encode_passed, parse_passed
 from .records import Holding
-from .unix_network import VISITORS, WorkerNetwork
+from .unix_network import WorkerNetwork
 
 __all__ = ["MOST_TOGETHER", "SocketPassing", "Where"]
+
+VISITORS: Final = f"visitors.{FORMAT}"
+"""The kind of socket where a worker takes visitors of the others."""
 
 CONNECT_TIMEOUT: Final = 2.0
 """Seconds for connecting to another worker."""
@@ -206,7 +210,10 @@ class Channel:
                 connected = await network.connect(node, process, VISITORS, socket.SOCK_SEQPACKET)
         except (OSError, StorageError, trio.BrokenResourceError, trio.TooSlowError) as error:
             why = str(error) or f"nothing within {CONNECT_TIMEOUT:g} seconds"
-            _note("node_unreachable", f"no visitors can be passed to node {node}: {why}", why, peer=node)
+            if isinstance(error, FileNotFoundError):
+                why = "that process has ended, or is of another version"
+            line = f"no visitors can be passed to node {node}, they take a hop: {why}"
+            _note("node_unreachable", line, why, peer=node)
             await trio.sleep(RETRY_INTERVAL * self._random.uniform(0.5, 1))
         else:
             with socket.socket(fileno=connected.detach()) as channel:

@@ -30,8 +30,7 @@ __all__ = ["WorkerNetwork"]
 _BACKLOG: Final = 64
 _NAME: Final = re.compile(r"[0-9a-f]{1,16}")
 LINKS: Final = "links"
-VISITORS: Final = "visitors"
-"""The kinds of sockets of a worker."""
+"""The kind of socket where a worker takes links of the others. Whoever listens at another kind names it."""
 
 
 @final
