@@ -27,7 +27,7 @@ class WorkerNode:
     Attributes:
         directory: the sessions of all workers.
         links: lead to the other workers.
-        passing: passes a visitor to the worker that has the session of the tunnel.
+        passing: passes a visitor to the worker that has the session of the tunnel; None if there is no other worker.
     """
 
     def __init__(self, others: OtherWorkers) -> None:
@@ -37,7 +37,9 @@ class WorkerNode:
             others.store.node, others.store.process, asked, workers=others.network, random=random
         )
         self.directory: Final = FleetDirectory(others.store, self.links)
-        self.passing: Final = SocketPassing(others.network, where_in(self.directory, others.leaving), random)
+        self.passing: SocketPassing | None = None
+        if others.network.has_others:
+            self.passing = SocketPassing(others.network, where_in(self.directory, others.leaving), random)
         asked.directory = self.directory
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import attrs
@@ -18,6 +18,7 @@ from pioneer_tunnel._wire.links import LinkPlace
 from pioneer_tunnel.relay.fleet.records import NOTHING_KNOWN, Holding, Record
 from pioneer_tunnel.relay.fleet.store import Changed, StoreUnreachable
 from pioneer_tunnel.relay.workers.channel import Channel
+from pioneer_tunnel.relay.workers.node import WorkerNode
 from pioneer_tunnel.relay.workers.others import OtherWorkers
 from pioneer_tunnel.relay.workers.records import ParentRecords, ParentStore
 from pioneer_tunnel.relay.workers.setup import Setup
@@ -200,15 +201,28 @@ def test_replicas_agree_whoever_writes_at_once(writers: list[tuple[int, str, boo
     trio.run(run)
 
 
-async def test_a_gateway_has_come_when_another_worker_has_it_that_does_not_drain() -> None:
-    """This worker knows by itself when its own session has the tunnel. The record has the session before that."""
-    own, other = PROCESSES
-    setup = Setup(index=0, workers=2, base="", tunnels="", process=own, folder="/nowhere")
-    come: list[str] = []
+@contextmanager
+def others(*, workers: int, on_holder: Callable[[str], object] = lambda _tunnel_id: None) -> Iterator[OtherWorkers]:
+    """The others of worker 0, with a parent that says nothing."""
+    setup = Setup(index=0, workers=workers, base="", tunnels="", process=PROCESSES[0], folder="/nowhere")
     ours, theirs = socket.socketpair()
     with ours, theirs:
         channel = Channel(ours, lambda *_: trio.lowlevel.checkpoint(), lambda *_: None)
-        workers = OtherWorkers("relay-1", setup, channel, come.append)
+        yield OtherWorkers("relay-1", setup, channel, on_holder)
+
+
+async def test_a_worker_alone_passes_no_visitors() -> None:
+    with others(workers=1) as workers:
+        assert WorkerNode(workers).passing is None
+    with others(workers=2) as workers:
+        assert WorkerNode(workers).passing is not None
+
+
+async def test_a_gateway_has_come_when_another_worker_has_it_that_does_not_drain() -> None:
+    """This worker knows by itself when its own session has the tunnel. The record has the session before that."""
+    own, other = PROCESSES
+    come: list[str] = []
+    with others(workers=2, on_holder=come.append) as workers:
 
         def hear(tunnel: str, *processes: str) -> None:
             record = Record(1, tuple(holding(process) for process in processes))
