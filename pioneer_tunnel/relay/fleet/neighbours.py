@@ -11,6 +11,7 @@ from typing import Protocol
 
 import trio
 
+from ..gateways.registry import LocalDirectory
 from .directory import FleetDirectory
 from .passing import Where
 from .records import Holding
@@ -44,15 +45,20 @@ class Neighbours(Protocol):
         """Show the others all sessions of this process that have a tunnel. Does not wait."""
 
 
-def where_in(directory: FleetDirectory, leaving: Container[str]) -> Where:
-    """Where the next visitor of a tunnel goes, as far as that is another node.
+def where_in(directory: FleetDirectory, local: LocalDirectory, leaving: Container[str]) -> Where:
+    """Where the next visitor of a tunnel goes, as far as this process has no session of it.
+
+    If it has one that is lost or in doubt, and a better one is elsewhere, the visitor takes a hop.
 
     Args:
         directory: of this node.
+        local: the sessions of this process.
         leaving: processes that take no new visitors: these wait here for the next session.
     """
 
     def where(tunnel_id: str) -> Holding | None:
+        if local.has(tunnel_id):
+            return None  # to find out the state of that session takes longer
         try:
             holder = directory.find_nowait(tunnel_id)
         except trio.WouldBlock:

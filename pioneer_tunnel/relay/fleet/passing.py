@@ -53,6 +53,9 @@ _BUFFERED: Final = 1024 * 1024
 MOST_TOGETHER: Final = 32
 """Connections in a message, and connections that are taken before others have their turn."""
 
+# As numbers: the arithmetic of an enum takes some calls.
+_TRUNCATED: Final = int(socket.MSG_TRUNC)
+_DESCRIPTORS_CUT: Final = int(socket.MSG_CTRUNC)
 _SPACE: Final = socket.CMSG_LEN(MOST_TOGETHER * array("i").itemsize)
 _MOST_BYTES: Final = MOST_RECEIVED + MOST_TOGETHER * 1024
 
@@ -333,10 +336,10 @@ class Source:
         for _, _, data in ancillary:
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
         try:
-            if flags & socket.MSG_TRUNC:
+            if flags & _TRUNCATED:
                 raise ValueError("it is too long")
             passed, is_whole = parse_passed(bytes(memoryview(self._buffer)[:size]), descriptors)
-            if not is_whole and not flags & socket.MSG_CTRUNC:
+            if not is_whole and not flags & _DESCRIPTORS_CUT:
                 raise ValueError("descriptors are missing")
         except ValueError as error:
             for descriptor in descriptors:

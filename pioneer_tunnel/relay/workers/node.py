@@ -12,6 +12,7 @@ from ..fleet.neighbours import where_in
 from ..fleet.node_links import NodeLinks
 from ..fleet.passing import SocketPassing
 from ..fleet.peers import AskedLater
+from ..gateways.registry import LocalDirectory
 from .others import OtherWorkers
 
 __all__ = ["WorkerNode"]
@@ -36,10 +37,12 @@ class WorkerNode:
         self.links: Final = NodeLinks(
             others.store.node, others.store.process, asked, workers=others.network, random=random
         )
-        self.directory: Final = FleetDirectory(others.store, self.links)
+        local = LocalDirectory()
+        self.directory: Final = FleetDirectory(others.store, self.links, local)
         self.passing: SocketPassing | None = None
         if others.network.has_others:
-            self.passing = SocketPassing(others.network, where_in(self.directory, others.leaving), random)
+            where = where_in(self.directory, local, others.leaving)
+            self.passing = SocketPassing(others.network, where, random)
         asked.directory = self.directory
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
