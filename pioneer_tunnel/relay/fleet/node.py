@@ -111,8 +111,7 @@ class FleetNode:
         self.passing: SocketPassing | None = None
         if neighbours is not None:
             if neighbours.network.has_others:
-                where = where_in(self.directory, local, neighbours.leaving)
-                self.passing = SocketPassing(neighbours.network, where, spread)
+                self.passing = SocketPassing(neighbours.network, where_in(neighbours, local, spread), spread)
             local.on_change = partial(self._show, neighbours)
             neighbours.store.on_change = partial(self._look_at, neighbours)
             neighbours.on_ended = self._break_lease_soon

@@ -62,10 +62,7 @@ _MOST_BYTES: Final = MOST_RECEIVED + MOST_TOGETHER * 1024
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.fleet"))
 
 Where: TypeAlias = Callable[[str], Holding | None]
-"""The session of another node that the next visitor of a tunnel goes to; None if it goes to one of this process.
-
-Does not wait. None as well if that is not known without waiting.
-"""
+"""The session of another worker that the next visitor of a tunnel goes to; None if it stays here. Does not wait."""
 
 
 @final

@@ -41,8 +41,7 @@ class WorkerNode:
         self.directory: Final = FleetDirectory(others.store, self.links, local)
         self.passing: SocketPassing | None = None
         if others.network.has_others:
-            where = where_in(self.directory, local, others.leaving)
-            self.passing = SocketPassing(others.network, where, random)
+            self.passing = SocketPassing(others.network, where_in(others, local, random), random)
         asked.directory = self.directory
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -15,8 +16,10 @@ from hypothesis import given, settings, strategies as st
 from rig import eventually, no_hang
 
 from pioneer_tunnel._wire.links import LinkPlace
+from pioneer_tunnel.relay.fleet.neighbours import where_in
 from pioneer_tunnel.relay.fleet.records import NOTHING_KNOWN, Holding, Record
 from pioneer_tunnel.relay.fleet.store import Changed, StoreUnreachable
+from pioneer_tunnel.relay.gateways.registry import LocalDirectory
 from pioneer_tunnel.relay.workers.channel import Channel
 from pioneer_tunnel.relay.workers.node import WorkerNode
 from pioneer_tunnel.relay.workers.others import OtherWorkers
@@ -236,3 +239,22 @@ async def test_a_gateway_has_come_when_another_worker_has_it_that_does_not_drain
         hear("draining", other)
         hear("mine", other, own)
         assert come == ["theirs", "shared"]
+
+
+async def test_a_visitor_goes_to_another_worker_that_has_its_tunnel_and_does_not_drain() -> None:
+    own, other = PROCESSES
+    with others(workers=2) as workers:
+        where = where_in(workers, LocalDirectory(), random.Random(1))
+
+        def know(*holdings: Holding) -> None:
+            workers.hear_record({"tunnel": "office", "record": cattrs.unstructure(Record(1, holdings)), "by": other})
+
+        assert where("office") is None
+        know(holding(own))
+        assert where("office") is None, "this worker is about to have it, or has just lost it"
+        know(holding(own), holding(other))
+        assert where("office") == holding(other)
+        know(holding(other, "1"), holding(other, "2"))
+        assert {where("office") for _ in range(20)} == {holding(other, "1"), holding(other, "2")}
+        workers.note_leaving(other, ended=False)
+        assert where("office") is None
