@@ -47,6 +47,9 @@ CONNECT_TIMEOUT: Final = 2.0
 RETRY_INTERVAL: Final = 0.5
 """Seconds between two attempts to connect to another worker. Meanwhile its visitors are served by a hop."""
 
+ABSENT_INTERVAL: Final = 30.0
+"""The same for a process that takes no visitors in this format: it never begins to."""
+
 _BUFFERED: Final = 1024 * 1024
 """Bytes that a channel holds."""
 
@@ -209,12 +212,12 @@ class Channel:
             with trio.fail_after(CONNECT_TIMEOUT):
                 connected = await network.connect(node, process, VISITORS, socket.SOCK_SEQPACKET)
         except (OSError, StorageError, trio.BrokenResourceError, trio.TooSlowError) as error:
-            why = str(error) or f"nothing within {CONNECT_TIMEOUT:g} seconds"
+            why, interval = str(error) or f"nothing within {CONNECT_TIMEOUT:g} seconds", RETRY_INTERVAL
             if isinstance(error, FileNotFoundError):
-                why = "that process has ended, or is of another version"
+                why, interval = "that process has ended, or is of another version", ABSENT_INTERVAL
             line = f"no visitors can be passed to node {node}, they take a hop: {why}"
             _note("node_unreachable", line, why, peer=node)
-            await trio.sleep(RETRY_INTERVAL * self._random.uniform(0.5, 1))
+            await trio.sleep(interval * self._random.uniform(0.5, 1))
         else:
             with socket.socket(fileno=connected.detach()) as channel:
                 channel.setblocking(False)
