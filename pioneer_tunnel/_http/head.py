@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import Final, NoReturn, final
 
@@ -85,7 +86,7 @@ _FIELDS: Final = re.compile(rb"(%s):(%s)\r\n" % (TOKEN, VALUE))
 _WHOLE: Final = re.compile(rb"(?:\r\n)?%s\r\n((?:%s\r\n)*+)\r\n" % (_REQUEST_LINE.pattern, FIELD))
 # In one of the first lines, where clients have it.
 _LIKELY_HOST: Final = re.compile(
-    rb"(?:(?!host:)[^\r\n]++\r\n){1,8}host:[ \t]*+([0-9a-z_.-]++)(?::[0-9]*+)?[ \t]*+\r\n", re.IGNORECASE
+    rb"(?:(?!host:)[^\r\n]++\r\n){1,8}host:[ \t]*+([0-9a-z_.-]++(?::[0-9]*+)?)[ \t]*+\r\n", re.IGNORECASE
 )
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]++\]|[0-9A-Za-z_.-]++)(?::([0-9]{0,5}))?")
@@ -94,6 +95,7 @@ _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 _CODING: Final = re.compile(rb"%s(?:[ \t]*+,[ \t]*+%s)*+" % (TOKEN, TOKEN))
 
 _HEAD: Final = b"HEAD"
+_HOST_HEADER: Final = "The Host header"
 # An `Upgrade` or `Connection` header may have 16 KiB of members; a list of all of them would cost much time.
 _NAMES_UPGRADE: Final = re.compile(rb"(?:\A|,)[ \t]*+upgrade[ \t]*+(?:,|\Z)", re.IGNORECASE)
 _NOT_EMPTY: Final = re.compile(rb"[^ \t,]")
@@ -330,7 +332,7 @@ class HeadReader:
         if len(hosts) > 1:
             raise BadRequest(400, "The request has more than one Host header.")
         content_length, chunked = read_framing(lengths, codings, version)
-        host, port = _read_authority(hosts[0], "The Host header")
+        host, port = _read_authority(hosts[0], _HOST_HEADER)
         absolute = _ABSOLUTE.fullmatch(target)
         if absolute is not None:
             default = 80 if absolute[1] is None else 443
@@ -356,7 +358,10 @@ def likely_host(received: bytes) -> str | None:
     If the request makes sense, it is the `host` of its head. Decide by it only who reads the request.
     """
     match = _LIKELY_HOST.match(received) if b"\r\n\r\n" in received else None
-    return None if match is None else match[1].decode("ascii").lower().removesuffix(".")
+    try:
+        return None if match is None else _read_authority(match[1], _HOST_HEADER)[0]
+    except BadRequest:
+        return None
 
 
 def _checked_request_line(method: bytes, target: bytes, version: bytes) -> tuple[bytes, bytes, bytes]:
@@ -399,8 +404,11 @@ def read_field(buffer: bytes | bytearray, start: int, end: int) -> tuple[bytes, 
     raise BadRequest(400, "A header has a name that is empty or holds characters which a name has not.")
 
 
+@lru_cache(maxsize=1024)
 def _read_authority(value: bytes, what: str) -> tuple[str, int | None]:
     """Parse a host with an optional port. Returns the normalised host, and the port or None. An empty port is None.
+
+    Cached: many requests are for the same few hosts. What is refused is not kept, so an entry has some 260 bytes.
 
     Args:
         what: names the value in errors.

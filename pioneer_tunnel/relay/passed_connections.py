@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from contextvars import Context
 from functools import partial
@@ -50,10 +51,26 @@ class PassedConnections:
             connections: the nursery of connections.
             context: of its task.
             turn: knows the time.
-            passed: the connection.
+            passed: the connection. It is closed if this raises.
+
+        Raises:
+            OSError: its descriptor is no socket's.
         """
-        # Said, since otherwise the kernel is asked for both.
-        accepted = socket.socket(type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, fileno=passed.descriptor)
+        try:
+            # Said, since otherwise the kernel is asked for both.
+            accepted = socket.socket(type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, fileno=passed.descriptor)
+        except OSError:
+            os.close(passed.descriptor)
+            raise
+        try:
+            self._begin(connections, context, turn, passed, accepted)
+        except BaseException:
+            accepted.close()
+            raise
+
+    def _begin(
+        self, connections: trio.Nursery, context: Context, turn: Turn, passed: Passed, accepted: socket.socket
+    ) -> None:
         accepted.setblocking(False)
         now = turn.now()
         connection = Connection(accepted, passed.peer, passed.local, connections, context)

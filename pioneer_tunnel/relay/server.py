@@ -353,10 +353,10 @@ class Relay:
             async with trio.open_nursery() as accepting:
                 if acme is not None:
                     accepting.start_soon(acme.run)  # a successor orders when this one does no more
-                self._addresses = await self._listen(accepting, connections)
-                if self._passing is not None:
+                if self._passing is not None:  # before gateways come, for whose visitors others look for it
                     take = partial(self._passed.take, connections, copy_context(), Turn.current())
                     await accepting.start(self._passing.serve, take)
+                self._addresses = await self._listen(accepting, connections)
                 self._inherited.close_rest()
                 self._expected.begin()
                 log_start(self._config, self._addresses, most_connections=self._admission.most_connections)

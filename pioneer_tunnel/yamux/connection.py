@@ -297,7 +297,7 @@ class YamuxConnection:
     @property
     def in_doubt(self) -> bool:
         """Whether the session has ended or opens no more streams, or a ping is unanswered for too long."""
-        return self.failure is not None or self.session.openings_over or trio.current_time() >= self._heartbeat.doubt_at
+        return self.failure is not None or self.session.openings_over or self.turn.now() >= self._heartbeat.doubt_at
 
     def check(self) -> None:
         """Ping the peer now. Without a sign of life within 2 seconds the path is in doubt, and soon the session ends.

@@ -6,15 +6,13 @@ visitor who reaches another worker than its gateway is served all the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+import random
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import trio
-
-from .directory import FleetDirectory
+from ..gateways.registry import LocalDirectory
 from .passing import Where
 from .records import Holding
-from .remote import RemoteSession
 from .store import Store
 from .unix_network import WorkerNetwork
 
@@ -28,13 +26,11 @@ class Neighbours(Protocol):
         network: the way to the others.
         store: what all workers know of their sessions. Its `node` and `process` are those of this worker. This node
             sets its `on_change`.
-        leaving: the processes that take no new visitors.
         on_ended: called with a process that has ended. This node sets it.
     """
 
     network: WorkerNetwork
     store: Store
-    leaving: Container[str]
     on_ended: Callable[[str], object]
 
     def sessions(self, tunnel_id: str) -> Sequence[Holding]:
@@ -44,22 +40,24 @@ class Neighbours(Protocol):
         """Show the others all sessions of this process that have a tunnel. Does not wait."""
 
 
-def where_in(directory: FleetDirectory, leaving: Container[str]) -> Where:
-    """Where the next visitor of a tunnel goes, as far as that is another node.
+def where_in(neighbours: Neighbours, local: LocalDirectory, spread: random.Random) -> Where:
+    """Where the next visitor of a tunnel goes: to another worker, if this one has no session of the tunnel.
+
+    If it has one that is lost or in doubt, and a better one is elsewhere, the visitor takes a hop. To find that out
+    takes longer, and nearly all are sound.
 
     Args:
-        directory: of this node.
-        leaving: processes that take no new visitors: these wait here for the next session.
+        neighbours: the other workers.
+        local: the sessions of this one.
+        spread: chooses between sessions of several workers.
     """
 
     def where(tunnel_id: str) -> Holding | None:
-        try:
-            holder = directory.find_nowait(tunnel_id)
-        except trio.WouldBlock:
+        if local.has(tunnel_id):
             return None
-        # Not `isinstance`, which takes long for a protocol.
-        if type(holder) is RemoteSession and holder.holding.process not in leaving:
-            return holder.holding
-        return None
+        found = neighbours.sessions(tunnel_id)
+        if len(found) < 2:
+            return found[0] if found else None
+        return spread.choice(found)
 
     return where

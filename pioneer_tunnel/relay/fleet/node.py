@@ -110,7 +110,8 @@ class FleetNode:
         self._neighbours: Final = neighbours
         self.passing: SocketPassing | None = None
         if neighbours is not None:
-            self.passing = SocketPassing(neighbours.network, where_in(self.directory, neighbours.leaving), spread)
+            if neighbours.network.has_others:
+                self.passing = SocketPassing(neighbours.network, where_in(neighbours, local, spread), spread)
             local.on_change = partial(self._show, neighbours)
             neighbours.store.on_change = partial(self._look_at, neighbours)
             neighbours.on_ended = self._break_lease_soon

@@ -1,4 +1,6 @@
-"""Connections that are passed on: the bytes that go beside their descriptors. Both ends are the same program. No I/O.
+"""Connections that are passed on: the bytes that go beside their descriptors. No I/O.
+
+Both ends are of the same version: `FORMAT` is in the name of the channel, so another version does not find it.
 
 A message is one connection after the other, in the order of the descriptors: a head, texts, and what was received.
 """
@@ -13,7 +15,10 @@ from typing import Final
 from ..._model.addresses import Address
 from ..visitors.passing import Passed, Stage
 
-__all__ = ["MOST_RECEIVED", "encode_passed", "parse_passed"]
+__all__ = ["FORMAT", "MOST_RECEIVED", "encode_passed", "parse_passed"]
+
+FORMAT: Final = 2
+"""Of the messages. Each change of them takes another number. Workers of two versions meet while they are replaced."""
 
 MOST_RECEIVED: Final = 96 * 1024
 """Bytes that were read of the connections of a message: of one, the largest request head, and what came with it."""

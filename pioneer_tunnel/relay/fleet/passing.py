@@ -2,7 +2,8 @@
 
 There is one channel from each process to each other one, made when it is needed first. A message is one connection, or
 those of a turn. So the other process wakes once for all of them. A connection is not passed on while there is no
-channel, or when the channel is full: then its visitor is served here, by a hop.
+channel, or when the channel is full: then its visitor is served here, by a hop. That holds for a process of another
+version, too, to which there is none.
 
 A process that stops takes what is in its channels, and its end of them refuses more. So no connection is lost.
 """
@@ -27,15 +28,18 @@ from ..._net.fastpath.event_loop import Reactor, Stay
 from ..._net.log_limiter import LogLimiter
 from ..._net.turn import Turn
 from ..accept_loop import accept_next
-from ..connection import Connection
+from ..connection import Connection, log_unforeseen
 from ..tunnels import Route
 from ..visitors.passing import AfterPass, Passed, Passing, Stage
 from ..visitors.visit import Visit
-from .passed_message import MOST_RECEIVED, encode_passed, parse_passed
+from .passed_message import FORMAT, MOST_RECEIVED, encode_passed, parse_passed
 from .records import Holding
-from .unix_network import VISITORS, WorkerNetwork
+from .unix_network import WorkerNetwork
 
 __all__ = ["MOST_TOGETHER", "SocketPassing", "Where"]
+
+VISITORS: Final = f"visitors.{FORMAT}"
+"""The kind of socket where a worker takes visitors of the others."""
 
 CONNECT_TIMEOUT: Final = 2.0
 """Seconds for connecting to another worker."""
@@ -43,22 +47,25 @@ CONNECT_TIMEOUT: Final = 2.0
 RETRY_INTERVAL: Final = 0.5
 """Seconds between two attempts to connect to another worker. Meanwhile its visitors are served by a hop."""
 
+ABSENT_INTERVAL: Final = 30.0
+"""The same for a process that takes no visitors in this format: it never begins to."""
+
 _BUFFERED: Final = 1024 * 1024
 """Bytes that a channel holds."""
 
 MOST_TOGETHER: Final = 32
 """Connections in a message, and connections that are taken before others have their turn."""
 
+# As numbers: the arithmetic of an enum takes some calls.
+_TRUNCATED: Final = int(socket.MSG_TRUNC)
+_DESCRIPTORS_CUT: Final = int(socket.MSG_CTRUNC)
 _SPACE: Final = socket.CMSG_LEN(MOST_TOGETHER * array("i").itemsize)
 _MOST_BYTES: Final = MOST_RECEIVED + MOST_TOGETHER * 1024
 
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.fleet"))
 
 Where: TypeAlias = Callable[[str], Holding | None]
-"""The session of another node that the next visitor of a tunnel goes to; None if it goes to one of this process.
-
-Does not wait. None as well if that is not known without waiting.
-"""
+"""The session of another worker that the next visitor of a tunnel goes to; None if it stays here. Does not wait."""
 
 
 @final
@@ -205,9 +212,12 @@ class Channel:
             with trio.fail_after(CONNECT_TIMEOUT):
                 connected = await network.connect(node, process, VISITORS, socket.SOCK_SEQPACKET)
         except (OSError, StorageError, trio.BrokenResourceError, trio.TooSlowError) as error:
-            why = str(error) or f"nothing within {CONNECT_TIMEOUT:g} seconds"
-            _note("node_unreachable", f"no visitors can be passed to node {node}: {why}", why, peer=node)
-            await trio.sleep(RETRY_INTERVAL * self._random.uniform(0.5, 1))
+            why, interval = str(error) or f"nothing within {CONNECT_TIMEOUT:g} seconds", RETRY_INTERVAL
+            if isinstance(error, FileNotFoundError):
+                why, interval = "that process has ended, or is of another version", ABSENT_INTERVAL
+            line = f"no visitors can be passed to node {node}, they take a hop: {why}"
+            _note("node_unreachable", line, why, peer=node)
+            await trio.sleep(interval * self._random.uniform(0.5, 1))
         else:
             with socket.socket(fileno=connected.detach()) as channel:
                 channel.setblocking(False)
@@ -268,7 +278,7 @@ class Source:
 
     Args:
         channel: not blocking.
-        take: called for each connection.
+        take: called for each connection. It closes one for which it raises.
         stay: ended when the channel has ended.
     """
 
@@ -326,22 +336,30 @@ class Source:
         for _, _, data in ancillary:
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
         try:
-            if flags & socket.MSG_TRUNC:
+            if flags & _TRUNCATED:
                 raise ValueError("it is too long")
             passed, is_whole = parse_passed(bytes(memoryview(self._buffer)[:size]), descriptors)
-            if not is_whole and not flags & socket.MSG_CTRUNC:
+            if not is_whole and not flags & _DESCRIPTORS_CUT:
                 raise ValueError("descriptors are missing")
         except ValueError as error:
             for descriptor in descriptors:
                 os.close(descriptor)
-            _note("node_protocol", f"visitors that were passed on are lost: {error}", str(error))
+            _note_lost("node_protocol", str(error))
             return 1
         if not is_whole:
-            why = "this process has no descriptors left"
-            _note("few_descriptors", f"visitors that were passed on are lost: {why}", why)
+            _note_lost("few_descriptors", "this process has no descriptors left")
         for each in passed:
-            self._take(each)
+            try:
+                self._take(each)
+            except OSError as error:
+                _note_lost("node_protocol", f"no connection: {error.strerror}")
+            except Exception as error:  # noqa: BLE001  # it concerns this connection alone
+                log_unforeseen(error)
         return len(passed) or 1
+
+
+def _note_lost(event: str, why: str) -> None:
+    _note(event, f"visitors that were passed on are lost: {why}", why)
 
 
 def _note(event: str, line: str, why: str, *, peer: str | None = None) -> None:

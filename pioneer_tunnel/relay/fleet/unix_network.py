@@ -30,8 +30,7 @@ __all__ = ["WorkerNetwork"]
 _BACKLOG: Final = 64
 _NAME: Final = re.compile(r"[0-9a-f]{1,16}")
 LINKS: Final = "links"
-VISITORS: Final = "visitors"
-"""The kinds of sockets of a worker."""
+"""The kind of socket where a worker takes links of the others. Whoever listens at another kind names it."""
 
 
 @final
@@ -44,12 +43,16 @@ class WorkerNetwork(Network):
         folder: where the sockets are. It is private: mode 0700.
         who: the name of the worker that a process is; None if it is none. It may change.
         workers: how many there are. Their names end with numbers from 0.
+
+    Attributes:
+        has_others: whether there is another worker. One that has no other may have another process, see above.
     """
 
     def __init__(
         self, node: str, process: str, folder: Path, who: Callable[[int], str | None], *, workers: int
     ) -> None:
         machine = machine_of(node)
+        self.has_others: Final = workers > 1
         self._nodes: Final = frozenset(worker_name(machine, index) for index in range(workers))
         self._node: Final = node
         self._process: Final = process

@@ -440,6 +440,10 @@ class LocalDirectory(Directory):
     async def find(self, tunnel_id: str) -> LiveSession | None:
         return self.find_nowait(tunnel_id)
 
+    def has(self, tunnel_id: str) -> bool:
+        """Whether a session has the tunnel, in whatever state it is."""
+        return tunnel_id in self._holders
+
     def find_nowait(self, tunnel_id: str) -> LiveSession | None:
         holders = self._holders.get(tunnel_id, ())
         if len(holders) < 2:

@@ -12,6 +12,7 @@ from ..fleet.neighbours import where_in
 from ..fleet.node_links import NodeLinks
 from ..fleet.passing import SocketPassing
 from ..fleet.peers import AskedLater
+from ..gateways.registry import LocalDirectory
 from .others import OtherWorkers
 
 __all__ = ["WorkerNode"]
@@ -27,7 +28,7 @@ class WorkerNode:
     Attributes:
         directory: the sessions of all workers.
         links: lead to the other workers.
-        passing: passes a visitor to the worker that has the session of the tunnel.
+        passing: passes a visitor to the worker that has the session of the tunnel; None if there is no other worker.
     """
 
     def __init__(self, others: OtherWorkers) -> None:
@@ -36,8 +37,11 @@ class WorkerNode:
         self.links: Final = NodeLinks(
             others.store.node, others.store.process, asked, workers=others.network, random=random
         )
-        self.directory: Final = FleetDirectory(others.store, self.links)
-        self.passing: Final = SocketPassing(others.network, where_in(self.directory, others.leaving), random)
+        local = LocalDirectory()
+        self.directory: Final = FleetDirectory(others.store, self.links, local)
+        self.passing: SocketPassing | None = None
+        if others.network.has_others:
+            self.passing = SocketPassing(others.network, where_in(others, local, random), random)
         asked.directory = self.directory
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

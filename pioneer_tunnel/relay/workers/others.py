@@ -33,17 +33,17 @@ class OtherWorkers(Neighbours):
     def __init__(self, machine: str, setup: Setup, channel: Channel, on_holder: Callable[[str], object]) -> None:
         name = worker_name(machine, setup.index)
         self.store: ParentStore = ParentStore(name, setup.process, channel)
-        self.leaving: set[str] = set()
         self.on_ended: Callable[[str], object] = lambda _process: None
         self._machine: Final = machine
         self._channel: Final = channel
         self._on_holder: Final = on_holder
         self._who: Final[dict[int, str]] = {}
+        self._leaving: Final[set[str]] = set()
         self.network = WorkerNetwork(name, setup.process, Path(setup.folder), self._who.get, workers=setup.workers)
 
     def sessions(self, tunnel_id: str) -> Sequence[Holding]:
         found = self.store.known(tunnel_id).holdings
-        return [each for each in found if each.process != self.store.process and each.process not in self.leaving]
+        return [each for each in found if each.process != self.store.process and each.process not in self._leaving]
 
     def show(self, tunnel_id: str, holdings: Sequence[Holding]) -> None:
         self._channel.tell("sessions", {"tunnel": tunnel_id, "holdings": cattrs.unstructure([*holdings])})
@@ -55,7 +55,7 @@ class OtherWorkers(Neighbours):
 
     def note_leaving(self, process: str, *, ended: bool) -> None:
         """Another process drains, or has ended: that it has a tunnel does not help new visitors."""
-        self.leaving.add(process)
+        self._leaving.add(process)
         if ended:
             self.on_ended(process)
 
@@ -65,5 +65,5 @@ class OtherWorkers(Neighbours):
         A session of this process may be in the record before it has the tunnel here, and before that helps no visitor.
         """
         record = self.store.hear(message)
-        if record.processes - self.leaving - {self.store.process}:
+        if record.processes - self._leaving - {self.store.process}:
             self._on_holder(message["tunnel"])

@@ -44,8 +44,8 @@ from pioneer_tunnel._net.turn import Turn
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay import Relay, RelayAddresses
-from pioneer_tunnel.relay.fleet.passed_message import MOST_RECEIVED, encode_passed, parse_passed
-from pioneer_tunnel.relay.fleet.passing import MOST_TOGETHER, Channel, SocketPassing, Source
+from pioneer_tunnel.relay.fleet.passed_message import FORMAT, MOST_RECEIVED, encode_passed, parse_passed
+from pioneer_tunnel.relay.fleet.passing import MOST_TOGETHER, VISITORS, Channel, SocketPassing, Source
 from pioneer_tunnel.relay.fleet.unix_network import WorkerNetwork
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory
 from pioneer_tunnel.relay.visitors.passing import Passed, Stage
@@ -480,6 +480,61 @@ async def test_a_message_that_makes_no_sense_leaves_nothing_open(kind: str, capl
     assert "visitors that were passed on are lost" in caplog.text
 
 
+async def test_a_descriptor_that_is_no_socket_costs_the_others_of_its_message_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with workers(tmp_path, tell) as (near, far):
+        [channel] = far.passing._channels.values()
+        pairs = [await tcp_pair() for _ in range(2)]
+        reading, writing = os.pipe()
+        descriptors = [pairs[0][1].fileno(), reading, pairs[1][1].fileno()]
+        passed = [MESSAGE._replace(descriptor=each, received=request()) for each in descriptors]
+        assert channel._send(passed)
+        os.close(reading)
+        for visitor, accepted in pairs:
+            accepted.close()
+            assert (await read_all(visitor)).decode() == told(MESSAGE.peer, request())
+            await visitor.aclose()
+        with pytest.raises(BrokenPipeError):  # nobody has its other end
+            os.write(writing, b"x")
+        os.close(writing)
+        assert "visitors that were passed on are lost: no connection: Socket operation on non-socket" in caplog.text
+        await eventually(lambda: near.relay.stats().connections.visitors_open == 0)
+
+
+async def tcp_pair() -> tuple[trio.SocketStream, socket.socket]:
+    """A connection, whose first end has sent its end."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        stream = await trio.open_tcp_stream(*listening.getsockname())
+        accepted, _ = listening.accept()
+    await stream.send_eof()
+    return stream, accepted
+
+
+async def test_a_connection_that_cannot_be_taken_costs_the_others_of_its_message_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    there, here = sequential_pair()
+    taken: list[bytes] = []
+
+    def take(passed: Passed) -> None:
+        os.close(passed.descriptor)
+        if passed.received == b"1":
+            raise LookupError("a bug")
+        taken.append(passed.received)
+
+    with no_hang(), there, here, Reactor.current().stay() as stay:
+        here.setblocking(False)
+        Source(here, take, stay).begin()
+        together = [MESSAGE._replace(received=b"%d" % number) for number in range(3)]
+        message = b"".join(encode_passed(passed) + passed.received for passed in together)
+        socket.send_fds(there, [message], [there.fileno()] * len(together))
+        there.shutdown(socket.SHUT_WR)
+        await stay.wait()
+    assert taken == [b"0", b"2"]
+    assert "a connection failed in an unforeseen way" in caplog.text
+
+
 async def test_a_process_without_descriptors_takes_those_that_it_can() -> None:
     there, here = sequential_pair()
     taken: list[Passed] = []
@@ -556,7 +611,7 @@ async def test_only_workers_may_pass_visitors(tmp_path: Path, caplog: pytest.Log
         async with trio.open_nursery() as nursery:
             await nursery.start(passing.serve, lambda passed: None)
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
-                stranger.connect(str(tmp_path / "workers" / "visitors-0"))
+                stranger.connect(str(tmp_path / "workers" / f"{VISITORS}-0"))
                 await eventually(lambda: "is refused" in caplog.text)
                 assert stranger.recv(1) == b""
             nursery.cancel_scope.cancel()
@@ -572,12 +627,23 @@ async def test_a_worker_without_descriptors_takes_visitors_when_it_has_some_agai
             await nursery.start(passing.serve, lambda passed: None)
             resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
             try:
-                comer.connect(str(tmp_path / "workers" / "visitors-0"))
+                comer.connect(str(tmp_path / "workers" / f"{VISITORS}-0"))
                 await trio.testing.wait_all_tasks_blocked(0.05)
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             assert await trio.to_thread.run_sync(comer.recv, 1) == b""  # it is served: refused, since it is no worker
             nursery.cancel_scope.cancel()
+
+
+def test_the_format_is_that_of_its_number() -> None:
+    """If this fails, change the number with the bytes. Otherwise visitors are lost while workers are replaced."""
+    passed = Passed(
+        9, Stage.BOUND, Address("2001:db8::1", 4711), Address("192.0.2.2", 443), None, "office", "web", b"x"
+    )
+    assert encode_passed(passed).hex() == (
+        "0202126701bb002000000001323030313a6462383a3a31003139322e302e322e32006f666669636500776562"
+    )
+    assert FORMAT == 2
 
 
 ADDRESSES: Final = st.none() | st.builds(Address, st.ip_addresses().map(str), st.integers(min_value=0, max_value=65535))

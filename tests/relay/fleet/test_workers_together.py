@@ -29,6 +29,7 @@ from rig import (
 from pioneer_tunnel import RelayKey, TunnelStream, open_tunnel
 from pioneer_tunnel._model.addresses import Address
 from pioneer_tunnel.relay import Relay, RelayAddresses
+from pioneer_tunnel.relay.fleet import passing as passing_module
 from pioneer_tunnel.relay.fleet.directory import FleetDirectory
 from pioneer_tunnel.relay.fleet.memory import MemoryRecords, MemoryStore
 from pioneer_tunnel.relay.fleet.node_links import NodeLinks
@@ -150,3 +151,23 @@ async def test_a_kept_connection_reaches_whatever_it_asks_for(tmp_path: Path, nu
             await trio.sleep(0.01)
             passed.append(workers[number].passing.passed)
         assert passed == ([0, 1, 2] if number else [0, 0, 0])
+
+
+async def test_a_worker_of_another_version_is_passed_no_visitors_and_serves_them_by_a_hop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with two_workers(tmp_path) as workers:
+        monkeypatch.setattr(passing_module, "VISITORS", "visitors.other")  # where each one looks for the other
+        for _ in range(3):
+            for worker, name, host in zip(workers, ("shop", "office"), (SHOP, HOST), strict=True):
+                async with await connect(worker.addresses.ingress) as visitor:
+                    wanted = answer(name, Address.of_socket(visitor.socket.getsockname()))
+                    await visitor.send_all(request(host=host))
+                    assert await read_exactly(visitor, len(wanted)) == wanted
+        assert [worker.passing.passed for worker in workers] == [0, 0]
+        assert [worker.links.hops_served for worker in workers] == [3, 3]
+    for number in range(2):
+        line = (
+            f"no visitors can be passed to node m/{number}, they take a hop: that process has ended, or is of another"
+        )
+        assert line in caplog.text

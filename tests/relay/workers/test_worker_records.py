@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import attrs
@@ -15,9 +16,12 @@ from hypothesis import given, settings, strategies as st
 from rig import eventually, no_hang
 
 from pioneer_tunnel._wire.links import LinkPlace
+from pioneer_tunnel.relay.fleet.neighbours import where_in
 from pioneer_tunnel.relay.fleet.records import NOTHING_KNOWN, Holding, Record
 from pioneer_tunnel.relay.fleet.store import Changed, StoreUnreachable
+from pioneer_tunnel.relay.gateways.registry import LocalDirectory
 from pioneer_tunnel.relay.workers.channel import Channel
+from pioneer_tunnel.relay.workers.node import WorkerNode
 from pioneer_tunnel.relay.workers.others import OtherWorkers
 from pioneer_tunnel.relay.workers.records import ParentRecords, ParentStore
 from pioneer_tunnel.relay.workers.setup import Setup
@@ -200,15 +204,28 @@ def test_replicas_agree_whoever_writes_at_once(writers: list[tuple[int, str, boo
     trio.run(run)
 
 
-async def test_a_gateway_has_come_when_another_worker_has_it_that_does_not_drain() -> None:
-    """This worker knows by itself when its own session has the tunnel. The record has the session before that."""
-    own, other = PROCESSES
-    setup = Setup(index=0, workers=2, base="", tunnels="", process=own, folder="/nowhere")
-    come: list[str] = []
+@contextmanager
+def others(*, workers: int, on_holder: Callable[[str], object] = lambda _tunnel_id: None) -> Iterator[OtherWorkers]:
+    """The others of worker 0, with a parent that says nothing."""
+    setup = Setup(index=0, workers=workers, base="", tunnels="", process=PROCESSES[0], folder="/nowhere")
     ours, theirs = socket.socketpair()
     with ours, theirs:
         channel = Channel(ours, lambda *_: trio.lowlevel.checkpoint(), lambda *_: None)
-        workers = OtherWorkers("relay-1", setup, channel, come.append)
+        yield OtherWorkers("relay-1", setup, channel, on_holder)
+
+
+async def test_a_worker_alone_passes_no_visitors() -> None:
+    with others(workers=1) as workers:
+        assert WorkerNode(workers).passing is None
+    with others(workers=2) as workers:
+        assert WorkerNode(workers).passing is not None
+
+
+async def test_a_gateway_has_come_when_another_worker_has_it_that_does_not_drain() -> None:
+    """This worker knows by itself when its own session has the tunnel. The record has the session before that."""
+    own, other = PROCESSES
+    come: list[str] = []
+    with others(workers=2, on_holder=come.append) as workers:
 
         def hear(tunnel: str, *processes: str) -> None:
             record = Record(1, tuple(holding(process) for process in processes))
@@ -222,3 +239,22 @@ async def test_a_gateway_has_come_when_another_worker_has_it_that_does_not_drain
         hear("draining", other)
         hear("mine", other, own)
         assert come == ["theirs", "shared"]
+
+
+async def test_a_visitor_goes_to_another_worker_that_has_its_tunnel_and_does_not_drain() -> None:
+    own, other = PROCESSES
+    with others(workers=2) as workers:
+        where = where_in(workers, LocalDirectory(), random.Random(1))
+
+        def know(*holdings: Holding) -> None:
+            workers.hear_record({"tunnel": "office", "record": cattrs.unstructure(Record(1, holdings)), "by": other})
+
+        assert where("office") is None
+        know(holding(own))
+        assert where("office") is None, "this worker is about to have it, or has just lost it"
+        know(holding(own), holding(other))
+        assert where("office") == holding(other)
+        know(holding(other, "1"), holding(other, "2"))
+        assert {where("office") for _ in range(20)} == {holding(other, "1"), holding(other, "2")}
+        workers.note_leaving(other, ended=False)
+        assert where("office") is None
