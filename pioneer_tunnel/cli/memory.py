@@ -29,8 +29,8 @@ async def give_back_freed_memory() -> None:
     """Return once a minute to the system what is free. Runs until cancelled.
 
     By itself glibc returns memory at the end of its heap alone, and one small object there holds all that is free
-    before it. So a process stayed as large as its largest burst. A minute's page faults are few, and so this takes no
-    time that counts. Returns at once where the allocator is another one.
+    before it. So a process stayed as large as its largest burst. To return memory takes about 0.4 ms for each MiB, and
+    nothing else runs meanwhile. Returns at once where the allocator is another one.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     while trim is not None:
