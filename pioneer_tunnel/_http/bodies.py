@@ -84,11 +84,23 @@ class BodyReader:
         work: the cost of `read` since the caller set this to 0, in units of `Turn.spend`.
     """
 
+    __slots__ = (
+        "_kept",
+        "_left",
+        "_line",
+        "_max_work",
+        "_refuses_trailer",
+        "_trailer_bytes",
+        "_trailers",
+        "part",
+        "work",
+    )
+
     def __init__(self, refuses_trailer: Callable[[bytes], bool] | None = None) -> None:
         self.part = Part.NOTHING
         self.work = 0
         self._left = 0  # bytes of the body or the chunk that are still to come
-        self._line: Final = bytearray()  # the part of an incomplete line that earlier pieces had
+        self._line = b""  # the part of an incomplete line that earlier pieces had
         self._kept = b""  # the same of the last complete line
         self._trailers = self._trailer_bytes = 0
         self._max_work = MAX_WORK
@@ -207,10 +219,9 @@ class BodyReader:
         if not end:
             if len(data) - start >= left:
                 raise BadRequest(400, f"{what} has more than {limit} bytes.")
-            self._line.extend(memoryview(data)[start:])
+            self._line += data[start:]
             return None
-        self._kept = bytes(self._line)
-        self._line.clear()
+        self._kept, self._line = self._line, b""
         line = self._kept + data[start:end]
         if not line.endswith(b"\r\n"):
             raise BadRequest(400, f"{what} ends in LF without CR.")

@@ -124,6 +124,23 @@ class RequestReader(ABC):
         work: the cost of the last `feed`, in units of `Turn.spend`.
     """
 
+    __slots__ = (
+        "_body",
+        "_forwarded",
+        "_heads",
+        "_held",
+        "_of_head",
+        "_omit_body",
+        "_pieces",
+        "_plain_host",
+        "_responses",
+        "_rest",
+        "next_request",
+        "phase",
+        "refusal",
+        "work",
+    )
+
     def __init__(self, responses: ResponseFollower, body: BodyReader) -> None:
         self.phase = Phase.HEAD
         self.refusal: BadRequest | None = None
@@ -131,8 +148,8 @@ class RequestReader(ABC):
         self._responses: Final = responses
         # A plain request with this Host header is forwarded. None if more of a head matters.
         self._plain_host: bytes | None = None
-        self._heads = HeadReader()
-        self._of_head = 0  # bytes of the next head that its reader has
+        self._heads: HeadReader | None = None  # of the next head, when a part of it has come
+        self._of_head = 0  # bytes that it has
         self._body: Final = body
         self._omit_body = False  # of the request whose body is read
         self._pieces: list[Piece] = []  # what may be forwarded now
@@ -149,7 +166,14 @@ class RequestReader(ABC):
     @property
     def head_begun(self) -> bool:
         """True while a part of a head has come. The empty line before a head does not count."""
-        return self._of_head > 2 or (self._of_head > 0 and self._heads.received not in {b"\r", b"\r\n"})
+        if self._heads is None:
+            return False
+        return self._of_head > 2 or self._heads.received not in {b"\r", b"\r\n"}
+
+    @property
+    def _omits_body_of_head(self) -> bool:
+        """Whether the head of which a part has come begins with the method HEAD."""
+        return self._heads is not None and self._heads.omit_body
 
     @property
     def holds(self) -> bool:
@@ -228,13 +252,13 @@ class RequestReader(ABC):
     def end(self) -> None:
         """The visitor sent EOF. Within a head that is refused; elsewhere the gateway decides."""
         if self.head_begun and not self.is_over:
-            refusal = BadRequest(400, "The request ended before its head did.", omit_body=self._heads.omit_body)
+            refusal = BadRequest(400, "The request ended before its head did.", omit_body=self._omits_body_of_head)
             self._refuse(refusal)
 
     def give_up(self, seconds: float) -> None:
         """Refuse a head that is not complete after `seconds`."""
         reason = f"No whole request head came within {seconds:g} seconds."
-        self._refuse(BadRequest(408, reason, omit_body=self._heads.omit_body))
+        self._refuse(BadRequest(408, reason, omit_body=self._omits_body_of_head))
 
     def stop(self) -> None:
         """Forward nothing more: the connection was idle for too long. `refusal` stays None."""
@@ -251,14 +275,15 @@ class RequestReader(ABC):
         # Feed one head only: the reader keeps what it gets, and `data` may have many heads.
         end = data.find(_HEAD_END, start)
         before, piece = self._of_head, memoryview(data)[start : len(data) if end < 0 else end + len(_HEAD_END)]
-        head = self._heads.feed(piece)
+        heads = self._heads or HeadReader()
+        head = heads.feed(piece)
         self.work += 1
         if head is None:  # then `piece` was the rest of `data`
-            self._of_head += len(piece)
+            self._heads, self._of_head = heads, before + len(piece)
             return None
         self.work += _HEAD_COST + len(head.headers) // 2
-        received = self._heads.received
-        self._heads, self._of_head = HeadReader(), 0
+        received = heads.received
+        self._heads, self._of_head = None, 0
         end = start + head.length - before
         if not self._take_head(head, received, data, start, end):
             return None
@@ -355,6 +380,8 @@ class RequestFollower(RequestReader):
             host.
         removes: names of headers that are left out of later heads, and refused as trailers.
     """
+
+    __slots__ = ("_removes", "_stream", "_stream_of")
 
     def __init__(
         self,

@@ -129,6 +129,8 @@ class ResponseFollower:
         work: the cost of the last `feed`, in units of `Turn.spend`.
     """
 
+    __slots__ = ("_body", "_expected", "_head", "_max_work", "_observer", "phase", "work")
+
     def __init__(self, observer: ResponseObserver | None = None) -> None:
         self._observer: Final = observer
         self.phase = ResponsePhase.HEAD

@@ -39,6 +39,8 @@ class RequestRewriter(RequestReader):
         allows: whether a request may pass. It is asked once for each.
     """
 
+    __slots__ = ("_allows", "_rules")
+
     def __init__(
         self, rules: HeaderRules, responses: ResponseFollower, allows: Callable[[RequestHead], bool] = _always
     ) -> None:

@@ -32,6 +32,8 @@ class Budget(Protocol):
 class Link(trio.abc.AsyncResource):
     """What yamux needs of its carrier. One task sends, one task receives."""
 
+    __slots__ = ()
+
     @property
     @abstractmethod
     def last_received(self) -> float:

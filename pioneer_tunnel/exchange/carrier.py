@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import copy_context
-from functools import partial
 from typing import Final, NoReturn, Protocol, final
 
 import trio
@@ -26,6 +25,22 @@ class Stoppable(Protocol):
 
 
 @final
+class _Carried:
+    """The exchange of a visitor, from its begin to its end."""
+
+    __slots__ = ("after", "carrier", "nursery", "pump")
+
+    def __init__(self, carrier: Carrier, pump: Pump, after: Callable[[], object], nursery: trio.Nursery) -> None:
+        self.carrier: Final = carrier
+        self.pump: Final = pump
+        self.after: Final = after
+        self.nursery: Final = nursery
+
+    def on_end(self) -> None:
+        self.carrier._on_end(self)
+
+
+@final
 class Carrier:
     """Owns the exchanges of any number of visitors.
 
@@ -39,7 +54,7 @@ class Carrier:
 
     def __init__(self, on_bug: Callable[[Exception], object]) -> None:
         self._on_bug: Final = on_bug
-        self._carried: Final[dict[Pump, Callable[[], object]]] = {}  # with what to call after it
+        self._carried: Final[dict[_Carried, None]] = {}  # in order
         self._owned: Final[set[Stoppable]] = set()
         self._endings: trio.Nursery | None = None  # while it runs
         self._context = copy_context()
@@ -79,30 +94,31 @@ class Carrier:
         """Run `pump` without a task; `takes` was asked before. `after` is called at its end, perhaps in here."""
         nursery = self._endings
         assert nursery is not None
-        self._carried[pump] = after
-        pump.begin(partial(self._on_end, pump, nursery), self._reactor)
+        carried = _Carried(self, pump, after, nursery)
+        self._carried[carried] = None
+        pump.begin(carried.on_end, self._reactor)
 
-    def _on_end(self, pump: Pump, nursery: trio.Nursery) -> None:
-        after = self._carried.pop(pump)
-        if pump.closed:
-            after()
+    def _on_end(self, carried: _Carried) -> None:
+        del self._carried[carried]
+        if carried.pump.closed:
+            carried.after()
         else:
             # Otherwise the task would inherit the context of the task that runs the callbacks.
-            self._context.run(nursery.start_soon, self._finish, pump, after)
+            self._context.run(carried.nursery.start_soon, self._finish, carried)
 
-    async def _finish(self, pump: Pump, after: Callable[[], object]) -> None:
+    async def _finish(self, carried: _Carried) -> None:
         try:
-            await pump.finish()
+            await carried.pump.finish()
         except Exception as error:  # noqa: BLE001  # it ends this exchange, never the others
             self._on_bug(error)
         finally:
-            after()
+            carried.after()
 
     async def _stop_all(self) -> None:
         with trio.CancelScope(shield=True):
             stopped = 0
             while self._carried or self._owned:
-                (self._owned.pop() if self._owned else next(iter(self._carried))).stop()
+                (self._owned.pop() if self._owned else next(iter(self._carried)).pump).stop()
                 stopped += 1
                 if not stopped % _STOPS_PER_TURN:
                     await trio.lowlevel.checkpoint()

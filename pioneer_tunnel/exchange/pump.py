@@ -60,7 +60,17 @@ class Pump:
         forth, back: count the bytes from `first` and from `second`. The preface does not count.
     """
 
-    __slots__ = ("_amounts", "_apology", "_exchange", "_first", "_legs", "_preface", "_second", "_second_leg")
+    __slots__ = (
+        "_apology",
+        "_back",
+        "_exchange",
+        "_first",
+        "_forth",
+        "_legs",
+        "_preface",
+        "_second",
+        "_second_leg",
+    )
 
     _exchange: Exchange
 
@@ -78,20 +88,20 @@ class Pump:
         self._first: Final = first
         self._second: Final = second
         self._apology: Final = apology
-        self._preface: Final = preface
+        self._preface = preface
         self._second_leg = second_leg
         self._legs: tuple[Leg, Leg] | None = None
-        self._amounts: Final = forth, back
+        self._forth: Final = forth
+        self._back: Final = back
 
     def prepare(self) -> Sequence[Callable[[], Awaitable[None]]]:
         """Make the legs. Returns the tasks that must run from `begin` until `on_end`. Needs a stay."""
         if self._legs is None:
             other = self._second_leg or leg_of(self._second)
             one = leg_of(self._first)
-            forth, back = self._amounts
-            forth.total += len(one.prefix)
-            back.total += len(other.prefix)
-            other.prefix = self._preface + other.prefix
+            self._forth.total += len(one.prefix)
+            self._back.total += len(other.prefix)
+            other.prefix, self._preface = self._preface + other.prefix, b""
             self._legs = one, other
         one, other = self._legs
         return (*one.tasks, *other.tasks)
@@ -123,8 +133,7 @@ class Pump:
         """Begin to copy. `on_end` is called once, when that is over; then `finish` is to be called. After `prepare`."""
         assert self._legs is not None
         (one, other), self._legs = self._legs, None
-        forth, back = self._amounts
-        self._exchange = Exchange(one, other, on_end=on_end, soon=reactor.queue, forth=forth, back=back)
+        self._exchange = Exchange(one, other, on_end=on_end, soon=reactor.queue, forth=self._forth, back=self._back)
         reactor.turn.run(self._exchange.begin)
 
     def stop(self) -> None:

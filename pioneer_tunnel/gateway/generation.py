@@ -164,7 +164,7 @@ class Generation:
         if self._forwarder is None:
             self._tasks.start_soon(self._handle, stream)
         else:
-            self._forwarder.begin(stream, functools.partial(self._note_left, stream))
+            self._forwarder.begin(stream, self._note_left)
 
     async def _handle(self, stream: TunnelStream) -> None:
         try:

@@ -106,6 +106,39 @@ class ResumableLink(Link):
         close_code, close_reason: what `aclose` sends.
     """
 
+    __slots__ = (
+        "_budget",
+        "_carrier",
+        "_changed",
+        "_charged",
+        "_due",
+        "_failure",
+        "_full_since",
+        "_in",
+        "_is_due",
+        "_last_received",
+        "_look_at",
+        "_notice_at",
+        "_on_interrupted",
+        "_on_readable",
+        "_out",
+        "_outlast",
+        "_paused",
+        "_reading",
+        "_replaying",
+        "_tail",
+        "_timeout",
+        "_unsent_limit",
+        "_usable_since",
+        "close_code",
+        "close_reason",
+        "drained",
+        "on_doubt",
+        "on_lost",
+        "on_text",
+        "resumes",
+    )
+
     def __init__(
         self,
         carrier: Carrier,

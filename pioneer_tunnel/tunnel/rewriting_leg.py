@@ -14,7 +14,6 @@ There are no deadlines: the server has its own, as for any connection.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Final, final
 
@@ -76,7 +75,7 @@ class RewritingLeg(LegAround):
         )
         self._reactor: Final = Reactor.current()
         self._unread, leg.prefix = received + leg.prefix, b""
-        self._ready: Final[deque[Piece]] = deque()
+        self._ready: list[Piece] = []
         self._had_its_batch = False
         self._visitor_ended = False
         self._awaits_server = False
@@ -127,12 +126,13 @@ class RewritingLeg(LegAround):
             data = self._next_data(max_bytes)
             if data is None:
                 return None
-            self._ready.extend(requests.feed(bytes(data)))
-        piece = self._ready.popleft()
+            self._ready = requests.feed(bytes(data))
+        piece = self._ready[0]
         if len(piece) > max_bytes:
             view = memoryview(piece)
-            self._ready.appendleft(view[max_bytes:])
-            piece = view[:max_bytes]
+            self._ready[0] = view[max_bytes:]
+            return view[:max_bytes]
+        del self._ready[0]
         return piece
 
     def _next_data(self, max_bytes: int) -> Bytes | None:

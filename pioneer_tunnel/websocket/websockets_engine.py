@@ -71,7 +71,7 @@ async def accept(stream: trio.abc.Stream, opening: Opening) -> AsyncIterator[Web
             await websocket.receive_bytes()
         if framing.request is not None:
             protocol.send_response(protocol.accept(framing.request))
-            framing.request = None  # its headers take memory for as long as the connection lives
+            framing.request.headers.clear()  # the package keeps the request for as long as the connection lives
         framing.update()
         await websocket.flush()
         if protocol.handshake_exc is not None:

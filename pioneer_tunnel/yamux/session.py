@@ -105,6 +105,40 @@ class Session:
     A method raises `LocalProtocolError` when the state of the session or stream does not allow the call.
     """
 
+    __slots__ = (
+        "_answered",
+        "_asked",
+        "_asked_at",
+        "_borrowers",
+        "_budget",
+        "_decoder",
+        "_events",
+        "_forgotten_unread",
+        "_held",
+        "_late_credit",
+        "_next_id",
+        "_next_ping",
+        "_outbox",
+        "_peer_ids",
+        "_peer_streams",
+        "_pinged_at",
+        "_pings",
+        "_receiving",
+        "_receiving_fin",
+        "_streams",
+        "_unaccepted",
+        "_unacknowledged",
+        "_unreported",
+        "going_away",
+        "limits",
+        "peer_going_away",
+        "round_trips",
+        "sending",
+        "taken",
+        "traffic",
+        "unread",
+    )
+
     def __init__(self, role: Role, limits: Limits | None = None, *, process_sending: SendBudget | None = None) -> None:
         self.limits: Final = limits or Limits()
         self.sending: Final = SendBudget(self.limits.unsent, process_sending)
@@ -134,7 +168,7 @@ class Session:
         self._unreported = 0
         self._unacknowledged = 0
         self._late_credit: OrderedDict[int, int] = OrderedDict()
-        self._pings: OrderedDict[int, tuple[float, bool]] = OrderedDict()
+        self._pings: dict[int, tuple[float, bool]] = {}
         self._next_ping = 0
         self._pinged_at = 0.0
         self._asked = False  # whether a small message was sent since the last look
@@ -501,7 +535,7 @@ class Session:
         self._next_ping = (self._next_ping + 1) & 0xFFFFFFFF
         self._pings[self._next_ping] = now, is_probe
         if len(self._pings) > 16:
-            self._pings.popitem(last=False)
+            del self._pings[next(iter(self._pings))]
         self._outbox.put_first(FrameType.PING, SYN, 0, self._next_ping)
 
     def go_away(self, code: GoAwayCode = GoAwayCode.NORMAL) -> None:

@@ -25,7 +25,6 @@ After the keep-alive timeout an idle connection is handed over as well, to be cl
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from typing import Final, final
 
@@ -35,6 +34,7 @@ from ..._http.head import BadRequest, RequestHead
 from ..._http.requests import LEAST_READ, Phase, Piece, RequestFollower, host_of
 from ..._http.responses import ResponseFollower, ResponseObserver, ResponsePhase
 from ..._net.fastpath.event_loop import Reactor
+from ..._net.fastpath.timers import Timer
 from ..._net.leg import Bytes, Leg, nothing
 from ...exchange.exchange import HandedOver
 from .turns import Turn
@@ -71,6 +71,33 @@ class FollowedLeg(Leg):
         handed_over: True when the exchange has left the connection open.
     """
 
+    __slots__ = (
+        "_answer_turn",
+        "_awaits_gateway",
+        "_awaits_visitor",
+        "_clock",
+        "_deadline",
+        "_end_sent",
+        "_failure",
+        "_finishing",
+        "_follower",
+        "_gateway_ended",
+        "_granted",
+        "_head_deadline",
+        "_head_timeout",
+        "_keep_alive_timeout",
+        "_last_activity",
+        "_leg",
+        "_ready",
+        "_responses",
+        "_silence",
+        "_turn",
+        "_unfollowed",
+        "_unpassed",
+        "_visitor_ended",
+        "handed_over",
+    )
+
     def __init__(
         self,
         leg: Leg,
@@ -93,7 +120,7 @@ class FollowedLeg(Leg):
         self._keep_alive_timeout = keep_alive_timeout
         reactor = Reactor.current()
         # From the visitor
-        self._ready: Final[deque[Piece]] = deque(self._follower.feed(received))
+        self._ready = self._follower.feed(received)
         self._turn: Final = turn
         self._granted = False
         self._unfollowed: bytes | None = leg.prefix or None  # was received, and waits for a turn
@@ -107,9 +134,9 @@ class FollowedLeg(Leg):
         self._clock: Final = reactor.turn
         # Of the visitor's next byte. It may come too early, since most deadlines are put off many times.
         self._deadline: Final = reactor.timer(self._on_deadline)
-        self._silence: Final = reactor.timer(self._on_silence)  # of the gateway's next byte
+        self._silence: Timer | None = None  # of the gateway's next byte, while that has a deadline
         # To the visitor
-        self._answer_turn: Final = turn.another()
+        self._answer_turn: Turn | None = None  # made for the first answer that takes much work
         self._unpassed: tuple[bytes, int] | None = None  # was sent, and waits for a turn
         self._gateway_ended = False
         self._end_sent = False
@@ -131,8 +158,8 @@ class FollowedLeg(Leg):
 
     def take_ready(self) -> list[Piece]:
         """Take what may be forwarded of the bytes that were received so far."""
-        # No `clear`: that makes a deque allocate a second block, which it keeps.
-        return [self._ready.popleft() for _ in range(len(self._ready))]
+        ready, self._ready = self._ready, []
+        return ready
 
     @property
     def tasks(self) -> Sequence[Callable[[], Awaitable[None]]]:
@@ -152,9 +179,10 @@ class FollowedLeg(Leg):
 
     def _forget(self) -> None:
         self._deadline.close()
-        self._silence.close()
+        self._end_silence()
         self._turn.leave()
-        self._answer_turn.leave()
+        if self._answer_turn is not None:
+            self._answer_turn.leave()
         self._leg.on_readable = self._leg.on_writable = nothing
 
     @property
@@ -193,11 +221,12 @@ class FollowedLeg(Leg):
             self._follow(data)
             if self._visitor_ended and not (self._ready or follower.is_over):
                 return b""
-        piece = self._ready.popleft()
+        piece = self._ready[0]
         if len(piece) > max_bytes:
             view = memoryview(piece)
-            self._ready.appendleft(view[max_bytes:])
-            piece = view[:max_bytes]
+            self._ready[0] = view[max_bytes:]
+            return view[:max_bytes]
+        del self._ready[0]
         return piece
 
     @property
@@ -212,9 +241,8 @@ class FollowedLeg(Leg):
         held_back = self._follower.phase is Phase.HELD and self._follower.holds and self._responses.awaits_upgrade
         self._awaits_gateway = held_back or self._responses.outstanding >= MAX_OUTSTANDING
         if not self._awaits_gateway:
-            if self._silence.deadline < math.inf:
-                self._silence.move(math.inf)
-        elif not self._follower.holds and self._silence.deadline == math.inf:
+            self._end_silence()
+        elif not self._follower.holds and self._silence is None:
             self._limit_silence()  # the response to an Upgrade has no deadline, like any response
         return self._awaits_gateway
 
@@ -225,7 +253,7 @@ class FollowedLeg(Leg):
         self._turn.spend(follower.work)
         awaits_response = self._responses.outstanding > 0
         if pieces:
-            self._ready.extend(pieces)
+            self._ready = pieces
             self._head_deadline = math.inf  # a head that had begun is whole
             if not awaits_response:  # which is activity when it comes
                 self._note_activity()
@@ -301,7 +329,7 @@ class FollowedLeg(Leg):
                 raise HandedOver
             return None  # the visitor still reads the last response
         self._raise_if_left()
-        if self._silence.deadline == math.inf:
+        if self._silence is None:
             self._limit_silence()
         over = self._responses.idle or self._gateway_ended or self._responses.phase in _WITHOUT_END
         self._finishing = self._awaits_gateway = not over
@@ -313,7 +341,14 @@ class FollowedLeg(Leg):
             raise trio.BrokenResourceError("the visitor has left before it was answered")
 
     def _limit_silence(self) -> None:
+        if self._silence is None:
+            self._silence = Reactor.current().timer(self._on_silence)
         self._silence.move(trio.current_time() + LAST_ANSWERS_TIMEOUT)
+
+    def _end_silence(self) -> None:
+        if self._silence is not None:
+            self._silence.close()
+            self._silence = None
 
     def _on_silence(self) -> None:
         self._failure = "the gateway sent nothing of a response for too long"
@@ -339,19 +374,20 @@ class FollowedLeg(Leg):
         """
         responses = self._responses
         while passed < len(data) and not responses.idle:
-            if not (granted or self._answer_turn.ask(self._on_answer_granted)):
+            turn = self._answer_turn = self._answer_turn or self._turn.another()
+            if not (granted or turn.ask(self._on_answer_granted)):
                 self._unpassed = data, passed
                 return False
             granted = False
             passed = responses.feed(data, passed)
-            self._answer_turn.spend(responses.work)
+            turn.spend(responses.work)
         self._unpassed = None
         piece = data if passed == len(data) else memoryview(data)[:passed]
         sent = self._leg.send(piece) if passed else self._leg.sent
         self._note_activity()
         if self._last_activity + self._keep_alive_timeout < self._deadline.deadline:
             self._limit_wait()
-        if self._silence.deadline < math.inf:
+        if self._silence is not None:
             self._limit_silence()
         if self._awaits_gateway:
             self.on_readable()

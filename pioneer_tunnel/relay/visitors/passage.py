@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Final, final
 
 from ..._http.head import RequestHead, error_response
@@ -17,7 +16,6 @@ from ...access_log.following import RequestLog, StreamLog
 from ...exchange.carrier import Carrier
 from ...exchange.pump import Pump
 from ..admission import Admission
-from ..connection import Connection
 from ..request_head import HEAD_TIMEOUT
 from .asking import Asker
 from .followed_leg import FollowedLeg
@@ -32,10 +30,41 @@ _BROKE_OFF: Final = "the gateway broke off before it answered"
 
 
 @final
+class _Apology:
+    """Makes the answer to a visitor whose gateway broke off before it answered, and counts it.
+
+    Args:
+        admission: counts it.
+        opened: the stream to the gateway.
+        log: of the access log, if there is one.
+        omit_body: whether the request was a HEAD.
+    """
+
+    __slots__ = ("_admission", "_log", "_omit_body", "_route", "_stream")
+
+    def __init__(self, admission: Admission, opened: Opened, log: RequestLog | None, *, omit_body: bool) -> None:
+        self._admission: Final = admission
+        self._route: Final = opened.route
+        self._stream: Final = opened.stream
+        self._log: Final = log
+        self._omit_body: Final = omit_body
+
+    def __call__(self) -> bytes:
+        timed_out = self._stream.timed_out
+        status, why = (504, TAKES_NO_VISITORS) if timed_out else (502, _BROKE_OFF)
+        reason = "gateway_timeout" if timed_out else "gateway_broke_off"
+        self._admission.counts.refused(reason, self._route.entry.id)
+        if self._log is not None:
+            self._log.apology = status
+        return error_response(status, why, omit_body=self._omit_body)
+
+
+@final
 class Passage:
     """A visit to a tunnel: one stream to its gateway.
 
     Args:
+        passages: carries it.
         visit: whose connection it is.
         opened: the stream.
         pump: moves the bytes.
@@ -44,10 +73,11 @@ class Passage:
         log: of the access log, if there is one.
     """
 
-    __slots__ = ("counter", "followed", "log", "pump", "route", "source", "visit")
+    __slots__ = ("_passages", "counter", "followed", "log", "pump", "route", "source", "visit")
 
     def __init__(
         self,
+        passages: Passages,
         visit: Visit,
         opened: Opened,
         pump: Pump,
@@ -56,6 +86,7 @@ class Passage:
         source: str | None = None,
         log: RequestLog | StreamLog | None = None,
     ) -> None:
+        self._passages: Final = passages
         self.log: Final = log
         self.visit: Final = visit
         self.route: Final = opened.route
@@ -64,6 +95,10 @@ class Passage:
         self.followed: Final = followed
         self.source: Final = source
         self.counter.begin()
+
+    def after_carried(self) -> None:
+        """The carrier has carried it to its end."""
+        self._passages.after_carried(self)
 
 
 @final
@@ -133,24 +168,16 @@ class Passages:
         preface = b"".join([proxy_header, first, *followed.take_ready()])
         counter.from_visitors.total += len(preface) - len(proxy_header)
 
-        def apology() -> bytes:
-            status, why = (504, TAKES_NO_VISITORS) if stream.timed_out else (502, _BROKE_OFF)
-            reason = "gateway_timeout" if stream.timed_out else "gateway_broke_off"
-            self._admission.counts.refused(reason, route.entry.id)
-            if log is not None:
-                log.apology = status
-            return error_response(status, why, omit_body=head.omit_body)
-
         pump = Pump(
             stream,
             asker.visit.stream,
             second_leg=followed,
             preface=preface,
-            apology=apology,
+            apology=_Apology(self._admission, opened, log, omit_body=head.omit_body),
             forth=counter.to_visitors,
             back=counter.from_visitors,
         )
-        return Passage(visit, opened, pump, followed=followed, source=asker.source, log=log)
+        return Passage(self, visit, opened, pump, followed=followed, source=asker.source, log=log)
 
     def of_stream(self, visit: Visit, opened: Opened, received: bytes = b"", *, apology: bytes = b"") -> Passage:
         """A passage for bytes that are not followed, of which `received` has come already.
@@ -166,7 +193,7 @@ class Passages:
             forth, back = log.to_visitor, log.from_visitor
         back.total += len(received)
         pump = Pump(stream, visit.stream, preface=proxy_header + received, apology=apology, forth=forth, back=back)
-        return Passage(visit, opened, pump, log=log)
+        return Passage(self, visit, opened, pump, log=log)
 
     def begin(self, passage: Passage) -> None:
         """Carry a passage of a visit that has a connection: without a task, if possible."""
@@ -194,10 +221,13 @@ class Passages:
         if carrier is None or connection is None or not carrier.takes(passage.pump):
             return False
         connection.release()
-        carrier.carry(passage.pump, partial(self._after_carried, passage, connection))
+        carrier.carry(passage.pump, passage.after_carried)
         return True
 
-    def _after_carried(self, passage: Passage, connection: Connection) -> None:
+    def after_carried(self, passage: Passage) -> None:
+        """Go on after the carrier has carried a passage to its end. For `Passage`."""
+        connection = passage.visit.connection
+        assert connection is not None
         self._end(passage)
         if passage.followed is not None and passage.followed.handed_over:
             connection.start(self._go_on, passage.visit, passage.followed)
