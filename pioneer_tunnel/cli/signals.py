@@ -12,7 +12,7 @@ import trio
 
 from .._model.exception_groups import lone_error_bare
 from .._model.log_fields import about
-from .memory import give_back_freed_memory, keep_freed_memory
+from .._net.freed_memory import manage_freed_memory
 
 __all__ = ["received", "run_until_stopped"]
 
@@ -41,13 +41,12 @@ def run_until_stopped(serve: Callable[[], Awaitable[object]], stop: Callable[[],
     async def until_stopped() -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(give_back_freed_memory)
+                nursery.start_soon(manage_freed_memory)
                 with trio.CancelScope() as serving:
                     nursery.start_soon(_stop_on, signals, stop, serving, nursery)
                     await serve()
                 nursery.cancel_scope.cancel()
 
-    keep_freed_memory()
     with lone_error_bare():
         trio.run(until_stopped)
 

@@ -21,6 +21,7 @@ import trio
 from ..._model.errors import TunnelError
 from ..._model.exception_groups import lone_error_bare
 from ..._model.log_fields import about
+from ..._net.freed_memory import manage_freed_memory
 from ..._version import __version__
 from ...websocket import EngineName
 from ..inherited import Inherited
@@ -112,6 +113,7 @@ class Worker:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._carry)
             nursery.start_soon(self._leave_on_signal)
+            nursery.start_soon(manage_freed_memory)
             with self._serving:
                 await self._asked.wait()  # no deadline: the parent has one
                 if self._setup is not None:

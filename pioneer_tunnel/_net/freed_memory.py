@@ -1,17 +1,20 @@
-"""How the memory of a process that carries bulk data is allocated, and when it goes back to the system."""
+"""What becomes of the memory that a process which carries bulk data has freed."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+import time
 from typing import Final
 
 import trio
 
-__all__ = ["give_back_freed_memory", "keep_freed_memory"]
+__all__ = ["keep_freed_memory", "manage_freed_memory"]
 
 _LARGE: Final = 8 * 1024 * 1024
 _INTERVAL: Final = 60.0
+_QUIET: Final = 0.02
+"""Of an interval, the processor time of a quiet process at most."""
 
 
 def keep_freed_memory() -> None:
@@ -25,14 +28,20 @@ def keep_freed_memory() -> None:
     bytes(_LARGE)
 
 
-async def give_back_freed_memory() -> None:
-    """Return once a minute to the system what is free. Runs until cancelled.
+async def manage_freed_memory() -> None:
+    """Keep freed memory while there is much to do, and return all of it after a quiet minute. Runs until cancelled.
 
     By itself glibc returns memory at the end of its heap alone, and one small object there holds all that is free
-    before it. So a process stayed as large as its largest burst. To return memory takes about 0.4 ms for each MiB, and
-    nothing else runs meanwhile. Returns at once where the allocator is another one.
+    before it. So a process would stay as large as its largest burst. To return memory takes about 0.4 ms for each MiB,
+    and nothing else runs meanwhile. Other allocators are left alone.
     """
+    keep_freed_memory()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    was_quiet, used = False, time.process_time()
     while trim is not None:
         await trio.sleep(_INTERVAL)
-        trim(0)
+        before, used = used, time.process_time()
+        is_quiet = used - before < _QUIET * _INTERVAL
+        if is_quiet and not was_quiet:
+            trim(0)
+        was_quiet = is_quiet
