@@ -17,7 +17,7 @@ __all__ = ["MEMORY_GROUPS", "PROCESSES", "SPEED_GROUPS", "Contestant", "Open", "
 
 PROCESSES: Final = ("relay", "gateway")
 MEMORY_GROUPS: Final = ("idle", "stalled", "streams")
-"""What is measured once, since it repeats, with new processes, and in this order."""
+"""What is measured once, since it repeats."""
 SPEED_GROUPS: Final = ("throughput", "latency", "connections", "http", "busy", "reconnect")
 """What is measured in each round, in this order: some tunnels still have much to carry after `busy`, and
 `reconnect` ends a process."""
