@@ -19,7 +19,7 @@ from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, Reactor
 from pioneer_tunnel._net.tcp import TcpStream
 from pioneer_tunnel._net.turn import Turn
 from pioneer_tunnel.yamux import Role, YamuxConnection, YamuxStream
-from pioneer_tunnel.yamux.connection import ACKNOWLEDGE_WITHIN, MOST_HELD_BACK, WAKES_PER_TURN
+from pioneer_tunnel.yamux.driver import ACKNOWLEDGE_WITHIN, MOST_HELD_BACK, WAKES_PER_TURN
 from pioneer_tunnel.yamux.frames import ACK, FIN, SYN
 
 pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="this system has no epoll")
