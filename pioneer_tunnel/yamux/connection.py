@@ -26,7 +26,7 @@ from .._model.exception_groups import leaves
 from .._model.session_limits import Limits
 from .._model.stats import SessionStats
 from .._net.delivery import LONGEST_PAUSE, Movement
-from .._net.fastpath.event_loop import Reactor
+from .._net.fastpath.stay import Stay
 from .._net.link import Link
 from .driver import Driver
 from .flow import SendBudget
@@ -282,7 +282,7 @@ class YamuxConnection:
         if self._on_first_bytes is not None:
             driver.keep(await link.receive())
             await self._on_first_bytes()
-        with Reactor.current().stay() as stay:
+        with Stay() as stay:
             if driver.watch(stay):
                 try:
                     await stay.wait()

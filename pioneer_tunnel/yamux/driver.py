@@ -21,7 +21,7 @@ import trio
 
 from .._model.errors import RemoteProtocolError, fresh_copy
 from .._model.log_fields import about
-from .._net.fastpath.event_loop import Stay
+from .._net.fastpath.stay import Stay
 from .._net.fastpath.timers import Timer
 from .._net.link import Link
 from .._net.log_limiter import LogLimiter
