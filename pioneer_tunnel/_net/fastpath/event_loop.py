@@ -64,8 +64,8 @@ class Reactor:
         turn: the turns that callbacks run in.
         pipes: the pipes for splicing.
         ready: what was queued and has not run.
-        descriptor: of the epoll, while there is one.
-        on_queued: called when something was queued.
+        descriptor: of the epoll; -1 while there is none.
+        on_queued: called when something was queued that `take_turns` does not see.
         on_earlier_deadline: called when `next_deadline` is earlier than before.
     """
 
@@ -78,6 +78,7 @@ class Reactor:
         self.on_earlier_deadline: Callable[[float], object] = _nothing
         self._watched: Final[dict[int, Callable[[int], None]]] = {}
         self._timers: Final = Timers(self._on_earlier_deadline)
+        self._takes_turns = False
         self._epoll: select.epoll | None = None  # exists while there are stays, if the system has it
 
     @staticmethod
@@ -131,7 +132,8 @@ class Reactor:
         once, however often it was asked for.
         """
         self.ready[turn] = None
-        self.on_queued()
+        if not self._takes_turns:
+            self.on_queued()
 
     def timer(self, call: Callable[[], object]) -> Timer:
         """A timer that calls `call`. It works while there are stays."""
@@ -152,7 +154,7 @@ class Reactor:
         if self._epoll is not None:
             trio.lowlevel.notify_closing(self.descriptor)
             self._epoll.close()
-            self._epoll = None
+            self._epoll, self.descriptor = None, -1
 
     @property
     def next_deadline(self) -> float:
@@ -177,7 +179,7 @@ class Reactor:
                 break
             now = trio.current_time()
             until = until or now + _TURN_SECONDS
-            turn.running, turn.started = True, now
+            turn.running, turn.started, self._takes_turns = True, now, True
             for descriptor, flags in events:
                 on_events = self._watched.get(descriptor)
                 if on_events is not None:  # otherwise an earlier callback unwatched it
@@ -191,6 +193,7 @@ class Reactor:
                 turn.end()
             except Exception as error:  # noqa: BLE001  # as above
                 _log_failure(error)
+            self._takes_turns = False
             if left <= 0 or now > until:
                 break
 

@@ -149,7 +149,7 @@ class _Stays:
             while not stay.over:
                 if reactor.ready:
                     await trio.lowlevel.checkpoint()
-                elif not reactor.has_epoll:
+                elif reactor.descriptor < 0:
                     await stay.sleep()
                 else:
                     self._waiting = True
