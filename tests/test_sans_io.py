@@ -14,6 +14,7 @@ from source_imports import PACKAGE, file_of, imports, module_of
 TRIO_SIDE: Final = {
     "yamux/__init__.py",
     "yamux/connection.py",
+    "yamux/driver.py",
     "yamux/stream.py",
     "yamux/stream_leg.py",
     "_model/exception_groups.py",

@@ -11,6 +11,8 @@ from typing import Final, TypeVar, final
 
 import trio
 
+from .interrupts import uninterrupted
+
 __all__ = ["Turn"]
 
 _T = TypeVar("_T")
@@ -50,11 +52,11 @@ class Turn:
             self.started = trio.current_time()
         return self.started
 
-    @trio.lowlevel.enable_ki_protection
     def run(self, call: Callable[[], _T]) -> _T:
         """Call `call` in a turn: in the one that runs, or in a new one."""
-        if self.running:
-            return call()
+        return call() if self.running else uninterrupted(self._run, call)
+
+    def _run(self, call: Callable[[], _T]) -> _T:
         self.running = True
         try:
             return call()

@@ -9,6 +9,7 @@ from typing import Final, NoReturn, Protocol, final
 import trio
 
 from .._net.fastpath.event_loop import Reactor
+from .._net.fastpath.stay import Stay
 from .pump import Pump
 
 __all__ = ["Carrier", "Stoppable"]
@@ -61,7 +62,7 @@ class Carrier:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Own exchanges until cancelled. Then both streams of each are reset, and nothing is left behind."""
-        with Reactor.current().stay() as stay:
+        with Stay() as stay:
             self._reactor = stay.reactor
             async with trio.open_nursery() as nursery:
                 self._endings, self._context = nursery, copy_context()

@@ -15,6 +15,7 @@ import trio
 from .._model.counters import UNCOUNTED, Amount
 from .._net.closing import abandon, close_after_answer
 from .._net.fastpath.event_loop import Reactor
+from .._net.fastpath.stay import Stay
 from .._net.leg import Leg
 from .._net.streams import ByteStream
 from .exchange import Ending, Exchange, HandedOver
@@ -110,7 +111,7 @@ class Pump:
         """See `pump`."""
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
-            with Reactor.current().stay() as stay:
+            with Stay() as stay:
                 tasks = self.prepare()
                 self.begin(stay.end, stay.reactor)
                 try:

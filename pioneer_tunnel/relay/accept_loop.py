@@ -20,7 +20,7 @@ import trio
 from .._model.addresses import Address
 from .._model.log_fields import about
 from .._net.adopted import Watched, watch
-from .._net.fastpath.event_loop import Reactor, Stay
+from .._net.fastpath.stay import Stay
 from .._net.log_limiter import LogLimiter
 from .._net.socket_options import descriptor_of, keep_alive, limit_unsent, send_at_once
 from .._net.tcp import TcpStream
@@ -129,7 +129,7 @@ class _Acceptor:
     async def serve(self) -> NoReturn:
         """Accept until cancelled, then close the listener."""
         async with self._listener:
-            with Reactor.current().stay() as stay:
+            with Stay() as stay:
                 if stay.reactor.has_epoll and isinstance(self._listener, trio.SocketListener):
                     await self._serve_by_events(stay)
             while True:

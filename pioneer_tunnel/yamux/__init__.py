@@ -1,7 +1,7 @@
 """yamux: many streams over one link of bytes.
 
-`connection` and `stream` use Trio. All other modules are the protocol, without I/O and without Trio. Nothing here knows
-about WebSockets, relays or visitors.
+`connection`, `driver`, `stream` and `stream_leg` use Trio. All other modules are the protocol, without I/O and without
+Trio. Nothing here knows about WebSockets, relays or visitors.
 """
 
 from __future__ import annotations

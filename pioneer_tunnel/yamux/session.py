@@ -1,6 +1,6 @@
 """A yamux session without I/O.
 
-Theory of operation. The driver (`connection`) calls three methods:
+Theory of operation. The `driver` calls three methods:
 
     session.receive_data(data, now)       process bytes from the peer
     session.events()                      the events for streams that have happened since the last call

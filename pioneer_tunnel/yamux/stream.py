@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 import trio
 
@@ -17,34 +17,15 @@ from .._model.counters import StreamCounter
 from .._net.fastpath.event_loop import Reactor
 from .._net.leg import Bytes
 from .._net.streams import ByteStream, OneAtATime
-from .._net.turn import Turn
-from .session import Session
 from .stream_leg import StreamLeg
 from .stream_state import Stream
+
+if TYPE_CHECKING:
+    from .driver import Driver
 
 __all__ = ["YamuxStream"]
 
 READ_SIZE: Final = 256 * 1024
-
-
-class Connection(Protocol):
-    """What a stream needs of its connection."""
-
-    @property
-    def session(self) -> Session: ...
-
-    @property
-    def failure(self) -> Exception | None: ...
-
-    @property
-    def turn(self) -> Turn: ...
-
-    @property
-    def watchers(self) -> set[Stream]: ...
-
-    def wake_writer(self) -> None: ...
-
-    def acknowledge(self, stream: Stream) -> None: ...
 
 
 @final
@@ -77,11 +58,11 @@ class YamuxStream(ByteStream):
     One task may send and one may receive at a time. A second one gets `trio.BusyResourceError`.
     """
 
-    __slots__ = ("_closed", "_connection", "_session", "_stream", "_use")
+    __slots__ = ("_closed", "_driver", "_session", "_stream", "_use")
 
-    def __init__(self, connection: Connection, stream: Stream) -> None:
-        self._connection: Final = connection
-        self._session: Final = connection.session
+    def __init__(self, driver: Driver, stream: Stream) -> None:
+        self._driver: Final = driver
+        self._session: Final = driver.session
         self._stream: Final = stream
         self._closed = False
         # Made when a task first uses the stream. Most are used by a leg.
@@ -97,7 +78,7 @@ class YamuxStream(ByteStream):
     @property
     def usable(self) -> bool:
         """False once the stream was closed, was reset by either end, or lost its connection."""
-        return not (self._closed or self._stream.was_reset or self._connection.failure)
+        return not (self._closed or self._stream.was_reset or self._driver.failure)
 
     def count_as(self, counter: StreamCounter) -> None:
         """Count this visitor's stream, unless it has ended already, and the bytes that pass from now on."""
@@ -110,7 +91,7 @@ class YamuxStream(ByteStream):
 
     def acknowledge(self) -> None:
         """Accept a stream that the peer opened. One that is not accepted within 30 seconds is reset."""
-        self._connection.acknowledge(self._stream)
+        self._driver.acknowledge(self._stream)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Wait for data and return at most `max_bytes` of it (default 256 KiB); b"" after the peer's FIN.
@@ -147,9 +128,9 @@ class YamuxStream(ByteStream):
     def _receive_nowait(self, max_bytes: int) -> bytes | None:
         stream = self._stream
         if not self._closed:
-            data = self._session.read(stream, max_bytes, self._connection.turn.now())
+            data = self._session.read(stream, max_bytes, self._driver.turn.now())
             if data:
-                self._connection.wake_writer()
+                self._driver.wake_writer()
                 return data
         return self.receive_end()
 
@@ -166,7 +147,7 @@ class YamuxStream(ByteStream):
         """Queue `data`, however much waits already."""
         self._raise_if_not_sendable()
         self._session.send(self._stream, data)
-        self._connection.wake_writer()
+        self._driver.wake_writer()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Queue `data`, and wait until at most 64 KiB of this stream are queued, or fewer when memory is short.
@@ -227,14 +208,14 @@ class YamuxStream(ByteStream):
         if self._stream.may_send:
             self._raise_if_broken()
             self._session.send_fin(self._stream)
-            self._connection.wake_writer()
+            self._driver.wake_writer()
 
     def close_soon(self) -> None:
         """Do what `aclose` does, and return at once."""
         if not self._closed:
             self._closed = True
-            self._session.close(self._stream, self._connection.turn.now())
-            self._connection.wake_writer()
+            self._session.close(self._stream, self._driver.turn.now())
+            self._driver.wake_writer()
             self._wake()
             self._need_no_events()
 
@@ -254,8 +235,8 @@ class YamuxStream(ByteStream):
         try:
             await trio.lowlevel.checkpoint()
             self._session.close(stream, trio.current_time())
-            self._connection.wake_writer()
-            while not stream.flushed and self._connection.failure is None:
+            self._driver.wake_writer()
+            while not stream.flushed and self._driver.failure is None:
                 await self._wait_writable()
         except trio.Cancelled:
             self._abandon()
@@ -266,7 +247,7 @@ class YamuxStream(ByteStream):
     async def wait_broken(self) -> bool:
         """Wait until the peer resets the stream, or the connection is gone; False when it was closed here."""
         # The session forgets a stream whose both halves have ended, so register with the connection.
-        self._connection.watchers.add(self._stream)
+        self._driver.watchers.add(self._stream)
         use = self._tasks
         try:
             while self.usable:
@@ -274,7 +255,7 @@ class YamuxStream(ByteStream):
                 await use.break_watchers.park()
         finally:
             if not use.break_watchers:
-                self._connection.watchers.discard(self._stream)
+                self._driver.watchers.discard(self._stream)
         return not self._closed
 
     async def wait_flushed(self) -> None:
@@ -303,7 +284,7 @@ class YamuxStream(ByteStream):
 
     def _abandon(self) -> None:
         self._session.reset(self._stream)
-        self._connection.wake_writer()
+        self._driver.wake_writer()
 
     async def _wait_writable(self) -> None:
         self._stream.writer_waits = True
@@ -323,7 +304,7 @@ class YamuxStream(ByteStream):
     def _raise_if_broken(self) -> None:
         if self._stream.was_reset:
             raise trio.BrokenResourceError("the stream was reset")
-        failure = self._connection.failure
+        failure = self._driver.failure
         if failure is not None:
             raise trio.BrokenResourceError(f"the stream's connection is gone: {failure}") from failure
 
@@ -355,18 +336,18 @@ class YamuxStream(ByteStream):
     # For its leg
 
     def leg(self) -> StreamLeg:
-        return StreamLeg(self, self._stream, self._connection)
+        return StreamLeg(self, self._stream, self._driver)
 
     def attach(self, leg: StreamLeg | _Watch) -> None:
         """Call `leg` back from now on, and wake no tasks."""
         self._stream.owner = leg
-        self._connection.watchers.add(self._stream)
+        self._driver.watchers.add(self._stream)
 
     def detach(self) -> None:
         """Wake tasks as before."""
         stream = self._stream
         stream.writer_waits = False
-        self._connection.watchers.discard(stream)
+        self._driver.watchers.discard(stream)
         if stream.owner is not None:
             stream.owner = self
 

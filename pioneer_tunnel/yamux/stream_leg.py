@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final, final
 from .._net.leg import LARGEST_READ, Bytes, Leg
 
 if TYPE_CHECKING:
-    from .stream import Connection, YamuxStream
+    from .driver import Driver
+    from .stream import YamuxStream
     from .stream_state import Stream
 
 __all__ = ["StreamLeg"]
@@ -17,14 +18,14 @@ __all__ = ["StreamLeg"]
 class StreamLeg(Leg):
     """A stream in an exchange. The session queues what is sent, so `close` takes no time."""
 
-    __slots__ = ("_connection", "_session", "_state", "_stream")
+    __slots__ = ("_driver", "_session", "_state", "_stream")
 
     smallest_read = LARGEST_READ  # a read returns what has come, and allocates no more
 
-    def __init__(self, stream: YamuxStream, state: Stream, connection: Connection) -> None:
+    def __init__(self, stream: YamuxStream, state: Stream, driver: Driver) -> None:
         super().__init__()
-        self._connection: Final = connection
-        self._session: Final = connection.session
+        self._driver: Final = driver
+        self._session: Final = driver.session
         self._stream: Final = stream
         self._state: Final = state
 
@@ -35,14 +36,14 @@ class StreamLeg(Leg):
         self._stream.detach()
 
     def receive(self, max_bytes: int) -> bytes | None:
-        state, connection = self._state, self._connection
+        state, driver = self._state, self._driver
         if state.lent:
             state.lend(0)
         if state.receive_queue:
-            now = connection.turn.started
-            data = self._session.read(state, max_bytes, connection.turn.now() if now is None else now, lend=False)
+            now = driver.turn.started
+            data = self._session.read(state, max_bytes, driver.turn.now() if now is None else now, lend=False)
             if state.control_queued:  # it grants credit
-                connection.wake_writer()
+                driver.wake_writer()
             return data
         return self._stream.receive_end()
 
@@ -50,11 +51,11 @@ class StreamLeg(Leg):
     def drained(self) -> bool:
         # Once the peer's FIN, its reset or the end of the connection has come, no event announces it again.
         state = self._state
-        return not state.receive_queue and state.may_receive and self._connection.failure is None
+        return not state.receive_queue and state.may_receive and self._driver.failure is None
 
     def send(self, data: Bytes) -> bool:
         if self._session.send_early(self._state, data):
-            self._connection.wake_writer()
+            self._driver.wake_writer()
         else:
             self._stream.put(data)
         return True
@@ -74,7 +75,7 @@ class StreamLeg(Leg):
 
     def send_eof(self) -> None:
         if self._session.send_fin_early(self._state):
-            self._connection.wake_writer()
+            self._driver.wake_writer()
         else:
             self._stream.put_eof()
 

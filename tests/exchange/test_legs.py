@@ -15,9 +15,10 @@ from rig import in_background, no_hang, tcp_pair
 from yamux_rig import KIB, data, one, pipe, two, update
 
 from pioneer_tunnel._net.adopted import adopt
-from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, Reactor
+from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH
 from pioneer_tunnel._net.fastpath.pipe_pool import CAN_PIPE, Pipes
 from pioneer_tunnel._net.fastpath.socket_leg import SocketLeg
+from pioneer_tunnel._net.fastpath.stay import Stay
 from pioneer_tunnel._net.leg import Bytes, Leg
 from pioneer_tunnel._net.tcp import TcpStream
 from pioneer_tunnel.exchange.exchange import Ending, Exchange
@@ -165,7 +166,7 @@ async def test_an_end_after_a_send_that_timed_out_is_none(as_leg: bool, monkeypa
     async with stream, theirs:
         await theirs.send_all(b"half")
         await theirs.send_eof()  # what the kernel says then
-        with monkeypatch.context() as patch, Reactor.current().stay():
+        with monkeypatch.context() as patch, Stay():
             leg = SocketLeg(stream.lowest_socket)
             patch.setattr(os, "write", unreachable.write)
             patch.setattr(os, "writev", unreachable.writev)
@@ -192,7 +193,7 @@ async def test_a_leg_is_broken_when_a_send_has_got_the_only_report_of_the_loss()
     stream = TcpStream(ours.socket)
     async with stream:
         await theirs.send_all(b"half")
-        with Reactor.current().stay():
+        with Stay():
             leg = SocketLeg(stream.lowest_socket)
             leg.attach()
             await theirs.aclose()
@@ -222,7 +223,7 @@ async def test_a_pipe_for_which_the_socket_takes_nothing_is_given_back(monkeypat
         return splice(source, sink, *arguments, **options)
 
     async with one_stream, other_stream, theirs, visitor:
-        with Reactor.current().stay():
+        with Stay():
             source, sink = SocketLeg(one_stream.lowest_socket), SocketLeg(other_stream.lowest_socket)
             source.attach()
             sink.attach()

@@ -16,7 +16,7 @@ from rig import no_hang, nothing_left_behind, read_all, read_exactly, seeds, tcp
 from test_exchange_model import Talker
 
 from pioneer_tunnel._net.closing import abandon
-from pioneer_tunnel._net.fastpath.event_loop import Reactor
+from pioneer_tunnel._net.fastpath.stay import Stay
 from pioneer_tunnel._net.leg import Bytes
 from pioneer_tunnel._net.prefixed_stream import PrefixedStream
 from pioneer_tunnel._net.streams import ByteStream
@@ -188,7 +188,7 @@ async def test_a_watched_stream_loses_nothing(seed: int, buffers: int | None) ->
                 heard.extend(piece)
 
         async with client, server:
-            with Reactor.current().stay() as stay:
+            with Stay() as stay:
                 async with trio.open_nursery() as nursery:
                     assert isinstance(server, TlsStream)
                     nursery.start_soon(stay.wait)

@@ -12,7 +12,8 @@ import trio
 import trio.testing
 from rig import eventually, nothing_left_behind
 
-from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, Reactor, Stay
+from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, Reactor
+from pioneer_tunnel._net.fastpath.stay import Stay
 from pioneer_tunnel._net.turn import Turn
 
 pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="this system has no epoll")
@@ -28,7 +29,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 async def test_news_are_told_by_their_edge_for_as_long_as_one_stays() -> None:
     told: list[int] = []
-    with nothing_left_behind(), pair() as (ours, theirs), Reactor.current().stay() as stay:
+    with nothing_left_behind(), pair() as (ours, theirs), Stay() as stay:
         async with trio.open_nursery() as nursery:
             stay.reactor.watch(ours.fileno(), told.append)
             nursery.start_soon(stay.wait)
@@ -60,7 +61,7 @@ async def test_whoever_leaves_the_others_are_told_of_their_news(leaves: str, fir
     with pair() as (ours, theirs):
 
         async def watch(name: str, *, task_status: trio.TaskStatus[tuple[Stay, trio.CancelScope]]) -> None:
-            with trio.CancelScope() as scope, reactor.stay() as stay:
+            with trio.CancelScope() as scope, Stay() as stay:
                 if name == "watching":
                     reactor.watch(ours.fileno(), lambda events: told.append(name))
                 task_status.started((stay, scope))
@@ -98,7 +99,7 @@ async def test_turns_are_taken_in_order_and_let_other_tasks_run() -> None:
             reactor.queue(lambda: turn(name, left - 1))
         return 1024 * 1024  # as much as fits between two checkpoints
 
-    with reactor.stay() as stay:
+    with Stay() as stay:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stay.wait)
             await trio.testing.wait_all_tasks_blocked()
@@ -120,7 +121,7 @@ async def test_the_lead_is_handed_over_although_the_one_who_had_it_stays_on() ->
     """Everything in the run stood still while a session that had ended waited for its other tasks."""
     told: list[int] = []
     reactor = Reactor.current()
-    with pair() as (ours, theirs), reactor.stay() as first, reactor.stay() as second:
+    with pair() as (ours, theirs), Stay() as first, Stay() as second:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as leading:
@@ -143,7 +144,7 @@ async def test_what_fails_is_logged_and_the_others_go_on(caplog: pytest.LogCaptu
         raise ZeroDivisionError("a bug")
 
     reactor = Reactor.current()
-    with pair() as (bad, bad_peer), pair() as (good, good_peer), reactor.stay() as stay:
+    with pair() as (bad, bad_peer), pair() as (good, good_peer), Stay() as stay:
         async with trio.open_nursery() as nursery:
             reactor.watch(bad.fileno(), fail)  # type: ignore[arg-type]  # it fails
             reactor.watch(good.fileno(), told.append)
@@ -171,7 +172,7 @@ async def test_a_turn_that_queues_itself_lets_other_tasks_run_also_if_it_moved_n
         return 0
 
     seen = set()
-    with reactor.stay() as stay:
+    with Stay() as stay:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stay.wait)
             await trio.testing.wait_all_tasks_blocked()
@@ -197,7 +198,7 @@ async def test_a_turn_that_is_queued_again_and_again_runs_once() -> None:
 
     reactor = Reactor.current()
     busy, other = Connection("busy"), Connection("other")
-    with reactor.stay() as stay:
+    with Stay() as stay:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stay.wait)
             await trio.testing.wait_all_tasks_blocked()
@@ -217,7 +218,7 @@ async def test_what_fails_at_the_end_of_a_turn_is_logged_and_the_turn_ends(caplo
         return 0
 
     reactor, turn = Reactor.current(), Turn.current()
-    with reactor.stay() as stay:
+    with Stay() as stay:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stay.wait)
             await trio.testing.wait_all_tasks_blocked()

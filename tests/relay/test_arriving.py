@@ -12,6 +12,7 @@ import attrs
 import pytest
 import trio
 import trio.testing
+from compiled import in_python
 from rig import eventually, living_tasks, no_hang, nothing_left_behind, read_all, request, tcp_pair
 
 from pioneer_tunnel._http.head import RequestHead
@@ -22,6 +23,7 @@ from pioneer_tunnel.exchange.carrier import Carrier
 from pioneer_tunnel.relay import RelayLimits
 from pioneer_tunnel.relay.admission import Admission
 from pioneer_tunnel.relay.connection import Connection, log_unforeseen
+from pioneer_tunnel.relay.request_head import refuse
 from pioneer_tunnel.relay.visitors.arriving import Arriving
 
 pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="this system has no event loop for it")
@@ -77,7 +79,13 @@ async def arriving(*, received: bytes = b"", sent: bytes = b"", passes_from: byt
             leg = connection.stream.leg()
             assert leg is not None
             rig.arriving = Arriving(
-                connection, leg, carrier, on_head=rig.on_head, in_task=rig.in_task.append, passes=rig.passes
+                connection,
+                leg,
+                carrier,
+                on_head=rig.on_head,
+                in_task=rig.in_task.append,
+                passes=rig.passes,
+                answer=lambda connection, refusal: refuse(connection.stream, refusal),
             )
             rig.arriving.begin(received)
             assert living_tasks() == rig.tasks
@@ -134,6 +142,7 @@ async def test_one_that_is_passed_on_is_counted_no_more(when: str) -> None:
         assert not rig.heads
 
 
+@in_python
 async def test_without_memory_for_an_event_a_task_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Reactor, descriptor: int, on_events: object) -> None:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")

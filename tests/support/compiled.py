@@ -10,4 +10,4 @@ from pioneer_tunnel._compiled import COMPILED
 
 __all__ = ["in_python"]
 
-in_python: Final = pytest.mark.skipif(COMPILED, reason="a class of Python cannot inherit from a compiled one")
+in_python: Final = pytest.mark.skipif(COMPILED, reason="Python can neither inherit from a compiled class nor patch it")

@@ -12,7 +12,7 @@ from rig import carried, no_hang, read_all, read_exactly, read_until, request, t
 
 from pioneer_tunnel._http.forwarded import HeaderRules
 from pioneer_tunnel._net.adopted import adopt
-from pioneer_tunnel._net.fastpath.event_loop import Reactor
+from pioneer_tunnel._net.fastpath.stay import Stay
 from pioneer_tunnel._net.leg import LARGEST_READ, Bytes, Leg
 from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel.exchange.pump import pump
@@ -122,7 +122,7 @@ async def test_much_work_is_done_in_turns() -> None:
     leg = RewritingLeg(SilentLeg(CHUNKED + chunks), RULES)
     expected = changed("Transfer-Encoding: chunked") + chunks
     passed = b""
-    with Reactor.current().stay() as stay, no_hang():
+    with Stay() as stay, no_hang():
         for _ in range(10):
             before = len(passed)
             while piece := leg.receive(LARGEST_READ):

@@ -13,7 +13,8 @@ from rig import no_hang, tcp_pair
 from yamux_rig import cut
 
 from pioneer_tunnel._model.addresses import RelayAddress
-from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, Reactor
+from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH
+from pioneer_tunnel._net.fastpath.stay import Stay
 from pioneer_tunnel.websocket import MAX_BINARY, Opening, load_engine
 from pioneer_tunnel.websocket.binary_frames import BinaryFrames, encode
 from pioneer_tunnel.websocket.frame_meter import FRAMES_PER_TURN
@@ -140,7 +141,7 @@ async def test_a_flood_of_control_frames_leaves_others_their_turn() -> None:
 
         async with load_engine("websockets").accept(theirs, opening) as websocket:
             received: list[object] = []
-            with Reactor.current().stay() as stay, no_hang():
+            with Stay() as stay, no_hang():
                 assert websocket.watch(lambda: received.append(websocket.receive_nowait()))
                 nursery.start_soon(stay.wait)
                 while len(received) < count / FRAMES_PER_TURN:

@@ -15,11 +15,12 @@ from rig import eventually, no_hang, tcp_pair
 from yamux_rig import DATA, GO_AWAY, WINDOW_UPDATE, go_away, parse, ping, update
 
 from pioneer_tunnel._model.errors import RemoteProtocolError
-from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, Reactor
+from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH
+from pioneer_tunnel._net.fastpath.stay import Stay
 from pioneer_tunnel._net.tcp import TcpStream
 from pioneer_tunnel._net.turn import Turn
 from pioneer_tunnel.yamux import Role, YamuxConnection, YamuxStream
-from pioneer_tunnel.yamux.connection import ACKNOWLEDGE_WITHIN, MOST_HELD_BACK, WAKES_PER_TURN
+from pioneer_tunnel.yamux.driver import ACKNOWLEDGE_WITHIN, MOST_HELD_BACK, WAKES_PER_TURN
 from pioneer_tunnel.yamux.frames import ACK, FIN, SYN
 
 pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="this system has no epoll")
@@ -67,7 +68,7 @@ async def accepting(count: int) -> AsyncIterator[tuple[CallbackLink, list[YamuxS
     """A link by which so many streams have come, which were not accepted."""
     link, streams = CallbackLink(), list[YamuxStream]()
     connection = YamuxConnection(link, Role.SERVER, heartbeat=15.0, on_stream=streams.append)
-    with Reactor.current().stay():
+    with Stay():
         async with running(connection, link):
             link.come(b"".join(update(1 + 2 * number, SYN) for number in range(count)))
             await eventually(lambda: len(streams) == count)
@@ -113,8 +114,7 @@ async def test_a_go_away_that_comes_up_at_the_end_of_a_turn_ends_its_own_session
 
     link = CallbackLink()
     connection = YamuxConnection(link, Role.SERVER, heartbeat=15.0, on_stream=refuse)
-    reactor = Reactor.current()
-    with no_hang(), reactor.stay() as leader:
+    with no_hang(), Stay() as leader:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(leader.wait)
             await trio.testing.wait_all_tasks_blocked()
@@ -124,7 +124,7 @@ async def test_a_go_away_that_comes_up_at_the_end_of_a_turn_ends_its_own_session
                 await eventually(lambda: endings)
             assert isinstance(endings[0], RemoteProtocolError)
             assert not Turn.current().running
-            assert reactor.leads(leader)
+            assert not leader.sleeps, "it leads"
             leader.end()
 
 
@@ -190,7 +190,7 @@ async def test_a_stream_that_cannot_be_watched_says_so(problem: str, monkeypatch
     ours, theirs = await tcp_pair()
     async with ours, theirs:
         stream = TcpStream(ours.socket)
-        with Reactor.current().stay():
+        with Stay():
             assert not stream.watch(lambda: None)
             stream.unwatch()
         await theirs.send_all(b"x")
@@ -201,7 +201,7 @@ async def test_who_watches_a_stream_is_called_when_its_owner_closes_it() -> None
     ours, theirs = await tcp_pair()
     stream = TcpStream(ours.socket)
     async with theirs, stream:
-        with Reactor.current().stay():
+        with Stay():
             failures: list[BaseException] = []
 
             def read() -> None:

@@ -9,7 +9,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 from yamux_rig import DATA, GO_AWAY, KIB, NEVER, PING, Frame, data, one, pair, ping, pipe, update
 
-from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, Reactor
+from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH
+from pioneer_tunnel._net.fastpath.stay import Stay
 from pioneer_tunnel._net.streams import ByteStream
 from pioneer_tunnel.exchange.pump import pump
 from pioneer_tunnel.yamux import Limits, Role, SendBudget
@@ -167,7 +168,7 @@ async def test_a_watched_stream_calls_back_and_neither_receives_nor_sends_by_wai
     async with pair() as (near, far, _):
         calls: list[None] = []
         buffer = memoryview(bytearray(16))
-        with Reactor.current().stay():
+        with Stay():
             assert near.watch(lambda: calls.append(None)) is near
             assert near.receive_into_nowait(buffer) is None
             await far.send_all(b"word")
@@ -199,7 +200,7 @@ async def test_a_watched_stream_calls_back_and_neither_receives_nor_sends_by_wai
 async def test_a_watched_stream_calls_back_when_it_breaks() -> None:
     async with pair() as (near, far, _):
         calls: list[None] = []
-        with Reactor.current().stay():
+        with Stay():
             near.watch(lambda: calls.append(None))
             far.reset()
             await wait_all_tasks_blocked()

@@ -24,7 +24,7 @@ import trio
 from ..._model.addresses import Address
 from ..._model.errors import StorageError
 from ..._model.log_fields import about
-from ..._net.fastpath.event_loop import Reactor, Stay
+from ..._net.fastpath.stay import Stay
 from ..._net.log_limiter import LogLimiter
 from ..._net.turn import Turn
 from ..accept_loop import accept_next
@@ -164,7 +164,7 @@ class SocketPassing(Passing):
             connected.close()
             _note("node_refused", f"a process wanted to pass visitors, and is refused: {error}", str(error))
             return
-        with socket.socket(fileno=connected.detach()) as channel, Reactor.current().stay() as stay:
+        with socket.socket(fileno=connected.detach()) as channel, Stay() as stay:
             channel.setblocking(False)
             source = Source(channel, take, stay)
             with suppress(OSError):  # the event loop cannot watch it: out of memory

@@ -19,14 +19,10 @@ from ..._net.leg import Leg, nothing
 from ..._net.tls.client_hello import looks_like_tls
 from ...exchange.carrier import Carrier
 from ..connection import Connection, log_unforeseen
-from ..request_head import HEAD_TIMEOUT, READ_SIZE, Refusal, ended_early, nothing_came, refuse, too_slow
+from ..request_head import HEAD_TIMEOUT, READ_SIZE, Refusal, ended_early, nothing_came, too_slow
 from .tls import HELLO_TIMEOUT
 
 __all__ = ["Arriving"]
-
-
-async def _refuse(connection: Connection, refusal: Refusal) -> None:
-    await refuse(connection.stream, refusal)
 
 
 @final
@@ -66,7 +62,7 @@ class Arriving:
         on_head: Callable[[Connection, Leg, RequestHead, bytes], object],
         in_task: Callable[[bytes], object],
         passes: Callable[[Connection, bytes], bool],
-        answer: Callable[[Connection, Refusal], Awaitable[None]] = _refuse,
+        answer: Callable[[Connection, Refusal], Awaitable[None]],
     ) -> None:
         self._answer: Final = answer
         self._connection: Final = connection

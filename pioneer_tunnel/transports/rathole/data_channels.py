@@ -29,7 +29,8 @@ from ..._model.text import clean_message
 from ..._net.adopted import Watched, watch
 from ..._net.closing import abandon
 from ..._net.dialing import Attempt, begin_dial, dial_tcp
-from ..._net.fastpath.event_loop import CAN_WATCH, Reactor, Stay
+from ..._net.fastpath.event_loop import CAN_WATCH, Reactor
+from ..._net.fastpath.stay import Stay
 from ..._net.log_limiter import LogLimiter
 from ..._net.proxies.entering import Via
 from ..._net.proxies.handshake import CredentialsRefused
@@ -78,7 +79,7 @@ def staying(tls: ssl.SSLContext | None) -> Iterator[Stay | None]:
         stay = None
         if CAN_WATCH and tls is None:
             with suppress(OSError):  # out of descriptors
-                stay = stack.enter_context(Reactor.current().stay())
+                stay = stack.enter_context(Stay())
         yield stay
 
 

@@ -39,7 +39,7 @@ from rig import (
 )
 
 from pioneer_tunnel._model.addresses import Address
-from pioneer_tunnel._net.fastpath.event_loop import Reactor
+from pioneer_tunnel._net.fastpath.stay import Stay
 from pioneer_tunnel._net.turn import Turn
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
@@ -461,7 +461,7 @@ async def test_a_message_that_makes_no_sense_leaves_nothing_open(kind: str, capl
     content, amount = HOSTILE[kind]
     there, here = sequential_pair()
     taken: list[Passed] = []
-    with no_hang(), there, here, Reactor.current().stay() as stay:
+    with no_hang(), there, here, Stay() as stay:
         here.setblocking(False)
         there.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024 * 1024)
         source = Source(here, taken.append, stay)
@@ -539,7 +539,7 @@ async def test_a_process_without_descriptors_takes_those_that_it_can() -> None:
     there, here = sequential_pair()
     taken: list[Passed] = []
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with no_hang(), there, here, Reactor.current().stay() as stay:
+    with no_hang(), there, here, Stay() as stay:
         here.setblocking(False)
         pairs = [socket.socketpair() for _ in range(3)]
         channel = Channel(random.Random(1), lambda amount: None)
