@@ -83,47 +83,6 @@ class YamuxConnection:
         failed_check: whether it ended because a check has failed, or by `give_up`.
     """
 
-    __slots__ = (
-        "_acknowledging",
-        "_answer_waiters",
-        "_asked_at",
-        "_bulk_at",
-        "_clock",
-        "_ending",
-        "_events",
-        "_flush_failure",
-        "_given_up",
-        "_gone",
-        "_goodbye",
-        "_heard_at",
-        "_heartbeat",
-        "_held_back",
-        "_idle_writer",
-        "_interval",
-        "_link",
-        "_mid_send",
-        "_on_doubt",
-        "_on_first_bytes",
-        "_on_round_trip",
-        "_on_stream",
-        "_open_waiters",
-        "_pacing",
-        "_presses",
-        "_receive_failure",
-        "_sending",
-        "_stay",
-        "_traffic_at_rest",
-        "_unprocessed",
-        "_unsent",
-        "_writer_idle",
-        "failed_check",
-        "failure",
-        "session",
-        "stuck",
-        "turn",
-        "watchers",
-    )
-
     def __init__(
         self,
         link: Link,
@@ -287,7 +246,11 @@ class YamuxConnection:
     @property
     def in_doubt(self) -> bool:
         """Whether the session has ended or opens no more streams, or a ping is unanswered for too long."""
-        return self.failure is not None or self.session.openings_over or self.turn.now() >= self._heartbeat.doubt_at
+        return (
+            self.failure is not None
+            or self.session.openings_over
+            or self._driver.turn.now() >= self._heartbeat.doubt_at
+        )
 
     def check(self) -> None:
         """Ping the peer now. Without a sign of life within 2 seconds the path is in doubt, and soon the session ends.

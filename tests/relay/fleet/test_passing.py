@@ -523,7 +523,7 @@ async def test_a_connection_that_cannot_be_taken_costs_the_others_of_its_message
             raise LookupError("a bug")
         taken.append(passed.received)
 
-    with no_hang(), there, here, Reactor.current().stay() as stay:
+    with no_hang(), there, here, Stay() as stay:
         here.setblocking(False)
         Source(here, take, stay).begin()
         together = [MESSAGE._replace(received=b"%d" % number) for number in range(3)]
