@@ -350,7 +350,9 @@ def test_a_command_is_one(command: str, tmp_path: Path, monkeypatch: pytest.Monk
 def parse(command: click.Command, arguments: list[str], parent: click.Context | None = None) -> None:
     """Parse as `main` would, and call nothing."""
     with command.make_context(command.name, [*arguments], parent=parent) as context:
-        rest = [*context._protected_args, *context.args]
+        # click 8.2 has renamed it.
+        name = "_protected_args" if hasattr(context, "_protected_args") else "protected_args"
+        rest = [*getattr(context, name), *context.args]
         if isinstance(command, click.Group) and rest:
             _, sub_command, rest = command.resolve_command(context, rest)
             assert sub_command is not None
