@@ -9,6 +9,7 @@ from typing import Final, final
 import attrs
 
 from .figures import ALONE, CONNECTIONS, THROUGHPUTS, Run, median
+from .way import PROCESSES
 
 __all__ = ["GOALS", "Goal", "Part", "Verdict", "judge"]
 
@@ -50,43 +51,62 @@ class Goal:
         return value <= wanted if self.at_most else value >= wanted
 
 
+_BUILDS: Final = {"ws": "", "ws-compiled": ", compiled"}
+
+
 def _compared(ours: str, other: str, keys: Sequence[str]) -> tuple[tuple[Part, ...], ...]:
     return tuple((Part(ours, (key,)), Part(other, (key,))) for key in keys)
 
 
-_BOTH_ENDS: Final = ("relay_cpu_gib", "gateway_cpu_gib")
+def _of_builds(
+    title: str, peer: str, *sums: tuple[str, ...], goal: float, stretch: float | None = None, at_most: bool = False
+) -> tuple[Goal, ...]:
+    """A goal for each build of this project. Each of `sums` is compared with the same one of `peer`."""
+    return tuple(
+        Goal(
+            title=f"{title}, of {peer}{note}",
+            ratios=tuple((Part(ours, keys), Part(peer, keys)) for keys in sums),
+            goal=goal,
+            stretch=stretch,
+            at_most=at_most,
+        )
+        for ours, note in _BUILDS.items()
+    )
+
+
+def _each(keys: Sequence[str]) -> list[tuple[str]]:
+    return [(key,) for key in keys]
+
+
+def _both_ends(what: str) -> tuple[str, ...]:
+    return tuple(f"{name}_cpu_{what}" for name in PROCESSES)
+
 
 GOALS: Final = (
+    *_of_builds("download and upload", "gotun", *_each(THROUGHPUTS), goal=1.3, stretch=2.0),
     Goal(
         title="download and upload with trio-websocket alone, of gotun",
         ratios=_compared("ws-trio", "gotun", THROUGHPUTS),
         goal=0.7,
         stretch=1.0,
     ),
-    Goal(
-        title="1-KiB round trip beside a bulk download, p99, of the idle p99",
-        ratios=((Part("ws", ("busy_1024_p99",)), Part("ws", ("idle_1024_p99",))),),
-        goal=3.0,
-        stretch=1.5,
-        at_most=True,
+    *_of_builds("CPU s/GiB of both ends", "gotun", _both_ends("gib"), goal=0.7, stretch=0.5, at_most=True),
+    *_of_builds("1-byte round trip, p50 and p99", "gotun", ("idle_1_p50",), ("idle_1_p99",), goal=1.3, at_most=True),
+    *(
+        Goal(
+            title=f"1-KiB round trip beside a bulk download, p99, of the idle p99{note}",
+            ratios=((Part(ours, ("busy_1024_p99",)), Part(ours, ("idle_1024_p99",))),),
+            goal=3.0,
+            stretch=1.5,
+            at_most=True,
+        )
+        for ours, note in _BUILDS.items()
     ),
-    Goal(
-        title="HTTP requests/s on kept connections, of gotun",
-        ratios=_compared("ws", "gotun", ("http",)),
-        goal=1.0,
-    ),
-    Goal(
-        title="the same, of nginx as a reverse proxy (only a stretch goal)",
-        ratios=_compared("ws", "nginx", ("http",)),
-        goal=0.3,
-    ),
-    Goal(
-        title="CPU s/GiB of both ends, of gotun",
-        ratios=((Part("ws", _BOTH_ENDS), Part("gotun", _BOTH_ENDS)),),
-        goal=0.7,
-        stretch=0.5,
-        at_most=True,
-    ),
+    *_of_builds("new connections/s, 50 at a time", "gotun", ("connections_50",), goal=0.8),
+    *_of_builds("new connections/s, 50 at a time", "snitun", ("connections_50",), goal=1.3),
+    *_of_builds("CPU ms/connection of both ends", "gotun", _both_ends("connection"), goal=1.2, at_most=True),
+    *_of_builds("HTTP requests/s on kept connections", "gotun", ("http",), goal=1.0),
+    *_of_builds("the same, only a stretch goal", "nginx", ("http",), goal=0.3),
     Goal(
         title="wss: throughput, of rathole's wss",
         ratios=_compared("wss", "rathole-wss", THROUGHPUTS),
