@@ -27,7 +27,7 @@ pytest_plugins = [
     "reaper",
     "redis_server",
     "settings_files",
-    "shared_relay",
+    "relay_thread",
     "yamux_session_rig",
 ]
 

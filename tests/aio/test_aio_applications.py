@@ -14,16 +14,18 @@ from pioneer_tunnel import TunnelAuthError, new_relay_key
 from pioneer_tunnel.aio import open_tunnel, serve
 
 
-def test_an_application_that_is_running_already_serves_beside_the_block(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_an_application_that_is_running_already_serves_beside_the_block(
+    relay_in_thread: RelayRig, on_loop: Any
+) -> None:
     async def main() -> None:
-        async with open_tunnel(URL, **options(shared_relay), app=hello) as tunnel:
+        async with open_tunnel(URL, **options(relay_in_thread), app=hello) as tunnel:
             await tunnel.wait_connected()
-            assert (await ask(shared_relay, request())).endswith(b"hello")
+            assert (await ask(relay_in_thread, request())).endswith(b"hello")
 
     on_loop(main())
 
 
-def test_an_application_sees_the_hosts_context(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_an_application_sees_the_hosts_context(relay_in_thread: RelayRig, on_loop: Any) -> None:
     name = contextvars.ContextVar[str]("name")
     seen: list[str] = []
 
@@ -33,17 +35,17 @@ def test_an_application_sees_the_hosts_context(shared_relay: RelayRig, on_loop: 
 
     async def main() -> None:
         name.set("of the host")
-        async with open_tunnel(URL, **options(shared_relay), app=app) as tunnel:
+        async with open_tunnel(URL, **options(relay_in_thread), app=app) as tunnel:
             await tunnel.wait_connected()
-            await ask(shared_relay, request())
+            await ask(relay_in_thread, request())
 
     on_loop(main())
     assert seen == ["of the host"]
 
 
-def test_serve_raises_why_the_tunnel_has_failed(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_serve_raises_why_the_tunnel_has_failed(relay_in_thread: RelayRig, on_loop: Any) -> None:
     async def main(trigger: Any) -> None:
-        async with open_tunnel(URL, **options(shared_relay, key=new_relay_key())) as tunnel:
+        async with open_tunnel(URL, **options(relay_in_thread, key=new_relay_key())) as tunnel:
             await serve(hello, tunnel, lifespan="off", shutdown_trigger=trigger)
 
     for trigger in (None, lambda: asyncio.sleep(60)):
@@ -51,12 +53,12 @@ def test_serve_raises_why_the_tunnel_has_failed(shared_relay: RelayRig, on_loop:
             on_loop(main(trigger))
 
 
-def test_serve_raises_what_the_trigger_raises(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_serve_raises_what_the_trigger_raises(relay_in_thread: RelayRig, on_loop: Any) -> None:
     async def trigger() -> None:
         raise ZeroDivisionError
 
     async def main() -> None:
-        async with open_tunnel(URL, **options(shared_relay)) as tunnel:
+        async with open_tunnel(URL, **options(relay_in_thread)) as tunnel:
             await serve(hello, tunnel, lifespan="off", shutdown_trigger=trigger)
 
     with pytest.raises(ZeroDivisionError):

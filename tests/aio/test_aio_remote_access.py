@@ -21,11 +21,11 @@ def state(remote: RemoteAccess) -> State:
     return remote.status.state
 
 
-def test_the_access_log_of_remote_access_is_reopened(shared_relay: RelayRig, on_loop: Any, tmp_path: Path) -> None:
+def test_the_access_log_of_remote_access_is_reopened(relay_in_thread: RelayRig, on_loop: Any, tmp_path: Path) -> None:
     log = tmp_path / "access.log"
 
     async def main() -> None:
-        async with remote_access(shared_relay, tmp_path, access_log=log) as remote:
+        async with remote_access(relay_in_thread, tmp_path, access_log=log) as remote:
             await remote.apply(SettingsUpdate(enabled=True, key=KEY))
             await remote.settled()
             log.rename(tmp_path / "access.log.1")
@@ -36,9 +36,9 @@ def test_the_access_log_of_remote_access_is_reopened(shared_relay: RelayRig, on_
     on_loop(main())
 
 
-def test_remote_access_is_switched_on_and_off(shared_relay: RelayRig, on_loop: Any, tmp_path: Path) -> None:
+def test_remote_access_is_switched_on_and_off(relay_in_thread: RelayRig, on_loop: Any, tmp_path: Path) -> None:
     async def main() -> None:
-        async with remote_access(shared_relay, tmp_path, app=hello) as remote:
+        async with remote_access(relay_in_thread, tmp_path, app=hello) as remote:
             assert state(remote) is State.DISABLED
             assert not await remote.has_key()
             await remote.apply(SettingsUpdate(enabled=True, key=KEY))
@@ -47,7 +47,7 @@ def test_remote_access_is_switched_on_and_off(shared_relay: RelayRig, on_loop: A
             assert (await remote.snapshot()).has_key
             assert (await remote.stats()).since_unix > 0
             assert (await remote.settings()).enabled
-            assert (await ask(shared_relay, request())).endswith(b"hello")
+            assert (await ask(relay_in_thread, request())).endswith(b"hello")
             await remote.configure(Gateway(tmp_path).config(relay_addr=URL, restart_initial_ms=11))
             await remote.settled()
             assert remote.config.restart_initial_ms == 11
@@ -70,16 +70,16 @@ def test_remote_access_is_switched_on_and_off(shared_relay: RelayRig, on_loop: A
     on_loop(main())
 
 
-def test_a_tunnel_and_remote_access_stop_in_order(shared_relay: RelayRig, on_loop: Any, tmp_path: Path) -> None:
+def test_a_tunnel_and_remote_access_stop_in_order(relay_in_thread: RelayRig, on_loop: Any, tmp_path: Path) -> None:
     async def main() -> None:
-        async with open_tunnel(URL, **options(shared_relay)) as tunnel:
+        async with open_tunnel(URL, **options(relay_in_thread)) as tunnel:
             await tunnel.wait_connected()
             assert (await tunnel.stats()).sessions_total == 1
             await tunnel.drain(1.0)
             assert tunnel.status.state is State.STOPPED
             with pytest.raises(RuntimeError, match="closed"):
                 await tunnel.wait_connected()
-        async with remote_access(shared_relay, tmp_path, app=hello) as remote:
+        async with remote_access(relay_in_thread, tmp_path, app=hello) as remote:
             await remote.apply(SettingsUpdate(enabled=True, key=KEY))
             await remote.settled()
             await remote.stop()
@@ -91,7 +91,7 @@ def test_a_tunnel_and_remote_access_stop_in_order(shared_relay: RelayRig, on_loo
 
 
 def test_a_request_that_outlives_its_generation_hears_that_the_visitor_has_gone(
-    shared_relay: RelayRig, on_loop: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    relay_in_thread: RelayRig, on_loop: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     heard: list[str] = []
 
@@ -104,10 +104,12 @@ def test_a_request_that_outlives_its_generation_hears_that_the_visitor_has_gone(
             heard.append((await receive())["type"])
             over.set()
 
-        async with remote_access(shared_relay, tmp_path, app=app, apply_grace_ms=1) as remote:
+        async with remote_access(relay_in_thread, tmp_path, app=app, apply_grace_ms=1) as remote:
             await remote.apply(SettingsUpdate(enabled=True, key=KEY))
             await remote.settled()
-            reader, writer = await asyncio.open_connection("127.0.0.1", shared_relay.addresses.tunnels["office"].port)
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", relay_in_thread.addresses.tunnels["office"].port
+            )
             writer.write(request())
             await asked.wait()
             await remote.apply(SettingsUpdate(enabled=False))
@@ -121,18 +123,20 @@ def test_a_request_that_outlives_its_generation_hears_that_the_visitor_has_gone(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_remote_access_raises_the_errors_of_its_trio_face(shared_relay: RelayRig, on_loop: Any, tmp_path: Path) -> None:
+def test_remote_access_raises_the_errors_of_its_trio_face(
+    relay_in_thread: RelayRig, on_loop: Any, tmp_path: Path
+) -> None:
     async def main() -> None:
-        async with remote_access(shared_relay, tmp_path) as remote:
+        async with remote_access(relay_in_thread, tmp_path) as remote:
             with pytest.raises(InvalidSettingsError, match="public half"):
                 await remote.apply(SettingsUpdate(key=pioneer_tunnel.RelayKey(str(KEY.identity().public_key))))
 
     on_loop(main())
 
 
-def test_remote_access_answers_json_rpc(shared_relay: RelayRig, on_loop: Any, tmp_path: Path) -> None:
+def test_remote_access_answers_json_rpc(relay_in_thread: RelayRig, on_loop: Any, tmp_path: Path) -> None:
     async def main() -> None:
-        async with remote_access(shared_relay, tmp_path) as remote:
+        async with remote_access(relay_in_thread, tmp_path) as remote:
             rpc = RemoteAccessRpc(remote, other_sections=lambda: {"gateway": asyncio.current_task() is not None})
             notifications = rpc.notifications()
             update = {"update": {"remote_access": {"enabled": True, "key": KEY.reveal()}}}
@@ -148,14 +152,14 @@ def test_remote_access_answers_json_rpc(shared_relay: RelayRig, on_loop: Any, tm
     on_loop(main())
 
 
-def test_no_traceback_of_a_call_shows_the_key(shared_relay: RelayRig, on_loop: Any, tmp_path: Path) -> None:
+def test_no_traceback_of_a_call_shows_the_key(relay_in_thread: RelayRig, on_loop: Any, tmp_path: Path) -> None:
     """Also one with the local variables of each frame."""
     import traceback
 
     wrong = {"update": {"remote_access": {"key": KEY.reveal() + "\0"}}}
 
     async def main() -> str:
-        async with remote_access(shared_relay, tmp_path) as remote:
+        async with remote_access(relay_in_thread, tmp_path) as remote:
             try:
                 await RemoteAccessRpc(remote).handle("settings/update", wrong)
             except RpcError as error:
@@ -169,10 +173,10 @@ def test_no_traceback_of_a_call_shows_the_key(shared_relay: RelayRig, on_loop: A
 
 
 def test_an_apply_that_is_cancelled_is_over_when_the_task_is(
-    shared_relay: RelayRig, on_loop: Any, tmp_path: Path
+    relay_in_thread: RelayRig, on_loop: Any, tmp_path: Path
 ) -> None:
     async def main() -> None:
-        async with remote_access(shared_relay, tmp_path) as remote:
+        async with remote_access(relay_in_thread, tmp_path) as remote:
             for turns in range(10):
                 task = asyncio.create_task(remote.apply(SettingsUpdate(server=f"wss://relay-{turns}.test")))
                 await asyncio.sleep(turns * 0.001)

@@ -13,8 +13,8 @@ from typing import Any, Final
 import pytest
 import trio
 from aio_rig import URL, options, remote_access
+from relay_thread import running_relay
 from rig import HANG, KEY, RelayRig, free_port
-from shared_relay import running_relay
 
 from pioneer_tunnel import State
 from pioneer_tunnel.aio import open_tunnel
@@ -35,10 +35,10 @@ async def entered(relay: RelayRig, ready: asyncio.Event, ended: list[Any], **cha
             ended.append(tunnel)
 
 
-def test_cancelled_it_leaves_nothing(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_cancelled_it_leaves_nothing(relay_in_thread: RelayRig, on_loop: Any) -> None:
     async def main() -> None:
         ready, ended = asyncio.Event(), list[Any]()
-        task = asyncio.create_task(entered(shared_relay, ready, ended))
+        task = asyncio.create_task(entered(relay_in_thread, ready, ended))
         await ready.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -49,10 +49,10 @@ def test_cancelled_it_leaves_nothing(shared_relay: RelayRig, on_loop: Any) -> No
     on_loop(main())
 
 
-def test_cancelled_again_and_again_it_still_ends_in_good_order(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_cancelled_again_and_again_it_still_ends_in_good_order(relay_in_thread: RelayRig, on_loop: Any) -> None:
     async def main() -> None:
         ready, ended = asyncio.Event(), list[Any]()
-        task = asyncio.create_task(entered(shared_relay, ready, ended))
+        task = asyncio.create_task(entered(relay_in_thread, ready, ended))
         await ready.wait()
         while not task.done():
             task.cancel()
@@ -63,10 +63,10 @@ def test_cancelled_again_and_again_it_still_ends_in_good_order(shared_relay: Rel
     on_loop(main())
 
 
-def test_cancelled_at_any_moment_of_entering_it_leaves_nothing(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_cancelled_at_any_moment_of_entering_it_leaves_nothing(relay_in_thread: RelayRig, on_loop: Any) -> None:
     async def main() -> None:
         for turns in range(30):
-            task = asyncio.create_task(entered(shared_relay, asyncio.Event(), []))
+            task = asyncio.create_task(entered(relay_in_thread, asyncio.Event(), []))
             for _ in range(turns):
                 await asyncio.sleep(0.0005)
             task.cancel()
@@ -76,12 +76,12 @@ def test_cancelled_at_any_moment_of_entering_it_leaves_nothing(shared_relay: Rel
     on_loop(main())
 
 
-def test_a_timeout_around_it_is_a_timeout(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_a_timeout_around_it_is_a_timeout(relay_in_thread: RelayRig, on_loop: Any) -> None:
     async def refused(host: str, port: int) -> trio.abc.Stream:
         raise ConnectionRefusedError
 
     async def main() -> None:
-        async with open_tunnel(URL, **options(shared_relay, dial=refused)) as tunnel:
+        async with open_tunnel(URL, **options(relay_in_thread, dial=refused)) as tunnel:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
                     await tunnel.wait_connected()
@@ -90,19 +90,19 @@ def test_a_timeout_around_it_is_a_timeout(shared_relay: RelayRig, on_loop: Any) 
             assert not current.cancelling()
             await asyncio.sleep(0)
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05), open_tunnel(URL, **options(shared_relay, dial=refused)) as tunnel:
+            async with asyncio.timeout(0.05), open_tunnel(URL, **options(relay_in_thread, dial=refused)) as tunnel:
                 await tunnel.wait_connected()
 
     on_loop(main())
 
 
-def test_a_loop_that_ends_while_it_is_open_ends_it(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_a_loop_that_ends_while_it_is_open_ends_it(relay_in_thread: RelayRig, on_loop: Any) -> None:
     """`asyncio.run` cancels the tasks that are left when the main one has returned."""
     ended: list[Any] = []
 
     async def main() -> None:
         ready = asyncio.Event()
-        main.task = asyncio.create_task(entered(shared_relay, ready, ended))  # type: ignore[attr-defined]
+        main.task = asyncio.create_task(entered(relay_in_thread, ready, ended))  # type: ignore[attr-defined]
         await ready.wait()
 
     on_loop(main())
@@ -110,18 +110,18 @@ def test_a_loop_that_ends_while_it_is_open_ends_it(shared_relay: RelayRig, on_lo
 
 
 @pytest.mark.parametrize("what", ["open_tunnel", "RemoteAccess"])
-def test_a_loop_that_is_closed_under_it_ends_its_thread(shared_relay: RelayRig, tmp_path: Path, what: str) -> None:
+def test_a_loop_that_is_closed_under_it_ends_its_thread(relay_in_thread: RelayRig, tmp_path: Path, what: str) -> None:
     loop = asyncio.new_event_loop()
     ready = asyncio.Event()
     ended: list[Any] = []
 
     async def entered_remote() -> None:
-        async with remote_access(shared_relay, tmp_path) as remote:
+        async with remote_access(relay_in_thread, tmp_path) as remote:
             ended.append(remote)
             ready.set()
             await asyncio.sleep(60)
 
-    task = loop.create_task(entered(shared_relay, ready, ended) if what == "open_tunnel" else entered_remote())
+    task = loop.create_task(entered(relay_in_thread, ready, ended) if what == "open_tunnel" else entered_remote())
     loop.run_until_complete(asyncio.wait_for(ready.wait(), 60))
     loop.call_exception_handler = lambda context: None  # type: ignore[method-assign]  # "Task was destroyed …"
     loop.close()

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import trio
 from aio_rig import URL, ask, options
+from relay_thread import local_echo
 from rig import RelayRig, connect, no_hang, request
-from shared_relay import local_echo
 
 from pioneer_tunnel import InvalidSettingsError, RelayConnectError, RestartPolicy, State, TunnelAuthError, new_relay_key
 from pioneer_tunnel.aio import open_tunnel
@@ -37,28 +37,28 @@ async def forwarded(relay: RelayRig) -> bytes:
         return await ask(relay)
 
 
-def test_visitors_are_forwarded_to_a_local_server(shared_relay: RelayRig, on_loop: Any) -> None:
-    assert on_loop(forwarded(shared_relay)) == b"hello"
+def test_visitors_are_forwarded_to_a_local_server(relay_in_thread: RelayRig, on_loop: Any) -> None:
+    assert on_loop(forwarded(relay_in_thread)) == b"hello"
 
 
-def test_the_local_server_gets_request_ids(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_the_local_server_gets_request_ids(relay_in_thread: RelayRig, on_loop: Any) -> None:
     async def main() -> bytes:
-        options_ = options(shared_relay, request_id="set")
+        options_ = options(relay_in_thread, request_id="set")
         async with local_server() as local, open_tunnel(URL, **options_, forward_to=local) as tunnel:
             await tunnel.wait_connected()
-            return await ask(shared_relay, request())
+            return await ask(relay_in_thread, request())
 
     assert b"\r\nX-Request-ID: " in on_loop(main())
 
 
-def test_the_statuses_end_after_stopped(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_the_statuses_end_after_stopped(relay_in_thread: RelayRig, on_loop: Any) -> None:
     async def main() -> None:
         seen: list[State] = []
 
         async def watch(statuses: AsyncIterator[Any]) -> None:
             seen.extend([status.state async for status in statuses])
 
-        async with asyncio.TaskGroup() as tasks, open_tunnel(URL, **options(shared_relay)) as tunnel:
+        async with asyncio.TaskGroup() as tasks, open_tunnel(URL, **options(relay_in_thread)) as tunnel:
             tasks.create_task(watch(tunnel.watch()))
             await tunnel.wait_connected()
             await asyncio.sleep(0)
@@ -78,9 +78,9 @@ def test_the_statuses_end_after_stopped(shared_relay: RelayRig, on_loop: Any) ->
     on_loop(main())
 
 
-def test_a_watcher_that_is_cancelled_misses_nothing(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_a_watcher_that_is_cancelled_misses_nothing(relay_in_thread: RelayRig, on_loop: Any) -> None:
     async def main() -> None:
-        async with open_tunnel(URL, **options(shared_relay)) as tunnel:
+        async with open_tunnel(URL, **options(relay_in_thread)) as tunnel:
             await tunnel.wait_connected()
             statuses = tunnel.watch()
             seen = [await anext(statuses)]
@@ -94,11 +94,11 @@ def test_a_watcher_that_is_cancelled_misses_nothing(shared_relay: RelayRig, on_l
     on_loop(main())
 
 
-def test_an_exception_of_the_block_comes_out_as_it_is(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_an_exception_of_the_block_comes_out_as_it_is(relay_in_thread: RelayRig, on_loop: Any) -> None:
     group = ExceptionGroup("of the host", [KeyError("a"), ValueError("b")])
 
     async def main(error: BaseException) -> None:
-        async with open_tunnel(URL, **options(shared_relay)) as tunnel:
+        async with open_tunnel(URL, **options(relay_in_thread)) as tunnel:
             await tunnel.wait_connected()
             raise error
 
@@ -108,9 +108,9 @@ def test_an_exception_of_the_block_comes_out_as_it_is(shared_relay: RelayRig, on
         assert raised.value is error
 
 
-def test_what_cannot_be_used_comes_out_at_the_door(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_what_cannot_be_used_comes_out_at_the_door(relay_in_thread: RelayRig, on_loop: Any) -> None:
     async def main(relay_text: str = URL, **changes: Any) -> None:
-        async with open_tunnel(relay_text, **options(shared_relay, **changes)):
+        async with open_tunnel(relay_text, **options(relay_in_thread, **changes)):
             pytest.fail("it was let in")
 
     with pytest.raises(InvalidSettingsError, match="nonsense"):
@@ -123,9 +123,11 @@ def test_what_cannot_be_used_comes_out_at_the_door(shared_relay: RelayRig, on_lo
         on_loop(main(key="a text"))
 
 
-def test_a_final_failure_is_raised_where_it_is_waited_for(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_a_final_failure_is_raised_where_it_is_waited_for(relay_in_thread: RelayRig, on_loop: Any) -> None:
     async def main() -> None:
-        async with open_tunnel(URL, **options(shared_relay, key=new_relay_key()), forward_to="127.0.0.1:1") as tunnel:
+        async with open_tunnel(
+            URL, **options(relay_in_thread, key=new_relay_key()), forward_to="127.0.0.1:1"
+        ) as tunnel:
             for _ in range(2):
                 with pytest.raises(TunnelAuthError):
                     await tunnel.wait_connected()
@@ -135,7 +137,7 @@ def test_a_final_failure_is_raised_where_it_is_waited_for(shared_relay: RelayRig
     on_loop(main())
 
 
-def test_a_bug_in_the_tunnels_own_task_cancels_the_block_and_comes_out(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_a_bug_in_the_tunnels_own_task_cancels_the_block_and_comes_out(relay_in_thread: RelayRig, on_loop: Any) -> None:
     class Random:
         def __getattr__(self, name: str) -> Any:
             raise ZeroDivisionError("a bug")
@@ -144,19 +146,19 @@ def test_a_bug_in_the_tunnels_own_task_cancels_the_block_and_comes_out(shared_re
         raise ConnectionRefusedError
 
     async def main() -> None:
-        async with open_tunnel(URL, **options(shared_relay, random=Random(), dial=refused, restart=RestartPolicy())):
+        async with open_tunnel(URL, **options(relay_in_thread, random=Random(), dial=refused, restart=RestartPolicy())):
             await asyncio.sleep(60)
 
     with pytest.raises(ZeroDivisionError, match="a bug"):
         on_loop(main())
 
 
-def test_a_callback_that_blocks_the_loop_does_not_stop_the_tunnel(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_a_callback_that_blocks_the_loop_does_not_stop_the_tunnel(relay_in_thread: RelayRig, on_loop: Any) -> None:
     async def main() -> bytes:
-        async with open_tunnel(URL, **options(shared_relay), forward_to=local) as tunnel:
+        async with open_tunnel(URL, **options(relay_in_thread), forward_to=local) as tunnel:
             await tunnel.wait_connected()
             answers: list[bytes] = []
-            visitor = threading.Thread(target=lambda: answers.append(trio.run(visit_blocking, shared_relay)))
+            visitor = threading.Thread(target=lambda: answers.append(trio.run(visit_blocking, relay_in_thread)))
             visitor.start()
             visitor.join()  # the loop is blocked meanwhile
             return answers[0]
@@ -172,24 +174,24 @@ async def visit_blocking(relay: RelayRig) -> bytes:
             return bytes(await visitor.receive_some())
 
 
-def test_the_hosts_context_is_seen_in_its_functions(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_the_hosts_context_is_seen_in_its_functions(relay_in_thread: RelayRig, on_loop: Any) -> None:
     name = contextvars.ContextVar[str]("name")
     seen: list[str] = []
 
     async def dial(host: str, port: int) -> trio.abc.Stream:
         seen.append(name.get())
-        return await shared_relay.dial(host, port)
+        return await relay_in_thread.dial(host, port)
 
     async def main() -> None:
         name.set("of the host")
-        async with open_tunnel(URL, **options(shared_relay, dial=dial)) as tunnel:
+        async with open_tunnel(URL, **options(relay_in_thread, dial=dial)) as tunnel:
             await tunnel.wait_connected()
 
     on_loop(main())
     assert set(seen) == {"of the host"}
 
 
-def test_relay_connect_errors_are_retried_meanwhile(shared_relay: RelayRig, on_loop: Any) -> None:
+def test_relay_connect_errors_are_retried_meanwhile(relay_in_thread: RelayRig, on_loop: Any) -> None:
     """And what the status says is what the supervisor says."""
     calls: list[int] = []
 
@@ -197,10 +199,10 @@ def test_relay_connect_errors_are_retried_meanwhile(shared_relay: RelayRig, on_l
         calls.append(1)
         if len(calls) < 3:
             raise ConnectionRefusedError
-        return await shared_relay.dial(host, port)
+        return await relay_in_thread.dial(host, port)
 
     async def main() -> None:
-        async with open_tunnel(URL, **options(shared_relay, dial=dial)) as tunnel:
+        async with open_tunnel(URL, **options(relay_in_thread, dial=dial)) as tunnel:
             assert (await tunnel.wait_connected()).state is State.CONNECTED
             assert RelayConnectError.kind in {status.error_kind for status in tunnel.history}
 

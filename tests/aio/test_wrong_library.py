@@ -60,13 +60,13 @@ def test_a_trio_api_under_asyncio_names_the_right_module(tmp_path: Path) -> None
             asyncio.run(use(api))
 
 
-def test_the_asyncio_face_elsewhere_names_the_right_module(shared_relay: RelayRig, tmp_path: Path) -> None:
+def test_the_asyncio_face_elsewhere_names_the_right_module(relay_in_thread: RelayRig, tmp_path: Path) -> None:
     async def enter() -> None:
         async with open_tunnel(URL, key=KEY):
             pass
 
     async def enter_remote() -> None:
-        async with remote_access(shared_relay, tmp_path):
+        async with remote_access(relay_in_thread, tmp_path):
             pass
 
     for api, instead in ((enter, "pioneer_tunnel.open_tunnel"), (enter_remote, "pioneer_tunnel.RemoteAccess")):

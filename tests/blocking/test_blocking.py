@@ -19,8 +19,8 @@ import pytest
 import trio
 import trustme
 from gateway import Gateway
+from relay_thread import local_echo, running_relay
 from rig import AT_ONCE, HANG, KEY, RELAY_NAME, RelayRig, free_port, open_sockets, request, wait_until
-from shared_relay import local_echo, running_relay
 
 from pioneer_tunnel import (
     Certificate,
@@ -46,7 +46,7 @@ def control() -> str:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(shared_relay: RelayRig, control: str) -> Iterator[None]:
+def nothing_left(relay_in_thread: RelayRig, control: str) -> Iterator[None]:
     sockets = open_sockets()
     yield
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("pioneer-tunnel")]
@@ -69,11 +69,11 @@ async def refused(host: str, port: int) -> trio.abc.Stream:
     raise ConnectionRefusedError
 
 
-def test_visitors_are_forwarded_to_a_local_server(shared_relay: RelayRig) -> None:
-    with local_echo() as local, opened(shared_relay, local) as tunnel:
+def test_visitors_are_forwarded_to_a_local_server(relay_in_thread: RelayRig) -> None:
+    with local_echo() as local, opened(relay_in_thread, local) as tunnel:
         assert tunnel.wait_connected(timeout=HANG).state is State.CONNECTED
         assert tunnel.public_url == "http://office.test"
-        assert ask(shared_relay) == b"hello"
+        assert ask(relay_in_thread) == b"hello"
         tunnel.retry_now()
     assert tunnel.status.state is State.STOPPED
     assert tunnel.history[-1] == tunnel.status
@@ -85,13 +85,13 @@ def test_visitors_are_forwarded_to_a_local_server(shared_relay: RelayRig) -> Non
         tunnel.wait_connected()
 
 
-def test_the_local_server_gets_request_ids(shared_relay: RelayRig) -> None:
-    with local_echo() as local, opened(shared_relay, local, request_id="set") as tunnel:
+def test_the_local_server_gets_request_ids(relay_in_thread: RelayRig) -> None:
+    with local_echo() as local, opened(relay_in_thread, local, request_id="set") as tunnel:
         tunnel.wait_connected(timeout=HANG)
-        assert b"\r\nX-Request-ID: " in ask(shared_relay, request())
+        assert b"\r\nX-Request-ID: " in ask(relay_in_thread, request())
 
 
-def test_visitors_with_tls_are_forwarded_without_it(shared_relay: RelayRig, tmp_path: Path) -> None:
+def test_visitors_with_tls_are_forwarded_without_it(relay_in_thread: RelayRig, tmp_path: Path) -> None:
     authority = trustme.CA()
     issued = authority.issue_cert("office.test")
     issued.cert_chain_pems[0].write_to_path(str(tmp_path / "tls.crt"))
@@ -99,19 +99,19 @@ def test_visitors_with_tls_are_forwarded_without_it(shared_relay: RelayRig, tmp_
     certificate = Certificate(tmp_path / "tls.crt", tmp_path / "tls.key")
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    with local_echo() as local, opened(shared_relay, local, certificate=certificate) as tunnel:
+    with local_echo() as local, opened(relay_in_thread, local, certificate=certificate) as tunnel:
         tunnel.wait_connected(timeout=HANG)
         with (
-            socket.create_connection(("127.0.0.1", shared_relay.addresses.tunnels["office"].port)) as plain,
+            socket.create_connection(("127.0.0.1", relay_in_thread.addresses.tunnels["office"].port)) as plain,
             context.wrap_socket(plain, server_hostname="office.test") as visitor,
         ):
             visitor.sendall(b"hello")
             assert visitor.recv(100) == b"hello"
 
 
-def test_statuses_come_to_a_queue_a_callback_and_a_loop(shared_relay: RelayRig) -> None:
+def test_statuses_come_to_a_queue_a_callback_and_a_loop(relay_in_thread: RelayRig) -> None:
     statuses: queue.SimpleQueue[Status] = queue.SimpleQueue()
-    with opened(shared_relay, on_status=statuses.put) as tunnel:
+    with opened(relay_in_thread, on_status=statuses.put) as tunnel:
         for status in tunnel.watch():
             if status.state is State.CONNECTED:
                 break
@@ -126,7 +126,7 @@ def test_statuses_come_to_a_queue_a_callback_and_a_loop(shared_relay: RelayRig) 
 
 
 def test_a_callback_that_raises_gets_the_next_status_all_the_same(
-    shared_relay: RelayRig, caplog: pytest.LogCaptureFixture
+    relay_in_thread: RelayRig, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[State] = []
 
@@ -134,13 +134,13 @@ def test_a_callback_that_raises_gets_the_next_status_all_the_same(
         seen.append(status.state)
         raise ZeroDivisionError
 
-    with opened(shared_relay, on_status=note) as tunnel:
+    with opened(relay_in_thread, on_status=note) as tunnel:
         tunnel.wait_connected(timeout=HANG)
     assert seen[-1] is State.STOPPED
     assert "on_status has failed" in caplog.text
 
 
-def test_a_callback_may_close_the_tunnel(shared_relay: RelayRig) -> None:
+def test_a_callback_may_close_the_tunnel(relay_in_thread: RelayRig) -> None:
     def note(status: Status) -> None:
         if status.state is State.CONNECTED:
             tunnels[0].close()
@@ -152,37 +152,37 @@ def test_a_callback_may_close_the_tunnel(shared_relay: RelayRig) -> None:
 
     async def dial(host: str, port: int) -> trio.abc.Stream:
         await trio.to_thread.run_sync(ready.wait)
-        return await shared_relay.dial(host, port)
+        return await relay_in_thread.dial(host, port)
 
-    tunnels.append(opened(shared_relay, on_status=note, dial=dial))
+    tunnels.append(opened(relay_in_thread, on_status=note, dial=dial))
     ready.set()
     assert closed.wait(HANG)
     tunnels[0].close()
 
 
-def test_what_cannot_be_used_comes_out_of_open_tunnel(shared_relay: RelayRig) -> None:
+def test_what_cannot_be_used_comes_out_of_open_tunnel(relay_in_thread: RelayRig) -> None:
     with pytest.raises(InvalidSettingsError, match="nonsense"):
         open_tunnel("nonsense", key=KEY, forward_to=None)
     with pytest.raises(InvalidSettingsError, match=r"local: .*nonsense"):
-        opened(shared_relay, "nonsense")
+        opened(relay_in_thread, "nonsense")
 
 
-def test_a_wait_may_time_out_and_the_tunnel_goes_on(shared_relay: RelayRig) -> None:
-    with opened(shared_relay, dial=refused) as tunnel:
+def test_a_wait_may_time_out_and_the_tunnel_goes_on(relay_in_thread: RelayRig) -> None:
+    with opened(relay_in_thread, dial=refused) as tunnel:
         with pytest.raises(TimeoutError, match=r"longer than 0\.05 seconds"):
             tunnel.wait_connected(timeout=0.05)
         assert tunnel.status.state is State.FAILED
         assert tunnel.status.retry_at_unix is not None
 
 
-def test_a_final_failure_is_raised_where_it_is_waited_for(shared_relay: RelayRig) -> None:
-    with opened(shared_relay, "127.0.0.1:1", key=new_relay_key()) as tunnel:
+def test_a_final_failure_is_raised_where_it_is_waited_for(relay_in_thread: RelayRig) -> None:
+    with opened(relay_in_thread, "127.0.0.1:1", key=new_relay_key()) as tunnel:
         for _ in range(2):
             with pytest.raises(TunnelAuthError):
                 tunnel.wait_connected(timeout=HANG)
 
 
-def test_a_bug_in_the_tunnels_own_task_comes_out_at_the_end(shared_relay: RelayRig) -> None:
+def test_a_bug_in_the_tunnels_own_task_comes_out_at_the_end(relay_in_thread: RelayRig) -> None:
     class Random:
         def __getattr__(self, name: str) -> Any:
             raise ZeroDivisionError("a bug")
@@ -193,7 +193,7 @@ def test_a_bug_in_the_tunnels_own_task_comes_out_at_the_end(shared_relay: RelayR
         await trio.to_thread.run_sync(ready.wait)
         raise ConnectionRefusedError
 
-    tunnel = opened(shared_relay, dial=dial, random=Random())
+    tunnel = opened(relay_in_thread, dial=dial, random=Random())
     ready.set()
     states = [status.state for status in tunnel.watch()]
     assert states[-1] is State.STOPPED
@@ -201,7 +201,7 @@ def test_a_bug_in_the_tunnels_own_task_comes_out_at_the_end(shared_relay: RelayR
         tunnel.close()
 
 
-def test_the_tunnels_own_thread_cannot_wait_for_itself(shared_relay: RelayRig) -> None:
+def test_the_tunnels_own_thread_cannot_wait_for_itself(relay_in_thread: RelayRig) -> None:
     errors: list[str] = []
 
     async def dial(host: str, port: int) -> trio.abc.Stream:
@@ -211,10 +211,10 @@ def test_the_tunnels_own_thread_cannot_wait_for_itself(shared_relay: RelayRig) -
                 method()
             except RuntimeError as error:
                 errors.append(str(error))
-        return await shared_relay.dial(host, port)
+        return await relay_in_thread.dial(host, port)
 
     ready = threading.Event()
-    tunnels = [opened(shared_relay, dial=dial)]
+    tunnels = [opened(relay_in_thread, dial=dial)]
     ready.set()
     with tunnels[0] as tunnel:
         tunnel.wait_connected(timeout=HANG)
@@ -293,10 +293,10 @@ def test_a_process_ends_in_good_order_however_it_ends(
     assert bool(done.stderr) == bool(complains)
 
 
-def test_a_tunnel_is_drained(shared_relay: RelayRig) -> None:
-    with local_echo() as local, opened(shared_relay, local) as tunnel:
+def test_a_tunnel_is_drained(relay_in_thread: RelayRig) -> None:
+    with local_echo() as local, opened(relay_in_thread, local) as tunnel:
         tunnel.wait_connected(timeout=HANG)
-        with socket.create_connection(("127.0.0.1", shared_relay.addresses.tunnels["office"].port)) as visitor:
+        with socket.create_connection(("127.0.0.1", relay_in_thread.addresses.tunnels["office"].port)) as visitor:
             visitor.sendall(b"hello")
             assert visitor.recv(100) == b"hello"
             assert (tunnel.stats().streams.open, tunnel.stats().streams.from_visitors_bytes_total) == (1, 5)
@@ -328,9 +328,9 @@ def state(remote: RemoteAccess) -> State:
     return remote.status.state
 
 
-def test_remote_access_is_started_applied_to_and_stopped(shared_relay: RelayRig, tmp_path: Path) -> None:
+def test_remote_access_is_started_applied_to_and_stopped(relay_in_thread: RelayRig, tmp_path: Path) -> None:
     statuses: queue.SimpleQueue[Status] = queue.SimpleQueue()
-    remote = remote_access(shared_relay, tmp_path, on_status=statuses.put)
+    remote = remote_access(relay_in_thread, tmp_path, on_status=statuses.put)
     assert state(remote) is State.DISABLED
     for call in (remote.settled, remote.has_key, remote.watch, partial(remote.apply, SettingsUpdate(enabled=True))):
         with pytest.raises(RuntimeError, match="not running"):
@@ -363,9 +363,9 @@ def test_remote_access_is_started_applied_to_and_stopped(shared_relay: RelayRig,
     assert seen.count(State.STOPPED) == 2
 
 
-def test_the_access_log_of_remote_access_is_reopened(shared_relay: RelayRig, tmp_path: Path) -> None:
+def test_the_access_log_of_remote_access_is_reopened(relay_in_thread: RelayRig, tmp_path: Path) -> None:
     log = tmp_path / "access.log"
-    remote = remote_access(shared_relay, tmp_path)
+    remote = remote_access(relay_in_thread, tmp_path)
     remote.reopen_access_log()
     remote.start()
     remote.configure(Gateway(tmp_path).config(relay_addr=URL, restart_initial_ms=10, access_log=log))
@@ -377,13 +377,15 @@ def test_the_access_log_of_remote_access_is_reopened(shared_relay: RelayRig, tmp
     remote.stop()
 
 
-def test_remote_access_raises_the_errors_of_its_trio_face(shared_relay: RelayRig, tmp_path: Path) -> None:
-    with remote_access(shared_relay, tmp_path) as remote, pytest.raises(InvalidSettingsError, match="public half"):
+def test_remote_access_raises_the_errors_of_its_trio_face(relay_in_thread: RelayRig, tmp_path: Path) -> None:
+    with remote_access(relay_in_thread, tmp_path) as remote, pytest.raises(InvalidSettingsError, match="public half"):
         remote.apply(SettingsUpdate(key=RelayKey(str(KEY.identity().public_key))))
 
 
-def test_remote_access_answers_json_rpc_and_no_traceback_shows_the_key(shared_relay: RelayRig, tmp_path: Path) -> None:
-    with remote_access(shared_relay, tmp_path) as remote:
+def test_remote_access_answers_json_rpc_and_no_traceback_shows_the_key(
+    relay_in_thread: RelayRig, tmp_path: Path
+) -> None:
+    with remote_access(relay_in_thread, tmp_path) as remote:
         rpc = RemoteAccessRpc(remote, other_sections=lambda: {"gateway": True})
         answer = rpc.handle("settings/update", {"update": {"remote_access": {"enabled": True, "key": KEY.reveal()}}})
         assert answer["settings"]["gateway"] is True

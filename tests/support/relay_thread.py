@@ -12,7 +12,7 @@ import pytest
 import trio
 from rig import HANG, RelayRig, relay_rig, tunnel_entry
 
-__all__ = ["local_echo", "running_relay", "shared_relay"]
+__all__ = ["local_echo", "relay_in_thread", "running_relay"]
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def running_relay(**changes: Any) -> Iterator[RelayRig]:
 
 
 @pytest.fixture(scope="module")
-def shared_relay() -> Iterator[RelayRig]:
+def relay_in_thread() -> Iterator[RelayRig]:
     """One relay for all tests of a file."""
     with running_relay() as rig:
         yield rig
