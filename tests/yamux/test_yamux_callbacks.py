@@ -191,8 +191,7 @@ async def test_a_stream_that_cannot_be_watched_says_so(problem: str, monkeypatch
     async with ours, theirs:
         stream = TcpStream(ours.socket)
         with Stay():
-            assert not stream.watch(lambda: None)
-            stream.unwatch()
+            assert stream.watch(lambda: None) is None
         await theirs.send_all(b"x")
         assert await stream.receive_some() == b"x"
 
@@ -206,10 +205,11 @@ async def test_who_watches_a_stream_is_called_when_its_owner_closes_it() -> None
 
             def read() -> None:
                 try:
-                    stream.receive_into_nowait(memoryview(bytearray(1)))
+                    assert watched is not None
+                    watched.receive_into_nowait(memoryview(bytearray(1)))
                 except trio.ClosedResourceError as error:
                     failures.append(error)
 
-            assert stream.watch(read)
+            watched = stream.watch(read)
             await stream.aclose()
             assert len(failures) == 1
