@@ -225,8 +225,9 @@ def bytes_in(messages: Sequence[Message], on_text: Callable[[str], object]) -> l
     """The binary ones of `messages`. The others go to `on_text`."""
     received: list[Bytes] = []
     for message in messages:
-        if isinstance(message, str):
-            on_text(message)
-        else:
-            received.append(message)
+        match message:
+            case str():
+                on_text(message)
+            case _:
+                received.append(message)
     return received
