@@ -96,7 +96,7 @@ class TcpSocket:
     def write(self, pieces: Sequence[Bytes]) -> int | None:
         """Write as much of at most `MOST_PIECES` as is possible; returns how many bytes."""
         try:
-            return os.writev(self._watched or descriptor_of(self.lent.socket), pieces)
+            return os.writev(descriptor_of(self.lent.socket), pieces)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -178,7 +178,13 @@ class TcpSocket:
             return [*pieces]
         if self.end_sent:
             self.raise_if_end_sent()
-        sent = self.write(pieces if len(pieces) <= MOST_PIECES else pieces[:MOST_PIECES]) or 0
+        descriptor = self._watched or descriptor_of(self.lent.socket)
+        try:
+            sent = os.writev(descriptor, pieces if len(pieces) <= MOST_PIECES else pieces[:MOST_PIECES])
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise self.broken(error) from error
         return [] if sent == sum(map(len, pieces)) else without(pieces, sent)
 
 
