@@ -15,7 +15,7 @@ from .closing import abandon, bottom_of, send_eof
 from .delivery import Delivery
 from .lent_socket import LentSocket
 from .socket_options import delivery_of, limit_unsent, means_loss, wait_sent
-from .streams import Bytes, ByteStream
+from .streams import Bytes, ByteStream, Nowait
 from .tcp import CAN_USE_DESCRIPTORS, TcpStream
 
 __all__ = ["AdoptedStream", "Watched", "WatchedStream", "adopt", "watch"]
@@ -115,17 +115,19 @@ class WatchedStream(AdoptedStream):
         super().__init__(stream)
         self.last_received = trio.current_time()
         self.sending_since: float | None = None
-        self._nowait: ByteStream | None = None  # the stream, while it is watched
+        self._nowait: Nowait | None = None  # of the stream, while it is watched
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         data = await super().receive_some(max_bytes)
         self.last_received = trio.current_time()
         return data
 
-    def watch(self, on_readable: Callable[[], object]) -> ByteStream | None:
+    def watch(self, on_readable: Callable[[], object]) -> Nowait | None:
         stream = self.transport_stream
         self._nowait = stream.watch(on_readable) if isinstance(stream, ByteStream) else None
         return None if self._nowait is None else self
+
+    drained: Final = False
 
     def unwatch(self) -> None:
         if self._nowait is not None:

@@ -9,7 +9,7 @@ import trio
 
 from .adopted import adopt
 from .leg import Leg
-from .streams import Bytes, ByteStream, DelegatingStream
+from .streams import Bytes, DelegatingStream, Nowait
 
 __all__ = ["PrefixedStream"]
 
@@ -56,7 +56,7 @@ class PrefixedStream(DelegatingStream):
     async def send_pieces(self, pieces: Sequence[Bytes]) -> None:
         await self.transport_stream.send_pieces(pieces)
 
-    def watch(self, on_readable: Callable[[], object]) -> ByteStream | None:
+    def watch(self, on_readable: Callable[[], object]) -> Nowait | None:
         return None if self._prefix else self.transport_stream.watch(on_readable)
 
     async def aclose(self) -> None:

@@ -9,7 +9,7 @@ import trio
 
 from .adopted import Watched
 from .link import Bytes
-from .streams import ByteStream
+from .streams import ByteStream, Nowait
 from .watched_link import WatchedLink
 
 __all__ = ["StreamLink"]
@@ -30,7 +30,7 @@ class StreamLink(WatchedLink):
         super().__init__(watched)
         self._stream: Final = stream
         self._buffer: Final = memoryview(bytearray(_READ_SIZE))
-        self._nowait: ByteStream | None = None  # what reads and writes without waiting
+        self._nowait: Nowait | None = None  # what reads and writes without waiting
         self._rest: Sequence[Bytes] = ()  # `send_nowait` has not sent it
 
     def watch(self, on_readable: Callable[[], object]) -> bool:
@@ -39,7 +39,7 @@ class StreamLink(WatchedLink):
 
     def unwatch(self) -> None:
         if self._nowait is not None:
-            self._stream.unwatch()
+            self._nowait.unwatch()
 
     def receive_nowait(self) -> Sequence[Bytes] | None:
         assert self._nowait is not None

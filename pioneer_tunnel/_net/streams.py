@@ -9,14 +9,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Final, final
+from typing import Final, Protocol, final
 
 import trio
 
 from .leg import Bytes, Leg
 from .lent_socket import LentSocket
 
-__all__ = ["ByteStream", "Bytes", "DelegatingStream", "GuardedStream", "OneAtATime"]
+__all__ = ["ByteStream", "Bytes", "DelegatingStream", "GuardedStream", "Nowait", "OneAtATime"]
 
 
 class ByteStream(trio.abc.HalfCloseableStream):
@@ -87,33 +87,33 @@ class ByteStream(trio.abc.HalfCloseableStream):
         """Send all of `pieces`, in one system call where possible."""
         await self.send_all(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
-    def watch(self, on_readable: Callable[[], object]) -> ByteStream | None:  # noqa: ARG002  # the default
-        """Call `on_readable` when `receive_into_nowait` may return something, until `unwatch` or a close.
+    def watch(self, on_readable: Callable[[], object]) -> Nowait | None:  # noqa: ARG002  # the default
+        """Call `on_readable` when something may have come, until `Nowait.unwatch` or a close.
 
-        The caller holds a stay in the event loop.
-
-        Returns:
-            The stream for `receive_into_nowait` and `send_nowait`; None, and nothing happens, if there is none.
+        The caller holds a stay in the event loop. None, and nothing happens, if this stream cannot do that.
         """
         return None
 
-    def unwatch(self) -> None:
-        """Call back no more. To be called before the stay ends."""
 
-    drained: bool = False
-    """True if `receive_into_nowait` would return None now, as far as is known without trying."""
+class Nowait(Protocol):
+    """Reads and writes a stream that is watched, without waiting. What sends by waiting is still the stream."""
+
+    @property
+    def drained(self) -> bool:
+        """True if `receive_into_nowait` would return None now, as far as is known without trying."""
 
     def receive_into_nowait(self, buffer: memoryview) -> int | None:
-        """Like `receive_into`, but it never waits: None when nothing has come. After `watch` only."""
-        raise NotImplementedError
+        """Like `receive_into`, but it never waits: None when nothing has come."""
 
     def send_nowait(self, pieces: Sequence[Bytes]) -> list[Bytes]:
-        """Send as much of `pieces` as is possible without waiting; returns the rest. After `watch` only.
+        """Send as much of `pieces` as is possible without waiting; returns the rest.
 
         Raises:
             As `send_all`.
         """
-        raise NotImplementedError
+
+    def unwatch(self) -> None:
+        """Call back no more. To be called before the stay ends."""
 
 
 class DelegatingStream(ByteStream):

@@ -1,4 +1,6 @@
-"""A WebSocket over a stream: reads, writes, and the buffers between them. A `Framing` makes and parses the frames.
+"""A WebSocket over a stream: the tasks that read and write. A `Framing` makes and parses the frames.
+
+The driver has the buffers, and all that does not wait.
 
 Received pings and closes need a reply. A task sends the replies, so that the receiver never waits for the sender. It
 ends when all are sent: most connections are idle, and a task that waits takes 3 KiB.
@@ -6,7 +8,7 @@ ends when all are sent: most connections are idle, and a task that waits takes 3
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -16,17 +18,12 @@ from .._model.errors import fresh_copy
 from .._model.exception_groups import lone_error_bare
 from .._net.adopted import adopt
 from .._net.link import Bytes
-from .._net.streams import ByteStream
-from .binary_frames import BinaryFrames, encode
+from .driver import Driver
 from .frame_meter import FrameMeter
 from .framing import Framing
-from .messages import Message, messages_of
+from .messages import Message
 
 __all__ = ["WebSocket"]
-
-_READ_SIZE: Final = 256 * 1024
-_FIRST_READ: Final = 4 * 1024
-"""Bytes of the first reads, and of all reads from a peer that is not trusted yet."""
 
 
 class WebSocket(trio.abc.AsyncResource):
@@ -39,9 +36,10 @@ class WebSocket(trio.abc.AsyncResource):
 
     Attributes:
         stream: the stream below. It has its user's bytes until the opening is over.
+        driver: what does not wait.
+        meter: see the argument.
         subprotocol: the one that both ends agreed on; None when there is none.
         date: the `Date` header of the server's response, as it was sent; None on the server, and when there is none.
-        drained: see `Link.drained`.
     """
 
     def __init__(self, stream: trio.abc.Stream, framing: Framing, meter: FrameMeter) -> None:
@@ -49,18 +47,8 @@ class WebSocket(trio.abc.AsyncResource):
         self.meter: Final = meter
         self.subprotocol: str | None = None
         self.date: str | None = None
-        self.drained: bool = False
+        self.driver: Final = Driver(self.stream, framing, meter, on_replies=self._reply_soon)
         self._framing: Final = framing
-        self._mask: Final = framing.apply_mask if framing.is_client else None
-        self._eof = False
-        self._buffer = memoryview(bytearray(_FIRST_READ))
-        self._unparsed = self._buffer[:0]
-        self._begun = self._buffer[:0]  # of a message, whose rest comes with the next read
-        self._is_full = False  # whether the last read has filled the buffer, so that more has come
-        self._unsent: list[Bytes] = []
-        self._frames: BinaryFrames | None = None  # once the opening is over and the peer is trusted
-        self._watched: ByteStream | None = None  # what reads and writes without waiting
-        self._flushing = False
         self._flushed: Final = trio.lowlevel.ParkingLot()
         self._tasks: trio.Nursery | None = None  # for a task that sends replies
         self._replying = False  # whether there is one
@@ -92,26 +80,8 @@ class WebSocket(trio.abc.AsyncResource):
 
         If cancelled, it may have sent a part of a frame. After that, only `aclose` is allowed.
         """
-        self._raise_if_not_open()
-        for message in messages:
-            if isinstance(message, str):
-                self._framing.send_text(message)
-            self._take_writes()
-            if not isinstance(message, str):
-                self._unsent += encode([message], len(message), self._mask)
+        self.driver.queue_messages(messages)
         await self.flush()
-
-    def offer_text(self, text: str) -> bool:
-        """Queue a text message, to be sent soon. Does not wait.
-
-        False, and it is not sent, if others still wait or the WebSocket is closed.
-        """
-        framing = self._framing
-        if framing.writes or self._unsent or not framing.is_open:
-            return False
-        framing.send_text(text)
-        self._reply_soon()  # unless the next `send` takes it first
-        return True
 
     async def send_binary(self, chunks: Sequence[Bytes]) -> None:
         """Send `chunks`, in order, in binary messages of at most 64 KiB. With no chunks, send what still waits.
@@ -119,56 +89,20 @@ class WebSocket(trio.abc.AsyncResource):
         Raises:
             As `send`.
         """
-        self._queue(chunks)
+        self.driver.queue(chunks)
         await self.flush()
-
-    def send_binary_nowait(self, chunks: Sequence[Bytes]) -> bool | None:
-        """Like `send_binary`, as far as that is possible without waiting.
-
-        Returns:
-            False if a rest waits: then call `send_binary` next, which sends it first. None if that is not possible
-            now, and it has taken nothing.
-
-        Raises:
-            As `send`.
-        """
-        if self._flushing or self._watched is None:
-            return None
-        self._queue(chunks)
-        self._unsent = self._watched.send_nowait(self._unsent)
-        return not self._unsent
-
-    def _queue(self, chunks: Sequence[Bytes]) -> None:
-        framing = self._framing
-        if not framing.is_open:
-            self._raise_if_not_open()
-        if framing.writes:
-            self._take_writes()
-        for message, size in messages_of(chunks):
-            self._unsent += encode(message, size, self._mask)
-
-    def _raise_if_not_open(self) -> None:
-        if not self._framing.is_open:
-            raise fresh_copy(self._framing.closed or trio.BrokenResourceError("the WebSocket is closed"))
-
-    def _take_writes(self) -> None:
-        self._unsent += self._framing.writes
-        self._framing.writes = []
 
     async def flush(self) -> None:
         """Send what is queued. One task at a time; the others wait for it."""
-        while self._flushing:
+        driver = self.driver
+        while driver.flushing:
             await self._flushed.park()
-        self._flushing = True
+        driver.flushing = True
         try:
-            while True:
-                self._take_writes()
-                if not self._unsent:
-                    break
-                unsent, self._unsent = self._unsent, []
+            while unsent := driver.take_unsent():
                 await self.stream.send_pieces(unsent)
         finally:
-            self._flushing = False
+            driver.flushing = False
             self._flushed.unpark_all()
 
     async def receive(self) -> list[Message]:
@@ -190,105 +124,21 @@ class WebSocket(trio.abc.AsyncResource):
         messages, framing.received = framing.received, []
         return messages
 
-    def watch(self, on_readable: Callable[[], object]) -> bool:
-        """See `Link.watch`. To be called when the opening is over."""
-        self._watched = self.stream.watch(on_readable)
-        return self._watched is not None
-
-    def unwatch(self) -> None:
-        """See `Link.unwatch`."""
-        if self._watched is not None:
-            self._watched.unwatch()
-
-    def receive_nowait(self) -> list[Message] | None:
-        """Like `receive`, but it never waits: None when nothing has come. After `watch` only.
-
-        Empty when what came is no message, or not a whole one, or when others should have their turn: call again.
-        """
-        framing = self._framing
-        if not framing.received:
-            if framing.closed is not None:
-                raise fresh_copy(framing.closed)
-            if self._eof:
-                self._raise_if_eof()
-            if not self._unparsed:
-                assert self._watched is not None
-                amount = self._watched.receive_into_nowait(self._free() if self._begun else self._buffer)
-                if amount is None:
-                    return None
-                self.drained = self._watched.drained
-                self._keep(amount)
-            self._parse()
-            if self._unparsed or framing.closed is not None:
-                self.drained = False
-        messages, framing.received = framing.received, []
-        return messages
-
     async def receive_bytes(self) -> memoryview:
         """Wait for bytes, parse them, and return them; empty at the end of the connection.
 
         The HTTP head of the opening comes alone. When there are many small frames, the next call parses the rest, after
         other tasks have run.
         """
-        self._raise_if_eof()
-        if self._unparsed:
+        driver = self.driver
+        driver.raise_if_ended()
+        if driver.unparsed:
             await trio.lowlevel.checkpoint()
         else:
-            self._keep(await self.stream.receive_into(self._free()))
-        data = self._unparsed
-        self._parse()
-        return data[: len(data) - len(self._unparsed)]
-
-    def _raise_if_eof(self) -> None:
-        if self._eof:
-            raise trio.BrokenResourceError("the connection ended without a close frame")
-
-    def _free(self) -> memoryview:
-        """The part of the buffer to read into."""
-        size = len(self._begun)
-        self._buffer[:size] = self._begun
-        self._begun = self._buffer[:size]
-        return self._buffer[size:]
-
-    def _keep(self, amount: int) -> None:
-        """Keep what was read. The buffer grows when a trusted peer fills it."""
-        buffer = self._buffer
-        if self._begun:
-            amount = amount and len(self._begun) + amount  # an incomplete message at EOF is lost
-            self._begun = buffer[:0]
-        self._unparsed = buffer[:amount]
-        self._is_full = amount == len(buffer)
-        if self._is_full and amount < _READ_SIZE and self.meter.trusted:
-            self._buffer = memoryview(bytearray(min(4 * amount, _READ_SIZE)))
-
-    def _parse(self) -> None:
-        """Parse what was read, or as many frames of it as a turn may have."""
-        data, framing = self._unparsed, self._framing
-        if not data:
-            self._eof = True
-            framing.receive_eof()
-        elif self._frames is not None:
-            used, pieces = self._frames.split(data, more=self._is_full)
-            rest = data[used:]
-            if self._frames.incomplete:
-                self._unparsed, self._begun = rest[:0], rest
-            else:
-                self._unparsed = rest
-            for binary, piece in pieces:
-                if not binary:
-                    framing.receive(piece)
-                elif framing.closed is None:
-                    framing.received.append(piece)
-            if self._frames.failure is not None:
-                framing.fail(*self._frames.failure)
-        else:
-            amount = self.meter.admit(data)
-            self._unparsed = data[amount:]
-            framing.receive(data[:amount])
-            if self.meter.trusted and self.meter.between_frames and not framing.inside_message:
-                self._frames = BinaryFrames(None if framing.is_client else framing.apply_mask)
-        if framing.writes:
-            self._reply_soon()
+            driver.keep(await self.stream.receive_into(driver.free()))
+        data = driver.unparsed
+        driver.parse()
+        return data[: len(data) - len(driver.unparsed)]
 
     def _reply_soon(self) -> None:
         if self._tasks is not None and not self._replying:
@@ -316,7 +166,7 @@ class WebSocket(trio.abc.AsyncResource):
             if framing.is_open:
                 framing.close(code, reason)
             await self.flush()
-            while not self._eof and framing.closed is None:
+            while not self.driver.ended and framing.closed is None:
                 framing.received.clear()  # these messages are never read, and the peer may send any number of them
                 await self.receive_bytes()
         except (trio.BrokenResourceError, trio.ClosedResourceError):

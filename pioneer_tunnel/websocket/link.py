@@ -15,6 +15,7 @@ from .._net.link import Bytes
 from .._net.socket_options import source_is_gone
 from .._net.watched_link import WatchedLink
 from .connection import WebSocket
+from .driver import bytes_in
 from .messages import Message
 
 __all__ = ["WebSocketLink"]
@@ -50,6 +51,7 @@ class WebSocketLink(WatchedLink):
     ) -> None:
         super().__init__(watched)
         self._websocket: Final = websocket
+        self._driver: Final = websocket.driver
         self.on_text = on_text
         self._early = early
         self._peer: Final = peer
@@ -76,43 +78,33 @@ class WebSocketLink(WatchedLink):
         await self._websocket.send_binary(chunks)
 
     def send_nowait(self, chunks: Sequence[Bytes]) -> bool | None:
-        return self._websocket.send_binary_nowait(chunks)
+        return self._driver.send_nowait(chunks)
 
     async def receive(self) -> Sequence[Bytes]:
         while True:
             messages, self._early = self._early or await self._websocket.receive(), ()
-            if received := self._bytes_in(messages):
+            if received := bytes_in(messages, self.on_text):
                 return received
 
     def watch(self, on_readable: Callable[[], object]) -> bool:
-        return self._websocket.watch(on_readable)
+        return self._driver.watch(on_readable)
 
     def unwatch(self) -> None:
-        self._websocket.unwatch()
+        self._driver.unwatch()
 
     def receive_nowait(self) -> Sequence[Bytes] | None:
-        websocket = self._websocket
-        messages, self._early = self._early or websocket.receive_nowait(), ()
-        self.drained = websocket.drained
-        return None if messages is None else self._bytes_in(messages)
-
-    def _bytes_in(self, messages: Sequence[Message]) -> list[Bytes]:
-        received: list[Bytes] = []
-        for message in messages:
-            match message:
-                case str():
-                    self.on_text(message)
-                case _:
-                    received.append(message)
-        return received
+        driver = self._driver
+        messages, self._early = self._early or driver.receive_nowait(), ()
+        self.drained = driver.drained
+        return None if messages is None else bytes_in(messages, self.on_text)
 
     async def send_text(self, text: str) -> None:
         """Send a text message. See `WebSocket.send`."""
         await self._websocket.send([text])
 
     def offer_text(self, text: str) -> bool:
-        """See `WebSocket.offer_text`."""
-        return self._websocket.offer_text(text)
+        """See `Driver.offer_text`."""
+        return self._driver.offer_text(text)
 
     async def abandon(self) -> None:
         """Close the connection at once, with a reset. What is queued for a peer that takes nothing would delay that."""

@@ -16,7 +16,7 @@ import trio
 from .._model.counters import StreamCounter
 from .._net.fastpath.event_loop import Reactor
 from .._net.leg import Bytes
-from .._net.streams import ByteStream, OneAtATime
+from .._net.streams import ByteStream, Nowait, OneAtATime
 from .stream_leg import StreamLeg
 from .stream_state import Stream
 
@@ -310,11 +310,13 @@ class YamuxStream(ByteStream):
 
     # Without waiting, for a link over this stream
 
-    def watch(self, on_readable: Callable[[], object]) -> ByteStream | None:
+    def watch(self, on_readable: Callable[[], object]) -> Nowait | None:
         if not Reactor.current().has_epoll:
             return None  # so that it can be watched where sockets can
         self.attach(_Watch(on_readable, self.on_writable))
         return self
+
+    drained: Final = False
 
     def unwatch(self) -> None:
         self.detach()

@@ -143,7 +143,7 @@ class Echo:
         if watched is None:
             pytest.skip("there is no event loop")
         assert watched is stream
-        self._stream = watched
+        self._stream = stream
         self.read()
 
     def read(self) -> None:

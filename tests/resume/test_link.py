@@ -14,6 +14,8 @@ from pioneer_tunnel._net.adopted import watch
 from pioneer_tunnel._wire.resumption import Counters
 from pioneer_tunnel.resume import Carrier, ResumableLink, Tail
 from pioneer_tunnel.websocket import Message, WebSocket, WebSocketLink
+from pioneer_tunnel.websocket.frame_meter import FrameMeter
+from pioneer_tunnel.websocket.wsproto_framing import WsprotoFraming
 
 
 @final
@@ -21,6 +23,7 @@ class ScriptedWebSocket(WebSocket):
     """Receives what the test says, and keeps what is sent."""
 
     def __init__(self) -> None:
+        super().__init__(trio.testing.memory_stream_pair()[0], WsprotoFraming(is_client=False), FrameMeter())
         self.sent: list[bytes | str] = []
         self._come: deque[bytes | str] = deque()
         self._receiver = trio.lowlevel.ParkingLot()
@@ -32,10 +35,6 @@ class ScriptedWebSocket(WebSocket):
     async def send(self, messages: Sequence[bytes | str]) -> None:
         await trio.lowlevel.checkpoint()
         self.sent += messages
-
-    def offer_text(self, text: str) -> bool:
-        self.sent.append(text)
-        return True
 
     async def receive(self) -> list[Message]:
         if not self._come:

@@ -140,16 +140,16 @@ async def test_a_flood_of_control_frames_leaves_others_their_turn() -> None:
                 await trio.sleep_forever()
 
         async with load_engine("websockets").accept(theirs, opening) as websocket:
-            received: list[object] = []
+            driver, received = websocket.driver, list[object]()
             with Stay() as stay, no_hang():
-                assert websocket.watch(lambda: received.append(websocket.receive_nowait()))
+                assert driver.watch(lambda: received.append(driver.receive_nowait()))
                 nursery.start_soon(stay.wait)
                 while len(received) < count / FRAMES_PER_TURN:
-                    messages = websocket.receive_nowait()
+                    messages = driver.receive_nowait()
                     if messages is not None:
                         received.append(messages)
                     await trio.lowlevel.checkpoint()
-                websocket.unwatch()
+                driver.unwatch()
                 stay.end()
         assert not any(received)
         nursery.cancel_scope.cancel()

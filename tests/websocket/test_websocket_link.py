@@ -64,11 +64,11 @@ async def test_what_came_with_the_handshake_is_received_first(engine: EngineName
 async def test_an_offered_text_is_sent_soon(engine: EngineName) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     async with raw_client(engine, (ours, theirs)) as (client, server):
-        assert server.offer_text("report")
+        assert server.driver.offer_text("report")
         with no_hang():
             assert await read_frame(client) == (TEXT, b"report")
             await trio.testing.wait_all_tasks_blocked()
-            assert server.offer_text("again")
+            assert server.driver.offer_text("again")
             await server.send_binary([b"bytes"])
             frames = [await read_frame(client), await read_frame(client)]
             assert sorted(frames) == [(TEXT, b"again"), (BINARY, b"bytes")]
@@ -83,9 +83,9 @@ async def test_texts_are_not_offered_to_a_peer_that_reads_none(engine: EngineNam
 
     async with raw_client(engine, (ours, theirs)) as (_, server):
         theirs.send_stream.send_all_hook = never
-        assert server.offer_text("one")
+        assert server.driver.offer_text("one")
         await trio.testing.wait_all_tasks_blocked()
-        taken = [server.offer_text(f"{number}") for number in range(100)]
+        taken = [server.driver.offer_text(f"{number}") for number in range(100)]
         assert sum(taken) <= 1
 
 

@@ -17,6 +17,8 @@ from yamux_rig import DATA, GO_AWAY, WINDOW_UPDATE, go_away, parse, ping, update
 from pioneer_tunnel._model.errors import RemoteProtocolError
 from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH
 from pioneer_tunnel._net.fastpath.stay import Stay
+from pioneer_tunnel._net.prefixed_stream import PrefixedStream
+from pioneer_tunnel._net.stream_link import StreamLink
 from pioneer_tunnel._net.tcp import TcpStream
 from pioneer_tunnel._net.turn import Turn
 from pioneer_tunnel.yamux import Role, YamuxConnection, YamuxStream
@@ -191,8 +193,7 @@ async def test_a_stream_that_cannot_be_watched_says_so(problem: str, monkeypatch
     async with ours, theirs:
         stream = TcpStream(ours.socket)
         with Stay():
-            assert not stream.watch(lambda: None)
-            stream.unwatch()
+            assert stream.watch(lambda: None) is None
         await theirs.send_all(b"x")
         assert await stream.receive_some() == b"x"
 
@@ -206,10 +207,23 @@ async def test_who_watches_a_stream_is_called_when_its_owner_closes_it() -> None
 
             def read() -> None:
                 try:
-                    stream.receive_into_nowait(memoryview(bytearray(1)))
+                    assert watched is not None
+                    watched.receive_into_nowait(memoryview(bytearray(1)))
                 except trio.ClosedResourceError as error:
                     failures.append(error)
 
-            assert stream.watch(read)
+            watched = stream.watch(read)
             await stream.aclose()
             assert len(failures) == 1
+
+
+async def test_a_link_over_a_stream_whose_prefix_was_read_is_watched_no_more_after_unwatch() -> None:
+    ours, theirs = await tcp_pair()
+    tcp = TcpStream(ours.socket)
+    async with theirs, tcp:
+        link = StreamLink(PrefixedStream(tcp, b""), tcp)
+        with Stay() as stay:
+            assert link.watch(lambda: None)
+            link.unwatch()
+            stay.reactor.watch(ours.socket.fileno(), lambda _: None)
+            stay.reactor.unwatch(ours.socket.fileno())

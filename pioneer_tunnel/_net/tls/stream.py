@@ -28,7 +28,7 @@ import trio
 
 from ..adopted import adopt
 from ..leg import Bytes, Leg
-from ..streams import ByteStream, DelegatingStream
+from ..streams import DelegatingStream, Nowait
 from .alerts import describe
 from .certificate import certificate_hash
 from .client import blocks
@@ -108,8 +108,9 @@ class TlsStream(DelegatingStream):
         self._empty_records = 0
         self._replies = 0  # bytes
         self._rest: Bytes = b""  # was encrypted, and `_send_outgoing_nowait` has not sent it
-        self._watched: ByteStream | None = None  # the connection, while it is watched
+        self._watched: Nowait | None = None  # the connection, while it is watched
         self._buffer: memoryview | None = None  # for what is received from it
+        self.drained = False
         self._ahead = b""
         self.end_sent = False
         self.beginning = b""
@@ -205,7 +206,7 @@ class TlsStream(DelegatingStream):
         below = self.transport_stream.leg()
         return None if below is None else TlsLeg(self, below, half_close=half_close)
 
-    def watch(self, on_readable: Callable[[], object]) -> ByteStream | None:
+    def watch(self, on_readable: Callable[[], object]) -> Nowait | None:
         self._watched = self.transport_stream.watch(on_readable)
         if self._watched is None:
             return None
@@ -264,7 +265,7 @@ class TlsStream(DelegatingStream):
         # The caller calls again, or sends the rest; if that is empty, this sends what is encrypted already.
         return left or [b""]
 
-    def _send_outgoing_nowait(self, watched: ByteStream) -> bool:
+    def _send_outgoing_nowait(self, watched: Nowait) -> bool:
         """Send what is encrypted, as far as the connection takes it at once. False if some is left."""
         replies = self._replies
         while data := self.take_outgoing():
@@ -574,7 +575,7 @@ class TlsServerStream(DelegatingStream):
     def leg(self) -> Leg | None:
         return self.transport_stream.make_leg(half_close=False)
 
-    def watch(self, on_readable: Callable[[], object]) -> ByteStream | None:
+    def watch(self, on_readable: Callable[[], object]) -> Nowait | None:
         return self.transport_stream.watch(on_readable)
 
     async def send_eof(self) -> None:
