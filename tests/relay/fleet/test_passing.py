@@ -45,7 +45,7 @@ from pioneer_tunnel._wire.handshake import SUBPROTOCOL
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay import Relay, RelayAddresses
 from pioneer_tunnel.relay.fleet.passed_message import FORMAT, MOST_RECEIVED, encode_passed, parse_passed
-from pioneer_tunnel.relay.fleet.passing import MOST_TOGETHER, VISITORS, Channel, SocketPassing, Source
+from pioneer_tunnel.relay.fleet.passing import MOST_TOGETHER, RETRY_INTERVAL, VISITORS, Channel, SocketPassing, Source
 from pioneer_tunnel.relay.fleet.unix_network import WorkerNetwork
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory
 from pioneer_tunnel.relay.visitors.passing import Passed, Stage
@@ -414,6 +414,18 @@ async def test_a_channel_that_broke_is_opened_again(tmp_path: Path) -> None:
         own = Address.of_socket(visitor.getsockname())
         assert await answers_to([visitor]) == [told(own, request())]
         assert far.passing.passed == 1
+
+
+@pytest.mark.parametrize("process", [PROCESSES[1], None])
+async def test_a_process_that_takes_none_is_tried_seldom_and_a_worker_soon(
+    process: str | None, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Another process of the worker may begin at any time. A gateway that takes a hop until then takes it for good."""
+    (tmp_path / "workers").mkdir(mode=0o700)
+    network = WorkerNetwork("m/0", PROCESSES[0], tmp_path / "workers", {}.get, workers=2)
+    began = trio.current_time()
+    await Channel(random.Random(1), lambda amount: None).run(network, "m/1", process)
+    assert (trio.current_time() - began <= RETRY_INTERVAL) is (process is None)
 
 
 async def test_the_wrong_worker_is_no_way_around_the_rate_of_an_address(tmp_path: Path) -> None:
