@@ -11,7 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, TypeAlias, final
+from typing import Any, Final, NoReturn, TypeAlias, final
 
 import pytest
 import trio
@@ -48,7 +48,7 @@ from pioneer_tunnel.relay.fleet.passed_message import FORMAT, MOST_RECEIVED, enc
 from pioneer_tunnel.relay.fleet.passing import MOST_TOGETHER, RETRY_INTERVAL, VISITORS, Channel, SocketPassing, Source
 from pioneer_tunnel.relay.fleet.unix_network import WorkerNetwork
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory
-from pioneer_tunnel.relay.visitors.passing import Passed, Stage
+from pioneer_tunnel.relay.visitors.passing import Passed, Passing, Stage
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.tunnel import open_tunnel
 
@@ -343,6 +343,34 @@ async def test_a_worker_that_stops_serves_what_is_on_the_way(tmp_path: Path) -> 
             nursery.cancel_scope.cancel()
         async with await connect(far.addresses.ingress) as visitor:  # nobody takes it now
             assert (await ask(visitor, request())).startswith(b"HTTP/1.1 503")
+
+
+@final
+class PassedEarly(Passing):
+    """Passes a visitor of a tunnel's own address as soon as the relay takes visitors of others."""
+
+    def pass_visitor(self, *_: object, **__: object) -> bool:
+        return False
+
+    def pass_gateway(self, *_: object) -> bool:
+        return False
+
+    async def serve(self, take: Callable[[Passed], object], *, task_status: trio.TaskStatus[None]) -> NoReturn:
+        stream, accepted = await tcp_pair()
+        async with stream:
+            take(MESSAGE._replace(descriptor=accepted.detach(), stage=Stage.BOUND, tunnel="office"))
+            task_status.started()
+            await trio.sleep_forever()
+
+
+async def test_a_visitor_who_is_passed_to_a_worker_that_begins_reaches_its_tunnel() -> None:
+    """The worker may have the session already: another one has passed the gateway, too."""
+    relay = Relay(relay_config(tunnels=[tunnel_entry(bind_addr="127.0.0.1:0")]), passing=PassedEarly())
+    with no_hang():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(relay.serve)
+            await eventually(lambda: relay.stats().refusals_total == {"gateway_away": 1})
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_visitor_over_a_limit_of_the_other_worker_is_turned_away(tmp_path: Path) -> None:
