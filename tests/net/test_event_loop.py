@@ -212,11 +212,16 @@ async def test_a_turn_that_is_queued_again_and_again_runs_once() -> None:
 async def test_an_exit_that_a_callback_asks_for_leaves_the_event_loop_in_order() -> None:
     """It ends the task that leads. The next one that leads must be woken by what is queued then."""
 
+    told: list[str] = []
+    reactor, turn = Reactor.current(), Turn.current()
+
     def leave() -> int:
         raise SystemExit
 
-    told: list[float] = []
-    reactor, turn = Reactor.current(), Turn.current()
+    def tell() -> int:
+        told.append("again")
+        return 0
+
     with Stay() as first, Stay() as second:
         reactor.queue(leave)
         with pytest.raises(SystemExit):
@@ -225,10 +230,10 @@ async def test_an_exit_that_a_callback_asks_for_leaves_the_event_loop_in_order()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(second.wait)
             await trio.testing.wait_all_tasks_blocked()
-            reactor.queue(lambda: told.append(turn.now()) or 0)
+            reactor.queue(tell)
             await trio.testing.wait_all_tasks_blocked()
             second.end()
-    assert len(told) == 1
+    assert told == ["again"]
 
 
 async def test_what_fails_at_the_end_of_a_turn_is_logged_and_the_turn_ends(caplog: pytest.LogCaptureFixture) -> None:

@@ -355,12 +355,15 @@ class PassedEarly(Passing):
     def pass_gateway(self, *_: object) -> bool:
         return False
 
-    async def serve(self, take: Callable[[Passed], object], *, task_status: trio.TaskStatus[None]) -> NoReturn:
+    async def serve(
+        self, take: Callable[[Passed], object], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> NoReturn:
         stream, accepted = await tcp_pair()
         async with stream:
             take(MESSAGE._replace(descriptor=accepted.detach(), stage=Stage.BOUND, tunnel="office"))
             task_status.started()
             await trio.sleep_forever()
+        raise AssertionError
 
 
 async def test_a_visitor_who_is_passed_to_a_worker_that_begins_reaches_its_tunnel() -> None:
@@ -450,7 +453,7 @@ async def test_a_process_that_takes_none_is_tried_seldom_and_a_worker_soon(
 ) -> None:
     """Another process of the worker may begin at any time. A gateway that takes a hop until then takes it for good."""
     (tmp_path / "workers").mkdir(mode=0o700)
-    network = WorkerNetwork("m/0", PROCESSES[0], tmp_path / "workers", {}.get, workers=2)
+    network = WorkerNetwork("m/0", PROCESSES[0], tmp_path / "workers", lambda _pid: None, workers=2)
     began = trio.current_time()
     await Channel(random.Random(1), lambda amount: None).run(network, "m/1", process)
     assert (trio.current_time() - began <= RETRY_INTERVAL) is (process is None)
