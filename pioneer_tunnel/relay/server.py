@@ -353,6 +353,7 @@ class Relay:
             async with trio.open_nursery() as accepting:
                 if acme is not None:
                     accepting.start_soon(acme.run)  # a successor orders when this one does no more
+                self._expected.begin()  # before visitors come, who wait for these gateways
                 accept_loop = AcceptLoop(self._admission)
                 await self._listening.begin_tunnels(accept_loop, self._router, connections)
                 if self._passing is not None:  # before gateways come, for whose visitors others look for it
@@ -360,7 +361,6 @@ class Relay:
                     await accepting.start(self._passing.serve, take)
                 self._addresses = await self._listen(accept_loop, accepting, connections)
                 self._inherited.close_rest()
-                self._expected.begin()
                 log_start(self._config, self._addresses, most_connections=self._admission.most_connections)
                 task_status.started(self._addresses)
                 # No deadline: a relay serves until it is drained or cancelled.

@@ -48,6 +48,7 @@ from pioneer_tunnel.relay.fleet.passed_message import FORMAT, MOST_RECEIVED, enc
 from pioneer_tunnel.relay.fleet.passing import MOST_TOGETHER, RETRY_INTERVAL, VISITORS, Channel, SocketPassing, Source
 from pioneer_tunnel.relay.fleet.unix_network import WorkerNetwork
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory
+from pioneer_tunnel.relay.inherited import Inherited
 from pioneer_tunnel.relay.visitors.passing import Passed, Passing, Stage
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.tunnel import open_tunnel
@@ -373,6 +374,17 @@ async def test_a_visitor_who_is_passed_to_a_worker_that_begins_reaches_its_tunne
         async with trio.open_nursery() as nursery:
             await nursery.start(relay.serve)
             await eventually(lambda: relay.stats().refusals_total == {"gateway_away": 1})
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_visitor_who_comes_before_the_relay_listens_everywhere_waits_for_a_gateway_that_comes_again() -> None:
+    bound: dict[str, Any] = {"tunnels": [tunnel_entry(bind_addr="127.0.0.1:0")]}
+    relay = Relay(relay_config(**bound), inherited=Inherited(connected=["office"]), passing=PassedEarly())
+    with no_hang():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(relay.serve)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert not relay.stats().refusals_total
             nursery.cancel_scope.cancel()
 
 
