@@ -78,16 +78,31 @@ class Listening:
         self._serving: Final[dict[str, _Serve]] = {}
         self._bound: BoundListeners | None = None
 
-    async def begin(
-        self, accept_loop: AcceptLoop, router: Router, *, accepting: trio.Nursery, connections: trio.Nursery
-    ) -> RelayAddresses:
-        """Open all addresses, except those of `Sites`.
+    async def begin_tunnels(self, accept_loop: AcceptLoop, router: Router, connections: trio.Nursery) -> None:
+        """Open the addresses of the tunnels.
 
         Args:
             accept_loop: accepts the connections.
             router: serves them.
-            accepting: when it is cancelled, the listeners close, except those of tunnels.
-            connections: the nursery of connections, and of tunnels' listeners.
+            connections: the nursery of connections, and of these listeners.
+
+        Raises:
+            OSError: the relay cannot listen at an address.
+        """
+        self._bound = BoundListeners(
+            accept_loop, connections, lambda route: partial(router.begin_bound, route), self._inherited
+        )
+        await self.update(self._config)
+
+    async def begin(
+        self, accept_loop: AcceptLoop, router: Router, *, accepting: trio.Nursery, connections: trio.Nursery
+    ) -> RelayAddresses:
+        """Open all other addresses, except those of `Sites`. After `begin_tunnels`.
+
+        Args:
+            accept_loop, router: as of `begin_tunnels`.
+            accepting: when it is cancelled, these listeners close.
+            connections: the nursery of connections.
 
         Raises:
             OSError: the relay cannot listen at an address.
@@ -123,10 +138,6 @@ class Listening:
                 listening[address] = await listen(address, router.begin_ingress, only_visitors=True, passes=passes)
         http = each_address(config.http_addr)
         in_clear = [await listen(address, router.begin_http, only_visitors=True) for address in http]
-        self._bound = BoundListeners(
-            accept_loop, connections, lambda route: partial(router.begin_bound, route), self._inherited
-        )
-        await self.update(config)
         return RelayAddresses(
             all_control=tuple(listening[address] for address in control),
             all_ingress=tuple(listening[address] for address in ingress),
@@ -181,5 +192,5 @@ class Listening:
 
     @property
     def _of_tunnels(self) -> BoundListeners:
-        assert self._bound is not None  # `begin` has made it
+        assert self._bound is not None  # `begin_tunnels` has made it
         return self._bound

@@ -353,12 +353,14 @@ class Relay:
             async with trio.open_nursery() as accepting:
                 if acme is not None:
                     accepting.start_soon(acme.run)  # a successor orders when this one does no more
+                self._expected.begin()  # before visitors come, who wait for these gateways
+                accept_loop = AcceptLoop(self._admission)
+                await self._listening.begin_tunnels(accept_loop, self._router, connections)
                 if self._passing is not None:  # before gateways come, for whose visitors others look for it
                     take = partial(self._passed.take, connections, copy_context(), Turn.current())
                     await accepting.start(self._passing.serve, take)
-                self._addresses = await self._listen(accepting, connections)
+                self._addresses = await self._listen(accept_loop, accepting, connections)
                 self._inherited.close_rest()
-                self._expected.begin()
                 log_start(self._config, self._addresses, most_connections=self._admission.most_connections)
                 task_status.started(self._addresses)
                 # No deadline: a relay serves until it is drained or cancelled.
@@ -375,11 +377,11 @@ class Relay:
                 await self._fleet.settle()
             connections.cancel_scope.cancel()
 
-    async def _listen(self, accepting: trio.Nursery, connections: trio.Nursery) -> RelayAddresses:
+    async def _listen(
+        self, accept_loop: AcceptLoop, accepting: trio.Nursery, connections: trio.Nursery
+    ) -> RelayAddresses:
         config = self._config
-        addresses = await self._listening.begin(
-            AcceptLoop(self._admission), self._router, accepting=accepting, connections=connections
-        )
+        addresses = await self._listening.begin(accept_loop, self._router, accepting=accepting, connections=connections)
         sites = await self._sites.open(self._inherited)
         connections.start_soon(self._sites.serve, lambda: self._handed_over)
         return attrs.evolve(

@@ -151,6 +151,7 @@ class ResumableLink(Link):
         self.on_text = on_text
         self.on_lost = on_lost
         self.on_doubt: Callable[[], None] | None = None
+        self.drained: bool = False
         self.resumes: int = 0
         self.close_code: int = 1000
         self.close_reason: str = ""

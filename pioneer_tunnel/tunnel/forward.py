@@ -341,7 +341,7 @@ class Forwarder:
             over()
 
     def note_left(self) -> None:
-        """Count a visitor less. For `_End`."""
+        """Count a visitor who has left. For `_End`."""
         self._visitors -= 1
         if not self._visitors and self._no_visitors:
             self._no_visitors.unpark_all()

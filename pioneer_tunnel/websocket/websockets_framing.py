@@ -25,7 +25,7 @@ class WebsocketsFraming(Framing):
     """See `Framing`. It has the opening, too.
 
     Attributes:
-        request: the client's request, from when it has come until `accept`.
+        request: the client's request, once it has come; without its headers after `accept`.
         date: the `Date` header of the server's response, as it was sent.
     """
 

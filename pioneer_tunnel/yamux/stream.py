@@ -246,7 +246,7 @@ class YamuxStream(ByteStream):
 
     async def wait_broken(self) -> bool:
         """Wait until the peer resets the stream, or the connection is gone; False when it was closed here."""
-        # The session forgets a stream whose both halves have ended, so register with the connection.
+        # The session forgets a stream whose both halves have ended, so register with the driver.
         self._driver.watchers.add(self._stream)
         use = self._tasks
         try:
@@ -353,7 +353,7 @@ class YamuxStream(ByteStream):
         if stream.owner is not None:
             stream.owner = self
 
-    # For the connection, while no leg is attached
+    # For the driver, while no leg is attached
 
     def on_readable(self) -> None:
         """Wake tasks that wait to receive, or for a break."""

@@ -1,4 +1,4 @@
-"""A yamux stream as a leg: the connection calls back when frames arrive, and when there is room for more."""
+"""A yamux stream as a leg: the driver calls back when frames arrive, and when there is room for more."""
 
 from __future__ import annotations
 

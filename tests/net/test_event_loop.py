@@ -209,6 +209,33 @@ async def test_a_turn_that_is_queued_again_and_again_runs_once() -> None:
     assert order == ["busy", "other"]
 
 
+async def test_an_exit_that_a_callback_asks_for_leaves_the_event_loop_in_order() -> None:
+    """It ends the task that leads. The next one that leads must be woken by what is queued then."""
+
+    told: list[str] = []
+    reactor, turn = Reactor.current(), Turn.current()
+
+    def leave() -> int:
+        raise SystemExit
+
+    def tell() -> int:
+        told.append("again")
+        return 0
+
+    with Stay() as first, Stay() as second:
+        reactor.queue(leave)
+        with pytest.raises(SystemExit):
+            await first.wait()
+        assert (turn.running, turn.started) == (False, None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(second.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            reactor.queue(tell)
+            await trio.testing.wait_all_tasks_blocked()
+            second.end()
+    assert told == ["again"]
+
+
 async def test_what_fails_at_the_end_of_a_turn_is_logged_and_the_turn_ends(caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> None:
         raise ZeroDivisionError("a bug")

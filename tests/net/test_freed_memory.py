@@ -40,7 +40,7 @@ def resident():
 async def main():
     async with trio.open_nursery() as nursery:
         nursery.start_soon(freed_memory.manage_freed_memory)
-        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(float(sys.argv[2]))
         before = resident()
         burst = [(bytes([1]) * 65536, bytes([1]) * 1024) for _ in range(1024)]
         stay = [small for _, small in burst]
@@ -70,15 +70,19 @@ def test_what_was_freed_is_used_again() -> None:
     assert faults("keep") * 10 < faults("leave")
 
 
+@pytest.mark.parametrize("before", [1, 130])
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc allocates")
-def test_what_a_burst_has_freed_goes_back_to_the_system() -> None:
-    """Found by measuring: a relay had 38 MiB more for good after 100 downloads that nobody read."""
-    after_the_burst, a_minute_later = run(HAD_A_BURST, "quiet")
+def test_what_a_burst_has_freed_goes_back_to_the_system(before: int) -> None:
+    """Found by measuring: a relay had 38 MiB more for good after 100 downloads that nobody read.
+
+    A burst takes so little processor time that its minute may be a quiet one, like those before and after it.
+    """
+    after_the_burst, a_minute_later = run(HAD_A_BURST, "quiet", str(before))
     assert after_the_burst > 60
     assert a_minute_later < 10
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc allocates")
 def test_a_busy_process_is_not_held_up_for_that() -> None:
-    _, a_minute_later = run(HAD_A_BURST, "busy")
+    _, a_minute_later = run(HAD_A_BURST, "busy", "1")
     assert a_minute_later > 60

@@ -53,6 +53,10 @@ def link_over(websocket: WebSocket) -> ResumableLink:
     return ResumableLink(carrier_over(websocket), Tail(), timeout=60, on_text=lambda _: None)
 
 
+async def test_a_link_is_not_drained_before_the_first_look() -> None:
+    assert not link_over(ScriptedWebSocket()).drained
+
+
 async def test_bytes_that_come_in_the_moment_of_a_pause_are_not_received_twice() -> None:
     """The other end was told that they have not come, and sends them again."""
     old, new = ScriptedWebSocket(), ScriptedWebSocket()

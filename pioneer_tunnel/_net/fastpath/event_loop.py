@@ -53,7 +53,7 @@ if sys.platform == "linux":
 
 
 def _nothing(*_: object) -> None:
-    """What is called while nobody stays."""
+    """What is called before somebody stays for the first time."""
 
 
 @final
@@ -174,29 +174,33 @@ class Reactor:
     def take_turns(self) -> None:
         """Run callbacks until there are none, or for a while. An interrupt must not be raised meanwhile."""
         turn, left, until = self.turn, _TURN, 0.0
-        for _ in range(_MOST_ROUNDS):
-            events = [] if self._epoll is None else self._epoll.poll(0, _MOST_EVENTS)
-            if not events and not self.ready:
-                break
-            now = self._clock.current_time()
-            until = until or now + _TURN_SECONDS
-            turn.running, turn.started, self._takes_turns = True, now, True
-            for descriptor, flags in events:
-                on_events = self._watched.get(descriptor)
-                if on_events is not None:  # otherwise an earlier callback unwatched it
-                    try:
-                        on_events(flags)
-                    except Exception as error:  # noqa: BLE001  # it must not affect the others
-                        _log_failure(error)
-            if self.ready:
-                left = self._take_queued_turns(left)
-            try:
-                turn.end()
-            except Exception as error:  # noqa: BLE001  # as above
-                _log_failure(error)
-            self._takes_turns = False
-            if left <= 0 or now > until:
-                break
+        self._takes_turns = True
+        try:
+            for _ in range(_MOST_ROUNDS):
+                events = [] if self._epoll is None else self._epoll.poll(0, _MOST_EVENTS)
+                if not events and not self.ready:
+                    break
+                now = self._clock.current_time()
+                until = until or now + _TURN_SECONDS
+                turn.running, turn.started = True, now
+                for descriptor, flags in events:
+                    on_events = self._watched.get(descriptor)
+                    if on_events is not None:  # otherwise an earlier callback unwatched it
+                        try:
+                            on_events(flags)
+                        except Exception as error:  # noqa: BLE001  # it must not affect the others
+                            _log_failure(error)
+                if self.ready:
+                    left = self._take_queued_turns(left)
+                try:
+                    turn.end()
+                except Exception as error:  # noqa: BLE001  # as above
+                    _log_failure(error)
+                if left <= 0 or now > until:
+                    break
+        finally:  # a callback may ask for an exit
+            self._takes_turns = turn.running = False
+            turn.started = None
 
     def _take_queued_turns(self, left: int) -> int:
         """Run the queue, until `left` bytes were moved. Returns how many are left."""

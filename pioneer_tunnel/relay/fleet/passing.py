@@ -214,7 +214,9 @@ class Channel:
         except (OSError, StorageError, trio.BrokenResourceError, trio.TooSlowError) as error:
             why, interval = str(error) or f"nothing within {CONNECT_TIMEOUT:g} seconds", RETRY_INTERVAL
             if isinstance(error, FileNotFoundError):
-                why, interval = "that process has ended, or is of another version", ABSENT_INTERVAL
+                why = "that process has ended, or is of another version"
+                if process is not None:  # else the name may lead to another process soon
+                    interval = ABSENT_INTERVAL
             line = f"no visitors can be passed to node {node}, they take a hop: {why}"
             _note("node_unreachable", line, why, peer=node)
             await trio.sleep(interval * self._random.uniform(0.5, 1))

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, TypeAlias, final
+from typing import Any, Final, NoReturn, TypeAlias, final
 
 import pytest
 import trio
@@ -45,10 +45,11 @@ from pioneer_tunnel._wire.handshake import SUBPROTOCOL
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay import Relay, RelayAddresses
 from pioneer_tunnel.relay.fleet.passed_message import FORMAT, MOST_RECEIVED, encode_passed, parse_passed
-from pioneer_tunnel.relay.fleet.passing import MOST_TOGETHER, VISITORS, Channel, SocketPassing, Source
+from pioneer_tunnel.relay.fleet.passing import MOST_TOGETHER, RETRY_INTERVAL, VISITORS, Channel, SocketPassing, Source
 from pioneer_tunnel.relay.fleet.unix_network import WorkerNetwork
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory
-from pioneer_tunnel.relay.visitors.passing import Passed, Stage
+from pioneer_tunnel.relay.inherited import Inherited
+from pioneer_tunnel.relay.visitors.passing import Passed, Passing, Stage
 from pioneer_tunnel.transports.tunnel_stream import TunnelStream
 from pioneer_tunnel.tunnel.tunnel import open_tunnel
 
@@ -345,6 +346,48 @@ async def test_a_worker_that_stops_serves_what_is_on_the_way(tmp_path: Path) -> 
             assert (await ask(visitor, request())).startswith(b"HTTP/1.1 503")
 
 
+@final
+class PassedEarly(Passing):
+    """Passes a visitor of a tunnel's own address as soon as the relay takes visitors of others."""
+
+    def pass_visitor(self, *_: object, **__: object) -> bool:
+        return False
+
+    def pass_gateway(self, *_: object) -> bool:
+        return False
+
+    async def serve(
+        self, take: Callable[[Passed], object], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> NoReturn:
+        stream, accepted = await tcp_pair()
+        async with stream:
+            take(MESSAGE._replace(descriptor=accepted.detach(), stage=Stage.BOUND, tunnel="office"))
+            task_status.started()
+            await trio.sleep_forever()
+        raise AssertionError
+
+
+async def test_a_visitor_who_is_passed_to_a_worker_that_begins_reaches_its_tunnel() -> None:
+    """The worker may have the session already: another one has passed the gateway, too."""
+    relay = Relay(relay_config(tunnels=[tunnel_entry(bind_addr="127.0.0.1:0")]), passing=PassedEarly())
+    with no_hang():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(relay.serve)
+            await eventually(lambda: relay.stats().refusals_total == {"gateway_away": 1})
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_visitor_who_comes_before_the_relay_listens_everywhere_waits_for_a_gateway_that_comes_again() -> None:
+    bound: dict[str, Any] = {"tunnels": [tunnel_entry(bind_addr="127.0.0.1:0")]}
+    relay = Relay(relay_config(**bound), inherited=Inherited(connected=["office"]), passing=PassedEarly())
+    with no_hang():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(relay.serve)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert not relay.stats().refusals_total
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_visitor_over_a_limit_of_the_other_worker_is_turned_away(tmp_path: Path) -> None:
     limits = {"connects_per_second_per_address": 0, "connections_per_address": 2, "exempt": []}  # one is the gateway
     async with workers(tmp_path, tell, limits=limits) as (near, far):
@@ -414,6 +457,18 @@ async def test_a_channel_that_broke_is_opened_again(tmp_path: Path) -> None:
         own = Address.of_socket(visitor.getsockname())
         assert await answers_to([visitor]) == [told(own, request())]
         assert far.passing.passed == 1
+
+
+@pytest.mark.parametrize("process", [PROCESSES[1], None])
+async def test_a_process_that_takes_none_is_tried_seldom_and_a_worker_soon(
+    process: str | None, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Another process of the worker may begin at any time. A gateway that takes a hop until then takes it for good."""
+    (tmp_path / "workers").mkdir(mode=0o700)
+    network = WorkerNetwork("m/0", PROCESSES[0], tmp_path / "workers", lambda _pid: None, workers=2)
+    began = trio.current_time()
+    await Channel(random.Random(1), lambda amount: None).run(network, "m/1", process)
+    assert (trio.current_time() - began <= RETRY_INTERVAL) is (process is None)
 
 
 async def test_the_wrong_worker_is_no_way_around_the_rate_of_an_address(tmp_path: Path) -> None:
