@@ -78,7 +78,7 @@ def versions() -> str:
 
 
 def excesses(measured: Mapping[str, Counts], recorded: Mapping[str, Counts]) -> list[str]:
-    """A line for each figure that is more than 5 % above the recorded one. One that is in one of both alone is left out."""
+    """A line for each figure that is more than 5 % above the recorded one. One that only one has is left out."""
     return [
         f"{what}: {count:,g} {name}, {limit:,g} recorded ({count / limit - 1:+.0%})"
         for what, limits in recorded.items()

@@ -329,7 +329,7 @@ class Driver:
                     self.unsent = batch if sent is None else []
                     return False
                 self.unsent = None
-            if not self.session.has_work:
+            if not (self.session.has_work or self._events):
                 return True
             self.dispatch()
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,17 +13,19 @@ import trio
 import trio.testing
 from callback_link import CallbackLink
 from rig import eventually, no_hang, tcp_pair
-from yamux_rig import DATA, GO_AWAY, WINDOW_UPDATE, go_away, parse, ping, update
+from yamux_rig import DATA, FULL, GO_AWAY, WINDOW_UPDATE, go_away, parse, ping, update
 
 from pioneer_tunnel._model.errors import RemoteProtocolError
 from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH
 from pioneer_tunnel._net.fastpath.stay import Stay
+from pioneer_tunnel._net.leg import Leg
 from pioneer_tunnel._net.prefixed_stream import PrefixedStream
 from pioneer_tunnel._net.stream_link import StreamLink
 from pioneer_tunnel._net.tcp import TcpStream
 from pioneer_tunnel._net.turn import Turn
 from pioneer_tunnel.yamux import Role, YamuxConnection, YamuxStream
 from pioneer_tunnel.yamux.driver import ACKNOWLEDGE_WITHIN, MOST_HELD_BACK, WAKES_PER_TURN
+from pioneer_tunnel.yamux.flow import SEND_BOUND
 from pioneer_tunnel.yamux.frames import ACK, FIN, SYN
 
 pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="this system has no epoll")
@@ -106,6 +109,24 @@ async def test_many_acceptances_leave_at_once(autojump_clock: trio.testing.MockC
         assert frames_of(link) == accepted[:MOST_HELD_BACK]
         await trio.sleep(2 * ACKNOWLEDGE_WITHIN)
         assert frames_of(link) == accepted
+
+
+async def test_all_streams_that_a_batch_makes_room_for_are_woken() -> None:
+    """Those beyond the wakes of a turn waited until something else happened in the session."""
+    async with accepting(WAKES_PER_TURN + 1) as (link, streams):
+        woken, legs = list[YamuxStream](), list[Leg]()
+        for stream in streams:
+            leg = stream.leg()
+            leg.attach()
+            leg.on_writable = functools.partial(woken.append, stream)
+            leg.send(bytes(FULL - SEND_BOUND // 2 + 50))
+            legs.append(leg)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        woken.clear()
+        assert not any(leg.room for leg in legs)
+        link.come(b"".join(update(1 + 2 * number, credit=100) for number in range(len(streams))))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert [stream for stream in streams if stream not in woken] == []
 
 
 async def test_a_go_away_that_comes_up_at_the_end_of_a_turn_ends_its_own_session_alone() -> None:
