@@ -21,13 +21,21 @@ _log: Final = logging.getLogger("pioneer_tunnel.cli")
 
 @contextmanager
 def received(name: str) -> Iterator[AsyncIterator[object] | None]:
-    """Receive the signal `name`, which would otherwise end the process. None where the system has no such signal."""
+    """Receive the signal `name`, which would otherwise end the process. None where the system has no such signal.
+
+    Those that come and are not received are dropped at the end.
+    """
     number = getattr(signal, name, None)
     if number is None:
         yield None
-    else:
+        return
+    # At its end Trio raises them again, for what was there before.
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
         with trio.open_signal_receiver(number) as signals:
             yield signals
+    finally:
+        signal.signal(number, before)
 
 
 def run_until_stopped(serve: Callable[[], Awaitable[object]], stop: Callable[[], Awaitable[object]]) -> None:

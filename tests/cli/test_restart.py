@@ -189,6 +189,22 @@ def test_a_visitor_may_finish(relay: Relay, local: Slow, who: str) -> None:
         assert program.finish() == 0
 
 
+@pytest.mark.parametrize("workers", [None, 2], ids=["alone", "workers"])
+def test_a_restart_that_is_asked_for_while_the_relay_stops_is_no_failure(
+    tmp_path: Path, local: Slow, workers: int | None
+) -> None:
+    """The signal was delivered after the end, and killed the process: its exit status said so."""
+    with relay_in(tmp_path, workers=workers) as relay, running(*expose(relay, local.address)) as gateway:
+        gateway.wait_for("connected")
+        with begin(relay) as visitor:
+            stopping(relay.program)
+            relay.program.process.send_signal(signal.SIGUSR2)
+            time.sleep(0.3)  # in which nothing happens
+            local.finish()
+            assert visitor.recv(100) == b"lf"
+        assert relay.program.finish() == 0
+
+
 @pytest.mark.parametrize("who", ["expose", "relay"])
 def test_a_second_signal_ends_at_once(relay: Relay, local: Slow, who: str) -> None:
     with running(*expose(relay, local.address), "--stop-grace-ms", "600000") as gateway:
