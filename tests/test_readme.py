@@ -103,8 +103,8 @@ async def greeted(rig: RelayRig) -> bool:
         async with await connect(rig.addresses.tunnels["office"]) as visitor:
             await visitor.send_all(GREETING)
             answer = await read_all(visitor)
-    except trio.BrokenResourceError:
-        return False
+    except (OSError, trio.BrokenResourceError):
+        return False  # the tunnel is not up yet: the relay resets the connection
     return answer.startswith(b"HTTP/1.1 200 ") and b"visitor" in answer
 
 
