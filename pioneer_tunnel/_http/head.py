@@ -408,7 +408,7 @@ def read_field(buffer: bytes | bytearray, start: int, end: int) -> tuple[bytes, 
 def _read_authority(value: bytes, what: str) -> tuple[str, int | None]:
     """Parse a host with an optional port. Returns the normalised host, and the port or None. An empty port is None.
 
-    Cached: many requests are for the same few hosts. What is refused is not kept, so an entry has some 260 bytes.
+    Cached: many requests are for the same few hosts. What is refused is not kept.
 
     Args:
         what: names the value in errors.

@@ -33,7 +33,7 @@ class Driver:
         stream: the stream below.
         framing: makes and parses the frames.
         meter: counts what the peer sends.
-        on_replies: called when something is to be sent soon that nobody waits for.
+        on_replies: called when frames are queued that no task is about to send.
 
     Attributes:
         drained: see `Link.drained`.

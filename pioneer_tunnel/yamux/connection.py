@@ -1,7 +1,7 @@
 """A yamux session over a link: its tasks, and how it begins and ends.
 
-Theory of operation. `YamuxConnection.run` owns the link. Its `Driver` moves the bytes, as far as nobody has to wait for
-that. The tasks wait:
+Theory of operation. `YamuxConnection.run` owns the link. Its `Driver` moves the bytes that can be
+moved without waiting. The tasks wait:
 
 - The reader holds a stay in the event loop for the driver, or receives from a link that cannot be watched. It never
   waits for the writer.

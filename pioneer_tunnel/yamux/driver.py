@@ -81,9 +81,9 @@ class Driver:
         watchers: the streams on which a task waits in `wait_broken`, and those with a leg.
         open_waiters: the tasks that wait until a stream may be opened.
         heard_at: when the last byte of the session was processed.
-        heard: set and forgotten when the next byte comes; None if nobody waits for it.
-        gone: set and forgotten when no stream is left; None if nobody waits for that.
-        traffic_at_rest: the session's traffic, while somebody waits for more; else None.
+        heard: set and forgotten when the next byte comes; None if no task waits for it.
+        gone: set and forgotten when no stream is left; None if no task waits for that.
+        traffic_at_rest: the session's traffic, while the clock task waits for more; else None.
         ending: set it when the event loop shall send and receive no more.
         receive_failure: why the stay of `watch` was ended.
         send_failure: why the writer was woken, if the link failed.
@@ -266,7 +266,8 @@ class Driver:
             stream.reset()
 
     def _tell_if_gone(self) -> None:
-        if self.gone is not None and not self.session.live_streams:
+        assert self.gone is not None
+        if not self.session.live_streams:
             self.gone.set()
             self.gone = None
 

@@ -53,7 +53,7 @@ if sys.platform == "linux":
 
 
 def _nothing(*_: object) -> None:
-    """What is called before somebody stays for the first time."""
+    """The default of the callbacks, until there is a `Stay`."""
 
 
 @final

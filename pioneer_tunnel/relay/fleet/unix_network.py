@@ -30,7 +30,7 @@ __all__ = ["WorkerNetwork"]
 _BACKLOG: Final = 64
 _NAME: Final = re.compile(r"[0-9a-f]{1,16}")
 LINKS: Final = "links"
-"""The kind of socket where a worker takes links of the others. Whoever listens at another kind names it."""
+"""The kind of socket where a worker takes links of the others. Other kinds are named by the modules that use them."""
 
 
 @final
