@@ -1,4 +1,4 @@
-"""`event_loop`: which task leads, and which callbacks run."""
+"""`event_loop`: which task leads, and which callbacks run. In Trio's wait for I/O, and in a task."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ import trio
 import trio.testing
 from rig import eventually, nothing_left_behind
 
+from pioneer_tunnel._net.fastpath import io_wait
 from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, Reactor
 from pioneer_tunnel._net.fastpath.stay import Stay
 from pioneer_tunnel._net.turn import Turn
 
 pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="this system has no epoll")
+
+
+@pytest.fixture(autouse=True, params=["in Trio's wait", "in a task"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where callbacks run."""
+    if request.param == "in a task":
+        monkeypatch.setattr(io_wait, "_is_possible", lambda: False)
 
 
 @contextmanager

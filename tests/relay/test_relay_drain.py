@@ -112,7 +112,7 @@ async def test_without_visitors_it_ends_at_once() -> None:
             await rig.relay.drain()
         with no_hang():
             await eventually(lambda: tunnel.status.state is State.RECONNECTING)
-        with pytest.raises(OSError, match="attempt"):
+        with pytest.raises(ConnectionRefusedError):
             await rig.visit()
         await rig.relay.drain()  # once more changes nothing
 
@@ -152,7 +152,7 @@ async def test_idle_connections_are_closed_and_requests_are_answered() -> None:
         async with in_background(rig.relay.drain):
             with no_hang():
                 assert await read_all(idle) == b""
-                with pytest.raises(OSError, match="attempt"):
+                with pytest.raises(ConnectionRefusedError):
                     await rig.visit()
                 await early.send_all(request()[20:])
                 assert await read_all(early) == ANSWER

@@ -131,7 +131,11 @@ async def relay_rig(engine: EngineName | None = None, **changes: Any) -> AsyncIt
 
 
 async def connect(address: Address) -> trio.SocketStream:
-    return await trio.open_tcp_stream("127.0.0.1", address.port)
+    """Connect before the relay, which is in this process, can reset the connection."""
+    await trio.lowlevel.checkpoint()
+    connected = socket.create_connection(("127.0.0.1", address.port), HANG)
+    connected.setblocking(False)
+    return trio.SocketStream(trio.socket.from_stdlib_socket(connected))
 
 
 def request(*lines: str, host: str = HOST, body: bytes = b"") -> bytes:

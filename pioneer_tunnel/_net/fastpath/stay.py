@@ -1,8 +1,9 @@
 """The tasks that wait while the event loop calls back. One of them runs it.
 
-A task holds a `Stay` while its descriptors are registered. One of these tasks, the leader, waits on the epoll and runs
-all callbacks and timers; the others sleep until their stay ends. A leader whose stay ends, or that is cancelled, hands
-the lead to another. So there is no background task, and the last one to leave closes the epoll.
+A task holds a `Stay` while its descriptors are registered. One of these tasks, the leader, runs the timers. It waits on
+the epoll and runs the callbacks, until these can run in Trio's own wait (`io_wait`). The others sleep until their stay
+ends. A leader whose stay ends, or that is cancelled, hands the lead to another. So there is no background task, and the
+last one to leave closes the epoll.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import trio
 
 from ..interrupts import uninterrupted
 from .event_loop import Reactor
+from .io_wait import IoWait
 
 __all__ = ["Stay"]
 
@@ -98,6 +100,9 @@ class _Stays:
         self._all: Final[dict[Stay, None]] = {}
         self._leader: Stay | None = None
         self._waiting = False  # for the epoll
+        self._io_wait: IoWait | None = None  # while callbacks run there
+        self._has_io_wait = True  # until it is known better
+        self._exit: BaseException | None = None  # that a callback has asked for there
         self._until_deadline = trio.CancelScope()  # of the leader
 
     @staticmethod
@@ -118,6 +123,9 @@ class _Stays:
     def leave(self, stay: Stay) -> None:
         del self._all[stay]
         if not self._all:
+            if self._io_wait is not None:
+                self._io_wait.stop()
+                self._io_wait = None
             self.reactor.close()
 
     def wake(self, stay: Stay) -> None:
@@ -143,25 +151,43 @@ class _Stays:
                 self._leader.wake()
 
     async def lead(self, stay: Stay) -> None:
-        """Run callbacks until `stay` is over, or a deadline has come."""
+        """Let callbacks run until `stay` is over, or a deadline has come."""
         reactor = self.reactor
         with trio.CancelScope(deadline=reactor.next_deadline) as self._until_deadline:
             while not stay.over:
                 if reactor.ready:
                     await trio.lowlevel.checkpoint()
-                elif reactor.descriptor < 0:
+                elif reactor.descriptor < 0 or self._io_wait is not None:
                     await stay.sleep()
                 else:
-                    self._waiting = True
-                    try:
-                        # No deadline but that of the timers: without events there is nothing to do.
-                        await trio.lowlevel.wait_readable(reactor.descriptor)
-                    except trio.ClosedResourceError:
-                        pass  # woken by `wake`
-                    finally:
-                        self._waiting = False
-                uninterrupted(reactor.take_turns)
+                    await self._wait_for_events()
+                if self._exit is not None:
+                    error, self._exit = self._exit, None
+                    raise error
+                if self._io_wait is None:
+                    uninterrupted(reactor.take_turns)
         reactor.ring()
+
+    async def _wait_for_events(self) -> None:
+        self._waiting = True
+        try:
+            # No deadline but that of the timers: without events there is nothing to do.
+            await trio.lowlevel.wait_readable(self.reactor.descriptor)
+        except trio.ClosedResourceError:
+            return  # woken by `wake`
+        finally:
+            self._waiting = False
+        if self._has_io_wait:
+            self._io_wait = IoWait.begin(self.reactor.descriptor, self._after_io_wait)
+            self._has_io_wait = self._io_wait is not None
+
+    def _after_io_wait(self) -> None:
+        try:
+            self.reactor.take_turns()
+        except BaseException as error:  # noqa: BLE001  # the leader raises it
+            self._exit = error
+        if self.reactor.ready or self._exit is not None:
+            self._on_queued()
 
     def _on_queued(self) -> None:
         if self._leader is not None:

@@ -1,0 +1,191 @@
+"""`io_wait`: events that take no step of a task."""
+
+from __future__ import annotations
+
+import gc
+import queue
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import outcome
+import pytest
+import trio
+from rig import nothing_left_behind
+
+from pioneer_tunnel._net.fastpath import io_wait
+from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH
+from pioneer_tunnel._net.fastpath.stay import Stay
+
+pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="this system has no epoll")
+
+EVENTS = 20
+
+
+class Steps(trio.abc.Instrument):
+    """Counts the steps of tasks."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += 1
+
+
+class Echo:
+    """Answers each byte that comes, in the callback of its event."""
+
+    def __init__(self, answering: socket.socket) -> None:
+        self._socket = answering
+        self.answered = 0
+
+    def on_events(self, events: int) -> None:
+        self._socket.send(self._socket.recv(1))
+        self.answered += 1
+
+
+@contextmanager
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        yield ours, theirs
+
+
+async def ask(theirs: socket.socket, times: int) -> None:
+    """Send bytes, and wait for each answer as a task of Trio."""
+    for _ in range(times):
+        theirs.send(b"x")
+        await trio.lowlevel.wait_readable(theirs)
+        assert theirs.recv(1) == b"x"
+
+
+@contextmanager
+def counted() -> Iterator[Steps]:
+    steps = Steps()
+    trio.lowlevel.add_instrument(steps)
+    try:
+        yield steps
+    finally:
+        trio.lowlevel.remove_instrument(steps)
+
+
+async def test_an_event_takes_no_step_of_a_task_after_the_first_one() -> None:
+    # The last to leave closes the epoll. With the next one, it is the same again.
+    for _ in range(2):
+        with nothing_left_behind(), pair() as (ours, theirs), Stay() as stay:
+            echo = Echo(ours)
+            async with trio.open_nursery() as nursery:
+                stay.reactor.watch(ours.fileno(), echo.on_events)
+                nursery.start_soon(stay.wait)
+                await ask(theirs, 1)
+                with counted() as steps:
+                    await ask(theirs, EVENTS)
+                assert steps.count == EVENTS, "those of the task that asks"
+                stay.reactor.unwatch(ours.fileno())
+                stay.end()
+
+
+async def test_where_trio_minds_a_task_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(io_wait, "_is_possible", lambda: False)
+    with pair() as (ours, theirs), Stay() as stay:
+        echo = Echo(ours)
+        async with trio.open_nursery() as nursery:
+            stay.reactor.watch(ours.fileno(), echo.on_events)
+            nursery.start_soon(stay.wait)
+            await ask(theirs, 1)
+            with counted() as steps:
+                await ask(theirs, EVENTS)
+            assert steps.count >= 2 * EVENTS
+            stay.reactor.unwatch(ours.fileno())
+            stay.end()
+
+
+async def test_a_process_without_proc_has_a_task_that_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(io_wait, "_is_possible", lambda: True)
+    monkeypatch.setattr(io_wait, "Path", lambda *parts: tmp_path / "absent")
+    with nothing_left_behind(), pair() as (ours, theirs), Stay() as stay:
+        echo = Echo(ours)
+        async with trio.open_nursery() as nursery:
+            stay.reactor.watch(ours.fileno(), echo.on_events)
+            nursery.start_soon(stay.wait)
+            await ask(theirs, 3)
+            stay.reactor.unwatch(ours.fileno())
+            stay.end()
+    assert echo.answered == 3
+
+
+@pytest.fixture
+def new_trial() -> Iterator[None]:
+    """The trial is made again, in this test and after it."""
+    io_wait._is_possible.cache_clear()
+    yield
+    io_wait._is_possible.cache_clear()
+
+
+@pytest.mark.usefixtures("new_trial")
+def test_the_trio_that_is_installed_allows_it() -> None:
+    assert io_wait._is_possible()
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("new_trial")
+def test_a_trio_that_knows_all_it_waits_for_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = sys.modules["trio._core._io_epoll"].EpollIOManager
+    process_events = manager.process_events
+
+    def strict(self: Any, events: list[tuple[int, int]]) -> None:
+        for descriptor, _ in events:
+            if descriptor not in self._registered and descriptor != self._force_wakeup_fd:
+                raise KeyError(descriptor)
+        process_events(self, events)
+
+    monkeypatch.setattr(manager, "process_events", strict)
+    assert not io_wait._is_possible()
+    gc.collect()  # the tasks of a run that has crashed complain
+
+
+def test_a_trio_that_is_the_guest_of_another_loop_is_woken_as_well() -> None:
+    calls: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+    ended: list[outcome.Outcome[None]] = []
+
+    async def run() -> None:
+        with pair() as (ours, theirs), Stay() as stay:
+            echo = Echo(ours)
+            async with trio.open_nursery() as nursery:
+                stay.reactor.watch(ours.fileno(), echo.on_events)
+                nursery.start_soon(stay.wait)
+                await ask(theirs, EVENTS)
+                stay.reactor.unwatch(ours.fileno())
+                stay.end()
+
+    trio.lowlevel.start_guest_run(
+        run, run_sync_soon_threadsafe=calls.put, run_sync_soon_not_threadsafe=calls.put, done_callback=ended.append
+    )
+    while not ended:
+        calls.get(timeout=10)()
+    ended[0].unwrap()
+
+
+async def test_an_exit_that_a_callback_asks_for_is_raised_where_the_leader_waits() -> None:
+    """Trio would log what an instrument raises, and go on without it."""
+
+    def leave(events: int) -> None:
+        raise SystemExit
+
+    async def ask_and_leave() -> None:
+        await ask(theirs, EVENTS)
+        sender.send(b"x")
+
+    with pair() as (ours, theirs), pair() as (last, sender), Stay() as stay:
+        stay.reactor.watch(ours.fileno(), Echo(ours).on_events)
+        stay.reactor.watch(last.fileno(), leave)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask_and_leave)
+            with pytest.raises(SystemExit):
+                await stay.wait()
+        for watched in (ours, last):
+            stay.reactor.unwatch(watched.fileno())
