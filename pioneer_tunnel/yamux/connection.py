@@ -21,6 +21,7 @@ from typing import Any, Final, NoReturn, final
 import attrs
 import trio
 
+from .._model.callbacks import nothing
 from .._model.errors import RemoteProtocolError, fresh_copy
 from .._model.exception_groups import leaves
 from .._model.session_limits import Limits
@@ -49,10 +50,6 @@ STALL_LOOK: Final = 1.0
 
 MEASURE_INTERVAL: Final = 10.0
 """Seconds between pings that measure the round trip, which windows need to grow."""
-
-
-def _ignore(seconds: float) -> None:
-    """The default for `on_round_trip`."""
 
 
 @final
@@ -91,7 +88,7 @@ class YamuxConnection:
         heartbeat: float,
         limits: Limits | None = None,
         on_stream: Callable[[YamuxStream], None] | None = None,
-        on_round_trip: Callable[[float], None] = _ignore,
+        on_round_trip: Callable[[float], None] = nothing,
         on_first_bytes: Callable[[], Awaitable[None]] | None = None,
         on_doubt: Callable[[float], bool] | None = None,
         goodbye: float = GOODBYE_TIMEOUT,
