@@ -161,7 +161,7 @@ class ResumableLink(Link):
         self._charged = 0  # bytes of the tail that count in the budget
         self._tail: Final = tail
         self._timeout: Final = timeout
-        self._on_interrupted: Callable[[], object] = list
+        self._on_interrupted: Callable[[], object] = nothing
         self._budget: Budget | None = None
         self._paused = False
         self._replaying = False
