@@ -315,7 +315,7 @@ class YamuxConnection:
                     driver.unsent = None
                     if pacing.sent(self.session.taken, trio.current_time() - started):
                         link.limit_unsent(pacing.unsent)
-                elif not (driver.ending or self.session.has_work):
+                elif not self.session.has_work:
                     # No deadline: it waits until there is something to send. The clock task watches the peer.
                     await driver.until_work().wait()
 

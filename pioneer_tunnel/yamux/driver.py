@@ -316,8 +316,12 @@ class Driver:
             self._idle_writer = None
 
     def until_work(self) -> trio.Event:
-        """For the writer, which has nothing to do: what is set when it has."""
-        self._idle_writer = idle = trio.Event()
+        """For the writer, which has nothing to do: what is set when it has, or when this ends."""
+        idle = trio.Event()
+        if self.ending:
+            idle.set()
+        else:
+            self._idle_writer = idle
         return idle
 
     def acknowledge(self, stream: Stream) -> None:
