@@ -84,7 +84,7 @@ linkcheck: $(DOCS_READY)
 
 # The wheel as a user installs it, in an environment of its own, tried with a quick selection of the tests.
 WHEEL := build/wheel
-WHEEL_TESTS := tests/test_public_api.py tests/tunnel/test_tunnel*.py tests/gateway/test_rpc.py tests/cli/test_cli.py
+WHEEL_TESTS := tests/test_public_api.py tests/tunnel/test_tunnel*.py tests/gateway/test_rpc.py tests/cli/test_cli*.py
 
 wheel: $(READY)
 	rm -rf $(WHEEL)

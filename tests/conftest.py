@@ -19,6 +19,7 @@ from pioneer_tunnel.websocket import ENGINES, EngineName
 pytest_plugins = [
     "gateway",  # aio_rig imports it: pytest rewrites the asserts of what it loads first
     "aio_rig",
+    "diagnosis_rig",
     "keystores",
     "pebble",
     "process_rig",

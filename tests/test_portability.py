@@ -17,12 +17,13 @@ PROGRAM = TESTS / "support" / "without_posix.py"
 CORE = (
     "wire", "tunnel/test_supervisor.py", "tunnel/test_supervisor_links.py", "tunnel/test_supervisor_local_gateway.py",
     "tunnel/test_supervisor_restarts.py", "tunnel/test_tunnel.py", "tunnel/test_tunnel_leaving.py",
-    "tunnel/test_tunnel_streams.py", "relay/test_relay.py", "relay/test_relay_tls.py",
+    "tunnel/test_tunnel_streams.py", "relay/test_relay.py", "relay/test_relay_for_gateways.py",
+    "relay/test_relay_tls.py",
     "relay/test_relay_takeover.py", "relay/test_relay_ghosts.py", "relay/test_relay_candidates.py",
     "relay/test_takeover_rules.py", "relay/test_local_directory.py",
 )  # fmt: skip
 NOT_THERE = (
-    "relay/test_relay.py::test_an_identity_file_that_cannot_be_used_is_named",  # modes of files
+    "relay/test_relay_for_gateways.py::test_an_identity_file_that_cannot_be_used_is_named",  # modes of files
     "tunnel/test_tunnel_leaving.py::test_a_clock_that_fails_still_ends_the_watch",  # the clock of Linux
 )
 

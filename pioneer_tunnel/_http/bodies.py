@@ -100,7 +100,7 @@ class BodyReader:
         self.part = Part.NOTHING
         self.work = 0
         self._left = 0  # bytes of the body or the chunk that are still to come
-        self._line = b""  # the part of an incomplete line that earlier pieces had
+        self._line: Data = b""  # the part of an incomplete line that earlier pieces had
         self._kept = b""  # the same of the last complete line
         self._trailers = self._trailer_bytes = 0
         self._max_work = MAX_WORK
@@ -219,9 +219,10 @@ class BodyReader:
         if not end:
             if len(data) - start >= left:
                 raise BadRequest(400, f"{what} has more than {limit} bytes.")
+            self._line = self._line or bytearray()  # which grows without being copied
             self._line += data[start:]
             return None
-        self._kept, self._line = self._line, b""
+        self._kept, self._line = bytes(self._line), b""
         line = self._kept + data[start:end]
         if not line.endswith(b"\r\n"):
             raise BadRequest(400, f"{what} ends in LF without CR.")

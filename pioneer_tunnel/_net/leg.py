@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
 
+from .._model.callbacks import nothing
+
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
 __all__ = ["LARGEST_READ", "SMALLEST_READ", "Bytes", "Leg", "nothing"]
@@ -18,10 +20,6 @@ SMALLEST_READ: Final = 4 * 1024
 
 LARGEST_READ: Final = 255 * 1024
 """Bytes that are moved at once, at the most."""
-
-
-def nothing() -> None:
-    """The callback of a leg that is in no exchange."""
 
 
 class Leg(ABC):

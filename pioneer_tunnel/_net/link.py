@@ -131,7 +131,7 @@ class Link(trio.abc.AsyncResource):
         """
         return False
 
-    def unwatch(self) -> None:  # the default
+    def unwatch(self) -> None:
         """Call back no more. To be called before the stay ends."""
 
     drained: bool = False

@@ -8,6 +8,7 @@ fair: calls let other tasks run. `tcp_socket` has what does not wait.
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Final, final
@@ -75,7 +76,7 @@ class TcpStream(ByteStream):
             raise ValueError("max_bytes must be at least 1")
         await trio.lowlevel.checkpoint_if_cancelled()
         waited = False
-        while (data := self._io.read(_PIECE if max_bytes is None else max_bytes)) is None:
+        while (data := self._io.read(os.read, _PIECE if max_bytes is None else max_bytes)) is None:
             await self._wait_readable()
             waited = True
         if not waited:
@@ -88,7 +89,7 @@ class TcpStream(ByteStream):
         Lets other tasks run only when it has to wait, and at least every eighth time.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        while (amount := self._io.read_into(buffer)) is None:
+        while (amount := self._io.read(os.readv, (buffer,))) is None:
             await self._wait_readable()
             self._calls = 0
         await self._let_others_run()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Final, final
+from typing import Final, TypeVar, final
 
 import trio
 
@@ -21,6 +21,9 @@ __all__ = ["MOST_PIECES", "TcpSocket", "without"]
 
 MOST_PIECES: Final = 64
 """Pieces of one write. The system has a limit, too."""
+
+_Into = TypeVar("_Into")
+_Read = TypeVar("_Read", bound=bytes | int)
 
 
 @final
@@ -67,31 +70,18 @@ class TcpSocket:
 
     # For tasks, which wait when the answer is None, and try again
 
-    def read(self, max_bytes: int) -> bytes | None:
-        """Read what has come; b"" at EOF."""
+    def read(self, call: Callable[[int, _Into], _Read], into: _Into) -> _Read | None:
+        """Read what has come, by `os.read` or `os.readv`; b"" or 0 at EOF."""
         try:
-            data = os.read(descriptor_of(self.lent.socket), max_bytes)
+            read = call(descriptor_of(self.lent.socket), into)
         except BlockingIOError:
             return None
         except OSError as error:
             raise self.broken(error) from error
-        if not data:
+        if not read:
             self._raise_if_lost()
         self.last_received = trio.current_time()
-        return data
-
-    def read_into(self, buffer: memoryview) -> int | None:
-        """Read what has come into `buffer`; returns how many bytes, 0 at EOF."""
-        try:
-            amount = os.readv(descriptor_of(self.lent.socket), (buffer,))
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            raise self.broken(error) from error
-        if not amount:
-            self._raise_if_lost()
-        self.last_received = trio.current_time()
-        return amount
+        return read
 
     def write(self, pieces: Sequence[Bytes]) -> int | None:
         """Write as much of at most `MOST_PIECES` as is possible; returns how many bytes."""

@@ -25,6 +25,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from .._model.callbacks import nothing
 from .._model.certificate_status import CertificateStatus
 from .._model.errors import InvalidSettingsError, StorageError, TunnelError
 from .._net.tls.by_name import Certificates
@@ -57,10 +58,6 @@ _CERTIFICATE: Final = "certificate"
 
 _T = TypeVar("_T")
 _log: Final = logging.getLogger("pioneer_tunnel.certificates")
-
-
-def _nothing() -> None:
-    """The default of `on_change`."""
 
 
 async def _nobody_else(_what: str, _told: Any) -> None:
@@ -108,7 +105,7 @@ class AcmeCertificates(Certificates):
         self._asking: Final = trio.CapacityLimiter(1)
         self._changed = trio.Event()
         self._told: Mapping[str, CertificateStatus] = {}
-        self.on_change: Callable[[], object] = _nothing
+        self.on_change: Callable[[], object] = nothing
         """Called when `status` says something else than before."""
         self.let_others_know: Callable[[str, Any], Awaitable[object]] = _nobody_else
         """Awaited with what other processes with this folder have to know: theirs is `hear`. For JSON."""

@@ -14,6 +14,7 @@ import click
 import trio
 from click.core import ParameterSource
 
+from .._model.callbacks import nothing
 from .._model.errors import TunnelError
 from .._model.exception_groups import lone_error_bare
 from .._model.services import FIRST_SERVICE
@@ -132,7 +133,7 @@ def diagnose(  # noqa: PLR0917  # click passes them by name
         run_checks,
         settings,
         key,
-        report=_ignore if as_json else _print_row,
+        report=nothing if as_json else _print_row,  # JSON is one document, printed at the end
         servers=servers,
         instance=instance,
         engine=websocket_engine,
@@ -146,10 +147,6 @@ def diagnose(  # noqa: PLR0917  # click passes them by name
     if as_json:
         click.echo(json.dumps(_to_json(settings, checks, status), indent=2))
     sys.exit(status)
-
-
-def _ignore(check: Check) -> None:
-    """JSON is printed at the end, as one document."""
 
 
 def _print_row(check: Check) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from typing import Final, NoReturn, Protocol, final
 
 import trio
@@ -26,22 +27,6 @@ class Stoppable(Protocol):
 
 
 @final
-class _Carried:
-    """The exchange of a visitor, from its begin to its end."""
-
-    __slots__ = ("after", "carrier", "nursery", "pump")
-
-    def __init__(self, carrier: Carrier, pump: Pump, after: Callable[[], object], nursery: trio.Nursery) -> None:
-        self.carrier: Final = carrier
-        self.pump: Final = pump
-        self.after: Final = after
-        self.nursery: Final = nursery
-
-    def on_end(self) -> None:
-        self.carrier._on_end(self)
-
-
-@final
 class Carrier:
     """Owns the exchanges of any number of visitors.
 
@@ -55,7 +40,7 @@ class Carrier:
 
     def __init__(self, on_bug: Callable[[Exception], object]) -> None:
         self._on_bug: Final = on_bug
-        self._carried: Final[dict[_Carried, None]] = {}  # in order
+        self._carried: Final[dict[Pump, None]] = {}  # in order
         self._owned: Final[set[Stoppable]] = set()
         self._endings: trio.Nursery | None = None  # while it runs
         self._context = copy_context()
@@ -95,31 +80,30 @@ class Carrier:
         """Run `pump` without a task; `takes` was asked before. `after` is called at its end, perhaps in here."""
         nursery = self._endings
         assert nursery is not None
-        carried = _Carried(self, pump, after, nursery)
-        self._carried[carried] = None
-        pump.begin(carried.on_end, self._reactor)
+        self._carried[pump] = None
+        pump.begin(partial(self._on_end, pump, after, nursery), self._reactor)
 
-    def _on_end(self, carried: _Carried) -> None:
-        del self._carried[carried]
-        if carried.pump.closed:
-            carried.after()
+    def _on_end(self, pump: Pump, after: Callable[[], object], nursery: trio.Nursery) -> None:
+        del self._carried[pump]
+        if pump.closed:
+            after()
         else:
             # Otherwise the task would inherit the context of the task that runs the callbacks.
-            self._context.run(carried.nursery.start_soon, self._finish, carried)
+            self._context.run(nursery.start_soon, self._finish, pump, after)
 
-    async def _finish(self, carried: _Carried) -> None:
+    async def _finish(self, pump: Pump, after: Callable[[], object]) -> None:
         try:
-            await carried.pump.finish()
+            await pump.finish()
         except Exception as error:  # noqa: BLE001  # it ends this exchange, never the others
             self._on_bug(error)
         finally:
-            carried.after()
+            after()
 
     async def _stop_all(self) -> None:
         with trio.CancelScope(shield=True):
             stopped = 0
             while self._carried or self._owned:
-                (self._owned.pop() if self._owned else next(iter(self._carried)).pump).stop()
+                (self._owned.pop() if self._owned else next(iter(self._carried))).stop()
                 stopped += 1
                 if not stopped % _STOPS_PER_TURN:
                     await trio.lowlevel.checkpoint()

@@ -19,8 +19,9 @@ from typing import Final, final
 
 import trio
 
+from .._model.callbacks import nothing
 from .._model.counters import UNCOUNTED, Amount
-from .._net.leg import LARGEST_READ, Leg, nothing
+from .._net.leg import LARGEST_READ, Leg
 
 __all__ = ["Ending", "Exchange", "HandedOver"]
 

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeAlias, final
 import idna
 import trio
 
+from .._model.callbacks import nothing
 from .._model.errors import StorageError
 from .._model.log_fields import about
 from .._model.services import MOST_SERVICES
@@ -32,10 +33,6 @@ _LIMIT: Final = 64 * 1024 * 1024
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _log: Final = logging.getLogger("pioneer_tunnel.relay.names")
-
-
-def _nothing() -> None:
-    """The default of `on_claim`."""
 
 
 async def _nobody_else() -> None:
@@ -78,7 +75,7 @@ class NameBook:
         self._reserved: Final = frozenset(reserved)
         self._keys: _Names = {} if path is None else _read(path)
         self._writing: Final = trio.Lock()
-        self.on_claim: Callable[[], object] = _nothing
+        self.on_claim: Callable[[], object] = nothing
         """Called when a name has been claimed."""
         self.let_others_know: Callable[[], Awaitable[object]] = _nobody_else
         """Awaited when a name has been claimed, before its gateway learns of it. For other processes with this file."""

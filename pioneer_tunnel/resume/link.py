@@ -23,6 +23,7 @@ import attrs
 import trio
 
 from .._model.addresses import Address
+from .._model.callbacks import nothing
 from .._model.errors import fresh_copy
 from .._net.delivery import Delivery
 from .._net.fastpath.event_loop import Reactor
@@ -80,10 +81,6 @@ class Loss:
     stuck: bool
     silence: float
     ended: bool
-
-
-def _ignore(loss: Loss) -> None:
-    """The default for `on_lost`."""
 
 
 @final
@@ -145,8 +142,8 @@ class ResumableLink(Link):
         tail: Tail,
         *,
         timeout: float,
-        on_text: Callable[[str], None],
-        on_lost: Callable[[Loss], None] = _ignore,
+        on_text: Callable[[str], object] = nothing,
+        on_lost: Callable[[Loss], None] = nothing,
     ) -> None:
         self.on_text = on_text
         self.on_lost = on_lost
@@ -164,7 +161,7 @@ class ResumableLink(Link):
         self._charged = 0  # bytes of the tail that count in the budget
         self._tail: Final = tail
         self._timeout: Final = timeout
-        self._on_interrupted: Callable[[], object] = list
+        self._on_interrupted: Callable[[], object] = nothing
         self._budget: Budget | None = None
         self._paused = False
         self._replaying = False

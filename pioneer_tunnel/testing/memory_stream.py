@@ -22,6 +22,7 @@ from typing import Final, Literal, final
 
 import trio
 
+from .._model.callbacks import nothing
 from .._net.streams import OneAtATime
 
 __all__ = ["MemoryConnection", "MemoryStream"]
@@ -33,10 +34,6 @@ _TICK: Final = 0.1
 _RESET: Final = "the other end has reset the connection"
 _CLOSED: Final = "the other end has closed the connection"
 _CUT: Final = "the connection was cut"
-
-
-def _ignore() -> None:
-    """The default of `on_change`."""
 
 
 @final
@@ -54,7 +51,7 @@ class MemoryConnection:
         bytes_per_second: throughput of each direction; infinity by default.
     """
 
-    def __init__(self, *, buffer: int = DEFAULT_BUFFER, on_change: Callable[[], None] = _ignore) -> None:
+    def __init__(self, *, buffer: int = DEFAULT_BUFFER, on_change: Callable[[], None] = nothing) -> None:
         if buffer < 1:
             raise ValueError(f"a buffer of {buffer} bytes passes nothing on")
         self.carried: int = 0

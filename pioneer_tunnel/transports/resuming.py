@@ -44,10 +44,6 @@ ASKED_LATELY: Final = 10.0
 """Seconds after a check was asked for, as after a change of the network, in which a loss is put down to that."""
 
 
-def _ignore(_text: str) -> None:
-    """Nothing is received before the user of the carrier has set `on_text`."""
-
-
 @final
 @attrs.frozen(kw_only=True)
 class Opened:
@@ -75,7 +71,8 @@ class Opened:
 
     def carrier(self) -> Carrier:
         """The WebSocket as a carrier, whose user sets `on_text`."""
-        return Carrier(WebSocketLink(self.websocket, self.watched, _ignore, self.early), self.over)
+        # Nothing is received before the user of the carrier has set `on_text`.
+        return Carrier(WebSocketLink(self.websocket, self.watched, early=self.early), self.over)
 
     async def hold(self) -> None:
         """Wait until it carries no more. No deadline: the session's end gives it up.

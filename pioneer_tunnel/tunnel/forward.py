@@ -16,6 +16,7 @@ import trio
 
 from .._async_library import need_trio
 from .._model.addresses import HttpsAddress, LocalAddress, local_address
+from .._model.callbacks import nothing
 from .._model.errors import LocalGatewayError
 from .._model.log_fields import about
 from .._model.services import FIRST_SERVICE
@@ -58,14 +59,6 @@ LOCAL_TIMEOUT: Final = 10.0
 _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.forward"))
 
 
-def _ignore(event: object) -> None:
-    """The default of `report`."""
-
-
-def _nothing(stream: object) -> None:
-    """The default of `after`."""
-
-
 async def probe_local(
     local: LocalAddress, *, dial: Dialer = dial_tcp, proxy_protocol: ProxyProtocol | None = None
 ) -> None:
@@ -103,7 +96,7 @@ async def forward(
     raw_services: Collection[str] = (),
     access: Access | Mapping[str, Access | None] | None = None,
     access_log: AccessLog | None = None,
-    report: Report = _ignore,
+    report: Report = nothing,
     dial: Dialer = dial_tcp,
 ) -> None:
     """Connect `stream` to the gateway at `local` and carry bytes both ways until both have ended.
@@ -215,7 +208,7 @@ class _Forwarding:
             return self._server
         services, name = self._services, self.service_of(stream)
         if name in services:
-            return local_address(services[name]), self.report if name == _first_service(services) else _ignore
+            return local_address(services[name]), self.report if name == _first_service(services) else nothing
         line = f"there is no local server for the service {name!r}"
         _log_limiter.log(("service", name), line, about=about("unknown_service", service=name))
         return None
@@ -325,7 +318,7 @@ class Forwarder:
             await self._no_visitors.park()
         self._carrying.cancel()
 
-    def begin(self, stream: TunnelStream, after: Callable[[TunnelStream], object] = _nothing) -> None:
+    def begin(self, stream: TunnelStream, after: Callable[[TunnelStream], object] = nothing) -> None:
         """Forward `stream`, and call `after` with it when that is over. It does not wait."""
         over = _End(self, stream, after).come
         self._visitors += 1

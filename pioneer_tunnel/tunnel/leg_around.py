@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from .._net.leg import Bytes, Leg, nothing
+from .._model.callbacks import nothing
+from .._net.leg import Bytes, Leg
 
 __all__ = ["LegAround"]
 

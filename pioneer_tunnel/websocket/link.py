@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, final
 
 from .._model.addresses import Address
+from .._model.callbacks import nothing
 from .._net.adopted import Watched
 from .._net.closing import abandon
 from .._net.link import Bytes
@@ -44,7 +45,7 @@ class WebSocketLink(WatchedLink):
         self,
         websocket: WebSocket,
         watched: Watched,
-        on_text: Callable[[str], None],
+        on_text: Callable[[str], object] = nothing,
         early: Sequence[Message] = (),
         *,
         peer: Address | None = None,

@@ -13,6 +13,7 @@ from typing import Final, TypeAlias, final
 import trio
 from trio_websocket import WebSocketRequest, wrap_client_stream, wrap_server_stream
 
+from .._model.callbacks import nothing
 from .connection import WebSocket
 from .frame_meter import FrameMeter
 from .opening import MAX_ANSWER, Opening, WebSocketRefused, refusal_in
@@ -101,7 +102,7 @@ class _Head(trio.abc.Stream):
     """
 
     def __init__(self, websocket: WebSocket, *, of_client: bool) -> None:
-        self.on_end: Callable[[], object] = lambda: None
+        self.on_end: Callable[[], object] = nothing
         self._websocket: Final = websocket
         self._of_client: Final = of_client
         self._head = b""

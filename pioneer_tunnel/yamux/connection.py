@@ -21,6 +21,7 @@ from typing import Any, Final, NoReturn, final
 import attrs
 import trio
 
+from .._model.callbacks import nothing
 from .._model.errors import RemoteProtocolError, fresh_copy
 from .._model.exception_groups import leaves
 from .._model.session_limits import Limits
@@ -49,10 +50,6 @@ STALL_LOOK: Final = 1.0
 
 MEASURE_INTERVAL: Final = 10.0
 """Seconds between pings that measure the round trip, which windows need to grow."""
-
-
-def _ignore(seconds: float) -> None:
-    """The default for `on_round_trip`."""
 
 
 @final
@@ -91,7 +88,7 @@ class YamuxConnection:
         heartbeat: float,
         limits: Limits | None = None,
         on_stream: Callable[[YamuxStream], None] | None = None,
-        on_round_trip: Callable[[float], None] = _ignore,
+        on_round_trip: Callable[[float], None] = nothing,
         on_first_bytes: Callable[[], Awaitable[None]] | None = None,
         on_doubt: Callable[[float], bool] | None = None,
         goodbye: float = GOODBYE_TIMEOUT,
@@ -112,10 +109,13 @@ class YamuxConnection:
         self._goodbye: Final = goodbye
         self._clock: Final = trio.lowlevel.ParkingLot()
         self._given_up = -math.inf, ""
-        self._asked_at = -math.inf  # when `answers` sent its last ping
         self._sending: Final = trio.CancelScope(shield=True)
         self._driver: Final = Driver(
-            link, self.session, on_stream=on_stream, on_round_trip=on_round_trip, on_traffic=self._clock.unpark_all
+            link,
+            self.session,
+            on_stream=on_stream or nothing,  # all streams are refused in place of nothing
+            on_round_trip=on_round_trip,
+            on_traffic=self._clock.unpark_all,
         )
 
     async def run(self) -> NoReturn:
@@ -191,10 +191,8 @@ class YamuxConnection:
 
     async def streams_gone(self) -> None:
         """Wait until no stream is left. The caller sets the deadline."""
-        driver = self._driver
-        while driver.failure is None and self.session.live_streams:
-            driver.gone = driver.gone or trio.Event()
-            await driver.gone.wait()
+        while (gone := self._driver.until_gone()) is not None:
+            await gone.wait()
 
     async def answers(self, within: float) -> bool:
         """Ping the peer and wait for any byte of it. False when none has arrived after `within` seconds.
@@ -204,13 +202,7 @@ class YamuxConnection:
         driver = self._driver
         if driver.failure is not None:
             return False
-        heard = driver.heard
-        if heard is None or (not heard.statistics().tasks_waiting and self._link.last_received > self._asked_at):
-            driver.heard = heard = trio.Event()
-            self._asked_at = trio.current_time()
-            self.session.ping(self._asked_at)
-            driver.wake_writer()
-        asked_at = self._asked_at
+        heard, asked_at = driver.ask()
         with trio.move_on_at(asked_at + within):
             await heard.wait()
             return driver.failure is None
@@ -325,11 +317,7 @@ class YamuxConnection:
                         link.limit_unsent(pacing.unsent)
                 elif not self.session.has_work:
                     # No deadline: it waits until there is something to send. The clock task watches the peer.
-                    driver.idle_writer = idle = trio.Event()
-                    try:
-                        await idle.wait()
-                    finally:
-                        driver.idle_writer = None
+                    await driver.until_work().wait()
 
     async def _keep_time(self) -> NoReturn:
         link, movement, pinged, measured = self._link, Movement(), -math.inf, -1
@@ -380,14 +368,13 @@ class YamuxConnection:
                     looks += [sending_since + STALL_TIMEOUT, now + STALL_LOOK]
                 if overdue is not None:
                     looks.append(overdue)
-                self._driver.traffic_at_rest = traffic if heartbeat.awaits_traffic else None
+                self._driver.await_traffic(traffic if heartbeat.awaits_traffic else None)
                 with trio.move_on_at(min(look for look in looks if look > now)):
                     await self._clock.park()
         finally:
-            self._driver.ending = True
+            self._driver.end()
             # Nothing can be sent while the link is suspended.
             self._sending.deadline = trio.current_time() + (0 if link.suspended else self._goodbye)
-            self._driver.start_writer()
 
     async def _say_goodbye(self) -> None:
         """Send a go-away, unless the link is gone or a batch was cut; then close the link."""

@@ -70,9 +70,9 @@ class Driver:
     Args:
         link: the bytes below.
         session: the protocol.
-        on_stream: see `YamuxConnection`. If None, the session must refuse all streams.
+        on_stream: see `YamuxConnection`.
         on_round_trip: see `YamuxConnection`.
-        on_traffic: called when the session's traffic is not `traffic_at_rest` any more.
+        on_traffic: called once there is traffic, after `await_traffic`.
 
     Attributes:
         session: the protocol.
@@ -81,13 +81,9 @@ class Driver:
         watchers: the streams on which a task waits in `wait_broken`, and those with a leg.
         open_waiters: the tasks that wait until a stream may be opened.
         heard_at: when the last byte of the session was processed.
-        heard: set and forgotten when the next byte comes; None if no task waits for it.
-        gone: set and forgotten when no stream is left; None if no task waits for that.
-        traffic_at_rest: the session's traffic, while the clock task waits for more; else None.
-        ending: set it when the event loop shall send and receive no more.
+        ending: whether nothing more is sent and received, see `end`.
         receive_failure: why the stay of `watch` was ended.
         send_failure: why the writer was woken, if the link failed.
-        idle_writer: set and forgotten when the writer has something to do; None while it is at work.
         unsent: frames that were taken from the session and have not left. The writer sends them first, also if it is
             empty: then the link has a rest of them. Only if it is None may other frames be sent.
         pacing: how much is sent at once. The writer measures for it.
@@ -98,7 +94,7 @@ class Driver:
         link: Link,
         session: Session,
         *,
-        on_stream: Callable[[YamuxStream], object] | None,
+        on_stream: Callable[[YamuxStream], object],
         on_round_trip: Callable[[float], object],
         on_traffic: Callable[[], object],
     ) -> None:
@@ -108,19 +104,21 @@ class Driver:
         self.watchers: Final[set[Stream]] = set()
         self.open_waiters: Final = trio.lowlevel.ParkingLot()
         self.heard_at: float = link.last_received
-        self.heard: trio.Event | None = None
-        self.gone: trio.Event | None = None
-        self.traffic_at_rest: int | None = None
         self.ending: bool = False
         self.receive_failure: Exception | None = None
         self.send_failure: Exception | None = None
-        self.idle_writer: trio.Event | None = None
         self.unsent: list[Buffer] | None = None
         self.pacing: Final = Pacing()
         self._link: Final = link
         self._on_stream: Final = on_stream
         self._on_round_trip: Final = on_round_trip
         self._on_traffic: Final = on_traffic
+        # An event is set and forgotten when it happens. It is None while no task waits for it.
+        self._heard: trio.Event | None = None
+        self._asked_at = -math.inf  # when `ask` sent its last ping
+        self._gone: trio.Event | None = None
+        self._traffic_at_rest: int | None = None  # the session's traffic, while more is awaited
+        self._idle_writer: trio.Event | None = None
         self._unprocessed: Final[deque[Bytes]] = deque()  # was received
         self._events: Final[deque[Event]] = deque()
         self._stay: Stay | None = None  # while the event loop calls back for the link
@@ -174,9 +172,9 @@ class Driver:
         """Keep what was received until `process` has its turn; returns the size."""
         if not chunks:
             raise trio.BrokenResourceError("the other end closed the connection")
-        if self.heard is not None:
-            self.heard.set()
-            self.heard = None
+        if self._heard is not None:
+            self._heard.set()
+            self._heard = None
         total = 0
         for chunk in chunks:
             size = len(chunk)
@@ -202,7 +200,7 @@ class Driver:
                 self.session.receive_data(portion, now)
                 # Let other tasks run in between: a message may hold thousands of frames.
                 late = (bool(unprocessed) or len(portion) > _SHORT) and trio.current_time() - now > _TURN_SECONDS
-            if self.traffic_at_rest is not None:
+            if self._traffic_at_rest is not None:
                 self._note_traffic()
             # Once for all portions: what has come for a stream in several messages is then one read.
             more = self.dispatch() or late
@@ -249,12 +247,11 @@ class Driver:
         for delivered in opened:
             # Last, so that a stream is delivered with the data that arrived together with it.
             self._deliver(delivered)
-        if self.gone is not None:
+        if self._gone is not None:
             self._tell_if_gone()
         return bool(events)
 
     def _deliver(self, stream: YamuxStream) -> None:
-        assert self._on_stream is not None
         try:
             self._on_stream(stream)
         except trio.WouldBlock:
@@ -266,15 +263,42 @@ class Driver:
             stream.reset()
 
     def _tell_if_gone(self) -> None:
-        assert self.gone is not None
-        if not self.session.live_streams:
-            self.gone.set()
-            self.gone = None
+        assert self._gone is not None
+        if not self.session.streams_open:
+            self._gone.set()
+            self._gone = None
 
     def _note_traffic(self) -> None:
-        if self.session.traffic != self.traffic_at_rest:
-            self.traffic_at_rest = None
+        if self.session.traffic != self._traffic_at_rest:
+            self._traffic_at_rest = None
             self._on_traffic()
+
+    # What tasks wait for
+
+    def ask(self) -> tuple[trio.Event, float]:
+        """Ping the peer, unless a ping that others wait for is unanswered. Nothing may have failed.
+
+        Returns:
+            What is set when the next byte comes, or when the connection has ended; and when that ping was sent.
+        """
+        heard = self._heard
+        if heard is None or (not heard.statistics().tasks_waiting and self._link.last_received > self._asked_at):
+            self._heard = heard = trio.Event()
+            self._asked_at = trio.current_time()
+            self.session.ping(self._asked_at)
+            self.wake_writer()
+        return heard, self._asked_at
+
+    def until_gone(self) -> trio.Event | None:
+        """What is set when no stream is left, or when the connection has ended; None if that is so."""
+        if self.failure is not None or not self.session.streams_open:
+            return None
+        self._gone = self._gone or trio.Event()
+        return self._gone
+
+    def await_traffic(self, at_rest: int | None) -> None:
+        """Call `on_traffic` when the session's traffic is not `at_rest` any more. Do not if it is None."""
+        self._traffic_at_rest = at_rest
 
     # What leaves
 
@@ -282,14 +306,23 @@ class Driver:
         """Send what the session has, if anything: at the end of the turn, or else by the writer."""
         if self.turn.running:
             self.turn.at_end(self._flush)
-        elif self.idle_writer is not None and self.session.has_work:
+        elif self._idle_writer is not None and self.session.has_work:
             self.start_writer()
 
     def start_writer(self) -> None:
         """Wake the writer if it is idle."""
-        if self.idle_writer is not None:
-            self.idle_writer.set()
-            self.idle_writer = None
+        if self._idle_writer is not None:
+            self._idle_writer.set()
+            self._idle_writer = None
+
+    def until_work(self) -> trio.Event:
+        """For the writer, which has nothing to do: what is set when it has, or when this ends."""
+        idle = trio.Event()
+        if self.ending:
+            idle.set()
+        else:
+            self._idle_writer = idle
+        return idle
 
     def acknowledge(self, stream: Stream) -> None:
         """Accept a stream that the peer opened. Most streams answer soon, and the first frame says that, too."""
@@ -309,7 +342,7 @@ class Driver:
 
     def _flush(self) -> None:
         """Send what the session has, as far as the link takes it at once. The writer sends the rest."""
-        if self.idle_writer is None or self.ending:
+        if self._idle_writer is None or self.ending:
             return
         try:
             if self._send_at_once():
@@ -343,9 +376,9 @@ class Driver:
             size = min(size + link.window_left, LARGEST_BATCH)
         batch = self.session.data_to_send(size, self.pacing.turn)
         self.unsent = batch or None
-        if self.gone is not None:
+        if self._gone is not None:
             self._tell_if_gone()  # the last stream may have ended with what was just taken
-        if self.traffic_at_rest is not None:
+        if self._traffic_at_rest is not None:
             self._note_traffic()
         self._presses = self.session.taken >= self.pacing.batch
         if self._presses:
@@ -357,12 +390,17 @@ class Driver:
 
     # The end
 
+    def end(self) -> None:
+        """Send and receive no more. The writer finishes its write."""
+        self.ending = True
+        self.start_writer()
+
     def fail(self, failure: Exception) -> Iterator[None]:
         """Break every stream. Yields where other tasks should run, because each woken stream resumes a handler."""
         self.failure = fresh_copy(failure)
         self.session.sending.close()
         self.open_waiters.unpark_all()
-        for awaited in (self.heard, self.gone):
+        for awaited in (self._heard, self._gone):
             if awaited is not None:
                 awaited.set()
         for stream in self.session.live_streams:

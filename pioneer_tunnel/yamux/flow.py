@@ -189,7 +189,7 @@ class SendBudget:
 
     @property
     def ahead(self) -> int:
-        """The same for data that is likely to leave at once. Large pieces cost less time."""
+        """As `bound`, for data that is likely to leave at once. Large pieces cost less time."""
         bound = self.bound
         return SEND_AHEAD if bound == SEND_BOUND else bound
 

@@ -437,7 +437,7 @@ class Session:
         return True
 
     def send(self, stream: Stream, data: Buffer) -> None:
-        """Queue `data`, without copying it. The peer's credit and the other streams decide when it is sent.
+        """Queue `data`. The peer's credit and the other streams decide when it is sent.
 
         This does not limit the queue: the caller must respect `stream.room` or `stream.may_return`.
 
@@ -447,7 +447,6 @@ class Session:
         if not stream.may_send:
             raise LocalProtocolError(f"{stream!r} takes no more data")
         if data:
-            # A view, so that cutting a large piece into frames does not copy what is left of it.
             stream.enqueue(data)
             stream.sent_amount.total += len(data)
             self._outbox.put_ready(stream)

@@ -62,7 +62,7 @@ _TRANSITIONS: Final[dict[State, dict[Step, State]]] = {
 
 @final
 class Stream:
-    """One stream. Only `Session` and `Outbox` may change it; others may read it.
+    """One stream. `Session` and `Outbox` change it; its owner sets `writer_waits`, and says what it holds and counts.
 
     Attributes:
         id: odd if the client opened it.
@@ -80,7 +80,7 @@ class Stream:
         opening_due: the flag, SYN or ACK, that the next frame of it has; 0 when it was sent.
         queued: bytes that wait for the writer.
         lent: bytes of the last read. The application may hold them until it reads again or closes.
-        writer_waits: the driver sets it when it wants a `StreamWritable`.
+        writer_waits: whether the owner wants a `StreamWritable`.
         counter: has counted it as open; None if none has.
         received_amount, sent_amount: count the bytes that are read and sent.
         owner: what the driver calls back for this stream; the session does not use it.
@@ -224,7 +224,7 @@ class Stream:
         self.may_receive = state is State.OPEN or state is State.LOCAL_ENDED
 
     def enqueue(self, data: Buffer) -> None:
-        """Append `data` to the send queue. Data of 1 KiB or more is not copied, now or later."""
+        """Append `data` to the send queue. Data of 1 KiB or more is not copied, also when it is cut into frames."""
         _append(self.send_queue, bytes(data) if len(data) < _SMALL else memoryview(data))
         self._set_queued(self.queued + len(data))
 

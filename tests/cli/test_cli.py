@@ -6,10 +6,7 @@ Whatever connects runs as a process of its own, the rest in the process of the t
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
-import re
 import resource
 import signal
 import socket
@@ -17,7 +14,6 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Final
@@ -301,202 +297,6 @@ def test_expose_connects_before_the_local_gateway_is_there(relay: Relay) -> None
     assert states_of(statuses) == [State.STARTING, State.CONNECTED, State.STOPPED]
 
 
-# What is wrong, explained
-
-
-EXPOSE: Final = ["expose", "127.0.0.1:1", "--key-file", "key"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ([*EXPOSE, "--relay", "ws://h", "--metrics", "9101"], "--metrics.*'9101'"),
-        (["expose", "nonsense", "--relay", "ws://h", "--key-file", "key"], "LOCAL.*'nonsense'"),
-        (["expose", "unix:relative", "--relay", "ws://h", "--key-file", "key"], "LOCAL.*'relative'"),
-        (["expose", "unix:/s", "--relay", "ws://h", "--key-file", "key", "--local-ca-file", "key"], "LOCAL with https"),
-        (["expose", "127.0.0.1:1", "--key-file", "key"], "--relay"),
-        (["expose", "127.0.0.1:1", "--relay", "ws://h"], "--key-file"),
-        (["expose", "127.0.0.1:1", "--relay", "ftp://h", "--key-file", "key"], "ftp"),
-        (["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", "nowhere"], "--key-file: there is no"),
-        ([*EXPOSE, "--relay", "wss://h", "--ca-file", "nowhere"], "--ca-file.*'nowhere'"),
-        ([*EXPOSE, "--relay", "wss://h", "--ca-file", "key"], "'key'.*no certificate"),
-        ([*EXPOSE, "--relay", "ws://h", "--ca-file", "key"], "--ca-file is for TLS.*wss://"),
-        ([*EXPOSE, "--relay", "WS://h", "--system-trust", "os"], "--system-trust is for TLS.*wss://"),
-        (
-            [*EXPOSE, "--relay", "h:1", "--transport", "tcp", "--ca-file", "key"],
-            "--ca-file is for.*--transport tls",
-        ),
-        ([*EXPOSE, "--relay", "h", "--key-mode", "rathole"], "--key-mode is for"),
-        ([*EXPOSE, "--relay", "h:1", "--transport", "tls", "--heartbeat", "20"], "--heartbeat is for"),
-        ([*EXPOSE, "--relay", "h", "--heartbeat", "61"], "--heartbeat.*61"),
-        ([*EXPOSE, "--relay", "h:1", "--transport", "tls", "--websocket-engine", "websockets"], "engine is for"),
-        ([*EXPOSE, "127.0.0.1:2", "--relay", "h"], "LOCAL: name each service: NAME=LOCAL"),
-        ([*EXPOSE, "web=nonsense", "--relay", "h"], "LOCAL.*'nonsense'"),
-        ([*EXPOSE, "Web=8000", "--relay", "h"], "LOCAL: the service 'Web': allowed are 1 to 63 lower-case"),
-        ([*EXPOSE, "web=1", "web=2", "--relay", "h"], "LOCAL: the service 'web' is there twice"),
-        ([*EXPOSE, "web=1", "--relay", "h:1", "--transport", "tcp"], "NAME=LOCAL is for .*websocket"),
-        (["relay", "new-key", "surplus"], "too many arguments; write"),
-        ([*EXPOSE, "--relay", "ws://h", "--relay-identity", "x"], "--relay-identity: .*ed25519:"),
-        (["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", "key", "--proxy-protocol", "v1"], "v2"),
-        ([*EXPOSE, "--relay", "ws://h", "--proxy", "gopher://p"], "--proxy.*another scheme.*socks5"),
-        (
-            [*EXPOSE, "--relay", "ws://h", "--proxy", "http://u:p@h"],
-            "to a file, and name it in --proxy-credentials-file",
-        ),
-        ([*EXPOSE, "--relay", "ws://h", "--proxy-credentials-file", "key"], "--proxy-credentials-file: it is for"),
-        ([*EXPOSE, "--relay", "ws://h", "--proxy", "https://p", "--ca-file", "nowhere"], "there is no file 'nowhere'"),
-        ([*EXPOSE, "--relay", "ws://h", "--host-header", "http://h"], "--host-header: the address"),
-        ([*EXPOSE, "--relay", "ws://h", "--allow", "office"], r"allow\[0\]"),
-        ([*EXPOSE, "--relay", "h:1", "--transport", "tcp", "--deny", "192.0.2.7"], "--transport websocket brings it"),
-        ([*EXPOSE, "--relay", "ws://h", "--basic-auth", "nowhere"], "there is no"),
-        ([*EXPOSE, "--relay", "ws://h", "--basic-auth", "key"], "line 1 is not user:hash"),
-        ([*EXPOSE, "--relay", "ws://h", "--basic-auth", "key", "--bearer-tokens", "key"], "leave one of them out"),
-        (["relay"], "--config FILE"),
-        (["relay", "--config", "nowhere"], "nowhere"),
-        (["nonsense"], "No such command"),
-    ],
-)
-def test_bad_arguments_are_explained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
-) -> None:
-    key_file(tmp_path, KEY.reveal())
-    monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(pioneer_tunnel, arguments)
-    assert result.exit_code in {1, 2, EXIT_CODES[ErrorKind.INVALID_SETTINGS]}
-    assert isinstance(result.exception, SystemExit), "explained, not thrown"
-    assert re.search(told, " ".join(result.output.split())), result.output
-    assert KEY.reveal() not in result.output
-
-
-PLACES: Final[dict[str, list[str]]] = {
-    "--allow": [*EXPOSE, "--relay", "ws://h", "--allow", "SECRET"],
-    "--basic-auth": [*EXPOSE, "--relay", "ws://h", "--basic-auth", "SECRET"],
-    "LOCAL": ["expose", "SECRET", "--relay", "ws://h", "--key-file", "key"],
-    "NAME=LOCAL": ["expose", "web=SECRET", "--relay", "ws://h", "--key-file", "key"],
-    "a second argument": [*EXPOSE, "SECRET", "--relay", "ws://h"],
-    "an unknown option": [*EXPOSE, "--relay", "ws://h", "--key=SECRET"],
-    "an unknown option and a value": [*EXPOSE, "--relay", "ws://h", "--key", "SECRET"],
-    "a command": ["SECRET"],
-    "a command of relay": ["relay", "SECRET"],
-    "relay new-key": ["relay", "new-key", "SECRET"],
-    "--config": ["relay", "--config", "SECRET"],
-    "the relay": [*EXPOSE, "--relay", "SECRET"],
-    "the relay's path": [*EXPOSE, "--relay", "h:1/SECRET"],
-    "the relay's user": [*EXPOSE, "--relay", "ws://SECRET@h"],
-    "the relay's query": [*EXPOSE, "--relay", "ws://h/?SECRET"],
-    "--key-file": ["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", "SECRET"],
-    "--key-file=": ["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file=SECRET"],
-    "--tls-private-key": [*EXPOSE, "--relay", "ws://h", "--tls-certificate", "key", "--tls-private-key", "SECRET"],
-    "--ca-file": [*EXPOSE, "--relay", "wss://h", "--ca-file", "SECRET"],
-    "--tls-certificate": [*EXPOSE, "--relay", "ws://h", "--tls-certificate", "SECRET"],
-    "--relay-identity": [*EXPOSE, "--relay", "ws://h", "--relay-identity", "SECRET"],
-    "--transport": [*EXPOSE, "--relay", "ws://h", "--transport", "SECRET"],
-    "--key-mode": [*EXPOSE, "--relay", "ws://h", "--key-mode", "SECRET"],
-    "--proxy-protocol": [*EXPOSE, "--relay", "ws://h", "--proxy-protocol", "SECRET"],
-    "--system-trust": [*EXPOSE, "--relay", "ws://h", "--system-trust", "SECRET"],
-    "--proxy": [*EXPOSE, "--relay", "ws://h", "--proxy", "SECRET"],
-    "the user of --proxy": [*EXPOSE, "--relay", "ws://h", "--proxy", "http://SECRET@proxy"],
-    "the password of --proxy": [*EXPOSE, "--relay", "ws://h", "--proxy", "http://user:SECRET@proxy:3128"],
-    "--proxy-credentials-file": [*EXPOSE, "--relay", "ws://h", "--proxy-credentials-file", "SECRET"],
-    "--websocket-engine": [*EXPOSE, "--relay", "ws://h", "--websocket-engine", "SECRET"],
-}
-"""Where a key may be pasted by mistake."""
-
-TYPING_ERRORS: Final = {
-    "LOCAL",
-    "NAME=LOCAL",
-    "a second argument",
-    "a command",
-    "a command of relay",
-    "the relay",
-    "--config",
-    "--ca-file",
-} | {"--tls-certificate", "--proxy", "--allow", "--basic-auth"}
-"""Where a short word is rather a typing error, and is quoted."""
-
-TOKEN: Final = "a-token-of-some-rathole"
-
-
-@pytest.mark.parametrize(
-    ("place", "secret"),
-    [
-        *((place, KEY.reveal()) for place in PLACES),
-        *((place, TOKEN) for place in PLACES if place != "the relay's path"),
-        *((place, "hunter2") for place in PLACES if place not in TYPING_ERRORS | {"the relay's path"}),
-    ],
-)
-def test_a_key_in_the_wrong_place_is_not_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, secret: str
-) -> None:
-    key_file(tmp_path, KEY.reveal())
-    monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(pioneer_tunnel, [word.replace("SECRET", secret) for word in PLACES[place]])
-    assert result.exit_code in {1, 2, EXIT_CODES[ErrorKind.INVALID_SETTINGS]}
-    assert isinstance(result.exception, SystemExit), "explained, not thrown"
-    assert secret not in result.output
-    if secret == KEY.reveal():
-        assert "name that file with --key-file" in result.output
-
-
-def test_a_relay_key_as_the_service_is_refused_before_a_relay_hears_it(tmp_path: Path) -> None:
-    arguments = ["expose", "127.0.0.1:1", "--relay", "ws://h", "--key-file", str(key_file(tmp_path, KEY.reveal()))]
-    result = CliRunner().invoke(pioneer_tunnel, [*arguments, "--service", KEY.reveal()])
-    assert result.exit_code == 2
-    assert KEY.reveal() not in result.output
-
-
-@pytest.mark.parametrize(
-    "text", ["", "  \n", "one\ntwo\n", "tab\tkey-that-is-long-enough", "short-key", f"ed25519:{'ab' * 32}"]
-)
-def test_a_key_file_that_cannot_be_used_is_named_without_what_it_holds(tmp_path: Path, text: str) -> None:
-    key = key_file(tmp_path, text)
-    arguments = ["expose", "127.0.0.1:1", "--relay", "ws://127.0.0.1:9", "--key-file", str(key)]
-    result = CliRunner().invoke(pioneer_tunnel, arguments)
-    assert result.exit_code == 1
-    assert isinstance(result.exception, SystemExit)
-    assert "key" in result.output
-    for word in text.split():
-        assert word not in result.output
-
-
-def test_a_key_file_may_be_what_new_key_printed_but_others_should_not_read_it(
-    shared_relay: Relay, tmp_path: Path, local_gateway: str
-) -> None:
-    key = key_file(tmp_path, f"{KEY.reveal()}\n{KEY.identity().public_key}\n")
-    key.chmod(0o644)
-    with running("expose", local_gateway, "--relay", shared_relay.url, "--key-file", key) as program:
-        program.wait_for("connected")
-        assert "can be read by others" in program.errors
-        assert program.interrupt(signal.SIGINT) == 0
-
-
-def test_every_problem_of_a_relays_file_is_shown(tmp_path: Path) -> None:
-    (tmp_path / "relay.toml").write_text('[relay]\ncontrol_adr = "x"\ningress_addr = "y"\nid = ""\npublic_names = []\n')
-    result = CliRunner().invoke(pioneer_tunnel, ["relay", "--config", str(tmp_path / "relay.toml")])
-    assert result.exit_code == EXIT_CODES[ErrorKind.INVALID_SETTINGS]
-    for told in (
-        "relay.toml",
-        "control_adr",
-        "nearest known one is 'control_addr'",
-        "ingress_addr",
-        "relay.id",
-        "public_names",
-    ):
-        assert told in result.output
-
-
-def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        (tmp_path / "relay.toml").write_text(
-            f'[relay]\ncontrol_addr = "{address}"\ningress_addr = "127.0.0.1:0"\nid = "r"\npublic_names = ["r.test"]\n'
-        )
-        result = CliRunner().invoke(pioneer_tunnel, ["relay", "--config", str(tmp_path / "relay.toml")])
-    assert result.exit_code == 1
-    assert result.output.startswith(f"Error: cannot listen at {address}")
-    assert "in use" in result.output
-
-
 def test_verbose_logs_more_and_never_the_key(shared_relay: Relay, local_gateway: str) -> None:
     arguments: list[str | Path] = [
         "-v",
@@ -514,6 +314,9 @@ def test_verbose_logs_more_and_never_the_key(shared_relay: Relay, local_gateway:
     assert KEY.reveal() not in program.errors
     assert "secret-path" not in program.errors
     assert '"proof"' not in program.errors
+
+
+# Every command
 
 
 def test_each_command_raises_its_limit_of_descriptors(tmp_path: Path) -> None:
@@ -555,110 +358,3 @@ def test_without_click_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "click", None)
     with pytest.raises(SystemExit, match=r"pip install 'pioneer-tunnel\[cli\]'"):
         cli.main()
-
-
-# Standard error that takes nothing
-
-
-PIPE_SIZE: Final = 4096
-
-
-def small_pipe() -> tuple[int, int]:
-    """A pipe that is soon full."""
-    reader, writer = os.pipe()
-    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-    return reader, writer
-
-
-NO_STANDARD_ERROR: Final[dict[str, Callable[[], int | None]]] = {
-    "closed": lambda: None,
-    "a full disk": lambda: os.open("/dev/full", os.O_WRONLY),
-    "a pipe without a reader": lambda: without_reader(*small_pipe()),
-}
-
-
-def without_reader(reader: int, writer: int) -> int:
-    os.close(reader)
-    return writer
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("open_stderr", NO_STANDARD_ERROR.values(), ids=[*NO_STANDARD_ERROR])
-def test_standard_error_that_takes_nothing_stops_no_traffic(
-    relay: Relay, local_gateway: str, open_stderr: Callable[[], int | None]
-) -> None:
-    stderr = open_stderr()
-    try:
-        key = relay.folder / "key"
-        arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", key]
-        with running("-v", *arguments, stderr=stderr) as program:
-            relay.ask_until("/one", b"hello from /one")
-            # A relay that goes away makes it write more statuses.
-            assert relay.program.interrupt(signal.SIGTERM) == 0
-            with running("-v", "relay", "--config", relay.folder / "relay.toml", stderr=stderr) as again:
-                relay.ask_until("/two", b"hello from /two")
-                assert program.interrupt(signal.SIGTERM) == 0
-                assert again.interrupt(signal.SIGTERM) == 0
-    finally:
-        if stderr is not None:
-            os.close(stderr)
-
-
-def test_a_pipe_that_is_not_read_stops_no_traffic(relay: Relay, local_gateway: str) -> None:
-    reader, writer = small_pipe()
-    arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", relay.folder / "key"]
-    with os.fdopen(reader, "rb") as pipe, running(*arguments, stderr=writer) as program:
-        os.close(writer)
-        relay.ask_until("/0", b"hello from /0")
-        for number in range(1, 150):
-            program.process.send_signal(signal.SIGHUP)  # it answers with a line, and these fill the pipe
-            assert relay.ask(f"/{number}").endswith(f"hello from /{number}".encode())
-        said: list[bytes] = []
-        read = threading.Thread(target=lambda: said.append(pipe.read()))
-        read.start()
-        # Once the pipe is read, what was queued arrives, and how much was not.
-        assert program.interrupt(signal.SIGTERM) == 0
-        read.join()
-    assert len(said[0]) > 2 * PIPE_SIZE
-    lines = said[0].decode().splitlines()
-    assert any(line.startswith("connected ") for line in lines)
-    assert lines[-1].startswith("stopped")
-
-
-@pytest.mark.slow
-def test_a_pipe_that_is_never_read_does_not_keep_it_from_ending(relay: Relay, local_gateway: str) -> None:
-    reader, writer = small_pipe()
-    os.set_blocking(writer, False)
-    with contextlib.suppress(BlockingIOError):
-        while os.write(writer, bytes(512)):
-            pass
-    os.set_blocking(writer, True)
-    try:
-        key = relay.folder / "key"
-        arguments: list[str | Path] = ["expose", local_gateway, "--relay", relay.url, "--key-file", key]
-        with running(*arguments, stderr=writer) as program:
-            relay.ask_until("/", b"hello from /")
-            assert os.get_blocking(writer), "other processes share the descriptor"
-            assert program.interrupt(signal.SIGTERM) == 0
-        assert run("relay", "--config", "nowhere", stderr=writer).process.returncode == 1
-    finally:
-        os.close(reader)
-        os.close(writer)
-
-
-def test_the_log_is_there_for_machines_too(shared_relay: Relay, tmp_path: Path, local_gateway: str) -> None:
-    key = key_file(tmp_path, KEY.reveal())
-    key.chmod(0o644)
-    arguments: list[str | Path] = ["expose", local_gateway, "--relay", shared_relay.url, "--key-file", key]
-    with running(*arguments, "--json") as program:
-        program.wait_for('"connected"')
-        assert program.interrupt(signal.SIGINT) == 0
-    lines = [json.loads(line) for line in program.err.decode().splitlines()]
-    logged = [line for line in lines if "log" in line]
-    assert [line["state"] for line in lines if line not in logged] == ["starting", "connected", "stopped"]
-    assert [(line["level"], line["logger"]) for line in logged] == [
-        ("WARNING", "pioneer_tunnel.cli"),
-        ("INFO", "pioneer_tunnel.cli"),
-    ]
-    assert "can be read by others" in logged[0]["log"]
-    assert logged[1]["log"] == "stopping: SIGINT"

@@ -15,6 +15,7 @@ from heads import singly
 from hypothesis import example, given, strategies as st
 
 from pioneer_tunnel._http import bodies, requests as requests_module
+from pioneer_tunnel._http.bodies import BodyReader
 from pioneer_tunnel._http.head import MAX_HEAD, HeadReader, RequestHead
 from pioneer_tunnel._http.requests import Phase, RequestFollower
 from pioneer_tunnel._http.responses import ResponseFollower
@@ -443,6 +444,19 @@ def test_many_small_requests_take_time_in_proportion_to_their_number(monkeypatch
     follower = following(FIRST)
     assert feed_all(follower, data) == data
     assert given_to_readers == len(data)
+
+
+def test_a_line_that_comes_byte_by_byte_is_not_copied_for_each() -> None:
+    reader = BodyReader()
+    reader.begin(None, chunked=True)
+    assert reader.read(b"0\r\n", 0) == 3
+    lines = set()
+    for byte in singly(b"X: ".ljust(16_000, b"y")):
+        assert reader.read(byte, 0) is None
+        lines.add(id(reader._line))
+    assert len(lines) == 1
+    assert reader.read(b"\r\n\r\n", 0) == 2
+    assert reader.take_kept() == b"X: ".ljust(16_000, b"y")
 
 
 HEADERS: Final = b"X: y\r\n" * 100 + b"\r\n"

@@ -46,11 +46,11 @@ class ScriptedWebSocket(WebSocket):
 
 
 def carrier_over(websocket: WebSocket) -> Carrier:
-    return Carrier(WebSocketLink(websocket, watch(trio.testing.memory_stream_pair()[0]), lambda _: None))
+    return Carrier(WebSocketLink(websocket, watch(trio.testing.memory_stream_pair()[0])))
 
 
 def link_over(websocket: WebSocket) -> ResumableLink:
-    return ResumableLink(carrier_over(websocket), Tail(), timeout=60, on_text=lambda _: None)
+    return ResumableLink(carrier_over(websocket), Tail(), timeout=60)
 
 
 async def test_a_link_is_not_drained_before_the_first_look() -> None:

@@ -1,4 +1,4 @@
-"""Files are replaced whole or not at all, wherever a process is cut off; locks and modes do what they say.
+"""Files are replaced whole or not at all, wherever a process is cut off; modes do what they say.
 
 `crash_after` is also what the tests of settings and keystores cut their processes off with.
 """
@@ -8,21 +8,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 from crashing_files import LEFTOVER, Crash, crash_after, failing, mode, names
 from hypothesis import given, settings, strategies as st
-from rig import HANG
 
 from pioneer_tunnel._model.errors import StorageError
 from pioneer_tunnel._model.status import ErrorKind
@@ -427,238 +423,6 @@ def test_temporaries_of_other_files_are_left_alone(tmp_path: Path) -> None:
     files.remove_temporaries(tmp_path / "no" / "such" / "file")
 
 
-# Locking
-
-
-def test_a_lock_keeps_others_out_for_as_long_as_it_is_held(tmp_path: Path) -> None:
-    path = tmp_path / "f"
-    with files.locked(path):
-        started = time.monotonic()
-        with (
-            pytest.raises(StorageError, match=r"/f is being written by another program, .*/f\.lock for 0\.05 s"),
-            files.locked(path, seconds=0.05),
-        ):
-            pytest.fail("two have the lock")
-        assert time.monotonic() - started >= 0.05
-    with files.locked(path, seconds=0):
-        pass
-    assert mode(tmp_path / "f.lock") == 0o600
-
-
-def test_a_lock_is_waited_for(tmp_path: Path) -> None:
-    path = tmp_path / "f"
-    order = []
-    held = threading.Event()
-
-    def hold() -> None:
-        with files.locked(path):
-            held.set()
-            time.sleep(0.1)
-            order.append("first")
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    held.wait()
-    with files.locked(path):
-        order.append("second")
-    holder.join()
-    assert order == ["first", "second"]
-
-
-def test_a_lock_ends_with_its_block_also_by_an_exception(tmp_path: Path) -> None:
-    path = tmp_path / "f"
-    with pytest.raises(OSError, match="of the block"), files.locked(path):
-        raise OSError("of the block, which is not ours to explain")
-    with files.locked(path, seconds=0):
-        pass
-
-
-def test_a_lock_ends_with_the_process_that_held_it(tmp_path: Path) -> None:
-    path = tmp_path / "f"
-    program = (
-        "import sys, time, fcntl; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
-        "print(flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", program, f"{path}.lock"], stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        with pytest.raises(StorageError, match="by another program"), files.locked(path, seconds=0):
-            pytest.fail("two have the lock")
-        holder.send_signal(signal.SIGKILL)
-        with files.locked(path):
-            pass
-
-
-def test_a_lock_file_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "f.lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(StorageError, match=r"f\.lock cannot be locked"), files.locked(tmp_path / "f"):
-        pass
-    assert names(tmp_path) == ["f.lock"]
-
-
-def test_a_link_of_another_user_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found by an attack: root, who writes in the folder of a gateway, overwrote the file that the gateway chose."""
-    precious, link = tmp_path / "precious", tmp_path / "instance"
-    precious.write_bytes(b"precious")
-    link.symlink_to(precious)
-    files.replace(link, b"through a link of ours")
-    assert precious.read_bytes() == b"through a link of ours"
-    give_away(link, monkeypatch)
-    with pytest.raises(StorageError, match=r"instance is a symbolic link of another user \(uid [0-9]+\)"):
-        files.replace(link, b"gone")
-    with pytest.raises(StorageError, match="symbolic link of another user"), files.locked(link):
-        pass
-    assert precious.read_bytes() == b"through a link of ours"
-    assert link.is_symlink()
-    assert not (tmp_path / "precious.lock").exists()
-
-
-def give_away(link: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make `link` another user's."""
-    if os.geteuid() == 0:
-        os.chown(link, 65534, 65534, follow_symlinks=False)
-    else:
-        somebody = os.geteuid() + 1
-        monkeypatch.setattr(os, "geteuid", lambda: somebody)
-
-
-def test_a_folder_on_the_way_that_is_a_link_of_another_user_is_not_gone_through(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "precious" / "inner").mkdir(parents=True)
-    precious = tmp_path / "precious" / "inner" / "f"
-    precious.write_bytes(b"precious")
-    leftover = precious.with_name(f".f.0123456789abcdef{LEFTOVER}")
-    leftover.write_bytes(b"")
-    link = tmp_path / "link"
-    link.symlink_to("precious")
-    through = tmp_path / "link" / "inner" / ".." / "inner" / "f"
-    files.replace(through, b"through a link of ours")
-    assert precious.read_bytes() == b"through a link of ours"
-    give_away(link, monkeypatch)
-    attempts: list[Callable[[], object]] = [
-        lambda: files.replace(through, b"gone"),
-        lambda: files.remove(through),
-        lambda: files.locked(through).__enter__(),
-        lambda: files.make_private_folder(through.with_name("new")),
-    ]
-    for attempt in attempts:
-        with pytest.raises(StorageError, match=r"/link is a symbolic link of another user \(uid [0-9]+\)"):
-            attempt()
-    files.remove_temporaries(through)
-    files.remove_temporaries(through.parent)
-    assert names(precious.parent) == [leftover.name, "f"]
-    assert precious.read_bytes() == b"through a link of ours"
-    read = files.read(through, limit=100)
-    assert read is not None, "what is only read may be reached by any link"
-
-
-def test_a_link_of_root_on_the_way_is_gone_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As /var on macOS; /proc/self/root is one of root's here."""
-    path = Path("/proc/self/cwd") if os.geteuid() == 0 else Path("/bin")
-    assert path.is_symlink()
-    monkeypatch.chdir(tmp_path)
-    if os.geteuid() == 0:
-        files.replace(path / "f", b"new")
-        assert (tmp_path / "f").read_bytes() == b"new"
-    else:
-        with pytest.raises(StorageError, match="Permission denied"):
-            files.replace(path / "f", b"new")
-
-
-AS_ANOTHER_USER: Final = """
-    import os, sys
-    from pathlib import Path
-    from pioneer_tunnel._storage import files
-    from pioneer_tunnel._model.errors import StorageError
-
-    os.setgid(12345)
-    os.setuid(12345)
-    for name in ("roots", "ours", "anothers"):
-        path = Path(sys.argv[1], name, name)
-        try:
-            with files.locked(path):
-                files.replace(path, b"new")
-        except StorageError as error:
-            print(error)
-"""
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_as_another_user_links_of_root_are_gone_through_and_those_of_a_third_are_not() -> None:
-    with tempfile.TemporaryDirectory() as made:
-        place = Path(made)
-        place.chmod(0o711)  # to go through, not to read
-        (place / "folder").mkdir()
-        os.chown(place / "folder", 12345, 12345)
-        for name, owner in (("roots", 0), ("ours", 12345), ("anothers", 23456)):
-            (place / name).symlink_to("folder")
-            os.chown(place / name, owner, owner, follow_symlinks=False)
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(AS_ANOTHER_USER), made],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=HANG,
-        )
-        (told,) = done.stdout.splitlines()
-        assert "/anothers is a symbolic link of another user (uid 23456)" in told
-        assert names(place / "folder") == ["ours", "ours.lock", "roots", "roots.lock"]
-
-
-class Swapped:
-    """`os.mkdir`, and another user who puts something else in the place of the folder before it is opened."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, put: Callable[[Path], object], folder: Path) -> None:
-        self._real = os.mkdir
-        self._put = put
-        self._folder = folder
-        monkeypatch.setattr(os, "mkdir", self)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        self._real(*args, **kwargs)
-        self._folder.rmdir()
-        self._put(self._folder)
-
-
-@pytest.mark.parametrize("kind", ["link", "folder"])
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")
-def test_a_folder_that_was_put_in_the_place_of_a_new_one_is_not_given_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """Found by an attack: a folder of root's was given to the user who owns the folder above."""
-    theirs, precious = tmp_path / "theirs", tmp_path / "precious"
-    theirs.mkdir()
-    os.chown(theirs, 12345, 12345)
-    precious.mkdir(mode=0o700)
-    (precious / "secret").write_bytes(b"")
-    folder = theirs / "folder"
-    Swapped(monkeypatch, precious.rename if kind == "folder" else lambda path: path.symlink_to(precious), folder)
-    with contextlib.suppress(StorageError):
-        files.make_private_folder(folder)
-    assert (folder.stat().st_uid, folder.stat().st_gid) == (0, 0)
-    assert (folder / "secret").exists()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-def test_a_lock_file_that_was_there_is_not_given_away(tmp_path: Path) -> None:
-    theirs, precious = tmp_path / "theirs", tmp_path / "precious"
-    theirs.mkdir()
-    os.chown(theirs, 12345, 12345)
-    precious.write_bytes(b"precious")
-    (theirs / "f.lock").hardlink_to(precious)
-    with files.locked(theirs / "f"):
-        pass
-    assert (precious.stat().st_uid, precious.stat().st_gid) == (0, 0)
-
-
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.mkdir()], ids=["fifo", "folder"])
-def test_a_lock_file_that_is_no_regular_file_is_refused(tmp_path: Path, make: Callable[[Path], object]) -> None:
-    make(tmp_path / "f.lock")
-    with pytest.raises(StorageError, match=r"f\.lock cannot be locked"), files.locked(tmp_path / "f"):
-        pass
-
-
 def test_a_pinned_file_is_the_one_that_was_checked(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"checked")
@@ -668,10 +432,3 @@ def test_a_pinned_file_is_the_one_that_was_checked(tmp_path: Path) -> None:
         assert Path(pinned).read_bytes() == b"checked"
     with pytest.raises(StorageError, match="not a regular file"), files.pinned(path, limit=10):
         pass
-
-
-def test_links_that_lead_nowhere_but_to_each_other_are_told(tmp_path: Path) -> None:
-    (tmp_path / "one").symlink_to("other")
-    (tmp_path / "other").symlink_to("one")
-    with pytest.raises(StorageError, match="one cannot be written: Too many levels of symbolic links"):
-        files.replace(tmp_path / "one", b"")

@@ -141,7 +141,7 @@ def relay(
             await websocket.send(
                 [opening.welcome(claim, session="s-1", public_url="http://office.test", heartbeat_ms=15_000)]
             )
-            link = WebSocketLink(websocket, watched, lambda text: None)
+            link = WebSocketLink(websocket, watched)
             connection = YamuxConnection(link, Role.CLIENT, heartbeat=15)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(connection.run)

@@ -98,6 +98,26 @@ async def test_the_goodbye_takes_as_long_as_it_is_given(autojump_clock: MockCloc
         assert trio.current_time() == begin + 0.25
 
 
+async def test_a_writer_that_waits_for_room_and_then_has_nothing_to_send_does_not_delay_the_goodbye(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = trio.Event()
+    async with one(pipe(), heartbeat=NEVER) as (running, peer):
+        await peer.hear_ping()
+        await peer.say(update(1, SYN))
+        stream = await running.accept()
+        assert await peer.hear() == Frame(WINDOW_UPDATE, ACK, 1, 0)
+        monkeypatch.setattr(running.link, "wait_room", room.wait)
+        await stream.send_all(b"never sent")
+        await wait_all_tasks_blocked()
+        await peer.say(update(1, RST))
+        await wait_all_tasks_blocked()
+        running.scope.cancel()
+        await wait_all_tasks_blocked()
+        room.set()
+        assert [frame.type for frame in await peer.hear_all()] == [GO_AWAY]
+
+
 # Writes that stall
 
 

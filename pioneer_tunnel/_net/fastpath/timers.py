@@ -12,6 +12,8 @@ from collections.abc import Callable
 from itertools import count
 from typing import Final, final
 
+from ..._model.callbacks import nothing
+
 __all__ = ["Timer", "Timers"]
 
 _FEW: Final = 1024
@@ -44,7 +46,7 @@ class Timer:
     def close(self) -> None:
         """Never call back again."""
         self.deadline = math.inf
-        self.call = _nothing
+        self.call = nothing
         if self._entry < math.inf:
             self._entry = math.inf
             self._timers.note_closed()
@@ -52,7 +54,7 @@ class Timer:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self.call is _nothing
+        return self.call is nothing
 
     def come_up(self, entry: float) -> bool:
         """Its entry in the heap has come up. True if the deadline has, too; else there is a later entry, or none."""
@@ -64,10 +66,6 @@ class Timer:
             return False
         self.deadline = math.inf
         return True
-
-
-def _nothing() -> None:
-    """What a closed timer calls."""
 
 
 @final

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from ..._model.callbacks import nothing
 from ..fastpath.event_loop import Reactor
-from ..leg import Bytes, Leg, nothing
+from ..leg import Bytes, Leg
 
 if TYPE_CHECKING:
     from .stream import TlsStream

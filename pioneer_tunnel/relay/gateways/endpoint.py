@@ -19,6 +19,7 @@ import trio
 
 from ..._http.head import RequestHead, wants_upgrade
 from ..._model.addresses import Address
+from ..._model.callbacks import nothing
 from ..._model.errors import ProtocolError, RemoteProtocolError
 from ..._model.exception_groups import leaves
 from ..._model.keys import SigningIdentity
@@ -215,7 +216,7 @@ class GatewayEndpoint:
                     proved = await self._opening.prove(websocket, arrival, certificate, resumable=resumable)
                     if proved is not None:
                         websocket.trust()
-                        link = WebSocketLink(websocket, watched, _ignore_text, peer=peer)
+                        link = WebSocketLink(websocket, watched, peer=peer)
                         if proved.choice is None:
                             await self._carry(link, proved, arrival=arrival, deadline=deadline)
                         else:
@@ -352,7 +353,7 @@ class GatewayEndpoint:
             if deadline.deadline < float("inf"):
                 deadline.cancel()
 
-        link = ResumableLink(carrier, tail, timeout=choice.timeout, on_text=_ignore_text)
+        link = ResumableLink(carrier, tail, timeout=choice.timeout)
         self._session_tasks.start_soon(contain_errors, link, carry, link)
         await hold(carrier, end_candidate)
 
@@ -390,7 +391,7 @@ class GatewayEndpoint:
         finally:
             if kept.attempts == attempt:
                 link.go_on()
-        await hold(carrier, lambda: None)
+        await hold(carrier, nothing)
 
     def _keep(self, session: GatewaySession, link: ResumableLink, proved: Proved) -> Mapping[str, Any]:
         """Let a new session be resumed; returns what the welcome says of that."""
@@ -504,10 +505,6 @@ class GatewayEndpoint:
             self._sessions.discard(session)
             self._sessions_changed.set()
             self._resumable.remove(session.id)
-
-
-def _ignore_text(text: str) -> None:
-    """This version knows no text message of a gateway after the opening, but those of its extensions."""
 
 
 def _log_too_slow() -> None:

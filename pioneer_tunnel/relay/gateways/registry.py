@@ -21,6 +21,7 @@ from typing import Final, Protocol, final
 
 import trio
 
+from ..._model.callbacks import nothing
 from ..._net.streams import ByteStream
 from ..._wire.messages import instance_shown
 from ..names import NameBook
@@ -312,7 +313,7 @@ class LocalDirectory(Directory):
     """
 
     def __init__(self) -> None:
-        self.on_change: Callable[[str], object] = lambda _tunnel_id: None
+        self.on_change: Callable[[str], object] = nothing
         self._holders: Final[dict[str, list[LiveSession]]] = {}
         self._retired: Final[dict[str, list[LiveSession]]] = {}
         self._candidates: Final[dict[str, list[LiveSession]]] = {}

@@ -141,7 +141,8 @@ class GatewaySession(LiveSession):
         self._services: Final = services
         self._engine: Final = engine
         self._link: Final = link
-        link.on_text = _ignore_text if services is None else services.take
+        if services is not None:
+            link.on_text = services.take  # without extensions with texts, a gateway's texts are ignored
         self._link.close_code, self._link.close_reason = CLOSE_GOING_AWAY, STOPPING
         self._connection: Final = YamuxConnection(
             self._link,
@@ -385,7 +386,3 @@ class GatewaySession(LiveSession):
             # Queued data that the peer does not take would delay the close.
             await self._link.abandon()
         self._carrying.cancel()
-
-
-def _ignore_text(text: str) -> None:
-    """A text of a gateway that has negotiated no extension with texts."""

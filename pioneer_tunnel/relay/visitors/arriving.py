@@ -13,9 +13,10 @@ from typing import Final, final
 import trio
 
 from ..._http.head import BadRequest, HeadReader, RequestHead
+from ..._model.callbacks import nothing
 from ..._net.fastpath.event_loop import Reactor
 from ..._net.fastpath.timers import Timer
-from ..._net.leg import Leg, nothing
+from ..._net.leg import Leg
 from ..._net.tls.client_hello import looks_like_tls
 from ...exchange.carrier import Carrier
 from ..connection import Connection, log_unforeseen

@@ -33,9 +33,10 @@ import trio
 from ..._http.head import BadRequest, RequestHead
 from ..._http.requests import LEAST_READ, Phase, Piece, RequestFollower, host_of
 from ..._http.responses import ResponseFollower, ResponseObserver, ResponsePhase
+from ..._model.callbacks import nothing
 from ..._net.fastpath.event_loop import Reactor
 from ..._net.fastpath.timers import Timer
-from ..._net.leg import Bytes, Leg, nothing
+from ..._net.leg import Bytes, Leg
 from ...exchange.exchange import HandedOver
 from .turns import Turn
 

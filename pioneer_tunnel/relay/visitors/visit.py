@@ -8,16 +8,13 @@ from typing import final
 import attrs
 
 from ..._model.addresses import Address
+from ..._model.callbacks import nothing
 from ..._net.adopted import adopt
 from ..._net.prefixed_stream import PrefixedStream
 from ..._net.streams import ByteStream
 from ..connection import Connection
 
 __all__ = ["Visit"]
-
-
-def _no_limit() -> None:
-    """The `settle` of a visit that no limit applies to."""
 
 
 @final
@@ -31,7 +28,8 @@ class Visit:
         local: the relay's address that the visitor connected to; None where it is unknown.
         tls: whether the visitor came over TLS; None where only a balancer in front knows, and does not say.
         source: the visitor's address as limits count it; None when it is exempt from limits per address.
-        settle: called when the tunnel is known; raises `OverLimit` when there are too many visitors.
+        settle: called when the tunnel is known; raises `OverLimit` when there are too many visitors. By default nothing
+            limits them.
         connection: what the exchange keeps when it goes on without a task; None if the task has to stay.
         in_clear: whether it came to an address that sends visitors to https://.
     """
@@ -41,7 +39,7 @@ class Visit:
     local: Address | None
     tls: bool | None
     source: str | None = None
-    settle: Callable[[], None] = _no_limit
+    settle: Callable[[], None] = nothing
     connection: Connection | None = None
     in_clear: bool = False
 
