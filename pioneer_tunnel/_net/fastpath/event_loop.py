@@ -20,6 +20,7 @@ from typing import Final, final
 
 import trio
 
+from ..._model.callbacks import nothing
 from ..._model.log_fields import about
 from ..log_limiter import LogLimiter
 from ..turn import Turn
@@ -52,10 +53,6 @@ if sys.platform == "linux":
     _WATCHED: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 
 
-def _nothing(*_: object) -> None:
-    """The default of the callbacks, until there is a `Stay`."""
-
-
 @final
 class Reactor:
     """The event loop of one Trio run. A callback must not raise; if one does, the exception is only logged.
@@ -75,8 +72,8 @@ class Reactor:
         self.pipes: Final = Pipes.current()
         self.ready: Final[OrderedDict[Callable[[], int], None]] = OrderedDict()
         self.descriptor: int = -1
-        self.on_queued: Callable[[], object] = _nothing
-        self.on_earlier_deadline: Callable[[float], object] = _nothing
+        self.on_queued: Callable[[], object] = nothing
+        self.on_earlier_deadline: Callable[[float], object] = nothing
         self._watched: Final[dict[int, Callable[[int], None]]] = {}
         self._timers: Final = Timers(self._on_earlier_deadline)
         self._takes_turns = False
