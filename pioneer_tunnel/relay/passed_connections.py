@@ -63,16 +63,15 @@ class PassedConnections:
             os.close(passed.descriptor)
             raise
         try:
-            self._begin(connections, context, turn, passed, accepted)
+            self._begin(connections, context, turn.started or turn.now(), passed, accepted)
         except BaseException:
             accepted.close()
             raise
 
     def _begin(
-        self, connections: trio.Nursery, context: Context, turn: Turn, passed: Passed, accepted: socket.socket
+        self, connections: trio.Nursery, context: Context, now: float, passed: Passed, accepted: socket.socket
     ) -> None:
         accepted.setblocking(False)
-        now = turn.now()
         connection = Connection(accepted, passed.peer, passed.local, connections, context)
         connection.begin(TcpStream(accepted, resets=True, now=now))
         connection.may_pass = False
