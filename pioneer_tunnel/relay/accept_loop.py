@@ -195,10 +195,11 @@ class _Acceptor:
                 return 0
             if self._backlog:
                 _prepare(connected)
+            peer = Address.of_socket(name)
             if self._passing is None or self._early_route is None:
-                self._serve_here(connected, Address.of_socket(name), now)
+                self._serve_here(connected, peer, now)
             else:
-                self._pass_or_serve(self._passing, self._early_route, connected, Address.of_socket(name), now)
+                self._pass_or_serve(self._passing, self._early_route, connected, peer, now)
         assert self._stay is not None
         self._stay.reactor.queue(self._accept)
         return 0

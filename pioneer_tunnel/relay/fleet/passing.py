@@ -338,7 +338,7 @@ class Source:
             return 0
         descriptors = array("i")
         for _, _, data in ancillary:
-            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+            descriptors.frombytes(data)  # Linux cuts none in two
         try:
             if flags & _TRUNCATED:
                 raise ValueError("it is too long")
