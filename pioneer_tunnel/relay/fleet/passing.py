@@ -30,7 +30,7 @@ from ..._net.turn import Turn
 from ..accept_loop import accept_next
 from ..connection import Connection, log_unforeseen
 from ..tunnels import Route
-from ..visitors.passing import Otherwise, Passed, Passing, Stage, Way
+from ..visitors.passing import Passed, Passing, Stage, Way
 from ..visitors.visit import Visit
 from .passed_message import FORMAT, MOST_RECEIVED, encode_passed, parse_passed
 from .records import Holding
@@ -91,7 +91,7 @@ class SocketPassing(Passing):
 
     def way(self, tunnel_id: str) -> Channel | None:
         holding = self._where(tunnel_id)
-        return None if holding is None else self._way((holding.node, holding.process))
+        return None if holding is None else self._channel((holding.node, holding.process))
 
     def pass_visitor(
         self,
@@ -116,12 +116,11 @@ class SocketPassing(Passing):
         if connection is None or not connection.may_pass:
             return False
         connection.may_pass = False
-        way = self._way((node, None))
-        return way is not None and way.send(
-            Passed(connection.descriptor, Stage.GATEWAY, *_whose(connection, visit), "", "", received)
-        )
+        passed = Passed(connection.descriptor, Stage.GATEWAY, *_whose(connection, visit), "", "", received)
+        channel = self._channel((node, None))
+        return channel is not None and channel.send(passed)
 
-    def _way(self, to: _To) -> Channel | None:
+    def _channel(self, to: _To) -> Channel | None:
         """The channel to a process; None while it is not connected."""
         channel = self._channels.get(to)
         if channel is None or channel.is_over:
@@ -206,7 +205,7 @@ class Channel(Way):
         self._random: Final = random
         self._count: Final = count
         self._turn: Final = Turn.current()
-        self._waiting: list[tuple[Passed, Otherwise]] = []  # for the end of the turn
+        self._waiting: list[tuple[Passed, Callable[[Passed], object]]] = []  # for the end of the turn
         self._waiting_bytes = 0
         self.socket: socket.socket | None = None
         self.is_over = False
@@ -257,7 +256,7 @@ class Channel(Way):
         self._count(len(together))
         return True
 
-    def send_soon(self, passed: Passed, otherwise: Otherwise) -> None:
+    def send_soon(self, passed: Passed, otherwise: Callable[[Passed], object]) -> None:
         size = len(passed.received)
         if len(self._waiting) == MOST_TOGETHER or self._waiting_bytes + size > MOST_RECEIVED:
             self._send_waiting()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn, Protocol, TypeAlias, final
+from typing import NamedTuple, NoReturn, Protocol, final
 
 import trio
 
@@ -20,7 +20,7 @@ from ..connection import Connection
 from ..tunnels import Route
 from .visit import Visit
 
-__all__ = ["Otherwise", "Passed", "Passing", "Stage", "Way"]
+__all__ = ["Passed", "Passing", "Stage", "Way"]
 
 
 @final
@@ -61,21 +61,15 @@ class Passed(NamedTuple):
     received: bytes
 
 
-Otherwise: TypeAlias = Callable[[Passed], object]
-"""Called with a connection that could not be passed on. It must not raise, and must not wait."""
-
-
 class Way(Protocol):
     """The way to another process."""
 
-    def send_soon(self, passed: Passed, otherwise: Otherwise) -> None:
-        """Pass a connection on at the end of this turn, and close its descriptor; or call `otherwise`.
-
-        Those of a turn go together, and cost less.
+    def send_soon(self, passed: Passed, otherwise: Callable[[Passed], object]) -> None:
+        """Pass a connection on at the end of this turn, with others, and close its descriptor here.
 
         Args:
             passed: the connection, of which at most `READ_SIZE` bytes were read.
-            otherwise: closes the descriptor, or gives it an owner.
+            otherwise: called with it if that is not possible. It must not raise or wait. The descriptor is open.
         """
 
 
