@@ -104,7 +104,7 @@ class Address:
         host, port, *_ = name
         # Without the validators: the kernel writes no wrong address, and each connection has two.
         address = cls.__new__(cls)
-        _set(address, "host", host.removeprefix(_V4_MAPPED) if "." in host else host)
+        _set(address, "host", host.removeprefix(_V4_MAPPED) if ":" in host and "." in host else host)
         _set(address, "port", port)
         return address
 

@@ -28,9 +28,10 @@ from .._net.turn import Turn
 from .admission import Admission, OverLimit
 from .connection import Connection, address_of, log_unforeseen
 from .request_head import READ_SIZE
-from .visitors.passing import AfterPass
+from .tunnels import Route
+from .visitors.passing import Passed, Passing, Stage
 
-__all__ = ["AcceptLoop", "Handler", "Passes", "accept_next", "admit"]
+__all__ = ["AcceptLoop", "EarlyRoute", "Handler", "accept_next", "admit"]
 
 _Accepted = TypeVar("_Accepted")
 
@@ -52,19 +53,22 @@ _log_limiter: Final = LogLimiter(logging.getLogger("pioneer_tunnel.relay.server"
 Handler: TypeAlias = Callable[[Connection], object]
 """Begins to serve a connection. It must not wait: for that, it calls `Connection.start`."""
 
-Passes: TypeAlias = Callable[[Connection, bytes, AfterPass], bool]
-"""Passes a connection on to another process at the end of this turn. Returns whether it will try.
-
-It gets the connection, and what was read of it. It must not wait.
-"""
+EarlyRoute: TypeAlias = Callable[[bytes], Route | None]
+"""Where a visitor goes whose first bytes these are; None if they do not say that. It must not wait."""
 
 
 @final
 class AcceptLoop:
-    """Accepts the connections of all listeners of a relay."""
+    """Accepts the connections of all listeners of a relay.
 
-    def __init__(self, admission: Admission) -> None:
+    Args:
+        admission: counts them.
+        passing: passes visitors to other processes; None if there are none.
+    """
+
+    def __init__(self, admission: Admission, passing: Passing | None = None) -> None:
         self._admission: Final = admission
+        self._passing: Final = passing
 
     async def serve(
         self,
@@ -73,7 +77,7 @@ class AcceptLoop:
         connections: trio.Nursery,
         *,
         only_visitors: bool = False,
-        passes: Passes | None = None,
+        early_route: EarlyRoute | None = None,
     ) -> NoReturn:
         """Accept connections until cancelled, then close the listeners.
 
@@ -82,8 +86,9 @@ class AcceptLoop:
             handler: called for each connection.
             connections: the nursery of connections' tasks.
             only_visitors: True where gateways cannot connect: at a limit of visitors, connections are reset.
-            passes: called for each connection before it takes a place here, if something has come and the event loop
-                accepts; None for none. What was read is in `Connection.received` then.
+            early_route: with it, a visitor of another process is passed on before it takes a place here, if the event
+                loop accepts. What was read of any other one is in `Connection.received` then. None where something else
+                comes before the request, or if nobody is passed on.
 
         Raises:
             OSError: a listener is broken.
@@ -91,7 +96,13 @@ class AcceptLoop:
         async with trio.open_nursery() as nursery:
             for listener in listeners:
                 acceptor = _Acceptor(
-                    listener, self._admission, handler, connections, only_visitors=only_visitors, passes=passes
+                    listener,
+                    self._admission,
+                    handler,
+                    connections,
+                    only_visitors=only_visitors,
+                    passing=self._passing,
+                    early_route=early_route,
                 )
                 nursery.start_soon(acceptor.serve)
         raise AssertionError("listeners end only by being cancelled")
@@ -109,14 +120,16 @@ class _Acceptor:
         connections: trio.Nursery,
         *,
         only_visitors: bool,
-        passes: Passes | None,
+        passing: Passing | None,
+        early_route: EarlyRoute | None,
     ) -> None:
         self._listener: Final = listener
         self._admission: Final = admission
         self._handler: Final = handler
         self._connections: Final = connections
         self._only_visitors: Final = only_visitors
-        self._passes: Final = passes
+        self._passing: Final = passing
+        self._early_route: Final = early_route
         self._context: Final = copy_context()  # the event loop may call back in any task
         self._turn: Final = Turn.current()
         # While the event loop accepts:
@@ -183,43 +196,49 @@ class _Acceptor:
             if self._backlog:
                 _prepare(connected)
             peer = Address.of_socket(name)
-            connection = Connection(connected, peer, self._local, self._connections, self._context)
-            if self._passes is None or not self._passes_soon(self._passes, connection, connected, now):
-                self._serve_here(connection, connected, now)
+            if self._passing is None or self._early_route is None:
+                self._serve_here(connected, peer, now)
+            else:
+                self._pass_or_serve(self._passing, self._early_route, connected, peer, now)
         assert self._stay is not None
         self._stay.reactor.queue(self._accept)
         return 0
 
-    def _passes_soon(self, passes: Passes, connection: Connection, connected: socket.socket, now: float) -> bool:
+    def _pass_or_serve(
+        self, passing: Passing, early_route: EarlyRoute, accepted: socket.socket, peer: Address, now: float
+    ) -> None:
         """Pass a connection on, if it is another process's. It takes no place here, and counts as accepted."""
-        assert connection.peer is not None
-        host = connection.peer.host
-        if not self._admission.may_connect(host, now):
-            return False  # it is refused like any other one
-
-        def after(passed: bool) -> None:
-            if passed:
-                connected.close()
-            else:
-                self._admission.cancel_passed(host)
-                self._serve_here(connection, connected, now)
-
+        received, route, way = b"", None, None
         try:
-            received = connection.received = connected.recv(READ_SIZE, socket.MSG_DONTWAIT)
+            received = accepted.recv(READ_SIZE, socket.MSG_DONTWAIT)
+            route = early_route(received)
+            way = None if route is None else passing.way(route.entry.id)
         except OSError:
-            return False  # nothing has come; or it is lost, which is found out again
-        try:
-            if not (received and passes(connection, received, after)):
-                return False
+            pass  # nothing has come; or it is lost, which is found out again
         except Exception as error:  # noqa: BLE001  # it concerns this connection alone
             log_unforeseen(error)
-            return False
-        self._admission.count_passed(host, now)
-        return True
+        if way is not None and self._admission.count_passed(peer.host, now):
+            local = self._local or address_of(accepted.getsockname)
+            way.send_soon(
+                Passed(accepted.detach(), Stage.REQUEST, peer, local, False, "", "", received), self._take_back
+            )
+        else:
+            self._serve_here(accepted, peer, now, received, may_pass=route is None)
 
-    def _serve_here(self, connection: Connection, connected: socket.socket, now: float) -> None:
-        connected.setblocking(False)
-        self._serve(connection, TcpStream(connected, resets=True, now=now), now)
+    def _take_back(self, passed: Passed) -> None:
+        """Serve a connection that the other process did not take."""
+        assert passed.peer is not None
+        self._admission.cancel_passed(passed.peer.host)
+        accepted = socket.socket(fileno=passed.descriptor)
+        self._serve_here(accepted, passed.peer, self._turn.now(), passed.received, may_pass=False)
+
+    def _serve_here(
+        self, accepted: socket.socket, peer: Address, now: float, received: bytes = b"", *, may_pass: bool = True
+    ) -> None:
+        connection = Connection(accepted, peer, self._local, self._connections, self._context)
+        connection.received, connection.may_pass = received, may_pass
+        accepted.setblocking(False)
+        self._serve(connection, TcpStream(accepted, resets=True, now=now), now)
 
     def _serve(self, connection: Connection, stream: Watched, now: float) -> None:
         connection.begin(stream)

@@ -12,7 +12,7 @@ import trio
 
 from .._model.addresses import Address, bracketed
 from ..monitoring.address import SiteAddress
-from .accept_loop import AcceptLoop, Handler, Passes
+from .accept_loop import AcceptLoop, EarlyRoute, Handler
 from .config import RelayConfig
 from .inherited import Inherited
 from .listeners import BoundListeners, bound_address, name_of, open_listeners
@@ -110,7 +110,7 @@ class Listening:
         config = self._config
 
         async def listen(
-            address: Address, handler: Handler, *, only_visitors: bool = False, passes: Passes | None = None
+            address: Address, handler: Handler, *, only_visitors: bool = False, early_route: EarlyRoute | None = None
         ) -> Address:
             name = name_of(address)
             listeners = await open_listeners(address, config.all_addresses, inherited=self._inherited.take(name))
@@ -119,7 +119,7 @@ class Listening:
                 handler=handler,
                 connections=connections,
                 only_visitors=only_visitors,
-                passes=passes,
+                early_route=early_route,
             )
             accepting.start_soon(serve, listeners)
             self._serving[name], self._listeners[name] = serve, listeners
@@ -127,15 +127,15 @@ class Listening:
 
         control, ingress = each_address(config.control_addr), each_address(config.ingress_addr)
         listening: dict[Address, Address] = {}
-        passes = router.passes_visitors
+        early = router.early_route
         for address in control:
             if address in ingress:
-                listening[address] = await listen(address, router.begin_either, passes=passes)
+                listening[address] = await listen(address, router.begin_either, early_route=early)
             else:
                 listening[address] = await listen(address, router.begin_control)
         for address in ingress:
             if address not in control:
-                listening[address] = await listen(address, router.begin_ingress, only_visitors=True, passes=passes)
+                listening[address] = await listen(address, router.begin_ingress, only_visitors=True, early_route=early)
         http = each_address(config.http_addr)
         in_clear = [await listen(address, router.begin_http, only_visitors=True) for address in http]
         return RelayAddresses(

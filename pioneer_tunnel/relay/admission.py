@@ -214,21 +214,20 @@ class Admission:
             self._evict(next(iter(self._pending)))
         return arrival
 
-    def may_connect(self, host: str, now: float) -> bool:
-        """Whether the rate of an address lets one more connection in. It is not counted."""
-        source = self.source_of(host)
-        return source is None or self._connects.has(source, now)
-
-    def count_passed(self, host: str, now: float) -> None:
-        """A connection of an address was accepted, and passed to another process before it took a place here.
+    def count_passed(self, host: str, now: float) -> bool:
+        """Count a connection that was accepted, and is passed to another process before it takes a place here.
 
         That process has its own limits for it. Here it counts for the rate of its address, as any other one does. So
         an address gains nothing when it connects to the wrong process.
+
+        Returns:
+            False if the address connects too often: the connection is not counted, and `arrive` refuses it.
         """
         source = self.source_of(host)
-        if source is not None:
-            self._connects.take(source, now)
+        if source is not None and not self._connects.take(source, now):
+            return False
         self.counts.accepted += 1
+        return True
 
     def cancel_passed(self, host: str) -> None:
         """Undo the last `count_passed` of an address: that process took no more, and the connection arrives here."""

@@ -63,24 +63,18 @@ class PassedConnections:
             os.close(passed.descriptor)
             raise
         try:
-            self._begin(connections, context, turn, passed, accepted)
+            accepted.setblocking(False)
+            now = turn.started or turn.now()
+            connection = Connection(accepted, passed.peer, passed.local, connections, context)
+            connection.begin(TcpStream(accepted, resets=True, now=now))
+            connection.may_pass = False
+            bound, gateway = passed.stage is Stage.BOUND, passed.stage is Stage.GATEWAY
+            route = self._listening.route_of(passed.tunnel, passed.service or None) if bound else None
+            handler = partial(self._router.begin_passed, passed, route)
+            admit(connection, self._admission, handler, now, only_visitors=not gateway, passed=True)
         except BaseException:
             accepted.close()
             raise
-
-    def _begin(
-        self, connections: trio.Nursery, context: Context, turn: Turn, passed: Passed, accepted: socket.socket
-    ) -> None:
-        accepted.setblocking(False)
-        now = turn.now()
-        connection = Connection(accepted, passed.peer, passed.local, connections, context)
-        connection.begin(TcpStream(accepted, resets=True, now=now))
-        connection.may_pass = False
-        route = None
-        if passed.stage is Stage.BOUND:
-            route = self._listening.route_of(passed.tunnel, passed.service or None)
-        handler = partial(self._router.begin_passed, passed, route)
-        admit(connection, self._admission, handler, now, only_visitors=passed.stage is not Stage.GATEWAY, passed=True)
 
     async def serve_gateway(self, stream: ByteStream, passed: PassedGateway) -> None:
         """Serve a gateway's connection that came to another node."""

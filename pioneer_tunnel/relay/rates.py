@@ -46,21 +46,14 @@ class TokenBuckets:
         """Take a token of `key` at time `now`; False when there is none."""
         if not self._rate:
             return True
-        tokens = self._tokens(key, now)
+        tokens, filled_at = self._buckets.get(key, (self._size, now))
+        tokens = min(tokens + (now - filled_at) * self._rate, self._size)
         enough = tokens >= 1
         self._buckets[key] = (tokens - 1 if enough else tokens, now)
         self._buckets.move_to_end(key)
         if len(self._buckets) > self._remembered:
             self._buckets.popitem(last=False)
         return enough
-
-    def has(self, key: Hashable, now: float) -> bool:
-        """Whether `take` would get a token."""
-        return not self._rate or self._tokens(key, now) >= 1
-
-    def _tokens(self, key: Hashable, now: float) -> float:
-        tokens, filled_at = self._buckets.get(key, (self._size, now))
-        return min(tokens + (now - filled_at) * self._rate, self._size)
 
     def give_back(self, key: Hashable) -> None:
         """Undo the last `take` of `key`, which got a token that was not used."""

@@ -31,7 +31,7 @@ from .._net.tls.certificate import Certificate
 from .._net.tls.stream import TlsServerStream
 from .._storage.networks import is_within
 from ..exchange.carrier import Carrier
-from .accept_loop import Passes
+from .accept_loop import EarlyRoute
 from .config import RelayConfig
 from .connection import Connection
 from .gateways.endpoint import GatewayEndpoint, wants_gateway
@@ -41,7 +41,7 @@ from .request_head import Refusal, read_head
 from .tunnels import Route
 from .visitors.arriving import Arriving
 from .visitors.ingress import Ingress
-from .visitors.passing import AfterPass, Passed, Passing, Stage
+from .visitors.passing import Passed, Passing, Stage
 from .visitors.proxy_header import introduce
 from .visitors.tls import SniRouter, accept_gateway
 from .visitors.visit import Visit
@@ -172,14 +172,11 @@ class Router:
         await self._ingress.serve(attrs.evolve(await self._introduced(connection), in_clear=True))
 
     @property
-    def passes_visitors(self) -> Passes | None:
-        """Passes visitors on who were just accepted at an address of visitors. None if that takes a task, or no one.
-
-        If it does not, `begin_ingress` or `begin_either` goes on with what was read.
-        """
+    def early_route(self) -> EarlyRoute | None:
+        """As of `AcceptLoop.serve`, at an address of visitors."""
         config = self._config
         in_task = self._passing is None or config.ingress_tls or config.accept_proxy_from
-        return None if in_task else self._passes
+        return None if in_task else self._likely_route
 
     def _begin_with_head(
         self,
@@ -220,20 +217,20 @@ class Router:
             answer=self._refuse,
         ).begin(received)
 
-    def _passes(self, connection: Connection, received: bytes, after: AfterPass | None = None) -> bool:
+    def _passes(self, connection: Connection, received: bytes) -> bool:
         """Pass a visitor on before its request is read, if the first bytes say where it goes.
 
-        So the head is read by one process, not by two. What is for a name of the relay may be a gateway's, and is read.
-        `after` is as of `Passing.pass_visitor`.
+        So the head is read by one process, not by two.
         """
-        if self._passing is None or not connection.may_pass:
-            return False
+        return self._passing is not None and self._ingress.passes(connection, self._likely_route(received), received)
+
+    def _likely_route(self, received: bytes) -> Route | None:
+        """Where a visitor goes whose first bytes these are, if they say so. It decides only who reads the request.
+
+        What is for a name of the relay may be a gateway's, and is read.
+        """
         host = likely_host(received)
-        return (
-            host is not None
-            and host not in self._public_hosts
-            and self._ingress.passes(connection, host, received, after)
-        )
+        return None if host is None or host in self._public_hosts else self._ingress.route_nowait(host)
 
     async def _refuse(self, connection: Connection, refusal: Refusal) -> None:
         await self._ingress.refuse(Visit.of(connection), refusal)

@@ -354,7 +354,7 @@ class Relay:
                 if acme is not None:
                     accepting.start_soon(acme.run)  # a successor orders when this one does no more
                 self._expected.begin()  # before visitors come, who wait for these gateways
-                accept_loop = AcceptLoop(self._admission)
+                accept_loop = AcceptLoop(self._admission, self._passing)
                 await self._listening.begin_tunnels(accept_loop, self._router, connections)
                 if self._passing is not None:  # before gateways come, for whose visitors others look for it
                     take = partial(self._passed.take, connections, copy_context(), Turn.current())

@@ -23,8 +23,11 @@ from pioneer_tunnel.relay.fleet.peers import Asked, Order, OrderKind
 from pioneer_tunnel.relay.fleet.records import Holding
 from pioneer_tunnel.relay.gateways.other_nodes import ServeGateway
 from pioneer_tunnel.relay.gateways.registry import LiveSession
+from pioneer_tunnel.relay.visitors.passing import Passed, Stage
 
 PROCESS: Final = "0123456789abcdef"
+PASSED: Final = Passed(-1, Stage.REQUEST, Address("192.0.2.1", 1), Address("192.0.2.2", 2), False, "", "", b"x")
+"""A connection that is passed on, without its descriptor."""
 
 
 def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:

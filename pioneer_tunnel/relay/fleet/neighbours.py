@@ -52,8 +52,10 @@ def where_in(neighbours: Neighbours, local: LocalDirectory, spread: random.Rando
         spread: chooses between sessions of several workers.
     """
 
+    here = local.tunnels
+
     def where(tunnel_id: str) -> Holding | None:
-        if local.has(tunnel_id):
+        if tunnel_id in here:
             return None
         found = neighbours.sessions(tunnel_id)
         if len(found) < 2:

@@ -30,7 +30,7 @@ from ..._net.turn import Turn
 from ..accept_loop import accept_next
 from ..connection import Connection, log_unforeseen
 from ..tunnels import Route
-from ..visitors.passing import AfterPass, Passed, Passing, Stage
+from ..visitors.passing import Passed, Passing, Stage, Way
 from ..visitors.visit import Visit
 from .passed_message import FORMAT, MOST_RECEIVED, encode_passed, parse_passed
 from .records import Holding
@@ -89,6 +89,10 @@ class SocketPassing(Passing):
         self._tasks: trio.Nursery | None = None
         self.passed = 0
 
+    def way(self, tunnel_id: str) -> Channel | None:
+        holding = self._where(tunnel_id)
+        return None if holding is None else self._channel((holding.node, holding.process))
+
     def pass_visitor(
         self,
         connection: Connection,
@@ -97,18 +101,15 @@ class SocketPassing(Passing):
         received: bytes = b"",
         *,
         visit: Visit | None = None,
-        after: AfterPass | None = None,
     ) -> bool:
         if not connection.may_pass:
             return False
         connection.may_pass = False
-        holding = self._where(route.entry.id)
-        if holding is None:
+        way = self.way(route.entry.id)
+        if way is None:
             return False
-        peer, local, tls = _whose(connection, visit)
         tunnel, service = (route.entry.id, route.service or "") if stage is Stage.BOUND else ("", "")
-        passed = Passed(connection.descriptor, stage, peer, local, tls, tunnel, service, received)
-        return self._send((holding.node, holding.process), passed, after)
+        return way.send(Passed(connection.descriptor, stage, *_whose(connection, visit), tunnel, service, received))
 
     def pass_gateway(self, visit: Visit, node: str, received: bytes) -> bool:
         connection = visit.connection
@@ -116,28 +117,28 @@ class SocketPassing(Passing):
             return False
         connection.may_pass = False
         passed = Passed(connection.descriptor, Stage.GATEWAY, *_whose(connection, visit), "", "", received)
-        return self._send((node, None), passed)
+        channel = self._channel((node, None))
+        return channel is not None and channel.send(passed)
 
-    def _send(self, to: _To, passed: Passed, after: AfterPass | None = None) -> bool:
+    def _channel(self, to: _To) -> Channel | None:
+        """The channel to a process; None while it is not connected."""
         channel = self._channels.get(to)
         if channel is None or channel.is_over:
-            channel = self._open(to)
-        if channel is None:
-            return False
-        return channel.send(passed) if after is None else channel.send_soon(passed, after)
-
-    def _count(self, amount: int) -> None:
-        self.passed += amount
-
-    def _open(self, to: _To) -> Channel | None:
-        """Begin to open a channel. None if there is no way to that process."""
-        if self._tasks is None or not self._network.reaches(to[0]):
+            self._open(to)
             return None
+        return None if channel.socket is None else channel
+
+    def _open(self, to: _To) -> None:
+        """Begin to open a channel, if there is a way to that process."""
+        if self._tasks is None or not self._network.reaches(to[0]):
+            return
         for other in [other for other, channel in self._channels.items() if channel.is_over]:
             del self._channels[other]
         channel = self._channels[to] = Channel(self._random, self._count)
         self._tasks.start_soon(channel.run, self._network, *to)
-        return channel
+
+    def _count(self, amount: int) -> None:
+        self.passed += amount
 
     async def serve(
         self, take: Callable[[Passed], object], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -188,22 +189,25 @@ def _whose(connection: Connection, visit: Visit | None) -> tuple[Address | None,
 
 
 @final
-class Channel:
+class Channel(Way):
     """The channel to another process.
 
     Args:
         random: as of `SocketPassing`.
         count: called with how many connections were passed on.
+
+    Attributes:
+        socket: while it is connected.
+        is_over: whether it broke, or could not be had.
     """
 
     def __init__(self, random: random.Random, count: Callable[[int], object]) -> None:
         self._random: Final = random
         self._count: Final = count
         self._turn: Final = Turn.current()
-        self._socket: socket.socket | None = None  # while it is connected
-        self._waiting: list[Passed] = []  # for the end of the turn
-        self._after: list[AfterPass] = []  # what to call for each of them
+        self._waiting: list[tuple[Passed, Callable[[Passed], object]]] = []  # for the end of the turn
         self._waiting_bytes = 0
+        self.socket: socket.socket | None = None
         self.is_over = False
 
     async def run(self, network: WorkerNetwork, node: str, process: str | None) -> None:
@@ -224,12 +228,12 @@ class Channel:
             with socket.socket(fileno=connected.detach()) as channel:
                 channel.setblocking(False)
                 channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFERED)
-                self._socket = channel
+                self.socket = channel
                 try:
                     # No deadline. The other process sends nothing: this waits for its end.
                     await trio.lowlevel.wait_readable(channel)
                 finally:
-                    self._socket = None
+                    self.socket = None
         finally:
             self.is_over = True
 
@@ -239,39 +243,36 @@ class Channel:
 
     def _send(self, together: Sequence[Passed]) -> bool:
         """Pass connections on, all of them or none."""
-        if self._socket is None:
+        if self.socket is None:
             return False
         message: list[bytes] = []
         for passed in together:
             message += encode_passed(passed), passed.received
         descriptors = array("i", [passed.descriptor for passed in together])
         try:
-            self._socket.sendmsg(message, ((socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors),))
+            self.socket.sendmsg(message, ((socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors),))
         except OSError:
             return False  # it is full, or the other process takes no more
         self._count(len(together))
         return True
 
-    def send_soon(self, passed: Passed, after: AfterPass) -> bool:
-        """Pass a connection on at the end of the turn that runs now, and call `after`. False if it cannot be tried."""
+    def send_soon(self, passed: Passed, otherwise: Callable[[Passed], object]) -> None:
         size = len(passed.received)
-        if self._socket is None or size > MOST_RECEIVED:
-            return False
         if len(self._waiting) == MOST_TOGETHER or self._waiting_bytes + size > MOST_RECEIVED:
             self._send_waiting()
         if not self._waiting:
             self._turn.at_end(self._send_waiting)
-        self._waiting.append(passed)
-        self._after.append(after)
+        self._waiting.append((passed, otherwise))
         self._waiting_bytes += size
-        return True
 
     def _send_waiting(self) -> None:
-        waiting, after_each = self._waiting, self._after
-        self._waiting, self._after, self._waiting_bytes = [], [], 0
-        sent = self._send(waiting)
-        for after in after_each:
-            after(sent)
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        sent = self._send([passed for passed, _ in waiting])
+        for passed, otherwise in waiting:
+            if sent:
+                os.close(passed.descriptor)
+            else:
+                otherwise(passed)
 
 
 @final
@@ -336,7 +337,7 @@ class Source:
             return 0
         descriptors = array("i")
         for _, _, data in ancillary:
-            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+            descriptors.frombytes(data)  # Linux cuts none in two
         try:
             if flags & _TRUNCATED:
                 raise ValueError("it is too long")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import Final, NoReturn, final
 
 import attrs
@@ -182,13 +183,9 @@ class FleetRegistry(Registry):
 
     def by_host_nowait(self, host: str) -> Route | None:
         route = self._own.by_host_nowait(host)
-        if route is not None:
-            return route
-        if self._signed is None:
-            raise trio.WouldBlock
-        route = _route_of(self._signed.find_nowait(f"host:{host}"), host)
-        if route is None:
-            raise trio.WouldBlock
+        if route is None and self._signed is not None:
+            with suppress(trio.WouldBlock):
+                route = _route_of(self._signed.find_nowait(f"host:{host}"), host)
         return route
 
     async def created(self, entry: TunnelEntry, names: Iterable[str]) -> tuple[dict[str, Route], dict[str, str]]:

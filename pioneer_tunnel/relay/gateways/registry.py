@@ -16,7 +16,7 @@ that drain, come last.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set as AbstractSet
 from typing import Final, Protocol, final
 
 import trio
@@ -93,12 +93,8 @@ class Registry(Protocol):
         """
 
     def by_host_nowait(self, host: str) -> Route | None:  # noqa: ARG002  # the default
-        """Like `by_host`, but it never waits.
-
-        Raises:
-            trio.WouldBlock: to find that out takes time, as it does by default.
-        """
-        raise trio.WouldBlock
+        """Like `by_host`, but it never waits: None also if it takes time to find that out, as it does by default."""
+        return None
 
 
 class Holder(Party, Protocol):
@@ -441,9 +437,10 @@ class LocalDirectory(Directory):
     async def find(self, tunnel_id: str) -> LiveSession | None:
         return self.find_nowait(tunnel_id)
 
-    def has(self, tunnel_id: str) -> bool:
-        """Whether a session has the tunnel, in whatever state it is."""
-        return tunnel_id in self._holders
+    @property
+    def tunnels(self) -> AbstractSet[str]:
+        """The ids of the tunnels that a session has now, in whatever state it is. This follows each change."""
+        return self._holders.keys()
 
     def find_nowait(self, tunnel_id: str) -> LiveSession | None:
         holders = self._holders.get(tunnel_id, ())

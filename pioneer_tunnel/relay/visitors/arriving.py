@@ -154,7 +154,7 @@ class Arriving:
             if looks_like_tls(data):
                 self._leave_to_task(data)
                 return
-            if self._passes(self._connection, data):
+            if self._connection.may_pass and self._passes(self._connection, data):
                 self._leave()
                 self._leg.detach()
                 self._connection.close()

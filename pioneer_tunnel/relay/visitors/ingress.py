@@ -18,8 +18,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, final
 
-import trio
-
 from ..._http.head import RequestHead
 from ..._net.closing import abandon, close_after_answer
 from ..._net.leg import Leg
@@ -40,7 +38,7 @@ from .asking import Asker, Askers
 from .followed_leg import FollowedLeg
 from .opening import Opened, StreamOpener
 from .passage import Passages
-from .passing import AfterPass, Passing, Stage
+from .passing import Passing, Stage
 from .plain import HttpAnswer, send_text, to_https
 from .rules import Rules, check
 from .visit import Visit
@@ -71,6 +69,7 @@ class Ingress:
 
     Attributes:
         counts: as of the admission.
+        route_nowait: `Registry.by_host_nowait`.
 
     The methods that serve return when the visit has ended, or when the carrier has taken it over. Those that begin
     never wait, and start a task of the visit's connection for what does.
@@ -97,6 +96,7 @@ class Ingress:
         limits = limits or RelayLimits()
         admission = admission or Admission(limits)
         self._registry: Final = registry
+        self.route_nowait: Final = registry.by_host_nowait
         self.counts: Final = admission.counts
         self._http_answer: Final = http_answer
         self._health_host: Final = health_host
@@ -255,46 +255,40 @@ class Ingress:
         Args:
             leg: of the visit's stream; the exchange begins with it as it is.
         """
-        if self.passes(_connection_of(visit), head.host, received):
+        connection, route = _connection_of(visit), self.route_nowait(head.host)
+        if connection.may_pass and self.passes(connection, route, received):
             leg.detach()
-            _connection_of(visit).close()
+            connection.close()
             return
-        opened = self._opened_at_once(visit, head)
+        opened = None if route is None else self._opened_at_once(visit, head, route)
         if opened is None:
             leg.detach()
-            _connection_of(visit).start(self.serve_request, visit, head, received)
+            connection.start(self.serve_request, visit, head, received)
         else:
             asker = Asker.visitor(visit)
             self._passages.begin(self._passages.of_requests(visit, asker, leg, (head, received), opened))
 
-    def _opened_at_once(self, visit: Visit, head: RequestHead) -> Opened | None:
+    def _opened_at_once(self, visit: Visit, head: RequestHead, route: Route) -> Opened | None:
         """A stream for a request; None if it takes a task to open one, or to look at the request before."""
         if head.host == self._health_host or head.target.startswith(CHALLENGE_PATH):
             return None
-        try:
-            route = self._registry.by_host_nowait(head.host)
-        except trio.WouldBlock:
-            return None
-        if route is None or route.passes_tls or route.access is not None or self._askers.proxy_of(visit) is not None:
+        if route.passes_tls or route.access is not None or self._askers.proxy_of(visit) is not None:
             return None
         return self._opener.open_nowait(visit, route)
 
-    def passes(self, connection: Connection, host: str, received: bytes, after: AfterPass | None = None) -> bool:
-        """Pass a connection on if another process has the session of the tunnel of `host`. Does not wait.
+    def passes(self, connection: Connection, route: Route | None, received: bytes) -> bool:
+        """Pass a connection on if another process has the session for it. Does not wait.
 
         Args:
             connection: the caller closes it after that.
-            host: of its first request, as far as it makes sense.
+            route: where its first request goes; None if that is not known.
             received: all that was read.
-            after: as of `Passing.pass_visitor`.
         """
-        if self._passing is None or not connection.may_pass:
-            return False
-        try:
-            route = self._registry.by_host_nowait(host)
-        except trio.WouldBlock:
-            return False
-        return route is not None and self._passing.pass_visitor(connection, Stage.REQUEST, route, received, after=after)
+        return (
+            self._passing is not None
+            and route is not None
+            and self._passing.pass_visitor(connection, Stage.REQUEST, route, received)
+        )
 
     async def serve_hello(self, visit: Visit, route: Route, received: bytes) -> None:
         """Serve a TLS connection for `route`; `received` is its ClientHello and all that was read after it.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn, Protocol, TypeAlias, final
+from typing import NamedTuple, NoReturn, Protocol, final
 
 import trio
 
@@ -20,10 +20,7 @@ from ..connection import Connection
 from ..tunnels import Route
 from .visit import Visit
 
-__all__ = ["AfterPass", "Passed", "Passing", "Stage"]
-
-AfterPass: TypeAlias = Callable[[bool], object]
-"""Called with whether a connection was passed on. It must not raise, and must not wait."""
+__all__ = ["Passed", "Passing", "Stage", "Way"]
 
 
 @final
@@ -64,12 +61,26 @@ class Passed(NamedTuple):
     received: bytes
 
 
-class Passing(Protocol):
-    """Passes connections on, and gets those of others. No method waits, but `serve`.
+class Way(Protocol):
+    """The way to another process."""
 
-    When a connection was passed on, nothing may be read from it or sent to it any more. The caller closes its own
-    descriptor, not before `after`.
-    """
+    def send_soon(self, passed: Passed, otherwise: Callable[[Passed], object]) -> None:
+        """Pass a connection on at the end of this turn, with others, and close its descriptor here.
+
+        Args:
+            passed: the connection, of which at most `READ_SIZE` bytes were read.
+            otherwise: called with it if that is not possible. It must not raise or wait. The descriptor is open.
+        """
+
+
+class Passing(Protocol):
+    """Passes connections on, and gets those of others. No method waits, but `serve`."""
+
+    def way(self, tunnel_id: str) -> Way | None:
+        """The way to the process that has the session that the next visitor of a tunnel goes to.
+
+        None if it goes to a session of this process, or to none, or if there is no way at the moment.
+        """
 
     def pass_visitor(
         self,
@@ -79,11 +90,11 @@ class Passing(Protocol):
         received: bytes = b"",
         *,
         visit: Visit | None = None,
-        after: AfterPass | None = None,
     ) -> bool:
-        """Pass a visitor on, if another process has the session that the next visitor of the tunnel goes to.
+        """Pass a visitor on if there is a `way`.
 
-        The first call for a connection decides: later ones return False.
+        The first call for a connection decides: later ones return False. When it was passed on, nothing may be read
+        from it or sent to it any more. The caller closes its own descriptor.
 
         Args:
             connection: the visitor's.
@@ -91,11 +102,9 @@ class Passing(Protocol):
             route: where the visitor goes.
             received: what was read, and nothing else was.
             visit: whose the connection is, if a balancer may have said that. By default it is the peer's.
-            after: called at the end of this turn, with whether it was passed on. Those of a turn go together, and cost
-                less. By default it is passed on at once.
 
         Returns:
-            Whether it was passed on; with `after`, whether that will be called.
+            Whether it was passed on.
         """
 
     def pass_gateway(self, visit: Visit, node: str, received: bytes) -> bool:

@@ -114,6 +114,7 @@ async def test_a_published_tunnel_is_found_by_key_and_host(world: World) -> None
         assert route is not None
         assert route.entry.id == "office"
         assert node.by_host_nowait("office.example.com") is route
+        assert node.by_host_nowait("other.example.com") is None  # to find that out takes time
         assert await node.by_host("other.example.com") is None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import resource
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,9 +16,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
-from fuzzing import fuzzed
-from hypothesis import given, strategies as st
-from node_rig import holding
+from node_rig import PASSED, holding
 from rig import (
     AT_ONCE,
     HANG,
@@ -39,13 +36,11 @@ from rig import (
 )
 
 from pioneer_tunnel._model.addresses import Address
-from pioneer_tunnel._net.fastpath.stay import Stay
-from pioneer_tunnel._net.turn import Turn
 from pioneer_tunnel._wire.handshake import SUBPROTOCOL
 from pioneer_tunnel._wire.proxy_v2 import ProxyHeader
 from pioneer_tunnel.relay import Relay, RelayAddresses
-from pioneer_tunnel.relay.fleet.passed_message import FORMAT, MOST_RECEIVED, encode_passed, parse_passed
-from pioneer_tunnel.relay.fleet.passing import MOST_TOGETHER, RETRY_INTERVAL, VISITORS, Channel, SocketPassing, Source
+from pioneer_tunnel.relay.fleet.passing import MOST_TOGETHER, SocketPassing
+from pioneer_tunnel.relay.fleet.records import Holding
 from pioneer_tunnel.relay.fleet.unix_network import WorkerNetwork
 from pioneer_tunnel.relay.gateways.registry import LocalDirectory
 from pioneer_tunnel.relay.inherited import Inherited
@@ -67,14 +62,15 @@ class Worker:
         other = 1 - number
         self.directory: Final = LocalDirectory()
         network = WorkerNetwork(f"m/{number}", PROCESSES[number], folder, lambda pid: f"m/{other}", workers=2)
-        there = holding(f"m/{other}", process=PROCESSES[other])
-        self.passing: Final = SocketPassing(
-            network,
-            lambda tunnel_id: there if self.directory.find_nowait(tunnel_id) is None else None,
-            random.Random(1),
-        )
+        self._there: Final = holding(f"m/{other}", process=PROCESSES[other])
+        self.asked: Final[list[str]] = []  # where visitors of these tunnels go
+        self.passing: Final = SocketPassing(network, self._where, random.Random(1))
         self.relay: Final = Relay(relay_config(**changes), directory=self.directory, passing=self.passing)
         self.addresses: RelayAddresses
+
+    def _where(self, tunnel_id: str) -> Holding | None:
+        self.asked.append(tunnel_id)
+        return None if tunnel_id in self.directory.tunnels else self._there
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
@@ -350,6 +346,9 @@ async def test_a_worker_that_stops_serves_what_is_on_the_way(tmp_path: Path) -> 
 class PassedEarly(Passing):
     """Passes a visitor of a tunnel's own address as soon as the relay takes visitors of others."""
 
+    def way(self, tunnel_id: str) -> None:
+        """There is none."""
+
     def pass_visitor(self, *_: object, **__: object) -> bool:
         return False
 
@@ -361,7 +360,7 @@ class PassedEarly(Passing):
     ) -> NoReturn:
         stream, accepted = await tcp_pair()
         async with stream:
-            take(MESSAGE._replace(descriptor=accepted.detach(), stage=Stage.BOUND, tunnel="office"))
+            take(PASSED._replace(descriptor=accepted.detach(), stage=Stage.BOUND, tunnel="office"))
             task_status.started()
             await trio.sleep_forever()
         raise AssertionError
@@ -435,8 +434,8 @@ async def test_visitors_that_come_at_once_are_passed_on_together(tmp_path: Path)
 async def test_visitors_whom_the_channel_does_not_take_arrive_where_they_are(tmp_path: Path) -> None:
     async with workers(tmp_path, tell) as (_, far):
         [channel] = far.passing._channels.values()
-        assert channel._socket is not None
-        channel._socket.shutdown(socket.SHUT_WR)
+        assert channel.socket is not None
+        channel.socket.shutdown(socket.SHUT_WR)
         for answer in await answers_to(come_at_once(far, 3)):
             assert answer.startswith("HTTP/1.1 503")
         stats = far.relay.stats()
@@ -445,11 +444,35 @@ async def test_visitors_whom_the_channel_does_not_take_arrive_where_they_are(tmp
         await eventually(lambda: far.relay.stats().connections.open == 0)
 
 
+async def test_it_is_decided_once_where_a_visitor_goes(tmp_path: Path) -> None:
+    async with workers(tmp_path, tell) as (near, far):
+        for worker in (near, far):
+            worker.asked.clear()
+            [answer] = await answers_to(come_at_once(worker, 1))
+            assert answer.startswith("127.0.0.1:")
+            assert worker.asked == ["office"]
+        assert (near.passing.passed, far.passing.passed) == (0, 1)
+
+
+async def test_a_fault_in_passing_costs_the_visitor_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(tunnel_id: str) -> NoReturn:
+        raise LookupError("a bug")
+
+    async with workers(tmp_path, tell) as (near, _):
+        monkeypatch.setattr(near.passing, "_where", fail)
+        visitors = come_at_once(near, 2)
+        owns = [Address.of_socket(visitor.getsockname()) for visitor in visitors]
+        assert await answers_to(visitors) == [told(own, request()) for own in owns]
+    assert "a connection failed in an unforeseen way" in caplog.text
+
+
 async def test_a_channel_that_broke_is_opened_again(tmp_path: Path) -> None:
     async with workers(tmp_path, tell) as (_, far):
         [broken] = far.passing._channels.values()
-        assert broken._socket is not None
-        broken._socket.shutdown(socket.SHUT_RDWR)
+        assert broken.socket is not None
+        broken.socket.shutdown(socket.SHUT_RDWR)
         await eventually(lambda: broken.is_over)
         await open_channel(far)
         await trio.testing.wait_all_tasks_blocked(0.01)
@@ -457,18 +480,6 @@ async def test_a_channel_that_broke_is_opened_again(tmp_path: Path) -> None:
         own = Address.of_socket(visitor.getsockname())
         assert await answers_to([visitor]) == [told(own, request())]
         assert far.passing.passed == 1
-
-
-@pytest.mark.parametrize("process", [PROCESSES[1], None])
-async def test_a_process_that_takes_none_is_tried_seldom_and_a_worker_soon(
-    process: str | None, tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
-    """Another process of the worker may begin at any time. A gateway that takes a hop until then takes it for good."""
-    (tmp_path / "workers").mkdir(mode=0o700)
-    network = WorkerNetwork("m/0", PROCESSES[0], tmp_path / "workers", lambda _pid: None, workers=2)
-    began = trio.current_time()
-    await Channel(random.Random(1), lambda amount: None).run(network, "m/1", process)
-    assert (trio.current_time() - began <= RETRY_INTERVAL) is (process is None)
 
 
 async def test_the_wrong_worker_is_no_way_around_the_rate_of_an_address(tmp_path: Path) -> None:
@@ -496,45 +507,6 @@ async def test_a_visitor_who_is_passed_on_takes_no_place_from_others(tmp_path: P
         assert (await ask(silent, request())).startswith(b"127.0.0.1:")
 
 
-def sequential_pair() -> tuple[socket.socket, socket.socket]:
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-
-MESSAGE: Final = Passed(-1, Stage.REQUEST, Address("192.0.2.1", 1), Address("192.0.2.2", 2), False, "", "", b"x")
-HOSTILE: Final[dict[str, tuple[bytes, int]]] = {
-    "no message": (b"?", 1),
-    "an unknown stage": (b"\xff" + bytes(8), 1),
-    "texts that are cut": (encode_passed(MESSAGE)[:-3], 1),
-    "no descriptor": (encode_passed(MESSAGE), 0),
-    "two descriptors": (encode_passed(MESSAGE), 2),
-    "too long": (bytes(200 * 1024), 1),
-}
-
-
-@pytest.mark.parametrize("kind", HOSTILE)
-async def test_a_message_that_makes_no_sense_leaves_nothing_open(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    content, amount = HOSTILE[kind]
-    there, here = sequential_pair()
-    taken: list[Passed] = []
-    with no_hang(), there, here, Stay() as stay:
-        here.setblocking(False)
-        there.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024 * 1024)
-        source = Source(here, taken.append, stay)
-        source.begin()
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                socket.send_fds(there, [content], [theirs.fileno()] * amount)
-            if amount:
-                ours.settimeout(0)
-            there.shutdown(socket.SHUT_WR)
-            await stay.wait()
-            source.stop()
-            assert ours.recv(1) == b""  # every descriptor is closed
-    assert taken == []
-    assert "visitors that were passed on are lost" in caplog.text
-
-
 async def test_a_descriptor_that_is_no_socket_costs_the_others_of_its_message_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -543,12 +515,12 @@ async def test_a_descriptor_that_is_no_socket_costs_the_others_of_its_message_no
         pairs = [await tcp_pair() for _ in range(2)]
         reading, writing = os.pipe()
         descriptors = [pairs[0][1].fileno(), reading, pairs[1][1].fileno()]
-        passed = [MESSAGE._replace(descriptor=each, received=request()) for each in descriptors]
+        passed = [PASSED._replace(descriptor=each, received=request()) for each in descriptors]
         assert channel._send(passed)
         os.close(reading)
         for visitor, accepted in pairs:
             accepted.close()
-            assert (await read_all(visitor)).decode() == told(MESSAGE.peer, request())
+            assert (await read_all(visitor)).decode() == told(PASSED.peer, request())
             await visitor.aclose()
         with pytest.raises(BrokenPipeError):  # nobody has its other end
             os.write(writing, b"x")
@@ -564,170 +536,3 @@ async def tcp_pair() -> tuple[trio.SocketStream, socket.socket]:
         accepted, _ = listening.accept()
     await stream.send_eof()
     return stream, accepted
-
-
-async def test_a_connection_that_cannot_be_taken_costs_the_others_of_its_message_nothing(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    there, here = sequential_pair()
-    taken: list[bytes] = []
-
-    def take(passed: Passed) -> None:
-        os.close(passed.descriptor)
-        if passed.received == b"1":
-            raise LookupError("a bug")
-        taken.append(passed.received)
-
-    with no_hang(), there, here, Stay() as stay:
-        here.setblocking(False)
-        Source(here, take, stay).begin()
-        together = [MESSAGE._replace(received=b"%d" % number) for number in range(3)]
-        message = b"".join(encode_passed(passed) + passed.received for passed in together)
-        socket.send_fds(there, [message], [there.fileno()] * len(together))
-        there.shutdown(socket.SHUT_WR)
-        await stay.wait()
-    assert taken == [b"0", b"2"]
-    assert "a connection failed in an unforeseen way" in caplog.text
-
-
-async def test_a_process_without_descriptors_takes_those_that_it_can() -> None:
-    there, here = sequential_pair()
-    taken: list[Passed] = []
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with no_hang(), there, here, Stay() as stay:
-        here.setblocking(False)
-        pairs = [socket.socketpair() for _ in range(3)]
-        channel = Channel(random.Random(1), lambda amount: None)
-        channel._socket = there
-        after: list[bool] = []
-
-        def pass_on() -> None:
-            for number, (_, theirs) in enumerate(pairs):
-                passed = MESSAGE._replace(descriptor=theirs.fileno(), received=bytes([number]))
-                assert channel.send_soon(passed, after.append)
-            assert after == []
-
-        Turn.current().run(pass_on)
-        assert after == [True] * 3  # in one message
-        for _, theirs in pairs:
-            theirs.close()
-        source = Source(here, taken.append, stay)
-        source.begin()
-        there.shutdown(socket.SHUT_WR)
-        held = [os.dup(there.fileno()) for _ in range(3)]
-        os.close(free := held.pop())
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
-        try:
-            await stay.wait()
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            source.stop()
-        assert [passed.received for passed in taken] == [b"\0"]
-        os.close(taken[0].descriptor)
-        for descriptor in held:
-            os.close(descriptor)
-        for ours, _ in pairs:
-            ours.settimeout(0)
-            assert ours.recv(1) == b""  # every descriptor is closed
-            ours.close()
-
-
-async def test_a_full_channel_takes_no_more_and_loses_nothing() -> None:
-    here, there = sequential_pair()
-    with here, there:
-        here.setblocking(False)
-        counts: list[int] = []
-        channel = Channel(random.Random(1), counts.append)
-        channel._socket = here
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            passed = MESSAGE._replace(descriptor=theirs.fileno(), received=bytes(1000))
-            count = 0
-            while channel.send(passed):
-                count += 1
-            assert count
-            assert counts == [1] * count
-            for _ in range(count):
-                message, descriptors, _, _ = socket.recv_fds(there, 4096, 1)
-                assert parse_passed(message, descriptors) == ([passed._replace(descriptor=descriptors[0])], True)
-                os.close(descriptors[0])
-            assert channel.send(passed)
-            assert not channel.send(passed._replace(received=bytes(MOST_RECEIVED + 1)))
-            assert not channel.send_soon(passed._replace(received=bytes(MOST_RECEIVED + 1)), counts.append)
-            there.close()
-            assert not channel.send(passed)
-
-
-async def test_only_workers_may_pass_visitors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "workers").mkdir(mode=0o700)
-    network = WorkerNetwork("m/0", PROCESSES[0], tmp_path / "workers", lambda pid: None, workers=2)
-    passing = SocketPassing(network, lambda tunnel_id: None, random.Random(1))
-    with no_hang():
-        async with trio.open_nursery() as nursery:
-            await nursery.start(passing.serve, lambda passed: None)
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
-                stranger.connect(str(tmp_path / "workers" / f"{VISITORS}-0"))
-                await eventually(lambda: "is refused" in caplog.text)
-                assert stranger.recv(1) == b""
-            nursery.cancel_scope.cancel()
-
-
-async def test_a_worker_without_descriptors_takes_visitors_when_it_has_some_again(tmp_path: Path) -> None:
-    (tmp_path / "workers").mkdir(mode=0o700)
-    network = WorkerNetwork("m/0", PROCESSES[0], tmp_path / "workers", lambda pid: None, workers=2)
-    passing = SocketPassing(network, lambda tunnel_id: None, random.Random(1))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with no_hang(), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as comer:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(passing.serve, lambda passed: None)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-            try:
-                comer.connect(str(tmp_path / "workers" / f"{VISITORS}-0"))
-                await trio.testing.wait_all_tasks_blocked(0.05)
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            assert await trio.to_thread.run_sync(comer.recv, 1) == b""  # it is served: refused, since it is no worker
-            nursery.cancel_scope.cancel()
-
-
-def test_the_format_is_that_of_its_number() -> None:
-    """If this fails, change the number with the bytes. Otherwise visitors are lost while workers are replaced."""
-    passed = Passed(
-        9, Stage.BOUND, Address("2001:db8::1", 4711), Address("192.0.2.2", 443), None, "office", "web", b"x"
-    )
-    assert encode_passed(passed).hex() == (
-        "0202126701bb002000000001323030313a6462383a3a31003139322e302e322e32006f666669636500776562"
-    )
-    assert FORMAT == 2
-
-
-ADDRESSES: Final = st.none() | st.builds(Address, st.ip_addresses().map(str), st.integers(min_value=0, max_value=65535))
-
-
-CONNECTIONS: Final = st.builds(
-    Passed,
-    st.integers(min_value=0, max_value=9),
-    st.sampled_from(Stage),
-    ADDRESSES,
-    ADDRESSES,
-    st.sampled_from([False, True, None]),
-    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=128),
-    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=64),
-    st.binary(max_size=200),
-)
-
-
-@fuzzed()
-@given(st.lists(CONNECTIONS, max_size=4), st.integers(min_value=0, max_value=4))
-def test_a_message_is_read_as_it_was_written(together: list[Passed], came: int) -> None:
-    """As far as descriptors came with it."""
-    message = b"".join(encode_passed(passed) + passed.received for passed in together)
-    descriptors = [passed.descriptor for passed in together][:came]
-    assert parse_passed(message, descriptors) == (together[:came], came >= len(together))
-
-
-@fuzzed()
-@given(st.binary(max_size=64), st.lists(st.just(7), max_size=3))
-def test_any_other_message_is_refused(message: bytes, descriptors: list[int]) -> None:
-    with suppress(ValueError):
-        parse_passed(message, descriptors)
