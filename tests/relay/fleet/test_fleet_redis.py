@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+import shutil
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ import trustme
 from fleet_rig import TUNNEL, Fleet, Node
 from fuzzing import fuzzed
 from hypothesis import given, strategies as st
-from redis_server import RealRedis, real_redis
+from redis_server import PROGRAM, RealRedis, has_tls, real_redis
 from rig import HANG, eventually, free_port, no_hang
 from scripted_session import ScriptedSession
 
@@ -472,6 +473,8 @@ async def test_nothing_waits_for_a_redis_that_is_known_to_be_down(redis: RealRed
 
 
 async def test_tls_and_a_password_that_appears_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    if shutil.which(PROGRAM) and not has_tls():
+        pytest.skip(f"{PROGRAM} was built without TLS")
     caplog.set_level(logging.DEBUG)
     ca, port = trustme.CA(), free_port()
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
