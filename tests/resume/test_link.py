@@ -16,6 +16,7 @@ from pioneer_tunnel.resume import Carrier, ResumableLink, Tail
 from pioneer_tunnel.websocket import Message, WebSocket, WebSocketLink
 from pioneer_tunnel.websocket.frame_meter import FrameMeter
 from pioneer_tunnel.websocket.wsproto_framing import WsprotoFraming
+from pioneer_tunnel.yamux import SendBudget
 
 
 @final
@@ -125,3 +126,25 @@ async def test_a_text_does_not_wait_for_a_resume_that_fails_or_a_link_that_has_e
             nursery.start_soon(link.send_text, "lost")
             await trio.testing.wait_all_tasks_blocked()
             end()
+
+
+async def test_what_a_resume_acknowledges_is_given_back_to_the_budget_at_once() -> None:
+    """Not with the next bytes: an idle session sends none for a while, and then only pings."""
+    process = SendBudget(1024 * 1024)
+    link = link_over(ScriptedWebSocket())
+    link.bind(on_interrupted=list, budget=SendBudget(1024 * 1024, process))
+
+    async def resume(received: int) -> None:
+        link.lose_connection(trio.BrokenResourceError("cut"))
+        await link.attach(carrier_over(ScriptedWebSocket()), Counters(sent=0, received=received))
+
+    await link.send([b"x" * 24])
+    await resume(received=0)
+    assert process.held == 24
+    await resume(received=24)
+    assert process.held == 0
+    await link.send([b"x" * 24])
+    await resume(received=24)
+    assert process.held == 24, "the peer may lack these: less than `LEAST_REPORT` is not reported"
+    link.end(trio.ClosedResourceError("over"))
+    assert process.held == 0

@@ -190,7 +190,7 @@ class Fleet:
         self.nodes: Final = [FleetNodeProcess(name, folder, options, workers) for name in names]
         self.keys: Final = {name: new_relay_key() for name in tunnels}
         self.balancer: Final = free_port()
-        self._carried: Final[list[trio.SocketStream]] = []
+        self._carried: Final[set[trio.SocketStream]] = set()
         key_file, public = write_operator_key(folder)
         self.operator: Final[SigningIdentity] = operator_identity(key_file)
         for name in names:
@@ -243,11 +243,13 @@ class Fleet:
                 await client.aclose()
                 return
             async with client, server:
-                self._carried.append(client)
-                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                self._carried.add(client)
+                try:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(_copy, client, server, nursery)
                         nursery.start_soon(_copy, server, client, nursery)
+                finally:
+                    self._carried.discard(client)
 
         self._carried.clear()
         async with trio.open_nursery() as nursery:

@@ -1,7 +1,11 @@
-"""A real redis-server for tests, as Debian packages it: on a Unix socket, and without a file of its data."""
+"""A real server for tests, on a Unix socket, and without a file of its data.
+
+It is the redis-server of Debian's package. `TEST_REDIS` names another program that is one, such as `valkey-server`.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -19,7 +23,9 @@ from rig import HANG
 if TYPE_CHECKING:
     from pioneer_tunnel.relay.fleet.redis_store import RedisServer
 
-__all__ = ["RealRedis", "real_redis", "redis_of_the_module"]
+__all__ = ["PROGRAM", "RealRedis", "has_tls", "real_redis", "redis_of_the_module"]
+
+PROGRAM: Final = os.environ.get("TEST_REDIS", "redis-server")
 
 
 @final
@@ -57,7 +63,7 @@ class RealRedis:
         """Start it, empty."""
         self.path.unlink(missing_ok=True)
         self._process = subprocess.Popen(
-            ["redis-server", "--port", "0", "--unixsocket", str(self.path), "--save", "", "--appendonly", "no",
+            [PROGRAM, "--port", "0", "--unixsocket", str(self.path), "--save", "", "--appendonly", "no",
              "--dir", str(self.path.parent), "--daemonize", "no", *self._arguments],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
@@ -118,11 +124,17 @@ class RealRedis:
                 return line.rstrip()
 
 
+def has_tls() -> bool:
+    """Whether the server was built with TLS. If so, it misses a certificate here, and does not start."""
+    tried = subprocess.run([PROGRAM, "--port", "0", "--tls-port", "1"], capture_output=True, check=False, timeout=HANG)
+    return b"No tls-cert-file" in tried.stdout
+
+
 @contextmanager
 def real_redis(*arguments: str) -> Iterator[RealRedis]:
     """A server that runs; it ends with the test."""
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed: apt-get install redis-server")
+    if shutil.which(PROGRAM) is None:
+        pytest.skip(f"{PROGRAM} is not installed: apt-get install redis-server")
     with tempfile.TemporaryDirectory(prefix="pt-") as folder:
         redis = RealRedis(Path(folder), arguments)
         try:

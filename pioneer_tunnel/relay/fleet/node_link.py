@@ -42,8 +42,10 @@ ANSWER_TIMEOUT: Final = 10.0
 """Seconds for the answer to a request: a suspended session makes a visitor wait for some of them."""
 
 SHORTEST_BACKOFF: Final = 0.25
-LONGEST_BACKOFF: Final = 15.0
-"""Seconds before the next attempt, when one has failed. They double."""
+LONGEST_BACKOFF: Final = 5.0
+"""Seconds before the next attempt, when one has failed. They double. For so long after a node or a network has come
+back, visitors may get an error.
+"""
 
 LONGEST_WAIT: Final = 1.0
 """Seconds that a request waits for the next attempt. If that is later, the request fails at once."""

@@ -44,10 +44,42 @@ _MOST_ID: Final = 512
 
 _PAGE: Final = 500
 
+# Any client of Redis may have written a key. One of another type, or with a longer value than any text, counts as
+# absent: an error would look like an outage, and long values would fill the memory of each node that reads them.
+_TEXT: Final = f"""
+local function text(key)
+    local size = redis.pcall('STRLEN', key)
+    if type(size) ~= 'number' or size > {MOST_BYTES} then return '' end
+    return redis.call('GET', key) or ''
+end
+"""
+
+_READ: Final = (
+    _TEXT
+    + """
+local found = {}
+for i, key in ipairs(KEYS) do found[i] = text(key) end
+return found
+"""
+)
+
+# The texts of some keys, and where to go on. ARGV: where to begin, what the keys are like, how many to look at.
+_PAGE_OF: Final = (
+    _TEXT
+    + """
+local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
+local found = {page[1]}
+for _, key in ipairs(page[2]) do found[#found + 1] = text(key) end
+return found
+"""
+)
+
 # Writes an entry and where to look for it, if it was not written in between. ARGV: the text that was there, the new
 # one, when it expires, the id, whether other tunnels lose their hosts to it, the channel.
-_PUT: Final = """
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+_PUT: Final = (
+    _TEXT
+    + """
+if text(KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'EXAT', ARGV[3])
 for i = 2, #KEYS do
     if ARGV[5] == '1' or redis.call('EXISTS', KEYS[i]) == 0 then
@@ -57,12 +89,16 @@ end
 redis.call('PUBLISH', ARGV[6], ARGV[2])
 return 1
 """
+)
 
 # Writes a claim, if it was not written in between, and no key has too many names. ARGV: the text that was there, the
 # new one, the host, how many names a key may have.
-_CLAIM: Final = """
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+_CLAIM: Final = (
+    _TEXT
+    + """
+if text(KEYS[1]) ~= ARGV[1] then return 0 end
 for i = 2, #KEYS do
+    if redis.call('TYPE', KEYS[i]).ok ~= 'set' then redis.call('DEL', KEYS[i]) end
     if redis.call('SISMEMBER', KEYS[i], ARGV[3]) == 0 and redis.call('SCARD', KEYS[i]) >= tonumber(ARGV[4]) then
         return -1
     end
@@ -71,6 +107,7 @@ redis.call('SET', KEYS[1], ARGV[2])
 for i = 2, #KEYS do redis.call('SADD', KEYS[i], ARGV[3]) end
 return 1
 """
+)
 
 
 class RedisUnreachable(Exception):
@@ -94,7 +131,7 @@ async def connected(access: RedisAccess) -> AsyncIterator[Published]:
     server = await trio.to_thread.run_sync(access.server)
     with _failures_told():
         async with server.connect() as client:
-            for script in (_PUT, _CLAIM):  # so that none is missing when it is run
+            for script in (_READ, _PAGE_OF, _PUT, _CLAIM):  # so that none is missing when it is run
                 await _within(client.script_load(script))
             yield Published(client)
 
@@ -111,6 +148,8 @@ class Published:
 
     def __init__(self, client: Redis[bytes]) -> None:
         self._client: Final = client
+        self._read: Final = client.register_script(_READ)
+        self._page_of: Final = client.register_script(_PAGE_OF)
         self._put: Final = client.register_script(_PUT)
         self._claim: Final = client.register_script(_CLAIM)
 
@@ -172,20 +211,18 @@ class Published:
 
     async def all_entries(self) -> AsyncIterator[bytes]:
         """What is said about every tunnel, in any order."""
-        cursor = 0
+        cursor = b"0"
         while True:
-            cursor, keys = await _within(self._client.scan(cursor, match=f"{_PREFIX}:entry:*", count=_PAGE))
-            for text in await self._texts(list(keys)):
-                if text is not None:
-                    yield text
-            if cursor == 0:
+            cursor, *texts = await _within(self._page_of([], [cursor, f"{_PREFIX}:entry:*", _PAGE]))
+            for text in filter(None, texts):
+                yield text
+            if cursor == b"0":
                 return
 
     async def _texts(self, keys: Sequence[str | bytes]) -> list[bytes | None]:
         if not keys:
             return []
-        found = await _within(self._client.mget(keys))
-        return [text if text is None or len(text) <= MOST_BYTES else None for text in found]
+        return [text or None for text in await _within(self._read(keys, []))]
 
     @staticmethod
     async def _run(script: Any, keys: Sequence[str], values: Sequence[str | bytes]) -> int:

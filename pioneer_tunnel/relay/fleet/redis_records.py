@@ -20,13 +20,30 @@ from typing import Final
 from ..._wire.links import MOST_LINKS, LinkPlace
 from .records import LEAVING, Holding, Record
 
-__all__ = ["BREAK", "MOST_RECORD_BYTES", "READ", "RENEW", "WRITE", "BrokenRecord", "decode", "encode_holding"]
+__all__ = [
+    "BREAK",
+    "MOST_COUNTED",
+    "MOST_RECORD_BYTES",
+    "READ",
+    "RENEW",
+    "WRITE",
+    "BrokenRecord",
+    "decode",
+    "encode_holding",
+]
 
 MOST_RECORD_BYTES: Final = 64 * 1024
 """Bytes of the longest record that is read: eight links whose instances have 1024 characters fit."""
 
 MOST_NUMBER: Final = 2**51
 """Fences and versions are below it. Lua counts exactly so far, and milliseconds since 1970 do not reach it."""
+
+MOST_COUNTED: Final = 2**50
+"""The scripts count on from numbers below it alone: milliseconds do not reach it either, so a higher one is forged.
+
+If they counted up to `MOST_NUMBER`, no record could be read after that. And each node tells Redis the highest number
+that it has seen, so this would last until all nodes were restarted at once.
+"""
 
 _VERSION: Final = re.compile(rb"[1-9][0-9]*")
 _LINE: Final = re.compile(
@@ -140,7 +157,7 @@ local function version(record)
 end
 local function number(text)
   local value = tonumber(text) or 0
-  if value >= 0 and value < 2^51 then return value end
+  if value >= 0 and value < {MOST_COUNTED} then return value end
   return 0
 end
 local function living(record, prefix, trusting)

@@ -80,6 +80,7 @@ class Worker:
         self._setup: Setup | None = None
         self._parent_is_gone = False
         self._relay: Relay | None = None
+        self._expected_early: Final[list[Any]] = []
         self._others: OtherWorkers | None = None
         self._who: dict[str, int] = {}
         self._tasks: trio.Nursery | None = None
@@ -153,6 +154,8 @@ class Worker:
             else:
                 node = None  # the relay makes it, as it does without workers
                 self._relay = common(neighbours=others)
+            for params in self._expected_early:
+                self._expect(params)
             with lone_error_bare():
                 await self._serve_relay(self._relay, node)
         except (TunnelError, OSError) as error:
@@ -249,10 +252,11 @@ class Worker:
             await self._relay.beside.accept_at(name, sockets)
 
     def _expect(self, params: Any) -> None:
-        if self._others is not None:
-            self._others.note_leaving(params["process"], ended=params.get("ended", False))
-        if self._relay is not None:
-            self._relay.beside.expect(params["tunnels"])
+        if self._relay is None or self._others is None:  # this process begins, and soon gets visitors of these tunnels
+            self._expected_early.append(params)
+            return
+        self._others.note_leaving(params["process"], ended=params.get("ended", False))
+        self._relay.beside.expect(params["tunnels"])
 
     def _note_holder(self, tunnel_id: str) -> None:
         if self._relay is not None:

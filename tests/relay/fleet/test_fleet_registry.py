@@ -107,7 +107,7 @@ async def finds(registry: FleetRegistry, key: PublicKey) -> str | None:
 async def test_a_published_tunnel_is_found_by_key_and_host(world: World) -> None:
     key = new_key()
     async with world.node() as node:
-        assert await finds(node, key) is None  # and that is remembered, until it is published
+        await until_finds(node, key, None)  # and that is remembered, until it is published
         await world.publish(table(key=key))
         await until_finds(node, key, "office")
         route = await node.by_host("office.example.com")
@@ -306,6 +306,47 @@ async def test_a_name_survives_a_redis_that_forgets_it_or_gives_it_away(world: W
         assert (await node.created(second, ["blog"]))[1] == {"blog": "another tunnel has it"}
     async with world.node("fra1", (first, second)):
         await eventually(lambda: first.valid_keys[0].key_id.encode() in world.redis.call("GET", key))
+
+
+async def test_keys_of_another_type_are_no_outage_of_the_registry(world: World) -> None:
+    first = wildcard("one", new_key())
+    (key_id,) = first.keys_by_id
+    key, names = "pioneer:name:blog.box.example.com", f"pioneer:names:{key_id}"
+    async with world.node("fra1", (first,)) as node:
+        assert (await node.created(first, ["blog"]))[1] == {}
+    for broken in (key, names, "pioneer:entry:office"):
+        world.redis.call("DEL", broken)
+        world.redis.call("HSET", broken, "a", "b")
+    async with world.node("fra1", (first,)) as node:
+        await eventually(lambda: key_id.encode() in world.redis.call("GET", key))
+        assert (await node.created(first, ["shop"]))[1] == {}
+        assert world.redis.call("SCARD", names) == b":2"
+        office = new_key()
+        await world.publish(table(key=office))
+        await until_finds(node, office, "office")
+        assert node.state.reachable
+
+
+async def test_a_value_that_is_too_long_is_not_even_read(world: World) -> None:
+    """Else one write would fill the memory of all nodes."""
+    entry = wildcard("one", new_key())
+    async with world.node("fra1", (entry,)) as node:
+        assert (await node.created(entry, ["blog"]))[1] == {}
+    for number in range(4):
+        world.redis.call("SETRANGE", f"pioneer:entry:{number}", "4000000", "x")
+        world.redis.call("SETRANGE", f"pioneer:key:{number}", "4000000", "x")
+    world.redis.call("SETRANGE", "pioneer:name:blog.box.example.com", "4000000", "x")
+    async with world.node("fra1", (entry,)) as node:
+        assert node.state.unconfirmed is not None
+        assert await node.by_key_id("0") is None
+        await eventually(lambda: world.redis.call("STRLEN", "pioneer:name:blog.box.example.com") != b":4000001")
+    assert sent_by(world.redis) < 1_000_000
+
+
+def sent_by(redis: RealRedis) -> int:
+    """Bytes that Redis has sent."""
+    (line,) = [line for line in redis.call("INFO", "stats").split() if line.startswith(b"total_net_output_bytes:")]
+    return int(line.partition(b":")[2])
 
 
 async def test_a_tunnel_has_so_many_names_at_most(world: World) -> None:
