@@ -202,8 +202,6 @@ def test_what_exists_is_replaced_only_on_request(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["--yes"], "--host is missing"),
-        ([], "nobody answers the question; give --host"),
-        (["--host", "localhost"], "nobody answers the question; give --tls"),
         (["--host", "a b"], "--host: the address 'a b'"),
         (["--host", "localhost", "--tls", "maybe"], "'--tls': allowed is files, acme, proxy, none"),
         (["--host", "localhost", "--tls", "acme", "--yes"], "certifies no 'localhost'.*name in the public DNS"),
@@ -230,6 +228,18 @@ def test_an_error_names_the_option(
     result = invoke("init", *words)
     assert result.exit_code != 0
     assert re.search(said, result.output.replace("\n", " ")), result.output
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [([], "--host"), (["--host", "localhost"], "--tls"), (["--host", "h.test", "--tls", "none"], "--folder")],
+)
+def test_a_question_that_nobody_answers_names_the_option(words: list[str], option: str, tmp_path: Path) -> None:
+    """A process: for the lowest click's `CliRunner`, the end of the input is the default, a folder of the system."""
+    asked = run("relay", "init", *words, cwd=tmp_path)
+    assert asked.process.returncode == 2
+    assert f"nobody answers the question; give {option}" in asked.errors
     assert [*tmp_path.iterdir()] == []
 
 

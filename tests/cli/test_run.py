@@ -188,7 +188,7 @@ def test_sighup_reads_the_configuration_again(shared_relay: Relay, tmp_path: Pat
         config.write_text(f'{good}runtime_dir = "elsewhere"\n')
         program.process.send_signal(signal.SIGHUP)
         program.wait_for("runtime_dir changes with a restart only")
-        config.write_text(good.replace("127.0.0.1:1", local_gateway))
+        config.write_text(good.replace('"127.0.0.1:1"', f'"{local_gateway}"'))
         program.process.send_signal(signal.SIGHUP)
         program.wait_for("the configuration was read again")
         shared_relay.ask_until("/one", b"hello from /one")
@@ -336,9 +336,9 @@ def test_a_configuration_that_cannot_be_used_is_explained(tmp_path: Path) -> Non
     for name in ("run", "status", "enable"):
         result = CliRunner().invoke(pioneer_tunnel, [name, "--config", str(config)])
         assert (result.exit_code, "relay_adr: unknown key" in result.output) == (31, True)
-    result = CliRunner().invoke(pioneer_tunnel, ["run", "--json", "--config", str(config)])
-    assert (result.exit_code, result.stdout) == (31, "")
-    failure = json.loads(result.stderr)
+    program = run("run", "--json", "--config", config)  # the lowest click's `CliRunner` has one stream for both
+    assert (program.process.returncode, program.out) == (31, b"")
+    failure = json.loads(program.err)
     assert (failure["state"], failure["error_kind"]) == ("failed", "invalid_settings")
     assert "relay_adr: unknown key" in failure["message"]
     result = CliRunner().invoke(pioneer_tunnel, ["run"])
