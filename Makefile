@@ -132,10 +132,10 @@ test-valkey: $(READY)
 # which want newer ones of their own, and neither the documentation site nor what needs mypy.
 LOWEST := build/lowest
 
-# The extra `fleet` wants a newer Trio than the others, so its tests come last.
+# The extra `fleet` wants a newer Trio than the others, so its tests come last, with one that imports all modules.
 LOWEST_INSTALL = $(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check
 LOWEST_TEST = $(LOWEST)/bin/pytest -q -p no:cacheprovider -n $(WORKERS) --dist worksteal -m ''
-FLEET_TESTS := tests/relay/fleet tests/cli/test_relay_fleet.py tests/test_fleet_deployment.py
+FLEET_TESTS := tests/relay/fleet tests/cli/test_relay_fleet.py tests/test_fleet_deployment.py tests/test_portability.py
 
 lowest: tests/lowest.txt
 	$(PYTHON) -m venv --clear $(LOWEST)
