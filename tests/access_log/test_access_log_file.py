@@ -109,7 +109,7 @@ async def test_a_file_that_cannot_be_opened_is_tried_again(caplog: pytest.LogCap
     async with log.kept():
         assert "No such file" in caplog.text
         log.write(entry(1))
-        await trio.sleep(0.05)
+        await eventually(lambda: log._dropped == 1)
         folder.mkdir()
         log.write(entry(2))
         await eventually((folder / "access.log").exists)
