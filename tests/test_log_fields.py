@@ -30,8 +30,8 @@ def events() -> Iterator[str]:
     """Each event that the package names: in a call of `about`, or of a function that passes it on."""
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call):
-                name = ast.unparse(node.func).rpartition(".")[2]
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+                name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
                 texts = [str(each.value) for each in node.args if isinstance(each, ast.Constant)]
                 if name == "about":
                     yield from texts
