@@ -200,6 +200,9 @@ async def test_a_stream_that_cannot_be_watched_says_so(problem: str, monkeypatch
         def register(self, *arguments: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
+        def poll(self, *arguments: object) -> list[object]:
+            return []
+
         def close(self) -> None:
             pass
 
