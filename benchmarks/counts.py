@@ -35,8 +35,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -46,6 +45,7 @@ from typing import Final, Literal, TypeAlias
 from .connections import Endpoint
 from .origin import LATE
 from .peers import ours
+from .processes import stopped
 from .race import start_origin
 from .visitors import KeptConnections, dial_echo, throughput
 from .way import Way
@@ -126,24 +126,12 @@ def _kept_requests(way: Way, folder: Path) -> Counts:
 
         def ask(count: int) -> None:
             for _ in range(count // VISITORS):
-                with _stopped(way):
+                with stopped(process.pid for process in way.processes.values()):
                     visitors.ask_at_once()
                 visitors.await_answers()
 
         counts = _per_one(way, folder, ask, many=VISITORS * MANY_TIMES)
     return {name: counts[name] for name in ("function calls", "system calls")}
-
-
-@contextmanager
-def _stopped(way: Way) -> Iterator[None]:
-    """Stop both processes, for the length of a `with`."""
-    for process in way.processes.values():
-        os.kill(process.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in way.processes.values():
-            os.kill(process.pid, signal.SIGCONT)
 
 
 def _per_one(way: Way, folder: Path, work: Callable[[int], None], *, many: int = MANY) -> Counts:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
@@ -26,6 +27,7 @@ __all__ = [
     "ended",
     "free_port",
     "running",
+    "stopped",
     "wait_until",
     "wait_until_listening",
 ]
@@ -142,6 +144,19 @@ def _end(process: Popen[str] | Popen[bytes]) -> None:
         process.wait(STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
         process.kill()
+
+
+@contextmanager
+def stopped(pids: Iterable[int]) -> Iterator[None]:
+    """Stop processes, for the length of a `with`. What comes for them meanwhile waits."""
+    pids = [*pids]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 def wait_until_listening(port: int, *programs: Program) -> None:

@@ -27,9 +27,13 @@ def come(port: int) -> socket.socket:
     return visitor
 
 
-def ask(visitor: socket.socket, tunnel: int) -> None:
-    """Send a request, and wait for the answer."""
+def request(visitor: socket.socket, tunnel: int) -> None:
+    """Ask for something."""
     visitor.sendall(f"GET / HTTP/1.1\r\nHost: {host_of(tunnel)}\r\n\r\n".encode())
+
+
+def await_answer(visitor: socket.socket) -> None:
+    """Wait for the answer of a request."""
     answer = b""
     while len(answer) < len(ANSWER):
         data = visitor.recv(4096)
@@ -38,6 +42,12 @@ def ask(visitor: socket.socket, tunnel: int) -> None:
         answer += data
     if answer != ANSWER:
         raise SystemExit(f"not the answer: {answer!r}")
+
+
+def ask(visitor: socket.socket, tunnel: int) -> None:
+    """Send a request, and wait for the answer."""
+    request(visitor, tunnel)
+    await_answer(visitor)
 
 
 def visit(port: int, tunnel: int, requests: int) -> None:
