@@ -1,4 +1,4 @@
-"""The tasks that wait while the event loop calls back. One of them runs it.
+"""The tasks that wait while the event loop calls back. One of them sees to it that it does.
 
 A task holds a `Stay` while its descriptors are registered. One of these tasks, the leader, runs the timers. It waits on
 the epoll and runs the callbacks, until these can run in Trio's own wait (`io_wait`). The others sleep until their stay
