@@ -126,8 +126,10 @@ class _Stays:
             if self._io_wait is not None:
                 self._io_wait.stop()
                 self._io_wait = None
-            uninterrupted(self.reactor.take_turns)  # what was queued since the last time
-            self.reactor.close()
+            try:
+                uninterrupted(self.reactor.take_turns)  # what was queued since the last time
+            finally:
+                self.reactor.close()
 
     def wake(self, stay: Stay) -> None:
         """Let `stay` look again whether it is over, and what is queued."""
