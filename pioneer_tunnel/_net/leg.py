@@ -14,7 +14,7 @@ from .._model.callbacks import nothing
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
-__all__ = ["LARGEST_READ", "SMALLEST_READ", "Bytes", "Leg", "nothing"]
+__all__ = ["LARGEST_READ", "SMALLEST_READ", "Bytes", "Leg"]
 
 SMALLEST_READ: Final = 4 * 1024
 

@@ -88,7 +88,7 @@ class Carrier:
         if pump.closed:
             after()
         else:
-            # Otherwise the task would inherit the context of the task that runs the callbacks.
+            # Otherwise the task would inherit whichever context the callbacks run in.
             self._context.run(nursery.start_soon, self._finish, pump, after)
 
     async def _finish(self, pump: Pump, after: Callable[[], object]) -> None:

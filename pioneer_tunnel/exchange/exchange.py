@@ -227,7 +227,7 @@ class _Flow:
             exchange.end(Ending.HANDED_OVER)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             exchange.end(self._broke)
-        except Exception as error:  # noqa: BLE001  # it ends this exchange, never the task that runs the callbacks
+        except Exception as error:  # noqa: BLE001  # it ends this exchange, and no other
             exchange.end(Ending.STOPPED, error)
         return moved
 

@@ -130,7 +130,7 @@ class _Acceptor:
         self._only_visitors: Final = only_visitors
         self._passing: Final = passing
         self._early_route: Final = early_route
-        self._context: Final = copy_context()  # the event loop may call back in any task
+        self._context: Final = copy_context()  # the event loop may call back in any other
         self._turn: Final = Turn.current()
         # While the event loop accepts:
         self._stay: Stay | None = None

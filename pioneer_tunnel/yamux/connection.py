@@ -113,7 +113,7 @@ class YamuxConnection:
         self._driver: Final = Driver(
             link,
             self.session,
-            on_stream=on_stream or nothing,  # all streams are refused in place of nothing
+            on_stream=on_stream or nothing,  # without it, the session refuses all streams
             on_round_trip=on_round_trip,
             on_traffic=self._clock.unpark_all,
         )

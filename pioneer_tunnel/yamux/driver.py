@@ -113,7 +113,7 @@ class Driver:
         self._on_stream: Final = on_stream
         self._on_round_trip: Final = on_round_trip
         self._on_traffic: Final = on_traffic
-        # An event is set and forgotten when it happens. It is None while no task waits for it.
+        # An event is set and forgotten when it happens. It is None while none is asked for.
         self._heard: trio.Event | None = None
         self._asked_at = -math.inf  # when `ask` sent its last ping
         self._gone: trio.Event | None = None
@@ -290,7 +290,7 @@ class Driver:
         return heard, self._asked_at
 
     def until_gone(self) -> trio.Event | None:
-        """What is set when no stream is left, or when the connection has ended; None if that is so."""
+        """What is set when no stream is left, or when the connection has ended; None if one of them is so."""
         if self.failure is not None or not self.session.streams_open:
             return None
         self._gone = self._gone or trio.Event()

@@ -223,6 +223,15 @@ async def test_what_is_queued_before_the_last_one_leaves_runs() -> None:
     assert told == ["turn"]
 
 
+async def test_an_exit_that_the_last_one_is_asked_for_leaves_no_epoll_behind() -> None:
+    def turn() -> int:
+        raise SystemExit
+
+    with nothing_left_behind(), pytest.raises(SystemExit), Stay() as stay:
+        stay.reactor.queue(turn)
+    assert Reactor.current().descriptor == -1
+
+
 async def test_a_turn_that_is_queued_again_and_again_runs_once() -> None:
     """Each edge queued a busy connection again, so it had more and more turns for one of the others."""
     order: list[str] = []

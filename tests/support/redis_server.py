@@ -134,7 +134,7 @@ def has_tls() -> bool:
 def real_redis(*arguments: str) -> Iterator[RealRedis]:
     """A server that runs; it ends with the test."""
     if shutil.which(PROGRAM) is None:
-        pytest.skip(f"{PROGRAM} is not installed: apt-get install redis-server")
+        pytest.skip(f"{PROGRAM} is not installed: apt-get install {PROGRAM}")
     with tempfile.TemporaryDirectory(prefix="pt-") as folder:
         redis = RealRedis(Path(folder), arguments)
         try:

@@ -1,10 +1,10 @@
-"""A small event loop inside a Trio run: one epoll, served by one task, for many descriptors.
+"""A small event loop inside a Trio run: one epoll, without tasks of its own, for many descriptors.
 
 Trio needs a task for each socket that is waited for, and for a short connection that task costs more than its bytes. So
 one edge-triggered epoll holds all descriptors that are watched here, and Trio waits for the epoll's own descriptor.
 
-Nothing here waits: `stay` has the tasks that do, and that run the callbacks and timers. Without an epoll, on other
-systems or when descriptors have run out, queued turns and timers still work, and `watch` does not.
+Nothing here waits: `stay` decides where the callbacks and timers run. Without an epoll, on other systems or when
+descriptors have run out, queued turns and timers still work, and `watch` does not.
 """
 
 from __future__ import annotations

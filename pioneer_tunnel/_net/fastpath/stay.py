@@ -1,4 +1,4 @@
-"""The tasks that wait while the event loop calls back. One of them runs it.
+"""The tasks that wait while the event loop calls back. One of them sees to it that it does.
 
 A task holds a `Stay` while its descriptors are registered. One of these tasks, the leader, runs the timers. It waits on
 the epoll and runs the callbacks, until these can run in Trio's own wait (`io_wait`). The others sleep until their stay
@@ -126,8 +126,10 @@ class _Stays:
             if self._io_wait is not None:
                 self._io_wait.stop()
                 self._io_wait = None
-            uninterrupted(self.reactor.take_turns)  # what was queued since the last time
-            self.reactor.close()
+            try:
+                uninterrupted(self.reactor.take_turns)  # what was queued since the last time
+            finally:
+                self.reactor.close()
 
     def wake(self, stay: Stay) -> None:
         """Let `stay` look again whether it is over, and what is queued."""

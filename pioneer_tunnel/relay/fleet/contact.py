@@ -8,6 +8,7 @@ from typing import Final
 
 import trio
 
+from ..._model.callbacks import nothing
 from .records import Record
 from .routes import KnownRoutes
 from .store import LEASE, Store
@@ -37,8 +38,8 @@ class ContactStore(Store):
         self.node = node
         self.process = process or secrets.token_hex(8)
         self.reachable = False
-        self.on_change: Callable[[str], object] = lambda _tunnel_id: None
-        self.on_gap: Callable[[], object] = lambda: None
+        self.on_change: Callable[[str], object] = nothing
+        self.on_gap: Callable[[], object] = nothing
         self.lease: Final = lease
         self.operations = 0
         self.leaving = False

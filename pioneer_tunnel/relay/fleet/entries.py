@@ -164,7 +164,7 @@ class SignedEntries:
             except RedisUnreachable:
                 away = True
         entry = None if text is None else await self.take(text)
-        if entry is None:
+        if entry is None or way not in entry.ways:
             # Redis has lost it, or hides it. What this node has seen counts as long as nothing newer is there.
             text = await in_thread(self._seen.entry_by, way)
             entry = None if text is None else await self.take(text)

@@ -12,9 +12,9 @@ from typing import Final, final
 
 import trio
 
+from ..._model.callbacks import nothing
 from ..._model.errors import RemoteProtocolError
 from ..._model.log_fields import about
-from ..._net.leg import nothing
 from ..._net.log_limiter import LogLimiter
 from ..._net.streams import ByteStream
 from ..._wire.messages import Message

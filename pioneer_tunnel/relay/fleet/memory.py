@@ -12,6 +12,7 @@ from typing import Final, NoReturn, final
 import attrs
 import trio
 
+from ..._model.callbacks import nothing
 from ..gateways.expected import PATIENCE
 from .contact import ContactStore
 from .records import LEAVING, NOTHING_KNOWN, Holding, Record
@@ -39,7 +40,7 @@ class MemoryRecords:
     def __init__(self, *, lease: float = LEASE) -> None:
         self.lease: Final = lease
         self.up = True
-        self.on_write: Callable[[str, Record], object] = lambda _tunnel_id, _record: None
+        self.on_write: Callable[[str, Record], object] = nothing
         self._records: Final[dict[str, Record]] = {}
         self._leases: Final[dict[str, float]] = {}
         self._subscribers: Final[dict[str, Callable[[str, Record], object]]] = {}

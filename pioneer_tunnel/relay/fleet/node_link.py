@@ -44,7 +44,7 @@ ANSWER_TIMEOUT: Final = 10.0
 SHORTEST_BACKOFF: Final = 0.25
 LONGEST_BACKOFF: Final = 5.0
 """Seconds before the next attempt, when one has failed. They double. For so long after a node or a network has come
-back, visitors may get an error.
+back, and for as long as a dial that it has cut takes, visitors may get an error.
 """
 
 LONGEST_WAIT: Final = 1.0

@@ -82,7 +82,7 @@ _PUT: Final = (
 if text(KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'EXAT', ARGV[3])
 for i = 2, #KEYS do
-    if ARGV[5] == '1' or redis.call('EXISTS', KEYS[i]) == 0 then
+    if ARGV[5] == '1' or text(KEYS[i]) == '' then
         redis.call('SET', KEYS[i], ARGV[4], 'EXAT', ARGV[3])
     end
 end

@@ -7,6 +7,7 @@ from typing import Final, final
 
 import trio
 
+from ..._model.callbacks import nothing
 from ..._net.streams import ByteStream
 from ..._wire.links import LinkPlace
 from ..gateways.registry import Holder
@@ -30,7 +31,7 @@ class RemoteSession(Holder):
     """
 
     def __init__(
-        self, tunnel_id: str, holding: Holding, peers: Peers, on_gone: Callable[[Holding], object] = lambda _: None
+        self, tunnel_id: str, holding: Holding, peers: Peers, on_gone: Callable[[Holding], object] = nothing
     ) -> None:
         self.tunnel_id: Final = tunnel_id
         self.holding: Final = holding

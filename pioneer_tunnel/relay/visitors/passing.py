@@ -28,7 +28,7 @@ class Stage(enum.IntEnum):
     """What was read of a connection when it is passed on."""
 
     REQUEST = 0
-    """The head of its first request, in clear."""
+    """The first bytes of its first request, in clear: at least those that say where it goes."""
     HELLO = 1
     """Its ClientHello."""
     BOUND = 2

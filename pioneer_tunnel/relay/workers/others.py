@@ -8,6 +8,7 @@ from typing import Any, Final, final
 
 import cattrs
 
+from ..._model.callbacks import nothing
 from ..fleet.neighbours import Neighbours
 from ..fleet.node_names import worker_name
 from ..fleet.records import Holding
@@ -33,7 +34,7 @@ class OtherWorkers(Neighbours):
     def __init__(self, machine: str, setup: Setup, channel: Channel, on_holder: Callable[[str], object]) -> None:
         name = worker_name(machine, setup.index)
         self.store: ParentStore = ParentStore(name, setup.process, channel)
-        self.on_ended: Callable[[str], object] = lambda _process: None
+        self.on_ended: Callable[[str], object] = nothing
         self._machine: Final = machine
         self._channel: Final = channel
         self._on_holder: Final = on_holder

@@ -11,6 +11,7 @@ from typing import Any, Final, NoReturn, TypeAlias, final
 import cattrs
 import trio
 
+from ..._model.callbacks import nothing
 from ..fleet.memory import MemoryRecords
 from ..fleet.records import NOTHING_KNOWN, Holding, Record
 from ..fleet.store import Changed, Store, StoreUnreachable
@@ -107,8 +108,8 @@ class ParentStore(Store):
         self.node = node
         self.process = process
         self.reachable = False
-        self.on_change: Callable[[str], object] = lambda _tunnel_id: None
-        self.on_gap: Callable[[], object] = lambda: None
+        self.on_change: Callable[[str], object] = nothing
+        self.on_gap: Callable[[], object] = nothing
         self._channel: Final = channel
         self._replica: Final[dict[str, Record]] = {}
 

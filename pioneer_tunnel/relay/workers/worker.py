@@ -18,6 +18,7 @@ from typing import Any, Final, NoReturn, final
 import attrs
 import trio
 
+from ..._model.callbacks import nothing
 from ..._model.errors import TunnelError
 from ..._model.exception_groups import lone_error_bare
 from ..._model.log_fields import about
@@ -65,7 +66,7 @@ class Worker:
         file: Path,
         *,
         engine: EngineName | None = None,
-        on_index: Callable[[int], object] = lambda _index: None,
+        on_index: Callable[[int], object] = nothing,
     ) -> None:
         self._file: Final = file
         self._engine: Final = engine
@@ -93,7 +94,7 @@ class Worker:
         file: Path,
         *,
         engine: EngineName | None = None,
-        on_index: Callable[[int], object] = lambda _index: None,
+        on_index: Callable[[int], object] = nothing,
         environment: MutableMapping[str, str] = os.environ,
     ) -> Worker | None:
         """The worker that this process is; None if no parent has started it as one. Its variable is removed."""

@@ -199,6 +199,21 @@ async def test_a_way_that_leads_elsewhere_finds_nothing(world: World) -> None:
         assert await node.by_host("bank.example.com") is None
 
 
+async def test_a_way_that_leads_to_another_tunnel_hides_none_that_was_seen(world: World) -> None:
+    key = new_key()
+    await world.publish(table(key=key))
+    await world.publish(table("other"))
+    async with world.node() as node:
+        await until_finds(node, key, "office")
+    for way in (f"key:{key.key_id}", "host:office.example.com"):
+        world.redis.call("SET", f"pioneer:{way}", "other")
+    async with world.node() as node:
+        await until_finds(node, key, "office")
+        route = await node.by_host("office.example.com")
+        assert route is not None
+        assert route.entry.id == "office"
+
+
 async def test_the_file_of_the_node_comes_first(world: World) -> None:
     ours, theirs, third = new_key(), new_key(), new_key()
     own = TunnelEntry(**table("office", ours))
@@ -325,6 +340,12 @@ async def test_keys_of_another_type_are_no_outage_of_the_registry(world: World) 
         await world.publish(table(key=office))
         await until_finds(node, office, "office")
         assert node.state.reachable
+    ways = (f"pioneer:key:{office.key_id}", "pioneer:host:office.example.com")
+    for broken in (*ways, "pioneer:entry:office"):
+        world.redis.call("DEL", broken)
+        world.redis.call("HSET", broken, "a", "b")
+    async with world.node("fra1", (first,)):
+        await eventually(lambda: [world.redis.call("TYPE", way) for way in ways] == [b"+string"] * 2)
 
 
 async def test_a_value_that_is_too_long_is_not_even_read(world: World) -> None:
