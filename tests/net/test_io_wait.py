@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import queue
+import select
 import signal
 import socket
 import sys
@@ -119,6 +121,33 @@ async def test_a_process_without_proc_has_a_task_that_waits(monkeypatch: pytest.
             stay.reactor.unwatch(ours.fileno())
             stay.end()
     assert echo.answered == 3
+
+
+def test_the_epoll_of_another_loop_may_have_a_file_that_had_the_same_number() -> None:
+    """A copy of the file, for example in a child, keeps the entry."""
+
+    def leave_entry(number: int) -> None:
+        kept = os.dup(number)
+        os.dup2(held.fileno(), number)
+        other.register(number, select.EPOLLIN)
+        os.dup2(kept, number)
+        os.close(kept)
+
+    async def run() -> None:
+        with pair() as (ours, theirs), Stay() as stay:
+            leave_entry(stay.reactor.descriptor)
+            stay.reactor.watch(ours.fileno(), Echo(ours).on_events)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stay.wait)
+                await ask(theirs, 1)
+                with counted() as steps:
+                    await ask(theirs, EVENTS)
+                assert steps.count == EVENTS, "those of the task that asks"
+                stay.reactor.unwatch(ours.fileno())
+                stay.end()
+
+    with select.epoll() as other, socket.socket() as held:
+        trio.run(run)
 
 
 @pytest.fixture
