@@ -161,6 +161,7 @@ class _Acceptor:
             return
         self._stay = stay
         self._socket = listening = socket.socket(fileno=descriptor)  # the same one, without Trio around it
+        listening.setblocking(False)  # Python may have given it a timeout, see `socket.setdefaulttimeout`
         self._again = stay.reactor.timer(self._accept)
         _prepare(listening)
         local = Address.of_socket(listening.getsockname())

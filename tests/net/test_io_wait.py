@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import queue
+import select
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -14,10 +17,12 @@ from typing import Any
 import outcome
 import pytest
 import trio
+import trio.testing
 from rig import nothing_left_behind
 
 from pioneer_tunnel._net.fastpath import io_wait
 from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH
+from pioneer_tunnel._net.fastpath.io_wait import IoWait
 from pioneer_tunnel._net.fastpath.stay import Stay
 
 pytestmark = pytest.mark.skipif(not CAN_WATCH, reason="this system has no epoll")
@@ -118,6 +123,33 @@ async def test_a_process_without_proc_has_a_task_that_waits(monkeypatch: pytest.
     assert echo.answered == 3
 
 
+def test_the_epoll_of_another_loop_may_have_a_file_that_had_the_same_number() -> None:
+    """A copy of the file, for example in a child, keeps the entry."""
+
+    def leave_entry(number: int) -> None:
+        kept = os.dup(number)
+        os.dup2(held.fileno(), number)
+        other.register(number, select.EPOLLIN)
+        os.dup2(kept, number)
+        os.close(kept)
+
+    async def run() -> None:
+        with pair() as (ours, theirs), Stay() as stay:
+            leave_entry(stay.reactor.descriptor)
+            stay.reactor.watch(ours.fileno(), Echo(ours).on_events)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stay.wait)
+                await ask(theirs, 1)
+                with counted() as steps:
+                    await ask(theirs, EVENTS)
+                assert steps.count == EVENTS, "those of the task that asks"
+                stay.reactor.unwatch(ours.fileno())
+                stay.end()
+
+    with select.epoll() as other, socket.socket() as held:
+        trio.run(run)
+
+
 @pytest.fixture
 def new_trial() -> Iterator[None]:
     """The trial is made again, in this test and after it."""
@@ -189,3 +221,86 @@ async def test_an_exit_that_a_callback_asks_for_is_raised_where_the_leader_waits
                 await stay.wait()
         for watched in (ours, last):
             stay.reactor.unwatch(watched.fileno())
+
+
+async def test_an_event_and_a_queued_turn_at_once_cost_nothing_later() -> None:
+    """What is queued ends the leader's wait, also one that an event has ended before. Trio has no descriptor then."""
+
+    async def queue_with_the_event() -> None:
+        await trio.lowlevel.wait_readable(last)
+        stay.reactor.queue(lambda: 0)
+
+    for _ in range(10):  # Trio chooses at random which of two tasks is first
+        with pair() as (ours, theirs), pair() as (last, sender), Stay() as stay:
+            stay.reactor.watch(ours.fileno(), Echo(ours).on_events)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stay.wait)
+                nursery.start_soon(queue_with_the_event)
+                await trio.testing.wait_all_tasks_blocked()
+                sender.send(b"x")
+                await ask(theirs, 2)
+                with counted() as steps:
+                    await ask(theirs, EVENTS)
+                assert steps.count == EVENTS, "those of the task that asks"
+                stay.reactor.unwatch(ours.fileno())
+                stay.end()
+
+
+async def test_an_exit_that_a_callback_asks_for_while_nobody_leads_is_raised_by_the_last_who_leaves() -> None:
+    def leave(events: int) -> None:
+        raise SystemExit
+
+    async def be_left() -> None:
+        with Stay() as stay:
+            stay.reactor.watch(ours.fileno(), Echo(ours).on_events)
+            stay.reactor.watch(last.fileno(), leave)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stay.wait)
+                await ask(theirs, EVENTS)
+                nursery.cancel_scope.cancel()
+            sender.send(b"x")
+            await trio.testing.wait_all_tasks_blocked()
+            for watched in (ours, last):
+                stay.reactor.unwatch(watched.fileno())
+
+    with pair() as (ours, theirs), pair() as (last, sender):
+        with pytest.raises(SystemExit):
+            await be_left()
+        with Stay():
+            pass  # it is raised once
+
+
+@pytest.mark.parametrize("when", ["begin", "stop"])
+def test_an_interrupt_leaves_nothing_in_trios_wait(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = getattr(IoWait, when)
+
+    def interrupted(*arguments: Any) -> Any:
+        if when == "stop":
+            signal.raise_signal(signal.SIGINT)
+            return step(*arguments)
+        io_wait = step(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        return io_wait
+
+    monkeypatch.setattr(IoWait, when, staticmethod(interrupted) if when == "begin" else interrupted)
+    left: list[int] = []
+
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    async def run() -> None:
+        before = descriptors()
+        try:
+            with pair() as (ours, theirs), Stay() as stay:
+                stay.reactor.watch(ours.fileno(), Echo(ours).on_events)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(stay.wait)
+                    await ask(theirs, EVENTS)
+                    stay.reactor.unwatch(ours.fileno())
+                    stay.end()
+        finally:
+            left.append(descriptors() - before)
+
+    with pytest.RaisesGroup(KeyboardInterrupt, allow_unwrapped=True, flatten_subgroups=True):
+        trio.run(run)
+    assert left == [0]

@@ -280,6 +280,25 @@ async def test_a_listener_that_is_broken_is_an_error() -> None:
     assert isinstance(error, trio.ClosedResourceError)
 
 
+async def test_sockets_that_have_a_timeout_by_default_block_nobody() -> None:
+    """A program that has the relay in it may have said so to Python."""
+    (listener,) = await open_listeners(Address("127.0.0.1", 0))
+    address = Address.of_socket(listener.socket.getsockname())
+    connections: list[Connection] = []
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(8)
+    try:
+        with trio.fail_after(6):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(AcceptLoop(Admission(limits())).serve, [listener], connections.append, nursery)
+                async with await connect(address):
+                    await eventually(lambda: connections)
+                    connections[0].close()
+                nursery.cancel_scope.cancel()
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 async def test_a_connection_has_the_options_that_it_needs() -> None:
     """Where the event loop accepts, it inherits them from the listener."""
     (listener,) = await open_listeners(Address("127.0.0.1", 0))

@@ -25,7 +25,7 @@ import trio
 
 __all__ = ["IoWait"]
 
-_PATIENCE: Final = 5.0
+_PATIENCE: Final = 1.0
 """Seconds after which the trial has failed. It takes a millisecond."""
 
 
@@ -44,12 +44,7 @@ class IoWait(trio.abc.Instrument):
     def __init__(self, descriptor: int, after: Callable[[], object]) -> None:
         self._descriptor: Final = descriptor
         self._after: Final = after
-        self._epoll: Final = select.epoll.fromfd(os.dup(_epoll_with(descriptor)))  # a copy: the object closes it
-        try:
-            self._epoll.modify(descriptor, select.EPOLLIN)  # Trio has asked for one event alone
-        except BaseException:
-            self._epoll.close()
-            raise
+        self._epoll: Final = _epoll_with(descriptor)
         trio.lowlevel.add_instrument(self)
 
     @staticmethod
@@ -71,8 +66,8 @@ class IoWait(trio.abc.Instrument):
         self._after()
 
 
-def _epoll_with(descriptor: int) -> int:
-    """The epoll of this process that has a descriptor.
+def _epoll_with(descriptor: int) -> select.epoll:
+    """The epoll of this process that has a descriptor. It gives all events of it from now on, and not one alone.
 
     Raises:
         OSError: it is not found: there is no /proc, or no descriptor is left to read it.
@@ -82,7 +77,13 @@ def _epoll_with(descriptor: int) -> int:
         with suppress(FileNotFoundError):  # another thread has closed it
             is_epoll = str(link.readlink()) == "anon_inode:[eventpoll]"
             if is_epoll and entry.search(Path("/proc/self/fdinfo", link.name).read_text()):
-                return int(link.name)
+                epoll = select.epoll.fromfd(os.dup(int(link.name)))  # a copy: the object closes it
+                try:
+                    epoll.modify(descriptor, select.EPOLLIN)
+                except FileNotFoundError:
+                    epoll.close()  # its entry is of a file that had this number before
+                    raise
+                return epoll
     raise FileNotFoundError("no epoll has this descriptor")
 
 

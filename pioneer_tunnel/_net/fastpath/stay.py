@@ -44,7 +44,7 @@ class Stay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stays.leave(self)
+        uninterrupted(self._stays.leave, self)
 
     def end(self) -> None:
         """Let `wait` return."""
@@ -127,13 +127,15 @@ class _Stays:
                 self._io_wait.stop()
                 self._io_wait = None
             try:
-                uninterrupted(self.reactor.take_turns)  # what was queued since the last time
+                self.reactor.take_turns()  # what was queued since the last time
             finally:
                 self.reactor.close()
+            self._raise_exit()
 
     def wake(self, stay: Stay) -> None:
         """Let `stay` look again whether it is over, and what is queued."""
         if self._leader is stay and self._waiting:
+            self._waiting = False
             trio.lowlevel.notify_closing(self.reactor.descriptor)
         else:
             stay.wake()
@@ -164,9 +166,7 @@ class _Stays:
                     await stay.sleep()
                 else:
                     await self._wait_for_events()
-                if self._exit is not None:
-                    error, self._exit = self._exit, None
-                    raise error
+                self._raise_exit()
                 if self._io_wait is None:
                     uninterrupted(reactor.take_turns)
         if self._io_wait is None:  # also if a timer is always due
@@ -178,21 +178,30 @@ class _Stays:
         try:
             # No deadline but that of the timers: without events there is nothing to do.
             await trio.lowlevel.wait_readable(self.reactor.descriptor)
+            is_registered = self._waiting  # else `wake` was called after the event
         except trio.ClosedResourceError:
             return  # woken by `wake`
         finally:
             self._waiting = False
-        if self._has_io_wait:
-            self._io_wait = IoWait.begin(self.reactor.descriptor, self._after_io_wait)
-            self._has_io_wait = self._io_wait is not None
+        if is_registered and self._has_io_wait:
+            uninterrupted(self._begin_io_wait)
+
+    def _begin_io_wait(self) -> None:
+        self._io_wait = IoWait.begin(self.reactor.descriptor, self._after_io_wait)
+        self._has_io_wait = self._io_wait is not None
 
     def _after_io_wait(self) -> None:
         try:
             self.reactor.take_turns()
-        except BaseException as error:  # noqa: BLE001  # the leader raises it
+        except BaseException as error:  # noqa: BLE001  # the leader raises it, or else the last one to leave
             self._exit = error
         if self.reactor.ready or self._exit is not None:
             self._on_queued()
+
+    def _raise_exit(self) -> None:
+        if self._exit is not None:
+            error, self._exit = self._exit, None
+            raise error
 
     def _on_queued(self) -> None:
         if self._leader is not None:
