@@ -343,7 +343,7 @@ async def test_the_relay_answers_health_checks_among_visitors() -> None:
             await checks.send_all(request(host="health.invalid"))
             assert (await read_until(checks, b"\r\n")).startswith(b"HTTP/1.1 503 ")
             await checks.aclose()
-            with pytest.raises(OSError, match="all attempts to connect"):
+            with pytest.raises(ConnectionRefusedError):
                 await rig.visit()  # other balancers notice by this
 
         await draining(rig, look)
