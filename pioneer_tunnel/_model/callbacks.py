@@ -1,4 +1,4 @@
-"""The callback of who wants to know nothing."""
+"""A callback that does nothing: the default where none is set."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ __all__ = ["nothing"]
 
 
 def nothing(*_: object) -> None:
-    """Do nothing, whatever is told."""
+    """Ignore the arguments."""

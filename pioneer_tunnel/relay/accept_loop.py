@@ -88,7 +88,7 @@ class AcceptLoop:
             only_visitors: True where gateways cannot connect: at a limit of visitors, connections are reset.
             early_route: with it, a visitor of another process is passed on before it takes a place here, if the event
                 loop accepts. What was read of any other one is in `Connection.received` then. None where something else
-                comes before the request, or if nobody is passed on.
+                comes before the request, or if there is no other process.
 
         Raises:
             OSError: a listener is broken.

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import select
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import trio
 import trio.testing
-from rig import eventually, no_hang, nothing_left_behind
+from rig import eventually, no_hang, nothing_left_behind, socket_pair
 
 from pioneer_tunnel._net.fastpath import io_wait
 from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH, Reactor
@@ -27,17 +24,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(io_wait, "_is_possible", lambda: False)
 
 
-@contextmanager
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
-        yield ours, theirs
-
-
 async def test_news_are_told_by_their_edge_for_as_long_as_one_stays() -> None:
     told: list[int] = []
-    with nothing_left_behind(), pair() as (ours, theirs), Stay() as stay:
+    with nothing_left_behind(), socket_pair() as (ours, theirs), Stay() as stay:
         async with trio.open_nursery() as nursery:
             stay.reactor.watch(ours.fileno(), told.append)
             nursery.start_soon(stay.wait)
@@ -66,7 +55,7 @@ async def test_news_are_told_by_their_edge_for_as_long_as_one_stays() -> None:
 async def test_whoever_leaves_the_others_are_told_of_their_news(leaves: str, first: bool) -> None:
     told: list[str] = []
     reactor = Reactor.current()
-    with pair() as (ours, theirs):
+    with socket_pair() as (ours, theirs):
 
         async def watch(name: str, *, task_status: trio.TaskStatus[tuple[Stay, trio.CancelScope]]) -> None:
             with trio.CancelScope() as scope, Stay() as stay:
@@ -113,7 +102,7 @@ async def test_turns_are_taken_in_order_and_let_other_tasks_run() -> None:
             await trio.testing.wait_all_tasks_blocked()
             for name in "ab":
                 reactor.queue(lambda name=name: turn(name, 3))  # type: ignore[misc]
-            with pair() as (ours, theirs):
+            with socket_pair() as (ours, theirs):
                 reactor.watch(ours.fileno(), lambda events: None)
                 theirs.send(b"x")  # the leader sleeps
                 while len(order) < 8:
@@ -129,7 +118,7 @@ async def test_the_lead_is_handed_over_although_the_one_who_had_it_stays_on() ->
     """Everything in the run stood still while a session that had ended waited for its other tasks."""
     told: list[int] = []
     reactor = Reactor.current()
-    with pair() as (ours, theirs), Stay() as first, Stay() as second:
+    with socket_pair() as (ours, theirs), Stay() as first, Stay() as second:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as leading:
@@ -152,7 +141,7 @@ async def test_what_fails_is_logged_and_the_others_go_on(caplog: pytest.LogCaptu
         raise ZeroDivisionError("a bug")
 
     reactor = Reactor.current()
-    with pair() as (bad, bad_peer), pair() as (good, good_peer), Stay() as stay:
+    with socket_pair() as (bad, bad_peer), socket_pair() as (good, good_peer), Stay() as stay:
         async with trio.open_nursery() as nursery:
             reactor.watch(bad.fileno(), fail)  # type: ignore[arg-type]  # it fails
             reactor.watch(good.fileno(), told.append)

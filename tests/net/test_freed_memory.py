@@ -73,7 +73,7 @@ def test_what_was_freed_is_used_again() -> None:
 @pytest.mark.parametrize("before", [1, 130])
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc allocates")
 def test_what_a_burst_has_freed_goes_back_to_the_system(before: int) -> None:
-    """Found by measuring: a relay had 38 MiB more for good after 100 downloads that nobody read.
+    """Found by measuring: a relay had 38 MiB more for good after 100 downloads whose visitors read nothing.
 
     A burst takes so little processor time that its minute may be a quiet one, like those before and after it.
     """

@@ -9,8 +9,8 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import outcome
 import pytest
 import trio
 import trio.testing
-from rig import nothing_left_behind
+from rig import nothing_left_behind, socket_pair
 
 from pioneer_tunnel._net.fastpath import io_wait
 from pioneer_tunnel._net.fastpath.event_loop import CAN_WATCH
@@ -52,20 +52,25 @@ class Echo:
         self.answered += 1
 
 
-@contextmanager
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
-        yield ours, theirs
-
-
 async def ask(theirs: socket.socket, times: int) -> None:
     """Send bytes, and wait for each answer as a task of Trio."""
     for _ in range(times):
         theirs.send(b"x")
         await trio.lowlevel.wait_readable(theirs)
         assert theirs.recv(1) == b"x"
+
+
+@asynccontextmanager
+async def answering() -> AsyncIterator[tuple[socket.socket, Echo]]:
+    """The other end of an echo that the event loop calls, and the echo."""
+    with socket_pair() as (ours, theirs), Stay() as stay:
+        echo = Echo(ours)
+        stay.reactor.watch(ours.fileno(), echo.on_events)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stay.wait)
+            yield theirs, echo
+            stay.reactor.unwatch(ours.fileno())
+            stay.end()
 
 
 @contextmanager
@@ -81,45 +86,29 @@ def counted() -> Iterator[Steps]:
 async def test_an_event_takes_no_step_of_a_task_after_the_first_one() -> None:
     # The last to leave closes the epoll. With the next one, it is the same again.
     for _ in range(2):
-        with nothing_left_behind(), pair() as (ours, theirs), Stay() as stay:
-            echo = Echo(ours)
-            async with trio.open_nursery() as nursery:
-                stay.reactor.watch(ours.fileno(), echo.on_events)
-                nursery.start_soon(stay.wait)
+        with nothing_left_behind():
+            async with answering() as (theirs, _):
                 await ask(theirs, 1)
                 with counted() as steps:
                     await ask(theirs, EVENTS)
                 assert steps.count == EVENTS, "those of the task that asks"
-                stay.reactor.unwatch(ours.fileno())
-                stay.end()
 
 
 async def test_where_trio_minds_a_task_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(io_wait, "_is_possible", lambda: False)
-    with pair() as (ours, theirs), Stay() as stay:
-        echo = Echo(ours)
-        async with trio.open_nursery() as nursery:
-            stay.reactor.watch(ours.fileno(), echo.on_events)
-            nursery.start_soon(stay.wait)
-            await ask(theirs, 1)
-            with counted() as steps:
-                await ask(theirs, EVENTS)
-            assert steps.count >= 2 * EVENTS
-            stay.reactor.unwatch(ours.fileno())
-            stay.end()
+    async with answering() as (theirs, _):
+        await ask(theirs, 1)
+        with counted() as steps:
+            await ask(theirs, EVENTS)
+        assert steps.count >= 2 * EVENTS
 
 
 async def test_a_process_without_proc_has_a_task_that_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(io_wait, "_is_possible", lambda: True)
     monkeypatch.setattr(io_wait, "Path", lambda *parts: tmp_path / "absent")
-    with nothing_left_behind(), pair() as (ours, theirs), Stay() as stay:
-        echo = Echo(ours)
-        async with trio.open_nursery() as nursery:
-            stay.reactor.watch(ours.fileno(), echo.on_events)
-            nursery.start_soon(stay.wait)
+    with nothing_left_behind():
+        async with answering() as (theirs, echo):
             await ask(theirs, 3)
-            stay.reactor.unwatch(ours.fileno())
-            stay.end()
     assert echo.answered == 3
 
 
@@ -134,7 +123,7 @@ def test_the_epoll_of_another_loop_may_have_a_file_that_had_the_same_number() ->
         os.close(kept)
 
     async def run() -> None:
-        with pair() as (ours, theirs), Stay() as stay:
+        with socket_pair() as (ours, theirs), Stay() as stay:
             leave_entry(stay.reactor.descriptor)
             stay.reactor.watch(ours.fileno(), Echo(ours).on_events)
             async with trio.open_nursery() as nursery:
@@ -185,14 +174,8 @@ def test_a_trio_that_is_the_guest_of_another_loop_is_woken_as_well() -> None:
     ended: list[outcome.Outcome[None]] = []
 
     async def run() -> None:
-        with pair() as (ours, theirs), Stay() as stay:
-            echo = Echo(ours)
-            async with trio.open_nursery() as nursery:
-                stay.reactor.watch(ours.fileno(), echo.on_events)
-                nursery.start_soon(stay.wait)
-                await ask(theirs, EVENTS)
-                stay.reactor.unwatch(ours.fileno())
-                stay.end()
+        async with answering() as (theirs, _):
+            await ask(theirs, EVENTS)
 
     trio.lowlevel.start_guest_run(
         run, run_sync_soon_threadsafe=calls.put, run_sync_soon_not_threadsafe=calls.put, done_callback=ended.append
@@ -212,7 +195,7 @@ async def test_an_exit_that_a_callback_asks_for_is_raised_where_the_leader_waits
         await ask(theirs, EVENTS)
         sender.send(b"x")
 
-    with pair() as (ours, theirs), pair() as (last, sender), Stay() as stay:
+    with socket_pair() as (ours, theirs), socket_pair() as (last, sender), Stay() as stay:
         stay.reactor.watch(ours.fileno(), Echo(ours).on_events)
         stay.reactor.watch(last.fileno(), leave)
         async with trio.open_nursery() as nursery:
@@ -231,7 +214,7 @@ async def test_an_event_and_a_queued_turn_at_once_cost_nothing_later() -> None:
         stay.reactor.queue(lambda: 0)
 
     for _ in range(10):  # Trio chooses at random which of two tasks is first
-        with pair() as (ours, theirs), pair() as (last, sender), Stay() as stay:
+        with socket_pair() as (ours, theirs), socket_pair() as (last, sender), Stay() as stay:
             stay.reactor.watch(ours.fileno(), Echo(ours).on_events)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(stay.wait)
@@ -263,7 +246,7 @@ async def test_an_exit_that_a_callback_asks_for_while_nobody_leads_is_raised_by_
             for watched in (ours, last):
                 stay.reactor.unwatch(watched.fileno())
 
-    with pair() as (ours, theirs), pair() as (last, sender):
+    with socket_pair() as (ours, theirs), socket_pair() as (last, sender):
         with pytest.raises(SystemExit):
             await be_left()
         with Stay():
@@ -291,7 +274,7 @@ def test_an_interrupt_leaves_nothing_in_trios_wait(when: str, monkeypatch: pytes
     async def run() -> None:
         before = descriptors()
         try:
-            with pair() as (ours, theirs), Stay() as stay:
+            with socket_pair() as (ours, theirs), Stay() as stay:
                 stay.reactor.watch(ours.fileno(), Echo(ours).on_events)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(stay.wait)

@@ -1,4 +1,4 @@
-"""`[relay]` and the form of `[[relay.tunnels]]`: what is allowed, that all problems are told, and that no secret is."""
+"""`[relay]` and the form of `[[relay.tunnels]]`: what is allowed, and errors that name all problems and no secret."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ def give_away(link: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() == 0:
         os.chown(link, 65534, 65534, follow_symlinks=False)
     else:
-        somebody = os.geteuid() + 1
-        monkeypatch.setattr(os, "geteuid", lambda: somebody)
+        another_user = os.geteuid() + 1
+        monkeypatch.setattr(os, "geteuid", lambda: another_user)
 
 
 def test_a_folder_on_the_way_that_is_a_link_of_another_user_is_not_gone_through(

@@ -138,6 +138,15 @@ async def connect(address: Address) -> trio.SocketStream:
     return trio.SocketStream(trio.socket.from_stdlib_socket(connected))
 
 
+@contextmanager
+def socket_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two connected sockets; the first one does not block."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        yield ours, theirs
+
+
 def request(*lines: str, host: str = HOST, body: bytes = b"") -> bytes:
     if body:
         lines += (f"Content-Length: {len(body)}",)

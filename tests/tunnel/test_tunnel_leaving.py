@@ -362,7 +362,7 @@ async def test_drain_waits_for_the_visitors_and_then_disconnects(engine: EngineN
         nursery.start_soon(tunnel.drain, HANG)
         with no_hang(), pytest.raises(trio.ClosedResourceError):
             await tunnel.accept()
-        await trio.testing.wait_all_tasks_blocked(0.01)  # the relay is told
+        await trio.testing.wait_all_tasks_blocked(0.01)  # until the relay has the go-away
         async with await rig.visit() as late:
             await late.send_all(request())
             with no_hang():

@@ -101,7 +101,7 @@ class _Stays:
         self._leader: Stay | None = None
         self._waiting = False  # for the epoll
         self._io_wait: IoWait | None = None  # while callbacks run there
-        self._has_io_wait = True  # until it is known better
+        self._tries_io_wait = True  # until one could not be had
         self._exit: BaseException | None = None  # that a callback has asked for there
         self._until_deadline = trio.CancelScope()  # of the leader
 
@@ -183,12 +183,12 @@ class _Stays:
             return  # woken by `wake`
         finally:
             self._waiting = False
-        if is_registered and self._has_io_wait:
+        if is_registered and self._tries_io_wait:
             uninterrupted(self._begin_io_wait)
 
     def _begin_io_wait(self) -> None:
         self._io_wait = IoWait.begin(self.reactor.descriptor, self._after_io_wait)
-        self._has_io_wait = self._io_wait is not None
+        self._tries_io_wait = self._io_wait is not None
 
     def _after_io_wait(self) -> None:
         try:

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from itertools import count
 from typing import Final, final
 
-from ..._model.callbacks import nothing
-
 __all__ = ["Timer", "Timers"]
 
 _FEW: Final = 1024
@@ -46,7 +44,7 @@ class Timer:
     def close(self) -> None:
         """Never call back again."""
         self.deadline = math.inf
-        self.call = nothing
+        self.call = _closed
         if self._entry < math.inf:
             self._entry = math.inf
             self._timers.note_closed()
@@ -54,7 +52,7 @@ class Timer:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self.call is nothing
+        return self.call is _closed
 
     def come_up(self, entry: float) -> bool:
         """Its entry in the heap has come up. True if the deadline has, too; else there is a later entry, or none."""
@@ -66,6 +64,10 @@ class Timer:
             return False
         self.deadline = math.inf
         return True
+
+
+def _closed() -> None:
+    """What a closed timer calls, and by which it is known."""
 
 
 @final

@@ -14,6 +14,7 @@ from typing import Final, NoReturn, final
 import attrs
 import trio
 
+from ..._model.callbacks import nothing
 from ..._model.errors import InvalidSettingsError, StorageError
 from ..._model.exception_groups import leaves
 from ..._model.keys import PublicKey, SigningIdentity
@@ -37,10 +38,6 @@ START_WAIT: Final = 5.0
 """Seconds that a relay which starts waits for Redis."""
 
 _log: Final = logging.getLogger("pioneer_tunnel.relay.fleet")
-
-
-def _ignore(_ids: Collection[str]) -> None:
-    """The default of `on_change`."""
 
 
 @final
@@ -88,7 +85,7 @@ class FleetRegistry(Registry):
         reserved: Collection[str],
         wall_clock: Callable[[], float],
     ) -> None:
-        self.on_change: Callable[[Collection[str]], object] = _ignore
+        self.on_change: Callable[[Collection[str]], object] = nothing
         self._access: Final = config.redis_access
         self._ids: frozenset[str] = frozenset()
         self._own: Final = LocalRegistry(())
